@@ -1,0 +1,350 @@
+"""The one module that orchestrates: it asks what has no answer yet, keeps every answer, and reports on all rows.
+
+Workers share one lazy iterator of batches. A worker takes a batch, asks, judges, keeps the answers, and only when they
+are durable takes the next; what a verdict wants asked again it asks itself. So work in flight is bounded by the number
+of workers, a kill costs at most their calls, and there is no queue to shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+from ondine_core.batching import ONE_PER_CALL, Strategy, pack
+from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.errors import FatalError, ProviderError, RefusedError, TransientError
+from ondine_core.pricing import Price
+from ondine_core.rate_limiter import RateLimiter
+from ondine_core.retry import RetryPolicy, retrying
+from ondine_core.stages import Question, Verdict, address, dedup, fan_out, judge, render
+from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Message, Outcome, Reply
+
+__all__ = ["Clock", "Means", "Policy", "Progress", "Report", "run"]
+
+_KEYS_A_LOOK_UP = 10_000
+_REFUSALS_BEFORE_GIVING_UP = 20
+"""So many refusals and not one answer: it is the set-up that is refused, not the rows."""
+_UNREACHABLE_BEFORE_GIVING_UP = 10
+"""So many prompts in a row without a reply, each after all its retries: the provider is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The effects of time and chance; tests bring a virtual clock and a seeded generator."""
+
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    rng: random.Random = field(default_factory=random.Random)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How hard to try, and how much at once.
+
+    Args:
+        max_concurrency: Most calls in flight.
+        max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
+        retry: When a call that failed in transit is made again.
+        reuse: Whether answers in the store are taken; `False` asks everything anew.
+        strategy: How prompts are put into calls.
+    """
+
+    max_concurrency: int = 32
+    max_repairs: int = 2
+    retry: RetryPolicy = RetryPolicy()
+    reuse: bool = True
+    strategy: Strategy = ONE_PER_CALL
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a run works with.
+
+    Args:
+        model: Who is asked.
+        store: Keeps answers; what it knows already is not asked.
+        price: USD per token, `None` when unknown.
+        limiter: Holds calls back to a shared rate.
+    """
+
+    model: ChatModel
+    store: AnswerStore
+    price: Price | None = None
+    limiter: RateLimiter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. `rows_reused` of the `rows_done` were in the store before it began."""
+
+    rows_total: int
+    rows_done: int
+    rows_reused: int
+    rows_failed: int
+    spend: Spend
+    elapsed_s: float
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows settled by asking, per second."""
+        return (self.rows_done - self.rows_reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds the rest takes at the present pace, `None` before there is one."""
+        return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run came to.
+
+    Args:
+        outcomes: One a row, in row order.
+        columns: Names of the output columns.
+        progress: The final counts, spend and duration.
+        prompts: Unique prompts among the rows.
+        latencies_s: Seconds of each call that was answered, sorted.
+    """
+
+    outcomes: Sequence[Outcome]
+    columns: tuple[str, ...]
+    progress: Progress
+    prompts: int
+    latencies_s: Sequence[float]
+
+    @property
+    def spend(self) -> Spend:
+        """Calls, tokens and money of this run."""
+        return self.progress.spend
+
+    @property
+    def error_rate(self) -> float:
+        """Failed rows among all, 0 to 1."""
+        return self.progress.rows_failed / len(self.outcomes) if self.outcomes else 0.0
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed rows by reason and detail."""
+        return Counter(str(outcome) for outcome in self.outcomes if isinstance(outcome, Failure))
+
+    def column(self, name: str) -> list[Any]:
+        """The values of output column `name` in row order, `None` where a row failed."""
+        return [outcome.values[name] if isinstance(outcome, Answer) else None for outcome in self.outcomes]
+
+    def errors(self) -> list[str | None]:
+        """Why each row failed, `None` where it has an answer."""
+        return [str(outcome) if isinstance(outcome, Failure) else None for outcome in self.outcomes]
+
+
+async def run(  # noqa: PLR0913  (named at every call)
+    question: Question,
+    columns: Mapping[str, Sequence[Any]],
+    rows: int,
+    means: Means,
+    *,
+    policy: Policy,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    clock: Clock | None = None,
+) -> Report:
+    """Answer every row, or say why not.
+
+    Args:
+        question: What is asked, of whom, and what an answer looks like.
+        columns: The columns the prompt reads, each of length `rows`.
+        rows: How many rows there are.
+        means: Model, store, price and limiter.
+        policy: How hard to try.
+        on_progress: Told after every batch, on the event loop; it must return quickly.
+        clock: Time and chance.
+
+    Raises:
+        FatalError: No request can succeed; calls in flight were awaited and their answers kept.
+        TransientError: The provider stayed unreachable; answers so far are kept.
+        StoreError: Answers cannot be kept.
+    """
+    clock = clock or Clock()
+    started = clock.now()
+    keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
+    copies = Counter(key for key in keys if isinstance(key, bytes))
+    tally = _Tally(rows, copies, CostTracker(means.price), lambda: clock.now() - started, on_progress)
+    for key in keys:
+        if isinstance(key, Failure):
+            tally.unaskable()
+    if policy.reuse:
+        unique = iter(first)
+        while some := list(islice(unique, _KEYS_A_LOOK_UP)):
+            tally.reuse(await means.store.get(some))
+    asker = _Asker(question, means, policy, tally, clock)
+    pending = [(key, index) for key, index in first.items() if key not in tally.outcomes]
+    batches = pack(_prompts(question, columns, pending))
+    try:
+        await asker.ask_all(batches, len(pending))
+    finally:
+        tally.tell()
+    outcomes = fan_out(keys, tally.outcomes)
+    names = tuple(column.name for column in question.schema.columns)
+    return Report(outcomes, names, tally.progress, len(first), sorted(tally.latencies_s))
+
+
+def _prompts(
+    question: Question, columns: Mapping[str, Sequence[Any]], pending: Sequence[tuple[Key, int]]
+) -> Iterator[tuple[Key, tuple[Message, ...]]]:
+    """Rendered a second time when their turn comes, so that a million texts need not wait in memory."""
+    texts = render(question.prompt, columns, (index for _, index in pending))
+    for (key, _), text in zip(pending, texts, strict=True):
+        yield key, (*question.prompt.head, Message("user", str(text)))
+
+
+class _Tally:
+    """The state of a run: outcomes by key, and the counts that progress shows."""
+
+    def __init__(
+        self,
+        rows: int,
+        copies: Mapping[Key, int],
+        tracker: CostTracker,
+        elapsed_s: Callable[[], float],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
+        self._done = self._reused = self._failed = 0
+        self.tracker = tracker
+        self.outcomes: dict[Key, Outcome] = {}
+        self.latencies_s: list[float] = []
+
+    def unaskable(self) -> None:
+        self._done += 1
+        self._failed += 1
+
+    def reuse(self, answers: Mapping[Key, Answer]) -> None:
+        self.outcomes.update(answers)
+        rows = sum(self._copies[key] for key in answers)
+        self._done += rows
+        self._reused += rows
+
+    def settle(self, answers: Sequence[tuple[Key, Answer]], failures: Sequence[tuple[Key, Failure]]) -> None:
+        self.outcomes.update(answers)
+        self.outcomes.update(failures)
+        self._done += sum(self._copies[key] for key, _ in (*answers, *failures))
+        self._failed += sum(self._copies[key] for key, _ in failures)
+
+    def tell(self) -> None:
+        self._on_progress(self.progress)
+
+    @property
+    def progress(self) -> Progress:
+        spend = self.tracker.spend
+        return Progress(self._rows, self._done, self._reused, self._failed, spend, self._elapsed_s())
+
+
+class _Asker:
+    """Workers around one model; `stopped_by` is the first error that ends the run."""
+
+    def __init__(
+        self,
+        question: Question,
+        means: Means,
+        policy: Policy,
+        tally: _Tally,
+        clock: Clock,
+    ) -> None:
+        self._question, self._means, self._policy, self._tally, self._clock = question, means, policy, tally, clock
+        self._workers = min(policy.max_concurrency, means.model.max_concurrency or policy.max_concurrency)
+        self._retrying = retrying(policy.retry, clock.sleep, clock.rng)
+        self._unreachable_in_a_row = self._refused = 0
+        self._stopped_by: ProviderError | None = None
+
+    async def ask_all(self, batches: Iterator[Batch], count: int) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._workers, count)):
+                    group.create_task(self._work(batches))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if self._stopped_by is not None:
+            raise self._stopped_by
+
+    async def _work(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            stack = [batch]
+            while stack and self._stopped_by is None:
+                stack.extend(await self._ask(stack.pop()))
+            if self._stopped_by is not None:
+                return
+
+    async def _ask(self, batch: Batch) -> tuple[Batch, ...]:
+        """Ask one batch and keep what comes of it; returns the batches still owed."""
+        try:
+            reply: Reply = await self._retrying(
+                self._call, self._policy.strategy.encode(batch, self._question.schema.json_schema)
+            )
+        except FatalError as error:
+            # Calls in flight are paid for: the other workers finish theirs, nobody starts another.
+            self._stopped_by = self._stopped_by or error
+            return ()
+        except (TransientError, RefusedError) as error:
+            await self._settle(batch, self._give_up(batch, error), None)
+            return ()
+        self._unreachable_in_a_row = 0
+        verdict = judge(batch, reply, self._question, self._policy.strategy, self._policy.max_repairs)
+        await self._settle(batch, verdict, reply)
+        return verdict.retry
+
+    async def _call(self, call: Call) -> Reply:
+        limiter = self._means.limiter
+        if limiter:
+            await limiter.admit(self._tokens(call))
+        self._tally.tracker.sent()
+        try:
+            return await self._means.model(call)
+        except TransientError as error:
+            if error.cost_unknown:
+                self._tally.tracker.lost()
+            if limiter and error.retry_after_s:
+                await limiter.hold_off(error.retry_after_s)
+            raise
+        except asyncio.CancelledError:
+            self._tally.tracker.lost()
+            raise
+
+    def _tokens(self, call: Call) -> int:
+        """What the rate of tokens is booked for: four bytes a token, and the replies' mean length so far."""
+        spend = self._tally.tracker.spend
+        sent = sum(len(message.content.encode()) for message in call.messages) // 4
+        return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)
+
+    def _give_up(self, batch: Batch, error: TransientError | RefusedError) -> Verdict:
+        if isinstance(error, TransientError):
+            self._unreachable_in_a_row += 1
+            if self._unreachable_in_a_row >= max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP):
+                self._stopped_by = self._stopped_by or error
+            failure = Failure("unreachable", f"{error} (tried {self._policy.retry.max_attempts} times)")
+        else:
+            self._refused += 1
+            if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not self._tally.tracker.spend.answered:
+                self._stopped_by = FatalError(f"The first {self._refused} calls were all refused. {error}")
+            failure = Failure("refused", str(error))
+        return Verdict(failures=tuple((key, failure) for key in batch.keys))
+
+    async def _settle(self, batch: Batch, verdict: Verdict, reply: Reply | None) -> None:
+        answers: list[tuple[Key, Answer]] = []
+        if reply is not None:
+            cost = self._tally.tracker.answered(reply.usage)
+            share = None if cost is None else cost / Decimal(len(batch.keys))
+            self._tally.latencies_s.append(reply.latency_s)
+            name, at, size = self._question.model.model, self._clock.now(), len(batch.keys)
+            answers = [
+                (key, Answer(values, name, batch.attempt, size, share, reply.request_id, at))
+                for key, values in verdict.answers
+            ]
+            await self._means.store.put(answers)
+        self._tally.settle(answers, verdict.failures)
+        self._tally.tell()

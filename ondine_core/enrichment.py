@@ -1,0 +1,248 @@
+"""The door: a table and a question in, a report out, from a coroutine or from ordinary code.
+
+`enrich` is the whole pipeline without Dagster. `enrich_sync` is its twin for scripts and notebooks: it runs the event
+loop in a thread of its own, so it works under a running loop, and an interrupt that lands in the caller stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ondine_core.engine import Clock, Means, Policy, Progress, Report, run
+from ondine_core.errors import ConfigError
+from ondine_core.pricing import Price, find_price
+from ondine_core.prompts import Prompt, compile_prompt
+from ondine_core.providers import connect
+from ondine_core.rate_limiter import RateLimiter, Rates
+from ondine_core.schema import Output, compile_schema
+from ondine_core.stages import Question
+from ondine_core.store import open_store
+from ondine_core.values import AnswerStore, ChatModel, ModelSpec
+
+__all__ = ["Options", "answer", "check_columns", "compile_question", "enrich", "enrich_sync", "run_in_thread"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything about a run that does not change what an answer means.
+
+    Args:
+        store: Where answers are kept: a path, or an open store; by default they are forgotten after the run.
+        policy: How hard to try, and how much at once.
+        rates: What the provider allows, shared with everybody who uses the same store.
+        price: USD per token; by default the model's list price.
+        on_progress: Told after every batch, on the event loop; it must return quickly.
+        clock: Time and chance.
+    """
+
+    store: str | Path | AnswerStore = ":memory:"
+    policy: Policy = Policy()
+    rates: Rates = Rates()
+    price: Price | None = None
+    on_progress: Callable[[Progress], None] = lambda _: None
+    clock: Clock = field(default_factory=Clock)
+
+
+async def enrich(
+    table: Any,
+    *,
+    prompt: str | Prompt,
+    output: Output,
+    model: str | ModelSpec | ChatModel,
+    options: Options | None = None,
+) -> Report:
+    """Ask `prompt` about every row of `table`.
+
+    Args:
+        table: A data frame (pandas, polars, pyarrow), a mapping of column to values, or a sequence of mappings.
+        prompt: The question, with `{column}` where a row's value belongs.
+        output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
+            with named groups, or the name of one free-text column.
+        model: Provider and name as in `"openai/gpt-4o-mini"`, a full `ModelSpec`, or anything that is a `ChatModel`.
+        options: Store, concurrency, rates and so on.
+
+    Returns:
+        One outcome a row, in row order, and what it took. `report.column(name)` gives an output column.
+
+    Raises:
+        ConfigError: Prompt, output, model and table do not fit together; nothing was asked.
+        FatalError: No request can succeed. Answers that arrived are in the store.
+        TransientError: The provider stayed unreachable. Answers that arrived are in the store.
+        StoreError: Answers cannot be kept.
+    """
+    spec = ModelSpec(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
+    question = compile_question(prompt, output, spec or ModelSpec(f"scripted/{type(model).__qualname__}"))
+    return await answer(table, question, options or Options(), None if spec else cast("ChatModel", model))
+
+
+def enrich_sync(
+    table: Any,
+    *,
+    prompt: str | Prompt,
+    output: Output,
+    model: str | ModelSpec | ChatModel,
+    options: Options | None = None,
+) -> Report:
+    """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
+    return run_in_thread(lambda: enrich(table, prompt=prompt, output=output, model=model, options=options))
+
+
+def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:
+    """Check that `prompt` and `output` are sound and fit each other.
+
+    Raises:
+        ConfigError: One of them does not parse, an example does not fit, or the prompt reads an output column.
+    """
+    schema = compile_schema(output)
+    compiled = compile_prompt(prompt, schema.dump)
+    if both := [column.name for column in schema.columns if column.name in compiled.columns]:
+        raise ConfigError(
+            f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
+        )
+    return Question(compiled, schema, model)
+
+
+async def answer(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Report:
+    """`enrich` with a question that is compiled already.
+
+    Args:
+        table: As for `enrich`.
+        question: What is asked.
+        options: Store, concurrency, rates and so on.
+        model: Who is asked, if not to be connected by `question.model`; it is left open.
+
+    Raises:
+        OndineError: As for `enrich`.
+    """
+    names, rows, columns = _read(table, question.prompt.columns)
+    check_columns(question, names)
+    async with AsyncExitStack() as stack:
+        if isinstance(options.store, str | Path):
+            store: AnswerStore = stack.enter_context(open_store(options.store))
+        else:
+            store = options.store
+        if model is None:
+            model = connect(question.model)
+            stack.push_async_callback(model.aclose)
+        clock, limiter = options.clock, None
+        if options.rates:
+            limiter = RateLimiter(_bucket(question.model), options.rates, store, now=clock.now, sleep=clock.sleep)
+        means = Means(model, store, options.price or find_price(question.model.model), limiter)
+        return await run(
+            question, columns, rows, means, policy=options.policy, on_progress=options.on_progress, clock=clock
+        )
+
+
+def check_columns(question: Question, names: Sequence[str]) -> None:
+    """Check that a table with columns `names` can be asked `question`.
+
+    Raises:
+        ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
+    """
+    for column in question.prompt.columns:
+        if column not in names:
+            close = get_close_matches(column, names, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(
+                f"The prompt reads column {column!r}, which the rows do not have; {hint}"
+                f"The columns are {', '.join(map(repr, names))}."
+            )
+    for output in question.schema.columns:
+        if output.name in names:
+            raise ConfigError(
+                f"The output column {output.name!r} is already a column of the rows; rename one of the two."
+            )
+
+
+def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:
+    """Run a coroutine on an event loop in another thread, and wait for it.
+
+    An exception that lands here while waiting (KeyboardInterrupt, an orchestrator's own) cancels the coroutine, waits
+    until it has cleaned up, and goes on.
+
+    Args:
+        main: Makes the coroutine.
+        tick: Called in this thread about four times a second while waiting.
+    """
+    result: Future[T] = Future()
+    started = threading.Event()
+    cancel: list[Callable[[], object]] = []
+
+    async def cancellable() -> T:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel) if task else None)
+        started.set()
+        return await main()
+
+    def thread() -> None:
+        try:
+            result.set_result(asyncio.run(cancellable()))
+        except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
+            result.set_exception(error)
+
+    worker = threading.Thread(target=thread, name="ondine", daemon=True)
+    worker.start()
+    try:
+        while True:
+            try:
+                return result.result(timeout=_TICK_S)
+            except TimeoutError:
+                if result.done():
+                    raise
+                tick()
+    except BaseException:
+        if not result.done():
+            started.wait()
+            cancel[0]()
+            worker.join(_CLEAN_UP_S)
+        raise
+
+
+_TICK_S = 0.25
+_CLEAN_UP_S = 1.5
+"""Closing connections and a last commit take milliseconds; a step told to stop must not wait for more."""
+
+
+def _bucket(spec: ModelSpec) -> str:
+    """Whoever asks the same model at the same address shares its rates."""
+    return f"{spec.model}@{spec.base_url or ''}"
+
+
+def _read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
+    """The column names of `table`, its length, and the values of the `wanted` columns that it has."""
+    if isinstance(table, Mapping):
+        names, rows = tuple(table), len(next(iter(table.values()), ()))
+        return names, rows, {name: table[name] for name in wanted if name in table}
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        names = tuple(dict.fromkeys(name for row in table for name in row))
+        return names, len(table), {name: [row.get(name) for row in table] for name in wanted}
+    import narwhals as nw
+
+    try:
+        frame = nw.from_native(table, eager_only=True)
+    except TypeError:
+        raise ConfigError(
+            f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
+            "a mapping of column to values, or a list of mappings."
+        ) from None
+    columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
+    return tuple(frame.columns), len(frame), columns
+
+
+def _values(series: Any) -> Sequence[Any]:
+    """The values as Python objects, every kind of missing as `None`."""
+    values: list[Any] = series.to_list()
+    if not series.null_count():
+        return values
+    return [None if missing else value for value, missing in zip(values, series.is_null().to_list(), strict=True)]

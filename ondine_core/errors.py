@@ -1,0 +1,69 @@
+"""Every error Ondine raises, in one tree: catch the branch that says what to do.
+
+OndineError
+├── ConfigError          the definition or a setting is wrong: change it (also a ValueError)
+├── ProviderError        the provider gave no answer
+│   ├── TransientError   asking the same again may succeed
+│   ├── RefusedError     this request never succeeds, others may: one row fails
+│   └── FatalError       no request succeeds until someone acts (key, permission, model name)
+├── FailedRowsError      more rows failed than the user allows
+└── StoreError           the answer store cannot be opened, read or written
+
+Messages carry identifiers and settings, never a secret and never the text of a row.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "FailedRowsError",
+    "FatalError",
+    "OndineError",
+    "ProviderError",
+    "RefusedError",
+    "StoreError",
+    "TransientError",
+]
+
+
+class OndineError(Exception):
+    """Base of every error raised by `ondine_core` and `ondine_dagster`."""
+
+
+class ConfigError(OndineError, ValueError):
+    """The definition or a setting is wrong; the message names the value and the fix."""
+
+
+class ProviderError(OndineError):
+    """The provider gave no answer to a call."""
+
+
+class TransientError(ProviderError):
+    """Asking the same again may succeed: overload, rate limit, time-out, broken connection.
+
+    Args:
+        message: What happened.
+        retry_after_s: Seconds the provider asked to wait, `None` when it named none.
+        cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, cost_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.cost_unknown = cost_unknown
+
+
+class RefusedError(ProviderError):
+    """The provider refuses this request for what it contains; asking the same again is useless."""
+
+
+class FatalError(ProviderError):
+    """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit."""
+
+
+class FailedRowsError(OndineError):
+    """More rows failed than `max_error_rate` allows; the answers that arrived are stored."""
+
+
+class StoreError(OndineError):
+    """The answer store cannot be opened, read or written."""

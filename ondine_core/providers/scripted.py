@@ -1,0 +1,77 @@
+"""A model that answers from a script: the public fake for users' tests, deterministic and without a network.
+
+It stands wherever a model stands, so what is tested is the real pipeline: `enrich(..., model=ScriptedModel(...))` or
+`resources={"llm": ScriptedModel(...)}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from ondine_core.errors import ConfigError, ProviderError
+from ondine_core.values import Call, Reply, Usage
+
+__all__ = ["ScriptedModel"]
+
+
+class ScriptedModel:
+    """Answers every call from a function or a mapping and keeps a record of the calls.
+
+    Args:
+        answers: A function from the last message's text to the answer; or a mapping whose first key found in that text
+            names it. An answer is a text, or anything JSON can carry, or a `Reply` for full control.
+        latency_s: Seconds each reply takes.
+        faults: What befalls the first calls, one item a call: an exception to raise, or `None` to answer normally.
+        sleep: Waits for seconds; a virtual clock's in tests.
+
+    Attributes:
+        calls: The calls made so far.
+
+    Example:
+        >>> model = ScriptedModel({"love": {"sentiment": "positive"}, "": {"sentiment": "neutral"}})
+    """
+
+    max_concurrency: int | None = None
+
+    def __init__(
+        self,
+        answers: Callable[[str], Any] | Mapping[str, Any],
+        *,
+        latency_s: float = 0.0,
+        faults: Iterable[ProviderError | None] = (),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._answer = answers if callable(answers) else _look_up(answers)
+        self._latency_s, self._faults, self._sleep = latency_s, iter(faults), sleep
+        self.calls: list[Call] = []
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer as scripted; see `ChatModel`."""
+        self.calls.append(call)
+        fault = next(self._faults, None)
+        await self._sleep(self._latency_s)
+        if fault is not None:
+            raise fault
+        answer = self._answer(call.messages[-1].content)
+        if isinstance(answer, Reply):
+            return answer
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        # About four characters a token, so that tests of cost have something to count.
+        usage = Usage(sum(len(message.content) for message in call.messages) // 4, 0, len(text) // 4)
+        return Reply(text, usage, request_id=f"scripted-{len(self.calls)}", latency_s=self._latency_s)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _look_up(answers: Mapping[str, Any]) -> Callable[[str], Any]:
+    def answer(text: str) -> Any:
+        for part, scripted in answers.items():
+            if part in text:
+                return scripted
+        raise ConfigError(f"The script has no answer for this prompt; its keys are {', '.join(map(repr, answers))}.")
+
+    return answer

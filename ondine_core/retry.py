@@ -1,0 +1,58 @@
+"""When a call is made again, and after how long.
+
+This is the only layer that retries calls: providers try once, and Dagster's own retries are for crashed processes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from ondine_core.errors import TransientError
+
+__all__ = ["RetryPolicy", "retrying"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How patiently a call is retried after a `TransientError`.
+
+    Args:
+        max_attempts: Calls in all, the first included.
+        first_wait_s: Longest first pause; it doubles from call to call.
+        longest_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
+    """
+
+    max_attempts: int = 8
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+
+    def wait_s(self, attempt: int, error: BaseException | None, rng: random.Random) -> float:
+        """Seconds to wait after call number `attempt` failed with `error`.
+
+        A `Retry-After` wins and is spread by up to a tenth, so that not all callers return at once. Otherwise "full
+        jitter": uniform between 0 and the doubled pause (M. Brooker, "Exponential Backoff and Jitter", AWS, 2015).
+        """
+        asked = error.retry_after_s if isinstance(error, TransientError) else None
+        if asked is not None:
+            return asked * (1 + rng.random() / 10)
+        return rng.random() * min(self.longest_wait_s, self.first_wait_s * 2 ** min(attempt - 1, 32))
+
+
+def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]], rng: random.Random) -> AsyncRetrying:
+    """`policy` as a tenacity controller that re-raises the last error."""
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return policy.wait_s(state.attempt_number, error, rng)
+
+    return AsyncRetrying(
+        retry=retry_if_exception_type(TransientError),
+        stop=stop_after_attempt(policy.max_attempts),
+        wait=wait,
+        sleep=sleep,
+        reraise=True,
+    )

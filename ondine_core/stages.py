@@ -1,0 +1,121 @@
+"""The pure steps of a run, in the order they are taken: render, dedup, judge, fan out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ondine_core.batching import Strategy
+from ondine_core.prompts import CompiledPrompt
+from ondine_core.schema import Invalid, OutputSchema
+from ondine_core.values import Batch, Failure, Json, Key, ModelSpec, Outcome, Reply
+
+__all__ = ["Question", "Verdict", "address", "dedup", "fan_out", "judge", "render"]
+
+_KEY_FORMAT = b"ondine-1"
+"""Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Everything that decides what an answer means, the row apart.
+
+    Args:
+        prompt: What is asked.
+        schema: What the answer looks like.
+        model: Who is asked, and how.
+    """
+
+    prompt: CompiledPrompt
+    schema: OutputSchema
+    model: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply settled: answers by key, failures by key, and the batches still to be asked."""
+
+    answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    retry: tuple[Batch, ...] = ()
+
+
+def address(question: Question) -> Callable[[str], Key]:
+    """A function from a rendered prompt to its key.
+
+    What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
+    tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
+    """
+    model = question.model
+    settings = {"model": model.model, "url": model.base_url, "temperature": model.temperature, "params": model.params}
+    head = [[message.role, message.content] for message in question.prompt.head]
+    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
+    for part in (orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS), question.schema.identity):
+        start.update(len(part).to_bytes(8, "big") + part)
+
+    def key(text: str) -> Key:
+        digest = start.copy()
+        digest.update(text.encode())
+        return digest.digest()
+
+    return key
+
+
+def render(
+    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], indices: Iterable[int]
+) -> Iterator[str | Failure]:
+    """The text of the prompt of each row in `indices`, lazily, or why the row has none."""
+    names = prompt.columns
+    for index in indices:
+        try:
+            text = prompt.render({name: columns[name][index] for name in names})
+        except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
+            yield Failure("prompt", f"the template cannot be filled from this row ({type(error).__name__})")
+        else:
+            # A lone surrogate, as broken decoders leave behind, has no place in UTF-8.
+            yield text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def dedup(texts: Iterable[str | Failure], key: Callable[[str], Key]) -> tuple[list[Key | Failure], dict[Key, int]]:
+    """Each row's key (or failure), and the first row that asks each unique prompt."""
+    rows: list[Key | Failure] = []
+    first: dict[Key, int] = {}
+    for index, text in enumerate(texts):
+        row = text if isinstance(text, Failure) else key(text)
+        rows.append(row)
+        if isinstance(row, bytes):
+            first.setdefault(row, index)
+    return rows, first
+
+
+def judge(batch: Batch, reply: Reply, question: Question, strategy: Strategy, max_repairs: int) -> Verdict:
+    """Decide what a reply means for each prompt of its batch.
+
+    What is valid is kept. What is not is asked again with the reason while repairs are left, then it fails. A reply cut
+    by the bound on output tokens is never parsed: alone in its call it fails, since the same call would be cut again.
+    """
+    if reply.finish_reason == "length":
+        limit = question.model.max_output_tokens
+        bound = f"at max_output_tokens={limit}" if limit else "by the provider"
+        failure = Failure("truncated", f"the reply was cut {bound}; raise max_output_tokens")
+        return Verdict(failures=tuple((key, failure) for key in batch.keys))
+    texts = strategy.decode(batch, reply.text)
+    answers, failures, retry = [], [], []
+    for number, (key, prompt) in enumerate(zip(batch.keys, batch.prompts, strict=True), 1):
+        values = question.schema.parse(texts[number]) if number in texts else Invalid("no answer came for it")
+        if not isinstance(values, Invalid):
+            answers.append((key, values))
+        elif batch.attempt <= max_repairs:
+            retry.append(Batch((key,), (prompt,), batch.attempt + 1, values.reason))
+        else:
+            failures.append((key, Failure("invalid", f"{values.reason} (asked {batch.attempt} times)")))
+    return Verdict(tuple(answers), tuple(failures), tuple(retry))
+
+
+def fan_out(rows: Sequence[Key | Failure], outcomes: Mapping[Key, Outcome]) -> list[Outcome]:
+    """One outcome a row, in row order."""
+    return [row if isinstance(row, Failure) else outcomes[row] for row in rows]

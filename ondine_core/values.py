@@ -1,0 +1,199 @@
+"""The nouns of the pipeline, frozen, and the two ports through which effects enter.
+
+Stages pass these values to one another; nothing here decides or acts, so every other module may import this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, Protocol, TypeAlias
+
+__all__ = [
+    "Answer",
+    "AnswerStore",
+    "Batch",
+    "Call",
+    "ChatModel",
+    "Failure",
+    "Json",
+    "Key",
+    "Message",
+    "ModelSpec",
+    "Numbers",
+    "Outcome",
+    "Reply",
+    "Usage",
+]
+
+Json: TypeAlias = Any
+"""A value that JSON can carry."""
+
+Key: TypeAlias = bytes
+"""The content address of an answer: 16 bytes of BLAKE2b over model, parameters, schema and messages."""
+
+
+Numbers: TypeAlias = tuple[float, ...]
+"""Shared state of a rate limit, kept by the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model to ask, where, and how.
+
+    Args:
+        model: Provider and name as in `openai/gpt-4o-mini`; a path after `llama_cpp/` names a local file.
+        api_key: Key of the provider; without it the provider's usual environment variable is read.
+        base_url: Root of an OpenAI-compatible API, up to and including `/v1`.
+        timeout_s: Seconds one call may take in all.
+        temperature: Sampling temperature; `None` leaves it to the provider.
+        max_output_tokens: Most tokens one reply may have; `None` leaves it to the provider.
+        params: Further request fields, sent as they are (`top_p`, `seed`, `reasoning_effort`, ...).
+    """
+
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = None
+    timeout_s: float = 60.0
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    params: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call or of many.
+
+    `input_tokens` includes `cached_input_tokens`; `output_tokens` includes `reasoning_tokens`.
+    """
+
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a model: what to say, and the JSON schema the reply must follow (JSON text, or `None`)."""
+
+    messages: tuple[Message, ...]
+    json_schema: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said.
+
+    `finish_reason` is the provider's word; `"length"` means the text is cut and is never parsed as if whole.
+    """
+
+    text: str
+    usage: Usage = Usage()
+    finish_reason: str = "stop"
+    request_id: str | None = None
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A validated value for one prompt, and how it was come by.
+
+    Args:
+        values: Output column to JSON value.
+        model: The model that answered.
+        attempts: Calls it took, this answer's included.
+        batch_size: Prompts in the call that brought it.
+        cost_usd: This prompt's share of what the call that brought it cost; `None` when the price is unknown.
+        request_id: The provider's name for the call.
+        answered_at: Seconds since the epoch.
+    """
+
+    values: Mapping[str, Json]
+    model: str
+    attempts: int = 1
+    batch_size: int = 1
+    cost_usd: Decimal | None = None
+    request_id: str | None = None
+    answered_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row has no answer: a reason to count by, and one line of detail without row text."""
+
+    reason: Literal["prompt", "invalid", "truncated", "refused", "unreachable"]
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+Outcome: TypeAlias = Answer | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts that travel in one call: their keys, and per key the conversation that asks for it.
+
+    Args:
+        keys: Content addresses of the prompts.
+        prompts: The messages of each, in the order of `keys`.
+        attempt: 1 for the first ask.
+        complaint: What was wrong with the previous reply, told to the model when it is asked again.
+    """
+
+    keys: tuple[Key, ...]
+    prompts: tuple[tuple[Message, ...], ...]
+    attempt: int = 1
+    complaint: str | None = None
+
+
+class ChatModel(Protocol):
+    """A model that can be asked. Implementations are safe to call many times at once from one event loop."""
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """Most calls worth having in flight, `None` when the model sets no bound."""
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once, without retrying.
+
+        Raises:
+            TransientError: Asking again may succeed.
+            RefusedError: This request never succeeds.
+            FatalError: No request succeeds.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of connections and memory."""
+
+
+class AnswerStore(Protocol):
+    """Answers by content address, the checkpoint of every run; and a few numbers that all processes share."""
+
+    async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
+        """The answers known for `keys`; unknown keys are absent."""
+
+    async def put(self, answers: Iterable[tuple[Key, Answer]]) -> None:
+        """Keep `answers`; returns once they would survive a kill of the process."""
+
+    async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+        """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""
