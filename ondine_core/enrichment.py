@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ondine_core.engine import Clock, Means, Policy, Progress, Report, run
 from ondine_core.errors import ConfigError
@@ -27,7 +27,16 @@ from ondine_core.stages import Question
 from ondine_core.store import open_store
 from ondine_core.values import AnswerStore, ChatModel, ModelSpec
 
-__all__ = ["Options", "answer", "check_columns", "compile_question", "enrich", "enrich_sync", "run_in_thread"]
+__all__ = [
+    "Options",
+    "answer",
+    "check_columns",
+    "compile_question",
+    "enrich",
+    "enrich_sync",
+    "run_in_thread",
+    "spec_of",
+]
 
 T = TypeVar("T")
 
@@ -80,9 +89,10 @@ async def enrich(
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
         StoreError: Answers cannot be kept.
     """
-    spec = ModelSpec(model) if isinstance(model, str) else model if isinstance(model, ModelSpec) else None
-    question = compile_question(prompt, output, spec or ModelSpec(f"scripted/{type(model).__qualname__}"))
-    return await answer(table, question, options or Options(), None if spec else cast("ChatModel", model))
+    if isinstance(model, str | ModelSpec):
+        spec = ModelSpec(model) if isinstance(model, str) else model
+        return await answer(table, compile_question(prompt, output, spec), options or Options())
+    return await answer(table, compile_question(prompt, output, spec_of(model)), options or Options(), model)
 
 
 def enrich_sync(
@@ -95,6 +105,11 @@ def enrich_sync(
 ) -> Report:
     """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
     return run_in_thread(lambda: enrich(table, prompt=prompt, output=output, model=model, options=options))
+
+
+def spec_of(model: ChatModel) -> ModelSpec:
+    """What a model that was handed over open is called in keys and reports."""
+    return ModelSpec(f"scripted/{type(model).__qualname__}")
 
 
 def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:

@@ -130,14 +130,14 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render]:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
         raise ConfigError(
-            f"The prompt does not parse: {error}. {{column}} marks a placeholder; write literal braces doubled, {{{{ }}}}."
+            f"The prompt does not parse: {error}. {{column}} marks a placeholder; double literal braces, {{{{ }}}}."
         ) from None
     parts: list[tuple[str, str | None]] = []
     for literal, name, spec, conversion in pieces:
         plain = name is None or (bool(name.strip()) and not spec and not conversion and not set(name) & set("[]\"'."))
         if not plain:
             raise ConfigError(
-                f"The prompt has {{{name}}} where a column name was expected. Write literal braces doubled, {{{{ }}}}, "
+                f"The prompt has {{{name}}} where a column name was expected. Double literal braces, {{{{ }}}}, "
                 "or use Prompt(..., syntax='jinja2') for expressions."
             )
         parts.append((literal, name))
@@ -154,9 +154,7 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     # Autoescape is for HTML; a model must see the text as it stands.
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False
-    )  # noqa: S701
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     try:
         tree = environment.parse(source)
         template = environment.from_string(tree)
@@ -170,12 +168,14 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    # A missing value is an empty text: "None" and "nan" would read as words.
-    if value is None or value != value:  # noqa: PLR0124  (NaN and NaT are not equal to themselves)
-        return ""
-    if isinstance(value, (dict, list)):
+    if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    text = str(value)
+    return "" if text in _MISSING else text
+
+
+_MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
+"""How the kinds of missing value write themselves; to a model they would read as words."""
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:

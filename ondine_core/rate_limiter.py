@@ -2,8 +2,8 @@
 
 A booking is arithmetic on two numbers, the instants at which the request rate and the token rate are free again (the
 generic cell rate algorithm, ITU-T I.371, with weights). Both are booked for one joint instant: booked apart, callers
-that the token rate held back would leave together and break the request rate. A booking is final, so callers leave in the
-order they came and nobody polls.
+that the token rate held back would leave together and break the request rate. A booking is final, so callers leave in
+the order they came and nobody polls.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class RetryPolicy:
         asked = error.retry_after_s if isinstance(error, TransientError) else None
         if asked is not None:
             return asked * (1 + rng.random() / 10)
-        return rng.random() * min(self.longest_wait_s, self.first_wait_s * 2 ** min(attempt - 1, 32))
+        return rng.random() * min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 32))
 
 
 def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]], rng: random.Random) -> AsyncRetrying:
@@ -47,7 +47,7 @@ def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]], rng
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        return policy.wait_s(state.attempt_number, error, rng)
+        return policy.wait_s(int(state.attempt_number), error, rng)
 
     return AsyncRetrying(
         retry=retry_if_exception_type(TransientError),

@@ -100,13 +100,13 @@ class _LlamaCpp:
 
 
 def continuation(messages: Sequence[Message]) -> str:
-    """`messages` as a text for a base model to continue.
+    r"""`messages` as a text for a base model to continue.
 
     The lines that all questions begin with (the instructions of the template) are written once, at the top.
 
     Example:
-        >>> print(continuation([Message("user", "Classify.\\nReview: good"), Message("assistant", "1"),
-        ...                     Message("user", "Classify.\\nReview: bad")]))
+        >>> print(continuation([Message("user", "Classify.\nReview: good"), Message("assistant", "1"),
+        ...                     Message("user", "Classify.\nReview: bad")]))
         Classify.
         <BLANKLINE>
         Review: good
@@ -116,7 +116,7 @@ def continuation(messages: Sequence[Message]) -> str:
         Answer:
     """
     questions = [message.content for message in messages if message.role == "user"]
-    shared = commonprefix(questions) if len(questions) > 1 else ""
+    shared = commonprefix(questions) if len(questions) > 1 else ""  # noqa: RUF071  (by character is meant)
     shared = shared[: shared.rfind("\n") + 1]
     head = [message.content for message in messages if message.role == "system"] + [shared.strip()]
     turns = [
@@ -171,7 +171,7 @@ def _server(weights: Path) -> _Server:
 def _start_server(weights: Path) -> _Server:
     import xllamacpp
 
-    params, api_key, threads = xllamacpp.CommonParams(), secrets.token_urlsafe(24), os.cpu_count() or 1
+    params, api_key, threads = xllamacpp.CommonParams(), secrets.token_urlsafe(24), _threads()
     params.model.path = str(weights)
     params.n_parallel, params.n_ctx = _SLOTS, _CONTEXT_TOKENS * _SLOTS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -182,6 +182,12 @@ def _start_server(weights: Path) -> _Server:
     except RuntimeError as error:
         raise FatalError(f"llama.cpp cannot load {weights.name!r}: {error}") from error
     return _Server(handle.listening_address, api_key, _has_chat_template(weights), handle)
+
+
+def _threads() -> int:
+    # Threads of one computation spin while they wait for each other. Where anything else wants the processor, one
+    # too many costs a factor of ten and one too few a fraction, so half the processors are left alone.
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _has_chat_template(weights: Path) -> bool:

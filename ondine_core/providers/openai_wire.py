@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions dialect over aiohttp: OpenAI, Groq, Together, Ollama, vLLM, llama.cpp and others speak it.
+"""The OpenAI chat-completions dialect over aiohttp; Groq, Together, Ollama, vLLM, llama.cpp and others speak it, too.
 
 A client of its own because the transport decides the speed of the whole pipeline, and because a failure has to be
 classified once, here, as data the engine obeys. It tries a call exactly once.

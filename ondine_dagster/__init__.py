@@ -1,0 +1,13 @@
+"""LLM columns as Dagster assets: resumable by the row, capped in cost, paced across processes."""
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from ondine_core import __version__
+from ondine_core.prompts import Prompt
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_dagster.assets import build_llm_asset, llm_asset
+from ondine_dagster.resources import LLMResource
+
+__all__ = ["LLMResource", "Prompt", "ScriptedModel", "build_llm_asset", "llm_asset"]
+
+DagsterLibraryRegistry.register("ondine-dagster", __version__, is_dagster_package=False)

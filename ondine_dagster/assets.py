@@ -1,0 +1,302 @@
+"""An LLM column as an asset: the decorator, its twin for factories, and the step they share.
+
+The decorated function is an ordinary asset function that returns the rows to enrich; this module wraps it in another
+that takes the same arguments. The wrapper is synchronous and runs the engine's event loop in a thread: an interrupt
+lands in the main thread, where it cancels the calls in flight and goes on unchanged.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, Literal
+
+import dagster as dg
+
+from ondine_core.engine import Progress, Report
+from ondine_core.enrichment import Options, answer, check_columns, compile_question, run_in_thread, spec_of
+from ondine_core.errors import ConfigError, FailedRowsError, OndineError
+from ondine_core.prompts import Prompt
+from ondine_core.schema import Output
+from ondine_core.stages import Question
+from ondine_core.values import ChatModel, ModelSpec
+from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
+from ondine_dagster.resources import LLMResource, default_store, store_warning
+from ondine_dagster.tables import column_schema, join, names_of, preview
+
+__all__ = ["build_llm_asset", "llm_asset"]
+
+OnRowError = Literal["null", "drop", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Enrichment:
+    """What an asset adds to its rows; `question.model` is filled in by the resource."""
+
+    question: Question
+    error_column: str
+    on_row_error: OnRowError
+    max_error_rate: float | None
+
+
+def llm_asset(
+    *,
+    prompt: str | Prompt,
+    output: Output,
+    resource_key: str = "llm",
+    on_row_error: OnRowError = "null",
+    max_error_rate: float | None = None,
+    **asset_arguments: Any,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """An asset whose rows a language model adds columns to.
+
+    The decorated function is an asset function like any other: its parameters are upstream assets, and `context`,
+    config and resources as in `@dg.asset`. It returns the rows to enrich, as a pandas, polars or pyarrow frame. The
+    asset is those rows with the output columns, in the same kind of frame and in the same order.
+
+    Args:
+        prompt: The question about a row, `{column}` where its value belongs; or a `Prompt` with system message,
+            examples, a file, or Jinja2 syntax.
+        output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
+            with named groups, or the name of one free-text column.
+        resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
+        on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
+            `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
+        max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
+            an answer.
+        **asset_arguments: Everything else `@dg.asset` takes.
+
+    Raises:
+        ConfigError: Prompt, output and the other arguments do not fit; raised when the definitions load.
+    """
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(
+                f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
+                "neither async nor a generator; the calls to the model are concurrent anyway."
+            )
+        name = _last_part(asset_arguments, function)
+        question = compile_question(prompt, output, ModelSpec(""))
+        enrichment = _Enrichment(question, f"{name}_error", on_row_error, max_error_rate)
+        _check(enrichment, asset_arguments)
+        arguments = {"kinds": {"llm"}, **asset_arguments}
+        arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
+        arguments["metadata"] = _definition_metadata(question) | dict(asset_arguments.get("metadata") or {})
+        if required := asset_arguments.get("required_resource_keys"):
+            arguments["required_resource_keys"] = {*required, resource_key}
+        asset: dg.AssetsDefinition = dg.asset(**arguments)(
+            _wrap(function, enrichment, resource_key, as_parameter=not required)
+        )
+        return asset
+
+    return decorate
+
+
+def build_llm_asset(
+    *, name: str, upstream: dg.AssetKey | str | Sequence[str], prompt: str | Prompt, output: Output, **arguments: Any
+) -> dg.AssetsDefinition:
+    """`llm_asset` without a function: all rows of the asset `upstream` are enriched.
+
+    Args:
+        name: Name of the asset.
+        upstream: Key of the asset that has the rows.
+        prompt: As for `llm_asset`.
+        output: As for `llm_asset`.
+        **arguments: The other arguments of `llm_asset`, those of `@dg.asset` among them.
+
+    Raises:
+        ConfigError: As for `llm_asset`.
+    """
+
+    def rows_of(rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (annotations would become Dagster types)
+        return rows
+
+    ins = {"rows": dg.AssetIn(key=dg.AssetKey(upstream) if not isinstance(upstream, dg.AssetKey) else upstream)}
+    return llm_asset(name=name, ins=ins, prompt=prompt, output=output, **arguments)(rows_of)
+
+
+# -- the definition ------------------------------------------------------------------------------------------------
+
+
+def _last_part(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> str:
+    if (key := asset_arguments.get("key")) is not None:
+        return dg.AssetKey.from_coercible(key).path[-1]
+    return str(asset_arguments.get("name") or function.__name__)
+
+
+def _check(enrichment: _Enrichment, asset_arguments: Mapping[str, Any]) -> None:
+    if enrichment.on_row_error not in typing.get_args(OnRowError):
+        raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
+    rate = enrichment.max_error_rate
+    if rate is not None and not 0 <= rate <= 1:
+        raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
+    declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
+    if isinstance(declared, dg.TableSchema):
+        outputs = {column.name for column in enrichment.question.schema.columns} | {enrichment.error_column}
+        check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
+
+
+def _code_version(question: Question, users: str | None) -> str:
+    """Changes with the prompt, its examples and the output; the model is the resource's and shown in the metadata."""
+    head = [f"{message.role}:{message.content}" for message in question.prompt.head]
+    parts = [question.prompt.syntax, question.prompt.source, *head, question.schema.identity.decode()]
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+    return f"{users}-{digest}" if users else digest
+
+
+def _definition_metadata(question: Question) -> dict[str, Any]:
+    schema = question.schema.json_schema
+    shown = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{question.prompt.source}\n~~~~")}
+    return shown | ({"ondine/output_schema": dg.MetadataValue.json(json.loads(schema))} if schema else {})
+
+
+def _wrap(
+    function: Callable[..., Any], enrichment: _Enrichment, resource_key: str, *, as_parameter: bool
+) -> Callable[..., dg.MaterializeResult[Any]]:
+    """A function for `@dg.asset` with the parameters of `function`, and the resource as one more."""
+    own = _parameters(function)
+    context_name = next((name for name in own if name in _CONTEXT_NAMES), None)
+    rest = [parameter for name, parameter in own.items() if name != context_name]
+
+    def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+        llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
+        given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
+        rows = function(**given) if context_name is None else function(context, **given)
+        inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
+        return _materialize(context, rows, enrichment, llm, inputs)
+
+    added = [inspect.Parameter("context", _KIND)]
+    if as_parameter and resource_key not in own:
+        # Anything may stand in for the resource, a fake among others.
+        added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
+    ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    compute.__signature__ = inspect.Signature([*added, *ordered])  # type: ignore[attr-defined]
+    compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__
+    return compute
+
+
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+"""The only kind of parameter that Dagster takes for an input."""
+_CONTEXT_NAMES = ("context", "_context", "context_", "_")
+"""What Dagster takes for the context parameter of an asset function."""
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of `function` as keywords, their annotations resolved, so that users may import annotations."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a type that exists for type checkers only; Dagster takes it for anything
+        hints = {}
+    parameters = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        annotation = hints.get(name, parameter.annotation)
+        parameters[name] = parameter.replace(
+            kind=_KIND,
+            annotation=inspect.Parameter.empty if isinstance(annotation, str) else annotation,
+        )
+    return parameters
+
+
+# -- the step ------------------------------------------------------------------------------------------------------
+
+
+def _materialize(
+    context: dg.AssetExecutionContext, rows: Any, enrichment: _Enrichment, llm: Any, inputs: Mapping[str, Any]
+) -> dg.MaterializeResult[Any]:
+    watch = _Watch(context)
+    try:
+        question, options, model = _resolve(context, enrichment, llm, watch)
+        report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
+        _judge(report, enrichment)
+    except OndineError as error:
+        watch.observe()
+        raise failure(error, watch.latest) from error
+    except BaseException:
+        # An interrupt: what was spent stays visible, and the exception goes on as it came.
+        watch.observe()
+        raise
+    columns = question.schema.columns
+    table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
+    outputs = [column.name for column in columns]
+    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
+    metadata = run_metadata(report, question.model.model) | {
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        "dagster/column_schema": column_schema(table, columns),
+        "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
+        "ondine/preview": dg.MetadataValue.md(preview(table, [*question.prompt.columns, *outputs])),
+    }
+    return dg.MaterializeResult(value=table, metadata=metadata)
+
+
+def _resolve(
+    context: dg.AssetExecutionContext, enrichment: _Enrichment, llm: Any, watch: "_Watch"
+) -> tuple[Question, Options, ChatModel | None]:
+    """The question with its model, how to run it, and the model if it is open already."""
+    store, model = default_store(context.instance), None
+    if isinstance(llm, LLMResource):
+        store = llm.store or store
+        spec, options = llm.spec(), llm.options(store)
+        watch.every_s = llm.progress_every_s
+    elif callable(llm):
+        spec, options, model = spec_of(llm), Options(store=store), llm
+    else:
+        raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
+    if warning := store_warning(store):
+        context.log.warning(warning)
+    question = replace(enrichment.question, model=spec)
+    return question, replace(options, on_progress=watch.keep), model
+
+
+def _judge(report: Report, enrichment: _Enrichment) -> None:
+    """Fail the step if more rows failed than the user allows; the answers are kept, a re-run asks the failed rows."""
+    failed, total = report.progress.rows_failed, report.progress.rows_total
+    if not failed:
+        return
+    if enrichment.on_row_error == "raise":
+        rule = "on_row_error='raise'"
+    elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
+        rule = f"max_error_rate={enrichment.max_error_rate:g}"
+    elif enrichment.max_error_rate is None and failed == total:
+        rule = "no row got an answer"
+    else:
+        return
+    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
+    raise FailedRowsError(f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept.")
+
+
+class _Watch:
+    """Reports a running step from its main thread: a log line and an observation every `every_s` seconds.
+
+    The event log takes a few hundred events a second, so rows are never reported one by one.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context, self._due = context, monotonic()
+        self.every_s = 10.0
+        self.latest: Progress | None = None
+
+    def keep(self, progress: Progress) -> None:
+        """Called on the event loop's thread; only remembers."""
+        self.latest = progress
+
+    def tick(self) -> None:
+        """Called in the main thread, several times a second."""
+        if self.latest is None:
+            self._due = monotonic() + self.every_s
+        elif monotonic() >= self._due:
+            self._due = monotonic() + self.every_s
+            self._context.log.info(progress_line(self.latest))
+            self.observe()
+
+    def observe(self) -> None:
+        """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
+        if self.latest is not None:
+            partition = self._context.partition_key if self._context.has_partition_key else None
+            metadata = progress_metadata(self.latest)
+            event = dg.AssetObservation(self._context.asset_key, partition=partition, metadata=metadata)
+            self._context.log_event(event)

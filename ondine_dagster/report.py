@@ -1,0 +1,122 @@
+"""A run in Dagster's terms: metadata with one fixed numeric key a metric, progress, and failures.
+
+Only integers and floats are drawn as plots, and a key that changes its name or type breaks the line, so keys are fixed
+and a figure that is not known is left out; it is never written as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.cost_tracker import Spend
+from ondine_core.engine import Progress, Report
+from ondine_core.errors import ConfigError, FatalError, OndineError
+from ondine_core.values import Answer
+
+__all__ = ["failure", "lineage", "progress_line", "progress_metadata", "run_metadata"]
+
+_REASONS_SHOWN = 20
+
+
+def run_metadata(report: Report, model: str) -> dict[str, Any]:
+    """The figures of a finished run."""
+    progress = report.progress
+    metadata = progress_metadata(progress) | {
+        "ondine/model": model,
+        "ondine/rows_succeeded": progress.rows_total - progress.rows_failed,
+        "ondine/error_rate": round(report.error_rate, 6),
+        "ondine/unique_prompts": report.prompts,
+        "ondine/duration_s": round(progress.elapsed_s, 3),
+    }
+    if (paid := _paid_in_all(report)) is not None:
+        metadata["ondine/cost_usd_total"] = float(paid)
+    if latencies := report.latencies_s:
+        metadata["ondine/latency_p50_s"] = round(latencies[len(latencies) // 2], 4)
+        metadata["ondine/latency_p95_s"] = round(latencies[min(len(latencies) - 1, len(latencies) * 95 // 100)], 4)
+    if failures := report.failures:
+        records = [
+            dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
+        ]
+        schema = dg.TableSchema([dg.TableColumn("rows", "int"), dg.TableColumn("reason", "string")])
+        metadata["ondine/failures"] = dg.MetadataValue.table(records, schema)
+    return metadata
+
+
+def progress_metadata(progress: Progress) -> dict[str, Any]:
+    """The figures of a run that may still be going on."""
+    return {
+        "ondine/rows_total": progress.rows_total,
+        "ondine/rows_done": progress.rows_done,
+        "ondine/rows_reused": progress.rows_reused,
+        "ondine/rows_failed": progress.rows_failed,
+        "ondine/rows_per_s": round(progress.rows_per_s, 2),
+        **spend_metadata(progress.spend),
+    }
+
+
+def spend_metadata(spend: Spend) -> dict[str, Any]:
+    """Calls, tokens and money."""
+    metadata: dict[str, Any] = {
+        "ondine/requests": spend.calls,
+        "ondine/requests_unknown": spend.unknown,
+        "ondine/input_tokens": spend.usage.input_tokens,
+        "ondine/cached_input_tokens": spend.usage.cached_input_tokens,
+        "ondine/output_tokens": spend.usage.output_tokens,
+        "ondine/cost_known": spend.usd is not None,
+    }
+    if spend.usd is not None:
+        metadata["ondine/cost_usd"] = float(spend.usd)
+    return metadata
+
+
+def progress_line(progress: Progress) -> str:
+    """How far a run is, for the log."""
+    parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", f"{progress.rows_per_s:,.1f} rows/s"]
+    if progress.remaining_s is not None:
+        parts.append(f"about {progress.remaining_s:,.0f} s left")
+    if progress.rows_failed:
+        parts.append(f"{progress.rows_failed:,} failed")
+    if progress.spend.usd is not None:
+        parts.append(f"${progress.spend.usd:.4f}")
+    return ", ".join(parts)
+
+
+def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
+    """`error` as a failed step. What only a person can mend is not retried."""
+    metadata = progress_metadata(progress) if progress else {}
+    return dg.Failure(
+        f"{type(error).__name__}: {error}",
+        metadata=metadata,
+        allow_retries=not isinstance(error, ConfigError | FatalError),
+    )
+
+
+def lineage(
+    columns: Sequence[str], asked: Sequence[str], outputs: Sequence[str], upstream: Mapping[dg.AssetKey, Sequence[str]]
+) -> dg.TableColumnLineage:
+    """Where each column comes from.
+
+    Args:
+        columns: The columns of the enriched table.
+        asked: Those that the prompt reads; every output column depends on all of them.
+        outputs: The output columns.
+        upstream: Columns by upstream asset. A column of the same name is taken to be the same column.
+    """
+
+    def sources(names: Sequence[str]) -> list[dg.TableColumnDep]:
+        return [dg.TableColumnDep(key, name) for name in names for key, columns in upstream.items() if name in columns]
+
+    deps = {name: sources(asked if name in outputs else [name]) for name in columns}
+    return dg.TableColumnLineage({name: found for name, found in deps.items() if found})
+
+
+def _paid_in_all(report: Report) -> Decimal | None:
+    """What the answers in the table cost when they were asked, in this run or earlier; `None` if not all are known."""
+    answers = {id(outcome): outcome for outcome in report.outcomes if isinstance(outcome, Answer)}
+    costs = [answer.cost_usd for answer in answers.values()]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known, Decimal(0)) if len(known) == len(costs) else None

@@ -1,0 +1,100 @@
+"""The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from ondine_core.engine import Policy
+from ondine_core.enrichment import Options
+from ondine_core.rate_limiter import Rates
+from ondine_core.store import network_file_system
+from ondine_core.values import ModelSpec
+
+__all__ = ["LLMResource", "default_store", "store_warning"]
+
+
+class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """A language model that `llm_asset`s ask.
+
+    Example:
+        >>> LLMResource(model="openai/gpt-4o-mini", api_key=dg.EnvVar("OPENAI_API_KEY"), requests_per_minute=500)
+        ... # doctest: +SKIP
+    """
+
+    model: str = Field(
+        description="Provider and model, as in 'openai/gpt-4o-mini', 'groq/llama-3.3-70b-versatile', "
+        "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
+    )
+    api_key: str | None = Field(
+        default=None, description="Key of the provider; by default its usual environment variable is read."
+    )
+    base_url: str | None = Field(
+        default=None, description="Root of an OpenAI-compatible API up to /v1, if it is not the provider's own."
+    )
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="Calls a minute, shared by every process that uses the same store."
+    )
+    tokens_per_minute: float | None = Field(
+        default=None, gt=0, description="Input and output tokens a minute, shared like requests_per_minute."
+    )
+    timeout_s: float = Field(default=60.0, gt=0, description="Seconds one call may take.")
+    max_concurrency: int = Field(default=32, gt=0, description="Most calls a step has in flight.")
+    temperature: float | None = Field(
+        default=None, ge=0, description="Sampling temperature; by default the provider's own (0 for embedded models)."
+    )
+    max_output_tokens: int | None = Field(default=None, gt=0, description="Most tokens one reply may have.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
+    )
+    store: str | None = Field(
+        default=None,
+        description="File that keeps the answers; by default ondine/answers.db in the Dagster instance's storage.",
+    )
+    progress_every_s: float = Field(
+        default=10.0, gt=0, description="Seconds between two progress reports of a running step."
+    )
+
+    def spec(self) -> ModelSpec:
+        """Who is asked, and how."""
+        return ModelSpec(
+            self.model,
+            self.api_key or None,
+            self.base_url or None,
+            self.timeout_s,
+            self.temperature,
+            self.max_output_tokens,
+            self.params,
+        )
+
+    def options(self, store: str) -> Options:
+        """How a step runs, with its answers in `store`."""
+        return Options(
+            store=store,
+            policy=Policy(max_concurrency=self.max_concurrency),
+            rates=Rates(self.requests_per_minute, self.tokens_per_minute),
+        )
+
+
+def default_store(instance: dg.DagsterInstance) -> str:
+    """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
+    return str(Path(instance.storage_directory()) / "ondine" / "answers.db")
+
+
+def store_warning(path: str) -> str | None:
+    """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well."""
+    if kind := network_file_system(path):
+        return (
+            f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "
+            "Set LLMResource(store=...) to a file on a local disk."
+        )
+    file = Path(path).resolve()
+    passing = file.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    if passing or any(part.startswith(".tmp_dagster_home") for part in file.parts):
+        return (
+            f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
+            "Set DAGSTER_HOME, or LLMResource(store=...)."
+        )
+    return None

@@ -1,0 +1,148 @@
+"""Data frames at the edge: pandas, polars and pyarrow in, the same kind out, with the output columns joined on.
+
+A missing value is null in a column of its declared type. pandas columns are built natively, because its plain integer
+and boolean types cannot hold a null.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import dagster as dg
+import narwhals as nw
+
+from ondine_core.engine import Report
+from ondine_core.schema import Column
+from ondine_core.values import Answer, Json
+
+__all__ = ["column_schema", "join", "names_of", "preview"]
+
+
+def names_of(value: Any) -> tuple[str, ...]:
+    """The column names of a data frame; none for anything else."""
+    frame = nw.from_native(value, eager_only=True, pass_through=True)
+    return tuple(frame.columns) if isinstance(frame, nw.DataFrame) else ()
+
+
+def join(
+    table: Any,
+    report: Report,
+    columns: Sequence[Column],
+    error_column: str,
+    on_row_error: Literal["null", "drop", "raise"],
+) -> Any:
+    """`table` with the output columns of `report`; its other columns, order and kind stay.
+
+    Args:
+        table: The frame that was asked about.
+        report: One outcome a row of it.
+        columns: The output columns.
+        error_column: Name of the column that says why a row failed (with `on_row_error="null"`).
+        on_row_error: `"drop"` leaves failed rows out; otherwise they have nulls.
+    """
+    frame = nw.from_native(table, eager_only=True)
+    series = [_series(frame, column.name, report.column(column.name), column.json_schema) for column in columns]
+    if on_row_error == "drop":
+        return (
+            frame.with_columns(*series).filter([isinstance(outcome, Answer) for outcome in report.outcomes]).to_native()
+        )
+    series.append(_series(frame, error_column, report.errors(), {"type": "string"}))
+    return frame.with_columns(*series).to_native()
+
+
+def column_schema(table: Any, columns: Sequence[Column]) -> dg.TableSchema:
+    """The schema of an enriched frame, with the descriptions of its output columns."""
+    said = {column.name: column.description for column in columns}
+    schema = nw.from_native(table, eager_only=True).schema
+    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in schema.items()])
+
+
+def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
+    """The first rows of `table` as a Markdown table of the columns `names`."""
+    columns = [nw.from_native(table, eager_only=True).get_column(name).head(rows).to_list() for name in names]
+    lines = [" | ".join(_cell(value) for value in row) for row in zip(*columns, strict=True)]
+    return "\n".join([" | ".join(map(_cell, names)), " | ".join("---" for _ in names), *lines])
+
+
+_CELL_LENGTH = 160
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
+        return ""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= _CELL_LENGTH else text[: _CELL_LENGTH - 1] + "…"
+
+
+# -- columns of the frame's own kind -------------------------------------------------------------------------------
+
+_PANDAS = {"integer": "Int64", "boolean": "boolean", "number": "Float64"}
+_DTYPES: Mapping[str, Any] = {
+    "string": nw.String(),
+    "integer": nw.Int64(),
+    "number": nw.Float64(),
+    "boolean": nw.Boolean(),
+    "date": nw.Date(),
+    "date-time": nw.Datetime("us"),
+}
+
+
+def _series(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
+    kind = _kind(json_schema)
+    if kind == "date":
+        values = [None if value is None else dt.date.fromisoformat(value) for value in values]
+    elif kind == "date-time":
+        values = [None if value is None else _utc(dt.datetime.fromisoformat(value)) for value in values]
+    elif kind == "mixed":
+        values = [None if value is None else json.dumps(value) for value in values]
+    if not frame.implementation.is_pandas():
+        return nw.new_series(name, values, _dtype(json_schema), backend=frame.implementation)
+    import pandas as pd
+
+    native = pd.Series(values, index=frame.to_native().index, name=name, dtype=_PANDAS.get(kind, "object"))
+    # Texts take the text type of the installed pandas; a column of nothing but nulls stays as it is.
+    return nw.from_native(native.infer_objects() if kind != "array" else native, series_only=True)
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    """Frames hold one time zone a column, models write any: UTC, without a mark."""
+    return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+
+
+def _kind(json_schema: Mapping[str, Json]) -> str:
+    """One of `_DTYPES`, `array`, `object`, or `mixed` for what no single column type holds."""
+    match _without_null(json_schema):
+        case {"type": "string", "format": "date" | "date-time" as form}:
+            return str(form)
+        case {"type": "string" | "integer" | "number" | "boolean" | "array" | "object" as kind}:
+            return str(kind)
+        case _:
+            return "mixed"
+
+
+def _without_null(json_schema: Mapping[str, Json]) -> Mapping[str, Json]:
+    options = [option for option in json_schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return options[0]  # type: ignore[no-any-return]
+    if isinstance(kinds := json_schema.get("type"), list):
+        named = [kind for kind in kinds if kind != "null"]
+        return {**json_schema, "type": named[0]} if len(named) == 1 else {}
+    return json_schema
+
+
+def _dtype(json_schema: Mapping[str, Json]) -> Any:
+    schema, kind = _without_null(json_schema), _kind(json_schema)
+    if kind == "array":
+        return nw.List(_nested(schema.get("items", {})))
+    if kind == "object":
+        return nw.Struct({name: _nested(child) for name, child in schema.get("properties", {}).items()})
+    return _DTYPES.get(kind, nw.String())
+
+
+def _nested(json_schema: Mapping[str, Json]) -> Any:
+    """Dates inside a list or an object stay the texts that JSON has for them."""
+    return nw.String() if _kind(json_schema) in ("date", "date-time") else _dtype(json_schema)
