@@ -176,7 +176,8 @@ def _start_server(weights: Path) -> _Server:
     params.n_parallel, params.n_ctx = _SLOTS, _CONTEXT_TOKENS * _SLOTS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [api_key]
-    params.verbosity, params.ui = -1, False
+    # The whole window stays cached: with a sliding one, the instructions would be read again for every row.
+    params.swa_full, params.verbosity, params.ui = True, -1, False
     try:
         handle = xllamacpp.Server(params)
     except RuntimeError as error:

@@ -1,0 +1,1 @@
+"""Product reviews, classified by a language model inside Dagster."""

@@ -1,0 +1,1 @@
+"""Assets, schedule and resources of the example."""

@@ -1,0 +1,75 @@
+"""Reviews by day, their sentiment, and how well it agrees with the labels people gave."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+import pandas as pd
+from pydantic import BaseModel
+
+from ondine_dagster import Prompt, llm_asset
+
+PROJECT = Path(__file__).parents[1]
+OUTPUT = Path(__file__).parents[3] / "output"
+
+days = dg.DailyPartitionsDefinition(start_date="2026-01-05", end_date="2026-01-10")
+
+
+class Sentiment(BaseModel):
+    """What the model is asked for: one output column a field."""
+
+    sentiment: Literal["positive", "negative", "neutral"]
+
+
+@dg.asset(partitions_def=days, group_name="shop")
+def reviews(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    """The product reviews of a day, as customers wrote them, with a label that a person gave."""
+    table = pd.read_csv(PROJECT / "data" / "reviews.csv", keep_default_na=False)
+    return table[table["date"] == context.partition_key].reset_index(drop=True)
+
+
+@llm_asset(
+    prompt=Prompt(
+        file=PROJECT / "prompts" / "sentiment.md",
+        examples=json.loads((PROJECT / "prompts" / "sentiment_examples.json").read_text(encoding="utf-8")),
+    ),
+    output=Sentiment,
+    partitions_def=days,
+    group_name="shop",
+)
+def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
+    """The sentiment of every review that says something."""
+    return reviews[reviews["review"].str.strip() != ""]
+
+
+@dg.asset(
+    partitions_def=days, group_name="shop", check_specs=[dg.AssetCheckSpec("agreement", asset="sentiment_report")]
+)
+def sentiment_report(context: dg.AssetExecutionContext, review_sentiment: pd.DataFrame) -> dg.MaterializeResult:
+    """How often the model and the people agree, against always guessing the commonest label."""
+    from example_project.plot import draw  # matplotlib is slow to import, and only this step needs it
+
+    labels, guesses = review_sentiment["label"], review_sentiment["sentiment"]
+    agreement = float((labels == guesses).mean())
+    majority = float(labels.value_counts(normalize=True).iloc[0])
+    confusion = pd.crosstab(labels, guesses.fillna("no answer"), rownames=["label"], colnames=["model"])
+    file = OUTPUT / f"sentiment-{context.partition_key}.png"
+    picture = draw(confusion, f"{context.partition_key}: {agreement:.0%} agreement", file)
+    return dg.MaterializeResult(
+        metadata={
+            "agreement": agreement,
+            "majority_share": majority,
+            "rows": len(labels),
+            "plot": dg.MetadataValue.md(f"![Labels and answers](data:image/png;base64,{picture})"),
+            "file": dg.MetadataValue.path(file),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="agreement",
+                passed=agreement > majority,
+                description=f"{agreement:.0%} agreement; always guessing the commonest label gives {majority:.0%}.",
+                metadata={"agreement": agreement, "majority_share": majority},
+            )
+        ],
+    )

@@ -1,0 +1,16 @@
+"""The model: a small one inside this process, or whichever ONDINE_MODEL names, such as openai/gpt-4o-mini."""
+
+import os
+
+import dagster as dg
+
+from ondine_dagster import LLMResource
+
+
+@dg.definitions
+def resources() -> dg.Definitions:
+    """The resource `llm` that every `llm_asset` asks."""
+    model = os.environ.get("ONDINE_MODEL", "llama_cpp/gemma-3-270m")
+    return dg.Definitions(
+        resources={"llm": LLMResource(model=model, base_url=os.environ.get("ONDINE_BASE_URL"), progress_every_s=5)}
+    )

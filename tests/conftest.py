@@ -1,0 +1,10 @@
+"""Settings that every test shares."""
+
+import os
+
+# No test may need the internet: neither Dagster's telemetry nor litellm's price list.
+os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+os.environ.pop("DAGSTER_HOME", None)
+for key in [name for name in os.environ if name.endswith("_API_KEY") or name.startswith("ONDINE_")]:
+    del os.environ[key]
