@@ -224,11 +224,12 @@ def _materialize(
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
     outputs = [column.name for column in columns]
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
-    metadata = run_metadata(report, question.model.model) | {
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
-        "dagster/column_schema": column_schema(table, columns),
-        "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
+    metadata = {
         "ondine/preview": dg.MetadataValue.md(preview(table, [*question.prompt.columns, *outputs])),
+        **run_metadata(report, question.model.model),
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
+        "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
     }
     return dg.MaterializeResult(value=table, metadata=metadata)
 

@@ -25,8 +25,9 @@ _REASONS_SHOWN = 20
 def run_metadata(report: Report, model: str) -> dict[str, Any]:
     """The figures of a finished run."""
     progress = report.progress
-    metadata = progress_metadata(progress) | {
+    metadata = {
         "ondine/model": model,
+        **progress_metadata(progress),
         "ondine/rows_succeeded": progress.rows_total - progress.rows_failed,
         "ondine/error_rate": round(report.error_rate, 6),
         "ondine/unique_prompts": report.prompts,

@@ -53,9 +53,10 @@ def join(
     return frame.with_columns(*series).to_native()
 
 
-def column_schema(table: Any, columns: Sequence[Column]) -> dg.TableSchema:
+def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> dg.TableSchema:
     """The schema of an enriched frame, with the descriptions of its output columns."""
     said = {column.name: column.description for column in columns}
+    said[error_column] = "Why the row has no answer."
     schema = nw.from_native(table, eager_only=True).schema
     return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in schema.items()])
 

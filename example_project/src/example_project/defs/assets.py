@@ -6,7 +6,7 @@ from typing import Literal
 
 import dagster as dg
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ondine_dagster import Prompt, llm_asset
 
@@ -19,7 +19,7 @@ days = dg.DailyPartitionsDefinition(start_date="2026-01-05", end_date="2026-01-1
 class Sentiment(BaseModel):
     """What the model is asked for: one output column a field."""
 
-    sentiment: Literal["positive", "negative", "neutral"]
+    sentiment: Literal["positive", "negative", "neutral"] = Field(description="what the reviewer makes of the product")
 
 
 @dg.asset(partitions_def=days, group_name="shop")

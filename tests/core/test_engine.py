@@ -1,0 +1,200 @@
+"""The laws of the engine, over random schedules of faults on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.engine import Clock, Policy, Report
+from ondine_core.enrichment import Options, answer, compile_question
+from ondine_core.errors import FatalError, OndineError, TransientError
+from ondine_core.pricing import Price
+from ondine_core.rate_limiter import Rates
+from ondine_core.retry import RetryPolicy
+from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Usage
+from tests.support.unreliable import FAULTS, MemoryStore, UnreliableModel, schedules
+from tests.support.virtual_clock import run_virtually
+
+QUESTION = compile_question("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=64))
+RETRY = RetryPolicy(max_attempts=3)
+POLICY = Policy(max_concurrency=4, max_repairs=1, retry=RETRY)
+HEALTHY = ((), "none")
+
+tables = st.lists(st.text("abc", min_size=1, max_size=2), min_size=1, max_size=30)
+
+
+def enrich(
+    texts: list[str], model: UnreliableModel, store: MemoryStore, policy: Policy = POLICY, **options: object
+) -> Report:
+    """One run on virtual time."""
+
+    def main(clock: Clock) -> object:
+        chosen = Options(store=store, policy=policy, clock=clock)
+        return answer({"text": texts}, QUESTION, replace(chosen, **options), model)
+
+    return run_virtually(main)
+
+
+@given(tables, schedules)
+def test_total_and_aligned(texts: list[str], schedule: tuple) -> None:
+    """A table of n rows gives n outcomes, each an answer that repeats its own row's text or a failure with a reason."""
+    model, store = UnreliableModel(schedule), MemoryStore()
+    try:
+        report = enrich(texts, model, store)
+    except TransientError:  # the provider stayed away for long; what was answered is kept
+        report = enrich(texts, UnreliableModel(HEALTHY), store)
+    assert len(report.outcomes) == len(texts)
+    for text, outcome in zip(texts, report.outcomes, strict=True):
+        assert isinstance(outcome, Failure) or outcome.values == {"answer": text}
+    failed = sum(isinstance(outcome, Failure) for outcome in report.outcomes)
+    assert (report.progress.rows_done, report.progress.rows_failed) == (len(texts), failed)
+
+
+@given(tables, schedules)
+def test_terminating(texts: list[str], schedule: tuple) -> None:
+    """No prompt is asked more often than repairs times attempts allow, whatever goes wrong for ever."""
+    model = UnreliableModel(schedule)
+    with suppress(TransientError):
+        enrich(texts, model, MemoryStore())
+    bound = (1 + POLICY.max_repairs) * RETRY.max_attempts
+    assert all(model.asked.count(text) <= bound for text in set(texts))
+
+
+@given(tables, schedules)
+def test_duplicates_are_asked_once(texts: list[str], schedule: tuple) -> None:
+    """Rows with the same text share one conversation and one outcome."""
+    model = UnreliableModel((schedule[0], "none"))
+    report = enrich(texts, model, MemoryStore())
+    by_text: dict[str, object] = {}
+    for text, outcome in zip(texts, report.outcomes, strict=True):
+        assert by_text.setdefault(text, outcome) == outcome
+    assert report.prompts == len(set(texts))
+
+
+@given(tables, schedules)
+def test_idempotent(texts: list[str], schedule: tuple) -> None:
+    """A re-run asks only what has no answer yet, and a third asks nothing."""
+    store = MemoryStore()
+    with suppress(TransientError):
+        enrich(texts, UnreliableModel(schedule), store)
+    answered = {stored.values["answer"] for stored in store.answers.values()}
+    again = UnreliableModel(HEALTHY)
+    report = enrich(texts, again, store)
+    assert sorted(again.asked) == sorted(set(texts) - answered)
+    assert report.progress.rows_reused == sum(text in answered for text in texts)
+    idle = UnreliableModel(HEALTHY)
+    enrich(texts, idle, store)
+    assert idle.asked == []
+
+
+@given(tables, schedules)
+def test_the_books_agree(texts: list[str], schedule: tuple) -> None:
+    """Calls, replies, tokens and dollars of the report are those that the provider counted."""
+    model, price = UnreliableModel((schedule[0], "none")), Price(Decimal(1), Decimal(2), Decimal("0.5"))
+    spend = enrich(texts, model, MemoryStore(), price=price).spend
+    assert (spend.calls, spend.answered) == (len(model.asked), len(model.replies))
+    assert spend.usage == sum(model.replies, Usage())
+    assert spend.usd == len(model.replies) * (6 * price.input + 4 * price.cached_input + 3 * price.output)
+
+
+@given(tables, schedules, st.floats(0.0, 3.0))
+def test_an_interrupt_stops_at_once(texts: list[str], schedule: tuple, at_s: float) -> None:
+    """After a cancellation no call leaves and none is in flight, whenever it comes."""
+    model, store = UnreliableModel(schedule), MemoryStore()
+
+    async def main(clock: Clock) -> int:
+        options = Options(store=store, policy=POLICY, clock=clock)
+        task = asyncio.create_task(answer({"text": texts}, QUESTION, options, model))
+        await asyncio.wait({task}, timeout=at_s)
+        calls = len(model.asked)
+        task.cancel()
+        with suppress(asyncio.CancelledError, OndineError):
+            await task
+        await asyncio.sleep(60)
+        assert model.in_flight == 0
+        return len(model.asked) - calls
+
+    assert run_virtually(main) == 0
+
+
+@given(st.lists(st.text("abcdefgh", min_size=3, max_size=3), unique=True, min_size=5, max_size=40), st.integers(6, 600))
+def test_paced(texts: list[str], requests_per_minute: int) -> None:
+    """No window has more calls than the rate allows, and a worker that waits holds nobody else's place."""
+    model = UnreliableModel(HEALTHY, latency_s=0.001)
+    enrich(texts, model, MemoryStore(), rates=Rates(requests_per_minute=requests_per_minute))
+    spacing_s = 60 / requests_per_minute
+    gaps = [later - earlier for earlier, later in zip(model.arrivals, model.arrivals[1:], strict=False)]
+    assert all(gap >= spacing_s * 0.999 for gap in gaps)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8])
+def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(lanes: int) -> None:
+    """The smaller of the two bounds holds, and it is used in full."""
+    model = UnreliableModel(HEALTHY, lanes=lanes)
+    enrich([str(number) for number in range(40)], model, MemoryStore())
+    assert model.peak_in_flight == min(POLICY.max_concurrency, lanes)
+
+
+def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
+    """While a commit hangs, nobody starts another call: a kill costs at most the calls in flight."""
+    model, store = UnreliableModel(HEALTHY), MemoryStore(commit_s=1000)
+
+    async def main(clock: Clock) -> None:
+        options = Options(store=store, policy=POLICY, clock=clock)
+        task = asyncio.create_task(answer({"text": list("abcdefghij")}, QUESTION, options, model))
+        await asyncio.wait({task}, timeout=999)
+        task.cancel()
+        await asyncio.wait({task})
+
+    run_virtually(main)
+    assert len(model.asked) == POLICY.max_concurrency
+
+
+def test_full_refresh_asks_everything_again() -> None:
+    """`reuse=False` ignores the store and renews it."""
+    store = MemoryStore()
+    enrich(["a", "b"], UnreliableModel(HEALTHY), store)
+    model = UnreliableModel(HEALTHY)
+    report = enrich(["a", "b"], model, store, replace(POLICY, reuse=False))
+    assert sorted(model.asked) == ["a", "b"]
+    assert report.progress.rows_reused == 0
+
+
+def test_a_fatal_error_lets_calls_in_flight_finish() -> None:
+    """Whoever has asked already is waited for and kept; nobody asks anew."""
+
+    class Expiring(UnreliableModel):
+        async def __call__(self, call: Call) -> Reply:
+            reply = await super().__call__(call)
+            if len(self.replies) == 3:
+                raise FatalError("the key expired")
+            return reply
+
+    model, store = Expiring(HEALTHY), MemoryStore()
+    with pytest.raises(FatalError, match="expired"):
+        enrich([str(number) for number in range(40)], model, store)
+    assert len(store.answers) == len(model.replies) - 1 == len(model.asked) - 1
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ("none", "fenced")])
+def test_a_failure_is_never_stored(fault: str) -> None:
+    """What went wrong for ever leaves no trace in the store, so a re-run asks it."""
+    store = MemoryStore()
+    report = enrich(["a", "b"], UnreliableModel(((), fault)), store)
+    assert not store.answers
+    assert all(isinstance(outcome, Failure) for outcome in report.outcomes)
+
+
+def test_an_answer_says_how_it_was_come_by() -> None:
+    """Model, attempts, batch size and share of the cost are kept with the answer."""
+    report = enrich(["a"], UnreliableModel((("garbage",), "none")), MemoryStore(), price=Price(*[Decimal(1)] * 3))
+    (outcome,) = report.outcomes
+    assert isinstance(outcome, Answer)
+    assert (outcome.model, outcome.attempts, outcome.batch_size) == ("test/unreliable", 2, 1)
+    assert outcome.cost_usd == Decimal(13)

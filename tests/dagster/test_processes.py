@@ -1,0 +1,114 @@
+"""Kills and interrupts of real processes, with a provider that keeps books."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from tests.support.provider import Provider
+from tests.support.step_project import answers
+
+ROWS = 400
+CONCURRENCY = 8
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with Provider(latency_s=0.05) as running:
+        yield running
+
+
+@pytest.fixture
+def start(tmp_path: Path, provider: Provider) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts a run worker; whatever is left of it is killed in the end."""
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    environment = os.environ | {
+        "DAGSTER_HOME": str(tmp_path),
+        "TEST_BASE_URL": provider.base_url,
+        "TEST_ROWS": str(ROWS),
+        "TEST_STEP_PID_FILE": str(tmp_path / "step.pid"),
+    }
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def run() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.support.step_project"]
+        with (tmp_path / "log").open("ab") as log:
+            workers.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log))
+        return workers[-1]
+
+    yield run
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def step_pid(home: Path) -> int:
+    return int((home / "step.pid").read_text(encoding="utf-8"))
+
+
+def wait_until_gone(pid: int, within_s: float) -> float:
+    """Seconds until no process `pid` runs any more."""
+    started = time.monotonic()
+    while time.monotonic() - started < within_s:
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            status = "X"
+        if status in "XZ":
+            return time.monotonic() - started
+        os.sched_yield()
+    raise AssertionError(f"The step still runs after {within_s} s.")
+
+
+def stored_table(home: Path) -> pd.DataFrame:
+    return pd.read_pickle(home / "storage" / "answers")
+
+
+def test_after_kill_9_of_the_step_only_calls_in_flight_are_paid_again(
+    tmp_path: Path, provider: Provider, start: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Every answer stored before the kill is reused, and every row ends with its own answer."""
+    worker = start()
+    provider.books.wait_for(lambda books: books.answered >= ROWS // 3, 60)
+    os.kill(step_pid(tmp_path), signal.SIGKILL)
+    assert worker.wait(60) == 1
+    paid_before = sum(provider.books.billed_by_prompt.values())
+    assert paid_before < ROWS
+
+    assert start().wait(90) == 0
+    assert sum(provider.books.billed_by_prompt.values()) - ROWS <= CONCURRENCY
+    assert len(provider.books.billed_by_prompt) == ROWS
+    table = stored_table(tmp_path)
+    assert table["answer"].tolist() == table["text"].tolist() == [f"row {number}" for number in range(ROWS)]
+
+
+def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
+    tmp_path: Path, provider: Provider, start: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Terminate ends the step within two seconds, sends no further call, reports what was spent, and loses nothing."""
+    worker = start()
+    provider.books.wait_for(lambda books: books.answered >= ROWS // 3, 60)
+    pid = step_pid(tmp_path)
+    worker.send_signal(signal.SIGTERM)
+    assert wait_until_gone(pid, 10) < 2
+    calls = len(provider.books.requests)
+    worker.wait(60)
+    assert len(provider.books.requests) == calls < ROWS
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
+        assert observed is not None
+        assert 0 < observed.metadata["ondine/rows_done"].value < ROWS
+        assert observed.metadata["ondine/requests"].value == calls
+
+    assert start().wait(90) == 0
+    assert len(provider.books.requests) - ROWS <= CONCURRENCY
+    assert stored_table(tmp_path)["answer"].tolist() == [f"row {number}" for number in range(ROWS)]

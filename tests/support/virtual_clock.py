@@ -1,0 +1,48 @@
+"""An event loop whose time jumps to the next timer: a day of waiting costs milliseconds, and a hang is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from ondine_core.engine import Clock
+
+T = TypeVar("T")
+
+
+class DeadlockError(AssertionError):
+    """Everybody waits and no timer is set."""
+
+
+class _Selector(selectors.SelectSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready:
+            return ready
+        if timeout is None:
+            raise DeadlockError("Everybody waits and no timer is set.")
+        self.now += max(0.0, timeout)
+        return ready
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def run_virtually(main: Callable[[Clock], Coroutine[Any, Any, T]], seed: int = 0) -> T:
+    """Run a coroutine on virtual time; it gets the clock that goes with it, and a seeded source of chance."""
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        clock = Clock(now=runner.get_loop().time, sleep=asyncio.sleep, rng=random.Random(seed))
+        return runner.run(main(clock))
