@@ -211,6 +211,8 @@ def _materialize(
     watch = _Watch(context)
     try:
         question, options, model = _resolve(context, enrichment, llm, watch)
+        if enrichment.error_column in names_of(rows):
+            raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
         _judge(report, enrichment)
     except OndineError as error:

@@ -1,0 +1,63 @@
+"""The public surface, and promises about the tree as a whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import ondine_core
+import ondine_dagster
+from ondine_core import errors
+from ondine_core.errors import OndineError
+
+ROOT = Path(__file__).parents[2]
+CORE = """
+    Answer AnswerStore Call ChatModel Clock ConfigError FailedRowsError Failure FatalError ModelSpec OndineError Options
+    Policy Price Progress Prompt ProviderError Rates RefusedError Reply Report RetryPolicy ScriptedModel StoreError
+    TransientError Usage enrich enrich_sync open_store
+""".split()
+RING = "LLMResource Prompt ScriptedModel build_llm_asset llm_asset".split()
+
+
+@pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (ondine_dagster, RING)])
+def test_the_surface_is_what_is_listed(module: object, names: list[str]) -> None:
+    """A name joins or leaves the public surface on purpose only."""
+    assert sorted(module.__all__) == sorted(names)
+    assert all(getattr(module, name).__doc__ for name in names)
+
+
+def test_the_error_tree_is_the_one_drawn() -> None:
+    """Every error stands in the drawing at the top of its module, below the class it derives from."""
+    depths = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"([│├└─ ]*)(\w+Error)\b", line):
+            depths[found[2]] = len(found[1])
+    assert sorted(depths) == sorted(errors.__all__)
+    for name, depth in depths.items():
+        error = getattr(errors, name)
+        assert error is OndineError or depths[error.__mro__[1].__name__] < depth
+
+
+def test_distribution_and_packages_have_one_version() -> None:
+    """`pip show` and `__version__` agree."""
+    assert version("ondine-dagster") == ondine_core.__version__
+
+
+def test_dg_finds_the_package() -> None:
+    """The entry point that `dg` reads is there."""
+    (entry,) = entry_points(group="dagster_dg_cli.registry_modules", name="ondine_dagster")
+    assert entry.load() is ondine_dagster
+
+
+def test_no_key_and_no_developers_path_is_in_the_tree() -> None:
+    """Nothing that looks like a key or a home directory is committed."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607
+    suspicious = re.compile(rb"\bsk-[A-Za-z0-9]{20,}|/(?:home|Users)/[a-z]+/|AKIA[0-9A-Z]{16}")
+    for name in filter(None, tracked.split("\0")):
+        file = ROOT / name
+        if file.is_file():
+            assert not suspicious.search(file.read_bytes()), name

@@ -1,0 +1,517 @@
+"""`llm_asset` and its twin, materialized in process with the scripted model and against a loopback provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from pydantic import BaseModel, Field
+
+from ondine_core.errors import ConfigError, RefusedError
+from ondine_core.prompts import Prompt
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_dagster import LLMResource, build_llm_asset, llm_asset
+from tests.support.provider import Provider, error, matching
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+DAYS = dg.DailyPartitionsDefinition("2026-01-01")
+PROMPT = "Classify this review.\nReview: {review}"
+TEXTS = ["I love it", "It broke", "I love it", "It is blue"]
+
+
+class Sentiment(BaseModel):
+    """What the tests ask for."""
+
+    sentiment: Literal["positive", "negative", "neutral"]
+    topic: str | None = Field(description="what the review is about")
+
+
+class Suffix(dg.Config):
+    """Run config of an asset."""
+
+    suffix: str = ""
+
+
+class Warehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Another resource of the user's."""
+
+    prefix: str = ""
+
+
+def answer(prompt: str) -> Any:
+    text = prompt.rpartition("Review: ")[2]
+    mood = "positive" if "love" in text else "negative" if "broke" in text else "neutral"
+    return {"sentiment": mood, "topic": None}
+
+
+@dg.asset
+def reviews() -> pd.DataFrame:
+    """The rows of most tests."""
+    return pd.DataFrame({"id": range(len(TEXTS)), "review": TEXTS})
+
+
+@llm_asset(prompt=PROMPT, output=Sentiment, group_name="enrich")
+def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
+    """Sentiment of every review."""
+    return reviews
+
+
+def materialize(*assets: Any, llm: Any = None, **options: Any) -> dg.ExecuteInProcessResult:
+    resources = {"llm": llm or ScriptedModel(answer), **options.pop("resources", {})}
+    return dg.materialize(list(assets), resources=resources, **options)
+
+
+def metadata(result: dg.ExecuteInProcessResult, name: str) -> dict[str, Any]:
+    (event,) = result.asset_materializations_for_node(name)
+    return {key: getattr(entry, "value", entry) for key, entry in event.metadata.items()}
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> dg.StepFailureData:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    return event.step_failure_data
+
+
+# -- what it returns -----------------------------------------------------------------------------------------------
+
+
+def test_the_asset_is_the_rows_with_the_output_columns() -> None:
+    """Rows, order and other columns stay; the answers are each row's own."""
+    table = materialize(reviews, review_sentiment).output_for_node("review_sentiment")
+    assert list(table.columns) == ["id", "review", "sentiment", "topic", "review_sentiment_error"]
+    assert table["review"].tolist() == TEXTS
+    assert table["sentiment"].tolist() == ["positive", "negative", "positive", "neutral"]
+    assert table["review_sentiment_error"].isna().all()
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_the_frame_keeps_its_kind(kind: Callable[[dict[str, list[str]]], Any]) -> None:
+    """What goes in as pandas, polars or pyarrow comes out as such."""
+
+    @llm_asset(prompt=PROMPT, output="mood")
+    def moods():  # noqa: ANN202
+        return kind({"review": ["a", "b"]})
+
+    table = materialize(moods, llm=ScriptedModel(lambda prompt: prompt[-1])).output_for_node("moods")
+    assert type(table) is type(kind({}))
+    assert list(table["mood"].to_pylist() if kind is pa.table else table["mood"]) == ["a", "b"]
+
+
+def test_a_function_may_take_context_config_and_resources() -> None:
+    """The decorated function is an ordinary asset function, also with postponed annotations."""
+
+    @llm_asset(prompt=PROMPT, output="mood")
+    def moods(context: dg.AssetExecutionContext, reviews: pd.DataFrame, config: Suffix, warehouse: Warehouse):  # noqa: ANN202
+        context.log.info("hello")
+        return reviews.assign(review=warehouse.prefix + reviews["review"] + config.suffix)
+
+    llm = ScriptedModel({"": "fine"})
+    materialize(
+        reviews,
+        moods,
+        llm=llm,
+        resources={"warehouse": Warehouse(prefix="<")},
+        run_config={"ops": {"moods": {"config": {"suffix": ">"}}}},
+    )
+    assert {call.messages[-1].content.rpartition("Review: ")[2] for call in llm.calls} == {
+        f"<{text}>" for text in TEXTS
+    }
+
+
+def test_a_function_may_ask_for_the_model_itself_or_name_another_resource() -> None:
+    """The resource is taken from the key given, and is handed over if the function has a parameter of that name."""
+
+    @llm_asset(prompt=PROMPT, output="mood", resource_key="oracle")
+    def moods(reviews: pd.DataFrame, oracle: dg.ResourceParam[object]):  # noqa: ANN202
+        assert isinstance(oracle, ScriptedModel)
+        return reviews
+
+    assert materialize(reviews, moods, resources={"oracle": ScriptedModel({"": "fine"})}).success
+
+
+def test_annotations_for_type_checkers_only_do_no_harm() -> None:
+    """A parameter whose type exists under TYPE_CHECKING only is an input like any other."""
+
+    @llm_asset(prompt=PROMPT, output="mood")
+    def moods(reviews: Decimal):  # noqa: ANN202
+        return reviews
+
+    assert materialize(reviews, moods, llm=ScriptedModel({"": "fine"})).success
+
+
+def test_required_resource_keys_still_work() -> None:
+    """The other way to ask for resources, by key, goes together with the model."""
+
+    @llm_asset(prompt=PROMPT, output="mood", required_resource_keys={"warehouse"})
+    def moods(context, reviews):  # noqa: ANN001, ANN202
+        assert context.resources.warehouse.prefix == "x"
+        return reviews
+
+    resources = {"warehouse": Warehouse(prefix="x")}
+    assert materialize(reviews, moods, llm=ScriptedModel({"": "fine"}), resources=resources).success
+
+
+def test_build_llm_asset_needs_no_function() -> None:
+    """The twin enriches all rows of its upstream, with the same arguments."""
+    twin = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, key_prefix="shop")
+    result = materialize(reviews, twin)
+    assert twin.key == dg.AssetKey(["shop", "moods"])
+    assert result.output_for_node("shop__moods")["sentiment"].tolist()[1] == "negative"
+
+
+def test_every_other_asset_argument_passes_through() -> None:
+    """Group, owners, tags, kinds, pool, retry policy, description and metadata are Dagster's business."""
+
+    @llm_asset(
+        prompt=PROMPT,
+        output="mood",
+        key=["a", "moods"],
+        group_name="enrich",
+        owners=["team:shop"],
+        tags={"tier": "1"},
+        kinds={"llm", "openai"},
+        pool="llm",
+        partitions_def=DAYS,
+        retry_policy=dg.RetryPolicy(max_retries=2),
+        metadata={"mine": 1},
+        code_version="7",
+    )
+    def moods(reviews: pd.DataFrame) -> pd.DataFrame:
+        """The mood."""
+        return reviews
+
+    (spec,) = moods.specs
+    assert (spec.key.path, spec.group_name, spec.owners, spec.kinds) == (
+        ["a", "moods"],
+        "enrich",
+        ["team:shop"],
+        {"llm", "openai"},
+    )
+    assert spec.tags["tier"] == "1"
+    assert spec.description == "The mood."
+    assert spec.metadata["mine"] == 1
+    assert spec.code_version.startswith("7-")
+    assert spec.partitions_def == DAYS
+    assert moods.op.pool == "llm"
+    assert moods.op.retry_policy == dg.RetryPolicy(max_retries=2)
+
+
+def test_checks_on_the_asset_run_with_it() -> None:
+    """`check_specs` of a user's own may be answered by a check that reads the enriched table."""
+
+    @dg.asset_check(asset=review_sentiment)
+    def all_answered(review_sentiment: pd.DataFrame) -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=bool(review_sentiment["sentiment"].notna().all()))
+
+    result = materialize(reviews, review_sentiment, all_answered)
+    assert [evaluation.passed for evaluation in result.get_asset_check_evaluations()] == [True]
+
+
+# -- partitions, metadata, versions --------------------------------------------------------------------------------
+
+
+def test_a_partition_is_enriched_by_itself() -> None:
+    """The partition's rows go in, and its row count is reported as the partition's."""
+
+    @dg.asset(partitions_def=DAYS)
+    def daily(context) -> pd.DataFrame:  # noqa: ANN001  (Dagster's own decorator cannot read postponed annotations)
+        return pd.DataFrame({"review": [f"{context.partition_key} love"]})
+
+    @llm_asset(prompt=PROMPT, output=Sentiment, partitions_def=DAYS)
+    def moods(daily: pd.DataFrame) -> pd.DataFrame:
+        return daily
+
+    result = materialize(daily, moods, partition_key="2026-01-03")
+    assert result.output_for_node("moods")["review"].tolist() == ["2026-01-03 love"]
+    found = metadata(result, "moods")
+    assert found["dagster/partition_row_count"] == 1
+    assert "dagster/row_count" not in found
+
+
+def test_metadata_tells_counts_tokens_cost_schema_lineage_and_a_preview() -> None:
+    """The figures have fixed keys and plottable types, and come from what happened."""
+    llm = ScriptedModel(answer)
+    found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
+    assert found["ondine/rows_total"] == found["ondine/rows_succeeded"] == 4
+    assert found["ondine/requests"] == found["ondine/unique_prompts"] == len(llm.calls) == 3
+    assert (found["ondine/rows_failed"], found["ondine/rows_reused"], found["ondine/error_rate"]) == (0, 0, 0.0)
+    assert found["ondine/input_tokens"] > 0 < found["ondine/output_tokens"]
+    assert isinstance(found["ondine/cost_usd"], float)
+    assert found["dagster/row_count"] == 4
+    schema = {column.name: column for column in found["dagster/column_schema"].columns}
+    assert schema["sentiment"].type == "string"
+    assert schema["topic"].description == "what the review is about"
+    deps = found["dagster/column_lineage"].deps_by_column
+    assert deps["sentiment"] == deps["review"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
+    assert "review_sentiment_error" not in deps
+    assert "I love it | positive" in found["ondine/preview"]
+
+
+def test_a_model_without_a_known_price_reports_no_cost() -> None:
+    """An unknown cost is left out and said to be unknown; it is never 0."""
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai_compatible/unheard-of", base_url=provider.base_url)
+        found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
+    assert "ondine/cost_usd" not in found
+    assert "ondine/cost_usd_total" not in found
+    assert found["ondine/cost_known"] is False
+
+
+def test_cost_is_what_the_provider_bills() -> None:
+    """Tokens in the metadata are the provider's, and the dollars are their list price."""
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
+        found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
+        books = provider.books
+    assert (found["ondine/input_tokens"], found["ondine/output_tokens"]) == (books.input_tokens, books.output_tokens)
+    # $0.15 and $0.60 a million tokens
+    assert found["ondine/cost_usd"] == pytest.approx((books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6)
+
+
+def test_code_version_follows_prompt_and_output() -> None:
+    """Dagster sees a new version when prompt, examples or output change, and only then."""
+
+    def version(prompt: str | Prompt = PROMPT, output: Any = Sentiment, **options: Any) -> str | None:
+        (spec,) = build_llm_asset(name="x", upstream="reviews", prompt=prompt, output=output, **options).specs
+        return spec.code_version
+
+    example = ("Nice", {"sentiment": "positive", "topic": None})
+    versions = [
+        version(),
+        version(PROMPT + " "),
+        version(output="mood"),
+        version(Prompt(PROMPT, system="Be brief.")),
+        version(Prompt(PROMPT, examples=[example])),
+        version(code_version="2"),
+    ]
+    assert len(set(versions)) == len(versions)
+    assert version() == version(group_name="elsewhere")
+
+
+# -- answers are kept ----------------------------------------------------------------------------------------------
+
+
+def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
+    """Nothing changed: no calls. One text changed: one call. The prompt changed: all."""
+    texts = list(TEXTS)
+
+    @llm_asset(prompt=PROMPT, output=Sentiment)
+    def moods() -> pd.DataFrame:
+        return pd.DataFrame({"review": texts})
+
+    other = build_llm_asset(name="other", upstream="moods", prompt=f"{PROMPT}!", output={"verdict": str})
+    with Provider(lambda prompt: answer(prompt) | {"verdict": "fine"}) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
+
+        def calls(*assets: dg.AssetsDefinition) -> int:
+            before = len(provider.books.requests)
+            materialize(*assets, llm=llm)
+            return len(provider.books.requests) - before
+
+        assert [calls(moods), calls(moods)] == [3, 0]
+        texts[1] = "It broke again"
+        assert calls(moods) == 1
+        assert calls(moods, other) == 3
+
+
+def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> None:
+    """Without a store of one's own, two runs of one instance share one."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        first, second = ScriptedModel(answer), ScriptedModel(answer)
+        materialize(reviews, review_sentiment, llm=first, instance=instance)
+        materialize(reviews, review_sentiment, llm=second, instance=instance)
+    assert (len(first.calls), len(second.calls)) == (3, 0)
+    assert list(tmp_path.rglob("ondine/answers.db"))
+
+
+# -- rows and steps that fail --------------------------------------------------------------------------------------
+
+
+def broken_asset(**options: Any) -> dg.AssetsDefinition:
+    @llm_asset(prompt=PROMPT, output=Sentiment, **options)
+    def moods(reviews: pd.DataFrame) -> pd.DataFrame:
+        return reviews
+
+    return moods
+
+
+def one_row_fails(prompt: str) -> Any:
+    return "nonsense" if "blue" in prompt else answer(prompt)
+
+
+def test_a_failed_row_is_null_with_a_reason() -> None:
+    """One bad row costs only itself, and the report says why."""
+    result = materialize(reviews, broken_asset(), llm=ScriptedModel(one_row_fails))
+    table = result.output_for_node("moods")
+    assert table["sentiment"].isna().tolist() == [False, False, False, True]
+    assert table["moods_error"].iloc[3].startswith("invalid: ")
+    found = metadata(result, "moods")
+    assert (found["ondine/rows_failed"], found["ondine/error_rate"]) == (1, 0.25)
+    (record,) = (
+        found["ondine/failures"].records if hasattr(found["ondine/failures"], "records") else found["ondine/failures"]
+    )
+    assert record.data["rows"] == 1
+
+
+def test_failed_rows_can_be_dropped() -> None:
+    """`on_row_error="drop"` leaves the failed rows out, and the error column with them."""
+    table = materialize(reviews, broken_asset(on_row_error="drop"), llm=ScriptedModel(one_row_fails)).output_for_node(
+        "moods"
+    )
+    assert table["review"].tolist() == TEXTS[:3]
+    assert "moods_error" not in table.columns
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [({"on_row_error": "raise"}, "on_row_error='raise'"), ({"max_error_rate": 0.2}, "max_error_rate=0.2")],
+)
+def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(
+    tmp_path: Path, options: dict[str, Any], rule: str
+) -> None:
+    """The step says which rule was broken; a re-run asks only the failed row."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        result = materialize(
+            reviews,
+            broken_asset(**options),
+            llm=ScriptedModel(one_row_fails),
+            instance=instance,
+            raise_on_error=False,
+        )
+        failed = failure_of(result)
+        assert f"1 of 4 rows failed ({rule})" in failed.user_failure_data.description
+        mended = ScriptedModel(answer)
+        assert materialize(reviews, broken_asset(**options), llm=mended, instance=instance).success
+    assert len(mended.calls) == 1
+
+
+def test_a_table_without_a_single_answer_fails_the_step() -> None:
+    """A step is not green when nothing came of it."""
+    result = materialize(reviews, broken_asset(), llm=ScriptedModel({"": "nonsense"}), raise_on_error=False)
+    assert "no row got an answer" in failure_of(result).user_failure_data.description
+
+
+def test_what_only_a_person_can_mend_is_not_retried(tmp_path: Path) -> None:
+    """A wrong key fails the step for good; a store that cannot be opened may be back at the next attempt."""
+
+    def retries(**settings: Any) -> int:
+        asset = broken_asset(retry_policy=dg.RetryPolicy(max_retries=1))
+        result = materialize(reviews, asset, llm=LLMResource(**settings), raise_on_error=False)
+        assert not result.success
+        return sum(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+
+    (tmp_path / "file").touch()
+    with Provider(fault=error(401)) as provider:
+        assert retries(model="openai/gpt-4o-mini", base_url=provider.base_url) == 0
+    assert retries(model="openai_compatible/x", base_url="http://127.0.0.1", store=str(tmp_path / "file" / "db")) == 1
+
+
+def test_one_refused_row_fails_alone() -> None:
+    """A content filter takes one row, not the table."""
+    with Provider(answer, fault=matching("blue", error(400, "blocked", "content_filter"))) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
+        table = materialize(reviews, broken_asset(), llm=llm).output_for_node("moods")
+    assert table["moods_error"].iloc[3].startswith("refused: ")
+    assert table["sentiment"].notna().sum() == 3
+
+
+# -- wrong usage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "Classify {review"}, "does not parse"),
+        ({"prompt": "Classify it"}, "reads no column"),
+        ({"prompt": PROMPT, "output": {"review": str}}, "'review' is an output column and also"),
+        ({"prompt": PROMPT, "output": {"mood": {"type": "sting"}}}, "'sting'"),
+        ({"prompt": PROMPT, "on_row_error": "skip"}, "'skip'"),
+        ({"prompt": PROMPT, "max_error_rate": 2}, "max_error_rate=2"),
+        ({"prompt": Prompt(PROMPT, examples=[("x", {"mood": 3})]), "output": {"mood": str}}, "example 1"),
+        (
+            {
+                "prompt": PROMPT,
+                "metadata": {"dagster/column_schema": dg.TableSchema([dg.TableColumn("reviews", "string")])},
+            },
+            "did you mean 'reviews'",
+        ),
+    ],
+)
+def test_wrong_usage_fails_when_definitions_load(arguments: dict[str, Any], message: str) -> None:
+    """The message names the mistake and the fix before anything runs."""
+    with pytest.raises(ConfigError, match=message):
+        build_llm_asset(name="x", upstream="reviews", **({"output": "mood"} | arguments))
+
+
+def test_async_and_generator_functions_are_refused() -> None:
+    """The decorated function returns rows; the concurrency is ours."""
+
+    async def asynchronous(reviews):  # noqa: ANN001, ANN202
+        return reviews
+
+    def generator(reviews):  # noqa: ANN001, ANN202
+        yield reviews
+
+    for function in (asynchronous, generator):
+        with pytest.raises(ConfigError, match=function.__name__):
+            llm_asset(prompt=PROMPT, output="mood")(function)
+
+
+def test_a_missing_resource_fails_when_definitions_load() -> None:
+    """Dagster names the resource that is not there."""
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="'llm'"):
+        dg.Definitions.validate_loadable(dg.Definitions(assets=[reviews, review_sentiment]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (pd.DataFrame({"reviews": ["a"]}), "did you mean 'reviews'"),
+        (pd.DataFrame({"review": ["a"], "mood": ["b"]}), "'mood' is already a column"),
+        (pd.DataFrame({"review": ["a"], "moods_error": ["b"]}), "'moods_error' is already a column"),
+        (None, "NoneType is not a table"),
+    ],
+)
+def test_rows_that_do_not_fit_fail_before_anything_is_paid(rows: Any, message: str) -> None:
+    """Columns are checked against the rows before the first call."""
+
+    @llm_asset(prompt=PROMPT, output="mood")
+    def moods():  # noqa: ANN202
+        return rows
+
+    llm = ScriptedModel({"": "fine"})
+    result = materialize(moods, llm=llm, raise_on_error=False)
+    assert message in failure_of(result).user_failure_data.description
+    assert llm.calls == []
+
+
+def test_something_that_is_no_model_is_named() -> None:
+    """A resource of the wrong kind fails with what was expected."""
+    result = materialize(reviews, review_sentiment, llm=object(), raise_on_error=False)
+    assert "LLMResource or a ChatModel was expected" in failure_of(result).user_failure_data.description
+
+
+def test_no_rows_are_no_problem() -> None:
+    """An empty table comes back empty, with its new columns."""
+
+    @llm_asset(prompt=PROMPT, output=Sentiment)
+    def moods() -> pd.DataFrame:
+        return pd.DataFrame({"review": []})
+
+    table = materialize(moods).output_for_node("moods")
+    assert list(table.columns) == ["review", "sentiment", "topic", "moods_error"]
+    assert len(table) == 0
+
+
+def test_refused_is_a_row_outcome_with_a_scripted_model() -> None:
+    """Users can play every fault in their own tests."""
+    llm = ScriptedModel(answer, faults=[RefusedError("not this one")])
+    table = materialize(reviews, review_sentiment, llm=llm).output_for_node("review_sentiment")
+    assert table["review_sentiment_error"].notna().sum() in (1, 2)
