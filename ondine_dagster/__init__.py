@@ -1,4 +1,4 @@
-"""LLM columns as Dagster assets: resumable by the row, capped in cost, paced across processes."""
+"""LLM columns as Dagster assets: resumable by the row, paced across processes, at a known cost."""
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 

@@ -227,7 +227,7 @@ def _materialize(
     outputs = [column.name for column in columns]
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
     metadata = {
-        "ondine/preview": dg.MetadataValue.md(preview(table, [*question.prompt.columns, *outputs])),
+        "ondine/preview": dg.MetadataValue.md(preview(table, [*outputs, *question.prompt.columns])),
         **run_metadata(report, question.model.model),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),

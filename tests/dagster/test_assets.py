@@ -251,7 +251,7 @@ def test_metadata_tells_counts_tokens_cost_schema_lineage_and_a_preview() -> Non
     deps = found["dagster/column_lineage"].deps_by_column
     assert deps["sentiment"] == deps["review"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
     assert "review_sentiment_error" not in deps
-    assert "I love it | positive" in found["ondine/preview"]
+    assert "positive |  | I love it" in found["ondine/preview"]
 
 
 def test_a_model_without_a_known_price_reports_no_cost() -> None:

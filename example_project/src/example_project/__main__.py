@@ -38,7 +38,7 @@ def main(day: str = "2026-01-05") -> None:
     print(
         f"\n{day}: {len(table)} reviews, {figures['ondine/rows_reused']} answered before, "
         f"{figures['ondine/requests']} calls to {figures['ondine/model']}, ${figures.get('ondine/cost_usd', 0):.4f}, "
-        f"{figures['ondine/rows_per_s']:.1f} rows/s.\n"
+        f"{len(table) / figures['ondine/duration_s']:,.1f} rows/s.\n"
         f"The model agrees with the labels on {figures['agreement']:.0%} of them; "
         f"always guessing the commonest label would on {figures['majority_share']:.0%}.\n"
         f"Picture: {figures['file']}\n\n"

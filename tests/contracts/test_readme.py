@@ -1,0 +1,61 @@
+"""The documents tell the truth: their code runs, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ondine_core import ScriptedModel
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def run_block(marker: str) -> dict[str, Any]:
+    """The names that the README's Python block with `marker` in it defines."""
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if marker in code]
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec", dont_inherit=True), names)  # noqa: S102
+    return names
+
+
+def test_every_python_block_is_run_here() -> None:
+    """A new block needs a test below."""
+    assert README.count("```python") == 3
+
+
+def test_the_decorator_example() -> None:
+    """The definitions load, and the columns promised are those that come out."""
+    names = run_block("defs = dg.Definitions")
+    dg.Definitions.validate_loadable(names["defs"])
+    llm = ScriptedModel({"": {"sentiment": "positive", "topic": None}})
+    result = dg.materialize([names["reviews"], names["review_sentiment"]], resources={"llm": llm})
+    table = result.output_for_node("review_sentiment")
+    assert list(table.columns) == ["id", "review", "sentiment", "topic", "review_sentiment_error"]
+
+
+def test_the_example_without_dagster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asks the embedded model and prints two answers."""
+    monkeypatch.chdir(tmp_path)
+    report = run_block("enrich_sync(")["report"]
+    assert report.failures == {}
+    assert str(report.column("sentiment")) in capsys.readouterr().out
+
+
+def test_the_example_of_a_users_test() -> None:
+    """The user's own test passes."""
+    run_block("def test_review_sentiment")["test_review_sentiment"]()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(document: Path) -> None:
+    """Every relative link and picture exists."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
