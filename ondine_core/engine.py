@@ -19,7 +19,7 @@ from typing import Any
 
 from ondine_core.batching import ONE_PER_CALL, Strategy, pack
 from ondine_core.cost_tracker import CostTracker, Spend
-from ondine_core.errors import FatalError, ProviderError, RefusedError, TransientError
+from ondine_core.errors import ConfigError, FatalError, ProviderError, RefusedError, TransientError
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy, retrying
@@ -61,6 +61,12 @@ class Policy:
     retry: RetryPolicy = RetryPolicy()
     reuse: bool = True
     strategy: Strategy = ONE_PER_CALL
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 1:
+            raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
+        if self.max_repairs < 0:
+            raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +242,10 @@ class _Tally:
         self._done += sum(self._copies[key] for key, _ in (*answers, *failures))
         self._failed += sum(self._copies[key] for key, _ in failures)
 
+    @property
+    def any_answer(self) -> bool:
+        return any(isinstance(outcome, Answer) for outcome in self.outcomes.values())
+
     def tell(self) -> None:
         self._on_progress(self.progress)
 
@@ -258,8 +268,9 @@ class _Asker:
     ) -> None:
         self._question, self._means, self._policy, self._tally, self._clock = question, means, policy, tally, clock
         self._workers = min(policy.max_concurrency, means.model.max_concurrency or policy.max_concurrency)
-        self._retrying = retrying(policy.retry, clock.sleep, clock.rng)
+        self._retrying = retrying(policy.retry, lambda seconds: self._unless_stopped(clock.sleep(seconds)), clock.rng)
         self._unreachable_in_a_row = self._refused = 0
+        self._stopped = asyncio.Event()
         self._stopped_by: ProviderError | None = None
 
     async def ask_all(self, batches: Iterator[Batch], count: int) -> None:
@@ -287,8 +298,7 @@ class _Asker:
                 self._call, self._policy.strategy.encode(batch, self._question.schema.json_schema)
             )
         except FatalError as error:
-            # Calls in flight are paid for: the other workers finish theirs, nobody starts another.
-            self._stopped_by = self._stopped_by or error
+            self._stop(error)
             return ()
         except (TransientError, RefusedError) as error:
             await self._settle(batch, self._give_up(batch, error), None)
@@ -301,7 +311,7 @@ class _Asker:
     async def _call(self, call: Call) -> Reply:
         limiter = self._means.limiter
         if limiter:
-            await limiter.admit(self._tokens(call))
+            await self._unless_stopped(limiter.admit(self._tokens(call)))
         self._tally.tracker.sent()
         try:
             return await self._means.model(call)
@@ -315,6 +325,22 @@ class _Asker:
             self._tally.tracker.lost()
             raise
 
+    def _stop(self, error: ProviderError) -> None:
+        """Calls in flight are paid for, so their workers finish them; whoever waits stops waiting, nobody asks anew."""
+        self._stopped_by = self._stopped_by or error
+        self._stopped.set()
+
+    async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
+        wait, stop = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait({wait, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped_by is not None:
+                raise FatalError(str(self._stopped_by))
+            await wait
+        finally:
+            wait.cancel()
+            stop.cancel()
+
     def _tokens(self, call: Call) -> int:
         """What the rate of tokens is booked for: four bytes a token, and the replies' mean length so far."""
         spend = self._tally.tracker.spend
@@ -325,12 +351,14 @@ class _Asker:
         if isinstance(error, TransientError):
             self._unreachable_in_a_row += 1
             if self._unreachable_in_a_row >= max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP):
-                self._stopped_by = self._stopped_by or error
-            failure = Failure("unreachable", f"{error} (tried {self._policy.retry.max_attempts} times)")
+                self._stop(error)
+            failure = Failure("unreachable", self._policy.retry.explain(error))
         else:
             self._refused += 1
-            if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not self._tally.tracker.spend.answered:
-                self._stopped_by = FatalError(f"The first {self._refused} calls were all refused. {error}")
+            if error.usage is not None:
+                self._tally.tracker.answered(error.usage)
+            if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not self._tally.any_answer:
+                self._stop(FatalError(f"The first {self._refused} calls were all refused. {error}"))
             failure = Failure("refused", str(error))
         return Verdict(failures=tuple((key, failure) for key in batch.keys))
 

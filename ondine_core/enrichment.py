@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price, find_price
 from ondine_core.prompts import Prompt, compile_prompt
 from ondine_core.providers import connect
+from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.rate_limiter import RateLimiter, Rates
 from ondine_core.schema import Output, compile_schema
 from ondine_core.stages import Question
@@ -108,8 +109,10 @@ def enrich_sync(
 
 
 def spec_of(model: ChatModel) -> ModelSpec:
-    """What a model that was handed over open is called in keys and reports."""
-    return ModelSpec(f"scripted/{type(model).__qualname__}")
+    """What a model that was handed over open is called in keys and reports: by its class, and its price is unknown."""
+    kind = type(model)
+    provider = "scripted" if isinstance(model, ScriptedModel) else kind.__module__
+    return ModelSpec(f"{provider}/{kind.__qualname__}")
 
 
 def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:
@@ -166,7 +169,7 @@ def check_columns(question: Question, names: Sequence[str]) -> None:
     """
     for column in question.prompt.columns:
         if column not in names:
-            close = get_close_matches(column, names, 1)
+            close = get_close_matches(column, [name for name in names if isinstance(name, str)], 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(
                 f"The prompt reads column {column!r}, which the rows do not have; {hint}"
@@ -214,12 +217,13 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
                 return result.result(timeout=_TICK_S)
             except TimeoutError:
                 if result.done():
-                    raise
+                    return result.result()
                 tick()
     except BaseException:
         if not result.done():
             started.wait()
-            cancel[0]()
+            with suppress(RuntimeError):  # the loop may have closed this very moment
+                cancel[0]()
             worker.join(_CLEAN_UP_S)
         raise
 
@@ -231,16 +235,15 @@ _CLEAN_UP_S = 1.5
 
 def _bucket(spec: ModelSpec) -> str:
     """Whoever asks the same model at the same address shares its rates."""
-    return f"{spec.model}@{spec.base_url or ''}"
+    return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
 
 
 def _read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
     """The column names of `table`, its length, and the values of the `wanted` columns that it has."""
     if isinstance(table, Mapping):
-        names, rows = tuple(table), len(next(iter(table.values()), ()))
-        return names, rows, {name: table[name] for name in wanted if name in table}
+        return _read_columns(table, wanted)
     if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
-        names = tuple(dict.fromkeys(name for row in table for name in row))
+        names = tuple(dict.fromkeys(name for row in table for name in row)) or tuple(wanted)
         return names, len(table), {name: [row.get(name) for row in table] for name in wanted}
     import narwhals as nw
 
@@ -253,6 +256,18 @@ def _read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict
         ) from None
     columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
     return tuple(frame.columns), len(frame), columns
+
+
+def _read_columns(
+    table: Mapping[str, Any], wanted: Sequence[str]
+) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
+    lengths = {name: -1 if isinstance(values, str | bytes) else len(values) for name, values in table.items()}
+    if len(set(lengths.values())) > 1 or -1 in lengths.values():
+        shown = ", ".join(f"{name!r}: {'a text' if n < 0 else n}" for name, n in lengths.items())
+        raise ConfigError(f"The columns must be sequences of one length; they are {shown}.")
+    # By position: a pandas Series would be read by label.
+    columns: dict[str, Sequence[Any]] = {name: list(table[name]) for name in wanted if name in table}
+    return tuple(table), next(iter(lengths.values()), 0), columns
 
 
 def _values(series: Any) -> Sequence[Any]:

@@ -14,6 +14,8 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
+from ondine_core.values import Usage
+
 __all__ = [
     "ConfigError",
     "FailedRowsError",
@@ -54,7 +56,16 @@ class TransientError(ProviderError):
 
 
 class RefusedError(ProviderError):
-    """The provider refuses this request for what it contains; asking the same again is useless."""
+    """The provider refuses this request for what it contains; asking the same again is useless.
+
+    Args:
+        message: What happened.
+        usage: Tokens that were billed although nothing useful came of them, `None` when none were.
+    """
+
+    def __init__(self, message: str, *, usage: Usage | None = None) -> None:
+        super().__init__(message)
+        self.usage = usage
 
 
 class FatalError(ProviderError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ondine_core.errors import ConfigError
 from ondine_core.values import AnswerStore, Numbers
 
 __all__ = ["RateLimiter", "Rates", "book"]
@@ -27,6 +28,11 @@ class Rates:
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, rate in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
+            if rate is not None and not rate > 0:
+                raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None is no limit.")
 
     def __bool__(self) -> bool:
         return self.requests_per_minute is not None or self.tokens_per_minute is not None

@@ -9,9 +9,9 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from ondine_core.errors import TransientError
+from ondine_core.errors import ConfigError, TransientError
 
 __all__ = ["RetryPolicy", "retrying"]
 
@@ -24,11 +24,29 @@ class RetryPolicy:
         max_attempts: Calls in all, the first included.
         first_wait_s: Longest first pause; it doubles from call to call.
         longest_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
+        longest_retry_after_s: A provider that asks for a longer pause than this is not waited for.
     """
 
     max_attempts: int = 8
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
+    longest_retry_after_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ConfigError(f"max_attempts={self.max_attempts!r} must be at least 1.")
+
+    def gives_up(self, attempt: int, error: BaseException | None) -> bool:
+        """Whether call number `attempt`, which failed with `error`, was the last."""
+        asked = error.retry_after_s if isinstance(error, TransientError) else None
+        return attempt >= self.max_attempts or (asked or 0.0) > self.longest_retry_after_s
+
+    def explain(self, error: TransientError) -> str:
+        """Why no further call was made after `error`."""
+        if (error.retry_after_s or 0.0) > self.longest_retry_after_s:
+            limit = f"{self.longest_retry_after_s:g} s"
+            return f"{error} It asks to wait {error.retry_after_s:,.0f} s, longer than {limit}."
+        return f"{error} (tried {self.max_attempts} times)"
 
     def wait_s(self, attempt: int, error: BaseException | None, rng: random.Random) -> float:
         """Seconds to wait after call number `attempt` failed with `error`.
@@ -45,14 +63,13 @@ class RetryPolicy:
 def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]], rng: random.Random) -> AsyncRetrying:
     """`policy` as a tenacity controller that re-raises the last error."""
 
-    def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        return policy.wait_s(int(state.attempt_number), error, rng)
+    def error(state: RetryCallState) -> BaseException | None:
+        return state.outcome.exception() if state.outcome else None
 
     return AsyncRetrying(
         retry=retry_if_exception_type(TransientError),
-        stop=stop_after_attempt(policy.max_attempts),
-        wait=wait,
+        stop=lambda state: policy.gives_up(state.attempt_number, error(state)),
+        wait=lambda state: policy.wait_s(state.attempt_number, error(state), rng),
         sleep=sleep,
         reraise=True,
     )

@@ -162,7 +162,12 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
             values = adapter.dump_python(adapter.validate_json(body, strict=True), mode="json", by_alias=False)
         except ValidationError as error:
             return Invalid(_reason(error))
-        return {name: values.get(name) for name in names}
+        # What cannot be kept exactly is not an answer: NaN, infinity, integers beyond 64 bits.
+        try:
+            kept = orjson.loads(orjson.dumps(values)) == values
+        except TypeError:
+            kept = False
+        return {name: values.get(name) for name in names} if kept else Invalid("a number is out of range")
 
     def dump(value: Any) -> str:
         try:

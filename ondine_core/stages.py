@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from ondine_core.batching import Strategy
+from ondine_core.errors import ConfigError
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.schema import Invalid, OutputSchema
 from ondine_core.values import Batch, Failure, Json, Key, ModelSpec, Outcome, Reply
@@ -54,7 +55,11 @@ def address(question: Question) -> Callable[[str], Key]:
     settings = {"model": model.model, "url": model.base_url, "temperature": model.temperature, "params": model.params}
     head = [[message.role, message.content] for message in question.prompt.head]
     start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
-    for part in (orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS), question.schema.identity):
+    try:
+        asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
+    for part in (asked, question.schema.identity):
         start.update(len(part).to_bytes(8, "big") + part)
 
     def key(text: str) -> Key:

@@ -62,7 +62,7 @@ class ModelSpec:
 
     model: str
     api_key: str | None = field(default=None, repr=False)
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)  # it may carry a password
     timeout_s: float = 60.0
     temperature: float | None = None
     max_output_tokens: int | None = None
@@ -119,7 +119,7 @@ class Answer:
     Args:
         values: Output column to JSON value.
         model: The model that answered.
-        attempts: Calls it took, this answer's included.
+        attempts: How often it was asked, repairs included; calls lost on the way are not counted.
         batch_size: Prompts in the call that brought it.
         cost_usd: This prompt's share of what the call that brought it cost; `None` when the price is unknown.
         request_id: The provider's name for the call.

@@ -58,7 +58,7 @@ def _openai_dialect(spec: ModelSpec, name: str) -> ChatModel:
     base_url = spec.base_url or server.base_url
     if base_url is None:
         raise ConfigError(f"model={spec.model!r} needs base_url, for instance 'http://127.0.0.1:8000/v1'.")
-    api_key = spec.api_key
+    api_key = (spec.api_key or "").strip() or None  # keys are often read from files that end in a line feed
     # The provider's own key goes to the provider only, never to an address that somebody configured.
     if api_key is None and spec.base_url is None and server.key_variable:
         api_key = os.environ.get(server.key_variable)

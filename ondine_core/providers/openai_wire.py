@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -62,18 +64,21 @@ class HttpModel:
     ) -> None:
         self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
         self._body, self._read, self._wall = body, read, wall
+        self._host = urlsplit(url).netloc.rpartition("@")[2]
+        self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
         self.max_concurrency = max_concurrency
 
     def __repr__(self) -> str:
-        return f"HttpModel({self._url!r})"
+        return f"HttpModel({self._host!r})"
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
         session = self._session or self._open()
         started = time.perf_counter()
         try:
-            async with session.post(self._url, data=self._body(call), allow_redirects=False) as response:
+            request = session.post(self._url, data=self._body(call), proxy=self._proxy, allow_redirects=False)
+            async with request as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._lost(error) from error
@@ -83,9 +88,10 @@ class HttpModel:
             reply = self._read(orjson.loads(content))
         except ProviderError:
             raise
-        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise self._unreadable(content, call) from error
-        request_id = headers.get("x-request-id") or reply.request_id
+        # A header may hold bytes that are no text, which the store could not keep.
+        request_id = headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
         return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started)
 
     async def aclose(self) -> None:
@@ -104,12 +110,11 @@ class HttpModel:
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
         )
         return self._session
 
     def _lost(self, error: Exception) -> ProviderError:
-        host = urlsplit(self._url).netloc.rpartition("@")[2]
+        host = self._host
         if isinstance(
             error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError
         ):
@@ -124,9 +129,10 @@ class HttpModel:
 
     def _failed(self, status: int, headers: Mapping[str, str], content: bytes, call: Call) -> ProviderError:
         error = _error_object(content)
-        code = error.get("code") or error.get("type")
+        codes = (found for found in (error.get("code"), error.get("type")) if isinstance(found, str))
+        code = next(codes, None)
         said = _quotable(str(error.get("message") or ""), call, self._api_key)
-        what = f"The provider replied {status}" + (f" ({code})" if isinstance(code, str) else "") + said
+        what = f"The provider replied {status}" + (f" ({code})" if code else "") + said
         if status in _FATAL:
             return FatalError(f"{what}: {_FATAL[status]}.")
         if code in _OUT_OF_CREDIT:
@@ -134,7 +140,7 @@ class HttpModel:
         if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
             return TransientError(f"{what}.", retry_after_s=_retry_after_s(headers, self._wall()))
         if status < 400:  # noqa: PLR2004
-            return FatalError(f"{what}, a redirection; check base_url.")
+            return FatalError(f"{what}, which is no chat completion; check base_url.")
         return RefusedError(f"{what}.")
 
     def _unreadable(self, content: bytes, call: Call) -> ProviderError:
@@ -191,8 +197,14 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
     choice = data["choices"][0]
     message, finish_reason = choice["message"], choice.get("finish_reason") or "stop"
     if message.get("refusal") or finish_reason == "content_filter":
-        raise RefusedError("The model declined to answer (content filter).")
-    return Reply(message.get("content") or "", usage_of(data), finish_reason, data.get("id"))
+        raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    return Reply(text, usage_of(data), str(finish_reason), _id(data))
+
+
+def _id(data: Mapping[str, Any]) -> str | None:
+    return found if isinstance(found := data.get("id"), str) else None
 
 
 def usage_of(data: Mapping[str, Any]) -> Usage:
@@ -200,7 +212,8 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     usage = data.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    return Usage(usage.get("prompt_tokens") or 0, cached, usage.get("completion_tokens") or 0, reasoning)
+    sent, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    return Usage(int(sent), int(cached), int(written), int(reasoning))
 
 
 def _error_object(content: bytes) -> Mapping[str, Any]:
@@ -215,9 +228,10 @@ def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers[name]) * unit_s)
+            seconds = float(headers[name]) * unit_s
         except (KeyError, ValueError):
             continue
+        return max(0.0, seconds) if isfinite(seconds) else None
     try:
         date = parsedate_to_datetime(headers["retry-after"])
     except (KeyError, ValueError):
@@ -226,17 +240,32 @@ def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     return max(0.0, aware.timestamp() - now)
 
 
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
+
+    aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
 _LONGEST_QUOTE = 300
 _WINDOW = 8
 
 
 def _quotable(message: str, call: Call, api_key: str | None) -> str:
     """`message` as a suffix for an error text, unless it repeats part of a prompt; keys are masked."""
-    message = " ".join(message.split())[:_LONGEST_QUOTE]
+    message = " ".join(message.split())
     if api_key:
         message = message.replace(api_key, "***")
-    message = re.sub(r"\b(sk|gsk|key|pk)-[\w*-]{6,}", "***", message)
+    message = re.sub(r"\b(sk|gsk|key|pk)[-_][\w*-]{6,}", "***", message)[:_LONGEST_QUOTE]
     sent = "\n".join(part.content for part in call.messages)
+    if any(quote in sent for quote in re.findall(r"['\"`]([^'\"`]+)['\"`]", message)):
+        return ""
     if any(message[at : at + _WINDOW] in sent for at in range(max(1, len(message) - _WINDOW + 1))):
         return ""
     return f": {message.rstrip('.')}"

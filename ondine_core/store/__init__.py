@@ -42,7 +42,8 @@ def network_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -
     except OSError:
         return None
     target = Path(path).expanduser().resolve()
-    points = [(Path(fields[1]), fields[2]) for line in lines if len(fields := line.split()) > 2]  # noqa: PLR2004
+    # A space in the name of a mount point is written as the octal \\040.
+    points = [(Path(fields[1].replace("\\040", " ")), fields[2]) for line in lines if len(fields := line.split()) > 2]  # noqa: PLR2004
     holding = [(len(point.parts), kind) for point, kind in points if target.is_relative_to(point)]
     kind = max(holding, default=(0, ""))[1]
     return kind if kind.startswith(_NETWORK) else None

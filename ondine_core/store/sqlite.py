@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class SqliteStore:
     def __init__(self, path: str | Path, *, durability: Literal["process", "power"] = "process") -> None:
         self.path = str(path)
         self._gathering: list[Record] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._kept: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         # A SQLite connection belongs to one thread; this one does all reading and writing, in order.
@@ -79,8 +81,12 @@ class SqliteStore:
         self._gathering += [_to_record(key, answer) for key, answer in answers]
         if not self._gathering:
             return
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # A writer of a loop that was stopped is gone; what it had not written is still gathered.
+            self._loop, self._kept, self._writer = loop, None, None
         if self._kept is None:
-            self._kept = asyncio.get_running_loop().create_future()
+            self._kept = loop.create_future()
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_groups())
         await asyncio.shield(self._kept)
@@ -104,7 +110,7 @@ class SqliteStore:
             group, self._gathering, self._kept = self._gathering, [], None
             try:
                 await self._do(lambda group=group: _write(self._database, group))  # type: ignore[misc]
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
                 kept.set_exception(error)
                 kept.exception()  # a waiter may be gone; the others raise it
             else:
@@ -112,12 +118,13 @@ class SqliteStore:
         self._writer = None
 
     async def _do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guard, work)
+        # Shielded: work that waits for the thread is done also when nobody waits for it any more.
+        return await asyncio.shield(asyncio.wrap_future(self._thread.submit(self._guard, work)))
 
     def _guard(self, work: Callable[[], T]) -> T:
         try:
             return work()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:
             raise StoreError(f"The answer store {self.path!r} failed: {error}.") from error
 
 
@@ -130,11 +137,13 @@ def _connect(path: str, durability: str) -> sqlite3.Connection:
         path = str(file)
     database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(database)
         database.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
         with _transaction(database):
-            version = database.execute("PRAGMA user_version").fetchone()[0]
+            (version,) = database.execute("PRAGMA user_version").fetchone()
             if version == 0:
+                if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    raise StoreError(f"{path!r} is a SQLite database of something else; name another store.")
                 for statement in filter(str.strip, _TABLES.split(";")):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {_VERSION}")
@@ -147,6 +156,20 @@ def _connect(path: str, durability: str) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _switch_to_wal(database: sqlite3.Connection) -> None:
+    # The one statement that does not wait for a lock by itself: of several that open a new file, all but one fail.
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @contextmanager

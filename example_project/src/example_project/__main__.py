@@ -4,6 +4,7 @@ import os
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[3]
 HOME = Path(os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster_home")))
@@ -26,7 +27,7 @@ def main(day: str = "2026-01-05") -> None:
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(instance=instance, partition_key=day, run_config=_QUIET)
     table: pd.DataFrame = result.output_for_node("review_sentiment")
-    figures = {
+    figures: dict[str, Any] = {
         name: entry.value
         for event in result.get_asset_materialization_events()
         for name, entry in event.materialization.metadata.items()

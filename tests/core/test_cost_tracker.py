@@ -1,0 +1,58 @@
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.pricing import FREE, Price
+from ondine_core.values import Usage
+
+PRICE = Price(Decimal("3e-6"), Decimal("15e-6"), Decimal("0.3e-6"))
+USAGES = st.builds(lambda fresh, cached, output: Usage(fresh + cached, cached, output), *[st.integers(0, 10**7)] * 3)
+
+
+def test_a_run_begins_with_nothing_spent() -> None:
+    """Before the first call the spend is zero, in dollars only if the price is known."""
+    assert CostTracker(PRICE).spend == Spend(usd=Decimal(0))
+    assert CostTracker(None).spend == Spend()
+
+
+@given(st.lists(USAGES), st.integers(0, 5))
+def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
+    """What the calls cost one by one is what the run cost, to the last digit; a lost call is counted, not guessed."""
+    tracker = CostTracker(PRICE)
+    costs = []
+    for usage in usages:
+        tracker.sent()
+        costs.append(tracker.answered(usage))
+    for _ in range(lost):
+        tracker.sent()
+        tracker.lost()
+    total = sum(usages, Usage())
+    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, PRICE.cost(total))
+    assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
+
+
+def test_an_unknown_price_is_never_zero() -> None:
+    """Without a price, tokens are counted and dollars stay unknown, for the call and for the run."""
+    tracker = CostTracker(None)
+    tracker.sent()
+    assert tracker.answered(Usage(10, 0, 5)) is None
+    assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None)
+
+
+def test_a_free_model_costs_a_known_nothing() -> None:
+    """A model without cost is told from one without a known price."""
+    tracker = CostTracker(FREE)
+    assert tracker.answered(Usage(10, 0, 5)) == Decimal(0)
+    assert tracker.spend.usd == Decimal(0)
+
+
+def test_a_spend_is_a_snapshot() -> None:
+    """What was read of a tracker does not change with later calls."""
+    tracker = CostTracker(PRICE)
+    before = tracker.spend
+    tracker.sent()
+    tracker.answered(Usage(1))
+    assert before == Spend(usd=Decimal(0))
+    assert tracker.spend.calls == 1

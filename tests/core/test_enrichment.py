@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ondine_core import (
+    Answer,
+    ConfigError,
+    ModelSpec,
+    Options,
+    Policy,
+    Report,
+    ScriptedModel,
+    enrich,
+    enrich_sync,
+)
+from ondine_core.enrichment import run_in_thread
+from tests.support.asking import PROMPT, QUICK, ask, options, texts
+from tests.support.provider import (
+    Provider,
+    after,
+    echo,
+    first,
+    matching,
+    slow,
+    status,
+)
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+VALUES = ["b", "a", None, "b"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"text": VALUES, "other": range(4)}, index=[7, 7, 3, 0]),
+        pl.DataFrame({"text": VALUES, "other": range(4)}),
+        pa.table({"text": VALUES, "other": range(4)}),
+        {"text": VALUES, "other": range(4)},
+        {"text": tuple(VALUES)},
+        [{"text": value, "other": 1} for value in VALUES],
+        [{"text": "b"}, {"text": "a"}, {"other": 1}, {"text": "b"}],
+    ],
+    ids=["pandas", "polars", "pyarrow", "lists", "tuples", "mappings", "uneven mappings"],
+)
+def test_every_kind_of_table_is_read_alike(table: Any) -> None:
+    """Frames, columns and records give the same prompts, row by row; a missing value is an empty text."""
+    model = ScriptedModel(echo)
+    report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model)
+    assert report.column("answer") == ["b", "a", "", "b"]
+    assert report.errors() == [None] * 4
+    assert sorted(call.messages[-1].content for call in model.calls) == ["Repeat: ", "Repeat: a", "Repeat: b"]
+
+
+@pytest.mark.parametrize(
+    "table", [pd.DataFrame({"text": []}), pl.DataFrame({"text": []}), pa.table({"text": []}), {"text": []}]
+)
+def test_empty_table_has_an_empty_report(table: Any) -> None:
+    """A table without rows is no error: nothing is asked and nothing comes back."""
+    model = ScriptedModel(echo)
+    report = enrich_sync(table, prompt=PROMPT, output="answer", model=model)
+    assert (report.outcomes, report.column("answer"), report.error_rate, model.calls) == ([], [], 0.0, [])
+
+
+@pytest.mark.parametrize("table", [42, "text", ["a", "b"], object(), pl.LazyFrame({"text": ["a"]}), pd.Series(["a"])])
+def test_what_is_not_a_table_is_refused_by_type(table: Any) -> None:
+    """What cannot be read as rows is refused before anything is asked, with the type and the kinds that are valid."""
+    model = ScriptedModel(echo)
+    with pytest.raises(ConfigError, match=f"{type(table).__name__} is not a table"):
+        enrich_sync(table, prompt=PROMPT, output="answer", model=model)
+    assert model.calls == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "hint"),
+    [
+        ("Repeat: {txt}", "answer", "did you mean 'text'"),
+        ("Repeat: {zebra}", "answer", "columns are 'text', 'other'"),
+        (PROMPT, "other", "already a column"),
+        (PROMPT, "text", "another name"),
+    ],
+)
+def test_prompt_output_and_table_must_fit(prompt: str, output: str, hint: str) -> None:
+    """An unknown placeholder (with the nearest name) and an output that overwrites a column are refused unasked."""
+    model = ScriptedModel(echo)
+    with pytest.raises(ConfigError, match=hint):
+        enrich_sync({"text": ["a"], "other": ["b"]}, prompt=prompt, output=output, model=model)
+    assert model.calls == []
+
+
+def test_columns_of_a_mapping_are_read_by_position() -> None:
+    """A mapping of column to pandas Series is read in the order of its values, whatever its index."""
+    column = pd.Series(["zero", "one", "two"]).sort_values()
+    report = enrich_sync(
+        {"text": column}, prompt=PROMPT, output={"answer": "string"}, model=ScriptedModel(echo), options=options()
+    )
+    assert report.column("answer") == list(column) == ["one", "two", "zero"]
+
+
+UNSOUND = [
+    pytest.param({"other": ["a", "b"], "text": ["a"]}, {}, id="columns of different lengths"),
+    pytest.param({"text": "hello"}, {}, id="a text for a column"),
+    pytest.param(pd.DataFrame([["a"]]), {}, id="columns named by numbers"),
+    pytest.param(texts(1), {"max_concurrency": 0}, id="no concurrency"),
+]
+
+
+@pytest.mark.parametrize(("table", "policy"), UNSOUND)
+def test_unsound_table_or_policy_is_refused(table: Any, policy: dict[str, Any]) -> None:
+    """A table or a setting that cannot work is a ConfigError before anything is asked."""
+    model = ScriptedModel(echo)
+    with pytest.raises(ConfigError):
+        enrich_sync(table, prompt=PROMPT, output="answer", model=model, options=options(**policy))
+    assert model.calls == []
+
+
+# -- every row once ------------------------------------------------------------------------------------------------
+
+
+def test_two_thousand_rows_are_answered_in_order_and_paid_once() -> None:
+    """Each row has the answer to its own text, in row order; copies are asked once; the report equals the books."""
+    table = {"text": [f"row {number % 1500}" for number in range(2000)]}
+    random.Random(7).shuffle(table["text"])
+    with Provider() as provider:
+        report = ask(provider, table, options(max_concurrency=32))
+    books = provider.books
+    assert report.column("answer") == table["text"]
+    assert all(isinstance(outcome, Answer) for outcome in report.outcomes)
+    assert set(books.calls_by_prompt.values()) == set(books.billed_by_prompt.values()) == {1}
+    assert report.prompts == report.spend.calls == report.spend.answered == len(books.requests) == 1500
+    assert report.spend.usage.input_tokens == books.input_tokens
+    assert report.spend.usage.output_tokens == books.output_tokens
+    assert (report.spend.unknown, len(report.latencies_s)) == (0, 1500)
+    assert (report.progress.rows_done, report.progress.rows_failed, report.progress.rows_reused) == (2000, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "prompt", "calls"),
+    [
+        (list, PROMPT, 0),
+        (lambda rows: rows[::-1] + rows, PROMPT, 0),
+        (lambda rows: ["new", *rows[1:]], PROMPT, 1),
+        (list, "Say it again: {text}", 20),
+    ],
+    ids=["unchanged", "reordered and repeated", "one row changed", "prompt changed"],
+)
+def test_second_run_asks_only_what_is_new(
+    change: Callable[[list[str]], list[str]], prompt: str, calls: int, tmp_path: Path
+) -> None:
+    """A second run over the same store asks nothing for rows that have an answer, whatever their place."""
+    table, chosen = texts(20), options(tmp_path / "answers.db")
+    with Provider() as provider:
+        ask(provider, table, chosen)
+        again = {"text": change(table["text"])}
+        report = ask(provider, again, chosen, prompt)
+    assert len(provider.books.requests) - 20 == report.spend.calls == calls
+    assert report.column("answer") == again["text"]
+    assert report.progress.rows_reused == len(again["text"]) - calls
+
+
+def test_enrich_sync_works_under_a_running_event_loop() -> None:
+    """In a notebook or any coroutine, enrich_sync works as everywhere; enrich itself can be awaited."""
+    model = ScriptedModel(echo)
+
+    async def main() -> tuple[Report, Report]:
+        inside = enrich_sync(texts(3), prompt=PROMPT, output={"answer": "string"}, model=model)
+        return inside, await enrich(texts(3), prompt=PROMPT, output={"answer": "string"}, model=model)
+
+    for report in asyncio.run(main()):
+        assert report.column("answer") == ["row 0", "row 1", "row 2"]
+
+
+def test_calls_in_flight_are_bounded() -> None:
+    """Never more than max_concurrency calls are in flight, and as many as that when there is work."""
+    with Provider(latency_s=0.02) as provider:
+        ask(provider, texts(40), options(max_concurrency=4))
+    assert provider.books.peak_in_flight == 4
+
+
+def test_progress_is_told_to_the_end() -> None:
+    """Progress only grows, ends complete, and agrees with the report."""
+    seen: list[Any] = []
+    chosen = Options(on_progress=seen.append, policy=Policy(retry=QUICK, max_repairs=0))
+    with Provider(fault=matching("row 3", status(400))) as provider:
+        report = ask(provider, texts(10), chosen)
+    done = [progress.rows_done for progress in seen]
+    assert done == sorted(done)
+    assert (seen[-1].rows_done, seen[-1].rows_failed, seen[-1].remaining_s) == (10, 1, 0.0)
+    assert seen[-1].spend == report.spend
+
+
+# -- interrupts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+def test_interrupt_stops_calls_and_keeps_answers(interrupt: type[BaseException], tmp_path: Path) -> None:
+    """What lands in the waiting thread ends the run: calls in flight are dropped, none follows, answers stay."""
+    store = tmp_path / "answers.db"
+
+    def tick() -> None:
+        provider.books.wait_for(lambda books: books.answered == 5 and books.in_flight == 4)
+        raise interrupt
+
+    with Provider(fault=after(5, first(4, slow(30)))) as provider:
+        model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
+        asked = {"prompt": PROMPT, "output": {"answer": "string"}, "model": model}
+        chosen = options(store, max_concurrency=4)
+        with pytest.raises(interrupt):
+            run_in_thread(lambda: enrich(texts(50), **asked, options=chosen), tick)
+        provider.books.wait_for(lambda books: books.in_flight == 0)
+        assert (len(provider.books.requests), provider.books.client_gone) == (9, 4)
+        report = enrich_sync(texts(50), **asked, options=chosen)
+    assert (report.spend.calls, report.progress.rows_reused) == (45, 5)
+    assert report.column("answer") == texts(50)["text"]
+
+
+def test_error_of_the_coroutine_is_raised_as_it_is() -> None:
+    """run_in_thread returns what the coroutine returns and raises what it raises, time-outs included."""
+
+    async def fail(error: BaseException) -> None:
+        raise error
+
+    for error_ in (TimeoutError("mine"), asyncio.CancelledError(), ConfigError("x")):
+        with pytest.raises(type(error_)):
+            run_in_thread(lambda: fail(error_))  # noqa: B023  (called before the next turn)
+    assert run_in_thread(lambda: asyncio.sleep(0, "done")) == "done"

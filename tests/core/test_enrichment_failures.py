@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ondine_core import (
+    Failure,
+    FatalError,
+    ModelSpec,
+    Report,
+    RetryPolicy,
+    ScriptedModel,
+    TransientError,
+    enrich,
+    enrich_sync,
+)
+from ondine_core.providers import connect
+from tests.support.asking import PROMPT, ask, options, texts
+from tests.support.provider import (
+    Fault,
+    Provider,
+    after,
+    cut,
+    cut_body,
+    echo,
+    error,
+    filtered,
+    first,
+    garbage,
+    matching,
+    slow,
+    status,
+)
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404])
+def test_fatal_failure_stops_at_once(code: int) -> None:
+    """When no request can succeed, only the calls in flight are made, and the error says what to do."""
+    with Provider(fault=error(code)) as provider, pytest.raises(FatalError, match=str(code)):
+        ask(provider, texts(500))
+    assert len(provider.books.requests) <= 8
+
+
+def test_answers_before_a_fatal_failure_are_kept(tmp_path: Path) -> None:
+    """What was answered before the key was revoked is not asked again with a new key."""
+    chosen = options(tmp_path / "answers.db")
+    revoked = lambda asked: error(401)(asked) if asked.headers["Authorization"] == "Bearer old" else None  # noqa: E731
+    with Provider(fault=after(50, revoked)) as provider:
+        with pytest.raises(FatalError):
+            ask(provider, texts(200), chosen, api_key="old")
+        assert ask(provider, texts(200), chosen, api_key="new").spend.calls == 150
+
+
+def test_no_call_follows_a_fatal_failure() -> None:
+    """Once a fatal failure is seen no further call leaves, not even the retry of one that failed in passing."""
+    busy = status(503, headers={"retry-after-ms": "300"})
+    with Provider(fault=lambda asked: (busy if "row 0" in asked.prompt else error(401))(asked)) as provider:
+        with pytest.raises(FatalError):
+            ask(provider, texts(2), options(retry=RetryPolicy(max_attempts=3)))
+        assert provider.books.calls_by_prompt["Repeat: row 0"] <= 1
+
+
+def test_refused_row_fails_alone() -> None:
+    """A row the provider refuses fails with a reason, asked once; all others are answered."""
+    with Provider(fault=matching("row 7", error(400, "too long", "context_length_exceeded"))) as provider:
+        report = ask(provider, texts(30))
+    assert provider.books.calls_by_prompt["Repeat: row 7"] == 1
+    assert [row for row, reason in enumerate(report.errors()) if reason] == [7]
+    outcome = report.outcomes[7]
+    assert isinstance(outcome, Failure)
+    assert (outcome.reason, report.column("answer")[7]) == ("refused", None)
+    assert "context_length_exceeded" in outcome.detail
+    assert report.error_rate == pytest.approx(1 / 30)
+
+
+def test_run_whose_every_row_is_refused_stops() -> None:
+    """Twenty refusals and not one answer end the run: it is the set-up that is refused, not the rows."""
+    with Provider(fault=status(400)) as provider, pytest.raises(FatalError, match="first 20 calls"):
+        ask(provider, texts(500), options(max_concurrency=1))
+    assert len(provider.books.requests) == 20
+
+
+def test_rows_that_stay_refused_do_not_end_a_later_run(tmp_path: Path) -> None:
+    """A run that ended well ends well again: rows that are refused once more fail alone, however many they are."""
+    chosen = options(tmp_path / "answers.db", max_concurrency=1)
+    table = {"text": [f"{'bad' if number % 2 else 'good'} {number}" for number in range(60)]}
+    with Provider(fault=matching("bad", status(400))) as provider:
+        assert ask(provider, table, chosen).progress.rows_failed == 30
+        assert ask(provider, table, chosen).progress.rows_failed == 30
+
+
+def test_declined_answers_are_counted_as_spent() -> None:
+    """A reply that a content filter emptied was paid for, so it is in the report's spend."""
+    with Provider(fault=matching("row 1", filtered)) as provider:
+        report = ask(provider, texts(3))
+    assert report.spend.usage.input_tokens == provider.books.input_tokens
+
+
+@pytest.mark.parametrize(
+    ("fault", "unknown"),
+    [
+        (status(500), 0),
+        (status(529), 0),
+        (status(429, headers={"retry-after-ms": "5"}), 0),
+        (cut, 3),
+        (cut_body, 3),
+        (garbage, 3),
+    ],
+)
+def test_passing_faults_are_survived(fault: Fault, unknown: int) -> None:
+    """Calls that fail in passing are made again until every row is answered; possible double payments are counted."""
+    with Provider(fault=first(3, fault)) as provider:
+        report = ask(provider, texts(20))
+    assert report.column("answer") == texts(20)["text"]
+    assert (report.spend.calls, report.spend.answered, report.spend.unknown) == (23, 20, unknown)
+    assert len(provider.books.requests) == 23
+    assert provider.books.billed_by_prompt.total() == 20 + unknown
+
+
+def test_call_that_takes_too_long_is_given_up_and_made_again() -> None:
+    """A call past its time-out is dropped at the provider, counted as possibly paid, and made again."""
+    with Provider(fault=first(1, slow(30))) as provider:
+        report = ask(provider, texts(5), timeout_s=0.3)
+        provider.books.wait_for(lambda books: books.client_gone == 1)
+    assert report.errors() == [None] * 5
+    assert (report.spend.calls, report.spend.answered, report.spend.unknown) == (6, 5, 1)
+
+
+def test_unreachable_rows_fail_with_the_reason() -> None:
+    """A row whose calls keep failing in transit fails after max_attempts calls; the others are answered."""
+    retry = RetryPolicy(max_attempts=3, first_wait_s=0.001)
+    with Provider(fault=matching("row 3", status(503))) as provider:
+        report = ask(provider, texts(10), options(retry=retry))
+    assert provider.books.calls_by_prompt["Repeat: row 3"] == 3
+    assert [row for row, reason in enumerate(report.errors()) if reason] == [3]
+    assert "unreachable" in report.errors()[3]
+    assert "tried 3 times" in report.errors()[3]
+
+
+def test_provider_that_is_gone_ends_the_run() -> None:
+    """When ten prompts in a row stay without a reply after all their retries, the run stops instead of trying all."""
+    retry = RetryPolicy(max_attempts=2, first_wait_s=0.001)
+    with Provider(fault=status(503)) as provider, pytest.raises(TransientError, match="503"):
+        ask(provider, texts(500), options(retry=retry, max_concurrency=2))
+    assert len(provider.books.requests) <= 24
+
+
+# -- repairs -------------------------------------------------------------------------------------------------------
+
+
+def test_invalid_reply_is_asked_again_with_the_reason() -> None:
+    """A reply that does not validate is asked again, once, with what was wrong; the provenance says so."""
+    wrong_first = lambda prompt: echo("x: mended") if "could not be used" in prompt else {"answer": 42}  # noqa: E731
+    with Provider(wrong_first) as provider:
+        report = ask(provider, texts(1))
+    assert report.column("answer") == ["mended"]
+    assert report.outcomes[0].attempts == report.spend.calls == report.spend.answered == 2
+    original, repair = (asked.prompt for asked in provider.books.requests)
+    assert repair.startswith(original)
+    assert "answer: input should be a valid string" in repair
+
+
+@pytest.mark.parametrize("max_repairs", [0, 1, 3])
+def test_repairs_are_bounded(max_repairs: int) -> None:
+    """A prompt that is never answered validly fails after max_repairs further calls, all of them counted."""
+    with Provider(lambda _: {"other": 1}) as provider:
+        report = ask(provider, texts(2), options(max_repairs=max_repairs))
+    assert {outcome.reason for outcome in report.outcomes} == {"invalid"}
+    assert f"asked {max_repairs + 1} times" in report.errors()[0]
+    assert report.spend.answered == len(provider.books.requests) == 2 * (max_repairs + 1)
+
+
+@pytest.mark.parametrize(("kind", "reply"), [(int, '{"answer": 1' + "0" * 30 + "}"), (float, '{"answer": NaN}')])
+def test_odd_numbers_harm_no_other_row(kind: type, reply: str, tmp_path: Path) -> None:
+    """A number that the store cannot carry fails its row, or comes back from the store as it went in."""
+    model, chosen = ScriptedModel({"row 1": reply, "": {"answer": 0}}), options(tmp_path / "answers.db", max_repairs=0)
+    asked = {"prompt": PROMPT, "output": {"answer": kind}, "model": model, "options": chosen}
+    outcomes = [repr(enrich_sync(texts(3), **asked).column("answer")) for _ in range(2)]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_model_that_is_handed_over_has_no_made_up_price() -> None:
+    """A model of unknown price costs an unknown amount, not nothing, also when it is handed over open."""
+
+    async def main(base_url: str) -> Report:
+        model = connect(ModelSpec("openai_compatible/unheard-of", base_url=base_url))
+        try:
+            return await enrich(texts(1), prompt=PROMPT, output="answer", model=model)
+        finally:
+            await model.aclose()
+
+    with Provider() as provider:
+        assert asyncio.run(main(provider.base_url)).spend.usd is None

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from ondine_core import Call, ModelSpec, Reply, Usage
+from ondine_core.providers import connect
+from ondine_core.providers.openai_wire import chat_reply, connect_openai
+from ondine_core.schema import compile_schema
+from ondine_core.values import Message
+from tests.support.asking import one_call, one_call_to
+from tests.support.provider import (
+    Fault,
+    Provider,
+    empty,
+    slow,
+    status,
+    truncated,
+)
+
+KEY = "sk-1234567890-secret"
+TEXT = "Repeat: the customer's confidential words"
+
+
+def ask(base_url: str, call: Call | None = None, **settings: Any) -> Reply:
+    return one_call_to(base_url, TEXT, call, api_key=KEY, **settings)
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def test_request_says_what_was_configured() -> None:
+    """Model, messages, settings and further parameters arrive as configured; the key arrives as a bearer token."""
+    call = Call((Message("system", "Be brief."), Message("user", "Repeat: ünï 🙂")))
+    with Provider() as provider:
+        reply = ask(
+            provider.base_url, call, temperature=0.2, max_output_tokens=50, params={"top_p": 0.9, "stop": ["\n"]}
+        )
+    (asked,) = provider.books.requests
+    assert asked.body == {
+        "model": "small",
+        "temperature": 0.2,
+        "max_tokens": 50,
+        "top_p": 0.9,
+        "stop": ["\n"],
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Repeat: ünï 🙂"}],
+    }
+    assert asked.headers["Authorization"] == f"Bearer {KEY}"
+    assert asked.headers["Content-Type"] == "application/json"
+    assert orjson.loads(reply.text) == {"answer": "ünï 🙂"}
+
+
+def test_request_leaves_out_what_was_not_configured() -> None:
+    """What the user left to the provider is absent from the request, not null."""
+    with Provider() as provider:
+        ask(provider.base_url)
+    assert set(provider.books.requests[0].body) == {"model", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("api.openai.com", "max_completion_tokens"), ("api.groq.example", "max_tokens")]
+)
+def test_bound_on_output_tokens_has_the_name_the_server_knows(
+    host: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's own address is told max_completion_tokens, every other max_tokens; a proxy named by variable is used."""
+    with Provider() as provider:
+        monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
+        spec = ModelSpec("openai/m", max_output_tokens=9)
+        model = connect_openai(spec, "m", f"http://{host}/v1", KEY)
+        one_call(model)
+    (asked,) = provider.books.requests
+    assert asked.headers["Host"] == host
+    assert {key: value for key, value in asked.body.items() if key.startswith("max_")} == {name: 9}
+
+
+def test_schema_is_sent_strict_without_what_strict_mode_refuses() -> None:
+    """The schema goes out as strict structured output: lengths are left out, patterns, ranges and names stay."""
+    schema = compile_schema(
+        {
+            "code": {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 5},
+            "score": {"type": "integer", "minimum": 1, "maximum": 5},
+            "maxLength": {"type": "string", "description": "a column that is called like a keyword"},
+        }
+    )
+    with Provider() as provider:
+        ask(provider.base_url, Call((Message("user", "Repeat: hello"),), schema.json_schema))
+    sent = provider.books.requests[0].body["response_format"]
+    assert (sent["type"], sent["json_schema"]["strict"]) == ("json_schema", True)
+    assert sent["json_schema"]["schema"] == {
+        "type": "object",
+        "properties": {
+            "code": {"type": "string", "pattern": "^[a-z]+$"},
+            "score": {"type": "integer", "minimum": 1, "maximum": 5},
+            "maxLength": {"type": "string", "description": "a column that is called like a keyword"},
+        },
+        "required": ["code", "score", "maxLength"],
+        "additionalProperties": False,
+    }
+
+
+# -- replies -------------------------------------------------------------------------------------------------------
+
+
+def test_reply_carries_usage_request_id_and_latency() -> None:
+    """A reply says what it used, what the provider calls it, and how long it took."""
+    with Provider(cached_tokens=4, latency_s=0.05) as provider:
+        reply = ask(provider.base_url)
+    answer = '{"answer":"the customer\'s confidential words"}'
+    assert reply.text == answer
+    assert reply.usage == Usage(len(TEXT) // 4, 4, len(answer) // 4)
+    assert (reply.request_id, reply.finish_reason) == ("req-1", "stop")
+    assert 0.05 <= reply.latency_s < 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "request_id"), [({"X-Request-ID": "from-header"}, "from-header"), ({}, "from-body")]
+)
+def test_request_id_of_the_header_wins_over_the_body(headers: dict[str, str], request_id: str) -> None:
+    """The provider's name for the call is its request header, else the id of the completion."""
+    body = {"id": "from-body", "choices": [{"message": {"content": "hello"}}]}
+    with Provider(fault=status(200, body, headers)) as provider:
+        assert ask(provider.base_url).request_id == request_id
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (None, Usage()),
+        ({"prompt_tokens": 7, "completion_tokens": 3}, Usage(7, 0, 3)),
+        ({"prompt_tokens": 7, "completion_tokens": None, "prompt_tokens_details": None}, Usage(7)),
+        (
+            {
+                "prompt_tokens": 7,
+                "completion_tokens": 30,
+                "prompt_tokens_details": {"cached_tokens": 5},
+                "completion_tokens_details": {"reasoning_tokens": 20},
+            },
+            Usage(7, 5, 30, 20),
+        ),
+    ],
+)
+def test_usage_is_read_as_far_as_it_is_said(usage: object, expected: Usage) -> None:
+    """Cached and reasoning tokens are told apart; what a provider does not say is 0."""
+    assert chat_reply({"choices": [{"message": {"content": "x"}}], "usage": usage}).usage == expected
+
+
+@pytest.mark.parametrize(("fault", "finish_reason", "text"), [(truncated, "length", None), (empty, "stop", "")])
+def test_finish_reason_is_the_providers_word(fault: Fault, finish_reason: str, text: str | None) -> None:
+    """A cut reply is marked as cut, and a reply without text is a reply with empty text."""
+    with Provider(fault=fault) as provider:
+        reply = ask(provider.base_url)
+    assert reply.finish_reason == finish_reason
+    assert text is None or reply.text == text
+
+
+# -- connections ---------------------------------------------------------------------------------------------------
+
+
+def test_connections_are_shared_by_calls() -> None:
+    """A hundred calls, five at a time, use at most five connections."""
+
+    async def main(base_url: str) -> None:
+        model, turn = connect(ModelSpec("openai_compatible/m", base_url=base_url)), asyncio.Semaphore(5)
+
+        async def one(number: int) -> None:
+            async with turn:
+                await model(Call((Message("user", f"Repeat: {number}"),)))
+
+        await asyncio.gather(*map(one, range(100)))
+        await model.aclose()
+
+    with Provider() as provider:
+        asyncio.run(main(provider.base_url))
+    assert len(provider.books.requests) == 100
+    assert len({asked.client_port for asked in provider.books.requests}) <= 5
+
+
+def test_cancelled_call_lets_go_of_the_provider() -> None:
+    """Cancelling a call closes its connection, so that a provider that watches it stops working."""
+
+    async def main(provider: Provider) -> None:
+        model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
+        call = asyncio.create_task(model(Call((Message("user", TEXT),))))
+        await asyncio.to_thread(provider.books.wait_for, lambda books: books.in_flight == 1)
+        call.cancel()
+        await asyncio.to_thread(provider.books.wait_for, lambda books: books.client_gone == 1)
+        await model.aclose()
+
+    with Provider(fault=slow(30)) as provider:
+        asyncio.run(main(provider))
+    assert provider.books.answered == 0

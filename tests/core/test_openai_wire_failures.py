@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import socket
+import traceback
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondine_core import Call, FatalError, ModelSpec, ProviderError, RefusedError, TransientError
+from ondine_core.providers import connect
+from ondine_core.providers.openai_wire import HttpModel, chat_reply
+from tests.support.asking import one_call, one_call_to
+from tests.support.provider import (
+    Fault,
+    Provider,
+    cut,
+    cut_body,
+    error,
+    filtered,
+    garbage,
+    refusal,
+    slow,
+    slow_body,
+    status,
+)
+
+KEY = "sk-1234567890-secret"
+NOON = 1_700_000_000
+TEXT = "Repeat: the customer's confidential words"
+
+
+def failure(fault: Fault, **settings: Any) -> ProviderError:
+    with Provider(fault=fault) as provider, pytest.raises(ProviderError) as caught:
+        one_call_to(provider.base_url, TEXT, **{"api_key": KEY, **settings})
+    return caught.value
+
+
+@pytest.mark.parametrize("fault", [refusal, filtered])
+def test_declined_answer_is_refused(fault: Fault) -> None:
+    """A model that declines, or a content filter, refuses this request and no other."""
+    assert isinstance(failure(fault), RefusedError)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (301, FatalError),
+        (400, RefusedError),
+        (401, FatalError),
+        (402, FatalError),
+        (403, FatalError),
+        (404, FatalError),
+        (405, FatalError),
+        (408, TransientError),
+        (409, TransientError),
+        (413, RefusedError),
+        (422, RefusedError),
+        (429, TransientError),
+        (500, TransientError),
+        (502, TransientError),
+        (503, TransientError),
+        (529, TransientError),
+    ],
+)
+@pytest.mark.parametrize("body", [None, b"", b"<html>", b"[]", b'{"error":null}', b'{"error":"plain"}'])
+def test_status_decides_the_kind_of_failure(code: int, kind: type[ProviderError], body: bytes | None) -> None:
+    """Every status is fatal, refused or transient, whatever its body; a call that was turned away cost nothing."""
+    raised = failure(status(code, body))
+    assert type(raised) is kind
+    assert str(code) in str(raised)
+    assert not getattr(raised, "cost_unknown", False)
+
+
+def test_redirection_is_not_followed() -> None:
+    """Key and prompt are not carried to where a server points; the user is told to check the address."""
+    with Provider() as elsewhere:
+        raised = failure(status(307, headers={"Location": f"{elsewhere.base_url}/chat/completions"}))
+    assert isinstance(raised, FatalError)
+    assert "base_url" in str(raised)
+    assert elsewhere.books.requests == []
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
+def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
+    """A 429 that means an empty account is fatal: waiting does not fill it."""
+    raised = failure(status(429, {"error": {"message": "You exceeded your quota", field: "insufficient_quota"}}))
+    assert isinstance(raised, FatalError)
+    assert "credit" in str(raised)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0.5"}, 0.5),
+        ({"Retry-After": "-3"}, 0.0),
+        ({"Retry-After-Ms": "250", "Retry-After": "9"}, 0.25),
+        ({"Retry-After": formatdate(NOON + 42, usegmt=True)}, 42.0),
+        ({"Retry-After": formatdate(NOON - 42, usegmt=True)}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_understood_in_every_form(headers: dict[str, str], expected: float | None) -> None:
+    """The pause a provider asks for is read as seconds, milliseconds or a date; nonsense is no pause."""
+    with Provider(fault=status(429, headers=headers)) as provider:
+        url = f"{provider.base_url}/chat/completions"
+        model = HttpModel(url, None, 5, lambda _: b'{"messages":[{"role":"user","content":""}]}', chat_reply, wall=now)
+        with pytest.raises(TransientError) as caught:
+            one_call(model, call=Call(()))
+    assert caught.value.retry_after_s == expected
+
+
+def now() -> float:
+    return NOON
+
+
+def test_refused_connection_cost_nothing() -> None:
+    """When nobody listens, the call may be made again and surely was not billed."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(TransientError, match=rf"127\.0\.0\.1:{port}") as caught:
+        one_call_to(f"http://127.0.0.1:{port}/v1")
+    assert not caught.value.cost_unknown
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [cut, cut_body, slow(30), slow_body(30), garbage, status(200, {"error": {"message": "odd"}}), status(200, [])],
+)
+def test_call_without_a_seen_reply_has_an_unknown_cost(fault: Fault) -> None:
+    """A call that left and whose reply was not seen whole may be made again, and may have been billed."""
+    raised = failure(fault, timeout_s=0.3)
+    assert isinstance(raised, TransientError)
+    assert raised.cost_unknown
+
+
+@pytest.mark.parametrize(("code", "kind"), [(429, TransientError), (400, RefusedError), (401, FatalError)])
+def test_error_object_under_status_200_is_that_error(code: int, kind: type[ProviderError]) -> None:
+    """A gateway's error with status 200 counts as the error it names."""
+    assert type(failure(status(200, {"error": {"message": "no", "code": code}}))) is kind
+
+
+OK = {"choices": [{"message": {"content": "hello"}}]}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(200, {"choices": [{"message": {"content": [{"type": "text", "text": "hello"}]}}]}),
+        status(200, {**OK, "usage": {"prompt_tokens": "7", "completion_tokens": 1}}),
+        status(200, {**OK, "id": {"a": 1}}),
+        status(429, {"error": {"message": "busy", "code": {"a": 1}}}),
+    ],
+    ids=["content in parts", "tokens as text", "id as object", "code as object"],
+)
+def test_reply_of_another_shape_is_understood_or_a_provider_error(fault: Fault) -> None:
+    """Whatever JSON a server sends, the result is a well-formed reply or an error the engine knows."""
+    with Provider(fault=fault) as provider:
+        try:
+            reply = one_call_to(provider.base_url)
+        except ProviderError:
+            return
+    assert isinstance(reply.text, str)
+    assert isinstance(reply.usage.input_tokens, int)
+    assert isinstance(reply.request_id, str | None)
+
+
+def test_key_with_a_line_end_works() -> None:
+    """A key that was read from a file with its line end is accepted without it."""
+    with Provider() as provider:
+        one_call_to(provider.base_url, api_key=f"{KEY}\n")
+    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_netrc_does_not_disturb_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry in the user's .netrc neither breaks the call nor replaces the key."""
+    (tmp_path / "netrc").write_text("default login me password mine\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Provider() as provider:
+        one_call_to(provider.base_url, api_key=KEY)
+    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+# -- discretion ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [400, 401, 429, 500])
+def test_message_that_quotes_the_prompt_is_withheld(code: int) -> None:
+    """A provider's message that repeats part of a prompt appears in no error."""
+    raised = failure(error(code, "Invalid content: 'customer's confidential words' was flagged", "bad_input"))
+    assert "confidential" not in str(raised)
+    assert "bad_input" in str(raised)
+
+
+def test_message_that_quotes_nothing_is_passed_on() -> None:
+    """A provider's message that repeats nothing of the prompt is told to the user."""
+    assert "The field top_q is not known" in str(failure(error(400, "The field top_q is not known.")))
+
+
+@pytest.mark.parametrize("key", ["tok_of/any+form", "sk-proj-*****************abcd", "key-abcdef123"])
+def test_keys_in_messages_are_masked(key: str) -> None:
+    """A provider that quotes a key, ours or half masked, does not get it into the error."""
+    said = error(401, f"Incorrect API key provided: {key}. Find yours online", "invalid_api_key")
+    raised = failure(said, api_key="tok_of/any+form")
+    assert key not in str(raised)
+    assert "Incorrect API key provided" in str(raised)
+
+
+@pytest.mark.parametrize("fault", [error(401, f"Bad key {KEY}"), error(500), cut, garbage, slow(30)])
+def test_the_key_is_in_no_repr_and_no_traceback(fault: Fault) -> None:
+    """Neither a specification, nor a model, nor an error with its causes shows the key."""
+    spec = ModelSpec("openai_compatible/m", api_key=KEY, base_url="http://127.0.0.1:9/v1")
+    raised = failure(fault, timeout_s=0.2)
+    shown = [repr(spec), repr(connect(spec)), repr(raised), *traceback.format_exception(raised)]
+    assert not any(KEY in text for text in shown)
+
+
+def test_no_part_of_the_key_is_left_where_a_message_is_cut() -> None:
+    """A long message is masked before it is shortened, so that no beginning of the key stays."""
+    assert "sk-12" not in str(failure(error(401, "bad " * 73 + KEY)))
+
+
+def test_short_value_of_a_row_is_not_quoted() -> None:
+    """A provider's message that repeats a short value of the row is withheld, too."""
+    with Provider(fault=error(400, "Unsupported name 'Ann Li'")) as provider, pytest.raises(RefusedError) as caught:
+        one_call_to(provider.base_url, "Who is this?\nAnn Li")
+    assert "Ann Li" not in str(caught.value)
+
+
+def test_password_in_the_address_is_in_no_repr() -> None:
+    """Credentials written into base_url are shown neither by the specification nor by the model."""
+    spec = ModelSpec("openai_compatible/m", base_url="http://me:hunter2@127.0.0.1:9/v1")
+    assert "hunter2" not in repr(spec) + repr(connect(spec))

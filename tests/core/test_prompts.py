@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from jinja2.exceptions import SecurityError, UndefinedError
+
+from ondine_core.errors import ConfigError
+from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.schema import compile_schema
+from ondine_core.values import Message
+from tests.support.strategies import TEMPLATE_LIKE, TEXTS
+
+LABEL = compile_schema({"label": str})
+
+
+def compiled(prompt: str | Prompt) -> CompiledPrompt:
+    return compile_prompt(prompt, LABEL.dump)
+
+
+def jinja(text: str) -> CompiledPrompt:
+    return compiled(Prompt(text, syntax="jinja2"))
+
+
+# -- braces --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "columns", "text"),
+    [
+        ("Review: {review}", ("review",), "Review: A"),
+        ("{b} {review} {b}", ("b", "review"), "B A B"),
+        ("{first name}", ("first name",), "C"),
+        ('{{"label": ...}} {review}', ("review",), '{"label": ...} A'),
+        ("{{{review}}}", ("review",), "{A}"),
+        ("{0}", ("0",), "D"),
+        ("100% of {review}\n$x \\n", ("review",), "100% of A\n$x \\n"),
+        ("{größe}", ("größe",), "E"),
+    ],
+)
+def test_braces_name_columns(template: str, columns: tuple[str, ...], text: str) -> None:
+    """A name in braces is a column, in order of first use; doubled braces are literal, and nothing else is special."""
+    prompt = compiled(template)
+    assert (prompt.source, prompt.syntax, prompt.columns) == (template, "braces", columns)
+    assert prompt.render({"review": "A", "b": "B", "first name": "C", "0": "D", "größe": "E"}) == text
+
+
+@pytest.mark.parametrize(
+    "template", ["{a!r}", "{a:>3}", "{a.b}", "{a[0]}", "{}", "{ }", '{"label": "x"} {a}', "{a.__class__}"]
+)
+def test_braces_hold_names_only(template: str) -> None:
+    """Attributes, indices, conversions, formats and pasted JSON are refused with both ways out."""
+    with pytest.raises(
+        ConfigError, match=r"where a column name was expected\. Double literal braces, \{\{ \}\}, or use"
+    ):
+        compiled(template)
+
+
+@pytest.mark.parametrize("template", ["{a", "a}", "{a} {", "{a{b}}"])
+def test_unbalanced_braces_are_refused(template: str) -> None:
+    """A template with a stray brace never reaches a model; the message says how to write one."""
+    with pytest.raises(ConfigError, match=r"double literal braces, \{\{ \}\}|Double literal braces, \{\{ \}\}"):
+        compiled(template)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (float("nan"), ""),
+        ("None", "None"),
+        ("nan", "nan"),
+        (0, "0"),
+        (False, "False"),
+        (1.5, "1.5"),
+        ({"k": "é"}, '{"k": "é"}'),
+        ([1, None], "[1, null]"),
+    ],
+)
+def test_values_write_themselves(value: Any, text: str) -> None:
+    """A missing value is nothing at all, a text stays as it is, and a nested value is JSON."""
+    assert compiled("[{a}]").render({"a": value}) == f"[{text}]"
+
+
+@given(TEMPLATE_LIKE, TEMPLATE_LIKE)
+@example("{b}", "{a}")
+def test_row_text_is_never_evaluated_by_braces(a: str, b: str) -> None:
+    """Whatever two rows' texts are, `{a}|{b}` puts both in verbatim."""
+    assert compiled("{a}|{b}").render({"a": a, "b": b}) == f"{a}|{b}"
+
+
+@given(TEMPLATE_LIKE, TEMPLATE_LIKE)
+@example("{{ b }}", "{% raw %}")
+def test_row_text_is_never_evaluated_by_jinja2(a: str, b: str) -> None:
+    """Whatever two rows' texts are, `{{ a }}|{{ b }}` puts both in verbatim, unescaped."""
+    assert jinja("{{ a }}|{{ b }}").render({"a": a, "b": b}) == f"{a}|{b}"
+
+
+@given(TEXTS)
+def test_doubled_braces_are_the_text_itself(text: str) -> None:
+    """Any text with its braces doubled is a literal."""
+    literal = text.replace("{", "{{").replace("}", "}}")
+    assert compiled(literal + "{a}").render({"a": ""}) == text
+
+
+# -- Jinja2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "columns", "text"),
+    [
+        ("{{ a }} {{ b|upper }}", ("a", "b"), "x<y> B"),
+        ("{% if b %}{{ a }}{% endif %}", ("b", "a"), "x<y>"),
+        ("{% for c in a %}{{ c }}{{ loop.index }}{% endfor %}", ("a",), "x1<2y3>4"),
+        ("{% set t = a %}{{ t }}", ("a",), "x<y>"),
+        ("{a} {{ b }}", ("b",), "{a} b"),
+        ("{# {{ z }} #}{{ a }}", ("a",), "x<y>"),
+    ],
+)
+def test_jinja2_names_columns(template: str, columns: tuple[str, ...], text: str) -> None:
+    """The free names of a Jinja2 template are its columns, known before any row; nothing is escaped for HTML."""
+    prompt = jinja(template)
+    assert (prompt.syntax, set(prompt.columns)) == ("jinja2", set(columns))
+    assert prompt.render({"a": "x<y>", "b": "b"}) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "line"), [("{{ a", 1), ("x\n{% if a %}", 2), ("{{ a|nosuch }}", 1), ("{{ a is nosuch }}", 1)]
+)
+def test_jinja2_that_does_not_parse_is_refused(template: str, line: int) -> None:
+    """Syntax errors and unknown filters and tests are found when the prompt is defined, with their line."""
+    with pytest.raises(ConfigError, match=rf"The Jinja2 prompt does not parse, line {line}: "):
+        jinja(template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ a.__class__ }}",
+        "{{ a['__class__'] }}",
+        "{{ a|attr('__class__') }}",
+        "{{ a.__class__.__mro__[1].__subclasses__() }}",
+        "{{ '{0.__class__}'.format(a) }}",
+        "{{ a.format.__globals__ }}",
+        "{{ cycler.__init__.__globals__ }}{{ a }}",
+        "{{ self.__init__ }}{{ a }}",
+    ],
+)
+def test_jinja2_is_sandboxed(template: str) -> None:
+    """No template reaches an underscore attribute, by any road, so none reaches Python's inside."""
+    with pytest.raises(SecurityError):
+        jinja(template).render({"a": "x"})
+
+
+def test_jinja2_cannot_change_a_value() -> None:
+    """A template cannot alter the row it reads."""
+    row = {"a": [1]}
+    with pytest.raises(SecurityError):
+        jinja("{{ a.append(2) }}").render(row)
+    assert row == {"a": [1]}
+
+
+def test_jinja2_is_strict_about_what_a_value_lacks() -> None:
+    """A misspelt attribute fails its row instead of writing nothing."""
+    with pytest.raises(UndefinedError, match="nosuch"):
+        jinja("{{ a.nosuch }}").render({"a": {"k": 1}})
+
+
+# -- where the template comes from ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "syntax", "said"),
+    [
+        ("p.md", "braces", None),
+        ("p.txt", "braces", None),
+        ("p.md.j2", "jinja2", None),
+        ("p.jinja", "jinja2", None),
+        ("p.jinja2", "jinja2", None),
+        ("p.j2", "braces", "braces"),
+        ("p.md", "jinja2", "jinja2"),
+    ],
+)
+def test_a_file_says_its_syntax_by_its_name(tmp_path: Path, name: str, syntax: str, said: Any) -> None:
+    """`.j2` and `.jinja` are Jinja2, everything else braces, unless `syntax` says otherwise."""
+    braces = "Größe: {a}\n"
+    file = tmp_path / name
+    file.write_text(braces if syntax == "braces" else "Größe: {{ a }}\n", encoding="utf-8")
+    prompt = compiled(Prompt(file=file, syntax=said))
+    assert (prompt.syntax, prompt.columns) == (syntax, ("a",))
+    assert prompt.render({"a": "x"}) == "Größe: x"
+    assert compiled(Prompt(file=str(file), syntax=said)) == prompt
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    """A missing file and one that is not UTF-8 are configuration errors that name the file."""
+    file = tmp_path / "prompt.md"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="Cannot read the prompt file") as caught:
+        compiled(Prompt(file=file))
+    assert repr(str(file)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fix"),
+    [
+        (Prompt(), "exactly one of text= and file="),
+        (Prompt("{a}", file="p.md"), "exactly one of text= and file="),
+        (Prompt("{a}", syntax="mako"), "'mako'; valid are 'braces' and 'jinja2'"),  # type: ignore[arg-type]
+        (Prompt(""), "write the question, with {column}"),
+        (Prompt(" \n"), "write the question, with {column}"),
+        (Prompt("What is it?"), "reads no column, so every row would get the same answer; write {column}"),
+        (Prompt("{{a}}"), "reads no column"),
+        (Prompt("{{ 1 + 1 }}", syntax="jinja2"), "reads no column"),
+        (Prompt("{a}", examples=[3]), "Example 1 is not a pair (input, answer)"),  # type: ignore[list-item]
+        (Prompt("{a}", examples=[("x", "y"), ("x",)]), "Example 2 is not a pair (input, answer)"),  # type: ignore[list-item]
+        (Prompt("{a}{b c}", examples=[("x", "y")]), "reads 'a', 'b c'; write it as a mapping"),
+        (Prompt("{a}{b}", examples=[({"b": 1, "c": 2}, "y")]), "lacks 'a', which the prompt reads; it has 'b', 'c'"),
+        (Prompt("{a}", examples=[({}, "y")]), "lacks 'a', which the prompt reads; it has nothing"),
+        (Prompt("{a}", examples=[("x", {"label": 3})]), "answer of example 1 does not fit the output: label: "),
+        (Prompt("{a}", examples=[("x", {"lable": "y"})]), "example 1 does not fit the output: label: field required"),
+    ],
+)
+def test_a_prompt_that_cannot_work_is_refused_with_the_fix(prompt: Prompt, fix: str) -> None:
+    """Whatever is wrong with a prompt is said before a row is read, with what to do about it."""
+    with pytest.raises(ConfigError) as caught:
+        compiled(prompt)
+    assert fix in str(caught.value)
+
+
+# -- system and examples -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_", ["good", {"a": "good"}, {"a": "good", "unread": 1}])
+@pytest.mark.parametrize("answer", ["pos", {"label": "pos"}])
+def test_examples_come_in_two_forms(given_: Any, answer: Any) -> None:
+    """A sole column and a sole output column may be written plainly; the conversation is the same."""
+    prompt = compiled(Prompt("Rate {a}!", system="Be brief.", examples=[(given_, answer)]))
+    assert prompt.head == (
+        Message("system", "Be brief."),
+        Message("user", "Rate good!"),
+        Message("assistant", '{"label": "pos"}'),
+    )
+
+
+def test_examples_keep_their_order() -> None:
+    """Examples precede the row in the order they are written; without a system message there is none."""
+    prompt = compiled(Prompt("{{ a }}", syntax="jinja2", examples=[("1", "x"), ("2", "y")]))
+    assert [message.content for message in prompt.head] == ["1", '{"label": "x"}', "2", '{"label": "y"}']
+    assert [message.role for message in prompt.head] == ["user", "assistant"] * 2

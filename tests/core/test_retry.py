@@ -1,0 +1,121 @@
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.errors import ConfigError, FatalError, RefusedError, TransientError
+from ondine_core.retry import RetryPolicy, retrying
+
+SEEDS = st.integers(0, 2**32)
+SECONDS = st.floats(0, 1000)
+
+
+class Highest(random.Random):
+    """The unluckiest generator: every draw is as high as can be."""
+
+    def random(self) -> float:
+        """One, where others stay just below."""
+        return 1.0
+
+
+@given(SEEDS, st.floats(0, 1e5), st.integers(1, 50))
+def test_retry_after_wins(seed: int, asked: float, attempt: int) -> None:
+    """The provider's own pause is kept in full, at any attempt and beyond any bound, and spread by at most a tenth."""
+    policy = RetryPolicy(longest_wait_s=1)
+    wait = policy.wait_s(attempt, TransientError("busy", retry_after_s=asked), random.Random(seed))
+    assert asked <= wait <= asked * 1.1
+
+
+@given(SEEDS, SECONDS, SECONDS, st.integers(1, 10_000))
+def test_jitter_is_bounded(seed: int, first: float, longest: float, attempt: int) -> None:
+    """A chosen pause lies between nothing and the doubled first pause, and never beyond the longest."""
+    wait = RetryPolicy(first_wait_s=first, longest_wait_s=longest).wait_s(
+        attempt, TransientError("busy"), random.Random(seed)
+    )
+    assert 0 <= wait <= longest
+    assert wait <= first * 2.0 ** min(attempt - 1, 60)
+
+
+@given(SECONDS, SECONDS, st.integers(1, 100))
+def test_the_bound_doubles_up_to_its_cap(first: float, longest: float, attempt: int) -> None:
+    """From call to call the longest possible pause never shrinks, at most doubles, and stops at the cap."""
+    policy = RetryPolicy(first_wait_s=first, longest_wait_s=longest)
+    now, then = (policy.wait_s(n, TransientError("busy"), Highest()) for n in (attempt, attempt + 1))
+    assert now <= then <= min(longest, 2 * now if now < longest else longest)
+
+
+def test_callers_are_spread() -> None:
+    """Callers that fail together do not come back together, whether the provider named a pause or not."""
+    policy = RetryPolicy()
+    for error in (TransientError("busy"), TransientError("busy", retry_after_s=10)):
+        waits = {policy.wait_s(3, error, random.Random(seed)) for seed in range(100)}
+        assert len(waits) == 100
+        assert max(waits) - min(waits) > 0.9
+
+
+def tried(policy: RetryPolicy, faults: Sequence[Exception]) -> tuple[object, int, list[float]]:
+    """Run a call that meets `faults` in turn: its result or error, how often it was made, and the pauses between."""
+    made, pauses = 0, list[float]()
+
+    async def call() -> str:
+        nonlocal made
+        made += 1
+        if made <= len(faults):
+            raise faults[made - 1]
+        return "reply"
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    try:
+        result: object = asyncio.run(retrying(policy, sleep, Highest())(call))
+    except Exception as error:  # noqa: BLE001
+        result = error
+    return result, made, pauses
+
+
+def test_transient_errors_are_retried_at_a_growing_pace() -> None:
+    """A call that fails in transit is made again until it succeeds, each pause as the policy says."""
+    policy = RetryPolicy(first_wait_s=1, longest_wait_s=3)
+    faults = [TransientError("busy")] * 3 + [TransientError("busy", retry_after_s=20)]
+    assert tried(policy, faults) == ("reply", 5, [1.0, 2.0, 3.0, 22.0])
+
+
+def test_the_last_error_is_raised() -> None:
+    """After the last attempt the error itself is raised, and nobody waits for nothing."""
+    faults = [TransientError(str(number)) for number in range(9)]
+    error, made, pauses = tried(RetryPolicy(max_attempts=3), faults)
+    assert error is faults[2]
+    assert (made, len(pauses)) == (3, 2)
+
+
+@pytest.mark.parametrize("error", [FatalError("key"), RefusedError("filter"), ValueError("bug")], ids=repr)
+def test_nothing_else_is_retried(error: Exception) -> None:
+    """A refusal, a fatal error and a bug are raised at once."""
+    assert tried(RetryPolicy(), [error]) == (error, 1, [])
+
+
+def test_a_pause_beyond_patience_is_not_waited_for() -> None:
+    """A provider that asks for more than the policy allows is given up on at once, and the error says so."""
+    policy = RetryPolicy(longest_retry_after_s=60)
+    error = TransientError("Busy.", retry_after_s=61)
+    assert tried(policy, [error]) == (error, 1, [])
+    assert policy.explain(error) == "Busy. It asks to wait 61 s, longer than 60 s."
+    assert tried(policy, [TransientError("Busy.", retry_after_s=60)]) == ("reply", 2, [66.0])
+    assert policy.explain(TransientError("Busy.")) == "Busy. (tried 8 times)"
+
+
+@pytest.mark.parametrize("attempts", [0, -1])
+def test_less_than_one_call_is_refused(attempts: int) -> None:
+    """A policy that would never call is a configuration error that names the value."""
+    with pytest.raises(ConfigError, match=f"max_attempts={attempts} must be at least 1"):
+        RetryPolicy(max_attempts=attempts)
+
+
+def test_one_attempt_is_one_call() -> None:
+    """Retries can be switched off."""
+    error = TransientError("busy")
+    assert tried(RetryPolicy(max_attempts=1), [error]) == (error, 1, [])

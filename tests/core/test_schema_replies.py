@@ -1,0 +1,218 @@
+import datetime as dt
+import enum
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, field_validator
+
+from ondine_core.errors import ConfigError
+from ondine_core.schema import Invalid, OutputSchema, compile_schema
+from tests.support.strategies import TEXTS
+
+
+class Mood(enum.Enum):
+    """How it sounds."""
+
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Part(BaseModel):
+    """A part of it."""
+
+    name: str
+    mood: Mood | None
+
+
+class Review(BaseModel):
+    """What a review says."""
+
+    mood: Mood
+    topic: str | None = Field(alias="theTopic", description="what it is about")
+    parts: list[Part]
+    day: dt.date
+    stars: int = Field(default=3, ge=1, le=5)
+
+
+REPLY = {"mood": "good", "theTopic": None, "parts": [{"name": "x", "mood": "bad"}], "day": "2026-01-02", "stars": 4}
+
+
+def refusal(schema: OutputSchema, text: str) -> str:
+    """The reason for which `text` is not an answer."""
+    outcome = schema.parse(text)
+    assert isinstance(outcome, Invalid), outcome
+    return outcome.reason
+
+
+# -- strictness ----------------------------------------------------------------------------------------------------
+
+STRICT = compile_schema({"n": "integer", "s": "string", "b": "boolean", "f": "number"})
+GOOD = '{"n": 1, "s": "x", "b": true, "f": 2}'
+
+
+@pytest.mark.parametrize(
+    "reply", [GOOD, f" {GOOD}\n", f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```\n", f"```JSON\n{GOOD}```"]
+)
+def test_a_code_fence_is_stripped(reply: str) -> None:
+    """An object, alone or in a code fence, is an answer; an integer does for a number."""
+    assert STRICT.parse(reply) == {"n": 1, "s": "x", "b": True, "f": 2.0}
+
+
+@pytest.mark.parametrize("cut", range(len(GOOD)))
+def test_a_truncated_reply_is_never_an_answer(cut: int) -> None:
+    """Wherever a reply is cut, it is invalid: nothing is closed or completed."""
+    assert refusal(STRICT, GOOD[:cut]) == ("the reply is not the JSON asked for" if cut else "the reply is empty")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"Sure! {GOOD}",
+        f"{GOOD} Done.",
+        f"{GOOD}{GOOD}",
+        f"Sure:\n```json\n{GOOD}\n```",
+        f"```json\n{GOOD}\n```\nDone.",
+        f"```json\n{GOOD}",
+        GOOD.replace('"', "'"),
+        GOOD[:-1] + ",}",
+        "```json\n```x",
+    ],
+)
+def test_nothing_is_dug_out_of_prose(reply: str) -> None:
+    """Prose around the object, several objects and almost-JSON are invalid."""
+    assert refusal(STRICT, reply) == "the reply is not the JSON asked for"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"n": 1', '"n": "1"', "n: input should be a valid integer"),
+        ('"n": 1', '"n": 1.0', "n: input should be a valid integer"),
+        ('"n": 1', '"n": true', "n: input should be a valid integer"),
+        ('"n": 1', '"n": null', "n: input should be a valid integer"),
+        ('"n": 1, ', "", "n: field required"),
+        ('"s": "x"', '"s": 1', "s: input should be a valid string"),
+        ("true", '"true"', "b: input should be a valid boolean"),
+        ("true", "1", "b: input should be a valid boolean"),
+        ('"f": 2', '"f": "2"', "f: input should be a valid number"),
+        (GOOD, f"[{GOOD}]", "the reply: input should be an object"),
+        (GOOD, "null", "the reply: input should be an object"),
+        ('1, "s": "x"', '"1", "s": 1', "n: input should be a valid integer (and 1 more)"),
+    ],
+)
+def test_types_are_not_converted(old: str, new: str, reason: str) -> None:
+    """A text is not a number, a number not a truth value, an array not an object; the reason says where and what."""
+    assert refusal(STRICT, GOOD.replace(old, new)) == reason
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_cannot_be_kept_is_invalid(value: str) -> None:
+    """What JSON cannot carry, and so no store could give back, is not an answer."""
+    assert refusal(STRICT, GOOD.replace('"f": 2', f'"f": {value}')) == "a number is out of range"
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(2**63 - 1, True), (-(2**63), True), (2**70, False), (-(2**63) - 1, False)]
+)
+def test_integers_are_kept_within_64_bits(value: int, kept: bool) -> None:
+    """Integers that a table can hold are exact; greater ones are invalid rather than a crash."""
+    outcome = STRICT.parse(GOOD.replace('"n": 1', f'"n": {value}'))
+    assert outcome == ({"n": value, "s": "x", "b": True, "f": 2.0} if kept else Invalid("a number is out of range"))
+
+
+class Checked(BaseModel):
+    """Every way to be wrong; all fields may be left out."""
+
+    mood: Mood = Mood.GOOD
+    day: dt.date = dt.date(2026, 1, 2)
+    text: str = Field(default="x", pattern="^x$", max_length=5)
+    inner: Part | None = None
+    own: str = ""
+
+    @field_validator("own")
+    @classmethod
+    def quotes(cls, value: str) -> str:
+        """Complain with the value itself, as people's validators do."""
+        if value:
+            raise ValueError(f"what is {value}?")
+        return value
+
+
+@pytest.mark.parametrize("field", ["mood", "day", "text", "inner", "own"])
+@given(secret=st.text(st.characters(categories=["L", "N", "Z", "Cc"]), max_size=60).map("zq{}".format))
+def test_a_reason_is_one_line_and_quotes_nothing(field: str, secret: str) -> None:
+    """What a model wrote where it did not belong is not in the reason, even if the user's own validator quotes it."""
+    reason = refusal(compile_schema(Checked), json.dumps({field: secret}))
+    assert "zq" not in reason
+    assert reason.startswith((f"{field}: ", f"{field}."))
+    assert len(reason.splitlines()) == 1
+
+
+# -- dump ----------------------------------------------------------------------------------------------------------
+
+ROUND = compile_schema(
+    {
+        "label": Literal["a", "b"],
+        "stars": Annotated[int, Field(ge=1, le=5)],
+        "note": str | None,
+        "tags": list[str],
+        "day": {"type": "string", "format": "date"},
+    }
+)
+ANSWERS = st.fixed_dictionaries(
+    {
+        "label": st.sampled_from("ab"),
+        "stars": st.integers(1, 5),
+        "note": st.none() | TEXTS,
+        "tags": st.lists(TEXTS, max_size=3),
+        "day": st.dates().map(dt.date.isoformat),
+    }
+)
+
+
+@given(ANSWERS)
+def test_what_is_dumped_parses_to_the_same(values: dict[str, Any]) -> None:
+    """The text shown to a model as an example's answer is itself a valid reply, with the same values."""
+    assert ROUND.parse(ROUND.dump(values)) == values
+
+
+@given(ANSWERS, st.sampled_from([("stars", 0), ("stars", 6), ("label", "c"), ("tags", [None]), ("note", 1)]))
+def test_a_value_out_of_range_is_invalid(values: dict[str, Any], wrong: tuple[str, Any]) -> None:
+    """Limits and choices are held, not only types."""
+    assert refusal(ROUND, json.dumps(values | dict([wrong]))).startswith(wrong[0])
+
+
+@pytest.mark.parametrize(
+    "value", [REPLY, Review.model_validate(REPLY), {**REPLY, "mood": Mood.GOOD, "day": dt.date(2026, 1, 2)}]
+)
+def test_an_answer_may_be_given_in_python(value: Any) -> None:
+    """An example's answer may be a model or hold enums and dates; it is dumped as a model would reply, by alias."""
+    assert json.loads(compile_schema(Review).dump(value)) == REPLY
+
+
+def test_free_text_and_patterns_dump_as_they_are() -> None:
+    """Examples of text are shown as text, and checked as replies are."""
+    assert compile_schema("a").dump("x") == compile_schema("a").dump({"a": "x"}) == "x"
+    assert compile_schema(re.compile("(?P<a>x)")).dump("xx") == "xx"
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "fix"),
+    [
+        ({"a": int}, {"a": "x"}, "a: input should be a valid integer"),
+        ({"a": int, "b": int}, 3, "a mapping with 'a', 'b' was expected"),
+        ("a", 3, "a text for column 'a' was expected, not int"),
+        ("a", {"b": "x"}, "a text for column 'a' was expected, not NoneType"),
+        (re.compile("(?P<a>x)"), "y", "a text that matches '(?P<a>x)' was expected"),
+        (re.compile("(?P<a>x)"), {"a": "x"}, "a text that matches '(?P<a>x)' was expected"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_refused(output: Any, value: Any, fix: str) -> None:
+    """An example's answer that the schema would not take from a model is refused with the reason."""
+    with pytest.raises(ConfigError) as caught:
+        compile_schema(output).dump(value)
+    assert fix in str(caught.value)

@@ -1,0 +1,229 @@
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.batching import ONE_PER_CALL, Strategy
+from ondine_core.errors import ConfigError
+from ondine_core.prompts import Prompt, compile_prompt
+from ondine_core.schema import Output, compile_schema
+from ondine_core.stages import Question, Verdict, address, dedup, fan_out, judge, render
+from ondine_core.values import Answer, Batch, Failure, Key, Message, ModelSpec, Reply
+from tests.support.strategies import TEXTS
+
+SPEC = ModelSpec("openai/gpt-4o-mini")
+
+
+def question(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSpec = SPEC, **settings: Any) -> Question:
+    schema = compile_schema(output)
+    return Question(compile_prompt(prompt, schema.dump), schema, replace(spec, **settings))
+
+
+# -- address -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "key"),
+    [
+        (question(), "Is it good?", "50590d4f9b90a31bb0b1dfc05239b315"),
+        (
+            question(
+                Prompt("{a}", system="Be brief.", examples=[("x", "pos")]),
+                {"label": {"type": "string", "enum": ["pos", "neg"]}},
+                base_url="http://127.0.0.1:8000/v1",
+                temperature=0.5,
+                params={"top_p": 0.9, "seed": 7},
+            ),
+            "Größe? 🙂",
+            "ef07ff4f85ff442f0d3033d69a736928",
+        ),
+    ],
+)
+def test_keys_never_change(asked: Question, text: str, key: str) -> None:
+    """A known question has its known key: were it another, every stored answer would be paid for again."""
+    assert address(asked)(text).hex() == key
+
+
+@given(TEXTS, TEXTS)
+def test_same_text_same_key(one: str, other: str) -> None:
+    """Two rows share a key if and only if their texts are equal, and in any process."""
+    key = address(question())
+    assert (key(one) == key(other)) == (one == other)
+    assert key(one) == address(question())(one)
+    assert len(key(one)) == 16
+
+
+EXAMPLE = Prompt("{a}", examples=[("x", "y")])
+DIFFERENT = {
+    "plain": question(),
+    "model": question(model="openai/gpt-4o"),
+    "base_url": question(base_url="http://127.0.0.1:8000/v1"),
+    "other base_url": question(base_url="http://127.0.0.1:8001/v1"),
+    "temperature": question(temperature=0.0),
+    "other temperature": question(temperature=0.5),
+    "params": question(params={"seed": 1}),
+    "other params": question(params={"seed": 2}),
+    "schema": question(output={"out": str}),
+    "column": question(output="other"),
+    "pattern": question(output=re.compile("(?P<out>x)")),
+    "description": question(output={"out": {"type": "string", "description": "d"}}),
+    "system": question(Prompt("{a}", system="s")),
+    "other system": question(Prompt("{a}", system="s ")),
+    "example": question(EXAMPLE),
+    "example's input": question(Prompt("{a}", examples=[("x ", "y")])),
+    "example's answer": question(Prompt("{a}", examples=[("x", "z")])),
+    "examples": question(Prompt("{a}", examples=[("x", "y"), ("x", "y")])),
+    "system and example": question(Prompt("{a}", system="s", examples=[("x", "y")])),
+    "rendered example": question(Prompt("Q: {a}", examples=[("x", "y")])),
+}
+
+
+def test_whatever_changes_the_meaning_changes_the_key() -> None:
+    """Model, server, sampling, schema, system message and every example are part of the question."""
+    keys = {name: address(asked)("text") for name, asked in DIFFERENT.items()}
+    assert len(set(keys.values())) == len(keys), keys
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_output_tokens": 99},
+        {"timeout_s": 1.5},
+        {"api_key": "secret"},
+        {"params": {}},
+        {"params": {"a": {"x": 1, "y": 2}, "b": 1}},
+        {"params": {"b": 1, "a": {"y": 2, "x": 1}}},
+    ],
+    ids=str,
+)
+def test_what_cannot_change_an_answer_leaves_the_key(settings: Mapping[str, Any]) -> None:
+    """Bounds, patience, keys and the order of parameters may be tuned without asking anything again."""
+    expected = question(params={"a": {"x": 1, "y": 2}, "b": 1}) if settings.get("params") else question()
+    assert address(question(**settings))("text") == address(expected)("text")
+
+
+@given(st.lists(TEXTS.filter(str.strip), min_size=2, max_size=2), TEXTS)
+def test_neighbours_do_not_run_together(parts: list[str], text: str) -> None:
+    """Text moved from one part of a question to the next makes another question."""
+    system, said = parts
+    one = question(Prompt("{a}", system=system + said))
+    other = question(Prompt("{a}", system=system))
+    assert address(one)(text) != address(other)(said + text)
+
+
+@pytest.mark.parametrize("value", [{1}, object(), {1: "x"}], ids=["set", "object", "number as name"])
+def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
+    """What could not be sent has no key either; the message names the setting."""
+    with pytest.raises(ConfigError, match=r"params=.* cannot be written as JSON"):
+        address(question(params={"p": value}))
+
+
+# -- render and dedup ----------------------------------------------------------------------------------------------
+
+
+def test_render_is_lazy_and_by_index() -> None:
+    """Rows are rendered in the order asked for, when asked for, from the columns the prompt reads."""
+    texts = render(question("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]))
+    assert next(texts) == "3-z"
+    assert list(texts) == ["1-x"]
+
+
+def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
+    """A template that stumbles over one value fails that row, without quoting it, and goes on with the next."""
+    prompt = compile_prompt(Prompt("{{ 6 // a }}", syntax="jinja2"), str)
+    one, two, three = render(prompt, {"a": [1, "secret", 2]}, range(3))
+    assert (one, three) == ("6", "3")
+    assert two == Failure("prompt", "the template cannot be filled from this row (TypeError)")
+
+
+@given(st.text(st.characters(categories=["Cs", "L", "So"])))
+def test_lone_surrogates_are_replaced(text: str) -> None:
+    """What a broken decoder left in a text cannot stop a run: every rendered text can be hashed and sent."""
+    (shown,) = render(question("é{a}").prompt, {"a": [text]}, [0])
+    assert shown == "é" + "".join("?" if "\ud800" <= char <= "\udfff" else char for char in text)
+    assert address(question())(str(shown))
+
+
+@given(st.lists(st.sampled_from(["x", "y", "z", Failure("prompt", "why")])))
+def test_equal_rows_are_asked_once(texts: list[str | Failure]) -> None:
+    """Each unique text is asked by the first row that has it; failures pass through, each in its place."""
+    rows, first = dedup(iter(texts), str.encode)
+    assert rows == [text if isinstance(text, Failure) else text.encode() for text in texts]
+    unique = {text for text in texts if isinstance(text, str)}
+    assert first == {text.encode(): texts.index(text) for text in unique}
+    assert list(first.values()) == sorted(first.values())
+
+
+# -- judge ---------------------------------------------------------------------------------------------------------
+
+NUMBER = question(output={"n": int}, max_output_tokens=50)
+ASKED = (Message("user", "q"),)
+BY_LINE = Strategy("lines", ONE_PER_CALL.encode, lambda _, text: dict(enumerate(text.split("\n"), 1)))
+
+
+def judged(text: str, *, attempt: int = 1, keys: tuple[Key, ...] = (b"k",), finish_reason: str = "stop") -> Verdict:
+    """The verdict on a reply of one line a prompt, with two repairs."""
+    batch = Batch(keys, (ASKED,) * len(keys), attempt)
+    return judge(batch, Reply(text, finish_reason=finish_reason), NUMBER, BY_LINE, 2)
+
+
+def test_a_valid_reply_is_an_answer() -> None:
+    """What fits the schema is kept and nothing is owed."""
+    assert judged('{"n": 1}') == Verdict(answers=((b"k", {"n": 1}),))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_an_invalid_reply_is_asked_again_with_the_reason(attempt: int) -> None:
+    """While repairs are left, the same prompt is asked once more, alone and with what was wrong."""
+    complaint = "n: input should be a valid integer"
+    assert judged('{"n": "1"}', attempt=attempt) == Verdict(retry=(Batch((b"k",), (ASKED,), attempt + 1, complaint),))
+
+
+def test_a_reply_that_stays_invalid_fails() -> None:
+    """Without repairs left the row fails, with the last reason and how often it was asked."""
+    failure = Failure("invalid", "the reply is not the JSON asked for (asked 3 times)")
+    assert judged("secret", attempt=3) == Verdict(failures=((b"k", failure),))
+
+
+@pytest.mark.parametrize("text", ['{"n": 1}', '{"n": 1'])
+def test_a_cut_reply_is_never_parsed(text: str) -> None:
+    """A reply cut by the bound on tokens fails, even where it happens to parse, and names the bound."""
+    ((key, failure),) = judged(text, finish_reason="length").failures
+    assert (key, failure.reason) == (b"k", "truncated")
+    assert "max_output_tokens=50" in failure.detail
+    unbounded = replace(NUMBER, model=SPEC)
+    ((_, other),) = judge(Batch((b"k",), (ASKED,)), Reply(text, finish_reason="length"), unbounded, BY_LINE, 2).failures
+    assert "by the provider" in other.detail
+
+
+@given(st.lists(st.sampled_from(['{"n": 1}', "bad", None]), min_size=1, max_size=6), st.integers(1, 3))
+def test_judge_settles_each_prompt_once(lines: list[str | None], attempt: int) -> None:
+    """Every prompt of a batch is answered, failed or owed, exactly once; a missing one is owed; retries are smaller."""
+    keys = tuple(bytes([number]) for number in range(len(lines)))
+    texts = {number: line for number, line in enumerate(lines, 1) if line is not None}
+    strategy = replace(BY_LINE, decode=lambda _batch, _text: {**texts, 99: '{"n": 9}'})
+    verdict = judge(Batch(keys, (ASKED,) * len(keys), attempt), Reply(""), NUMBER, strategy, 2)
+    owed = [key for batch in verdict.retry for key in batch.keys]
+    settled = [key for key, _ in (*verdict.answers, *verdict.failures)]
+    assert sorted(owed + settled) == list(keys)
+    assert {key for key, _ in verdict.answers} == {keys[number - 1] for number, line in texts.items() if line != "bad"}
+    assert all((batch.attempt, len(batch.keys)) == (attempt + 1, 1) for batch in verdict.retry)
+    assert bool(owed) <= (attempt <= 2)
+    said = {batch.keys[0]: batch.complaint for batch in verdict.retry}
+    assert all(
+        said.get(keys[n], "no answer came for it") == "no answer came for it" for n, t in enumerate(lines) if not t
+    )
+
+
+# -- fan out -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"c", Failure("prompt", "why")])))
+def test_every_row_has_its_own_outcome(rows: list[Key | Failure]) -> None:
+    """One outcome a row, in row order: that of its text, or why it was never asked."""
+    outcomes = {b"a": Answer({"n": 1}, "m"), b"b": Answer({"n": 2}, "m"), b"c": Failure("invalid", "why")}
+    assert fan_out(rows, outcomes) == [row if isinstance(row, Failure) else outcomes[row] for row in rows]

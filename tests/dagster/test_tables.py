@@ -1,0 +1,265 @@
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ondine_core.cost_tracker import Spend
+from ondine_core.engine import Progress, Report
+from ondine_core.schema import Column
+from ondine_core.values import Answer, Failure, Outcome
+from ondine_dagster.tables import column_schema, join, names_of, preview
+
+ROWS = {"id": [3, 1, 2], "review": ["a", "b", "c"]}
+FAILED = Failure("invalid", "why")
+Make = Callable[[dict[str, Any]], Any]
+FRAMES = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table], ids=["pandas", "polars", "pyarrow"])
+
+
+def report(outcomes: Sequence[Outcome], names: Sequence[str] = ("out",)) -> Report:
+    progress = Progress(len(outcomes), len(outcomes), 0, 0, Spend(), 1.0)
+    return Report(outcomes, tuple(names), progress, len(outcomes), ())
+
+
+def answered(*values: Any) -> Report:
+    return report([FAILED if value is FAILED else Answer({"out": value}, "m") for value in values])
+
+
+def joined(table: Any, found: Report, json_schema: Any, on_row_error: Literal["null", "drop", "raise"] = "null") -> Any:
+    return join(table, found, [Column("out", json_schema)], "out_error", on_row_error)
+
+
+def values(table: Any, name: str) -> list[Any]:
+    """A column as Python objects, every kind of missing as `None`."""
+    if isinstance(table, pd.DataFrame):
+        return [None if value is None or value is pd.NA or value != value else value for value in table[name]]  # noqa: PLR0124
+    return table[name].to_pylist() if isinstance(table, pa.Table) else table[name].to_list()
+
+
+def dtype(table: Any, name: str) -> str:
+    return str(table.schema.field(name).type if isinstance(table, pa.Table) else table[name].dtype)
+
+
+def names(table: Any) -> list[str]:
+    return table.column_names if isinstance(table, pa.Table) else list(table.columns)
+
+
+# -- kinds of frame ------------------------------------------------------------------------------------------------
+
+
+@FRAMES
+def test_the_same_kind_comes_out(make: Make) -> None:
+    """A frame comes back as its own kind: its columns first and untouched, rows in order, then outputs and errors."""
+    table = joined(make(ROWS), answered(1, FAILED, 3), {"type": "integer"})
+    assert type(table) is type(make(ROWS))
+    assert names(table) == ["id", "review", "out", "out_error"]
+    assert {name: values(table, name) for name in names(table)} == {
+        **ROWS,
+        "out": [1, None, 3],
+        "out_error": [None, "invalid: why", None],
+    }
+
+
+@FRAMES
+def test_the_frame_given_is_not_changed(make: Make) -> None:
+    """Enriching makes a new frame."""
+    given = make(ROWS)
+    joined(given, answered(1, 2, 3), {"type": "integer"})
+    assert names(given) == ["id", "review"]
+
+
+@FRAMES
+def test_failed_rows_can_be_left_out(make: Make) -> None:
+    """With `drop` only answered rows stay, in order, and there is no error column, since it would be empty."""
+    table = joined(make(ROWS), answered(FAILED, 2, None), {"anyOf": [{"type": "integer"}, {"type": "null"}]}, "drop")
+    assert {name: values(table, name) for name in names(table)} == {
+        "id": [1, 2],
+        "review": ["b", "c"],
+        "out": [2, None],
+    }
+
+
+@FRAMES
+def test_a_frame_without_rows_has_its_columns(make: Make) -> None:
+    """Nothing to ask is an enriched frame without rows, with the dtypes it always has."""
+    empty = make({"review": ["x"]})[:0]
+    table = joined(empty, answered(), {"type": "integer"})
+    assert names(table) == ["review", "out", "out_error"]
+    assert dtype(table, "out").lower() == "int64"
+
+
+@FRAMES
+def test_several_outputs_keep_their_order(make: Make) -> None:
+    """Output columns stand in the order in which they were declared, each with its own row's values."""
+    outcomes = [Answer({"a": number, "b": -number}, "m") for number in range(3)]
+    columns = [Column("b", {"type": "integer"}), Column("a", {"type": "integer"})]
+    table = join(make(ROWS), report(outcomes, ["b", "a"]), columns, "e", "null")
+    assert names(table) == ["id", "review", "b", "a", "e"]
+    assert (values(table, "b"), values(table, "a")) == ([0, -1, -2], [0, 1, 2])
+    assert values(table, "e") == [None] * 3
+
+
+INDICES = [
+    pd.Index([7, 7, 3]),
+    pd.Index(["x", None, "x"]),
+    pd.DatetimeIndex(["2026-01-02", "2026-01-01", "2026-01-02"], name="day"),
+    pd.MultiIndex.from_tuples([(1, "x"), (1, "x"), (0, "y")], names=["p", "q"]),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=["repeated", "texts", "dates", "levels"])
+def test_a_pandas_index_is_kept_and_never_joined_on(index: pd.Index) -> None:
+    """An index that is unsorted, repeats itself or has levels stays, and every answer is beside its own row."""
+    table = joined(pd.DataFrame(ROWS, index=index), answered(1, FAILED, 3), {"type": "integer"})
+    assert table.index.equals(index)
+    assert table.index.names == index.names
+    assert values(table, "out") == [1, None, 3]
+    dropped = joined(pd.DataFrame(ROWS, index=index), answered(1, FAILED, 3), {"type": "integer"}, "drop")
+    assert dropped.index.equals(index[[0, 2]])
+    assert (values(dropped, "review"), values(dropped, "out")) == (["a", "c"], [1, 3])
+
+
+# -- kinds of column -----------------------------------------------------------------------------------------------
+
+TEXT: dict[str, Any] = {"type": "string"}
+OBJECT = {"type": "object", "properties": {"k": TEXT, "day": {**TEXT, "format": "date"}}}
+MOMENT = "2026-01-02T03:04:05"
+KINDS: list[tuple[str, Any, Any, Any, tuple[str, str, str]]] = [
+    # name, JSON schema, value in the answer, value in the frame, (pandas, polars, pyarrow) dtype
+    ("text", TEXT, "x", "x", ("str", "String", "string")),
+    ("choice", {**TEXT, "enum": ["x", "y"]}, "x", "x", ("str", "String", "string")),
+    ("integer", {"type": "integer"}, 2**53 + 1, 2**53 + 1, ("Int64", "Int64", "int64")),
+    ("constant", {"type": "integer", "const": 1}, 1, 1, ("Int64", "Int64", "int64")),
+    ("number", {"type": "number"}, 1.5, 1.5, ("Float64", "Float64", "double")),
+    ("boolean", {"type": "boolean"}, False, False, ("boolean", "Boolean", "bool")),
+    ("date", {**TEXT, "format": "date"}, "2026-01-02", dt.date(2026, 1, 2), ("object", "Date", "date32[day]")),
+    (
+        "moment",
+        {**TEXT, "format": "date-time"},
+        MOMENT + "+02:00",
+        dt.datetime(2026, 1, 2, 1, 4, 5),  # noqa: DTZ001
+        ("datetime64[us]", "Datetime(time_unit='us', time_zone=None)", "timestamp[us]"),
+    ),
+    (
+        "list",
+        {"type": "array", "items": {"type": "integer"}},
+        [1, 2],
+        [1, 2],
+        ("object", "List(Int64)", "list<item: int64>"),
+    ),
+    ("empty list", {"type": "array", "items": TEXT}, [], [], ("object", "List(String)", "list<item: string>")),
+    (
+        "object",
+        OBJECT,
+        {"k": "x", "day": "2026-01-02"},
+        {"k": "x", "day": "2026-01-02"},
+        ("object", "Struct({'k': String, 'day': String})", "struct<k: string, day: string>"),
+    ),
+    (
+        "list of objects",
+        {"type": "array", "items": OBJECT},
+        [{"k": "x", "day": None}],
+        [{"k": "x", "day": None}],
+        ("object", "List(Struct({'k': String, 'day': String}))", "list<item: struct<k: string, day: string>>"),
+    ),
+    ("mixed", {"anyOf": [TEXT, {"type": "integer"}]}, 5, "5", ("str", "String", "string")),
+    ("mixed choice", {"enum": ["x", 1]}, "x", '"x"', ("str", "String", "string")),
+    ("or null", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, 3, 3, ("Int64", "Int64", "int64")),
+    ("type or null", {"type": ["boolean", "null"]}, True, True, ("boolean", "Boolean", "bool")),
+]
+BY_KIND = pytest.mark.parametrize(
+    ("json_schema", "value", "shown", "dtypes"), [k[1:] for k in KINDS], ids=[k[0] for k in KINDS]
+)
+
+
+@FRAMES
+@BY_KIND
+def test_a_column_with_nulls_has_its_type(
+    make: Make, json_schema: Any, value: Any, shown: Any, dtypes: tuple[str, str, str]
+) -> None:
+    """A column of any kind has the type it was declared with, null where the answer is null or the row failed."""
+    table = joined(make(ROWS), answered(value, None, FAILED), json_schema)
+    assert values(table, "out") == [shown, None, None]
+    assert dtype(table, "out") == dtypes[[pd.DataFrame, pl.DataFrame, pa.Table].index(type(table))]
+
+
+@pytest.mark.parametrize("make", [pl.DataFrame, pa.table], ids=["polars", "pyarrow"])
+@BY_KIND
+def test_a_column_of_nulls_has_its_type(
+    make: Make, json_schema: Any, value: Any, shown: Any, dtypes: tuple[str, str, str]
+) -> None:
+    """Even if every row failed the column has its declared type, so that partitions can be put together."""
+    table = joined(make(ROWS), answered(None, None, FAILED), json_schema)
+    assert values(table, "out") == [None] * 3
+    assert dtype(table, "out") == dtypes[[pd.DataFrame, pl.DataFrame, pa.Table].index(type(table))]
+    del value, shown
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("integer", "Int64"), ("number", "Float64"), ("boolean", "boolean")])
+def test_a_pandas_column_of_nulls_has_its_type(kind: str, expected: str) -> None:
+    """Numbers and truth values that are all missing are pandas' nullable types."""
+    table = joined(pd.DataFrame(ROWS), answered(None, None, FAILED), {"type": kind})
+    assert dtype(table, "out") == expected
+    assert table["out"].isna().all()
+
+
+@FRAMES
+def test_moments_are_told_in_utc(make: Make) -> None:
+    """Time zones are brought to UTC; a moment without one stays as it was written."""
+    found = answered(MOMENT, MOMENT + "Z", "2026-01-02T00:04:05-03:00")
+    table = joined(make(ROWS), found, {**TEXT, "format": "date-time"})
+    assert values(table, "out") == [dt.datetime.fromisoformat(MOMENT)] * 3
+
+
+# -- what Dagster shows --------------------------------------------------------------------------------------------
+
+
+@FRAMES
+def test_the_schema_tells_what_columns_mean(make: Make) -> None:
+    """Every column is listed with its type, the outputs with their descriptions."""
+    column = Column("out", {"type": "integer", "description": "how many"})
+    schema = column_schema(join(make(ROWS), answered(1, None, 3), [column], "e", "null"), [column], "e")
+    assert [(c.name, c.type, c.description) for c in schema.columns] == [
+        ("id", "int64", None),
+        ("review", "string", None),
+        ("out", "int64", "how many"),
+        ("e", "string", "Why the row has no answer."),
+    ]
+
+
+@FRAMES
+def test_names_are_known_of_frames_only(make: Make) -> None:
+    """A frame has column names; anything else that an upstream asset may be has none."""
+    assert names_of(make(ROWS)) == ("id", "review")
+    assert [names_of(value) for value in (None, 3, "id", ROWS, [ROWS])] == [()] * 5
+
+
+@FRAMES
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("a|b", "a\\|b"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("a\nb\r\n\tc", "a b c"),
+        ("<img src=x>", "&lt;img src=x>"),
+        ("None", "None"),
+        (None, ""),
+        ("x" * 200, "x" * 159 + "…"),
+    ],
+    ids=repr,
+)
+def test_a_preview_cell_stays_in_its_cell(make: Make, value: Any, cell: str) -> None:
+    """Whatever text a row holds, the preview is one Markdown table: pipes and markup escaped, lines joined, bounded."""
+    lines = preview(make({"a|b": [value, "z"], "n": [1, 2]}), ["a|b", "n"]).split("\n")
+    assert lines == ["a\\|b | n", "--- | ---", f"{cell} | 1", "z | 2"]
+
+
+@FRAMES
+@pytest.mark.parametrize(("rows", "shown"), [(0, 0), (9, 9), (10, 10), (11, 10), (1000, 10)])
+def test_a_preview_is_ten_rows_at_most(make: Make, rows: int, shown: int) -> None:
+    """A preview does not grow with its table, and shows only the columns asked for, from the first row on."""
+    lines = preview(make({"n": list(range(rows)), "unasked": ["x"] * rows}), ["n"]).split("\n")
+    assert lines == ["n", "---", *map(str, range(shown))]

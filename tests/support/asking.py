@@ -1,0 +1,48 @@
+"""Short ways to ask the loopback provider: one call through a model, or a whole table through the door."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from ondine_core import Call, ChatModel, ModelSpec, Options, Policy, Reply, Report, RetryPolicy, enrich_sync
+from ondine_core.providers import connect
+from ondine_core.values import Message
+from tests.support.provider import Provider
+
+PROMPT = "Repeat: {text}"
+QUICK = RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01)
+
+
+def one_call(model: ChatModel, text: str = "Repeat: hello", call: Call | None = None) -> Reply:
+    """The reply of `model` to one call; the model is closed."""
+
+    async def main() -> Reply:
+        try:
+            return await model(call or Call((Message("user", text),)))
+        finally:
+            await model.aclose()
+
+    return asyncio.run(main())
+
+
+def one_call_to(base_url: str, text: str = "Repeat: hello", call: Call | None = None, **settings: Any) -> Reply:
+    """The reply to one call to an OpenAI-compatible server."""
+    return one_call(connect(ModelSpec("openai_compatible/small", base_url=base_url, **settings)), text, call)
+
+
+def texts(count: int) -> dict[str, list[str]]:
+    """A table of so many rows, all different."""
+    return {"text": [f"row {number}" for number in range(count)]}
+
+
+def options(store: str | Path = ":memory:", **policy: Any) -> Options:
+    """Options with short pauses and eight calls at once, unless `policy` says otherwise."""
+    return Options(store=store, policy=Policy(**{"retry": QUICK, "max_concurrency": 8, **policy}))
+
+
+def ask(provider: Provider, table: Any, chosen: Options | None = None, prompt: str = PROMPT, **spec: Any) -> Report:
+    """Ask the provider about each row of a table with a column `text`."""
+    model = ModelSpec("openai_compatible/m", base_url=provider.base_url, **spec)
+    return enrich_sync(table, prompt=prompt, output={"answer": "string"}, model=model, options=chosen or options())

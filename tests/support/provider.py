@@ -1,0 +1,316 @@
+"""A chat-completions provider on the loopback, which misbehaves on demand and keeps books on everything.
+
+It runs on an event loop in a thread of its own, so a test may be a coroutine or ordinary code. A fault is a function
+from a request to what befalls it; faults compose: `first(2, status(429))`, `matching("row 7", cut)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import orjson
+from aiohttp import web
+
+_START_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: its parsed body, its headers, the client's port (one a connection) and when it arrived."""
+
+    body: Mapping[str, Any]
+    headers: Mapping[str, str]
+    client_port: int
+    arrived_at: float
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation."""
+        return self.body["messages"]
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+
+
+@dataclass(frozen=True)
+class Canned:
+    """Send this instead of an answer."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Do the work, then drop the connection before the headers, or when half of the body is out."""
+
+    in_body: bool = False
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Answer after `headers_s`, and let the second half of the body wait for another `body_s`."""
+
+    headers_s: float = 0.0
+    body_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Answer with other fields of the choice or its message."""
+
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    message: Mapping[str, Any] = field(default_factory=dict)
+
+
+Effect = Canned | Cut | Slow | Altered | None
+Fault = Callable[[Asked], Effect]
+
+# -- faults --------------------------------------------------------------------------------------------------------
+
+
+def status(code: int, body: Any = None, headers: Mapping[str, str] | None = None) -> Fault:
+    """Reply with this status; `body` is bytes or JSON, by default an error object."""
+    body = {"error": {"message": f"status {code}", "type": "made_to_order"}} if body is None else body
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    return lambda _: Canned(code, content, headers or {})
+
+
+def error(code: int, message: str = "no", error_code: str | None = None) -> Fault:
+    """Reply with this status and an error object as OpenAI writes it."""
+    return status(code, {"error": {"message": message, "type": "made_to_order", "code": error_code}})
+
+
+def slow(seconds: float) -> Fault:
+    """Let the headers wait."""
+    return lambda _: Slow(headers_s=seconds)
+
+
+def slow_body(seconds: float) -> Fault:
+    """Send headers and half of the body, and let the rest wait."""
+    return lambda _: Slow(body_s=seconds)
+
+
+def cut(_: Asked) -> Effect:
+    """Drop the connection before the headers."""
+    return Cut()
+
+
+def cut_body(_: Asked) -> Effect:
+    """Drop the connection in the middle of the body."""
+    return Cut(in_body=True)
+
+
+def garbage(_: Asked) -> Effect:
+    """Reply 200 with a body that is not JSON."""
+    return Canned(200, b"<html>upstream is tired</html>")
+
+
+def empty(_: Asked) -> Effect:
+    """Answer with no text."""
+    return Altered(message={"content": ""})
+
+
+def truncated(_: Asked) -> Effect:
+    """Answer as if the bound on output tokens had cut the text."""
+    return Altered(choice={"finish_reason": "length"})
+
+
+def filtered(_: Asked) -> Effect:
+    """Let the content filter take the answer."""
+    return Altered(choice={"finish_reason": "content_filter"}, message={"content": None})
+
+
+def refusal(_: Asked) -> Effect:
+    """Let the model decline."""
+    return Altered(message={"content": None, "refusal": "I cannot help with that."})
+
+
+def first(count: int, fault: Fault) -> Fault:
+    """`fault` for the first `count` requests."""
+    numbers = itertools.count()
+    return lambda asked: fault(asked) if next(numbers) < count else None
+
+
+def after(count: int, fault: Fault) -> Fault:
+    """`fault` for all but the first `count` requests."""
+    numbers = itertools.count()
+    return lambda asked: fault(asked) if next(numbers) >= count else None
+
+
+def matching(part: str, fault: Fault) -> Fault:
+    """`fault` for prompts that contain `part`."""
+    return lambda asked: fault(asked) if part in asked.prompt else None
+
+
+def echo(prompt: str) -> Any:
+    """`{"answer": tail}`, where the tail of a prompt is what follows its last newline or colon and space."""
+    return {"answer": re.split(r"\n|: ", prompt)[-1].strip()}
+
+
+# -- books and server ----------------------------------------------------------------------------------------------
+
+
+class Books:
+    """What the provider saw and did; `billed_by_prompt` counts work done, also when the client had left."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.requests: list[Asked] = []
+        self.answered = self.in_flight = self.peak_in_flight = self.client_gone = 0
+        self.calls_by_prompt: Counter[str] = Counter()
+        self.billed_by_prompt: Counter[str] = Counter()
+        self.input_tokens = self.output_tokens = 0
+
+    def wait_for(self, predicate: Callable[[Books], object], timeout_s: float = 10.0) -> None:
+        """Block until the books satisfy `predicate`; fail after `timeout_s`."""
+        with self._changed:
+            done = self._changed.wait_for(lambda: predicate(self), timeout_s)
+        assert done, f"The provider's books did not come to it within {timeout_s} s."
+
+    def arrived(self, asked: Asked) -> None:
+        """A request is here."""
+        with self._changed:
+            self.requests.append(asked)
+            self.calls_by_prompt[asked.prompt] += 1
+            self.in_flight += 1
+            self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+            self._changed.notify_all()
+
+    def billed(self, asked: Asked, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        """The work for a request is done."""
+        with self._changed:
+            self.billed_by_prompt[asked.prompt] += 1
+            self.input_tokens += input_tokens
+            self.output_tokens += output_tokens
+            self._changed.notify_all()
+
+    def left(self, *, answered: bool = False, client_gone: bool = False) -> None:
+        """A request is over; told before the last byte goes out, so that a quick client is not counted twice."""
+        with self._changed:
+            self.in_flight -= 1
+            self.answered += answered
+            self.client_gone += client_gone
+            self._changed.notify_all()
+
+
+class Provider:
+    """The provider, as a context manager; `base_url` is what a model is connected to.
+
+    Args:
+        answer: Last user message to answer, a text or a JSON value.
+        latency_s: Seconds each answer takes.
+        fault: What befalls a request before it is answered.
+        cached_tokens: Prompt tokens of each call that the usage calls cached.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[str], Any] = echo,
+        *,
+        latency_s: float = 0.0,
+        fault: Fault | None = None,
+        cached_tokens: int = 0,
+    ) -> None:
+        self._answer, self._latency_s, self._cached_tokens = answer, latency_s, cached_tokens
+        self._fault: Fault = fault or (lambda _: None)
+        self.books = Books()
+        self.base_url = ""
+
+    def __enter__(self) -> Self:
+        started: Future[int] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="provider")
+        self._thread.start()
+        self.base_url = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}/v1"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _serve(self, started: Future[int]) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._handle)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        try:
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+            await site.start()
+            started.set_result(runner.addresses[0][1])
+        except BaseException as failed:
+            started.set_exception(failed)
+            raise
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        body = orjson.loads(await request.read())
+        port = request.transport.get_extra_info("peername")[1] if request.transport else 0
+        asked = Asked(body, dict(request.headers), port, time.monotonic())
+        self.books.arrived(asked)
+        effect = self._fault(asked)
+        if isinstance(effect, Canned):
+            return self._canned(asked, effect)
+        content, headers = self._completion(asked, effect)
+        half = len(content) // 2
+        slow = effect if isinstance(effect, Slow) else Slow()
+        in_halves = bool(slow.body_s) or effect == Cut(in_body=True)
+        response = web.StreamResponse(headers={**headers, "Content-Length": str(len(content))})
+        try:
+            if wait_s := self._latency_s + slow.headers_s:
+                await asyncio.sleep(wait_s)
+            if in_halves:
+                await response.prepare(request)
+                await response.write(content[:half])
+                await asyncio.sleep(slow.body_s)
+        except (asyncio.CancelledError, ConnectionError):
+            self.books.left(client_gone=True)
+            raise
+        self.books.left(answered=not isinstance(effect, Cut))
+        if isinstance(effect, Cut):
+            request.transport.abort()
+            return web.Response()
+        if in_halves:
+            await response.write(content[half:])
+            return response
+        return web.Response(body=content, headers=headers)
+
+    def _canned(self, asked: Asked, effect: Canned) -> web.Response:
+        if billed := effect.status == web.HTTPOk.status_code:
+            self.books.billed(asked)
+        self.books.left(answered=billed)
+        return web.Response(status=effect.status, body=effect.body, headers=effect.headers)
+
+    def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
+        answer, number = self._answer(asked.prompt), len(self.books.requests)
+        text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
+        altered = effect if isinstance(effect, Altered) else Altered()
+        message = {"role": "assistant", "content": text, **altered.message}
+        prompt_tokens = sum(len(message["content"]) for message in asked.messages) // 4
+        self.books.billed(asked, prompt_tokens, len(text) // 4)
+        completion = {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "model": asked.body.get("model"),
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop", **altered.choice}],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": len(text) // 4,
+                "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            },
+        }
+        headers = {"Content-Type": "application/json", "x-request-id": f"req-{number}"}
+        return orjson.dumps(completion), headers
