@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ondine_core.engine import Clock, Policy, Progress, Report
+from ondine_core.engine import Clock, Policy
 from ondine_core.enrichment import Options, enrich, enrich_sync
 from ondine_core.errors import (
     ConfigError,
@@ -18,6 +18,7 @@ from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.rate_limiter import Rates
+from ondine_core.report import Progress, Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.store import open_store
 from ondine_core.values import Answer, AnswerStore, Call, ChatModel, Failure, ModelSpec, Reply, Usage

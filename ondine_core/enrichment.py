@@ -16,13 +16,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ondine_core.engine import Clock, Means, Policy, Progress, Report, run
+from ondine_core.engine import Clock, Means, Policy, run
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price, find_price
 from ondine_core.prompts import Prompt, compile_prompt
 from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.rate_limiter import RateLimiter, Rates
+from ondine_core.report import Progress, Report
 from ondine_core.schema import Output, compile_schema
 from ondine_core.stages import Question
 from ondine_core.store import open_store

@@ -7,21 +7,20 @@ stands: a code fence around it is stripped, nothing else is repaired or guessed.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal, NotRequired, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import orjson
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
-from typing_extensions import TypedDict
 
 from ondine_core.errors import ConfigError
+from ondine_core.json_schema import inline, object_type
 from ondine_core.values import Json
 
 __all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema"]
@@ -89,9 +88,9 @@ def compile_schema(output: Output) -> OutputSchema:
         case type() if issubclass(output, BaseModel):
             return _structured(output, tuple(output.model_fields))
         case Mapping() if isinstance(output.get("properties"), Mapping):
-            return _structured(_object(output, "output"), tuple(output["properties"]))
+            return _structured(object_type(output, "output"), tuple(output["properties"]))
         case Mapping():
-            return _structured(_object({"properties": output}, "output"), tuple(output))
+            return _structured(object_type({"properties": output}, "output"), tuple(output))
         case _:
             raise ConfigError(
                 f"output={output!r} is not understood; give a Pydantic model, a JSON schema of an object, a mapping of "
@@ -148,8 +147,8 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         raise ConfigError("The output has no columns; each field or property is an output column.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        wire = orjson.dumps(_inline(adapter.json_schema(mode="validation")))
-        shown = _inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
+        wire = orjson.dumps(inline(adapter.json_schema(mode="validation")))
+        shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
     columns = tuple(Column(name, shown[name]) for name in names)
@@ -203,114 +202,3 @@ def _reason(error: ValidationError) -> str:
     # A message of the user's own validator may quote the value it was given.
     what = "does not pass its validator" if first["type"] in ("value_error", "assertion_error") else first["msg"]
     return f"{where or 'the reply'}: {what[:1].lower()}{what[1:]}" + (f" (and {count - 1} more)" if count > 1 else "")
-
-
-def _inline(schema: Mapping[str, Json]) -> dict[str, Any]:
-    """`schema` with its `$defs` written in place and titles and defaults left out, as providers want it.
-
-    Every property is required and no other is allowed: a model that may leave a column out will.
-    """
-    definitions = schema.get("$defs", {})
-
-    def walk(node: Any, trail: tuple[str, ...]) -> Any:
-        if isinstance(node, list):
-            return [walk(item, trail) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            name = node["$ref"].rsplit("/", 1)[-1]
-            if name in trail:
-                raise ConfigError(f"The output model is recursive at {name!r}; a column cannot hold itself.")
-            rest = {key: value for key, value in node.items() if key != "$ref"}
-            return walk({**definitions[name], **rest}, (*trail, name))
-        out = {
-            key: {name: walk(child, trail) for name, child in value.items()}
-            if key == "properties"
-            else walk(value, trail)
-            for key, value in node.items()
-            if key not in ("title", "default", "$defs")
-        }
-        if "properties" in out:
-            out |= {"required": list(out["properties"]), "additionalProperties": False}
-        return out
-
-    result: dict[str, Any] = walk(dict(schema), ())
-    return result
-
-
-# -- from JSON schema to types -------------------------------------------------------------------------------------
-
-_PLAIN: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
-_OF_TEXT = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
-_OF_NUMBERS = {
-    "minimum": "ge",
-    "maximum": "le",
-    "exclusiveMinimum": "gt",
-    "exclusiveMaximum": "lt",
-    "multipleOf": "multiple_of",
-}
-_OF_ARRAYS = {"minItems": "min_length", "maxItems": "max_length"}
-_CONSTRAINTS = {**_OF_TEXT, **_OF_NUMBERS, **_OF_ARRAYS}
-_OF_TYPE = {"string": _OF_TEXT, "integer": _OF_NUMBERS, "number": _OF_NUMBERS, "array": _OF_ARRAYS}
-_SHAPES = ("type", "enum", "const", "format", "items", "properties", "required", "additionalProperties", "anyOf")
-_KNOWN = frozenset({*_CONSTRAINTS, *_SHAPES, "nullable", "description", "title", "examples"})
-
-
-def _annotation(kind: Any, where: str) -> Any:
-    """The type that `kind` (a Python type, a type name or a JSON schema) stands for."""
-    if isinstance(kind, str):
-        kind = {"type": kind}
-    if not isinstance(kind, Mapping):
-        return kind
-    if unknown := [key for key in kind if key not in _KNOWN]:
-        raise ConfigError(
-            f"{where} uses {unknown[0]!r}, which is not supported; valid are {', '.join(sorted(_KNOWN))}."
-        )
-    base = _base(kind, where)
-    names = kind["type"] if isinstance(kind.get("type"), list) else [kind.get("type")]
-    allowed = {key: limit for name in names for key, limit in _OF_TYPE.get(str(name), {}).items()}
-    if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in allowed]:
-        raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
-    limits = {allowed[key]: value for key, value in kind.items() if key in allowed}
-    if limits or "description" in kind:
-        base = Annotated[base, Field(**limits, description=kind.get("description"))]
-    return base | None if kind.get("nullable") else base
-
-
-def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (one case a kind)
-    match kind:
-        case {"enum": [_, *_] as values}:
-            return Literal[tuple(values)]
-        case {"const": value}:
-            return Literal[value]
-        case {"anyOf": [_, *_] as options}:
-            return Union[tuple(_annotation(option, f"{where}.anyOf") for option in options)]  # noqa: UP007
-        case {"type": [_, *_] as names}:
-            return Union[tuple(_base({**kind, "type": name}, where) for name in names)]  # noqa: UP007
-        case {"type": "null"}:
-            return None
-        case {"type": "string", "format": "date"}:
-            return dt.date
-        case {"type": "string", "format": "date-time"}:
-            return dt.datetime
-        case {"type": "array", "items": items}:
-            return list[_annotation(items, f"{where}.items")]  # type: ignore[misc]
-        case {"type": "object", "properties": Mapping()}:
-            return _object(kind, where)
-        case {"type": str(name)} if name in _PLAIN:
-            return _PLAIN[name]
-        case _:
-            raise ConfigError(
-                f"{where}={dict(kind)!r} is not understood; a type is one of {', '.join(map(repr, _PLAIN))}, "
-                "'array' with items, 'object' with properties, or has an enum."
-            )
-
-
-def _object(kind: Mapping[str, Any], where: str) -> Any:
-    """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
-    required = set(kind.get("required", kind["properties"]))
-    fields = {}
-    for name, child in kind["properties"].items():
-        annotation = _annotation(child, f"{where}[{name!r}]")
-        fields[name] = annotation if name in required else NotRequired[annotation | None]
-    return TypedDict("Output", fields)  # type: ignore[operator]

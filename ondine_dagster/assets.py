@@ -1,8 +1,7 @@
 """An LLM column as an asset: the decorator, its twin for factories, and the step they share.
 
 The decorated function is an ordinary asset function that returns the rows to enrich; this module wraps it in another
-that takes the same arguments. The wrapper is synchronous and runs the engine's event loop in a thread: an interrupt
-lands in the main thread, where it cancels the calls in flight and goes on unchanged.
+that takes the same arguments and hands the rows to `step`.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -11,36 +10,19 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 
-from ondine_core.engine import Progress, Report
-from ondine_core.enrichment import Options, answer, check_columns, compile_question, run_in_thread, spec_of
-from ondine_core.errors import ConfigError, FailedRowsError, OndineError
+from ondine_core.enrichment import check_columns, compile_question
+from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.schema import Output
 from ondine_core.stages import Question
-from ondine_core.values import ChatModel, ModelSpec
-from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
-from ondine_dagster.resources import LLMResource, default_store, store_warning
-from ondine_dagster.tables import column_schema, join, names_of, preview
+from ondine_core.values import ModelSpec
+from ondine_dagster.step import Enrichment, OnRowError, materialize
 
 __all__ = ["build_llm_asset", "llm_asset"]
-
-OnRowError = Literal["null", "drop", "raise"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Enrichment:
-    """What an asset adds to its rows; `question.model` is filled in by the resource."""
-
-    question: Question
-    error_column: str
-    on_row_error: OnRowError
-    max_error_rate: float | None
 
 
 def llm_asset(
@@ -82,7 +64,7 @@ def llm_asset(
             )
         name = _last_part(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""))
-        enrichment = _Enrichment(question, f"{name}_error", on_row_error, max_error_rate)
+        enrichment = Enrichment(question, f"{name}_error", on_row_error, max_error_rate)
         _check(enrichment, asset_arguments)
         arguments = {"kinds": {"llm"}, **asset_arguments}
         arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
@@ -129,7 +111,7 @@ def _last_part(asset_arguments: Mapping[str, Any], function: Callable[..., Any])
     return str(asset_arguments.get("name") or function.__name__)
 
 
-def _check(enrichment: _Enrichment, asset_arguments: Mapping[str, Any]) -> None:
+def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
     if enrichment.on_row_error not in typing.get_args(OnRowError):
         raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
     rate = enrichment.max_error_rate
@@ -156,7 +138,7 @@ def _definition_metadata(question: Question) -> dict[str, Any]:
 
 
 def _wrap(
-    function: Callable[..., Any], enrichment: _Enrichment, resource_key: str, *, as_parameter: bool
+    function: Callable[..., Any], enrichment: Enrichment, resource_key: str, *, as_parameter: bool
 ) -> Callable[..., dg.MaterializeResult[Any]]:
     """A function for `@dg.asset` with the parameters of `function`, and the resource as one more."""
     own = _parameters(function)
@@ -168,7 +150,7 @@ def _wrap(
         given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
         rows = function(**given) if context_name is None else function(context, **given)
         inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
-        return _materialize(context, rows, enrichment, llm, inputs)
+        return materialize(context, rows, enrichment, llm, inputs)
 
     added = [inspect.Parameter("context", _KIND)]
     if as_parameter and resource_key not in own:
@@ -200,106 +182,3 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             annotation=inspect.Parameter.empty if isinstance(annotation, str) else annotation,
         )
     return parameters
-
-
-# -- the step ------------------------------------------------------------------------------------------------------
-
-
-def _materialize(
-    context: dg.AssetExecutionContext, rows: Any, enrichment: _Enrichment, llm: Any, inputs: Mapping[str, Any]
-) -> dg.MaterializeResult[Any]:
-    watch = _Watch(context)
-    try:
-        question, options, model = _resolve(context, enrichment, llm, watch)
-        if enrichment.error_column in names_of(rows):
-            raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
-        report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
-        _judge(report, enrichment)
-    except OndineError as error:
-        watch.observe()
-        raise failure(error, watch.latest) from error
-    except BaseException:
-        # An interrupt: what was spent stays visible, and the exception goes on as it came.
-        watch.observe()
-        raise
-    columns = question.schema.columns
-    table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
-    outputs = [column.name for column in columns]
-    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
-    metadata = {
-        "ondine/preview": dg.MetadataValue.md(preview(table, [*outputs, *question.prompt.columns])),
-        **run_metadata(report, question.model.model),
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
-        "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
-        "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
-    }
-    return dg.MaterializeResult(value=table, metadata=metadata)
-
-
-def _resolve(
-    context: dg.AssetExecutionContext, enrichment: _Enrichment, llm: Any, watch: "_Watch"
-) -> tuple[Question, Options, ChatModel | None]:
-    """The question with its model, how to run it, and the model if it is open already."""
-    store, model = default_store(context.instance), None
-    if isinstance(llm, LLMResource):
-        store = llm.store or store
-        spec, options = llm.spec(), llm.options(store)
-        watch.every_s = llm.progress_every_s
-    elif callable(llm):
-        spec, options, model = spec_of(llm), Options(store=store), llm
-    else:
-        raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
-    if warning := store_warning(store):
-        context.log.warning(warning)
-    question = replace(enrichment.question, model=spec)
-    return question, replace(options, on_progress=watch.keep), model
-
-
-def _judge(report: Report, enrichment: _Enrichment) -> None:
-    """Fail the step if more rows failed than the user allows; the answers are kept, a re-run asks the failed rows."""
-    failed, total = report.progress.rows_failed, report.progress.rows_total
-    if not failed:
-        return
-    if enrichment.on_row_error == "raise":
-        rule = "on_row_error='raise'"
-    elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
-        rule = f"max_error_rate={enrichment.max_error_rate:g}"
-    elif enrichment.max_error_rate is None and failed == total:
-        rule = "no row got an answer"
-    else:
-        return
-    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
-    raise FailedRowsError(f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept.")
-
-
-class _Watch:
-    """Reports a running step from its main thread: a log line and an observation every `every_s` seconds.
-
-    The event log takes a few hundred events a second, so rows are never reported one by one.
-    """
-
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self._context, self._due = context, monotonic()
-        self.every_s = 10.0
-        self.latest: Progress | None = None
-
-    def keep(self, progress: Progress) -> None:
-        """Called on the event loop's thread; only remembers."""
-        self.latest = progress
-
-    def tick(self) -> None:
-        """Called in the main thread, several times a second."""
-        if self.latest is None:
-            self._due = monotonic() + self.every_s
-        elif monotonic() >= self._due:
-            self._due = monotonic() + self.every_s
-            self._context.log.info(progress_line(self.latest))
-            self.observe()
-
-    def observe(self) -> None:
-        """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
-        if self.latest is not None:
-            partition = self._context.partition_key if self._context.has_partition_key else None
-            metadata = progress_metadata(self.latest)
-            event = dg.AssetObservation(self._context.asset_key, partition=partition, metadata=metadata)
-            self._context.log_event(event)

@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.cost_tracker import Spend
-from ondine_core.engine import Progress, Report
 from ondine_core.errors import ConfigError, FatalError, OndineError
+from ondine_core.report import Progress, Report
 from ondine_core.values import Answer
 
 __all__ = ["failure", "lineage", "progress_line", "progress_metadata", "run_metadata"]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import dagster as dg
 import narwhals as nw
 
-from ondine_core.engine import Report
+from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer, Json
 

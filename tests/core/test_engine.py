@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.engine import Clock, Policy, Report
+from ondine_core.engine import Clock, Policy
 from ondine_core.enrichment import Options, answer, compile_question
 from ondine_core.errors import FatalError, OndineError, TransientError
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates
+from ondine_core.report import Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Usage
 from tests.support.unreliable import FAULTS, MemoryStore, UnreliableModel, schedules

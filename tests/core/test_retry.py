@@ -103,9 +103,9 @@ def test_a_pause_beyond_patience_is_not_waited_for() -> None:
     policy = RetryPolicy(longest_retry_after_s=60)
     error = TransientError("Busy.", retry_after_s=61)
     assert tried(policy, [error]) == (error, 1, [])
-    assert policy.explain(error) == "Busy. It asks to wait 61 s, longer than 60 s."
+    assert "61 s, longer than 60 s" in policy.explain(error)
     assert tried(policy, [TransientError("Busy.", retry_after_s=60)]) == ("reply", 2, [66.0])
-    assert policy.explain(TransientError("Busy.")) == "Busy. (tried 8 times)"
+    assert "tried 8 times" in policy.explain(TransientError("Busy."))
 
 
 @pytest.mark.parametrize("attempts", [0, -1])

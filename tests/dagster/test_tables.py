@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from ondine_core.cost_tracker import Spend
-from ondine_core.engine import Progress, Report
+from ondine_core.report import Progress, Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer, Failure, Outcome
 from ondine_dagster.tables import column_schema, join, names_of, preview

@@ -1,0 +1,130 @@
+"""Between JSON schema and Python types: what a user writes in YAML as a type, and what a provider is sent as a schema.
+
+Only the keywords that Pydantic can check are taken; any other is an error when the schema is declared, since a
+constraint that nobody checks is worse than none.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, Union
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from ondine_core.errors import ConfigError
+from ondine_core.values import Json
+
+__all__ = ["inline", "object_type"]
+
+
+def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
+    """`schema` with its `$defs` written in place and titles and defaults left out, as providers want it.
+
+    Every property is required and no other is allowed: a model that may leave a column out will.
+    """
+    definitions = schema.get("$defs", {})
+
+    def walk(node: Any, trail: tuple[str, ...]) -> Any:
+        if isinstance(node, list):
+            return [walk(item, trail) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            name = node["$ref"].rsplit("/", 1)[-1]
+            if name in trail:
+                raise ConfigError(f"The output model is recursive at {name!r}; a column cannot hold itself.")
+            rest = {key: value for key, value in node.items() if key != "$ref"}
+            return walk({**definitions[name], **rest}, (*trail, name))
+        out = {
+            key: {name: walk(child, trail) for name, child in value.items()}
+            if key == "properties"
+            else walk(value, trail)
+            for key, value in node.items()
+            if key not in ("title", "default", "$defs")
+        }
+        if "properties" in out:
+            out |= {"required": list(out["properties"]), "additionalProperties": False}
+        return out
+
+    result: dict[str, Any] = walk(dict(schema), ())
+    return result
+
+
+# -- from JSON schema to types -------------------------------------------------------------------------------------
+
+_PLAIN: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
+_OF_TEXT = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
+_OF_NUMBERS = {
+    "minimum": "ge",
+    "maximum": "le",
+    "exclusiveMinimum": "gt",
+    "exclusiveMaximum": "lt",
+    "multipleOf": "multiple_of",
+}
+_OF_ARRAYS = {"minItems": "min_length", "maxItems": "max_length"}
+_CONSTRAINTS = {**_OF_TEXT, **_OF_NUMBERS, **_OF_ARRAYS}
+_OF_TYPE = {"string": _OF_TEXT, "integer": _OF_NUMBERS, "number": _OF_NUMBERS, "array": _OF_ARRAYS}
+_SHAPES = ("type", "enum", "const", "format", "items", "properties", "required", "additionalProperties", "anyOf")
+_KNOWN = frozenset({*_CONSTRAINTS, *_SHAPES, "nullable", "description", "title", "examples"})
+
+
+def _annotation(kind: Any, where: str) -> Any:
+    """The type that `kind` (a Python type, a type name or a JSON schema) stands for."""
+    if isinstance(kind, str):
+        kind = {"type": kind}
+    if not isinstance(kind, Mapping):
+        return kind
+    if unknown := [key for key in kind if key not in _KNOWN]:
+        raise ConfigError(
+            f"{where} uses {unknown[0]!r}, which is not supported; valid are {', '.join(sorted(_KNOWN))}."
+        )
+    base = _base(kind, where)
+    names = kind["type"] if isinstance(kind.get("type"), list) else [kind.get("type")]
+    allowed = {key: limit for name in names for key, limit in _OF_TYPE.get(str(name), {}).items()}
+    if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in allowed]:
+        raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
+    limits = {allowed[key]: value for key, value in kind.items() if key in allowed}
+    if limits or "description" in kind:
+        base = Annotated[base, Field(**limits, description=kind.get("description"))]
+    return base | None if kind.get("nullable") else base
+
+
+def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (one case a kind)
+    match kind:
+        case {"enum": [_, *_] as values}:
+            return Literal[tuple(values)]
+        case {"const": value}:
+            return Literal[value]
+        case {"anyOf": [_, *_] as options}:
+            return Union[tuple(_annotation(option, f"{where}.anyOf") for option in options)]  # noqa: UP007
+        case {"type": [_, *_] as names}:
+            return Union[tuple(_base({**kind, "type": name}, where) for name in names)]  # noqa: UP007
+        case {"type": "null"}:
+            return None
+        case {"type": "string", "format": "date"}:
+            return dt.date
+        case {"type": "string", "format": "date-time"}:
+            return dt.datetime
+        case {"type": "array", "items": items}:
+            return list[_annotation(items, f"{where}.items")]  # type: ignore[misc]
+        case {"type": "object", "properties": Mapping()}:
+            return object_type(kind, where)
+        case {"type": str(name)} if name in _PLAIN:
+            return _PLAIN[name]
+        case _:
+            raise ConfigError(
+                f"{where}={dict(kind)!r} is not understood; a type is one of {', '.join(map(repr, _PLAIN))}, "
+                "'array' with items, 'object' with properties, or has an enum."
+            )
+
+
+def object_type(kind: Mapping[str, Any], where: str) -> Any:
+    """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
+    required = set(kind.get("required", kind["properties"]))
+    fields = {}
+    for name, child in kind["properties"].items():
+        annotation = _annotation(child, f"{where}[{name!r}]")
+        fields[name] = annotation if name in required else NotRequired[annotation | None]
+    return TypedDict("Output", fields)  # type: ignore[operator]
