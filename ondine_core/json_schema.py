@@ -42,7 +42,7 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
             if key == "properties"
             else walk(value, trail)
             for key, value in node.items()
-            if key not in ("title", "default", "$defs")
+            if key not in ("title", "default", "$defs", "discriminator")
         }
         if "properties" in out:
             out |= {"required": list(out["properties"]), "additionalProperties": False}
@@ -80,12 +80,13 @@ def _annotation(kind: Any, where: str) -> Any:
         raise ConfigError(
             f"{where} uses {unknown[0]!r}, which is not supported; valid are {', '.join(sorted(_KNOWN))}."
         )
-    base = _base(kind, where)
     names = kind["type"] if isinstance(kind.get("type"), list) else [kind.get("type")]
-    allowed = {key: limit for name in names for key, limit in _OF_TYPE.get(str(name), {}).items()}
-    if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in allowed]:
+    sayable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
+    if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in sayable]:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
+    allowed = _OF_TYPE.get(str(kind.get("type")), {})
     limits = {allowed[key]: value for key, value in kind.items() if key in allowed}
+    base = _base(kind, where)
     if limits or "description" in kind:
         base = Annotated[base, Field(**limits, description=kind.get("description"))]
     return base | None if kind.get("nullable") else base
@@ -100,7 +101,14 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (
         case {"anyOf": [_, *_] as options}:
             return Union[tuple(_annotation(option, f"{where}.anyOf") for option in options)]  # noqa: UP007
         case {"type": [_, *_] as names}:
-            return Union[tuple(_base({**kind, "type": name}, where) for name in names)]  # noqa: UP007
+            # Each constraint binds the types that it says something about.
+            plain = {key: value for key, value in kind.items() if key not in ("description", "nullable")}
+            alternatives = [
+                {key: value for key, value in plain.items() if key not in _CONSTRAINTS or key in _OF_TYPE.get(name, ())}
+                for name in names
+            ]
+            options = [{**plain, "type": name} for plain, name in zip(alternatives, names, strict=True)]
+            return Union[tuple(_annotation(option, where) for option in options)]  # noqa: UP007
         case {"type": "null"}:
             return None
         case {"type": "string", "format": "date"}:
@@ -123,6 +131,8 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (
 def object_type(kind: Mapping[str, Any], where: str) -> Any:
     """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
     required = set(kind.get("required", kind["properties"]))
+    if unknown := sorted(required - set(kind["properties"])):
+        raise ConfigError(f"{where} requires {unknown[0]!r}, which is not one of its properties.")
     fields = {}
     for name, child in kind["properties"].items():
         annotation = _annotation(child, f"{where}[{name!r}]")

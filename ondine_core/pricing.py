@@ -45,6 +45,8 @@ def find_price(model: str) -> Price | None:
     provider, _, name = model.partition("/")
     if provider in _LOCAL:
         return FREE
+    if not name:
+        return None
     models = _price_map()
     entry = models.get(model)
     # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.

@@ -82,11 +82,15 @@ def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> 
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
     head = [Message("system", spec.system)] if spec.system else []
     for number, example in enumerate(spec.examples, 1):
+        if not isinstance(example, tuple | list) or len(example) != 2:  # noqa: PLR2004
+            raise ConfigError(f"Example {number} is not a pair (input, answer).")
+        given, answer = example
         try:
-            given, answer = example
-        except (TypeError, ValueError):
-            raise ConfigError(f"Example {number} is not a pair (input, answer).") from None
-        text = render(_example_row(number, given, columns))
+            text = render(_example_row(number, given, columns))
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"The template cannot be filled from example {number}: {error}.") from error
         try:
             head += [Message("user", text), Message("assistant", dump_answer(answer))]
         except ConfigError as error:
@@ -120,6 +124,8 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
                 f"Example {number} is a plain text, but the prompt reads {_names(columns)}; write it as a mapping."
             )
         return {columns[0]: given}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"The input of example {number} is a {type(given).__name__}; give a mapping of columns.")
     if missing := [column for column in columns if column not in given]:
         raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
     return given
@@ -154,12 +160,17 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     # Autoescape is for HTML; a model must see the text as it stands.
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
+    )
     try:
         tree = environment.parse(source)
         template = environment.from_string(tree)
     except TemplateSyntaxError as error:
-        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {error.message}.") from None
+        said = str(error.message).rstrip(".")
+        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {said}.") from None
+    if any(True for _ in meta.find_referenced_templates(tree)):
+        raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
     free = meta.find_undeclared_variables(tree) - environment.globals.keys()
     ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
     return tuple(ordered), lambda row: template.render({name: row[name] for name in ordered})
@@ -168,6 +179,8 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle
+        value = value.tolist()
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False, default=str)
     text = str(value)

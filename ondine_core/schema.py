@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from math import isfinite
+from typing import Any, TypeAlias, get_args
 
 import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import SchemaError
+from pydantic_core import PydanticSerializationError, SchemaError
+from pydantic_core.core_schema import ErrorType
 
 from ondine_core.errors import ConfigError
 from ondine_core.json_schema import inline, object_type
@@ -85,9 +87,11 @@ def compile_schema(output: Output) -> OutputSchema:
             return _free_text(output)
         case re.Pattern():
             return _regular_expression(output)
+        case type() if issubclass(output, RootModel):
+            raise ConfigError(f"{output.__name__!r} is a RootModel, which has no fields to make columns of.")
         case type() if issubclass(output, BaseModel):
             return _structured(output, tuple(output.model_fields))
-        case Mapping() if isinstance(output.get("properties"), Mapping):
+        case {"type": "object", "properties": Mapping()}:
             return _structured(object_type(output, "output"), tuple(output["properties"]))
         case Mapping():
             return _structured(object_type({"properties": output}, "output"), tuple(output))
@@ -106,7 +110,7 @@ def _free_text(name: str) -> OutputSchema:
         raise ConfigError("The output column has an empty name.")
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        return {name: stripped} if (stripped := text.strip()) else Invalid("the reply is empty")
+        return {name: stripped} if (stripped := _storable_text(text).strip()) else Invalid("the reply is empty")
 
     return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_one, name))
 
@@ -120,13 +124,13 @@ def _one(name: str, value: Any) -> str:
 
 def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
     names = tuple(pattern.groupindex)
-    if not names:
+    if not names or not isinstance(pattern.pattern, str):
         raise ConfigError(
-            f"The pattern {pattern.pattern!r} has no named groups; write (?P<column>...) for each column."
+            f"The pattern {pattern.pattern!r} is not a text with named groups; write (?P<column>...) for each column."
         )
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        found = pattern.search(text)
+        found = pattern.search(_storable_text(text))
         return found.groupdict() if found else Invalid(f"the reply does not match {pattern.pattern!r}")
 
     def dump(value: Any) -> str:
@@ -145,47 +149,68 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
 def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
     if not names:
         raise ConfigError("The output has no columns; each field or property is an output column.")
+    if not all(map(str.strip, names)):
+        raise ConfigError("An output column has an empty name.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        wire = orjson.dumps(inline(adapter.json_schema(mode="validation")))
+        wire = inline(adapter.json_schema(mode="validation"))
         shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
     columns = tuple(Column(name, shown[name]) for name in names)
+    # Names are in it because an alias may stay when the column it fills is renamed.
+    identity = b"json:" + orjson.dumps([names, wire], option=orjson.OPT_SORT_KEYS)
+    form = _Object(adapter, tuple(names), frozenset({*names, *wire["properties"]}))
+    return OutputSchema(columns, orjson.dumps(wire), identity, form.parse, form.dump)
 
-    def parse(text: str) -> Mapping[str, Json] | Invalid:
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A JSON object with a column a property; `known` are the names of its properties and their aliases."""
+
+    adapter: TypeAdapter[Any]
+    names: tuple[str, ...]
+    known: frozenset[str]
+
+    def parse(self, text: str) -> Mapping[str, Json] | Invalid:
         body = _strip_fence(text)
         if not body:
             return Invalid("the reply is empty")
         try:
-            values = adapter.dump_python(adapter.validate_json(body, strict=True), mode="json", by_alias=False)
+            valid = self.adapter.validate_json(body, strict=True)
+            values = self.adapter.dump_python(valid, mode="json", by_alias=False)
         except ValidationError as error:
-            return Invalid(_reason(error))
-        # What cannot be kept exactly is not an answer: NaN, infinity, integers beyond 64 bits.
-        try:
-            kept = orjson.loads(orjson.dumps(values)) == values
-        except TypeError:
-            kept = False
-        return {name: values.get(name) for name in names} if kept else Invalid("a number is out of range")
+            return Invalid(_reason(error, self.known))
+        except Exception as error:  # noqa: BLE001  (a validator of the user's may raise anything; only its row fails)
+            return Invalid(f"a validator of the output raised {type(error).__name__}")
+        if not _storable(values):
+            return Invalid("a number is out of range")
+        return {name: values.get(name) for name in self.names}
 
-    def dump(value: Any) -> str:
+    def dump(self, value: Any) -> str:
+        given = value if isinstance(value, Mapping | BaseModel) else _only(self.names, value)
+        if isinstance(given, Mapping) and (unknown := [key for key in given if key not in self.known]):
+            raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
         try:
-            valid = adapter.validate_python(value if isinstance(value, Mapping | BaseModel) else _only(columns, value))
+            valid = self.adapter.validate_python(given)
+            # A space after each separator, as models write JSON themselves.
+            text = json.dumps(self.adapter.dump_python(valid, mode="json", by_alias=True), ensure_ascii=False)
         except ValidationError as error:
-            raise ConfigError(f"{_reason(error)}.") from None
-        # A space after each separator, as models write JSON themselves.
-        return json.dumps(adapter.dump_python(valid, mode="json", by_alias=True), ensure_ascii=False)
-
-    return OutputSchema(columns, wire, b"json:" + wire, parse, dump)
-
-
-def _only(columns: Sequence[Column], value: Any) -> Mapping[str, Any]:
-    if len(columns) != 1:
-        raise ConfigError(f"a mapping with {', '.join(repr(c.name) for c in columns)} was expected.")
-    return {columns[0].name: value}
+            raise ConfigError(f"{_reason(error, self.known)}.") from None
+        except PydanticSerializationError as error:
+            raise ConfigError(f"it cannot be written as JSON: {error}.") from None
+        if isinstance(found := self.parse(text), Invalid):
+            raise ConfigError(f"written as JSON it is not valid itself: {found.reason}.")
+        return text
 
 
-_FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
+def _only(names: Sequence[str], value: Any) -> Mapping[str, Any]:
+    if len(names) != 1:
+        raise ConfigError(f"a mapping with {', '.join(map(repr, names))} was expected.")
+    return {names[0]: value}
+
+
+_FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
 
 
 def _strip_fence(text: str) -> str:
@@ -193,12 +218,39 @@ def _strip_fence(text: str) -> str:
     return (fenced.group(1) if fenced else text).strip()
 
 
-def _reason(error: ValidationError) -> str:
-    """The first complaint of a validation, and how many more there are; input values are left out on purpose."""
+# Everything else that Pydantic says itself names the rule and not the value.
+_QUOTING = frozenset({"value_error", "assertion_error", "union_tag_invalid"})
+_PYDANTICS_OWN = frozenset(get_args(ErrorType)) - _QUOTING
+
+
+def _reason(error: ValidationError, known: Collection[str]) -> str:
+    """The first complaint of a validation, and how many more there are; nothing of the reply is in it."""
     first, count = error.errors(include_url=False, include_input=False)[0], error.error_count()
     if first["type"] == "json_invalid":
         return "the reply is not the JSON asked for"
-    where = ".".join(str(part) for part in first["loc"])
-    # A message of the user's own validator may quote the value it was given.
-    what = "does not pass its validator" if first["type"] in ("value_error", "assertion_error") else first["msg"]
+    # A key of the reply's own is text of the reply; only names from the schema are shown.
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
+    what = " ".join(first["msg"].split()) if first["type"] in _PYDANTICS_OWN else "does not pass its validator"
     return f"{where or 'the reply'}: {what[:1].lower()}{what[1:]}" + (f" (and {count - 1} more)" if count > 1 else "")
+
+
+def _storable(value: Json) -> bool:
+    """Whether JSON and a 64-bit column can hold `value` exactly: no NaN, no infinity, no huge integer."""
+    match value:
+        case bool() | None:
+            return True
+        case int():
+            return -(2**63) <= value < 2**63
+        case float():
+            return isfinite(value)
+        case list():
+            return all(map(_storable, value))
+        case dict():
+            return all(map(_storable, value.values()))
+        case _:
+            return True
+
+
+def _storable_text(text: str) -> str:
+    """`text` without lone surrogates, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -52,7 +52,9 @@ def address(question: Question) -> Callable[[str], Key]:
     tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
     """
     model = question.model
-    settings = {"model": model.model, "url": model.base_url, "temperature": model.temperature, "params": model.params}
+    url = model.base_url and model.base_url.rstrip("/")
+    temperature = None if model.temperature is None else float(model.temperature)
+    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
     head = [[message.role, message.content] for message in question.prompt.head]
     start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -46,9 +47,10 @@ def join(
     frame = nw.from_native(table, eager_only=True)
     series = [_series(frame, column.name, report.column(column.name), column.json_schema) for column in columns]
     if on_row_error == "drop":
-        return (
-            frame.with_columns(*series).filter([isinstance(outcome, Answer) for outcome in report.outcomes]).to_native()
-        )
+        answered = [isinstance(outcome, Answer) for outcome in report.outcomes]
+        joined = frame.with_columns(*series)
+        # narwhals takes an empty mask for no condition at all.
+        return (joined.filter(answered) if answered else joined).to_native()
     series.append(_series(frame, error_column, report.errors(), {"type": "string"}))
     return frame.with_columns(*series).to_native()
 
@@ -75,8 +77,10 @@ def _cell(value: Any) -> str:
     text = str(value)
     if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
         return ""
-    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return text if len(text) <= _CELL_LENGTH else text[: _CELL_LENGTH - 1] + "…"
+    text = " ".join(text.split())
+    # What a row writes is shown as it stands: no link, no picture, no markup.
+    shown = re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text[: _CELL_LENGTH - 1])
+    return shown if len(text) < _CELL_LENGTH else f"{shown}…"
 
 
 # -- columns of the frame's own kind -------------------------------------------------------------------------------
@@ -98,20 +102,35 @@ def _series(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema:
         values = [None if value is None else dt.date.fromisoformat(value) for value in values]
     elif kind == "date-time":
         values = [None if value is None else _utc(dt.datetime.fromisoformat(value)) for value in values]
-    elif kind == "mixed":
-        values = [None if value is None else json.dumps(value) for value in values]
+    elif kind in ("array", "object", "mixed"):
+        values = [_typed(value, json_schema) for value in values]
     if not frame.implementation.is_pandas():
         return nw.new_series(name, values, _dtype(json_schema), backend=frame.implementation)
     import pandas as pd
 
     native = pd.Series(values, index=frame.to_native().index, name=name, dtype=_PANDAS.get(kind, "object"))
-    # Texts take the text type of the installed pandas; a column of nothing but nulls stays as it is.
+    # Texts and date-times take the type that the installed pandas gives them.
     return nw.from_native(native.infer_objects() if kind != "array" else native, series_only=True)
+
+
+def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:
+    """`value` with JSON text wherever its schema has no single type, so that it fits `_dtype`."""
+    schema, kind = _without_null(json_schema), _kind(json_schema)
+    if value is None:
+        return None
+    if kind == "array":
+        return [_typed(item, schema["items"]) for item in value]
+    if kind == "object":
+        return {name: _typed(value.get(name), child) for name, child in schema["properties"].items()}
+    return json.dumps(value, ensure_ascii=False) if kind == "mixed" else value
 
 
 def _utc(value: dt.datetime) -> dt.datetime:
     """Frames hold one time zone a column, models write any: UTC, without a mark."""
-    return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    try:
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    except OverflowError:  # the first or last day of the calendar, elsewhere
+        return value.replace(tzinfo=None)
 
 
 def _kind(json_schema: Mapping[str, Json]) -> str:
@@ -119,8 +138,12 @@ def _kind(json_schema: Mapping[str, Json]) -> str:
     match _without_null(json_schema):
         case {"type": "string", "format": "date" | "date-time" as form}:
             return str(form)
-        case {"type": "string" | "integer" | "number" | "boolean" | "array" | "object" as kind}:
+        case {"type": "string" | "integer" | "number" | "boolean" as kind}:
             return str(kind)
+        case {"type": "array", "items": Mapping()}:
+            return "array"
+        case {"type": "object", "properties": Mapping() as properties} if properties:
+            return "object"
         case _:
             return "mixed"
 
@@ -138,9 +161,9 @@ def _without_null(json_schema: Mapping[str, Json]) -> Mapping[str, Json]:
 def _dtype(json_schema: Mapping[str, Json]) -> Any:
     schema, kind = _without_null(json_schema), _kind(json_schema)
     if kind == "array":
-        return nw.List(_nested(schema.get("items", {})))
+        return nw.List(_nested(schema["items"]))
     if kind == "object":
-        return nw.Struct({name: _nested(child) for name, child in schema.get("properties", {}).items()})
+        return nw.Struct({name: _nested(child) for name, child in schema["properties"].items()})
     return _DTYPES.get(kind, nw.String())
 
 

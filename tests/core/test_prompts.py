@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from jinja2.exceptions import SecurityError, UndefinedError
@@ -222,7 +223,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         (Prompt("{a}{b}", examples=[({"b": 1, "c": 2}, "y")]), "lacks 'a', which the prompt reads; it has 'b', 'c'"),
         (Prompt("{a}", examples=[({}, "y")]), "lacks 'a', which the prompt reads; it has nothing"),
         (Prompt("{a}", examples=[("x", {"label": 3})]), "answer of example 1 does not fit the output: label: "),
-        (Prompt("{a}", examples=[("x", {"lable": "y"})]), "example 1 does not fit the output: label: field required"),
+        (
+            Prompt("{a}", examples=[("x", {"lable": "y"})]),
+            "example 1 does not fit the output: 'lable' is not an output column",
+        ),
     ],
 )
 def test_a_prompt_that_cannot_work_is_refused_with_the_fix(prompt: Prompt, fix: str) -> None:
@@ -252,3 +256,29 @@ def test_examples_keep_their_order() -> None:
     prompt = compiled(Prompt("{{ a }}", syntax="jinja2", examples=[("1", "x"), ("2", "y")]))
     assert [message.content for message in prompt.head] == ["1", '{"label": "x"}', "2", '{"label": "y"}']
     assert [message.role for message in prompt.head] == ["user", "assistant"] * 2
+
+
+def test_arrays_in_cells_are_written_in_full() -> None:
+    """A NumPy array, as pandas reads lists from Parquet, becomes the list it is."""
+    render = compiled("{a}").render
+    assert render({"a": np.arange(2000)}) == str(list(range(2000)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fix"),
+    [
+        (Prompt("{a}", examples=[(3, "p")]), "input of example 1 is a int"),
+        (Prompt("{a}", examples=["ab"]), "Example 1 is not a pair"),
+        (Prompt("{{ 1 / a }}", syntax="jinja2", examples=[({"a": 0}, "p")]), "cannot be filled from example 1"),
+        (Prompt('{{ a }}{% include "x" %}', syntax="jinja2"), "write it all in one"),
+    ],
+)
+def test_examples_and_includes_that_cannot_work_are_refused(prompt: Prompt, fix: str) -> None:
+    """They fail when the prompt is defined, not at every row."""
+    with pytest.raises(ConfigError, match=fix):
+        compile_prompt(prompt, str)
+
+
+def test_a_missing_value_is_nothing_in_jinja_too() -> None:
+    """`None` would read as a word."""
+    assert compiled(Prompt("<{{ a }}>", syntax="jinja2")).render({"a": None}) == "<>"

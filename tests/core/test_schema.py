@@ -198,7 +198,7 @@ class Odd(BaseModel):
         (re.compile("x"), "write (?P<column>...) for each column"),
         (Empty, "no columns; each field or property is an output column"),
         ({}, "no columns"),
-        ({"properties": {}}, "no columns"),
+        ({"type": "object", "properties": {}}, "no columns"),
         (Tree, "recursive at 'Tree'"),
         (Odd, "not understood"),
         (3, "output=3 is not understood; give a Pydantic model, a JSON schema of an object, a mapping"),

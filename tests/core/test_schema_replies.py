@@ -216,3 +216,61 @@ def test_an_answer_that_does_not_fit_is_refused(output: Any, value: Any, fix: st
     with pytest.raises(ConfigError) as caught:
         compile_schema(output).dump(value)
     assert fix in str(caught.value)
+
+
+class Picky(BaseModel):
+    """A model whose validator looks something up."""
+
+    a: str
+
+    @field_validator("a")
+    @classmethod
+    def look_up(cls, value: str) -> str:
+        return {"x": "y"}[value]
+
+
+def test_whatever_a_validator_raises_is_a_failed_row() -> None:
+    """A bug in the user's validator costs the row that shows it, not the run."""
+    assert refusal(compile_schema(Picky), '{"a": "z"}') == "a validator of the output raised KeyError"
+
+
+@pytest.mark.parametrize(
+    ("output", "reply"),
+    [
+        ({"a": dict[str, int]}, '{"a": {"SECRET": "x"}}'),
+        (
+            type("Closed", (BaseModel,), {"__annotations__": {"a": int}, "model_config": {"extra": "forbid"}}),
+            '{"SECRET": 1}',
+        ),
+    ],
+)
+def test_a_reason_names_no_key_of_the_replys_own(output: Any, reply: str) -> None:
+    """Keys that the model made up are text of the reply, too."""
+    assert "SECRET" not in refusal(compile_schema(output), reply)
+
+
+@pytest.mark.parametrize("output", ["a", re.compile("(?P<a>.*)", re.DOTALL)])
+def test_lone_surrogates_do_not_reach_the_store(output: Any) -> None:
+    """What UTF-8 cannot hold is replaced."""
+    assert compile_schema(output).parse("x\ud800y") == {"a": "x?y"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "good"), [('{"a": "xy"}', True), ('{"a": "x"}', False), ('{"a": 3}', True), ('{"a": 2}', False)]
+)
+def test_each_constraint_binds_the_type_it_speaks_of(reply: str, good: bool) -> None:
+    """A column of two types is held to the bounds of each."""
+    schema = compile_schema({"a": {"type": ["string", "integer"], "minLength": 2, "minimum": 3}})
+    assert isinstance(schema.parse(reply), Invalid) is not good
+
+
+def test_renaming_a_field_asks_again() -> None:
+    """The alias alone does not make an answer of one column an answer of another."""
+
+    class Old(BaseModel):
+        topic: str = Field(alias="t")
+
+    class New(BaseModel):
+        subject: str = Field(alias="t")
+
+    assert compile_schema(Old).identity != compile_schema(New).identity

@@ -39,7 +39,7 @@ def question(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSp
                 params={"top_p": 0.9, "seed": 7},
             ),
             "Größe? 🙂",
-            "ef07ff4f85ff442f0d3033d69a736928",
+            "9f1a33ba1685f5c77bbab6c15fd1ea4c",
         ),
     ],
 )

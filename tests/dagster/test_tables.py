@@ -244,7 +244,7 @@ def test_names_are_known_of_frames_only(make: Make) -> None:
         ("a|b", "a\\|b"),
         ("a\\|b", "a\\\\\\|b"),
         ("a\nb\r\n\tc", "a b c"),
-        ("<img src=x>", "&lt;img src=x>"),
+        ("<img src=x>", r"\<img src=x\>"),
         ("None", "None"),
         (None, ""),
         ("x" * 200, "x" * 159 + "…"),
@@ -263,3 +263,31 @@ def test_a_preview_is_ten_rows_at_most(make: Make, rows: int, shown: int) -> Non
     """A preview does not grow with its table, and shows only the columns asked for, from the first row on."""
     lines = preview(make({"n": list(range(rows)), "unasked": ["x"] * rows}), ["n"]).split("\n")
     assert lines == ["n", "---", *map(str, range(shown))]
+
+
+@FRAMES
+@pytest.mark.parametrize("on_row_error", ["null", "drop"])
+def test_an_empty_partition_is_no_problem(make: Make, on_row_error: Literal["null", "drop"]) -> None:
+    """No rows in, no rows out, with the columns there."""
+    table = joined(make({"review": []}), answered(), {"type": "integer"}, on_row_error)
+    assert names(table)[:2] == ["review", "out"]
+    assert len(table) == 0
+
+
+@FRAMES
+def test_what_has_no_single_type_is_json_text_inside_lists_too(make: Make) -> None:
+    """Lists of mixed kinds and free mappings keep every value."""
+    mixed = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    table = joined(make(ROWS), answered(["x", 1], [], FAILED), mixed)
+    assert [list(found) if found is not None else None for found in values(table, "out")[:2]] == [['"x"', "1"], []]
+    free = {"type": "object", "additionalProperties": {"type": "integer"}}
+    table = joined(make(ROWS), answered({"z": 1}, {"w": 2}, FAILED), free)
+    assert values(table, "out")[:2] == ['{"z": 1}', '{"w": 2}']
+
+
+@FRAMES
+def test_the_ends_of_the_calendar_can_be_kept(make: Make) -> None:
+    """A date-time whose UTC lies outside of the calendar is kept without its zone."""
+    moment = {"type": "string", "format": "date-time"}
+    table = joined(make(ROWS), answered("0001-01-01T00:00:00+14:00", FAILED, FAILED), moment)
+    assert str(values(table, "out")[0]).startswith("0001-01-01")
