@@ -21,10 +21,11 @@ from ondine_core.batching import ONE_PER_CALL, Strategy, pack
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, ProviderError, RefusedError, TransientError
 from ondine_core.pricing import Price
+from ondine_core.question import Question, address
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.report import Progress, Report, Tally
 from ondine_core.retry import RetryPolicy, retrying
-from ondine_core.stages import Question, Verdict, address, dedup, fan_out, judge, render
+from ondine_core.stages import Verdict, dedup, fan_out, judge, render
 from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Message, Reply
 
 __all__ = ["Clock", "Means", "Policy", "run"]

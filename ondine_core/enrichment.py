@@ -12,28 +12,25 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ondine_core.engine import Clock, Means, Policy, run
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price, find_price
-from ondine_core.prompts import Prompt, compile_prompt
+from ondine_core.prompts import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.question import Question, check_columns, compile_question
 from ondine_core.rate_limiter import RateLimiter, Rates
 from ondine_core.report import Progress, Report
-from ondine_core.schema import Output, compile_schema
-from ondine_core.stages import Question
+from ondine_core.schema import Output
 from ondine_core.store import open_store
 from ondine_core.values import AnswerStore, ChatModel, ModelSpec
 
 __all__ = [
     "Options",
     "answer",
-    "check_columns",
-    "compile_question",
     "enrich",
     "enrich_sync",
     "run_in_thread",
@@ -116,21 +113,6 @@ def spec_of(model: ChatModel) -> ModelSpec:
     return ModelSpec(f"{provider}/{kind.__qualname__}")
 
 
-def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:
-    """Check that `prompt` and `output` are sound and fit each other.
-
-    Raises:
-        ConfigError: One of them does not parse, an example does not fit, or the prompt reads an output column.
-    """
-    schema = compile_schema(output)
-    compiled = compile_prompt(prompt, schema.dump)
-    if both := [column.name for column in schema.columns if column.name in compiled.columns]:
-        raise ConfigError(
-            f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
-        )
-    return Question(compiled, schema, model)
-
-
 async def answer(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Report:
     """`enrich` with a question that is compiled already.
 
@@ -160,27 +142,6 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         return await run(
             question, columns, rows, means, policy=options.policy, on_progress=options.on_progress, clock=clock
         )
-
-
-def check_columns(question: Question, names: Sequence[str]) -> None:
-    """Check that a table with columns `names` can be asked `question`.
-
-    Raises:
-        ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
-    """
-    for column in question.prompt.columns:
-        if column not in names:
-            close = get_close_matches(column, [name for name in names if isinstance(name, str)], 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(
-                f"The prompt reads column {column!r}, which the rows do not have; {hint}"
-                f"The columns are {', '.join(map(repr, names))}."
-            )
-    for output in question.schema.columns:
-        if output.name in names:
-            raise ConfigError(
-                f"The output column {output.name!r} is already a column of the rows; rename one of the two."
-            )
 
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:

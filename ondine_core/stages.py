@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from ondine_core.batching import Strategy
-from ondine_core.errors import ConfigError
 from ondine_core.prompts import CompiledPrompt
-from ondine_core.schema import Invalid, OutputSchema
-from ondine_core.values import Batch, Failure, Json, Key, ModelSpec, Outcome, Reply
+from ondine_core.question import Question
+from ondine_core.schema import Invalid
+from ondine_core.values import Batch, Failure, Json, Key, Outcome, Reply
 
-__all__ = ["Question", "Verdict", "address", "dedup", "fan_out", "judge", "render"]
-
-_KEY_FORMAT = b"ondine-1"
-"""Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Everything that decides what an answer means, the row apart.
-
-    Args:
-        prompt: What is asked.
-        schema: What the answer looks like.
-        model: Who is asked, and how.
-    """
-
-    prompt: CompiledPrompt
-    schema: OutputSchema
-    model: ModelSpec
+__all__ = ["Verdict", "dedup", "fan_out", "judge", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +22,6 @@ class Verdict:
     answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     retry: tuple[Batch, ...] = ()
-
-
-def address(question: Question) -> Callable[[str], Key]:
-    """A function from a rendered prompt to its key.
-
-    What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
-    tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
-    """
-    model = question.model
-    url = model.base_url and model.base_url.rstrip("/")
-    temperature = None if model.temperature is None else float(model.temperature)
-    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
-    head = [[message.role, message.content] for message in question.prompt.head]
-    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
-    try:
-        asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
-    except TypeError as error:
-        raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
-    for part in (asked, question.schema.identity):
-        start.update(len(part).to_bytes(8, "big") + part)
-
-    def key(text: str) -> Key:
-        digest = start.copy()
-        digest.update(text.encode())
-        return digest.digest()
-
-    return key
 
 
 def render(

@@ -14,11 +14,10 @@ from typing import Any
 
 import dagster as dg
 
-from ondine_core.enrichment import check_columns, compile_question
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
+from ondine_core.question import Question, check_columns, compile_question
 from ondine_core.schema import Output
-from ondine_core.stages import Question
 from ondine_core.values import ModelSpec
 from ondine_dagster.step import Enrichment, OnRowError, materialize
 

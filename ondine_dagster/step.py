@@ -15,8 +15,8 @@ import dagster as dg
 
 from ondine_core.enrichment import Options, answer, run_in_thread, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
+from ondine_core.question import Question
 from ondine_core.report import Progress, Report
-from ondine_core.stages import Question
 from ondine_core.values import ChatModel
 from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
 from ondine_dagster.resources import LLMResource, default_store, store_warning

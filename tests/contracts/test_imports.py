@@ -25,7 +25,7 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values errors pricing cost_tracker prompts json_schema schema batching stages rate_limiter retry store providers "
+    "values errors pricing cost_tracker prompts json_schema schema question batching stages rate_limiter retry store providers "
     "report engine "
     "enrichment __init__ __main__"
 ).split()

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.engine import Clock, Policy
-from ondine_core.enrichment import Options, answer, compile_question
+from ondine_core.enrichment import Options, answer
 from ondine_core.errors import FatalError, OndineError, TransientError
 from ondine_core.pricing import Price
+from ondine_core.question import compile_question
 from ondine_core.rate_limiter import Rates
 from ondine_core.report import Report
 from ondine_core.retry import RetryPolicy

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ondine_core.batching import ONE_PER_CALL, Strategy
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt, compile_prompt
+from ondine_core.question import Question, address
 from ondine_core.schema import Output, compile_schema
-from ondine_core.stages import Question, Verdict, address, dedup, fan_out, judge, render
+from ondine_core.stages import Verdict, dedup, fan_out, judge, render
 from ondine_core.values import Answer, Batch, Failure, Key, Message, ModelSpec, Reply
 from tests.support.strategies import TEXTS
 

@@ -1,0 +1,102 @@
+"""Everything that decides what an answer means, and the key that says so.
+
+A question is compiled once, where it is declared: what is wrong with it is an error there, not at the ten-thousandth
+row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import orjson
+
+from ondine_core.errors import ConfigError
+from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.schema import Output, OutputSchema, compile_schema
+from ondine_core.values import Key, ModelSpec
+
+__all__ = ["Question", "address", "check_columns", "compile_question"]
+
+_KEY_FORMAT = b"ondine-1"
+"""Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Everything that decides what an answer means, the row apart.
+
+    Args:
+        prompt: What is asked.
+        schema: What the answer looks like.
+        model: Who is asked, and how.
+    """
+
+    prompt: CompiledPrompt
+    schema: OutputSchema
+    model: ModelSpec
+
+
+def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:
+    """Check that `prompt` and `output` are sound and fit each other.
+
+    Raises:
+        ConfigError: One of them does not parse, an example does not fit, or the prompt reads an output column.
+    """
+    schema = compile_schema(output)
+    compiled = compile_prompt(prompt, schema.dump)
+    if both := [column.name for column in schema.columns if column.name in compiled.columns]:
+        raise ConfigError(
+            f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
+        )
+    return Question(compiled, schema, model)
+
+
+def check_columns(question: Question, names: Sequence[str]) -> None:
+    """Check that a table with columns `names` can be asked `question`.
+
+    Raises:
+        ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
+    """
+    for column in question.prompt.columns:
+        if column not in names:
+            close = get_close_matches(column, [name for name in names if isinstance(name, str)], 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(
+                f"The prompt reads column {column!r}, which the rows do not have; {hint}"
+                f"The columns are {', '.join(map(repr, names))}."
+            )
+    for output in question.schema.columns:
+        if output.name in names:
+            raise ConfigError(
+                f"The output column {output.name!r} is already a column of the rows; rename one of the two."
+            )
+
+
+def address(question: Question) -> Callable[[str], Key]:
+    """A function from a rendered prompt to its key.
+
+    What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
+    tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
+    """
+    model = question.model
+    url = model.base_url and model.base_url.rstrip("/")
+    temperature = None if model.temperature is None else float(model.temperature)
+    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
+    head = [[message.role, message.content] for message in question.prompt.head]
+    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
+    try:
+        asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
+    for part in (asked, question.schema.identity):
+        start.update(len(part).to_bytes(8, "big") + part)
+
+    def key(text: str) -> Key:
+        digest = start.copy()
+        digest.update(text.encode())
+        return digest.digest()
+
+    return key
