@@ -17,7 +17,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from ondine_core.batching import ONE_PER_CALL, Strategy, pack
+from ondine_core.batching import JSON, ONE_PER_CALL, Strategy, pack
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, ProviderError, RefusedError, TransientError
 from ondine_core.pricing import Price
@@ -25,8 +25,8 @@ from ondine_core.question import Question, address
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.report import Progress, Report, Tally
 from ondine_core.retry import RetryPolicy, retrying
-from ondine_core.stages import Verdict, dedup, fan_out, judge, render
-from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Message, Reply
+from ondine_core.stages import Verdict, dedup, fan_out, items, judge, render, shrink
+from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Reply
 
 __all__ = ["Clock", "Means", "Policy", "run"]
 
@@ -55,16 +55,20 @@ class Policy:
         max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
         retry: When a call that failed in transit is made again.
         reuse: Whether answers in the store are taken; `False` asks everything anew.
-        strategy: How prompts are put into calls.
+        batch_size: Most prompts in one call.
+        strategy: How several prompts are put into one call; one alone travels as it is.
     """
 
     max_concurrency: int = 32
     max_repairs: int = 2
     retry: RetryPolicy = RetryPolicy()
     reuse: bool = True
-    strategy: Strategy = ONE_PER_CALL
+    batch_size: int = 1
+    strategy: Strategy = JSON
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if self.max_repairs < 0:
@@ -128,23 +132,16 @@ async def run(  # noqa: PLR0913  (named at every call)
             tally.reuse(await means.store.get(some))
     asker = _Asker(question, means, policy, tally, clock)
     pending = [(key, index) for key, index in first.items() if key not in tally.outcomes]
-    batches = pack(_prompts(question, columns, pending))
+    size = min(policy.batch_size, means.model.max_batch_size or policy.batch_size)
+    repairs = policy.max_repairs if size == 1 else min(1, policy.max_repairs)
+    batches = pack(items(question.prompt, columns, pending, apart=size > 1), size, repairs)
     try:
-        await asker.ask_all(batches, len(pending))
+        await asker.ask_all(batches, -(-len(pending) // size))
     finally:
         tally.tell()
     outcomes = fan_out(keys, tally.outcomes)
     names = tuple(column.name for column in question.schema.columns)
     return Report(outcomes, names, tally.progress, len(first), sorted(tally.latencies_s))
-
-
-def _prompts(
-    question: Question, columns: Mapping[str, Sequence[Any]], pending: Sequence[tuple[Key, int]]
-) -> Iterator[tuple[Key, tuple[Message, ...]]]:
-    """Rendered a second time when their turn comes, so that a million texts need not wait in memory."""
-    texts = render(question.prompt, columns, (index for _, index in pending))
-    for (key, _), text in zip(pending, texts, strict=True):
-        yield key, (*question.prompt.head, Message("user", str(text)))
 
 
 class _Asker:
@@ -185,18 +182,18 @@ class _Asker:
 
     async def _ask(self, batch: Batch) -> tuple[Batch, ...]:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
+        strategy = ONE_PER_CALL if len(batch.items) == 1 else self._policy.strategy
         try:
-            reply: Reply = await self._retrying(
-                self._call, self._policy.strategy.encode(batch, self._question.schema.json_schema)
-            )
+            reply: Reply = await self._retrying(self._call, strategy.encode(batch, self._question))
         except FatalError as error:
             self._stop(error)
             return ()
         except (TransientError, RefusedError) as error:
-            await self._settle(batch, self._give_up(batch, error), None)
-            return ()
+            verdict = self._give_up(batch, error)
+            await self._settle(batch, verdict, None)
+            return verdict.retry
         self._unreachable_in_a_row = 0
-        verdict = judge(batch, reply, self._question, self._policy.strategy, self._policy.max_repairs)
+        verdict = judge(batch, reply, self._question, strategy, self._policy.max_repairs)
         await self._settle(batch, verdict, reply)
         return verdict.retry
 
@@ -245,22 +242,22 @@ class _Asker:
             if self._unreachable_in_a_row >= max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP):
                 self._stop(error)
             failure = Failure("unreachable", self._policy.retry.explain(error))
-        else:
-            self._refused += 1
-            if error.usage is not None:
-                self._tally.tracker.answered(error.usage)
-            if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not self._tally.any_answer:
-                self._stop(FatalError(f"The first {self._refused} calls were all refused. {error}"))
-            failure = Failure("refused", str(error))
-        return Verdict(failures=tuple((key, failure) for key in batch.keys))
+            return Verdict(failures=tuple((item.key, failure) for item in batch.items))
+        self._refused += 1
+        if error.usage is not None:
+            self._tally.tracker.answered(error.usage)
+        if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not self._tally.any_answer:
+            self._stop(FatalError(f"The first {self._refused} calls were all refused. {error}"))
+        # One row may be what the whole batch was refused for.
+        return shrink(batch, Failure("refused", str(error)), self._policy.max_repairs)
 
     async def _settle(self, batch: Batch, verdict: Verdict, reply: Reply | None) -> None:
         answers: list[tuple[Key, Answer]] = []
         if reply is not None:
             cost = self._tally.tracker.answered(reply.usage)
-            share = None if cost is None else cost / Decimal(len(batch.keys))
+            share = None if cost is None else cost / Decimal(len(batch.items))
             self._tally.latencies_s.append(reply.latency_s)
-            name, at, size = self._question.model.model, self._clock.now(), len(batch.keys)
+            name, at, size = self._question.model.model, self._clock.now(), len(batch.items)
             answers = [
                 (key, Answer(values, name, batch.attempt, size, share, reply.request_id, at))
                 for key, values in verdict.answers

@@ -55,14 +55,30 @@ class CompiledPrompt:
         syntax: The syntax it is written in.
         columns: Columns it reads, in order of first use.
         render: Row to text.
-        head: Messages before the row's own: system, then each example as a question and its answer.
+        system: System message.
+        examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
+        hoisted: The template with `{column}` for each placeholder, to be said once for many rows; `None` for a template
+            whose logic depends on the row.
     """
 
     source: str
     syntax: str
     columns: tuple[str, ...]
     render: Render = field(repr=False, compare=False)
-    head: tuple[Message, ...] = ()
+    system: str | None = None
+    examples: tuple[tuple[Mapping[str, Any], str], ...] = ()
+    hoisted: str | None = None
+
+    @property
+    def head(self) -> tuple[Message, ...]:
+        """Messages before the row's own: system, then each example as a question and its answer."""
+        system = (Message("system", self.system),) if self.system else ()
+        turns = ((Message("user", self.render(row)), Message("assistant", answer)) for row, answer in self.examples)
+        return (*system, *(message for turn in turns for message in turn))
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The values that the template would write, as texts."""
+        return {name: _text(row[name]) for name in self.columns}
 
 
 def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> CompiledPrompt:
@@ -77,25 +93,26 @@ def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> 
     """
     spec = Prompt(prompt) if isinstance(prompt, str) else prompt
     source, syntax = _source(spec)
-    columns, render = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    columns, render, hoisted = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
-    head = [Message("system", spec.system)] if spec.system else []
+    examples = []
     for number, example in enumerate(spec.examples, 1):
         if not isinstance(example, tuple | list) or len(example) != 2:  # noqa: PLR2004
             raise ConfigError(f"Example {number} is not a pair (input, answer).")
         given, answer = example
         try:
-            text = render(_example_row(number, given, columns))
+            row = _example_row(number, given, columns)
+            render(row)
         except ConfigError:
             raise
         except Exception as error:
             raise ConfigError(f"The template cannot be filled from example {number}: {error}.") from error
         try:
-            head += [Message("user", text), Message("assistant", dump_answer(answer))]
+            examples.append((row, dump_answer(answer)))
         except ConfigError as error:
             raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
-    return CompiledPrompt(source, syntax, columns, render, tuple(head))
+    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted)
 
 
 def _source(spec: Prompt) -> tuple[str, str]:
@@ -131,7 +148,7 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
     return given
 
 
-def _compile_braces(source: str) -> tuple[tuple[str, ...], Render]:
+def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None]:
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
@@ -148,14 +165,15 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render]:
             )
         parts.append((literal, name))
     columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
-    return columns, partial(_render_braces, tuple(parts))
+    hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
+    return columns, partial(_render_braces, tuple(parts)), hoisted
 
 
 def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
     return "".join([literal + (_text(row[name]) if name is not None else "") for literal, name in parts])
 
 
-def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
+def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
     from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -173,7 +191,11 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render]:
         raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
     free = meta.find_undeclared_variables(tree) - environment.globals.keys()
     ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
-    return tuple(ordered), lambda row: template.render({name: row[name] for name in ordered})
+    pieces = [piece for output in tree.body for piece in getattr(output, "nodes", (output,))]
+    plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
+    written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
+    hoisted = "".join(written) if plain else None
+    return tuple(ordered), lambda row: template.render({name: row[name] for name in ordered}), hoisted
 
 
 def _text(value: Any) -> str:

@@ -24,9 +24,9 @@ _KEY_FORMAT = b"ondine-1"
 """Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Everything that decides what an answer means, the row apart.
+    """Everything that decides what an answer means, the row apart. Two are the same only if they are one object.
 
     Args:
         prompt: What is asked.

@@ -25,7 +25,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.json_schema import inline, object_type
 from ondine_core.values import Json
 
-__all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema"]
+__all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema", "strip_fence"]
 
 Output: TypeAlias = type[BaseModel] | Mapping[str, Any] | re.Pattern[str] | str
 """How a user declares output columns; see `compile_schema`."""
@@ -173,7 +173,7 @@ class _Object:
     known: frozenset[str]
 
     def parse(self, text: str) -> Mapping[str, Json] | Invalid:
-        body = _strip_fence(text)
+        body = strip_fence(text)
         if not body:
             return Invalid("the reply is empty")
         try:
@@ -213,7 +213,8 @@ def _only(names: Sequence[str], value: Any) -> Mapping[str, Any]:
 _FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
 
 
-def _strip_fence(text: str) -> str:
+def strip_fence(text: str) -> str:
+    """`text` without the code fence around it, if there is one, and without surrounding space."""
     fenced = _FENCE.match(text)
     return (fenced.group(1) if fenced else text).strip()
 

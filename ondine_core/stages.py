@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ondine_core.batching import Strategy
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.question import Question
 from ondine_core.schema import Invalid
-from ondine_core.values import Batch, Failure, Json, Key, Outcome, Reply
+from ondine_core.values import Batch, Failure, Item, Json, Key, Outcome, Reply
 
-__all__ = ["Verdict", "dedup", "fan_out", "judge", "render"]
+__all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "shrink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,35 @@ def render(
     prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], indices: Iterable[int]
 ) -> Iterator[str | Failure]:
     """The text of the prompt of each row in `indices`, lazily, or why the row has none."""
-    names = prompt.columns
     for index in indices:
         try:
-            text = prompt.render({name: columns[name][index] for name in names})
+            text = prompt.render({name: columns[name][index] for name in prompt.columns})
         except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
             yield Failure("prompt", f"the template cannot be filled from this row ({type(error).__name__})")
         else:
-            # A lone surrogate, as broken decoders leave behind, has no place in UTF-8.
-            yield text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+            yield _utf8(text)
+
+
+def items(
+    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, apart: bool
+) -> Iterator[Item]:
+    """The prompts of the rows in `pending`, rendered when their turn comes, so that texts need not wait in memory.
+
+    Args:
+        prompt: What is asked.
+        columns: The columns it reads.
+        pending: Keys, and a row that asks for each.
+        apart: Whether the values of the placeholders are wanted, too.
+    """
+    for key, index in pending:
+        row = {name: columns[name][index] for name in prompt.columns}
+        fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
+        yield Item(key, _utf8(prompt.render(row)), fields)
+
+
+def _utf8(text: str) -> str:
+    """`text` without lone surrogates, as broken decoders leave behind: they have no place in UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def dedup(texts: Iterable[str | Failure], key: Callable[[str], Key]) -> tuple[list[Key | Failure], dict[Key, int]]:
@@ -54,25 +74,47 @@ def dedup(texts: Iterable[str | Failure], key: Callable[[str], Key]) -> tuple[li
 def judge(batch: Batch, reply: Reply, question: Question, strategy: Strategy, max_repairs: int) -> Verdict:
     """Decide what a reply means for each prompt of its batch.
 
-    What is valid is kept. What is not is asked again with the reason while repairs are left, then it fails. A reply cut
-    by the bound on output tokens is never parsed: alone in its call it fails, since the same call would be cut again.
+    What is valid is kept, and only what is owed is asked again: with the reason while the batch has repairs left, then
+    in halves, then alone, then it fails. A reply that is cut or cannot be read is never parsed as if whole: its batch
+    is halved, and alone in its call it fails, since the same call would be cut again. Every batch that is asked again
+    is smaller in (prompts, repairs left), so this ends.
     """
     if reply.finish_reason == "length":
         limit = question.model.max_output_tokens
         bound = f"at max_output_tokens={limit}" if limit else "by the provider"
-        failure = Failure("truncated", f"the reply was cut {bound}; raise max_output_tokens")
-        return Verdict(failures=tuple((key, failure) for key in batch.keys))
-    texts = strategy.decode(batch, reply.text)
-    answers, failures, retry = [], [], []
-    for number, (key, prompt) in enumerate(zip(batch.keys, batch.prompts, strict=True), 1):
-        values = question.schema.parse(texts[number]) if number in texts else Invalid("no answer came for it")
-        if not isinstance(values, Invalid):
-            answers.append((key, values))
-        elif batch.attempt <= max_repairs:
-            retry.append(Batch((key,), (prompt,), batch.attempt + 1, values.reason))
+        return shrink(batch, Failure("truncated", f"the reply was cut {bound}; raise max_output_tokens"), max_repairs)
+    texts = strategy.decode(batch, reply.text, question)
+    if texts is None:
+        return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
+    answers, owed = [], []
+    for number, item in enumerate(batch.items, 1):
+        values = question.schema.parse(texts[number]) if number in texts else Invalid("no single answer came for it")
+        if isinstance(values, Invalid):
+            owed.append((item, values.reason))
         else:
-            failures.append((key, Failure("invalid", f"{values.reason} (asked {batch.attempt} times)")))
-    return Verdict(tuple(answers), tuple(failures), tuple(retry))
+            answers.append((item.key, values))
+    if not owed:
+        return Verdict(tuple(answers))
+    items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
+    if batch.repairs_left:
+        left = max_repairs if len(items) == 1 < len(batch.items) else batch.repairs_left - 1
+        again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_REASONS_TOLD]))
+        return Verdict(tuple(answers), retry=(again,))
+    rest = Batch(items, 0, batch.attempt)
+    verdict = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
+    return replace(verdict, answers=tuple(answers))
+
+
+_REASONS_TOLD = 3
+
+
+def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:
+    """Halve a batch that failed as a whole; a prompt that is alone already has failed."""
+    if len(batch.items) == 1:
+        return Verdict(failures=((batch.items[0].key, failure),))
+    middle = len(batch.items) // 2
+    halves = (batch.items[:middle], batch.items[middle:])
+    return Verdict(retry=tuple(Batch(half, max_repairs if len(half) == 1 else 0, batch.attempt + 1) for half in halves))
 
 
 def fan_out(rows: Sequence[Key | Failure], outcomes: Mapping[Key, Outcome]) -> list[Outcome]:

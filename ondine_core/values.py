@@ -17,6 +17,7 @@ __all__ = [
     "Call",
     "ChatModel",
     "Failure",
+    "Item",
     "Json",
     "Key",
     "Message",
@@ -150,18 +151,33 @@ Outcome: TypeAlias = Answer | Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Prompts that travel in one call: their keys, and per key the conversation that asks for it.
+class Item:
+    """A unique prompt on its way.
 
     Args:
-        keys: Content addresses of the prompts.
-        prompts: The messages of each, in the order of `keys`.
+        key: Its content address.
+        text: The rendered prompt.
+        fields: The values of its placeholders, as texts, for when the instructions travel apart from them.
+    """
+
+    key: Key
+    text: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts that travel in one call.
+
+    Args:
+        items: The prompts; their local ids are `1..n`, in this order.
+        repairs_left: How often what is owed may be asked again, with the reason, before the batch must shrink.
         attempt: 1 for the first ask.
         complaint: What was wrong with the previous reply, told to the model when it is asked again.
     """
 
-    keys: tuple[Key, ...]
-    prompts: tuple[tuple[Message, ...], ...]
+    items: tuple[Item, ...]
+    repairs_left: int = 0
     attempt: int = 1
     complaint: str | None = None
 
@@ -172,6 +188,10 @@ class ChatModel(Protocol):
     @property
     def max_concurrency(self) -> int | None:
         """Most calls worth having in flight, `None` when the model sets no bound."""
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Most prompts that one call may carry, `None` when the model sets no bound."""
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once, without retrying.

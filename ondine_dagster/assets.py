@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from ondine_core.batching import find_strategy
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import Question, check_columns, compile_question
@@ -24,10 +25,12 @@ from ondine_dagster.step import Enrichment, OnRowError, materialize
 __all__ = ["build_llm_asset", "llm_asset"]
 
 
-def llm_asset(
+def llm_asset(  # noqa: PLR0913  (all by keyword)
     *,
     prompt: str | Prompt,
     output: Output,
+    batch_size: int = 1,
+    batch_format: str = "json",
     resource_key: str = "llm",
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
@@ -44,6 +47,10 @@ def llm_asset(
             examples, a file, or Jinja2 syntax.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
+        batch_size: Most rows in one call. With many, the instructions are sent once and answers are joined to rows by
+            id; what is missing or invalid is asked again in smaller batches. It is not part of an answer's identity:
+            changing it asks nothing again.
+        batch_format: How rows and answers are written in such a call: `"json"`, `"jsonl"`, `"csv"` or `"xml"`.
         resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
         on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
@@ -63,7 +70,8 @@ def llm_asset(
             )
         name = _last_part(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""))
-        enrichment = Enrichment(question, f"{name}_error", on_row_error, max_error_rate)
+        strategy = find_strategy(batch_format)
+        enrichment = Enrichment(question, f"{name}_error", on_row_error, max_error_rate, batch_size, strategy)
         _check(enrichment, asset_arguments)
         arguments = {"kinds": {"llm"}, **asset_arguments}
         arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
@@ -113,6 +121,8 @@ def _last_part(asset_arguments: Mapping[str, Any], function: Callable[..., Any])
 def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
     if enrichment.on_row_error not in typing.get_args(OnRowError):
         raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
+    if enrichment.batch_size < 1:
+        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1.")
     rate = enrichment.max_error_rate
     if rate is not None and not 0 <= rate <= 1:
         raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from ondine_core.batching import JSON, Strategy
 from ondine_core.enrichment import Options, answer, run_in_thread, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.question import Question
@@ -35,6 +36,8 @@ class Enrichment:
     error_column: str
     on_row_error: OnRowError
     max_error_rate: float | None
+    batch_size: int = 1
+    strategy: Strategy = JSON
 
 
 def materialize(
@@ -95,8 +98,11 @@ def _resolve(
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
     if warning := store_warning(store):
         context.log.warning(warning)
+    if enrichment.batch_size > 1 and enrichment.question.prompt.hoisted is None:
+        context.log.info("The prompt's logic depends on the row, so each row of a batch carries its whole prompt.")
+    policy = replace(options.policy, batch_size=enrichment.batch_size, strategy=enrichment.strategy)
     question = replace(enrichment.question, model=spec)
-    return question, replace(options, on_progress=watch.keep), model
+    return question, replace(options, policy=policy, on_progress=watch.keep), model
 
 
 def _judge(report: Report, enrichment: Enrichment) -> None:

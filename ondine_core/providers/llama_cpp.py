@@ -65,6 +65,9 @@ class _LlamaCpp:
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
         self._spec, self._name = spec, name
+        # A base model continues a text; a list of tasks is beyond it.
+        chats = name != _GEMMA and _has_chat_template(Path(name).expanduser())
+        self.max_batch_size: int | None = None if chats else 1
         self._ready: asyncio.Future[HttpModel] | None = None
 
     async def __call__(self, call: Call) -> Reply:

@@ -68,6 +68,7 @@ class HttpModel:
         self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
         self.max_concurrency = max_concurrency
+        self.max_batch_size: int | None = None
 
     def __repr__(self) -> str:
         return f"HttpModel({self._host!r})"

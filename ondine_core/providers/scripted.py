@@ -25,6 +25,8 @@ class ScriptedModel:
             names it. An answer is a text, or anything JSON can carry, or a `Reply` for full control.
         latency_s: Seconds each reply takes.
         faults: What befalls the first calls, one item a call: an exception to raise, or `None` to answer normally.
+        max_batch_size: Most prompts a call may carry. By default each comes in a call of its own, whatever the asset's
+            `batch_size`, so that a script need not know how rows travel.
         sleep: Waits for seconds; a virtual clock's in tests.
 
     Attributes:
@@ -42,10 +44,12 @@ class ScriptedModel:
         *,
         latency_s: float = 0.0,
         faults: Iterable[ProviderError | None] = (),
+        max_batch_size: int | None = 1,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._answer = answers if callable(answers) else _look_up(answers)
         self._latency_s, self._faults, self._sleep = latency_s, iter(faults), sleep
+        self.max_batch_size = max_batch_size
         self.calls: list[Call] = []
 
     async def __call__(self, call: Call) -> Reply:

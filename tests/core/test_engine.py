@@ -28,6 +28,11 @@ RETRY = RetryPolicy(max_attempts=3)
 POLICY = Policy(max_concurrency=4, max_repairs=1, retry=RETRY)
 HEALTHY = ((), "none")
 
+BATCHED = replace(POLICY, batch_size=5)
+by_size = pytest.mark.parametrize("policy", [POLICY, BATCHED], ids=["alone", "batched"])
+# With one row a call these change nothing.
+HARMLESS_ALONE = ("none", "fenced", "reorder", "drop", "repeat", "contradict", "alien", "text ids", "shift")
+
 tables = st.lists(st.text("abc", min_size=1, max_size=2), min_size=1, max_size=30)
 
 
@@ -43,14 +48,15 @@ def enrich(
     return run_virtually(main)
 
 
+@by_size
 @given(tables, schedules)
-def test_total_and_aligned(texts: list[str], schedule: tuple) -> None:
+def test_total_and_aligned(policy: Policy, texts: list[str], schedule: tuple) -> None:
     """A table of n rows gives n outcomes, each an answer that repeats its own row's text or a failure with a reason."""
     model, store = UnreliableModel(schedule), MemoryStore()
     try:
-        report = enrich(texts, model, store)
+        report = enrich(texts, model, store, policy)
     except TransientError:  # the provider stayed away for long; what was answered is kept
-        report = enrich(texts, UnreliableModel(HEALTHY), store)
+        report = enrich(texts, UnreliableModel(HEALTHY), store, policy)
     assert len(report.outcomes) == len(texts)
     for text, outcome in zip(texts, report.outcomes, strict=True):
         assert isinstance(outcome, Failure) or outcome.values == {"answer": text}
@@ -58,36 +64,41 @@ def test_total_and_aligned(texts: list[str], schedule: tuple) -> None:
     assert (report.progress.rows_done, report.progress.rows_failed) == (len(texts), failed)
 
 
+@by_size
 @given(tables, schedules)
-def test_terminating(texts: list[str], schedule: tuple) -> None:
+def test_terminating(policy: Policy, texts: list[str], schedule: tuple) -> None:
     """No prompt is asked more often than repairs times attempts allow, whatever goes wrong for ever."""
     model = UnreliableModel(schedule)
     with suppress(TransientError):
-        enrich(texts, model, MemoryStore())
-    bound = (1 + POLICY.max_repairs) * RETRY.max_attempts
+        enrich(texts, model, MemoryStore(), policy)
+    # A batch of 5 may be repaired once, halved to 3, to 2 and to 1, and repaired when it is alone.
+    asks = 1 + policy.max_repairs + (4 if policy.batch_size > 1 else 0)
+    bound = asks * RETRY.max_attempts
     assert all(model.asked.count(text) <= bound for text in set(texts))
 
 
+@by_size
 @given(tables, schedules)
-def test_duplicates_are_asked_once(texts: list[str], schedule: tuple) -> None:
+def test_duplicates_are_asked_once(policy: Policy, texts: list[str], schedule: tuple) -> None:
     """Rows with the same text share one conversation and one outcome."""
     model = UnreliableModel((schedule[0], "none"))
-    report = enrich(texts, model, MemoryStore())
+    report = enrich(texts, model, MemoryStore(), policy)
     by_text: dict[str, object] = {}
     for text, outcome in zip(texts, report.outcomes, strict=True):
         assert by_text.setdefault(text, outcome) == outcome
     assert report.prompts == len(set(texts))
 
 
+@by_size
 @given(tables, schedules)
-def test_idempotent(texts: list[str], schedule: tuple) -> None:
+def test_idempotent(policy: Policy, texts: list[str], schedule: tuple) -> None:
     """A re-run asks only what has no answer yet, and a third asks nothing."""
     store = MemoryStore()
     with suppress(TransientError):
-        enrich(texts, UnreliableModel(schedule), store)
+        enrich(texts, UnreliableModel(schedule), store, policy)
     answered = {stored.values["answer"] for stored in store.answers.values()}
     again = UnreliableModel(HEALTHY)
-    report = enrich(texts, again, store)
+    report = enrich(texts, again, store, policy)
     assert sorted(again.asked) == sorted(set(texts) - answered)
     assert report.progress.rows_reused == sum(text in answered for text in texts)
     idle = UnreliableModel(HEALTHY)
@@ -95,32 +106,34 @@ def test_idempotent(texts: list[str], schedule: tuple) -> None:
     assert idle.asked == []
 
 
+@by_size
 @given(tables, schedules)
-def test_the_books_agree(texts: list[str], schedule: tuple) -> None:
+def test_the_books_agree(policy: Policy, texts: list[str], schedule: tuple) -> None:
     """Calls, replies, tokens and dollars of the report are those that the provider counted."""
     model, price = UnreliableModel((schedule[0], "none")), Price(Decimal(1), Decimal(2), Decimal("0.5"))
-    spend = enrich(texts, model, MemoryStore(), price=price).spend
-    assert (spend.calls, spend.answered) == (len(model.asked), len(model.replies))
+    spend = enrich(texts, model, MemoryStore(), policy, price=price).spend
+    assert (spend.calls, spend.answered) == (len(model.sizes), len(model.replies))
     assert spend.usage == sum(model.replies, Usage())
     assert spend.usd == len(model.replies) * (6 * price.input + 4 * price.cached_input + 3 * price.output)
 
 
+@by_size
 @given(tables, schedules, st.floats(0.0, 3.0))
-def test_an_interrupt_stops_at_once(texts: list[str], schedule: tuple, at_s: float) -> None:
+def test_an_interrupt_stops_at_once(policy: Policy, texts: list[str], schedule: tuple, at_s: float) -> None:
     """After a cancellation no call leaves and none is in flight, whenever it comes."""
     model, store = UnreliableModel(schedule), MemoryStore()
 
     async def main(clock: Clock) -> int:
-        options = Options(store=store, policy=POLICY, clock=clock)
+        options = Options(store=store, policy=policy, clock=clock)
         task = asyncio.create_task(answer({"text": texts}, QUESTION, options, model))
         await asyncio.wait({task}, timeout=at_s)
-        calls = len(model.asked)
+        calls = len(model.sizes)
         task.cancel()
         with suppress(asyncio.CancelledError, OndineError):
             await task
         await asyncio.sleep(60)
         assert model.in_flight == 0
-        return len(model.asked) - calls
+        return len(model.sizes) - calls
 
     assert run_virtually(main) == 0
 
@@ -184,7 +197,7 @@ def test_a_fatal_error_lets_calls_in_flight_finish() -> None:
     assert len(store.answers) == len(model.replies) - 1 == len(model.asked) - 1
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ("none", "fenced")])
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in HARMLESS_ALONE])
 def test_a_failure_is_never_stored(fault: str) -> None:
     """What went wrong for ever leaves no trace in the store, so a re-run asks it."""
     store = MemoryStore()
@@ -200,3 +213,52 @@ def test_an_answer_says_how_it_was_come_by() -> None:
     assert isinstance(outcome, Answer)
     assert (outcome.model, outcome.attempts, outcome.batch_size) == ("test/unreliable", 2, 1)
     assert outcome.cost_usd == Decimal(13)
+
+
+# -- several rows a call -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["reorder", "repeat", "alien", "text ids", "fenced"])
+def test_what_can_be_told_apart_costs_nothing(fault: str) -> None:
+    """Order, repetition, strangers and ids as texts do no harm: one call, every answer its own."""
+    model = UnreliableModel(((), fault))
+    report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
+    assert report.column("answer") == list("abcde")
+    assert model.sizes == [5]
+
+
+@pytest.mark.parametrize("fault", ["drop", "contradict", "wrong type"])
+def test_only_what_is_owed_is_asked_again(fault: str) -> None:
+    """A row without one clear answer is asked again by itself; the others are kept."""
+    model = UnreliableModel(((fault,), "none"))
+    report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
+    assert report.column("answer") == list("abcde")
+    assert model.sizes == [5, 1]
+
+
+@pytest.mark.parametrize("fault", ["garbage", "prose", "truncated", "refused", "empty", "null"])
+def test_what_cannot_be_read_is_halved(fault: str) -> None:
+    """Nothing is salvaged from a cut or unreadable reply, and one refused row does not take its neighbours along."""
+    model = UnreliableModel(((fault,), "none"))
+    report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
+    assert report.column("answer") == list("abcde")
+    assert sorted(model.sizes) == [2, 3, 5]
+
+
+def test_shifted_ids_lose_nothing() -> None:
+    """Ids that belong to nobody are no answers; the rows are asked again, in the end alone."""
+    model = UnreliableModel(((), "shift"))
+    report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
+    assert report.column("answer") == list("abcde")
+    assert model.sizes[0] == 5
+    assert model.sizes.count(1) == 5
+
+
+def test_changing_the_batch_size_asks_nothing_again() -> None:
+    """How answers were asked for is not part of their key."""
+    store = MemoryStore()
+    enrich(list("abcdefg"), UnreliableModel(HEALTHY), store, BATCHED)
+    model = UnreliableModel(HEALTHY)
+    report = enrich(list("abcdefg"), model, store, replace(POLICY, batch_size=3))
+    assert model.asked == []
+    assert {outcome.batch_size for outcome in report.outcomes} == {5, 2}

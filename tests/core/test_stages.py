@@ -13,7 +13,7 @@ from ondine_core.prompts import Prompt, compile_prompt
 from ondine_core.question import Question, address
 from ondine_core.schema import Output, compile_schema
 from ondine_core.stages import Verdict, dedup, fan_out, judge, render
-from ondine_core.values import Answer, Batch, Failure, Key, Message, ModelSpec, Reply
+from ondine_core.values import Answer, Batch, Failure, Item, Key, ModelSpec, Reply
 from tests.support.strategies import TEXTS
 
 SPEC = ModelSpec("openai/gpt-4o-mini")
@@ -162,62 +162,72 @@ def test_equal_rows_are_asked_once(texts: list[str | Failure]) -> None:
 # -- judge ---------------------------------------------------------------------------------------------------------
 
 NUMBER = question(output={"n": int}, max_output_tokens=50)
-ASKED = (Message("user", "q"),)
-BY_LINE = Strategy("lines", ONE_PER_CALL.encode, lambda _, text: dict(enumerate(text.split("\n"), 1)))
+REPAIRS = 2
+BY_LINE = Strategy("lines", ONE_PER_CALL.encode, lambda _, text, __: dict(enumerate(text.split("\n"), 1)))
 
 
-def judged(text: str, *, attempt: int = 1, keys: tuple[Key, ...] = (b"k",), finish_reason: str = "stop") -> Verdict:
-    """The verdict on a reply of one line a prompt, with two repairs."""
-    batch = Batch(keys, (ASKED,) * len(keys), attempt)
-    return judge(batch, Reply(text, finish_reason=finish_reason), NUMBER, BY_LINE, 2)
+def batch(size: int = 1, repairs_left: int = REPAIRS, attempt: int = 1) -> Batch:
+    return Batch(tuple(Item(bytes([number]), "q") for number in range(size)), repairs_left, attempt)
+
+
+def judged(text: str, asked: Batch, finish_reason: str = "stop") -> Verdict:
+    """The verdict on a reply of one line a prompt."""
+    return judge(asked, Reply(text, finish_reason=finish_reason), NUMBER, BY_LINE, REPAIRS)
 
 
 def test_a_valid_reply_is_an_answer() -> None:
     """What fits the schema is kept and nothing is owed."""
-    assert judged('{"n": 1}') == Verdict(answers=((b"k", {"n": 1}),))
+    assert judged('{"n": 1}', batch()) == Verdict(answers=((b"\0", {"n": 1}),))
 
 
-@pytest.mark.parametrize("attempt", [1, 2])
-def test_an_invalid_reply_is_asked_again_with_the_reason(attempt: int) -> None:
+@pytest.mark.parametrize("left", [1, 2])
+def test_an_invalid_reply_is_asked_again_with_the_reason(left: int) -> None:
     """While repairs are left, the same prompt is asked once more, alone and with what was wrong."""
-    complaint = "n: input should be a valid integer"
-    assert judged('{"n": "1"}', attempt=attempt) == Verdict(retry=(Batch((b"k",), (ASKED,), attempt + 1, complaint),))
+    again = Batch(batch().items, left - 1, 2, "n: input should be a valid integer")
+    assert judged('{"n": "1"}', batch(repairs_left=left)) == Verdict(retry=(again,))
 
 
 def test_a_reply_that_stays_invalid_fails() -> None:
     """Without repairs left the row fails, with the last reason and how often it was asked."""
     failure = Failure("invalid", "the reply is not the JSON asked for (asked 3 times)")
-    assert judged("secret", attempt=3) == Verdict(failures=((b"k", failure),))
+    assert judged("secret", batch(repairs_left=0, attempt=3)) == Verdict(failures=((b"\0", failure),))
 
 
 @pytest.mark.parametrize("text", ['{"n": 1}', '{"n": 1'])
 def test_a_cut_reply_is_never_parsed(text: str) -> None:
     """A reply cut by the bound on tokens fails, even where it happens to parse, and names the bound."""
-    ((key, failure),) = judged(text, finish_reason="length").failures
-    assert (key, failure.reason) == (b"k", "truncated")
+    ((_, failure),) = judged(text, batch(), "length").failures
+    assert failure.reason == "truncated"
     assert "max_output_tokens=50" in failure.detail
     unbounded = replace(NUMBER, model=SPEC)
-    ((_, other),) = judge(Batch((b"k",), (ASKED,)), Reply(text, finish_reason="length"), unbounded, BY_LINE, 2).failures
+    ((_, other),) = judge(batch(), Reply(text, finish_reason="length"), unbounded, BY_LINE, REPAIRS).failures
     assert "by the provider" in other.detail
 
 
-@given(st.lists(st.sampled_from(['{"n": 1}', "bad", None]), min_size=1, max_size=6), st.integers(1, 3))
-def test_judge_settles_each_prompt_once(lines: list[str | None], attempt: int) -> None:
-    """Every prompt of a batch is answered, failed or owed, exactly once; a missing one is owed; retries are smaller."""
-    keys = tuple(bytes([number]) for number in range(len(lines)))
+@given(
+    st.lists(st.sampled_from(['{"n": 1}', "bad", None]), min_size=1, max_size=6),
+    st.integers(0, 2),
+    st.sampled_from(["stop", "length", "unreadable"]),
+)
+def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind: str) -> None:
+    """Every prompt of a batch is answered, failed or owed, exactly once, and every retry is smaller."""
+    asked = batch(len(lines), left)
     texts = {number: line for number, line in enumerate(lines, 1) if line is not None}
-    strategy = replace(BY_LINE, decode=lambda _batch, _text: {**texts, 99: '{"n": 9}'})
-    verdict = judge(Batch(keys, (ASKED,) * len(keys), attempt), Reply(""), NUMBER, strategy, 2)
-    owed = [key for batch in verdict.retry for key in batch.keys]
+    decoded = None if kind == "unreadable" else {**texts, 99: '{"n": 9}'}
+    strategy = replace(BY_LINE, decode=lambda *_: decoded)
+    reply = Reply("", finish_reason="length" if kind == "length" else "stop")
+    verdict = judge(asked, reply, NUMBER, strategy, REPAIRS)
+    owed = [item.key for retried in verdict.retry for item in retried.items]
     settled = [key for key, _ in (*verdict.answers, *verdict.failures)]
-    assert sorted(owed + settled) == list(keys)
-    assert {key for key, _ in verdict.answers} == {keys[number - 1] for number, line in texts.items() if line != "bad"}
-    assert all((batch.attempt, len(batch.keys)) == (attempt + 1, 1) for batch in verdict.retry)
-    assert bool(owed) <= (attempt <= 2)
-    said = {batch.keys[0]: batch.complaint for batch in verdict.retry}
-    assert all(
-        said.get(keys[n], "no answer came for it") == "no answer came for it" for n, t in enumerate(lines) if not t
-    )
+    assert sorted(owed + settled) == [item.key for item in asked.items]
+    if kind == "stop":
+        good = {asked.items[number - 1].key for number, line in texts.items() if line != "bad"}
+        assert {key for key, _ in verdict.answers} == good
+    else:
+        assert not verdict.answers
+    size = (len(asked.items), asked.repairs_left)
+    assert all((len(retried.items), retried.repairs_left) < size for retried in verdict.retry)
+    assert all(retried.attempt == 2 for retried in verdict.retry)
 
 
 # -- fan out -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -295,6 +298,39 @@ def test_code_version_follows_prompt_and_output() -> None:
     assert version() == version(group_name="elsewhere")
 
 
+@pytest.mark.parametrize("batch_format", ["json", "csv"])
+def test_several_rows_travel_in_one_call(batch_format: str) -> None:
+    """The table is the same as with a row a call; an interrupted or repeated run resumes row by row."""
+
+    def answer_batch(prompt: str) -> Any:
+        if batch_format == "json":
+            rows = json.loads(prompt)
+            return {"answers": [{"id": row["id"], **answer(f"Review: {row['review']}")} for row in rows]}
+        rows = csv.DictReader(io.StringIO(prompt))
+        lines = [f"{row['id']},{answer('Review: ' + row['review'])['sentiment']}," for row in rows]
+        return "\n".join(["id,sentiment,topic", *reversed(lines)])
+
+    moods = build_llm_asset(
+        name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, batch_size=20, batch_format=batch_format
+    )
+    with Provider(answer_batch) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
+        result = materialize(reviews, moods, llm=llm)
+        calls = len(provider.books.requests)
+    assert result.output_for_node("moods")["sentiment"].tolist() == ["positive", "negative", "positive", "neutral"]
+    assert calls == 1
+    found = metadata(result, "moods")
+    assert (found["ondine/requests"], found["ondine/unique_prompts"]) == (1, 3)
+
+
+def test_a_script_need_not_know_how_rows_travel() -> None:
+    """The scripted model gets a row a call, whatever the batch size of the asset."""
+    moods = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, batch_size=20)
+    llm = ScriptedModel(answer)
+    materialize(reviews, moods, llm=llm)
+    assert len(llm.calls) == 3
+
+
 # -- answers are kept ----------------------------------------------------------------------------------------------
 
 
@@ -433,6 +469,8 @@ def test_one_refused_row_fails_alone() -> None:
         ({"prompt": PROMPT, "output": {"review": str}}, "'review' is an output column and also"),
         ({"prompt": PROMPT, "output": {"mood": {"type": "sting"}}}, "'sting'"),
         ({"prompt": PROMPT, "on_row_error": "skip"}, "'skip'"),
+        ({"prompt": PROMPT, "batch_size": 0}, "batch_size=0"),
+        ({"prompt": PROMPT, "batch_format": "yaml"}, "valid are 'json'"),
         ({"prompt": PROMPT, "max_error_rate": 2}, "max_error_rate=2"),
         ({"prompt": Prompt(PROMPT, examples=[("x", {"mood": 3})]), "output": {"mood": str}}, "example 1"),
         (

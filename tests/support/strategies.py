@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from ondine_core.values import Message
+from ondine_core.values import Item
 
 TEXTS = st.text(max_size=40)
 """Any text of a row, surrogates apart."""
@@ -18,7 +18,5 @@ TEMPLATE_LIKE = st.one_of(
 )
 """Texts of which many would mean something to a template engine."""
 
-MESSAGES = st.builds(Message, st.just("user"), TEXTS)
-
-PROMPTS = st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.tuples(MESSAGES)), max_size=30)
-"""What `pack` groups: keys and their conversations."""
+ITEMS = st.lists(st.builds(Item, st.binary(min_size=16, max_size=16), TEXTS), max_size=30)
+"""What `pack` groups."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from ondine_core.values import Answer, Call, Key, Numbers, Reply, Usage
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),
     *("truncated", "refused", "429", "429 later", "500", "lost"),
+    *("reorder", "drop", "repeat", "contradict", "alien", "text ids", "shift", "null"),
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -27,7 +28,8 @@ class UnreliableModel:
     """Answers `Say: x` with `{"answer": "x"}`, or fails as the schedule tells.
 
     Attributes:
-        asked: The text of every call, in order.
+        asked: The text of every row of every call, in order.
+        sizes: Rows of each call.
         arrivals: When each came in.
         replies: Usage of every reply given.
     """
@@ -37,14 +39,19 @@ class UnreliableModel:
         self._faults = itertools.chain(first, itertools.repeat(ever_after))
         self._latency_s = latency_s
         self.max_concurrency: int | None = lanes
+        self.max_batch_size: int | None = None
         self.asked: list[str] = []
+        self.sizes: list[int] = []
         self.replies: list[Usage] = []
         self.arrivals: list[float] = []
         self.in_flight = self.peak_in_flight = 0
 
     async def __call__(self, call: Call) -> Reply:
-        text = call.messages[-1].content.splitlines()[0].removeprefix("Say: ")
-        self.asked.append(text)
+        first_line = call.messages[-1].content.partition("\n")[0]
+        many = first_line.startswith("[")
+        texts = [item["text"] for item in json.loads(first_line)] if many else [first_line.removeprefix("Say: ")]
+        self.asked += texts
+        self.sizes.append(len(texts))
         self.arrivals.append(asyncio.get_running_loop().time())
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
@@ -52,41 +59,51 @@ class UnreliableModel:
         try:
             # Later calls are quicker, so that answers come back in another order than they were asked.
             await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)))
-            return self._reply(text, fault)
+            return self._reply(texts, fault, many=many)
         finally:
             self.in_flight -= 1
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
-    def _reply(self, text: str, fault: Fault) -> Reply:  # noqa: C901  (one case a fault)
-        good = json.dumps({"answer": text})
-        usage, finish_reason = Usage(10, 4, 3), "stop"
-        match fault:
-            case "429":
-                raise TransientError("slow down")
-            case "429 later":
-                raise TransientError("slow down", retry_after_s=2.0)
-            case "500":
-                raise TransientError("broken")
-            case "lost":
-                raise TransientError("no reply", cost_unknown=True)
-            case "refused":
-                raise RefusedError("declined")
-            case "garbage":
-                good = good[:-3]
-            case "empty":
-                good = ""
-            case "wrong type":
-                good = '{"answer": 7}'
-            case "fenced":
-                good = f"```json\n{good}\n```"
-            case "prose":
-                good = f"Sure! {good}"
-            case "truncated":
-                finish_reason = "length"
+    def _reply(self, texts: list[str], fault: Fault, *, many: bool) -> Reply:
+        failure = {
+            "429": TransientError("slow down"),
+            "429 later": TransientError("slow down", retry_after_s=2.0),
+            "500": TransientError("broken"),
+            "lost": TransientError("no reply", cost_unknown=True),
+            "refused": RefusedError("declined"),
+        }.get(fault)
+        if failure:
+            raise failure
+        answers: list[dict[str, Any]] = [{"id": number, "answer": text} for number, text in enumerate(texts, 1)]
+        if fault == "wrong type":
+            answers[0]["answer"] = 7
+        if many:
+            answers = _scramble(answers, fault)
+        good = json.dumps({"answers": answers} if many else {"answer": answers[0]["answer"]})
+        text = {
+            "garbage": good[:-3],
+            "empty": "",
+            "null": "null",
+            "fenced": f"```json\n{good}\n```",
+            "prose": f"Sure! {good}",
+        }.get(fault, good)
+        usage = Usage(10, 4, 3)
         self.replies.append(usage)
-        return Reply(good, usage, finish_reason)
+        return Reply(text, usage, "length" if fault == "truncated" else "stop")
+
+
+def _scramble(answers: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any]]:
+    return {
+        "reorder": answers[::-1],
+        "drop": answers[1:],
+        "repeat": [*answers, *answers],
+        "contradict": [*answers, {"id": 1, "answer": "something else"}],
+        "alien": [*answers, {"id": 99, "answer": "whose?"}, {"answer": "nobody's"}],
+        "text ids": [{**answer, "id": str(answer["id"])} for answer in answers],
+        "shift": [{**answer, "id": answer["id"] + 1000} for answer in answers],
+    }.get(fault, answers)
 
 
 class MemoryStore:
