@@ -5,6 +5,7 @@ from __future__ import annotations
 from ondine_core.engine import Clock, Policy
 from ondine_core.enrichment import Options, enrich, enrich_sync
 from ondine_core.errors import (
+    BudgetExhaustedError,
     ConfigError,
     FailedRowsError,
     FatalError,
@@ -26,6 +27,7 @@ from ondine_core.values import Answer, AnswerStore, Call, ChatModel, Failure, Mo
 __all__ = [
     "Answer",
     "AnswerStore",
+    "BudgetExhaustedError",
     "Call",
     "ChatModel",
     "Clock",

@@ -18,17 +18,25 @@ from itertools import islice
 from typing import Any
 
 from ondine_core.batching import JSON, ONE_PER_CALL, Strategy, pack
+from ondine_core.budget import Budget, bound
 from ondine_core.cost_tracker import CostTracker
-from ondine_core.errors import ConfigError, FatalError, ProviderError, RefusedError, TransientError
+from ondine_core.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    FatalError,
+    OndineError,
+    RefusedError,
+    TransientError,
+)
 from ondine_core.pricing import Price
 from ondine_core.question import Question, address
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.report import Progress, Report, Tally
 from ondine_core.retry import RetryPolicy, retrying
 from ondine_core.stages import Verdict, dedup, fan_out, items, judge, render, shrink
-from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Reply
+from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Reply, Usage
 
-__all__ = ["Clock", "Means", "Policy", "run"]
+__all__ = ["Clock", "Means", "Policy", "Purse", "run"]
 
 _KEYS_A_LOOK_UP = 10_000
 _REFUSALS_BEFORE_GIVING_UP = 20
@@ -84,12 +92,27 @@ class Means:
         store: Keeps answers; what it knows already is not asked.
         price: USD per token, `None` when unknown.
         limiter: Holds calls back to a shared rate.
+        purse: Holds calls back to a cap on cost.
     """
 
     model: ChatModel
     store: AnswerStore
     price: Price | None = None
     limiter: RateLimiter | None = None
+    purse: Purse | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Purse:
+    """A budget, and what is needed to say how much a call can cost at most."""
+
+    budget: Budget
+    price: Price
+    max_output_tokens: int
+
+    def bound(self, call: Call) -> Decimal:
+        """The most USD that `call` can cost."""
+        return bound(call, self.price, self.max_output_tokens)
 
 
 async def run(  # noqa: PLR0913  (named at every call)
@@ -115,6 +138,7 @@ async def run(  # noqa: PLR0913  (named at every call)
 
     Raises:
         FatalError: No request can succeed; calls in flight were awaited and their answers kept.
+        BudgetExhaustedError: The cap on cost is reached; answers so far are kept.
         TransientError: The provider stayed unreachable; answers so far are kept.
         StoreError: Answers cannot be kept.
     """
@@ -160,7 +184,7 @@ class _Asker:
         self._retrying = retrying(policy.retry, lambda seconds: self._unless_stopped(clock.sleep(seconds)), clock.rng)
         self._unreachable_in_a_row = self._refused = 0
         self._stopped = asyncio.Event()
-        self._stopped_by: ProviderError | None = None
+        self._stopped_by: OndineError | None = None
 
     async def ask_all(self, batches: Iterator[Batch], count: int) -> None:
         try:
@@ -185,7 +209,7 @@ class _Asker:
         strategy = ONE_PER_CALL if len(batch.items) == 1 else self._policy.strategy
         try:
             reply: Reply = await self._retrying(self._call, strategy.encode(batch, self._question))
-        except FatalError as error:
+        except (FatalError, BudgetExhaustedError) as error:
             self._stop(error)
             return ()
         except (TransientError, RefusedError) as error:
@@ -198,23 +222,53 @@ class _Asker:
         return verdict.retry
 
     async def _call(self, call: Call) -> Reply:
-        limiter = self._means.limiter
-        if limiter:
-            await self._unless_stopped(limiter.admit(self._tokens(call)))
+        """Make one call when purse and rate allow it, and charge it for what it cost."""
+        purse = self._means.purse
+        if purse is None:
+            await self._admit(call)
+            return await self._send(call)
+        held = purse.bound(call)
+        await self._unless_stopped(purse.budget.hold(held))
+        spent: Decimal | None = Decimal(0)
+        try:
+            await self._admit(call)
+            spent = None  # it leaves; from here on nobody knows, until somebody does
+            reply = await self._send(call)
+            spent = purse.price.cost(reply.usage)
+        except TransientError as error:
+            spent = None if error.cost_unknown else Decimal(0)
+            raise
+        except RefusedError as error:
+            spent = purse.price.cost(error.usage or Usage())
+            raise
+        except FatalError:
+            spent = Decimal(0)
+            raise
+        finally:
+            await purse.budget.settle(held, spent)
+        return reply
+
+    async def _admit(self, call: Call) -> None:
+        if self._means.limiter:
+            await self._unless_stopped(self._means.limiter.admit(self._tokens(call)))
+        if self._stopped_by is not None:
+            raise FatalError(str(self._stopped_by))
+
+    async def _send(self, call: Call) -> Reply:
         self._tally.tracker.sent()
         try:
             return await self._means.model(call)
         except TransientError as error:
             if error.cost_unknown:
                 self._tally.tracker.lost()
-            if limiter and error.retry_after_s:
-                await limiter.hold_off(error.retry_after_s)
+            if self._means.limiter and error.retry_after_s:
+                await self._means.limiter.hold_off(error.retry_after_s)
             raise
         except asyncio.CancelledError:
             self._tally.tracker.lost()
             raise
 
-    def _stop(self, error: ProviderError) -> None:
+    def _stop(self, error: OndineError) -> None:
         """Calls in flight are paid for, so their workers finish them; whoever waits stops waiting, nobody asks anew."""
         self._stopped_by = self._stopped_by or error
         self._stopped.set()
@@ -223,7 +277,7 @@ class _Asker:
         wait, stop = asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait())
         try:
             await asyncio.wait({wait, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if self._stopped_by is not None:
+            if not wait.done():
                 raise FatalError(str(self._stopped_by))
             await wait
         finally:

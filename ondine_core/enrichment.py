@@ -12,12 +12,15 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
-from ondine_core.engine import Clock, Means, Policy, run
+from ondine_core.budget import Budget
+from ondine_core.engine import Clock, Means, Policy, Purse, run
 from ondine_core.errors import ConfigError
-from ondine_core.pricing import Price, find_price
+from ondine_core.pricing import FREE, Price, find_max_output_tokens, find_price
 from ondine_core.prompts import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
@@ -49,6 +52,9 @@ class Options:
         policy: How hard to try, and how much at once.
         rates: What the provider allows, shared with everybody who uses the same store.
         price: USD per token; by default the model's list price.
+        max_cost_usd: Hard cap on what this run may cost; it needs a known price.
+        purse: Name of the purse that the cap is for; runs with the same name and store draw from one. By default the
+            run has one of its own.
         on_progress: Told after every batch, on the event loop; it must return quickly.
         clock: Time and chance.
     """
@@ -57,6 +63,8 @@ class Options:
     policy: Policy = Policy()
     rates: Rates = Rates()
     price: Price | None = None
+    max_cost_usd: Decimal | float | None = None
+    purse: str | None = None
     on_progress: Callable[[Progress], None] = lambda _: None
     clock: Clock = field(default_factory=Clock)
 
@@ -84,6 +92,7 @@ async def enrich(
 
     Raises:
         ConfigError: Prompt, output, model and table do not fit together; nothing was asked.
+        BudgetExhaustedError: `max_cost_usd` is reached. Answers that arrived are in the store.
         FatalError: No request can succeed. Answers that arrived are in the store.
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
         StoreError: Answers cannot be kept.
@@ -138,10 +147,31 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         clock, limiter = options.clock, None
         if options.rates:
             limiter = RateLimiter(_bucket(question.model), options.rates, store, now=clock.now, sleep=clock.sleep)
-        means = Means(model, store, options.price or find_price(question.model.model), limiter)
+        price = options.price or find_price(question.model.model)
+        means = Means(model, store, price, limiter, _purse(question.model, options, price, store))
         return await run(
             question, columns, rows, means, policy=options.policy, on_progress=options.on_progress, clock=clock
         )
+
+
+def _purse(spec: ModelSpec, options: Options, price: Price | None, store: AnswerStore) -> Purse | None:
+    if options.max_cost_usd is None:
+        return None
+    cap = Decimal(str(options.max_cost_usd))
+    if price is None:
+        raise ConfigError(
+            f"max_cost_usd={str(cap)!r} needs the price of {spec.model!r}, which is not known; "
+            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
+        )
+    longest = spec.max_output_tokens or find_max_output_tokens(spec.model)
+    if longest is None:
+        if price != FREE:
+            raise ConfigError(
+                f"max_cost_usd={str(cap)!r} needs to know how long a reply of {spec.model!r} can get; "
+                "set max_output_tokens."
+            )
+        longest = 0
+    return Purse(Budget(options.purse or uuid4().hex, cap, store), price, longest)
 
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:

@@ -6,6 +6,7 @@ OndineError
 │   ├── TransientError   asking the same again may succeed
 │   ├── RefusedError     this request never succeeds, others may: one row fails
 │   └── FatalError       no request succeeds until someone acts (key, permission, model name)
+├── BudgetExhaustedError the cap on cost is reached: raise it and run again, nothing is lost
 ├── FailedRowsError      more rows failed than the user allows
 └── StoreError           the answer store cannot be opened, read or written
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from ondine_core.values import Usage
 
 __all__ = [
+    "BudgetExhaustedError",
     "ConfigError",
     "FailedRowsError",
     "FatalError",
@@ -70,6 +72,10 @@ class RefusedError(ProviderError):
 
 class FatalError(ProviderError):
     """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit."""
+
+
+class BudgetExhaustedError(OndineError):
+    """The cap on cost does not allow another call; the answers that arrived are stored."""
 
 
 class FailedRowsError(OndineError):

@@ -16,7 +16,7 @@ import orjson
 
 from ondine_core.values import Usage
 
-__all__ = ["FREE", "Price", "find_price"]
+__all__ = ["FREE", "Price", "find_max_output_tokens", "find_price"]
 
 _PRICE_FILE = "model_prices_and_context_window_backup.json"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
@@ -42,21 +42,29 @@ FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 
 def find_price(model: str) -> Price | None:
     """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known."""
-    provider, _, name = model.partition("/")
-    if provider in _LOCAL:
+    if model.partition("/")[0] in _LOCAL:
         return FREE
-    if not name:
-        return None
-    models = _price_map()
-    entry = models.get(model)
-    # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.
-    if entry is None and models.get(name, {}).get("litellm_provider") == provider:
-        entry = models[name]
+    entry = _entry(model)
     if entry is None or "input_cost_per_token" not in entry or "output_cost_per_token" not in entry:
         return None
     paid, answered = _usd(entry["input_cost_per_token"]), _usd(entry["output_cost_per_token"])
     cached = entry.get("cache_read_input_token_cost")
     return Price(paid, answered, paid if cached is None else _usd(cached))
+
+
+def find_max_output_tokens(model: str) -> int | None:
+    """The most tokens that one reply of `model` can have; `None` when that is not known."""
+    found = (_entry(model) or {}).get("max_output_tokens")
+    return found if isinstance(found, int) else None
+
+
+def _entry(model: str) -> dict[str, Any] | None:
+    provider, _, name = model.partition("/")
+    models = _price_map()
+    if not name or model in models:
+        return models.get(model) if name else None
+    # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.
+    return models[name] if models.get(name, {}).get("litellm_provider") == provider else None
 
 
 def _usd(number: float) -> Decimal:

@@ -1,4 +1,4 @@
-"""LLM columns as Dagster assets: resumable by the row, paced across processes, at a known cost."""
+"""LLM columns as Dagster assets: resumable by the row, capped in cost, paced across processes."""
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 

@@ -31,6 +31,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     output: Output,
     batch_size: int = 1,
     batch_format: str = "json",
+    max_cost_usd: float | None = None,
     resource_key: str = "llm",
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
@@ -51,6 +52,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             id; what is missing or invalid is asked again in smaller batches. It is not part of an answer's identity:
             changing it asks nothing again.
         batch_format: How rows and answers are written in such a call: `"json"`, `"jsonl"`, `"csv"` or `"xml"`.
+        max_cost_usd: Hard cap on what one materialization may cost, retries of its step included. The worst case of a
+            call is charged before it leaves; when the cap is reached the step fails for good, and all answers are kept.
         resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
         on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
@@ -70,8 +73,15 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             )
         name = _last_part(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""))
-        strategy = find_strategy(batch_format)
-        enrichment = Enrichment(question, f"{name}_error", on_row_error, max_error_rate, batch_size, strategy)
+        enrichment = Enrichment(
+            question,
+            f"{name}_error",
+            on_row_error,
+            max_error_rate,
+            batch_size,
+            find_strategy(batch_format),
+            max_cost_usd,
+        )
         _check(enrichment, asset_arguments)
         arguments = {"kinds": {"llm"}, **asset_arguments}
         arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
@@ -123,6 +133,8 @@ def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
         raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
     if enrichment.batch_size < 1:
         raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1.")
+    if (cap := enrichment.max_cost_usd) is not None and not cap > 0:
+        raise ConfigError(f"max_cost_usd={cap!r} must be more than 0.")
     rate = enrichment.max_error_rate
     if rate is not None and not 0 <= rate <= 1:
         raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.cost_tracker import Spend
-from ondine_core.errors import ConfigError, FatalError, OndineError
+from ondine_core.errors import BudgetExhaustedError, ConfigError, FatalError, OndineError
 from ondine_core.report import Progress, Report
 from ondine_core.values import Answer
 
@@ -92,7 +92,7 @@ def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
     return dg.Failure(
         f"{type(error).__name__}: {error}",
         metadata=metadata,
-        allow_retries=not isinstance(error, ConfigError | FatalError),
+        allow_retries=not isinstance(error, BudgetExhaustedError | ConfigError | FatalError),
     )
 
 

@@ -1,6 +1,7 @@
 """The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
 
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from pydantic import Field
 
 from ondine_core.engine import Policy
 from ondine_core.enrichment import Options
+from ondine_core.errors import ConfigError
+from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system
 from ondine_core.values import ModelSpec
@@ -49,6 +52,12 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     params: dict[str, Any] = Field(
         default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
     )
+    input_cost_per_1k_tokens: float | None = Field(
+        default=None, ge=0, description="USD, where the list price is unknown or not yours."
+    )
+    output_cost_per_1k_tokens: float | None = Field(
+        default=None, ge=0, description="USD, set together with the input's."
+    )
     store: str | None = Field(
         default=None,
         description="File that keeps the answers; by default ondine/answers.db in the Dagster instance's storage.",
@@ -75,7 +84,17 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             store=store,
             policy=Policy(max_concurrency=self.max_concurrency),
             rates=Rates(self.requests_per_minute, self.tokens_per_minute),
+            price=self._price(),
         )
+
+    def _price(self) -> Price | None:
+        given, taken = self.input_cost_per_1k_tokens, self.output_cost_per_1k_tokens
+        if given is None and taken is None:
+            return None
+        if given is None or taken is None:
+            raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
+        a_token = Decimal(str(given)) / 1000
+        return Price(a_token, Decimal(str(taken)) / 1000, a_token)
 
 
 def default_store(instance: dg.DagsterInstance) -> str:

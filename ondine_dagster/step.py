@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from time import monotonic
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class Enrichment:
     max_error_rate: float | None
     batch_size: int = 1
     strategy: Strategy = JSON
+    max_cost_usd: float | None = None
 
 
 def materialize(
@@ -61,6 +63,7 @@ def materialize(
         if enrichment.error_column in names_of(rows):
             raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
+        watch.warn()
         _judge(report, enrichment)
     except OndineError as error:
         watch.observe()
@@ -102,7 +105,11 @@ def _resolve(
         context.log.info("The prompt's logic depends on the row, so each row of a batch carries its whole prompt.")
     policy = replace(options.policy, batch_size=enrichment.batch_size, strategy=enrichment.strategy)
     question = replace(enrichment.question, model=spec)
-    return question, replace(options, policy=policy, on_progress=watch.keep), model
+    watch.cap_usd = enrichment.max_cost_usd
+    # A retried step is the same run, and so has the same purse.
+    purse = f"{context.run.run_id}/{context.asset_key.to_user_string()}"
+    options = replace(options, policy=policy, on_progress=watch.keep, max_cost_usd=enrichment.max_cost_usd, purse=purse)
+    return question, options, model
 
 
 def _judge(report: Report, enrichment: Enrichment) -> None:
@@ -122,6 +129,9 @@ def _judge(report: Report, enrichment: Enrichment) -> None:
     raise FailedRowsError(f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept.")
 
 
+_WARN_AT = (0.75, 0.9)
+
+
 class _Watch:
     """Reports a running step from its main thread: a log line and an observation every `every_s` seconds.
 
@@ -131,6 +141,8 @@ class _Watch:
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context, self._due = context, monotonic()
         self.every_s = 10.0
+        self.cap_usd: float | None = None
+        self._warned_at = 0.0
         self.latest: Progress | None = None
 
     def keep(self, progress: Progress) -> None:
@@ -139,12 +151,24 @@ class _Watch:
 
     def tick(self) -> None:
         """Called in the main thread, several times a second."""
+        self.warn()
         if self.latest is None:
             self._due = monotonic() + self.every_s
         elif monotonic() >= self._due:
             self._due = monotonic() + self.every_s
             self._context.log.info(progress_line(self.latest))
             self.observe()
+
+    def warn(self) -> None:
+        """Say once at each threshold that most of the cap is spent."""
+        spent = self.latest.spend.usd if self.latest else None
+        if self.cap_usd is None or spent is None:
+            return
+        passed = max((share for share in _WARN_AT if spent >= Decimal(str(self.cap_usd * share))), default=0.0)
+        if passed > self._warned_at:
+            self._warned_at = passed
+            message = f"${spent:.4f} of max_cost_usd={self.cap_usd:g} is spent, more than {passed:.0%}."
+            self._context.log.warning(message)
 
     def observe(self) -> None:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""

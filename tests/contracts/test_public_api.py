@@ -16,9 +16,9 @@ from ondine_core.errors import OndineError
 
 ROOT = Path(__file__).parents[2]
 CORE = """
-    Answer AnswerStore Call ChatModel Clock ConfigError FailedRowsError Failure FatalError ModelSpec OndineError Options
-    Policy Price Progress Prompt ProviderError Rates RefusedError Reply Report RetryPolicy ScriptedModel StoreError
-    TransientError Usage enrich enrich_sync open_store
+    Answer AnswerStore BudgetExhaustedError Call ChatModel Clock ConfigError FailedRowsError Failure FatalError
+    ModelSpec OndineError Options Policy Price Progress Prompt ProviderError Rates RefusedError Reply Report RetryPolicy
+    ScriptedModel StoreError TransientError Usage enrich enrich_sync open_store
 """.split()
 RING = "LLMResource Prompt ScriptedModel build_llm_asset llm_asset".split()
 

@@ -367,6 +367,52 @@ def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("ondine/answers.db"))
 
 
+# -- money -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cap_on_cost_stops_the_step_for_good_and_a_higher_one_resumes(tmp_path: Path) -> None:
+    """The step says what is spent and is not retried; with more money only the rest is asked."""
+    rows = pd.DataFrame({"review": [f"love {number}" for number in range(200)]})
+
+    def moods(cap: float) -> dg.AssetsDefinition:
+        @llm_asset(prompt=PROMPT, output=Sentiment, max_cost_usd=cap, retry_policy=dg.RetryPolicy(max_retries=2))
+        def moods() -> pd.DataFrame:
+            return rows
+
+        return moods
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
+        result = materialize(moods(0.0005), llm=llm, instance=instance, raise_on_error=False)
+        said = failure_of(result).user_failure_data.description
+        paid = len(provider.books.requests)
+        billed = (provider.books.input_tokens * 0.15 + provider.books.output_tokens * 0.60) / 1e6
+        assert materialize(moods(1), llm=llm, instance=instance).success
+        assert len(provider.books.requests) == 200
+    assert "max_cost_usd=0.0005 is used up" in said
+    assert 0 < paid < 200
+    assert 0.0003 < billed <= 0.0005
+    assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+
+
+def test_a_cap_needs_a_price(tmp_path: Path) -> None:
+    """An unknown price is refused with the fix, and a price of one's own is taken."""
+    moods = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, max_cost_usd=1)
+    with Provider(answer) as provider:
+        settings = {
+            "model": "openai_compatible/x",
+            "base_url": provider.base_url,
+            "store": str(tmp_path / "answers.db"),
+        }
+        result = materialize(reviews, moods, llm=LLMResource(**settings), raise_on_error=False)
+        assert "input_cost_per_1k_tokens" in failure_of(result).user_failure_data.description
+        assert provider.books.requests == []
+        prices = {"input_cost_per_1k_tokens": 0.001, "output_cost_per_1k_tokens": 0.002, "max_output_tokens": 50}
+        found = metadata(materialize(reviews, moods, llm=LLMResource(**settings, **prices)), "moods")
+        books = provider.books
+    assert found["ondine/cost_usd"] == pytest.approx((books.input_tokens + 2 * books.output_tokens) / 1e6)
+
+
 # -- rows and steps that fail --------------------------------------------------------------------------------------
 
 
@@ -470,6 +516,7 @@ def test_one_refused_row_fails_alone() -> None:
         ({"prompt": PROMPT, "output": {"mood": {"type": "sting"}}}, "'sting'"),
         ({"prompt": PROMPT, "on_row_error": "skip"}, "'skip'"),
         ({"prompt": PROMPT, "batch_size": 0}, "batch_size=0"),
+        ({"prompt": PROMPT, "max_cost_usd": 0}, "max_cost_usd=0 must be more than 0"),
         ({"prompt": PROMPT, "batch_format": "yaml"}, "valid are 'json'"),
         ({"prompt": PROMPT, "max_error_rate": 2}, "max_error_rate=2"),
         ({"prompt": Prompt(PROMPT, examples=[("x", {"mood": 3})]), "output": {"mood": str}}, "example 1"),
