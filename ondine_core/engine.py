@@ -183,6 +183,7 @@ class _Asker:
         self._workers = min(policy.max_concurrency, means.model.max_concurrency or policy.max_concurrency)
         self._retrying = retrying(policy.retry, lambda seconds: self._unless_stopped(clock.sleep(seconds)), clock.rng)
         self._unreachable_in_a_row = self._refused = 0
+        self._held_until = 0.0
         self._stopped = asyncio.Event()
         self._stopped_by: OndineError | None = None
 
@@ -251,6 +252,9 @@ class _Asker:
     async def _admit(self, call: Call) -> None:
         if self._means.limiter:
             await self._unless_stopped(self._means.limiter.admit(self._tokens(call)))
+        while (wait_s := self._held_until - self._clock.now()) > 0:
+            # Spread over another tenth, so that not all leave at once.
+            await self._unless_stopped(self._clock.sleep(wait_s * (1 + self._clock.rng.random() / 10)))
         if self._stopped_by is not None:
             raise FatalError(str(self._stopped_by))
 
@@ -261,12 +265,18 @@ class _Asker:
         except TransientError as error:
             if error.cost_unknown:
                 self._tally.tracker.lost()
-            if self._means.limiter and error.retry_after_s:
-                await self._means.limiter.hold_off(error.retry_after_s)
+            await self._hold_off(error.retry_after_s or 0.0)
             raise
         except asyncio.CancelledError:
             self._tally.tracker.lost()
             raise
+
+    async def _hold_off(self, seconds: float) -> None:
+        """What a provider asks of one caller it asks of all: those of this run, and whoever shares its rate."""
+        if 0 < seconds <= self._policy.retry.longest_retry_after_s:
+            self._held_until = max(self._held_until, self._clock.now() + seconds)
+            if self._means.limiter:
+                await self._means.limiter.hold_off(seconds)
 
     def _stop(self, error: OndineError) -> None:
         """Calls in flight are paid for, so their workers finish them; whoever waits stops waiting, nobody asks anew."""

@@ -148,6 +148,17 @@ def test_paced(texts: list[str], requests_per_minute: int) -> None:
     assert all(gap >= spacing_s * 0.999 for gap in gaps)
 
 
+def test_retry_after_holds_back_everybody() -> None:
+    """Once the provider has asked for two seconds, no call leaves within them; calls in flight had left before."""
+    model = UnreliableModel((("none",) * 10 + ("429 later",), "none"))
+    report = enrich([str(number) for number in range(40)], model, MemoryStore())
+    assert report.failures == {}
+    latency_s = 0.05 * (1 + 1 / 11)
+    asked_at = model.arrivals[10] + latency_s
+    assert not [at for at in model.arrivals if asked_at < at < asked_at + 2]
+    assert any(at >= asked_at + 2 for at in model.arrivals)
+
+
 @pytest.mark.parametrize("lanes", [1, 3, 8])
 def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(lanes: int) -> None:
     """The smaller of the two bounds holds, and it is used in full."""
