@@ -209,7 +209,7 @@ class _Asker:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
         strategy = ONE_PER_CALL if len(batch.items) == 1 else self._policy.strategy
         try:
-            reply: Reply = await self._retrying(self._call, strategy.encode(batch, self._question))
+            reply: Reply = await self._retrying(self._call, strategy.encode(batch, self._question), Counter())
         except (FatalError, BudgetExhaustedError) as error:
             self._stop(error)
             return ()
@@ -222,8 +222,17 @@ class _Asker:
         await self._settle(batch, verdict, reply)
         return verdict.retry
 
-    async def _call(self, call: Call) -> Reply:
-        """Make one call when purse and rate allow it, and charge it for what it cost."""
+    async def _call(self, call: Call, lost: Counter[str]) -> Reply:
+        """Make one attempt at a call; `lost` counts the attempts at it that may have been billed unseen."""
+        try:
+            return await self._call_charged(call)
+        except TransientError as error:
+            lost["calls"] += error.cost_unknown
+            error.times_lost = lost["calls"]
+            raise
+
+    async def _call_charged(self, call: Call) -> Reply:
+        """Make a call when purse and rate allow it, and charge it for what it cost."""
         purse = self._means.purse
         if purse is None:
             await self._admit(call)

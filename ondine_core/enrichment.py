@@ -116,10 +116,19 @@ def enrich_sync(
 
 
 def spec_of(model: ChatModel) -> ModelSpec:
-    """What a model that was handed over open is called in keys and reports: by its class, and its price is unknown."""
+    """What a model that was handed over open is called in keys and reports: by its class, and its price is unknown.
+
+    Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
+
+    Raises:
+        ConfigError: It is no `ChatModel`.
+    """
     kind = type(model)
-    provider = "scripted" if isinstance(model, ScriptedModel) else kind.__module__
-    return ModelSpec(f"{provider}/{kind.__qualname__}")
+    if missing := [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]:
+        raise ConfigError(f"A {kind.__qualname__} cannot be asked: it lacks {missing[0]!r}, see ondine_core.ChatModel.")
+    return ModelSpec(
+        f"scripted/{model.name}" if isinstance(model, ScriptedModel) else f"{kind.__module__}/{kind.__qualname__}"
+    )
 
 
 async def answer(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Report:

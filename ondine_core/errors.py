@@ -49,12 +49,16 @@ class TransientError(ProviderError):
         message: What happened.
         retry_after_s: Seconds the provider asked to wait, `None` when it named none.
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
+
+    Attributes:
+        times_lost: How many attempts at the same call may have been billed unseen, as counted by whoever retries it.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, cost_unknown: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.cost_unknown = cost_unknown
+        self.times_lost = int(cost_unknown)
 
 
 class RefusedError(ProviderError):
@@ -79,7 +83,16 @@ class BudgetExhaustedError(OndineError):
 
 
 class FailedRowsError(OndineError):
-    """More rows failed than `max_error_rate` allows; the answers that arrived are stored."""
+    """More rows failed than `max_error_rate` allows; the answers that arrived are stored.
+
+    Args:
+        message: What happened.
+        retry_helps: Some rows were out of reach and may be answered next time; others fail the same way again.
+    """
+
+    def __init__(self, message: str, *, retry_helps: bool = False) -> None:
+        super().__init__(message)
+        self.retry_helps = retry_helps
 
 
 class StoreError(OndineError):

@@ -74,6 +74,8 @@ def _annotation(kind: Any, where: str) -> Any:
     """The type that `kind` (a Python type, a type name or a JSON schema) stands for."""
     if isinstance(kind, str):
         kind = {"type": kind}
+    if isinstance(kind, list | tuple | set):
+        raise ConfigError(f"{where}={kind!r} is not a type; for a choice write {{'enum': [...]}} or Literal[...].")
     if not isinstance(kind, Mapping):
         return kind
     if unknown := [key for key in kind if key not in _KNOWN]:

@@ -8,6 +8,7 @@ the order they came and nobody polls.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -61,6 +62,9 @@ def book(free_at: Numbers, now: float, amounts: Numbers, rates: tuple[float | No
     return at, after
 
 
+_BOOKED_AHEAD = 4
+
+
 class RateLimiter:
     """Holds callers back to a rate that all users of `name` in `store` share.
 
@@ -86,9 +90,15 @@ class RateLimiter:
             None if minute is None else minute / 60 for minute in (rates.requests_per_minute, rates.tokens_per_minute)
         )
         self._store, self._now, self._sleep = store, now, sleep
+        # What is booked ahead is lost when a run is stopped; a few ahead keep the rate full.
+        self._ahead = asyncio.Semaphore(_BOOKED_AHEAD)
 
     async def admit(self, tokens: int) -> None:
         """Return when a call of `tokens` tokens may leave."""
+        async with self._ahead:
+            await self._book(tokens)
+
+    async def _book(self, tokens: int) -> None:
         booked_at = 0.0
 
         def step(free_at: Numbers | None) -> Numbers:

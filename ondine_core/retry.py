@@ -24,12 +24,14 @@ class RetryPolicy:
         max_attempts: Calls in all, the first included.
         first_wait_s: Longest first pause; it doubles from call to call.
         longest_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
+        max_lost: Calls in all that may have been billed without a reply, as after a time-out.
         longest_retry_after_s: A provider that asks for a longer pause than this is not waited for.
     """
 
     max_attempts: int = 8
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
+    max_lost: int = 3
     longest_retry_after_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -38,15 +40,18 @@ class RetryPolicy:
 
     def gives_up(self, attempt: int, error: BaseException | None) -> bool:
         """Whether call number `attempt`, which failed with `error`, was the last."""
-        asked = error.retry_after_s if isinstance(error, TransientError) else None
-        return attempt >= self.max_attempts or (asked or 0.0) > self.longest_retry_after_s
+        if isinstance(error, TransientError):
+            too_long = (error.retry_after_s or 0.0) > self.longest_retry_after_s
+            return attempt >= self.max_attempts or too_long or error.times_lost >= self.max_lost
+        return attempt >= self.max_attempts
 
     def explain(self, error: TransientError) -> str:
         """Why no further call was made after `error`."""
         if (error.retry_after_s or 0.0) > self.longest_retry_after_s:
             limit = f"{self.longest_retry_after_s:g} s"
             return f"{error} It asks to wait {error.retry_after_s:,.0f} s, longer than {limit}."
-        return f"{error} (tried {self.max_attempts} times)"
+        tried = min(error.times_lost, self.max_lost) if error.times_lost >= self.max_lost else self.max_attempts
+        return f"{error} (tried {tried} times)"
 
     def wait_s(self, attempt: int, error: BaseException | None, rng: random.Random) -> float:
         """Seconds to wait after call number `attempt` failed with `error`.

@@ -157,6 +157,8 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
+    if hidden := [name for name in names if name not in shown]:
+        raise ConfigError(f"The output field {hidden[0]!r} is left out when the model is written; drop exclude=True.")
     columns = tuple(Column(name, shown[name]) for name in names)
     # Names are in it because an alias may stay when the column it fills is renamed.
     identity = b"json:" + orjson.dumps([names, wire], option=orjson.OPT_SORT_KEYS)

@@ -83,7 +83,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             max_cost_usd,
         )
         _check(enrichment, asset_arguments)
-        arguments = {"kinds": {"llm"}, **asset_arguments}
+        arguments = dict(asset_arguments)
+        if not {"kinds", "compute_kind"} & arguments.keys():
+            arguments["kinds"] = {"llm"}
         arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
         arguments["metadata"] = _definition_metadata(question) | dict(asset_arguments.get("metadata") or {})
         if required := asset_arguments.get("required_resource_keys"):
@@ -138,6 +140,8 @@ def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
     rate = enrichment.max_error_rate
     if rate is not None and not 0 <= rate <= 1:
         raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
+    if asset_arguments.get("check_specs"):
+        raise ConfigError("check_specs cannot be answered from here; write the check with @dg.asset_check(asset=...).")
     declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
     if isinstance(declared, dg.TableSchema):
         outputs = {column.name for column in enrichment.question.schema.columns} | {enrichment.error_column}
@@ -169,7 +173,7 @@ def _wrap(
     def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
         llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
         given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
-        rows = function(**given) if context_name is None else function(context, **given)
+        rows = function(**given) if context_name is None else function(**{context_name: context}, **given)
         inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
         return materialize(context, rows, enrichment, llm, inputs)
 

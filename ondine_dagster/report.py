@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.cost_tracker import Spend
-from ondine_core.errors import BudgetExhaustedError, ConfigError, FatalError, OndineError
+from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
 from ondine_core.report import Progress, Report
 from ondine_core.values import Answer
 
@@ -89,10 +89,13 @@ def progress_line(progress: Progress) -> str:
 def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
     """`error` as a failed step. What only a person can mend is not retried."""
     metadata = progress_metadata(progress) if progress else {}
+    for_good = isinstance(error, BudgetExhaustedError | ConfigError | FatalError)
+    if isinstance(error, FailedRowsError):
+        for_good = not error.retry_helps
     return dg.Failure(
         f"{type(error).__name__}: {error}",
         metadata=metadata,
-        allow_retries=not isinstance(error, BudgetExhaustedError | ConfigError | FatalError),
+        allow_retries=not for_good,
     )
 
 

@@ -32,7 +32,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
     )
     api_key: str | None = Field(
-        default=None, description="Key of the provider; by default its usual environment variable is read."
+        default=None, repr=False, description="Key of the provider; by default its usual environment variable is read."
     )
     base_url: str | None = Field(
         default=None, description="Root of an OpenAI-compatible API up to /v1, if it is not the provider's own."

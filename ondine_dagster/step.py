@@ -19,10 +19,10 @@ from ondine_core.enrichment import Options, answer, run_in_thread, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.question import Question
 from ondine_core.report import Progress, Report
-from ondine_core.values import ChatModel
+from ondine_core.values import ChatModel, Failure
 from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
 from ondine_dagster.resources import LLMResource, default_store, store_warning
-from ondine_dagster.tables import column_schema, join, names_of, preview
+from ondine_dagster.tables import check_frame, column_schema, join, names_of, preview
 
 __all__ = ["Enrichment", "OnRowError", "materialize"]
 
@@ -60,11 +60,12 @@ def materialize(
     watch = _Watch(context)
     try:
         question, options, model = _resolve(context, enrichment, llm, watch)
+        check_frame(rows)
         if enrichment.error_column in names_of(rows):
             raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
         watch.warn()
-        _judge(report, enrichment)
+        _judge(context, report, enrichment)
     except OndineError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
@@ -72,12 +73,15 @@ def materialize(
         # An interrupt: what was spent stays visible, and the exception goes on as it came.
         watch.observe()
         raise
+    context.log.info(progress_line(report.progress))
     columns = question.schema.columns
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
     outputs = [column.name for column in columns]
+    failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
+    shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
     metadata = {
-        "ondine/preview": dg.MetadataValue.md(preview(table, [*outputs, *question.prompt.columns])),
+        "ondine/preview": dg.MetadataValue.md(preview(table, shown)),
         **run_metadata(report, question.model.model),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
@@ -112,11 +116,13 @@ def _resolve(
     return question, options, model
 
 
-def _judge(report: Report, enrichment: Enrichment) -> None:
+def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:
     """Fail the step if more rows failed than the user allows; the answers are kept, a re-run asks the failed rows."""
     failed, total = report.progress.rows_failed, report.progress.rows_total
     if not failed:
         return
+    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
+    context.log.warning(f"{failed:,} of {total:,} rows failed: {reasons}")  # noqa: G004
     if enrichment.on_row_error == "raise":
         rule = "on_row_error='raise'"
     elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
@@ -125,8 +131,9 @@ def _judge(report: Report, enrichment: Enrichment) -> None:
         rule = "no row got an answer"
     else:
         return
-    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
-    raise FailedRowsError(f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept.")
+    passing = any(isinstance(outcome, Failure) and outcome.reason == "unreachable" for outcome in report.outcomes)
+    message = f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept."
+    raise FailedRowsError(message, retry_helps=passing)
 
 
 _WARN_AT = (0.75, 0.9)

@@ -14,18 +14,39 @@ from typing import Any, Literal
 
 import dagster as dg
 import narwhals as nw
+from narwhals.exceptions import DuplicateError
 
+from ondine_core.errors import ConfigError
 from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer, Json
 
-__all__ = ["column_schema", "join", "names_of", "preview"]
+__all__ = ["check_frame", "column_schema", "join", "names_of", "preview"]
 
 
 def names_of(value: Any) -> tuple[str, ...]:
     """The column names of a data frame; none for anything else."""
     frame = nw.from_native(value, eager_only=True, pass_through=True)
     return tuple(frame.columns) if isinstance(frame, nw.DataFrame) else ()
+
+
+def check_frame(value: Any) -> None:
+    """Check that `value` can be enriched and joined, before anything is paid.
+
+    Raises:
+        ConfigError: It is no frame in memory, or its columns are not named by different texts.
+    """
+    try:
+        names = list(nw.from_native(value, eager_only=True).columns)
+    except TypeError:
+        raise ConfigError(
+            f"The asset function returned a {type(value).__name__}, which is not a table; "
+            "return a pandas, polars or pyarrow frame (collect lazy ones)."
+        ) from None
+    except DuplicateError as error:
+        raise ConfigError(f"The rows have two columns of one name: {error}") from None
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
 
 
 def join(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
 from ondine_core.values import ChatModel, ModelSpec
@@ -58,6 +59,7 @@ def _openai_dialect(spec: ModelSpec, name: str) -> ChatModel:
     base_url = spec.base_url or server.base_url
     if base_url is None:
         raise ConfigError(f"model={spec.model!r} needs base_url, for instance 'http://127.0.0.1:8000/v1'.")
+    _check_address(base_url)
     api_key = (spec.api_key or "").strip() or None  # keys are often read from files that end in a line feed
     # The provider's own key goes to the provider only, never to an address that somebody configured.
     if api_key is None and spec.base_url is None and server.key_variable:
@@ -65,6 +67,18 @@ def _openai_dialect(spec: ModelSpec, name: str) -> ChatModel:
         if not api_key:
             raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {server.key_variable}.")
     return connect_openai(spec, name, base_url, api_key)
+
+
+def _check_address(base_url: str) -> None:
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound, parts = False, urlsplit("")
+    if "@" in base_url:
+        raise ConfigError("base_url holds a user name or password, which would end up in logs; use api_key.")
+    if not sound:
+        raise ConfigError(f"base_url={base_url!r} is no address; write it like 'http://127.0.0.1:8000/v1'.")
 
 
 def _llama_cpp(spec: ModelSpec, name: str) -> ChatModel:

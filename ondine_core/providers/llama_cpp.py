@@ -84,7 +84,7 @@ class _LlamaCpp:
             self._ready = None
 
     def _start(self) -> HttpModel:
-        server = _server(_assemble_gemma() if self._name == _GEMMA else Path(self._name).expanduser().resolve())
+        server = _server(self._name)
         spec = self._spec
         fixed = {
             "temperature": 0.0 if spec.temperature is None else spec.temperature,
@@ -164,8 +164,9 @@ _servers: dict[Path, _Server] = {}
 _starting = threading.Lock()  # guards _servers: two threads must not load the same weights twice
 
 
-def _server(weights: Path) -> _Server:
+def _server(name: str) -> _Server:
     with _starting:
+        weights = _assemble_gemma() if name == _GEMMA else Path(name).expanduser().resolve()
         if weights not in _servers:
             _servers[weights] = _start_server(weights)
         return _servers[weights]

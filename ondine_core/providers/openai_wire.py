@@ -82,7 +82,7 @@ class HttpModel:
             async with request as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._lost(error) from error
+            raise self._lost(error) from None  # the cause would name the whole address
         if status != 200:  # noqa: PLR2004
             raise self._failed(status, headers, content, call)
         try:
@@ -125,7 +125,10 @@ class HttpModel:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return TransientError(f"Cannot connect to {host!r} ({type(error).__name__}).")
         if isinstance(error, TimeoutError):
-            return TransientError(f"{host!r} did not reply within {self._timeout_s:g} s.", cost_unknown=True)
+            return TransientError(
+                f"{host!r} did not reply within {self._timeout_s:g} s; raise timeout_s if it needs longer.",
+                cost_unknown=True,
+            )
         return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
 
     def _failed(self, status: int, headers: Mapping[str, str], content: bytes, call: Call) -> ProviderError:

@@ -27,6 +27,7 @@ class ScriptedModel:
         faults: What befalls the first calls, one item a call: an exception to raise, or `None` to answer normally.
         max_batch_size: Most prompts a call may carry. By default each comes in a call of its own, whatever the asset's
             `batch_size`, so that a script need not know how rows travel.
+        name: What it is called in keys and reports. Scripts that share a store and answer differently need other names.
         sleep: Waits for seconds; a virtual clock's in tests.
 
     Attributes:
@@ -38,18 +39,19 @@ class ScriptedModel:
 
     max_concurrency: int | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (all but the script by keyword)
         self,
         answers: Callable[[str], Any] | Mapping[str, Any],
         *,
         latency_s: float = 0.0,
         faults: Iterable[ProviderError | None] = (),
         max_batch_size: int | None = 1,
+        name: str = "ScriptedModel",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._answer = answers if callable(answers) else _look_up(answers)
         self._latency_s, self._faults, self._sleep = latency_s, iter(faults), sleep
-        self.max_batch_size = max_batch_size
+        self.max_batch_size, self.name = max_batch_size, name
         self.calls: list[Call] = []
 
     async def __call__(self, call: Call) -> Reply:

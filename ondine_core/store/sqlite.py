@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -54,10 +55,8 @@ class SqliteStore:
 
     def __init__(self, path: str | Path, *, durability: Literal["process", "power"] = "process") -> None:
         self.path = str(path)
-        self._gathering: list[Record] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self._gathering: list[tuple[list[Record], Future[None]]] = []
+        self._lock = threading.Lock()  # guards _gathering, which any thread adds to
         # A SQLite connection belongs to one thread; this one does all reading and writing, in order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ondine-store")
         try:
@@ -78,18 +77,14 @@ class SqliteStore:
         Raises:
             StoreError: The file cannot be written (full disk, read-only folder).
         """
-        self._gathering += [_to_record(key, answer) for key, answer in answers]
-        if not self._gathering:
+        records, kept = [_to_record(key, answer) for key, answer in answers], Future[None]()
+        if not records:
             return
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # A writer of a loop that was stopped is gone; what it had not written is still gathered.
-            self._loop, self._kept, self._writer = loop, None, None
-        if self._kept is None:
-            self._kept = loop.create_future()
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_groups())
-        await asyncio.shield(self._kept)
+        with self._lock:
+            self._gathering.append((records, kept))
+        self._thread.submit(self._write_group)
+        # Shielded: the group is written also when this caller waits for it no more.
+        await asyncio.shield(asyncio.wrap_future(kept))
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""
@@ -97,25 +92,24 @@ class SqliteStore:
 
     def close(self) -> None:
         """Write what is still gathered and let go of the file."""
-        rest, self._gathering = self._gathering, []
-        try:
-            if rest:
-                self._thread.submit(self._guard, lambda: _write(self._database, rest)).result()
-        finally:
-            self._thread.submit(self._database.close).result()
-            self._thread.shutdown()
+        self._thread.submit(self._write_group).result()
+        self._thread.submit(self._database.close).result()
+        self._thread.shutdown()
 
-    async def _write_groups(self) -> None:
-        while self._gathering and (kept := self._kept):
-            group, self._gathering, self._kept = self._gathering, [], None
-            try:
-                await self._do(lambda group=group: _write(self._database, group))  # type: ignore[misc]
-            except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
+    def _write_group(self) -> None:
+        """On the store's thread: write whatever has gathered since the last time, by any number of callers."""
+        with self._lock:
+            group, self._gathering = self._gathering, []
+        if not group:
+            return
+        try:
+            self._guard(lambda: _write(self._database, [record for records, _ in group for record in records]))
+        except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
+            for _, kept in group:
                 kept.set_exception(error)
-                kept.exception()  # a waiter may be gone; the others raise it
-            else:
+        else:
+            for _, kept in group:
                 kept.set_result(None)
-        self._writer = None
 
     async def _do(self, work: Callable[[], T]) -> T:
         # Shielded: work that waits for the thread is done also when nobody waits for it any more.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ondine_core import (
     enrich_sync,
 )
 from ondine_core.enrichment import run_in_thread
+from ondine_core.store import open_store
 from tests.support.asking import PROMPT, QUICK, ask, options, texts
 from tests.support.provider import (
     Provider,
@@ -233,3 +235,33 @@ def test_error_of_the_coroutine_is_raised_as_it_is() -> None:
         with pytest.raises(type(error_)):
             run_in_thread(lambda: fail(error_))  # noqa: B023  (called before the next turn)
     assert run_in_thread(lambda: asyncio.sleep(0, "done")) == "done"
+
+
+def test_one_open_store_serves_several_threads(tmp_path: Path) -> None:
+    """Runs in different threads, each with an event loop of its own, share a store without waiting for ever."""
+    with open_store(tmp_path / "answers.db") as store, ThreadPoolExecutor(4) as threads:
+
+        def run(name: str) -> Report:
+            rows = [{"text": f"{name} {number}"} for number in range(200)]
+            model = ScriptedModel({"": {"answer": "x"}})
+            return enrich_sync(rows, prompt="{text}", output={"answer": str}, model=model, options=Options(store=store))
+
+        reports = list(threads.map(run, "abcd", timeout=60))
+    assert [report.progress.rows_done for report in reports] == [200] * 4
+
+
+def test_what_is_no_model_is_named() -> None:
+    """An object without the port's attributes is refused before anything is asked."""
+    with pytest.raises(ConfigError, match="lacks 'max_concurrency'"):
+        enrich_sync([{"a": 1}], prompt="{a}", output="b", model=object())
+
+
+def test_scripts_of_other_names_share_no_answers(tmp_path: Path) -> None:
+    """A script is known by its name; another name is another model."""
+
+    def said(text: str, name: str) -> list[str]:
+        options = Options(store=tmp_path / "answers.db")
+        model = ScriptedModel({"": text}, name=name)
+        return enrich_sync([{"a": 1}], prompt="{a}", output="b", model=model, options=options).column("b")
+
+    assert [said("one", "first"), said("two", "second"), said("three", "first")] == [["one"], ["two"], ["one"]]

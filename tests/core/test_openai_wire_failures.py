@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from ondine_core import Call, FatalError, ModelSpec, ProviderError, RefusedError, TransientError
+from ondine_core import (
+    Call,
+    ConfigError,
+    FatalError,
+    ModelSpec,
+    Options,
+    Policy,
+    ProviderError,
+    RefusedError,
+    RetryPolicy,
+    TransientError,
+    enrich_sync,
+)
 from ondine_core.providers import connect
 from ondine_core.providers.openai_wire import HttpModel, chat_reply
 from tests.support.asking import one_call, one_call_to
@@ -231,6 +243,26 @@ def test_short_value_of_a_row_is_not_quoted() -> None:
 
 
 def test_password_in_the_address_is_in_no_repr() -> None:
-    """Credentials written into base_url are shown neither by the specification nor by the model."""
+    """Credentials written into base_url are shown neither by the specification nor by the error that refuses them."""
     spec = ModelSpec("openai_compatible/m", base_url="http://me:hunter2@127.0.0.1:9/v1")
-    assert "hunter2" not in repr(spec) + repr(connect(spec))
+    with pytest.raises(ConfigError, match="use api_key") as refused:
+        connect(spec)
+    assert "hunter2" not in repr(spec) + str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "ftp://x/v1", "http://x:port/v1"])
+def test_what_is_no_address_is_refused_at_once(address: str) -> None:
+    """A forgotten scheme is a mistake to mend, not an outage to wait for."""
+    with pytest.raises(ConfigError, match="is no address"):
+        connect(ModelSpec("openai_compatible/m", base_url=address))
+
+
+def test_a_call_that_times_out_is_not_sent_for_ever() -> None:
+    """What may have been billed unseen is tried three times in all, and the reason says what to raise."""
+    with Provider(fault=slow(5)) as provider:
+        spec = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.1)
+        policy = Policy(retry=RetryPolicy(first_wait_s=0.001))
+        report = enrich_sync([{"a": 1}], prompt="{a}", output="b", model=spec, options=Options(policy=policy))
+        calls = len(provider.books.requests)
+    assert (calls, report.spend.unknown) == (3, 3)
+    assert "raise timeout_s" in report.errors()[0]

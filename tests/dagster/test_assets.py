@@ -442,6 +442,24 @@ def test_a_failed_row_is_null_with_a_reason() -> None:
     assert record.data["rows"] == 1
 
 
+def test_rows_that_fail_the_same_way_again_are_not_retried() -> None:
+    """A step that fails for invalid rows is not asked, and paid, again by Dagster."""
+    llm = ScriptedModel({"": "nonsense"})
+    asset = broken_asset(retry_policy=dg.RetryPolicy(max_retries=2))
+    result = materialize(reviews, asset, llm=llm, raise_on_error=False)
+    assert not result.success
+    assert len(llm.calls) == 3 * 3  # three texts, two repairs each
+
+
+def test_the_log_says_what_came_of_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """Short steps say their counts, too, and failed rows are a warning with their reasons."""
+    materialize(reviews, broken_asset(), llm=ScriptedModel(one_row_fails))
+    log = capfd.readouterr().err
+    assert "4 of 4 rows" in log
+    assert "WARNING" in log
+    assert "1 of 4 rows failed: invalid: the reply is not the JSON asked for" in log
+
+
 def test_failed_rows_can_be_dropped() -> None:
     """`on_row_error="drop"` leaves the failed rows out, and the error column with them."""
     table = materialize(reviews, broken_asset(on_row_error="drop"), llm=ScriptedModel(one_row_fails)).output_for_node(
@@ -515,6 +533,7 @@ def test_one_refused_row_fails_alone() -> None:
         ({"prompt": PROMPT, "output": {"review": str}}, "'review' is an output column and also"),
         ({"prompt": PROMPT, "output": {"mood": {"type": "sting"}}}, "'sting'"),
         ({"prompt": PROMPT, "on_row_error": "skip"}, "'skip'"),
+        ({"prompt": PROMPT, "check_specs": [dg.AssetCheckSpec("c", asset="x")]}, "@dg.asset_check"),
         ({"prompt": PROMPT, "batch_size": 0}, "batch_size=0"),
         ({"prompt": PROMPT, "max_cost_usd": 0}, "max_cost_usd=0 must be more than 0"),
         ({"prompt": PROMPT, "batch_format": "yaml"}, "valid are 'json'"),
@@ -561,7 +580,11 @@ def test_a_missing_resource_fails_when_definitions_load() -> None:
         (pd.DataFrame({"reviews": ["a"]}), "did you mean 'reviews'"),
         (pd.DataFrame({"review": ["a"], "mood": ["b"]}), "'mood' is already a column"),
         (pd.DataFrame({"review": ["a"], "moods_error": ["b"]}), "'moods_error' is already a column"),
-        (None, "NoneType is not a table"),
+        (None, "a NoneType, which is not a table"),
+        ([{"review": "a"}], "a list, which is not a table"),
+        (pl.LazyFrame({"review": ["a"]}), "collect lazy ones"),
+        (pd.DataFrame({"review": ["a"], 0: ["b"]}), "a column named 0"),
+        (pd.DataFrame([["a", "b"]], columns=["review", "review"]), "two columns of one name"),
     ],
 )
 def test_rows_that_do_not_fit_fail_before_anything_is_paid(rows: Any, message: str) -> None:

@@ -13,6 +13,7 @@ import dagster as dg  # noqa: E402  (DAGSTER_HOME comes first)
 import pandas as pd  # noqa: E402
 
 from example_project.definitions import defs  # noqa: E402
+from example_project.defs.assets import days  # noqa: E402
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 _INSTANCE = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
@@ -23,6 +24,8 @@ def main(day: str = "2026-01-05") -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     if not (HOME / "dagster.yaml").exists():
         (HOME / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
+    if day not in days.get_partition_keys():
+        sys.exit(f"There are no reviews of {day!r}; days are {', '.join(days.get_partition_keys())}.")
     job = defs().resolve_job_def("classify_reviews")
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(instance=instance, partition_key=day, run_config=_QUIET)
@@ -32,14 +35,15 @@ def main(day: str = "2026-01-05") -> None:
         for event in result.get_asset_materialization_events()
         for name, entry in event.materialization.metadata.items()
     }
+    cost = f"${figures['ondine/cost_usd']:.4f}" if figures["ondine/cost_known"] else "cost unknown"
     print(f"\n{'review':<66}  {'model':<9} {'label':<9}")
     for row in table.head(12).to_dict("records"):
         review = textwrap.shorten(row["review"], 64, placeholder=" ...")
         print(f"{review:<66}  {row['sentiment'] or '-':<9} {row['label']:<9}")
     print(
         f"\n{day}: {len(table)} reviews, {figures['ondine/rows_reused']} answered before, "
-        f"{figures['ondine/requests']} calls to {figures['ondine/model']}, ${figures.get('ondine/cost_usd', 0):.4f}, "
-        f"{len(table) / figures['ondine/duration_s']:,.1f} rows/s.\n"
+        f"{figures['ondine/requests']} calls to {figures['ondine/model']}, {cost}, "
+        f"{figures['ondine/rows_per_s']:,.1f} rows/s.\n"
         f"The model agrees with the labels on {figures['agreement']:.0%} of them; "
         f"always guessing the commonest label would on {figures['majority_share']:.0%}.\n"
         f"Picture: {figures['file']}\n\n"
