@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ondine_core.engine import Clock, Policy
 from ondine_core.enrichment import Options, enrich, enrich_sync
 from ondine_core.errors import (
     BudgetExhaustedError,
@@ -15,6 +14,7 @@ from ondine_core.errors import (
     StoreError,
     TransientError,
 )
+from ondine_core.policy import Clock, Policy
 from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel

@@ -8,28 +8,22 @@ ids. Answers are joined to rows by id only.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
-from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape, quoteattr
 
 import orjson
 
 from ondine_core.errors import ConfigError
+from ondine_core.notations import NOTATIONS, Notation, Record
 from ondine_core.question import Question
 from ondine_core.schema import strip_fence
 from ondine_core.values import Batch, Call, Item, Json, Message
 
 __all__ = ["CSV", "JSON", "JSONL", "ONE_PER_CALL", "STRATEGIES", "XML", "Strategy", "find_strategy", "pack"]
-
-Record = Mapping[str, Json]
-"""An item or an answer as it travels: its local id, and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +67,7 @@ ONE_PER_CALL = Strategy("one", _encode_one, lambda _batch, text, _question: {1: 
 # -- many prompts a call -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A notation for records.
-
-    Args:
-        name: What it is called.
-        ask: How the model is told to reply; `{example}` is the shape of an answer.
-        write: Records to text.
-        read: Text to records, as far as it can be read; `None` if it cannot be read at all.
-        structured: Whether a provider can be held to it by JSON schema.
-        typed: Whether values keep their JSON types on the way; otherwise they are texts.
-    """
-
-    name: str
-    ask: str
-    write: Callable[[Sequence[Record]], str]
-    read: Callable[[str], list[dict[str, Json]] | None]
-    structured: bool = False
-    typed: bool = True
-
-
-def _encode(form: _Format, batch: Batch, question: Question) -> Call:
+def _encode(form: Notation, batch: Batch, question: Question) -> Call:
     fixed = _fixed_part(form, question)
     items = [_item_record(question, number, item) for number, item in enumerate(batch.items, 1)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
@@ -103,7 +76,7 @@ def _encode(form: _Format, batch: Batch, question: Question) -> Call:
 
 
 @lru_cache(maxsize=16)
-def _fixed_part(form: _Format, question: Question) -> tuple[Message, ...]:
+def _fixed_part(form: Notation, question: Question) -> tuple[Message, ...]:
     """Everything that is the same for every batch: the task, the form of a reply, and the examples."""
     prompt, fields = question.prompt, _reply_fields(question)
     if prompt.hoisted is None:
@@ -124,7 +97,7 @@ def _fixed_part(form: _Format, question: Question) -> tuple[Message, ...]:
     return Message("system", system), Message("user", form.write(items)), Message("assistant", shown)
 
 
-def _decode(form: _Format, batch: Batch, text: str, question: Question) -> Mapping[int, str] | None:
+def _decode(form: Notation, batch: Batch, text: str, question: Question) -> Mapping[int, str] | None:
     records = form.read(strip_fence(text))
     if records is None:
         return None
@@ -171,7 +144,7 @@ def _answer_record(question: Question, number: int, text: str) -> Record:
     return {_id_name(fields): number, **values}
 
 
-def _answer_text(form: _Format, record: Mapping[str, Json], question: Question, fields: Sequence[str]) -> str:
+def _answer_text(form: Notation, record: Mapping[str, Json], question: Question, fields: Sequence[str]) -> str:
     """The text that `schema.parse` would be given had the row been alone in its call."""
     if question.schema.json_schema is None:
         return str(record.get(fields[0]) or "")
@@ -216,93 +189,7 @@ def _reply_schema(json_schema: bytes | None, fields: tuple[str, ...]) -> bytes:
     )
 
 
-# -- notations -----------------------------------------------------------------------------------------------------
-
-
-def _write_json(records: Sequence[Record]) -> str:
-    return orjson.dumps(records).decode()
-
-
-def _read_json(text: str) -> list[dict[str, Json]] | None:
-    try:
-        data = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    answers = data.get("answers") if isinstance(data, dict) else data
-    return [answer for answer in answers if isinstance(answer, dict)] if isinstance(answers, list) else None
-
-
-def _write_jsonl(records: Sequence[Record]) -> str:
-    return "\n".join(orjson.dumps(record).decode() for record in records)
-
-
-def _read_jsonl(text: str) -> list[dict[str, Json]] | None:
-    found = []
-    for line in text.split("\n"):
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found or None
-
-
-def _write_csv(records: Sequence[Record]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue().rstrip("\n")
-
-
-def _read_csv(text: str) -> list[dict[str, Json]] | None:
-    try:
-        rows = list(csv.DictReader(io.StringIO(text), strict=True))
-    except csv.Error:
-        return None
-    # A row with too few or too many cells has shifted: it is left out, and so asked again.
-    return [row for row in rows if None not in row and None not in row.values()] or None
-
-
-def _write_xml(records: Sequence[Record]) -> str:
-    return "<items>\n" + "\n".join(f"<item>{_xml_fields(record)}</item>" for record in records) + "\n</items>"
-
-
-def _xml_fields(record: Record) -> str:
-    return "".join(
-        f"<field name={quoteattr(name)}>{escape(_xml_text(value))}</field>" for name, value in record.items()
-    )
-
-
-def _xml_text(value: Json) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(char for char in text if char >= " " or char in "\t\n")
-
-
-def _read_xml(text: str) -> list[dict[str, Json]] | None:
-    if "<!" in text:  # no document types: entities are how small texts become huge ones
-        return None
-    try:
-        root = ET.fromstring(text)  # noqa: S314
-    except ET.ParseError:
-        return None
-    return [{part.get("name", ""): part.text or "" for part in item} for item in root] or None
-
-
-_FORMATS = (
-    _Format("json", 'Reply {{"answers":{example}}}, one each.', _write_json, _read_json, structured=True),
-    _Format("jsonl", "Reply with one line per item, nothing else: {example}", _write_jsonl, _read_jsonl),
-    _Format(
-        "csv",
-        "Reply in CSV with a header, one line per item, nothing else:\n{example}",
-        _write_csv,
-        _read_csv,
-        typed=False,
-    ),
-    _Format("xml", "Reply in XML, one <item> per item, nothing else:\n{example}", _write_xml, _read_xml, typed=False),
-)
-JSON, JSONL, CSV, XML = (Strategy(form.name, partial(_encode, form), partial(_decode, form)) for form in _FORMATS)
+JSON, JSONL, CSV, XML = (Strategy(form.name, partial(_encode, form), partial(_decode, form)) for form in NOTATIONS)
 STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in (JSON, JSONL, CSV, XML)}
 """The strategies for several rows a call, by name."""
 

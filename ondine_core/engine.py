@@ -8,111 +8,35 @@ of workers, a kill costs at most their calls, and there is no queue to shut down
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from ondine_core.batching import JSON, ONE_PER_CALL, Strategy, pack
-from ondine_core.budget import Budget, bound
+from ondine_core.batching import ONE_PER_CALL, pack
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import (
     BudgetExhaustedError,
-    ConfigError,
     FatalError,
     OndineError,
     RefusedError,
     TransientError,
 )
-from ondine_core.pricing import Price
+from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question, address
-from ondine_core.rate_limiter import RateLimiter
 from ondine_core.report import Progress, Report, Tally
-from ondine_core.retry import RetryPolicy, retrying
+from ondine_core.retry import retrying
 from ondine_core.stages import Verdict, dedup, fan_out, items, judge, render, shrink
-from ondine_core.values import Answer, AnswerStore, Batch, Call, ChatModel, Failure, Key, Reply, Usage
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply, Usage
 
-__all__ = ["Clock", "Means", "Policy", "Purse", "run"]
+__all__ = ["run"]
 
 _KEYS_A_LOOK_UP = 10_000
 _REFUSALS_BEFORE_GIVING_UP = 20
 """So many refusals and not one answer: it is the set-up that is refused, not the rows."""
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """So many prompts in a row without a reply, each after all its retries: the provider is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The effects of time and chance; tests bring a virtual clock and a seeded generator."""
-
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    rng: random.Random = field(default_factory=random.Random)
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How hard to try, and how much at once.
-
-    Args:
-        max_concurrency: Most calls in flight.
-        max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
-        retry: When a call that failed in transit is made again.
-        reuse: Whether answers in the store are taken; `False` asks everything anew.
-        batch_size: Most prompts in one call.
-        strategy: How several prompts are put into one call; one alone travels as it is.
-    """
-
-    max_concurrency: int = 32
-    max_repairs: int = 2
-    retry: RetryPolicy = RetryPolicy()
-    reuse: bool = True
-    batch_size: int = 1
-    strategy: Strategy = JSON
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1.")
-        if self.max_concurrency < 1:
-            raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
-        if self.max_repairs < 0:
-            raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What a run works with.
-
-    Args:
-        model: Who is asked.
-        store: Keeps answers; what it knows already is not asked.
-        price: USD per token, `None` when unknown.
-        limiter: Holds calls back to a shared rate.
-        purse: Holds calls back to a cap on cost.
-    """
-
-    model: ChatModel
-    store: AnswerStore
-    price: Price | None = None
-    limiter: RateLimiter | None = None
-    purse: Purse | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Purse:
-    """A budget, and what is needed to say how much a call can cost at most."""
-
-    budget: Budget
-    price: Price
-    max_output_tokens: int
-
-    def bound(self, call: Call) -> Decimal:
-        """The most USD that `call` can cost."""
-        return bound(call, self.price, self.max_output_tokens)
 
 
 async def run(  # noqa: PLR0913  (named at every call)

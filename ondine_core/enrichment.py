@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from ondine_core.budget import Budget
-from ondine_core.engine import Clock, Means, Policy, Purse, run
+from ondine_core.engine import run
 from ondine_core.errors import ConfigError
+from ondine_core.policy import Clock, Means, Policy, Purse
 from ondine_core.pricing import FREE, Price, find_max_output_tokens, find_price
 from ondine_core.prompts import Prompt
 from ondine_core.providers import connect

@@ -8,9 +8,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from ondine_core.engine import Policy
 from ondine_core.enrichment import Options
 from ondine_core.errors import ConfigError
+from ondine_core.policy import Policy
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system

@@ -25,8 +25,8 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values errors pricing cost_tracker prompts json_schema schema question batching stages rate_limiter retry store "
-    "budget providers report engine enrichment __init__ __main__"
+    "values errors pricing cost_tracker prompts json_schema schema question notations batching stages rate_limiter "
+    "retry store budget policy providers report engine enrichment __init__ __main__"
 ).split()
 RING = "tables report resources step assets __init__".split()
 

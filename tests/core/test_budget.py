@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ondine_core.batching import ONE_PER_CALL, pack
 from ondine_core.budget import Budget, bound
-from ondine_core.engine import Clock, Policy
 from ondine_core.enrichment import Options, answer, enrich_sync
 from ondine_core.errors import BudgetExhaustedError, ConfigError, TransientError
+from ondine_core.policy import Clock, Policy
 from ondine_core.pricing import FREE, Price
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.question import compile_question
