@@ -55,7 +55,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         question: What is asked, of whom, and what an answer looks like.
         columns: The columns the prompt reads, each of length `rows`.
         rows: How many rows there are.
-        means: Model, store, price and limiter.
+        means: Model, store, price, limiter and purse.
         policy: How hard to try.
         on_progress: Told after every batch, on the event loop; it must return quickly.
         clock: Time and chance.
