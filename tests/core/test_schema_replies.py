@@ -1,5 +1,4 @@
 import datetime as dt
-import enum
 import json
 import re
 from typing import Annotated, Any, Literal
@@ -10,43 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
 from ondine_core.errors import ConfigError
-from ondine_core.schema import Invalid, OutputSchema, compile_schema
+from ondine_core.schema import Invalid, compile_schema
+from tests.support.reviews import REPLY, Mood, Part, Review, refusal
 from tests.support.strategies import TEXTS
-
-
-class Mood(enum.Enum):
-    """How it sounds."""
-
-    GOOD = "good"
-    BAD = "bad"
-
-
-class Part(BaseModel):
-    """A part of it."""
-
-    name: str
-    mood: Mood | None
-
-
-class Review(BaseModel):
-    """What a review says."""
-
-    mood: Mood
-    topic: str | None = Field(alias="theTopic", description="what it is about")
-    parts: list[Part]
-    day: dt.date
-    stars: int = Field(default=3, ge=1, le=5)
-
-
-REPLY = {"mood": "good", "theTopic": None, "parts": [{"name": "x", "mood": "bad"}], "day": "2026-01-02", "stars": 4}
-
-
-def refusal(schema: OutputSchema, text: str) -> str:
-    """The reason for which `text` is not an answer."""
-    outcome = schema.parse(text)
-    assert isinstance(outcome, Invalid), outcome
-    return outcome.reason
-
 
 # -- strictness ----------------------------------------------------------------------------------------------------
 

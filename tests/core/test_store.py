@@ -277,7 +277,7 @@ def test_failed_write_reaches_every_caller(tmp_path: Path) -> None:
         ("/data/shared", "nfs4"),
         ("/data/shared2/answers.db", None),
         ("/data/shared/scratch/answers.db", None),
-        ("/home/me/answers.db", "fuse.sshfs"),
+        ("/srv/far/answers.db", "fuse.sshfs"),
         ("/my share/a.db", "nfs"),
     ],
 )
@@ -286,7 +286,7 @@ def test_network_file_system_is_told_from_the_mounts(path: str, kind: str | None
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/x /data/shared nfs4 rw 0 0\n"
-        "tmpfs /data/shared/scratch tmpfs rw 0 0\nme@far: /home/me fuse.sshfs rw 0 0\n"
+        "tmpfs /data/shared/scratch tmpfs rw 0 0\nme@far: /srv/far fuse.sshfs rw 0 0\n"
         "server:/y /my\\040share nfs rw 0 0\nbroken\n"
     )
     assert network_file_system(path, mounts) == kind
