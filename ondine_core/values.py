@@ -5,7 +5,7 @@ Stages pass these values to one another; nothing here decides or acts, so every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol, TypeAlias
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 __all__ = [
     "Answer",
     "AnswerStore",
+    "Audit",
     "Batch",
     "Call",
     "ChatModel",
@@ -20,11 +21,16 @@ __all__ = [
     "Item",
     "Json",
     "Key",
+    "Line",
     "Message",
     "ModelSpec",
     "Numbers",
+    "Origin",
     "Outcome",
     "Reply",
+    "Sent",
+    "Settled",
+    "Stage",
     "Usage",
 ]
 
@@ -36,7 +42,10 @@ Key: TypeAlias = bytes
 
 
 Numbers: TypeAlias = tuple[float, ...]
-"""Shared state of a rate limit, kept by the store."""
+"""Shared state of a rate limit, a budget or a lease, kept by the store."""
+
+Stage: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
+"""Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,98 @@ class Batch:
     complaint: str | None = None
 
 
+# -- books ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """For whom calls are made: a run, and the asset and partition it fills."""
+
+    run: str
+    asset: str = ""
+    partition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A call that is about to leave, as it is noted before it does.
+
+    Args:
+        call: Its identity, 16 random bytes.
+        origin: For whom it is made.
+        model: Who is asked.
+        stage: Why it is made.
+        keys: The prompts it carries.
+        sent_at: Seconds since the epoch.
+        at_most_usd: The most it can cost, `None` when that is not known.
+    """
+
+    call: bytes
+    origin: Origin
+    model: str
+    stage: Stage
+    keys: tuple[Key, ...]
+    sent_at: float
+    at_most_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a call whose outcome was seen; of one that was not, nothing is known beyond that it left.
+
+    Args:
+        sent: The call.
+        outcome: `"answered"` if the model replied, `"refused"` if the provider turned the call away.
+        usage: Tokens billed.
+        usd: What they cost, `None` when the price is unknown.
+        answers: Prompts it settled with an answer.
+        failures: Prompts it settled for good without one.
+        paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
+    """
+
+    sent: Sent
+    outcome: Literal["answered", "refused"]
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+    answers: tuple[tuple[Key, Answer], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    paid_twice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Calls of one kind in the books: how many, their tokens, and USD (`None` when a price is unknown)."""
+
+    calls: int = 0
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The books of one run, as the store has them: true to the call also after the process was killed.
+
+    Args:
+        answered: Calls with a reply.
+        refused: Calls the provider turned away.
+        unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
+        paid_twice: Prompts answered that such a call had asked for before.
+    """
+
+    answered: Line = Line()
+    refused: Line = Line()
+    unknown: Line = Line()
+    paid_twice: int = 0
+
+    @property
+    def sent(self) -> int:
+        """All calls that left."""
+        return self.answered.calls + self.refused.calls + self.unknown.calls
+
+
+# -- ports ---------------------------------------------------------------------------------------------------------
+
+
 class ChatModel(Protocol):
     """A model that can be asked. Implementations are safe to call many times at once from one event loop."""
 
@@ -207,13 +308,28 @@ class ChatModel(Protocol):
 
 
 class AnswerStore(Protocol):
-    """Answers by content address, the checkpoint of every run; and a few numbers that all processes share."""
+    """Answers by content address, the checkpoint of every run; the books; and a few numbers all processes share."""
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
 
-    async def put(self, answers: Iterable[tuple[Key, Answer]]) -> None:
-        """Keep `answers`; returns once they would survive a kill of the process."""
+    async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
+        """How prompts failed that were asked before and have no answer."""
+
+    async def get_unseen(self) -> frozenset[Key]:
+        """The prompts of all calls that left and whose outcome was never seen, or not yet."""
+
+    async def send(self, sent: Sent) -> None:
+        """Note that a call leaves; returns once the note would survive a kill of the process."""
+
+    async def settle(self, settled: Settled) -> None:
+        """Keep what became of a call, answers and books together or neither; durable like `send`."""
+
+    async def audit(self, run: str) -> Audit:
+        """The books of one run."""
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
-        """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""
+        """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones.
+
+        `step` is pure: it may be called again when a connection broke before the result was kept.
+        """
