@@ -16,7 +16,7 @@ import orjson
 
 from ondine_core.values import Usage
 
-__all__ = ["FREE", "Price", "find_max_output_tokens", "find_price"]
+__all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price"]
 
 _PRICE_FILE = "model_prices_and_context_window_backup.json"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
@@ -44,7 +44,7 @@ def find_price(model: str) -> Price | None:
     """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known."""
     if model.partition("/")[0] in _LOCAL:
         return FREE
-    entry = _entry(model)
+    entry = find_entry(model)
     if entry is None or "input_cost_per_token" not in entry or "output_cost_per_token" not in entry:
         return None
     paid, answered = _usd(entry["input_cost_per_token"]), _usd(entry["output_cost_per_token"])
@@ -54,11 +54,12 @@ def find_price(model: str) -> Price | None:
 
 def find_max_output_tokens(model: str) -> int | None:
     """The most tokens that one reply of `model` can have; `None` when that is not known."""
-    found = (_entry(model) or {}).get("max_output_tokens")
+    found = (find_entry(model) or {}).get("max_output_tokens")
     return found if isinstance(found, int) else None
 
 
-def _entry(model: str) -> dict[str, Any] | None:
+def find_entry(model: str) -> dict[str, Any] | None:
+    """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it."""
     provider, _, name = model.partition("/")
     models = _price_map()
     if not name or model in models:
