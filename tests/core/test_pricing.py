@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.pricing import FREE, Price, find_price
+from ondine_core.pricing import FREE, Price, find_entry, find_price
 from ondine_core.values import Usage
 
 PRICE = Price(Decimal("0.15e-6"), Decimal("0.6e-6"), Decimal("0.075e-6"))
@@ -52,6 +52,73 @@ def test_a_model_priced_otherwise_than_by_token_has_no_price() -> None:
     assert find_price("openai/dall-e-3") is None
 
 
+def test_an_entry_is_what_the_list_says() -> None:
+    """Other modules read windows and lengths of replies where the prices come from."""
+    assert (find_entry("openai/gpt-4o-mini") or {})["max_input_tokens"] == 128_000
+    assert find_entry("openai/no-such-model") is None
+
+
+# -- long prompts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "longest", "prices"),
+    [
+        ("gemini/gemini-2.5-pro", 200_000, ("1.25", "10", "0.125", "2.5", "15", "0.25")),
+        ("openai/gpt-5.4", 272_000, ("2.5", "15", "0.25", "5", "22.5", "0.5")),
+        ("dashscope/qwen-flash", 256_000, ("0.05", "0.4", "0.05", "0.25", "2", "0.25")),
+        ("xai/grok-4.3", 199_999, ("1.25", "2.5", "0.2", "2.5", "5", "0.4")),
+    ],
+)
+def test_a_long_prompt_makes_the_whole_call_dearer(model: str, longest: int, prices: tuple[str, ...]) -> None:
+    """Beyond the length the list names, every token of the call costs more: prompt, cached prompt and reply."""
+    price = find_price(model)
+    assert price is not None
+    million = [Decimal(text) for text in prices]
+    for tokens, (paid, answered, cached) in ((longest, million[:3]), (longest + 1, million[3:])):
+        usage = Usage(tokens, 1000, 500)
+        expected = (tokens - 1000) * paid + 1000 * cached + 500 * answered
+        assert price.cost(usage) == expected / 1_000_000
+
+
+def test_thinking_has_its_own_price_where_the_list_names_one() -> None:
+    """A model that charges more for thinking is charged so, within the reply's tokens."""
+    price = find_price("dashscope/qwen-turbo")
+    assert price is not None
+    assert price.cost(Usage(0, 0, 1_000_000, 400_000)) == Decimal("0.6") * Decimal("0.2") + Decimal("0.2")
+
+
+def test_of_several_lengths_the_longest_that_is_exceeded_counts() -> None:
+    """The order in which the prices are written down does not matter."""
+    one, two, three = (Price(Decimal(usd), Decimal(0), Decimal(0)) for usd in (1, 2, 3))
+    price = Price(Decimal(1), Decimal(0), Decimal(0), beyond=((200, three), (100, two)))
+    for tokens, expected in ((100, one), (101, two), (200, two), (201, three)):
+        assert price.cost(Usage(tokens)) == expected.cost(Usage(tokens))
+
+
+USD = st.decimals(0, "0.001", places=9)
+PRICES = st.builds(
+    Price,
+    USD,
+    USD,
+    USD,
+    USD | st.none(),
+    st.lists(st.tuples(st.integers(1, 2000), st.builds(Price, USD, USD, USD, USD | st.none())), max_size=3).map(tuple),
+)
+
+
+@given(PRICES, st.integers(0, 3000), st.integers(0, 3000), st.data())
+def test_no_shorter_call_costs_more_than_the_bound(price: Price, sent: int, received: int, data: st.DataObject) -> None:
+    """A bound on the tokens bounds the cost, even where a longer prompt, the cache or thinking is the dearer one."""
+    bound = price.at_most(sent, received)
+    shorter, reply = data.draw(st.integers(0, sent)), data.draw(st.integers(0, received))
+    usage = Usage(shorter, data.draw(st.integers(0, shorter)), reply, data.draw(st.integers(0, reply)))
+    assert price.cost(usage) <= bound
+    assert price.at_most(shorter, reply) <= bound
+
+
+# -- sums ----------------------------------------------------------------------------------------------------------
+
 TOKENS = st.integers(0, 10**9)
 USAGES = st.builds(
     lambda fresh, cached, output, reasoning: Usage(fresh + cached, cached, output + reasoning, reasoning),
@@ -66,7 +133,7 @@ def test_cost_of_a_call() -> None:
 
 @given(USAGES, USAGES)
 def test_cost_adds_up(one: Usage, other: Usage) -> None:
-    """The cost of a run is to the last digit the sum of its calls', and never negative."""
+    """Where length does not matter, the cost of a run is to the last digit the sum of its calls'; never negative."""
     assert PRICE.cost(one + other) == PRICE.cost(one) + PRICE.cost(other)
     assert PRICE.cost(one) >= 0
 
