@@ -1,6 +1,7 @@
-"""Where answers are kept: one file that the processes of this machine share.
+"""Where answers are kept, and the books: one file that the processes of this machine share, or a Postgres schema.
 
-The store is the checkpoint. It knows neither runs nor rows, only that a question with this content had this answer.
+The store is the checkpoint. It knows no rows, only that a question with this content had this answer, and which calls
+were made to learn it.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ondine_core.store.sqlite import SqliteStore
+from ondine_core.store.group_commit import Store
 
-__all__ = ["SqliteStore", "network_file_system", "open_store"]
+__all__ = ["Store", "network_file_system", "open_store"]
 
 _NETWORK = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
 
 
 @contextmanager
-def open_store(path: str | Path) -> Iterator[SqliteStore]:
-    """Open the store at `path` (made if absent; `":memory:"` is forgotten) and close it in the end.
+def open_store(place: str | Path, *, patience_s: float = 30.0) -> Iterator[Store]:
+    """Open the store at `place` and close it in the end.
+
+    Args:
+        place: A file (made if absent; `":memory:"` is forgotten), or a URL as in
+            `postgresql://user:password@host:5432/database`.
+        patience_s: How long to wait for the lock of another process, or for a server that is gone.
 
     Raises:
-        StoreError: The file cannot be created, is not a store, or was written by a newer version.
+        ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
+        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    store = SqliteStore(path)
+    store = Store(place, patience_s=patience_s)
     try:
         yield store
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from hypothesis import strategies as st
 
 from ondine_core.errors import RefusedError, TransientError
-from ondine_core.values import Answer, Call, Key, Numbers, Reply, Usage
+from ondine_core.values import Answer, Audit, Call, Failure, Key, Line, Numbers, Reply, Sent, Settled, Usage
 
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),
@@ -107,20 +107,63 @@ def _scramble(answers: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any
 
 
 class MemoryStore:
-    """Answers in a dictionary; `put` takes a moment, as a commit does."""
+    """A store in dictionaries; noting and settling a call takes a moment, as a commit does.
+
+    Attributes:
+        answers: By key.
+        failures: By key; none that has an answer.
+        calls: Those whose outcome was not seen, by identity.
+        lines: What was settled, in order.
+        numbers: By name.
+    """
 
     def __init__(self, commit_s: float = 0.01) -> None:
         self._commit_s = commit_s
         self.answers: dict[Key, Answer] = {}
+        self.failures: dict[Key, Failure] = {}
+        self.calls: dict[bytes, Sent] = {}
+        self.lines: list[Settled] = []
         self.numbers: dict[str, Numbers] = {}
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         return {key: self.answers[key] for key in keys if key in self.answers}
 
-    async def put(self, answers: Iterable[tuple[Key, Answer]]) -> None:
+    async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
+        return {key: self.failures[key] for key in keys if key in self.failures}
+
+    async def get_unseen(self) -> frozenset[Key]:
+        return frozenset(key for sent in self.calls.values() for key in sent.keys)
+
+    async def send(self, sent: Sent) -> None:
         await asyncio.sleep(self._commit_s)
-        self.answers.update(answers)
+        self.calls[sent.call] = sent
+
+    async def settle(self, settled: Settled) -> None:
+        await asyncio.sleep(self._commit_s)
+        if self.calls.pop(settled.sent.call, None):
+            self.lines.append(settled)
+        self.answers.update(settled.answers)
+        self.failures.update(settled.failures)
+        self.failures = {key: failure for key, failure in self.failures.items() if key not in self.answers}
+
+    async def audit(self, run: str) -> Audit:
+        lines = [line for line in self.lines if line.sent.origin.run == run]
+        unseen = [Settled(sent, "refused", usd=sent.at_most_usd) for sent in self.calls.values()]
+        return Audit(
+            _sum(line for line in lines if line.outcome == "answered"),
+            _sum(line for line in lines if line.outcome == "refused"),
+            _sum(line for line in unseen if line.sent.origin.run == run),
+            sum(line.paid_twice for line in lines),
+        )
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         self.numbers[name] = step(self.numbers.get(name))
         return self.numbers[name]
+
+
+def _sum(lines: Iterable[Settled]) -> Line:
+    total = Line()
+    for line in lines:
+        usd = None if total.usd is None or line.usd is None else total.usd + line.usd
+        total = Line(total.calls + 1, total.usage + line.usage, usd)
+    return total

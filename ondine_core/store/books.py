@@ -1,0 +1,157 @@
+"""What is written and read in a store, in statements that both databases run.
+
+A call is noted in `calls` before it leaves. When its outcome is seen it moves to the `ledger`, and only if the note is
+there: otherwise it was counted before. So what remains in `calls` are the calls whose outcome nobody has seen, and the
+books are right after a kill, whenever it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import orjson
+
+from ondine_core.store.database import Database
+from ondine_core.store.records import (
+    Entry,
+    SentRow,
+    SettledRows,
+    Update,
+    clean,
+    from_pico,
+    split_keys,
+    to_answer,
+)
+from ondine_core.values import Answer, Audit, Failure, Key, Line, Numbers, Usage
+
+__all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
+
+_ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, answered_at'
+_LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
+_AMOUNTS = (
+    *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"),
+    *("pico_usd", "unpriced_calls", "paid_twice"),
+)
+
+_SEND = """
+    INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
+_FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
+_REMOVE_CALL = "DELETE FROM ondine.calls WHERE call = ?"
+_ANSWER = f"""
+    INSERT INTO ondine.answers ({_ANSWERS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    "values" = excluded."values", model = excluded.model, attempts = excluded.attempts,
+    batch_size = excluded.batch_size, cost_usd = excluded.cost_usd, request_id = excluded.request_id,
+    answered_at = excluded.answered_at"""  # noqa: S608
+_REMOVE_FAILURE = "DELETE FROM ondine.failures WHERE key = ?"
+_FAIL = """
+    INSERT INTO ondine.failures (key, reason, detail, failed_at) SELECT ?, ?, ?, ?
+    WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ?) ON CONFLICT (key) DO UPDATE SET
+    reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at"""
+_COUNT = f"""
+    INSERT INTO ondine.ledger AS old ({", ".join(_LINE + _AMOUNTS)}) VALUES ({", ".join("?" * len(_LINE + _AMOUNTS))})
+    ON CONFLICT ({", ".join(_LINE)}) DO UPDATE SET
+    {", ".join(f"{name} = old.{name} + excluded.{name}" for name in _AMOUNTS)}"""  # noqa: S608
+_FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
+_REPLACE_NUMBERS = """
+    INSERT INTO ondine.numbers (name, numbers) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
+_FIND_ANSWERS = f"SELECT {_ANSWERS} FROM ondine.answers WHERE key IN ?"  # noqa: S608
+# An answer and a failure may meet when two processes ask the same; the answer counts.
+_FIND_FAILURES = """
+    SELECT key, reason, detail FROM ondine.failures AS f WHERE key IN ?
+    AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key)"""
+_AUDIT = f"""
+    SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
+    WHERE run = ? GROUP BY outcome"""  # noqa: S608
+_UNSEEN = "SELECT at_most_pico_usd FROM ondine.calls WHERE run = ?"
+
+
+def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Numbers | Exception]:
+    """Write what any number of callers want written, within a transaction.
+
+    Returns:
+        For each update, by its place in `entries`: the new numbers, or what its step raised, and then nothing changed.
+    """
+    sent = [entry for entry in entries if isinstance(entry, SentRow)]
+    settled = [entry for entry in entries if isinstance(entry, SettledRows)]
+    if sent:
+        database.run_many(_SEND, sent)
+    if settled:
+        _settle(database, settled)
+    return _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
+
+
+def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
+    # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
+    calls = sorted({one.call: one for one in settled}.items())
+    noted = {call for (call,) in database.select_in(_FIND_CALLS, [call for call, _ in calls])}
+    database.run_many(_REMOVE_CALL, [(call,) for call, _ in calls if call in noted])
+    lines: dict[tuple[str, ...], tuple[int, ...]] = {}
+    for call, one in calls:
+        if call in noted:
+            old = lines.get(one.line)
+            lines[one.line] = one.amounts if old is None else tuple(map(int.__add__, old, one.amounts))
+    answers = {row[0]: row for one in settled for row in one.answers}
+    failures = {row[0]: row for one in settled for row in one.failures}
+    database.run_many(_ANSWER, [answers[key] for key in sorted(answers)])
+    database.run_many(_REMOVE_FAILURE, [(key,) for key in sorted(answers)])
+    database.run_many(_FAIL, [failures[key] for key in sorted(failures.keys() - answers.keys())])
+    database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
+
+
+def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | Exception]:
+    if not updates:
+        return {}
+    found = database.select_in(_FIND_NUMBERS, sorted({update.name for update in updates.values()}))
+    numbers: dict[str, Numbers] = {name: tuple(orjson.loads(held)) for name, held in found}
+    outcomes: dict[int, Numbers | Exception] = {}
+    changed: dict[str, bytes] = {}
+    for at, (name, step) in updates.items():
+        try:
+            new = tuple(step(numbers.get(name)))
+            if not all(map(isfinite, new)):
+                raise ValueError(f"The numbers called {name!r} must be finite, not {new!r}.")
+            changed[name] = orjson.dumps(new)
+        except Exception as error:  # noqa: BLE001  (its own caller raises it)
+            outcomes[at] = error
+        else:
+            outcomes[at] = numbers[name] = new
+    database.run_many(_REPLACE_NUMBERS, sorted(changed.items()))
+    return outcomes
+
+
+def read_answers(database: Database, keys: Sequence[Key]) -> dict[Key, Answer]:
+    """The answers known for `keys`."""
+    return dict(map(to_answer, database.select_in(_FIND_ANSWERS, keys)))
+
+
+def read_failures(database: Database, keys: Sequence[Key]) -> dict[Key, Failure]:
+    """How prompts failed that have no answer."""
+    return {key: Failure(reason, detail) for key, reason, detail in database.select_in(_FIND_FAILURES, keys)}
+
+
+def read_unseen(database: Database) -> frozenset[Key]:
+    """The prompts of all calls whose outcome was not seen."""
+    return frozenset(key for (keys,) in database.select("SELECT keys FROM ondine.calls") for key in split_keys(keys))
+
+
+def read_audit(database: Database, run: str) -> Audit:
+    """The books of one run."""
+    seen: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in database.select(_AUDIT, [clean(run)])}
+    unseen = [most for (most,) in database.select(_UNSEEN, [clean(run)])]
+    most = None if None in unseen else from_pico(sum(unseen))
+    return Audit(
+        _line(seen.get("answered")),
+        _line(seen.get("refused")),
+        Line(len(unseen), usd=most),
+        sum(int(amounts[-1]) for amounts in seen.values()),
+    )
+
+
+def _line(amounts: Sequence[int] | None) -> Line:
+    if amounts is None:
+        return Line()
+    calls, *tokens, pico_usd, unpriced, _ = map(int, amounts)
+    return Line(calls, Usage(*tokens), None if unpriced else from_pico(pico_usd))

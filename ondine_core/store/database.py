@@ -1,0 +1,67 @@
+"""What the store asks of a database: transactions that happen or do not, and the few shapes of a statement it runs.
+
+Statements are written once, in the dialect that SQLite and Postgres share: tables are named `ondine.answers`, a
+parameter is `?`, and `IN ?` takes a list of any length. A back end turns them into its own. Every error of the database
+leaves as a `StoreError` that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+__all__ = ["Database", "Row"]
+
+T = TypeVar("T")
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Database(Protocol):
+    """A connection, used by one thread at a time."""
+
+    place: str
+    """Where it is, for messages; never with a password."""
+
+    def read(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which selects; run again if the connection breaks."""
+
+    def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
+        """The result of `work`, whose statements take effect together, durably and once, or not at all.
+
+        Args:
+            work: Runs statements; called again if the connection breaks before they are kept.
+            locks: Names that no two transactions hold at once, whatever their process.
+        """
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """The rows of a query."""
+
+    def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
+        """The rows of a query whose only parameter is the list after `IN`, of any length, in no order."""
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Run a statement that returns no rows."""
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement that returns no rows for each of `rows`."""
+
+    def stream(self, sql: str) -> Iterator[Row]:
+        """The rows of a query too large for memory."""
+
+    def read_format(self) -> int:
+        """The version of the tables, 0 if there are none."""
+
+    def write_format(self, version: int) -> None:
+        """Note the version of the tables."""
+
+    def holds_something_else(self) -> bool:
+        """Whether there are tables, and not those of a store."""
+
+    def measure(self) -> int:
+        """Bytes the store takes on disk."""
+
+    def compact(self) -> None:
+        """Give the space of deleted rows back."""
+
+    def close(self) -> None:
+        """Let go of it."""

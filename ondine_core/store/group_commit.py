@@ -1,0 +1,159 @@
+"""A store for coroutines: one thread that writes whatever has piled up since its last commit, in one transaction.
+
+Group commit by back-pressure needs no timer: while a commit runs, requests gather for the next. All reading happens on
+the same thread, after the writing, so a reader sees whatever its process has settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from ondine_core.errors import StoreError
+from ondine_core.store import books
+from ondine_core.store.database import Database
+from ondine_core.store.places import connect
+from ondine_core.store.records import Entry, Update, to_sent_row, to_settled_rows
+from ondine_core.values import Answer, Audit, Failure, Key, Numbers, Sent, Settled
+
+__all__ = ["Store"]
+
+_Query: TypeAlias = Callable[[Database], Any]
+
+
+class _Request(NamedTuple):
+    work: Entry | _Query
+    future: asyncio.Future[Any]
+
+
+class Store:
+    """An `AnswerStore` in a file or on a Postgres server, for any number of event loops and processes.
+
+    A request whose caller is cancelled while it waits is carried out all the same.
+
+    Args:
+        place: A file (missing folders are made; `":memory:"` keeps nothing), or a URL as in
+            `postgresql://user:password@host:5432/database`.
+        durability: Of a file: `"process"` survives kill -9; `"power"` survives a power cut too and commits slower.
+        patience_s: How long to wait for the lock of another process, or for a server that is gone.
+
+    Raises:
+        ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
+        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
+    """
+
+    def __init__(
+        self, place: str | Path, *, durability: Literal["process", "power"] = "process", patience_s: float = 30.0
+    ) -> None:
+        self._database = connect(place, durability=durability, patience_s=patience_s)
+        self.place = self._database.place
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()  # nothing may come after the None that closes the queue
+        self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
+        self._thread.start()
+
+    async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
+        """The answers known for `keys`; unknown keys are absent."""
+        found: Mapping[Key, Answer] = await self._request(partial(books.read_answers, keys=keys))
+        return found
+
+    async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
+        """How prompts failed that were asked before and have no answer."""
+        found: Mapping[Key, Failure] = await self._request(partial(books.read_failures, keys=keys))
+        return found
+
+    async def get_unseen(self) -> frozenset[Key]:
+        """The prompts of all calls that left and whose outcome was never seen, or not yet."""
+        keys: frozenset[Key] = await self._request(books.read_unseen)
+        return keys
+
+    async def send(self, sent: Sent) -> None:
+        """Note that a call leaves; returns once the note would survive a kill of the process."""
+        await self._request(to_sent_row(sent))
+
+    async def settle(self, settled: Settled) -> None:
+        """Keep what became of a call, answers and books together or neither; durable like `send`."""
+        await self._request(to_settled_rows(settled))
+
+    async def audit(self, run: str) -> Audit:
+        """The books of one run."""
+        audit: Audit = await self._request(partial(books.read_audit, run=run))
+        return audit
+
+    async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+        """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""
+        new: Numbers = await self._request(Update(name, step))
+        return new
+
+    def close(self) -> None:
+        """Carry out what was asked so far and let go of the place."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._requests.put(None)
+        self._thread.join()
+
+    def _request(self, work: Entry | _Query) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"The answer store {self.place!r} is closed.")
+            self._requests.put(_Request(work, future))
+        return future
+
+    def _serve(self) -> None:
+        """On the store's thread: carry out whatever has gathered since the last time, until the store is closed."""
+        open_ = True
+        while open_:
+            gathered = [self._requests.get()]
+            gathered += [self._requests.get_nowait() for _ in range(self._requests.qsize())]
+            open_ = gathered[-1] is not None
+            requests = [request for request in gathered if request is not None]
+            writes = [(work, future) for work, future in requests if not callable(work)]
+            if writes:
+                _resolve([future for _, future in writes], self._write([entry for entry, _ in writes]))
+            for work, future in requests:
+                if callable(work):
+                    _resolve([future], [self._read(work)])
+        self._database.close()
+
+    def _write(self, entries: list[Entry]) -> list[Any]:
+        names = {entry.name for entry in entries if isinstance(entry, Update)}
+        try:
+            updated = self._database.write(lambda: books.write_entries(self._database, entries), names)
+        except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
+            return [error] * len(entries)
+        return [updated.get(at) for at in range(len(entries))]
+
+    def _read(self, query: _Query) -> Any:
+        try:
+            return self._database.read(lambda: query(self._database))
+        except Exception as error:  # noqa: BLE001  (whoever waits raises it)
+            return error
+
+
+def _resolve(futures: Sequence[asyncio.Future[Any]], outcomes: Iterable[Any]) -> None:
+    """Wake whoever waits, each event loop once."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for future, outcome in zip(futures, outcomes, strict=True):
+        loops.setdefault(future.get_loop(), []).append((future, outcome))
+    for loop, waiting in loops.items():
+        with suppress(RuntimeError):  # it was closed; nobody waits any more
+            loop.call_soon_threadsafe(_wake, waiting)
+
+
+def _wake(waiting: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in waiting:
+        if future.done():
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

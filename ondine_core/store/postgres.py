@@ -1,0 +1,267 @@
+"""A store in a schema of its own, `ondine`, of a Postgres database, for processes on any number of machines.
+
+A connection that breaks is made anew, and what was under way is done again. Whether a transaction was kept although the
+connection broke before Postgres said so is read from a mark that each transaction leaves: one row a writer, the number
+of its last transaction. So every transaction takes effect once. The password stays inside the driver.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from ondine_core.errors import ConfigError, StoreError
+from ondine_core.store.database import Row
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["PostgresDatabase"]
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_LIVENESS = {
+    "application_name": "ondine",
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
+
+_LIMITS = "SELECT set_config('lock_timeout', %s, FALSE), set_config('idle_in_transaction_session_timeout', %s, FALSE)"
+_LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) AS k"
+# No row comes back when the mark is there already. If the transaction that left it still ends, this waits for it.
+_MARK = """
+    INSERT INTO ondine.numbers AS old (name, numbers) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE
+    SET numbers = excluded.numbers WHERE old.numbers <> excluded.numbers RETURNING name"""
+_TABLES = """
+    SELECT relname, pg_total_relation_size(oid) FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = to_regnamespace('ondine')"""
+_FORMAT = """
+    INSERT INTO ondine.numbers VALUES ('format', ?) ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
+_TYPES = {"BLOB": "BYTEA", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
+
+
+class PostgresDatabase:
+    """A `Database` on a Postgres server.
+
+    Args:
+        url: As in `postgresql://user:password@host:5432/database`.
+        patience_s: How long to wait for a server that is gone, or for the lock of another process.
+        create: Whether to make the schema if there is none.
+
+    Raises:
+        ConfigError: The URL cannot be read, or the driver is not installed.
+        StoreError: The server cannot be reached or refuses.
+    """
+
+    def __init__(self, url: str, *, patience_s: float, create: bool) -> None:
+        self._driver = _load_driver()
+        self._settings = _LIVENESS | _parse(url)
+        host, port = self._settings.get("host", "localhost"), self._settings.get("port", "5432")
+        self.place = f"postgresql://{host}:{port}/{self._settings.get('dbname', '')}"
+        self._patience_s = patience_s
+        # The time lets `prune` clear away the marks of writers that were killed.
+        self._writer, self._opened_at, self._writes = f"writer:{secrets.token_hex(8)}", time.time(), 0
+        self._leaves_marks = False
+        try:
+            self._connection = self._connect()
+        except self._driver.Error as error:
+            raise self._explain(error) from error
+        try:
+            if create and self.select("SELECT to_regnamespace('ondine') IS NULL") == [(True,)]:
+                self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def read(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which selects; run again if the connection breaks."""
+        return self._insist(work)
+
+    def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
+        """The result of `work`, whose statements take effect together and once, or not at all."""
+        self._leaves_marks = self._leaves_marks or self._insist(self.read_format) > 0
+        self._writes += 1
+        numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in locks)
+        results: list[T] = []
+        return self._insist(lambda: self._transact(work, numbers, results))
+
+    def _transact(self, work: Callable[[], T], locks: list[int], results: list[T]) -> T:
+        """One attempt; `results` are those of earlier attempts whose end was not seen."""
+        connection = self._connection
+        try:
+            with connection.pipeline():
+                connection.execute("BEGIN")
+                if self._leaves_marks:
+                    mark = connection.execute(_MARK, (self._writer, orjson.dumps((self._writes, self._opened_at))))
+                    if results and not mark.fetchone():
+                        connection.execute("ROLLBACK")
+                        return results[-1]
+                if locks:
+                    connection.execute(_LOCK, (locks,))
+                results.append(work())
+                connection.execute("COMMIT")
+        except BaseException:
+            if not connection.closed:
+                connection.execute("ROLLBACK")
+            raise
+        return results[-1]
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """Do `work` until the connection holds and nobody else is in the way."""
+        until: float | None = None
+        while True:
+            try:
+                return work()
+            except self._driver.Error as error:
+                until = until or time.monotonic() + self._patience_s
+                in_the_way = isinstance(
+                    error, self._driver.errors.DeadlockDetected | self._driver.errors.SerializationFailure
+                )
+                if not (self._connection.closed or in_the_way) or time.monotonic() > until:
+                    raise self._explain(error) from error
+                if self._connection.closed:
+                    self._reconnect(until)
+
+    def _reconnect(self, until: float) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                self._connection = self._connect()
+            except self._driver.Error as error:
+                if time.monotonic() + pause_s > until:
+                    raise self._explain(error) from error
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                return
+
+    def _connect(self) -> psycopg.Connection[Row]:
+        connection: psycopg.Connection[Row] = self._driver.connect(**self._settings, autocommit=True)
+        try:
+            # Of one width whatever their value, or each mixture of widths would be a statement of its own.
+            connection.adapters.register_dumper(int, self._driver.types.numeric.Int8Dumper)
+            patience_ms = str(max(1, round(self._patience_s * 1000)))
+            connection.execute(_LIMITS, (patience_ms, patience_ms))
+            if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+                raise StoreError(f"The database {self.place!r} is encoded as {encoding!r}; name one encoded as UTF8.")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """The rows of a query."""
+        return self._connection.execute(_own(sql), parameters, binary=True).fetchall()
+
+    def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
+        """The rows of a query whose only parameter is the list after `IN`."""
+        return self.select(sql, (list(values),)) if values else []
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Run a statement that returns no rows."""
+        self._connection.execute(_own(sql), parameters)
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement that returns no rows for each of `rows`."""
+        if rows:
+            self._connection.cursor().executemany(_own(sql), rows)
+
+    def stream(self, sql: str) -> Iterator[Row]:
+        """The rows of a query too large for memory."""
+        try:
+            with self._connection.transaction(), self._connection.cursor("export") as cursor:
+                yield from cursor.execute(_own(sql), binary=True)
+        except self._driver.Error as error:
+            raise self._explain(error) from error
+
+    def read_format(self) -> int:
+        """The version of the tables, 0 if there are none."""
+        if self.select("SELECT to_regclass('ondine.numbers') IS NULL") == [(True,)]:
+            return 0
+        found = self.select("SELECT numbers FROM ondine.numbers WHERE name = 'format'")
+        return int(orjson.loads(found[0][0])[0]) if found else 0
+
+    def write_format(self, version: int) -> None:
+        """Note the version of the tables."""
+        self.run(_FORMAT, (orjson.dumps((version,)),))
+
+    def holds_something_else(self) -> bool:
+        """Whether the schema has tables, and not those of a store."""
+        names = {name for name, _ in self.select(_TABLES)}
+        return bool(names) and not names >= {"answers", "numbers"}
+
+    def measure(self) -> int:
+        """Bytes of the tables and their indexes."""
+        return sum(size for _, size in self.select(_TABLES))
+
+    def compact(self) -> None:
+        """Nothing to do: Postgres reuses the space of deleted rows by itself."""
+
+    def close(self) -> None:
+        """Take the mark away and let go of the connection."""
+        with suppress(self._driver.Error):
+            if self._leaves_marks:
+                self.run("DELETE FROM ondine.numbers WHERE name = ?", (self._writer,))
+        self._connection.close()
+
+    def _explain(self, error: psycopg.Error) -> StoreError:
+        # A connection that could not be made has no code.
+        advice = _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe.")
+        what = " ".join(str(error).split()).rstrip(".")
+        return StoreError(f"The answer store {self.place!r} failed: {what}. {advice}")
+
+
+_UNREACHABLE = "Check that the server runs and that host, user and password are right; what was stored before is safe."
+_ADVICE = {
+    "08006": _UNREACHABLE,
+    "25006": "The server takes no writes (a replica?); name the primary.",
+    "42501": "Let this user make the schema `ondine` and use it, for instance by GRANT CREATE ON DATABASE.",
+    "53100": "Free some space on the server and run again; what was stored before is safe.",
+    "55P03": "Another process has held the lock for too long; stop that one, or wait and run again.",
+    "57P01": _UNREACHABLE,
+}
+
+
+def _load_driver() -> Any:
+    try:
+        import psycopg
+        import psycopg.types.numeric
+    except ImportError as error:
+        raise ConfigError(
+            f"A store in Postgres needs psycopg ({error}); run `pip install 'ondine-dagster[postgres]'`."
+        ) from error
+    return psycopg
+
+
+def _parse(url: str) -> dict[str, Any]:
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        return dict(conninfo_to_dict(url))
+    except ProgrammingError:
+        # What the driver says may quote the password.
+        raise ConfigError(
+            "The URL of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
+            "characters like @ / : % in the password as %40 %2F %3A %25."
+        ) from None
+
+
+@cache
+def _own(sql: str) -> str:
+    if sql.lstrip().startswith("CREATE TABLE"):
+        return re.sub("|".join(_TYPES), lambda found: _TYPES[found[0]], sql)
+    return sql.replace(" IN ?", " = ANY(%s)").replace("?", "%s")

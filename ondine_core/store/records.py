@@ -1,0 +1,186 @@
+"""Values as rows and rows as values: pure, and done by the caller, so that one which cannot be kept fails nobody else.
+
+Text comes from providers too and may hold what a database refuses (a lone surrogate, a NUL); it is escaped, since an
+answer that was paid for may not be lost over an odd header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+from ondine_core.errors import StoreError
+from ondine_core.store.database import Row
+from ondine_core.values import Answer, Failure, Json, Key, Numbers, Sent, Settled
+
+__all__ = [
+    "Entry",
+    "SentRow",
+    "SettledRows",
+    "Update",
+    "clean",
+    "from_pico",
+    "parse_values",
+    "split_keys",
+    "to_answer",
+    "to_sent_row",
+    "to_settled_rows",
+]
+
+_KEY_BYTES = 16
+_PICO = 10**12
+_EPOCH = date(1970, 1, 1).toordinal()
+_MOST = 2**60
+"""No sum of a few such amounts leaves 64 bits."""
+
+
+class SentRow(NamedTuple):
+    """A row of `calls`."""
+
+    call: bytes
+    run: str
+    asset: str
+    partition: str
+    model: str
+    stage: str
+    keys: bytes
+    sent_at: float
+    at_most_pico_usd: int | None
+
+
+class SettledRows(NamedTuple):
+    """What a settled call adds: to the ledger under `line`, to answers and to failures."""
+
+    call: bytes
+    line: tuple[str, ...]
+    amounts: tuple[int, ...]
+    answers: tuple[Row, ...]
+    failures: tuple[Row, ...]
+
+
+class Update(NamedTuple):
+    """A step on the numbers of one name."""
+
+    name: str
+    step: Callable[[Numbers | None], Numbers]
+
+
+Entry: TypeAlias = SentRow | SettledRows | Update
+"""What one caller wants written."""
+
+
+def to_sent_row(sent: Sent) -> SentRow:
+    """The row of a call that is about to leave."""
+    origin, most = sent.origin, sent.at_most_usd
+    return SentRow(
+        sent.call,
+        clean(origin.run),
+        clean(origin.asset),
+        clean(origin.partition),
+        clean(sent.model),
+        sent.stage,
+        b"".join(sent.keys),
+        sent.sent_at,
+        None if most is None else _to_pico(most, ROUND_CEILING),
+    )
+
+
+def to_settled_rows(settled: Settled) -> SettledRows:
+    """The rows of a call whose outcome was seen.
+
+    Raises:
+        StoreError: A figure is beyond anything a call can have used or cost.
+    """
+    sent, usage, usd = settled.sent, settled.usage, settled.usd
+    origin = sent.origin
+    amounts = (
+        1,
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        0 if usd is None else _to_pico(usd, ROUND_HALF_EVEN),
+        int(usd is None),
+        settled.paid_twice,
+    )
+    if max(amounts) > _MOST:
+        raise StoreError(f"A call of model {sent.model!r} reports a usage beyond belief, which is not kept: {usage!r}.")
+    line = (clean(origin.run), clean(origin.asset), clean(origin.partition), clean(sent.model), sent.stage)
+    return SettledRows(
+        sent.call,
+        (*line, settled.outcome, _day(int(sent.sent_at // 86400))),
+        amounts,
+        tuple([_to_answer_row(key, answer) for key, answer in settled.answers]),
+        tuple([_to_failure_row(key, failure, sent.sent_at) for key, failure in settled.failures]),
+    )
+
+
+def to_answer(row: Row) -> tuple[Key, Answer]:
+    """The answer in a row of `answers`."""
+    key, values, model, attempts, batch_size, cost, request_id, answered_at = row
+    usd = None if cost is None else Decimal(cost)
+    return key, Answer(parse_values(values), model, attempts, batch_size, usd, request_id, answered_at)
+
+
+def parse_values(values: bytes) -> dict[str, Json]:
+    """The output columns of an answer, from its JSON."""
+    parsed: dict[str, Json] = json.loads(values) if values.startswith(b" ") else orjson.loads(values)
+    return parsed
+
+
+def split_keys(keys: bytes) -> list[Key]:
+    """The keys in a row of `calls`."""
+    return [keys[at : at + _KEY_BYTES] for at in range(0, len(keys), _KEY_BYTES)]
+
+
+def from_pico(pico_usd: int | Decimal) -> Decimal:
+    """USD from whole pico-dollars."""
+    return Decimal(pico_usd).scaleb(-12)
+
+
+@lru_cache(4096)
+def clean(text: str) -> str:
+    """`text` as both databases take it."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def _to_answer_row(key: Key, answer: Answer) -> Row:
+    cost, request_id = answer.cost_usd, answer.request_id
+    return (
+        key,
+        _dump(answer.values),
+        clean(answer.model),
+        answer.attempts,
+        answer.batch_size,
+        None if cost is None else str(cost),
+        None if request_id is None else clean(request_id),
+        answer.answered_at,
+    )
+
+
+def _to_failure_row(key: Key, failure: Failure, failed_at: float) -> Row:
+    # The key once more: a failure is kept only if that has no answer.
+    return (key, failure.reason, clean(failure.detail), failed_at, key)
+
+
+def _dump(values: Any) -> bytes:
+    try:
+        return orjson.dumps(values)
+    except TypeError:
+        # Integers beyond 64 bits and lone surrogates; the space tells that orjson cannot read them either.
+        return b" " + json.dumps(values).encode()
+
+
+def _to_pico(usd: Decimal, rounding: str) -> int:
+    return int((usd * _PICO).to_integral_value(rounding))
+
+
+@lru_cache(16)
+def _day(days: int) -> str:
+    return date.fromordinal(_EPOCH + days).isoformat()

@@ -1,0 +1,79 @@
+"""The tables of a store, as steps from each format to the next; an older store is brought up to date when opened.
+
+Written once for both databases: a name after `ondine.` is a table, and the types are SQLite's, which the Postgres back
+end translates. Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: every list price is a whole number of them a
+token, so that sums are exact, and one line of the ledger holds up to nine million dollars.
+"""
+
+from __future__ import annotations
+
+from ondine_core.errors import StoreError
+from ondine_core.store.database import Database
+
+__all__ = ["MIGRATIONS", "migrate"]
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE ondine.answers (
+            key BLOB PRIMARY KEY, "values" BLOB NOT NULL, model TEXT NOT NULL, attempts INTEGER NOT NULL,
+            batch_size INTEGER NOT NULL, cost_usd TEXT, request_id TEXT, answered_at REAL NOT NULL
+        )""",
+        "CREATE TABLE ondine.numbers (name TEXT PRIMARY KEY, numbers BLOB NOT NULL)",
+    ),
+    (
+        # A prompt that failed for good; it leaves this table when it is answered after all.
+        """CREATE TABLE ondine.failures (
+            key BLOB PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, failed_at REAL NOT NULL
+        )""",
+        # Calls that left and whose outcome was not seen, or not yet; `keys` are 16 bytes each, without a gap.
+        """CREATE TABLE ondine.calls (
+            call BLOB PRIMARY KEY, run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL, model TEXT NOT NULL,
+            stage TEXT NOT NULL, keys BLOB NOT NULL, sent_at REAL NOT NULL, at_most_pico_usd INTEGER
+        )""",
+        # Calls whose outcome was seen, added up; `day` is the date (UTC) on which they left.
+        """CREATE TABLE ondine.ledger (
+            run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL,
+            outcome TEXT NOT NULL, day TEXT NOT NULL, calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+            cached_input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
+            pico_usd INTEGER NOT NULL, unpriced_calls INTEGER NOT NULL, paid_twice INTEGER NOT NULL,
+            PRIMARY KEY (run, asset, partition, model, stage, outcome, day)
+        )""",
+    ),
+)
+"""`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
+
+
+def migrate(database: Database, *, create: bool = True) -> None:
+    """Bring `database` to the newest format.
+
+    Args:
+        database: A database, possibly empty.
+        create: Whether an empty one becomes a store.
+
+    Raises:
+        StoreError: It is empty and `create` is not set, belongs to something else, or has a newer format.
+    """
+    if database.read(lambda: _check(database, create=create)) < len(MIGRATIONS):
+        # Checked again, since whoever else opened it at the same time may have been quicker.
+        database.write(lambda: _apply(database, _check(database, create=create)), ["format"])
+
+
+def _check(database: Database, *, create: bool) -> int:
+    if database.holds_something_else():
+        raise StoreError(f"{database.place!r} is a database of something else; name another store.")
+    version = database.read_format()
+    if version == 0 and not create:
+        raise StoreError(f"There is no answer store at {database.place!r}; name one that exists.")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"The answer store {database.place!r} has format {version}, this version of Ondine reads up to "
+            f"{len(MIGRATIONS)}; upgrade ondine-dagster or name another store."
+        )
+    return version
+
+
+def _apply(database: Database, version: int) -> None:
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            database.run(statement)
+    database.write_format(len(MIGRATIONS))
