@@ -1,12 +1,13 @@
-"""What a run has used and spent so far, in tokens and `Decimal` dollars."""
+"""What a run has used and spent so far, in tokens and `Decimal` dollars, and on what."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ondine_core.pricing import Price
-from ondine_core.values import Usage
+from ondine_core.values import Line, Stage, Usage
 
 __all__ = ["CostTracker", "Spend"]
 
@@ -21,6 +22,7 @@ class Spend:
         unknown: Requests that may have been billed although no reply was seen.
         usage: Tokens of the replies seen.
         usd: Their cost; `None` when the price of the model is unknown.
+        stages: The requests that were billed, by why they were made.
     """
 
     calls: int = 0
@@ -28,6 +30,12 @@ class Spend:
     unknown: int = 0
     usage: Usage = Usage()
     usd: Decimal | None = None
+    stages: Mapping[Stage, Line] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> int:
+        """Requests the provider turned away, or that are still on their way."""
+        return self.calls - self.answered - self.unknown
 
 
 class CostTracker:
@@ -40,7 +48,7 @@ class CostTracker:
     def __init__(self, price: Price | None) -> None:
         self._price = price
         self._calls = self._answered = self._unknown = 0
-        self._usage = Usage()
+        self._stages: dict[Stage, Line] = {}
 
     def sent(self) -> None:
         """Count a request that leaves."""
@@ -50,14 +58,20 @@ class CostTracker:
         """Count a request whose outcome was not seen."""
         self._unknown += 1
 
-    def answered(self, usage: Usage) -> Decimal | None:
-        """Count a reply and return what it cost in USD."""
+    def answered(self, stage: Stage, usage: Usage) -> Decimal | None:
+        """Count a request that was billed, and return what it cost in USD."""
         self._answered += 1
-        self._usage += usage
-        return self._price.cost(usage) if self._price else None
+        # Call by call: what a token costs may depend on how long its prompt was.
+        usd = self._price.cost(usage) if self._price else None
+        line = self._stages.get(stage, Line(usd=None if usd is None else Decimal(0)))
+        total = None if usd is None or line.usd is None else line.usd + usd
+        self._stages[stage] = Line(line.calls + 1, line.usage + usage, total)
+        return usd
 
     @property
     def spend(self) -> Spend:
         """The sum so far."""
-        usd = self._price.cost(self._usage) if self._price else None
-        return Spend(self._calls, self._answered, self._unknown, self._usage, usd)
+        usage = sum((line.usage for line in self._stages.values()), Usage())
+        amounts = [line.usd for line in self._stages.values() if line.usd is not None]
+        usd = sum(amounts, Decimal(0)) if self._price else None
+        return Spend(self._calls, self._answered, self._unknown, usage, usd, dict(self._stages))

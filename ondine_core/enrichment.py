@@ -30,7 +30,7 @@ from ondine_core.rate_limiter import RateLimiter, Rates
 from ondine_core.report import Progress, Report
 from ondine_core.schema import Output
 from ondine_core.store import open_store
-from ondine_core.values import AnswerStore, ChatModel, ModelSpec
+from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
 
 __all__ = [
     "Options",
@@ -66,6 +66,7 @@ class Options:
     price: Price | None = None
     max_cost_usd: Decimal | float | None = None
     purse: str | None = None
+    origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     on_progress: Callable[[Progress], None] = lambda _: None
     clock: Clock = field(default_factory=Clock)
 
@@ -160,7 +161,14 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         price = options.price or find_price(question.model.model)
         means = Means(model, store, price, limiter, _purse(question.model, options, price, store))
         return await run(
-            question, columns, rows, means, policy=options.policy, on_progress=options.on_progress, clock=clock
+            question,
+            columns,
+            rows,
+            means,
+            policy=options.policy,
+            origin=options.origin,
+            on_progress=options.on_progress,
+            clock=clock,
         )
 
 

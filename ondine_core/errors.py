@@ -15,6 +15,8 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from ondine_core.values import Usage
 
 __all__ = [
@@ -28,6 +30,10 @@ __all__ = [
     "StoreError",
     "TransientError",
 ]
+
+
+Kind: TypeAlias = Literal["limited", "overloaded", "broken"]
+"""What ails a provider that gave no answer but may give one later."""
 
 
 class OndineError(Exception):
@@ -49,13 +55,23 @@ class TransientError(ProviderError):
         message: What happened.
         retry_after_s: Seconds the provider asked to wait, `None` when it named none.
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
+        kind: `"limited"` if the call was turned away for the rate, `"overloaded"` if for want of capacity (time-outs
+            among them), `"broken"` for everything else.
 
     Attributes:
         times_lost: How many attempts at the same call may have been billed unseen, as counted by whoever retries it.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, cost_unknown: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        cost_unknown: bool = False,
+        kind: Kind = "broken",
+    ) -> None:
         super().__init__(message)
+        self.kind = kind
         self.retry_after_s = retry_after_s
         self.cost_unknown = cost_unknown
         self.times_lost = int(cost_unknown)

@@ -34,10 +34,11 @@ class Policy:
     """How hard to try, and how much at once.
 
     Args:
-        max_concurrency: Most calls in flight.
+        max_concurrency: Most calls in flight; how many there are follows from what the provider takes.
         max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
         retry: When a call that failed in transit is made again.
         reuse: Whether answers in the store are taken; `False` asks everything anew.
+        retry_failed_rows: Whether rows that were asked before and have no answer are asked again.
         batch_size: Most prompts in one call.
         strategy: How several prompts are put into one call; one alone travels as it is.
     """
@@ -46,6 +47,7 @@ class Policy:
     max_repairs: int = 2
     retry: RetryPolicy = RetryPolicy()
     reuse: bool = True
+    retry_failed_rows: bool = True
     batch_size: int = 1
     strategy: Strategy = JSON
 

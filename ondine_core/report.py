@@ -1,16 +1,24 @@
-"""How a run goes and what it came to: the counts while it runs, and the report at its end."""
+"""How a run goes and what it came to: the counts while it runs, and the report at its end.
+
+Answers are kept as JSON bytes until somebody looks at them: a million of them as Python objects would not fit.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, overload
 
+import orjson
+
+from ondine_core.concurrency import Setting
 from ondine_core.cost_tracker import CostTracker, Spend
-from ondine_core.values import Answer, Failure, Key, Outcome
+from ondine_core.values import Answer, Audit, Failure, Key, Outcome
 
-__all__ = ["Progress", "Report", "Tally"]
+__all__ = ["Outcomes", "Progress", "Report", "Tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,62 @@ class Progress:
         """Seconds the rest takes at the present pace, `None` before there is one."""
         return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
 
+    @property
+    def forecast_usd(self) -> Decimal | None:
+        """What the whole run will have cost if the rest costs as much a row; `None` before that can be said."""
+        asked = self.rows_done - self.rows_reused
+        if self.spend.usd is None or not asked:
+            return None
+        return self.spend.usd * (self.rows_total - self.rows_reused) / asked
+
+
+class Outcomes(Sequence[Outcome]):
+    """One outcome a row, in row order, unpacked when it is looked at."""
+
+    def __init__(self, rows: Sequence[Key | Failure], packed: Mapping[Key, bytes | Failure]) -> None:
+        self._rows, self._packed = rows, packed
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Outcome]: ...
+    def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
+        if isinstance(index, slice):
+            return [self._unpacked(row) for row in self._rows[index]]
+        return self._unpacked(self._rows[index])
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return map(self._unpacked, self._rows)
+
+    def failures(self) -> Iterator[Failure | None]:
+        """The failure of each row, `None` where there is an answer."""
+        for row in self._rows:
+            found = row if isinstance(row, Failure) else self._packed[row]
+            yield found if isinstance(found, Failure) else None
+
+    def unique(self) -> Iterator[Answer]:
+        """The answers, each once, however many rows share it."""
+        return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
+
+    def _unpacked(self, row: Key | Failure) -> Outcome:
+        found = row if isinstance(row, Failure) else self._packed[row]
+        return found if isinstance(found, Failure) else _unpack(found)
+
+
+def _pack(answer: Answer) -> bytes:
+    cost = None if answer.cost_usd is None else str(answer.cost_usd)
+    how = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
+    return orjson.dumps((answer.values, *how))
+
+
+def _unpack(packed: bytes) -> Answer:
+    values, model, attempts, batch_size, cost, request_id, answered_at = orjson.loads(packed)
+    usd = None if cost is None else Decimal(cost)
+    return Answer(values, model, attempts, batch_size, usd, request_id, answered_at)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -45,13 +109,17 @@ class Report:
         progress: The final counts, spend and duration.
         prompts: Unique prompts among the rows.
         latencies_s: Seconds of each call that was answered, sorted.
+        concurrency: What the provider was found to take, from when on.
+        audit: The books of the run as the store has them, those of killed attempts at it included.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Outcomes
     columns: tuple[str, ...]
     progress: Progress
     prompts: int
     latencies_s: Sequence[float]
+    concurrency: Sequence[Setting]
+    audit: Audit
 
     @property
     def spend(self) -> Spend:
@@ -66,15 +134,24 @@ class Report:
     @property
     def failures(self) -> Counter[str]:
         """Failed rows by reason and detail."""
-        return Counter(str(outcome) for outcome in self.outcomes if isinstance(outcome, Failure))
+        return Counter(str(failure) for failure in self.outcomes.failures() if failure)
 
     def column(self, name: str) -> list[Any]:
         """The values of output column `name` in row order, `None` where a row failed."""
-        return [outcome.values[name] if isinstance(outcome, Answer) else None for outcome in self.outcomes]
+        return self.values()[name]
+
+    def values(self) -> dict[str, list[Any]]:
+        """All output columns by name; a row that failed has `None` in each."""
+        columns: dict[str, list[Any]] = {name: [] for name in self.columns}
+        for outcome in self.outcomes:
+            values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
+            for name, column in columns.items():
+                column.append(values.get(name))
+        return columns
 
     def errors(self) -> list[str | None]:
         """Why each row failed, `None` where it has an answer."""
-        return [str(outcome) if isinstance(outcome, Failure) else None for outcome in self.outcomes]
+        return [str(failure) if failure else None for failure in self.outcomes.failures()]
 
 
 class Tally:
@@ -90,37 +167,42 @@ class Tally:
     ) -> None:
         self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
         self._done = self._reused = self._failed = 0
+        self.any_answer = False
         self.tracker = tracker
-        self.outcomes: dict[Key, Outcome] = {}
-        self.latencies_s: list[float] = []
+        self.outcomes: dict[Key, bytes | Failure] = {}
+        self.latencies_s = array("d")
 
     def unaskable(self) -> None:
         """Count a row whose prompt could not be rendered."""
         self._done += 1
         self._failed += 1
 
-    def reuse(self, answers: Mapping[Key, Answer]) -> None:
-        """Take answers that were in the store."""
-        self.outcomes.update(answers)
-        rows = sum(self._copies[key] for key in answers)
-        self._done += rows
-        self._reused += rows
+    def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
+        """Take outcomes that were in the store."""
+        self._take(outcomes.items())
+        self._reused += sum(self._copies.get(key, 1) for key in outcomes)
 
-    def settle(self, answers: Sequence[tuple[Key, Answer]], failures: Sequence[tuple[Key, Failure]]) -> None:
+    def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
         """Take what asking came to."""
-        self.outcomes.update(answers)
-        self.outcomes.update(failures)
-        self._done += sum(self._copies[key] for key, _ in (*answers, *failures))
-        self._failed += sum(self._copies[key] for key, _ in failures)
+        self._take(outcomes)
 
-    @property
-    def any_answer(self) -> bool:
-        """Whether anything was answered, now or before."""
-        return any(isinstance(outcome, Answer) for outcome in self.outcomes.values())
+    def _take(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
+        for key, outcome in outcomes:
+            failed = isinstance(outcome, Failure)
+            self.outcomes[key] = outcome if isinstance(outcome, Failure) else _pack(outcome)
+            rows = self._copies.get(key, 1)
+            self._done += rows
+            self._failed += rows * failed
+            self.any_answer = self.any_answer or not failed
 
     def tell(self) -> None:
         """Tell whoever watches."""
         self._on_progress(self.progress)
+
+    @property
+    def rows_left(self) -> int:
+        """Rows that have no outcome yet."""
+        return self._rows - self._done
 
     @property
     def progress(self) -> Progress:

@@ -26,6 +26,8 @@ class RetryPolicy:
         longest_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
         max_lost: Calls in all that may have been billed without a reply, as after a time-out.
         longest_retry_after_s: A provider that asks for a longer pause than this is not waited for.
+        longest_outage_s: How long a provider may answer nobody before the run ends. Its outage is waited out, probed by
+            one call at a time, and counts as nobody's attempt.
     """
 
     max_attempts: int = 8
@@ -33,6 +35,7 @@ class RetryPolicy:
     longest_wait_s: float = 30.0
     max_lost: int = 3
     longest_retry_after_s: float = 600.0
+    longest_outage_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

@@ -113,6 +113,7 @@ class Reply:
     """What a model said.
 
     `finish_reason` is the provider's word; `"length"` means the text is cut and is never parsed as if whole.
+    `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits.
     """
 
     text: str
@@ -120,6 +121,7 @@ class Reply:
     finish_reason: str = "stop"
     request_id: str | None = None
     latency_s: float = 0.0
+    hold_off_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

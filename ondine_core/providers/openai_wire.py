@@ -6,14 +6,11 @@ classified once, here, as data the engine obeys. It tries a call exactly once.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -21,7 +18,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
-from ondine_core.errors import FatalError, ProviderError, RefusedError, TransientError
+from ondine_core.errors import FatalError, Kind, ProviderError, RefusedError, TransientError
+from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
 from ondine_core.values import Call, ModelSpec, Reply, Usage
 
 __all__ = ["HttpModel", "chat_body", "chat_reply", "connect_openai", "usage_of"]
@@ -34,6 +32,8 @@ _FATAL = {
     404: "there is no such model or address; check model and base_url",
     405: "this is not a chat-completions address; check base_url",
 }
+_LIMITED = 429
+_OVERLOADED = frozenset({408, 503, 504, 529})
 _TRANSIENT = frozenset({408, 409, 425, 429})
 _OUT_OF_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
@@ -93,7 +93,8 @@ class HttpModel:
             raise self._unreadable(content, call) from error
         # A header may hold bytes that are no text, which the store could not keep.
         request_id = headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
-        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started)
+        wait_s = hold_off_s(headers, reply.usage.input_tokens + reply.usage.output_tokens)
+        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started, wait_s)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -128,6 +129,7 @@ class HttpModel:
             return TransientError(
                 f"{host!r} did not reply within {self._timeout_s:g} s; raise timeout_s if it needs longer.",
                 cost_unknown=True,
+                kind="overloaded",
             )
         return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
 
@@ -142,7 +144,9 @@ class HttpModel:
         if code in _OUT_OF_CREDIT:
             return FatalError(f"{what}: {_FATAL[402]}.")
         if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
-            return TransientError(f"{what}.", retry_after_s=_retry_after_s(headers, self._wall()))
+            wait_s = retry_after_s(headers, self._wall())
+            kind: Kind = "limited" if status == _LIMITED else "overloaded" if status in _OVERLOADED else "broken"
+            return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind)
         if status < 400:  # noqa: PLR2004
             return FatalError(f"{what}, which is no chat completion; check base_url.")
         return RefusedError(f"{what}.")
@@ -226,22 +230,6 @@ def _error_object(content: bytes) -> Mapping[str, Any]:
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return {}
     return error if isinstance(error, dict) else {"message": error}
-
-
-def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit_s
-        except (KeyError, ValueError):
-            continue
-        return max(0.0, seconds) if isfinite(seconds) else None
-    try:
-        date = parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-    return max(0.0, aware.timestamp() - now)
 
 
 def _proxy_for(url: str) -> str | None:

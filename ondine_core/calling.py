@@ -1,0 +1,225 @@
+"""One call, from the permission to make it to its place in the books.
+
+The order is what keeps the laws. A place among the calls in flight comes first and is given up last, when the answers
+are durable, so that a kill costs at most what is in flight. The worst case is held and the rate booked before the call
+is noted in the books, and it is noted before it leaves: a call that is in no book was never made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from os import urandom
+from typing import Literal, cast
+
+from ondine_core.concurrency import Gate
+from ondine_core.cost_tracker import CostTracker
+from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, TransientError
+from ondine_core.pacing import Ending
+from ondine_core.policy import Clock, Means, Policy
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Origin, Reply, Sent, Settled, Stage, Usage
+
+__all__ = ["Caller", "Conclusion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What a call settled, and what is to be asked again."""
+
+    answers: tuple[tuple[Key, Answer], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    retry: tuple[Batch, ...] = ()
+
+
+Conclude = Callable[[Reply | RefusedError, Decimal | None], Conclusion]
+"""From what came back, and what it cost in USD, to what it means."""
+
+
+class Caller:
+    """Makes the calls of one run, and stops making them when told.
+
+    Args:
+        model: What it is called in the books.
+        origin: For whom calls are made.
+        means: Model, store, limiter and purse.
+        policy: How hard to try.
+        tracker: Counts.
+        gate: Lets calls leave.
+        clock: Time and chance.
+
+    Attributes:
+        stopped_by: The first error that ended the run.
+        unseen: Prompts that were asked by calls whose outcome was never seen.
+    """
+
+    def __init__(  # noqa: PLR0913  (by keyword)
+        self,
+        *,
+        model: str,
+        origin: Origin,
+        means: Means,
+        policy: Policy,
+        tracker: CostTracker,
+        gate: Gate,
+        clock: Clock,
+    ) -> None:
+        self._model, self._origin, self._means, self._policy = model, origin, means, policy
+        self._tracker, self._gate, self._clock = tracker, gate, clock
+        self._waiting: set[asyncio.Task[object]] = set()
+        self._interrupted: set[asyncio.Task[object]] = set()
+        self._replied = False
+        self.stopped_by: OndineError | None = None
+        self.unseen: set[Key] = set()
+
+    async def make(self, call: Call, keys: Sequence[Key], stage: Stage, conclude: Conclude) -> Conclusion:
+        """Make a call, as often as an outage of the provider takes, and keep what comes of it.
+
+        Raises:
+            TransientError: It failed and may be made again.
+            BudgetExhaustedError: It does not fit into the budget.
+            FatalError: No call succeeds, or the run was stopped.
+            StoreError: What came of it cannot be kept.
+        """
+        while True:
+            try:
+                return await self._make_once(call, tuple(keys), stage, conclude)
+            except TransientError as error:
+                if error.cost_unknown or not self._is_waited_out(error):
+                    raise
+
+    def _is_waited_out(self, error: TransientError) -> bool:
+        """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
+        since, retry = self._gate.throttle.outage_since, self._policy.retry
+        if since is None or (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
+            return False
+        patience_s = retry.longest_outage_s if self._replied else min(retry.longest_outage_s, _FIRST_OUTAGE_S)
+        if self._clock.now() - since < patience_s:
+            return True
+        self.stop(error)
+        return False
+
+    async def _make_once(self, call: Call, keys: tuple[Key, ...], stage: Stage, conclude: Conclude) -> Conclusion:
+        with self.interruptible():
+            ticket = await self._gate.enter()
+        fate = _Fate()
+        try:
+            hold = None
+            if purse := self._means.purse:
+                with self.interruptible():
+                    hold = await purse.hold(call)
+            try:
+                return await self._exchange(call, keys, stage, conclude, fate)
+            finally:
+                if purse and hold:
+                    await purse.settle(hold, fate.spent_usd)
+        finally:
+            self._gate.leave(ticket, fate.ending)
+
+    async def _exchange(
+        self, call: Call, keys: tuple[Key, ...], stage: Stage, conclude: Conclude, fate: _Fate
+    ) -> Conclusion:
+        store, limiter, purse = self._means.store, self._means.limiter, self._means.purse
+        tokens = self._expected_tokens(call) if limiter else 0
+        if limiter:
+            with self.interruptible():
+                await limiter.acquire(tokens)
+        at_most = purse.bound(call) if purse else None
+        sent = Sent(urandom(16), self._origin, self._model, stage, keys, self._clock.now(), at_most)
+        await store.send(sent)
+        self._tracker.sent()
+        fate.spent_usd = None  # from here on nobody knows, until somebody does
+        came, usage = await self._ask(call, sent, fate)
+        fate.ending, self._replied = "answered", True
+        usd = Decimal(0) if usage is None else self._tracker.answered(stage, usage)
+        fate.spent_usd = usd
+        conclusion = conclude(came, usd)
+        again = sum(key in self.unseen for key, _ in conclusion.answers) if self.unseen else 0
+        outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
+        await store.settle(
+            Settled(sent, outcome, usage or Usage(), usd, conclusion.answers, conclusion.failures, again)
+        )
+        if limiter and usage is not None:
+            await limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
+        if isinstance(came, Reply) and came.hold_off_s:
+            await self._hold_off(came.hold_off_s)
+        return conclusion
+
+    async def _ask(self, call: Call, sent: Sent, fate: _Fate) -> tuple[Reply | RefusedError, Usage | None]:
+        """What came back, and the tokens that were billed for it (`None`: none)."""
+        try:
+            reply = await self._means.model(call)
+        except RefusedError as error:
+            return error, error.usage
+        except ProviderError as error:
+            unknown = isinstance(error, TransientError) and error.cost_unknown
+            fate.ending = error.kind if isinstance(error, TransientError) else "broken"
+            if isinstance(error, TransientError):
+                await self._hold_off(error.retry_after_s or 0.0)
+            if unknown:
+                self._lose(sent)
+            else:
+                fate.spent_usd = Decimal(0)
+                await self._means.store.settle(Settled(sent, "refused"))
+            raise
+        except asyncio.CancelledError:
+            self._lose(sent)
+            raise
+        return reply, reply.usage
+
+    def _lose(self, sent: Sent) -> None:
+        self._tracker.lost()
+        self.unseen.update(sent.keys)
+
+    async def _hold_off(self, seconds: float) -> None:
+        """What a provider asks of one caller it asks of all: those of this run, and whoever shares its rate."""
+        if 0 < seconds <= self._policy.retry.longest_retry_after_s:
+            self._gate.hold_off(seconds)
+            if self._means.limiter:
+                await self._means.limiter.hold_off(seconds)
+
+    def _expected_tokens(self, call: Call) -> int:
+        """What the rate of tokens is booked for: four bytes a token, and the replies' mean length so far."""
+        spend = self._tracker.spend
+        sent = sum(len(message.content.encode()) for message in call.messages) // 4
+        return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    def stop(self, error: OndineError) -> None:
+        """Let nobody leave any more. Calls in flight are paid for and go on; whoever waits stops waiting."""
+        if self.stopped_by is None:
+            self.stopped_by = error
+            self._interrupted |= self._waiting
+            for task in self._waiting:
+                task.cancel()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A wait that ends with `FatalError` when the run is stopped."""
+        if self.stopped_by is not None:
+            raise FatalError(str(self.stopped_by))
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._waiting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._interrupted and task.uncancel() == 0:
+                raise FatalError(str(self.stopped_by)) from None
+            raise
+        finally:
+            self._waiting.discard(task)
+
+
+@dataclass(slots=True)
+class _Fate:
+    """How a call ended and what it cost, as far as is known: not at all before it came back."""
+
+    ending: Ending | None = None
+    spent_usd: Decimal | None = Decimal(0)
+
+
+_FIRST_OUTAGE_S = 30.0
+"""A provider that has never answered is more likely misnamed than resting."""
