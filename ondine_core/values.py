@@ -68,6 +68,8 @@ class ModelSpec:
         temperature: Sampling temperature; `None` leaves it to the provider.
         max_output_tokens: Most tokens one reply may have; `None` leaves it to the provider.
         params: Further request fields, sent as they are (`top_p`, `seed`, `reasoning_effort`, ...).
+        settings: What only this provider knows of, such as an API version; it says itself what is valid.
+        provider_name: What the provider is called in reports, where the model's name does not tell.
     """
 
     model: str
@@ -77,6 +79,8 @@ class ModelSpec:
     temperature: float | None = None
     max_output_tokens: int | None = None
     params: Mapping[str, Json] = field(default_factory=dict)
+    settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # it may carry a token
+    provider_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
