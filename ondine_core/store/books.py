@@ -38,13 +38,13 @@ _SEND = """
     INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
-_REMOVE_CALL = "DELETE FROM ondine.calls WHERE call = ?"
+_REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
 _ANSWER = f"""
     INSERT INTO ondine.answers ({_ANSWERS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     "values" = excluded."values", model = excluded.model, attempts = excluded.attempts,
     batch_size = excluded.batch_size, cost_usd = excluded.cost_usd, request_id = excluded.request_id,
     answered_at = excluded.answered_at"""  # noqa: S608
-_REMOVE_FAILURE = "DELETE FROM ondine.failures WHERE key = ?"
+_REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
 _FAIL = """
     INSERT INTO ondine.failures (key, reason, detail, failed_at) SELECT ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ?) ON CONFLICT (key) DO UPDATE SET
@@ -87,7 +87,7 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
     calls = sorted({one.call: one for one in settled}.items())
     noted = {call for (call,) in database.select_in(_FIND_CALLS, [call for call, _ in calls])}
-    database.run_many(_REMOVE_CALL, [(call,) for call, _ in calls if call in noted])
+    database.run_in(_REMOVE_CALLS, sorted(noted))
     lines: dict[tuple[str, ...], tuple[int, ...]] = {}
     for call, one in calls:
         if call in noted:
@@ -96,7 +96,7 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     answers = {row[0]: row for one in settled for row in one.answers}
     failures = {row[0]: row for one in settled for row in one.failures}
     database.run_many(_ANSWER, [answers[key] for key in sorted(answers)])
-    database.run_many(_REMOVE_FAILURE, [(key,) for key in sorted(answers)])
+    database.run_in(_REMOVE_FAILURES, sorted(answers))
     database.run_many(_FAIL, [failures[key] for key in sorted(failures.keys() - answers.keys())])
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
 

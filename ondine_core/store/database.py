@@ -45,6 +45,9 @@ class Database(Protocol):
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
 
+    def run_in(self, sql: str, values: Sequence[Any]) -> None:
+        """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
+
     def stream(self, sql: str) -> Iterator[Row]:
         """The rows of a query too large for memory."""
 

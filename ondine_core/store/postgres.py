@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from ondine_core.errors import ConfigError, StoreError
+from ondine_core.errors import StoreError
 from ondine_core.store.database import Row
+from ondine_core.store.driver import explain, load_driver, parse
 
 if TYPE_CHECKING:
     import psycopg
@@ -29,16 +30,6 @@ __all__ = ["PostgresDatabase"]
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-_LIVENESS = {
-    "application_name": "ondine",
-    "connect_timeout": "10",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "20000",
-}
-"""A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
-
 _LIMITS = "SELECT set_config('lock_timeout', %s, FALSE), set_config('idle_in_transaction_session_timeout', %s, FALSE)"
 _LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) AS k"
 # No row comes back when the mark is there already. If the transaction that left it still ends, this waits for it.
@@ -67,10 +58,8 @@ class PostgresDatabase:
     """
 
     def __init__(self, url: str, *, patience_s: float, create: bool) -> None:
-        self._driver = _load_driver()
-        self._settings = _LIVENESS | _parse(url)
-        host, port = self._settings.get("host", "localhost"), self._settings.get("port", "5432")
-        self.place = f"postgresql://{host}:{port}/{self._settings.get('dbname', '')}"
+        self._driver = load_driver()
+        self._settings, self.place = parse(url)
         self._patience_s = patience_s
         # The time lets `prune` clear away the marks of writers that were killed.
         self._writer, self._opened_at, self._writes = f"writer:{secrets.token_hex(8)}", time.time(), 0
@@ -78,9 +67,9 @@ class PostgresDatabase:
         try:
             self._connection = self._connect()
         except self._driver.Error as error:
-            raise self._explain(error) from error
+            raise explain(error, self.place) from error
         try:
-            if create and self.select("SELECT to_regnamespace('ondine') IS NULL") == [(True,)]:
+            if create and self.read(lambda: self.select("SELECT to_regnamespace('ondine') IS NULL")) == [(True,)]:
                 self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
         except BaseException:
             self._connection.close()
@@ -131,7 +120,7 @@ class PostgresDatabase:
                     error, self._driver.errors.DeadlockDetected | self._driver.errors.SerializationFailure
                 )
                 if not (self._connection.closed or in_the_way) or time.monotonic() > until:
-                    raise self._explain(error) from error
+                    raise explain(error, self.place) from error
                 if self._connection.closed:
                     self._reconnect(until)
 
@@ -142,7 +131,7 @@ class PostgresDatabase:
                 self._connection = self._connect()
             except self._driver.Error as error:
                 if time.monotonic() + pause_s > until:
-                    raise self._explain(error) from error
+                    raise explain(error, self.place) from error
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
@@ -179,13 +168,18 @@ class PostgresDatabase:
         if rows:
             self._connection.cursor().executemany(_own(sql), rows)
 
+    def run_in(self, sql: str, values: Sequence[Any]) -> None:
+        """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
+        if values:
+            self.run(sql, (list(values),))
+
     def stream(self, sql: str) -> Iterator[Row]:
         """The rows of a query too large for memory."""
         try:
             with self._connection.transaction(), self._connection.cursor("export") as cursor:
                 yield from cursor.execute(_own(sql), binary=True)
         except self._driver.Error as error:
-            raise self._explain(error) from error
+            raise explain(error, self.place) from error
 
     def read_format(self) -> int:
         """The version of the tables, 0 if there are none."""
@@ -216,48 +210,6 @@ class PostgresDatabase:
             if self._leaves_marks:
                 self.run("DELETE FROM ondine.numbers WHERE name = ?", (self._writer,))
         self._connection.close()
-
-    def _explain(self, error: psycopg.Error) -> StoreError:
-        # A connection that could not be made has no code.
-        advice = _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe.")
-        what = " ".join(str(error).split()).rstrip(".")
-        return StoreError(f"The answer store {self.place!r} failed: {what}. {advice}")
-
-
-_UNREACHABLE = "Check that the server runs and that host, user and password are right; what was stored before is safe."
-_ADVICE = {
-    "08006": _UNREACHABLE,
-    "25006": "The server takes no writes (a replica?); name the primary.",
-    "42501": "Let this user make the schema `ondine` and use it, for instance by GRANT CREATE ON DATABASE.",
-    "53100": "Free some space on the server and run again; what was stored before is safe.",
-    "55P03": "Another process has held the lock for too long; stop that one, or wait and run again.",
-    "57P01": _UNREACHABLE,
-}
-
-
-def _load_driver() -> Any:
-    try:
-        import psycopg
-        import psycopg.types.numeric
-    except ImportError as error:
-        raise ConfigError(
-            f"A store in Postgres needs psycopg ({error}); run `pip install 'ondine-dagster[postgres]'`."
-        ) from error
-    return psycopg
-
-
-def _parse(url: str) -> dict[str, Any]:
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        return dict(conninfo_to_dict(url))
-    except ProgrammingError:
-        # What the driver says may quote the password.
-        raise ConfigError(
-            "The URL of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
-            "characters like @ / : % in the password as %40 %2F %3A %25."
-        ) from None
 
 
 @cache

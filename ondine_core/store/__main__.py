@@ -1,0 +1,234 @@
+"""`python -m ondine_core.store`: look into an answer store, prune it, export it.
+
+It reads and writes what a run would, nothing more, so it may be used while runs go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import NoReturn, TextIO, get_args
+
+import orjson
+
+from ondine_core.errors import OndineError
+from ondine_core.store.books import read_audit
+from ondine_core.store.database import Database
+from ondine_core.store.places import connect
+from ondine_core.store.queries import (
+    ANSWER_COLUMNS,
+    Column,
+    Spending,
+    prune,
+    read_size,
+    read_spending,
+    stream,
+)
+from ondine_core.values import Line
+
+__all__ = ["main"]
+
+_AGES_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out a command; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        database = connect(options.store, create=False)
+        try:
+            options.command(database, options)
+            sys.stdout.flush()
+        finally:
+            database.close()
+    except BrokenPipeError:
+        # Whoever read along has seen enough, as `head` does; nothing may be written to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OndineError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # A URL in the wrong place is quoted, and may hold a password.
+        super().error(re.sub(r"(?<=://)\S*@", "***@", message))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="python -m ondine_core.store", description="Look into an answer store, prune it, export it.")
+    parser.add_argument(
+        "store",
+        metavar="STORE",
+        help="a file, or postgresql://user:password@host/database; if left out, what ONDINE_STORE says",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[Database, argparse.Namespace], None], what: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+        added.set_defaults(command=command)
+        return added
+
+    add("size", _size, "how much is stored")
+    spend = add("spend", _spend, "calls, tokens and USD, added up")
+    spend.add_argument("--by", choices=get_args(Column), default="asset", help="told apart by (default: asset)")
+    add("audit", _audit, "the books of one run").add_argument("run", metavar="RUN", help="as `spend --by run` lists it")
+    old = add("prune", _prune, "remove what is old")
+    old.add_argument("--older-than", type=_age_s, required=True, metavar="AGE", help="as in 90d, 12h or 8w")
+    old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
+    export = add("export", _export, "write all answers out")
+    export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of standard output")
+
+    arguments = list(arguments)
+    if arguments and arguments[0] in commands.choices:
+        if not (place := os.environ.get("ONDINE_STORE")):
+            parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE")
+        arguments = [place, *arguments]
+    return parser.parse_args(arguments)
+
+
+def _age_s(text: str) -> float:
+    found = re.fullmatch(r"(\d+)([hdw])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; write 90d, 12h or 8w")
+    return float(found[1]) * _AGES_S[found[2]]
+
+
+def _size(database: Database, _: argparse.Namespace) -> None:
+    size = read_size(database)
+    rows = [
+        ("answers", f"{size.answers:,}"),
+        ("failures", f"{size.failures:,}"),
+        ("calls of unknown outcome", f"{size.unknown:,}"),
+        ("on disk", f"{size.bytes / 1e6:,.1f} MB"),
+    ]
+    if size.oldest is not None and size.newest is not None:
+        rows += [("oldest answer", _instant(size.oldest)), ("newest answer", _instant(size.newest))]
+    _write_table(rows)
+
+
+def _spend(database: Database, options: argparse.Namespace) -> None:
+    spent = read_spending(database, options.by)
+    rows = [_spending_row(name or "(none)", spending) for name, spending in spent.items()]
+    header = (options.by, "calls", "input tokens", "cached", "output tokens", "USD", "unknown", "paid twice")
+    _write_table([header, *rows])
+    total = sum((spending.usd for spending in spent.values()), Decimal(0))
+    unpriced = sum(spending.unpriced for spending in spent.values())
+    unknown = sum(spending.unknown for spending in spent.values())
+    most = sum((spending.at_most_usd for spending in spent.values()), Decimal(0))
+    sys.stdout.write(f"\nIn all ${total:,.6f}.")
+    if unpriced:
+        sys.stdout.write(f" {unpriced:,} calls have no price and are not in it.")
+    if unknown:
+        sys.stdout.write(f" {unknown:,} calls are under way or were lost; they may cost ${most:,.6f} more.")
+    sys.stdout.write("\n")
+
+
+def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
+    usage = spending.usage
+    return (
+        name,
+        f"{spending.calls:,}",
+        f"{usage.input_tokens:,}",
+        f"{usage.cached_input_tokens:,}",
+        f"{usage.output_tokens:,}",
+        f"{spending.usd:,.6f}" if spending.unpriced < spending.calls or not spending.calls else "?",
+        f"{spending.unknown:,}",
+        f"{spending.paid_twice:,}",
+    )
+
+
+def _audit(database: Database, options: argparse.Namespace) -> None:
+    audit = database.read(lambda: read_audit(database, options.run))
+    if not audit.sent:
+        raise OndineError(f"No call of a run {options.run!r} is in the books; `spend --by run` lists the runs.")
+    header = ("calls", "number", "input tokens", "cached", "output tokens", "reasoning", "USD")
+    _write_table(
+        [
+            header,
+            _line_row("answered", audit.answered),
+            _line_row("refused", audit.refused),
+            _line_row("unknown (at most)", audit.unknown),
+        ]
+    )
+    sys.stdout.write(f"\n{audit.sent:,} calls left; {audit.paid_twice:,} prompts may have been paid for twice.\n")
+
+
+def _line_row(name: str, line: Line) -> tuple[str, ...]:
+    usage = line.usage
+    tokens = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens, usage.reasoning_tokens)
+    usd = "?" if line.usd is None else f"{line.usd:,.6f}"
+    return (name, f"{line.calls:,}", *(f"{number:,}" for number in tokens), usd)
+
+
+def _prune(database: Database, options: argparse.Namespace) -> None:
+    before = time.time() - options.older_than
+    pruned = prune(database, before, dry_run=options.dry_run)
+    sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}, from before {_instant(before)}:\n")
+    _write_table(
+        [
+            ("answers", f"{pruned.answers:,}"),
+            ("failures", f"{pruned.failures:,}"),
+            ("calls of unknown outcome", f"{pruned.calls:,}"),
+            ("lines of the ledger", f"{pruned.ledger:,}"),
+        ]
+    )
+    if not options.dry_run:
+        database.compact()
+
+
+def _export(database: Database, options: argparse.Namespace) -> None:
+    write = _write_csv if options.format == "csv" else _write_jsonl
+    if options.output is None:
+        write(database, sys.stdout)
+        return
+    # Put in place when it is whole.
+    part = options.output.with_name(f"{options.output.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            write(database, file)
+        part.replace(options.output)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _write_jsonl(database: Database, out: TextIO) -> None:
+    for key, values, *rest, answered_at in stream(database):
+        row = [key.hex(), orjson.Fragment(values), *rest, _instant(answered_at)]
+        out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
+
+
+def _write_csv(database: Database, out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(ANSWER_COLUMNS)
+    for key, values, *rest, answered_at in stream(database):
+        writer.writerow([key.hex(), values.decode(), *rest, _instant(answered_at)])
+
+
+def _write_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _instant(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""What the command line asks of a store: how large it is, what was spent, what is old, and everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+import orjson
+
+from ondine_core.store.database import Database, Row
+from ondine_core.store.records import from_pico
+from ondine_core.values import Usage
+
+__all__ = ["ANSWER_COLUMNS", "Column", "Pruned", "Size", "Spending", "prune", "read_size", "read_spending", "stream"]
+
+Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
+"""What spending can be told apart by."""
+
+ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd", "request_id", "answered_at")
+
+_SPENDING = """
+    SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
+    SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
+_DATED = (("answers", "answered_at"), ("failures", "failed_at"), ("calls", "sent_at"), ("ledger", "day"))
+_PASSING = ("lease:", "writer:")
+"""Numbers of these names are (..., seconds since the epoch) and of no use long after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is stored.
+
+    Args:
+        answers: Prompts with an answer.
+        failures: Prompts that failed for good.
+        unknown: Calls whose outcome was not seen, or not yet.
+        bytes: What it takes on disk.
+        oldest: When the oldest answer came, seconds since the epoch; `None` when there is none.
+        newest: When the newest answer came.
+    """
+
+    answers: int
+    failures: int
+    unknown: int
+    bytes: int
+    oldest: float | None
+    newest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What was spent.
+
+    Args:
+        calls: Calls whose outcome was seen.
+        usage: Their tokens.
+        usd: What they cost, apart from those without a price.
+        unpriced: How many of them have no price.
+        unknown: Calls whose outcome was not seen, or not yet.
+        at_most_usd: What those may cost, apart from those without a price.
+        paid_twice: Prompts that were paid for twice, or may have been.
+    """
+
+    calls: int = 0
+    usage: Usage = Usage()
+    usd: Decimal = Decimal(0)
+    unpriced: int = 0
+    unknown: int = 0
+    at_most_usd: Decimal = Decimal(0)
+    paid_twice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many rows were too old: answers, failures, calls of unknown outcome, and lines of the ledger."""
+
+    answers: int
+    failures: int
+    calls: int
+    ledger: int
+
+
+def read_size(database: Database) -> Size:
+    """How much `database` holds."""
+
+    def read() -> Size:
+        answers, oldest, newest = database.select(
+            "SELECT COUNT(*), MIN(answered_at), MAX(answered_at) FROM ondine.answers"
+        )[0]
+        failures, unknown = (
+            database.select(f"SELECT COUNT(*) FROM ondine.{table}")[0][0]  # noqa: S608
+            for table in ("failures", "calls")
+        )
+        return Size(answers, failures, unknown, database.measure(), oldest, newest)
+
+    return database.read(read)
+
+
+def read_spending(database: Database, by: Column) -> dict[str, Spending]:
+    """What was spent, for each value of the column `by`, in its order."""
+
+    def read() -> dict[str, Spending]:
+        spent: dict[str, Spending] = {}
+        for name, *amounts in database.select(_SPENDING.format(by=by)):
+            calls, *tokens, pico_usd, unpriced, paid_twice = map(int, amounts)
+            spent[name] = Spending(calls, Usage(*tokens), from_pico(pico_usd), unpriced, paid_twice=paid_twice)
+        when = "sent_at" if by == "day" else by
+        for name, at_most in database.select(f"SELECT {when}, at_most_pico_usd FROM ondine.calls"):  # noqa: S608
+            group = _day(name) if by == "day" else name
+            old = spent.get(group, Spending())
+            most = old.at_most_usd + from_pico(at_most or 0)
+            spent[group] = replace(old, unknown=old.unknown + 1, at_most_usd=most)
+        return dict(sorted(spent.items()))
+
+    return database.read(read)
+
+
+def prune(database: Database, before: float, *, dry_run: bool = False) -> Pruned:
+    """Remove what is older than `before` (seconds since the epoch).
+
+    Args:
+        database: The store.
+        before: Answers, failures and calls of before this instant go, and days that ended before it.
+        dry_run: Only count.
+    """
+
+    def remove() -> Pruned:
+        counts = []
+        for table, column in _DATED:
+            limit = _day(before) if column == "day" else before
+            [(count,)] = database.select(f"SELECT COUNT(*) FROM ondine.{table} WHERE {column} < ?", [limit])  # noqa: S608
+            if not dry_run:
+                database.run(f"DELETE FROM ondine.{table} WHERE {column} < ?", [limit])  # noqa: S608
+            counts.append(count)
+        if not dry_run:
+            _forget_numbers(database, before)
+        return Pruned(*counts)
+
+    return database.read(remove) if dry_run else database.write(remove)
+
+
+def _forget_numbers(database: Database, before: float) -> None:
+    for name, numbers in database.select("SELECT name, numbers FROM ondine.numbers"):
+        if name.startswith(_PASSING) and orjson.loads(numbers)[1] < before:
+            # Unless they have just been changed.
+            database.run("DELETE FROM ondine.numbers WHERE name = ? AND numbers = ?", [name, numbers])
+
+
+def stream(database: Database) -> Iterator[Row]:
+    """All answers, in no order, each a row of `ANSWER_COLUMNS`."""
+    columns = ", ".join(f'"{column}"' for column in ANSWER_COLUMNS)
+    return database.stream(f"SELECT {columns} FROM ondine.answers")  # noqa: S608
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).date().isoformat()
