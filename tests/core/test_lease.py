@@ -1,0 +1,225 @@
+"""A lease has at most one holder, and none waits for a dead one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.errors import StoreError
+from ondine_core.lease import hold_lease
+from ondine_core.policy import Clock
+from ondine_core.store import open_store
+from ondine_core.values import Numbers
+from tests.support.unreliable import MemoryStore
+from tests.support.virtual_clock import run_virtually
+
+TTL_S = 60.0
+TIMEOUT_S = 30.0
+POLL_S = TTL_S / 6
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Comes at an instant, works so long, and is killed after so much of it, if at all."""
+
+    comes_at: float
+    works_s: float
+    killed_after_s: float | None
+    latency_s: float
+
+
+class Reach(MemoryStore):
+    """One process's way to the store that all share; nothing passes once the process is dead."""
+
+    def __init__(self, shared: MemoryStore, latency_s: float) -> None:
+        super().__init__()
+        self._shared, self._latency_s = shared, latency_s
+        self.dead = False
+
+    async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+        # What is on its way arrives, whether or not anybody still waits for it.
+        return await asyncio.shield(asyncio.ensure_future(self._pass_on(name, step)))
+
+    async def _pass_on(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+        await asyncio.sleep(self._latency_s)
+        if self.dead:
+            raise StoreError("dead")
+        return await self._shared.update(name, step)
+
+
+seconds = st.integers(0, 300).map(float)
+workers = st.builds(Worker, seconds, seconds, st.none() | seconds, st.floats(0, TTL_S / 12))
+
+
+@dataclass
+class Held:
+    """From when to when a worker held the lease, and whether it was killed then."""
+
+    worker: Worker
+    start: float
+    end: float
+    killed: bool
+
+
+async def work(worker: Worker, shared: MemoryStore, clock: Clock, log: list[Held]) -> None:
+    store = Reach(shared, worker.latency_s)
+    await clock.sleep(worker.comes_at)
+    try:
+        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            held = Held(worker, clock.now(), float("inf"), killed=False)
+            log.append(held)
+            if worker.killed_after_s is not None and worker.killed_after_s < worker.works_s:
+                await clock.sleep(worker.killed_after_s)
+                store.dead = held.killed = True
+            else:
+                await clock.sleep(worker.works_s)
+            held.end = clock.now()
+    except StoreError:
+        assert store.dead
+
+
+@given(st.lists(workers, min_size=1, max_size=6))
+def test_one_holder_at_a_time_and_no_waiting_for_the_dead(group: list[Worker]) -> None:
+    """Whoever comes, works and is killed when: no two hold the lease at once, all get it, and in time."""
+    log: list[Held] = []
+
+    async def main(clock: Clock) -> None:
+        shared = MemoryStore()
+        await asyncio.gather(*(work(worker, shared, clock, log) for worker in group))
+
+    run_virtually(main)
+    assert len(log) == len(group)
+    for earlier, later in zip(log, log[1:], strict=False):
+        assert earlier.end <= later.start
+        free_at = earlier.end + (TTL_S if earlier.killed else 0)
+        slack_s = POLL_S + 4 * TTL_S / 12
+        assert later.start <= max(free_at, min(other.worker.comes_at for other in log[log.index(later) :])) + slack_s
+
+
+def test_lease_outlasts_its_term_while_it_is_renewed() -> None:
+    """A holder that works for hours is not taken over, and the next is told how long it may take, now and then."""
+    told: list[float] = []
+
+    async def main(clock: Clock) -> None:
+        store = MemoryStore()
+
+        async def hold(works_s: float) -> float:
+            effects = {"now": clock.now, "sleep": clock.sleep}
+            async with hold_lease(store, "asset", **effects, ttl_s=TTL_S, on_wait=told.append):
+                started = clock.now()
+                await clock.sleep(works_s)
+            return started
+
+        first, second = await asyncio.gather(hold(7200), hold(1))
+        assert first == 0
+        assert 7200 <= second <= 7200 + POLL_S
+
+    run_virtually(main)
+    assert 7200 / TTL_S <= len(told) <= 7200 / TTL_S * 2 + 1
+    assert all(TTL_S / 2 <= left_s <= TTL_S for left_s in told)
+
+
+def test_lease_taken_by_another_cancels_the_body() -> None:
+    """A holder that was suspended and finds the lease in other hands is stopped, and told what happened."""
+
+    async def main(clock: Clock) -> None:
+        store = MemoryStore()
+        with pytest.raises(StoreError, match=r"'asset' was lost.*run again"):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+                await store.update("lease:asset", lambda _: (17.0, 10_000.0))
+                await clock.sleep(10_000)
+        assert clock.now() <= TTL_S / 3
+        assert store.numbers["lease:asset"] == (17.0, 10_000.0), "the other's lease is left alone"
+        assert not asyncio.current_task().cancelling()
+
+    run_virtually(main)
+
+
+def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
+    """When the store fails, what it says is what the body ends with."""
+
+    async def main(clock: Clock) -> None:
+        store = Reach(MemoryStore(), 0)
+        with pytest.raises(StoreError, match="dead"):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+                store.dead = True
+                await clock.sleep(10_000)
+
+    run_virtually(main)
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) -> None:
+    """An error or a cancellation of the body passes through unchanged, and the lease is free at once."""
+
+    async def main(clock: Clock) -> None:
+        store = MemoryStore()
+        with pytest.raises(error):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+                raise error
+        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            assert clock.now() == 0
+
+    run_virtually(main)
+
+
+def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
+    """Cancelled while the store grants the lease, a caller holds nothing."""
+
+    async def main(clock: Clock) -> None:
+        shared = MemoryStore()
+
+        async def wait() -> None:
+            async with hold_lease(Reach(shared, 5), "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+                raise AssertionError
+
+        waiting = asyncio.create_task(wait())
+        await clock.sleep(1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        async with hold_lease(shared, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            assert clock.now() <= TTL_S / 6
+
+    run_virtually(main)
+
+
+def test_lease_of_a_killed_process_is_free_after_its_term(tmp_path: Path) -> None:
+    """After kill -9 of the holder, another process gets the lease when its term is over, not before."""
+    path, ttl_s = tmp_path / "answers.db", 1.0
+    program = f"""
+import asyncio, time
+from ondine_core.lease import hold_lease
+from ondine_core.store import open_store
+
+async def main():
+    with open_store({str(path)!r}) as store:
+        async with hold_lease(store, "asset", now=time.time, sleep=asyncio.sleep, ttl_s={ttl_s}):
+            print("held", flush=True)
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+    async def take() -> float:
+        with open_store(path) as store:
+            async with hold_lease(store, "asset", now=time.time, sleep=asyncio.sleep, ttl_s=ttl_s):
+                return time.monotonic()
+
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        os.kill(process.pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+    taken_at = asyncio.run(asyncio.wait_for(take(), TIMEOUT_S))
+    assert ttl_s / 2 <= taken_at - killed_at <= TIMEOUT_S

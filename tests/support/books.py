@@ -1,0 +1,51 @@
+"""Short ways to write in the books, and the two kinds of place that a store can be at."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from ondine_core.store.places import connect
+from ondine_core.values import Answer, AnswerStore, Key, Origin, Sent, Settled
+from tests.support.postgres import server
+
+KINDS = ("sqlite", "postgres")
+ORIGIN = Origin("run-1", "labels", "2026-01-01")
+_numbers = itertools.count()
+
+
+def fresh_place(kind: str, folder: Path) -> str:
+    """Where no store has been yet."""
+    return server().new_database() if kind == "postgres" else str(folder / "answers.db")
+
+
+def key_of(number: int) -> Key:
+    """A key; those of different numbers differ."""
+    return number.to_bytes(16, "big")
+
+
+def call_to(*keys: Key, origin: Origin = ORIGIN) -> Sent:
+    """A call that has not been made yet."""
+    return Sent(next(_numbers).to_bytes(16, "big"), origin, "openai/m", "ask", keys, sent_at=86400.0)
+
+
+async def keep(store: AnswerStore, *answers: tuple[Key, Answer]) -> None:
+    """Make one call that brings `answers`."""
+    sent = call_to(*(key for key, _ in answers))
+    await store.send(sent)
+    await store.settle(Settled(sent, "answered", answers=answers))
+
+
+def keys_in(place: str | Path) -> set[Key]:
+    """The keys with an answer, as another connection sees them."""
+    return {key for (key,) in look(place, "SELECT key FROM ondine.answers")}
+
+
+def look(place: str | Path, sql: str) -> Sequence[tuple[object, ...]]:
+    """What another connection sees."""
+    database = connect(place, create=False)
+    try:
+        return database.select(sql)
+    finally:
+        database.close()
