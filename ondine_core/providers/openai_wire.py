@@ -1,15 +1,13 @@
 """The OpenAI chat-completions dialect over aiohttp; Groq, Together, Ollama, vLLM, llama.cpp and others speak it, too.
 
-A client of its own because the transport decides the speed of the whole pipeline, and because a failure has to be
-classified once, here, as data the engine obeys. It tries a call exactly once.
+A client of its own because the transport decides the speed of the whole pipeline. It tries a call exactly once; what a
+failure means is decided in `failures`.
 """
 
 from __future__ import annotations
 
-import re
-import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,24 +16,15 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
-from ondine_core.errors import FatalError, Kind, ProviderError, RefusedError, TransientError
-from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
+from ondine_core.errors import ProviderError, RefusedError
+from ondine_core.providers.failures import ADVICE, Address, Response, lost, turned_away, unreadable
+from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.values import Call, ModelSpec, Reply, Usage
 
 __all__ = ["HttpModel", "chat_body", "chat_reply", "connect_openai", "usage_of"]
 
 _CONNECT_TIMEOUT_S = 15.0
-_FATAL = {
-    401: "the key was not accepted; check api_key",
-    402: "the account has no credit",
-    403: "the key has no permission for this model",
-    404: "there is no such model or address; check model and base_url",
-    405: "this is not a chat-completions address; check base_url",
-}
-_LIMITED = 429
-_OVERLOADED = frozenset({408, 503, 504, 529})
-_TRANSIENT = frozenset({408, 409, 425, 429})
-_OUT_OF_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+_OK = 200
 
 
 class HttpModel:
@@ -48,10 +37,12 @@ class HttpModel:
         body: Writes a call as JSON.
         read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
         max_concurrency: Most calls worth having in flight.
+        headers: Further headers of the next call, such as a token that expires; their values are secrets.
+        advice: Statuses after which no request succeeds, and what to do about each.
         wall: Wall clock, for a `Retry-After` that names a date.
     """
 
-    def __init__(  # noqa: PLR0913  (two callers, both in this package)
+    def __init__(  # noqa: PLR0913  (three callers, all in this package)
         self,
         url: str,
         api_key: str | None,
@@ -60,40 +51,48 @@ class HttpModel:
         read: Callable[[Mapping[str, Any]], Reply],
         *,
         max_concurrency: int | None = None,
+        headers: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+        advice: Mapping[int, str] = ADVICE,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
-        self._body, self._read, self._wall = body, read, wall
-        self._host = urlsplit(url).netloc.rpartition("@")[2]
+        self._body, self._read, self._headers, self._wall = body, read, headers, wall
+        self._to = Address(urlsplit(url).netloc.rpartition("@")[2], timeout_s, advice)
         self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
         self.max_concurrency = max_concurrency
         self.max_batch_size: int | None = None
 
     def __repr__(self) -> str:
-        return f"HttpModel({self._host!r})"
+        return f"HttpModel({self._to.host!r})"
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
+        extra = await self._headers() if self._headers else {}
         session = self._session or self._open()
+        secrets = (self._api_key or "", *(value.rpartition(" ")[2] for value in extra.values()))
         started = time.perf_counter()
         try:
-            request = session.post(self._url, data=self._body(call), proxy=self._proxy, allow_redirects=False)
-            async with request as response:
-                status, headers, content = response.status, response.headers, await response.read()
+            request = session.post(
+                self._url, data=self._body(call), headers=extra, proxy=self._proxy, allow_redirects=False
+            )
+            async with request as came:
+                response = Response(came.status, came.headers, await came.read(), self._wall())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._lost(error) from None  # the cause would name the whole address
-        if status != 200:  # noqa: PLR2004
-            raise self._failed(status, headers, content, call)
+            failure: ProviderError | None = lost(error, self._to)
+        else:
+            failure = None if response.status == _OK else turned_away(response, call, secrets, self._to)
+        if failure:
+            raise failure  # out here, where it has no context: that may name the whole address, or hold the key
         try:
-            reply = self._read(orjson.loads(content))
+            reply = self._read(orjson.loads(response.content))
         except ProviderError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise self._unreadable(content, call) from error
+            raise unreadable(response, call, secrets, self._to) from error
         # A header may hold bytes that are no text, which the store could not keep.
-        request_id = headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
-        wait_s = hold_off_s(headers, reply.usage.input_tokens + reply.usage.output_tokens)
+        request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
+        wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
         return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started, wait_s)
 
     async def aclose(self) -> None:
@@ -114,49 +113,6 @@ class HttpModel:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self._session
-
-    def _lost(self, error: Exception) -> ProviderError:
-        host = self._host
-        if isinstance(
-            error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError
-        ):
-            return FatalError(
-                f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates."
-            )
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return TransientError(f"Cannot connect to {host!r} ({type(error).__name__}).")
-        if isinstance(error, TimeoutError):
-            return TransientError(
-                f"{host!r} did not reply within {self._timeout_s:g} s; raise timeout_s if it needs longer.",
-                cost_unknown=True,
-                kind="overloaded",
-            )
-        return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
-
-    def _failed(self, status: int, headers: Mapping[str, str], content: bytes, call: Call) -> ProviderError:
-        error = _error_object(content)
-        codes = (found for found in (error.get("code"), error.get("type")) if isinstance(found, str))
-        code = next(codes, None)
-        said = _quotable(str(error.get("message") or ""), call, self._api_key)
-        what = f"The provider replied {status}" + (f" ({code})" if code else "") + said
-        if status in _FATAL:
-            return FatalError(f"{what}: {_FATAL[status]}.")
-        if code in _OUT_OF_CREDIT:
-            return FatalError(f"{what}: {_FATAL[402]}.")
-        if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
-            wait_s = retry_after_s(headers, self._wall())
-            kind: Kind = "limited" if status == _LIMITED else "overloaded" if status in _OVERLOADED else "broken"
-            return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind)
-        if status < 400:  # noqa: PLR2004
-            return FatalError(f"{what}, which is no chat completion; check base_url.")
-        return RefusedError(f"{what}.")
-
-    def _unreadable(self, content: bytes, call: Call) -> ProviderError:
-        """Some gateways report an error with status 200; a code in it decides, else the reply is lost."""
-        code = _error_object(content).get("code")
-        if isinstance(code, int) and code >= 400:  # noqa: PLR2004
-            return self._failed(code, {}, content, call)
-        return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
 
 
 def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None) -> HttpModel:
@@ -224,14 +180,6 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     return Usage(int(sent), int(cached), int(written), int(reasoning))
 
 
-def _error_object(content: bytes) -> Mapping[str, Any]:
-    try:
-        error = orjson.loads(content)["error"]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return {}
-    return error if isinstance(error, dict) else {"message": error}
-
-
 def _proxy_for(url: str) -> str | None:
     """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
 
@@ -243,21 +191,3 @@ def _proxy_for(url: str) -> str | None:
         return None
     proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
-
-
-_LONGEST_QUOTE = 300
-_WINDOW = 8
-
-
-def _quotable(message: str, call: Call, api_key: str | None) -> str:
-    """`message` as a suffix for an error text, unless it repeats part of a prompt; keys are masked."""
-    message = " ".join(message.split())
-    if api_key:
-        message = message.replace(api_key, "***")
-    message = re.sub(r"\b(sk|gsk|key|pk)[-_][\w*-]{6,}", "***", message)[:_LONGEST_QUOTE]
-    sent = "\n".join(part.content for part in call.messages)
-    if any(quote in sent for quote in re.findall(r"['\"`]([^'\"`]+)['\"`]", message)):
-        return ""
-    if any(message[at : at + _WINDOW] in sent for at in range(max(1, len(message) - _WINDOW + 1))):
-        return ""
-    return f": {message.rstrip('.')}"

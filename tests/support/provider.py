@@ -40,7 +40,8 @@ class Asked:
     @property
     def prompt(self) -> str:
         """The last user message."""
-        return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+        content = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ class Provider:
         cached_tokens: Prompt tokens of each call that the usage calls cached.
     """
 
+    path = "/v1/chat/completions"
+
     def __init__(
         self,
         answer: Callable[[str], Any] = echo,
@@ -243,7 +246,7 @@ class Provider:
     async def _serve(self, started: Future[int]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post(self.path, self._handle)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         try:
             await runner.setup()
