@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.context_limits import (
+    Room,
+    estimate_answer_tokens,
+    estimate_tokens,
+    get_context_limit,
+    get_output_limit,
+    learn_answer_tokens,
+    suggest_batch_size,
+    validate_batch_size,
+)
+from ondine_core.schema import compile_schema
+from ondine_core.values import ModelSpec
+
+# -- the model's limits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        ("openai/gpt-4o-mini", 128_000),
+        ("openai/gpt-4", 8_192),
+        ("azure/gpt-4o-mini", 128_000),
+        ("gemini/gemini-gemma-2-9b-it", 8_192),  # an old entry, with one figure for everything
+        ("openai/no-such-model", None),
+        ("hosted_vllm/gpt-4o-mini", None),
+        ("llama_cpp/model.gguf", None),
+        ("", None),
+    ],
+)
+def test_the_window_of_a_model(model: str, tokens: int | None) -> None:
+    """A listed model has its window; one that is not listed, or a namesake elsewhere, has none that is known."""
+    assert get_context_limit(model) == tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "allowed", "tokens"),
+    [
+        ("openai/gpt-4o-mini", None, 16_384),
+        ("openai/gpt-4o-mini", 500, 500),
+        ("openai/gpt-4o-mini", 99_999, 16_384),
+        ("test/m", 500, 500),
+        ("test/m", None, None),
+    ],
+)
+def test_the_bound_on_a_reply(model: str, allowed: int | None, tokens: int | None) -> None:
+    """The model's bound and the user's both hold."""
+    assert get_output_limit(ModelSpec(model, max_output_tokens=allowed)) == tokens
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("word", 2), ("größe", 4), ("\ud800", 2)])
+def test_two_bytes_a_token(text: str, tokens: int) -> None:
+    """A text has half as many tokens as it has bytes in UTF-8, rounded up; a lone surrogate breaks nothing."""
+    assert estimate_tokens(text) == tokens
+
+
+@given(st.text(), st.text())
+def test_longer_texts_have_more_tokens(one: str, other: str) -> None:
+    """The parts of a text are never estimated at less than the whole."""
+    assert estimate_tokens(one) <= estimate_tokens(one + other) <= estimate_tokens(one) + estimate_tokens(other)
+
+
+def answer_tokens(output: Any, **settings: Any) -> int:
+    return estimate_answer_tokens(compile_schema(output).json_schema, **settings)
+
+
+def test_a_choice_is_as_long_as_its_longest_option() -> None:
+    """An estimate from a closed schema covers every answer there is."""
+    output = {"mood": {"enum": ["good", "somewhat mixed"]}, "sure": bool, "stars": int, "day": {"enum": [None, "Mon"]}}
+    longest = {"id": 100, "mood": "somewhat mixed", "sure": False, "stars": 12345, "day": "Mon"}
+    assert answer_tokens(output, count=len) == len(json.dumps(longest, separators=(",", ":")))
+
+
+@pytest.mark.parametrize(
+    ("shorter", "longer"),
+    [
+        ({"a": bool}, {"a": str}),
+        ({"a": {"type": "string", "maxLength": 10}}, {"a": str}),
+        ({"a": str}, {"a": str, "b": str}),
+        ({"a": str}, {"a": list[str]}),
+        ({"a": {"type": "array", "items": {"type": "string"}, "maxItems": 1}}, {"a": list[str]}),
+        ({"a": {"type": "string", "format": "date"}}, {"a": {"type": "string", "format": "date-time"}}),
+        ({"a": str}, {"a": {"type": "object", "properties": {"b": "string", "c": "number"}}}),
+        ({"a": str}, "free text"),
+    ],
+)
+def test_what_holds_more_is_longer(shorter: Any, longer: Any) -> None:
+    """Answers are expected to grow with what the schema asks for; an option to leave it out changes nothing."""
+    assert answer_tokens(shorter) < answer_tokens(longer)
+
+
+def test_an_optional_value_is_expected_to_be_there() -> None:
+    """What may be null is estimated as if it never were."""
+    assert answer_tokens({"a": {"type": "string", "nullable": True}}) == answer_tokens({"a": str})
+
+
+# -- what fits -----------------------------------------------------------------------------------------------------
+
+LIMITS = st.none() | st.integers(1, 5_000)
+ROOMS = st.builds(Room, LIMITS, LIMITS, st.integers(0, 300), st.integers(1, 100), st.integers(0, 500))
+
+
+@given(ROOMS, st.integers(0, 100), st.integers(1, 300))
+def test_the_size_suggested_is_the_largest_that_fits(room: Room, row_tokens: int, most: int) -> None:
+    """As many rows as window and reply allow, at most as many as wanted, and at least the one that has to travel."""
+    size = suggest_batch_size(room, row_tokens, most)
+    assert 1 <= size <= most
+    assert size == 1 or room.fits(size, size * row_tokens)
+    assert size == most or not room.fits(size + 1, (size + 1) * row_tokens)
+
+
+@given(ROOMS, st.integers(0, 100), st.integers(1, 300))
+def test_advice_is_given_when_a_size_does_not_fit(room: Room, row_tokens: int, size: int) -> None:
+    """There is advice if and only if fewer rows fit, and it names how many."""
+    fitting = suggest_batch_size(room, row_tokens, size)
+    advice = validate_batch_size(size, room, row_tokens)
+    assert (advice is None) == (fitting == size)
+    assert advice is None or f"about {fitting} rows" in advice
+
+
+def test_the_figure_that_is_exceeded_is_named() -> None:
+    """Advice says what the size is too large for, and what to expect."""
+    assert validate_batch_size(200, Room(output_tokens=4_096, answer_tokens=80)) == (
+        "batch_size=200 exceeds what one reply can hold (max_output_tokens=4096), at 80 tokens an answer; "
+        "calls will carry about 51 rows."
+    )
+    assert validate_batch_size(20, Room(8_192, None, 192, 100), 700) == (
+        "batch_size=20 exceeds the model's window of 8192 tokens, of which 192 go to instructions, "
+        "at 100 tokens an answer and 700 a row; calls will carry about 10 rows."
+    )
+
+
+def test_without_limits_everything_fits() -> None:
+    """Where nothing is known the provider decides."""
+    assert Room().fits(10**6, 10**9)
+    assert suggest_batch_size(Room(), 10**6) == 100
+    assert validate_batch_size(10**6, Room(), 10**6) is None
+
+
+# -- learning ------------------------------------------------------------------------------------------------------
+
+
+@given(ROOMS, st.integers(1, 50), st.integers(1, 10_000), st.booleans())
+def test_a_longer_answer_counts_at_once(room: Room, rows: int, output_tokens: int, cut: bool) -> None:
+    """After a reply at least as many tokens are expected as its answers had; after a cut one twice as many."""
+    learnt = learn_answer_tokens(room, rows, output_tokens, cut=cut)
+    assert learnt.answer_tokens * rows >= output_tokens * (1 + cut)
+    assert room.answer_tokens - learnt.answer_tokens <= room.answer_tokens / 8
+
+
+def test_shorter_answers_count_by_and_by() -> None:
+    """One long answer is remembered for a while, not for ever."""
+    room = Room(answer_tokens=400)
+    for _ in range(100):
+        room = learn_answer_tokens(room, 10, 200)
+    assert 25 <= room.answer_tokens <= 32
+
+
+def test_a_provider_that_counts_nothing_teaches_nothing() -> None:
+    """A reply without usage is no reply of length 0."""
+    assert learn_answer_tokens(Room(answer_tokens=40), 10, 0) == Room(answer_tokens=40)
