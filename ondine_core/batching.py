@@ -1,6 +1,6 @@
 """How prompts travel: a strategy writes a batch as one call and takes the reply apart again.
 
-A strategy is a value, a pair of pure functions. Which one is used is not part of an answer's key: an answer is an
+A strategy is a value made of pure functions. Which one is used is not part of an answer's key: an answer is an
 answer, however many others came in the same call. In a call with many rows the instructions are said once and first,
 byte-identical from call to call, so that a provider's prefix cache discounts them; rows come last, as data, with local
 ids. Answers are joined to rows by id only.
@@ -8,22 +8,52 @@ ids. Answers are joined to rows by id only.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
-from typing import Any
 
 import orjson
 
+from ondine_core.context_limits import (
+    Room,
+    estimate_answer_tokens,
+    estimate_tokens,
+    get_context_limit,
+    get_output_limit,
+)
 from ondine_core.errors import ConfigError
-from ondine_core.notations import NOTATIONS, Notation, Record
+from ondine_core.notations import NOTATIONS, Notation
 from ondine_core.question import Question
+from ondine_core.records import (
+    ANY_TEXT,
+    answer_record,
+    answer_text,
+    find_local_id,
+    item_record,
+    name_id,
+    reply_fields,
+    reply_schema,
+)
 from ondine_core.schema import strip_fence
-from ondine_core.values import Batch, Call, Item, Json, Message
+from ondine_core.values import Batch, Call, Item, Message
 
-__all__ = ["CSV", "JSON", "JSONL", "ONE_PER_CALL", "STRATEGIES", "XML", "Strategy", "find_strategy", "pack"]
+__all__ = [
+    "CSV",
+    "JSON",
+    "JSONL",
+    "ONE_PER_CALL",
+    "STRATEGIES",
+    "XML",
+    "Strategy",
+    "explain_fallback",
+    "find_room",
+    "find_strategy",
+    "pack",
+]
+
+
+def _item_text(item: Item, _question: Question) -> str:
+    return item.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +65,88 @@ class Strategy:
         encode: Batch and question to the call that asks for all of its items.
         decode: Batch, reply text and question to the text of each answer, by local id `1..n`. An id that is absent was
             not answered, or not in a way that can be told; `None` means that the reply cannot be read at all.
+        carried: Item and question to the text that the item adds to a call, for counting its tokens.
     """
 
     name: str
     encode: Callable[[Batch, Question], Call]
     decode: Callable[[Batch, str, Question], Mapping[int, str] | None]
+    carried: Callable[[Item, Question], str] = _item_text
 
 
-def pack(items: Iterable[Item], size: int, repairs: int) -> Iterator[Batch]:
-    """Group `items` into batches of at most `size`, lazily and in order, each with its number of repairs."""
+def find_room(
+    strategy: Strategy,
+    question: Question,
+    count: Callable[[str], int] = estimate_tokens,
+    window_tokens: int | None = None,
+) -> Room | None:
+    """What calls of `strategy` have room for; `None` when nothing is known to limit them.
+
+    Args:
+        strategy: How prompts are put into calls.
+        question: What is asked, and of whom.
+        count: Text to tokens.
+        window_tokens: The model's window, where the user knows better than the list.
+    """
+    window = window_tokens or get_context_limit(question.model.model)
+    output = get_output_limit(question.model)
+    if window is None and output is None:
+        return None
+    blank = Item(b"", "", dict.fromkeys(question.prompt.columns, ""))
+    # A complaint may join the rows later on, when there is no counting any more.
+    call = strategy.encode(Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), question)
+    fixed = sum(count(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
+    return Room(
+        window,
+        output,
+        fixed + count((call.json_schema or b"").decode()),
+        estimate_answer_tokens(question.schema.json_schema, count),
+        # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
+        min(question.model.max_output_tokens or 0, (window or 0) // 2),
+        (lambda item: count(strategy.carried(item, question))) if window else lambda _: 0,
+    )
+
+
+_ROOM_FOR_COMPLAINT = "mood: input should be 'good' or 'bad'; " * 5
+_TOKENS_A_MESSAGE = 8
+
+
+def pack(
+    items: Iterable[Item],
+    size: int | Callable[[], int],
+    max_repairs: int,
+    room: Callable[[], Room | None] = lambda: None,
+) -> Iterator[Batch]:
+    """Group `items` into batches, lazily and in order.
+
+    A batch is closed when it has `size` items, or when the next item would not fit into the room; so every batch of two
+    or more fits. An item that does not fit even alone travels alone: whether that fails is the provider's to say. Where
+    `size` is 1 nothing is counted.
+
+    Args:
+        items: Unique prompts.
+        size: Most items of a batch; a function is asked anew for each batch.
+        max_repairs: How often an item that travels alone may be repaired. A batch of several is repaired at most once:
+            what it still owes then does better in smaller ones.
+        room: What the next call has room for, `None` for whatever comes; asked for each batch.
+    """
     source = iter(items)
-    while group := tuple(islice(source, size)):
-        yield Batch(group, repairs)
+    held: tuple[Item, int] | None = None
+    while True:
+        most, space = size() if callable(size) else size, room()
+        counting = space is not None and most > 1
+        group, tokens = ([held[0]], held[1]) if held else ([], 0)
+        held = None
+        while len(group) < most and (item := next(source, None)) is not None:
+            weight = space.weigh(item) if space and counting else 0
+            if space and counting and group and not space.fits(len(group) + 1, tokens + weight):
+                held = item, weight
+                break
+            group.append(item)
+            tokens += weight
+        if not group:
+            return
+        yield Batch(tuple(group), max_repairs if len(group) == 1 else min(1, max_repairs))
 
 
 # -- one prompt a call ---------------------------------------------------------------------------------------------
@@ -67,129 +167,74 @@ ONE_PER_CALL = Strategy("one", _encode_one, lambda _batch, text, _question: {1: 
 # -- many prompts a call -------------------------------------------------------------------------------------------
 
 
+def explain_fallback(question: Question) -> str | None:
+    """Why batches save less than they might, for a template that cannot be said once for all rows; else `None`."""
+    if question.prompt.hoisted is not None:
+        return None
+    return (
+        "The prompt's template has logic that depends on the row, so each row of a batch carries its full prompt. "
+        "With plain placeholders only, the instructions would be sent once a call."
+    )
+
+
 def _encode(form: Notation, batch: Batch, question: Question) -> Call:
     fixed = _fixed_part(form, question)
-    items = [_item_record(question, number, item) for number, item in enumerate(batch.items, 1)]
+    items = [item_record(question, number, item) for number, item in enumerate(batch.items, 1)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
-    schema = _reply_schema(question.schema.json_schema, _reply_fields(question)) if form.structured else None
+    schema = reply_schema(question) if form.structured else None
     return Call((*fixed, Message("user", form.write(items) + note)), schema)
 
 
 @lru_cache(maxsize=16)
 def _fixed_part(form: Notation, question: Question) -> tuple[Message, ...]:
     """Everything that is the same for every batch: the task, the form of a reply, and the examples."""
-    prompt, fields = question.prompt, _reply_fields(question)
+    prompt, fields = question.prompt, reply_fields(question)
     if prompt.hoisted is None:
         task = 'Do for each item what its "prompt" says.'
     else:
         task = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
-    ask = form.ask.format(example=form.write([{_id_name(fields): 1, **dict.fromkeys(fields, "...")}]))
-    about = "" if form.structured or question.schema.json_schema is None else f"\nFields: {_properties(question)}"
+    ask = form.ask.format(example=form.write([{name_id(question): 1, **dict.fromkeys(fields, "...")}]))
+    # That a field is a text goes without saying.
+    telling = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
+    about = "" if form.structured or not telling else f"\nFields: {orjson.dumps(telling).decode()}"
     system = "\n\n".join(filter(None, (prompt.system, f"{task}\n{ask}{about}")))
     if not prompt.examples:
         return (Message("system", system),)
     items = [
-        _item_record(question, number, Item(b"", prompt.render(row), prompt.fields(row)))
+        item_record(question, number, Item(b"", prompt.render(row), prompt.fields(row)))
         for number, (row, _) in enumerate(prompt.examples, 1)
     ]
-    answers = [_answer_record(question, number, text) for number, (_, text) in enumerate(prompt.examples, 1)]
+    answers = [answer_record(question, number, text) for number, (_, text) in enumerate(prompt.examples, 1)]
     shown = orjson.dumps({"answers": answers}).decode() if form.structured else form.write(answers)
     return Message("system", system), Message("user", form.write(items)), Message("assistant", shown)
 
 
 def _decode(form: Notation, batch: Batch, text: str, question: Question) -> Mapping[int, str] | None:
-    records = form.read(strip_fence(text))
+    # Some notations choke on lone surrogates, which a broken decoder may have left in the reply.
+    records = form.read(strip_fence(text.encode("utf-8", "replace").decode()))
     if records is None:
         return None
-    name, fields = _id_name(_reply_fields(question)), _reply_fields(question)
+    name = name_id(question)
     found: dict[int, str] = {}
     doubtful: set[int] = set()
     for record in records:
-        number = _local_id(record.pop(name, None), len(batch.items))
+        number = find_local_id(record.pop(name, None), len(batch.items))
         if number is None:
             continue
-        answer = _answer_text(form, record, question, fields)
+        answer = answer_text(record, question, typed=form.typed)
         # Two different answers to one row: which is right is not for us to guess.
         if found.setdefault(number, answer) != answer:
             doubtful.add(number)
     return {number: answer for number, answer in found.items() if number not in doubtful}
 
 
-def _local_id(value: Json, count: int) -> int | None:
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= count else None
+def _carried(form: Notation, item: Item, question: Question) -> str:
+    return form.write([item_record(question, 1, item)])
 
 
-# -- what travels --------------------------------------------------------------------------------------------------
-
-
-def _item_record(question: Question, number: int, item: Item) -> Record:
-    fields = {"prompt": item.text} if question.prompt.hoisted is None else item.fields
-    return {_id_name(fields): number, **fields}
-
-
-def _reply_fields(question: Question) -> tuple[str, ...]:
-    """The names of an answer's fields on the wire; one invented field for what is not a JSON object."""
-    return tuple(_wire_properties(question.schema.json_schema)) if question.schema.json_schema else ("answer",)
-
-
-def _id_name(fields: Iterable[str]) -> str:
-    return "id" if "id" not in fields else "item_id"
-
-
-def _answer_record(question: Question, number: int, text: str) -> Record:
-    fields = _reply_fields(question)
-    values = orjson.loads(text) if question.schema.json_schema else {fields[0]: text}
-    return {_id_name(fields): number, **values}
-
-
-def _answer_text(form: Notation, record: Mapping[str, Json], question: Question, fields: Sequence[str]) -> str:
-    """The text that `schema.parse` would be given had the row been alone in its call."""
-    if question.schema.json_schema is None:
-        return str(record.get(fields[0]) or "")
-    if form.typed:
-        return json.dumps(record)
-    kinds = _wire_properties(question.schema.json_schema)
-    return json.dumps({name: _from_text(text, kinds.get(name, {})) for name, text in record.items()})
-
-
-def _from_text(text: Json, kind: Mapping[str, Json]) -> Json:
-    """A value of a notation that knows only texts, as the JSON that its schema asks for."""
-    options = [option.get("type") for option in kind.get("anyOf", [kind])]
-    if text in ("", None) and "null" in options:
-        return None
-    if "string" in options or text is None:
-        return text
-    try:
-        return orjson.loads(str(text).strip().lower() if "boolean" in options else str(text))
-    except orjson.JSONDecodeError:
-        return text
-
-
-def _properties(question: Question) -> str:
-    return json.dumps(_wire_properties(question.schema.json_schema or b"{}"), ensure_ascii=False)
-
-
-@lru_cache(maxsize=64)
-def _wire_properties(json_schema: bytes) -> Mapping[str, Any]:
-    properties: Mapping[str, Any] = orjson.loads(json_schema).get("properties", {})
-    return properties
-
-
-@lru_cache(maxsize=64)
-def _reply_schema(json_schema: bytes | None, fields: tuple[str, ...]) -> bytes:
-    """The schema of one answer wrapped into that of all of them."""
-    one = _wire_properties(json_schema) if json_schema else {fields[0]: {"type": "string"}}
-    properties = {_id_name(fields): {"type": "integer"}, **one}
-    answer = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    answers = {"answers": {"type": "array", "items": answer}}
-    return orjson.dumps(
-        {"type": "object", "properties": answers, "required": ["answers"], "additionalProperties": False}
-    )
-
-
-JSON, JSONL, CSV, XML = (Strategy(form.name, partial(_encode, form), partial(_decode, form)) for form in NOTATIONS)
+JSON, JSONL, CSV, XML = (
+    Strategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form)) for form in NOTATIONS
+)
 STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in (JSON, JSONL, CSV, XML)}
 """The strategies for several rows a call, by name."""
 

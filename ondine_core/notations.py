@@ -1,15 +1,18 @@
 """How records are written and read as text: JSON, JSON lines, CSV and XML.
 
 Whatever a value contains, it stays one value of one record; what cannot be read for sure is left out or refused whole.
+JSON and JSON lines carry every text unchanged, and so does CSV. XML has no control characters and only one kind of line
+end: those it does not have become spaces and line feeds.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
@@ -75,55 +78,80 @@ def _read_jsonl(text: str) -> list[dict[str, Json]] | None:
 
 def _write_csv(records: Sequence[Record]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer.writerow(names)
+    writer.writerows([_cell(record.get(name)) for name in names] for record in records)
     return out.getvalue().rstrip("\n")
+
+
+def _cell(value: Json) -> str | float:
+    """A value where there are only texts and numbers: whatever is neither is written as JSON, and null as nothing."""
+    if value is None:
+        return ""
+    is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return value if is_plain else orjson.dumps(value).decode()
 
 
 def _read_csv(text: str) -> list[dict[str, Json]] | None:
     try:
-        rows = list(csv.DictReader(io.StringIO(text), strict=True))
-    except csv.Error:
+        header, *rows = filter(None, csv.reader(io.StringIO(text), strict=True))
+    except (csv.Error, ValueError):
+        return None
+    if len(set(header)) < len(header):
         return None
     # A row with too few or too many cells has shifted: it is left out, and so asked again.
-    return [row for row in rows if None not in row and None not in row.values()] or None
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)] or None
 
 
 def _write_xml(records: Sequence[Record]) -> str:
-    return "<items>\n" + "\n".join(f"<item>{_xml_fields(record)}</item>" for record in records) + "\n</items>"
+    return "<items>\n" + "\n".join(map(_write_xml_item, records)) + "\n</items>"
 
 
-def _xml_fields(record: Record) -> str:
-    return "".join(
-        f"<field name={quoteattr(name)}>{escape(_xml_text(value))}</field>" for name, value in record.items()
-    )
+def _write_xml_item(record: Record) -> str:
+    (name, number), *fields = record.items()
+    return f"<item {name}={quoteattr(str(number))}>{''.join(starmap(_write_xml_field, fields))}</item>"
 
 
-def _xml_text(value: Json) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "".join(char for char in text if char >= " " or char in "\t\n")
+def _write_xml_field(name: str, value: Json) -> str:
+    text = escape(_xml_text(str(_cell(value))))
+    if _XML_NAME.fullmatch(name):
+        return f"<{name}>{text}</{name}>"
+    return f"<field name={quoteattr(_xml_text(name))}>{text}</field>"
+
+
+_XML_NAME = re.compile(r"(?!xml)[a-z_][\w.-]*", re.ASCII | re.IGNORECASE)
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _xml_text(text: str) -> str:
+    return _NOT_XML.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _read_xml(text: str) -> list[dict[str, Json]] | None:
-    if "<!" in text:  # no document types: entities are how small texts become huge ones
+    if "<!DOCTYPE" in text:  # its entities are how small texts become huge ones
         return None
     try:
         root = ET.fromstring(text)  # noqa: S314
     except ET.ParseError:
         return None
-    return [{part.get("name", ""): part.text or "" for part in item} for item in root] or None
+    return [record for item in root if (record := _read_xml_item(item)) is not None] or None
+
+
+def _read_xml_item(item: ET.Element) -> dict[str, Json] | None:
+    """An item's attributes and elements; `None` if one of them is there twice, or holds markup, so that it is cut."""
+    pairs = [*item.items(), *((_xml_name(part), part.text or "") for part in item)]
+    record: dict[str, Json] = dict(pairs)
+    return None if len(record) < len(pairs) or any(len(part) for part in item) else record
+
+
+def _xml_name(part: ET.Element) -> str:
+    return part.get("name", part.tag) if part.tag == "field" else part.tag
 
 
 NOTATIONS = (
     Notation("json", 'Reply {{"answers":{example}}}, one each.', _write_json, _read_json, structured=True),
-    Notation("jsonl", "Reply with one line per item, nothing else: {example}", _write_jsonl, _read_jsonl),
-    Notation(
-        "csv",
-        "Reply in CSV with a header, one line per item, nothing else:\n{example}",
-        _write_csv,
-        _read_csv,
-        typed=False,
-    ),
-    Notation("xml", "Reply in XML, one <item> per item, nothing else:\n{example}", _write_xml, _read_xml, typed=False),
+    Notation("jsonl", "Reply only JSON lines, one each: {example}", _write_jsonl, _read_jsonl),
+    Notation("csv", "Reply only CSV with a header, one line each:\n{example}", _write_csv, _read_csv, typed=False),
+    Notation("xml", "Reply only XML, one <item> each:\n{example}", _write_xml, _read_xml, typed=False),
 )

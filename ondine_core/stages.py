@@ -83,7 +83,11 @@ def judge(batch: Batch, reply: Reply, question: Question, strategy: Strategy, ma
         limit = question.model.max_output_tokens
         bound = f"at max_output_tokens={limit}" if limit else "by the provider"
         return shrink(batch, Failure("truncated", f"the reply was cut {bound}; raise max_output_tokens"), max_repairs)
-    texts = strategy.decode(batch, reply.text, question)
+    try:
+        texts = strategy.decode(batch, reply.text, question)
+    except Exception as error:  # noqa: BLE001  (a strategy of the user's may stumble over any reply)
+        detail = f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply"
+        return shrink(batch, Failure("invalid", detail), max_repairs)
     if texts is None:
         return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
     answers, owed = [], []

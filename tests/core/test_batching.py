@@ -1,88 +1,23 @@
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching import ONE_PER_CALL, STRATEGIES, Strategy, find_strategy, pack
+from ondine_core import Options, Policy, ScriptedModel, enrich
+from ondine_core.batching import ONE_PER_CALL, STRATEGIES, Strategy, explain_fallback, find_strategy
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
-from ondine_core.question import Question, compile_question
+from ondine_core.question import Question
 from ondine_core.schema import Output
-from ondine_core.values import Batch, Call, Item, Message, ModelSpec
-from tests.support.strategies import ITEMS, TEXTS
-
-OUTPUT: Mapping[str, Any] = {
-    "mood": {"type": "string"},
-    "stars": {"type": "integer", "nullable": True},
-    "sure": {"type": "boolean"},
-    "score": {"type": "number"},
-}
-EXAMPLE = ({"review": "Fine, 'really' <b>"}, {"mood": "good", "stars": 3, "sure": True, "score": 0.5})
-PROMPT = Prompt("Classify.\nReview: {review}", system="Be brief.", examples=[EXAMPLE])
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-
-# What no notation can carry unchanged is left out: XML knows no control characters, and turns line ends into \\n.
-CARRIED = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30)
-HOSTILE = st.sampled_from(
-    ['"},{"id":1,"mood":"x"}]', "</field></item>", "```", "id,mood\n1,x", '{"answers":[]}', "[[1]]", "{review}", "&lt;"]
-)
-ANSWERS = st.fixed_dictionaries(
-    {
-        "mood": CARRIED.map(str.strip).filter(bool) | HOSTILE,
-        "stars": st.none() | st.integers(0, 5),
-        "sure": st.booleans(),
-        "score": st.floats(-100, 100),
-    }
-)
-
-
-def question(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Question:
-    return compile_question(prompt, output, ModelSpec("test/model"))
-
-
-def batch(asked: Question, texts: list[str], **options: Any) -> Batch:
-    rows = [{"review": text} for text in texts]
-    items = [Item(bytes([n]), asked.prompt.render(row), asked.prompt.fields(row)) for n, row in enumerate(rows)]
-    return Batch(tuple(items), **options)
-
-
-QUESTION = question()
-
-
-# -- packing -------------------------------------------------------------------------------------------------------
-
-
-@given(ITEMS, st.integers(1, 7))
-def test_pack_keeps_everything_in_order(items: list[Item], size: int) -> None:
-    """Every prompt is in exactly one batch, in order; all batches are full but the last, and none is empty."""
-    batches = list(pack(items, size, 2))
-    assert [item for packed in batches for item in packed.items] == items
-    assert all(len(packed.items) == size for packed in batches[:-1])
-    assert all(1 <= len(packed.items) <= size for packed in batches)
-    assert all((packed.attempt, packed.repairs_left, packed.complaint) == (1, 2, None) for packed in batches)
-
-
-@given(st.integers(1, 7), st.integers(0, 5))
-def test_pack_is_lazy(size: int, taken: int) -> None:
-    """No prompt is rendered before the batch that it travels in is taken, so a million prompts need no memory."""
-    rendered = 0
-
-    def items() -> Iterator[Item]:
-        nonlocal rendered
-        while True:
-            rendered += 1
-            yield Item(b"k", "x")
-
-    batches = pack(items(), size, 0)
-    for _ in range(taken):
-        next(batches)
-    assert rendered == taken * size
-
+from ondine_core.values import Batch, Call, Failure, Item, Message
+from tests.support.batches import OUTPUT, PROMPT, QUESTION, batch, every_strategy, question
 
 # -- one prompt a call ---------------------------------------------------------------------------------------------
 
@@ -112,35 +47,6 @@ def test_one_per_call_takes_the_reply_whole(text: str) -> None:
 # -- many prompts a call -------------------------------------------------------------------------------------------
 
 
-def reply_with(strategy: Strategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
-    """What a model that obeys would write."""
-    form = strategy.encode.args[0]
-    text = form.write([{"id": number, **answer} for number, answer in answers.items()])
-    return f'{{"answers":{text}}}' if form.name == "json" else text
-
-
-@every_strategy
-@given(st.lists(ANSWERS, min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_answers_come_back_to_their_ids(strategy: Strategy, answers: list[dict[str, Any]], rng: Any) -> None:
-    """In any order, whatever markup the answers contain, each id has its own answer, with its types."""
-    numbered = dict(enumerate(answers, 1))
-    shuffled = dict(rng.sample(sorted(numbered.items(), key=lambda pair: pair[0]), len(numbered)))
-    asked = batch(QUESTION, ["x"] * len(answers))
-    found = strategy.decode(asked, reply_with(strategy, shuffled), QUESTION)
-    assert found is not None
-    assert {number: QUESTION.schema.parse(text) for number, text in found.items()} == numbered
-
-
-@every_strategy
-@given(st.lists(CARRIED | HOSTILE, min_size=1, max_size=5))
-def test_rows_travel_as_data(strategy: Strategy, texts: list[str]) -> None:
-    """A row cannot pose as another row: what it says is read back as it was, one record a row."""
-    call = strategy.encode(batch(QUESTION, texts), QUESTION)
-    records = strategy.encode.args[0].read(call.messages[-1].content)
-    assert [str(record["id"]) for record in records] == [str(number) for number in range(1, len(texts) + 1)]
-    assert [record["review"] for record in records] == texts
-
-
 @every_strategy
 @pytest.mark.parametrize("output", ["mood", OUTPUT])
 def test_the_fixed_part_comes_first_and_never_changes(strategy: Strategy, output: Output) -> None:
@@ -155,16 +61,6 @@ def test_the_fixed_part_comes_first_and_never_changes(strategy: Strategy, output
     assert "Classify" not in first.messages[-1].content
 
 
-@every_strategy
-def test_free_text_and_patterns_travel_in_batches_too(strategy: Strategy) -> None:
-    """What is not a JSON object alone travels in a field of its own."""
-    asked = question(Prompt("Sum up {review}", examples=[("long", "short")]), "summary")
-    found = strategy.decode(
-        batch(asked, ["a", "b"]), reply_with(strategy, {2: {"answer": "B"}, 1: {"answer": "A"}}), asked
-    )
-    assert found == {1: "A", 2: "B"}
-
-
 def test_json_is_held_to_by_the_provider() -> None:
     """The schema of one answer becomes that of a list of answers with ids."""
     schema = json.loads(STRATEGIES["json"].encode(batch(QUESTION, ["a"]), QUESTION).json_schema)
@@ -173,11 +69,22 @@ def test_json_is_held_to_by_the_provider() -> None:
     assert answer["properties"]["id"] == {"type": "integer"}
 
 
-def test_an_output_column_may_be_called_id() -> None:
-    """The local id makes room for it."""
-    asked = question("Find the id in {review}", {"id": str})
-    schema = json.loads(STRATEGIES["json"].encode(batch(asked, ["a"]), asked).json_schema)
-    assert schema["properties"]["answers"]["items"]["required"] == ["item_id", "id"]
+@pytest.mark.parametrize(
+    ("template", "columns", "name"),
+    [
+        ("{review}", ["a"], "id"),
+        ("{review}", ["id"], "item_id"),
+        ("{id}", ["a"], "item_id"),
+        ("{id}", ["item_id"], "item_id_2"),
+        ("{id} {item_id} {item_id_2}", ["a"], "item_id_3"),
+    ],
+)
+def test_columns_may_be_called_id(template: str, columns: list[str], name: str) -> None:
+    """The local id makes room for columns read and written, and is called the same in rows and answers."""
+    asked = question(template, dict.fromkeys(columns, "string"))
+    call = STRATEGIES["json"].encode(Batch((Item(b"", "", dict.fromkeys(asked.prompt.columns, "x")),)), asked)
+    assert json.loads(call.json_schema)["properties"]["answers"]["items"]["required"] == [name, *columns]
+    assert json.loads(call.messages[-1].content) == [{name: 1, **dict.fromkeys(asked.prompt.columns, "x")}]
 
 
 @pytest.mark.parametrize(
@@ -193,14 +100,19 @@ def test_logic_that_cannot_be_hoisted_travels_with_each_row(template: str, hoist
     asked = question(Prompt(template, syntax="jinja2"))
     call = STRATEGIES["json"].encode(batch(asked, ["tea"]), asked)
     assert ("{review}" in call.messages[0].content) is hoisted
+    assert (explain_fallback(asked) is None) is hoisted
     assert json.loads(call.messages[-1].content)[0] == {
         "id": 1,
         **({"review": "tea"} if hoisted else {"prompt": asked.prompt.render({"review": "tea"})}),
     }
 
 
-def test_twenty_rows_a_call_send_a_fifth_of_the_prompt() -> None:
-    """For 150 tokens of instructions and 20 tokens a row, at four characters a token, counted over all messages."""
+@pytest.mark.parametrize(("name", "share"), [("json", 0.2), ("jsonl", 0.2), ("csv", 0.2), ("xml", 0.23)])
+def test_twenty_rows_a_call_send_a_fifth_of_the_prompt(name: str, share: float) -> None:
+    """For 150 tokens of instructions and 20 tokens a row, at four characters a token, counted over all messages.
+
+    XML's tags alone cost half as much as such a row.
+    """
     asked = question("Please judge. " * 42 + "\n{text}", {"a": str})
     rows = [{"text": f"{number:02d}" + "x" * 78} for number in range(20)]
     items = tuple(Item(b"", asked.prompt.render(row), asked.prompt.fields(row)) for row in rows)
@@ -209,23 +121,8 @@ def test_twenty_rows_a_call_send_a_fifth_of_the_prompt() -> None:
         return sum(len(message.content) for call in calls for message in call.messages)
 
     alone = characters(*(ONE_PER_CALL.encode(Batch((item,)), asked) for item in items))
-    together = characters(STRATEGIES["json"].encode(Batch(items), asked))
-    assert together <= alone / 5
-
-
-@every_strategy
-@pytest.mark.parametrize("text", ["", "Sorry, no.", "null", "<!DOCTYPE x [<!ENTITY a 'b'>]><items/>", '{"answers":'])
-def test_what_is_no_list_of_answers_cannot_be_read(strategy: Strategy, text: str) -> None:
-    """Nothing is dug out of it."""
-    assert not strategy.decode(batch(QUESTION, ["a", "b"]), text, QUESTION)
-
-
-def test_a_csv_row_that_has_shifted_is_left_out() -> None:
-    """Too many or too few cells mean that a value may stand in the wrong column."""
-    text = "id,mood,stars,sure,score\n1,good, or so,3,true,0.5\n2,bad,1,false,1.5\n3,bad"
-    found = STRATEGIES["csv"].decode(batch(QUESTION, ["a"] * 3), text, QUESTION)
-    assert found is not None
-    assert list(found) == [2]
+    together = characters(STRATEGIES[name].encode(Batch(items), asked))
+    assert together <= alone * share
 
 
 def test_an_unknown_format_is_named() -> None:
@@ -234,10 +131,68 @@ def test_an_unknown_format_is_named() -> None:
         find_strategy("yaml")
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=4), st.text(max_size=60))
-def test_no_reply_breaks_a_strategy(texts: list[str], reply: str) -> None:
-    """Whatever comes back, decoding ends in answers for known ids or in nothing."""
-    asked = batch(QUESTION, texts)
-    for strategy in STRATEGIES.values():
-        found = strategy.decode(asked, reply, QUESTION)
-        assert found is None or set(found) <= set(range(1, len(texts) + 1))
+def test_only_fields_that_say_something_are_described() -> None:
+    """Where a provider is not held to a schema, the model is told what it says, plain texts apart."""
+    kinds = {
+        "mood": {"enum": ["good", "bad"]},
+        "topic": "string",
+        "why": {"type": "string", "description": "in brief"},
+    }
+    said = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), question("{review}", kinds)).messages[0].content
+    assert said.endswith(
+        '\nFields: {"mood":{"enum":["good","bad"],"type":"string"},"why":{"description":"in brief","type":"string"}}'
+    )
+    plain = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), question("{review}", {"topic": str})).messages[0].content
+    assert "Fields" not in plain
+
+
+@pytest.mark.parametrize("name", ["csv", "xml"])
+def test_examples_show_values_as_they_are_read(name: str) -> None:
+    """An example's list is JSON and its null is nothing, as a reply's would be."""
+    output = {"tags": list[str], "topic": {"type": "string", "nullable": True}}
+    asked = question(Prompt("{review}", examples=[("x", {"tags": ["a", "b"], "topic": None})]), output)
+    shown = STRATEGIES[name].encode(batch(asked, ["q"]), asked).messages[2].content
+    (found,) = (STRATEGIES[name].decode(batch(asked, ["q"]), shown, asked) or {}).values()
+    assert asked.schema.parse(found) == {"tags": ["a", "b"], "topic": None}
+
+
+# -- a strategy of one's own ---------------------------------------------------------------------------------------
+
+
+def write_lines(batch: Batch, _: Question) -> Call:
+    """Numbered lines, after the template."""
+    lines = "\n".join(f"{number}. {item.fields['review']}" for number, item in enumerate(batch.items, 1))
+    return Call((Message("user", f"For each line, reply with its number and the mood: {lines}"),))
+
+
+def read_lines(_: Batch, text: str, __: Question) -> Mapping[int, str]:
+    """The mood on each numbered line; raises for anything else."""
+    pairs = [line.split(". ") for line in text.splitlines()]
+    return {int(number): json.dumps({"mood": mood}) for number, mood in pairs}
+
+
+LINES = Strategy("lines", write_lines, read_lines)
+
+
+def mood_of(prompt: str) -> Any:
+    """Good or bad for each line, and nothing readable for lines that ask for it."""
+    if "nonsense" in prompt:
+        return "What?"
+    if not (lines := re.findall(r"(\d+)\. (\w+)", prompt)):
+        return {"mood": prompt.removeprefix("Mood of: ")}
+    return "\n".join(f"{number}. {word}" for number, word in reversed(lines))
+
+
+def test_a_strategy_of_ones_own() -> None:
+    """Two functions put rows into calls in one's own way; what they cannot read is asked again in smaller calls."""
+    words = [f"word{number}" for number in range(12)] + ["nonsense"]
+    model = ScriptedModel(mood_of, max_batch_size=None)
+    options = Options(policy=Policy(strategy=LINES, batch_size=5, max_repairs=0))
+    report = asyncio.run(
+        enrich({"review": words}, prompt="Mood of: {review}", output={"mood": str}, model=model, options=options)
+    )
+    *good, bad = report.outcomes
+    assert [outcome.values for outcome in good] == [{"mood": word} for word in words[:-1]]
+    assert isinstance(bad, Failure)
+    # Calls of 5, 5 and 3; the last cannot be read and comes again as 1 and 2, and the 2 as 1 and 1.
+    assert len(model.calls) == 3 + 2 + 2

@@ -204,6 +204,15 @@ def test_a_cut_reply_is_never_parsed(text: str) -> None:
     assert "by the provider" in other.detail
 
 
+def test_a_strategy_that_stumbles_over_a_reply_has_not_read_it() -> None:
+    """A strategy of the user's may raise for what a model says; its batch is halved, and alone the row fails."""
+    raising = replace(BY_LINE, decode=lambda _, text, __: {1: text.split(": ")[1]})
+    halves = judge(batch(5), Reply("?"), NUMBER, raising, REPAIRS).retry
+    assert [len(half.items) for half in halves] == [2, 3]
+    ((_, failure),) = judge(batch(), Reply("?"), NUMBER, raising, REPAIRS).failures
+    assert failure == Failure("invalid", "the strategy 'lines' raised IndexError for the reply")
+
+
 @given(
     st.lists(st.sampled_from(['{"n": 1}', "bad", None]), min_size=1, max_size=6),
     st.integers(0, 2),

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.batching import STRATEGIES, Strategy, find_room, pack
+from ondine_core.context_limits import Room
+from ondine_core.question import compile_question
+from ondine_core.values import Batch, Item, ModelSpec
+from tests.support.batches import QUESTION, batch, every_strategy
+from tests.support.strategies import ITEMS
+
+
+@given(ITEMS, st.integers(1, 7), st.integers(0, 3))
+def test_pack_keeps_everything_in_order(items: list[Item], size: int, max_repairs: int) -> None:
+    """Every prompt is in exactly one batch, in order; all batches are full but the last, and none is empty."""
+    batches = list(pack(items, size, max_repairs))
+    assert [item for packed in batches for item in packed.items] == items
+    assert all(len(packed.items) == size for packed in batches[:-1])
+    assert all(1 <= len(packed.items) <= size for packed in batches)
+    for packed in batches:
+        repairs = max_repairs if len(packed.items) == 1 else min(1, max_repairs)
+        assert packed == Batch(packed.items, repairs, 1, None)
+
+
+@given(st.integers(1, 7), st.integers(0, 5))
+def test_pack_is_lazy(size: int, taken: int) -> None:
+    """No prompt is rendered before the batch that it travels in is taken, so a million prompts need no memory."""
+    rendered = 0
+
+    def items() -> Iterator[Item]:
+        nonlocal rendered
+        while True:
+            rendered += 1
+            yield Item(b"k", "x")
+
+    batches = pack(items(), size, 0)
+    for _ in range(taken):
+        next(batches)
+    assert rendered == taken * size
+
+
+@given(ITEMS, st.lists(st.integers(1, 7), min_size=30, max_size=30))
+def test_a_new_size_acts_at_once(items: list[Item], sizes: list[int]) -> None:
+    """The size is asked for each batch, so what is learnt from one reply decides about the next call."""
+    told = iter(sizes)
+    batches = list(pack(items, lambda: next(told), 0))
+    assert all(len(packed.items) == size for packed, size in zip(batches[:-1], sizes, strict=False))
+
+
+LENGTHS = st.integers(0, 30) | st.integers(100, 2_000)
+
+
+@given(st.lists(LENGTHS, max_size=40), st.integers(2, 20), st.integers(100, 1_000), st.integers(10, 300))
+def test_every_batch_fits(lengths: list[int], size: int, window: int, reply: int) -> None:
+    """Whatever stands next to whatever, two or more prompts and their answers fit window and reply; none is lost."""
+    items = [Item(bytes([number]), "x" * length) for number, length in enumerate(lengths)]
+    room = Room(window, reply, fixed_tokens=20, answer_tokens=10, weigh=lambda item: len(item.text))
+    batches = list(pack(items, size, 0, lambda: room))
+    assert [item for packed in batches for item in packed.items] == items
+    for number, packed in enumerate(batches, 1):
+        count, tokens = len(packed.items), sum(len(item.text) for item in packed.items)
+        assert count == 1 or (10 * count <= reply and 20 + tokens + 10 * count <= window)
+        # None is closed before it has to be.
+        if number < len(batches) and count < size:
+            assert not room.fits(count + 1, tokens + len(batches[number].items[0].text))
+
+
+@given(ITEMS, st.integers(1, 7))
+def test_each_prompt_is_counted_once(items: list[Item], size: int) -> None:
+    """Counting tokens takes time, so nothing is counted twice, and nothing at all where prompts travel alone."""
+    counted: list[Item] = []
+    room = Room(60, None, weigh=lambda item: counted.append(item) or len(item.text))
+    batches = list(pack(items, size, 0, lambda: room))
+    assert [item for packed in batches for item in packed.items] == items
+    assert counted == (items if size > 1 else [])
+
+
+@every_strategy
+@given(texts=st.lists(st.text('aé<"\n&,x', max_size=400), min_size=1, max_size=12), window=st.integers(400, 3_000))
+def test_calls_stay_in_the_window(strategy: Strategy, texts: list[str], window: int) -> None:
+    """What is counted is what is sent: markup, escapes, instructions, schema and complaint included."""
+    room = find_room(strategy, QUESTION, len, window_tokens=window)
+    assert room is not None
+    for packed in pack(batch(QUESTION, texts).items, 12, 1, lambda: room):
+        call = strategy.encode(replace(packed, complaint="mood: field required"), QUESTION)
+        sent = sum(len(message.content) for message in call.messages) + len(call.json_schema or b"")
+        assert len(packed.items) == 1 or sent + room.answer_tokens * len(packed.items) <= window
+
+
+def test_room_is_what_is_known_of_the_model() -> None:
+    """Window and longest reply come from the list and the user; without either nothing is counted."""
+    spec = ModelSpec("openai/gpt-4", max_output_tokens=900)
+    known = find_room(STRATEGIES["json"], compile_question("{a}", "b", spec))
+    assert known is not None
+    assert (known.window_tokens, known.output_tokens, known.reserved_tokens) == (8192, 900, 900)
+    assert find_room(STRATEGIES["json"], QUESTION) is None

@@ -1,0 +1,47 @@
+"""A question with columns of every plain type, batches of rows that ask it, and what an obedient model replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ondine_core.batching import STRATEGIES, Strategy
+from ondine_core.prompts import Prompt
+from ondine_core.question import Question, compile_question
+from ondine_core.schema import Output
+from ondine_core.values import Batch, Item, ModelSpec
+
+OUTPUT: Mapping[str, Any] = {
+    "mood": {"type": "string"},
+    "stars": {"type": "integer", "nullable": True},
+    "sure": {"type": "boolean"},
+    "score": {"type": "number"},
+}
+EXAMPLE = ({"review": "Fine, 'really' <b>"}, {"mood": "good", "stars": 3, "sure": True, "score": 0.5})
+PROMPT = Prompt("Classify.\nReview: {review}", system="Be brief.", examples=[EXAMPLE])
+
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def question(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Question:
+    """A question to a model of which nothing is known."""
+    return compile_question(prompt, output, ModelSpec("test/model"))
+
+
+QUESTION = question()
+
+
+def batch(asked: Question, texts: list[str], **options: Any) -> Batch:
+    """One row a text, in the column `review`."""
+    rows = [{"review": text} for text in texts]
+    items = [Item(bytes([n]), asked.prompt.render(row), asked.prompt.fields(row)) for n, row in enumerate(rows)]
+    return Batch(tuple(items), **options)
+
+
+def reply_with(strategy: Strategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
+    """What a model that obeys would write."""
+    form = strategy.encode.args[0]
+    text = form.write([{"id": number, **answer} for number, answer in answers.items()])
+    return f'{{"answers":{text}}}' if form.name == "json" else text
