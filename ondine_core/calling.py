@@ -74,8 +74,17 @@ class Caller:
         self.stopped_by: OndineError | None = None
         self.unseen: set[Key] = set()
 
-    async def make(self, call: Call, keys: Sequence[Key], stage: Stage, conclude: Conclude) -> Conclusion:
+    async def make(
+        self, call: Call, keys: Sequence[Key], stage: Stage, conclude: Conclude, *, keep: bool = True
+    ) -> Conclusion:
         """Make a call, as often as an outage of the provider takes, and keep what comes of it.
+
+        Args:
+            call: What is asked.
+            keys: The prompts it carries.
+            stage: Why it is made.
+            conclude: What is made of what comes back.
+            keep: Whether its answers go to the store; its place in the books it has in any case.
 
         Raises:
             TransientError: It failed and may be made again.
@@ -85,7 +94,7 @@ class Caller:
         """
         while True:
             try:
-                return await self._make_once(call, tuple(keys), stage, conclude)
+                return await self._make_once(_Errand(call, tuple(keys), stage, conclude, keep))
             except TransientError as error:
                 if error.cost_unknown or not self._is_waited_out(error):
                     raise
@@ -101,7 +110,7 @@ class Caller:
         self.stop(error)
         return False
 
-    async def _make_once(self, call: Call, keys: tuple[Key, ...], stage: Stage, conclude: Conclude) -> Conclusion:
+    async def _make_once(self, errand: _Errand) -> Conclusion:
         with self.interruptible():
             ticket = await self._gate.enter()
         fate = _Fate()
@@ -109,40 +118,37 @@ class Caller:
             hold = None
             if purse := self._means.purse:
                 with self.interruptible():
-                    hold = await purse.hold(call)
+                    hold = await purse.hold(errand.call)
             try:
-                return await self._exchange(call, keys, stage, conclude, fate)
+                return await self._exchange(errand, fate)
             finally:
                 if purse and hold:
                     await purse.settle(hold, fate.spent_usd)
         finally:
             self._gate.leave(ticket, fate.ending)
 
-    async def _exchange(
-        self, call: Call, keys: tuple[Key, ...], stage: Stage, conclude: Conclude, fate: _Fate
-    ) -> Conclusion:
-        store, limiter, purse = self._means.store, self._means.limiter, self._means.purse
+    async def _exchange(self, errand: _Errand, fate: _Fate) -> Conclusion:
+        store, limiter, purse, call = self._means.store, self._means.limiter, self._means.purse, errand.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:
             with self.interruptible():
                 await limiter.acquire(tokens)
         at_most = purse.bound(call) if purse else None
-        sent = Sent(urandom(16), self._origin, self._model, stage, keys, self._clock.now(), at_most)
+        sent = Sent(urandom(16), self._origin, self._model, errand.stage, errand.keys, self._clock.now(), at_most)
         await store.send(sent)
         self._tracker.sent()
         fate.spent_usd = None  # from here on nobody knows, until somebody does
         came, usage = await self._ask(call, sent, fate)
         fate.ending, self._replied = "answered", True
-        usd = Decimal(0) if usage is None else self._tracker.answered(stage, usage)
+        usd = Decimal(0) if usage is None else self._tracker.answered(errand.stage, usage)
         fate.spent_usd = usd
-        conclusion = conclude(came, usd)
-        again = sum(key in self.unseen for key, _ in conclusion.answers) if self.unseen else 0
+        conclusion = errand.conclude(came, usd)
+        kept = conclusion if errand.keep else Conclusion()
+        again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
-        await store.settle(
-            Settled(sent, outcome, usage or Usage(), usd, conclusion.answers, conclusion.failures, again)
-        )
+        await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))
         if limiter and usage is not None:
-            await limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
+            limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         if isinstance(came, Reply) and came.hold_off_s:
             await self._hold_off(came.hold_off_s)
         return conclusion
@@ -211,6 +217,17 @@ class Caller:
             raise
         finally:
             self._waiting.discard(task)
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """A call to be made, why, and what is done with what comes back."""
+
+    call: Call
+    keys: tuple[Key, ...]
+    stage: Stage
+    conclude: Conclude
+    keep: bool
 
 
 @dataclass(slots=True)

@@ -8,9 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 
 from ondine_core.batching import JSON, Strategy
 from ondine_core.budget import Budget, bound
+from ondine_core.calibration import CalibrationPlan
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import RateLimiter
@@ -39,8 +41,10 @@ class Policy:
         retry: When a call that failed in transit is made again.
         reuse: Whether answers in the store are taken; `False` asks everything anew.
         retry_failed_rows: Whether rows that were asked before and have no answer are asked again.
-        batch_size: Most prompts in one call.
+        batch_size: Most prompts in one call; `"auto"` finds out how many go well.
         strategy: How several prompts are put into one call; one alone travels as it is.
+        calibration: Compares answers of rows asked alone and together before the run; `None` trusts the batch size.
+        context_window: Tokens that prompt and reply may have together, where the list does not know or is wrong.
     """
 
     max_concurrency: int = 32
@@ -48,12 +52,14 @@ class Policy:
     retry: RetryPolicy = RetryPolicy()
     reuse: bool = True
     retry_failed_rows: bool = True
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = 1
     strategy: Strategy = JSON
+    calibration: CalibrationPlan | None = None
+    context_window: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1.")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if self.max_repairs < 0:

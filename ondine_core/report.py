@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import orjson
 
+from ondine_core.calibration import Calibrated
 from ondine_core.concurrency import Setting
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.values import Answer, Audit, Failure, Key, Outcome
@@ -111,6 +112,7 @@ class Report:
         latencies_s: Seconds of each call that was answered, sorted.
         concurrency: What the provider was found to take, from when on.
         audit: The books of the run as the store has them, those of killed attempts at it included.
+        calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
     """
 
     outcomes: Outcomes
@@ -120,6 +122,7 @@ class Report:
     latencies_s: Sequence[float]
     concurrency: Sequence[Setting]
     audit: Audit
+    calibrated: Calibrated | None = None
 
     @property
     def spend(self) -> Spend:

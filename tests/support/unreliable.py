@@ -15,7 +15,7 @@ from ondine_core.values import Answer, Audit, Call, Failure, Key, Line, Numbers,
 
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),
-    *("truncated", "refused", "429", "429 later", "500", "lost"),
+    *("truncated", "refused", "429", "429 later", "500", "503", "lost", "timed out", "slow"),
     *("reorder", "drop", "repeat", "contradict", "alien", "text ids", "shift", "null"),
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -58,7 +58,7 @@ class UnreliableModel:
         fault = next(self._faults)
         try:
             # Later calls are quicker, so that answers come back in another order than they were asked.
-            await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)))
+            await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)) * (100 if fault == "slow" else 1))
             return self._reply(texts, fault, many=many)
         finally:
             self.in_flight -= 1
@@ -68,10 +68,12 @@ class UnreliableModel:
 
     def _reply(self, texts: list[str], fault: Fault, *, many: bool) -> Reply:
         failure = {
-            "429": TransientError("slow down"),
-            "429 later": TransientError("slow down", retry_after_s=2.0),
+            "429": TransientError("slow down", kind="limited"),
+            "429 later": TransientError("slow down", retry_after_s=2.0, kind="limited"),
             "500": TransientError("broken"),
-            "lost": TransientError("no reply", cost_unknown=True),
+            "503": TransientError("too busy", kind="overloaded"),
+            "lost": TransientError("connection reset", cost_unknown=True),
+            "timed out": TransientError("no reply in time", cost_unknown=True, kind="overloaded"),
             "refused": RefusedError("declined"),
         }.get(fault)
         if failure:
