@@ -8,10 +8,11 @@ again after `ttl_s`. Clocks of different machines may differ by a good part of t
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from ondine_core.errors import StoreError
@@ -29,6 +30,7 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
     *,
     now: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
+    owner: str | None = None,
     ttl_s: float = 60.0,
     on_wait: Callable[[float], None] = lambda _: None,
 ) -> AsyncIterator[None]:
@@ -39,6 +41,7 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
         name: What one at a time may work on.
         now: Wall clock in seconds, since other processes read what it writes.
         sleep: Waits for seconds.
+        owner: Who holds it: a later attempt of the same owner takes over at once. By default everybody is another.
         ttl_s: How long the lease outlives a holder that was killed.
         on_wait: Told, when another holds the lease and now and then while it does, after how many seconds it would be
             free if that one were dead.
@@ -46,7 +49,10 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
     Raises:
         StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
     """
-    lease = _Lease(store, f"lease:{name}", now, sleep, ttl_s)
+    # A float holds 53 bits exactly, and 0 is nobody's.
+    seed = owner.encode() if owner else secrets.token_bytes()
+    token = 1 + (int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) >> 11)
+    lease = _Lease(store, f"lease:{name}", token, now, sleep, ttl_s)
     try:
         await lease.take(on_wait)
         async with _renewed(lease):
@@ -90,11 +96,10 @@ async def _renewed(lease: _Lease) -> AsyncIterator[None]:
 class _Lease:
     store: AnswerStore
     name: str
+    token: int
     now: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     ttl_s: float
-    # A float holds it exactly, and 0 is nobody's.
-    token: int = field(default_factory=lambda: 1 + secrets.randbelow(2**53 - 1))
 
     async def take(self, on_wait: Callable[[float], None]) -> None:
         """Return when the lease is taken."""
