@@ -9,7 +9,7 @@ from ondine_core.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["explain", "load_driver", "parse"]
+__all__ = ["explain", "is_about_connection", "load_driver", "parse"]
 
 _LIVENESS = {
     "application_name": "ondine",
@@ -63,6 +63,12 @@ def parse(url: str) -> tuple[dict[str, Any], str]:
             "characters like @ / : % in the password as %40 %2F %3A %25."
         )
     return settings, place
+
+
+def is_about_connection(error: psycopg.Error) -> bool:
+    """Whether it is the connection that failed, or the server on its way down or up, and not the statement."""
+    code = error.sqlstate or "08000"
+    return isinstance(error, load_driver().OperationalError) and code.startswith(("08", "57P"))
 
 
 def explain(error: psycopg.Error, place: str) -> StoreError:

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,7 @@ import orjson
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Row
-from ondine_core.store.driver import explain, load_driver, parse
+from ondine_core.store.driver import explain, is_about_connection, load_driver, parse
 
 if TYPE_CHECKING:
     import psycopg
@@ -30,6 +30,9 @@ __all__ = ["PostgresDatabase"]
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_IN_THE_WAY = ("40001", "40P01")
+"""Two transactions could not both go on; whoever is told so tries again."""
+
 _LIMITS = "SELECT set_config('lock_timeout', %s, FALSE), set_config('idle_in_transaction_session_timeout', %s, FALSE)"
 _LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) AS k"
 # No row comes back when the mark is there already. If the transaction that left it still ends, this waits for it.
@@ -103,8 +106,11 @@ class PostgresDatabase:
                 results.append(work())
                 connection.execute("COMMIT")
         except BaseException:
-            if not connection.closed:
+            # One that does not even take this is of no use any more.
+            with suppress(self._driver.Error), ExitStack() as stack:
+                stack.callback(connection.close)
                 connection.execute("ROLLBACK")
+                stack.pop_all()
             raise
         return results[-1]
 
@@ -116,12 +122,11 @@ class PostgresDatabase:
                 return work()
             except self._driver.Error as error:
                 until = until or time.monotonic() + self._patience_s
-                in_the_way = isinstance(
-                    error, self._driver.errors.DeadlockDetected | self._driver.errors.SerializationFailure
-                )
-                if not (self._connection.closed or in_the_way) or time.monotonic() > until:
+                is_lost = self._connection.closed or is_about_connection(error)
+                if not (is_lost or error.sqlstate in _IN_THE_WAY) or time.monotonic() > until:
                     raise explain(error, self.place) from error
-                if self._connection.closed:
+                if is_lost:
+                    self._connection.close()
                     self._reconnect(until)
 
     def _reconnect(self, until: float) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_one_holder_at_a_time_and_no_waiting_for_the_dead(group: list[Worker]) -
 
     run_virtually(main)
     assert len(log) == len(group)
-    for earlier, later in zip(log, log[1:], strict=False):
+    for earlier, later in pairwise(log):
         assert earlier.end <= later.start
         free_at = earlier.end + (TTL_S if earlier.killed else 0)
         slack_s = POLL_S + 4 * TTL_S / 12
@@ -135,10 +136,14 @@ def test_lease_taken_by_another_cancels_the_body() -> None:
 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
-        with pytest.raises(StoreError, match=r"'asset' was lost.*run again"):
+
+        async def hold() -> None:
             async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
                 await store.update("lease:asset", lambda _: (17.0, 10_000.0))
                 await clock.sleep(10_000)
+
+        with pytest.raises(StoreError, match=r"'asset' was lost.*run again"):
+            await hold()
         assert clock.now() <= TTL_S / 3
         assert store.numbers["lease:asset"] == (17.0, 10_000.0), "the other's lease is left alone"
         assert not asyncio.current_task().cancelling()
@@ -151,10 +156,14 @@ def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
 
     async def main(clock: Clock) -> None:
         store = Reach(MemoryStore(), 0)
-        with pytest.raises(StoreError, match="dead"):
+
+        async def hold() -> None:
             async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
                 store.dead = True
                 await clock.sleep(10_000)
+
+        with pytest.raises(StoreError, match="dead"):
+            await hold()
 
     run_virtually(main)
 

@@ -1,0 +1,375 @@
+"""What can befall a store in Postgres, on a real server: it is stopped, restarted, unreachable, shared, refusing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+
+from ondine_core.errors import ConfigError, OndineError, StoreError
+from ondine_core.store import Store, open_store
+from ondine_core.values import Answer, Numbers, Settled, Usage
+from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
+from tests.support.postgres import PASSWORD, USER, server
+
+TIMEOUT_S = 60.0
+ANSWER = Answer({"text": "x"}, "m")
+
+
+@pytest.fixture
+def url() -> str:
+    """A database without a store."""
+    return server().new_database()
+
+
+def add_one(numbers: Numbers | None) -> Numbers:
+    return ((numbers or (0,))[0] + 1,)
+
+
+async def make_call(store: Store, number: int) -> None:
+    call = call_to(key_of(number))
+    await store.send(call)
+    answers = ((key_of(number), ANSWER),)
+    await store.settle(Settled(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), answers))
+
+
+# -- a connection that breaks --------------------------------------------------------------------------------------
+
+
+def test_every_transaction_takes_effect_once_however_often_the_connection_breaks(url: str) -> None:
+    """While another client cuts the connection again and again, every call is counted once and every step done once."""
+    done = threading.Event()
+
+    def cut() -> None:
+        name = url.rpartition("/")[2]
+        while not done.wait(0.01):
+            server().execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' "  # noqa: S608
+                "AND application_name = 'ondine'"
+            )
+
+    async def main(store: Store) -> None:
+        async def work(first: int) -> None:
+            for number in range(first, first + 40):
+                await make_call(store, number)
+                await store.update("n", add_one)
+
+        await asyncio.gather(*(work(1000 * worker) for worker in range(8)))
+
+    with open_store(url) as store:
+        cutting = threading.Thread(target=cut)
+        cutting.start()
+        try:
+            asyncio.run(main(store))
+        finally:
+            done.set()
+            cutting.join()
+        assert asyncio.run(store.update("n", lambda numbers: numbers or ())) == (320,)
+        audit = asyncio.run(store.audit("run-1"))
+    assert (audit.answered.calls, audit.unknown.calls) == (320, 0)
+    assert audit.answered.usd == 320 * Decimal("0.000003")
+    assert keys_in(url) == {key_of(1000 * worker + n) for worker in range(8) for n in range(40)}
+
+
+class Cable:
+    """A TCP way to the server that breaks at some COMMITs: before it passes, or after, before the answer is back.
+
+    Args:
+        breaks: At which COMMITs, counted from 0 from when `live` is set.
+        when: `"before"` or `"after"` the server has carried it out.
+    """
+
+    def __init__(self, breaks: set[int], when: str) -> None:
+        self._breaks, self._when = breaks, when
+        self.commits, self.live = -1, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", server().port))
+                cut = threading.Event()
+                for way in ((client, far, True), (far, client, False)):
+                    threading.Thread(target=self._carry, args=(*way, cut), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket, outward: bool, cut: threading.Event) -> None:
+        try:
+            while data := near.recv(65536):
+                if outward and self.live and b"COMMIT" in data:
+                    self.commits += 1
+                    if self.commits in self._breaks:
+                        cut.set()
+                        if self._when == "before":
+                            return
+                elif not outward and cut.is_set():
+                    return
+                far.sendall(data)
+        except OSError:
+            return
+        finally:
+            for end in (near, far):
+                # Not only closed: the other direction still listens.
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_transaction_whose_end_was_not_seen_takes_effect_once(url: str, when: str) -> None:
+    """Whether the connection breaks just before a commit or just after it, each step is done once, and told right."""
+    cable = Cable({1, 2, 4}, when)
+
+    async def main(store: Store) -> None:
+        cable.live = True
+        assert [await store.update("n", add_one) for _ in range(4)] == [(1,), (2,), (3,), (4,)]
+        await make_call(store, 1)
+        assert (await store.audit("run-1")).answered.calls == 1
+
+    with open_store(url):
+        pass
+    with open_store(url.replace(str(server().port), str(cable.port))) as store:
+        asyncio.run(main(store))
+    cable.close()
+    assert cable.commits >= 5
+
+
+def test_restart_of_the_server_is_waited_out(url: str) -> None:
+    """A server that crashes and comes back in the middle of a run costs nothing but time."""
+
+    async def main(store: Store) -> None:
+        under_way = asyncio.Event()
+
+        async def work(first: int) -> None:
+            for number in range(first, first + 100):
+                await make_call(store, number)
+                await store.update("n", add_one)
+                under_way.set()
+
+        working = asyncio.gather(*(work(1000 * worker) for worker in range(4)))
+        await under_way.wait()
+        await asyncio.to_thread(server().stop)
+        await asyncio.to_thread(server().start)
+        await working
+        assert await store.update("n", add_one) == (401,)
+        audit = await store.audit("run-1")
+        assert (audit.answered.calls, audit.unknown.calls) == (400, 0)
+
+    with open_store(url) as store:
+        asyncio.run(main(store))
+
+
+def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) -> None:
+    """After `patience_s` callers are told which server and database; once it is back the store works, and reopens."""
+
+    async def main(store: Store) -> None:
+        await make_call(store, 1)
+        server().stop()
+        try:
+            with pytest.raises(StoreError) as caught:
+                await make_call(store, 2)
+            with pytest.raises(StoreError):
+                await store.get([key_of(1)])
+        finally:
+            server().start()
+        place = f"postgresql://127.0.0.1:{server().port}/{url.rpartition('/')[2]}"
+        assert place in str(caught.value)
+        assert "Check that the server runs" in str(caught.value)
+        assert_discreet(caught.value)
+        assert (await store.audit("run-1")).sent == 1
+        await make_call(store, 3)
+
+    with open_store(url, patience_s=0.2) as store:
+        asyncio.run(main(store))
+    with open_store(url) as store:
+        assert asyncio.run(store.audit("run-1")).sent == 2
+    assert keys_in(url) == {key_of(1), key_of(3)}
+
+
+def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
+    """Numbers that another client keeps locked are a StoreError after `patience_s`; other names are not held up."""
+    import psycopg
+
+    async def main(store: Store) -> None:
+        await store.update("n", add_one)
+        with psycopg.connect(url) as other:
+            other.execute("SELECT * FROM ondine.numbers WHERE name = 'n' FOR UPDATE")
+            with pytest.raises(StoreError, match=r"lock.*stop that one, or wait"):
+                await store.update("n", add_one)
+            assert await store.update("m", add_one) == (1,)
+        assert await store.update("n", add_one) == (2,)
+
+    with open_store(url, patience_s=0.1) as store:
+        asyncio.run(main(store))
+
+
+# -- what cannot be opened, and what is said about it --------------------------------------------------------------
+
+
+def assert_discreet(error: BaseException) -> None:
+    """The password is nowhere in the error and in what it was raised from."""
+    told = "".join(traceback.format_exception(error))
+    for secret in (PASSWORD, PASSWORD[:6], server().url().partition(f"{USER}:")[2].partition("@")[0]):
+        assert secret not in told
+
+
+@pytest.mark.parametrize(
+    ("password", "database", "hint"),
+    [
+        ("wrong-" + PASSWORD, "postgres", "password authentication failed.*user and password are right"),
+        (PASSWORD, "nowhere", "does not exist"),
+    ],
+)
+def test_server_that_lets_nobody_in_is_told_at_once(password: str, database: str, hint: str) -> None:
+    """A wrong password or database is a StoreError that names server and database, and not the password."""
+    with pytest.raises(StoreError, match=hint) as caught:
+        Store(server().url(database, password))
+    assert f"'postgresql://127.0.0.1:{server().port}/{database}'" in str(caught.value)
+    assert_discreet(caught.value)
+
+
+def test_server_that_is_not_there_is_told(url: str) -> None:
+    """A port where nothing listens is a StoreError."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        elsewhere = url.replace(str(server().port), str(nobody.getsockname()[1]))
+        with pytest.raises(StoreError, match=r"refused.*Check that the server runs") as caught:
+            Store(elsewhere)
+    assert_discreet(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:pa%zz@host/db",
+        "postgresql://me:geheim@geheim@host/db",
+        "postgresql://me:geheim/geheim@host/db",
+        "postgresql://me:5432/geheim@host/db",
+        "postgresql://host/db?passwort=geheim",
+        "postgresql://host:geheim/db",
+    ],
+)
+def test_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    """A password with characters that mean something in a URL is not taken for a host and told; how to write it is."""
+    with pytest.raises(ConfigError, match="%40") as caught:
+        Store(url)
+    assert not re.search("geheim|zz", "".join(traceback.format_exception_only(caught.value)))
+    assert caught.value.__context__ is None
+
+
+def test_store_does_not_tell_its_password(url: str) -> None:
+    """Neither the store nor anything it holds shows the password."""
+    with open_store(url) as store:
+        assert PASSWORD not in repr(store) + repr(store.place) + repr(vars(store))
+
+
+def test_missing_driver_is_told_with_its_remedy() -> None:
+    """Without psycopg, a Postgres URL is a ConfigError with the command to run; importing the package does not care."""
+    program = """
+import sys
+sys.modules["psycopg"] = None
+from ondine_core import OndineError, open_store
+try:
+    with open_store("postgresql://me:geheim@host/db"):
+        pass
+except OndineError as error:
+    print(type(error).__name__, error)
+"""
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert told.startswith("ConfigError")
+    assert "pip install 'ondine-dagster[postgres]'" in told
+    assert "geheim" not in told
+
+
+def test_psycopg_is_loaded_only_for_a_postgres_url() -> None:
+    """A store in a file costs no import of the driver."""
+    program = """
+import sys
+from ondine_core import open_store
+with open_store(":memory:"):
+    print("psycopg" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert told == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "hint"),
+    [
+        (["CREATE SCHEMA ondine", "CREATE TABLE ondine.runs (id int)"], "something else.*name another store"),
+        (["UPDATE ondine.numbers SET numbers = '[99]' WHERE name = 'format'"], "format 99.*upgrade"),
+    ],
+)
+def test_schema_that_is_no_store_of_ours_is_left_alone(spoil: list[str], hint: str, url: str) -> None:
+    """A schema of someone else, or of a newer version, is a StoreError that says so."""
+    if "UPDATE" in spoil[0]:
+        with open_store(url):
+            pass
+    for statement in spoil:
+        server().execute(statement, url)
+    with pytest.raises(StoreError, match=hint):
+        Store(url)
+
+
+def test_database_in_another_encoding_is_refused(url: str) -> None:
+    """A database that cannot hold every text is refused when it is opened, not at the first odd row."""
+    del url
+    server().execute("CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match="encoded as 'LATIN1'"):
+        Store(server().url("old"))
+
+
+def test_user_who_may_not_make_a_schema_is_told_what_to_ask_for(url: str) -> None:
+    """Without the right to make a schema the message says which grant is missing; with a schema given, it works."""
+    database = url.rpartition("/")[2]
+    server().execute("CREATE USER guest PASSWORD 'guest'")
+    guest = f"postgresql://guest:guest@127.0.0.1:{server().port}/{database}"
+    with pytest.raises(StoreError, match=r"permission denied.*GRANT CREATE ON DATABASE"):
+        Store(guest)
+    server().execute("CREATE SCHEMA ondine AUTHORIZATION guest", url)
+    with open_store(guest) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+    assert keys_in(guest) == {key_of(1)}
+
+
+def test_store_shares_a_database_with_others(url: str) -> None:
+    """All tables are in a schema of their own, and tables of the same names elsewhere are not touched."""
+    server().execute("CREATE TABLE answers (id int)", url)
+    with open_store(url) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+    assert server().execute("SELECT * FROM public.answers", url) == []
+    places = server().execute("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename IN ('calls', 'ledger')", url)
+    assert places == [("ondine",)]
+
+
+def test_closed_store_leaves_no_mark(url: str) -> None:
+    """The marks that writers leave are gone when they close."""
+    with open_store(url) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+    assert server().execute("SELECT name FROM ondine.numbers", url) == [("format",)]
+
+
+def test_url_may_say_postgres_and_more(url: str) -> None:
+    """`postgres://` is the same, and whatever the driver understands may follow."""
+    with open_store(url.replace("postgresql", "postgres") + "?application_name=mine&connect_timeout=3") as store:
+        asyncio.run(keep(store, (key_of(1), Answer({}, ORIGIN.asset))))
+        assert server().execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mine'") == [(1,)]
+
+
+def test_unreadable_url_is_an_error_of_ours() -> None:
+    """What is raised for a URL is caught with the rest."""
+    with pytest.raises(OndineError):
+        Store("postgresql://[::1/db")

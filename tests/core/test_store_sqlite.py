@@ -1,0 +1,359 @@
+"""What can befall the file of a store, and that an older one is brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ondine_core.errors import ConfigError, StoreError
+from ondine_core.store import Store, network_file_system, open_store
+from ondine_core.values import Answer
+from tests.support.books import call_to, keep, key_of, keys_in
+
+TIMEOUT_S = 60.0
+ANSWER = Answer({"text": "x" * 1000}, "m")
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_memory_keeps_nothing(durability: str) -> None:
+    """A store in memory answers within its life and makes no file."""
+    store = Store(":memory:", durability=durability)
+    asyncio.run(keep(store, (key_of(1), ANSWER)))
+    assert len(asyncio.run(store.get([key_of(1)]))) == 1
+    store.close()
+    assert not Path(":memory:").exists()
+
+
+def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    """The folder is made; file, log and index are readable by their owner only."""
+    path = tmp_path / "new" / "folder" / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+        files = sorted(path.parent.iterdir())
+        assert [file.name for file in files] == ["answers.db", "answers.db-shm", "answers.db-wal"]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_many_callers_share_a_commit(tmp_path: Path) -> None:
+    """Thousands of concurrent calls are kept in a handful of commits, counted in the write-ahead log."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        await asyncio.gather(*(keep(store, (key_of(n), Answer({"n": n}, "m"))) for n in range(5_000)))
+
+    with open_store(path) as store:
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM answers").fetchall()  # an open snapshot keeps the log from starting over
+        before = commits(path)
+        asyncio.run(main(store))
+        assert 1 <= commits(path) - before <= 100
+        reader.close()
+        assert len(keys_in(path)) == 5_000
+
+
+def commits(path: Path) -> int:
+    """Frames of the log that end a transaction (https://sqlite.org/fileformat2.html#the_write_ahead_log)."""
+    log = Path(f"{path}-wal").read_bytes()
+    frame = 24 + int.from_bytes(log[8:12], "big")
+    return sum(log[at + 4 : at + 8] != bytes(4) for at in range(32, len(log), frame))
+
+
+# -- formats -------------------------------------------------------------------------------------------------------
+
+
+def test_store_of_format_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Answers and numbers of a file that an earlier version made are there, and the books can be kept in it."""
+    path = tmp_path / "answers.db"
+    database = sqlite3.connect(path)
+    database.executescript("""
+        CREATE TABLE answers (
+            key BLOB PRIMARY KEY, "values" BLOB NOT NULL, model TEXT NOT NULL, attempts INTEGER NOT NULL,
+            batch_size INTEGER NOT NULL, cost_usd TEXT, request_id TEXT, answered_at REAL NOT NULL
+        );
+        CREATE TABLE numbers (name TEXT PRIMARY KEY, numbers BLOB NOT NULL);
+        PRAGMA user_version = 1;
+    """)
+    database.execute("INSERT INTO answers VALUES (?, ?, 'm', 2, 3, '0.5', 'req', 9.5)", (key_of(1), b'{"a":1}'))
+    database.execute("INSERT INTO numbers VALUES ('n', ?)", (b"[1.5,2]",))
+    database.commit()
+    database.close()
+
+    async def main(store: Store) -> None:
+        old = Answer({"a": 1}, "m", 2, 3, Decimal("0.5"), "req", 9.5)
+        assert await store.get([key_of(1)]) == {key_of(1): old}
+        assert await store.update("n", lambda numbers: numbers or ()) == (1.5, 2)
+        await keep(store, (key_of(2), ANSWER))
+        assert (await store.audit("run-1")).sent == 1
+
+    for _ in range(2):
+        with open_store(path) as store:
+            asyncio.run(main(store))
+        Path(path).touch()
+        database = sqlite3.connect(path)
+        database.execute("DELETE FROM ledger")
+        database.commit()
+        database.close()
+
+
+def test_new_and_upgraded_store_have_the_same_tables(tmp_path: Path) -> None:
+    """Whichever way a file came to the newest format, its tables are alike."""
+
+    def tables(path: Path) -> set[tuple[str, str]]:
+        database = sqlite3.connect(path)
+        try:
+            return set(database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+        finally:
+            database.close()
+
+    with open_store(tmp_path / "new.db"):
+        pass
+    database = sqlite3.connect(tmp_path / "old.db")
+    for name, sql in tables(tmp_path / "new.db"):
+        if name in ("answers", "numbers"):
+            database.execute(sql)
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+    with open_store(tmp_path / "old.db"):
+        pass
+    assert tables(tmp_path / "old.db") == tables(tmp_path / "new.db")
+
+
+# -- what cannot be opened -----------------------------------------------------------------------------------------
+
+
+def no_database(path: Path) -> None:
+    path.write_bytes(b"this is not a database, " * 500)
+
+
+def newer(path: Path) -> None:
+    with open_store(path):
+        pass
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def of_someone_else(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE runs (id INTEGER)")
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "hint"),
+    [
+        (no_database, "not a database.*name another store"),
+        (newer, "format 99.*upgrade"),
+        (Path.mkdir, "directory.*name another store"),
+        (of_someone_else, "something else.*name another store"),
+    ],
+)
+def test_store_that_cannot_be_opened_says_which_and_why(
+    spoil: Callable[[Path], None], hint: str, tmp_path: Path
+) -> None:
+    """A file that is damaged, too new, of something else or a folder is an error with its path, cause and remedy."""
+    path = tmp_path / "answers.db"
+    spoil(path)
+    with pytest.raises(StoreError, match=hint) as caught:
+        Store(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "postgresql+psycopg2://me:secret@host/db", "sqlite:///a"])
+def test_url_of_another_kind_is_refused(url: str) -> None:
+    """A URL that names no store is not taken for the path of a file, and its password is not repeated."""
+    with pytest.raises(ConfigError, match="give the path of a file, or postgresql://") as caught:
+        Store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_place_where_nobody_may_write_is_refused() -> None:
+    """Where the system lets nobody make a file, not even root, the message says who must allow what."""
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("no sysfs here")
+    with pytest.raises(StoreError, match=r"'/sys/kernel/answers\.db' failed.*Allow this user to write"):
+        Store("/sys/kernel/answers.db")
+
+
+# In a process of its own, as a user who may not write: what root does is allowed everywhere.
+UNPRIVILEGED = """
+import asyncio, os, sys
+from ondine_core.store import Store
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    Store(sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; pytest's own they may not."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        Path(name).chmod(0o700)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_file_or_folder_that_may_not_be_written_is_refused(exists: bool, open_folder: Path) -> None:
+    """A read-only folder or file is a StoreError that says to allow writing; what is in it stays as it is."""
+    path = open_folder / "answers.db"
+    if exists:
+        with open_store(path) as store:
+            asyncio.run(keep(store, (key_of(1), ANSWER)))
+        path.chmod(0o444)
+    open_folder.chmod(0o555)
+    command = [sys.executable, "-c", UNPRIVILEGED, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    assert result.stdout.startswith(f"StoreError The answer store {str(path)!r} failed: ")
+    assert "ermission denied" in result.stdout
+    assert "Allow this user to write" in result.stdout
+    open_folder.chmod(0o700)
+    if exists:
+        path.chmod(0o600)
+        assert keys_in(path) == {key_of(1)}
+    else:
+        assert not path.exists()
+
+
+# -- what goes wrong while it is open ------------------------------------------------------------------------------
+
+
+def test_damaged_file_is_told(tmp_path: Path) -> None:
+    """Pages that were overwritten are found out when they are read, with a way to save the rest; nothing hangs."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(200))))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20_000] + b"\xaa" * (len(whole) - 20_000))
+    with pytest.raises(StoreError, match=r"malformed.*\.recover"), open_store(path) as store:
+        asyncio.run(store.get([key_of(n) for n in range(200)]))
+
+
+def test_lock_of_another_process_is_waited_for_so_long(tmp_path: Path) -> None:
+    """A file that another process keeps locked is a StoreError after `patience_s`, and works when it is let go."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        with pytest.raises(StoreError, match=r"locked.*longer than 0\.05 s: stop that one or wait"):
+            await keep(store, (key_of(1), ANSWER))
+        assert await store.get([key_of(1)]) == {}
+        other.rollback()
+        await keep(store, (key_of(2), ANSWER))
+
+    with open_store(path, patience_s=0.05) as store:
+        other = sqlite3.connect(path)
+        other.execute("BEGIN IMMEDIATE")
+        asyncio.run(main(store))
+        other.close()
+    assert keys_in(path) == {key_of(2)}
+
+
+def test_failed_write_reaches_every_caller(tmp_path: Path) -> None:
+    """When a commit fails, each caller that waits for it raises, and the store can be written again afterwards."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+        results = await asyncio.gather(
+            *(keep(store, (key_of(n), ANSWER)) for n in range(5)),
+            store.update("n", lambda _: (1.0,)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(result, StoreError) and "disk is full" in str(result) for result in results[:5])
+        database.execute("DROP TRIGGER full")
+        database.close()
+        await keep(store, (key_of(9), ANSWER))
+
+    with open_store(path) as store:
+        asyncio.run(main(store))
+        assert asyncio.run(store.audit("run-1")).unknown.calls == 5
+    assert keys_in(path) == {key_of(9)}
+
+
+# The kernel refuses to let any file grow beyond the limit, as a full disk would.
+FULL_DISK = """
+import asyncio, resource, sys
+from ondine_core.errors import StoreError
+from ondine_core.store import open_store
+from ondine_core.values import Answer
+from tests.support.books import keep, key_of
+
+async def main():
+    with open_store(sys.argv[1]) as store:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+        for n in range(0, 100_000, 10):
+            try:
+                await keep(store, *((key_of(m), Answer({"text": "x" * 1000}, "m")) for m in range(n, n + 10)))
+            except StoreError as error:
+                print(n, error)
+                break
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await keep(store, (key_of(10**9), Answer({}, "m")))
+
+asyncio.run(main())
+"""
+
+
+def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
+    """When the disk fills up, what was kept before is there, the failed call left no trace, and room mends it."""
+    path = tmp_path / "answers.db"
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+    )
+    count, _, told = result.stdout.partition(" ")
+    assert "failed: disk I/O error. Free some space" in told
+    assert keys_in(path) == {*(key_of(n) for n in range(int(count))), key_of(10**9)}
+    with open_store(path) as store:
+        audit = asyncio.run(store.audit("run-1"))
+        assert audit.answered.calls == int(count) // 10 + 1
+        assert audit.unknown.calls <= 1
+        asyncio.run(store.send(call_to(key_of(5))))
+
+
+# -- network file systems ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/data/answers.db", None),
+        ("/data/shared/answers.db", "nfs4"),
+        ("/data/shared", "nfs4"),
+        ("/data/shared2/answers.db", None),
+        ("/data/shared/scratch/answers.db", None),
+        ("/srv/far/answers.db", "fuse.sshfs"),
+        ("/my share/a.db", "nfs"),
+    ],
+)
+def test_network_file_system_is_told_from_the_mounts(path: str, kind: str | None, tmp_path: Path) -> None:
+    """The mount that holds the path, the innermost one, decides whether it lies on a network file system."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nserver:/x /data/shared nfs4 rw 0 0\n"
+        "tmpfs /data/shared/scratch tmpfs rw 0 0\nme@far: /srv/far fuse.sshfs rw 0 0\n"
+        "server:/y /my\\040share nfs rw 0 0\nbroken\n"
+    )
+    assert network_file_system(path, mounts) == kind
+
+
+def test_network_file_system_is_unknown_without_mounts(tmp_path: Path) -> None:
+    """Where the list of mounts cannot be read, nothing is claimed."""
+    assert network_file_system("/data/answers.db", tmp_path / "absent") is None
