@@ -1,112 +1,28 @@
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.errors import ConfigError
-from ondine_core.rate_limiter import RateLimiter, Rates, book
-from ondine_core.store import SqliteStore
+from ondine_core.errors import TransientError
+from ondine_core.policy import Clock
+from ondine_core.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter, Rates
 from ondine_core.values import Numbers
+from tests.support.unreliable import MemoryStore
+from tests.support.virtual_clock import run_virtually
 
 START = 1_800_000_000.0
-"""Wall clocks read large numbers; the arithmetic has to bear them."""
 CLOSE = 1e-5
-RATES = st.floats(0.01, 1000)
-CALLS = st.lists(st.tuples(st.floats(0, 20), st.integers(0, 5000)), min_size=1, max_size=40)
-"""Seconds since the call before, and tokens."""
-
-
-def booked(calls: Sequence[tuple[float, int]], rates: tuple[float | None, float | None]) -> list[float]:
-    """The departure of each call."""
-    free_at: Numbers = (0.0, 0.0)
-    departures = []
-    for now, (_, tokens) in zip(accumulate((gap for gap, _ in calls), initial=START), calls, strict=False):
-        at, free_at = book(free_at, now, (1.0, float(tokens)), rates)
-        assert at >= now
-        departures.append(at)
-    return departures
-
-
-def excess(departures: Sequence[float], amounts: Sequence[float], rate: float) -> float:
-    """How far the worst window goes beyond its last call and `rate` times its length."""
-    return max(
-        sum(amounts[first:last]) - rate * (departures[last] - departures[first])
-        for last in range(len(departures))
-        for first in range(last + 1)
-    )
-
-
-@given(CALLS, RATES, RATES)
-def test_no_window_admits_more_than_its_rate(calls: list[tuple[float, int]], requests: float, tokens: float) -> None:
-    """Any window of w seconds admits at most one call and rate times w, of requests and of tokens alike."""
-    departures = booked(calls, (requests, tokens))
-    assert excess(departures, [1.0] * len(calls), requests) <= requests * CLOSE
-    assert excess(departures, [float(amount) for _, amount in calls], tokens) <= tokens * CLOSE
-
-
-@given(CALLS, RATES | st.none(), RATES | st.none())
-def test_departures_are_in_order_of_arrival(calls: list[tuple[float, int]], requests: Any, tokens: Any) -> None:
-    """Nobody overtakes, however small his call is."""
-    if requests is None and tokens is None:
-        return
-    departures = booked(calls, (requests, tokens))
-    assert departures == sorted(departures)
-
-
-@given(CALLS, RATES, RATES)
-def test_nobody_waits_without_need(calls: list[tuple[float, int]], requests: float, tokens: float) -> None:
-    """A call that waits leaves at the very instant at which the slower of the two rates has recovered."""
-    departures = booked(calls, (requests, tokens))
-    free_requests = free_tokens = arrival = START
-    for departure, (gap, amount) in zip(departures, calls, strict=True):
-        assert departure == pytest.approx(max(arrival, free_requests, free_tokens), abs=CLOSE)
-        free_requests, free_tokens = departure + 1 / requests, departure + amount / tokens
-        arrival += gap
-
-
-@pytest.mark.parametrize(
-    ("rates", "departures"),
-    [
-        ((2.0, None), [0, 0.5, 1.0, 1.5]),
-        ((None, 10.0), [0, 1, 3, 6]),
-        ((2.0, 10.0), [0, 1, 3, 6]),
-        ((1.0, 100.0), [0, 1, 2, 3]),
-    ],
-)
-def test_calls_of_10_20_30_and_40_tokens(rates: tuple[float | None, float | None], departures: list[float]) -> None:
-    """Where one rate is not limited the other alone decides; where both are, the slower one does."""
-    found = booked([(0, 10), (0, 20), (0, 30), (0, 40)], rates)
-    assert [at - START for at in found] == pytest.approx(departures, abs=CLOSE)
-
-
-@pytest.mark.parametrize(
-    ("rates", "limited"),
-    [(Rates(), False), (Rates(requests_per_minute=1), True), (Rates(tokens_per_minute=1), True), (Rates(1, 1), True)],
-)
-def test_rates_say_whether_there_are_any(rates: Rates, limited: bool) -> None:
-    """No rate is no limit; either rate is one."""
-    assert bool(rates) is limited
-
-
-@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
-@pytest.mark.parametrize("rate", [0, -1, float("nan")])
-def test_a_rate_that_lets_nobody_pass_is_refused(name: str, rate: float) -> None:
-    """A rate is more than nothing; the message names it, its value, and how to have no limit."""
-    with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None is no limit"):
-        Rates(**{name: rate})
-
-
-# -- through the store ---------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Clock:
+class Still:
     """A clock that stands still unless it is moved; whoever sleeps is noted and goes on."""
 
     time: float = START
@@ -122,33 +38,155 @@ class Clock:
         self.departures.append(round(self.time + seconds - START, 4))
 
 
-@asynccontextmanager
-async def opened() -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(":memory:")
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def limiter(store: SqliteStore, clock: Clock, rates: Rates, name: str = "m") -> RateLimiter:
+def limiter(store: MemoryStore, clock: Still | Clock, rates: Rates, name: str = "m") -> RateLimiter:
     return RateLimiter(name, rates, store, now=clock.now, sleep=clock.sleep)
 
 
-@settings(max_examples=15, deadline=None)
+def departures_of(steps: Callable[[RateLimiter, Still], Awaitable[None]], rates: Rates) -> list[float]:
+    """When the callers left that had to wait, in seconds."""
+    clock = Still()
+
+    async def main() -> None:
+        await steps(limiter(MemoryStore(), clock, rates), clock)
+
+    asyncio.run(main())
+    return clock.departures
+
+
+class SlowStore(MemoryStore):
+    """Takes five milliseconds for each update, and does it half-way."""
+
+    async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+        await asyncio.sleep(0.0025)
+        numbers = await super().update(name, step)
+        await asyncio.sleep(0.0025)
+        return numbers
+
+
+# -- the law of pace -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A call that left, and in which place it had come to its limiter."""
+
+    at: float
+    tokens: int
+    limiter: int
+    place: int
+
+
+CALLS = st.lists(
+    st.tuples(st.floats(0, 5), st.integers(0, 3), st.integers(0, 2000), st.none() | st.floats(0, 5)),
+    min_size=1,
+    max_size=40,
+)
+"""Seconds since the call before, at which of four limiters, tokens, and after how many seconds it is cancelled."""
+RATES = st.builds(
+    lambda requests, tokens, burst: Rates(requests, tokens, burst if requests else 1),
+    st.none() | st.floats(6, 6000),
+    st.none() | st.floats(600, 600_000),
+    st.sampled_from([1, 1, 1.5, 4, 20]),
+)
+
+
+def play(calls: Sequence[tuple[float, int, int, float | None]], rates: Rates) -> list[Departure]:
+    """Every limiter stands for a process; all have one store."""
+    left: list[Departure] = []
+
+    async def main(clock: Clock) -> None:
+        store = MemoryStore()
+        limiters = [limiter(store, clock, rates) for _ in range(4)]
+
+        async def call(place: int, number: int, tokens: int, cancelled_s: float | None) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(cancelled_s):
+                    await limiters[number].acquire(tokens)
+                    left.append(Departure(clock.now(), tokens, number, place))
+
+        async with asyncio.TaskGroup() as group:
+            for place, (gap, number, tokens, cancelled_s) in enumerate(calls):
+                await clock.sleep(gap)
+                group.create_task(call(place, number, tokens, cancelled_s))
+
+    run_virtually(main)
+    return left
+
+
+def excess(departures: Sequence[float], amounts: Sequence[float], rate: float, burst: float) -> float:
+    """How far the worst window goes beyond `rate` times its length, and the burst or its largest call."""
+    return max(
+        sum(amounts[first : last + 1])
+        - max(burst, *amounts[first : last + 1])
+        - rate * (departures[last] - departures[first])
+        for last in range(len(departures))
+        for first in range(last + 1)
+    )
+
+
+@settings(deadline=None)
+@given(CALLS, RATES)
+def test_no_window_admits_more_than_its_rate(calls: list[tuple[float, int, int, float | None]], rates: Rates) -> None:
+    """Whoever comes to whichever process and is cancelled when: a burst or a call, and the rate, and no more."""
+    left = play(calls, rates)
+    times, tokens = [one.at for one in left], [float(one.tokens) for one in left]
+    for amounts, rate, burst in zip(([1.0] * len(left), tokens), rates.per_second, rates.bursts, strict=True):
+        if rate is not None and left:
+            assert excess(times, amounts, rate, burst) <= rate * CLOSE
+
+
+@settings(deadline=None)
+@given(CALLS, RATES)
+def test_first_come_first_served(calls: list[tuple[float, int, int, float | None]], rates: Rates) -> None:
+    """At one limiter nobody leaves before one who came earlier, and all leave who are not cancelled."""
+    left = play(calls, rates)
+    for number in range(4):
+        times = [one.at for one in sorted(left, key=lambda one: one.place) if one.limiter == number]
+        assert all(later >= earlier - CLOSE for earlier, later in pairwise(times))
+    assert {one.place for one in left} >= {place for place, call in enumerate(calls) if call[3] is None}
+
+
+@pytest.mark.parametrize(
+    ("rates", "processes", "tokens", "a_minute"),
+    [
+        (Rates(60_000), 1, 10, 60_000),
+        (Rates(60_000), 4, 10, 60_000),
+        (Rates(30), 3, 10, 30),
+        (Rates(None, 6_000_000), 1, 100, 60_000),
+        (Rates(600, 60_000), 2, 1000, 60),
+        (Rates(600, 60_000), 2, 50, 600),
+        (Rates(600, 600_000, burst=20), 2, 500, 600),
+    ],
+)
+def test_the_rate_is_used(rates: Rates, processes: int, tokens: int, a_minute: float) -> None:
+    """While callers wait, at least 98 % of the rate leave, though the store takes its time."""
+    times: list[float] = []
+
+    async def main(clock: Clock) -> None:
+        store = SlowStore()
+
+        async def keep_calling(shared: RateLimiter) -> None:
+            while len(times) < 2000:
+                await shared.acquire(tokens)
+                times.append(clock.now())
+
+        limiters = [limiter(store, clock, rates) for _ in range(processes)]
+        await asyncio.gather(*(keep_calling(shared) for shared in limiters for _ in range(100)))
+
+    run_virtually(main)
+    assert (len(times) - 1) / (times[-1] - times[0]) * 60 == pytest.approx(a_minute, rel=0.02)
+
+
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=10))
 def test_callers_at_once_leave_in_turn(amounts: list[int]) -> None:
     """Callers that come together are each given an instant of their own, first come, first served."""
 
-    async def main() -> list[float]:
-        clock = Clock()
-        async with opened() as store:
-            shared = limiter(store, clock, Rates(requests_per_minute=60, tokens_per_minute=6000))
-            await asyncio.gather(*(shared.admit(tokens) for tokens in amounts))
-        return clock.departures
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await asyncio.gather(*(shared.acquire(tokens) for tokens in amounts))
 
     expected = list(accumulate(max(1.0, tokens / 100) for tokens in amounts[:-1]))
-    departures = asyncio.run(main())
+    departures = departures_of(steps, Rates(requests_per_minute=60, tokens_per_minute=6000))
     assert departures == pytest.approx(expected, abs=1e-3)
     assert all(later - earlier >= 0.999 for earlier, later in pairwise(departures))
 
@@ -157,30 +195,55 @@ def test_two_limiters_on_one_store_share_the_rate() -> None:
     """Whoever uses the same store and name draws on one rate; another name has its own."""
 
     async def main() -> list[list[float]]:
-        one, other, stranger = Clock(), Clock(), Clock()
-        rates = Rates(requests_per_minute=60)
-        async with opened() as store:
-            for _ in range(2):
-                await limiter(store, one, rates).admit(0)
-                await limiter(store, other, rates).admit(0)
-            await limiter(store, stranger, rates, "other").admit(0)
+        one, other, stranger = Still(), Still(), Still()
+        rates, store = Rates(requests_per_minute=60), MemoryStore()
+        for _ in range(2):
+            await limiter(store, one, rates).acquire(0)
+            await limiter(store, other, rates).acquire(0)
+        await limiter(store, stranger, rates, "other").acquire(0)
         return [clock.departures for clock in (one, other, stranger)]
 
     assert asyncio.run(main()) == [[2.0], [1.0, 3.0], []]
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    """After a pause without calls there is no burst: the first leaves at once, the next at the rate."""
+
+    async def steps(shared: RateLimiter, clock: Still) -> None:
+        await shared.acquire(0)
+        clock.time += 3600
+        await shared.acquire(0)
+        await shared.acquire(0)
+
+    assert departures_of(steps, Rates(requests_per_minute=60)) == [3601.0]
+
+
+def test_idle_time_is_saved_up_to_the_burst() -> None:
+    """After a pause as many leave at once as the burst says, however long the pause was."""
+
+    async def steps(shared: RateLimiter, clock: Still) -> None:
+        for pause_s in (0, 3600):
+            clock.time += pause_s
+            for _ in range(5):
+                await shared.acquire(0)
+
+    assert departures_of(steps, Rates(requests_per_minute=60, burst=3)) == [1.0, 2.0, 3601.0, 3602.0]
+
+
+# -- hold-offs -----------------------------------------------------------------------------------------------------
 
 
 def test_hold_off_holds_back_whoever_books_later() -> None:
     """A `Retry-After` moves nobody who has booked, and lets nobody else leave before it is over, at the usual pace."""
 
     async def main() -> list[float]:
-        clock = Clock()
-        async with opened() as store:
-            mine, theirs = (limiter(store, clock, Rates(requests_per_minute=60)) for _ in "ab")
-            await mine.admit(0)
-            await mine.admit(0)
-            await mine.hold_off(10)
-            await theirs.admit(0)
-            await mine.admit(0)
+        clock, store = Still(), MemoryStore()
+        mine, theirs = (limiter(store, clock, Rates(requests_per_minute=60)) for _ in "ab")
+        await mine.acquire(0)
+        await mine.acquire(0)
+        await mine.hold_off(10)
+        await theirs.acquire(0)
+        await mine.acquire(0)
         return clock.departures
 
     assert asyncio.run(main()) == [1.0, 10.0, 11.0]
@@ -189,31 +252,372 @@ def test_hold_off_holds_back_whoever_books_later() -> None:
 def test_hold_off_is_never_shortened() -> None:
     """Of several pauses the longest holds, and one that is shorter than the bookings changes nothing."""
 
-    async def main() -> list[float]:
-        clock = Clock()
-        async with opened() as store:
-            shared = limiter(store, clock, Rates(tokens_per_minute=60))
-            await shared.hold_off(5)
-            await shared.hold_off(2)
-            await shared.admit(7)
-            await shared.hold_off(1)
-            await shared.admit(0)
-        return clock.departures
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.hold_off(5)
+        await shared.hold_off(2)
+        await shared.acquire(7)
+        await shared.hold_off(1)
+        await shared.acquire(0)
 
-    assert asyncio.run(main()) == [5.0, 12.0]
+    assert departures_of(steps, Rates(tokens_per_minute=60)) == [5.0, 12.0]
 
 
-def test_idle_time_is_not_saved_up() -> None:
-    """After a pause without calls there is no burst: the first leaves at once, the next at the rate."""
+def test_hold_off_counts_without_any_rate() -> None:
+    """What a provider asks of one it asks of all, also where nobody has set a rate."""
 
-    async def main() -> list[float]:
-        clock = Clock()
-        async with opened() as store:
-            shared = limiter(store, clock, Rates(requests_per_minute=60))
-            await shared.admit(0)
-            clock.time += 3600
-            await shared.admit(0)
-            await shared.admit(0)
-        return clock.departures
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.acquire(1)
+        await shared.hold_off(3)
+        await shared.hold_off(2)
+        await shared.acquire(1)
+        await shared.acquire(1)
 
-    assert asyncio.run(main()) == [3601.0]
+    assert departures_of(steps, Rates()) == [3.0, 3.0]
+
+
+def test_no_burst_follows_a_hold_off() -> None:
+    """Whoever asked for a pause has nothing saved up for us."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.hold_off(10)
+        for _ in range(3):
+            await shared.acquire(0)
+
+    assert departures_of(steps, Rates(requests_per_minute=60, burst=3)) == [10.0, 11.0, 12.0]
+
+
+def test_hold_off_has_an_end() -> None:
+    """A provider that asks for a day is not waited for by everybody for longer than ten minutes."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.hold_off(86_400)
+        await shared.acquire(0)
+
+    assert departures_of(steps, Rates(requests_per_minute=60)) == [LONGEST_HOLD_OFF_S]
+
+
+# -- time-outs and cancellation ------------------------------------------------------------------------------------
+
+
+def test_who_cannot_wait_so_long_books_nothing() -> None:
+    """The error says how long it would be; the next caller leaves as if nobody had asked."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.acquire(0)
+        await shared.acquire(0, timeout_s=1.5)
+        with pytest.raises(TransientError, match=r"'m' is at its rate: the next call may leave in 2\.0 s") as refused:
+            await shared.acquire(0, timeout_s=1.5)
+        assert refused.value.retry_after_s == pytest.approx(2)
+        await shared.acquire(0, timeout_s=2.0)
+
+    assert departures_of(steps, Rates(requests_per_minute=60)) == [1.0, 2.0]
+
+
+def test_the_time_spent_in_line_counts() -> None:
+    """Whoever may not even book within his time learns it then, and the others leave as if he had not come."""
+
+    async def main(clock: Clock) -> tuple[list[float], float]:
+        shared, left = limiter(MemoryStore(), clock, Rates(requests_per_minute=60)), []
+
+        async def call() -> None:
+            await shared.acquire(0)
+            left.append(clock.now())
+
+        calls = [asyncio.ensure_future(call()) for _ in range(5)]
+        await clock.sleep(0.1)
+        with pytest.raises(TransientError, match=r"nothing could be booked in 0\.5 s"):
+            await shared.acquire(0, timeout_s=0.5)
+        refused = clock.now()
+        await asyncio.gather(*calls, call())
+        return left, refused
+
+    left, refused = run_virtually(main)
+    assert left == pytest.approx([0, 1, 2, 3, 4, 5], abs=CLOSE)
+    assert refused == pytest.approx(0.6, abs=CLOSE)
+
+
+@pytest.mark.parametrize(("cancelled", "next_at"), [([3], 3), ([2, 3], 2), ([1, 2, 3], 1), ([3, 2, 1], 1), ([1, 2], 4)])
+@pytest.mark.parametrize("store", [MemoryStore, SlowStore])
+def test_who_is_cancelled_gives_his_booking_back(
+    store: type[MemoryStore], cancelled: list[int], next_at: float
+) -> None:
+    """Several at once, in any order; but not where another booked after them: the next would leave too close to it."""
+
+    async def main(clock: Clock) -> float:
+        one_store = store()
+        shared, other = (limiter(one_store, clock, Rates(requests_per_minute=60)) for _ in "ab")
+        calls = []
+        for _ in range(4):
+            calls.append(asyncio.ensure_future(shared.acquire(0)))
+            await clock.sleep(0.01)
+        for place in cancelled:
+            calls[place].cancel()
+        await clock.sleep(0.1)
+        await other.acquire(0)
+        departure = clock.now()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return departure
+
+    assert run_virtually(main) == pytest.approx(next_at, abs=0.01)
+
+
+@pytest.mark.parametrize("after_s", [0.001, 0.003], ids=["before it is made", "before he knows of it"])
+def test_who_is_cancelled_while_booking_gives_it_back(after_s: float) -> None:
+    """Even if he is cancelled once more while he does."""
+
+    async def main(clock: Clock) -> float:
+        shared = limiter(SlowStore(), clock, Rates(requests_per_minute=1))
+        call = asyncio.ensure_future(shared.acquire(0))
+        await clock.sleep(after_s)
+        call.cancel()
+        await clock.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await clock.sleep(0.1)
+        await shared.acquire(0)
+        return clock.now()
+
+    assert run_virtually(main) < 1
+
+
+def test_giving_back_takes_nothing_else_along() -> None:
+    """What calls were heard to have used meanwhile still counts."""
+
+    async def main(clock: Clock) -> float:
+        shared = limiter(MemoryStore(), clock, Rates(1, 6000))
+        await shared.acquire(0)
+        await clock.sleep(50)
+        call = asyncio.ensure_future(shared.acquire(0))
+        await clock.sleep(0.5)
+        shared.correct(0, 1500)
+        call.cancel()
+        await clock.sleep(0)
+        await shared.acquire(0)
+        return clock.now()
+
+    assert 65 - CLOSE <= run_virtually(main) <= 65.5 + CLOSE
+
+
+def test_a_slow_store_makes_nobody_late() -> None:
+    """A call leaves when it is booked for, not as much later as the store took to answer."""
+
+    async def main(clock: Clock) -> float:
+        shared = limiter(SlowStore(), clock, Rates(requests_per_minute=60))
+        await asyncio.gather(*(shared.acquire(0) for _ in range(3)))
+        return clock.now()
+
+    assert run_virtually(main) == pytest.approx(2.0025, abs=CLOSE)
+
+
+def test_a_clock_that_is_set_back_while_booking_makes_nobody_wait_for_it() -> None:
+    """The wait is what was booked, at most."""
+
+    class Setback(MemoryStore):
+        async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
+            numbers = await super().update(name, step)
+            clock.time -= 7200
+            return numbers
+
+    clock = Still()
+
+    async def main() -> None:
+        shared = limiter(Setback(), clock, Rates(requests_per_minute=60))
+        await shared.acquire(0)
+        await shared.acquire(0)
+
+    asyncio.run(main())
+    assert [at + 2 * 7200 for at in clock.departures] == [1.0]
+
+
+def test_what_a_killed_process_had_booked_passes() -> None:
+    """It had booked four calls ahead at most, however many it would have made, and the fifth turn is the next one's."""
+
+    async def main(clock: Clock) -> float:
+        store, rates = MemoryStore(), Rates(requests_per_minute=60)
+        frozen = RateLimiter("m", rates, store, now=clock.now, sleep=lambda _: asyncio.Event().wait())
+        calls = [asyncio.ensure_future(frozen.acquire(0)) for _ in range(100)]
+        await clock.sleep(0.5)
+        await limiter(store, clock, rates).acquire(0)
+        departure = clock.now()
+        for call in calls:
+            call.cancel()
+        return departure
+
+    # The first of the hundred left at once, without waiting.
+    assert run_virtually(main) == pytest.approx(5, abs=CLOSE)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-29, 29), min_size=2, max_size=4), st.integers(1, 50))
+def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[float], seed: int) -> None:
+    """Everybody leaves at the rate by his own clock; whose clock is behind waits longer."""
+    times: list[float] = []
+
+    async def main(clock: Clock) -> None:
+        store = MemoryStore()
+
+        async def keep_calling(skew: float) -> None:
+            shared = RateLimiter(
+                "m", Rates(requests_per_minute=60), store, now=lambda: clock.now() + skew, sleep=clock.sleep
+            )
+            for _ in range(8):
+                await clock.sleep(clock.rng.random() * 3)
+                await shared.acquire(0)
+                times.append(round(clock.now() + skew, 6))
+
+        await asyncio.gather(*(keep_calling(skew) for skew in skews))
+
+    run_virtually(main, seed)
+    assert all(later - earlier >= 1 - CLOSE for earlier, later in pairwise(sorted(times)))
+
+
+# -- what replies tell ---------------------------------------------------------------------------------------------
+
+USED = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.floats(0, 3)), min_size=1, max_size=30)
+"""Tokens booked, tokens used, and seconds until that is known."""
+
+
+@settings(deadline=None)
+@given(USED, st.floats(6000, 600_000))
+def test_corrected_bookings_keep_what_is_used_to_the_rate(calls: list[tuple[int, int, float]], rate: float) -> None:
+    """One call after the other, any window uses at most the rate and its last call, however wrong the bookings were."""
+    times: list[float] = []
+
+    async def main(clock: Clock) -> None:
+        shared = limiter(MemoryStore(), clock, Rates(tokens_per_minute=rate))
+        for booked, used, latency_s in calls:
+            await shared.acquire(booked)
+            times.append(clock.now())
+            await clock.sleep(latency_s)
+            shared.correct(booked, used)
+
+    run_virtually(main)
+    assert excess(times, [float(used) for _, used, _ in calls], rate / 60, 0) <= rate * CLOSE
+
+
+@pytest.mark.parametrize(
+    ("used", "departures"), [(100, [1.0]), (50, [0.5]), (400, [4.0]), (10**9, [60.0]), (0, [])], ids=str
+)
+def test_a_correction_moves_the_next_call(used: int, departures: list[float]) -> None:
+    """More or less, never before now, and for what nobody foresaw no more than the minute a provider counts."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.acquire(100)
+        shared.correct(100, used)
+        await shared.acquire(100)
+
+    assert departures_of(steps, Rates(tokens_per_minute=6000)) == departures
+
+
+def test_a_correction_without_a_token_rate_is_none() -> None:
+    """Requests are not corrected."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        shared.correct(100, 10**6)
+        await shared.acquire(100)
+
+    assert departures_of(steps, Rates(requests_per_minute=60)) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "departures"),
+    [
+        ((None, None), [1.0]),
+        ((10, 10_000), [1.0]),
+        ((2, None), [1.0]),
+        ((0, None), [1.0, 2.0, 3.0]),
+        ((None, 0), [10.0, 20.0, 30.0]),
+        ((10, 500), [5.0, 15.0, 25.0]),
+    ],
+)
+def test_what_a_provider_has_left_is_heeded(left: tuple[float | None, float | None], departures: list[float]) -> None:
+    """If somebody else uses the same key, no burst is spared for us, and a call waits until it would be taken."""
+
+    async def steps(shared: RateLimiter, clock: Still) -> None:
+        tokens = 1000 if left[1] is not None and left[1] < 10_000 else 0
+        await shared.acquire(tokens)
+        clock.time += 3600
+        shared.heed(*left)
+        for _ in range(3):
+            await shared.acquire(tokens)
+
+    assert [at - 3600 for at in departures_of(steps, Rates(60, 6000, burst=2))] == departures
+
+
+# -- asking and resetting ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rates", "calls", "left"),
+    [
+        (Rates(), 3, (inf, inf)),
+        (Rates(requests_per_minute=60), 0, (1, inf)),
+        (Rates(requests_per_minute=60), 1, (0, 0)),
+        (Rates(tokens_per_minute=6000), 0, (inf, inf)),
+        (Rates(tokens_per_minute=6000), 1, (inf, 0)),
+        (Rates(60, 6000, burst=5), 0, (5, inf)),
+        (Rates(60, 6000, burst=5), 2, (3, 300)),
+        (Rates(60, 6000, burst=5), 5, (0, 0)),
+    ],
+)
+def test_what_could_leave_right_now(rates: Rates, calls: int, left: tuple[float, float]) -> None:
+    """Requests, and tokens of the burst; where nothing is owed, one call of any size. Asking books nothing."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        for _ in range(calls):
+            await shared.acquire(100)
+        for _ in range(2):
+            assert await shared.available() == pytest.approx(left, abs=CLOSE)
+
+    departures_of(steps, rates)
+
+
+def test_nothing_could_leave_while_all_are_held_off() -> None:
+    """A hold-off is over when it is over."""
+
+    async def steps(shared: RateLimiter, clock: Still) -> None:
+        await shared.hold_off(5)
+        assert await shared.available() == (0, 0)
+        clock.time += 5
+        assert await shared.available() == (1, inf)
+
+    departures_of(steps, Rates(requests_per_minute=60))
+
+
+def test_reset_forgets() -> None:
+    """Bookings, hold-offs and what replies told: the next call leaves at once."""
+
+    async def steps(shared: RateLimiter, _: Still) -> None:
+        await shared.acquire(100)
+        shared.correct(100, 5000)
+        await shared.hold_off(500)
+        await shared.reset()
+        await shared.acquire(100)
+        await shared.acquire(100)
+
+    assert departures_of(steps, Rates(60, 6000)) == [1.0]
+
+
+def test_random_stops_and_starts_lose_little() -> None:
+    """Runs that are terminated again and again give back what they had booked: the next ones use the rate."""
+
+    async def main(clock: Clock) -> float:
+        store, rates, left = MemoryStore(), Rates(requests_per_minute=600), 0
+        chance = random.Random(1)
+
+        async def call(shared: RateLimiter) -> None:
+            nonlocal left
+            await shared.acquire(0)
+            left += 1
+
+        for _ in range(50):
+            shared = limiter(store, clock, rates)
+            calls = [asyncio.ensure_future(call(shared)) for _ in range(100)]
+            await clock.sleep(1 + chance.random())
+            for task in calls:
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        return left / clock.now() * 60
+
+    assert run_virtually(main) >= 0.98 * 600

@@ -1,0 +1,202 @@
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.errors import ConfigError
+from ondine_core.rates import Heard, Queue, Rates, book, read_left
+from ondine_core.values import Numbers
+
+START = 1_800_000_000.0
+"""Wall clocks read large numbers; the arithmetic has to bear them."""
+CLOSE = 1e-5
+RATES = st.floats(0.01, 1000)
+BURSTS = st.floats(0, 50)
+CALLS = st.lists(st.tuples(st.floats(0, 20), st.integers(0, 5000)), min_size=1, max_size=40)
+"""Seconds since the call before, and tokens."""
+
+
+def booked(
+    calls: Sequence[tuple[float, int]], rates: tuple[float | None, float | None], bursts: Numbers = (0.0, 0.0)
+) -> list[float]:
+    """The departure of each call."""
+    free_at: Numbers = (0.0, 0.0)
+    departures = []
+    for now, (_, tokens) in zip(accumulate((gap for gap, _ in calls), initial=START), calls, strict=False):
+        at, free_at = book(free_at, now, (1.0, float(tokens)), rates, bursts)
+        assert at >= now
+        departures.append(at)
+    return departures
+
+
+def excess(departures: Sequence[float], amounts: Sequence[float], rate: float, burst: float = 0.0) -> float:
+    """How far the worst window goes beyond `rate` times its length, and the burst or its last call."""
+    return max(
+        sum(amounts[first : last + 1]) - max(burst, amounts[last]) - rate * (departures[last] - departures[first])
+        for last in range(len(departures))
+        for first in range(last + 1)
+    )
+
+
+@given(CALLS, RATES, RATES, BURSTS, BURSTS.map(lambda burst: burst * 100))
+def test_no_window_admits_more_than_its_rate(
+    calls: list[tuple[float, int]], requests: float, tokens: float, burst: float, burst_tokens: float
+) -> None:
+    """A window of w seconds admits at most rate times w, and one burst or call, of requests and of tokens alike."""
+    departures = booked(calls, (requests, tokens), (burst, burst_tokens))
+    assert excess(departures, [1.0] * len(calls), requests, burst) <= requests * CLOSE
+    assert excess(departures, [float(amount) for _, amount in calls], tokens, burst_tokens) <= tokens * CLOSE
+
+
+@given(CALLS, RATES | st.none(), RATES | st.none(), BURSTS, BURSTS)
+def test_departures_are_in_order_of_arrival(
+    calls: list[tuple[float, int]], requests: Any, tokens: Any, burst: float, burst_tokens: float
+) -> None:
+    """Nobody overtakes, however small his call is."""
+    departures = booked(calls, (requests, tokens), (burst, burst_tokens))
+    assert all(later >= earlier - CLOSE for earlier, later in pairwise(departures))
+
+
+@given(CALLS, RATES, RATES)
+def test_nobody_waits_without_need(calls: list[tuple[float, int]], requests: float, tokens: float) -> None:
+    """A call that waits leaves at the very instant at which the slower of the two rates has recovered."""
+    departures = booked(calls, (requests, tokens))
+    free_requests = free_tokens = arrival = START
+    for departure, (gap, amount) in zip(departures, calls, strict=True):
+        assert departure == pytest.approx(max(arrival, free_requests, free_tokens), abs=CLOSE)
+        free_requests, free_tokens = departure + 1 / requests, departure + amount / tokens
+        arrival += gap
+
+
+@pytest.mark.parametrize(
+    ("rates", "departures"),
+    [
+        ((2.0, None), [0, 0.5, 1.0, 1.5]),
+        ((None, 10.0), [0, 1, 3, 6]),
+        ((2.0, 10.0), [0, 1, 3, 6]),
+        ((1.0, 100.0), [0, 1, 2, 3]),
+    ],
+)
+def test_calls_of_10_20_30_and_40_tokens(rates: tuple[float | None, float | None], departures: list[float]) -> None:
+    """Where one rate is not limited the other alone decides; where both are, the slower one does."""
+    found = booked([(0, 10), (0, 20), (0, 30), (0, 40)], rates)
+    assert [at - START for at in found] == pytest.approx(departures, abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("rates", "tokens", "departures"),
+    [
+        (Rates(60, None, burst=3), 0, [0, 0, 0, 1, 2]),
+        (Rates(60, 6000, burst=3), 100, [0, 0, 0, 1, 2]),
+        (Rates(60, 6000, burst=3), 150, [0, 0, 1.5, 3, 4.5]),
+        (Rates(60, 6000, burst=3), 1000, [0, 10, 20, 30, 40]),
+        (Rates(60, 6000), 100, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_burst_after_a_pause(rates: Rates, tokens: int, departures: list[float]) -> None:
+    """So many calls leave at once if they have the size the two rates suppose; fewer of larger ones."""
+    found = booked([(0, tokens)] * 5, rates.per_second, rates.bursts)
+    assert [at - START for at in found] == pytest.approx(departures, abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("rates", "limited"),
+    [(Rates(), False), (Rates(requests_per_minute=1), True), (Rates(tokens_per_minute=1), True), (Rates(1, 1), True)],
+)
+def test_rates_say_whether_there_are_any(rates: Rates, limited: bool) -> None:
+    """No rate is no limit; either rate is one."""
+    assert bool(rates) is limited
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_lets_nobody_pass_is_refused(name: str, rate: float) -> None:
+    """A rate is a number more than nothing; the message names it, its value, and how to have no limit."""
+    with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None is no limit"):
+        Rates(**{name: rate})
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"requests_per_minute": 60, "burst": 0.5}, "burst=0.5 must be at least 1"),
+        ({"requests_per_minute": 60, "burst": float("nan")}, "burst=nan must be at least 1"),
+        ({"tokens_per_minute": 60, "burst": 5}, "burst=5 counts requests; set requests_per_minute too"),
+    ],
+)
+def test_a_burst_that_means_nothing_is_refused(rates: dict[str, float], message: str) -> None:
+    """A burst counts requests, one at least, and how many tokens go with it follows from both rates."""
+    with pytest.raises(ConfigError, match=message):
+        Rates(**rates)
+
+
+# -- what processes share ------------------------------------------------------------------------------------------
+
+WAITS = st.floats(0, 1000)
+
+
+@given(st.tuples(RATES, RATES), WAITS, WAITS, WAITS, st.floats(-60, 3600))
+def test_what_is_written_is_read(rates: tuple[float, float], one: float, two: float, held: float, gap: float) -> None:
+    """Instants come back as they were, also to a process whose clock is up to a minute behind."""
+    queue = Queue((START + one, START + two), START + held, 7.0, 5.0)
+    found = Queue.read(queue.written(START, rates), START + gap, rates)
+    assert (found.made, found.last) == (7.0, 5.0)
+    assert (*found.free_at, found.held_until) == pytest.approx((*queue.free_at, queue.held_until), abs=CLOSE)
+
+
+@given(RATES, WAITS, st.floats(61, 1e9))
+def test_a_clock_that_was_ahead_holds_nobody_up(rate: float, wait: float, ahead: float) -> None:
+    """Whoever finds the last writer more than a minute ahead waits for what was booked, not for that clock."""
+    written = Queue((START + ahead + wait, 0.0)).written(START + ahead, (rate, None))
+    assert Queue.read(written, START, (rate, None)).free_at[0] == pytest.approx(START + wait, abs=CLOSE)
+
+
+def test_a_rate_set_right_is_not_waited_for_as_if_it_were_still_wrong() -> None:
+    """Ten calls booked at one a minute are ten seconds' worth once there may be one a second."""
+    written = Queue((START + 600, 0.0)).written(START, (1 / 60, None))
+    assert Queue.read(written, START, (1.0, None)).free_at[0] == pytest.approx(START + 10, abs=CLOSE)
+
+
+# -- what replies tell ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("free_at", "more_s", "expected"),
+    [
+        (0.0, 5.0, 5.0),
+        (-100.0, 5.0, 5.0),
+        (10.0, 5.0, 15.0),
+        (10.0, -4.0, 6.0),
+        (10.0, 1e9, 60.0),
+        (100.0, 1e9, 100.0),
+    ],
+)
+def test_usage_moves_the_token_rate(free_at: float, more_s: float, expected: float) -> None:
+    """By what was used more or less; what nobody foresaw makes nobody wait longer than the minute a provider counts."""
+    heard = Heard().used(more_s, START)
+    moved = heard.applied(Queue((START + 1, START + free_at)), START)
+    assert moved.free_at == pytest.approx((START + 1, START + expected), abs=CLOSE)
+
+
+def test_usage_of_many_calls_adds_up() -> None:
+    """All that was heard since the last booking counts, from when the first of it was heard."""
+    heard = Heard().used(5.0, START).used(-1.0, START + 3)
+    assert heard.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("headers", "left"),
+    [
+        ({"X-RateLimit-Remaining-Requests": "59", "x-ratelimit-remaining-tokens": "149984"}, (59.0, 149984.0)),
+        ({"anthropic-ratelimit-requests-remaining": "0"}, (0.0, None)),
+        ({"x-ratelimit-remaining-requests": "many", "x-ratelimit-remaining-tokens": "nan"}, (None, None)),
+        ({"x-ratelimit-remaining-requests": "-1", "x-ratelimit-remaining-tokens": "inf"}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_headers_say_what_is_left(headers: dict[str, str], left: tuple[float | None, float | None]) -> None:
+    """OpenAI's names and Anthropic's, in any case; what is no number was not said."""
+    assert read_left(headers) == left
