@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from ondine_core.context_limits import estimate_tokens
+from ondine_core.tokens import count_all, counter
+
+NEW, OLD, OTHER = "openai/gpt-4o-mini", "openai/gpt-4", "mistral/mistral-large-latest"
+PROSE = "The parcel arrived a day late, but what was inside is as good as we'd hoped. "
+RECORD = '{"order": 20261122, "price": 1499.95, "sku": "AX-7731"}\n'
+TEXTS = (PROSE, RECORD, "def f(x):\n    return x + 1\n", "Der Käse schmeckt vorzüglich.", "お誕生日おめでとう", "🤷🏽‍♀️")
+
+SPEC = find_spec("litellm")
+assert SPEC is not None
+assert SPEC.origin is not None
+FILES = Path(SPEC.origin).parent / "litellm_core_utils" / "tokenizers"
+O200K_FILE = "fb374d419588a4632f3f557e76b4b70aebbca790"
+
+
+# -- exact counts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("", 0, 0),
+        ("tiktoken is great!", 6, 6),
+        ("antidisestablishmentarianism", 6, 6),
+        ("2 + 2 = 4", 7, 7),
+        ("お誕生日おめでとう", 9, 8),
+    ],
+)
+def test_openai_counts_as_it_publishes(text: str, old: int, new: int) -> None:
+    """The counts are those of OpenAI's cookbook: cl100k for GPT-4, o200k for GPT-4o."""
+    assert (counter(OLD)(text), counter(NEW)(text)) == (old, new)
+
+
+@pytest.mark.parametrize(
+    ("model", "like"),
+    [
+        ("openai/gpt-4o", NEW),
+        ("openai/gpt-4o-2024-08-06", NEW),
+        ("openai/o3", NEW),
+        ("openai/gpt-5-mini", NEW),
+        ("openai/ft:gpt-4o-mini-2024-07-18:acme::x", NEW),
+        ("azure/gpt-4o", NEW),
+        ("groq/openai/gpt-oss-120b", NEW),
+        ("ollama/gpt-oss:20b", NEW),
+        ("openai/gpt-4-turbo", OLD),
+        ("azure/gpt-35-turbo-16k", OLD),
+    ],
+)
+def test_a_name_tells_the_encoding(model: str, like: str) -> None:
+    """Provider, version and fine-tuning in a model's name do not matter."""
+    assert count_all(model, TEXTS) == count_all(like, TEXTS)
+    assert count_all(NEW, TEXTS) != count_all(OLD, TEXTS)
+
+
+@pytest.mark.parametrize("model", [NEW, OLD, OTHER])
+def test_special_tokens_in_a_row_are_text(model: str) -> None:
+    """What looks like a special token came out of somebody's row: it is counted by its letters, and never refused."""
+    assert counter(model)("<|endoftext|>") >= 6
+    assert counter(model)("<|im_start|>system<|endofprompt|>") >= 12
+
+
+def test_half_a_surrogate_pair_is_counted() -> None:
+    """A text that is not sound Unicode, as a cut export may hold, has a count like any other."""
+    assert counter(NEW)("cut \ud83d") >= 2
+    assert counter(NEW)("cut \ud83d" * 1000) >= 2000
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [*TEXTS, " ", "  ", "\n\n", "\t", "\x1f", "\x85", "\u3000", "don't", ".\n/", "123456", "<|endoftext|>"]
+)
+
+
+@given(st.lists(WORDS, max_size=60), st.integers(1, 40), st.sampled_from([NEW, OLD]))
+def test_long_texts_are_counted_to_the_token(words: list[str], times: int, model: str) -> None:
+    """Where words are divided by blanks, a text that has to be cut is counted as if it had not been."""
+    text = " ".join(f"{word}." for word in words * times)
+    encoding = tiktoken.get_encoding("o200k_base" if model == NEW else "cl100k_base")
+    assert counter(model)(text) == len(encoding.encode_ordinary(text))
+
+
+@given(st.lists(WORDS, max_size=20), st.sampled_from([NEW, OLD, OTHER]))
+def test_many_are_counted_like_each(texts: list[str], model: str) -> None:
+    """Counting together changes no count."""
+    assert count_all(model, texts) == [counter(model)(text) for text in texts]
+
+
+# -- pathological texts --------------------------------------------------------------------------------------------
+
+RUNS = ("a", " ", "\n", "\t ", "^", "漢字仮名交", "🤷🏽‍♀️", "ภาษาไทย", "x7Kq", "7", "\0")
+
+
+@pytest.mark.parametrize("unit", RUNS)
+@pytest.mark.parametrize("model", [NEW, OLD, OTHER])
+def test_a_megabyte_of_one_thing_is_counted_in_passing(unit: str, model: str) -> None:
+    """No text stops the pipeline: tiktoken alone panics at some of these, and takes minutes for others before 0.13."""
+    text = unit * (1_000_000 // len(unit))
+    started = time.thread_time()
+    assert counter(model)(text) >= 1000
+    assert time.thread_time() - started < 5
+
+
+@pytest.mark.parametrize("unit", RUNS)
+def test_a_run_without_blanks_is_counted_a_little_too_high(unit: str) -> None:
+    """Where there is no good place to cut, the count is never short, and at most two tokens too high for each cut."""
+    text = unit * (20_000 // len(unit))
+    exact = len(tiktoken.get_encoding("o200k_base").encode_ordinary(text))
+    assert exact <= counter(NEW)(text) <= exact + 2 * 20
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["anthropic/claude-sonnet-5-5", "gemini/gemini-2.5-pro", "mlx/mlx-community/Qwen3-1.7B-4bit", OTHER, "azure/ours"],
+)
+def test_other_models_are_counted_on_the_safe_side(model: str) -> None:
+    """Where the tokenizer is not known, a count is above OpenAI's, and not so high that nothing fits any more."""
+    for text in (PROSE * 20, RECORD * 20):
+        exact = counter(NEW)(text)
+        assert exact <= counter(model)(text) <= 2.5 * exact
+
+
+def test_an_openai_model_that_tiktoken_does_not_know_is_estimated() -> None:
+    """A model newer than the table is not taken for one of the old encodings."""
+    assert counter("openai/gpt-99-luna")(PROSE * 20) == -(-counter(NEW)(PROSE * 20) * 135 // 100)
+
+
+def test_claude_is_not_counted_short() -> None:
+    """The only tokenizer that Anthropic ever published stays below the count, in prose, code and records."""
+    claude = Tokenizer.from_file(str(FILES / "anthropic_tokenizer.json"))
+    for text in TEXTS:
+        assert len(claude.encode(text * 10).ids) <= counter("anthropic/claude-opus-5-5")(text * 10)
+
+
+@given(st.text("0123456789., ", max_size=200))
+def test_figures_are_counted_by_the_digit_where_digits_are_tokens(figures: str) -> None:
+    """Tables of figures take up to three times as many tokens with Qwen, Gemma or Mistral as with GPT."""
+    digits = sum(map(str.isdigit, figures))
+    for model in ("ollama/qwen3:8b", "llama_cpp/gemma-3-270m", OTHER):
+        assert counter(model)(figures) >= digits
+
+
+# -- offline -------------------------------------------------------------------------------------------------------
+
+
+def run(code: str, *path: Path, **variables: str) -> list[str]:
+    """What `code` prints in a process that has no way out, nor anybody's cache."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    mine = {
+        name: value for name, value in os.environ.items() if "CACHE_DIR" not in name and "PROXY" not in name.upper()
+    }
+    root = Path(__file__).parents[2]
+    python_path = os.pathsep.join(map(str, [*path, root]))
+    environment = {**mine, **nowhere, "PYTHONPATH": python_path, **variables}
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    ).stdout.split()
+
+
+COUNT = f"from ondine_core.tokens import counter; print(counter({NEW!r})({PROSE!r}), counter({OLD!r})({PROSE!r}))"
+
+
+def test_counting_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    """Without a network and without a cache, the first count is exact, and litellm is not imported for it."""
+    code = f"{COUNT}; import os, sys; print('litellm' in sys.modules, 'TIKTOKEN_CACHE_DIR' in os.environ)"
+    encodings = map(tiktoken.get_encoding, ("o200k_base", "cl100k_base"))
+    expected = [str(len(encoding.encode_ordinary(PROSE))) for encoding in encodings]
+    assert run(code, TMPDIR=str(tmp_path)) == [*expected, "False", "False"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_loaded_before_the_first_count() -> None:
+    """Naming a counter costs nothing; a step that finds every answer in the store never pays for an encoding."""
+    naming = f"from ondine_core.tokens import counter; counter({NEW!r})"
+    assert run(f"{naming}; import sys; print('tiktoken' in sys.modules)") == ["False"]
+
+
+def test_without_encodings_bytes_are_counted(tmp_path: Path) -> None:
+    """Should litellm's wheel carry no encodings one day, counts are estimates, and still nothing is downloaded."""
+    package = tmp_path / "litellm"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    estimate = str(estimate_tokens(PROSE))
+    assert run(COUNT, tmp_path) == [estimate, estimate]
+
+
+def test_encodings_that_the_user_keeps_are_found(tmp_path: Path) -> None:
+    """In the folders that tiktoken and litellm look into; if only one encoding is there, it stands in for the other."""
+    package, kept = tmp_path / "litellm", tmp_path / "kept"
+    for folder in (package, kept):
+        folder.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(FILES / O200K_FILE, kept)
+    exact = str(counter(NEW)(PROSE))
+    for variable in ("TIKTOKEN_CACHE_DIR", "CUSTOM_TIKTOKEN_CACHE_DIR"):
+        assert run(COUNT, tmp_path, **{variable: str(kept)}) == [exact, exact]
