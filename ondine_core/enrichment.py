@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from ondine_core.budget import Budget
+from ondine_core.budget import Budget, Cap, Purse
+from ondine_core.context_limits import get_output_limit
 from ondine_core.engine import run
 from ondine_core.errors import ConfigError
-from ondine_core.policy import Clock, Means, Policy, Purse
-from ondine_core.pricing import FREE, Price, find_max_output_tokens, find_price
+from ondine_core.lease import hold_lease
+from ondine_core.policy import Clock, Means, Policy
+from ondine_core.pricing import FREE, Price, find_price
 from ondine_core.prompts import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
@@ -53,10 +55,15 @@ class Options:
         policy: How hard to try, and how much at once.
         rates: What the provider allows, shared with everybody who uses the same store.
         price: USD per token; by default the model's list price.
-        max_cost_usd: Hard cap on what this run may cost; it needs a known price.
-        purse: Name of the purse that the cap is for; runs with the same name and store draw from one. By default the
-            run has one of its own.
+        max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
+        caps: Further caps, which others may draw from, too.
+        on_threshold: Told once when most of a cap is spent.
+        origin: For whom calls are made, in the books; by default a run of its own.
+        lease: Name under which one process at a time works on this store; others wait, and find its answers then.
+        lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
         on_progress: Told after every batch, on the event loop; it must return quickly.
+        on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
+            dead.
         clock: Time and chance.
     """
 
@@ -65,8 +72,12 @@ class Options:
     rates: Rates = Rates()
     price: Price | None = None
     max_cost_usd: Decimal | float | None = None
-    purse: str | None = None
+    caps: tuple[Cap, ...] = ()
+    on_threshold: Callable[[str], None] = lambda _: None
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
+    lease: str | None = None
+    lease_ttl_s: float = 30.0
+    on_wait: Callable[[float], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     clock: Clock = field(default_factory=Clock)
 
@@ -156,6 +167,18 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
             model = connect(question.model)
             stack.push_async_callback(model.aclose)
         clock, limiter = options.clock, None
+        if options.lease is not None:
+            await stack.enter_async_context(
+                hold_lease(
+                    store,
+                    options.lease,
+                    now=clock.now,
+                    sleep=clock.sleep,
+                    owner=options.origin.run,
+                    ttl_s=options.lease_ttl_s,
+                    on_wait=options.on_wait,
+                )
+            )
         if options.rates:
             limiter = RateLimiter(_bucket(question.model), options.rates, store, now=clock.now, sleep=clock.sleep)
         price = options.price or find_price(question.model.model)
@@ -173,23 +196,29 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
 
 
 def _purse(spec: ModelSpec, options: Options, price: Price | None, store: AnswerStore) -> Purse | None:
-    if options.max_cost_usd is None:
+    caps = list(options.caps)
+    if options.max_cost_usd is not None:
+        caps.insert(0, Cap(Decimal(str(options.max_cost_usd))))
+    if not caps:
         return None
-    cap = Decimal(str(options.max_cost_usd))
     if price is None:
         raise ConfigError(
-            f"max_cost_usd={str(cap)!r} needs the price of {spec.model!r}, which is not known; "
+            f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
             "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
         )
-    longest = spec.max_output_tokens or find_max_output_tokens(spec.model)
+    longest = get_output_limit(spec)
     if longest is None:
         if price != FREE:
             raise ConfigError(
-                f"max_cost_usd={str(cap)!r} needs to know how long a reply of {spec.model!r} can get; "
-                "set max_output_tokens."
+                f"{caps[0]} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens."
             )
         longest = 0
-    return Purse(Budget(options.purse or uuid4().hex, cap, store), price, longest)
+    run = f"{options.origin.run}/{options.origin.asset}"
+    clock = options.clock
+    budgets = (
+        Budget(cap, run, store, now=clock.now, sleep=clock.sleep, on_threshold=options.on_threshold) for cap in caps
+    )
+    return Purse(tuple(budgets), price, longest)
 
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:

@@ -7,19 +7,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Literal
 
 from ondine_core.batching import JSON, Strategy
-from ondine_core.budget import Budget, bound
+from ondine_core.budget import Purse
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy
-from ondine_core.values import AnswerStore, Call, ChatModel
+from ondine_core.values import AnswerStore, ChatModel
 
-__all__ = ["Clock", "Means", "Policy", "Purse"]
+__all__ = ["Clock", "Means", "Policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,8 @@ class Policy:
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
+        if self.calibration and self.batch_size == "auto":
+            raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if self.max_repairs < 0:
@@ -83,16 +84,3 @@ class Means:
     price: Price | None = None
     limiter: RateLimiter | None = None
     purse: Purse | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Purse:
-    """A budget, and what is needed to say how much a call can cost at most."""
-
-    budget: Budget
-    price: Price
-    max_output_tokens: int
-
-    def bound(self, call: Call) -> Decimal:
-        """The most USD that `call` can cost."""
-        return bound(call, self.price, self.max_output_tokens)

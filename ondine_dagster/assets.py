@@ -10,11 +10,12 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
 from ondine_core.batching import find_strategy
+from ondine_core.calibration import CalibrationPlan
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import Question, check_columns, compile_question
@@ -29,8 +30,11 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     *,
     prompt: str | Prompt,
     output: Output,
-    batch_size: int = 1,
+    batch_size: int | Literal["auto"] = 1,
     batch_format: str = "json",
+    calibrate: int | None = None,
+    min_agreement: float = 0.98,
+    on_disagreement: Literal["lower", "stop"] = "lower",
     max_cost_usd: float | None = None,
     resource_key: str = "llm",
     on_row_error: OnRowError = "null",
@@ -50,8 +54,12 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             with named groups, or the name of one free-text column.
         batch_size: Most rows in one call. With many, the instructions are sent once and answers are joined to rows by
             id; what is missing or invalid is asked again in smaller batches. It is not part of an answer's identity:
-            changing it asks nothing again.
+            changing it asks nothing again. `"auto"` grows it while all goes well and shrinks it when it does not.
         batch_format: How rows and answers are written in such a call: `"json"`, `"jsonl"`, `"csv"` or `"xml"`.
+        calibrate: Before the run, ask so many sampled rows alone and together, and compare. Where the share of rows
+            that agree is less than `min_agreement` in a column (free text apart), `on_disagreement` says what is done.
+        min_agreement: A share, 0 to 1.
+        on_disagreement: `"lower"` halves `batch_size` until rows agree, `"stop"` fails the step.
         max_cost_usd: Hard cap on what one materialization may cost, retries of its step included. The worst case of a
             call is charged before it leaves; when the cap is reached the step fails for good, and all answers are kept.
         resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
@@ -80,6 +88,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             max_error_rate,
             batch_size,
             find_strategy(batch_format),
+            None if calibrate is None else CalibrationPlan(calibrate, min_agreement, on_disagreement),
             max_cost_usd,
         )
         _check(enrichment, asset_arguments)
@@ -133,8 +142,8 @@ def _last_part(asset_arguments: Mapping[str, Any], function: Callable[..., Any])
 def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
     if enrichment.on_row_error not in typing.get_args(OnRowError):
         raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
-    if enrichment.batch_size < 1:
-        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1.")
+    if enrichment.batch_size != "auto" and enrichment.batch_size < 1:
+        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1, or 'auto'.")
     if (cap := enrichment.max_cost_usd) is not None and not cap > 0:
         raise ConfigError(f"max_cost_usd={cap!r} must be more than 0.")
     rate = enrichment.max_error_rate

@@ -15,7 +15,6 @@ import dagster as dg
 from ondine_core.cost_tracker import Spend
 from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
 from ondine_core.report import Progress, Report
-from ondine_core.values import Answer
 
 __all__ = ["failure", "lineage", "progress_line", "progress_metadata", "run_metadata"]
 
@@ -32,6 +31,12 @@ def run_metadata(report: Report, model: str) -> dict[str, Any]:
         "ondine/error_rate": round(report.error_rate, 6),
         "ondine/unique_prompts": report.prompts,
         "ondine/duration_s": round(progress.elapsed_s, 3),
+    }
+    audit = report.audit
+    metadata |= {
+        "ondine/requests_answered": audit.answered.calls,
+        "ondine/requests_refused": audit.refused.calls,
+        "ondine/prompts_paid_twice": audit.paid_twice,
     }
     if (paid := _paid_in_all(report)) is not None:
         metadata["ondine/cost_usd_total"] = float(paid)
@@ -120,7 +125,6 @@ def lineage(
 
 def _paid_in_all(report: Report) -> Decimal | None:
     """What the answers in the table cost when they were asked, in this run or earlier; `None` if not all are known."""
-    answers = {id(outcome): outcome for outcome in report.outcomes if isinstance(outcome, Answer)}
-    costs = [answer.cost_usd for answer in answers.values()]
+    costs = [answer.cost_usd for answer in report.outcomes.unique()]
     known = [cost for cost in costs if cost is not None]
     return sum(known, Decimal(0)) if len(known) == len(costs) else None

@@ -3,11 +3,12 @@
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 from pydantic import Field
 
+from ondine_core.budget import Cap, Period
 from ondine_core.enrichment import Options
 from ondine_core.errors import ConfigError
 from ondine_core.policy import Policy
@@ -16,7 +17,21 @@ from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system
 from ondine_core.values import ModelSpec
 
-__all__ = ["LLMResource", "default_store", "store_warning"]
+__all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
+
+
+class SharedBudget(dg.Config):
+    """What may be spent by everybody who names this budget, on the same store, in a period."""
+
+    name: str = Field(description="Assets, runs and processes whose resource names it draw from one purse.")
+    max_cost_usd: float = Field(gt=0, description="USD for the period.")
+    period: str = Field(default="month", description="'run', 'day', 'month' (both UTC) or 'ever'.")
+    warn_at: list[float] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")
+
+    def cap(self) -> Cap:
+        """The budget as the engine knows it."""
+        amount = Decimal(str(self.max_cost_usd))
+        return Cap(amount, self.name, cast("Period", self.period), tuple(self.warn_at))
 
 
 class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -58,9 +73,21 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     output_cost_per_1k_tokens: float | None = Field(
         default=None, ge=0, description="USD, set together with the input's."
     )
+    budgets: list[SharedBudget] = Field(
+        default_factory=list,
+        description="Caps on cost across assets, runs and processes; max_cost_usd of an asset is for one materialization.",
+    )
+    context_window: int | None = Field(
+        default=None, gt=0, description="Tokens of prompt and reply together, where the list does not know the model."
+    )
     store: str | None = Field(
         default=None,
-        description="File that keeps the answers; by default ondine/answers.db in the Dagster instance's storage.",
+        repr=False,  # a URL may carry a password
+        description="File that keeps the answers, or a postgresql:// URL where several hosts share them; by default "
+        "ondine/answers.db in the Dagster instance's storage.",
+    )
+    lease_ttl_s: float = Field(
+        default=30.0, gt=0, description="Seconds after which another run takes over from one whose process was killed."
     )
     progress_every_s: float = Field(
         default=10.0, gt=0, description="Seconds between two progress reports of a running step."
@@ -82,9 +109,11 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """How a step runs, with its answers in `store`."""
         return Options(
             store=store,
-            policy=Policy(max_concurrency=self.max_concurrency),
+            policy=Policy(max_concurrency=self.max_concurrency, context_window=self.context_window),
             rates=Rates(self.requests_per_minute, self.tokens_per_minute),
             price=self._price(),
+            caps=tuple(budget.cap() for budget in self.budgets),
+            lease_ttl_s=self.lease_ttl_s,
         )
 
     def _price(self) -> Price | None:
@@ -104,6 +133,8 @@ def default_store(instance: dg.DagsterInstance) -> str:
 
 def store_warning(path: str) -> str | None:
     """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well."""
+    if "://" in path:
+        return None
     if kind := network_file_system(path):
         return (
             f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "

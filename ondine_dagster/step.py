@@ -6,20 +6,21 @@ cancels the calls in flight and goes on unchanged.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from time import monotonic
 from typing import Any, Literal
 
 import dagster as dg
 
-from ondine_core.batching import JSON, Strategy
+from ondine_core.batching import JSON, Strategy, explain_fallback
+from ondine_core.calibration import CalibrationPlan
 from ondine_core.enrichment import Options, answer, run_in_thread, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.question import Question
 from ondine_core.report import Progress, Report
-from ondine_core.values import ChatModel, Failure
+from ondine_core.values import ChatModel, Origin
 from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
 from ondine_dagster.resources import LLMResource, default_store, store_warning
 from ondine_dagster.tables import check_frame, column_schema, join, names_of, preview
@@ -37,8 +38,9 @@ class Enrichment:
     error_column: str
     on_row_error: OnRowError
     max_error_rate: float | None
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = 1
     strategy: Strategy = JSON
+    calibration: CalibrationPlan | None = None
     max_cost_usd: float | None = None
 
 
@@ -64,7 +66,7 @@ def materialize(
         if enrichment.error_column in names_of(rows):
             raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
-        watch.warn()
+        watch.flush()
         _judge(context, report, enrichment)
     except OndineError as error:
         watch.observe()
@@ -74,6 +76,8 @@ def materialize(
         watch.observe()
         raise
     context.log.info(progress_line(report.progress))
+    if report.calibrated and report.calibrated.complaint:
+        context.log.warning(report.calibrated.complaint)
     columns = question.schema.columns
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
     outputs = [column.name for column in columns]
@@ -105,15 +109,35 @@ def _resolve(
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
     if warning := store_warning(store):
         context.log.warning(warning)
-    if enrichment.batch_size > 1 and enrichment.question.prompt.hoisted is None:
-        context.log.info("The prompt's logic depends on the row, so each row of a batch carries its whole prompt.")
-    policy = replace(options.policy, batch_size=enrichment.batch_size, strategy=enrichment.strategy)
+    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.question)):
+        context.log.info(fallback)
+    policy = replace(
+        options.policy,
+        batch_size=enrichment.batch_size,
+        strategy=enrichment.strategy,
+        calibration=enrichment.calibration,
+    )
     question = replace(enrichment.question, model=spec)
-    watch.cap_usd = enrichment.max_cost_usd
-    # A retried step is the same run, and so has the same purse.
-    purse = f"{context.run.run_id}/{context.asset_key.to_user_string()}"
-    options = replace(options, policy=policy, on_progress=watch.keep, max_cost_usd=enrichment.max_cost_usd, purse=purse)
+    asset, partition = context.asset_key.to_user_string(), _partition(context)
+    options = replace(
+        options,
+        policy=policy,
+        origin=Origin(context.run.run_id, asset, partition),
+        lease=f"{asset}/{partition}",
+        max_cost_usd=enrichment.max_cost_usd,
+        on_progress=watch.keep,
+        on_wait=watch.wait,
+        on_threshold=watch.warn,
+    )
     return question, options, model
+
+
+def _partition(context: dg.AssetExecutionContext) -> str:
+    """The partition, the first and last of a range, or nothing."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return ""
+    first, *others = context.partition_keys
+    return f"{first}...{others[-1]}" if others else str(first)
 
 
 def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:
@@ -131,12 +155,9 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
         rule = "no row got an answer"
     else:
         return
-    passing = any(isinstance(outcome, Failure) and outcome.reason == "unreachable" for outcome in report.outcomes)
+    passing = any(failure is not None and failure.reason == "unreachable" for failure in report.outcomes.failures())
     message = f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept."
     raise FailedRowsError(message, retry_helps=passing)
-
-
-_WARN_AT = (0.75, 0.9)
 
 
 class _Watch:
@@ -148,17 +169,27 @@ class _Watch:
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context, self._due = context, monotonic()
         self.every_s = 10.0
-        self.cap_usd: float | None = None
-        self._warned_at = 0.0
+        self._said: deque[str] = deque()
         self.latest: Progress | None = None
 
     def keep(self, progress: Progress) -> None:
         """Called on the event loop's thread; only remembers."""
         self.latest = progress
 
+    def warn(self, message: str) -> None:
+        """Called on the event loop's thread; only remembers."""
+        self._said.append(message)
+
+    def wait(self, seconds: float) -> None:
+        """Called on the event loop's thread while another process has the lease."""
+        self.warn(
+            "Another process is at work on this asset and partition; this step waits for it and will find its answers. "
+            f"If that process is dead, its work is taken over in {seconds:.0f} s."
+        )
+
     def tick(self) -> None:
         """Called in the main thread, several times a second."""
-        self.warn()
+        self.flush()
         if self.latest is None:
             self._due = monotonic() + self.every_s
         elif monotonic() >= self._due:
@@ -166,16 +197,10 @@ class _Watch:
             self._context.log.info(progress_line(self.latest))
             self.observe()
 
-    def warn(self) -> None:
-        """Say once at each threshold that most of the cap is spent."""
-        spent = self.latest.spend.usd if self.latest else None
-        if self.cap_usd is None or spent is None:
-            return
-        passed = max((share for share in _WARN_AT if spent >= Decimal(str(self.cap_usd * share))), default=0.0)
-        if passed > self._warned_at:
-            self._warned_at = passed
-            message = f"${spent:.4f} of max_cost_usd={self.cap_usd:g} is spent, more than {passed:.0%}."
-            self._context.log.warning(message)
+    def flush(self) -> None:
+        """Log what was remembered."""
+        while self._said:
+            self._context.log.warning(self._said.popleft())
 
     def observe(self) -> None:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""

@@ -19,7 +19,7 @@ from narwhals.exceptions import DuplicateError
 from ondine_core.errors import ConfigError
 from ondine_core.report import Report
 from ondine_core.schema import Column
-from ondine_core.values import Answer, Json
+from ondine_core.values import Json
 
 __all__ = ["check_frame", "column_schema", "join", "names_of", "preview"]
 
@@ -66,9 +66,10 @@ def join(
         on_row_error: `"drop"` leaves failed rows out; otherwise they have nulls.
     """
     frame = nw.from_native(table, eager_only=True)
-    series = [_series(frame, column.name, report.column(column.name), column.json_schema) for column in columns]
+    values = report.values()
+    series = [_series(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]
     if on_row_error == "drop":
-        answered = [isinstance(outcome, Answer) for outcome in report.outcomes]
+        answered = [failure is None for failure in report.outcomes.failures()]
         joined = frame.with_columns(*series)
         # narwhals takes an empty mask for no condition at all.
         return (joined.filter(answered) if answered else joined).to_native()
