@@ -1,93 +1,111 @@
 """From a model's name to something that can be asked.
 
-The part of the name before the first slash picks the dialect; for servers that speak OpenAI's, address and key variable
-are data.
+The part of the name before the first slash picks the dialect. What speaks OpenAI's is asked by a client of our own; for
+every other dialect there is litellm, whose names are those that users know.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from ondine_core.errors import ConfigError
+from ondine_core.pricing import find_entry
+from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
 from ondine_core.values import ChatModel, ModelSpec
 
 __all__ = ["connect"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """Where a provider's OpenAI-compatible API lives, and which variable holds its key (`None`: it needs none)."""
-
-    base_url: str | None
-    key_variable: str | None
-
-
-_SERVERS: Mapping[str, _Server] = {
-    "openai": _Server("https://api.openai.com/v1", "OPENAI_API_KEY"),
-    "groq": _Server("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
-    "together_ai": _Server("https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
-    "ollama": _Server("http://127.0.0.1:11434/v1", None),
-    "hosted_vllm": _Server(None, None),
-    "openai_compatible": _Server(None, None),
-}
 
 
 def connect(spec: ModelSpec) -> ChatModel:
     """The model that `spec` names, ready to be asked.
 
     Raises:
-        ConfigError: The provider is unknown, or its key or address is missing.
+        ConfigError: The provider is unknown, its key or address is missing, or it knows no such setting.
     """
     provider, slash, name = spec.model.partition("/")
-    dialect = _DIALECTS.get(provider)
-    if not slash or not name or dialect is None:
-        raise ConfigError(
-            f"model={spec.model!r} is not understood; write provider/name, where provider is one of "
-            f"{', '.join(_DIALECTS)}. For any other OpenAI-compatible server: openai_compatible/name with base_url."
-        )
-    return dialect(spec, name)
+    if slash and name and provider in _DIALECTS:
+        return _DIALECTS[provider](spec, name)
+    if slash and name and provider in _litellm_providers():
+        return _litellm(spec, name)
+    raise ConfigError(
+        f"model={spec.model!r} is not understood.{_meant(spec.model)} Write provider/name, where provider is one of "
+        f"{', '.join(_DIALECTS)}, or any other that litellm has (anthropic, bedrock, cohere, gemini, vertex_ai, ...). "
+        "For any other OpenAI-compatible server: openai_compatible/name with base_url."
+    )
 
 
-def _openai_dialect(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.openai_wire import connect_openai
-
-    provider = spec.model.partition("/")[0]
-    server = _SERVERS[provider]
-    base_url = spec.base_url or server.base_url
-    if base_url is None:
-        raise ConfigError(f"model={spec.model!r} needs base_url, for instance 'http://127.0.0.1:8000/v1'.")
-    _check_address(base_url)
-    api_key = (spec.api_key or "").strip() or None  # keys are often read from files that end in a line feed
-    # The provider's own key goes to the provider only, never to an address that somebody configured.
-    if api_key is None and spec.base_url is None and server.key_variable:
-        api_key = os.environ.get(server.key_variable)
-        if not api_key:
-            raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {server.key_variable}.")
-    return connect_openai(spec, name, base_url, api_key)
+def _meant(model: str) -> str:
+    provider, slash, name = model.partition("/")
+    if not slash:
+        hosts = [f"{host}/{model}" for host in ("openai", "anthropic", "gemini") if find_entry(f"{host}/{model}")]
+    else:
+        near = get_close_matches(provider, {*_DIALECTS, *_litellm_providers()}, 3)
+        hosts = [f"{host}/{name}" for host in near]
+    return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
 
 
-def _check_address(base_url: str) -> None:
-    try:
-        parts = urlsplit(base_url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound, parts = False, urlsplit("")
-    if "@" in base_url:
-        raise ConfigError("base_url holds a user name or password, which would end up in logs; use api_key.")
-    if not sound:
-        raise ConfigError(f"base_url={base_url!r} is no address; write it like 'http://127.0.0.1:8000/v1'.")
+# -- dialects ------------------------------------------------------------------------------------------------------
+
+
+def _azure(spec: ModelSpec, name: str) -> ChatModel:
+    from ondine_core.providers.azure import connect_azure
+
+    return connect_azure(spec, name)
+
+
+def _litellm(spec: ModelSpec, name: str) -> ChatModel:
+    from ondine_core.providers.litellm import connect_litellm
+
+    return connect_litellm(spec, name)
 
 
 def _llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
     from ondine_core.providers.llama_cpp import connect_llama_cpp
+    from ondine_core.providers.settings import check_settings
 
+    check_settings(spec, ())
     return connect_llama_cpp(spec, name)
 
 
+def _mlx(spec: ModelSpec, name: str) -> ChatModel:
+    from ondine_core.providers.mlx import connect_mlx
+
+    return connect_mlx(spec, name)
+
+
 _DIALECTS: Mapping[str, Callable[[ModelSpec, str], ChatModel]] = {
-    **dict.fromkeys(_SERVERS, _openai_dialect),
+    **dict.fromkeys(SERVERS, connect_openai_server),
+    "azure": _azure,
     "llama_cpp": _llama_cpp,
+    "mlx": _mlx,
 }
+
+
+# -- what litellm knows, without importing it ----------------------------------------------------------------------
+
+_ENDPOINTS_FILE = "provider_endpoints_support_backup.json"
+_CONFIGURED_FILE = "llms/openai_like/providers.json"
+
+
+@cache
+def _litellm_providers() -> frozenset[str]:
+    """The providers whose models litellm can chat with, by its own data files."""
+    endpoints = _read(_ENDPOINTS_FILE).get("providers", {})
+    chatting = {name for name, about in endpoints.items() if about["endpoints"].get("chat_completions")}
+    return frozenset(name.partition("/")[0] for name in {*chatting, *_read(_CONFIGURED_FILE)})
+
+
+def _read(file: str) -> dict[str, Any]:
+    package = find_spec("litellm")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        if (path := Path(folder) / file).is_file():
+            found: dict[str, Any] = orjson.loads(path.read_bytes())
+            return found
+    return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -115,14 +115,28 @@ class HttpModel:
         return self._session
 
 
-def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None) -> HttpModel:
-    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`."""
+def connect_openai(
+    spec: ModelSpec,
+    model: str,
+    base_url: str,
+    api_key: str | None,
+    write: Callable[[Mapping[str, Any], Call], bytes] | None = None,
+) -> HttpModel:
+    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`.
+
+    Args:
+        spec: Time-out, temperature, bound on output tokens, further parameters.
+        model: What the server calls it.
+        base_url: Where it is.
+        api_key: Sent as a bearer token; `None` sends none.
+        write: Writes fixed fields and a call as JSON, by default `chat_body`.
+    """
     # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
     bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
     settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
     fixed = {name: value for name, value in settings.items() if value is not None} | dict(spec.params)
     url = f"{base_url.rstrip('/')}/chat/completions"
-    return HttpModel(url, api_key, spec.timeout_s, lambda call: chat_body(fixed, call), chat_reply)
+    return HttpModel(url, api_key, spec.timeout_s, partial(write or chat_body, fixed), chat_reply)
 
 
 def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:

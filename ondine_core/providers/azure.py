@@ -1,0 +1,175 @@
+"""Azure OpenAI: OpenAI's dialect at addresses, with keys and by identities of the user's own.
+
+`azure/<deployment>` names a deployment. With several regions, a call that one turned away at no cost (too many calls,
+overload, out of reach) goes on to the next at once, and that region is left alone for as long as it asked; a call that
+may have been billed goes nowhere else by itself. Traffic returns to the chosen region as soon as it may.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.providers.azure_access import Access, Credential, choose_access
+from ondine_core.providers.openai_servers import check_address, first_set
+from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply
+from ondine_core.providers.settings import check_settings
+from ondine_core.values import Call, ChatModel, ModelSpec, Reply
+
+__all__ = ["connect_azure"]
+
+_API_VERSION = "2024-10-21"
+"""The last dated version that is no preview; it knows structured output."""
+_UNDATED = ("v1", "preview")
+_SETTINGS = ("ad_token", "api_version", "base_model", "client_id", "managed_identity", "region", "regions")
+_ENDPOINT, _VERSION, _REGION = ("AZURE_OPENAI_ENDPOINT",), ("AZURE_OPENAI_API_VERSION",), ("AZURE_OPENAI_REGION",)
+# These call the bound on output tokens max_completion_tokens and refuse its old name; older ones know only that.
+_REASONING = re.compile(r"(?:^|[^a-z0-9])(?:o[1-9]|gpt-?[5-9])")
+_SET_ASIDE_S = 10.0
+
+
+def connect_azure(
+    spec: ModelSpec,
+    name: str,
+    *,
+    credential: Credential | None = None,
+    now: Callable[[], float] = time.time,
+) -> ChatModel:
+    """The deployment `name`.
+
+    `settings`, of which none is needed:
+
+    - `api_version`: by default the variable AZURE_OPENAI_API_VERSION, else the latest that is no preview.
+    - `managed_identity`: `True` to call as the identity of this host; `client_id` names a user-assigned one.
+    - `ad_token`: a token fetched beforehand; by default the variable AZURE_OPENAI_AD_TOKEN.
+    - `regions`: endpoint by name of region; `region` (or AZURE_OPENAI_REGION) is asked first, by default the first.
+    - `base_model`: what is deployed, as in `gpt-4o-mini`; from it come price, context window and parameter names.
+
+    Args:
+        spec: Endpoint (`base_url` or AZURE_OPENAI_ENDPOINT), key (`api_key` or AZURE_OPENAI_API_KEY), settings.
+        name: The deployment.
+        credential: Fetches tokens for the managed identity; by default azure-identity's `DefaultAzureCredential`.
+        now: Wall clock, for the expiry of tokens.
+
+    Raises:
+        ConfigError: Endpoint or access is not configured, or a setting is wrong.
+    """
+    check_settings(spec, _SETTINGS)
+    access = choose_access(spec, credential, now)
+    version = str(spec.settings.get("api_version") or first_set(_VERSION) or _API_VERSION)
+    missing = f"there is no deployment {name!r} at this endpoint, or no api version {version!r}"
+    access = replace(
+        access, advice={**access.advice, 404: f"{missing}; check model, base_url and settings api_version"}
+    )
+    body = partial(chat_body, _fixed(spec, name, version))
+    models = {
+        region: HttpModel(
+            _url(endpoint, name, version),
+            None,
+            spec.timeout_s,
+            body,
+            chat_reply,
+            headers=access.headers,
+            advice=access.advice,
+        )
+        for region, endpoint in _endpoints(spec).items()
+    }
+    return _Azure(name, models, access)
+
+
+def _fixed(spec: ModelSpec, name: str, version: str) -> dict[str, Any]:
+    reasons = version in _UNDATED or _REASONING.search(str(spec.settings.get("base_model") or name).lower())
+    bound = "max_completion_tokens" if reasons else "max_tokens"
+    model = name if version in _UNDATED else None
+    fixed = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
+    return {key: value for key, value in fixed.items() if value is not None} | dict(spec.params)
+
+
+def _url(endpoint: str, name: str, version: str) -> str:
+    parts = urlsplit(endpoint)
+    root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/openai/v1').removesuffix('/openai')}"
+    path = "v1" if version in _UNDATED else f"deployments/{quote(name, safe='')}"
+    return f"{root}/openai/{path}/chat/completions?api-version={quote(version)}"
+
+
+def _endpoints(spec: ModelSpec) -> dict[str, str]:
+    """The endpoints by region, the one to ask first first; without regions there is one that has no name."""
+    regions, chosen = spec.settings.get("regions"), spec.settings.get("region")
+    if regions is None:
+        if chosen is not None:
+            raise ConfigError(f"settings: region={chosen!r} chooses among regions; give those, too.")
+        endpoint = spec.base_url or first_set(_ENDPOINT)
+        if endpoint is None:
+            raise ConfigError(
+                f"model={spec.model!r} needs base_url, or the variable {_ENDPOINT[0]}, "
+                "for instance 'https://my-resource.openai.azure.com'."
+            )
+        regions = {"": endpoint}
+    elif not isinstance(regions, Mapping) or not regions or spec.base_url is not None:
+        raise ConfigError(
+            "settings: regions maps names to endpoints, as in {'eastus': 'https://...'}; not with base_url."
+        )
+    for region, endpoint in regions.items():
+        check_address(str(endpoint), f"regions[{region!r}]" if region else "base_url")
+    if "" not in regions and (first := chosen or first_set(_REGION)):
+        if first not in regions:
+            raise ConfigError(f"region={first!r} is not one of the regions: {', '.join(map(repr, regions))}.")
+        regions = {first: regions[first], **regions}
+    return {str(region): str(endpoint) for region, endpoint in regions.items()}
+
+
+class _Azure:
+    """A deployment in one region or in several."""
+
+    max_concurrency: int | None = None
+    max_batch_size: int | None = None
+
+    def __init__(self, name: str, models: Mapping[str, HttpModel], access: Access) -> None:
+        self._name, self._models, self._access = name, models, access
+        self._free_at = dict.fromkeys(models, 0.0)
+
+    def __repr__(self) -> str:
+        return f"AzureOpenAI({self._name!r})"
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once, in the first region that takes the call; see `ChatModel`."""
+        failures: list[TransientError] = []
+        for region in self._order():
+            try:
+                reply = await self._models[region](call)
+            except TransientError as error:
+                self._set_aside(region, _SET_ASIDE_S if error.retry_after_s is None else error.retry_after_s)
+                failures.append(error)
+                if error.cost_unknown:
+                    break
+            except FatalError as error:
+                raise FatalError(f"Region {region!r}: {error}" if region else str(error)) from None
+            else:
+                self._set_aside(region, reply.hold_off_s)
+                others = any(free_at <= time.monotonic() for free_at in self._free_at.values())
+                return replace(reply, hold_off_s=0.0) if others else reply
+        if failures[-1].cost_unknown:
+            raise failures[-1]
+        raise min(failures, key=lambda error: error.retry_after_s or 0.0)
+
+    def _order(self) -> list[str]:
+        """The regions that take calls, the preferred one first; if none does, the one that is first to do so again."""
+        now = time.monotonic()
+        free = [region for region, free_at in self._free_at.items() if free_at <= now]
+        return free or [min(self._free_at, key=self._free_at.__getitem__)]
+
+    def _set_aside(self, region: str, seconds: float) -> None:
+        if seconds > 0:
+            self._free_at[region] = time.monotonic() + seconds
+
+    async def aclose(self) -> None:
+        """Close the connections, and what the access holds."""
+        for model in self._models.values():
+            await model.aclose()
+        await self._access.aclose()

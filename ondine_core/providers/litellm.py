@@ -1,0 +1,237 @@
+"""Every dialect but OpenAI's, by litellm: Anthropic, Bedrock, Vertex AI, Gemini, Cohere and a hundred more.
+
+litellm is imported at the first call, for that takes seconds. It tries once, logs nothing and tells nobody. It renames
+errors and would send some calls twice, so its HTTP goes through a client of ours that watches what leaves and what
+comes back (`watching`): what a failure means is decided by the response itself, as for every other provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+
+from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
+from ondine_core.providers.failures import Address, Response, lost, quotable, turned_away, unreadable
+from ondine_core.providers.in_words import in_words
+from ondine_core.providers.openai_servers import check_address, first_set
+from ondine_core.providers.openai_wire import chat_body, chat_reply
+from ondine_core.providers.rate_headers import hold_off_s
+from ondine_core.providers.settings import check_settings
+from ondine_core.providers.watching import Watch, cause_of, make_client, rate_headers, request_id, was_cut, watch
+from ondine_core.values import Call, ChatModel, ModelSpec, Reply
+
+__all__ = ["check_release", "connect_litellm"]
+
+_COMPROMISED = frozenset({"1.82.7", "1.82.8", "1.107.0"})
+_OK = 200
+
+_AWS = (
+    "aws_access_key_id aws_secret_access_key aws_session_token aws_region_name aws_profile_name aws_role_name "
+    "aws_session_name aws_web_identity_token aws_sts_endpoint aws_bedrock_runtime_endpoint aws_external_id"
+)
+_GOOGLE = "vertex_project vertex_location vertex_credentials"
+_OWN_SETTINGS: Mapping[str, str] = {
+    "bedrock": _AWS,
+    "sagemaker": _AWS,
+    "sagemaker_chat": _AWS,
+    "vertex_ai": _GOOGLE,
+    "watsonx": "project_id space_id region_name token zen_api_key",
+    "oci": "oci_region oci_user oci_fingerprint oci_tenancy oci_key oci_key_file oci_compartment_id",
+    "snowflake": "account_id",
+}
+_SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "structured_output")
+"""What can be said of every provider; `connect_litellm` explains them."""
+
+_DECIDED = (
+    "model messages stream stream_options n num_retries max_retries fallbacks context_window_fallback_dict timeout "
+    "api_key api_base base_url client custom_llm_provider mock_response"
+)
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+}
+"""Where litellm looks for the keys of those who have nothing but a key; asked early, the question costs no import."""
+_BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")
+"""They sign calls, or send tokens that last an hour, for an identity that has no key."""
+
+
+def check_release(installed: str) -> None:
+    """Refuse the releases of litellm that were published with malicious code.
+
+    Raises:
+        ConfigError: `installed` is one of them.
+    """
+    if installed in _COMPROMISED:
+        raise ConfigError(
+            f"litellm {installed!r} is a compromised release: pip install 'litellm!={installed}', and replace every "
+            "key that was on this machine."
+        )
+
+
+def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
+    """The model that litellm knows as `spec.model`.
+
+    `settings` that every provider has:
+
+    - `structured_output`: `"json_schema"` or `"words"`; by default a schema is sent as such wherever litellm can.
+    - `drop_params`: `True` to leave out parameters that the model does not take; by default they are an error.
+    - `api_version`, `extra_headers`, `organization`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
+
+    Raises:
+        ConfigError: A key is missing, a setting or parameter is not for the user to set, or the release of litellm is
+            one that was published with malicious code.
+    """
+    check_release(version("litellm"))
+    provider = spec.model.partition("/")[0]
+    check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(provider, "").split()))
+    if (structure := spec.settings.get("structured_output")) not in (None, "json_schema", "words"):
+        raise ConfigError(f"settings: structured_output={structure!r} is neither 'json_schema' nor 'words'.")
+    if decided := sorted(spec.params.keys() & set(_DECIDED.split())):
+        raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
+    if spec.base_url is not None:
+        check_address(spec.base_url)
+    return _LiteLLM(spec, _key(spec, provider), name)
+
+
+def _key(spec: ModelSpec, provider: str) -> str | None:
+    if given := (spec.api_key or "").strip():
+        return given
+    if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
+        return "none"  # else litellm would send the provider's own key to an address that somebody configured
+    if provider in _KEYS and first_set(_KEYS[provider]) is None:
+        raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[provider][0]}.")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """litellm, our HTTP client for it, and whether it can hold the model to a schema."""
+
+    litellm: Any
+    client: Any
+    structured: bool
+
+
+class _LiteLLM:
+    """Asks by way of litellm; loads it at the first call."""
+
+    max_concurrency: int | None = None
+    max_batch_size: int | None = None
+
+    def __init__(self, spec: ModelSpec, key: str | None, name: str) -> None:
+        self._spec, self._key, self._name = spec, key, name
+        fixed = {"temperature": spec.temperature, "max_tokens": spec.max_output_tokens}
+        self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.params)
+        settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
+        self._options = {**settings, "api_base": spec.base_url, "api_key": key, "num_retries": 0, "max_retries": 0}
+        self._ready: asyncio.Future[_Loaded] | None = None
+
+    def __repr__(self) -> str:
+        return f"LiteLLM({self._spec.model!r})"
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once; see `ChatModel`."""
+        if self._ready is None or (self._ready.done() and self._ready.exception()):
+            self._ready = asyncio.ensure_future(asyncio.to_thread(self._load))
+        loaded = await asyncio.shield(self._ready)
+        request = orjson.loads(chat_body(self._fixed, call if loaded.structured else in_words(call)))
+        started = time.perf_counter()
+        with watch() as seen:
+            try:
+                async with asyncio.timeout(self._spec.timeout_s):
+                    answer = await loaded.litellm.acompletion(
+                        **{**request, **self._options},
+                        model=self._spec.model,
+                        timeout=self._spec.timeout_s,
+                        client=loaded.client,
+                    )
+                    data = answer.model_dump()
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is classified)
+                failure = self._failure(error, seen, call)
+            else:
+                return self._reply(data, seen, time.perf_counter() - started)
+        raise failure  # out here, where it has no context: that may quote the prompt or hold the key
+
+    async def aclose(self) -> None:
+        """Close the connections; litellm itself stays loaded."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            with suppress(FatalError):
+                await (await ready).client.close()
+
+    def _load(self) -> _Loaded:
+        # Importing must neither fetch prices nor read `.env` files into the environment.
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+        litellm: Any = import_module("litellm")
+        # They write prompts, at levels that a user may well have turned on for everything.
+        for logger in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+        litellm.suppress_debug_info, litellm.telemetry = True, False
+        try:
+            model, provider, key, address = litellm.get_llm_provider(
+                self._spec.model, api_base=self._spec.base_url, api_key=self._key
+            )
+        except litellm.exceptions.BadRequestError as error:
+            raise FatalError(f"litellm {version('litellm')} cannot tell who serves {self._spec.model!r}.") from error
+        able = litellm.get_supported_openai_params(model, custom_llm_provider=provider) or ()
+        chosen = self._spec.settings.get("structured_output")
+        structured = chosen == "json_schema" if chosen else "response_format" in able
+        client = make_client(key or self._key, address)
+        # What the first call would otherwise import on the event loop, in its own time.
+        _ = litellm.encoding, litellm.acompletion
+        if provider == "openai" or provider in litellm.openai_compatible_providers:
+            _ = client.openai.chat.completions
+        return _Loaded(litellm, client, structured)
+
+    # -- what came back --------------------------------------------------------------------------------------------
+
+    def _reply(self, data: dict[str, Any], seen: Watch, latency_s: float) -> Reply:
+        message = data["choices"][0]["message"]
+        message.setdefault("refusal", (message.get("provider_specific_fields") or {}).get("refusal"))
+        reply = chat_reply(data)
+        headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
+        wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)
+        finish_reason = "length" if was_cut(seen) else reply.finish_reason
+        return Reply(reply.text, reply.usage, finish_reason, request_id(seen), latency_s, wait_s)
+
+    def _failure(self, error: Exception, seen: Watch, call: Call) -> ProviderError:
+        to = Address(seen.host or self._name, self._spec.timeout_s)
+        secrets = (self._key or "", *seen.secrets)
+        if isinstance(error, ProviderError):
+            return error
+        if (response := seen.response()) is not None:
+            judge = unreadable if response.status == _OK else turned_away
+            return judge(response, call, secrets, to)
+        if seen.left:
+            return lost(cause_of(error), to)
+        return self._unseen(error, call, secrets, to)
+
+    def _unseen(self, error: Exception, call: Call, secrets: tuple[str, ...], to: Address) -> ProviderError:
+        """What it means that nothing left through our client: litellm refused, or went by another way."""
+        status, kind = getattr(error, "status_code", None), type(error).__name__
+        said = quotable(str(getattr(error, "message", "") or error), call, secrets)
+        if kind == "UnsupportedParamsError":
+            return FatalError(f"{self._spec.model!r} does not take a parameter{said}; remove it from params.")
+        if isinstance(cause_of(error), ImportError):
+            return FatalError(f"litellm lacks a package for {self._spec.model!r}{said}.")
+        if isinstance(status, int) and 400 <= status < 500 and status != 408:  # noqa: PLR2004
+            headers = dict(getattr(getattr(error, "response", None), "headers", None) or {})
+            body = orjson.dumps({"error": {"message": str(getattr(error, "message", error)), "type": kind}})
+            return turned_away(Response(status, headers, body, time.time()), call, secrets, to)
+        found = lost(cause_of(error), to)
+        if isinstance(found, TransientError):
+            return TransientError(f"litellm failed ({kind}){said}.", cost_unknown=found.cost_unknown, kind=found.kind)
+        return found

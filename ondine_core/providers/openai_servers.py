@@ -1,0 +1,146 @@
+"""Servers that speak OpenAI's dialect, as data: where they are, which variables hold key and address.
+
+Addresses and variables are those of litellm, so that what works there works here. A provider is in the table only if it
+takes an ordinary chat-completions request; the others are left to litellm, which knows their ways.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
+
+from ondine_core.errors import ConfigError
+from ondine_core.pricing import find_entry
+from ondine_core.providers.settings import check_settings
+from ondine_core.values import Call, ChatModel, ModelSpec
+
+__all__ = ["SERVERS", "check_address", "connect_openai_server", "first_set"]
+
+Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
+"""How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
+
+_SETTINGS = ("structured_output",)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A provider's OpenAI-compatible API.
+
+    Args:
+        base_url: Where it lives, up to and including `/v1` or what stands for it; `None` if everybody has their own.
+        keys: Variables that may hold a key, by precedence; none: it needs no key.
+        addresses: Variables that may hold another address.
+        structure: How its models are held to a schema; `None`: by what the price file says of each.
+        needs_key: Whether it answers nobody without a key.
+    """
+
+    base_url: str | None
+    keys: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    structure: Structure | None = "json_schema"
+    needs_key: bool = True
+
+
+_TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
+_FIREWORKS = ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN")
+
+SERVERS: Mapping[str, Server] = {
+    "openai": Server("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL", "OPENAI_API_BASE")),
+    "groq": Server("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_API_BASE",), None),
+    "together_ai": Server("https://api.together.xyz/v1", _TOGETHER, ("TOGETHER_AI_API_BASE",)),
+    "fireworks_ai": Server("https://api.fireworks.ai/inference/v1", _FIREWORKS, ("FIREWORKS_API_BASE",)),
+    "deepinfra": Server("https://api.deepinfra.com/v1/openai", ("DEEPINFRA_API_KEY",), ("DEEPINFRA_API_BASE",)),
+    "mistral": Server("https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), ("MISTRAL_API_BASE",)),
+    "openrouter": Server(
+        "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY", "OR_API_KEY"), ("OPENROUTER_API_BASE",)
+    ),
+    "xai": Server("https://api.x.ai/v1", ("XAI_API_KEY",), ("XAI_API_BASE",)),
+    "deepseek": Server("https://api.deepseek.com/v1", ("DEEPSEEK_API_KEY",), ("DEEPSEEK_API_BASE",), "json_object"),
+    "perplexity": Server(
+        "https://api.perplexity.ai", ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"), ("PERPLEXITY_API_BASE",)
+    ),
+    "cerebras": Server("https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), ("CEREBRAS_API_BASE",)),
+    "ollama": Server("http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), ("OLLAMA_API_BASE",), needs_key=False),
+    "lm_studio": Server("http://127.0.0.1:1234/v1", ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), needs_key=False),
+    "hosted_vllm": Server(None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",), needs_key=False),
+    "openai_compatible": Server(None, needs_key=False),
+}
+
+
+def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
+    """The model `name` of a server in the table.
+
+    Raises:
+        ConfigError: Its key or address is missing or wrong, or a setting is.
+    """
+    from ondine_core.providers.openai_wire import chat_body, connect_openai
+
+    check_settings(spec, _SETTINGS)
+    provider = spec.model.partition("/")[0]
+    server = SERVERS[provider]
+    base_url = spec.base_url or _own_address(provider, server)
+    if base_url is None:
+        where = f", or the variable {server.addresses[0]}" if server.addresses else ""
+        raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
+    check_address(base_url)
+    write: Callable[[Mapping[str, Any], Call], bytes] = chat_body
+    if (structure := _structure(spec, server)) != "json_schema":
+        from ondine_core.providers.in_words import chat_body_in_words
+
+        write = partial(chat_body_in_words, json_object=structure == "json_object")
+    return connect_openai(spec, name, base_url, _key(spec, server), write)
+
+
+def _own_address(provider: str, server: Server) -> str | None:
+    address = first_set(server.addresses) or server.base_url
+    # Ollama's variable names the root of its server; the dialect is spoken below it.
+    bare = provider == "ollama" and address and not urlsplit(address).path.strip("/")
+    return f"{address.rstrip('/')}/v1" if address and bare else address
+
+
+def _key(spec: ModelSpec, server: Server) -> str | None:
+    if given := (spec.api_key or "").strip():  # keys are often read from files that end in a line feed
+        return given
+    if spec.base_url is not None:
+        return None  # the provider's own key goes to the provider only, never to an address that somebody configured
+    key = first_set(server.keys)
+    if key is None and server.needs_key:
+        raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {' or '.join(server.keys)}.")
+    return key
+
+
+def _structure(spec: ModelSpec, server: Server) -> Structure:
+    chosen = spec.settings.get("structured_output")
+    if chosen is not None and chosen not in get_args(Structure):
+        raise ConfigError(f"settings: structured_output={chosen!r} is not one of {', '.join(get_args(Structure))}.")
+    if found := chosen or server.structure:
+        structure: Structure = found
+        return structure
+    able = (find_entry(spec.model) or {}).get("supports_response_schema")
+    return "json_schema" if able else "json_object"
+
+
+def first_set(variables: tuple[str, ...]) -> str | None:
+    """The value of the first of these environment variables that has one."""
+    return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)
+
+
+def check_address(base_url: str, name: str = "base_url") -> None:
+    """Refuse what cannot be an address, or holds a password.
+
+    Raises:
+        ConfigError: It is one of these.
+    """
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if "@" in base_url:
+        raise ConfigError(f"{name} holds a user name or password, which would end up in logs; use api_key.")
+    if not sound:
+        raise ConfigError(f"{name}={base_url!r} is no address; write it like 'http://127.0.0.1:8000/v1'.")

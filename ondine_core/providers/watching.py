@@ -1,0 +1,161 @@
+"""Watching what litellm sends and gets: one request a call, and the response as it came, not as it was renamed.
+
+litellm sends a call again when a connection breaks, although the call may have been billed; here the second one does
+not leave. Each call watches itself by a context variable, which hooks of the HTTP client find from inside litellm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+
+from ondine_core.providers.failures import Response
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "was_cut", "watch"]
+
+_SECRET = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
+_REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was seen of one call: where it went, with which keys, and what came back."""
+
+    host: str = ""
+    secrets: list[str] = field(default_factory=list, repr=False)
+    left: set[str] = field(default_factory=set)
+    came: httpx.Response | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the response, by their names in small letters."""
+        return {} if self.came is None else dict(self.came.headers)
+
+    def response(self) -> Response | None:
+        """The response, if it came back whole."""
+        if self.came is None or not self.came.is_stream_consumed:
+            return None
+        try:
+            return Response(self.came.status_code, self.headers, self.came.content, time.time())
+        except RuntimeError:  # it began to be read, and was not read to its end
+            return None
+
+    def data(self) -> Mapping[str, Any]:
+        """The response as JSON, if it is an object."""
+        response = self.response()
+        try:
+            data = orjson.loads(response.content) if response else None
+        except orjson.JSONDecodeError:
+            return {}
+        return data if isinstance(data, dict) else {}
+
+
+_watch: ContextVar[Watch | None] = ContextVar("ondine_watch", default=None)
+
+
+@contextmanager
+def watch() -> Iterator[Watch]:
+    """Watch the call made in here; litellm neither logs it nor reports it to anybody."""
+    from litellm._internal_context import is_internal_call
+
+    seen = Watch()
+    mine, internal = _watch.set(seen), is_internal_call.set(True)
+    try:
+        yield seen
+    finally:
+        is_internal_call.reset(internal)
+        _watch.reset(mine)
+
+
+async def _leaves(request: httpx.Request) -> None:
+    seen = _watch.get()
+    if seen is None:
+        return
+    import httpx
+
+    target = f"{request.method} {request.url}"
+    if request.method == "POST" and target in seen.left:
+        raise httpx.ReadError("A call leaves once; who retries it decides whether it leaves again.")
+    seen.left.add(target)
+    seen.host = request.url.netloc.decode("ascii", "replace").rpartition("@")[2]
+    seen.secrets += [value.rpartition(" ")[2] for name in _SECRET if (value := request.headers.get(name, ""))]
+
+
+async def _comes(response: httpx.Response) -> None:
+    if (seen := _watch.get()) is not None:
+        seen.came = response
+
+
+def make_client(api_key: str | None, base_url: str | None) -> Any:
+    """A client for both ways in which litellm sends: by its own HTTP handler, and by OpenAI's package."""
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+    from openai import AsyncOpenAI
+
+    class Client(AsyncHTTPHandler):
+        """litellm's handler, and with the attributes it does not have OpenAI's client on top of it."""
+
+        openai: AsyncOpenAI
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__") or "openai" not in self.__dict__:
+                raise AttributeError(name)
+            return getattr(self.openai, name)
+
+    client = Client(event_hooks={"request": [_leaves], "response": [_comes]})
+    client.client.follow_redirects = False  # key and prompt are not carried to where a server points
+    client.openai = AsyncOpenAI(api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=client.client)
+    return client
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What broke a call, as the HTTP client put it; what made `error` happen in the first place, if it did not."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return next((link for link in chain if isinstance(link, aiohttp.ClientError | TimeoutError)), chain[-1])
+
+
+def request_id(seen: Watch) -> str | None:
+    """The provider's name for the call: of the header, else of the body."""
+    for name in _REQUEST_IDS:
+        if found := seen.headers.get(name, "").encode("ascii", "ignore").decode():
+            return found
+    name_of_it = seen.data().get("id")
+    return name_of_it if isinstance(name_of_it, str) else None
+
+
+def was_cut(seen: Watch) -> bool:
+    """Whether the provider says that the bound on output tokens cut the reply.
+
+    Where litellm makes a tool of the schema, it calls every such reply whole.
+    """
+    data = seen.data()
+    return (data.get("stop_reason") or data.get("stopReason")) in ("max_tokens", "model_context_window_exceeded")
+
+
+def rate_headers(headers: Mapping[str, str], now: float) -> Mapping[str, str]:
+    """`headers` with what Anthropic says of its limits under the names that OpenAI uses; its resets are dates."""
+    renamed = dict(headers)
+    for kind in ("requests", "tokens"):
+        limit, left, reset = (headers.get(f"anthropic-ratelimit-{kind}-{part}", "") for part in _PARTS)
+        try:
+            reset_s = max(0.0, datetime.fromisoformat(reset).timestamp() - now)
+        except ValueError:
+            continue
+        for part, text in zip(_PARTS, (limit, left, f"{reset_s}"), strict=True):
+            renamed[f"x-ratelimit-{part}-{kind}"] = text
+    return renamed
+
+
+_PARTS = ("limit", "remaining", "reset")

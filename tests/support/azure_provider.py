@@ -1,0 +1,92 @@
+"""Azure OpenAI on the loopback: it checks who calls, which deployment and which api version, and then is a `Provider`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from aiohttp import web
+
+from tests.support.provider import Provider
+
+API_VERSION = "2024-10-21"
+
+
+class AzureProvider(Provider):
+    """One resource with one deployment.
+
+    Args:
+        accepts: Whether a value of `Authorization` or `api-key` is accepted now.
+        deployment: The one that exists.
+        versions: The api versions it knows.
+        **provider: As for `Provider`.
+    """
+
+    path: ClassVar[str] = "/openai/deployments/{deployment}/chat/completions"
+
+    def __init__(
+        self,
+        accepts: Callable[[str], bool] = lambda _: True,
+        *,
+        deployment: str = "small",
+        versions: tuple[str, ...] = (API_VERSION,),
+        **provider: Any,
+    ) -> None:
+        super().__init__(**provider)
+        self._accepts, self._deployment, self._versions = accepts, deployment, versions
+        self.refused: list[int] = []
+
+    @property
+    def address(self) -> str:
+        """The endpoint."""
+        return self.base_url.removesuffix("/v1")
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        shown = request.headers.get("api-key") or request.headers.get("Authorization", "")
+        if not self._accepts(shown):
+            return self._refuse(401, "401", "Access denied due to invalid subscription key or wrong API endpoint.")
+        if request.match_info["deployment"] != self._deployment:
+            return self._refuse(404, "DeploymentNotFound", "The API deployment for this resource does not exist.")
+        if request.query.get("api-version") not in self._versions:
+            return self._refuse(404, "404", "Resource not found")
+        return await super()._handle(request)
+
+    def _refuse(self, status: int, code: str, message: str) -> web.Response:
+        self.refused.append(status)
+        return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+@dataclass(frozen=True)
+class Token:
+    """As azure-core's AccessToken."""
+
+    token: str
+    expires_on: float
+
+
+@dataclass
+class Credential:
+    """Gives tokens that live for `lifetime_s`, numbered from 1, and knows which of them is good; `failures` come first."""
+
+    lifetime_s: float = 3600.0
+    delay_s: float = 0.0
+    secret: str = "token"
+    failures: list[Exception] = field(default_factory=list)
+    given: list[Token] = field(default_factory=list)
+    scopes: set[str] = field(default_factory=set)
+
+    def get_token(self, *scopes: str) -> Token:
+        """The next token."""
+        self.scopes |= set(scopes)
+        time.sleep(self.delay_s)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.given.append(Token(f"{self.secret}-{len(self.given) + 1}", time.time() + self.lifetime_s))
+        return self.given[-1]
+
+    def accepts(self, shown: str) -> bool:
+        """Whether `shown` is a bearer token of ours that has not expired."""
+        now = time.time()
+        return any(shown == f"Bearer {token.token}" and now < token.expires_on for token in self.given)
