@@ -135,9 +135,10 @@ def _pieces(text: str) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > _LONGEST:
-        cut = text.rfind(" ", start, start + _LONGEST + 1)
+        # Not at a line feed: one token may hold it and what stands before it.
+        cut = text.rfind(" ", start + 1, start + _LONGEST + 1)
         while cut > start and text[cut - 1].isspace():
-            cut -= 1
+            cut = text.rfind(" ", start + 1, cut)
         end = cut if cut > start else start + _LONGEST
         yield text[start:end]
         start = end

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -87,6 +87,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 
 
 @given(st.lists(WORDS, max_size=60), st.integers(1, 40), st.sampled_from([NEW, OLD]))
+@example(["", "def f(x):\n    return x + 1\n", "", "000"], 27, NEW)
 def test_long_texts_are_counted_to_the_token(words: list[str], times: int, model: str) -> None:
     """Where words are divided by blanks, a text that has to be cut is counted as if it had not been."""
     text = " ".join(f"{word}." for word in words * times)
