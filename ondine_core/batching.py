@@ -26,6 +26,7 @@ from ondine_core.notations import NOTATIONS, Notation
 from ondine_core.question import Question
 from ondine_core.records import (
     ANY_TEXT,
+    THE_COLUMN,
     answer_record,
     answer_text,
     find_local_id,
@@ -191,6 +192,8 @@ def _fixed_part(form: Notation, question: Question) -> tuple[Message, ...]:
     prompt, fields = question.prompt, reply_fields(question)
     if prompt.hoisted is None:
         task = 'Do for each item what its "prompt" says.'
+    elif len(prompt.columns) == 1:
+        task = f'Do for each item ({{{prompt.columns[0]}}}: its "{THE_COLUMN}"):\n{prompt.hoisted}'
     else:
         task = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
     ask = form.ask.format(example=form.write([{name_id(question): 1, **dict.fromkeys(fields, "...")}]))

@@ -18,6 +18,7 @@ from ondine_core.values import Item, Json
 
 __all__ = [
     "ANY_TEXT",
+    "THE_COLUMN",
     "answer_record",
     "answer_text",
     "find_local_id",
@@ -29,6 +30,9 @@ __all__ = [
 
 ANY_TEXT: Mapping[str, Json] = {"type": "string"}
 """The schema of a text without constraints."""
+
+THE_COLUMN = "x"
+"""What the column of a prompt that reads but one is called in a call with many rows."""
 
 _LONGEST_ID = 20
 
@@ -45,10 +49,20 @@ def reply_fields(question: Question) -> Mapping[str, Mapping[str, Json]]:
 
 @lru_cache(maxsize=16)
 def name_id(question: Question) -> str:
-    """What the local id is called: neither as a column that the prompt reads nor as one that it asks for."""
-    taken = {*question.prompt.columns, *reply_fields(question)}
+    """What the local id is called: neither as a column that travels nor as one that is asked for."""
+    taken = {*item_fields(question), *reply_fields(question)}
     names = chain(("id", "item_id"), (f"item_id_{number}" for number in count(2)))
     return next(name for name in names if name not in taken)
+
+
+def item_fields(question: Question) -> tuple[str, ...]:
+    """What travels of a row: its columns, or its full prompt where the template cannot be said once for all rows.
+
+    A column that travels alone has a short name, since it is said with every row.
+    """
+    if question.prompt.hoisted is None:
+        return ("prompt",)
+    return question.prompt.columns if len(question.prompt.columns) != 1 else (THE_COLUMN,)
 
 
 @lru_cache(maxsize=16)
@@ -63,9 +77,10 @@ def reply_schema(question: Question) -> bytes:
 
 
 def item_record(question: Question, number: int, item: Item) -> Record:
-    """A row as it travels: its columns, or its full prompt where the template cannot be said once for all rows."""
-    fields = {"prompt": item.text} if question.prompt.hoisted is None else item.fields
-    return {name_id(question): number, **fields}
+    """A row as it travels."""
+    columns = question.prompt.columns
+    values = [item.text] if question.prompt.hoisted is None else [item.fields[name] for name in columns]
+    return {name_id(question): number, **dict(zip(item_fields(question), values, strict=True))}
 
 
 def answer_record(question: Question, number: int, text: str) -> Record:

@@ -74,8 +74,9 @@ def test_json_is_held_to_by_the_provider() -> None:
     [
         ("{review}", ["a"], "id"),
         ("{review}", ["id"], "item_id"),
-        ("{id}", ["a"], "item_id"),
-        ("{id}", ["item_id"], "item_id_2"),
+        ("{id}", ["a"], "id"),
+        ("{id} {b}", ["a"], "item_id"),
+        ("{id} {b}", ["item_id"], "item_id_2"),
         ("{id} {item_id} {item_id_2}", ["a"], "item_id_3"),
     ],
 )
@@ -84,7 +85,8 @@ def test_columns_may_be_called_id(template: str, columns: list[str], name: str) 
     asked = question(template, dict.fromkeys(columns, "string"))
     call = STRATEGIES["json"].encode(Batch((Item(b"", "", dict.fromkeys(asked.prompt.columns, "x")),)), asked)
     assert json.loads(call.json_schema)["properties"]["answers"]["items"]["required"] == [name, *columns]
-    assert json.loads(call.messages[-1].content) == [{name: 1, **dict.fromkeys(asked.prompt.columns, "x")}]
+    travelling = asked.prompt.columns if len(asked.prompt.columns) > 1 else ["x"]
+    assert json.loads(call.messages[-1].content) == [{name: 1, **dict.fromkeys(travelling, "x")}]
 
 
 @pytest.mark.parametrize(
@@ -103,11 +105,11 @@ def test_logic_that_cannot_be_hoisted_travels_with_each_row(template: str, hoist
     assert (explain_fallback(asked) is None) is hoisted
     assert json.loads(call.messages[-1].content)[0] == {
         "id": 1,
-        **({"review": "tea"} if hoisted else {"prompt": asked.prompt.render({"review": "tea"})}),
+        **({"x": "tea"} if hoisted else {"prompt": asked.prompt.render({"review": "tea"})}),
     }
 
 
-@pytest.mark.parametrize(("name", "share"), [("json", 0.2), ("jsonl", 0.2), ("csv", 0.2), ("xml", 0.23)])
+@pytest.mark.parametrize(("name", "share"), [("json", 0.198), ("jsonl", 0.198), ("csv", 0.182), ("xml", 0.22)])
 def test_twenty_rows_a_call_send_a_fifth_of_the_prompt(name: str, share: float) -> None:
     """For 150 tokens of instructions and 20 tokens a row, at four characters a token, counted over all messages.
 

@@ -7,10 +7,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ondine_core.cost_tracker import Spend
-from ondine_core.report import Progress, Report
+from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.report import Outcomes, Progress, Report, Tally
 from ondine_core.schema import Column
-from ondine_core.values import Answer, Failure, Outcome
+from ondine_core.values import Answer, Audit, Failure, Outcome
 from ondine_dagster.tables import column_schema, join, names_of, preview
 
 ROWS = {"id": [3, 1, 2], "review": ["a", "b", "c"]}
@@ -21,7 +21,10 @@ FRAMES = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table],
 
 def report(outcomes: Sequence[Outcome], names: Sequence[str] = ("out",)) -> Report:
     progress = Progress(len(outcomes), len(outcomes), 0, 0, Spend(), 1.0)
-    return Report(outcomes, tuple(names), progress, len(outcomes), ())
+    keys = [number.to_bytes(16, "big") for number in range(len(outcomes))]
+    tally = Tally(len(outcomes), {}, CostTracker(None), lambda: 1.0, lambda _: None)
+    tally.settle(list(zip(keys, outcomes, strict=True)))
+    return Report(Outcomes(keys, tally.outcomes), tuple(names), progress, len(outcomes), (), (), Audit())
 
 
 def answered(*values: Any) -> Report:

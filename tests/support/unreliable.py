@@ -49,7 +49,7 @@ class UnreliableModel:
     async def __call__(self, call: Call) -> Reply:
         first_line = call.messages[-1].content.partition("\n")[0]
         many = first_line.startswith("[")
-        texts = [item["text"] for item in json.loads(first_line)] if many else [first_line.removeprefix("Say: ")]
+        texts = [item["x"] for item in json.loads(first_line)] if many else [first_line.removeprefix("Say: ")]
         self.asked += texts
         self.sizes.append(len(texts))
         self.arrivals.append(asyncio.get_running_loop().time())
