@@ -20,7 +20,7 @@ from typing import NoReturn, TextIO, get_args
 
 import orjson
 
-from ondine_core.errors import OndineError
+from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.books import read_audit
 from ondine_core.store.database import Database
 from ondine_core.store.places import connect
@@ -113,7 +113,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
         ("answers", f"{size.answers:,}"),
         ("failures", f"{size.failures:,}"),
         ("calls of unknown outcome", f"{size.unknown:,}"),
-        ("on disk", f"{size.bytes / 1e6:,.1f} MB"),
+        ("on disk", f"{size.bytes / 1e6:,.2f} MB"),
     ]
     if size.oldest is not None and size.newest is not None:
         rows += [("oldest answer", _instant(size.oldest)), ("newest answer", _instant(size.newest))]
@@ -154,7 +154,7 @@ def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
 def _audit(database: Database, options: argparse.Namespace) -> None:
     audit = database.read(lambda: read_audit(database, options.run))
     if not audit.sent:
-        raise OndineError(f"No call of a run {options.run!r} is in the books; `spend --by run` lists the runs.")
+        raise ConfigError(f"No call of a run {options.run!r} is in the books; `spend --by run` lists the runs.")
     header = ("calls", "number", "input tokens", "cached", "output tokens", "reasoning", "USD")
     _write_table(
         [
@@ -208,7 +208,7 @@ def _export(database: Database, options: argparse.Namespace) -> None:
 
 def _write_jsonl(database: Database, out: TextIO) -> None:
     for key, values, *rest, answered_at in stream(database):
-        row = [key.hex(), orjson.Fragment(values), *rest, _instant(answered_at)]
+        row = [key.hex(), orjson.Fragment(values), *rest, _iso(answered_at)]
         out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
 
 
@@ -216,7 +216,7 @@ def _write_csv(database: Database, out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(ANSWER_COLUMNS)
     for key, values, *rest, answered_at in stream(database):
-        writer.writerow([key.hex(), values.decode(), *rest, _instant(answered_at)])
+        writer.writerow([key.hex(), values.decode(), *rest, _iso(answered_at)])
 
 
 def _write_table(rows: Sequence[Sequence[str]]) -> None:
@@ -227,7 +227,11 @@ def _write_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _instant(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 if __name__ == "__main__":

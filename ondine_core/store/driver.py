@@ -51,7 +51,7 @@ def parse(url: str) -> tuple[dict[str, Any], str]:
 
     try:
         settings = _LIVENESS | conninfo_to_dict(url)
-    except ProgrammingError:
+    except (ProgrammingError, UnicodeError):
         settings = {}
     host, port = settings.get("host", "localhost"), str(settings.get("port", "5432"))
     place = f"postgresql://{host}:{port}/{settings.get('dbname', '')}"
@@ -75,5 +75,5 @@ def explain(error: psycopg.Error, place: str) -> StoreError:
     """What went wrong at `place`, and what to do."""
     # A connection that could not be made has no code.
     advice = _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe.")
-    what = " ".join(str(error).split()).rstrip(".")
-    return StoreError(f"The answer store {place!r} failed: {what}. {advice}")
+    what = " ".join(str(error).split())
+    return StoreError(f"The answer store {place!r} failed: {what}{'' if what.endswith(('.', '?')) else '.'} {advice}")

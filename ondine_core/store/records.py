@@ -107,7 +107,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         usage.reasoning_tokens,
         0 if usd is None else _to_pico(usd, ROUND_HALF_EVEN),
         int(usd is None),
-        settled.paid_twice,
+        int(settled.paid_twice),
     )
     if max(amounts) > _MOST:
         raise StoreError(f"A call of model {sent.model!r} reports a usage beyond belief, which is not kept: {usage!r}.")

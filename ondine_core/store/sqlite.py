@@ -169,7 +169,7 @@ class SqliteDatabase:
 
 
 def _prepare(file: Path, *, create: bool) -> None:
-    if not create and not file.exists():
+    if not create and not (file.exists() and (file.is_dir() or file.stat().st_size)):
         raise StoreError(f"There is no answer store at {str(file)!r}; name one that exists.")
     if create:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,257 @@
+"""`python -m ondine_core.store`, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ondine_core.lease import hold_lease
+from ondine_core.store import Store, open_store
+from ondine_core.store.__main__ import main
+from ondine_core.values import Answer, Failure, Origin, Sent, Settled, Usage
+from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
+from tests.support.postgres import PASSWORD
+
+DAY_S = 86400.0
+TIMEOUT_S = 60.0
+
+Command = Callable[..., str]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store with the books of two runs, ten days apart."""
+    place = fresh_place(request.param, tmp_path)
+    with open_store(place) as store:
+        asyncio.run(fill(store))
+    return place
+
+
+async def fill(store: Store) -> None:
+    now = time.time()
+    for number in range(20):
+        old = number >= 10
+        origin = Origin("run-old" if old else "run-new", "labels" if number % 2 else "topics")
+        at = now - (10 * DAY_S if old else 0)
+        model = "local/m" if number % 2 else "openai/m"
+        sent = Sent(key_of(number), origin, model, "ask", (key_of(number),), at, Decimal("0.01"))
+        await store.send(sent)
+        if number in (3, 13):
+            continue
+        if number in (4, 14):
+            failures = ((key_of(number), Failure("refused", "no")),)
+            await store.settle(Settled(sent, "refused", failures=failures))
+            continue
+        usd = None if number % 2 else Decimal("0.0012345")
+        answer = Answer({"text": f'ü "{number}", {{}}\n'}, model, 1, 1, usd, f"req-{number}", at)
+        usage = Usage(1000, 100, 20, 5)
+        await store.settle(Settled(sent, "answered", usage, usd, ((key_of(number), answer),), paid_twice=number == 0))
+
+
+@pytest.fixture
+def run(place: str, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command on the store; what it prints."""
+
+    def run(*arguments: str) -> str:
+        assert main([place, *arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_size(run: Command) -> None:
+    """How much there is, on disk too, and from when to when."""
+    told = cells(run("size"))
+    assert [row[-1] for row in told[:3]] == ["16", "2", "2"]
+    assert told[3][:2] == ["on", "disk"]
+    assert float(told[3][2]) > 0
+    assert len(told) == 6
+
+
+@pytest.mark.parametrize("by", ["asset", "model"])
+def test_spend_is_told_apart(by: str, run: Command) -> None:
+    """Calls, tokens and USD by asset or model, with what has no price and what is not known."""
+    told = run("spend", "--by", by)
+    names = ("labels", "topics") if by == "asset" else ("local/m", "openai/m")
+    assert cells(told)[1:3] == [
+        [names[0], "8", "8,000", "800", "160", "?", "2", "0"],
+        [names[1], "10", "8,000", "800", "160", "0.009876", "0", "1"],
+    ]
+    assert "In all $0.009876. 8 calls have no price" in told
+    assert "2 calls are under way or were lost; they may cost $0.020000 more." in told
+
+
+def test_spend_by_day_stage_and_run(run: Command) -> None:
+    """Each way of telling apart comes to the same sum; a column is as wide as its widest cell."""
+    for by, rows in (("day", 2), ("stage", 1), ("run", 2)):
+        told = run("spend", "--by", by).splitlines()
+        table = told[: told.index("")]
+        assert sum(int(line.split()[1]) for line in table[1:]) == 18
+        assert len(table) == 1 + rows
+        assert len({len(line) for line in table}) == 1
+
+
+def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The books of a run; one that is not known is an error that says where to look."""
+    told = run("audit", "run-new")
+    assert "10 calls left; 1 prompts" in told
+    assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0.010000"]
+    assert main([place, "audit", "run-7"]) == 2
+    assert "run 'run-7' is in the books; `spend --by run`" in capsys.readouterr().err
+
+
+def test_prune_removes_what_is_old(run: Command, place: str) -> None:
+    """What is older goes, all of it and nothing else; a dry run says the same and leaves it."""
+    rehearsed, before = run("prune", "--older-than", "5d", "--dry-run"), keys_in(place)
+    assert len(before) == 16
+    pruned = run("prune", "--older-than", "5d")
+    assert [row[-1] for row in cells(rehearsed)[1:]] == [row[-1] for row in cells(pruned)[1:]] == ["8", "1", "1", "3"]
+    assert keys_in(place) == {key_of(n) for n in range(10)} - {key_of(3), key_of(4)}
+    for table, rows in (("failures", 1), ("calls", 1), ("ledger", 3)):
+        assert look(place, f"SELECT COUNT(*) FROM ondine.{table}") == [(rows,)]  # noqa: S608
+    assert [row[-1] for row in cells(run("prune", "--older-than", "120h"))[1:]] == ["0"] * 4
+
+
+def test_prune_forgets_leases_that_ran_out_long_ago(run: Command, place: str) -> None:
+    """Numbers of leases go when they are old; those of budgets and rates stay, and so does a lease that is held."""
+    clock = {"now": lambda: 1000.0, "sleep": asyncio.sleep}
+
+    async def use(store: Store) -> None:
+        async with hold_lease(store, "old", **clock):
+            pass
+        await store.update("budget:b", lambda _: (1.0, 1.0))
+        await store.update("lease:held", lambda _: (1.0, time.time() + 60))
+
+    with open_store(place) as store:
+        asyncio.run(use(store))
+    run("prune", "--older-than", "1d")
+    names = {name for (name,) in look(place, "SELECT name FROM ondine.numbers")} - {"format"}
+    assert names == {"budget:b", "lease:held"}
+
+
+def test_prune_gives_the_space_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file whose answers are gone is small again."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), Answer({"text": "x" * 1000}, "m")) for n in range(2000))))
+    large = path.stat().st_size
+    assert main([str(path), "prune", "--older-than", "1d"]) == 0
+    assert path.stat().st_size < large / 10
+    assert "2,000" in capsys.readouterr().out
+
+
+def test_export_as_json_lines(run: Command) -> None:
+    """Every answer is a line of JSON, with its values as they are and exact costs."""
+    records = {record["key"]: record for record in map(json.loads, run("export").splitlines())}
+    assert len(records) == 16
+    record = records[key_of(6).hex()]
+    assert record["values"] == {"text": 'ü "6", {}\n'}
+    assert (record["cost_usd"], record["request_id"], record["batch_size"]) == ("0.0012345", "req-6", 1)
+    assert record["answered_at"].endswith("+00:00")
+
+
+def test_export_as_csv_into_a_file(run: Command, tmp_path: Path) -> None:
+    """The file is there when it is whole, and a spreadsheet or `csv` reads back what was stored."""
+    assert run("export", "--format", "csv", "-o", str(tmp_path / "all.csv")) == ""
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
+        records = {record["key"]: record for record in csv.DictReader(file)}
+    assert len(records) == 16
+    assert json.loads(records[key_of(6).hex()]["values"]) == {"text": 'ü "6", {}\n'}
+    assert records[key_of(7).hex()]["cost_usd"] == ""
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_store_may_be_named_by_the_environment(place: str) -> None:
+    """ONDINE_STORE names the store, so that a password is not on the command line."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ondine_core.store", "audit", "run-new"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"ONDINE_STORE": place},
+        timeout=TIMEOUT_S,
+    )
+    assert "10 calls left" in result.stdout
+
+
+def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    """`export | head` ends without a traceback."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), Answer({"text": "x" * 1000}, "m")) for n in range(2000))))
+    command = [sys.executable, "-m", "ondine_core.store", str(path), "export"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_export_needs_little_memory(tmp_path: Path) -> None:
+    """Exporting a store of 30 MB takes a few hundred kilobytes."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        for first in range(0, 3000, 100):
+            answers = [(key_of(n), Answer({"text": "x" * 10_000}, "m")) for n in range(first, first + 100)]
+            asyncio.run(keep(store, *answers))
+    tracemalloc.start()
+    try:
+        assert main([str(path), "export", "-o", str(tmp_path / "out")]) == 0
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out").stat().st_size > 30e6
+
+
+@pytest.mark.parametrize("command", [["size"], ["spend"], ["export"], ["prune", "--older-than", "1d"]])
+def test_nothing_is_made_where_no_store_is(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped path or database is an error in one line, and stays as empty as it was."""
+    path = tmp_path / "absent" / "answers.db"
+    url = fresh_place("postgres", tmp_path)
+    for place in (str(path), url):
+        assert main([place, *command]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: There is no answer store at ")
+        assert told.count("\n") == 1
+    assert not path.parent.exists()
+    with pytest.raises(SystemExit):
+        main([str(path), "prune", "--older-than", "soon"])
+    (tmp_path / "empty.db").touch()
+    assert main([str(tmp_path / "empty.db"), *command]) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["empty.db"]
+    assert (tmp_path / "empty.db").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["size"], ["spend", "URL"], ["URL", "URL"], ["URL", "size", "URL"], ["URL", "size"]]
+)
+def test_password_is_not_repeated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is wrong with a command line, a URL on it is not told with its password."""
+    url = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db"
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main([url if argument == "URL" else argument for argument in arguments]))
+    told = capsys.readouterr()
+    assert PASSWORD[:6] not in told.err + told.out
+    assert told.err
+
+
+def test_export_that_cannot_be_written_is_an_error(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that does not exist is an error in one line."""
+    assert main([place, "export", "-o", "/nowhere/all.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
