@@ -1,4 +1,4 @@
-"""A provider on the loopback that speaks the Anthropic messages dialect, with the faults and the books of `Provider`."""
+"""A provider on the loopback that speaks Anthropic's dialect, with the faults and the books of `Provider`."""
 
 from __future__ import annotations
 

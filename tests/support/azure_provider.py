@@ -1,4 +1,4 @@
-"""Azure OpenAI on the loopback: it checks who calls, which deployment and which api version, and then is a `Provider`."""
+"""Azure OpenAI on the loopback: it checks who calls which deployment and api version, and then is a `Provider`."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Token:
 
 @dataclass
 class Credential:
-    """Gives tokens that live for `lifetime_s`, numbered from 1, and knows which of them is good; `failures` come first."""
+    """Gives tokens that live for `lifetime_s`, and knows which of them are good; `failures` come first."""
 
     lifetime_s: float = 3600.0
     delay_s: float = 0.0
-    secret: str = "token"
+    secret: str = "token"  # noqa: S105
     failures: list[Exception] = field(default_factory=list)
     given: list[Token] = field(default_factory=list)
     scopes: set[str] = field(default_factory=set)
@@ -83,7 +83,8 @@ class Credential:
         time.sleep(self.delay_s)
         if self.failures:
             raise self.failures.pop(0)
-        self.given.append(Token(f"{self.secret}-{len(self.given) + 1}", time.time() + self.lifetime_s))
+        number = f"-{len(self.given) + 1}" if self.given else ""
+        self.given.append(Token(f"{self.secret}{number}", time.time() + self.lifetime_s))
         return self.given[-1]
 
     def accepts(self, shown: str) -> bool:

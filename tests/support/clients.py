@@ -1,0 +1,179 @@
+"""Every client that speaks HTTP, each with the loopback provider it speaks to, for tests that hold for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ondine_core import Call, ChatModel, FatalError, ModelSpec, ProviderError, RefusedError, Reply, TransientError
+from ondine_core.providers import connect
+from ondine_core.providers.azure import connect_azure
+from ondine_core.providers.litellm import connect_litellm
+from ondine_core.schema import compile_schema
+from ondine_core.values import Message
+from tests.support.anthropic_provider import AnthropicProvider
+from tests.support.asking import one_call
+from tests.support.azure_provider import AzureProvider, Credential
+from tests.support.provider import Fault, Provider, cut, cut_body, garbage, slow, slow_body
+
+KEY = "sentinel4f1c.of/no+known-form"
+WORDS = "the customer's confidential words"
+SCHEMA = compile_schema({"answer": "string"}).json_schema
+CALL = Call((Message("system", "Be brief."), Message("user", f"Repeat: {WORDS}")), SCHEMA)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client and its provider.
+
+    Args:
+        name: What the tests call it.
+        model: What a user calls the model.
+        provider: Makes the server.
+        address: The server's address, as this client wants it.
+        link: Connects the model.
+        priced_as: Whose list price it has.
+    """
+
+    name: str
+    model: str
+    provider: Callable[..., Provider]
+    address: Callable[[Any], str]
+    link: Callable[[ModelSpec], ChatModel]
+    priced_as: str
+
+    def connect(self, address: str, **spec: Any) -> ChatModel:
+        """The model behind `address`; what litellm imports is imported by now."""
+        if self.name.startswith("litellm"):
+            import_litellm()
+        return self.link(ModelSpec(self.model, **{"base_url": address, "api_key": KEY, "timeout_s": 20.0, **spec}))
+
+    def ask(self, provider: Provider, call: Call = CALL, **spec: Any) -> Reply:
+        """The reply to one call."""
+        return one_call(self.connect(self.address(provider), **spec), call=call)
+
+
+def _link_litellm(spec: ModelSpec) -> ChatModel:
+    return connect_litellm(spec, spec.model.partition("/")[2])
+
+
+def _link_identity(spec: ModelSpec) -> ChatModel:
+    return connect_azure(spec, spec.model.partition("/")[2], credential=Credential(secret=KEY))
+
+
+def _base_url(provider: Provider) -> str:
+    return provider.base_url
+
+
+def _address(provider: AnthropicProvider | AzureProvider) -> str:
+    return provider.address
+
+
+WIRE = Client("openai_wire", "openai/small", Provider, _base_url, connect, "openai/gpt-4o-mini")
+BY_LITELLM = (
+    Client("litellm by OpenAI's package", "openai/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
+    Client("litellm by itself", "hosted_vllm/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
+)
+_CLAUDE, _OLD_CLAUDE = "anthropic/claude-sonnet-4-5", "anthropic/claude-3-haiku-20240307"
+CLIENTS = (
+    WIRE,
+    *BY_LITELLM,
+    Client("litellm to Anthropic", _CLAUDE, AnthropicProvider, _address, connect, _CLAUDE),
+    Client("litellm to Anthropic by tool", _OLD_CLAUDE, AnthropicProvider, _address, connect, _CLAUDE),
+    Client("azure by key", "azure/small", AzureProvider, _address, connect, "azure/gpt-4o-mini"),
+    Client("azure by identity", "azure/small", AzureProvider, _address, _link_identity, "azure/gpt-4o-mini"),
+)
+
+
+LOST: dict[str, Fault] = {
+    "cut": cut,
+    "cut body": cut_body,
+    "slow headers": slow(30),
+    "slow body": slow_body(30),
+    "garbage": garbage,
+}
+STATUSES: dict[int, tuple[type[ProviderError], str | None]] = {
+    307: (FatalError, None),
+    400: (RefusedError, None),
+    401: (FatalError, None),
+    402: (FatalError, None),
+    403: (FatalError, None),
+    404: (FatalError, None),
+    408: (TransientError, "overloaded"),
+    409: (TransientError, "broken"),
+    413: (RefusedError, None),
+    422: (RefusedError, None),
+    429: (TransientError, "limited"),
+    500: (TransientError, "broken"),
+    502: (TransientError, "broken"),
+    503: (TransientError, "overloaded"),
+    504: (TransientError, "overloaded"),
+    529: (TransientError, "overloaded"),
+}
+
+
+@cache
+def import_litellm() -> None:
+    """Make a first call, which imports for seconds, so that time-outs of later ones are about the call."""
+    with Provider() as provider:
+        for client in BY_LITELLM:
+            spec = ModelSpec(client.model, base_url=provider.base_url, api_key="none", timeout_s=120.0)
+            one_call(client.link(spec))
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that stand behind it, shown in a traceback or not."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        if (link := waiting.pop()) is not None and link not in seen:
+            seen.append(link)
+            waiting += [link.__cause__, link.__context__]
+            yield link
+
+
+@contextmanager
+def resetting() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that takes each request whole and then resets the connection: its address, and the requests."""
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    requests.append(_read_request(connection))
+                    # To linger for no time at all is to reset.
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=serve, name="resetting")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}", requests
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    request = b""
+    while not request.endswith(b"}"):
+        if not (part := connection.recv(65536)):
+            break
+        request += part
+    return request
+
+
+def leftovers() -> set[str]:
+    """What still runs here: the names of other tasks on this loop."""
+    return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
