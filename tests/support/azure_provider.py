@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,9 +10,13 @@ from typing import Any, ClassVar
 
 from aiohttp import web
 
+from ondine_core import Call, ChatModel, ModelSpec, Reply
+from ondine_core.values import Message
 from tests.support.provider import Provider
 
 API_VERSION = "2024-10-21"
+KEY = "0123456789abcdef"
+CALL = Call((Message("user", "Repeat: hello"),))
 
 
 class AzureProvider(Provider):
@@ -91,3 +96,23 @@ class Credential:
         """Whether `shown` is a bearer token of ours that has not expired."""
         now = time.time()
         return any(shown == f"Bearer {token.token}" and now < token.expires_on for token in self.given)
+
+
+def spec(provider: AzureProvider | None = None, **fields: Any) -> ModelSpec:
+    """The deployment `small` of `provider`."""
+    given = {"base_url": provider.address if provider else "http://127.0.0.1:9", "timeout_s": 10.0, **fields}
+    return ModelSpec("azure/small", **given)
+
+
+def calls(model: ChatModel, count: int, pause_s: float = 0.0) -> list[Reply]:
+    """The replies to so many calls one after the other."""
+
+    async def main() -> list[Reply]:
+        replies = []
+        for _ in range(count):
+            replies.append(await model(CALL))
+            await asyncio.sleep(pause_s)
+        await model.aclose()
+        return replies
+
+    return asyncio.run(main())
