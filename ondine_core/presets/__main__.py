@@ -1,0 +1,98 @@
+"""`python -m ondine_core.presets`: every preset with its prices and its window, as the price file has them now.
+
+What the file does not say is shown as unknown. It is never a zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+
+from ondine_core.context_limits import get_context_limit
+from ondine_core.errors import ConfigError
+from ondine_core.presets.catalog import PRESETS, WITHDRAWN
+from ondine_core.presets.files import load_presets
+from ondine_core.pricing import find_entry, find_max_output_tokens, find_price
+from ondine_core.values import ModelSpec
+
+__all__ = ["main"]
+
+_UNKNOWN = "unknown"
+_HEADER = ("preset", "model", "input", "cached", "output", "window", "reply", "until")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """List presets; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ondine_core.presets", description="List presets with prices and context windows."
+    )
+    parser.add_argument("file", nargs="?", help="a YAML file of your own presets; if left out, those of Ondine")
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null is unknown")
+    options = parser.parse_args(arguments)
+    try:
+        presets = PRESETS if options.file is None else load_presets(options.file)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    facts = [_facts(name, spec) for name, spec in presets.items()]
+    sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n" if options.json else _table(facts))
+    return 0
+
+
+def _facts(name: str, spec: ModelSpec) -> dict[str, Any]:
+    price = find_price(spec.model)
+    return {
+        "preset": name,
+        "model": spec.model,
+        "input_usd_per_1m_tokens": price and _per_million(price.input),
+        "cached_input_usd_per_1m_tokens": price and _per_million(price.cached_input),
+        "output_usd_per_1m_tokens": price and _per_million(price.output),
+        "long_prompts_cost_more": price and bool(price.beyond),
+        "context_window_tokens": get_context_limit(spec.model),
+        "max_output_tokens": find_max_output_tokens(spec.model),
+        "retired_on": (find_entry(spec.model) or {}).get("deprecation_date"),
+        "withdrawn_for": WITHDRAWN.get(name) if spec == PRESETS.get(name) else None,
+    }
+
+
+def _per_million(usd: Decimal) -> float:
+    return float(usd * 1_000_000)
+
+
+def _table(facts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [_HEADER, *map(_row, facts)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if 2 <= index <= 6 else cell.ljust(width)  # noqa: PLR2004  (the columns of figures)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    source = f"USD per 1,000,000 tokens, window and reply in tokens, from the data of litellm {version('litellm')}."
+    longer = any(fact["long_prompts_cost_more"] for fact in facts)
+    return "\n".join([*lines, "", source, *(["* more for long prompts"] if longer else [])]) + "\n"
+
+
+def _row(fact: Mapping[str, Any]) -> tuple[str, ...]:
+    usd = [fact[f"{kind}_usd_per_1m_tokens"] for kind in ("input", "cached_input", "output")]
+    star = "*" if fact["long_prompts_cost_more"] else ""
+    tokens = [fact[name] for name in ("context_window_tokens", "max_output_tokens")]
+    successor = fact["withdrawn_for"]
+    return (
+        fact["preset"],
+        fact["model"],
+        *(_UNKNOWN if figure is None else f"{figure:.10g}{star}" for figure in usd),
+        *(_UNKNOWN if figure is None else f"{figure:,}" for figure in tokens),
+        f"withdrawn; see {successor}" if successor else fact["retired_on"] or "",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,166 @@
+"""Models by short names, as data: no key is in here, and no price or window, for these come from the price file.
+
+What a name stands for never changes, not even to a better model: every answer would be asked for, and paid for, again.
+A new model gets a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from ondine_core.errors import ConfigError
+from ondine_core.values import ModelSpec
+
+__all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
+
+_MODELS = {
+    "gpt-4o-mini": "openai/gpt-4o-mini",
+    "gpt-4o": "openai/gpt-4o",
+    "gpt-4.1-mini": "openai/gpt-4.1-mini",
+    "gpt-4.1": "openai/gpt-4.1",
+    "gpt-5-mini": "openai/gpt-5-mini",
+    "gpt-5": "openai/gpt-5",
+    "gpt-6-luna": "openai/gpt-6-luna",
+    "gpt-6.1-sol": "openai/gpt-6.1-sol",
+    "claude-sonnet-4": "anthropic/claude-sonnet-4-20250514",
+    "claude-sonnet-4-6": "anthropic/claude-sonnet-4-6",
+    "claude-haiku-5-5": "anthropic/claude-haiku-5-5",
+    "claude-sonnet-5-5": "anthropic/claude-sonnet-5-5",
+    "claude-opus-5-5": "anthropic/claude-opus-5-5",
+    "groq-llama-3.3-70b": "groq/llama-3.3-70b-versatile",
+    "groq-gpt-oss-20b": "groq/openai/gpt-oss-20b",
+    "groq-gpt-oss-120b": "groq/openai/gpt-oss-120b",
+    "together-llama-3.3-70b": "together_ai/meta-llama/Llama-3.3-70B-Instruct-Turbo",
+    "together-llama-3.1-8b": "together_ai/meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo",
+    "together-qwen-3.5-9b": "together_ai/Qwen/Qwen3.5-9B",
+    "together-gpt-oss-120b": "together_ai/openai/gpt-oss-120b",
+    # A deployment may have any name; these are those that Azure proposes.
+    "azure-gpt-4o-mini": "azure/gpt-4o-mini",
+    "azure-gpt-4o": "azure/gpt-4o",
+    "azure-gpt-5-mini": "azure/gpt-5-mini",
+    "ollama-llama-3.3-70b": "ollama/llama3.3:70b",
+    "ollama-llama-3.1-8b": "ollama/llama3.1:8b",
+    "vllm-llama-3.3-70b": "hosted_vllm/meta-llama/Llama-3.3-70B-Instruct",
+    "gemma-3-270m": "llama_cpp/gemma-3-270m",
+    "mlx-qwen-3-4b": "mlx/mlx-community/Qwen3-4B-4bit",
+}
+
+PRESETS: Mapping[str, ModelSpec] = MappingProxyType({name: ModelSpec(model) for name, model in _MODELS.items()})
+"""What comes with Ondine; `python -m ondine_core.presets` lists it with prices and windows."""
+
+WITHDRAWN: Mapping[str, str] = MappingProxyType(
+    {"claude-sonnet-4": "claude-sonnet-4-6", "groq-llama-3.3-70b": "groq-gpt-oss-120b"}
+)
+"""Presets whose model its provider no longer offers to everybody, and what the provider names in its place."""
+
+
+def preset(name: str, presets: Mapping[str, ModelSpec] = PRESETS, /, **changes: Any) -> ModelSpec:
+    """The preset called `name`, with some of its fields changed.
+
+    Example:
+        >>> preset("gpt-4o-mini", temperature=0).model
+        'openai/gpt-4o-mini'
+
+    Args:
+        name: One of those that `python -m ondine_core.presets` lists.
+        presets: Where to look: Ondine's own, or those that `load_presets` read.
+        changes: Fields of `ModelSpec` and their values.
+
+    Raises:
+        ConfigError: There is no such preset or field, or a value is not valid.
+    """
+    if name not in presets:
+        near = get_close_matches(str(name), presets, 3)
+        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ConfigError(f"There is no preset {name!r}; {meant}The presets are {', '.join(presets)}.")
+    return change(presets[name], changes, f"preset {name!r}")
+
+
+def openai_compatible(base_url: str, model: str, provider_name: str | None = None, **changes: Any) -> ModelSpec:
+    """A model on any server that speaks OpenAI's dialect.
+
+    Args:
+        base_url: Root of the API, up to and including `/v1`.
+        model: The model's name as the server knows it.
+        provider_name: What the server is called in reports.
+        changes: Further fields of `ModelSpec`, such as `api_key`, and their values.
+
+    Raises:
+        ConfigError: A value is not valid.
+    """
+    given = {"base_url": base_url, "provider_name": provider_name, **changes}
+    return change(ModelSpec(f"openai_compatible/{model}"), given, f"model {model!r}")
+
+
+# -- what a field may hold -----------------------------------------------------------------------------------------
+
+
+def _address(base_url: str) -> str:
+    if "@" in base_url:
+        raise ValueError("it holds a user name or password, which would end up in logs; use api_key")
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is no address; write it like 'http://127.0.0.1:8000/v1'")
+    return base_url
+
+
+class _Spec(BaseModel):
+    """`ModelSpec` with what its values may be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str, Field(pattern=r"^[^/\s]+/.*\S$")]
+    api_key: str | None = None
+    base_url: Annotated[str, AfterValidator(_address)] | None = None
+    timeout_s: PositiveFloat = 60.0
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    max_output_tokens: PositiveInt | None = None
+    params: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    provider_name: Annotated[str, Field(min_length=1)] | None = None
+
+
+FIELDS = tuple(field.name for field in fields(ModelSpec))
+_SHOWN = ("model", "timeout_s", "temperature", "max_output_tokens", "provider_name")  # the others may hold a secret
+
+
+def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:
+    """`spec` with `changes`; it shares nothing that could be changed with `spec` or with `changes`.
+
+    Raises:
+        ConfigError: There is no such field, or its value is not valid; the message begins with `where`.
+    """
+    try:
+        _Spec.model_validate({"model": spec.model, **changes})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # Not chained: pydantic's own message quotes values, among them keys.
+        raise ConfigError(f"{where}: {_complaint(first, spec)}") from None
+    return replace(deepcopy(spec), **deepcopy(dict(changes)))
+
+
+def _complaint(error: Mapping[str, Any], spec: ModelSpec) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return name_unknown(name, FIELDS)
+    reason = str(error.get("ctx", {}).get("error") or error["msg"])
+    if error["type"] == "string_pattern_mismatch":
+        reason = f"write provider/name, as in {spec.model!r}"
+    value = f"={error['input']!r}" if name in _SHOWN else ""
+    return f"{name}{value} is not valid: {reason}."
+
+
+def name_unknown(name: str, known: Iterable[str]) -> str:
+    """What to tell about a field that there is not."""
+    names = list(known)
+    near = get_close_matches(name, names, 1)
+    meant = f"; did you mean {near[0]!r}?" if near else "."
+    return f"there is no field {name!r}{meant} The fields are {', '.join(names)}."
