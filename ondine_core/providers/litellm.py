@@ -2,7 +2,9 @@
 
 litellm is imported at the first call, for that takes seconds. It tries once, logs nothing and tells nobody. It renames
 errors and would send some calls twice, so its HTTP goes through a client of ours that watches what leaves and what
-comes back (`watching`): what a failure means is decided by the response itself, as for every other provider.
+comes back (`watching`): what a failure means is decided by the response itself, as for every other provider. A few
+providers, Cohere among them, are sent to by a client of litellm's own; of those the response is known, but not kept from
+being asked for twice when a connection breaks.
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from ondine_core.providers.openai_servers import check_address, first_set
 from ondine_core.providers.openai_wire import chat_body, chat_reply
 from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.providers.settings import check_settings
-from ondine_core.providers.watching import Watch, cause_of, make_client, rate_headers, request_id, was_cut, watch
+from ondine_core.providers.watching import (
+    Watch,
+    cause_of,
+    make_client,
+    rate_headers,
+    request_id,
+    response_behind,
+    was_cut,
+    watch,
+)
 from ondine_core.values import Call, ChatModel, ModelSpec, Reply
 
 __all__ = ["check_release", "connect_litellm"]
@@ -212,7 +223,7 @@ class _LiteLLM:
         secrets = (self._key or "", *seen.secrets)
         if isinstance(error, ProviderError):
             return error
-        if (response := seen.response()) is not None:
+        if (response := seen.response() or response_behind(error)) is not None:
             judge = unreadable if response.status == _OK else turned_away
             return judge(response, call, secrets, to)
         if seen.left:
@@ -222,16 +233,17 @@ class _LiteLLM:
     def _unseen(self, error: Exception, call: Call, secrets: tuple[str, ...], to: Address) -> ProviderError:
         """What it means that nothing left through our client: litellm refused, or went by another way."""
         status, kind = getattr(error, "status_code", None), type(error).__name__
-        said = quotable(str(getattr(error, "message", "") or error), call, secrets)
+        message = str(getattr(error, "message", "") or error).partition("Traceback (")[0]
+        what = f"litellm failed ({kind}){quotable(message, call, secrets)}."
         if kind == "UnsupportedParamsError":
-            return FatalError(f"{self._spec.model!r} does not take a parameter{said}; remove it from params.")
-        if isinstance(cause_of(error), ImportError):
-            return FatalError(f"litellm lacks a package for {self._spec.model!r}{said}.")
+            return FatalError(f"{what} Remove the parameter, or leave out all such by settings drop_params=true.")
+        cause = cause_of(error)
+        if isinstance(cause, ImportError):
+            return FatalError(f"{what} It lacks a package for {self._spec.model!r}.")
         if isinstance(status, int) and 400 <= status < 500 and status != 408:  # noqa: PLR2004
-            headers = dict(getattr(getattr(error, "response", None), "headers", None) or {})
-            body = orjson.dumps({"error": {"message": str(getattr(error, "message", error)), "type": kind}})
-            return turned_away(Response(status, headers, body, time.time()), call, secrets, to)
-        found = lost(cause_of(error), to)
+            found = turned_away(Response(status, {}, b"", time.time()), call, secrets, to)
+        else:
+            found = lost(cause, to)
         if isinstance(found, TransientError):
-            return TransientError(f"litellm failed ({kind}){said}.", cost_unknown=found.cost_unknown, kind=found.kind)
-        return found
+            return TransientError(what, cost_unknown=found.cost_unknown, kind=found.kind)
+        return type(found)(what)

@@ -22,7 +22,7 @@ from ondine_core.providers.failures import Response
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "was_cut", "watch"]
+__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "response_behind", "was_cut", "watch"]
 
 _SECRET = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
@@ -120,10 +120,25 @@ def make_client(api_key: str | None, base_url: str | None) -> Any:
 
 def cause_of(error: BaseException) -> BaseException:
     """What broke a call, as the HTTP client put it; what made `error` happen in the first place, if it did not."""
+    chain = _chain(error)
+    return next((link for link in chain if isinstance(link, aiohttp.ClientError | TimeoutError)), chain[-1])
+
+
+def response_behind(error: BaseException) -> Response | None:
+    """The response that `error` comes from, for the few providers to whom litellm does not send by a client of ours."""
+    import httpx
+
+    for link in reversed(_chain(error)):
+        if isinstance(link, httpx.HTTPStatusError):
+            return Watch(came=link.response).response()
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
-    return next((link for link in chain if isinstance(link, aiohttp.ClientError | TimeoutError)), chain[-1])
+    return chain
 
 
 def request_id(seen: Watch) -> str | None:

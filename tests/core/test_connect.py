@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ondine_core import ConfigError, ModelSpec
+from ondine_core import Call, ConfigError, ModelSpec
 from ondine_core.providers import connect
+from ondine_core.providers.openai_servers import SERVERS
+from ondine_core.values import Message
 from tests.support.asking import one_call
 from tests.support.provider import Provider
 
@@ -75,6 +81,148 @@ def test_name_may_contain_slashes() -> None:
     with Provider() as provider:
         one_call(connect(ModelSpec("openai_compatible/meta-llama/Llama-3", base_url=provider.base_url)))
     assert provider.books.requests[0].body["model"] == "meta-llama/Llama-3"
+
+
+# -- servers that speak OpenAI's dialect ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("provider", [name for name, server in SERVERS.items() if server.needs_key])
+def test_every_variable_of_a_provider_opens_it(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any variable that litellm knows for a provider is enough alone, and without one all of them are named."""
+    with pytest.raises(ConfigError) as caught:
+        connect(ModelSpec(f"{provider}/m"))
+    for variable in SERVERS[provider].keys:
+        assert variable in str(caught.value)
+        with monkeypatch.context() as alone:
+            alone.setenv(variable, KEY)
+            assert KEY not in repr(connect(ModelSpec(f"{provider}/m")))
+
+
+@pytest.mark.parametrize("provider", [name for name, server in SERVERS.items() if server.addresses])
+def test_address_of_the_environment_comes_with_the_key_of_the_environment(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that the environment names gets the key that the environment holds for it."""
+    server = SERVERS[provider]
+    with Provider() as standing_in:
+        monkeypatch.setenv(server.addresses[0], standing_in.base_url)
+        monkeypatch.setenv(server.keys[0], KEY)
+        one_call(connect(ModelSpec(f"{provider}/m")))
+    assert standing_in.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_ollamas_variable_names_the_root_of_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ollama's address is written without /v1 everywhere else, so it may be here."""
+    with Provider() as provider:
+        monkeypatch.setenv("OLLAMA_API_BASE", provider.base_url.removesuffix("/v1"))
+        one_call(connect(ModelSpec("ollama/m")))
+    assert len(provider.books.requests) == 1
+
+
+# -- structured output ---------------------------------------------------------------------------------------------
+
+HELD = Call((Message("system", "Be brief."), Message("user", "Repeat: x")), b'{"type":"object"}')
+
+
+def sent(model: str, monkeypatch: pytest.MonkeyPatch, call: Call = HELD, **settings: Any) -> Mapping[str, Any]:
+    """The request that a call becomes."""
+    with Provider() as provider:
+        server = SERVERS[model.partition("/")[0]]
+        for variable in (*server.addresses, *server.keys):
+            monkeypatch.setenv(variable, provider.base_url if variable in server.addresses else KEY)
+        one_call(connect(ModelSpec(model, settings=settings)), call=call)
+    return provider.books.requests[0].body
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "kind"),
+    [
+        ("openai/gpt-4o-mini", {}, "json_schema"),
+        ("openai/unheard-of", {}, "json_schema"),
+        ("groq/openai/gpt-oss-20b", {}, "json_schema"),
+        ("groq/llama-3.3-70b-versatile", {}, "json_object"),
+        ("groq/llama-3.3-70b-versatile", {"structured_output": "json_schema"}, "json_schema"),
+        ("deepseek/deepseek-chat", {}, "json_object"),
+        ("openai/m", {"structured_output": "words"}, None),
+    ],
+)
+def test_model_is_held_to_a_schema_as_far_as_its_server_can(
+    model: str, settings: dict[str, Any], kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server does not take a schema, the model is told it in the fixed beginning of the call."""
+    body = sent(model, monkeypatch, **settings)
+    assert body.get("response_format", {}).get("type") == kind
+    told = '{"type":"object"}' in body["messages"][0]["content"]
+    assert told == (kind != "json_schema")
+    assert body["messages"][0]["content"].startswith("Be brief.")
+    assert body["messages"][1:] == [{"role": "user", "content": "Repeat: x"}]
+
+
+def test_call_without_a_schema_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free text stays free, and a schema is told also where there are no instructions."""
+    free = sent("deepseek/m", monkeypatch, Call((Message("user", "Repeat: x"),)))
+    held = sent("deepseek/m", monkeypatch, Call((Message("user", "Repeat: x"),), HELD.json_schema))
+    assert free["messages"] == [{"role": "user", "content": "Repeat: x"}]
+    assert "response_format" not in free
+    assert [message["role"] for message in held["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"structured_output": "xml"}, "'xml' is not one of json_schema, json_object, words"),
+        ({"structured_ouput": "words"}, "Did you mean 'structured_output'"),
+        ({"api_version": "1"}, "knows no 'api_version'; valid are structured_output"),
+    ],
+)
+def test_unknown_setting_is_refused_with_the_valid_ones(settings: dict[str, Any], message: str) -> None:
+    """A setting that the provider does not know is a mistake, not ignored."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec("openai/m", api_key=KEY, settings=settings))
+
+
+# -- everybody else ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [
+        ("opnai/gpt-4o-mini", "'openai/gpt-4o-mini'"),
+        ("antropic/claude", "'anthropic/claude'"),
+        ("bedrok/claude", "'bedrock/claude'"),
+        ("gpt-4o-mini", "'openai/gpt-4o-mini'"),
+        ("claude-sonnet-4-5", "'anthropic/claude-sonnet-4-5'"),
+    ],
+)
+def test_near_miss_is_answered_with_what_was_meant(model: str, meant: str) -> None:
+    """A misspelt provider, or a known model without one, is told what to write."""
+    with pytest.raises(ConfigError, match="Did you mean") as caught:
+        connect(ModelSpec(model))
+    assert meant in str(caught.value)
+
+
+def test_connecting_imports_nothing_heavy() -> None:
+    """Connecting by litellm, and learning which providers it has, costs none of the seconds that importing it does."""
+    code = """
+import sys
+from ondine_core import ModelSpec
+from ondine_core.providers import connect
+for model in ("anthropic/claude", "bedrock/claude", "gemini/flash", "cohere/command", "vertex_ai/gemini"):
+    connect(ModelSpec(model, api_key="k"))
+try:
+    connect(ModelSpec("nobody/m"))
+except ValueError:
+    pass
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"litellm", "openai", "httpx", "mlx", "azure"} & set(run.stdout.split())
+
+
+def test_llama_cpp_has_no_settings() -> None:
+    """What another provider knows of is not silently ignored by this one."""
+    with pytest.raises(ConfigError, match="it has none"):
+        connect(ModelSpec("llama_cpp/gemma-3-270m", settings={"api_version": "1"}))
 
 
 def test_llama_cpp_without_the_file_says_which(tmp_path: Path) -> None:

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+import pytest
+
+from ondine_core import Call, ConfigError, FatalError, ModelSpec, Reply, TransientError
+from ondine_core.providers import connect
+from ondine_core.providers.litellm import check_release, connect_litellm
+from ondine_core.providers.openai_servers import SERVERS
+from ondine_core.providers.watching import Watch, cause_of, rate_headers, request_id
+from ondine_core.values import Message
+from tests.support.anthropic_provider import AnthropicProvider
+from tests.support.asking import one_call
+from tests.support.clients import CALL, WORDS, import_litellm
+from tests.support.provider import Fault, Provider, first, slow, status
+
+CLAUDE, OLD_CLAUDE = "anthropic/claude-sonnet-4-5", "anthropic/claude-3-haiku-20240307"
+KEY = "sk-ant-1234567890"
+
+
+def ask_claude(fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **spec: Any) -> tuple[Reply, Any]:
+    """A reply, and the body of the request it was given for."""
+    import_litellm()
+    with AnthropicProvider(fault=fault) as provider:
+        given = {"api_key": KEY, "base_url": provider.address, **spec}
+        reply = one_call(connect(ModelSpec(model, **given)), call=call)
+    return reply, provider.books.requests[0]
+
+
+# -- what is known before litellm is imported ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0"])
+def test_compromised_release_is_refused(release: str) -> None:
+    """A release that was published with malicious code is never imported, and the user is told what to do."""
+    with pytest.raises(ConfigError, match=rf"litellm '{release}' is a compromised release: pip install"):
+        check_release(release)
+
+
+def test_sound_release_is_accepted() -> None:
+    """Every other release is nobody's concern."""
+    check_release("1.106.2")
+
+
+@pytest.mark.parametrize(
+    ("model", "variable"),
+    [
+        ("anthropic/claude", "ANTHROPIC_API_KEY"),
+        ("gemini/flash", "GEMINI_API_KEY"),
+        ("cohere/command", "COHERE_API_KEY"),
+    ],
+)
+def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no key is told at once which variable holds it, before seconds of importing."""
+    with pytest.raises(ConfigError, match=variable):
+        connect(ModelSpec(model))
+    monkeypatch.setenv(variable, KEY)
+    assert KEY not in repr(connect(ModelSpec(model)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"settings": {"structured_output": "json_object"}}, "neither 'json_schema' nor 'words'"),
+        ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
+        ({"settings": {"aws_region_name": "us-east-1"}}, "knows no 'aws_region_name'"),
+        ({"params": {"stream": True}}, "'stream' .* is not yours to set"),
+        ({"params": {"num_retries": 3}}, "'num_retries' .* is not yours to set"),
+        ({"base_url": "my-server"}, "is no address"),
+    ],
+)
+def test_wrong_definition_is_refused(spec: dict[str, Any], message: str) -> None:
+    """What cannot work, or would undo what Ondine guarantees, is refused before any call."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec(CLAUDE, api_key=KEY, **spec))
+
+
+def test_settings_are_those_of_the_provider() -> None:
+    """Credentials that are no key are settings of the providers that have them."""
+    connect(ModelSpec("bedrock/claude", settings={"aws_region_name": "us-east-1", "aws_profile_name": "p"}))
+    connect(ModelSpec("vertex_ai/gemini", settings={"vertex_project": "p", "vertex_location": "l"}))
+    with pytest.raises(ConfigError, match=r"valid are .*aws_region_name"):
+        connect(ModelSpec("bedrock/claude", settings={"aws_regoin_name": "us-east-1"}))
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def test_system_schema_and_parameters_arrive_as_the_dialect_has_them() -> None:
+    """Instructions, schema, bound and the dialect's own parameters arrive where Anthropic looks for them."""
+    _, asked = ask_claude(temperature=0.5, max_output_tokens=70, params={"top_k": 5, "stop": ["END"]})
+    body = asked.body
+    assert asked.headers["x-api-key"] == KEY
+    assert body["system"] == [{"type": "text", "text": "Be brief."}]
+    assert body["output_format"]["schema"]["required"] == ["answer"]
+    assert (body["temperature"], body["max_tokens"], body["top_k"]) == (0.5, 70, 5)
+    assert body["stop_sequences"] == ["END"]
+    assert "stream" not in body
+
+
+def test_model_without_structured_output_is_held_to_a_tool() -> None:
+    """Where litellm makes a tool of the schema, the answer is what the tool was called with."""
+    reply, asked = ask_claude(model=OLD_CLAUDE)
+    assert asked.body["tools"][0]["input_schema"]["required"] == ["answer"]
+    assert orjson.loads(reply.text) == {"answer": WORDS}
+
+
+def test_words_replace_the_schema_where_the_user_says_so() -> None:
+    """The model can be told the schema instead of being held to it."""
+    _, asked = ask_claude(settings={"structured_output": "words"})
+    assert "output_format" not in asked.body
+    assert '"required":["answer"]' in asked.body["system"][0]["text"]
+
+
+def test_parameter_that_the_model_does_not_take_is_an_error_or_left_out_on_demand() -> None:
+    """Nothing that was configured is left out silently; the error says which, and leaving out can be asked for."""
+    with pytest.raises(FatalError, match=r"logit_bias.* settings drop_params=true"):
+        ask_claude(params={"logit_bias": {"50": 1}})
+    _, asked = ask_claude(params={"logit_bias": {"50": 1}}, settings={"drop_params": True})
+    assert "logit_bias" not in asked.body
+
+
+def test_key_of_the_environment_stays_away_from_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider's own key from the environment is never sent to a base_url that the user configured."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", KEY)
+    _, asked = ask_claude(api_key=None)
+    assert KEY not in str(asked.headers)
+
+
+def test_key_of_the_environment_goes_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key of its own a call takes the provider's, to the address that the same environment names."""
+    import_litellm()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    with AnthropicProvider() as provider:
+        monkeypatch.setenv("ANTHROPIC_API_BASE", provider.address)
+        one_call(connect(ModelSpec(CLAUDE)), call=CALL)
+    assert provider.books.requests[0].headers["x-api-key"] == KEY
+
+
+def test_key_of_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that only litellm has seen is masked in what a provider says, whatever its form."""
+    import_litellm()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "form/less.key")
+    with AnthropicProvider(fault=status(401, {"error": {"message": "bad form/less.key"}})) as provider:
+        monkeypatch.setenv("ANTHROPIC_API_BASE", provider.address)
+        with pytest.raises(FatalError, match=r"bad \*\*\*") as caught:
+            one_call(connect(ModelSpec(CLAUDE)), call=CALL)
+    assert "form/less.key" not in str(caught.value)
+
+
+# -- replies -------------------------------------------------------------------------------------------------------
+
+
+def test_limits_that_anthropic_names_hold_the_next_call() -> None:
+    """Anthropic's headers say what is left and until when, in its own names and as dates; they are obeyed."""
+    reset = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    limits = {
+        "anthropic-ratelimit-requests-limit": "4",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": reset,
+    }
+    body = {
+        "id": "msg-1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": "hello"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 3, "output_tokens": 1},
+    }
+    reply, _ = ask_claude(status(200, body, limits))
+    assert 13 <= reply.hold_off_s <= 15
+    assert reply.request_id == "msg-1"
+
+
+def test_limits_that_make_no_sense_hold_nobody() -> None:
+    """A reset that is no date is ignored, and other names pass through."""
+    headers = {"anthropic-ratelimit-requests-reset": "soon", "x-other": "1"}
+    assert rate_headers(headers, 0.0) == headers
+
+
+def test_call_that_nobody_named_has_no_name() -> None:
+    """Litellm makes up a name where the provider gave none; it is not passed on."""
+    body = {"choices": [{"message": {"content": "hello"}}]}
+    with Provider(fault=status(200, body)) as provider:
+        import_litellm()
+        spec = ModelSpec("openai/small", base_url=provider.base_url, api_key=KEY)
+        assert one_call(connect_litellm(spec, "small")).request_id is None
+    assert request_id(Watch()) is None
+
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"Retry-After": formatdate(2e9, usegmt=True)}])
+def test_retry_after_is_read_from_the_response_itself(headers: dict[str, str]) -> None:
+    """The pause a provider asks for survives litellm's renaming of errors."""
+    with pytest.raises(TransientError) as caught:
+        ask_claude(status(429, headers=headers))
+    assert (caught.value.retry_after_s or 0) >= 7
+
+
+def test_what_never_left_says_why_in_litellms_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for which litellm finds no identity stops the run, and nobody is told that a key was wrong."""
+    import_litellm()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(FatalError, match=r"litellm failed \(\w+\): .*(credentials|boto3)"):
+        one_call(connect(ModelSpec("bedrock/anthropic.claude", settings={"aws_region_name": "us-east-1"})), call=CALL)
+
+
+def test_unknown_model_of_a_known_provider_is_a_matter_for_the_provider() -> None:
+    """A model that no data file has is asked for all the same; the provider says whether it exists."""
+    reply, asked = ask_claude(model="anthropic/claude-of-tomorrow")
+    assert asked.body["model"] == "claude-of-tomorrow"
+    assert orjson.loads(reply.text) == {"answer": WORDS}
+
+
+def test_cause_of_an_error_is_found_in_any_chain() -> None:
+    """The HTTP client's own error is found behind whatever it was wrapped in, and a loop of causes ends."""
+    reset, renamed, again = ConnectionResetError("reset"), RuntimeError("renamed"), RuntimeError("again")
+    again.__context__, renamed.__cause__ = renamed, reset
+    assert cause_of(again) is reset
+    reset.__context__ = again
+    assert cause_of(again) is reset
+    timed_out = TimeoutError()
+    timed_out.__cause__ = asyncio.CancelledError()
+    assert cause_of(timed_out) is timed_out
+
+
+# -- guests in the process -----------------------------------------------------------------------------------------
+
+
+def test_litellm_stays_silent_whatever_the_levels(caplog: pytest.LogCaptureFixture) -> None:
+    """With every logger turned on, neither litellm nor the packages under it write a record."""
+    import_litellm()
+    caplog.set_level(logging.DEBUG)
+    ask_claude()
+    with pytest.raises(TransientError):
+        ask_claude(status(500))
+    chatty = {record.name for record in caplog.records if record.name.partition(".")[0] in ("LiteLLM", "openai")}
+    assert chatty == set()
+
+
+def test_importing_reads_no_env_file_and_fetches_no_prices() -> None:
+    """Whoever asks by litellm has told it beforehand to leave environment and network alone."""
+    import_litellm()
+    assert os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] == "True"
+    assert os.environ["LITELLM_MODE"] == "PRODUCTION"
+
+
+def test_model_serves_many_calls_at_once_and_one_loop_after_another() -> None:
+    """Fifty calls at once all get their own answer, and a model that was closed works in another event loop."""
+    import_litellm()
+
+    async def main(model: Any) -> list[str]:
+        calls = [Call((Message("user", f"Repeat: {number}"),)) for number in range(50)]
+        replies = await asyncio.gather(*map(model, calls))
+        await model.aclose()
+        return [reply.text for reply in replies]
+
+    with AnthropicProvider() as provider:
+        model = connect(ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address))
+        for _ in range(2):
+            assert asyncio.run(main(model)) == [f'{{"answer":"{number}"}}' for number in range(50)]
+
+
+def test_time_out_is_for_the_whole_call() -> None:
+    """A time-out counts from the call to the last byte, and the next call is not affected."""
+    import_litellm()
+
+    async def main(model: Any) -> Reply:
+        with pytest.raises(TransientError, match="raise timeout_s"):
+            await model(CALL)
+        reply: Reply = await model(CALL)
+        await model.aclose()
+        return reply
+
+    with AnthropicProvider(fault=first(1, slow(30))) as provider:
+        spec = ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address, timeout_s=0.5)
+        assert asyncio.run(main(connect(spec))).finish_reason == "stop"
+
+
+def test_addresses_are_those_of_litellm() -> None:
+    """What users know from litellm works here, so our table is checked against the litellm that is installed."""
+    import_litellm()
+    litellm = importlib.import_module("litellm")
+    # litellm uses DeepSeek's preview address, another name of Together's, and Ollama's own dialect.
+    apart = ("deepseek", "together_ai", "ollama")
+    for provider, server in SERVERS.items():
+        found = litellm.get_llm_provider(f"{provider}/m", api_key="k")[3] if server.needs_key else None
+        if found is not None and provider not in apart:
+            assert found == server.base_url
