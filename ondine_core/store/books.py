@@ -68,7 +68,7 @@ _AUDIT = f"""
 _UNSEEN = "SELECT at_most_pico_usd FROM ondine.calls WHERE run = ?"
 
 
-def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Numbers | Exception]:
+def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Numbers | BaseException]:
     """Write what any number of callers want written, within a transaction.
 
     Returns:
@@ -101,12 +101,12 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
 
 
-def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | Exception]:
+def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | BaseException]:
     if not updates:
         return {}
     found = database.select_in(_FIND_NUMBERS, sorted({update.name for update in updates.values()}))
     numbers: dict[str, Numbers] = {name: tuple(orjson.loads(held)) for name, held in found}
-    outcomes: dict[int, Numbers | Exception] = {}
+    outcomes: dict[int, Numbers | BaseException] = {}
     changed: dict[str, bytes] = {}
     for at, (name, step) in updates.items():
         try:
@@ -114,8 +114,9 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
             if not all(map(isfinite, new)):
                 raise ValueError(f"The numbers called {name!r} must be finite, not {new!r}.")
             changed[name] = orjson.dumps(new)
-        except Exception as error:  # noqa: BLE001  (its own caller raises it)
-            outcomes[at] = error
+        except BaseException as error:  # noqa: BLE001  (its own caller raises it)
+            # A future takes any error but this one.
+            outcomes[at] = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
         else:
             outcomes[at] = numbers[name] = new
     database.run_many(_REPLACE_NUMBERS, sorted(changed.items()))

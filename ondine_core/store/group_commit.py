@@ -19,7 +19,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store import books
 from ondine_core.store.database import Database
 from ondine_core.store.places import connect
-from ondine_core.store.records import Entry, Update, to_sent_row, to_settled_rows
+from ondine_core.store.records import Entry, Update, clean, to_sent_row, to_settled_rows
 from ondine_core.values import Answer, Audit, Failure, Key, Numbers, Sent, Settled
 
 __all__ = ["Store"]
@@ -89,7 +89,7 @@ class Store:
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""
-        new: Numbers = await self._request(Update(name, step))
+        new: Numbers = await self._request(Update(clean(name), step))
         return new
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ def _wake(waiting: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, outcome in waiting:
         if future.done():
             continue
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)

@@ -26,7 +26,6 @@ __all__ = [
     "Update",
     "clean",
     "from_pico",
-    "parse_values",
     "split_keys",
     "to_answer",
     "to_sent_row",
@@ -76,8 +75,14 @@ Entry: TypeAlias = SentRow | SettledRows | Update
 
 
 def to_sent_row(sent: Sent) -> SentRow:
-    """The row of a call that is about to leave."""
+    """The row of a call that is about to leave.
+
+    Raises:
+        StoreError: Its bound is beyond what 64 bits can add up.
+    """
     origin, most = sent.origin, sent.at_most_usd
+    if most is not None and most * _PICO > _MOST:
+        raise StoreError(f"A call of model {sent.model!r} may cost {most} USD, which is beyond belief.")
     return SentRow(
         sent.call,
         clean(origin.run),
@@ -95,7 +100,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
     """The rows of a call whose outcome was seen.
 
     Raises:
-        StoreError: A figure is beyond anything a call can have used or cost.
+        StoreError: A figure is beyond what 64 bits can add up.
     """
     sent, usage, usd = settled.sent, settled.usage, settled.usd
     origin = sent.origin
@@ -110,7 +115,9 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         int(settled.paid_twice),
     )
     if max(amounts) > _MOST:
-        raise StoreError(f"A call of model {sent.model!r} reports a usage beyond belief, which is not kept: {usage!r}.")
+        raise StoreError(
+            f"A call of model {sent.model!r} reports figures beyond belief, not kept: {usage!r}, {usd} USD."
+        )
     line = (clean(origin.run), clean(origin.asset), clean(origin.partition), clean(sent.model), sent.stage)
     return SettledRows(
         sent.call,
@@ -125,13 +132,13 @@ def to_answer(row: Row) -> tuple[Key, Answer]:
     """The answer in a row of `answers`."""
     key, values, model, attempts, batch_size, cost, request_id, answered_at = row
     usd = None if cost is None else Decimal(cost)
-    return key, Answer(parse_values(values), model, attempts, batch_size, usd, request_id, answered_at)
-
-
-def parse_values(values: bytes) -> dict[str, Json]:
-    """The output columns of an answer, from its JSON."""
-    parsed: dict[str, Json] = json.loads(values) if values.startswith(b" ") else orjson.loads(values)
-    return parsed
+    try:
+        columns: dict[str, Json] = json.loads(values) if values.startswith(b" ") else orjson.loads(values)
+    except ValueError as error:
+        raise StoreError(
+            f"The answer {key.hex()} is damaged ({error}); ask anew, without the store's answers."
+        ) from error
+    return key, Answer(columns, model, attempts, batch_size, usd, request_id, answered_at)
 
 
 def split_keys(keys: bytes) -> list[Key]:

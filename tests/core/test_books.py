@@ -130,7 +130,7 @@ def agree(place: str, history: list[list[tuple[tuple[Sent, Settled], str]]]) -> 
         check(store, model)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(histories)
 def test_books_agree_with_a_model(history: list[list[tuple[tuple[Sent, Settled], str]]]) -> None:
     """After any sequence of calls, audit, answers, failures and open calls are what a model in plain Python says."""

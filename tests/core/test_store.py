@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -182,7 +183,10 @@ def test_step_sees_what_the_last_one_made(place: str) -> None:
         asyncio.run(main(store))
 
 
-@pytest.mark.parametrize("bad", [lambda _: 1 / 0, lambda _: (float("nan"),), lambda _: (2.0**63, 2**64), lambda _: "x"])
+@pytest.mark.parametrize(
+    "bad",
+    [lambda _: 1 / 0, lambda _: (float("nan"),), lambda _: (2.0**63, 2**64), lambda _: "x", lambda _: next(iter(()))],
+)
 def test_step_that_fails_fails_its_own_caller_only(bad: object, place: str) -> None:
     """A step that raises, or returns what is no numbers, changes nothing, and whoever shares its commit is served."""
 
@@ -194,7 +198,7 @@ def test_step_that_fails_fails_its_own_caller_only(bad: object, place: str) -> N
             store.send(call_to(key_of(1))),
             return_exceptions=True,
         )
-        assert isinstance(failed, (ArithmeticError, TypeError, ValueError))
+        assert isinstance(failed, (ArithmeticError, TypeError, ValueError, RuntimeError))
         assert (kept, sent) == ((7.0, 8.0), None)
 
     with open_store(place) as store:
@@ -206,10 +210,11 @@ def test_usage_beyond_belief_fails_its_own_caller_only(place: str) -> None:
 
     async def main(store: Store) -> None:
         absurd = Settled(call_to(key_of(1)), "answered", Usage(2**70))
-        failed, kept = await asyncio.gather(
-            store.settle(absurd), keep(store, (key_of(2), ANSWER)), return_exceptions=True
+        dear = replace(call_to(key_of(1)), at_most_usd=Decimal("1e9"))
+        kept, *failed = await asyncio.gather(
+            keep(store, (key_of(2), ANSWER)), store.settle(absurd), store.send(dear), return_exceptions=True
         )
-        assert isinstance(failed, StoreError)
+        assert [type(error) for error in failed] == [StoreError] * 2
         assert kept is None
 
     with open_store(place) as store:
