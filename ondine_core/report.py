@@ -73,6 +73,11 @@ class Outcomes(Sequence[Outcome]):
     def __iter__(self) -> Iterator[Outcome]:
         return map(self._unpacked, self._rows)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared by its content
+
     def failures(self) -> Iterator[Failure | None]:
         """The failure of each row, `None` where there is an answer."""
         for row in self._rows:

@@ -305,9 +305,9 @@ def test_several_rows_travel_in_one_call(batch_format: str) -> None:
     def answer_batch(prompt: str) -> Any:
         if batch_format == "json":
             rows = json.loads(prompt)
-            return {"answers": [{"id": row["id"], **answer(f"Review: {row['review']}")} for row in rows]}
+            return {"answers": [{"id": row["id"], **answer(f"Review: {row['x']}")} for row in rows]}
         rows = csv.DictReader(io.StringIO(prompt))
-        lines = [f"{row['id']},{answer('Review: ' + row['review'])['sentiment']}," for row in rows]
+        lines = [f"{row['id']},{answer('Review: ' + row['x'])['sentiment']}," for row in rows]
         return "\n".join(["id,sentiment,topic", *reversed(lines)])
 
     moods = build_llm_asset(

@@ -12,7 +12,7 @@ from ondine_core.values import Message
 from tests.support.provider import Provider
 
 PROMPT = "Repeat: {text}"
-QUICK = RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01)
+QUICK = RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01, longest_outage_s=1.0)
 
 
 def one_call(model: ChatModel, text: str = "Repeat: hello", call: Call | None = None) -> Reply:

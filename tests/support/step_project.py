@@ -26,7 +26,11 @@ def answers() -> pd.DataFrame:
 def build_job() -> dg.JobDefinition:
     """The job of the asset, its step in a process of its own."""
     llm = LLMResource(
-        model="openai_compatible/test", base_url=os.environ["TEST_BASE_URL"], max_concurrency=8, progress_every_s=0.2
+        model="openai_compatible/test",
+        base_url=os.environ["TEST_BASE_URL"],
+        max_concurrency=8,
+        progress_every_s=0.2,
+        lease_ttl_s=2,
     )
     defs = dg.Definitions(
         assets=[answers],
