@@ -1,95 +1,44 @@
 """Caps on cost that hold at every instant: the worst case is charged before a call, the difference given back after.
 
 Charged is what has been spent and what calls in flight may yet cost; settled is what is known to be spent. A call
-leaves only if charged stays within the cap. One that does not fit now may fit when calls in flight come back cheaper,
-so it waits; one that would not fit even then ends the run. A call whose outcome was never seen stays charged at its
-worst case. The numbers live in the store, so all processes draw from one purse, and a retried step from its own.
+leaves only if charged stays within every cap it falls under. One that does not fit now may fit when others come back
+cheaper, here or in other processes, so it waits, holding nothing; one that would not fit even then ends the run. A call
+whose outcome was never seen stays charged at its worst case, and what a killed process held is not waited for without
+end. The numbers live in the store, so all processes draw from one purse, and a step that is retried from its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, get_args
 
-from ondine_core.errors import BudgetExhaustedError, ConfigError
+from ondine_core.caps import Cap, Hold, Period, units_of, usd_of
+from ondine_core.errors import BudgetExhaustedError, StoreError
 from ondine_core.pricing import Price
 from ondine_core.values import AnswerStore, Call, Numbers
 
 __all__ = ["Budget", "Cap", "Hold", "Period", "Purse"]
 
-Period = Literal["run", "day", "month", "ever"]
-
-_UNIT = Decimal("1e-9")
-_MOST_UNITS = 2**53
-"""Amounts are kept as whole nano-dollars, which a float holds exactly up to nine million dollars."""
 _TOKENS_A_MESSAGE = 16
 """More than any chat format adds around a message."""
-_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
-"""Seconds between two looks at what other processes have given back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cap:
-    """How much may be spent, and by whom in what time.
-
-    Args:
-        max_cost_usd: USD, more than 0.
-        name: Everybody who names it so, on the same store, draws from one purse; empty for a run's own.
-        period: What the amount is for: one run, one day or month (UTC), or all time.
-        warn_at: Shares of it, 0 to 1, at which a warning is given once.
-    """
-
-    max_cost_usd: Decimal
-    name: str = ""
-    period: Period = "run"
-    warn_at: tuple[float, ...] = (0.75, 0.9)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.max_cost_usd < _MOST_UNITS * _UNIT:
-            raise ConfigError(f"max_cost_usd={str(self.max_cost_usd)!r} must be more than 0 and less than 9 million.")
-        if self.period not in get_args(Period):
-            raise ConfigError(f"period={self.period!r}; valid are {', '.join(map(repr, get_args(Period)))}.")
-        if self.period != "run" and not self.name:
-            raise ConfigError(f"A budget for period={self.period!r} needs a name, by which others find it.")
-        if not all(0 < share <= 1 for share in self.warn_at):
-            raise ConfigError(f"warn_at={self.warn_at!r} holds shares of the budget, more than 0 and at most 1.")
-
-    def __str__(self) -> str:
-        if not self.name:
-            return f"max_cost_usd={self.max_cost_usd:f}"
-        scope = {"run": "a run", "day": "a day", "month": "a month", "ever": "in all"}[self.period]
-        return f"the budget {self.name!r} (max_cost_usd={self.max_cost_usd:f} {scope})"
-
-    def cell(self, run: str, now: float) -> str:
-        """Where the store keeps its numbers at the instant `now` (seconds since the epoch)."""
-        today = dt.datetime.fromtimestamp(now, dt.UTC)
-        period = {"run": run, "day": f"{today:%Y-%m-%d}", "month": f"{today:%Y-%m}", "ever": ""}[self.period]
-        return f"budget:{self.name}:{period}"
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """An amount that is charged until it is settled, and where; midnight in between does not matter."""
-
-    cell: str
-    units: int
+_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
+"""Between two looks at what other processes have given back."""
 
 
 class Budget:
-    """The purse of a cap.
+    """The purse of one cap.
 
     Args:
         cap: How much there is in it.
-        run: The run that draws from it.
+        run: Who has a purse of its own, if the cap is for a run.
         store: Keeps the numbers.
         now: Wall clock in seconds, which says what day it is.
         sleep: Waits for seconds.
-        on_threshold: Told once, among all processes, that a share of the cap is spent.
-        patience_s: How long to wait for other processes to give something back before what they hold counts as lost.
+        on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
+        patience_s: How long nothing may come back from calls of other processes before they are given up for lost.
     """
 
     def __init__(  # noqa: PLR0913  (by keyword)
@@ -105,10 +54,10 @@ class Budget:
     ) -> None:
         self.cap, self._run, self._store = cap, run, store
         self._now, self._sleep, self._on_threshold, self._patience_s = now, sleep, on_threshold, patience_s
-        self._most = int(cap.max_cost_usd / _UNIT)
-        self._queue = asyncio.Lock()  # of those that did not fit at once
-        self._returned = asyncio.Event()
-        self._in_flight = 0
+        self._most = cap.units
+        self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
+        self._returned, self._in_flight = asyncio.Event(), 0
+        self._seen: tuple[Numbers, float] | None = None
 
     async def hold(self, amount: Decimal) -> Hold:
         """Charge `amount`, as soon as it fits.
@@ -116,103 +65,102 @@ class Budget:
         Raises:
             BudgetExhaustedError: It will not fit, whatever the calls in flight turn out to cost.
         """
-        units = _units(amount)
-        if not self._queue.locked():
-            hold, _ = await self._try(units)
-            if hold:
-                return hold
-        async with self._queue:
-            return await self._wait_for(units)
+        return (await _hold_all((self,), amount))[0]
 
     async def settle(self, hold: Hold, cost: Decimal | None) -> None:
         """Replace a charge by what the call cost; `None` if that is not known, 0 if it was refused."""
-        spent = hold.units if cost is None else _units(cost)
-        passed = 0.0
-
-        def step(state: Numbers | None) -> Numbers:
-            nonlocal passed
-            charged, settled, told = state or (0.0, 0.0, 0.0)
-            settled += spent
-            passed = max((share for share in self.cap.warn_at if told < share <= settled / self._most), default=0.0)
-            return (charged - hold.units + spent, settled, max(told, passed))
-
-        _, settled, _ = await self._store.update(hold.cell, step)
-        self._in_flight -= 1
-        self._returned.set()
-        if passed:
-            self._on_threshold(f"${int(settled) * _UNIT:.4f} of {self.cap} is spent, more than {passed:.0%}.")
+        await _settle_all((self,), (hold,), cost)
 
     async def charged(self) -> Decimal:
         """USD spent, and what calls in flight may yet cost."""
         charged, *_ = await self._read()
-        return int(charged) * _UNIT
+        return usd_of(charged)
 
     async def remaining(self) -> Decimal:
         """USD that are neither spent nor held."""
-        return self.cap.max_cost_usd - await self.charged()
-
-    async def usage_percentage(self) -> float:
-        """What is charged, in per cent of the cap."""
-        return float(100 * await self.charged() / self.cap.max_cost_usd)
+        charged, *_ = await self._read()
+        return usd_of(max(0, self._most - charged))
 
     async def can_afford(self, amount: Decimal) -> bool:
         """Whether `amount` would fit at once."""
-        charged, *_ = await self._read()
-        return int(charged) + _units(amount) <= self._most
+        return units_of(amount) <= self._most - (await self._read())[0]
 
-    async def _wait_for(self, units: int) -> Hold:
-        pause_s, seen, changed_at = _PAUSE_S, None, self._now()
-        while True:
-            self._returned.clear()
-            hold, numbers = await self._try(units)
-            if hold:
-                return hold
-            charged, settled, *_ = numbers
-            if numbers != seen:
-                seen, changed_at, pause_s = numbers, self._now(), _PAUSE_S
-            lost = not self._in_flight and self._now() - changed_at >= self._patience_s
-            if settled + units > self._most or lost:
-                raise BudgetExhaustedError(
-                    f"{self.cap} is used up: ${int(settled) * _UNIT:.4f} is spent, ${int(charged) * _UNIT:.4f} with "
-                    f"what calls of unknown outcome may cost, and the next call may cost ${units * _UNIT:.4f}. "
-                    "Raise it and run again; what is answered is kept."
-                )
-            if self._in_flight:
-                await self._returned.wait()
-            else:
-                await self._sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    async def usage_percentage(self) -> float:
+        """What is spent, in per cent of the cap; it is this that warnings go by."""
+        _, settled, _ = await self._read()
+        return 100 * settled / self._most
 
-    async def _try(self, units: int) -> tuple[Hold | None, Numbers]:
-        hold = Hold(self.cap.cell(self._run, self._now()), units)
-        charging = asyncio.ensure_future(self._charge(hold))
-        try:
-            fits, numbers = await asyncio.shield(charging)
-        except asyncio.CancelledError:
-            # The store does not stop half-way: what was charged unheard is given back.
-            fits, _ = await charging
-            if fits:
-                self._in_flight += 1
-                await self.settle(hold, Decimal(0))
-            raise
-        self._in_flight += fits
-        return (hold if fits else None), numbers
-
-    async def _charge(self, hold: Hold) -> tuple[bool, Numbers]:
-        fits = False
+    async def charge(self, units: int) -> Hold | None:
+        """Charge so many units if they fit now."""
+        hold, fits = Hold(self.cap.cell(self._run, self._now()), units), False
 
         def step(state: Numbers | None) -> Numbers:
             nonlocal fits
             charged, settled, told = state or (0.0, 0.0, 0.0)
-            fits = charged + hold.units <= self._most
-            return (charged + hold.units * fits, settled, told)
+            fits = charged + units <= self._most
+            return (charged + units if fits else charged, settled, told)
 
-        numbers = await self._store.update(hold.cell, step)
-        return fits, numbers
+        await self._store.update(hold.cell, step)
+        if not fits:
+            return None
+        self._in_flight += 1
+        self._seen = None
+        return hold
+
+    async def replace(self, hold: Hold, spent: int) -> None:
+        """Replace a charge by the units that were spent, and tell if that passes a threshold."""
+        passed: list[float] = []
+
+        def step(state: Numbers | None) -> Numbers:
+            nonlocal passed
+            charged, settled, told = state or (hold.units, 0.0, 0.0)
+            settled += spent
+            # Told is an amount, not a share: of a cap that was raised, it is told anew.
+            passed = [share for share in sorted(self.cap.warn_at) if told < share * self._most <= settled]
+            return (charged - hold.units + spent, settled, max(told, *(share * self._most for share in passed), 0.0))
+
+        _, settled, _ = await self._store.update(hold.cell, step)
+        self._in_flight -= 1
+        self._seen = None
+        self._returned.set()
+        for share in passed:
+            self._on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
+
+    async def wait_for_room(self, units: int) -> None:
+        """Return when so many units would fit; to be called by who has the `turn`."""
+        pause_s = _PAUSE_S
+        while True:
+            self._returned.clear()
+            charged, settled, _ = numbers = await self._read()
+            if charged + units <= self._most:
+                return
+            if self._seen is None or self._seen[0] != numbers:
+                self._seen, pause_s = (numbers, self._now()), _PAUSE_S
+            lost = not self._in_flight and self._now() - self._seen[1] >= self._patience_s
+            if lost or settled + units > self._most:
+                raise BudgetExhaustedError(self._explain(charged, settled, units, lost=lost))
+            await self._pause(pause_s)
+            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+
+    def _explain(self, charged: float, settled: float, units: int, *, lost: bool) -> str:
+        in_flight = f", ${usd_of(charged - settled):.6f} is held for calls in flight" if charged > settled else ""
+        in_vain = f" and in {self._patience_s:g} s nothing of it came back" if lost else ""
+        until = f", or wait until the {self.cap.period} is over (UTC)," if self.cap.period in ("day", "month") else ""
+        return (
+            f"{self.cap} is used up: ${usd_of(settled):.6f} is spent{in_flight}{in_vain}, and the next call may cost "
+            f"${usd_of(units):.6f}. Raise max_cost_usd{until} and run again; what is answered is kept."
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._returned.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _read(self) -> Numbers:
-        cell = self.cap.cell(self._run, self._now())
-        return await self._store.update(cell, lambda state: state or (0.0, 0.0, 0.0))
+        return await self._store.update(self.cap.cell(self._run, self._now()), lambda state: state or (0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,27 +180,71 @@ class Purse:
         return self.price.at_most(texts + len(call.json_schema or b""), self.max_output_tokens)
 
     async def hold(self, call: Call) -> tuple[Hold, ...]:
-        """Charge the most that `call` can cost to every budget, or to none.
+        """Charge the most that `call` can cost to every budget or to none, as soon as it fits.
 
         Raises:
             BudgetExhaustedError: It will not fit into one of them.
         """
-        holds: list[Hold] = []
-        amount = self.bound(call)
-        try:
-            for budget in self.budgets:
-                holds.append(await budget.hold(amount))  # noqa: PERF401  (what was held is needed when one fails)
-        except BaseException:
-            await self.settle(tuple(holds), Decimal(0))
-            raise
-        return tuple(holds)
+        return await _hold_all(self.budgets, self.bound(call))
 
     async def settle(self, holds: tuple[Hold, ...], cost: Decimal | None) -> None:
         """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused."""
-        for budget, hold in zip(self.budgets, holds, strict=False):
-            await budget.settle(hold, cost)
+        await _settle_all(self.budgets, holds, cost)
 
 
-def _units(amount: Decimal) -> int:
-    # Rounded up: a purse may be a nano-dollar stricter than asked, never looser.
-    return int((amount / _UNIT).to_integral_value(rounding="ROUND_CEILING"))
+async def _hold_all(budgets: Sequence[Budget], amount: Decimal) -> tuple[Hold, ...]:
+    units = units_of(amount)
+    # Whoever comes while others wait waits behind them.
+    waited = next((budget for budget in budgets if budget.turn.locked()), None)
+    taken = waited or await _take(budgets, units)
+    while isinstance(taken, Budget):
+        short = taken
+        async with short.turn:
+            while taken is short:
+                await short.wait_for_room(units)
+                taken = await _take(budgets, units)
+    return taken
+
+
+async def _take(budgets: Sequence[Budget], units: int) -> tuple[Hold, ...] | Budget:
+    """Charge all budgets, or return the first that has no room."""
+    taking = asyncio.ensure_future(_charge_all(budgets, units))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The store may have charged it already. A task of its own goes on if this one is cancelled once more.
+        await asyncio.shield(asyncio.ensure_future(_give_back(budgets, taking)))
+        raise
+
+
+async def _charge_all(budgets: Sequence[Budget], units: int) -> tuple[Hold, ...] | Budget:
+    holds: list[Hold] = []
+    try:
+        for budget in budgets:
+            if (hold := await budget.charge(units)) is None:
+                return budget
+            holds.append(hold)
+        return tuple(holds)
+    finally:
+        if len(holds) < len(budgets):
+            await _settle_all(budgets, holds, Decimal(0))
+
+
+async def _give_back(budgets: Sequence[Budget], taking: asyncio.Future[tuple[Hold, ...] | Budget]) -> None:
+    with suppress(StoreError):
+        if not isinstance(holds := await taking, Budget):
+            await _settle_all(budgets, holds, Decimal(0))
+
+
+async def _settle_all(budgets: Sequence[Budget], holds: Sequence[Hold], cost: Decimal | None) -> None:
+    """Settle every hold, also when one fails or the caller is cancelled meanwhile."""
+    spent = [hold.units if cost is None else units_of(cost) for hold in holds]
+    settling = asyncio.gather(*map(Budget.replace, budgets, holds, spent), return_exceptions=True)
+    try:
+        results = await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait({settling})
+        raise
+    for result in results:
+        if result is not None:
+            raise result

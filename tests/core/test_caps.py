@@ -1,0 +1,100 @@
+import datetime as dt
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.caps import Cap, Period, units_of, usd_of
+from ondine_core.errors import ConfigError
+
+EVE = dt.datetime(2026, 11, 30, 23, 59, 59, tzinfo=dt.UTC).timestamp()
+
+
+def cap(period: Period, name: str = "team") -> Cap:
+    return Cap(Decimal(5), name, period)
+
+
+@pytest.mark.parametrize(
+    ("cap", "cell"),
+    [
+        (cap("run", ""), "budget:run:7f3:"),
+        (cap("run"), "budget:run:7f3:team"),
+        (cap("day"), "budget:day:2026-11-30:team"),
+        (cap("month"), "budget:month:2026-11:team"),
+        (cap("ever"), "budget:ever::team"),
+    ],
+)
+def test_where_the_numbers_are(cap: Cap, cell: str) -> None:
+    """Under the name, and the run or the period, in UTC whatever the machine's time zone."""
+    assert cap.cell("7f3", EVE) == cell
+
+
+def test_a_new_period_is_a_new_purse() -> None:
+    """A second later it is another day and another month; a run and all time go on."""
+    changed = {
+        period: cap(period).cell("r", EVE) != cap(period).cell("r", EVE + 1)
+        for period in ("run", "day", "month", "ever")
+    }  # type: ignore[arg-type]
+    assert changed == {"run": False, "day": True, "month": True, "ever": False}
+
+
+NAMES = st.text(":/%ab", max_size=4)
+
+
+@given(NAMES, NAMES, NAMES, NAMES)
+def test_no_two_share_a_purse_by_accident(one: str, run: str, other: str, other_run: str) -> None:
+    """Whatever is in the names of budgets and runs."""
+    if (one, run) != (other, other_run):
+        assert cap("run", one).cell(run, EVE) != cap("run", other).cell(other_run, EVE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_cost_usd": Decimal(0)}, "max_cost_usd='0' must be more than 0"),
+        ({"max_cost_usd": Decimal(-1)}, "max_cost_usd='-1' must be more than 0"),
+        ({"max_cost_usd": Decimal("nan")}, "max_cost_usd='NaN' must be more than 0"),
+        (
+            {"max_cost_usd": Decimal("Infinity")},
+            "max_cost_usd='Infinity' must be more than 0 and less than nine million",
+        ),
+        ({"max_cost_usd": Decimal(10_000_000)}, "less than nine million"),
+        ({"max_cost_usd": Decimal(5), "name": "team", "period": "week"}, "period='week'; valid are 'run', 'day', 'mon"),
+        ({"max_cost_usd": Decimal(5), "period": "month"}, "A budget with period='month' needs a name"),
+        ({"max_cost_usd": Decimal(5), "warn_at": (0.5, 90)}, r"warn_at=\(0.5, 90\) must be shares of the cap"),
+        ({"max_cost_usd": Decimal(5), "warn_at": (0.0,)}, "warn_at="),
+    ],
+)
+def test_a_cap_that_means_nothing_is_refused(arguments: dict, message: str) -> None:
+    """The error names the setting, its value, and what is valid."""
+    with pytest.raises(ConfigError, match=message):
+        Cap(**arguments)
+
+
+def test_a_cap_in_words() -> None:
+    """Its setting, and whose it is."""
+    assert str(cap("run", "")) == "max_cost_usd=5"
+    assert str(cap("month")) == "max_cost_usd=5 a month of the budget 'team'"
+    assert str(cap("ever")) == "max_cost_usd=5 in all of the budget 'team'"
+
+
+def test_a_number_is_meant_as_it_is_written() -> None:
+    """A tenth is a tenth."""
+    assert Cap(0.1) == Cap(Decimal("0.1"))  # type: ignore[arg-type]
+
+
+USD = st.decimals("1e-9", "1e6", places=15)
+
+
+@given(USD)
+def test_rounding_never_loosens(usd: Decimal) -> None:
+    """What is paid counts at least as much as it is, what may be paid at most; both by less than a nano-dollar."""
+    assert usd <= usd_of(units_of(usd)) < usd + Decimal("1e-9")
+    assert usd - Decimal("1e-9") < usd_of(Cap(usd).units) <= usd
+
+
+@given(st.integers(0, 2**53))
+def test_units_survive_the_store(units: int) -> None:
+    """A float holds every amount a cap can have, to the nano-dollar."""
+    assert units_of(usd_of(float(units))) == units
