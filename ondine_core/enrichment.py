@@ -206,6 +206,11 @@ def _purse(spec: ModelSpec, options: Options, price: Price | None, store: Answer
             f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
             "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
         )
+    if options.price is None and (tier := spec.params.get("service_tier")) in _DEARER:
+        raise ConfigError(
+            f"{caps[0]} does not know what service_tier={tier!r} costs; "
+            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens."
+        )
     longest = get_output_limit(spec)
     if longest is None:
         if price != FREE:
@@ -219,6 +224,9 @@ def _purse(spec: ModelSpec, options: Options, price: Price | None, store: Answer
         Budget(cap, run, store, now=clock.now, sleep=clock.sleep, on_threshold=options.on_threshold) for cap in caps
     )
     return Purse(tuple(budgets), price, longest)
+
+
+_DEARER = ("priority", "fast")
 
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:

@@ -25,8 +25,8 @@ __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price"
 _PRICE_FILE = "model_prices_and_context_window_backup.json"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
 _INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
-_REASONING = "output_cost_per_reasoning_token"
-_BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED})_above_(\d+)k_tokens")
+_REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
+_BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Price:
         reasoning: For what of the reply was thinking; `None` if that costs as much as the rest.
         beyond: Prices for longer prompts: each replaces this one, for the whole call, if the prompt has more tokens
             than the number it comes with.
+        cache_write: For what of the prompt the provider put into its cache; `None` if that costs as much as the rest.
     """
 
     input: Decimal
@@ -47,19 +48,26 @@ class Price:
     cached_input: Decimal
     reasoning: Decimal | None = None
     beyond: tuple[tuple[int, Price], ...] = ()
+    cache_write: Decimal | None = None
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length."""
         *_, price = self._up_to(usage.input_tokens)
-        fresh, written = usage.input_tokens - usage.cached_input_tokens, usage.output_tokens - usage.reasoning_tokens
+        fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
         thinking = price.output if price.reasoning is None else price.reasoning
-        sent = fresh * price.input + usage.cached_input_tokens * price.cached_input
-        return sent + written * price.output + usage.reasoning_tokens * thinking
+        keeping = price.input if price.cache_write is None else price.cache_write
+        return (
+            fresh * price.input
+            + usage.cached_input_tokens * price.cached_input
+            + usage.cache_write_tokens * keeping
+            + (usage.output_tokens - usage.reasoning_tokens) * price.output
+            + usage.reasoning_tokens * thinking
+        )
 
     def at_most(self, input_tokens: int, output_tokens: int) -> Decimal:
         """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking."""
         prices = self._up_to(input_tokens)
-        sent = max(max(price.input, price.cached_input) for price in prices)
+        sent = max(max(price.input, price.cached_input, price.cache_write or price.input) for price in prices)
         received = max(max(price.output, price.reasoning or price.output) for price in prices)
         return input_tokens * sent + output_tokens * received
 
@@ -108,7 +116,7 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
         for length in sorted(lengths):
             above = {
                 name: entry.get(f"{name}_above_{length}k_tokens", entry.get(name))
-                for name in (_INPUT, _OUTPUT, _CACHED)
+                for name in (_INPUT, _OUTPUT, _CACHED, _CACHE_WRITE)
             }
             # At xAI a prompt of exactly that length is a long one already.
             yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
@@ -116,8 +124,14 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
 
 def _price(entry: Mapping[str, Any]) -> Price:
     paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
-    cached, thinking = entry.get(_CACHED), entry.get(_REASONING)
-    return Price(paid, answered, paid if cached is None else _usd(cached), None if thinking is None else _usd(thinking))
+    cached, thinking, keeping = (entry.get(name) for name in (_CACHED, _REASONING, _CACHE_WRITE))
+    return Price(
+        paid,
+        answered,
+        paid if cached is None else _usd(cached),
+        None if thinking is None else _usd(thinking),
+        cache_write=None if keeping is None else _usd(keeping),
+    )
 
 
 def _usd(number: float) -> Decimal:

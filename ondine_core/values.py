@@ -87,13 +87,15 @@ class ModelSpec:
 class Usage:
     """Tokens of one call or of many.
 
-    `input_tokens` includes `cached_input_tokens`; `output_tokens` includes `reasoning_tokens`.
+    `input_tokens` includes `cached_input_tokens` and `cache_write_tokens` (read from, and written to, the provider's
+    prompt cache); `output_tokens` includes `reasoning_tokens`.
     """
 
     input_tokens: int = 0
     cached_input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -101,6 +103,7 @@ class Usage:
             self.cached_input_tokens + other.cached_input_tokens,
             self.output_tokens + other.output_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 

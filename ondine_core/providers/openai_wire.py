@@ -188,10 +188,11 @@ def _id(data: Mapping[str, Any]) -> str | None:
 def usage_of(data: Mapping[str, Any]) -> Usage:
     """The token counts of a completion; what the provider does not say is 0."""
     usage = data.get("usage") or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = usage.get("prompt_tokens_details") or {}
+    cached, kept = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     sent, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    return Usage(int(sent), int(cached), int(written), int(reasoning))
+    return Usage(int(sent), int(cached), int(written), int(reasoning), int(kept))
 
 
 def _proxy_for(url: str) -> str | None:
