@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ondine_core.batching import Strategy
+from ondine_core.calibration import CalibrationPlan
+from ondine_core.caps import Cap
 from ondine_core.enrichment import Options, enrich, enrich_sync
 from ondine_core.errors import (
     BudgetExhaustedError,
@@ -15,6 +18,7 @@ from ondine_core.errors import (
     TransientError,
 )
 from ondine_core.policy import Clock, Policy
+from ondine_core.presets import load_presets, openai_compatible, preset
 from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
@@ -22,13 +26,16 @@ from ondine_core.rate_limiter import Rates
 from ondine_core.report import Progress, Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.store import open_store
-from ondine_core.values import Answer, AnswerStore, Call, ChatModel, Failure, ModelSpec, Reply, Usage
+from ondine_core.values import Answer, AnswerStore, Audit, Call, ChatModel, Failure, ModelSpec, Origin, Reply, Usage
 
 __all__ = [
     "Answer",
     "AnswerStore",
+    "Audit",
     "BudgetExhaustedError",
+    "CalibrationPlan",
     "Call",
+    "Cap",
     "ChatModel",
     "Clock",
     "ConfigError",
@@ -38,6 +45,7 @@ __all__ = [
     "ModelSpec",
     "OndineError",
     "Options",
+    "Origin",
     "Policy",
     "Price",
     "Progress",
@@ -50,11 +58,15 @@ __all__ = [
     "RetryPolicy",
     "ScriptedModel",
     "StoreError",
+    "Strategy",
     "TransientError",
     "Usage",
     "enrich",
     "enrich_sync",
+    "load_presets",
     "open_store",
+    "openai_compatible",
+    "preset",
 ]
 
 __version__ = "0.1.0"

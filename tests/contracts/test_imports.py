@@ -25,8 +25,9 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values errors pricing cost_tracker prompts json_schema schema question notations batching stages rate_limiter "
-    "retry store budget policy providers report engine enrichment __init__ __main__"
+    "values errors pricing context_limits tokens presets cost_tracker prompts json_schema schema question notations "
+    "records batching batch_size stages agreement calibration rates rate_limiter retry pacing concurrency caps budget "
+    "store lease policy providers report calling asking engine enrichment __init__ __main__"
 ).split()
 RING = "tables report resources step assets __init__".split()
 

@@ -160,12 +160,14 @@ def test_reply_that_was_not_seen_may_have_been_billed(client: Client, fault: Fau
 
 
 @every_client
-def test_reset_connection_sends_no_call_twice(client: Client) -> None:
-    """When the connection is reset the call may have been billed; no library underneath sends it again."""
-    with resetting() as (address, requests), pytest.raises(TransientError) as caught:
+@pytest.mark.parametrize("last_words", [b"", b"550 mailbox unavailable\r\n\r\n"], ids=["reset", "no HTTP"])
+def test_broken_connection_sends_no_call_twice(client: Client, last_words: bytes) -> None:
+    """A call that left may have been billed, so no library underneath sends it again; no error holds the key."""
+    with resetting(last_words) as (address, requests), pytest.raises(TransientError) as caught:
         one_call(client.connect(f"{address}/v1" if client.provider is WIRE.provider else address), call=CALL)
     assert caught.value.cost_unknown
     assert len(requests) == 1
+    assert not any(KEY in repr(link) for link in chain(caught.value))
 
 
 @every_client
