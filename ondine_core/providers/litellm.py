@@ -2,9 +2,8 @@
 
 litellm is imported at the first call, for that takes seconds. It tries once, logs nothing and tells nobody. It renames
 errors and would send some calls twice, so its HTTP goes through a client of ours that watches what leaves and what
-comes back (`watching`): what a failure means is decided by the response itself, as for every other provider. A few
-providers, Cohere among them, are sent to by a client of litellm's own; of those the response is known, but not kept from
-being asked for twice when a connection breaks.
+comes back (`watching`): what a failure means is decided by the response itself, as for every other provider. To a few,
+Cohere among them, it sends by a client of its own: their responses are known, but a lost call may be sent twice.
 """
 
 from __future__ import annotations

@@ -140,8 +140,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def resetting() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that takes each request whole and then resets the connection: its address, and the requests."""
+def resetting(last_words: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
+    """A server that takes each request whole and then resets the connection: its address, and the requests.
+
+    Args:
+        last_words: Sent first, if any; then the connection is closed in peace.
+    """
     requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -153,8 +157,9 @@ def resetting() -> Iterator[tuple[str, list[bytes]]]:
                     return
                 with connection:
                     requests.append(_read_request(connection))
+                    connection.sendall(last_words)
                     # To linger for no time at all is to reset.
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", not last_words, 0))
 
         thread = threading.Thread(target=serve, name="resetting")
         thread.start()
