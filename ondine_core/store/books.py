@@ -85,7 +85,7 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Num
 
 def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
-    calls = sorted({one.call: one for one in reversed(settled)}.items())
+    calls = sorted({one.call: one for one in settled}.items())
     noted = {call for (call,) in database.select_in(_FIND_CALLS, [call for call, _ in calls])}
     database.run_in(_REMOVE_CALLS, sorted(noted))
     lines: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -97,7 +97,7 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     failures = {row[0]: row for one in settled for row in one.failures}
     database.run_many(_ANSWER, [answers[key] for key in sorted(answers)])
     database.run_in(_REMOVE_FAILURES, sorted(answers))
-    database.run_many(_FAIL, [failures[key] for key in sorted(failures.keys() - answers.keys())])
+    database.run_many(_FAIL, [failures[key] for key in sorted(failures)])
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
 
 
