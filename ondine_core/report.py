@@ -96,7 +96,8 @@ class Outcomes(Sequence[Outcome]):
 def _pack(answer: Answer) -> bytes:
     cost = None if answer.cost_usd is None else str(answer.cost_usd)
     how = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
-    return orjson.dumps((answer.values, *how))
+    # A copy: what orjson returns keeps the buffer of some kilobytes that it was written into.
+    return bytes(memoryview(orjson.dumps((answer.values, *how))))
 
 
 def _unpack(packed: bytes) -> Answer:
