@@ -26,7 +26,7 @@ def run_block(marker: str) -> dict[str, Any]:
 
 def test_every_python_block_is_run_here() -> None:
     """A new block needs a test below."""
-    assert README.count("```python") == 3
+    assert README.count("```python") == 4
 
 
 def test_the_decorator_example() -> None:
@@ -47,6 +47,15 @@ def test_the_example_without_dagster(
     report = run_block("enrich_sync(")["report"]
     assert report.failures == {}
     assert str(report.column("sentiment")) in capsys.readouterr().out
+
+
+def test_the_example_of_a_shared_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resource is what Dagster accepts, and the engine gets the cap."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    llm = run_block("SharedBudget(")["llm"].process_config_and_initialize()
+    assert [str(cap) for cap in llm.options("answers.db").caps] == [
+        "max_cost_usd=200.0 a month of the budget 'enrichment'"
+    ]
 
 
 def test_the_example_of_a_users_test() -> None:
