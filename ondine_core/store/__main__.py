@@ -123,7 +123,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
 def _spend(database: Database, options: argparse.Namespace) -> None:
     spent = read_spending(database, options.by)
     rows = [_spending_row(name or "(none)", spending) for name, spending in spent.items()]
-    header = (options.by, "calls", "input tokens", "cached", "output tokens", "USD", "unknown", "paid twice")
+    header = (options.by, "calls", "input tokens", "from cache", "output tokens", "USD", "unknown", "paid twice")
     _write_table([header, *rows])
     total = sum((spending.usd for spending in spent.values()), Decimal(0))
     unpriced = sum(spending.unpriced for spending in spent.values())
@@ -155,7 +155,7 @@ def _audit(database: Database, options: argparse.Namespace) -> None:
     audit = database.read(lambda: read_audit(database, options.run))
     if not audit.sent:
         raise ConfigError(f"No call of a run {options.run!r} is in the books; `spend --by run` lists the runs.")
-    header = ("calls", "number", "input tokens", "cached", "output tokens", "reasoning", "USD")
+    header = ("calls", "number", "input tokens", "from cache", "to cache", "output tokens", "reasoning", "USD")
     _write_table(
         [
             header,
@@ -169,7 +169,8 @@ def _audit(database: Database, options: argparse.Namespace) -> None:
 
 def _line_row(name: str, line: Line) -> tuple[str, ...]:
     usage = line.usage
-    tokens = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens, usage.reasoning_tokens)
+    prompt = (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
+    tokens = (*prompt, usage.output_tokens, usage.reasoning_tokens)
     usd = "?" if line.usd is None else f"{line.usd:,.6f}"
     return (name, f"{line.calls:,}", *(f"{number:,}" for number in tokens), usd)
 

@@ -30,7 +30,7 @@ __all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_
 _ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, answered_at'
 _LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
 _AMOUNTS = (
-    *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"),
+    *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
     *("pico_usd", "unpriced_calls", "paid_twice"),
 )
 

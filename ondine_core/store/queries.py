@@ -23,7 +23,7 @@ ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd"
 
 _SPENDING = """
     SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
-    SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
+    SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
 _DATED = (("answers", "answered_at"), ("failures", "failed_at"), ("calls", "sent_at"), ("ledger", "day"))
 _PASSING = ("lease:", "writer:")
 """Numbers of these names are (..., seconds since the epoch) and of no use long after."""

@@ -110,6 +110,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         usage.cached_input_tokens,
         usage.output_tokens,
         usage.reasoning_tokens,
+        usage.cache_write_tokens,
         0 if usd is None else _to_pico(usd, ROUND_HALF_EVEN),
         int(usd is None),
         int(settled.paid_twice),

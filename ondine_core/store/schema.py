@@ -35,7 +35,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL,
             outcome TEXT NOT NULL, day TEXT NOT NULL, calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
             cached_input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
-            pico_usd INTEGER NOT NULL, unpriced_calls INTEGER NOT NULL, paid_twice INTEGER NOT NULL,
+            cache_write_tokens INTEGER NOT NULL, pico_usd INTEGER NOT NULL, unpriced_calls INTEGER NOT NULL,
+            paid_twice INTEGER NOT NULL,
             PRIMARY KEY (run, asset, partition, model, stage, outcome, day)
         )""",
     ),

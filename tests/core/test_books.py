@@ -33,7 +33,11 @@ PRICE = Price(Decimal("0.00000015"), Decimal("0.0000006"), Decimal("0.000000075"
 keys = st.integers(0, 5).map(key_of)
 tokens = st.integers(0, 10**6)
 answers = st.builds(Answer, st.fixed_dictionaries({"n": st.integers(0, 9)}), st.just("m"))
-failures = st.builds(Failure, st.sampled_from(["invalid", "refused"]), st.text(max_size=5))
+failures = st.builds(
+    Failure,
+    st.sampled_from(["invalid", "refused"]),
+    st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5),
+)
 
 
 @st.composite
@@ -44,7 +48,7 @@ def calls(draw: st.DrawFn) -> tuple[Sent, Settled]:
     stage = draw(st.sampled_from(["ask", "repair"]))
     asked = tuple(draw(st.lists(keys, max_size=3)))
     sent = Sent(draw(st.binary(min_size=16, max_size=16)), origin, "m", stage, asked, draw(tokens) / 1.0, most)
-    usage = Usage(*draw(st.tuples(tokens, tokens, tokens, tokens)))
+    usage = Usage(*draw(st.tuples(tokens, tokens, tokens, tokens, tokens)))
     return sent, Settled(
         sent,
         draw(st.sampled_from(["answered", "refused"])),

@@ -183,6 +183,27 @@ def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) 
     run_virtually(main)
 
 
+def test_later_attempt_of_the_same_owner_takes_over_at_once() -> None:
+    """A run that was killed and is tried again does not wait for itself; another owner does."""
+
+    async def main(clock: Clock) -> None:
+        shared = MemoryStore()
+        await work(Worker(0, 100, 1, 0), shared, clock, [])  # leaves a lease behind, of nobody in particular
+        died = Reach(shared, 0)
+
+        async def attempt(store: MemoryStore, owner: str) -> float:
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, owner=owner, ttl_s=TTL_S):
+                died.dead = True
+                return clock.now()
+
+        taken_at = await attempt(died, "run-1")
+        assert taken_at > 1, "another owner's lease runs out first"
+        assert await attempt(shared, "run-1") == taken_at
+        assert await attempt(shared, "run-2") == taken_at, "the second attempt gave it back"
+
+    run_virtually(main)
+
+
 def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
     """Cancelled while the store grants the lease, a caller holds nothing."""
 

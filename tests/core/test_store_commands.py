@@ -109,7 +109,7 @@ def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> 
     """The books of a run; one that is not known is an error that says where to look."""
     told = run("audit", "run-new")
     assert "10 calls left; 1 prompts" in told
-    assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0.010000"]
+    assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0", "0.010000"]
     assert main([place, "audit", "run-7"]) == 2
     assert "run 'run-7' is in the books; `spend --by run`" in capsys.readouterr().err
 
