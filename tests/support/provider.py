@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Self
 
 import orjson
@@ -156,6 +158,45 @@ def matching(part: str, fault: Fault) -> Fault:
     return lambda asked: fault(asked) if part in asked.prompt else None
 
 
+def shares(*parts: tuple[float, Fault], seed: int = 0) -> Fault:
+    """Each fault for its share of the requests, none for the rest, as chance has it."""
+    rng = random.Random(seed)
+    weights, faults = zip(*parts, (1 - sum(share for share, _ in parts), lambda _: None), strict=True)
+
+    def befall(asked: Asked) -> Effect:
+        (fault,) = rng.choices(faults, weights)
+        return fault(asked)
+
+    return befall
+
+
+def outage(count: int, seconds: float, fault: Fault) -> Fault:
+    """`fault` for so long, once `count` requests were served."""
+    numbers, began = itertools.count(), list[float]()
+
+    def befall(asked: Asked) -> Effect:
+        if next(numbers) == count:
+            began.append(asked.arrived_at)
+        return fault(asked) if began and asked.arrived_at < began[0] + seconds else None
+
+    return befall
+
+
+def rate_limited(calls: int, seconds: float = 1.0) -> Fault:
+    """429, without a word on when to come back, for what exceeds so many calls in any window of so many seconds."""
+    served = deque[float]()
+
+    def befall(asked: Asked) -> Effect:
+        while served and served[0] <= asked.arrived_at - seconds:
+            served.popleft()
+        if len(served) >= calls:
+            return status(429)(asked)
+        served.append(asked.arrived_at)
+        return None
+
+    return befall
+
+
 def echo(prompt: str) -> Any:
     """`{"answer": tail}`, where the tail of a prompt is what follows its last newline or colon and space."""
     return {"answer": re.split(r"\n|: ", prompt)[-1].strip()}
@@ -240,24 +281,35 @@ class Provider:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.go_away(inf)
         self._thread.join()
 
+    def go_away(self, seconds: float) -> None:
+        """Drop all connections and refuse new ones for so long; returns at once."""
+        self._loop.call_soon_threadsafe(self._away.put_nowait, seconds)
+
     async def _serve(self, started: Future[int]) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application()
-        app.router.add_post(self.path, self._handle)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        self._loop, self._away = asyncio.get_running_loop(), asyncio.Queue[float]()
         try:
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
-            await site.start()
-            started.set_result(runner.addresses[0][1])
+            runner = await self._listen(0)
+            port = runner.addresses[0][1]
+            started.set_result(port)
         except BaseException as failed:
             started.set_exception(failed)
             raise
-        await self._stop.wait()
+        while (away_s := await self._away.get()) < inf:
+            await runner.cleanup()
+            await asyncio.sleep(away_s)
+            runner = await self._listen(port)
         await runner.cleanup()
+
+    async def _listen(self, port: int) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post(self.path, self._handle)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
+        return runner
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
