@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ondine_core.caps import Cap, Hold, Period, units_of, usd_of
-from ondine_core.errors import BudgetExhaustedError, StoreError
+from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
 from ondine_core.pricing import Price
 from ondine_core.values import AnswerStore, Call, Numbers
 
@@ -101,11 +101,8 @@ class Budget:
             return (charged + units if fits else charged, settled, told)
 
         await self._store.update(hold.cell, step)
-        if not fits:
-            return None
-        self._in_flight += 1
-        self._seen = None
-        return hold
+        self._in_flight += fits
+        return hold if fits else None
 
     async def replace(self, hold: Hold, spent: int) -> None:
         """Replace a charge by the units that were spent, and tell if that passes a threshold."""
@@ -121,7 +118,6 @@ class Budget:
 
         _, settled, _ = await self._store.update(hold.cell, step)
         self._in_flight -= 1
-        self._seen = None
         self._returned.set()
         for share in passed:
             self._on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
@@ -133,6 +129,7 @@ class Budget:
             self._returned.clear()
             charged, settled, _ = numbers = await self._read()
             if charged + units <= self._most:
+                self._seen = None
                 return
             if self._seen is None or self._seen[0] != numbers:
                 self._seen, pause_s = (numbers, self._now()), _PAUSE_S
@@ -170,6 +167,10 @@ class Purse:
     budgets: tuple[Budget, ...]
     price: Price
     max_output_tokens: int
+
+    def __post_init__(self) -> None:
+        if len({(budget.cap.name, budget.cap.period) for budget in self.budgets}) < len(self.budgets):
+            raise ConfigError(f"A budget is named twice: {', '.join(str(budget.cap) for budget in self.budgets)}.")
 
     def bound(self, call: Call) -> Decimal:
         """The most USD that `call` can cost.
@@ -245,6 +246,5 @@ async def _settle_all(budgets: Sequence[Budget], holds: Sequence[Hold], cost: De
     except asyncio.CancelledError:
         await asyncio.wait({settling})
         raise
-    for result in results:
-        if result is not None:
-            raise result
+    for error in filter(None, results):
+        raise error

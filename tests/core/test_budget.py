@@ -373,6 +373,47 @@ def test_what_other_processes_give_back_is_used() -> None:
     run_virtually(main)
 
 
+def test_patience_begins_anew_when_room_was_found() -> None:
+    """What stood still long ago says nothing of now."""
+
+    async def main(clock: Clock) -> None:
+        store = WatchedStore()
+        theirs, mine = budget(ONE, store, clock), budget(ONE, store, clock)
+        hold = await theirs.hold(SIXTY)
+        waiting = asyncio.ensure_future(mine.hold(SIXTY))
+        await clock.sleep(40)
+        await theirs.settle(hold, Decimal(0))
+        await mine.settle(await waiting, Decimal(0))
+        await theirs.hold(SIXTY)
+        began = clock.now()
+        with pytest.raises(BudgetExhaustedError):
+            await mine.hold(SIXTY)
+        assert 60 <= clock.now() - began <= 63
+
+    run_virtually(main)
+
+
+def test_who_comes_later_and_asks_for_less_does_not_push_in() -> None:
+    """Otherwise a long call would wait for as long as there are short ones."""
+
+    async def main(clock: Clock) -> None:
+        mine, done = budget(ONE, WatchedStore(), clock), []
+
+        async def call(amount: str, settled_after_s: float) -> None:
+            hold = await mine.hold(Decimal(amount))
+            done.append(amount)
+            await clock.sleep(settled_after_s)
+            await mine.settle(hold, Decimal(0))
+
+        async with asyncio.TaskGroup() as group:
+            for amount in ("0.5", "0.9", "0.1"):
+                group.create_task(call(amount, 10))
+                await clock.sleep(1)
+        assert done == ["0.5", "0.9", "0.1"]
+
+    run_virtually(main)
+
+
 def test_calls_of_this_process_are_waited_for_as_long_as_they_take() -> None:
     """They are sure to come back; and who waits learns of it at once."""
 
@@ -431,6 +472,17 @@ def test_what_waits_for_one_purse_holds_nothing_of_another() -> None:
     run_virtually(main)
 
 
+def test_a_budget_named_twice_is_refused() -> None:
+    """It would be charged twice for each call."""
+
+    async def main(clock: Clock) -> None:
+        twice = [budget(Cap(Decimal(usd), "team", "day"), MemoryStore(), clock) for usd in (1, 2)]
+        with pytest.raises(ConfigError, match="A budget is named twice: max_cost_usd=1 a day of the budget 'team', "):
+            Purse(tuple(twice), CENT, 0)
+
+    run_virtually(main)
+
+
 # -- cancellation and failure ----------------------------------------------------------------------------------------
 
 
@@ -458,6 +510,22 @@ def test_a_call_that_is_cancelled_holds_nothing(after_s: float, times: int) -> N
 
     run_virtually(main)
     assert store.charged == [(0, 0)] * len(store.charged)
+
+
+def test_settling_is_not_cut_short() -> None:
+    """Who is cancelled while he settles a call is cancelled when that is done."""
+
+    async def main(clock: Clock) -> None:
+        store = WatchedStore(0.05)
+        mine = budget(ONE, store, clock)
+        settling = asyncio.ensure_future(mine.settle(await mine.hold(SIXTY), Decimal("0.5")))
+        await clock.sleep(0.01)
+        settling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await settling
+        assert store.charged == [(Decimal("0.5"), Decimal("0.5"))]
+
+    run_virtually(main)
 
 
 def test_a_call_that_waits_and_is_cancelled_lets_the_next_one_wait() -> None:
@@ -491,7 +559,7 @@ def test_a_store_that_fails_half_way_keeps_no_money() -> None:
     """What the first purse was charged is given back when the second cannot be read; and settled when it cannot be."""
 
     async def main(clock: Clock) -> None:
-        store = HalfBroken()
+        store = HalfBroken(0.05)
         purse = Purse(tuple(budget(Cap(Decimal(1), name, "ever"), store, clock) for name in "ab"), CENT, 0)
         with pytest.raises(StoreError, match="disk full"):
             await purse.hold(call_of(0))
