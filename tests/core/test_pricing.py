@@ -1,3 +1,4 @@
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -97,13 +98,11 @@ def test_of_several_lengths_the_longest_that_is_exceeded_counts() -> None:
 
 
 USD = st.decimals(0, "0.001", places=9)
+FLAT = st.builds(Price, USD, USD, USD, USD | st.none(), cache_write=USD | st.none())
 PRICES = st.builds(
-    Price,
-    USD,
-    USD,
-    USD,
-    USD | st.none(),
-    st.lists(st.tuples(st.integers(1, 2000), st.builds(Price, USD, USD, USD, USD | st.none())), max_size=3).map(tuple),
+    lambda price, beyond: replace(price, beyond=tuple(beyond)),
+    FLAT,
+    st.lists(st.tuples(st.integers(1, 2000), FLAT), max_size=3),
 )
 
 
@@ -112,9 +111,20 @@ def test_no_shorter_call_costs_more_than_the_bound(price: Price, sent: int, rece
     """A bound on the tokens bounds the cost, even where a longer prompt, the cache or thinking is the dearer one."""
     bound = price.at_most(sent, received)
     shorter, reply = data.draw(st.integers(0, sent)), data.draw(st.integers(0, received))
-    usage = Usage(shorter, data.draw(st.integers(0, shorter)), reply, data.draw(st.integers(0, reply)))
+    cached, thinking = data.draw(st.integers(0, shorter)), data.draw(st.integers(0, reply))
+    usage = Usage(shorter, cached, reply, thinking, data.draw(st.integers(0, shorter - cached)))
     assert price.cost(usage) <= bound
     assert price.at_most(shorter, reply) <= bound
+
+
+def test_what_is_put_into_the_cache_has_its_own_price_where_the_list_names_one() -> None:
+    """Some providers charge more for a prompt they keep; of the others it costs what it would cost anyway."""
+    million = Usage(1_000_000, cache_write_tokens=1_000_000)
+    dear, plain = find_price("anthropic/claude-sonnet-4-5"), find_price("openai/gpt-4o-mini")
+    assert dear is not None
+    assert plain is not None
+    assert dear.cost(million) == Decimal("3.75")
+    assert plain.cost(million) == Decimal("0.15")
 
 
 # -- sums ----------------------------------------------------------------------------------------------------------

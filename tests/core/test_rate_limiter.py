@@ -539,6 +539,7 @@ def test_what_a_provider_has_left_is_heeded(left: tuple[float | None, float | No
         await shared.acquire(tokens)
         clock.time += 3600
         shared.heed(*left)
+        shared.heed(100, 100_000)
         for _ in range(3):
             await shared.acquire(tokens)
 
@@ -573,16 +574,17 @@ def test_what_could_leave_right_now(rates: Rates, calls: int, left: tuple[float,
     departures_of(steps, rates)
 
 
-def test_nothing_could_leave_while_all_are_held_off() -> None:
-    """A hold-off is over when it is over."""
+@pytest.mark.parametrize(("rates", "free"), [(Rates(requests_per_minute=60), (1, inf)), (Rates(), (inf, inf))])
+def test_nothing_could_leave_while_all_are_held_off(rates: Rates, free: tuple[float, float]) -> None:
+    """A hold-off is over when it is over, and counts without a rate, too."""
 
     async def steps(shared: RateLimiter, clock: Still) -> None:
         await shared.hold_off(5)
         assert await shared.available() == (0, 0)
         clock.time += 5
-        assert await shared.available() == (1, inf)
+        assert await shared.available() == free
 
-    departures_of(steps, Rates(requests_per_minute=60))
+    departures_of(steps, rates)
 
 
 def test_reset_forgets() -> None:
@@ -597,6 +599,28 @@ def test_reset_forgets() -> None:
         await shared.acquire(100)
 
     assert departures_of(steps, Rates(60, 6000)) == [1.0]
+
+
+def test_what_was_booked_before_a_reset_is_not_given_back_after_it() -> None:
+    """It was forgotten, and the bookings made since are others'."""
+
+    async def main(clock: Clock) -> float:
+        store = MemoryStore()
+        shared, other = (limiter(store, clock, Rates(requests_per_minute=60)) for _ in "ab")
+        await shared.acquire(0)
+        call = asyncio.ensure_future(shared.acquire(0))
+        await clock.sleep(0.1)
+        await shared.reset()
+        others = [asyncio.ensure_future(other.acquire(0)) for _ in range(2)]
+        await clock.sleep(0.1)
+        call.cancel()
+        await clock.sleep(0.1)
+        await shared.acquire(0)
+        await asyncio.gather(*others)
+        return clock.now()
+
+    # Two at 0.1 and 1.1, then the last.
+    assert run_virtually(main) == pytest.approx(2.1, abs=CLOSE)
 
 
 def test_random_stops_and_starts_lose_little() -> None:
