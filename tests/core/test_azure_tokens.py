@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
+from dataclasses import dataclass
 
 import pytest
 
@@ -10,16 +11,16 @@ from ondine_core.providers import connect
 from ondine_core.providers.azure import connect_azure
 from ondine_core.values import ChatModel
 from tests.support.asking import one_call
-from tests.support.azure_provider import CALL, AzureProvider, Credential, calls, spec
+from tests.support.azure_provider import CALL, AzureProvider, Credential, Token, calls, spec
 
 
 def test_token_is_fetched_again_before_it_expires() -> None:
     """A run outlives many tokens, and no call ever shows one that has expired."""
-    credential = Credential(lifetime_s=0.5)
+    credential = Credential(lifetime_s=2.0)
     with AzureProvider(credential.accepts) as provider:
-        calls(connect_azure(spec(provider), "small", credential=credential), 40, pause_s=0.05)
+        calls(connect_azure(spec(provider), "small", credential=credential), 30, pause_s=0.1)
     assert provider.refused == []
-    assert 4 <= len(credential.given) <= 9
+    assert 2 <= len(credential.given) <= 5
     assert credential.scopes == {"https://cognitiveservices.azure.com/.default"}
 
 
@@ -37,28 +38,64 @@ def test_one_token_is_fetched_for_all_calls() -> None:
     assert provider.books.answered == 50
 
 
+@dataclass
+class Gated(Credential):
+    """Gives the first token at once and every other when the gate is opened."""
+
+    def __post_init__(self) -> None:
+        self.asked, self.gate = threading.Event(), threading.Event()
+
+    def get_token(self, *scopes: str) -> Token:
+        """The next token."""
+        if self.given:
+            self.asked.set()
+            assert self.gate.wait(10)
+        return super().get_token(*scopes)
+
+
 def test_nobody_waits_for_a_new_token_while_the_old_one_is_good() -> None:
-    """A slow fetch ahead of time delays no call, and one that fails does no harm while there is time for another."""
-    credential = Credential(lifetime_s=1.0, delay_s=0.1)
-    with AzureProvider(credential.accepts) as provider:
-        model = connect_azure(spec(provider), "small", credential=credential)
+    """Ahead of time one fetch runs beside the calls; it may fail while there is time for another."""
+    clock = [1_000_000.0]
+    credential = Gated(lifetime_s=3600.0, now=lambda: clock[0])
 
-        async def main() -> list[float]:
+    async def main(model: ChatModel) -> None:
+        await model(CALL)
+        clock[0] += 3299
+        await model(CALL)
+        assert not credential.asked.is_set()
+        clock[0] += 2
+        credential.failures.append(OSError("no route"))
+        await asyncio.gather(*(model(CALL) for _ in range(5)))
+        assert await asyncio.to_thread(credential.asked.wait, 10)
+        assert len(credential.given) == 1
+        credential.gate.set()
+        while len(credential.given) == 1:
             await model(CALL)
-            credential.failures.append(OSError("no route"))
-            took = []
-            for _ in range(20):
-                started = time.perf_counter()
-                await model(CALL)
-                took.append(time.perf_counter() - started)
-                await asyncio.sleep(0.05)
-            await model.aclose()
-            return took
+        await model(CALL)
+        await model.aclose()
 
-        took = asyncio.run(main())
+    with AzureProvider(credential.accepts) as provider:
+        asyncio.run(main(connect_azure(spec(provider), "small", credential=credential, now=lambda: clock[0])))
     assert provider.refused == []
-    assert len(credential.given) >= 2
-    assert max(took) < 0.1
+    assert credential.failures == []
+    assert len(credential.given) == 2
+
+
+def test_everybody_waits_for_a_new_token_once_the_old_one_is_not_good() -> None:
+    """After a pause that outlived the token, no call goes out with it."""
+    clock = [1_000_000.0]
+    credential = Credential(lifetime_s=3600.0, now=lambda: clock[0])
+
+    async def main(model: ChatModel) -> None:
+        await model(CALL)
+        clock[0] += 3601
+        await asyncio.gather(*(model(CALL) for _ in range(5)))
+        await model.aclose()
+
+    with AzureProvider(credential.accepts) as provider:
+        asyncio.run(main(connect_azure(spec(provider), "small", credential=credential, now=lambda: clock[0])))
+    assert provider.refused == []
+    assert len(credential.given) == 2
 
 
 class ClientAuthenticationError(Exception):

@@ -79,6 +79,7 @@ class Credential:
     delay_s: float = 0.0
     secret: str = "token"  # noqa: S105
     failures: list[Exception] = field(default_factory=list)
+    now: Callable[[], float] = time.time
     given: list[Token] = field(default_factory=list)
     scopes: set[str] = field(default_factory=set)
 
@@ -89,12 +90,12 @@ class Credential:
         if self.failures:
             raise self.failures.pop(0)
         number = f"-{len(self.given) + 1}" if self.given else ""
-        self.given.append(Token(f"{self.secret}{number}", time.time() + self.lifetime_s))
+        self.given.append(Token(f"{self.secret}{number}", self.now() + self.lifetime_s))
         return self.given[-1]
 
     def accepts(self, shown: str) -> bool:
         """Whether `shown` is a bearer token of ours that has not expired."""
-        now = time.time()
+        now = self.now()
         return any(shown == f"Bearer {token.token}" and now < token.expires_on for token in self.given)
 
 
