@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ondine_core import Call, ConfigError, FatalError, ModelSpec, Reply, TransientError
+from ondine_core import Call, ConfigError, FatalError, ModelSpec, Reply, TransientError, Usage
 from ondine_core.providers import connect
 from ondine_core.providers.litellm import check_release, connect_litellm
 from ondine_core.providers.openai_servers import SERVERS
@@ -158,6 +158,29 @@ def test_key_of_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # -- replies -------------------------------------------------------------------------------------------------------
+
+
+def test_what_went_into_the_cache_is_told_apart() -> None:
+    """Input that Anthropic read from its cache, or wrote into it, has prices of its own and is counted apart."""
+    usage = {
+        "input_tokens": 10,
+        "cache_read_input_tokens": 5,
+        "cache_creation_input_tokens": 7,
+        "output_tokens": 3,
+    }
+    body = {
+        "id": "msg-1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": "hello"}],
+        "stop_reason": "end_turn",
+        "usage": usage,
+    }
+    reply, _ = ask_claude(status(200, body))
+    assert reply.usage == Usage(
+        input_tokens=22, cached_input_tokens=5, output_tokens=3, reasoning_tokens=0, cache_write_tokens=7
+    )
 
 
 def test_limits_that_anthropic_names_hold_the_next_call() -> None:
