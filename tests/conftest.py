@@ -2,6 +2,11 @@
 
 import os
 
+from hypothesis import Phase, settings
+
+# Where it matters that a test fails, and not on which smallest example.
+settings.register_profile("first-find", phases=[Phase.explicit, Phase.generate])
+
 # No test may need the internet: neither Dagster's telemetry nor litellm's price list.
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"

@@ -24,6 +24,9 @@ schedules = st.tuples(st.lists(st.sampled_from(FAULTS), max_size=40), st.sampled
 """What befalls the first calls, one a call, and what befalls all later ones."""
 
 
+MOST_CALLS = 5000
+
+
 class UnreliableModel:
     """Answers `Say: x` with `{"answer": "x"}`, or fails as the schedule tells.
 
@@ -32,6 +35,7 @@ class UnreliableModel:
         sizes: Rows of each call.
         arrivals: When each came in.
         replies: Usage of every reply given.
+        lost: Calls that were answered, and billed, but whose answer never arrived.
     """
 
     def __init__(self, schedule: tuple[Sequence[Fault], Fault], latency_s: float = 0.05, *, lanes: int = 8) -> None:
@@ -44,18 +48,20 @@ class UnreliableModel:
         self.sizes: list[int] = []
         self.replies: list[Usage] = []
         self.arrivals: list[float] = []
-        self.in_flight = self.peak_in_flight = 0
+        self.in_flight = self.peak_in_flight = self.lost = 0
 
     async def __call__(self, call: Call) -> Reply:
         first_line = call.messages[-1].content.partition("\n")[0]
         many = first_line.startswith("[")
         texts = [item["x"] for item in json.loads(first_line)] if many else [first_line.removeprefix("Say: ")]
+        assert len(self.sizes) < MOST_CALLS, "this does not end"
         self.asked += texts
         self.sizes.append(len(texts))
         self.arrivals.append(asyncio.get_running_loop().time())
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         fault = next(self._faults)
+        self.lost += fault in ("lost", "timed out")
         try:
             # Later calls are quicker, so that answers come back in another order than they were asked.
             await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)) * (100 if fault == "slow" else 1))

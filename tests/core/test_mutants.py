@@ -1,0 +1,107 @@
+"""Do the tests of the laws notice when a law is broken? Each mutant breaks one on purpose, and must be caught."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("tests/core/test_engine.py", "tests/core/test_budget.py")
+PROFILE = "--hypothesis-profile=first-find"
+CAUGHT = 1
+"""What pytest exits with when a test failed, and with nothing else."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is broken, where, and how: `good` stands once in the file and becomes `bad`; `law` picks the tests."""
+
+    breaks: str
+    file: str
+    good: str
+    bad: str
+    law: str
+
+
+MUTANTS = (
+    Mutant(
+        "an answer goes to another row",
+        "stages.py",
+        "answers.append((item.key,",
+        "answers.append((batch.items[-1].key,",
+        "aligned",
+    ),
+    Mutant(
+        "one of two different answers is believed",
+        "batching.py",
+        "if number not in doubtful",
+        "if number",
+        "owed",
+    ),
+    Mutant("the last row of a batch is lost", "batching.py", "group.append(item)", "group[:] = [item]", "aligned"),
+    Mutant("a reply that was cut is parsed as if whole", "stages.py", '== "length"', '== "?"', "cannot_be_read"),
+    Mutant("an unreadable batch is asked again as it was", "stages.py", "len(batch.items) // 2", "0", "cannot_be_read"),
+    Mutant("repairs are never used up", "stages.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
+    Mutant("what is still owed is forgotten", "asking.py", "return conclusion.retry", "return ()", "owed"),
+    Mutant("what is known is asked again", "engine.py", "while policy.reuse and", "while False and", "idempotent"),
+    Mutant(
+        "answers are not kept",
+        "calling.py",
+        "kept = conclusion if errand.keep",
+        "kept = conclusion if None",
+        "idempotent",
+    ),
+    Mutant(
+        "answers are told before they are durable",
+        "calling.py",
+        "await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))",
+        "asyncio.ensure_future(store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
+        "durable",
+    ),
+    Mutant(
+        "calls in flight are not counted", "concurrency.py", "self.in_flight += 1", "self.in_flight += 0", "bounded"
+    ),
+    Mutant(
+        "an interrupted call is made again",
+        "calling.py",
+        "except asyncio.CancelledError:\n            self._lose(sent)\n            raise",
+        "except asyncio.CancelledError:\n            raise TransientError('again')",
+        "interrupt",
+    ),
+    Mutant("a Retry-After is the caller's alone", "calling.py", "self._gate.hold_off(seconds)", "pass", "retry_after"),
+    Mutant("rates are not booked", "calling.py", "await limiter.acquire(tokens)", "pass", "paced"),
+    Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "books"),
+    Mutant(
+        "a fatal error does not end the run",
+        "asking.py",
+        "self._caller.stop(error)\n            return ()",
+        "return ()",
+        "fatal",
+    ),
+    Mutant("the worst case is not held", "budget.py", "self.price.at_most(", "0 * self.price.at_most(", "solvent"),
+    Mutant("a lost call is given back", "calling.py", "fate.spent_usd = None", "pass", "solvent"),
+)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)
+def test_a_broken_law_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
+    """The tests of the laws fail on the mutant, as they do not on the code as it is."""
+    for package in ("ondine_core", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file = tmp_path / "ondine_core" / mutant.file
+    text = file.read_text(encoding="utf-8")
+    assert text.count(mutant.good) == 1, f"{mutant.good!r} stands {text.count(mutant.good)} times in {mutant.file}"
+    file.write_text(text.replace(mutant.good, mutant.bad), encoding="utf-8")
+    command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", PROFILE, "-k", mutant.law, *TESTS)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == CAUGHT, ran.stdout[-2000:] + ran.stderr[-2000:]
