@@ -61,7 +61,8 @@ MUTANTS = (
         "answers are told before they are durable",
         "calling.py",
         "await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))",
-        "asyncio.ensure_future(store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
+        "asyncio.ensure_future("
+        "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
         "durable",
     ),
     Mutant(
