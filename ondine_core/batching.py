@@ -89,7 +89,7 @@ def find_room(
         count: Text to tokens.
         window_tokens: The model's window, where the user knows better than the list.
     """
-    window = window_tokens or get_context_limit(question.model.model)
+    window = window_tokens or get_context_limit(question.model.listed_as)
     output = get_output_limit(question.model)
     if window is None and output is None:
         return None

@@ -46,7 +46,7 @@ def get_context_limit(model: str) -> int | None:
 
 def get_output_limit(spec: ModelSpec) -> int | None:
     """The most tokens that one reply can have: what the user allows and what the model can, whichever is less."""
-    known = [limit for limit in (spec.max_output_tokens, _whole(find_max_output_tokens(spec.model))) if limit]
+    known = [limit for limit in (spec.max_output_tokens, _whole(find_max_output_tokens(spec.listed_as))) if limit]
     return min(known, default=None)
 
 

@@ -181,7 +181,7 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
             )
         if options.rates:
             limiter = RateLimiter(_bucket(question.model), options.rates, store, now=clock.now, sleep=clock.sleep)
-        price = options.price or find_price(question.model.model)
+        price = options.price or find_price(question.model.listed_as)
         means = Means(model, store, price, limiter, _purse(question.model, options, price, store))
         return await run(
             question,

@@ -82,6 +82,12 @@ class ModelSpec:
     settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # it may carry a token
     provider_name: str | None = None
 
+    @property
+    def listed_as(self) -> str:
+        """The name under which price and limits are found: a deployment has a name of its own, its model is known."""
+        base = self.settings.get("base_model")
+        return f"{self.model.partition('/')[0]}/{base}" if base else self.model
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

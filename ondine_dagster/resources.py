@@ -43,7 +43,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     model: str = Field(
-        description="Provider and model, as in 'openai/gpt-4o-mini', 'groq/llama-3.3-70b-versatile', "
+        description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/my-deployment', "
         "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
     )
     api_key: str | None = Field(
@@ -67,6 +67,15 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     params: dict[str, Any] = Field(
         default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
     )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,  # it may carry a token
+        description="What only the provider knows of: api_version, managed_identity, regions, base_model of azure/...; "
+        "structured_output of OpenAI-compatible servers; warm_up of mlx/... What it does not know is an error.",
+    )
+    provider_name: str | None = Field(
+        default=None, description="What the provider is called in metadata, where the model's name does not tell."
+    )
     input_cost_per_1k_tokens: float | None = Field(
         default=None, ge=0, description="USD, where the list price is unknown or not yours."
     )
@@ -75,7 +84,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     budgets: list[SharedBudget] = Field(
         default_factory=list,
-        description="Caps on cost across assets, runs and processes; max_cost_usd of an asset is for one materialization.",
+        description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for one materialization.",
     )
     context_window: int | None = Field(
         default=None, gt=0, description="Tokens of prompt and reply together, where the list does not know the model."
@@ -103,6 +112,8 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.temperature,
             self.max_output_tokens,
             self.params,
+            self.settings,
+            self.provider_name,
         )
 
     def options(self, store: str) -> Options:
