@@ -218,14 +218,25 @@ def _purse(spec: ModelSpec, options: Options, price: Price | None, store: Answer
                 f"{caps[0]} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens."
             )
         longest = 0
-    run = f"{options.origin.run}/{options.origin.asset}"
-    clock = options.clock
+    # A run's own purse is for one materialization; a named one is for all that name it.
+    origin, clock = options.origin, options.clock
+    own = f"{origin.run}/{origin.asset}/{origin.partition}"
     budgets = (
-        Budget(cap, run, store, now=clock.now, sleep=clock.sleep, on_threshold=options.on_threshold) for cap in caps
+        Budget(
+            cap,
+            origin.run if cap.name else own,
+            store,
+            now=clock.now,
+            sleep=clock.sleep,
+            on_threshold=options.on_threshold,
+            patience_s=max(_PATIENCE_S, 2 * spec.timeout_s),
+        )
+        for cap in caps
     )
     return Purse(tuple(budgets), price, longest)
 
 
+_PATIENCE_S = 60.0
 _DEARER = ("priority", "fast")
 
 

@@ -43,7 +43,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     model: str = Field(
-        description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/my-deployment', "
+        description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/deployment', "
         "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
     )
     api_key: str | None = Field(
@@ -57,6 +57,9 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     tokens_per_minute: float | None = Field(
         default=None, gt=0, description="Input and output tokens a minute, shared like requests_per_minute."
+    )
+    burst: float = Field(
+        default=1, ge=1, description="Calls that may leave at once after a pause; needs requests_per_minute."
     )
     timeout_s: float = Field(default=60.0, gt=0, description="Seconds one call may take.")
     max_concurrency: int = Field(default=32, gt=0, description="Most calls a step has in flight.")
@@ -84,7 +87,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     budgets: list[SharedBudget] = Field(
         default_factory=list,
-        description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for one materialization.",
+        description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for a materialization.",
     )
     context_window: int | None = Field(
         default=None, gt=0, description="Tokens of prompt and reply together, where the list does not know the model."
@@ -121,7 +124,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Options(
             store=store,
             policy=Policy(max_concurrency=self.max_concurrency, context_window=self.context_window),
-            rates=Rates(self.requests_per_minute, self.tokens_per_minute),
+            rates=Rates(self.requests_per_minute, self.tokens_per_minute, self.burst),
             price=self._price(),
             caps=tuple(budget.cap() for budget in self.budgets),
             lease_ttl_s=self.lease_ttl_s,
