@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import StoreError, TransientError
-from ondine_core.rates import Heard, Queue, Rates, book, read_left
+from ondine_core.rates import Heard, Queue, Rates, book
 from ondine_core.values import AnswerStore, Numbers
 
-__all__ = ["LONGEST_HOLD_OFF_S", "RateLimiter", "Rates", "read_left"]
+__all__ = ["LONGEST_HOLD_OFF_S", "RateLimiter", "Rates"]
 
 LONGEST_HOLD_OFF_S = 600.0
 """So long a `Retry-After` is passed on to everybody, and no longer: it may be meant for one account or model only."""
@@ -62,7 +62,7 @@ class RateLimiter:
         self._rates, self._bursts = rates.per_second, rates.bursts
         self._store, self._now, self._sleep = store, now, sleep
         self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
-        self._heard, self._last_tokens = Heard(), 0
+        self._heard = Heard()
         self._unwanted: dict[float, _Booking] = {}
 
     async def acquire(self, tokens: int, timeout_s: float | None = None) -> None:
@@ -127,19 +127,6 @@ class RateLimiter:
         if rate := self._rates[1]:
             self._heard = self._heard.used((used_tokens - booked_tokens) / rate, self._now())
 
-    def heed(self, requests_left: float | None, tokens_left: float | None) -> None:
-        """Spare no more for a burst or the next call than a provider says it has left (`read_left`).
-
-        That is less than we think when somebody else uses the same key. As `correct`, it travels with the next booking.
-        """
-        now, next_call = self._now(), (1.0, float(self._last_tokens))
-        lefts, heard = (requests_left, tokens_left), self._heard.free_at
-        free_at = tuple(
-            max(known, now + (max(burst, amount) - left) / rate) if rate and left is not None else known
-            for known, left, rate, burst, amount in zip(heard, lefts, self._rates, self._bursts, next_call, strict=True)
-        )
-        self._heard = replace(self._heard, free_at=free_at)
-
     async def _book(self, tokens: int, until: float) -> _Booking:
         at, booking = 0.0, _Booking(0.0, 0.0, 0.0, 0.0, ())
 
@@ -160,7 +147,6 @@ class RateLimiter:
                 f"{self._what!r} is at its rate: the next call may leave in {wait_s:.1f} s, which is too late.",
                 retry_after_s=wait_s,
             )
-        self._last_tokens = tokens
         return booking
 
     async def _leave(self, booking: asyncio.Future[_Booking]) -> None:

@@ -13,14 +13,12 @@ Clocks that differ by less keep the rates but for windows as short as the differ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
 from ondine_core.values import Numbers
 
-__all__ = ["Heard", "Queue", "Rates", "book", "read_left"]
+__all__ = ["Heard", "Queue", "Rates", "book"]
 
 _MINUTE_S = 60.0
 _CLOCKS_AGREE_S = 60.0
@@ -98,20 +96,6 @@ def book(
     return at, after
 
 
-def read_left(headers: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """Requests and tokens that the provider says it would take now; `None` for what it does not say."""
-    said = {name.lower(): value for name, value in headers.items()}
-
-    def find(kind: str) -> float | None:
-        for name in (f"x-ratelimit-remaining-{kind}", f"anthropic-ratelimit-{kind}-remaining"):
-            with suppress(KeyError, ValueError):
-                if 0 <= (left := float(said[name])) < math.inf:
-                    return left
-        return None
-
-    return find("requests"), find("tokens")
-
-
 @dataclass(frozen=True, slots=True)
 class Queue:
     """What processes share of a limit.
@@ -154,12 +138,10 @@ class Heard:
     Args:
         since: When the first of them came.
         tokens_s: How many seconds of the token rate the calls took more than was booked for them.
-        free_at: What the provider has left is free only from then on, as for `book`.
     """
 
     since: float = 0.0
     tokens_s: float = 0.0
-    free_at: Numbers = (0.0, 0.0)
 
     def used(self, more_s: float, now: float) -> Heard:
         """Heard that a call took `more_s` seconds of the token rate more than was booked, or less."""
@@ -167,7 +149,7 @@ class Heard:
 
     def applied(self, queue: Queue, now: float) -> Queue:
         """The queue in the light of it; whoever has booked keeps his booking."""
-        requests, tokens = map(max, queue.free_at, self.free_at)
+        requests, tokens = queue.free_at
         moved = max(tokens, self.since) + self.tokens_s
         # A provider counts by the minute: what nobody foresaw holds nobody up for longer.
         tokens = moved if self.tokens_s < 0 else max(tokens, min(moved, now + _MINUTE_S))

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 CORE = """
     Answer AnswerStore Audit BudgetExhaustedError CalibrationPlan Call Cap ChatModel Clock ConfigError FailedRowsError
     Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt ProviderError Rates
-    RefusedError Reply Report RetryPolicy ScriptedModel StoreError Strategy TransientError Usage enrich enrich_sync load_presets
-    open_store openai_compatible preset
+    RefusedError Reply Report RetryPolicy ScriptedModel StoreError Strategy TransientError Usage enrich
+    enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = "LLMResource Prompt ScriptedModel SharedBudget build_llm_asset llm_asset".split()
 

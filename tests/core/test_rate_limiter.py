@@ -520,32 +520,6 @@ def test_a_correction_without_a_token_rate_is_none() -> None:
     assert departures_of(steps, Rates(requests_per_minute=60)) == []
 
 
-@pytest.mark.parametrize(
-    ("left", "departures"),
-    [
-        ((None, None), [1.0]),
-        ((10, 10_000), [1.0]),
-        ((2, None), [1.0]),
-        ((0, None), [1.0, 2.0, 3.0]),
-        ((None, 0), [10.0, 20.0, 30.0]),
-        ((10, 500), [5.0, 15.0, 25.0]),
-    ],
-)
-def test_what_a_provider_has_left_is_heeded(left: tuple[float | None, float | None], departures: list[float]) -> None:
-    """If somebody else uses the same key, no burst is spared for us, and a call waits until it would be taken."""
-
-    async def steps(shared: RateLimiter, clock: Still) -> None:
-        tokens = 1000 if left[1] is not None and left[1] < 10_000 else 0
-        await shared.acquire(tokens)
-        clock.time += 3600
-        shared.heed(*left)
-        shared.heed(100, 100_000)
-        for _ in range(3):
-            await shared.acquire(tokens)
-
-    assert [at - 3600 for at in departures_of(steps, Rates(60, 6000, burst=2))] == departures
-
-
 # -- asking and resetting ------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError
-from ondine_core.rates import Heard, Queue, Rates, book, read_left
+from ondine_core.rates import Heard, Queue, Rates, book
 from ondine_core.values import Numbers
 
 START = 1_800_000_000.0
@@ -185,18 +185,3 @@ def test_usage_of_many_calls_adds_up() -> None:
     """All that was heard since the last booking counts, from when the first of it was heard."""
     heard = Heard().used(5.0, START).used(-1.0, START + 3)
     assert heard.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)
-
-
-@pytest.mark.parametrize(
-    ("headers", "left"),
-    [
-        ({"X-RateLimit-Remaining-Requests": "59", "x-ratelimit-remaining-tokens": "149984"}, (59.0, 149984.0)),
-        ({"anthropic-ratelimit-requests-remaining": "0"}, (0.0, None)),
-        ({"x-ratelimit-remaining-requests": "many", "x-ratelimit-remaining-tokens": "nan"}, (None, None)),
-        ({"x-ratelimit-remaining-requests": "-1", "x-ratelimit-remaining-tokens": "inf"}, (None, None)),
-        ({}, (None, None)),
-    ],
-)
-def test_headers_say_what_is_left(headers: dict[str, str], left: tuple[float | None, float | None]) -> None:
-    """OpenAI's names and Anthropic's, in any case; what is no number was not said."""
-    assert read_left(headers) == left
