@@ -1,0 +1,233 @@
+"""One MLX model for many callers: batches, cancelling, loading, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from ondine_core.errors import TransientError
+from ondine_core.providers import connect
+from ondine_core.providers.mlx import MlxModel
+from ondine_core.values import ModelSpec, Reply
+from tests.support.asking_mlx import (
+    ENDLESS,
+    MOOD,
+    ask,
+    ask_in_turn,
+    ask_together,
+    ask_with,
+    question,
+    texts,
+    use,
+    write_models,
+)
+from tests.support.tiny_mlx import write_llama_4, write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models."""
+    return write_models(tmp_path_factory.mktemp("mlx"))
+
+
+def test_calls_at_once_are_written_side_by_side(models: Path) -> None:
+    """Each gets the reply it gets alone, in a fraction of the steps."""
+    calls = [question(f"Row {number * number}" + "!" * number) for number in range(16)]
+
+    async def both(model: MlxModel) -> tuple[list[Reply], list[Reply], int, int, int]:
+        start = model.work
+        together = await ask_together(model, calls)
+        middle = model.work
+        alone = await ask_in_turn(model, calls)
+        return together, alone, middle.steps - start.steps, model.work.steps - middle.steps, middle.most_at_once
+
+    together, alone, steps, steps_alone, most_at_once = use(models / "chat", both)
+    assert texts(together) == texts(alone)
+    assert [reply.usage.output_tokens for reply in together] == [reply.usage.output_tokens for reply in alone]
+    assert len(set(texts(alone))) > 8
+    assert most_at_once >= 12
+    assert steps < steps_alone / 6
+
+
+def test_a_call_joins_those_being_written(models: Path) -> None:
+    """It waits neither for a batch to fill nor for one to end."""
+
+    async def join(model: MlxModel) -> tuple[Reply, bool]:
+        first = await model(question("short"))
+        long = asyncio.ensure_future(ask_with(models / "endless", "Tell me everything.", max_output_tokens=3000))
+        second = await model(question("short"))
+        was_writing = not long.done()
+        long.cancel()
+        await asyncio.wait({long})
+        assert second.text == first.text
+        return second, was_writing
+
+    reply, was_writing = use(models / "endless", join)
+    assert was_writing
+    assert reply.usage.output_tokens == 40
+
+
+@pytest.mark.parametrize("family", ["llama", "llama4"])
+def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_path: Path, family: str) -> None:
+    """From then on nobody computes for it; whoever is written beside it gets the reply it gets alone."""
+    folder = models / "endless" if family == "llama" else write_llama_4(tmp_path / "llama4")
+
+    async def cancel(model: MlxModel) -> None:
+        (alone,) = await ask_in_turn(model, [question("Row 1")])
+        long = [asyncio.ensure_future(ask_with(folder, f"Go on {n}", max_output_tokens=3000)) for n in range(3)]
+        beside = asyncio.ensure_future(model(question("Row 1")))
+        while model.work.output_tokens < alone.usage.output_tokens + 8:
+            await model.count_tokens([])  # one turn of MLX's thread
+        for call in long:
+            call.cancel()
+        await asyncio.wait(long)
+        assert all(call.cancelled() for call in long)
+        assert (await beside).text == alone.text
+        before = model.work
+        (after,) = await ask_in_turn(model, [question("Row 1")])
+        assert after.text == alone.text
+        assert model.work.output_tokens - before.output_tokens == model.work.steps - before.steps
+
+    use(folder, cancel)
+
+
+def test_a_model_that_cannot_batch_answers_one_after_another(tmp_path: Path) -> None:
+    """mlx-lm has no batches for some families (Llama 4); nothing but the speed is different."""
+    folder = write_llama_4(tmp_path / "llama4")
+    calls = [question(f"Row {number}") for number in range(3)]
+    together = use(folder, lambda model: ask_together(model, calls))
+    assert texts(together) == texts(use(folder, lambda model: ask_in_turn(model, calls)))
+    assert set(json.loads(ask(folder, question("Row", MOOD)).text)) == {"mood", "stars"}
+
+
+@pytest.mark.parametrize("window", [None, 96])
+def test_a_common_beginning_is_read_once(tmp_path: Path, window: int | None) -> None:
+    """What prompts share is reported as cached, and the replies are those of a model that reads everything.
+
+    That holds for models, too, that look back only so far in every other layer.
+    """
+    kinds = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
+    folder = write_tiny_model(tmp_path / "model", leaning=ENDLESS, **kinds)
+    instructions = "Classify the review. Say good or bad, and how many stars it would give. " * 4
+    calls = [question(f"{instructions}\nReview: {number} {'so ' * number}") for number in range(6)]
+
+    async def cached_and_afresh(model: MlxModel) -> tuple[list[Reply], list[Reply]]:
+        cached = [await model(calls[0]), *await ask_together(model, calls[1:])]
+        await model.aclose()  # frees the memory of beginnings
+        afresh = []
+        for call in calls:
+            afresh.append(await model(call))
+            await model.aclose()
+        return cached, afresh
+
+    cached, afresh = use(folder, cached_and_afresh)
+    assert texts(cached) == texts(afresh)
+    assert {reply.usage.cached_input_tokens for reply in (cached[0], *afresh)} == {0}
+    assert all(0 < reply.usage.cached_input_tokens - len(instructions) < 20 for reply in cached[1:])
+
+
+# -- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_connections_share_one_model(models: Path) -> None:
+    """The weights load once a process, whoever asks, and stay for the next one."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            spec = ModelSpec(f"mlx/{models / 'chat'}", max_output_tokens=5)
+            one, two = connect(spec), connect(ModelSpec(f"mlx/{models}/../{models.name}/chat", temperature=0.5))
+            assert isinstance(one, MlxModel)
+            assert isinstance(two, MlxModel)
+            stack.push_async_callback(one.aclose)
+            stack.push_async_callback(two.aclose)
+            await ask_in_turn(one, [question("Hello")])
+            await ask_in_turn(two, [question("Hello")])
+            assert one.work == two.work
+            assert one.work.output_tokens > 5
+
+    asyncio.run(main())
+
+
+def test_a_model_nobody_has_open_makes_room(models: Path) -> None:
+    """Two models may not fit into memory: an idle one is dropped when another is needed, one in use is not."""
+
+    async def main() -> tuple[int, int]:
+        base, chat = (connect(ModelSpec(f"mlx/{models / name}", max_output_tokens=5)) for name in ("base", "chat"))
+        assert isinstance(base, MlxModel)
+        assert isinstance(chat, MlxModel)
+        await ask_in_turn(base, [question("Hello")])
+        await ask_in_turn(chat, [question("Hello")])
+        await ask_in_turn(base, [question("Hello")])
+        kept = base.work.output_tokens
+        await base.aclose()
+        await ask_with(models / "endless", "Hello", max_output_tokens=5)
+        await ask_in_turn(base, [question("Hello")])
+        anew = base.work.output_tokens
+        await base.aclose()
+        await chat.aclose()
+        return kept, anew
+
+    kept, anew = asyncio.run(main())
+    assert kept >= 10
+    assert anew == 5
+
+
+def test_warming_up_comes_before_the_first_call(tmp_path: Path) -> None:
+    """The model is loaded and has said a word by the time the first call is answered."""
+    fresh = write_tiny_model(tmp_path / "fresh", leaning=ENDLESS)
+
+    async def work(model: MlxModel) -> int:
+        await model(question("Hello"))
+        return model.work.output_tokens
+
+    assert use(fresh, work, settings={"warm_up": True}) == 41
+
+
+def test_counting_does_not_load_the_model(tmp_path: Path) -> None:
+    """Before the first call tokens are estimated, then they are counted."""
+    fresh = write_tiny_model(tmp_path / "fresh")
+
+    async def counts(model: MlxModel) -> tuple[list[int], list[int]]:
+        before = await model.count_tokens(["ten tokens", ""])
+        await model(question("Hello"))
+        return before, await model.count_tokens(["ten tokens", ""])
+
+    assert use(fresh, counts) == ([5, 0], [10, 0])
+
+
+def test_a_slow_reply_is_given_up(models: Path) -> None:
+    """The time-out is an overload the engine can react to, and the computing ends with it."""
+    with pytest.raises(TransientError, match=r"did not finish within 0\.2 s") as caught:
+        ask(models / "endless", "Hello", max_output_tokens=8000, timeout_s=0.2)
+    assert (caught.value.kind, caught.value.cost_unknown) == ("overloaded", False)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_process_ends_in_peace(models: Path, busy: bool) -> None:
+    """MLX's thread does not bring the interpreter down at its exit, not even while it writes."""
+    code = f"""
+import asyncio
+from ondine_core.providers import connect
+from ondine_core.providers.mlx.failures import broken_off, not_loaded  # noqa: E402
+from ondine_core.values import Call, Message, ModelSpec
+
+async def main():
+    model = connect(ModelSpec("mlx/{models / "endless"}", max_output_tokens=4000 if {busy} else 4))
+    call = asyncio.ensure_future(model(Call((Message("user", "Hello"),))))
+    while {busy} and not model.work.output_tokens:
+        await asyncio.sleep(0.01)
+    print((await call).usage.output_tokens) if not {busy} else None
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, "terminate" in done.stderr) == (0, False), done.stderr
