@@ -32,6 +32,22 @@ class Spend:
     usd: Decimal | None = None
     stages: Mapping[Stage, Line] = field(default_factory=dict)
 
+    def __add__(self, other: Spend) -> Spend:
+        """Both together; the cost is known if both are."""
+        known = self.usd is not None and other.usd is not None
+        stages = {
+            stage: self.stages.get(stage, Line()) + other.stages.get(stage, Line())
+            for stage in dict.fromkeys((*self.stages, *other.stages))
+        }
+        return Spend(
+            self.calls + other.calls,
+            self.answered + other.answered,
+            self.unknown + other.unknown,
+            self.usage + other.usage,
+            (self.usd or Decimal(0)) + (other.usd or Decimal(0)) if known else None,
+            stages,
+        )
+
     @property
     def refused(self) -> int:
         """Requests the provider turned away, or that are still on their way."""

@@ -13,7 +13,7 @@ from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
 from ondine_core.concurrency import Gate, Throttle
 from ondine_core.cost_tracker import CostTracker
-from ondine_core.errors import ConfigError
+from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question, address
 from ondine_core.report import Outcomes, Progress, Report, Tally
@@ -33,6 +33,7 @@ async def run(  # noqa: PLR0913  (named at every call)
     *,
     policy: Policy,
     origin: Origin,
+    partial: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     clock: Clock | None = None,
 ) -> Report:
@@ -45,6 +46,8 @@ async def run(  # noqa: PLR0913  (named at every call)
         means: Model, store, price, limiter and purse.
         policy: How hard to try.
         origin: For whom, in the books.
+        partial: When the model fails for good, report so, with a failure for each row that it left unanswered, instead
+            of raising.
         on_progress: Told after every batch, on the event loop; it must return quickly.
         clock: Time and chance.
 
@@ -73,7 +76,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         gate=Gate(throttle, clock.now, clock.sleep),
         clock=clock,
     )
-    asker, calibrated = Asker(question, means, policy, caller, clock), None
+    asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock), None, None
     try:
         if tally.rows_left:
             caller.unseen = set(await means.store.get_unseen())
@@ -81,6 +84,12 @@ async def run(  # noqa: PLR0913  (named at every call)
             size = calibrated.batch_size if calibrated else policy.batch_size
             pending = ((key, index) for key, index in first.items() if key not in tally.outcomes)
             await asker.ask_all(columns, pending, tally, batch_size=size)
+    except (FatalError, TransientError) as error:
+        if not partial:
+            raise
+        stopped_by = error
+        failure = Failure("unreachable", str(error))
+        tally.settle([(key, failure) for key in first if key not in tally.outcomes])
     finally:
         tally.tell()
     names = tuple(column.name for column in question.schema.columns)
@@ -93,6 +102,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         tuple(throttle.history),
         await means.store.audit(origin.run),
         calibrated,
+        stopped_by,
     )
 
 

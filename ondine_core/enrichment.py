@@ -6,32 +6,32 @@ loop in a thread of its own, so it works under a running loop, and an interrupt 
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 from uuid import uuid4
 
-from ondine_core.budget import Budget, Cap, Purse
-from ondine_core.context_limits import get_output_limit
+from ondine_core.budget import Cap
 from ondine_core.engine import run
 from ondine_core.errors import ConfigError
 from ondine_core.lease import hold_lease
+from ondine_core.means import Terms, find_means
 from ondine_core.policy import Clock, Means, Policy
-from ondine_core.pricing import FREE, Price, find_price
+from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.question import Question, check_columns, compile_question
-from ondine_core.rate_limiter import RateLimiter, Rates
+from ondine_core.rate_limiter import Rates
+from ondine_core.reading import read
 from ondine_core.report import Progress, Report
 from ondine_core.schema import Output
 from ondine_core.store import open_store
+from ondine_core.thread import run_in_thread
 from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
 
 __all__ = [
@@ -39,11 +39,8 @@ __all__ = [
     "answer",
     "enrich",
     "enrich_sync",
-    "run_in_thread",
     "spec_of",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,8 @@ class Options:
         max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
         caps: Further caps, which others may draw from, too.
         on_threshold: Told once when most of a cap is spent.
+        fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
+        on_fallback: Told when that happens.
         origin: For whom calls are made, in the books; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
@@ -74,6 +73,8 @@ class Options:
     max_cost_usd: Decimal | float | None = None
     caps: tuple[Cap, ...] = ()
     on_threshold: Callable[[str], None] = lambda _: None
+    fallbacks: tuple[ModelSpec, ...] = ()
+    on_fallback: Callable[[str], None] = lambda _: None
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     lease: str | None = None
     lease_ttl_s: float = 30.0
@@ -156,181 +157,70 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
     Raises:
         OndineError: As for `enrich`.
     """
-    names, rows, columns = _read(table, question.prompt.columns)
+    names, rows, columns = read(table, question.prompt.columns)
     check_columns(question, names)
     async with AsyncExitStack() as stack:
         if isinstance(options.store, str | Path):
             store: AnswerStore = stack.enter_context(open_store(options.store))
         else:
             store = options.store
-        if model is None:
-            model = connect(question.model)
-            stack.push_async_callback(model.aclose)
-        clock, limiter = options.clock, None
+        clock = options.clock
         if options.lease is not None:
-            await stack.enter_async_context(
-                hold_lease(
-                    store,
-                    options.lease,
-                    now=clock.now,
-                    sleep=clock.sleep,
-                    owner=options.origin.run,
-                    ttl_s=options.lease_ttl_s,
-                    on_wait=options.on_wait,
-                )
+            lease = hold_lease(
+                store,
+                options.lease,
+                now=clock.now,
+                sleep=clock.sleep,
+                owner=options.origin.run,
+                ttl_s=options.lease_ttl_s,
+                on_wait=options.on_wait,
             )
-        if options.rates:
-            limiter = RateLimiter(_bucket(question.model), options.rates, store, now=clock.now, sleep=clock.sleep)
-        price = options.price or find_price(question.model.listed_as)
-        means = Means(model, store, price, limiter, _purse(question.model, options, price, store))
-        return await run(
+            await stack.enter_async_context(lease)
+        # All at the start: a key or a price that is missing for the last of them is an error before the first call.
+        chain = [(question, await _means(question.model, store, options, stack, model))]
+        for spec in options.fallbacks:
+            means = await _means(spec, store, replace(options, price=None), stack)
+            chain.append((replace(question, model=spec), means))
+        return await _ask_in_turn(chain, columns, rows, options)
+
+
+async def _means(
+    spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
+) -> Means:
+    if model is None:
+        model = connect(spec)
+        stack.push_async_callback(model.aclose)
+    own = () if options.max_cost_usd is None else (Cap(Decimal(str(options.max_cost_usd))),)
+    terms = Terms((*own, *options.caps), options.rates, options.origin, options.on_threshold, options.clock)
+    return find_means(model, spec, options.price, store, terms)
+
+
+async def _ask_in_turn(
+    chain: Sequence[tuple[Question, Means]], columns: Mapping[str, Sequence[Any]], rows: int, options: Options
+) -> Report:
+    """Ask the first about all rows, and each next one about those that are out of reach of those before it."""
+    report: Report | None = None
+    left: Sequence[int] = range(rows)
+    for number, (question, means) in enumerate(chain, 1):
+        found = await run(
             question,
-            columns,
-            rows,
+            columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
+            len(left),
             means,
             policy=options.policy,
             origin=options.origin,
-            on_progress=options.on_progress,
-            clock=clock,
+            partial=number < len(chain),
+            on_progress=partial(_tell, options.on_progress, report and report.progress),
+            clock=options.clock,
         )
+        report = report.followed_by(left, found) if report else found
+        if report.stopped_by is None:
+            break
+        options.on_fallback(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
+        failures = enumerate(report.outcomes.failures())
+        left = [row for row, failure in failures if failure is not None and failure.reason == "unreachable"]
+    return cast("Report", report)
 
 
-def _purse(spec: ModelSpec, options: Options, price: Price | None, store: AnswerStore) -> Purse | None:
-    caps = list(options.caps)
-    if options.max_cost_usd is not None:
-        caps.insert(0, Cap(Decimal(str(options.max_cost_usd))))
-    if not caps:
-        return None
-    if price is None:
-        raise ConfigError(
-            f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
-            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
-        )
-    if options.price is None and (tier := spec.params.get("service_tier")) in _DEARER:
-        raise ConfigError(
-            f"{caps[0]} does not know what service_tier={tier!r} costs; "
-            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens."
-        )
-    longest = get_output_limit(spec)
-    if longest is None:
-        if price != FREE:
-            raise ConfigError(
-                f"{caps[0]} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens."
-            )
-        longest = 0
-    # A run's own purse is for one materialization; a named one is for all that name it.
-    origin, clock = options.origin, options.clock
-    own = f"{origin.run}/{origin.asset}/{origin.partition}"
-    budgets = (
-        Budget(
-            cap,
-            origin.run if cap.name else own,
-            store,
-            now=clock.now,
-            sleep=clock.sleep,
-            on_threshold=options.on_threshold,
-            patience_s=max(_PATIENCE_S, 2 * spec.timeout_s),
-        )
-        for cap in caps
-    )
-    return Purse(tuple(budgets), price, longest)
-
-
-_PATIENCE_S = 60.0
-_DEARER = ("priority", "fast")
-
-
-def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:
-    """Run a coroutine on an event loop in another thread, and wait for it.
-
-    An exception that lands here while waiting (KeyboardInterrupt, an orchestrator's own) cancels the coroutine, waits
-    until it has cleaned up, and goes on.
-
-    Args:
-        main: Makes the coroutine.
-        tick: Called in this thread about four times a second while waiting.
-    """
-    result: Future[T] = Future()
-    started = threading.Event()
-    cancel: list[Callable[[], object]] = []
-
-    async def cancellable() -> T:
-        task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel) if task else None)
-        started.set()
-        return await main()
-
-    def thread() -> None:
-        try:
-            result.set_result(asyncio.run(cancellable()))
-        except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
-            result.set_exception(error)
-
-    worker = threading.Thread(target=thread, name="ondine", daemon=True)
-    worker.start()
-    try:
-        while True:
-            try:
-                return result.result(timeout=_TICK_S)
-            except TimeoutError:
-                if result.done():
-                    return result.result()
-                tick()
-    except BaseException:
-        if not result.done():
-            started.wait()
-            with suppress(RuntimeError):  # the loop may have closed this very moment
-                cancel[0]()
-            worker.join(_CLEAN_UP_S)
-        raise
-
-
-_TICK_S = 0.25
-_CLEAN_UP_S = 1.5
-"""Closing connections and a last commit take milliseconds; a step told to stop must not wait for more."""
-
-
-def _bucket(spec: ModelSpec) -> str:
-    """Whoever asks the same model at the same address shares its rates."""
-    return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
-
-
-def _read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
-    """The column names of `table`, its length, and the values of the `wanted` columns that it has."""
-    if isinstance(table, Mapping):
-        return _read_columns(table, wanted)
-    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
-        names = tuple(dict.fromkeys(name for row in table for name in row)) or tuple(wanted)
-        return names, len(table), {name: [row.get(name) for row in table] for name in wanted}
-    import narwhals as nw
-
-    try:
-        frame = nw.from_native(table, eager_only=True)
-    except TypeError:
-        raise ConfigError(
-            f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
-            "a mapping of column to values, or a list of mappings."
-        ) from None
-    columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
-    return tuple(frame.columns), len(frame), columns
-
-
-def _read_columns(
-    table: Mapping[str, Any], wanted: Sequence[str]
-) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
-    lengths = {name: -1 if isinstance(values, str | bytes) else len(values) for name, values in table.items()}
-    if len(set(lengths.values())) > 1 or -1 in lengths.values():
-        shown = ", ".join(f"{name!r}: {'a text' if n < 0 else n}" for name, n in lengths.items())
-        raise ConfigError(f"The columns must be sequences of one length; they are {shown}.")
-    # By position: a pandas Series would be read by label.
-    columns: dict[str, Sequence[Any]] = {name: list(table[name]) for name in wanted if name in table}
-    return tuple(table), next(iter(lengths.values()), 0), columns
-
-
-def _values(series: Any) -> Sequence[Any]:
-    """The values as Python objects, every kind of missing as `None`."""
-    values: list[Any] = series.to_list()
-    if not series.null_count():
-        return values
-    return [None if missing else value for value, missing in zip(values, series.is_null().to_list(), strict=True)]
+def _tell(on_progress: Callable[[Progress], None], before: Progress | None, progress: Progress) -> None:
+    on_progress(before.followed_by(progress) if before else progress)

@@ -17,6 +17,7 @@ import orjson
 from ondine_core.calibration import Calibrated
 from ondine_core.concurrency import Setting
 from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.errors import OndineError
 from ondine_core.values import Answer, Audit, Failure, Key, Outcome
 
 __all__ = ["Outcomes", "Progress", "Report", "Tally"]
@@ -51,6 +52,17 @@ class Progress:
             return None
         return self.spend.usd * (self.rows_total - self.rows_reused) / asked
 
+    def followed_by(self, rest: Progress) -> Progress:
+        """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
+        return Progress(
+            self.rows_total,
+            self.rows_done - rest.rows_total + rest.rows_done,
+            self.rows_reused + rest.rows_reused,
+            self.rows_failed - rest.rows_total + rest.rows_failed,
+            self.spend + rest.spend,
+            self.elapsed_s + rest.elapsed_s,
+        )
+
 
 class Outcomes(Sequence[Outcome]):
     """One outcome a row, in row order, unpacked when it is looked at."""
@@ -83,6 +95,13 @@ class Outcomes(Sequence[Outcome]):
         for row in self._rows:
             found = row if isinstance(row, Failure) else self._packed[row]
             yield found if isinstance(found, Failure) else None
+
+    def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
+        """These, but at `indices` the outcomes of `others`, in that order."""
+        rows = list(self._rows)
+        for index, row in zip(indices, others._rows, strict=True):
+            rows[index] = row
+        return Outcomes(rows, {**self._packed, **others._packed})
 
     def unique(self) -> Iterator[Answer]:
         """The answers, each once, however many rows share it."""
@@ -119,6 +138,7 @@ class Report:
         concurrency: What the provider was found to take, from when on.
         audit: The books of the run as the store has them, those of killed attempts at it included.
         calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
+        stopped_by: Why the model was not asked about all rows, if it was not.
     """
 
     outcomes: Outcomes
@@ -129,6 +149,26 @@ class Report:
     concurrency: Sequence[Setting]
     audit: Audit
     calibrated: Calibrated | None = None
+    stopped_by: OndineError | None = None
+
+    def followed_by(self, indices: Sequence[int], rest: Report) -> Report:
+        """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
+        return Report(
+            self.outcomes.with_others(indices, rest.outcomes),
+            self.columns,
+            self.progress.followed_by(rest.progress),
+            self.prompts,
+            sorted((*self.latencies_s, *rest.latencies_s)),
+            (*self.concurrency, *rest.concurrency),
+            rest.audit,
+            self.calibrated or rest.calibrated,
+            rest.stopped_by,
+        )
+
+    @property
+    def models(self) -> Counter[str]:
+        """How many rows each model answered."""
+        return Counter(outcome.model for outcome in self.outcomes if isinstance(outcome, Answer))
 
     @property
     def spend(self) -> Spend:

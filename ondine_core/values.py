@@ -272,6 +272,10 @@ class Line:
     usage: Usage = Usage()
     usd: Decimal | None = Decimal(0)
 
+    def __add__(self, other: Line) -> Line:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Line(self.calls + other.calls, self.usage + other.usage, usd)
+
 
 @dataclass(frozen=True, slots=True)
 class Audit:

@@ -37,6 +37,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     on_disagreement: Literal["lower", "stop"] = "lower",
     max_cost_usd: float | None = None,
     resource_key: str = "llm",
+    model_column: str | None = None,
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
     **asset_arguments: Any,
@@ -63,6 +64,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         max_cost_usd: Hard cap on what one materialization may cost, retries of its step included. The worst case of a
             call is charged before it leaves; when the cap is reached the step fails for good, and all answers are kept.
         resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
+        model_column: Name of a further column, which says which model answered the row.
         on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
         max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
@@ -88,8 +90,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             max_error_rate,
             batch_size,
             find_strategy(batch_format),
-            None if calibrate is None else CalibrationPlan(calibrate, min_agreement, on_disagreement),
-            max_cost_usd,
+            calibration=None if calibrate is None else CalibrationPlan(calibrate, min_agreement, on_disagreement),
+            model_column=model_column,
+            max_cost_usd=max_cost_usd,
         )
         _check(enrichment, asset_arguments)
         arguments = dict(asset_arguments)
@@ -153,7 +156,8 @@ def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
         raise ConfigError("check_specs cannot be answered from here; write the check with @dg.asset_check(asset=...).")
     declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
     if isinstance(declared, dg.TableSchema):
-        outputs = {column.name for column in enrichment.question.schema.columns} | {enrichment.error_column}
+        outputs = {column.name for column in enrichment.question.schema.columns}
+        outputs |= {enrichment.error_column, enrichment.model_column or ""}
         check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
 
 

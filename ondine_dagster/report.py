@@ -37,6 +37,7 @@ def run_metadata(report: Report, model: str) -> dict[str, Any]:
         "ondine/requests_answered": audit.answered.calls,
         "ondine/requests_refused": audit.refused.calls,
         "ondine/prompts_paid_twice": audit.paid_twice,
+        "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != model),
     }
     if (paid := _paid_in_all(report)) is not None:
         metadata["ondine/cost_usd_total"] = float(paid)

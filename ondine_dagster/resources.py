@@ -85,6 +85,11 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     output_cost_per_1k_tokens: float | None = Field(
         default=None, ge=0, description="USD, set together with the input's."
     )
+    fallbacks: list[str] = Field(
+        default_factory=list,
+        description="Models that take over, in this order, the rows that are left when the one before fails for good "
+        "or is out of reach for five minutes; their keys come from their usual environment variables.",
+    )
     budgets: list[SharedBudget] = Field(
         default_factory=list,
         description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for a materialization.",
@@ -128,7 +133,12 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             price=self._price(),
             caps=tuple(budget.cap() for budget in self.budgets),
             lease_ttl_s=self.lease_ttl_s,
+            fallbacks=tuple(self._fallback(model) for model in self.fallbacks),
         )
+
+    def _fallback(self, model: str) -> ModelSpec:
+        """Address, key and what only the provider knows of are not handed on."""
+        return ModelSpec(model, None, None, self.timeout_s, self.temperature, self.max_output_tokens)
 
     def _price(self) -> Price | None:
         given, taken = self.input_cost_per_1k_tokens, self.output_cost_per_1k_tokens

@@ -16,10 +16,11 @@ import dagster as dg
 
 from ondine_core.batching import JSON, Strategy, explain_fallback
 from ondine_core.calibration import CalibrationPlan
-from ondine_core.enrichment import Options, answer, run_in_thread, spec_of
+from ondine_core.enrichment import Options, answer, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.question import Question
 from ondine_core.report import Progress, Report
+from ondine_core.thread import run_in_thread
 from ondine_core.values import ChatModel, Origin
 from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
 from ondine_dagster.resources import LLMResource, default_store, store_warning
@@ -41,6 +42,7 @@ class Enrichment:
     batch_size: int | Literal["auto"] = 1
     strategy: Strategy = JSON
     calibration: CalibrationPlan | None = None
+    model_column: str | None = None
     max_cost_usd: float | None = None
 
 
@@ -63,8 +65,9 @@ def materialize(
     try:
         question, options, model = _resolve(context, enrichment, llm, watch)
         check_frame(rows)
-        if enrichment.error_column in names_of(rows):
-            raise ConfigError(f"{enrichment.error_column!r} is already a column of the rows; rename it or the asset.")
+        for added in filter(None, (enrichment.error_column, enrichment.model_column)):
+            if added in names_of(rows):
+                raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
         watch.flush()
         _judge(context, report, enrichment)
@@ -79,7 +82,7 @@ def materialize(
     if report.calibrated and report.calibrated.complaint:
         context.log.warning(report.calibrated.complaint)
     columns = question.schema.columns
-    table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error)
+    table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error, enrichment.model_column)
     outputs = [column.name for column in columns]
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
     shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
@@ -128,6 +131,7 @@ def _resolve(
         on_progress=watch.keep,
         on_wait=watch.wait,
         on_threshold=watch.warn,
+        on_fallback=watch.warn,
     )
     return question, options, model
 

@@ -19,7 +19,7 @@ from narwhals.exceptions import DuplicateError
 from ondine_core.errors import ConfigError
 from ondine_core.report import Report
 from ondine_core.schema import Column
-from ondine_core.values import Json
+from ondine_core.values import Answer, Json
 
 __all__ = ["check_frame", "column_schema", "join", "names_of", "preview"]
 
@@ -49,12 +49,13 @@ def check_frame(value: Any) -> None:
         raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
 
 
-def join(
+def join(  # noqa: PLR0913, PLR0917  (one caller)
     table: Any,
     report: Report,
     columns: Sequence[Column],
     error_column: str,
     on_row_error: Literal["null", "drop", "raise"],
+    model_column: str | None = None,
 ) -> Any:
     """`table` with the output columns of `report`; its other columns, order and kind stay.
 
@@ -64,10 +65,14 @@ def join(
         columns: The output columns.
         error_column: Name of the column that says why a row failed (with `on_row_error="null"`).
         on_row_error: `"drop"` leaves failed rows out; otherwise they have nulls.
+        model_column: Name of the column that says which model answered, if one is wanted.
     """
     frame = nw.from_native(table, eager_only=True)
     values = report.values()
     series = [_series(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]
+    if model_column is not None:
+        models = [outcome.model if isinstance(outcome, Answer) else None for outcome in report.outcomes]
+        series.append(_series(frame, model_column, models, {"type": "string"}))
     if on_row_error == "drop":
         answered = [failure is None for failure in report.outcomes.failures()]
         joined = frame.with_columns(*series)

@@ -26,8 +26,8 @@ HEAVY = (
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
     "values errors pricing context_limits tokens presets cost_tracker prompts json_schema schema question notations "
-    "records batching batch_size stages agreement calibration rates rate_limiter retry pacing concurrency caps budget "
-    "store lease policy providers report calling asking engine enrichment __init__ __main__"
+    "records batching batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency caps "
+    "budget store lease policy means providers report calling asking engine reading thread enrichment __init__ __main__"
 ).split()
 RING = "tables report resources step assets __init__".split()
 

@@ -1,0 +1,96 @@
+"""What a run works with, put together from what the user said: price, rates, purse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ondine_core.budget import Budget, Purse
+from ondine_core.caps import Cap
+from ondine_core.context_limits import get_output_limit
+from ondine_core.errors import ConfigError
+from ondine_core.policy import Clock, Means
+from ondine_core.pricing import FREE, Price, find_price
+from ondine_core.rate_limiter import RateLimiter, Rates
+from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
+
+__all__ = ["Terms", "find_means"]
+
+
+_PATIENCE_S = 60.0
+_DEARER = ("priority", "fast")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for all calls of a run.
+
+    Args:
+        caps: What it may cost; the one without a name is its own.
+        rates: What the provider allows.
+        origin: For whom calls are made.
+        on_threshold: Told once when most of a cap is spent.
+        clock: Time and chance.
+    """
+
+    caps: tuple[Cap, ...]
+    rates: Rates
+    origin: Origin
+    on_threshold: Callable[[str], None]
+    clock: Clock
+
+
+def find_means(model: ChatModel, spec: ModelSpec, price: Price | None, store: AnswerStore, terms: Terms) -> Means:
+    """What a run that asks `model` works with; `price` is the user's, else the list's holds.
+
+    Raises:
+        ConfigError: A cap needs a figure that is not known.
+    """
+    clock, limiter = terms.clock, None
+    if terms.rates:
+        limiter = RateLimiter(_bucket(spec), terms.rates, store, now=clock.now, sleep=clock.sleep)
+    known = price or find_price(spec.listed_as)
+    purse = _purse(spec, known, store, terms, listed=price is None) if terms.caps else None
+    return Means(model, store, known, limiter, purse)
+
+
+def _bucket(spec: ModelSpec) -> str:
+    """Whoever asks the same model at the same address shares its rates."""
+    return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
+
+
+def _purse(spec: ModelSpec, price: Price | None, store: AnswerStore, terms: Terms, *, listed: bool) -> Purse:
+    caps = terms.caps
+    if price is None:
+        raise ConfigError(
+            f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
+            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
+        )
+    if listed and (tier := spec.params.get("service_tier")) in _DEARER:
+        raise ConfigError(
+            f"{caps[0]} does not know what service_tier={tier!r} costs; "
+            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens."
+        )
+    longest = get_output_limit(spec)
+    if longest is None:
+        if price != FREE:
+            raise ConfigError(
+                f"{caps[0]} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens."
+            )
+        longest = 0
+    # A run's own purse is for one materialization; a named one is for all that name it.
+    origin, clock = terms.origin, terms.clock
+    own = f"{origin.run}/{origin.asset}/{origin.partition}"
+    budgets = (
+        Budget(
+            cap,
+            origin.run if cap.name else own,
+            store,
+            now=clock.now,
+            sleep=clock.sleep,
+            on_threshold=terms.on_threshold,
+            patience_s=max(_PATIENCE_S, 2 * spec.timeout_s),
+        )
+        for cap in caps
+    )
+    return Purse(tuple(budgets), price, longest)

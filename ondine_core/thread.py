@@ -1,0 +1,65 @@
+"""A coroutine for ordinary code: an event loop in a thread of its own, which an interrupt of the caller stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+__all__ = ["run_in_thread"]
+
+T = TypeVar("T")
+
+
+def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:
+    """Run a coroutine on an event loop in another thread, and wait for it.
+
+    An exception that lands here while waiting (KeyboardInterrupt, an orchestrator's own) cancels the coroutine, waits
+    until it has cleaned up, and goes on.
+
+    Args:
+        main: Makes the coroutine.
+        tick: Called in this thread about four times a second while waiting.
+    """
+    result: Future[T] = Future()
+    started = threading.Event()
+    cancel: list[Callable[[], object]] = []
+
+    async def cancellable() -> T:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel) if task else None)
+        started.set()
+        return await main()
+
+    def thread() -> None:
+        try:
+            result.set_result(asyncio.run(cancellable()))
+        except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
+            result.set_exception(error)
+
+    worker = threading.Thread(target=thread, name="ondine", daemon=True)
+    worker.start()
+    try:
+        while True:
+            try:
+                return result.result(timeout=_TICK_S)
+            except TimeoutError:
+                if result.done():
+                    return result.result()
+                tick()
+    except BaseException:
+        if not result.done():
+            started.wait()
+            with suppress(RuntimeError):  # the loop may have closed this very moment
+                cancel[0]()
+            worker.join(_CLEAN_UP_S)
+        raise
+
+
+_TICK_S = 0.25
+_CLEAN_UP_S = 1.5
+"""Closing connections and a last commit take milliseconds; a step told to stop must not wait for more."""
