@@ -210,7 +210,7 @@ async def _ask_in_turn(
             policy=options.policy,
             origin=options.origin,
             partial=number < len(chain),
-            on_progress=partial(_tell, options.on_progress, report and report.progress),
+            on_progress=partial(_tell, options.on_progress, report.progress if report else None),
             clock=options.clock,
         )
         report = report.followed_by(left, found) if report else found
