@@ -25,7 +25,7 @@ from tests.support.asking_mlx import (
     use,
     write_models,
 )
-from tests.support.tiny_mlx import CHAT_TEMPLATE, END, write_tiny_model
+from tests.support.tiny_mlx import CHAT_TEMPLATE, END, write_adapter, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,15 @@ def test_repetition_is_penalised(models: Path) -> None:
 def test_a_top_k_beyond_the_vocabulary_is_no_bound(models: Path) -> None:
     """It leaves out nothing, and breaks nothing."""
     assert ask(models / "endless", "Hello", temperature=1.0, params={"top_k": 10_000}).usage.output_tokens == 40
+
+
+def test_an_adapter_changes_the_answers(models: Path, tmp_path: Path) -> None:
+    """A LoRA adapter is laid over the weights, for those who ask for it and nobody else."""
+    adapter = write_adapter(tmp_path / "adapter")
+    plain, adapted, again = (
+        ask(models / "endless", "Hello", params=params).text for params in ({}, {"adapter_path": str(adapter)}, {})
+    )
+    assert plain == again != adapted
 
 
 # -- the pipeline --------------------------------------------------------------------------------------------------

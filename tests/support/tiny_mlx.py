@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ondine_core.providers.mlx.thread import on_mlx_thread
 
-__all__ = ["CHAT_TEMPLATE", "END", "write_llama_4", "write_tiny_model"]
+__all__ = ["CHAT_TEMPLATE", "END", "write_adapter", "write_llama_4", "write_tiny_model"]
 
 END = "<|end|>"
 """The token that ends a turn."""
@@ -65,6 +65,21 @@ def write_tiny_model(
     (folder / "config.json").write_text(json.dumps(shape | config))
     liked = {vocabulary[token]: liking for token, liking in (leaning or {}).items()}
     save_file(dict(_weights(len(vocabulary), liked)), folder / "model.safetensors", metadata={"format": "mlx"})
+    return folder
+
+
+def write_adapter(folder: Path) -> Path:
+    """Write a LoRA adapter for tiny models into `folder`."""
+    folder.mkdir(parents=True)
+    rank, part = 2, "self_attn.q_proj"
+    settings = {"rank": rank, "scale": 20.0, "dropout": 0.0, "keys": [part]}
+    config = {"fine_tune_type": "lora", "num_layers": _LAYERS, "lora_parameters": settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = {}
+    for layer in range(_LAYERS):
+        weights[f"model.layers.{layer}.{part}.lora_a"] = np.ones((_WIDTH, rank), np.float32)
+        weights[f"model.layers.{layer}.{part}.lora_b"] = np.ones((rank, _WIDTH), np.float32)
+    save_file(weights, folder / "adapters.safetensors")
     return folder
 
 
