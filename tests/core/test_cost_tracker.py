@@ -1,11 +1,12 @@
 from decimal import Decimal
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.pricing import FREE, Price
-from ondine_core.values import Usage
+from ondine_core.values import Line, Stage, Usage
 
 PRICE = Price(Decimal("3e-6"), Decimal("15e-6"), Decimal("0.3e-6"))
 USAGES = st.builds(lambda fresh, cached, output: Usage(fresh + cached, cached, output), *[st.integers(0, 10**7)] * 3)
@@ -24,12 +25,13 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
     costs = []
     for usage in usages:
         tracker.sent()
-        costs.append(tracker.answered(usage))
+        costs.append(tracker.answered("ask", usage))
     for _ in range(lost):
         tracker.sent()
         tracker.lost()
     total = sum(usages, Usage())
-    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, PRICE.cost(total))
+    stages = {"ask": Line(len(usages), total, PRICE.cost(total))} if usages else {}
+    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, PRICE.cost(total), stages)
     assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
 
 
@@ -37,14 +39,14 @@ def test_an_unknown_price_is_never_zero() -> None:
     """Without a price, tokens are counted and dollars stay unknown, for the call and for the run."""
     tracker = CostTracker(None)
     tracker.sent()
-    assert tracker.answered(Usage(10, 0, 5)) is None
-    assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None)
+    assert tracker.answered("ask", Usage(10, 0, 5)) is None
+    assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None, {"ask": Line(1, Usage(10, 0, 5), None)})
 
 
 def test_a_free_model_costs_a_known_nothing() -> None:
     """A model without cost is told from one without a known price."""
     tracker = CostTracker(FREE)
-    assert tracker.answered(Usage(10, 0, 5)) == Decimal(0)
+    assert tracker.answered("ask", Usage(10, 0, 5)) == Decimal(0)
     assert tracker.spend.usd == Decimal(0)
 
 
@@ -53,6 +55,24 @@ def test_a_spend_is_a_snapshot() -> None:
     tracker = CostTracker(PRICE)
     before = tracker.spend
     tracker.sent()
-    tracker.answered(Usage(1))
+    tracker.answered("ask", Usage(1))
     assert before == Spend(usd=Decimal(0))
     assert tracker.spend.calls == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(get_args(Stage)), USAGES)))
+def test_the_stages_add_up_to_the_whole(calls: list[tuple[Stage, Usage]]) -> None:
+    """What was spent on first asks, repairs, splits, retries and calibration is what was spent."""
+    tracker = CostTracker(PRICE)
+    for stage, usage in calls:
+        tracker.answered(stage, usage)
+    whole = sum(tracker.spend.stages.values(), Line())
+    assert (whole.calls, whole.usage, whole.usd) == (len(calls), tracker.spend.usage, tracker.spend.usd)
+
+
+def test_spends_add_up_as_far_as_they_are_known() -> None:
+    """Two runs together cost what both cost; if one is unknown, so is the sum."""
+    known, free = Spend(2, 1, 1, Usage(5), Decimal(3), {"ask": Line(1, Usage(5), Decimal(3))}), Spend(usd=Decimal(0))
+    assert known + free == known
+    assert (known + known).stages == {"ask": Line(2, Usage(10), Decimal(6))}
+    assert (known + Spend()).usd is None
