@@ -47,7 +47,7 @@ class Policy:
     """
 
     max_concurrency: int = 32
-    max_repairs: int = 2
+    max_repairs: int = 3
     retry: RetryPolicy = RetryPolicy()
     reuse: bool = True
     retry_failed_rows: bool = True

@@ -30,10 +30,10 @@ class RetryPolicy:
             one call at a time, and counts as nobody's attempt.
     """
 
-    max_attempts: int = 8
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 30.0
-    max_lost: int = 3
+    max_attempts: int = 12
+    first_wait_s: float = 0.1
+    longest_wait_s: float = 2.0
+    max_lost: int = 6
     longest_retry_after_s: float = 600.0
     longest_outage_s: float = 300.0
 

@@ -448,7 +448,7 @@ def test_rows_that_fail_the_same_way_again_are_not_retried() -> None:
     asset = broken_asset(retry_policy=dg.RetryPolicy(max_retries=2))
     result = materialize(reviews, asset, llm=llm, raise_on_error=False)
     assert not result.success
-    assert len(llm.calls) == 3 * 3  # three texts, two repairs each
+    assert len(llm.calls) == 3 * 4  # three texts, three repairs each
 
 
 def test_the_log_says_what_came_of_it(capfd: pytest.CaptureFixture[str]) -> None:
