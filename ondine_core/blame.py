@@ -84,6 +84,7 @@ class Suspect:
         self._judged, self._rising = True, False
         self._excess, self._sent, self._failed = 0.0, 0, 0
         self._shares: list[float] = []
+        self._seen = self._seen_failed = 0
 
     @property
     def share(self) -> float:
@@ -138,22 +139,18 @@ class Suspect:
 
     def blame(self, share: float, per_s: float, experiments: int = _EXPERIMENTS) -> Finding:
         """Suspect the setting because of a share of failures, while so many calls a second did not fail."""
-        self.tolerated = 0.0
         self._shares.append(share)
         first, *others = self._shares[-experiments:]
         mean = (first + sum(others)) / experiments
         alike = all(first / 2 <= other <= 2 * first for other in others)
         if len(others) < experiments - 1 or not alike or mean > _MOST:
             return Finding(to_blame=True, share=share, per_s=per_s)
-        self.tolerated = max(first, *others)
+        self.tolerated, self._seen, self._seen_failed = max(first, *others), 0, 0
         self.acquit()
         return Finding(to_blame=False, share=share, per_s=per_s)
 
     def _judge(self, last: _Round, now: float) -> Finding | None:
-        if last.sent * self.tolerated > 2 * _ROUND:
-            self.tolerated = min(self.tolerated, 2 * last.failed / last.sent)
-        if self.tolerated < _FEW / 2:
-            self.tolerated = 0.0
+        self._go_on_tolerating(last)
         usual = 1.5 * self.tolerated + 0.05 if self.tolerated else _MANY if self._rising else _FEW
         self._excess = max(0.0, self._excess + last.failed - usual * last.sent)
         if not self._excess:
@@ -165,3 +162,12 @@ class Suspect:
         share = self._failed / self._sent
         self.start(now)
         return self.blame(share, last.sent * (1 - share) / (last.ended - last.started))
+
+    def _go_on_tolerating(self, last: _Round) -> None:
+        """Tolerate no more than twice what there still is, as soon as enough calls have shown how much that is."""
+        self._seen, self._seen_failed = self._seen + last.sent, self._seen_failed + last.failed
+        if self._seen * self.tolerated > 2 * _ROUND:
+            self.tolerated = min(self.tolerated, 2 * self._seen_failed / self._seen)
+            self._seen = self._seen_failed = 0
+        if self.tolerated < _FEW / 2:
+            self.tolerated = 0.0

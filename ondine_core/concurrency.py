@@ -29,8 +29,8 @@ _ROUND_S, _FIRST_RIDE_S, _LONGEST_RIDE_S = 0.2, 2.0, 40.0
 """Seconds over which overload is judged, and for which a cut is kept before more is tried; twice as long every time."""
 _LONGEST_REST_S = 5.0
 """Seconds for which the place of a call that was turned away is kept free at most."""
-_IN_A_ROW = 5
-"""So many failures in a row are an outage, or a quarter of the calls at once more."""
+_IN_A_ROW, _SILENT_S = 5, 2.0
+"""So many failures in a row are an outage, or a quarter of the calls at once more; and so long without an answer."""
 _PROBE_S, _LONGEST_PROBE_S = 0.25, 2.0
 """Seconds from one probe of a provider in outage to the next, doubling."""
 _HISTORY = 200
@@ -75,7 +75,7 @@ class Throttle:
         self._probe: Ticket | None = None
         self._probe_at = self._probe_s = 0.0
         self.history: list[Setting] = []
-        self._grow_at = self._grown_at = now
+        self._grow_at = self._grown_at = self._answered_at = now
         self._raise_from(float(min(most, _START)), now, "start")
 
     @property
@@ -128,7 +128,9 @@ class Throttle:
             self._note(now, found)
         if finding := self._suspect.end(ticket, now, rising=self._rising):
             self._judge_load(finding, now)
-        if self._failed_in_a_row >= _IN_A_ROW + self._limit / 4:
+        # An overloaded provider fails many in a row and still answers some.
+        silent = ending != "overloaded" or now - self._answered_at >= min(2 * self._latency_s, _SILENT_S)
+        if silent and self._failed_in_a_row >= _IN_A_ROW + self._limit / 4:
             self._start_outage(now)
 
     # -- calls at once ---------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ class Throttle:
         self._note(now, why)
 
     def _answered(self, ticket: Ticket, now: float) -> None:
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._answered_at = 0, now
         self._latency_s += (now - ticket.left_at - self._latency_s) * (0.1 if self._latency_s else 1.0)
         if self._outage_since is not None:
             self._recover(now)

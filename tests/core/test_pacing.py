@@ -1,0 +1,243 @@
+"""What share of a limit that nobody has named is used, and what share of the calls is turned away meanwhile.
+
+Measured for each server over six seeds; the bounds leave room for the worst of them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from ondine_core.blame import Suspect, Ticket
+from tests.support.servers import (
+    QUICK,
+    Seconds,
+    Server,
+    always,
+    at_random,
+    drive,
+    jitter,
+    lanes,
+    lognormal,
+    sliding_window,
+    switching,
+    together,
+    token_bucket,
+)
+
+SEEDS = range(2)
+
+# -- a limit a second ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1.0])
+@pytest.mark.parametrize("limit", [20, 50, 100, 500])
+def test_a_limit_that_nobody_named_is_found_and_used(limit: int, retry_after_s: float | None) -> None:
+    """Over a minute at least 95 % of it is used and less than 2 % of the calls are refused, the first ones included."""
+    course = drive(sliding_window(limit), 60, retry_after_s=retry_after_s)
+    assert course.per_s(0, 60) >= 0.95 * limit
+    assert course.share("limited") < 0.02
+    assert course.share("limited", 20) < 0.01
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1.0])
+@pytest.mark.parametrize("limit", [20, 50, 100, 500])
+def test_answers_that_take_now_longer_now_shorter_change_nothing(limit: int, retry_after_s: float | None) -> None:
+    """The same when no two calls take equally long, so that they come back in another order."""
+    for seed in SEEDS:
+        course = drive(sliding_window(limit), 60, takes=jitter(0.03, 0.07, seed), retry_after_s=retry_after_s)
+        assert course.per_s(0, 60) >= 0.945 * limit
+        assert course.share("limited") < 0.023
+
+
+@pytest.mark.parametrize("limit", [20, 50, 100, 500])
+def test_a_way_that_is_now_longer_now_shorter_costs_little(limit: int) -> None:
+    """Calls that are up to 20 ms on their way arrive in bunches; still 93 % of the limit is used, 3 % refused."""
+    for seed in SEEDS:
+        course = drive(sliding_window(limit), 60, takes=jitter(0.03, 0.07, seed), arrives=jitter(0, 0.02, seed))
+        assert course.per_s(0, 60) >= 0.93 * limit
+        assert course.share("limited") < 0.03
+
+
+def test_a_bucket_with_a_small_burst_is_found_and_used() -> None:
+    """100 a second, ten of them at once: over a minute 95 % of it is used and less than 2 % of the calls refused."""
+    for takes in (QUICK, *(jitter(0.03, 0.07, seed) for seed in SEEDS)):
+        course = drive(token_bucket(100, 10), 60, takes=takes)
+        assert course.per_s(0, 60) >= 0.95 * 100
+        assert course.share("limited") < 0.02
+
+
+@pytest.mark.parametrize("server", [sliding_window, lambda limit: token_bucket(limit, limit)], ids=["window", "bucket"])
+def test_a_limit_below_what_slow_answers_would_need(server: type[Server]) -> None:
+    """Ten a second, a second an answer: 85 % used over two minutes, 6 % refused, and from the second minute on 3 %.
+
+    A share of ten calls a second takes seconds to see, so the first half minute is dear.
+    """
+    for seed in SEEDS:
+        course = drive(server(10), 120, takes=lognormal(1, seed=seed), fails=always(0.05))
+        assert course.per_s(0, 120) >= 0.85 * 10
+        assert course.share("limited") < 0.06
+        assert course.share("limited", 60) < 0.03
+
+
+# -- a limit a minute ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(60, 0.17), (600, 0.05), (3000, 0.01)])
+def test_a_limit_that_counts_over_a_minute(limit: int, refused: float) -> None:
+    """Over five minutes 90 % of it is used; refused are some 50 calls at the start and 20 probes of that minute."""
+    for seed in SEEDS:
+        course = drive(sliding_window(limit, 60), 300, takes=jitter(0.03, 0.07, seed))
+        assert course.per_s(0, 300) >= 0.9 * limit / 60
+        assert course.share("limited") < refused
+        assert course.count("limited", 70) < 0.01 * limit * 5 + 10
+
+
+def test_while_a_minute_is_used_up_one_call_at_a_time_probes() -> None:
+    """Nobody's calls are wasted on a limit that is used up: some twenty probes in a minute, ever further apart."""
+    course = drive(sliding_window(600, 60), 60)
+    probes = [at for at in course.left if at > 3]
+    assert 5 < len(probes) < 25
+    gaps = [later - earlier for earlier, later in pairwise(probes)]
+    assert gaps == sorted(gaps)
+
+
+# -- no limit ------------------------------------------------------------------------------------------------------
+
+FULL = 50 / 0.05
+
+
+@pytest.mark.parametrize("fails", [None, always(0.005)], ids=["slowly", "at once"])
+def test_refusals_by_chance_slow_nobody_down(fails: Seconds | None) -> None:
+    """A gateway that turns away one call in ten: 95 % of what calls at once allow, the first second included."""
+    for seed in SEEDS:
+        course = drive(at_random(0.1, "limited", seed), 20, fails=fails)
+        assert course.per_s(0, 20) >= 0.95 * 0.9 * FULL
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.3])
+def test_any_share_of_refusals_by_chance_is_seen_through(share: float) -> None:
+    """Few or many: at least 80 % of what calls at once allow, and in the end nearly all of it."""
+    for seed in SEEDS:
+        course = drive(at_random(share, "limited", seed), 30, takes=jitter(0.03, 0.07, seed))
+        assert course.per_s(0, 30) >= 0.8 * (1 - share) * FULL
+        assert course.per_s(20, 30) >= 0.93 * (1 - share) * FULL
+
+
+def test_failures_of_every_kind_by_chance_slow_nobody_down() -> None:
+    """One call in ten refused, one in ten broken, one in twenty overloaded: 93 % of what calls at once allow."""
+    for seed in SEEDS:
+        faults = (
+            at_random(0.1, "limited", seed),
+            at_random(1 / 9, "broken", seed),
+            at_random(1 / 16, "overloaded", seed),
+        )
+        assert drive(together(*faults), 20).per_s(0, 20) >= 0.93 * 0.75 * FULL
+
+
+def test_a_limit_beside_refusals_by_chance_is_found() -> None:
+    """A tenth refused by chance does not hide a limit of 100 a second: 75 % of it is used, and 8 % more are refused."""
+    for seed in SEEDS:
+        course = drive(together(at_random(0.1, "limited", seed), sliding_window(100)), 60)
+        assert course.per_s(20, 60) >= 0.75 * 100
+        assert course.share("limited", 20) < 0.18
+
+
+def test_a_bound_on_calls_at_once_is_lived_with() -> None:
+    """A provider that calls it a rate limit when 20 calls are there already: 70 % of what they could do."""
+    for seed in SEEDS:
+        course = drive(lanes(20, "limited"), 30, takes=jitter(0.03, 0.07, seed))
+        assert course.per_s(0, 30) >= 0.7 * 400
+        assert course.share("limited") < 0.08
+
+
+# -- limits that change --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [sliding_window, lambda limit: token_bucket(limit, 10)], ids=["window", "bucket"])
+@pytest.mark.parametrize("lower", [50, 20])
+def test_a_lower_limit_is_kept_to_within_ten_seconds(lower: int, kind: type[Server]) -> None:
+    """When the limit falls, no more calls are refused than it had been a second, and then it is kept to."""
+    course = drive(switching(30, kind(100), kind(lower)), 60, takes=jitter(0.03, 0.07))
+    assert course.count("limited", 30, 40) < 100
+    assert course.per_s(40, 60) >= 0.9 * lower
+    assert course.share("limited", 40) < 0.03
+
+
+@pytest.mark.parametrize("kind", [sliding_window, lambda limit: token_bucket(limit, 10)], ids=["window", "bucket"])
+@pytest.mark.parametrize("higher", [200, 500])
+def test_a_higher_limit_is_used_within_a_minute(higher: int, kind: type[Server]) -> None:
+    """When the limit rises, the rate follows: it is tried after 40 seconds at the latest, and then ever faster."""
+    course = drive(switching(30, kind(100), kind(higher)), 110, takes=jitter(0.03, 0.07))
+    assert course.per_s(90, 110) >= 0.9 * higher
+    assert course.share("limited", 30) < 0.02
+
+
+def test_a_rate_that_is_not_used_is_not_raised() -> None:
+    """A run that has few calls to make learns nothing about the limit, and runs into it no harder than at first."""
+    quiet = switching(60, sliding_window(100), sliding_window(100))
+    course = drive(together(quiet), 60, demand_per_s=30)
+    assert course.count("limited") == 0
+    assert course.per_s(0, 60) >= 29
+
+
+# -- experiments ---------------------------------------------------------------------------------------------------
+
+
+class Rounds:
+    """Rounds of a hundred calls, of which some fail."""
+
+    def __init__(self) -> None:
+        self.suspect, self._number = Suspect("limited", 0.0, 0.995), 0
+
+    def __call__(self, *shares: float) -> list[bool]:
+        """The verdicts when such shares of the calls of a round fail, and the next round begins."""
+        verdicts = [self._call(int((n + 1) * share) > int(n * share)) for share in shares for n in range(100)]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _call(self, fails: bool) -> bool | None:
+        ticket = Ticket(self._number, self._number / 100)
+        self._number += 1
+        self.suspect.leave(ticket)
+        ticket.ending = "limited" if fails else "answered"
+        finding = self.suspect.end(ticket, ticket.left_at, rising=False)
+        return finding.to_blame if finding else None
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdicts"),
+    [
+        ((0.1, 0.1, 0.1), [True, True, False]),
+        ((0.3, 0.1, 0.05), [True, True, True]),
+        ((0.9, 0.9, 0.9, 0.9), [True] * 4),
+    ],
+)
+def test_three_experiments_without_effect_acquit_a_setting(shares: tuple[float, ...], verdicts: list[bool]) -> None:
+    """A share that has not fallen though the setting was turned down twice is not its doing, unless it is a flood."""
+    assert Rounds()(*shares, 0.0) == verdicts
+
+
+def test_an_experiment_that_helped_begins_a_new_series() -> None:
+    """Between two times at which a setting is found to blame it may have been right."""
+    rounds = Rounds()
+    assert rounds(0.1, 0.1, 0.0) == [True, True]
+    rounds.suspect.acquit()
+    assert rounds(0.1, 0.1, 0.0) == [True, True]
+
+
+@pytest.mark.parametrize(("share", "verdicts"), [(0.05, [True]), (0.03, [True]), (0.01, [])])
+def test_a_trickle_adds_up(share: float, verdicts: list[bool]) -> None:
+    """Three calls in a hundred are no accident if they go on; one in a hundred is."""
+    assert Rounds()(*[share] * 3, 0.0)[:1] == verdicts
+
+
+def test_what_is_tolerated_is_tolerated_only_while_it_lasts() -> None:
+    """Once refusals by chance have ended, a few are suspicious again."""
+    rounds = Rounds()
+    rounds(0.1, 0.1, 0.1, 0.1)
+    assert rounds.suspect.tolerated == pytest.approx(0.1, abs=0.02)
+    assert rounds(0.12, 0.08, 0.1) == []
+    rounds(*[0.0] * 12)
+    assert rounds.suspect.tolerated == 0
+    assert rounds(0.1, 0.0) == [True]
