@@ -67,7 +67,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         return max(0.0, seconds) if isfinite(seconds) else None
     try:
         date = parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
+        aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+        return max(0.0, aware.timestamp() - now)
+    except (KeyError, ValueError, OverflowError):
         return None
-    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-    return max(0.0, aware.timestamp() - now)

@@ -85,6 +85,48 @@ def test_status_decides_the_kind_of_failure(code: int, kind: type[ProviderError]
     assert not getattr(raised, "cost_unknown", False)
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (429, "limited"),
+        (408, "overloaded"),
+        (503, "overloaded"),
+        (504, "overloaded"),
+        (529, "overloaded"),
+        (409, "broken"),
+        (425, "broken"),
+        (500, "broken"),
+        (502, "broken"),
+        (520, "broken"),
+    ],
+)
+def test_status_says_what_ails_the_provider(code: int, kind: str) -> None:
+    """Turned away for the rate, for want of capacity, or for another reason: each is answered in another way."""
+    raised = failure(status(code))
+    assert isinstance(raised, TransientError)
+    assert raised.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (slow(30), "overloaded"),
+        (slow_body(30), "overloaded"),
+        (cut, "broken"),
+        (cut_body, "broken"),
+        (garbage, "broken"),
+        (status(200, {"error": {"message": "slow down", "code": 429}}), "limited"),
+        (status(200, {"error": {"message": "no capacity", "code": 503}}), "overloaded"),
+    ],
+    ids=["no reply", "half a reply", "cut", "cut in half", "garbage", "429 in 200", "503 in 200"],
+)
+def test_what_is_lost_says_what_ails_the_provider(fault: Fault, kind: str) -> None:
+    """Silence is taken for overload, a broken connection or reply for a breakdown."""
+    raised = failure(fault, timeout_s=0.3)
+    assert isinstance(raised, TransientError)
+    assert raised.kind == kind
+
+
 def test_redirection_is_not_followed() -> None:
     """Key and prompt are not carried to where a server points; the user is told to check the address."""
     with Provider() as elsewhere:
@@ -112,6 +154,7 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
         ({"Retry-After": formatdate(NOON + 42, usegmt=True)}, 42.0),
         ({"Retry-After": formatdate(NOON - 42, usegmt=True)}, 0.0),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "1 Jan 2024 0:9999999999"}, None),
         ({}, None),
     ],
 )
@@ -136,6 +179,7 @@ def test_refused_connection_cost_nothing() -> None:
     with pytest.raises(TransientError, match=rf"127\.0\.0\.1:{port}") as caught:
         one_call_to(f"http://127.0.0.1:{port}/v1")
     assert not caught.value.cost_unknown
+    assert caught.value.kind == "broken"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import random
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -72,10 +73,11 @@ class Slow:
 
 @dataclass(frozen=True)
 class Altered:
-    """Answer with other fields of the choice or its message."""
+    """Answer with other fields of the choice or its message, and with further headers."""
 
     choice: Mapping[str, Any] = field(default_factory=dict)
     message: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 Effect = Canned | Cut | Slow | Altered | None
@@ -141,6 +143,11 @@ def refusal(_: Asked) -> Effect:
     return Altered(message={"content": None, "refusal": "I cannot help with that."})
 
 
+def telling(headers: Mapping[str, str]) -> Fault:
+    """Answer, and tell this in the headers."""
+    return lambda _: Altered(headers=headers)
+
+
 def first(count: int, fault: Fault) -> Fault:
     """`fault` for the first `count` requests."""
     numbers = itertools.count()
@@ -156,6 +163,11 @@ def after(count: int, fault: Fault) -> Fault:
 def matching(part: str, fault: Fault) -> Fault:
     """`fault` for prompts that contain `part`."""
     return lambda asked: fault(asked) if part in asked.prompt else None
+
+
+def while_set(switch: threading.Event, fault: Fault) -> Fault:
+    """`fault` for as long as somebody has set the switch."""
+    return lambda asked: fault(asked) if switch.is_set() else None
 
 
 def shares(*parts: tuple[float, Fault], seed: int = 0) -> Fault:
@@ -182,15 +194,19 @@ def outage(count: int, seconds: float, fault: Fault) -> Fault:
     return befall
 
 
-def rate_limited(calls: int, seconds: float = 1.0) -> Fault:
-    """429, without a word on when to come back, for what exceeds so many calls in any window of so many seconds."""
+def rate_limited(calls: int, seconds: float = 1.0, retry_after_s: float | None = None) -> Fault:
+    """429 for what exceeds so many calls in any window of so many seconds.
+
+    When to come back is said if it is given, else not.
+    """
     served = deque[float]()
+    refuse = status(429, headers=None if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"})
 
     def befall(asked: Asked) -> Effect:
         while served and served[0] <= asked.arrived_at - seconds:
             served.popleft()
         if len(served) >= calls:
-            return status(429)(asked)
+            return refuse(asked)
         served.append(asked.arrived_at)
         return None
 
@@ -221,6 +237,11 @@ class Books:
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self), timeout_s)
         assert done, f"The provider's books did not come to it within {timeout_s} s."
+
+    def most_in(self, seconds: float) -> int:
+        """The most requests that arrived in any window of so many seconds."""
+        at = [asked.arrived_at for asked in self.requests]
+        return max((bisect_left(at, start + seconds) - number for number, start in enumerate(at)), default=0)
 
     def arrived(self, asked: Asked) -> None:
         """A request is here."""
@@ -320,6 +341,8 @@ class Provider:
         if isinstance(effect, Canned):
             return self._canned(asked, effect)
         content, headers = self._completion(asked, effect)
+        if isinstance(effect, Altered):
+            headers = {**headers, **effect.headers}
         half = len(content) // 2
         slow = effect if isinstance(effect, Slow) else Slow()
         in_halves = bool(slow.body_s) or effect == Cut(in_body=True)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from itertools import pairwise
+from math import isfinite
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ondine_core import Call, ModelSpec, TransientError
+from ondine_core.providers import connect
+from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
+from ondine_core.values import Message
+from tests.support.asking import ask, one_call_to, options, texts
+from tests.support.provider import Provider, after, rate_limited, status, telling, while_set
+
+NOON = 1_700_000_000.0
+LEFT, RESET, LIMIT = (f"x-ratelimit-{what}-requests" for what in ("remaining", "reset", "limit"))
+TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT = (f"x-ratelimit-{what}-tokens" for what in ("remaining", "reset", "limit"))
+
+# -- what is left --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("6m0s", 360.0),
+        ("1s", 1.0),
+        ("20ms", 0.02),
+        ("1h2m3s", 3723.0),
+        ("1m30.5s", 90.5),
+        ("7.66s", 7.66),
+        ("1d", 86400.0),
+        ("2", 2.0),
+        ("0.25", 0.25),
+        ("0s", 0.0),
+    ],
+)
+def test_a_duration_is_read_in_every_form(text: str, seconds: float) -> None:
+    """Durations come as OpenAI and Groq write them, or as plain seconds."""
+    assert hold_off_s({LEFT: "0", RESET: text}, 1) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {LEFT: "0"},
+        {RESET: "2s"},
+        {LEFT: "", RESET: "2s"},
+        {LEFT: "none", RESET: "2s"},
+        {LEFT: "nan", RESET: "2s"},
+        {LEFT: "0", RESET: "soon"},
+        {LEFT: "0", RESET: "2 s"},
+        {LEFT: "0", RESET: "-2"},
+        {LEFT: "0", RESET: "inf"},
+        {LEFT: "0", RESET: "2s and a bit"},
+        {LEFT: "0", RESET: "2026-01-01T00:00:00Z"},
+        {LEFT: "1", RESET: "2s"},
+        {TOKENS_LEFT: "10", TOKENS_RESET: "6s"},
+    ],
+    ids=str,
+)
+def test_what_is_missing_or_malformed_holds_back_nobody(headers: Mapping[str, str]) -> None:
+    """Without both figures, or with ones that mean nothing, or while there is enough left, nobody waits."""
+    assert hold_off_s(headers, 10) == 0
+
+
+def test_one_call_more_needs_only_its_part_of_the_limit() -> None:
+    """A limit fills evenly: of 60 calls a minute the next is there after a second, and nobody waits for all of them."""
+    assert hold_off_s({LEFT: "0", RESET: "60s", LIMIT: "60"}, 1) == pytest.approx(1)
+    assert hold_off_s({TOKENS_LEFT: "0", TOKENS_RESET: "1m", TOKENS_LIMIT: "6000"}, 500) == pytest.approx(5)
+    assert hold_off_s({TOKENS_LEFT: "400", TOKENS_RESET: "56s", TOKENS_LIMIT: "6000"}, 500) == pytest.approx(1)
+
+
+def test_a_call_larger_than_the_limit_waits_until_it_is_full() -> None:
+    """More than the whole limit is never there at once."""
+    assert hold_off_s({TOKENS_LEFT: "0", TOKENS_RESET: "6s", TOKENS_LIMIT: "100"}, 500) == 6
+
+
+def test_the_scarcer_of_calls_and_tokens_decides() -> None:
+    """A call needs both."""
+    assert hold_off_s({LEFT: "0", RESET: "1s", TOKENS_LEFT: "0", TOKENS_RESET: "3s"}, 10) == 3
+    assert hold_off_s({LEFT: "0", RESET: "4s", TOKENS_LEFT: "0", TOKENS_RESET: "3s"}, 10) == 4
+    assert hold_off_s({LEFT: "0", RESET: "4s", TOKENS_LEFT: "10", TOKENS_RESET: "3s"}, 10) == 4
+
+
+NUMBERS = st.integers(0, 10**6)
+
+
+@given(NUMBERS, NUMBERS, st.floats(0, 1e5), NUMBERS, NUMBERS)
+def test_nobody_waits_longer_than_until_all_is_back(left: int, limit: int, reset: float, few: int, more: int) -> None:
+    """The pause lies between nothing and the reset, and a larger call waits no less long."""
+    headers = {TOKENS_LEFT: str(left), TOKENS_RESET: f"{reset:f}s", TOKENS_LIMIT: str(limit)}
+    short, long = (hold_off_s(headers, few), hold_off_s(headers, few + more))
+    assert 0 <= short <= long <= reset + 1e-5
+
+
+HEADERS = st.text(st.characters(max_codepoint=300), max_size=30) | st.from_regex(
+    r"\A[-+]?[0-9_.]*(e[0-9]{1,3}|inf|nan)?[dhms, ]*[A-Z]{0,3}\Z"
+)
+
+
+@given(HEADERS, HEADERS, HEADERS, st.integers(0, 10**9))
+def test_any_header_is_survived(left: str, reset: str, limit: str, tokens: int) -> None:
+    """Whatever a server writes, the answer it comes with is kept, and the pause is a number."""
+    kinds = (LEFT, RESET, LIMIT), (TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT)
+    for names in kinds:
+        seconds = hold_off_s(dict(zip(names, (left, reset, limit), strict=True)), tokens)
+        assert seconds >= 0
+        assert isfinite(seconds)
+
+
+DATES = st.from_regex(
+    r"\A(Mon|Xyz)?,? ?[0-9]{1,3} (Jan|Feb|Dec) [0-9]{1,5} [0-9]{1,3}:[0-9]{2}:[0-9]{2} ?(GMT|[-+]\d+)?\Z"
+)
+
+
+@example("0 Jan 0 0:3000000000", "")
+@example("0 Jan 0 0:0 -3000000000000", "")
+@given(HEADERS | DATES, HEADERS | DATES)
+def test_any_retry_after_is_survived(seconds: str, milliseconds: str) -> None:
+    """A pause that is asked for is a number that is not negative, or none."""
+    for headers in ({"retry-after": seconds}, {"retry-after-ms": milliseconds, "retry-after": seconds}):
+        asked = retry_after_s(headers, NOON)
+        assert asked is None or (asked >= 0 and isfinite(asked))
+
+
+# -- over the wire -------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_says_how_long_the_next_call_should_wait() -> None:
+    """What the headers of a reply say is left reaches whoever asked, in any spelling of their names."""
+    with Provider(fault=telling({LEFT: "0", RESET: "2s"})) as provider:
+        assert one_call_to(provider.base_url).hold_off_s == 2
+    with Provider(fault=telling({LEFT.title(): "0", RESET.upper(): "120ms"})) as provider:
+        assert one_call_to(provider.base_url).hold_off_s == pytest.approx(0.12)
+    with Provider(fault=telling({LEFT: "59", RESET: "1s", LIMIT: "60"})) as provider:
+        assert one_call_to(provider.base_url).hold_off_s == 0
+
+
+def test_the_tokens_of_a_call_are_what_the_next_is_taken_to_need() -> None:
+    """A second call like this one, of 40 tokens or so, must fit into what is left."""
+    left = {TOKENS_LIMIT: "1000", TOKENS_RESET: "10s"}
+    text = "Repeat: " + "word " * 30
+    with Provider(fault=telling({**left, TOKENS_LEFT: "0"})) as provider:
+        reply = one_call_to(provider.base_url, text)
+    used = reply.usage.input_tokens + reply.usage.output_tokens
+    assert used > 40
+    assert reply.hold_off_s == pytest.approx(10 * used / 1000)
+    with Provider(fault=telling({**left, TOKENS_LEFT: str(used)})) as provider:
+        assert one_call_to(provider.base_url, text).hold_off_s == 0
+
+
+def test_a_run_waits_when_a_reply_says_that_nothing_is_left() -> None:
+    """The whole run pauses when one reply says so, and no call is refused for it."""
+    with Provider(fault=after(3, telling({LEFT: "0", RESET: "300ms"}))) as provider:
+        report = ask(provider, texts(12), options(max_concurrency=1))
+    arrived = [asked.arrived_at for asked in provider.books.requests]
+    assert report.failures == {}
+    assert all(later - earlier >= 0.28 for earlier, later in pairwise(arrived[3:]))
+    assert provider.books.most_in(0.28) == 4
+
+
+# -- the provider itself -------------------------------------------------------------------------------------------
+
+
+def statuses(provider: Provider, count: int) -> list[float | None]:
+    """Ask one after the other: the pause each refusal asks for, -1 for an answer."""
+
+    async def main() -> list[float | None]:
+        model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
+        came: list[float | None] = []
+        for number in range(count):
+            try:
+                await model(Call((Message("user", f"Repeat: {number}"),)))
+                came.append(-1.0)
+            except TransientError as error:
+                came.append(error.retry_after_s)
+        await model.aclose()
+        return came
+
+    return asyncio.run(main())
+
+
+def test_the_simulated_limit_counts_over_a_window() -> None:
+    """The provider of these tests lets so many through in a window, refuses the rest, and says when to come back."""
+    with Provider(fault=rate_limited(3, 60.0, retry_after_s=7)) as provider:
+        assert statuses(provider, 5) == [-1, -1, -1, 7, 7]
+    assert provider.books.most_in(60) == 5
+    with Provider(fault=rate_limited(1, 60.0)) as provider:
+        assert statuses(provider, 2) == [-1, None]
+
+
+def test_the_simulated_outage_has_a_switch() -> None:
+    """The provider of these tests fails for as long as a switch is set."""
+    down = threading.Event()
+    with Provider(fault=while_set(down, status(503))) as provider:
+        assert statuses(provider, 1) == [-1]
+        down.set()
+        assert statuses(provider, 2) == [None, None]
+        down.clear()
+        assert statuses(provider, 1) == [-1]
