@@ -25,7 +25,17 @@ __all__ = ["Outcomes", "Progress", "Report", "Tally"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. `rows_reused` of the `rows_done` were in the store before it began."""
+    """How far a run is.
+
+    Args:
+        rows_total: All rows.
+        rows_done: Those that have an answer, or never will.
+        rows_reused: Those of them that were in the store before the run began.
+        rows_failed: Those of them that never will.
+        spend: Calls, tokens and money so far.
+        elapsed_s: Seconds so far.
+        rows_unaskable: Those that failed for want of a prompt.
+    """
 
     rows_total: int
     rows_done: int
@@ -33,11 +43,17 @@ class Progress:
     rows_failed: int
     spend: Spend
     elapsed_s: float
+    rows_unaskable: int = 0
+
+    @property
+    def rows_asked(self) -> int:
+        """Rows settled by asking; they take the time and the money."""
+        return self.rows_done - self.rows_reused - self.rows_unaskable
 
     @property
     def rows_per_s(self) -> float:
         """Rows settled by asking, per second."""
-        return (self.rows_done - self.rows_reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        return self.rows_asked / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def remaining_s(self) -> float | None:
@@ -47,10 +63,9 @@ class Progress:
     @property
     def forecast_usd(self) -> Decimal | None:
         """What the whole run will have cost if the rest costs as much a row; `None` before that can be said."""
-        asked = self.rows_done - self.rows_reused
-        if self.spend.usd is None or not asked:
+        if self.spend.usd is None or not self.rows_asked:
             return None
-        return self.spend.usd * (self.rows_total - self.rows_reused) / asked
+        return self.spend.usd * (self.rows_asked + self.rows_total - self.rows_done) / self.rows_asked
 
     def followed_by(self, rest: Progress) -> Progress:
         """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
@@ -61,6 +76,7 @@ class Progress:
             self.rows_failed - rest.rows_total + rest.rows_failed,
             self.spend + rest.spend,
             self.elapsed_s + rest.elapsed_s,
+            self.rows_unaskable + rest.rows_unaskable,
         )
 
 
@@ -215,7 +231,7 @@ class Tally:
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
-        self._done = self._reused = self._failed = 0
+        self._done = self._reused = self._failed = self._unaskable = 0
         self.any_answer = False
         self.tracker = tracker
         self.outcomes: dict[Key, bytes | Failure] = {}
@@ -225,6 +241,7 @@ class Tally:
         """Count a row whose prompt could not be rendered."""
         self._done += 1
         self._failed += 1
+        self._unaskable += 1
 
     def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
         """Take outcomes that were in the store."""
@@ -257,4 +274,5 @@ class Tally:
     def progress(self) -> Progress:
         """The counts so far."""
         spend = self.tracker.spend
-        return Progress(self._rows, self._done, self._reused, self._failed, spend, self._elapsed_s())
+        elapsed_s = self._elapsed_s()
+        return Progress(self._rows, self._done, self._reused, self._failed, spend, elapsed_s, self._unaskable)
