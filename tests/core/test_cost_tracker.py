@@ -35,6 +35,30 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
     assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
 
 
+TIERED = Price(*[Decimal(n) for n in (1, 2, 1)], beyond=((100, Price(*[Decimal(n) for n in (10, 20, 10)])),))
+
+
+def test_a_long_prompt_is_dear_call_by_call() -> None:
+    """Many short prompts cost the price of short ones, however many tokens they have in all."""
+    tracker = CostTracker(TIERED)
+    assert [tracker.answered("ask", Usage(60, 0, 1)) for _ in range(3)] == [62, 62, 62]
+    assert tracker.answered("retry", Usage(101, 0, 1)) == 1030
+    assert tracker.spend.usd == 3 * 62 + 1030
+    assert tracker.spend.usd != TIERED.cost(tracker.spend.usage)
+    assert {stage: line.usd for stage, line in tracker.spend.stages.items()} == {"ask": 186, "retry": 1030}
+
+
+@given(st.lists(st.integers(0, 300)))
+def test_the_whole_costs_what_its_calls_cost_whatever_their_lengths(lengths: list[int]) -> None:
+    """The sum of the calls is the cost of the run, and none of it depends on their order."""
+    there, back = CostTracker(TIERED), CostTracker(TIERED)
+    for tracker, order in ((there, lengths), (back, lengths[::-1])):
+        for length in order:
+            tracker.answered("ask", Usage(length, 0, 1))
+    assert there.spend == back.spend
+    assert there.spend.usd == sum((TIERED.cost(Usage(length, 0, 1)) for length in lengths), Decimal(0))
+
+
 def test_an_unknown_price_is_never_zero() -> None:
     """Without a price, tokens are counted and dollars stay unknown, for the call and for the run."""
     tracker = CostTracker(None)
@@ -48,6 +72,18 @@ def test_a_free_model_costs_a_known_nothing() -> None:
     tracker = CostTracker(FREE)
     assert tracker.answered("ask", Usage(10, 0, 5)) == Decimal(0)
     assert tracker.spend.usd == Decimal(0)
+
+
+def test_what_is_neither_answered_nor_lost_was_refused() -> None:
+    """Every request sent is in one of three places."""
+    tracker = CostTracker(None)
+    for _ in range(6):
+        tracker.sent()
+    tracker.lost()
+    tracker.answered("ask", Usage())
+    tracker.answered("split", Usage())
+    spend = tracker.spend
+    assert (spend.calls, spend.answered, spend.unknown, spend.refused) == (6, 2, 1, 3)
 
 
 def test_a_spend_is_a_snapshot() -> None:

@@ -108,6 +108,23 @@ def test_a_pause_beyond_patience_is_not_waited_for() -> None:
     assert "tried 12 times" in policy.explain(TransientError("Busy."))
 
 
+def lost(times: int) -> TransientError:
+    """An error after which so many attempts may have been billed unseen."""
+    error = TransientError("No reply.", cost_unknown=True)
+    error.times_lost = times
+    return error
+
+
+def test_what_may_have_been_billed_unseen_is_tried_less_often() -> None:
+    """Calls without a seen reply have a bound of their own, whatever failed in between, and the error says it."""
+    policy = RetryPolicy(max_lost=2)
+    error, made, _ = tried(policy, [lost(1), TransientError("busy"), TransientError("busy"), lost(2)])
+    assert made == 4
+    assert isinstance(error, TransientError)
+    assert policy.explain(error) == "No reply. (tried 2 times)"
+    assert tried(policy, [lost(1)] + [TransientError("busy")] * 5)[:2] == ("reply", 7)
+
+
 @pytest.mark.parametrize("attempts", [0, -1])
 def test_less_than_one_call_is_refused(attempts: int) -> None:
     """A policy that would never call is a configuration error that names the value."""
