@@ -1,0 +1,180 @@
+"""Real processes that each ask about a table of numbered rows, at a few milliseconds apiece.
+
+`python -m tests.support.worker` imports everything, then reads orders, a line of JSON each, and replies to each with a
+line: a `Job` is begun in a process forked for it, whose id is the reply; `{"wait": id}` is replied to when that process
+has ended, with what it came to. `Workers` is the other end. Nothing has started a thread or an event loop before the
+fork, so each process has its own of everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+
+from ondine_core import Cap, ModelSpec, OndineError, Options, Origin, Policy, Price, Rates, enrich_sync
+from ondine_core.context_limits import get_context_limit
+from ondine_core.providers import connect
+from ondine_core.question import Question, compile_question
+
+REPOSITORY = Path(__file__).parents[2]
+PROMPT, OUTPUT = "Repeat: {text}", {"answer": "string"}
+PRICE = Price(Decimal("0.000001"), Decimal("0.000002"), Decimal("0.000001"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run.
+
+    Args:
+        base_url: Who is asked.
+        store: Where answers and numbers are shared.
+        run: Its name in the books.
+        first: Number of its first row.
+        rows: How many it has.
+        concurrency: Most calls in flight.
+        batch_size: Most rows a call.
+        max_output_tokens: How long a reply may get: so much a call may cost, and so many rows fit into one.
+        budget_usd: What it may cost together with all others that have such a budget.
+        requests_per_minute: What all together may ask.
+        burst: How much of it at once.
+    """
+
+    base_url: str
+    store: str
+    run: str = "run"
+    first: int = 0
+    rows: int = 0
+    concurrency: int = 8
+    batch_size: int = 1
+    max_output_tokens: int = 20
+    budget_usd: str | None = None
+    requests_per_minute: float | None = None
+    burst: float = 1
+
+    @property
+    def texts(self) -> list[str]:
+        """Its rows; each is to be answered by its own text."""
+        return [f"row {number}" for number in range(self.first, self.first + self.rows)]
+
+    @property
+    def model(self) -> ModelSpec:
+        """Who is asked, and how."""
+        return ModelSpec("openai_compatible/m", base_url=self.base_url, max_output_tokens=self.max_output_tokens)
+
+    @property
+    def question(self) -> Question:
+        """What is asked."""
+        return compile_question(PROMPT, OUTPUT, self.model)
+
+    def run_here(self) -> dict[str, Any]:
+        """What it comes to, for JSON: the answers, or which error ended it."""
+        options = Options(
+            store=self.store,
+            policy=Policy(max_concurrency=self.concurrency, batch_size=self.batch_size),
+            rates=Rates(requests_per_minute=self.requests_per_minute, burst=self.burst),
+            price=PRICE,
+            caps=(Cap(Decimal(self.budget_usd), "team", "ever"),) if self.budget_usd else (),
+            origin=Origin(self.run),
+        )
+        try:
+            report = enrich_sync({"text": self.texts}, prompt=PROMPT, output=OUTPUT, model=self.model, options=options)
+        except OndineError as error:
+            return {"answers": None, "error": f"{type(error).__name__}: {error}"}
+        return {"answers": report.column("answer"), "error": None}
+
+
+class Workers:
+    """Processes for jobs, as a context manager; those that still run in the end are killed."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "tests.support.worker"]
+        pipe = subprocess.PIPE
+        self._parent = subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.communicate()
+
+    def start(self, job: Job) -> int:
+        """Begin a job; returns the id of its process."""
+        return int(self._order(asdict(job)))
+
+    def kill(self, process: int, after_s: float = 0.0) -> None:
+        """After a while kill a process, which has no chance to clean up, and wait until it is gone."""
+        time.sleep(after_s)
+        os.kill(process, signal.SIGKILL)
+        assert self.wait(process) is None, "The process had ended before it was killed."
+
+    def wait(self, process: int) -> dict[str, Any] | None:
+        """What the job of a process came to, `None` if it was killed."""
+        result: dict[str, Any] | None = self._order({"wait": process})
+        return result
+
+    def _order(self, order: Mapping[str, Any]) -> Any:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(order) + "\n")
+        self._parent.stdin.flush()
+        return json.loads(self._parent.stdout.readline())
+
+
+# -- the other end -------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Obey the orders on standard input."""
+    # Whatever is imported or read only when it is needed first.
+    connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:1/v1"))
+    get_context_limit("openai_compatible/m")
+    results: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            reply: Any = reap(order["wait"], results.pop(order["wait"]))
+        else:
+            reply, read_end = begin(Job(**order))
+            results[reply] = read_end
+        print(json.dumps(reply), flush=True)  # noqa: T201  (it is the reply)
+    for process in results:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def begin(job: Job) -> tuple[int, int]:
+    """Fork a process for a job; returns its id, and where it will write its result."""
+    read_end, write_end = os.pipe()
+    if process := os.fork():
+        os.close(write_end)
+        return process, read_end
+    status = 1
+    try:
+        with os.fdopen(write_end, "w") as out:
+            json.dump(job.run_here(), out)
+        status = 0
+    except BaseException:  # noqa: BLE001  (nothing of the copied stack may see it)
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # as if it had never been a copy
+
+
+def reap(process: int, read_end: int) -> dict[str, Any] | None:
+    """Wait for the end of a process; returns its result, `None` if it was killed."""
+    with os.fdopen(read_end) as result:
+        text = result.read()
+    _, status = os.waitpid(process, 0)
+    return None if os.WIFSIGNALED(status) else json.loads(text)
+
+
+if __name__ == "__main__":
+    main()
