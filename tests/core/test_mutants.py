@@ -65,9 +65,7 @@ MUTANTS = (
         "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
         "durable",
     ),
-    Mutant(
-        "calls in flight are not counted", "concurrency.py", "self.in_flight += 1", "self.in_flight += 0", "bounded"
-    ),
+    Mutant("calls in flight are not counted", "concurrency.py", "self.in_flight + 1\n", "self.in_flight\n", "bounded"),
     Mutant(
         "an interrupted call is made again",
         "calling.py",
