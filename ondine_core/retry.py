@@ -40,6 +40,11 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ConfigError(f"max_attempts={self.max_attempts!r} must be at least 1.")
+        if self.max_lost < 1:
+            raise ConfigError(f"max_lost={self.max_lost!r} must be at least 1.")
+        for name in ("first_wait_s", "longest_wait_s", "longest_retry_after_s", "longest_outage_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative.")
 
     def gives_up(self, attempt: int, error: BaseException | None) -> bool:
         """Whether call number `attempt`, which failed with `error`, was the last."""
