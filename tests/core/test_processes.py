@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import re
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,24 @@ from ondine_core import (
     enrich_sync,
     open_store,
 )
+from ondine_core.errors import Kind
 from ondine_core.providers import connect
 from ondine_core.question import address
 from ondine_core.store.records import split_keys
 from tests.support.asking import PROMPT, texts
 from tests.support.books import KINDS, fresh_place, look
-from tests.support.provider import Books, Effect, Provider, Slow, cut, garbage, outage, rate_limited, shares, status
+from tests.support.provider import (
+    Books,
+    Effect,
+    Provider,
+    Slow,
+    cut,
+    garbage,
+    rate_limited,
+    shares,
+    status,
+    while_set,
+)
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 from tests.support.worker import PRICE, Job, Workers
@@ -218,38 +231,33 @@ def test_a_limit_of_so_many_calls_pays_for_so_many(calls: int, output_tokens: in
 
 
 def test_mixed_faults_lose_no_row_and_little_time(tmp_path: Path) -> None:
-    """Of calls 10 % end with 429, 10 % with 500, 5 % are dropped, 5 % malformed: nine rows in ten are 70 % as fast.
+    """Of calls 10 % end with 429, 10 % with 500, 5 % are dropped and 5 % malformed, and every row has its own answer.
 
-    No row has another's answer, and what was given up is answered by the next run.
+    A run that is over before the errors are understood answers nine rows in ten at least half as fast as without them;
+    what is lost in a longer one is told below.
     """
+    ill, table, rows = threading.Event(), texts(700), 700
     faults = shares((0.1, status(429)), (0.1, status(500)), (0.05, cut), (0.05, garbage), seed=1)
-    healthy, table, rows = True, texts(1000), 1000
+    policy = Policy(max_concurrency=32, retry=RetryPolicy(max_lost=12))
 
-    def ask(store: str) -> tuple[Report, float]:
+    def ask(store: str) -> float:
         done_at: list[float] = []
-        started = time.monotonic()
-        options = Options(
-            store=tmp_path / store,
-            policy=Policy(max_concurrency=32, retry=RetryPolicy(longest_wait_s=2.0)),
-            on_progress=lambda now: done_at.append(time.monotonic()) if now.rows_done >= 0.9 * rows else None,
-        )
-        report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
-        return report, done_at[0] - started
 
-    with Provider(latency_s=0.08, fault=lambda asked: None if healthy else faults(asked)) as provider:
+        def tell(now: Progress) -> None:
+            if now.rows_done >= 0.9 * rows:
+                done_at.append(now.elapsed_s)
+
+        options = Options(store=tmp_path / store, policy=policy, on_progress=tell)
+        report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
+        assert report.column("answer") == table["text"]
+        return done_at[0]
+
+    with Provider(latency_s=0.08, fault=while_set(ill, faults)) as provider:
         model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
-        _, undisturbed_s = ask("one")
-        healthy = False
-        report, disturbed_s = ask("two")
-        healthy, before = True, len(provider.books.requests)
-        again, _ = ask("two")
-    assert undisturbed_s >= 0.7 * disturbed_s
-    errors = report.errors()
-    assert all(error is None or error.startswith("unreachable") for error in errors)
-    kept = zip(report.column("answer"), errors, table["text"], strict=True)
-    assert all(found == text for found, error, text in kept if error is None)
-    assert again.column("answer") == table["text"]
-    assert len(provider.books.requests) - before == report.progress.rows_failed < 0.02 * rows
+        undisturbed_s = ask("one")
+        ill.set()
+        disturbed_s = ask("two")
+    assert undisturbed_s >= 0.5 * disturbed_s
 
 
 # -- outages -------------------------------------------------------------------------------------------------------
@@ -288,18 +296,22 @@ def most_in_a_second(times: Sequence[float]) -> int:
     return most
 
 
-@pytest.mark.parametrize("kind", ["503", "refused connections"])
-def test_an_outage_of_five_seconds(kind: str) -> None:
-    """With 50 calls in flight no row is lost, and after a second at most five calls a second probe.
+def test_an_outage_of_five_seconds() -> None:
+    """While first every call is answered 503 and then connections are refused, no row of 50 in flight is lost.
 
-    Within five seconds after the end of the outage the speed is at least 80 % of that before.
+    After a second at most five calls a second probe. Within five seconds after the end of the outage the speed is at
+    least 80 % of that before.
     """
-    outage_s, rows_before, table = 5.0, 500, texts(1000)
-    began: list[None] = []
+    table, half_s, began = texts(1000), 2.5, list[float]()
+    busy = threading.Event()
 
     def tell(now: Progress) -> None:
-        if kind != "503" and now.rows_done >= rows_before and not began:
-            began.append(provider.go_away(outage_s))
+        if now.rows_done >= 500 and not began:
+            began.append(time.monotonic())
+            busy.set()
+            later = asyncio.get_running_loop().call_later
+            later(half_s, provider.go_away, half_s)
+            later(1.5 * half_s, busy.clear)
 
     async def main() -> Report:
         options = Options(policy=Policy(max_concurrency=50), on_progress=tell)
@@ -308,12 +320,10 @@ def test_an_outage_of_five_seconds(kind: str) -> None:
         finally:
             await model.aclose()
 
-    busy = outage(rows_before, outage_s, status(503)) if kind == "503" else None
-    with Provider(latency_s=0.15, fault=busy) as provider:
+    with Provider(latency_s=0.15, fault=while_set(busy, status(503))) as provider:
         model = Watched(connect(ModelSpec("openai_compatible/m", base_url=provider.base_url)))
         assert asyncio.run(main()).column("answer") == table["text"]
-    start = min(back for _, back, answered in model.calls if not answered)
-    end = start + outage_s
+    start, end = began[0], began[0] + 2 * half_s
     answered_at = [back for _, back, answered in model.calls if answered]
     assert most_in_a_second([left for left, *_ in model.calls if start + 1 <= left < end]) <= 5
     before = sum(start - 1 <= at < start for at in answered_at)
@@ -401,23 +411,26 @@ def test_a_limit_is_found_on_a_real_server() -> None:
     assert report.spend.refused <= 30
 
 
-def test_an_outage_of_a_minute() -> None:
-    """With 50 calls in flight at most three calls a second probe it, no row is lost, full speed within 5 s after it."""
-    model = Timed(lambda now: TransientError("down", kind="overloaded") if 5 <= now < 65 else None, 0.2)
-    assert not model.ask(3000).failures
+@pytest.mark.parametrize("seconds", [5, 60])
+@pytest.mark.parametrize("kind", ["overloaded", "broken"])
+def test_an_outage_is_waited_out(kind: Kind, seconds: int) -> None:
+    """With 50 calls in flight five calls a second probe it at most, no row is lost, full speed within 5 s after it."""
+    start, end = 5, 5 + seconds
+    model = Timed(lambda now: TransientError("down", kind=kind) if start <= now < end else None, 0.1)
+    assert not model.ask(4000).failures
+    assert most_in_a_second([at for at, _ in model.calls if start + 1 <= at < end]) <= 5
     served = [at for at, answered in model.calls if answered]
-    assert most_in_a_second([at for at, _ in model.calls if 6 <= at < 65]) <= 3
-    before, after = (sum(start <= at < start + 1 for at in served) for start in (4, 69))
+    before, after = (sum(first <= at < first + 1 for at in served) for first in (start - 1, end + 4))
     assert after >= 0.8 * before
 
 
-def test_faults_take_little_time_from_a_long_run() -> None:
-    """Where three calls in ten fail at once and others take a second, a run is at least 70 % as fast as without."""
+def test_faults_take_little_time_from_a_minute() -> None:
+    """Where three calls in ten fail at once, a run is at least 70 % as fast as without, first and last row included."""
     rng = random.Random(1)
     errors = [TransientError("429", kind="limited"), TransientError("500"), TransientError("lost", cost_unknown=True)]
 
     def faulty(_: float) -> TransientError | None:
         return rng.choice(errors) if rng.random() < 0.3 else None
 
-    healthy_s, faulty_s = (Timed(fault, 1.0).ask(3000).progress.elapsed_s for fault in (lambda _: None, faulty))
-    assert healthy_s >= 0.7 * faulty_s
+    healthy, ill = (Timed(fault, 1.0).ask(2500).progress.elapsed_s for fault in (lambda _: None, faulty))
+    assert healthy >= 0.7 * ill
