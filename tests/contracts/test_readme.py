@@ -16,6 +16,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
 
 
+GUIDES = sorted((ROOT / "docs").rglob("*.md"))
+
+
 def run_block(marker: str) -> dict[str, Any]:
     """The names that the README's Python block with `marker` in it defines."""
     (block,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if marker in code]
@@ -61,6 +64,20 @@ def test_the_example_of_a_shared_budget(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_example_of_a_users_test() -> None:
     """The user's own test passes."""
     run_block("def test_review_sentiment")["test_review_sentiment"]()
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_the_code_of_a_guide_runs(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All Python blocks of a guide, one after another as a reader pastes them, and the tests that they define."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    text = guide.read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the guide's own line
+        exec(compile(above + block[1], guide, "exec", dont_inherit=True), names)  # noqa: S102
+    for test in [value for name, value in names.items() if name.startswith("test_")]:
+        test()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
