@@ -193,7 +193,7 @@ class _Sizes:
         self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.most > 1)
         self.room: Room | None = None
         if self.several:
-            self.room = find_room(policy.strategy, question, window_tokens=policy.context_window)
+            self.room = find_room(policy.strategy, question, means.count, policy.context_window)
 
     def take(self) -> int:
         """Rows for the next call."""

@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import orjson
 
 from ondine_core.context_limits import (
+    TOKENS_A_MESSAGE,
     Room,
     estimate_answer_tokens,
     estimate_tokens,
@@ -96,7 +97,7 @@ def find_room(
     blank = Item(b"", "", dict.fromkeys(question.prompt.columns, ""))
     # A complaint may join the rows later on, when there is no counting any more.
     call = strategy.encode(Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), question)
-    fixed = sum(count(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
+    fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
     return Room(
         window,
         output,
@@ -105,11 +106,12 @@ def find_room(
         # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
         min(question.model.max_output_tokens or 0, (window or 0) // 2),
         (lambda item: count(strategy.carried(item, question))) if window else lambda _: 0,
+        # No encoding in use has more tokens than bytes.
+        (lambda item: len(strategy.carried(item, question).encode())) if window else None,
     )
 
 
 _ROOM_FOR_COMPLAINT = "mood: input should be 'good' or 'bad'; " * 5
-_TOKENS_A_MESSAGE = 8
 
 
 def pack(
@@ -121,8 +123,8 @@ def pack(
     """Group `items` into batches, lazily and in order.
 
     A batch is closed when it has `size` items, or when the next item would not fit into the room; so every batch of two
-    or more fits. An item that does not fit even alone travels alone: whether that fails is the provider's to say. Where
-    `size` is 1 nothing is counted.
+    or more fits. An item that does not fit even alone travels alone: whether that fails is the provider's to say.
+    Tokens are counted only where the bound on them does not fit, and where `size` is 1 not at all.
 
     Args:
         items: Unique prompts.
@@ -132,22 +134,41 @@ def pack(
         room: What the next call has room for, `None` for whatever comes; asked for each batch.
     """
     source = iter(items)
-    held: tuple[Item, int] | None = None
+    held: Item | None = None
     while True:
         most, space = size() if callable(size) else size, room()
-        counting = space is not None and most > 1
-        group, tokens = ([held[0]], held[1]) if held else ([], 0)
-        held = None
-        while len(group) < most and (item := next(source, None)) is not None:
-            weight = space.weigh(item) if space and counting else 0
-            if space and counting and group and not space.fits(len(group) + 1, tokens + weight):
-                held = item, weight
+        load = _Load(space) if space is not None and most > 1 else None
+        group: list[Item] = []
+        while len(group) < most and (item := held or next(source, None)) is not None:
+            held = None
+            if load and not load.take(item) and group:
+                held = item
                 break
             group.append(item)
-            tokens += weight
         if not group:
             return
         yield Batch(tuple(group), max_repairs if len(group) == 1 else min(1, max_repairs))
+
+
+class _Load:
+    """What a batch takes of its room: of some items the tokens, of the others the most that they can have."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self._rows, self._tokens, self._at_most = room, 0, 0, 0
+        self._uncounted: list[Item] = []
+
+    def take(self, item: Item) -> bool:
+        """Whether there was room for `item`, too."""
+        self._rows += 1
+        self._uncounted.append(item)
+        self._at_most += (self._room.bound or self._room.weigh)(item)
+        if self._room.fits(self._rows, self._tokens + self._at_most):
+            return True
+        if self._room.bound is not None:
+            self._tokens += sum(map(self._room.weigh, self._uncounted))
+            self._at_most = 0
+            self._uncounted.clear()
+        return self._room.fits(self._rows, self._tokens + self._at_most)
 
 
 # -- one prompt a call ---------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from os import urandom
 from typing import Literal, cast
 
 from ondine_core.concurrency import Gate
+from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, TransientError
 from ondine_core.pacing import Ending
@@ -68,6 +70,8 @@ class Caller:
     ) -> None:
         self._model, self._origin, self._means, self._policy = model, origin, means, policy
         self._tracker, self._gate, self._clock = tracker, gate, clock
+        # Whatever is said in every call is counted once.
+        self._count = lru_cache(maxsize=64)(means.count)
         self._waiting: set[asyncio.Task[object]] = set()
         self._interrupted: set[asyncio.Task[object]] = set()
         self._replied = False
@@ -105,7 +109,7 @@ class Caller:
         if since is None or (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
             return False
         patience_s = retry.longest_outage_s if self._replied else min(retry.longest_outage_s, _FIRST_OUTAGE_S)
-        if self._clock.now() - since < patience_s:
+        if self._clock.elapsed() - since < patience_s:
             return True
         self.stop(error)
         return False
@@ -187,9 +191,10 @@ class Caller:
                 await self._means.limiter.hold_off(seconds)
 
     def _expected_tokens(self, call: Call) -> int:
-        """What the rate of tokens is booked for: four bytes a token, and the replies' mean length so far."""
-        spend = self._tracker.spend
-        sent = sum(len(message.content.encode()) for message in call.messages) // 4
+        """What the rate of tokens is booked for: the prompt's, and the replies' mean length so far."""
+        spend, count = self._tracker.spend, self._count
+        sent = count(call.json_schema.decode()) if call.json_schema else 0
+        sent += sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
         return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)
 
     # -- stopping --------------------------------------------------------------------------------------------------

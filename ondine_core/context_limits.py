@@ -17,6 +17,7 @@ from ondine_core.pricing import find_entry, find_max_output_tokens
 from ondine_core.values import Item, Json, ModelSpec
 
 __all__ = [
+    "TOKENS_A_MESSAGE",
     "Room",
     "estimate_answer_tokens",
     "estimate_tokens",
@@ -57,6 +58,8 @@ def _whole(figure: Any) -> int | None:
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 _BYTES_A_TOKEN = 2
+TOKENS_A_MESSAGE = 8
+"""What frames a message of a chat: by OpenAI's account three or four with its models; twice that to be safe."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -139,6 +142,7 @@ class Room:
         answer_tokens: Tokens expected of one answer.
         reserved_tokens: Tokens that the request itself sets aside for the reply, however long that gets.
         weigh: Tokens that a prompt adds to a call.
+        bound: The most tokens that it can add, if that is found sooner.
     """
 
     window_tokens: int | None = None
@@ -147,6 +151,7 @@ class Room:
     answer_tokens: int = 1
     reserved_tokens: int = 0
     weigh: Callable[[Item], int] = field(default=_weigh_text, repr=False, compare=False)
+    bound: Callable[[Item], int] | None = field(default=None, repr=False, compare=False)
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether `rows` rows of `tokens` tokens in all, and their answers, fit into one call."""

@@ -58,22 +58,22 @@ async def run(  # noqa: PLR0913  (named at every call)
         StoreError: Answers cannot be kept.
     """
     clock = clock or Clock()
-    started = clock.now()
+    started = clock.elapsed()
     keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
-    tally = Tally(rows, copies, CostTracker(means.price), lambda: clock.now() - started, on_progress)
+    tally = Tally(rows, copies, CostTracker(means.price), lambda: clock.elapsed() - started, on_progress)
     for key in keys:
         if isinstance(key, Failure):
             tally.unaskable()
     await _look_up(means, policy, first, tally)
-    throttle = Throttle(most_in_flight(means, policy), clock.now())
+    throttle = Throttle(most_in_flight(means, policy), clock.elapsed())
     caller = Caller(
         model=question.model.model,
         origin=origin,
         means=means,
         policy=policy,
         tracker=tally.tracker,
-        gate=Gate(throttle, clock.now, clock.sleep),
+        gate=Gate(throttle, clock.elapsed, clock.sleep),
         clock=clock,
     )
     asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock), None, None

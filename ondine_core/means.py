@@ -12,6 +12,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.policy import Clock, Means
 from ondine_core.pricing import FREE, Price, find_price
 from ondine_core.rate_limiter import RateLimiter, Rates
+from ondine_core.tokens import counter
 from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
 
 __all__ = ["Terms", "find_means"]
@@ -51,7 +52,7 @@ def find_means(model: ChatModel, spec: ModelSpec, price: Price | None, store: An
         limiter = RateLimiter(_bucket(spec), terms.rates, store, now=clock.now, sleep=clock.sleep)
     known = price or find_price(spec.listed_as)
     purse = _purse(spec, known, store, terms, listed=price is None) if terms.caps else None
-    return Means(model, store, known, limiter, purse)
+    return Means(model, store, known, limiter, purse, counter(spec.listed_as))
 
 
 def _bucket(spec: ModelSpec) -> str:
@@ -64,7 +65,8 @@ def _purse(spec: ModelSpec, price: Price | None, store: AnswerStore, terms: Term
     if price is None:
         raise ConfigError(
             f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
-            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...)))."
+            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...))), "
+            "to 0 for a server of your own."
         )
     if listed and (tier := spec.params.get("service_tier")) in _DEARER:
         raise ConfigError(

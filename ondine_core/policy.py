@@ -12,6 +12,7 @@ from typing import Literal
 from ondine_core.batching import JSON, Strategy
 from ondine_core.budget import Purse
 from ondine_core.calibration import CalibrationPlan
+from ondine_core.context_limits import estimate_tokens
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import RateLimiter
@@ -23,11 +24,19 @@ __all__ = ["Clock", "Means", "Policy"]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The effects of time and chance; tests bring a virtual clock and a seeded generator."""
+    """The effects of time and chance; tests bring a virtual clock and a seeded generator.
+
+    Args:
+        now: Seconds since the epoch, which all hosts agree on.
+        sleep: Waits for seconds.
+        rng: Chance.
+        elapsed: Seconds since some moment; unlike `now` it is never set back.
+    """
 
     now: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     rng: random.Random = field(default_factory=random.Random)
+    elapsed: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ class Means:
         price: USD per token, `None` when unknown.
         limiter: Holds calls back to a shared rate.
         purse: Holds calls back to a cap on cost.
+        count: Text to tokens, as the model counts.
     """
 
     model: ChatModel
@@ -84,3 +94,4 @@ class Means:
     price: Price | None = None
     limiter: RateLimiter | None = None
     purse: Purse | None = None
+    count: Callable[[str], int] = estimate_tokens

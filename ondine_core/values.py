@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
     "Answer",
@@ -31,6 +31,7 @@ __all__ = [
     "Sent",
     "Settled",
     "Stage",
+    "TokenCounter",
     "Usage",
 ]
 
@@ -81,6 +82,11 @@ class ModelSpec:
     params: Mapping[str, Json] = field(default_factory=dict)
     settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # it may carry a token
     provider_name: str | None = None
+
+    @property
+    def provider(self) -> str:
+        """What the provider is called."""
+        return self.provider_name or self.model.partition("/")[0]
 
     @property
     def listed_as(self) -> str:
@@ -324,6 +330,14 @@ class ChatModel(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections and memory."""
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """What a `ChatModel` may be besides: one that knows its own tokenizer."""
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
 
 
 class AnswerStore(Protocol):

@@ -15,17 +15,19 @@ import dagster as dg
 from ondine_core.cost_tracker import Spend
 from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
 from ondine_core.report import Progress, Report
+from ondine_core.values import ModelSpec
 
 __all__ = ["failure", "lineage", "progress_line", "progress_metadata", "run_metadata"]
 
 _REASONS_SHOWN = 20
 
 
-def run_metadata(report: Report, model: str) -> dict[str, Any]:
+def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
     """The figures of a finished run."""
     progress = report.progress
     metadata = {
-        "ondine/model": model,
+        "ondine/model": spec.model,
+        "ondine/provider": spec.provider,
         **progress_metadata(progress),
         "ondine/rows_succeeded": progress.rows_total - progress.rows_failed,
         "ondine/error_rate": round(report.error_rate, 6),
@@ -37,7 +39,7 @@ def run_metadata(report: Report, model: str) -> dict[str, Any]:
         "ondine/requests_answered": audit.answered.calls,
         "ondine/requests_refused": audit.refused.calls,
         "ondine/prompts_paid_twice": audit.paid_twice,
-        "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != model),
+        "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != spec.model),
     }
     if (paid := _paid_in_all(report)) is not None:
         metadata["ondine/cost_usd_total"] = float(paid)

@@ -1,9 +1,10 @@
 """The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
 
+import dataclasses
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import dagster as dg
 from pydantic import Field
@@ -85,6 +86,9 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     output_cost_per_1k_tokens: float | None = Field(
         default=None, ge=0, description="USD, set together with the input's."
     )
+    cached_input_cost_per_1k_tokens: float | None = Field(
+        default=None, ge=0, description="USD for what the provider has in its prompt cache; by default the input's."
+    )
     fallbacks: list[str] = Field(
         default_factory=list,
         description="Models that take over, in this order, the rows that are left when the one before fails for good "
@@ -109,6 +113,17 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     progress_every_s: float = Field(
         default=10.0, gt=0, description="Seconds between two progress reports of a running step."
     )
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, **fields: Any) -> Self:
+        """The resource for `spec`, such as a preset.
+
+        Example:
+            >>> LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500)
+            ... # doctest: +SKIP
+        """
+        given = {part.name: getattr(spec, part.name) for part in dataclasses.fields(spec)}
+        return cls(**{name: value for name, value in given.items() if value is not None} | fields)
 
     def spec(self) -> ModelSpec:
         """Who is asked, and how."""
@@ -141,13 +156,19 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return ModelSpec(model, None, None, self.timeout_s, self.temperature, self.max_output_tokens)
 
     def _price(self) -> Price | None:
-        given, taken = self.input_cost_per_1k_tokens, self.output_cost_per_1k_tokens
-        if given is None and taken is None:
+        given, taken, cached = (
+            None if usd is None else Decimal(str(usd)) / 1000
+            for usd in (
+                self.input_cost_per_1k_tokens,
+                self.output_cost_per_1k_tokens,
+                self.cached_input_cost_per_1k_tokens,
+            )
+        )
+        if given is None and taken is None and cached is None:
             return None
         if given is None or taken is None:
             raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
-        a_token = Decimal(str(given)) / 1000
-        return Price(a_token, Decimal(str(taken)) / 1000, a_token)
+        return Price(given, taken, given if cached is None else cached)
 
 
 def default_store(instance: dg.DagsterInstance) -> str:

@@ -89,7 +89,7 @@ def materialize(
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
     metadata = {
         "ondine/preview": dg.MetadataValue.md(preview(table, shown)),
-        **run_metadata(report, question.model.model),
+        **run_metadata(report, question.model),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),

@@ -18,6 +18,7 @@ import orjson
 from ondine_core.errors import ConfigError
 from ondine_core.pricing import find_entry
 from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
+from ondine_core.providers.settings import check_params
 from ondine_core.values import ChatModel, ModelSpec
 
 __all__ = ["connect"]
@@ -27,8 +28,10 @@ def connect(spec: ModelSpec) -> ChatModel:
     """The model that `spec` names, ready to be asked.
 
     Raises:
-        ConfigError: The provider is unknown, its key or address is missing, or it knows no such setting.
+        ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, or `params` has
+            what is decided elsewhere.
     """
+    check_params(spec)
     provider, slash, name = spec.model.partition("/")
     if slash and name and provider in _DIALECTS:
         return _DIALECTS[provider](spec, name)

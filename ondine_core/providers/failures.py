@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 
 from ondine_core.errors import FatalError, Kind, ProviderError, RefusedError, TransientError
-from ondine_core.providers.rate_headers import retry_after_s
+from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
 from ondine_core.values import Call
 
 __all__ = ["ADVICE", "Address", "Response", "lost", "quotable", "turned_away", "unreadable"]
@@ -96,6 +96,8 @@ def turned_away(response: Response, call: Call, secrets: Iterable[str], to: Addr
         return FatalError(f"{what}: {ADVICE[402]}.")
     if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
         wait_s = retry_after_s(response.headers, response.at)
+        if status == _LIMITED and wait_s is None:
+            wait_s = hold_off_s(response.headers, sum(len(part.content) for part in call.messages) // 4) or None
         kind: Kind = "limited" if status == _LIMITED else "overloaded" if status in _OVERLOADED else "broken"
         return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind)
     if status < 400:  # noqa: PLR2004

@@ -63,8 +63,8 @@ _SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "str
 """What can be said of every provider; `connect_litellm` explains them."""
 
 _DECIDED = (
-    "model messages stream stream_options n num_retries max_retries fallbacks context_window_fallback_dict timeout "
-    "api_key api_base base_url client custom_llm_provider mock_response"
+    "num_retries max_retries fallbacks context_window_fallback_dict api_key api_base base_url client "
+    "custom_llm_provider mock_response"
 )
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),

@@ -24,6 +24,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 
 from ondine_core.errors import ConfigError, FatalError
@@ -76,6 +77,18 @@ class _LlamaCpp:
             self._ready = asyncio.ensure_future(asyncio.to_thread(self._start))
         model = await asyncio.shield(self._ready)
         return await model(call)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as the model itself counts."""
+        server = await asyncio.to_thread(_server, self._name)
+        headers = {"Authorization": f"Bearer {server.api_key}"}
+        async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
+
+            async def count(text: str) -> int:
+                async with session.post(f"{server.address}/tokenize", json={"content": text}) as response:
+                    return len((await response.json())["tokens"])
+
+            return [await count(text) for text in texts]
 
     async def aclose(self) -> None:
         """Close the connections; the weights stay loaded for the next user in this process."""

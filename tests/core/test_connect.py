@@ -27,6 +27,16 @@ def test_unknown_provider_is_named_with_the_valid_ones(model: str) -> None:
     assert "groq" in str(caught.value)
 
 
+@pytest.mark.parametrize("model", ["openai/m", "azure/m", "anthropic/m", "mlx/a/b", "llama_cpp/gemma-3-270m"])
+@pytest.mark.parametrize(
+    ("name", "decided_by"), [("n", "one reply a prompt"), ("max_tokens", "max_output_tokens"), ("timeout", "timeout_s")]
+)
+def test_what_is_decided_elsewhere_is_no_parameter(model: str, name: str, decided_by: str) -> None:
+    """What would undo the cap on cost or the reading of replies is refused, and the message says what to set."""
+    with pytest.raises(ConfigError, match=f"'{name}' of '{model}' is not yours to set; it follows from {decided_by}"):
+        connect(ModelSpec(model, api_key=KEY, params={name: 3}))
+
+
 @pytest.mark.parametrize(
     ("model", "variable"),
     [

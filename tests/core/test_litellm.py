@@ -72,7 +72,6 @@ def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: 
         ({"settings": {"structured_output": "json_object"}}, "neither 'json_schema' nor 'words'"),
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"aws_region_name": "us-east-1"}}, "knows no 'aws_region_name'"),
-        ({"params": {"stream": True}}, "'stream' .* is not yours to set"),
         ({"params": {"num_retries": 3}}, "'num_retries' .* is not yours to set"),
         ({"base_url": "my-server"}, "is no address"),
     ],

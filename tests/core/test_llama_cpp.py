@@ -12,7 +12,7 @@ from ondine_core.errors import ConfigError, FatalError
 from ondine_core.prompts import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.llama_cpp import continuation
-from ondine_core.values import Call, Message, ModelSpec
+from ondine_core.values import Call, Message, ModelSpec, TokenCounter
 
 MODEL = "llama_cpp/gemma-3-270m"
 MOODS = Prompt(
@@ -54,6 +54,20 @@ def test_free_text_ends_with_the_answer() -> None:
     ).outcomes
     assert "lamp" in outcome.values["product"].lower()
     assert "Review:" not in outcome.values["product"]
+
+
+def test_tokens_are_counted_by_the_model_itself() -> None:
+    """The model's own tokenizer counts, which for Gemma is not OpenAI's."""
+
+    async def count(texts: list[str]) -> list[int]:
+        model = connect(ModelSpec(MODEL))
+        assert isinstance(model, TokenCounter)
+        try:
+            return await model.count_tokens(texts)
+        finally:
+            await model.aclose()
+
+    assert asyncio.run(count(["ten tokens", "", "2026"])) == [2, 0, 4]
 
 
 def test_the_weights_load_once_a_process() -> None:

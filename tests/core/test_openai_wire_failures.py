@@ -154,6 +154,9 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
         ({"Retry-After": formatdate(NOON + 42, usegmt=True)}, 42.0),
         ({"Retry-After": formatdate(NOON - 42, usegmt=True)}, 0.0),
         ({"Retry-After": "soon"}, None),
+        # Without one, what the limits say about themselves.
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m3s"}, 63.0),
+        ({"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "1m3s"}, None),
         ({"Retry-After": "1 Jan 2024 0:9999999999"}, None),
         ({}, None),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -77,6 +78,24 @@ def test_each_prompt_is_counted_once(items: list[Item], size: int) -> None:
     batches = list(pack(items, size, 0, lambda: room))
     assert [item for packed in batches for item in packed.items] == items
     assert counted == (items if size > 1 else [])
+
+
+@given(ITEMS, st.integers(2, 7), st.integers(20, 200))
+def test_only_what_might_not_fit_is_counted(items: list[Item], size: int, window: int) -> None:
+    """With a bound at hand, tokens are counted where it does not fit, none more than twice; batches are the same."""
+    counted: list[Item] = []
+
+    def weigh(item: Item) -> int:
+        counted.append(item)
+        return len(item.text) // 2
+
+    room = Room(window, None, weigh=weigh, bound=lambda item: len(item.text))
+    batches = [packed.items for packed in pack(items, size, 0, lambda: room)]
+    assert max(Counter(item.key for item in counted).values(), default=0) <= 2
+    if room.fits(len(items), sum(len(item.text) for item in items)):
+        assert not counted
+    exact = Room(window, None, weigh=lambda item: len(item.text) // 2)
+    assert batches == [packed.items for packed in pack(items, size, 0, lambda: exact)]
 
 
 @every_strategy

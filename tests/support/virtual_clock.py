@@ -44,5 +44,6 @@ class _Loop(asyncio.SelectorEventLoop):
 def run_virtually(main: Callable[[Clock], Coroutine[Any, Any, T]], seed: int = 0) -> T:
     """Run a coroutine on virtual time; it gets the clock that goes with it, and a seeded source of chance."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
-        clock = Clock(now=runner.get_loop().time, sleep=asyncio.sleep, rng=random.Random(seed))
+        time = runner.get_loop().time
+        clock = Clock(now=time, sleep=asyncio.sleep, rng=random.Random(seed), elapsed=time)
         return runner.run(main(clock))

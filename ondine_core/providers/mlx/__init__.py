@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from importlib.util import find_spec
@@ -95,7 +96,7 @@ class MlxModel:
         writer = self._writer()
         return writer.work if writer else Work()
 
-    async def count_tokens(self, texts: list[str]) -> list[int]:
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text: the tokenizer's own count, or an estimate while the model is not loaded."""
         writer = self._writer()
         if writer is None:
