@@ -1,0 +1,41 @@
+"""The resource as a value: what its fields come to."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from ondine_core.errors import ConfigError
+from ondine_core.presets import PRESETS, preset
+from ondine_core.pricing import Price
+from ondine_dagster import LLMResource
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_becomes_a_resource_and_stays_itself(name: str) -> None:
+    """Every preset can be asked from Dagster, as it is in the catalogue, with the resource's own fields beside it."""
+    llm = LLMResource.from_spec(preset(name), requests_per_minute=30, max_concurrency=3)
+    assert llm.spec() == preset(name)
+    assert llm.options("answers.db").rates.requests_per_minute == 30
+    assert llm.options("answers.db").policy.max_concurrency == 3
+
+
+@pytest.mark.parametrize(("cached", "costs"), [(None, "0.000002"), (0.0005, "0.0000005")])
+def test_prices_of_your_own(cached: float | None, costs: str) -> None:
+    """USD per thousand tokens become a price per token; what is cached costs as much as the rest unless you say so."""
+    llm = LLMResource(
+        model="openai_compatible/m",
+        input_cost_per_1k_tokens=0.002,
+        output_cost_per_1k_tokens=0.008,
+        cached_input_cost_per_1k_tokens=cached,
+    )
+    assert llm.options("answers.db").price == Price(Decimal("0.000002"), Decimal("0.000008"), Decimal(costs))
+
+
+@pytest.mark.parametrize("given", ["input_cost_per_1k_tokens", "cached_input_cost_per_1k_tokens"])
+def test_half_a_price_is_none(given: str) -> None:
+    """A price without the other half would be a silent 0, so it is refused."""
+    llm = LLMResource(model="openai_compatible/m", **{given: 0.002})
+    with pytest.raises(ConfigError, match="Set both"):
+        llm.options("answers.db")
