@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -23,10 +23,10 @@ from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question
 from ondine_core.report import Tally
 from ondine_core.retry import retrying
-from ondine_core.stages import items, judge, shrink
+from ondine_core.stages import Verdict, items, judge, shrink
 from ondine_core.values import Answer, Batch, Failure, Key, Reply, Stage
 
-__all__ = ["Asker", "most_in_flight"]
+__all__ = ["Asker", "Sizes", "choose_strategy", "most_in_flight"]
 
 _REFUSALS_BEFORE_GIVING_UP = 20
 """So many refusals and not one answer: it is the set-up that is refused, not the rows."""
@@ -76,7 +76,7 @@ class Asker:
         Raises:
             OndineError: What ended the run.
         """
-        sizes = _Sizes(self._question, self._means, self._policy, batch_size)
+        sizes = Sizes(self._question, self._means, self._policy, batch_size)
         prompts = items(self._question.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         errand = _Errand(batches, tally, sizes, as_stage, keep)
@@ -107,14 +107,14 @@ class Asker:
             self._caller.stop(error)
             return ()
         except TransientError as error:
-            conclusion = self._give_up(batch, error)
+            conclusion = self._give_up(batch, error, errand)
         errand.tally.settle((*conclusion.answers, *conclusion.failures))
         errand.tally.tell()
         return conclusion.retry
 
     async def _attempt(self, batch: Batch, errand: _Errand, tried: Counter[str]) -> Conclusion:
         """Make one attempt at a call; `tried` counts those before it, and those that may have been billed unseen."""
-        strategy = ONE_PER_CALL if len(batch.items) == 1 else self._policy.strategy
+        strategy = choose_strategy(batch, self._policy.strategy)
         call = strategy.encode(batch, self._question)
         stage = errand.as_stage or _stage(batch, again=tried["calls"] > 0)
         tried["calls"] += 1
@@ -143,24 +143,41 @@ class Asker:
                 self._caller.stop(FatalError(f"The first {self._refused} calls were all refused. {came}"))
             # One row may be what the whole batch was refused for.
             verdict = shrink(batch, Failure("refused", str(came)), self._policy.max_repairs)
-            return Conclusion((), verdict.failures, verdict.retry)
+            return self._charge(batch, verdict, usd, errand)
         errand.tally.latencies_s.append(came.latency_s)
         verdict = judge(batch, came, self._question, strategy, self._policy.max_repairs)
         errand.sizes.learn(batch, len(verdict.answers), came)
-        share = None if usd is None else usd / len(batch.items)
-        name, at, size = self._question.model.model, self._clock.now(), len(batch.items)
-        answers = tuple(
-            (key, Answer(values, name, batch.attempt, size, share, came.request_id, at))
-            for key, values in verdict.answers
-        )
-        return Conclusion(answers, verdict.failures, verdict.retry)
+        return self._charge(batch, verdict, usd, errand, came.request_id)
 
-    def _give_up(self, batch: Batch, error: TransientError) -> Conclusion:
+    def _charge(
+        self, batch: Batch, verdict: Verdict, usd: Decimal | None, errand: _Errand, request_id: str | None = None
+    ) -> Conclusion:
+        """A verdict with what it took: answers bear the cost of the call that brought them, failures that of all."""
+        name, at, size = self._question.model.model, self._clock.now(), len(batch.items)
+        share = None if usd is None else usd / size
+        answers = tuple(
+            (key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in verdict.answers
+        )
+        for key, _ in answers:
+            errand.paid.pop(key, None)
+        for item in (item for owed in verdict.retry for item in owed.items):
+            errand.paid[item.key] = _sum(errand.paid.get(item.key, Decimal(0)), share)
+        failures = tuple((key, self._fail(batch, key, failure, share, errand)) for key, failure in verdict.failures)
+        return Conclusion(answers, failures, verdict.retry)
+
+    def _fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None, errand: _Errand) -> Failure:
+        cost = _sum(errand.paid.pop(key, Decimal(0)), share)
+        return replace(failure, model=self._question.model.model, attempts=batch.attempt, cost_usd=cost)
+
+    def _give_up(self, batch: Batch, error: TransientError, errand: _Errand) -> Conclusion:
         self._unreachable_in_a_row += 1
         if self._unreachable_in_a_row >= max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP):
             self._caller.stop(error)
         failure = Failure("unreachable", self._policy.retry.explain(error))
-        return Conclusion(failures=tuple((item.key, failure) for item in batch.items))
+        lost = None if error.times_lost else Decimal(0)
+        return Conclusion(
+            failures=tuple((item.key, self._fail(batch, item.key, failure, lost, errand)) for item in batch.items)
+        )
 
     async def _sleep(self, seconds: float) -> None:
         with self._caller.interruptible():
@@ -173,12 +190,14 @@ class _Errand:
 
     batches: Iterator[Batch]
     tally: Tally
-    sizes: _Sizes
+    sizes: Sizes
     as_stage: Stage | None
     keep: bool
+    paid: dict[Key, Decimal | None] = field(default_factory=dict)
+    """What the prompts that are asked again have cost so far; `None` where that is not known."""
 
 
-class _Sizes:
+class Sizes:
     """How many rows the next call may carry, and what there is room for in it; learns from replies."""
 
     def __init__(self, question: Question, means: Means, policy: Policy, batch_size: int | Literal["auto"]) -> None:
@@ -202,6 +221,11 @@ class _Sizes:
         rows, self._adaptive = take_rows(self._adaptive)
         return rows
 
+    def settle(self) -> None:
+        """Take the size as found: the largest."""
+        if self._adaptive is not None:
+            self._fixed, self._adaptive = self._adaptive.most, None
+
     def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
         """Take account of the reply to a batch."""
         rows = len(batch.items)
@@ -212,9 +236,18 @@ class _Sizes:
             self._adaptive = adapt(self._adaptive, rows=rows, owed=rows - answered, latency_s=reply.latency_s)
 
 
+def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    return None if one is None or other is None else one + other
+
+
 def most_in_flight(means: Means, policy: Policy) -> int:
     """Calls at once that neither the user nor the model wants exceeded."""
     return min(policy.max_concurrency, means.model.max_concurrency or policy.max_concurrency)
+
+
+def choose_strategy(batch: Batch, strategy: Strategy) -> Strategy:
+    """How `batch` travels: by `strategy`, but a prompt that is alone as it is."""
+    return ONE_PER_CALL if len(batch.items) == 1 else strategy
 
 
 def _stage(batch: Batch, *, again: bool) -> Stage:

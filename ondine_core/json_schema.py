@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from ondine_core.errors import ConfigError
 from ondine_core.values import Json
 
-__all__ = ["inline", "object_type"]
+__all__ = ["allowed_values", "inline", "object_type"]
 
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
@@ -50,6 +50,25 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
 
     result: dict[str, Any] = walk(dict(schema), ())
     return result
+
+
+def allowed_values(schema: Mapping[str, Json]) -> tuple[Json, ...] | None:
+    """The values that `schema`, an inlined one, allows if they are a closed set of scalars; otherwise `None`."""
+    match schema:
+        case {"enum": [*values]}:
+            return tuple(values)
+        case {"const": value}:
+            return (value,)
+        case {"anyOf": [*options]}:
+            sets = [allowed_values(option) for option in options]
+            known = [values for values in sets if values is not None]
+            return tuple(value for values in known for value in values) if len(known) == len(sets) else None
+        case {"type": "boolean"}:
+            return (True, False)
+        case {"type": "null"}:
+            return (None,)
+        case _:
+            return None
 
 
 # -- from JSON schema to types -------------------------------------------------------------------------------------

@@ -168,10 +168,21 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a row has no answer: a reason to count by, and one line of detail without row text."""
+    """Why a row has no answer, and what it took to find out; two are the same if they say the same.
+
+    Args:
+        reason: What to count by.
+        detail: One line without row text.
+        model: The model that was asked last; nothing if none was.
+        attempts: How often it was asked, repairs included; calls lost on the way are not counted.
+        cost_usd: This prompt's share of what those calls cost; `None` when a price is unknown or a call was lost.
+    """
 
     reason: Literal["prompt", "invalid", "truncated", "refused", "unreachable"]
     detail: str
+    model: str = field(default="", compare=False)
+    attempts: int = field(default=0, compare=False)
+    cost_usd: Decimal | None = field(default=Decimal(0), compare=False)
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"

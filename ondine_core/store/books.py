@@ -22,6 +22,7 @@ from ondine_core.store.records import (
     from_pico,
     split_keys,
     to_answer,
+    to_failure,
 )
 from ondine_core.values import Answer, Audit, Failure, Key, Line, Numbers, Usage
 
@@ -46,9 +47,10 @@ _ANSWER = f"""
     answered_at = excluded.answered_at"""  # noqa: S608
 _REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
 _FAIL = """
-    INSERT INTO ondine.failures (key, reason, detail, failed_at) SELECT ?, ?, ?, ?
+    INSERT INTO ondine.failures (key, reason, detail, failed_at, model, attempts, cost_usd) SELECT ?, ?, ?, ?, ?, ?, ?
     WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ?) ON CONFLICT (key) DO UPDATE SET
-    reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at"""
+    reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at, model = excluded.model,
+    attempts = excluded.attempts, cost_usd = excluded.cost_usd"""
 _COUNT = f"""
     INSERT INTO ondine.ledger AS old ({", ".join(_LINE + _AMOUNTS)}) VALUES ({", ".join("?" * len(_LINE + _AMOUNTS))})
     ON CONFLICT ({", ".join(_LINE)}) DO UPDATE SET
@@ -60,7 +62,7 @@ _REPLACE_NUMBERS = """
 _FIND_ANSWERS = f"SELECT {_ANSWERS} FROM ondine.answers WHERE key IN ?"  # noqa: S608
 # An answer and a failure may meet when two processes ask the same; the answer counts.
 _FIND_FAILURES = """
-    SELECT key, reason, detail FROM ondine.failures AS f WHERE key IN ?
+    SELECT key, reason, detail, model, attempts, cost_usd FROM ondine.failures AS f WHERE key IN ?
     AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key)"""
 _AUDIT = f"""
     SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
@@ -130,7 +132,7 @@ def read_answers(database: Database, keys: Sequence[Key]) -> dict[Key, Answer]:
 
 def read_failures(database: Database, keys: Sequence[Key]) -> dict[Key, Failure]:
     """How prompts failed that have no answer."""
-    return {key: Failure(reason, detail) for key, reason, detail in database.select_in(_FIND_FAILURES, keys)}
+    return dict(map(to_failure, database.select_in(_FIND_FAILURES, keys)))
 
 
 def read_unseen(database: Database) -> frozenset[Key]:

@@ -28,6 +28,7 @@ __all__ = [
     "from_pico",
     "split_keys",
     "to_answer",
+    "to_failure",
     "to_sent_row",
     "to_settled_rows",
 ]
@@ -174,7 +175,15 @@ def _to_answer_row(key: Key, answer: Answer) -> Row:
 
 def _to_failure_row(key: Key, failure: Failure, failed_at: float) -> Row:
     # The key once more: a failure is kept only if that has no answer.
-    return (key, failure.reason, clean(failure.detail), failed_at, key)
+    cost = None if failure.cost_usd is None else str(failure.cost_usd)
+    took = (clean(failure.model), failure.attempts, cost)
+    return (key, failure.reason, clean(failure.detail), failed_at, *took, key)
+
+
+def to_failure(row: Row) -> tuple[Key, Failure]:
+    """The failure in a row of `failures`."""
+    key, reason, detail, model, attempts, cost = row
+    return key, Failure(reason, detail, model, attempts, None if cost is None else Decimal(cost))
 
 
 def _dump(values: Any) -> bytes:

@@ -40,6 +40,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (run, asset, partition, model, stage, outcome, day)
         )""",
     ),
+    (
+        # What it took to find out; of older failures that is not known.
+        "ALTER TABLE ondine.failures ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE ondine.failures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE ondine.failures ADD COLUMN cost_usd TEXT",
+    ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 

@@ -1,0 +1,138 @@
+"""What a failed row took: how often it was asked, and its share of what those calls cost."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ondine_core.enrichment import Options, enrich_sync
+from ondine_core.errors import TransientError
+from ondine_core.policy import Policy
+from ondine_core.pricing import Price
+from ondine_core.prompts import Prompt
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.report import Report
+from ondine_core.retry import RetryPolicy
+from ondine_core.store import open_store
+from ondine_core.values import Failure, Reply, Settled, Usage
+from tests.support.books import KINDS, call_to, fresh_place, key_of
+
+PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))
+
+
+def ask(script, *, rows: int = 6, batch_size: int = 1, store: str | Path = ":memory:", **policy) -> Report:  # noqa: ANN001, ANN003
+    model = ScriptedModel(script, max_batch_size=None)
+    chosen = Policy(batch_size=batch_size, retry=RetryPolicy(max_attempts=2, longest_wait_s=0.01), **policy)
+    table = {"text": [f"row {number}" for number in range(rows)]}
+    options = Options(store=store, policy=chosen, price=PRICE)
+    return enrich_sync(table, prompt="Repeat: {text}", output={"answer": str}, model=model, options=options)
+
+
+def billed(text: str) -> Reply:
+    return Reply(text, Usage(input_tokens=7, output_tokens=3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("max_repairs", [0, 2])
+def test_failures_bear_what_their_calls_cost(batch_size: int, max_repairs: int) -> None:
+    """When no row is ever answered, the failures together cost what the run spent, repairs and splits included."""
+    report = ask(lambda _: billed("nonsense"), batch_size=batch_size, max_repairs=max_repairs)
+    failures = [failure for failure in report.outcomes.failures() if failure]
+    assert len(failures) == 6
+    assert sum(failure.cost_usd for failure in failures) == pytest.approx(report.spend.usd)
+    assert {failure.model for failure in failures} == {"scripted/ScriptedModel"}
+    if batch_size == 1:
+        assert {failure.attempts for failure in failures} == {max_repairs + 1}
+        each = (max_repairs + 1) * PRICE.cost(Usage(input_tokens=7, output_tokens=3))
+        assert {failure.cost_usd for failure in failures} == {each}
+
+
+def test_answered_rows_leave_a_failed_one_its_own_share() -> None:
+    """Of a call that answers all rows but one, the failed row bears its share, and alone what comes after."""
+
+    def script(prompt: str) -> Reply:
+        if "row 2" in prompt and '"id"' not in prompt:
+            return billed("nonsense")
+        found = [number for number in range(3) if f"row {number}" in prompt and number != 2]
+        return billed(str([{"id": number + 1, "answer": "x"} for number in found]).replace("'", '"'))
+
+    report = ask(script, rows=3, batch_size=3, max_repairs=1)
+    (failure,) = [failure for failure in report.outcomes.failures() if failure]
+    call = PRICE.cost(Usage(input_tokens=7, output_tokens=3))
+    assert failure.cost_usd == pytest.approx(call / 3 + (report.spend.calls - 1) * call)
+    assert failure.attempts == report.spend.calls == 3
+
+
+def test_a_row_that_was_never_asked_cost_nothing() -> None:
+    """A prompt that cannot be filled was asked of nobody."""
+    options = Options(price=PRICE)
+    model = ScriptedModel({"": {"answer": "x"}})
+    prompt = Prompt("{{ 1 / n }}", syntax="jinja2")
+    report = enrich_sync({"n": [1, 0]}, prompt=prompt, output={"answer": str}, model=model, options=options)
+    failure = report.outcomes[1]
+    assert isinstance(failure, Failure)
+    assert (failure.model, failure.attempts, failure.cost_usd) == ("", 0, 0)
+
+
+@pytest.mark.parametrize(("lost", "cost"), [(True, None), (False, 0)])
+def test_a_call_that_was_lost_leaves_the_cost_open(lost: bool, cost: int | None) -> None:
+    """A row that stayed out of reach cost nothing if all its calls were turned away; otherwise nobody knows."""
+
+    def script(prompt: str) -> Reply:
+        if "row 1" in prompt:
+            raise TransientError("gone", cost_unknown=lost)
+        return billed('{"answer": "x"}')
+
+    failure = ask(script, rows=2).outcomes[1]
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.attempts, failure.cost_usd) == ("unreachable", 1, cost)
+
+
+def test_failures_come_back_with_what_they_took(tmp_path: Path) -> None:
+    """A later run that does not ask failed rows again knows as much about them as the one that did."""
+    store = tmp_path / "answers.db"
+    first = ask(lambda _: billed("nonsense"), store=store)
+    second = ask(lambda _: billed("nonsense"), store=store, retry_failed_rows=False)
+    assert second.spend.calls == 0
+    took = [
+        [(one.model, one.attempts, one.cost_usd) for one in run.outcomes.failures() if one] for run in (first, second)
+    ]
+    assert took[0] == took[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cost", [None, Decimal(0), Decimal("0.0000000000000000000001")])
+def test_the_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal | None, tmp_path: Path) -> None:
+    """Also one that is not known, on both databases."""
+
+    async def main() -> Failure:
+        sent = call_to(key_of(1))
+        failure = Failure("invalid", "why", "openai/m", 4, cost)
+        with open_store(fresh_place(kind, tmp_path)) as store:
+            await store.send(sent)
+            await store.settle(Settled(sent, "answered", failures=((key_of(1), failure),)))
+            return (await store.get_failures([key_of(1)]))[key_of(1)]
+
+    found = asyncio.run(main())
+    assert (found.model, found.attempts, found.cost_usd) == ("openai/m", 4, cost)
+
+
+def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its failures are kept; what they took is not known."""
+    path = tmp_path / "answers.db"
+    with open_store(path):
+        pass
+    database = sqlite3.connect(path)
+    for column in ("model", "attempts", "cost_usd"):
+        database.execute(f"ALTER TABLE failures DROP COLUMN {column}")
+    database.execute("INSERT INTO failures VALUES (?, 'invalid', 'why', 9.5)", [key_of(1)])
+    database.execute("PRAGMA user_version = 2")
+    database.commit()
+    database.close()
+    with open_store(path) as store:
+        (found,) = asyncio.run(store.get_failures([key_of(1)])).values()
+    assert (found, found.attempts, found.cost_usd) == (Failure("invalid", "why"), 0, None)
