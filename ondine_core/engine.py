@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from math import inf
 from typing import Any
 
 from ondine_core.agreement import Values
@@ -18,9 +19,9 @@ from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question, address
 from ondine_core.report import Outcomes, Progress, Report, Tally
 from ondine_core.stages import dedup, render
-from ondine_core.values import Answer, Failure, Key, Origin
+from ondine_core.values import Answer, AnswerStore, Failure, Key, Origin, Outcome
 
-__all__ = ["run"]
+__all__ = ["look_up", "run"]
 
 _KEYS_A_LOOK_UP = 10_000
 
@@ -65,7 +66,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     for key in keys:
         if isinstance(key, Failure):
             tally.unaskable()
-    await _look_up(means, policy, first, tally)
+    async for found in look_up(means.store, policy, first):
+        tally.reuse(found)
     throttle = Throttle(most_in_flight(means, policy), clock.elapsed())
     caller = Caller(
         model=question.model.model,
@@ -106,13 +108,14 @@ async def run(  # noqa: PLR0913  (named at every call)
     )
 
 
-async def _look_up(means: Means, policy: Policy, first: Mapping[Key, int], tally: Tally) -> None:
-    """Take what the store knows already."""
-    unique = iter(first)
-    while policy.reuse and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
-        tally.reuse(await means.store.get(some))
-        if not policy.retry_failed_rows:
-            tally.reuse(await means.store.get_failures([key for key in some if key not in tally.outcomes]))
+async def look_up(store: AnswerStore, policy: Policy, keys: Iterable[Key]) -> AsyncIterator[Mapping[Key, Outcome]]:
+    """What the store knows of `keys` that `policy` takes, some at a time."""
+    unique = iter(keys)
+    while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
+        found = await store.get(some)
+        yield {key: answer for key, answer in found.items() if answer.answered_at >= policy.reuse_since}
+        if not (policy.retry_failed_rows or policy.reuse_since):
+            yield await store.get_failures([key for key in some if key not in found])
 
 
 async def _calibrate(  # noqa: PLR0913, PLR0917  (one caller)

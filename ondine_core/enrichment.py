@@ -39,6 +39,8 @@ __all__ = [
     "answer",
     "enrich",
     "enrich_sync",
+    "open_means",
+    "open_options_store",
     "spec_of",
 ]
 
@@ -160,10 +162,7 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
     names, rows, columns = read(table, question.prompt.columns)
     check_columns(question, names)
     async with AsyncExitStack() as stack:
-        if isinstance(options.store, str | Path):
-            store: AnswerStore = stack.enter_context(open_store(options.store))
-        else:
-            store = options.store
+        store = open_options_store(options, stack)
         clock = options.clock
         if options.lease is not None:
             lease = hold_lease(
@@ -177,16 +176,26 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
             )
             await stack.enter_async_context(lease)
         # All at the start: a key or a price that is missing for the last of them is an error before the first call.
-        chain = [(question, await _means(question.model, store, options, stack, model))]
+        chain = [(question, await open_means(question.model, store, options, stack, model))]
         for spec in options.fallbacks:
-            means = await _means(spec, store, replace(options, price=None), stack)
+            means = await open_means(spec, store, replace(options, price=None), stack)
             chain.append((replace(question, model=spec), means))
         return await _ask_in_turn(chain, columns, rows, options)
 
 
-async def _means(
+def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
+    """The store of `options`; one that is opened here is closed with `stack`."""
+    return stack.enter_context(open_store(options.store)) if isinstance(options.store, str | Path) else options.store
+
+
+async def open_means(
     spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
 ) -> Means:
+    """What a run works with; a model that is connected here is closed with `stack`.
+
+    Raises:
+        ConfigError: The model cannot be connected, or a cap needs a figure that is not known.
+    """
     if model is None:
         model = connect(spec)
         stack.push_async_callback(model.aclose)

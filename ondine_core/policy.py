@@ -47,7 +47,8 @@ class Policy:
         max_concurrency: Most calls in flight; how many there are follows from what the provider takes.
         max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
         retry: When a call that failed in transit is made again.
-        reuse: Whether answers in the store are taken; `False` asks everything anew.
+        reuse_since: Answers in the store are taken if they are from this moment or later, in seconds since the epoch; 0
+            takes all, infinity asks everything anew.
         retry_failed_rows: Whether rows that were asked before and have no answer are asked again.
         batch_size: Most prompts in one call; `"auto"` finds out how many go well.
         strategy: How several prompts are put into one call; one alone travels as it is.
@@ -58,7 +59,7 @@ class Policy:
     max_concurrency: int = 32
     max_repairs: int = 3
     retry: RetryPolicy = RetryPolicy()
-    reuse: bool = True
+    reuse_since: float = 0.0
     retry_failed_rows: bool = True
     batch_size: int | Literal["auto"] = 1
     strategy: Strategy = JSON

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -187,11 +188,11 @@ def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
 
 
 def test_full_refresh_asks_everything_again() -> None:
-    """`reuse=False` ignores the store and renews it."""
+    """`reuse_since=inf` ignores the store and renews it."""
     store = MemoryStore()
     enrich(["a", "b"], UnreliableModel(HEALTHY), store)
     model = UnreliableModel(HEALTHY)
-    report = enrich(["a", "b"], model, store, replace(POLICY, reuse=False))
+    report = enrich(["a", "b"], model, store, replace(POLICY, reuse_since=inf))
     assert sorted(model.asked) == ["a", "b"]
     assert report.progress.rows_reused == 0
 

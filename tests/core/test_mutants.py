@@ -49,7 +49,13 @@ MUTANTS = (
     Mutant("an unreadable batch is asked again as it was", "stages.py", "len(batch.items) // 2", "0", "cannot_be_read"),
     Mutant("repairs are never used up", "stages.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
     Mutant("what is still owed is forgotten", "asking.py", "return conclusion.retry", "return ()", "owed"),
-    Mutant("what is known is asked again", "engine.py", "while policy.reuse and", "while False and", "idempotent"),
+    Mutant(
+        "what is known is asked again",
+        "engine.py",
+        "while policy.reuse_since < inf and",
+        "while False and",
+        "idempotent",
+    ),
     Mutant(
         "answers are not kept",
         "calling.py",

@@ -1,0 +1,120 @@
+"""What a run would take, before it: compared with what it then took."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core import ConfigError, Options, Policy, Price, Prompt, ScriptedModel, enrich_sync
+from ondine_core.context_limits import TOKENS_A_MESSAGE
+from ondine_core.enrichment import spec_of
+from ondine_core.estimate import Estimate, estimate
+from ondine_core.question import compile_question
+from ondine_core.rates import Rates
+from ondine_core.values import Call, ModelSpec, Reply, Usage
+
+PROMPT = Prompt("Shout: {text}", system="Be loud.")
+PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
+
+
+class Words(ScriptedModel):
+    """Counts, and charges for, words."""
+
+    def __init__(self, max_batch_size: int | None = 1) -> None:
+        super().__init__(lambda _: {"loud": "HEY"}, max_batch_size=max_batch_size)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    async def __call__(self, call: Call) -> Reply:
+        await super().__call__(call)
+        texts = [message.content for message in call.messages] + [(call.json_schema or b"").decode()]
+        sent = sum(await self.count_tokens(texts)) + TOKENS_A_MESSAGE * len(texts)
+        return Reply('{"loud": "HEY"}', Usage(sent, 0, 3))
+
+
+def estimated(rows: list[dict[str, Any]], model: ScriptedModel, options: Options) -> Estimate:
+    question = compile_question(PROMPT, {"loud": str}, spec_of(model))
+    return asyncio.run(estimate(rows, question, options, model))
+
+
+TEXTS = st.lists(st.sampled_from(["a", "b c", "d e f", "g"]), max_size=12)
+
+
+@given(TEXTS, TEXTS)
+def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]) -> None:
+    """Rows, reused rows, prompts, calls and input tokens are those of the run; nobody is asked for it."""
+    from ondine_core.store import open_store
+
+    model = Words()
+    with open_store(":memory:") as store:
+        options = Options(store=store, price=PRICE)
+        enrich_sync(
+            [{"text": text} for text in before], prompt=PROMPT, output={"loud": str}, model=model, options=options
+        )
+        calls, rows = len(model.calls), [{"text": text} for text in texts]
+        expected = estimated(rows, model, options)
+        assert len(model.calls) == calls
+        report = enrich_sync(rows, prompt=PROMPT, output={"loud": str}, model=model, options=options)
+    assert expected.rows == len(texts)
+    assert expected.rows_reused == report.progress.rows_reused
+    assert expected.prompts == report.prompts
+    assert expected.calls == expected.prompts_left == report.spend.calls
+    assert expected.input_tokens == report.spend.usage.input_tokens
+    assert expected.usd is not None
+    low, high = expected.usd
+    assert low <= high
+    assert (low > 0) == bool(expected.calls)
+
+
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, 30), (10, 3), ("auto", 1)])
+def test_calls_are_counted_as_they_would_be_packed(batch_size: Any, calls: int) -> None:
+    """The batch size counts, and instructions that are said once are counted once; `auto` is taken at its largest."""
+    rows = [{"text": f"row {number}"} for number in range(30)]
+    model = Words(max_batch_size=None)
+    options = Options(policy=Policy(batch_size=batch_size))
+    expected = estimated(rows, model, options)
+    assert expected.calls == calls
+    alone = estimated(rows, model, Options())
+    assert (expected.input_tokens < alone.input_tokens) == (calls < 30)
+
+
+@pytest.mark.parametrize(
+    ("rates", "least_s"), [(Rates(), 0), (Rates(requests_per_minute=60), 30), (Rates(tokens_per_minute=60), 1000)]
+)
+def test_time_follows_from_the_rates(rates: Rates, least_s: float) -> None:
+    """Thirty calls at one a second take half a minute; a rate of tokens may be the narrower one."""
+    rows = [{"text": f"row {number}"} for number in range(30)]
+    found = estimated(rows, Words(), Options(rates=rates)).least_s
+    assert found == least_s or (rates.tokens_per_minute and found > least_s)
+
+
+def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
+    """Without a price there is no figure; rows without a prompt cost nothing and are counted."""
+    model = Words()
+    question = compile_question(Prompt("{{ text.upper() }}", syntax="jinja2"), "loud", ModelSpec("test/unlisted"))
+    found = asyncio.run(estimate([{"text": "a"}, {"text": 3}], question, Options(), model))
+    assert found.usd is None
+    assert (found.rows, found.rows_unaskable, found.calls) == (2, 1, 1)
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    """An estimate leaves no trace in the store: no call in the books and no answer."""
+    model, options = Words(), Options(store=tmp_path / "answers.db", price=PRICE, max_cost_usd=1)
+    estimated([{"text": "a"}], model, options)
+    report = enrich_sync([{"text": "b"}], prompt=PROMPT, output={"loud": str}, model=model, options=options)
+    assert report.audit.sent == 1
+    assert len(model.calls) == 1
+
+
+def test_what_cannot_run_cannot_be_estimated() -> None:
+    """A column that is missing or a cap without a price is the same error as in a run."""
+    with pytest.raises(ConfigError, match="text"):
+        estimated([{"txt": "a"}], Words(), Options())
