@@ -107,7 +107,7 @@ def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
 
 def test_nothing_is_written(tmp_path: Path) -> None:
     """An estimate leaves no trace in the store: no call in the books and no answer."""
-    model, options = Words(), Options(store=tmp_path / "answers.db", price=PRICE, max_cost_usd=1)
+    model, options = Words(), Options(store=tmp_path / "answers.db", price=PRICE)
     estimated([{"text": "a"}], model, options)
     report = enrich_sync([{"text": "b"}], prompt=PROMPT, output={"loud": str}, model=model, options=options)
     assert report.audit.sent == 1
