@@ -6,8 +6,17 @@ from ondine_core import __version__
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster.assets import build_llm_asset, llm_asset
+from ondine_dagster.component import LLMAssetComponent
 from ondine_dagster.resources import LLMResource, SharedBudget
 
-__all__ = ["LLMResource", "Prompt", "ScriptedModel", "SharedBudget", "build_llm_asset", "llm_asset"]
+__all__ = [
+    "LLMAssetComponent",
+    "LLMResource",
+    "Prompt",
+    "ScriptedModel",
+    "SharedBudget",
+    "build_llm_asset",
+    "llm_asset",
+]
 
 DagsterLibraryRegistry.register("ondine-dagster", __version__, is_dagster_package=False)

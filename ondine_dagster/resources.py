@@ -1,6 +1,7 @@
 """The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
 
 import dataclasses
+import os
 import tempfile
 from decimal import Decimal
 from pathlib import Path
@@ -135,7 +136,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.temperature,
             self.max_output_tokens,
             self.params,
-            self.settings,
+            _read_variables(self.settings),
             self.provider_name,
         )
 
@@ -169,6 +170,20 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if given is None or taken is None:
             raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
         return Price(given, taken, given if cached is None else cached)
+
+
+def _read_variables(value: Any) -> Any:
+    """`value` with what `EnvVar`s in it stand for; inside a mapping Dagster leaves them unread."""
+    match value:
+        case {"env": str(name), **rest} if not rest:
+            if (found := os.environ.get(name)) is None:
+                raise ConfigError(f"The settings name the variable {name!r}, which is not set.")
+            return found
+        case dict():
+            return {name: _read_variables(part) for name, part in value.items()}
+        case list():
+            return [_read_variables(part) for part in value]
+    return value
 
 
 def default_store(instance: dg.DagsterInstance) -> str:

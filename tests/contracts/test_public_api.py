@@ -21,7 +21,7 @@ CORE = """
     RefusedError Reply Report RetryPolicy ScriptedModel StoreError Strategy TransientError Usage enrich
     enrich_sync load_presets open_store openai_compatible preset
 """.split()
-RING = "LLMResource Prompt ScriptedModel SharedBudget build_llm_asset llm_asset".split()
+RING = "LLMAssetComponent LLMResource Prompt ScriptedModel SharedBudget build_llm_asset llm_asset".split()
 
 
 @pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (ondine_dagster, RING)])

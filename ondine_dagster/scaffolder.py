@@ -1,0 +1,124 @@
+"""`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: a file for the asset and one for its prompt.
+
+Nothing is asked. What is written loads as it is, so that the first thing to change is the prompt.
+"""
+
+import re
+
+import dagster as dg
+import yaml
+from pydantic import BaseModel, Field
+
+from ondine_core.providers.openai_servers import SERVERS
+
+__all__ = ["LLMAssetScaffolder", "ScaffoldFields"]
+
+
+class ScaffoldFields(BaseModel):
+    """What `dg scaffold defs` can be told; nothing has to be."""
+
+    upstream: str = Field("reviews", description="Key of the asset that has the rows.")
+    column: str = Field("review", description="The column that the prompt reads.")
+    model: str = Field("openai/gpt-4o-mini", description="The model that is asked.")
+    resource_key: str | None = Field(None, description="An LLMResource of the project, asked instead of `model`.")
+
+
+class LLMAssetScaffolder(dg.Scaffolder[ScaffoldFields]):
+    """Writes `defs.yaml` (or `component.py`) and `prompt.md`."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[ScaffoldFields]:
+        """The options of the command."""
+        return ScaffoldFields
+
+    def scaffold(self, request: dg.ScaffoldRequest[ScaffoldFields]) -> None:
+        """Write the files of `request`."""
+        folder, fields = request.target_path, request.params
+        key = re.sub(r"\W", "_", folder.name)
+        (folder / "prompt.md").write_text(_PROMPT.format(column=fields.column), encoding="utf-8")
+        if request.scaffold_format == "yaml":
+            (folder / "defs.yaml").write_text(_in_yaml(request.type_name, key, fields), encoding="utf-8")
+        else:
+            (folder / "component.py").write_text(_in_python(request.type_name, key, fields), encoding="utf-8")
+
+
+_PROMPT = """\
+Give the sentiment of this text, and in at most three words what it is about.
+
+Text: {{{column}}}
+"""
+_YAML = """\
+type: {type_name}
+
+attributes:
+  asset:
+    key: {key}
+  upstream: {upstream}  # the asset that has the rows
+  prompt:
+    file: prompt.md  # {{column}} stands for a column's value
+  output:  # the columns to add: a type each, or a JSON schema
+    sentiment: {{type: string, enum: [positive, negative, neutral]}}
+    topic: string
+  {asked}
+  batch_size: 1  # rows in one call
+  # max_cost_usd: 5  # hard cap for one materialization
+  # op: {{pool: llm}}
+"""
+_REQUIREMENTS = """
+requirements:
+  env:
+    - {variable}
+"""
+
+
+def _in_yaml(type_name: str, key: str, fields: ScaffoldFields) -> str:
+    asked = {"resource_key": fields.resource_key} if fields.resource_key else {"model": fields.model}
+    ((name, value),) = asked.items()
+    text = _YAML.format(
+        type_name=type_name, key=_plain(key), upstream=_plain(fields.upstream), asked=f"{name}: {_plain(value)}"
+    )
+    server = None if fields.resource_key else SERVERS.get(fields.model.partition("/")[0])
+    return text + (_REQUIREMENTS.format(variable=server.keys[0]) if server and server.needs_key else "")
+
+
+def _plain(value: str) -> str:
+    """`value` as YAML, in quotes where it needs them."""
+    text: str = yaml.safe_dump(value, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+_PYTHON = '''\
+from pathlib import Path
+
+import dagster as dg
+
+{imports}
+
+
+@dg.component_instance
+def load(context: dg.ComponentLoadContext) -> {name}:
+    """The asset {key!r}."""
+    return {name}(
+        asset=dg.AssetSpec({key!r}),
+        upstream=dg.AssetKey({upstream!r}),  # the asset that has the rows
+        prompt=Prompt(file=Path(__file__).with_name("prompt.md")),
+        output={{
+            "sentiment": {{"type": "string", "enum": ["positive", "negative", "neutral"]}},
+            "topic": "string",
+        }},
+        {asked},
+    )
+'''
+
+
+def _in_python(type_name: str, key: str, fields: ScaffoldFields) -> str:
+    module, _, name = type_name.rpartition(".")
+    ours = {"Prompt"} if fields.resource_key else {"LLMResource", "Prompt"}
+    imports = [] if module == "ondine_dagster" else [f"from {module} import {name}"]
+    imports += [f"from ondine_dagster import {', '.join(sorted(ours if imports else {*ours, name}))}"]
+    asked = (
+        f"resource_key={fields.resource_key!r}" if fields.resource_key else f"llm=LLMResource(model={fields.model!r})"
+    )
+    return _PYTHON.format(
+        imports="\n".join(sorted(imports)), name=name, key=key, upstream=fields.upstream.split("/"), asked=asked
+    )
