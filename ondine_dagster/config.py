@@ -1,0 +1,84 @@
+"""What one run does differently: the fields that the Launchpad shows, and what they change.
+
+They are about this run only. What an answer means is the definition's, so a run that was configured by hand leaves
+nothing behind but answers that every later run finds.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
+from dataclasses import replace
+
+import dagster as dg
+from pydantic import Field
+
+from ondine_core.enrichment import Options
+from ondine_core.errors import ConfigError
+from ondine_core.values import ModelSpec
+
+__all__ = ["LLMAssetConfig", "configure"]
+
+
+class LLMAssetConfig(dg.Config):
+    """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
+
+    max_rows: int | None = Field(
+        default=None,
+        gt=0,
+        description="Enrich the first so many rows only; the table has no others then. To try a prompt on ten.",
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="Count rows, prompts, known answers and tokens, estimate cost and time, and stop: nothing is asked "
+        "or spent, and nothing is materialized.",
+    )
+    full_refresh: bool = Field(
+        default=False,
+        description="Ask about every row again, also where the answer is known. Answers of this run are reused when it "
+        "is retried.",
+    )
+    retry_failed_rows: bool = Field(
+        default=True, description="Ask again about rows that failed in an earlier run; otherwise they stay failed."
+    )
+    max_cost_usd: float | None = Field(
+        default=None, gt=0, description="Cap on the cost of this run in USD, instead of the asset's own."
+    )
+    model: str | None = Field(
+        default=None,
+        description="Another model than the resource's, as in 'openai/gpt-4o'; of another provider's, the key comes "
+        "from its usual environment variable.",
+    )
+
+
+def configure(
+    config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool, since: float
+) -> tuple[ModelSpec, Options]:
+    """Who is asked, and how, when `config` has its way.
+
+    Args:
+        config: What this run does differently.
+        spec: Whom the resource would ask.
+        options: How it would.
+        opened: Whether the model is open already, so that there is no choice any more.
+        since: When the run, or the one that it repeats, was created, in seconds since the epoch.
+
+    Raises:
+        ConfigError: Another model is wanted than the one that is open.
+    """
+    policy = replace(options.policy, retry_failed_rows=config.retry_failed_rows)
+    if config.full_refresh:
+        policy = replace(policy, reuse_since=since)
+    options = replace(options, policy=policy)
+    if config.max_cost_usd is not None:
+        options = replace(options, max_cost_usd=config.max_cost_usd)
+    if config.model in (None, spec.model):
+        return spec, options
+    if opened:
+        raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
+    return _another(spec, config.model), replace(options, price=None)
+
+
+def _another(spec: ModelSpec, model: str) -> ModelSpec:
+    """`spec` for another model: of the same provider as it stands, else without what only that provider knows."""
+    if model.partition("/")[0] == spec.model.partition("/")[0]:
+        settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
+        return replace(spec, model=model, settings=settings)
+    return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)

@@ -1,0 +1,64 @@
+"""How a running step is watched: said in the log and as observations, from the main thread and not too often.
+
+The event log takes a few hundred events a second, so rows are never reported one by one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+
+import dagster as dg
+
+from ondine_core.report import Progress
+from ondine_dagster.report import progress_line, progress_metadata
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Reports a running step from its main thread: a log line and an observation every `every_s` seconds."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context, self._due = context, monotonic()
+        self.every_s = 10.0
+        self._said: deque[str] = deque()
+        self.latest: Progress | None = None
+
+    def keep(self, progress: Progress) -> None:
+        """Called on the event loop's thread; only remembers."""
+        self.latest = progress
+
+    def warn(self, message: str) -> None:
+        """Called on the event loop's thread; only remembers."""
+        self._said.append(message)
+
+    def wait(self, seconds: float) -> None:
+        """Called on the event loop's thread while another process has the lease."""
+        self.warn(
+            "Another process is at work on this asset and partition; this step waits for it and will find its answers. "
+            f"If that process is dead, its work is taken over in {seconds:.0f} s."
+        )
+
+    def tick(self) -> None:
+        """Called in the main thread, several times a second."""
+        self.flush()
+        if self.latest is None:
+            self._due = monotonic() + self.every_s
+        elif monotonic() >= self._due:
+            self._due = monotonic() + self.every_s
+            self._context.log.info(progress_line(self.latest))
+            self.observe()
+
+    def flush(self) -> None:
+        """Log what was remembered."""
+        while self._said:
+            self._context.log.warning(self._said.popleft())
+
+    def observe(self) -> None:
+        """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
+        if self.latest is not None:
+            partition = self._context.partition_key if self._context.has_partition_key else None
+            metadata = progress_metadata(self.latest)
+            event = dg.AssetObservation(self._context.asset_key_for_output(), partition=partition, metadata=metadata)
+            self._context.log_event(event)
