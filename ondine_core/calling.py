@@ -8,7 +8,7 @@ is noted in the books, and it is noted before it leaves: a call that is in no bo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,25 +19,13 @@ from typing import Literal, cast
 from ondine_core.concurrency import Gate
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
+from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, TransientError
 from ondine_core.pacing import Ending
 from ondine_core.policy import Clock, Means, Policy
-from ondine_core.values import Answer, Batch, Call, Failure, Key, Origin, Reply, Sent, Settled, Stage, Usage
+from ondine_core.values import Call, Key, Origin, Reply, Sent, Settled, Usage
 
-__all__ = ["Caller", "Conclusion"]
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """What a call settled, and what is to be asked again."""
-
-    answers: tuple[tuple[Key, Answer], ...] = ()
-    failures: tuple[tuple[Key, Failure], ...] = ()
-    retry: tuple[Batch, ...] = ()
-
-
-Conclude = Callable[[Reply | RefusedError, Decimal | None], Conclusion]
-"""From what came back, and what it cost in USD, to what it means."""
+__all__ = ["Caller"]
 
 
 class Caller:
@@ -78,17 +66,8 @@ class Caller:
         self.stopped_by: OndineError | None = None
         self.unseen: set[Key] = set()
 
-    async def make(
-        self, call: Call, keys: Sequence[Key], stage: Stage, conclude: Conclude, *, keep: bool = True
-    ) -> Conclusion:
+    async def make(self, errand: Errand) -> Conclusion:
         """Make a call, as often as an outage of the provider takes, and keep what comes of it.
-
-        Args:
-            call: What is asked.
-            keys: The prompts it carries.
-            stage: Why it is made.
-            conclude: What is made of what comes back.
-            keep: Whether its answers go to the store; its place in the books it has in any case.
 
         Raises:
             TransientError: It failed and may be made again.
@@ -98,10 +77,11 @@ class Caller:
         """
         while True:
             try:
-                return await self._make_once(_Errand(call, tuple(keys), stage, conclude, keep))
+                return await self._make_once(errand)
             except TransientError as error:
                 if error.cost_unknown or not self._is_waited_out(error):
                     raise
+            errand.told.retried()
 
     def _is_waited_out(self, error: TransientError) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
@@ -114,16 +94,18 @@ class Caller:
         self.stop(error)
         return False
 
-    async def _make_once(self, errand: _Errand) -> Conclusion:
+    async def _make_once(self, errand: Errand) -> Conclusion:
         with self.interruptible():
             ticket = await self._gate.enter()
         fate = _Fate()
         try:
-            hold = None
+            began, hold = self._clock.elapsed(), None
             if purse := self._means.purse:
                 with self.interruptible():
                     hold = await purse.hold(errand.call)
             try:
+                if hold:
+                    errand.told.held(hold, self._clock.elapsed() - began)
                 return await self._exchange(errand, fate)
             finally:
                 if purse and hold:
@@ -131,21 +113,28 @@ class Caller:
         finally:
             self._gate.leave(ticket, fate.ending)
 
-    async def _exchange(self, errand: _Errand, fate: _Fate) -> Conclusion:
+    async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
         store, limiter, purse, call = self._means.store, self._means.limiter, self._means.purse, errand.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:
+            began = self._clock.elapsed()
             with self.interruptible():
                 await limiter.acquire(tokens)
+            errand.told.booked(tokens, self._clock.elapsed() - began)
         at_most = purse.bound(call) if purse else None
         sent = Sent(urandom(16), self._origin, self._model, errand.stage, errand.keys, self._clock.now(), at_most)
         await store.send(sent)
         self._tracker.sent()
         fate.spent_usd = None  # from here on nobody knows, until somebody does
-        came, usage = await self._ask(call, sent, fate)
+        try:
+            came, usage = await self._ask(call, sent, fate)
+        except BaseException as error:
+            errand.told.came(sent, call, error, fate.spent_usd, fate.took_s)
+            raise
         fate.ending, self._replied = "answered", True
         usd = Decimal(0) if usage is None else self._tracker.answered(errand.stage, usage)
         fate.spent_usd = usd
+        errand.told.came(sent, call, came, usd, fate.took_s)
         conclusion = errand.conclude(came, usd)
         kept = conclusion if errand.keep else Conclusion()
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
@@ -159,8 +148,12 @@ class Caller:
 
     async def _ask(self, call: Call, sent: Sent, fate: _Fate) -> tuple[Reply | RefusedError, Usage | None]:
         """What came back, and the tokens that were billed for it (`None`: none)."""
+        began = self._clock.elapsed()
         try:
-            reply = await self._means.model(call)
+            try:
+                reply = await self._means.model(call)
+            finally:
+                fate.took_s = self._clock.elapsed() - began
         except RefusedError as error:
             return error, error.usage
         except ProviderError as error:
@@ -224,23 +217,13 @@ class Caller:
             self._waiting.discard(task)
 
 
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    """A call to be made, why, and what is done with what comes back."""
-
-    call: Call
-    keys: tuple[Key, ...]
-    stage: Stage
-    conclude: Conclude
-    keep: bool
-
-
 @dataclass(slots=True)
 class _Fate:
-    """How a call ended and what it cost, as far as is known: not at all before it came back."""
+    """How a call ended, what it cost and how long it took, as far as is known: not at all before it came back."""
 
     ending: Ending | None = None
     spent_usd: Decimal | None = Decimal(0)
+    took_s: float = 0.0
 
 
 _FIRST_OUTAGE_S = 30.0

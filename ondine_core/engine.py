@@ -19,6 +19,7 @@ from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question, address
 from ondine_core.report import Outcomes, Progress, Report, Tally
 from ondine_core.stages import dedup, render
+from ondine_core.telemetry.feed import Feed
 from ondine_core.values import Answer, AnswerStore, Failure, Key, Origin, Outcome
 
 __all__ = ["look_up", "run"]
@@ -37,6 +38,7 @@ async def run(  # noqa: PLR0913  (named at every call)
     partial: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     clock: Clock | None = None,
+    feed: Feed | None = None,
 ) -> Report:
     """Answer every row, or say why not.
 
@@ -51,6 +53,7 @@ async def run(  # noqa: PLR0913  (named at every call)
             of raising.
         on_progress: Told after every batch, on the event loop; it must return quickly.
         clock: Time and chance.
+        feed: Hears what becomes of batches and calls.
 
     Raises:
         FatalError: No request can succeed; calls in flight were awaited and their answers kept.
@@ -58,7 +61,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         TransientError: The provider stayed unreachable; answers so far are kept.
         StoreError: Answers cannot be kept.
     """
-    clock = clock or Clock()
+    clock, feed = clock or Clock(), feed or Feed()
     started = clock.elapsed()
     keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
@@ -66,8 +69,10 @@ async def run(  # noqa: PLR0913  (named at every call)
     for key in keys:
         if isinstance(key, Failure):
             tally.unaskable()
+    feed.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
     async for found in look_up(means.store, policy, first):
         tally.reuse(found)
+        feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
     throttle = Throttle(most_in_flight(means, policy), clock.elapsed())
     caller = Caller(
         model=question.model.model,
@@ -78,7 +83,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         gate=Gate(throttle, clock.elapsed, clock.sleep),
         clock=clock,
     )
-    asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock), None, None
+    asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock, feed), None, None
     try:
         if tally.rows_left:
             caller.unseen = set(await means.store.get_unseen())

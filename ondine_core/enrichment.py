@@ -6,6 +6,7 @@ loop in a thread of its own, so it works under a running loop, and an interrupt 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from ondine_core.budget import Cap
-from ondine_core.engine import run
+from ondine_core.engine import run as ask_rows
 from ondine_core.errors import ConfigError
 from ondine_core.lease import hold_lease
 from ondine_core.means import Terms, find_means
@@ -31,6 +32,9 @@ from ondine_core.reading import read
 from ondine_core.report import Progress, Report
 from ondine_core.schema import Output
 from ondine_core.store import open_store
+from ondine_core.telemetry.events import Run
+from ondine_core.telemetry.observing import Observation, observed
+from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.thread import run_in_thread
 from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
 
@@ -65,6 +69,10 @@ class Options:
         on_progress: Told after every batch, on the event loop; it must return quickly.
         on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
             dead.
+        observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
+            `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
+        traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
+        on_trouble: Told, from any thread, when an observer fails, and in the end of what it missed.
         clock: Time and chance.
     """
 
@@ -82,7 +90,13 @@ class Options:
     lease_ttl_s: float = 30.0
     on_wait: Callable[[float], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
+    observers: tuple[ObserverSpec, ...] = ()
+    traceparent: str | None = None
+    on_trouble: Callable[[str], None] = logging.getLogger(__name__).warning
     clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        check_observers(self.observers)
 
 
 async def enrich(
@@ -180,7 +194,10 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         for spec in options.fallbacks:
             means = await open_means(spec, store, replace(options, price=None), stack)
             chain.append((replace(question, model=spec), means))
-        return await _ask_in_turn(chain, columns, rows, options)
+        run = Run(options.origin, question.model.model, rows, options.traceparent)
+        observing = observed(run, options.observers, clock, options.on_progress, options.on_trouble)
+        async with observing as observation:
+            return await _ask_in_turn(chain, columns, rows, options, observation)
 
 
 def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
@@ -205,13 +222,17 @@ async def open_means(
 
 
 async def _ask_in_turn(
-    chain: Sequence[tuple[Question, Means]], columns: Mapping[str, Sequence[Any]], rows: int, options: Options
+    chain: Sequence[tuple[Question, Means]],
+    columns: Mapping[str, Sequence[Any]],
+    rows: int,
+    options: Options,
+    observation: Observation,
 ) -> Report:
     """Ask the first about all rows, and each next one about those that are out of reach of those before it."""
     report: Report | None = None
     left: Sequence[int] = range(rows)
     for number, (question, means) in enumerate(chain, 1):
-        found = await run(
+        found = await ask_rows(
             question,
             columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
             len(left),
@@ -219,8 +240,9 @@ async def _ask_in_turn(
             policy=options.policy,
             origin=options.origin,
             partial=number < len(chain),
-            on_progress=partial(_tell, options.on_progress, report.progress if report else None),
+            on_progress=partial(_tell, observation.progress, report.progress if report else None),
             clock=options.clock,
+            feed=observation.feed(question.model),
         )
         report = report.followed_by(left, found) if report else found
         if report.stopped_by is None:

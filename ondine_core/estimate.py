@@ -15,7 +15,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from ondine_core.asking import Sizes, choose_strategy
+from ondine_core.asking import choose_strategy
 from ondine_core.batching import Strategy, pack
 from ondine_core.context_limits import TOKENS_A_MESSAGE, estimate_answer_tokens
 from ondine_core.engine import look_up
@@ -25,6 +25,7 @@ from ondine_core.pricing import Price
 from ondine_core.question import Question, address, check_columns
 from ondine_core.rates import Rates
 from ondine_core.reading import read
+from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
 from ondine_core.values import Batch, ChatModel, Key, TokenCounter, Usage
 

@@ -265,6 +265,10 @@ class Tally:
         """Tell whoever watches."""
         self._on_progress(self.progress)
 
+    def rows_of(self, key: Key) -> int:
+        """Rows that ask for one prompt."""
+        return self._copies.get(key, 1)
+
     @property
     def rows_left(self) -> int:
         """Rows that have no outcome yet."""

@@ -132,7 +132,8 @@ class Reply:
     """What a model said.
 
     `finish_reason` is the provider's word; `"length"` means the text is cut and is never parsed as if whole.
-    `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits.
+    `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
+    answered, in the provider's words, which may be more exact than those it was asked by.
     """
 
     text: str
@@ -141,6 +142,7 @@ class Reply:
     request_id: str | None = None
     latency_s: float = 0.0
     hold_off_s: float = 0.0
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class _LiteLLM:
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
         wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)
         finish_reason = "length" if was_cut(seen) else reply.finish_reason
-        return Reply(reply.text, reply.usage, finish_reason, request_id(seen), latency_s, wait_s)
+        return Reply(reply.text, reply.usage, finish_reason, request_id(seen), latency_s, wait_s, reply.model)
 
     def _failure(self, error: Exception, seen: Watch, call: Call) -> ProviderError:
         to = Address(seen.host or self._name, self._spec.timeout_s)

@@ -18,7 +18,7 @@ from ondine_core.pricing import find_entry
 from ondine_core.providers.settings import check_settings
 from ondine_core.values import Call, ChatModel, ModelSpec
 
-__all__ = ["SERVERS", "check_address", "connect_openai_server", "first_set"]
+__all__ = ["SERVERS", "check_address", "connect_openai_server", "find_address", "first_set"]
 
 Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
 """How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
@@ -93,6 +93,13 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
 
         write = partial(chat_body_in_words, json_object=structure == "json_object")
     return connect_openai(spec, name, base_url, _key(spec, server), write)
+
+
+def find_address(spec: ModelSpec) -> str | None:
+    """Where the model of `spec` is asked, as far as `spec`, the variables and the table say."""
+    provider = spec.model.partition("/")[0]
+    server = SERVERS.get(provider)
+    return spec.base_url or (_own_address(provider, server) if server else None)
 
 
 def _own_address(provider: str, server: Server) -> str | None:

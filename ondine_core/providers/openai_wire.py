@@ -93,7 +93,8 @@ class HttpModel:
         # A header may hold bytes that are no text, which the store could not keep.
         request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
         wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
-        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, time.perf_counter() - started, wait_s)
+        latency_s = time.perf_counter() - started
+        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, latency_s, wait_s, reply.model)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -178,11 +179,11 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
         raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
-    return Reply(text, usage_of(data), str(finish_reason), _id(data))
+    return Reply(text, usage_of(data), str(finish_reason), _text(data, "id"), model=_text(data, "model"))
 
 
-def _id(data: Mapping[str, Any]) -> str | None:
-    return found if isinstance(found := data.get("id"), str) else None
+def _text(data: Mapping[str, Any], name: str) -> str | None:
+    return found if isinstance(found := data.get(name), str) else None
 
 
 def usage_of(data: Mapping[str, Any]) -> Usage:

@@ -27,8 +27,8 @@ HEAVY = (
 CORE = (
     "values errors pricing context_limits tokens presets cost_tracker prompts json_schema schema question notations "
     "records batching batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency caps "
-    "budget store lease policy means providers report calling asking engine reading thread enrichment estimate "
-    "__init__ __main__"
+    "budget store lease policy means providers report telemetry errand calling sizes asking engine reading "
+    "thread enrichment estimate __init__ __main__"
 ).split()
 RING = "tables report resources step assets attributes own_model scaffolder component __init__".split()
 

@@ -1,0 +1,53 @@
+"""How many rows the next call carries, and what there is room for in it: fixed, or found out as replies come."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ondine_core.batch_size import AdaptiveSize, adapt, start_size, take_rows
+from ondine_core.batching import find_room
+from ondine_core.context_limits import Room, learn_answer_tokens
+from ondine_core.policy import Means, Policy
+from ondine_core.question import Question
+from ondine_core.values import Batch, Reply
+
+__all__ = ["Sizes"]
+
+
+class Sizes:
+    """How many rows the next call may carry, and what there is room for in it; learns from replies."""
+
+    def __init__(self, question: Question, means: Means, policy: Policy, batch_size: int | Literal["auto"]) -> None:
+        most = means.model.max_batch_size
+        self._adaptive: AdaptiveSize | None = None
+        if batch_size == "auto":
+            timeout_s = question.model.timeout_s
+            self._adaptive = start_size(most, timeout_s) if most else start_size(timeout_s=timeout_s)
+            self._fixed = 1
+        else:
+            self._fixed = min(batch_size, most or batch_size)
+        self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.most > 1)
+        self.room: Room | None = None
+        if self.several:
+            self.room = find_room(policy.strategy, question, means.count, policy.context_window)
+
+    def take(self) -> int:
+        """Rows for the next call."""
+        if self._adaptive is None:
+            return self._fixed
+        rows, self._adaptive = take_rows(self._adaptive)
+        return rows
+
+    def settle(self) -> None:
+        """Take the size as found: the largest."""
+        if self._adaptive is not None:
+            self._fixed, self._adaptive = self._adaptive.most, None
+
+    def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
+        """Take account of the reply to a batch."""
+        rows = len(batch.items)
+        if self.room:
+            cut = reply.finish_reason == "length"
+            self.room = learn_answer_tokens(self.room, rows, reply.usage.output_tokens, cut=cut)
+        if self._adaptive and batch.attempt == 1:
+            self._adaptive = adapt(self._adaptive, rows=rows, owed=rows - answered, latency_s=reply.latency_s)

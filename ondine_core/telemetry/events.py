@@ -1,0 +1,253 @@
+"""What happens in a run, as frozen values: the one stream that every observer reads.
+
+An event refers to what it belongs to (a call to its batch, a batch to its run), so it is cheap to make and carries
+every id. It holds no prompt and no reply unless an observer asked for them, and never a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeAlias
+
+from ondine_core.report import Progress
+from ondine_core.values import Message, Origin, Sent, Usage
+
+__all__ = [
+    "AskedBatch",
+    "BatchEnded",
+    "Booked",
+    "CallEnded",
+    "Content",
+    "Endpoint",
+    "Event",
+    "Held",
+    "Observer",
+    "Progressed",
+    "Retried",
+    "RowsFailed",
+    "Run",
+    "RunEnded",
+    "RunStarted",
+]
+
+
+# -- what events belong to -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A table that is asked about; two are the same only if they are one object.
+
+    Args:
+        origin: Run id, asset and partition, as in the books.
+        model: Who is asked first, as the user names it.
+        rows: How many rows there are.
+        traceparent: The trace it is a part of, in W3C's notation, if the caller named one.
+    """
+
+    origin: Origin
+    model: str
+    rows: int
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Who is asked, and where.
+
+    Args:
+        provider: What stands before the first slash of the model's name.
+        model: What the provider calls it.
+        address: Host that is asked, `None` if it is this process or not known.
+        port: Its port.
+    """
+
+    provider: str
+    model: str
+    address: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskedBatch:
+    """Prompts that are asked together, until all of them are settled or owed in smaller batches.
+
+    Args:
+        run: What it is part of.
+        endpoint: Who is asked.
+        number: Counts the batches of a run from 1.
+        prompts: How many it carries.
+        attempt: 1 when they are asked for the first time.
+        began_at: Seconds since the epoch.
+    """
+
+    run: Run
+    endpoint: Endpoint
+    number: int
+    prompts: int
+    attempt: int
+    began_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was said in a call: the messages sent, and the text that came back, if any did."""
+
+    messages: tuple[Message, ...]
+    text: str | None
+
+
+# -- events: `at` is in seconds since the epoch --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run begins."""
+
+    at: float
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a run is; told at most twice a second."""
+
+    at: float
+    run: Run
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A run is over.
+
+    Args:
+        at: When.
+        run: Which.
+        progress: What it came to; equal to the report's, where there is a report. `None` if it ended before it began.
+        error_type: What ended it early, as in `CallEnded`; `None` if it came to its end.
+        error: The same in words.
+    """
+
+    at: float
+    run: Run
+    progress: Progress | None
+    error_type: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnded:
+    """A batch is settled, as far as it can be.
+
+    Args:
+        at: When.
+        batch: Which.
+        answered: Prompts that have an answer now.
+        failed: Prompts that never will.
+        owed: Prompts that are asked again, in other batches.
+        error_type: Why none of its calls brought anything, as in `CallEnded`.
+    """
+
+    at: float
+    batch: AskedBatch
+    answered: int
+    failed: int
+    owed: int
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """A call came back, or did not.
+
+    Args:
+        at: When.
+        batch: What it carried.
+        sent: Its place in the books: its id, why it was made, and the most that it could cost.
+        duration_s: Seconds the model took.
+        usage: Tokens billed; `None` if none were, or nobody knows.
+        usd: What they cost, `None` when the price or the tokens are not known.
+        finish_reason: The provider's word for why the reply ended.
+        request_id: The provider's name for the call.
+        model: Who answered, in the provider's words.
+        error_type: `"limited"`, `"overloaded"` or `"broken"` (it may be made again), `"refused"` (never as it is),
+            `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
+        error: The same in words, without a secret and without the text of a row.
+        content: What was said, if an observer asked for it.
+    """
+
+    at: float
+    batch: AskedBatch
+    sent: Sent
+    duration_s: float
+    usage: Usage | None = None
+    usd: Decimal | None = None
+    finish_reason: str | None = None
+    request_id: str | None = None
+    model: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    content: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A call is about to be made again, for the time that `attempt` says (2 is the first repetition)."""
+
+    at: float
+    batch: AskedBatch
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The most that a call can cost is held in every budget; that took `waited_s` seconds."""
+
+    at: float
+    batch: AskedBatch
+    usd: Decimal
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A call and its expected tokens are booked with the rate limit, and its turn has come after `waited_s` seconds."""
+
+    at: float
+    batch: AskedBatch
+    tokens: int
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowsFailed:
+    """Rows have no answer, for one reason; those out of reach may be answered by a fallback yet.
+
+    Args:
+        at: When.
+        run: Whose rows.
+        batch: What they were asked in; `None` if they were not asked.
+        reason: Why, in a word, as in `Failure`.
+        detail: The same in a line, without the text of a row.
+        rows: How many.
+    """
+
+    at: float
+    run: Run
+    batch: AskedBatch | None
+    reason: str
+    detail: str
+    rows: int
+
+
+Event: TypeAlias = RunStarted | Progressed | RunEnded | BatchEnded | CallEnded | Retried | Held | Booked | RowsFailed
+
+Observer: TypeAlias = Callable[[Event], object]
+"""Takes events, one at a time, in a thread of its own.
+
+Three attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
+whether calls carry what was said; and `close(timeout_s)`, called once, after the last event, if it was opened by name.
+"""

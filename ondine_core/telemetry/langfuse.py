@@ -1,0 +1,88 @@
+"""Langfuse through its OTLP endpoint: the same spans and a few attributes more, so that it needs no package of its own.
+
+Keys and host are those of Langfuse's own variables. What `OTEL_EXPORTER_OTLP_HEADERS` holds are keys for somebody else;
+they are not sent there.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from ondine_core.errors import ConfigError
+from ondine_core.telemetry.attributes import Attributes
+from ondine_core.telemetry.events import Observer
+from ondine_core.telemetry.otel import SCOPE, Exporting, find_caller, make_provider, require
+from ondine_core.telemetry.spans import Spans
+
+if TYPE_CHECKING:
+    import requests
+
+__all__ = ["open_langfuse"]
+
+_CLOUD = "https://cloud.langfuse.com"
+_KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
+_HOSTS = ("LANGFUSE_BASE_URL", "LANGFUSE_HOST")
+
+
+def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 50.0) -> Observer:
+    """An observer that sends traces to Langfuse.
+
+    Args:
+        host: Where it is; by default what `LANGFUSE_BASE_URL` or `LANGFUSE_HOST` says, or else its cloud in Europe.
+        content: Whether generations carry prompts and replies, as they were sent and came.
+        calls_per_second: So many ordinary calls are a generation of their own, and a few hundred more; `None`: all.
+
+    Raises:
+        ConfigError: A key or a package is missing.
+    """
+    require("opentelemetry.sdk", "langfuse", "otel")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+    keys = [os.environ.get(name, "").strip() for name in _KEYS]
+    if missing := [name for name, key in zip(_KEYS, keys, strict=True) if not key]:
+        raise ConfigError(f"The observer 'langfuse' needs the variable {' and '.join(missing)}.")
+    where = host or next((found for name in _HOSTS if (found := os.environ.get(name, "").strip())), _CLOUD)
+    exporter = OTLPSpanExporter(
+        f"{where.rstrip('/')}/api/public/otel/v1/traces", session=_session(base64.b64encode(":".join(keys).encode()))
+    )
+    provider = make_provider(exporter, ALWAYS_ON)
+    spans = Spans(provider.get_tracer(SCOPE), find_caller(), calls_per_second, _describe)
+    return Exporting(spans, provider, owned=True, content=content)
+
+
+def _session(credentials: bytes) -> requests.Session:
+    """A session that sends these credentials and no header that variables name."""
+    import requests
+    from opentelemetry.util.re import parse_env_headers
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        for variable in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+            for name in parse_env_headers(os.environ.get(variable, ""), liberal=True):
+                request.headers.pop(name, None)
+        request.headers["Authorization"] = f"Basic {credentials.decode()}"
+        request.headers["x-langfuse-ingestion-version"] = "4"
+        return request
+
+    session = requests.Session()
+    session.auth = sign
+    return session
+
+
+def _describe(kind: Literal["run", "batch", "call"], attributes: Attributes) -> Mapping[str, Any]:
+    """What Langfuse wants to be told: a trace's name, session and tags at each of its spans, and costs as an object."""
+    asset, partition = attributes.get("ondine.asset"), attributes.get("ondine.partition")
+    described = {
+        "langfuse.trace.name": asset or "enrich",
+        "langfuse.trace.tags": tuple(filter(None, (asset, partition))),
+        "langfuse.session.id": attributes["ondine.run.id"],
+        "langfuse.observation.type": "generation" if kind == "call" else "span",
+    }
+    if kind == "call" and (usd := attributes.get("ondine.cost.usd")) is not None:
+        described["langfuse.observation.cost_details"] = orjson.dumps({"total": usd}).decode()
+    return described

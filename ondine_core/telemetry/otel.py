@@ -1,0 +1,239 @@
+"""Spans and metrics over OTLP, set up by the usual `OTEL_*` variables.
+
+Where the program has a tracer provider of its own, spans go through that one, with its sampler and its processors;
+otherwise there is one for the run, which is flushed and shut down at its end, since a step's process ends there, too.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ondine_core.errors import ConfigError
+from ondine_core.telemetry.events import Event, Observer
+from ondine_core.telemetry.metrics import Distribution, Instrument, Metrics, Series
+from ondine_core.telemetry.spans import Spans
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.metrics.export import Metric, MetricExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+__all__ = ["SCOPE", "Exporting", "find_caller", "make_provider", "open_opentelemetry", "require"]
+
+SCOPE = "ondine"
+"""The name of the instrumentation scope."""
+
+_EXPORT_EVERY_S = 60.0
+_MOST_SPANS = 20_000
+"""Spans that wait for the collector; the SDK's 2,048 are a second's worth where every call is recorded."""
+
+
+def open_opentelemetry(
+    *, content: bool = False, calls_per_second: float | None = 50.0, metrics: bool = True
+) -> Observer:
+    """An observer that exports spans and metrics.
+
+    Args:
+        content: Whether spans carry prompts and replies, as they were sent and came.
+        calls_per_second: So many ordinary calls have a span of their own, and a few hundred more; `None`: all.
+        metrics: Whether metrics are exported, too.
+
+    Raises:
+        ConfigError: A package is missing, or the exporter that a variable names.
+    """
+    require("opentelemetry.sdk", "opentelemetry", "otel")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return _Silent()
+    provider, owned = trace.get_tracer_provider(), False
+    if not isinstance(provider, TracerProvider):
+        provider, owned = make_provider(_exporter("trace", "OTLPSpanExporter")), True
+    spans = Spans(provider.get_tracer(SCOPE), find_caller(), calls_per_second)
+    metric_exporter = _exporter("metric", "OTLPMetricExporter") if metrics else None
+    return Exporting(spans, provider, metric_exporter, owned=owned, content=content)
+
+
+class Exporting:
+    """Exports spans, and metrics if there is somewhere to send them; an observer.
+
+    Args:
+        spans: Writes spans.
+        provider: Of their tracer.
+        exporter: Takes metrics.
+        owned: Whether the provider is shut down in the end.
+        content: Whether calls carry what was said.
+    """
+
+    def __init__(
+        self,
+        spans: Spans,
+        provider: TracerProvider,
+        exporter: MetricExporter | None = None,
+        *,
+        owned: bool,
+        content: bool,
+    ) -> None:
+        self._spans, self._provider, self._exporter, self._owned = spans, provider, exporter, owned
+        self.content = content
+        self.wants = Spans.wants | (Metrics.wants if exporter else frozenset())
+        self._metrics, self._began_ns = Metrics(), time.time_ns()
+        self._every_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or 1000 * _EXPORT_EVERY_S) / 1000
+        self._due = time.monotonic() + self._every_s
+        self._resource = _named(provider.resource)
+
+    def __call__(self, event: Event) -> None:
+        """Take account of an event."""
+        self._spans(event)
+        if self._exporter is not None:
+            self._metrics(event)
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + self._every_s
+                self._export(self._exporter)
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is left; spans and metrics at once, so that neither waits for the other's collector."""
+        ending = threading.Thread(target=self._end_spans, args=(timeout_s,), name="ondine-spans", daemon=True)
+        ending.start()
+        if self._exporter is not None:
+            self._export(self._exporter)
+            self._exporter.shutdown()
+        ending.join(timeout_s)
+
+    def _end_spans(self, timeout_s: float) -> None:
+        if self._owned:
+            self._provider.shutdown()
+        else:
+            self._provider.force_flush(int(1000 * timeout_s))
+
+    def _export(self, exporter: MetricExporter) -> None:
+        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        now_ns = time.time_ns()
+        if metrics := [_metric(*read, self._began_ns, now_ns) for read in self._metrics.read().items()]:
+            scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
+            exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
+
+
+class _Silent:
+    """Observes nothing."""
+
+    wants: frozenset[type] = frozenset()
+
+    def __call__(self, event: Event) -> None:
+        """Do nothing."""
+
+
+# -- what is set up ------------------------------------------------------------------------------------------------
+
+
+def require(module: str, observer: str, extra: str) -> None:
+    """Check that a package is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ConfigError(f"The observer {observer!r} needs a package: pip install 'ondine-dagster[{extra}]'.")
+
+
+def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None) -> TracerProvider:
+    """A tracer provider of our own; without a sampler, that of `OTEL_TRACES_SAMPLER`."""
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    named = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "") or "OTEL_SERVICE_NAME" in os.environ
+    resource = Resource.create({} if named else {"service.name": SCOPE})
+    provider = TracerProvider(sampler, _named(resource), shutdown_on_exit=False)
+    if exporter is not None:
+        queue = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else _MOST_SPANS
+        provider.add_span_processor(BatchSpanProcessor(exporter, queue))
+    return provider
+
+
+def _named(resource: Resource) -> Resource:
+    """With an id of its own, since sums of two processes under one name would overwrite each other."""
+    from opentelemetry.sdk.resources import Resource
+
+    return (
+        resource
+        if "service.instance.id" in resource.attributes
+        else resource.merge(Resource({"service.instance.id": str(uuid4())}))
+    )
+
+
+def find_caller() -> Context | None:
+    """The span that is active here, or else the one that the variable `TRACEPARENT` names."""
+    from opentelemetry import context, trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    if trace.get_current_span().get_span_context().is_valid:
+        return context.get_current()
+    carrier = {name: value for name in ("traceparent", "tracestate") if (value := os.environ.get(name.upper()))}
+    return TraceContextTextMapPropagator().extract(carrier) if carrier else None
+
+
+def _exporter(signal: str, name: str) -> Any:
+    """The exporter of a signal that the variables ask for; `None` if they ask for none."""
+    variable = f"OTEL_{signal.upper()}S"
+    if os.environ.get(f"{variable}_EXPORTER", "").strip().lower() == "none":
+        return None
+    otlp = variable.replace("OTEL_", "OTEL_EXPORTER_OTLP_")
+    protocol = os.environ.get(f"{otlp}_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    kind = "grpc" if protocol.strip().lower() == "grpc" else "http"
+    try:
+        module = import_module(f"opentelemetry.exporter.otlp.proto.{kind}.{signal}_exporter")
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"The protocol {protocol!r} needs a package: pip install opentelemetry-exporter-otlp-proto-{kind}."
+        ) from None
+    return getattr(module, name)()
+
+
+# -- metrics as the SDK has them -----------------------------------------------------------------------------------
+
+
+def _metric(instrument: Instrument, series: list[Series], began_ns: int, now_ns: int) -> Metric:
+    from opentelemetry.sdk.metrics.export import (
+        AggregationTemporality,
+        Histogram,
+        HistogramDataPoint,
+        Metric,
+        NumberDataPoint,
+        Sum,
+    )
+
+    data: Histogram | Sum
+    if instrument.bounds is None:
+        sums = [
+            NumberDataPoint(labels, began_ns, now_ns, value if isinstance(value, int) else float(value))
+            for labels, value in series
+            if not isinstance(value, Distribution)
+        ]
+        data = Sum(sums, AggregationTemporality.CUMULATIVE, is_monotonic=True)
+    else:
+        points = [
+            HistogramDataPoint(
+                labels, began_ns, now_ns, sum(of.counts), of.sum, of.counts, of.bounds, of.lowest, of.highest
+            )
+            for labels, of in series
+            if isinstance(of, Distribution)
+        ]
+        data = Histogram(points, AggregationTemporality.CUMULATIVE)
+    return Metric(instrument.name, instrument.description, instrument.unit, data)

@@ -1,0 +1,128 @@
+"""Metrics for Prometheus: offered to who scrapes this process, or pushed to a gateway where the process ends soon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ondine_core.telemetry.events import Event, Observer, RunStarted
+from ondine_core.telemetry.metrics import Distribution, Instrument, Metrics, Series
+from ondine_core.telemetry.otel import require
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+__all__ = ["open_prometheus"]
+
+_PUSH_TIMEOUT_S = 4.0
+_UNITS = {"s": "_seconds"}
+
+
+def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", push_every_s: float = 15.0) -> Observer:
+    """An observer that counts for Prometheus.
+
+    Args:
+        push_gateway: Address of a push gateway, where figures of the run go under its asset and partition. Without one
+            they are in the default registry of `prometheus_client`, those of all runs of this process together.
+        job: Their job at the gateway.
+        push_every_s: Seconds between two pushes; the last is made when the run ends.
+
+    Raises:
+        ConfigError: A package is missing.
+    """
+    require("prometheus_client", "prometheus", "prometheus")
+    return _of_process() if push_gateway is None else _Pushing(push_gateway, job, push_every_s)
+
+
+@cache
+def _of_process() -> Metrics:
+    """One for the life of the process: a registry takes a collector once, and scrapes go on after a run."""
+    from prometheus_client import REGISTRY
+
+    metrics = Metrics()
+    REGISTRY.register(_Collector(metrics))
+    return metrics
+
+
+class _Pushing:
+    """Counts one run and pushes; an observer."""
+
+    wants = Metrics.wants | {RunStarted}
+
+    def __init__(self, gateway: str, job: str, every_s: float) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._gateway, self._job, self._every_s = gateway, job, every_s
+        self._metrics, self._registry = Metrics(), CollectorRegistry()
+        self._registry.register(_Collector(self._metrics))
+        self._group: dict[str, str] = {}
+        self._due = time.monotonic() + every_s
+
+    def __call__(self, event: Event) -> None:
+        """Take account of an event."""
+        if isinstance(event, RunStarted):
+            origin = event.run.origin
+            named = {"ondine_asset": origin.asset, "ondine_partition": origin.partition}
+            self._group = {name: value for name, value in named.items() if value}
+        self._metrics(event)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._every_s
+            self._push(_PUSH_TIMEOUT_S)
+
+    def close(self, timeout_s: float) -> None:
+        """Push what it came to."""
+        self._push(timeout_s)
+
+    def _push(self, timeout_s: float) -> None:
+        from prometheus_client import push_to_gateway
+
+        push_to_gateway(self._gateway, self._job, self._registry, self._group, max(0.1, timeout_s))
+
+
+class _Collector:
+    """What a registry asks when it is scraped."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """All instruments that were used."""
+        for instrument, series in self._metrics.read().items():
+            yield _family(instrument, series)
+
+
+def _family(instrument: Instrument, series: list[Series]) -> Metric:
+    from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+
+    name = _spell(instrument.name) + _UNITS.get(instrument.unit, "")
+    keys = [_spell(key) for key in instrument.keys]
+    if instrument.bounds is None:
+        counter = CounterMetricFamily(name, instrument.description, labels=keys)
+        for labels, value in series:
+            if not isinstance(value, Distribution):
+                counter.add_metric(_values(instrument, labels), float(value))
+        return counter
+    histogram = HistogramMetricFamily(name, instrument.description, labels=keys)
+    for labels, of in series:
+        if isinstance(of, Distribution):
+            histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
+    return histogram
+
+
+def _buckets(of: Distribution) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus has them."""
+    counts, below = [], 0
+    for bound, count in zip((*of.bounds, float("inf")), of.counts, strict=True):
+        below += count
+        counts.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
+    return counts
+
+
+def _values(instrument: Instrument, labels: Mapping[str, str | int]) -> list[str]:
+    return [str(labels.get(key, "")) for key in instrument.keys]
+
+
+def _spell(name: str) -> str:
+    return name.replace(".", "_")

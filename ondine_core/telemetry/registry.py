@@ -1,0 +1,118 @@
+"""Observers by name: those of this package, those that other packages announce, and those that a program registers.
+
+A name, or a mapping of a name and options, is all that YAML and the Launchpad can say; both are checked when they are
+written down, not when the run starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any, TypeAlias, TypeVar
+
+from ondine_core.errors import ConfigError
+from ondine_core.telemetry.events import Observer
+from ondine_core.telemetry.langfuse import open_langfuse
+from ondine_core.telemetry.log import open_log
+from ondine_core.telemetry.otel import open_opentelemetry
+from ondine_core.telemetry.prometheus import open_prometheus
+from ondine_core.telemetry.stream import Opened
+
+__all__ = ["ObserverSpec", "check_observers", "open_observers", "register_observer"]
+
+ObserverSpec: TypeAlias = str | Mapping[str, Any] | Observer
+"""A name; a mapping with `name` and the options of that observer; or an observer."""
+
+Factory = TypeVar("Factory", bound=Callable[..., Observer])
+
+_GROUP = "ondine.observers"
+_FACTORIES: dict[str, Callable[..., Observer]] = {
+    "langfuse": open_langfuse,
+    "logging": open_log,
+    "opentelemetry": open_opentelemetry,
+    "prometheus": open_prometheus,
+}
+
+
+def register_observer(name: str) -> Callable[[Factory], Factory]:
+    """Register a function that makes an observer; its keyword arguments are the options that users may set.
+
+    A package announces the same function as an entry point of the group `ondine.observers`.
+
+    Example:
+        >>> @register_observer("print")
+        ... def open_print(*, prefix: str = "") -> Observer:
+        ...     return lambda event: print(prefix, event)
+    """
+
+    def register(factory: Factory) -> Factory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def check_observers(specs: Sequence[ObserverSpec]) -> None:
+    """Check that every observer is known, and takes the options it is given.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    if isinstance(specs, str | Mapping):
+        raise ConfigError(f"observers={specs!r} must be a sequence, such as [{specs!r}].")
+    for spec in specs:
+        if isinstance(spec, str | Mapping):
+            _factory_of(spec)
+        elif not callable(spec):
+            raise ConfigError(f"observers: a {type(spec).__name__} is no name, no mapping and no function of an event.")
+
+
+def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
+    """The observers that `specs` name, ready to be told.
+
+    Raises:
+        ConfigError: One is not known or cannot be opened.
+    """
+    opened: list[Opened] = []
+    try:
+        for spec in specs:
+            if isinstance(spec, str | Mapping):
+                name, factory, options = _factory_of(spec)
+                opened.append(Opened(name, factory(**options), owned=True))
+            else:
+                opened.append(Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False))
+    except BaseException:
+        for one in opened:
+            if one.owned and (close := getattr(one.observe, "close", None)):
+                with suppress(Exception):
+                    close(0.0)
+        raise
+    return opened
+
+
+def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Observer], dict[str, Any]]:
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"observers: {sorted(options)!r} lacks a name, as in {{'name': 'opentelemetry'}}.")
+    factory = _FACTORIES.get(name) or _announced(name)
+    parameters = inspect.signature(factory).parameters
+    if unknown := [option for option in options if option not in parameters]:
+        known = ", ".join(map(repr, parameters)) or "none"
+        raise ConfigError(f"observers: {name!r} has no option {unknown[0]!r}; it has {known}.")
+    return name, factory, options
+
+
+def _announced(name: str) -> Callable[..., Observer]:
+    for entry in entry_points(group=_GROUP, name=name):
+        factory: Callable[..., Observer] = entry.load()
+        return factory
+    others = sorted({*_FACTORIES, *entry_points(group=_GROUP).names})
+    meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, others, 1))
+    raise ConfigError(
+        f"observers: there is no {name!r}.{meant} Known are {', '.join(map(repr, others))}; others are registered with "
+        f"register_observer, or announced as entry points of the group {_GROUP!r}."
+    )
