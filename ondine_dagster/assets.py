@@ -21,6 +21,10 @@ from ondine_core.prompts import Prompt
 from ondine_core.question import Question, check_columns, compile_question
 from ondine_core.schema import Output
 from ondine_core.values import ModelSpec
+from ondine_dagster.checks import Check
+from ondine_dagster.dead_letters import define
+from ondine_dagster.fitting import fit_checks
+from ondine_dagster.judging import golden_inputs
 from ondine_dagster.step import Enrichment, OnRowError, materialize
 
 __all__ = ["build_llm_asset", "llm_asset"]
@@ -40,6 +44,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     model_column: str | None = None,
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
+    failed_rows: bool = False,
+    checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Any,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """An asset whose rows a language model adds columns to.
@@ -69,6 +75,10 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
         max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
             an answer.
+        failed_rows: Adds a second asset, `<asset>_failed`: the rows without an answer, with the reason, how often they
+            were asked, and what that cost.
+        checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
+            `DriftCheck`, `GoldenCheck`, or mappings with their `type` and arguments.
         **asset_arguments: Everything else `@dg.asset` takes.
 
     Raises:
@@ -81,11 +91,11 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
                 f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
                 "neither async nor a generator; the calls to the model are concurrent anyway."
             )
-        name = _last_part(asset_arguments, function)
+        key = _key(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""))
         enrichment = Enrichment(
             question,
-            f"{name}_error",
+            f"{key.path[-1]}_error",
             on_row_error,
             max_error_rate,
             batch_size,
@@ -93,6 +103,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             calibration=None if calibrate is None else CalibrationPlan(calibrate, min_agreement, on_disagreement),
             model_column=model_column,
             max_cost_usd=max_cost_usd,
+            checks=fit_checks(checks, question),
+            failed_rows=failed_rows,
         )
         _check(enrichment, asset_arguments)
         arguments = dict(asset_arguments)
@@ -102,10 +114,10 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         arguments["metadata"] = _definition_metadata(question) | dict(asset_arguments.get("metadata") or {})
         if required := asset_arguments.get("required_resource_keys"):
             arguments["required_resource_keys"] = {*required, resource_key}
-        asset: dg.AssetsDefinition = dg.asset(**arguments)(
-            _wrap(function, enrichment, resource_key, as_parameter=not required)
-        )
-        return asset
+        labelled = {name: dg.AssetIn(key=upstream) for name, upstream in golden_inputs(enrichment.checks).items()}
+        arguments["ins"] = {**(asset_arguments.get("ins") or {}), **labelled}
+        compute = _wrap(function, enrichment, resource_key, as_parameter=not required)
+        return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
 
     return decorate
 
@@ -136,10 +148,12 @@ def build_llm_asset(
 # -- the definition ------------------------------------------------------------------------------------------------
 
 
-def _last_part(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> str:
+def _key(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
     if (key := asset_arguments.get("key")) is not None:
-        return dg.AssetKey.from_coercible(key).path[-1]
-    return str(asset_arguments.get("name") or function.__name__)
+        return dg.AssetKey.from_coercible(key)
+    prefix = asset_arguments.get("key_prefix") or ()
+    path = [prefix] if isinstance(prefix, str) else prefix
+    return dg.AssetKey([*path, asset_arguments.get("name") or function.__name__])
 
 
 def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
@@ -153,7 +167,10 @@ def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
     if rate is not None and not 0 <= rate <= 1:
         raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
     if asset_arguments.get("check_specs"):
-        raise ConfigError("check_specs cannot be answered from here; write the check with @dg.asset_check(asset=...).")
+        raise ConfigError(
+            "check_specs cannot be answered from here; take checks=[...], or write the check with "
+            "@dg.asset_check(asset=...)."
+        )
     declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
     if isinstance(declared, dg.TableSchema):
         outputs = {column.name for column in enrichment.question.schema.columns}
@@ -177,9 +194,9 @@ def _definition_metadata(question: Question) -> dict[str, Any]:
 
 def _wrap(
     function: Callable[..., Any], enrichment: Enrichment, resource_key: str, *, as_parameter: bool
-) -> Callable[..., dg.MaterializeResult[Any]]:
-    """A function for `@dg.asset` with the parameters of `function`, and the resource as one more."""
-    own = _parameters(function)
+) -> Callable[..., Any]:
+    """A function for `@dg.asset` with the parameters of `function`, and the resource and labelled rows as more."""
+    own, labelled = _parameters(function), list(golden_inputs(enrichment.checks))
     context_name = next((name for name in own if name in _CONTEXT_NAMES), None)
     rest = [parameter for name, parameter in own.items() if name != context_name]
 
@@ -188,12 +205,14 @@ def _wrap(
         given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
         rows = function(**given) if context_name is None else function(**{context_name: context}, **given)
         inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
-        return materialize(context, rows, enrichment, llm, inputs)
+        results = materialize(context, rows, enrichment, llm, inputs, {name: arguments[name] for name in labelled})
+        return results if enrichment.failed_rows else next(results)
 
     added = [inspect.Parameter("context", _KIND)]
     if as_parameter and resource_key not in own:
         # Anything may stand in for the resource, a fake among others.
         added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
+    added += [inspect.Parameter(name, _KIND) for name in labelled]
     ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     compute.__signature__ = inspect.Signature([*added, *ordered])  # type: ignore[attr-defined]
     compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__

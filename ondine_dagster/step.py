@@ -6,10 +6,8 @@ cancels the calls in flight and goes on unchanged.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from time import monotonic
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import dagster as dg
@@ -19,12 +17,18 @@ from ondine_core.calibration import CalibrationPlan
 from ondine_core.enrichment import Options, answer, spec_of
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.question import Question
-from ondine_core.report import Progress, Report
+from ondine_core.report import Report
 from ondine_core.thread import run_in_thread
 from ondine_core.values import ChatModel, Origin
-from ondine_dagster.report import failure, lineage, progress_line, progress_metadata, run_metadata
+from ondine_dagster.checks import Check
+from ondine_dagster.dead_letters import failed_key, letters
+from ondine_dagster.drift import to_metadata
+from ondine_dagster.golden import Ask
+from ondine_dagster.judging import Evidence, check_results, collect, split_checks
+from ondine_dagster.report import failure, lineage, progress_line, run_metadata
 from ondine_dagster.resources import LLMResource, default_store, store_warning
-from ondine_dagster.tables import check_frame, column_schema, join, names_of, preview
+from ondine_dagster.tables import FAILED_COLUMNS, check_frame, column_schema, join, names_of, preview
+from ondine_dagster.watch import Watch
 
 __all__ = ["Enrichment", "OnRowError", "materialize"]
 
@@ -44,12 +48,19 @@ class Enrichment:
     calibration: CalibrationPlan | None = None
     model_column: str | None = None
     max_cost_usd: float | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    failed_rows: bool = False
 
 
-def materialize(
-    context: dg.AssetExecutionContext, rows: Any, enrichment: Enrichment, llm: Any, inputs: Mapping[str, Any]
-) -> dg.MaterializeResult[Any]:
-    """Ask about `rows` and join what comes of it.
+def materialize(  # noqa: PLR0913, PLR0917  (one caller)
+    context: dg.AssetExecutionContext,
+    rows: Any,
+    enrichment: Enrichment,
+    llm: Any,
+    inputs: Mapping[str, Any],
+    labelled: Mapping[str, Any],
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Ask about `rows` and join what comes of it; the failed rows come first, if they are wanted.
 
     Args:
         context: The step's.
@@ -57,20 +68,20 @@ def materialize(
         enrichment: What is added to it.
         llm: The resource that is asked.
         inputs: Upstream values by input name, for the lineage of columns.
+        labelled: Upstream values by input name, for checks.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
     """
-    watch = _Watch(context)
+    watch = Watch(context)
     try:
         question, options, model = _resolve(context, enrichment, llm, watch)
         check_frame(rows)
-        for added in filter(None, (enrichment.error_column, enrichment.model_column)):
+        noted = FAILED_COLUMNS if enrichment.failed_rows else ()
+        for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
             if added in names_of(rows):
                 raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
         report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
-        watch.flush()
-        _judge(context, report, enrichment)
     except OndineError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
@@ -78,6 +89,22 @@ def materialize(
         # An interrupt: what was spent stays visible, and the exception goes on as it came.
         watch.observe()
         raise
+    watch.flush()
+    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
+    key, checks, ask = (
+        context.asset_key_for_output(),
+        enrichment.checks,
+        _ask_as_asset(question, options, model, report, watch),
+    )
+    if enrichment.failed_rows:
+        about, checks = split_checks(checks)
+        results = check_results(about, Evidence(question, report), context, asset=failed_key(key), ask=ask)
+        yield letters(context, rows, report, upstream=upstream, results=results)
+    try:
+        _judge(context, report, enrichment)
+    except FailedRowsError as error:
+        watch.observe()
+        raise failure(error, watch.latest) from error
     context.log.info(progress_line(report.progress))
     if report.calibrated and report.calibrated.complaint:
         context.log.warning(report.calibrated.complaint)
@@ -86,19 +113,37 @@ def materialize(
     outputs = [column.name for column in columns]
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
     shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
-    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
+    evidence = collect(checks, question, report, table)
     metadata = {
         "ondine/preview": dg.MetadataValue.md(preview(table, shown)),
         **run_metadata(report, question.model),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
+        **to_metadata(evidence.counts),
     }
-    return dg.MaterializeResult(value=table, metadata=metadata)
+    results = check_results(checks, evidence, context, asset=key, ask=ask, labelled=labelled)
+    yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+
+
+def _ask_as_asset(question: Question, options: Options, model: ChatModel | None, report: Report, watch: Watch) -> Ask:
+    """Asks about labelled rows as those of the asset were asked.
+
+    Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
+    """
+    size = report.calibrated.batch_size if report.calibrated else options.policy.batch_size
+    options = replace(
+        options,
+        policy=replace(options.policy, batch_size=size, calibration=None),
+        lease=f"{options.origin.asset}/labelled rows",
+        on_progress=lambda _: None,
+        on_wait=lambda _: None,
+    )
+    return lambda columns: run_in_thread(lambda: answer(columns, question, options, model), watch.tick)
 
 
 def _resolve(
-    context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, watch: _Watch
+    context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, watch: Watch
 ) -> tuple[Question, Options, ChatModel | None]:
     """The question with its model, how to run it, and the model if it is open already."""
     store, model = default_store(context.instance), None
@@ -121,7 +166,7 @@ def _resolve(
         calibration=enrichment.calibration,
     )
     question = replace(enrichment.question, model=spec)
-    asset, partition = context.asset_key.to_user_string(), _partition(context)
+    asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
     options = replace(
         options,
         policy=policy,
@@ -162,54 +207,3 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
     passing = any(failure is not None and failure.reason == "unreachable" for failure in report.outcomes.failures())
     message = f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept."
     raise FailedRowsError(message, retry_helps=passing)
-
-
-class _Watch:
-    """Reports a running step from its main thread: a log line and an observation every `every_s` seconds.
-
-    The event log takes a few hundred events a second, so rows are never reported one by one.
-    """
-
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self._context, self._due = context, monotonic()
-        self.every_s = 10.0
-        self._said: deque[str] = deque()
-        self.latest: Progress | None = None
-
-    def keep(self, progress: Progress) -> None:
-        """Called on the event loop's thread; only remembers."""
-        self.latest = progress
-
-    def warn(self, message: str) -> None:
-        """Called on the event loop's thread; only remembers."""
-        self._said.append(message)
-
-    def wait(self, seconds: float) -> None:
-        """Called on the event loop's thread while another process has the lease."""
-        self.warn(
-            "Another process is at work on this asset and partition; this step waits for it and will find its answers. "
-            f"If that process is dead, its work is taken over in {seconds:.0f} s."
-        )
-
-    def tick(self) -> None:
-        """Called in the main thread, several times a second."""
-        self.flush()
-        if self.latest is None:
-            self._due = monotonic() + self.every_s
-        elif monotonic() >= self._due:
-            self._due = monotonic() + self.every_s
-            self._context.log.info(progress_line(self.latest))
-            self.observe()
-
-    def flush(self) -> None:
-        """Log what was remembered."""
-        while self._said:
-            self._context.log.warning(self._said.popleft())
-
-    def observe(self) -> None:
-        """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
-        if self.latest is not None:
-            partition = self._context.partition_key if self._context.has_partition_key else None
-            metadata = progress_metadata(self.latest)
-            event = dg.AssetObservation(self._context.asset_key, partition=partition, metadata=metadata)
-            self._context.log_event(event)

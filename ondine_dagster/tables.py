@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,16 @@ from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer, Json
 
-__all__ = ["check_frame", "column_schema", "join", "names_of", "preview"]
+__all__ = [
+    "FAILED_COLUMNS",
+    "check_frame",
+    "column_schema",
+    "failed_rows",
+    "join",
+    "markdown",
+    "names_of",
+    "preview",
+]
 
 
 def names_of(value: Any) -> tuple[str, ...]:
@@ -82,6 +92,37 @@ def join(  # noqa: PLR0913, PLR0917  (one caller)
     return frame.with_columns(*series).to_native()
 
 
+FAILED_COLUMNS = {
+    "error_reason": "Why the row has no answer, in a word.",
+    "error_detail": "The same in a sentence.",
+    "error_model": "The model that was asked last.",
+    "error_attempts": "How often it was asked, repairs included.",
+    "error_cost_usd": "USD it took; rows with the same prompt share it evenly.",
+}
+"""What is said of a failed row."""
+
+
+def failed_rows(table: Any, report: Report) -> Any:
+    """The rows of `table` that failed, with `FAILED_COLUMNS`, in the same kind of frame."""
+    frame = nw.from_native(table, eager_only=True)
+    failures = list(report.outcomes.failures())
+    mask = [failure is not None for failure in failures]
+    frame = frame.filter(mask) if mask else frame
+    failed = [failure for failure in failures if failure is not None]
+    # Rows with the same prompt share one failure.
+    rows = Counter(map(id, failed))
+    costs = [None if one.cost_usd is None else float(one.cost_usd / rows[id(one)]) for one in failed]
+    text = {"type": "string"}
+    series = [
+        _series(frame, "error_reason", [failure.reason for failure in failed], text),
+        _series(frame, "error_detail", [failure.detail for failure in failed], text),
+        _series(frame, "error_model", [failure.model or None for failure in failed], text),
+        _series(frame, "error_attempts", [failure.attempts for failure in failed], {"type": "integer"}),
+        _series(frame, "error_cost_usd", costs, {"type": "number"}),
+    ]
+    return frame.with_columns(*series).to_native()
+
+
 def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> dg.TableSchema:
     """The schema of an enriched frame, with the descriptions of its output columns."""
     said = {column.name: column.description for column in columns}
@@ -93,8 +134,13 @@ def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> d
 def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
     """The first rows of `table` as a Markdown table of the columns `names`."""
     columns = [nw.from_native(table, eager_only=True).get_column(name).head(rows).to_list() for name in names]
-    lines = [" | ".join(_cell(value) for value in row) for row in zip(*columns, strict=True)]
-    return "\n".join([" | ".join(map(_cell, names)), " | ".join("---" for _ in names), *lines])
+    return markdown(names, list(zip(*columns, strict=True)))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; whatever its cells hold is shown as it stands."""
+    lines = [" | ".join(map(_cell, row)) for row in rows]
+    return "\n".join([" | ".join(map(_cell, header)), " | ".join("---" for _ in header), *lines])
 
 
 _CELL_LENGTH = 160

@@ -30,7 +30,10 @@ CORE = (
     "budget store lease policy means providers report telemetry errand calling sizes asking engine reading "
     "thread enrichment estimate __init__ __main__"
 ).split()
-RING = "tables report resources step assets attributes own_model scaffolder component __init__".split()
+RING = (
+    "tables report resources config partitions checks fitting drift scores golden judging dead_letters watch step assets "
+    "attributes own_model scaffolder component __init__"
+).split()
 
 
 def run(code: str) -> str:

@@ -1,0 +1,141 @@
+"""Failed rows as an asset of their own, beside the enriched one: with why, by whom, how often and for how much.
+
+Both come from one step. The failed rows are stored before it is decided whether there are too many of them, so that
+they can be looked at also when that fails the step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError
+from ondine_core.report import Report
+from ondine_core.schema import Column
+from ondine_dagster.checks import Check
+from ondine_dagster.judging import check_specs, split_checks
+from ondine_dagster.report import lineage
+from ondine_dagster.tables import FAILED_COLUMNS, column_schema, failed_rows, names_of
+
+__all__ = ["FAILED_OUTPUT", "define", "failed_key", "letters", "replay_failed_rows_job"]
+
+FAILED_OUTPUT = "failed"
+"""Name of the step's second output; the first is Dagster's own, `result`."""
+
+_SHARED = (
+    *("ins", "deps", "config_schema", "required_resource_keys", "resource_defs", "hooks", "backfill_policy", "op_tags"),
+    *("retry_policy", "pool", "partitions_def", "compute_kind"),
+)
+"""Arguments of `@dg.asset` that are about the step; the others are in the asset's spec."""
+
+
+def failed_key(key: dg.AssetKey) -> dg.AssetKey:
+    """The asset of the failed rows of `key`."""
+    return dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"])
+
+
+def define(
+    compute: Callable[..., Any],
+    key: dg.AssetKey,
+    arguments: Mapping[str, Any],
+    checks: Mapping[str, Check],
+    *,
+    failed_rows: bool,
+) -> dg.AssetsDefinition:
+    """The asset that `compute` fills: the enriched rows, and the failed ones if they are wanted.
+
+    Args:
+        compute: Yields a result for each.
+        key: The asset of the enriched rows.
+        arguments: For `@dg.asset`.
+        checks: Checks by name.
+        failed_rows: Whether the failed rows are wanted.
+
+    Raises:
+        ConfigError: An argument means something for a single asset only.
+    """
+    about, others = split_checks(checks) if failed_rows else ({}, checks)
+    own = check_specs(others, key)
+    asset: dg.AssetsDefinition = dg.asset(**arguments, check_specs=own)(compute)
+    if not failed_rows:
+        return asset
+    if arguments.get("io_manager_def") is not None:
+        raise ConfigError("failed_rows=True takes io_manager_key and a resource of that name, not io_manager_def.")
+    (spec,) = asset.specs
+    alone = spec.replace_attributes(deps=[])
+    failed = alone.replace_attributes(
+        key=failed_key(key),
+        description=f"The rows of {key.to_user_string()} that have no answer, and why.",
+        metadata={},
+        automation_condition=None,
+        freshness_policy=None,
+    )
+    stored = {name: arguments[name] for name in ("io_manager_key",) if name in arguments}
+    decorate = dg.multi_asset(
+        name=asset.op.name,
+        outs={
+            "result": dg.AssetOut.from_spec(alone, **stored),
+            FAILED_OUTPUT: dg.AssetOut.from_spec(failed, **stored),
+        },
+        check_specs=[*own, *check_specs(about, failed_key(key))],
+        **{name: arguments[name] for name in _SHARED if name in arguments},
+    )
+    return decorate(compute)
+
+
+def letters(
+    context: dg.AssetExecutionContext,
+    rows: Any,
+    report: Report,
+    *,
+    upstream: Mapping[dg.AssetKey, Sequence[str]],
+    results: Sequence[dg.AssetCheckResult],
+) -> dg.MaterializeResult[Any]:
+    """The failed rows of a run as the second output of its step.
+
+    Args:
+        context: The step's.
+        rows: The frame that was asked about.
+        report: One outcome a row of it.
+        upstream: Column names by upstream asset.
+        results: Of the checks about failed rows.
+    """
+    table, names = failed_rows(rows, report), names_of(rows)
+    found = Counter(failure.reason for failure in report.outcomes.failures() if failure)
+    added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": found.total(),
+        "dagster/column_schema": column_schema(table, added, ""),
+        "dagster/column_lineage": lineage(names, (), (), upstream),
+        "ondine/rows_failed": found.total(),
+        "ondine/error_rate": round(report.error_rate, 6),
+        **{f"ondine/rows_{reason}": count for reason, count in found.items()},
+    }
+    # Rows with the same prompt share one failure.
+    costs = [failure.cost_usd for failure in {id(one): one for one in report.outcomes.failures() if one}.values()]
+    if None not in costs:
+        metadata["ondine/cost_usd"] = float(sum(filter(None, costs), Decimal(0)))
+    key = failed_key(context.asset_key_for_output())
+    return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+
+
+def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, **arguments: Any) -> Any:
+    """A job that asks again the rows of an `llm_asset` that have no answer, and no others.
+
+    It materializes the asset: what is answered comes from the store, so that only what failed (and what is new
+    upstream) is asked. Launch it for the partitions with failed rows, or on a schedule.
+
+    Args:
+        asset: The asset, with or without `failed_rows=True`.
+        name: Name of the job; by default `replay_<asset>`.
+        **arguments: Everything else `dg.define_asset_job` takes.
+
+    Returns:
+        A job for `dg.Definitions(jobs=[...])`.
+    """
+    selection = dg.AssetSelection.assets(asset)
+    return dg.define_asset_job(name or f"replay_{asset.op.name}", selection, **arguments)

@@ -1,0 +1,164 @@
+"""Rows with known answers, asked as the asset's own are: same prompt, same model, same batches, same store.
+
+Its answers are kept like any others, so an unchanged prompt is judged again for nothing. A sample that cannot be asked
+(the budget is used up, the labels are no possible answers) is a check that failed, never a step that failed: the rows
+of the asset are answered by then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError, OndineError
+from ondine_core.json_schema import allowed_values
+from ondine_core.question import Question
+from ondine_core.reading import read
+from ondine_core.report import Report
+from ondine_dagster.checks import GoldenCheck
+from ondine_dagster.fitting import labelled_columns
+from ondine_dagster.report import spend_metadata
+from ondine_dagster.scores import NO_ANSWER, Score, as_label, score, shown
+from ondine_dagster.tables import markdown
+
+__all__ = ["Ask", "Verdict", "judge_golden"]
+
+Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
+"""Asks about rows, given the columns that the prompt reads."""
+
+Verdict: TypeAlias = tuple[bool, str, Mapping[str, Any]]
+"""Whether a check passed, a sentence about it, and its figures."""
+
+_LABELS_SHOWN = 12
+"""More do not fit beside each other."""
+
+
+def judge_golden(check: GoldenCheck, rows: Any, question: Question, ask: Ask) -> Verdict:
+    """Ask about labelled rows and compare.
+
+    Args:
+        check: What is wanted.
+        rows: The labelled rows.
+        question: What the asset asks.
+        ask: Asks it.
+    """
+    try:
+        names, _, _ = read(rows, ())
+        columns = labelled_columns(check, question, names)
+        _, total, given = read(rows, (*question.prompt.columns, *columns))
+        if not total:
+            return False, "There are no labelled rows.", {}
+        labels = {column.name: given[column.name] for column in question.schema.columns if column.name in columns}
+        _check_labels(labels, question)
+        report = ask({name: given[name] for name in question.prompt.columns})
+    except OndineError as error:
+        return False, f"The labelled rows could not be asked: {error}", {}
+    answers, answered = report.values(), [failure is None for failure in report.outcomes.failures()]
+    scores = []
+    for name, wanted in labels.items():
+        known = [row for row in range(total) if wanted[row] is not None or _is_nullable(name, question)]
+        if not known:
+            return False, f"No row has a label in {name!r}.", {}
+        columns_ = (wanted, answers[name], answered)
+        scores.append(score(name, *([values[row] for row in known] for values in columns_)))
+    return _conclude(check, scores, question, report)
+
+
+def _conclude(check: GoldenCheck, scores: Sequence[Score], question: Question, report: Report) -> Verdict:
+    reached = {one.column: one.accuracy if check.metric == "accuracy" else one.f1 for one in scores}
+    worst = min(reached, key=reached.__getitem__)
+    said = f"{check.metric} of {worst!r} is {reached[worst]:.3f}, at least {check.min_score:g} is wanted"
+    closed = {column.name for column in question.schema.columns if allowed_values(column.json_schema) is not None}
+    metadata: dict[str, Any] = {
+        "ondine/score": round(reached[worst], 6),
+        "ondine/min_score": float(check.min_score),
+        "ondine/rows_total": report.progress.rows_total,
+        "ondine/rows_failed": report.progress.rows_failed,
+        "ondine/rows_reused": report.progress.rows_reused,
+        **spend_metadata(report.spend),
+        "ondine/scores": _score_table(scores, closed),
+    }
+    if few := [one for one in scores if one.column in closed]:
+        metadata["ondine/labels"] = _label_table(few)
+        metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
+    return reached[worst] >= check.min_score, f"The {said}.", metadata
+
+
+def _check_labels(labels: Mapping[str, Sequence[Any]], question: Question) -> None:
+    for column in question.schema.columns:
+        allowed = allowed_values(column.json_schema)
+        if column.name not in labels or allowed is None:
+            continue
+        possible = {as_label(value) for value in allowed} | {as_label(None)}
+        if odd := sum(as_label(value) not in possible for value in labels[column.name]):
+            raise ConfigError(
+                f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
+            )
+
+
+def _is_nullable(name: str, question: Question) -> bool:
+    """Whether a missing label of column `name` says that null is the answer, rather than that nobody knows it."""
+    (schema,) = (column.json_schema for column in question.schema.columns if column.name == name)
+    options = schema.get("anyOf", [schema])
+    return any(option.get("type") == "null" or None in option.get("enum", ()) for option in options)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def _score_table(scores: Sequence[Score], closed: set[str]) -> dg.TableMetadataValue:
+    records = [
+        dg.TableRecord(
+            {
+                "column": one.column,
+                "rows": one.rows,
+                "accuracy": round(one.accuracy, 4),
+                "f1": round(one.f1, 4) if one.column in closed else None,
+            }
+        )
+        for one in scores
+    ]
+    return dg.MetadataValue.table(records, _schema(column="string", rows="int", accuracy="float", f1="float"))
+
+
+def _label_table(scores: Sequence[Score]) -> dg.TableMetadataValue:
+    records = [
+        dg.TableRecord(
+            {
+                "column": one.column,
+                "label": shown(label.label),
+                "expected": label.expected,
+                "answered": label.answered,
+                "precision": round(label.precision, 4),
+                "recall": round(label.recall, 4),
+                "f1": round(label.f1, 4),
+            }
+        )
+        for one in scores
+        for label in one.labels[:_LABELS_SHOWN]
+    ]
+    figures = {"expected": "int", "answered": "int", "precision": "float", "recall": "float", "f1": "float"}
+    return dg.MetadataValue.table(records, _schema(column="string", label="string", **figures))
+
+
+def _schema(**types: str) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()])
+
+
+def _confusion(one: Score) -> str:
+    """Labels by answers, as a Markdown table; the rarer ones of many together."""
+    names = [label.label for label in one.labels]
+    kept = names if len(names) <= _LABELS_SHOWN else names[: _LABELS_SHOWN - 1]
+    rest = [f"{len(names) - len(kept)} others"] if len(kept) < len(names) else []
+    counts = Counter[tuple[str, str]]()
+    for (label, answer), rows in one.confusion.items():
+        counts[label if label in kept else rest[0], answer if answer in kept or answer == NO_ANSWER else rest[0]] += (
+            rows
+        )
+    unanswered = [NO_ANSWER] if any(answer == NO_ANSWER for _, answer in counts) else []
+    answers = [*kept, *rest, *unanswered]
+    lines = [[shown(label), *(counts[label, answer] or "" for answer in answers)] for label in (*kept, *rest)]
+    return markdown([f"{one.column}: label, answer →", *map(shown, answers)], lines)

@@ -1,0 +1,195 @@
+"""Checks in Dagster's terms: their specs when the definitions load, their results when a materialization is done.
+
+Results belong to the run. On a partitioned asset they are about the partition that was filled, and say which; the last
+one is what the asset shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.question import Question
+from ondine_core.reading import read
+from ondine_core.report import Report
+from ondine_dagster.checks import Check, CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
+from ondine_dagster.drift import Before, Counts, count, distance, distance_by_chance, find_before
+from ondine_dagster.fitting import closed_columns, columns_of
+from ondine_dagster.golden import Ask, Verdict, judge_golden
+from ondine_dagster.scores import as_label, shown
+
+__all__ = ["Evidence", "check_results", "check_specs", "collect", "golden_inputs", "split_checks"]
+
+_VALUES_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What checks look at.
+
+    Args:
+        question: What was asked.
+        report: What came of it.
+        answered: Output columns of the rows that were answered.
+        counts: Rows by value, of the columns with a closed set of values.
+    """
+
+    question: Question
+    report: Report
+    answered: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    counts: Mapping[str, Counter[Any]] = field(default_factory=dict)
+
+
+def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """Specs of `checks`, by name."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset, blocking=check.blocking, description=_say(check))
+        for name, check in checks.items()
+    ]
+
+
+def golden_inputs(checks: Mapping[str, Check]) -> dict[str, dg.AssetKey]:
+    """The inputs that labelled rows come by, and their assets."""
+    keys = {check.upstream: None for check in checks.values() if isinstance(check, GoldenCheck) and check.upstream}
+    return {f"labelled_rows_{number}": key for number, key in enumerate(keys, 1)}
+
+
+def collect(checks: Mapping[str, Check], question: Question, report: Report, table: Any) -> Evidence:
+    """What there is to look at in `table`, the enriched rows, for `checks` and for those of later materializations."""
+    closed = closed_columns(question)
+    asked = [columns_of(check, question) for check in checks.values() if isinstance(check, NullRateCheck)]
+    _, rows, columns = read(table, list(closed | dict.fromkeys(name for names in asked for name in names)))
+    if report.progress.rows_failed and rows == len(report.outcomes):  # otherwise they have been dropped
+        there = [failure is None for failure in report.outcomes.failures()]
+        columns = {
+            name: [value for value, answered in zip(values, there, strict=True) if answered]
+            for name, values in columns.items()
+        }
+    return Evidence(question, report, columns, count({name: columns[name] for name in closed}))
+
+
+def split_checks(checks: Mapping[str, Check]) -> tuple[dict[str, Check], dict[str, Check]]:
+    """Checks of the failed rows, and those of the enriched ones, for an asset of both."""
+    about: dict[str, Check] = {name: check for name, check in checks.items() if isinstance(check, ErrorRateCheck)}
+    return about, {name: check for name, check in checks.items() if name not in about}
+
+
+def check_results(  # noqa: PLR0913  (by keyword)
+    checks: Mapping[str, Check],
+    evidence: Evidence,
+    context: dg.AssetExecutionContext,
+    *,
+    asset: dg.AssetKey,
+    ask: Ask,
+    labelled: Mapping[str, Any] = MappingProxyType({}),
+) -> list[dg.AssetCheckResult]:
+    """Judge a finished run.
+
+    Args:
+        checks: Checks by name.
+        evidence: What they look at.
+        context: The step's.
+        asset: What the checks are of.
+        ask: Asks about labelled rows.
+        labelled: Labelled rows that came from upstream, by input.
+    """
+    inputs = {key: labelled[name] for name, key in golden_inputs(checks).items()}
+    results = []
+    for name, check in checks.items():
+        match check:
+            case GoldenCheck():
+                rows = check.rows if check.upstream is None else inputs[check.upstream]
+                verdict = judge_golden(check, rows, evidence.question, ask)
+            case DriftCheck():
+                verdict = _judge_drift(check, evidence.counts[check.column], find_before(context, check.column))
+            case _:
+                verdict = _judge(check, evidence)
+        results.append(_result(name, check, verdict, asset))
+    return results
+
+
+def _result(name: str, check: Check, verdict: Verdict, asset: dg.AssetKey) -> dg.AssetCheckResult:
+    passed, said, metadata = verdict
+    severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+    return dg.AssetCheckResult(
+        passed=passed, asset_key=asset, check_name=name, severity=severity, description=said, metadata=metadata
+    )
+
+
+def _say(check: Check) -> str:
+    match check:
+        case ErrorRateCheck(max_rate=rate):
+            return f"At most {rate:.4g} of the rows failed."
+        case NullRateCheck(max_rate=rate):
+            return f"At most {rate:.4g} of the answers are null."
+        case CostPerRowCheck(max_usd=usd):
+            return f"A row costs at most ${usd:.6g}."
+        case DriftCheck(column=column, max_distance=most):
+            return f"{column!r} is distributed as before, but for a total variation distance of {most:.4g}."
+        case GoldenCheck(min_score=least, metric=metric):
+            return f"Of labelled rows, {metric} is at least {least:.4g}."
+
+
+# -- one verdict a kind --------------------------------------------------------------------------------------------
+
+
+def _judge(check: ErrorRateCheck | NullRateCheck | CostPerRowCheck, evidence: Evidence) -> Verdict:
+    progress = evidence.report.progress
+    match check:
+        case ErrorRateCheck(max_rate=most):
+            rate = evidence.report.error_rate
+            said = f"{progress.rows_failed:,} of {progress.rows_total:,} rows failed."
+            return rate <= most, said, {"ondine/error_rate": round(rate, 6), "ondine/rows_failed": progress.rows_failed}
+        case NullRateCheck(max_rate=most):
+            nulls = {name: _null_rate(evidence.answered[name]) for name in columns_of(check, evidence.question)}
+            worst = max(nulls, key=nulls.__getitem__)
+            said = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
+            metadata = {"ondine/null_rate": round(nulls[worst], 6)}
+            table = [dg.TableRecord({"column": name, "null_rate": round(rate, 6)}) for name, rate in nulls.items()]
+            schema = dg.TableSchema([dg.TableColumn("column", "string"), dg.TableColumn("null_rate", "float")])
+            return nulls[worst] <= most, said, metadata | {"ondine/nulls": dg.MetadataValue.table(table, schema)}
+        case CostPerRowCheck(max_usd=most):
+            if not progress.rows_asked:
+                return True, "No row was asked.", {}
+            if progress.spend.usd is None:
+                return False, "The price is unknown; set input_cost_per_1k_tokens and output_cost_per_1k_tokens.", {}
+            usd = float(progress.spend.usd / progress.rows_asked)
+            said = f"{progress.rows_asked:,} rows were asked for ${usd:.6g} each."
+            return usd <= most, said, {"ondine/cost_per_row_usd": usd}
+
+
+def _null_rate(values: Sequence[Any]) -> float:
+    return sum(value is None for value in values) / len(values) if values else 0.0
+
+
+def _judge_drift(check: DriftCheck, now: Counts, before: Before | None) -> Verdict:
+    if before is None:
+        return True, "There is no earlier materialization to compare with.", {}
+    if not now:
+        return True, "No row was answered.", {}
+    found = distance(before.counts, now)
+    rows = {"before": sum(before.counts.values()), "now": sum(now.values())}
+    shares = [
+        (value, before.counts.get(value, 0) / rows["before"], now.get(value, 0) / rows["now"])
+        for value in {**before.counts, **now}
+    ]
+    shares.sort(key=lambda share: -abs(share[1] - share[2]))
+    records = [
+        dg.TableRecord({"value": shown(as_label(value)), "before": round(was, 4), "now": round(is_, 4)})
+        for value, was, is_ in shares[:_VALUES_SHOWN]
+    ]
+    columns = [("value", "string"), ("before", "float"), ("now", "float")]
+    metadata = {
+        "ondine/distance": round(found, 6),
+        "ondine/distance_by_chance": round(distance_by_chance(before.counts, now), 6),
+        "ondine/rows_before": rows["before"],
+        "ondine/rows_now": rows["now"],
+        "ondine/shares": dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(*each) for each in columns])),
+    }
+    said = f"The distance from {before.name} is {found:.4g}, at most {check.max_distance:g} is allowed."
+    return found <= check.max_distance, said, metadata
