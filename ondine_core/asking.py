@@ -8,7 +8,6 @@ that one which waits before it tries again leaves its place to another.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -21,7 +20,7 @@ from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, T
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question
 from ondine_core.report import Tally
-from ondine_core.retry import retrying
+from ondine_core.retry import retry
 from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
 from ondine_core.telemetry.feed import Feed, Told
@@ -55,7 +54,6 @@ class Asker:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
         self._feed = feed
         self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
-        self._retrying = retrying(policy.retry, self._sleep, clock.rng)
         self._unreachable_in_a_row = self._refused = 0
 
     async def ask_all(  # noqa: PLR0913  (by keyword)
@@ -106,9 +104,11 @@ class Asker:
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
-        told, why = self._feed.begin(batch), None
+        told, why, tried = self._feed.begin(batch), None, _Tried()
         try:
-            conclusion: Conclusion = await self._retrying(self._attempt, batch, part, Counter(), told)
+            conclusion = await retry(
+                lambda: self._attempt(batch, part, tried, told), self._policy.retry, self._sleep, self._clock.rng
+            )
         except (FatalError, BudgetExhaustedError) as error:
             told.ended(0, 0, len(batch.items), error)
             self._caller.stop(error)
@@ -123,14 +123,14 @@ class Asker:
         told.ended(len(conclusion.answers), len(conclusion.failures), owed, why)
         return conclusion.retry
 
-    async def _attempt(self, batch: Batch, part: _Part, tried: Counter[str], told: Told) -> Conclusion:
-        """Make one attempt at a call; `tried` counts those before it, and those that may have been billed unseen."""
+    async def _attempt(self, batch: Batch, part: _Part, tried: _Tried, told: Told) -> Conclusion:
+        """Make one attempt at a call, after those that were `tried`."""
         strategy = choose_strategy(batch, self._policy.strategy)
         call = strategy.encode(batch, self._question)
-        stage = part.as_stage or _stage(batch, again=tried["calls"] > 0)
-        if tried["calls"]:
+        stage = part.as_stage or _stage(batch, again=tried.calls > 0)
+        if tried.calls:
             told.retried()
-        tried["calls"] += 1
+        tried.calls += 1
         try:
             conclusion = await self._caller.make(
                 Errand(
@@ -143,8 +143,8 @@ class Asker:
                 )
             )
         except TransientError as error:
-            tried["lost"] += error.cost_unknown
-            error.times_lost = tried["lost"]
+            tried.lost += error.cost_unknown
+            error.times_lost = tried.lost
             raise
         self._unreachable_in_a_row = 0
         return conclusion
@@ -215,6 +215,14 @@ class _Part:
 
 def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:
     return None if one is None or other is None else one + other
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Attempts at a call so far, and how many of them may have been billed unseen."""
+
+    calls: int = 0
+    lost: int = 0
 
 
 def most_in_flight(means: Means, policy: Policy) -> int:

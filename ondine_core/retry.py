@@ -8,12 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from typing import TypeVar
 
 from ondine_core.errors import ConfigError, TransientError
 
-__all__ = ["RetryPolicy", "retrying"]
+__all__ = ["RetryPolicy", "retry"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,10 @@ class RetryPolicy:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative.")
 
-    def gives_up(self, attempt: int, error: BaseException | None) -> bool:
+    def gives_up(self, attempt: int, error: TransientError) -> bool:
         """Whether call number `attempt`, which failed with `error`, was the last."""
-        if isinstance(error, TransientError):
-            too_long = (error.retry_after_s or 0.0) > self.longest_retry_after_s
-            return attempt >= self.max_attempts or too_long or error.times_lost >= self.max_lost
-        return attempt >= self.max_attempts
+        too_long = (error.retry_after_s or 0.0) > self.longest_retry_after_s
+        return attempt >= self.max_attempts or too_long or error.times_lost >= self.max_lost
 
     def explain(self, error: TransientError) -> str:
         """Why no further call was made after `error`."""
@@ -61,28 +60,35 @@ class RetryPolicy:
         tried = min(error.times_lost, self.max_lost) if error.times_lost >= self.max_lost else self.max_attempts
         return f"{error} (tried {tried} times)"
 
-    def wait_s(self, attempt: int, error: BaseException | None, rng: random.Random) -> float:
+    def wait_s(self, attempt: int, error: TransientError, rng: random.Random) -> float:
         """Seconds to wait after call number `attempt` failed with `error`.
 
         A `Retry-After` wins and is spread by up to a tenth, so that not all callers return at once. Otherwise "full
         jitter": uniform between 0 and the doubled pause (M. Brooker, "Exponential Backoff and Jitter", AWS, 2015).
         """
-        asked = error.retry_after_s if isinstance(error, TransientError) else None
-        if asked is not None:
+        if (asked := error.retry_after_s) is not None:
             return asked * (1 + rng.random() / 10)
         return rng.random() * min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 32))
 
 
-def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]], rng: random.Random) -> AsyncRetrying:
-    """`policy` as a tenacity controller that re-raises the last error."""
+async def retry(
+    make: Callable[[], Awaitable[T]],
+    policy: RetryPolicy,
+    sleep: Callable[[float], Awaitable[None]],
+    rng: random.Random,
+) -> T:
+    """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
 
-    def error(state: RetryCallState) -> BaseException | None:
-        return state.outcome.exception() if state.outcome else None
-
-    return AsyncRetrying(
-        retry=retry_if_exception_type(TransientError),
-        stop=lambda state: policy.gives_up(state.attempt_number, error(state)),
-        wait=lambda state: policy.wait_s(state.attempt_number, error(state), rng),
-        sleep=sleep,
-        reraise=True,
-    )
+    Raises:
+        TransientError: That of the last call.
+    """
+    attempt = 1
+    while True:
+        try:
+            return await make()
+        except TransientError as error:
+            if policy.gives_up(attempt, error):
+                raise
+            wait_s = policy.wait_s(attempt, error, rng)
+        await sleep(wait_s)
+        attempt += 1

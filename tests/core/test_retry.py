@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError, FatalError, RefusedError, TransientError
-from ondine_core.retry import RetryPolicy, retrying
+from ondine_core.retry import RetryPolicy, retry
 
 SEEDS = st.integers(0, 2**32)
 SECONDS = st.floats(0, 1000)
@@ -71,7 +71,7 @@ def tried(policy: RetryPolicy, faults: Sequence[Exception]) -> tuple[object, int
         pauses.append(seconds)
 
     try:
-        result: object = asyncio.run(retrying(policy, sleep, Highest())(call))
+        result: object = asyncio.run(retry(call, policy, sleep, Highest()))
     except Exception as error:  # noqa: BLE001
         result = error
     return result, made, pauses
