@@ -81,7 +81,9 @@ def main() -> None:
             print(f"== {cell}", flush=True)
             folder = ROOT / ".matrix" / f"{version}-{resolution}"
             interpreter = make_environment(folder, pythons[version], oldest=resolution == "oldest")
-            ended = subprocess.run([interpreter, "-m", "pytest", "-q", *arguments], check=False, cwd=ROOT)
+            # Old packages warn of what new Pythons deprecate, and nobody will mend that.
+            lenient = ["-W", "default"] if resolution == "oldest" else []
+            ended = subprocess.run([interpreter, "-m", "pytest", "-q", *lenient, *arguments], check=False, cwd=ROOT)
             results[cell] = "failed" if ended.returncode else "passed"
     for cell, result in results.items():
         print(f"{cell}: {result}")
