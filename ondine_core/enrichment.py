@@ -184,7 +184,6 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
                 options.lease,
                 now=clock.now,
                 sleep=clock.sleep,
-                owner=options.origin.run,
                 ttl_s=options.lease_ttl_s,
                 on_wait=options.on_wait,
             )

@@ -1,14 +1,15 @@
 """A lease: of all processes that share a store, one at a time works under a name, and nobody waits for a dead one.
 
-Two runs that fill the same partition would pay for the same answers. A lease is two numbers in the store, a token and
-the instant at which it ends; whoever holds it renews it in time. A holder that was killed does not, so the name is free
-again after `ttl_s`. Clocks of different machines may differ by a good part of that.
+Two steps that fill the same partition would pay for the same answers, also if they are two attempts of one run: where
+the first one is taken for dead and is not, as after the loss of a network. A lease is a few numbers in the store: a
+token, the instant at which it ends, and the process that holds it, which renews it in time. One that was killed does
+not, so the name is free again after `ttl_s`, and at once where its end can be seen. Clocks of different machines may
+differ by a good part of `ttl_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 from typing import cast
 
 from ondine_core.errors import StoreError
+from ondine_core.processes import Process, has_ended, this_process
 from ondine_core.values import AnswerStore, Numbers
 
 __all__ = ["hold_lease"]
 
 _NOBODY = 0
+_NO_PROCESS = Process(0.0, 0.0, 0.0)
 
 
 @asynccontextmanager
@@ -30,7 +33,6 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
     *,
     now: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
-    owner: str | None = None,
     ttl_s: float = 60.0,
     on_wait: Callable[[float], None] = lambda _: None,
 ) -> AsyncIterator[None]:
@@ -41,7 +43,6 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
         name: What one at a time may work on.
         now: Wall clock in seconds, since other processes read what it writes.
         sleep: Waits for seconds.
-        owner: Who holds it: a later attempt of the same owner takes over at once. By default everybody is another.
         ttl_s: How long the lease outlives a holder that was killed.
         on_wait: Told, when another holds the lease and now and then while it does, after how many seconds it would be
             free if that one were dead.
@@ -50,9 +51,7 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
         StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
     """
     # A float holds 53 bits exactly, and 0 is nobody's.
-    seed = owner.encode() if owner else secrets.token_bytes()
-    token = 1 + (int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) >> 11)
-    lease = _Lease(store, f"lease:{name}", token, now, sleep, ttl_s)
+    lease = _Lease(store, f"lease:{name}", 1 + secrets.randbits(53), this_process(), now, sleep, ttl_s)
     try:
         await lease.take(on_wait)
         async with _renewed(lease):
@@ -97,6 +96,7 @@ class _Lease:
     store: AnswerStore
     name: str
     token: int
+    process: Process
     now: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     ttl_s: float
@@ -105,7 +105,7 @@ class _Lease:
         """Return when the lease is taken."""
         tell_at = self.now()
         while True:
-            token, ends_at = await self.store.update(self.name, self._taken)
+            token, ends_at, *_ = await self.store.update(self.name, self._taken)
             if token == self.token:
                 return
             left_s = max(0.0, ends_at - self.now())
@@ -123,7 +123,7 @@ class _Lease:
         """
         while True:
             await self.sleep(self.ttl_s / 3)
-            token, _ = await self.store.update(self.name, self._renewed)
+            token, *_ = await self.store.update(self.name, self._renewed)
             if token != self.token:
                 raise StoreError(
                     f"The lease on {self.name.removeprefix('lease:')!r} was lost to another process, because this one "
@@ -135,14 +135,15 @@ class _Lease:
         await self.store.update(self.name, self._released)
 
     def _taken(self, state: Numbers | None) -> Numbers:
-        token, ends_at = state or (_NOBODY, 0.0)
-        free = token in (_NOBODY, self.token) or self.now() >= ends_at
-        return (self.token, self.now() + self.ttl_s) if free else (token, ends_at)
+        token, ends_at, *process = state or (_NOBODY, 0.0, *_NO_PROCESS)
+        free = token in (_NOBODY, self.token) or self.now() >= ends_at or has_ended(Process(*process))
+        return self._held() if free else (token, ends_at, *process)
 
     def _renewed(self, state: Numbers | None) -> Numbers:
-        token, ends_at = state or (self.token, 0.0)
-        return (self.token, self.now() + self.ttl_s) if token == self.token else (token, ends_at)
+        return self._held() if state is None or state[0] == self.token else state
 
     def _released(self, state: Numbers | None) -> Numbers:
-        token, ends_at = state or (_NOBODY, 0.0)
-        return (_NOBODY, self.now()) if token == self.token else (token, ends_at)
+        return (_NOBODY, self.now(), *_NO_PROCESS) if state is None or state[0] == self.token else state
+
+    def _held(self) -> Numbers:
+        return (self.token, self.now() + self.ttl_s, *self.process)

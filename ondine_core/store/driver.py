@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ondine_core.errors import ConfigError, StoreError
@@ -9,7 +10,7 @@ from ondine_core.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["explain", "is_about_connection", "load_driver", "parse"]
+__all__ = ["explain", "is_about_connection", "load_driver", "may_come_up", "parse"]
 
 _LIVENESS = {
     "application_name": "ondine",
@@ -20,6 +21,9 @@ _LIVENESS = {
     "tcp_user_timeout": "20000",
 }
 """A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
+
+_ON_ITS_WAY = re.compile("starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved")
+"""What a server says that lets nobody in at the moment, but will. In other languages it is not waited for."""
 
 _UNREACHABLE = "Check that the server runs and that host, user and password are right; what was stored before is safe."
 _ADVICE = {
@@ -69,6 +73,15 @@ def is_about_connection(error: psycopg.Error) -> bool:
     """Whether it is the connection that failed, or the server on its way down or up, and not the statement."""
     code = error.sqlstate or "08000"
     return isinstance(error, load_driver().OperationalError) and code.startswith(("08", "57P"))
+
+
+def may_come_up(error: psycopg.Error) -> bool:
+    """Whether a connection that could not be made may be made in a moment: nobody listens yet, or not to everybody.
+
+    A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.
+    """
+    told = str(error)
+    return is_about_connection(error) and ("FATAL" not in told or bool(_ON_ITS_WAY.search(told)))
 
 
 def explain(error: psycopg.Error, place: str) -> StoreError:

@@ -20,7 +20,7 @@ import orjson
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Row
-from ondine_core.store.driver import explain, is_about_connection, load_driver, parse
+from ondine_core.store.driver import explain, is_about_connection, load_driver, may_come_up, parse
 
 if TYPE_CHECKING:
     import psycopg
@@ -67,10 +67,7 @@ class PostgresDatabase:
         # The time lets `prune` clear away the marks of writers that were killed.
         self._writer, self._opened_at, self._writes = f"writer:{secrets.token_hex(8)}", time.time(), 0
         self._leaves_marks = False
-        try:
-            self._connection = self._connect()
-        except self._driver.Error as error:
-            raise explain(error, self.place) from error
+        self._connection = self._insist_on_connection(time.monotonic() + patience_s, may_come_up)
         try:
             if create and self.read(lambda: self.select("SELECT to_regnamespace('ondine') IS NULL")) == [(True,)]:
                 self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
@@ -127,20 +124,19 @@ class PostgresDatabase:
                     raise explain(error, self.place) from error
                 if is_lost:
                     self._connection.close()
-                    self._reconnect(until)
+                    # It let us in before, so whatever it says now may pass.
+                    self._connection = self._insist_on_connection(until, lambda _: True)
 
-    def _reconnect(self, until: float) -> None:
+    def _insist_on_connection(self, until: float, may_pass: Callable[[psycopg.Error], bool]) -> psycopg.Connection[Row]:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                self._connection = self._connect()
+                return self._connect()
             except self._driver.Error as error:
-                if time.monotonic() + pause_s > until:
+                if not may_pass(error) or time.monotonic() + pause_s > until:
                     raise explain(error, self.place) from error
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            else:
-                return
 
     def _connect(self) -> psycopg.Connection[Row]:
         connection: psycopg.Connection[Row] = self._driver.connect(**self._settings, autocommit=True)

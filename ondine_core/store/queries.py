@@ -26,7 +26,7 @@ _SPENDING = """
     SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
 _DATED = (("answers", "answered_at"), ("failures", "failed_at"), ("calls", "sent_at"), ("ledger", "day"))
 _PASSING = ("lease:", "writer:")
-"""Numbers of these names are (..., seconds since the epoch) and of no use long after."""
+"""The second of the numbers of these names is in seconds since the epoch; they are of no use long after."""
 
 
 @dataclass(frozen=True, slots=True)

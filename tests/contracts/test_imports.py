@@ -27,12 +27,12 @@ HEAVY = (
 CORE = (
     "values errors pricing context_limits tokens presets cost_tracker prompts json_schema schema question notations "
     "records batching batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency caps "
-    "budget store lease policy means providers report telemetry errand calling sizes asking engine reading "
+    "budget store processes lease policy means providers report telemetry errand calling sizes asking engine reading "
     "thread enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "tables report resources config partitions checks fitting drift scores golden judging dead_letters watch step assets "
-    "attributes own_model scaffolder component __init__"
+    "tables report resources config partitions plots checks scores fitting drift golden judging dead_letters watch "
+    "planning step specs wrapping assets attributes own_model scaffolder component __init__"
 ).split()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 
@@ -172,6 +173,19 @@ def test_restart_of_the_server_is_waited_out(url: str) -> None:
         asyncio.run(main(store))
 
 
+def test_server_that_is_about_to_start_is_waited_for(url: str) -> None:
+    """A store opens when its server does, as where both are started at once."""
+    with ThreadPoolExecutor() as pool:
+        server().stop()
+        try:
+            opening = pool.submit(Store, url)
+            with pytest.raises(TimeoutError):
+                opening.result(timeout=0.5)
+        finally:
+            server().start()
+        opening.result(timeout=10).close()
+
+
 def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) -> None:
     """After `patience_s` callers are told which server and database; once it is back the store works, and reopens."""
 
@@ -242,12 +256,12 @@ def test_server_that_lets_nobody_in_is_told_at_once(password: str, database: str
 
 
 def test_server_that_is_not_there_is_told(url: str) -> None:
-    """A port where nothing listens is a StoreError."""
+    """A port where nothing listens is a StoreError, once it was waited for."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         elsewhere = url.replace(str(server().port), str(nobody.getsockname()[1]))
         with pytest.raises(StoreError, match=r"refused.*Check that the server runs") as caught:
-            Store(elsewhere)
+            Store(elsewhere, patience_s=0.2)
     assert_discreet(caught.value)
 
 
