@@ -1,0 +1,67 @@
+"""Characters that do not belong into a question: those that cannot be seen, and too many of those that can."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+__all__ = ["collapse_punctuation", "collapse_whitespace", "normalize_unicode", "strip_control"]
+
+_UNSAFE_LENGTH = 1000
+_MARKS_IN_A_ROW = 30
+"""As Unicode's stream-safe text format has it (UAX #15); sorting them takes time by the square of their number."""
+_JOINER = "\N{COMBINING GRAPHEME JOINER}"
+
+
+def normalize_unicode(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """One way to write each character: `NFC` composes accents, `NFKC` also makes `ﬁ` and `①` of letters and digits."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize(form, _stream_safe(text) if len(text) > _UNSAFE_LENGTH else text)
+
+
+def _stream_safe(text: str) -> str:
+    pieces, run = [], 0
+    for character in text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run > _MARKS_IN_A_ROW:
+            pieces.append(_JOINER)
+            run = 1
+        pieces.append(character)
+    return "".join(pieces)
+
+
+_LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
+# Controls, soft hyphens, marks of direction, byte-order marks, and the tags that hide ASCII from the eye.
+_CONTROLS = re.compile(
+    "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+# Persian and the scripts of India spell with joiners, and pictographs are put together with them.
+_STRAY_JOINERS = re.compile("(?<![\u0600-\u0dff\u200d\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]+")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def strip_control(text: str) -> str:
+    """`text` without what cannot be seen, line feeds and tabs apart; half a character pair is `�`."""
+    text = _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", _STRAY_JOINERS.sub("", text))
+
+
+_BLANKS = re.compile(r"[^\S\n]+")
+_BLANK_ENDS = re.compile(r" ?\n ?")
+_EMPTY_LINES = re.compile(r"\n{3,}")
+
+
+def collapse_whitespace(text: str) -> str:
+    """Blanks as one space, at most one empty line at once, and neither at the ends."""
+    return _EMPTY_LINES.sub("\n\n", _BLANK_ENDS.sub("\n", _BLANKS.sub(" ", text))).strip()
+
+
+_REPEATED = re.compile(r"([!?,;])\1+|([^\w\s])\2{3,}")
+
+
+def collapse_punctuation(text: str) -> str:
+    """`!!!!` as `!`, and any other mark that comes more than three times in a row three times."""
+    return _REPEATED.sub(lambda run: run[1] or run[2] * 3, text)

@@ -1,0 +1,68 @@
+"""Rules of the user's own, checked where they are declared.
+
+A pattern that takes quadratic time or worse would hang a run at the first long row, in the middle of the night, with
+the interpreter's lock held. So it is tried on runs of characters when it is declared, and refused if it stalls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from time import thread_time
+
+from ondine_core.errors import ConfigError
+from ondine_core.sanitizer.rules import RULES, Rule
+
+__all__ = ["user_rule"]
+
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
+_UNITS = ("a", "A", "1", " ", "-", ".", "_", "@", "a1", "a ", "a.", "a-", "1-", "1 ")
+_LENGTHS = (12, 15, 19, 24, 31, 40, 52, 67, 87, 113, 146, 189, 300, 900, 2_700, 8_100, 20_000)
+"""In small steps first, since what doubles with each character must be caught before it takes a lifetime."""
+_STALLED_S = 0.05
+"""Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
+_TIMES = 3
+
+
+def user_rule(name: str, pattern: str) -> Rule:
+    """A rule called `name`, in capitals, for what `pattern` matches (only its group `value`, if it has one).
+
+    Raises:
+        ConfigError: The name or the pattern is not valid, the pattern matches nothing at all, or it takes too long.
+    """
+    given, name = name, name.upper() if isinstance(name, str) else ""
+    if not _NAME.fullmatch(name) or name in {rule.name for rule in RULES}:
+        raise ConfigError(
+            f"A pattern cannot be called {given!r}: letters, digits and underscores, and none of the built-in names."
+        )
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError, RecursionError) as error:
+        raise ConfigError(f"The pattern of {name!r} is not a regular expression: {error}.") from None
+    if not isinstance(pattern, str):
+        raise ConfigError(f"The pattern of {name!r} is a {type(pattern).__name__}; write it as a text.")
+    if compiled.search("") is not None:
+        raise ConfigError(f"The pattern of {name!r} matches the empty text, so it would be found everywhere.")
+    for text in _trials(pattern):
+        # What took long once may only have been unlucky.
+        if all(_time(compiled, text) > _STALLED_S for _ in range(_TIMES)):
+            raise ConfigError(
+                f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
+                rf"more than {_STALLED_S:g} s. Bound its repeats, as in \w{{1,64}} for \w+, and start it with \b."
+            )
+    return Rule(name, pattern, folded=False)
+
+
+def _trials(pattern: str) -> Iterator[str]:
+    """Runs of what the pattern may be made for: of its own characters, of common ones, and of pairs."""
+    for unit in dict.fromkeys(chain(_UNITS, (character for character in pattern if character not in "\\^$*+?{}[]()|"))):
+        for length in _LENGTHS:
+            yield unit * (length // len(unit)) + "\0"
+
+
+def _time(pattern: re.Pattern[str], text: str) -> float:
+    started = thread_time()
+    for _ in pattern.finditer(text):
+        pass
+    return thread_time() - started
