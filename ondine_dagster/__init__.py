@@ -6,17 +6,29 @@ from ondine_core import __version__
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster.assets import build_llm_asset, llm_asset
+from ondine_dagster.checks import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
 from ondine_dagster.component import LLMAssetComponent
+from ondine_dagster.config import LLMAssetConfig
+from ondine_dagster.dead_letters import replay_failed_rows_job
+from ondine_dagster.partitions import shards
 from ondine_dagster.resources import LLMResource, SharedBudget
 
 __all__ = [
+    "CostPerRowCheck",
+    "DriftCheck",
+    "ErrorRateCheck",
+    "GoldenCheck",
     "LLMAssetComponent",
+    "LLMAssetConfig",
     "LLMResource",
+    "NullRateCheck",
     "Prompt",
     "ScriptedModel",
     "SharedBudget",
     "build_llm_asset",
     "llm_asset",
+    "replay_failed_rows_job",
+    "shards",
 ]
 
 DagsterLibraryRegistry.register("ondine-dagster", __version__, is_dagster_package=False)

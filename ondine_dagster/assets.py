@@ -5,10 +5,7 @@ that takes the same arguments and hands the rows to `step`.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
-import hashlib
 import inspect
-import json
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,14 +15,17 @@ from ondine_core.batching import find_strategy
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
-from ondine_core.question import Question, check_columns, compile_question
+from ondine_core.question import compile_question
 from ondine_core.schema import Output
 from ondine_core.values import ModelSpec
 from ondine_dagster.checks import Check
 from ondine_dagster.dead_letters import define
 from ondine_dagster.fitting import fit_checks
 from ondine_dagster.judging import golden_inputs
-from ondine_dagster.step import Enrichment, OnRowError, materialize
+from ondine_dagster.partitions import PartitionBy
+from ondine_dagster.planning import Enrichment, OnRowError
+from ondine_dagster.specs import check_arguments, code_version, definition_metadata, key_of
+from ondine_dagster.wrapping import wrap
 
 __all__ = ["build_llm_asset", "llm_asset"]
 
@@ -45,14 +45,16 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
     failed_rows: bool = False,
+    partition_by: PartitionBy | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Any,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """An asset whose rows a language model adds columns to.
 
     The decorated function is an asset function like any other: its parameters are upstream assets, and `context`,
-    config and resources as in `@dg.asset`. It returns the rows to enrich, as a pandas, polars or pyarrow frame. The
-    asset is those rows with the output columns, in the same kind of frame and in the same order.
+    config and resources as in `@dg.asset`. It returns the rows to enrich, as a pandas, polars or pyarrow frame (in a
+    run of several partitions also as a mapping of partition to frame). The asset is those rows with the output columns,
+    in the same kind of frame and in the same order. The Launchpad shows the fields of `LLMAssetConfig`.
 
     Args:
         prompt: The question about a row, `{column}` where its value belongs; or a `Prompt` with system message,
@@ -77,6 +79,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             an answer.
         failed_rows: Adds a second asset, `<asset>_failed`: the rows without an answer, with the reason, how often they
             were asked, and what that cost.
+        partition_by: The column that says which partition a row belongs to (with several dimensions, the column of
+            each), for an upstream table that has no partitions: only the rows of the run's partitions are enriched.
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
             `DriftCheck`, `GoldenCheck`, or mappings with their `type` and arguments.
         **asset_arguments: Everything else `@dg.asset` takes.
@@ -91,7 +95,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
                 f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
                 "neither async nor a generator; the calls to the model are concurrent anyway."
             )
-        key = _key(asset_arguments, function)
+        key = key_of(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""))
         enrichment = Enrichment(
             question,
@@ -105,18 +109,21 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             max_cost_usd=max_cost_usd,
             checks=fit_checks(checks, question),
             failed_rows=failed_rows,
+            partition_by=partition_by,
         )
-        _check(enrichment, asset_arguments)
+        check_arguments(enrichment, asset_arguments)
         arguments = dict(asset_arguments)
         if not {"kinds", "compute_kind"} & arguments.keys():
             arguments["kinds"] = {"llm"}
-        arguments["code_version"] = _code_version(question, asset_arguments.get("code_version"))
-        arguments["metadata"] = _definition_metadata(question) | dict(asset_arguments.get("metadata") or {})
+        arguments["code_version"] = code_version(question, asset_arguments.get("code_version"))
+        metadata = definition_metadata(prompt, question, function)
+        arguments["metadata"] = metadata | dict(asset_arguments.get("metadata") or {})
         if required := asset_arguments.get("required_resource_keys"):
             arguments["required_resource_keys"] = {*required, resource_key}
         labelled = {name: dg.AssetIn(key=upstream) for name, upstream in golden_inputs(enrichment.checks).items()}
         arguments["ins"] = {**(asset_arguments.get("ins") or {}), **labelled}
-        compute = _wrap(function, enrichment, resource_key, as_parameter=not required)
+        configurable = "config_schema" not in asset_arguments
+        compute = wrap(function, enrichment, resource_key, as_parameter=not required, configurable=configurable)
         return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
 
     return decorate
@@ -143,99 +150,3 @@ def build_llm_asset(
 
     ins = {"rows": dg.AssetIn(key=dg.AssetKey(upstream) if not isinstance(upstream, dg.AssetKey) else upstream)}
     return llm_asset(name=name, ins=ins, prompt=prompt, output=output, **arguments)(rows_of)
-
-
-# -- the definition ------------------------------------------------------------------------------------------------
-
-
-def _key(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
-    if (key := asset_arguments.get("key")) is not None:
-        return dg.AssetKey.from_coercible(key)
-    prefix = asset_arguments.get("key_prefix") or ()
-    path = [prefix] if isinstance(prefix, str) else prefix
-    return dg.AssetKey([*path, asset_arguments.get("name") or function.__name__])
-
-
-def _check(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
-    if enrichment.on_row_error not in typing.get_args(OnRowError):
-        raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
-    if enrichment.batch_size != "auto" and enrichment.batch_size < 1:
-        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1, or 'auto'.")
-    if (cap := enrichment.max_cost_usd) is not None and not cap > 0:
-        raise ConfigError(f"max_cost_usd={cap!r} must be more than 0.")
-    rate = enrichment.max_error_rate
-    if rate is not None and not 0 <= rate <= 1:
-        raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
-    if asset_arguments.get("check_specs"):
-        raise ConfigError(
-            "check_specs cannot be answered from here; take checks=[...], or write the check with "
-            "@dg.asset_check(asset=...)."
-        )
-    declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
-    if isinstance(declared, dg.TableSchema):
-        outputs = {column.name for column in enrichment.question.schema.columns}
-        outputs |= {enrichment.error_column, enrichment.model_column or ""}
-        check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
-
-
-def _code_version(question: Question, users: str | None) -> str:
-    """Changes with the prompt, its examples and the output; the model is the resource's and shown in the metadata."""
-    head = [f"{message.role}:{message.content}" for message in question.prompt.head]
-    parts = [question.prompt.syntax, question.prompt.source, *head, question.schema.identity.decode()]
-    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
-    return f"{users}-{digest}" if users else digest
-
-
-def _definition_metadata(question: Question) -> dict[str, Any]:
-    schema = question.schema.json_schema
-    shown = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{question.prompt.source}\n~~~~")}
-    return shown | ({"ondine/output_schema": dg.MetadataValue.json(json.loads(schema))} if schema else {})
-
-
-def _wrap(
-    function: Callable[..., Any], enrichment: Enrichment, resource_key: str, *, as_parameter: bool
-) -> Callable[..., Any]:
-    """A function for `@dg.asset` with the parameters of `function`, and the resource and labelled rows as more."""
-    own, labelled = _parameters(function), list(golden_inputs(enrichment.checks))
-    context_name = next((name for name in own if name in _CONTEXT_NAMES), None)
-    rest = [parameter for name, parameter in own.items() if name != context_name]
-
-    def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
-        llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
-        given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
-        rows = function(**given) if context_name is None else function(**{context_name: context}, **given)
-        inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
-        results = materialize(context, rows, enrichment, llm, inputs, {name: arguments[name] for name in labelled})
-        return results if enrichment.failed_rows else next(results)
-
-    added = [inspect.Parameter("context", _KIND)]
-    if as_parameter and resource_key not in own:
-        # Anything may stand in for the resource, a fake among others.
-        added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
-    added += [inspect.Parameter(name, _KIND) for name in labelled]
-    ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    compute.__signature__ = inspect.Signature([*added, *ordered])  # type: ignore[attr-defined]
-    compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__
-    return compute
-
-
-_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
-"""The only kind of parameter that Dagster takes for an input."""
-_CONTEXT_NAMES = ("context", "_context", "context_", "_")
-"""What Dagster takes for the context parameter of an asset function."""
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of `function` as keywords, their annotations resolved, so that users may import annotations."""
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # a type that exists for type checkers only; Dagster takes it for anything
-        hints = {}
-    parameters = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        annotation = hints.get(name, parameter.annotation)
-        parameters[name] = parameter.replace(
-            kind=_KIND,
-            annotation=inspect.Parameter.empty if isinstance(annotation, str) else annotation,
-        )
-    return parameters

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from ondine_core.errors import ConfigError
 from ondine_dagster.assets import llm_asset
 from ondine_dagster.attributes import OpFields, ResolvedOutput, ResolvedPrompt
 from ondine_dagster.own_model import ResolvedLLM, check_key
+from ondine_dagster.planning import OnRowError
 from ondine_dagster.scaffolder import LLMAssetScaffolder
-from ondine_dagster.step import OnRowError
 
 __all__ = ["LLMAssetComponent"]
 
@@ -121,10 +121,14 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         Raises:
             ConfigError: The attributes do not fit; with file, line and attribute.
         """
-        component: Self = super().resolve_from_model(context, model)
         try:
+            component: Self = super().resolve_from_model(context, model)
             check_key(component.llm)
             component._asset()
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            name, said = wrong["loc"][0], wrong["msg"]
+            raise ConfigError(_located(context, f"{name}={wrong['input']!r}: {said}.", [str(name)])) from None
         except ConfigError as error:
             raise ConfigError(_located(context, str(error), type(model).model_fields)) from None
         return component
@@ -153,6 +157,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
     """What `spec` says, as arguments of `@dg.asset`."""
     given = {
+        "key": spec.key,
         "deps": list(spec.deps),
         "description": spec.description,
         "metadata": spec.metadata,
@@ -166,7 +171,7 @@ def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
         "freshness_policy": spec.freshness_policy,
     }
     said = {name: value for name, value in given.items() if value}
-    return {"key": spec.key, "output_required": not spec.skippable, **said}
+    return said | ({"output_required": False} if spec.skippable else {})
 
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:

@@ -14,10 +14,20 @@ import dagster as dg
 
 from ondine_core.cost_tracker import Spend
 from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
+from ondine_core.estimate import Estimate
 from ondine_core.report import Progress, Report
 from ondine_core.values import ModelSpec
 
-__all__ = ["failure", "lineage", "progress_line", "progress_metadata", "run_metadata"]
+__all__ = [
+    "estimate_line",
+    "estimate_metadata",
+    "failure",
+    "lineage",
+    "progress_line",
+    "progress_metadata",
+    "run_metadata",
+    "share_of",
+]
 
 _REASONS_SHOWN = 20
 
@@ -32,6 +42,7 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
         "ondine/rows_succeeded": progress.rows_total - progress.rows_failed,
         "ondine/error_rate": round(report.error_rate, 6),
         "ondine/unique_prompts": report.prompts,
+        "ondine/reuse_rate": round(progress.rows_reused / progress.rows_total, 6) if progress.rows_total else 0.0,
         "ondine/duration_s": round(progress.elapsed_s, 3),
     }
     audit = report.audit
@@ -92,6 +103,74 @@ def progress_line(progress: Progress) -> str:
     if progress.spend.usd is not None:
         parts.append(f"${progress.spend.usd:.4f}")
     return ", ".join(parts)
+
+
+_ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_by")
+
+
+def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int) -> dict[str, Any]:
+    """The figures of a partition that has `rows` of a run's rows, `failed` of which failed.
+
+    Rows are counted; what was spent on the run is shared out by rows, so that partitions add up to the run.
+    """
+    part = rows / rows_total if rows_total else 0.0
+    shared = {
+        name: round(figure * part) if isinstance(figure, int) else figure * part
+        for name, figure in figures.items()
+        if isinstance(figure, int | float) and not isinstance(figure, bool) and any(kind in name for kind in _ADDED_UP)
+    }
+    return shared | {
+        "dagster/partition_row_count": rows,
+        "ondine/rows_total": rows,
+        "ondine/rows_done": rows,
+        "ondine/rows_failed": failed,
+        "ondine/rows_succeeded": rows - failed,
+        "ondine/error_rate": round(failed / rows, 6) if rows else 0.0,
+    }
+
+
+# -- a dry run -----------------------------------------------------------------------------------------------------
+
+
+def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
+    """What a run would take."""
+    least, most = found.output_tokens
+    metadata: dict[str, Any] = {
+        "ondine/dry_run": True,
+        "ondine/model": spec.model,
+        "ondine/rows_total": found.rows,
+        "ondine/rows_reused": found.rows_reused,
+        "ondine/unique_prompts": found.prompts,
+        "ondine/estimated_requests": found.calls,
+        "ondine/estimated_input_tokens": found.input_tokens,
+        "ondine/estimated_output_tokens_least": least,
+        "ondine/estimated_output_tokens_most": most,
+        "ondine/cost_known": found.usd is not None,
+    }
+    if found.usd is not None:
+        low, high = found.usd
+        metadata |= {"ondine/estimated_cost_usd_least": float(low), "ondine/estimated_cost_usd_most": float(high)}
+    if found.least_s:
+        metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
+    return metadata
+
+
+def estimate_line(found: Estimate) -> str:
+    """What a run would take, for the log."""
+    least, most = found.output_tokens
+    parts = [
+        f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
+        f"{found.calls:,} calls with {found.input_tokens:,} input and {least:,} to {most:,} output tokens",
+        "at an unknown price" if found.usd is None else f"${found.usd[0]:.4f} to ${found.usd[1]:.4f}",
+    ]
+    if found.rows_unaskable:
+        parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
+    if found.least_s:
+        parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
+    return f"Dry run, nothing was asked: {'; '.join(parts)}."
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
 
 
 def failure(error: OndineError, progress: Progress | None) -> dg.Failure:

@@ -7,49 +7,36 @@ cancels the calls in flight and goes on unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
+import narwhals as nw
 
-from ondine_core.batching import JSON, Strategy, explain_fallback
-from ondine_core.calibration import CalibrationPlan
-from ondine_core.enrichment import Options, answer, spec_of
+from ondine_core.enrichment import answer
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
-from ondine_core.question import Question
+from ondine_core.estimate import estimate
 from ondine_core.report import Report
 from ondine_core.thread import run_in_thread
-from ondine_core.values import ChatModel, Origin
-from ondine_dagster.checks import Check
+from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
-from ondine_dagster.golden import Ask
 from ondine_dagster.judging import Evidence, check_results, collect, split_checks
-from ondine_dagster.report import failure, lineage, progress_line, run_metadata
-from ondine_dagster.resources import LLMResource, default_store, store_warning
+from ondine_dagster.partitions import joined, rows_by_partition
+from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
+from ondine_dagster.plots import distributions
+from ondine_dagster.report import (
+    estimate_line,
+    estimate_metadata,
+    failure,
+    lineage,
+    progress_line,
+    run_metadata,
+    share_of,
+)
 from ondine_dagster.tables import FAILED_COLUMNS, check_frame, column_schema, join, names_of, preview
 from ondine_dagster.watch import Watch
 
-__all__ = ["Enrichment", "OnRowError", "materialize"]
-
-OnRowError = Literal["null", "drop", "raise"]
-
-
-@dataclass(frozen=True, slots=True)
-class Enrichment:
-    """What an asset adds to its rows; `question.model` is filled in by the resource."""
-
-    question: Question
-    error_column: str
-    on_row_error: OnRowError
-    max_error_rate: float | None
-    batch_size: int | Literal["auto"] = 1
-    strategy: Strategy = JSON
-    calibration: CalibrationPlan | None = None
-    model_column: str | None = None
-    max_cost_usd: float | None = None
-    checks: Mapping[str, Check] = field(default_factory=dict)
-    failed_rows: bool = False
+__all__ = ["materialize"]
 
 
 def materialize(  # noqa: PLR0913, PLR0917  (one caller)
@@ -57,6 +44,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     rows: Any,
     enrichment: Enrichment,
     llm: Any,
+    config: LLMAssetConfig,
     inputs: Mapping[str, Any],
     labelled: Mapping[str, Any],
 ) -> Iterator[dg.MaterializeResult[Any]]:
@@ -64,24 +52,27 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
 
     Args:
         context: The step's.
-        rows: The frame to enrich.
+        rows: The frame to enrich, or a frame by partition.
         enrichment: What is added to it.
         llm: The resource that is asked.
+        config: What this run does differently.
         inputs: Upstream values by input name, for the lineage of columns.
         labelled: Upstream values by input name, for checks.
+
+    Yields:
+        A result an asset; none from a dry run.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
     """
     watch = Watch(context)
     try:
-        question, options, model = _resolve(context, enrichment, llm, watch)
-        check_frame(rows)
-        noted = FAILED_COLUMNS if enrichment.failed_rows else ()
-        for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
-            if added in names_of(rows):
-                raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
-        report = run_in_thread(lambda: answer(rows, question, options, model), watch.tick)
+        todo = plan(context, enrichment, llm, config, watch)
+        rows, lengths = _rows_of_run(context, rows, enrichment, config)
+        if config.dry_run:
+            _rehearse(context, rows, todo, watch)
+            return
+        report = run_in_thread(lambda: answer(rows, todo.question, todo.options, todo.model), watch.tick)
     except OndineError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
@@ -90,12 +81,9 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         watch.observe()
         raise
     watch.flush()
+    question, checks, ask = todo.question, enrichment.checks, ask_as_asset(todo, report, watch)
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
-    key, checks, ask = (
-        context.asset_key_for_output(),
-        enrichment.checks,
-        _ask_as_asset(question, options, model, report, watch),
-    )
+    key = context.asset_key_for_output()
     if enrichment.failed_rows:
         about, checks = split_checks(checks)
         results = check_results(about, Evidence(question, report), context, asset=failed_key(key), ask=ask)
@@ -114,79 +102,74 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
     shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
     evidence = collect(checks, question, report, table)
+    picture = distributions(report.values())
+    figures = run_metadata(report, question.model)
     metadata = {
         "ondine/preview": dg.MetadataValue.md(preview(table, shown)),
-        **run_metadata(report, question.model),
+        **({"ondine/distributions": dg.MetadataValue.md(picture)} if picture else {}),
+        **figures,
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
         **to_metadata(evidence.counts),
     }
     results = check_results(checks, evidence, context, asset=key, ask=ask, labelled=labelled)
+    _share_out(context, key, figures, report, lengths)
     yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
 
 
-def _ask_as_asset(question: Question, options: Options, model: ChatModel | None, report: Report, watch: Watch) -> Ask:
-    """Asks about labelled rows as those of the asset were asked.
+def _rows_of_run(
+    context: dg.AssetExecutionContext, rows: Any, enrichment: Enrichment, config: LLMAssetConfig
+) -> tuple[Any, Mapping[str, int]]:
+    """The rows that this run is about, checked, and how many are of which partition, as far as that is known."""
+    lengths: Mapping[str, int] = {}
+    if (by := enrichment.partition_by) is not None and not isinstance(rows, Mapping):
+        check_frame(rows)
+        partitions = context.assets_def.partitions_def
+        rows = rows_by_partition(rows, by, partitions, context.partition_keys)
+    if isinstance(rows, Mapping) and context.has_partition_key_range | context.has_partition_key:
+        rows, lengths = joined(rows, context.partition_keys)
+    check_frame(rows)
+    noted = FAILED_COLUMNS if enrichment.failed_rows else ()
+    for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
+        if added in names_of(rows):
+            raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
+    if config.max_rows is not None and config.max_rows < len(rows):
+        context.log.warning(
+            f"max_rows={config.max_rows}: {len(rows) - config.max_rows:,} of {len(rows):,} rows are left out of the "  # noqa: G004
+            "table; materialize without it for all of them."
+        )
+        return nw.from_native(rows, eager_only=True).head(config.max_rows).to_native(), {}
+    return rows, lengths
 
-    Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
-    """
-    size = report.calibrated.batch_size if report.calibrated else options.policy.batch_size
-    options = replace(
-        options,
-        policy=replace(options.policy, batch_size=size, calibration=None),
-        lease=f"{options.origin.asset}/labelled rows",
-        on_progress=lambda _: None,
-        on_wait=lambda _: None,
+
+def _rehearse(context: dg.AssetExecutionContext, rows: Any, todo: Plan, watch: Watch) -> None:
+    """Say what the run would take, in the log and as an observation of the asset."""
+    found = run_in_thread(lambda: estimate(rows, todo.question, todo.options, todo.model), watch.tick)
+    context.log.info(estimate_line(found))
+    partition = context.partition_key if context.has_partition_key else None
+    key = context.asset_key_for_output()
+    context.log_event(
+        dg.AssetObservation(key, partition=partition, metadata=estimate_metadata(found, todo.question.model))
     )
-    return lambda columns: run_in_thread(lambda: answer(columns, question, options, model), watch.tick)
 
 
-def _resolve(
-    context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, watch: Watch
-) -> tuple[Question, Options, ChatModel | None]:
-    """The question with its model, how to run it, and the model if it is open already."""
-    store, model = default_store(context.instance), None
-    if isinstance(llm, LLMResource):
-        store = llm.store or store
-        spec, options = llm.spec(), llm.options(store)
-        watch.every_s = llm.progress_every_s
-    elif callable(llm):
-        spec, options, model = spec_of(llm), Options(store=store), llm
-    else:
-        raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
-    if warning := store_warning(store):
-        context.log.warning(warning)
-    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.question)):
-        context.log.info(fallback)
-    policy = replace(
-        options.policy,
-        batch_size=enrichment.batch_size,
-        strategy=enrichment.strategy,
-        calibration=enrichment.calibration,
-    )
-    question = replace(enrichment.question, model=spec)
-    asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
-    options = replace(
-        options,
-        policy=policy,
-        origin=Origin(context.run.run_id, asset, partition),
-        lease=f"{asset}/{partition}",
-        max_cost_usd=enrichment.max_cost_usd,
-        on_progress=watch.keep,
-        on_wait=watch.wait,
-        on_threshold=watch.warn,
-        on_fallback=watch.warn,
-    )
-    return question, options, model
-
-
-def _partition(context: dg.AssetExecutionContext) -> str:
-    """The partition, the first and last of a range, or nothing."""
-    if not (context.has_partition_key or context.has_partition_key_range):
-        return ""
-    first, *others = context.partition_keys
-    return f"{first}...{others[-1]}" if others else str(first)
+def _share_out(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    figures: Mapping[str, Any],
+    report: Report,
+    lengths: Mapping[str, int],
+) -> None:
+    """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
+    if len(lengths) < 2:  # noqa: PLR2004
+        return
+    failed = [failure is not None for failure in report.outcomes.failures()]
+    start = 0
+    for partition, length in lengths.items():
+        share = share_of(figures, length, len(failed), sum(failed[start : start + length]))
+        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+        start += length
 
 
 def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:

@@ -25,8 +25,8 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values errors pricing context_limits tokens presets cost_tracker cleaning sanitizer preparation prompts json_schema "
-    "schema question notations "
+    "values errors pricing context_limits tokens presets cost_tracker cleaning sanitizer preparation prompts "
+    "json_schema schema question notations "
     "records batching batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency caps "
     "budget store processes lease policy means providers report telemetry errand calling sizes asking engine reading "
     "thread enrichment estimate __init__ __main__"

@@ -1,0 +1,87 @@
+"""What Dagster knows of an enriched asset before it runs, and what of it cannot be right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError
+from ondine_core.prompts import Prompt
+from ondine_core.question import Question, check_columns
+from ondine_dagster.partitions import check_partition_by
+from ondine_dagster.planning import Enrichment, OnRowError
+
+__all__ = ["check_arguments", "code_version", "definition_metadata", "key_of"]
+
+
+def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
+    """The asset's key, as `@dg.asset` finds it."""
+    if (key := asset_arguments.get("key")) is not None:
+        return dg.AssetKey.from_coercible(key)
+    prefix = asset_arguments.get("key_prefix") or ()
+    path = [prefix] if isinstance(prefix, str) else prefix
+    return dg.AssetKey([*path, asset_arguments.get("name") or function.__name__])
+
+
+def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
+    """Check what was declared, as far as that can be done without rows.
+
+    Raises:
+        ConfigError: A figure is out of range, or an argument cannot be kept.
+    """
+    if enrichment.on_row_error not in typing.get_args(OnRowError):
+        raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
+    if enrichment.batch_size != "auto" and enrichment.batch_size < 1:
+        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1, or 'auto'.")
+    if (cap := enrichment.max_cost_usd) is not None and not cap > 0:
+        raise ConfigError(f"max_cost_usd={cap!r} must be more than 0.")
+    rate = enrichment.max_error_rate
+    if rate is not None and not 0 <= rate <= 1:
+        raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
+    if enrichment.partition_by is not None:
+        check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
+    if asset_arguments.get("check_specs"):
+        raise ConfigError(
+            "check_specs cannot be answered from here; take checks=[...], or write the check with "
+            "@dg.asset_check(asset=...)."
+        )
+    declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
+    if isinstance(declared, dg.TableSchema):
+        outputs = {column.name for column in enrichment.question.schema.columns}
+        outputs |= {enrichment.error_column, enrichment.model_column or ""}
+        check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
+
+
+def code_version(question: Question, users: str | None) -> str:
+    """Changes with the prompt, its examples and the output; the model is the resource's and shown in the metadata."""
+    head = [f"{message.role}:{message.content}" for message in question.prompt.head]
+    parts = [question.prompt.syntax, question.prompt.source, *head, question.schema.identity.decode()]
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+    return f"{users}-{digest}" if users else digest
+
+
+def definition_metadata(prompt: str | Prompt, question: Question, function: Callable[..., Any]) -> dict[str, Any]:
+    """The prompt, the schema of an answer, and where both are written."""
+    metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{question.prompt.source}\n~~~~")}
+    if schema := question.schema.json_schema:
+        metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
+        if places := list(_places(prompt, function)):
+            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=places)
+    return metadata
+
+
+def _places(prompt: str | Prompt, function: Callable[..., Any]) -> Iterator[dg.LocalFileCodeReference]:
+    code = function.__code__
+    if Path(code.co_filename).is_file() and not function.__module__.startswith("ondine_dagster."):
+        yield dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno, label="rows")
+    if isinstance(prompt, Prompt) and prompt.file is not None:
+        yield dg.LocalFileCodeReference(file_path=str(Path(prompt.file).resolve()), line_number=1, label="prompt")
