@@ -122,7 +122,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
 
 def _spend(database: Database, options: argparse.Namespace) -> None:
     spent = read_spending(database, options.by)
-    rows = [_spending_row(name or "(none)", spending) for name, spending in spent.items()]
+    rows = [_spending_row(name or "(none)", spending) for (name,), spending in spent.items()]
     header = (options.by, "calls", "input tokens", "from cache", "output tokens", "USD", "unknown", "paid twice")
     _write_table([header, *rows])
     total = sum((spending.usd for spending in spent.values()), Decimal(0))

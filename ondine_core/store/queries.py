@@ -99,17 +99,18 @@ def read_size(database: Database) -> Size:
     return database.read(read)
 
 
-def read_spending(database: Database, by: Column) -> dict[str, Spending]:
-    """What was spent, for each value of the column `by`, in its order."""
+def read_spending(database: Database, *by: Column) -> dict[tuple[str, ...], Spending]:
+    """What was spent, for each combination of values of the columns `by`, in their order."""
 
-    def read() -> dict[str, Spending]:
-        spent: dict[str, Spending] = {}
-        for name, *amounts in database.select(_SPENDING.format(by=by)):
-            calls, *tokens, pico_usd, unpriced, paid_twice = map(int, amounts)
-            spent[name] = Spending(calls, Usage(*tokens), from_pico(pico_usd), unpriced, paid_twice=paid_twice)
-        when = "sent_at" if by == "day" else by
-        for name, at_most in database.select(f"SELECT {when}, at_most_pico_usd FROM ondine.calls"):  # noqa: S608
-            group = _day(name) if by == "day" else name
+    def read() -> dict[tuple[str, ...], Spending]:
+        spent: dict[tuple[str, ...], Spending] = {}
+        for row in database.select(_SPENDING.format(by=", ".join(by))):
+            calls, *tokens, pico_usd, unpriced, paid_twice = map(int, row[len(by) :])
+            group = row[: len(by)]
+            spent[group] = Spending(calls, Usage(*tokens), from_pico(pico_usd), unpriced, paid_twice=paid_twice)
+        names = ", ".join("sent_at" if name == "day" else name for name in by)
+        for *values, at_most in database.select(f"SELECT {names}, at_most_pico_usd FROM ondine.calls"):  # noqa: S608
+            group = tuple(_day(value) if name == "day" else value for name, value in zip(by, values, strict=True))
             old = spent.get(group, Spending())
             most = old.at_most_usd + from_pico(at_most or 0)
             spent[group] = replace(old, unknown=old.unknown + 1, at_most_usd=most)
