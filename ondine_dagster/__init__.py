@@ -12,6 +12,7 @@ from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import replay_failed_rows_job
 from ondine_dagster.partitions import shards
 from ondine_dagster.resources import LLMResource, SharedBudget
+from ondine_dagster.spend import spend_report
 
 __all__ = [
     "CostPerRowCheck",
@@ -29,6 +30,7 @@ __all__ = [
     "llm_asset",
     "replay_failed_rows_job",
     "shards",
+    "spend_report",
 ]
 
 DagsterLibraryRegistry.register("ondine-dagster", __version__, is_dagster_package=False)

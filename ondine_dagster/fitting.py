@@ -24,8 +24,9 @@ from ondine_dagster.checks import (
     Metric,
     NullRateCheck,
 )
+from ondine_dagster.scores import as_label
 
-__all__ = ["closed_columns", "columns_of", "fit_checks", "labelled_columns"]
+__all__ = ["check_labels", "closed_columns", "columns_of", "fit_checks", "labelled_columns"]
 
 _MOST_LABELS = 100
 """Metadata is read with every page of the UI; larger sets are not counted into it."""
@@ -73,7 +74,7 @@ def closed_columns(question: Question) -> dict[str, tuple[Any, ...]]:
 
 def _parse(given: Mapping[str, Any]) -> Check:
     arguments = dict(given)
-    kind = _TYPES.get(arguments.pop("type", None))
+    kind = _TYPES.get(str(arguments.pop("type", None)))
     if kind is None:
         raise ConfigError(f"A check has type={given.get('type')!r}; valid are {', '.join(map(repr, _TYPES))}.")
     valid = [each.name for each in fields(kind)]
@@ -111,9 +112,10 @@ def _fit_golden(check: GoldenCheck, question: Question) -> None:
     _check_columns(named, question)
     if check.upstream is None:
         names, rows, _ = read(check.rows, ())
-        named = labelled_columns(check, question, names)
         if not rows:
             raise ConfigError("The rows of a golden check are empty.")
+        named = labelled_columns(check, question, names)
+        check_labels(read(check.rows, named)[2], question)
     if check.metric == "f1" and (check.columns is not None or check.upstream is None):
         for column in named:
             _check_closed(column, question)
@@ -134,6 +136,23 @@ def labelled_columns(check: GoldenCheck, question: Question, names: Sequence[str
     if not found:
         raise ConfigError(f"The rows of a golden check have no labels; name a column {' or '.join(map(repr, wanted))}.")
     return found
+
+
+def check_labels(labels: Mapping[str, Sequence[Any]], question: Question) -> None:
+    """Check that each of `labels`, by output column, may be an answer; a missing one may stand everywhere.
+
+    Raises:
+        ConfigError: One may not, so that it would never be met.
+    """
+    for column in question.schema.columns:
+        allowed = allowed_values(column.json_schema)
+        if column.name not in labels or allowed is None:
+            continue
+        possible = {as_label(value) for value in allowed} | {as_label(None)}
+        if odd := sum(as_label(value) not in possible for value in labels[column.name]):
+            raise ConfigError(
+                f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
+            )
 
 
 def _check_share(name: str, value: Any) -> None:

@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
-from ondine_core.errors import ConfigError, OndineError
+from ondine_core.errors import OndineError
 from ondine_core.json_schema import allowed_values
 from ondine_core.question import Question
 from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_dagster.checks import GoldenCheck
-from ondine_dagster.fitting import labelled_columns
+from ondine_dagster.fitting import check_labels, labelled_columns
 from ondine_dagster.report import spend_metadata
-from ondine_dagster.scores import NO_ANSWER, Score, as_label, score, shown
+from ondine_dagster.scores import NO_ANSWER, Score, score, shown
 from ondine_dagster.tables import markdown
 
 __all__ = ["Ask", "Verdict", "judge_golden"]
@@ -52,7 +52,7 @@ def judge_golden(check: GoldenCheck, rows: Any, question: Question, ask: Ask) ->
         if not total:
             return False, "There are no labelled rows.", {}
         labels = {column.name: given[column.name] for column in question.schema.columns if column.name in columns}
-        _check_labels(labels, question)
+        check_labels(labels, question)
         report = ask({name: given[name] for name in question.prompt.columns})
     except OndineError as error:
         return False, f"The labelled rows could not be asked: {error}", {}
@@ -85,18 +85,6 @@ def _conclude(check: GoldenCheck, scores: Sequence[Score], question: Question, r
         metadata["ondine/labels"] = _label_table(few)
         metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
     return reached[worst] >= check.min_score, f"The {said}.", metadata
-
-
-def _check_labels(labels: Mapping[str, Sequence[Any]], question: Question) -> None:
-    for column in question.schema.columns:
-        allowed = allowed_values(column.json_schema)
-        if column.name not in labels or allowed is None:
-            continue
-        possible = {as_label(value) for value in allowed} | {as_label(None)}
-        if odd := sum(as_label(value) not in possible for value in labels[column.name]):
-            raise ConfigError(
-                f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
-            )
 
 
 def _is_nullable(name: str, question: Question) -> bool:

@@ -32,8 +32,8 @@ CORE = (
     "thread enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "tables report resources config partitions plots checks scores fitting drift golden judging dead_letters watch "
-    "planning step specs wrapping assets attributes own_model scaffolder component __init__"
+    "tables report resources spend config partitions plots checks scores fitting drift golden judging dead_letters "
+    "watch planning step specs wrapping assets attributes own_model scaffolder component __init__"
 ).split()
 
 

@@ -21,7 +21,10 @@ CORE = """
     RefusedError Reply Report RetryPolicy ScriptedModel StoreError Strategy TransientError Usage enrich
     enrich_sync load_presets open_store openai_compatible preset
 """.split()
-RING = "LLMAssetComponent LLMResource Prompt ScriptedModel SharedBudget build_llm_asset llm_asset".split()
+RING = """
+    CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource NullRateCheck
+    Prompt ScriptedModel SharedBudget build_llm_asset llm_asset replay_failed_rows_job shards spend_report
+""".split()
 
 
 @pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (ondine_dagster, RING)])

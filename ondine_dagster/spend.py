@@ -1,0 +1,172 @@
+"""What was spent, by asset, model and day, as an asset of its own: drawn from the books, which know every call.
+
+The books are true to the call also where no materialization tells: of runs that failed, were terminated or killed.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias, get_args
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError, OndineError
+from ondine_core.store.places import connect
+from ondine_core.store.queries import Spending, read_spending
+from ondine_dagster.report import failure
+from ondine_dagster.resources import LLMResource, default_store
+from ondine_dagster.tables import markdown
+
+__all__ = ["spend_report"]
+
+Frame: TypeAlias = Literal["pandas", "polars", "pyarrow"]
+
+_LINES_SHOWN = 20
+_DAYS_SHOWN = 30
+_BAR = 30
+"""Characters of the longest bar."""
+
+
+def spend_report(
+    *,
+    name: str = "llm_spend",
+    days: int | None = None,
+    frame: Frame = "pandas",
+    resource_key: str = "llm",
+    store: str | None = None,
+    **asset_arguments: Any,
+) -> dg.AssetsDefinition:
+    """An asset of what was spent: a table with a row for each asset, model and day (UTC), and a picture of it.
+
+    Its columns are `asset`, `model`, `day`, `calls`, `input_tokens`, `cached_input_tokens`, `output_tokens`,
+    `reasoning_tokens`, `unpriced_calls`, `unknown_calls` (under way or lost), `paid_twice` (prompts), `cost_usd` (of
+    calls with a price; null where none has one), and `unknown_at_most_usd` (what the unknown ones may cost).
+
+    Args:
+        name: Name of the asset.
+        days: Only the last so many days, today among them; by default all that the books hold.
+        frame: The kind of table.
+        resource_key: The `LLMResource` whose store is read.
+        store: The store to read instead: a file, or a `postgresql://` URL. Then no resource is needed.
+        **asset_arguments: Everything else `@dg.asset` takes: a group, an automation condition, ...
+
+    Raises:
+        ConfigError: An argument is out of range.
+    """
+    if days is not None and days < 1:
+        raise ConfigError(f"days={days!r} must be at least 1.")
+    if frame not in get_args(Frame):
+        raise ConfigError(f"frame={frame!r}; valid are 'pandas', 'polars' and 'pyarrow'.")
+
+    def compute(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        llm = None if store else getattr(context.resources, resource_key)
+        place = store or (llm.store if isinstance(llm, LLMResource) else None) or default_store(context.instance)
+        since = None if days is None else datetime.now(UTC).date() - timedelta(days=days - 1)
+        try:
+            spent = _read(place, since)
+        except OndineError as error:
+            raise failure(error, None) from error
+        return dg.MaterializeResult(value=_table(spent, frame), metadata=_metadata(spent))
+
+    required = {*asset_arguments.pop("required_resource_keys", ()), *(() if store else (resource_key,))}
+    arguments = {"description": "What language models cost, by asset, model and day.", **asset_arguments}
+    asset: dg.AssetsDefinition = dg.asset(name=name, required_resource_keys=required, **arguments)(compute)
+    return asset
+
+
+_Spent = Mapping[tuple[str, ...], Spending]
+"""By asset, model and day."""
+
+
+def _read(place: str, since: date | None) -> _Spent:
+    database = connect(place, create=False)
+    try:
+        spent = read_spending(database, "asset", "model", "day")
+    finally:
+        database.close()
+    return {group: one for group, one in spent.items() if since is None or group[2] >= since.isoformat()}
+
+
+def _usd(spending: Spending) -> float | None:
+    """What it cost, `None` where no call that was made has a price."""
+    return None if 0 < spending.calls == spending.unpriced else float(spending.usd)
+
+
+_COUNTS: Mapping[str, Callable[[Spending], int]] = {
+    "calls": lambda one: one.calls,
+    "input_tokens": lambda one: one.usage.input_tokens,
+    "cached_input_tokens": lambda one: one.usage.cached_input_tokens,
+    "output_tokens": lambda one: one.usage.output_tokens,
+    "reasoning_tokens": lambda one: one.usage.reasoning_tokens,
+    "unpriced_calls": lambda one: one.unpriced,
+    "unknown_calls": lambda one: one.unknown,
+    "paid_twice": lambda one: one.paid_twice,
+}
+_AMOUNTS: Mapping[str, Callable[[Spending], float | None]] = {
+    "cost_usd": _usd,
+    "unknown_at_most_usd": lambda one: float(one.at_most_usd),
+}
+
+
+def _table(spent: _Spent, frame: Frame) -> Any:
+    import narwhals as nw
+
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "asset": (nw.String(), [asset for asset, _, _ in spent]),
+        "model": (nw.String(), [model for _, model, _ in spent]),
+        "day": (nw.Date(), [date.fromisoformat(day) for _, _, day in spent]),
+    }
+    columns |= {name: (nw.Int64(), [figure(one) for one in spent.values()]) for name, figure in _COUNTS.items()}
+    columns |= {name: (nw.Float64(), [figure(one) for one in spent.values()]) for name, figure in _AMOUNTS.items()}
+    series = [nw.new_series(name, values, kind, backend=frame) for name, (kind, values) in columns.items()]
+    return nw.concat([one.to_frame() for one in series], how="horizontal").to_native()
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def _metadata(spent: _Spent) -> dict[str, Any]:
+    all_of_it = list(spent.values())
+    priced = [one for one in all_of_it if _usd(one) is not None]
+    metadata: dict[str, Any] = {
+        "dagster/row_count": len(spent),
+        "ondine/requests": sum(one.calls for one in all_of_it),
+        "ondine/requests_unknown": sum(one.unknown for one in all_of_it),
+        "ondine/requests_unpriced": sum(one.unpriced for one in all_of_it),
+        "ondine/input_tokens": sum(one.usage.input_tokens for one in all_of_it),
+        "ondine/output_tokens": sum(one.usage.output_tokens for one in all_of_it),
+        "ondine/spend": dg.MetadataValue.md(_report(spent)),
+    }
+    if priced or not all_of_it:
+        metadata["ondine/cost_usd"] = float(sum((one.usd for one in priced), Decimal(0)))
+    return metadata
+
+
+def _report(spent: _Spent) -> str:
+    """USD by asset, by model and by day, each with a bar."""
+    parts = []
+    for place, name in enumerate(("asset", "model", "day")):
+        usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)
+        for group, one in spent.items():
+            usd[group[place]] += one.usd
+            calls[group[place]] += one.calls + one.unknown
+        by_cost = sorted(usd, key=lambda each: (-usd[each], each))[:_LINES_SHOWN]
+        shown = sorted(usd)[-_DAYS_SHOWN:] if name == "day" else by_cost
+        parts.append(_bars(name, shown, usd, calls))
+    return "\n\n".join(parts)
+
+
+def _bars(name: str, shown: Sequence[str], usd: Mapping[str, Decimal], calls: Mapping[str, int]) -> str:
+    most = max((usd[each] for each in shown), default=Decimal(0))
+    rows = [
+        (
+            each or "(none)",
+            f"{calls[each]:,}",
+            f"${usd[each]:,.4f}",
+            "█" * round(_BAR * usd[each] / most) if most else "",
+        )
+        for each in shown
+    ]
+    return markdown([name, "calls", "USD", ""], rows)

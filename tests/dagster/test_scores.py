@@ -1,0 +1,93 @@
+"""Accuracy and F1 against their definitions, and what counts as the same value."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_dagster.scores import NO_ANSWER, as_label, score, shown
+
+LABELS = ("a", "b", "c")
+ROWS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, None])), min_size=1, max_size=30)
+
+
+def scored(rows: list[tuple[str, str | None]]):  # noqa: ANN201
+    labels, answers = zip(*rows, strict=True)
+    return score("mood", labels, answers, [answer is not None for answer in answers])
+
+
+def defined_f1(rows: list[tuple[str, str | None]], label: str) -> float:
+    """F1 by precision and recall, as textbooks have it."""
+    met = sum(one == other == label for one, other in rows)
+    answered, expected = sum(other == label for _, other in rows), sum(one == label for one, _ in rows)
+    if not met:
+        return 0.0
+    precision, recall = met / answered, met / expected
+    return 2 * precision * recall / (precision + recall)
+
+
+@given(ROWS)
+def test_scores_are_what_their_definitions_say(rows: list[tuple[str, str | None]]) -> None:
+    """Accuracy is the share met; macro F1 is the mean over all labels that occur, and a missing answer is no label."""
+    found = scored(rows)
+    seen = {value for row in rows for value in row if value is not None}
+    assert found.accuracy == pytest.approx(sum(one == other for one, other in rows) / len(rows))
+    assert found.f1 == pytest.approx(sum(defined_f1(rows, label) for label in seen) / len(seen))
+    assert 0 <= found.f1 <= 1
+    by_name = {shown(label.label): label for label in found.labels}
+    assert set(by_name) == seen
+    for name, label in by_name.items():
+        assert label.f1 == pytest.approx(defined_f1(rows, name))
+        assert (label.expected, label.answered) == (
+            sum(one == name for one, _ in rows),
+            sum(other == name for _, other in rows),
+        )
+
+
+@given(ROWS)
+def test_every_row_is_in_the_confusion_counts_once(rows: list[tuple[str, str | None]]) -> None:
+    """Rows without an answer too, under a name that no label has."""
+    confusion = scored(rows).confusion
+    assert sum(confusion.values()) == len(rows)
+    unanswered = sum(count for (_, answer), count in confusion.items() if answer == NO_ANSWER)
+    assert unanswered == Counter(answer for _, answer in rows)[None]
+
+
+class Mood(enum.Enum):
+    """A label as a member."""
+
+    GOOD = "good"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (4, 4.0),
+        (4, np.int64(4)),
+        (0.1 + 0.2, 0.3),
+        (" good\n", "good"),
+        (Mood.GOOD, "good"),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (np.array(["a", "b"]), ["a", "b"]),
+        ({"b": 1, "a": (1.0,)}, {"a": [1], "b": 1}),
+        (True, np.bool_(True)),
+    ],
+)
+def test_what_counts_as_the_same(one: Any, other: Any) -> None:
+    """However a frame holds a label, it is met by the answer that JSON has for it."""
+    assert as_label(one) == as_label(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(True, 1), ("4", 4), (None, "null"), ("good", "Good"), (0.1, 0.1001), ("(no answer)", NO_ANSWER)]
+)
+def test_what_does_not(one: Any, other: Any) -> None:
+    """Nothing is guessed."""
+    assert as_label(one) != (other if other == NO_ANSWER else as_label(other))

@@ -1,0 +1,153 @@
+"""The spend report against books written by real runs, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import narwhals as nw
+import pytest
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.store import open_store
+from ondine_core.values import Origin, Settled, Usage
+from ondine_dagster import LLMResource, spend_report
+from tests.support.books import KINDS, call_to, fresh_place, key_of
+from tests.support.provider import Provider
+from tests.support.review_assets import answer, metadata_of, moods_of, run
+
+TODAY = dt.datetime.now(dt.UTC).date()
+
+
+def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> None:
+    """Books with calls: asset, model, days ago, USD."""
+
+    async def main() -> None:
+        for number, (asset, model, ago, usd) in enumerate(calls):
+            noon = dt.datetime.combine(TODAY - dt.timedelta(days=ago), dt.time(12), dt.UTC).timestamp()
+            sent = replace(call_to(key_of(number), origin=Origin("run-1", asset)), model=model, sent_at=noon)
+            await store.send(sent)
+            await store.settle(Settled(sent, "answered", Usage(100, 40, 10, 5), usd))
+        lost = replace(call_to(key_of(99), origin=Origin("run-1", "moods")), model="openai/m", at_most_usd=Decimal(3))
+        await store.send(replace(lost, sent_at=noon))
+
+    with open_store(place) as store:
+        asyncio.run(main())
+
+
+CALLS = (
+    ("moods", "openai/m", 1, Decimal("0.25")),
+    ("moods", "openai/m", 1, Decimal("0.5")),
+    ("moods", "openai/n", 1, None),
+    ("topics", "openai/m", 40, Decimal(2)),
+    ("moods", "openai/m", 0, Decimal(1)),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frame", ["pandas", "polars", "pyarrow"])
+def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: Path) -> None:
+    """A row for each, calls without a price and calls that were lost apart; sums are exact."""
+    place = fresh_place(kind, tmp_path)
+    write(place, *CALLS)
+    result = run(spend_report(store=place, frame=frame, group_name="money"))
+    table = nw.from_native(result.output_for_node("llm_spend"), eager_only=True)
+    assert table.implementation is nw.Implementation.from_backend(frame)
+    rows = {(row["asset"], row["model"], str(row["day"])[:10]): row for row in table.rows(named=True)}
+    day = {ago: (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)}
+    assert set(rows) == {
+        ("moods", "openai/m", day[0]),
+        ("moods", "openai/m", day[1]),
+        ("moods", "openai/n", day[1]),
+        ("topics", "openai/m", day[40]),
+    }
+    first, unpriced, last = (
+        rows["moods", "openai/m", day[1]],
+        rows["moods", "openai/n", day[1]],
+        rows["moods", "openai/m", day[0]],
+    )
+    assert (first["calls"], first["cost_usd"], first["input_tokens"], first["reasoning_tokens"]) == (2, 0.75, 200, 10)
+    assert unpriced["unpriced_calls"] == 1
+    assert unpriced["cost_usd"] is None or unpriced["cost_usd"] != unpriced["cost_usd"]  # pandas: NaN
+    assert (last["unknown_calls"], last["unknown_at_most_usd"]) == (1, 3.0)
+    found = metadata_of(result, "llm_spend")
+    assert (found["ondine/cost_usd"], found["ondine/requests"]) == (3.75, 5)
+    assert (found["ondine/requests_unknown"], found["ondine/requests_unpriced"]) == (1, 1)
+
+
+def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
+    """The dearest first, days in order, and bars as long as their share of the longest."""
+    place = str(tmp_path / "answers.db")
+    write(place, *CALLS)
+    by_asset, by_model, by_day = metadata_of(run(spend_report(store=place)), "llm_spend")["ondine/spend"].split("\n\n")
+    assert by_asset.splitlines()[0] == "asset | calls | USD | "
+    assert by_asset.splitlines()[2] == f"topics | 1 | $2.0000 | {'█' * 30}"
+    assert by_asset.splitlines()[3] == f"moods | 5 | $1.7500 | {'█' * 26}"
+    assert by_model.splitlines()[3] == "openai/n | 1 | $0.0000 | "
+    assert [line.partition(" ")[0] for line in by_day.splitlines()[2:]] == [
+        (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (40, 1, 0)
+    ]
+
+
+def test_the_last_days_only(tmp_path: Path) -> None:
+    """Today is one of them."""
+    place = str(tmp_path / "answers.db")
+    write(place, *CALLS)
+
+    def spent(days: int) -> float:
+        found: float = metadata_of(run(spend_report(store=place, days=days)), "llm_spend")["ondine/cost_usd"]
+        return found
+
+    assert [spent(days) for days in (1, 2, 40, 41)] == [1.0, 1.75, 1.75, 3.75]
+
+
+def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
+    """What an asset spent by a resource is in the report, to the provider's own bill."""
+    report = spend_report(name="bill")
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
+        result = run(moods_of("good", "bad"), llm=llm)
+        assert result.success
+        bill = metadata_of(run(report, llm=llm), "bill")
+        books = provider.books
+    assert bill["ondine/cost_usd"] == pytest.approx((books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6)
+    assert bill["ondine/requests"] == 2
+
+
+def test_by_default_that_is_the_instances_own(tmp_path: Path) -> None:
+    """A bare model keeps its answers there, too."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run(moods_of("good", "bad", "good"), llm=ScriptedModel(answer), instance=instance)
+        table = run(spend_report(), instance=instance).output_for_node("llm_spend")
+    assert table[["asset", "model", "calls"]].to_numpy().tolist() == [["moods", "scripted/ScriptedModel", 2]]
+
+
+def test_nothing_spent_is_an_empty_table(tmp_path: Path) -> None:
+    """With all its columns, and zero dollars."""
+    with open_store(tmp_path / "answers.db"):
+        pass
+    result = run(spend_report(store=str(tmp_path / "answers.db")))
+    table = result.output_for_node("llm_spend")
+    assert (len(table), str(table["calls"].dtype)) == (0, "int64")
+    assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
+
+
+def test_a_store_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """A mistyped place is not an empty bill, and no file is left there."""
+    result = run(spend_report(store=str(tmp_path / "none.db")))
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert "none.db" in str(event.step_failure_data.user_failure_data.description)
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [({"days": 0}, "days=0"), ({"frame": "list"}, "frame='list'")])
+def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complaint: str) -> None:
+    """With what is valid."""
+    with pytest.raises(ConfigError, match=complaint):
+        spend_report(**arguments)
