@@ -16,9 +16,10 @@ from ondine_core.concurrency import Gate, Throttle
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.policy import Clock, Means, Policy
+from ondine_core.preparation import Treatment
 from ondine_core.question import Question, address
 from ondine_core.report import Outcomes, Progress, Report, Tally
-from ondine_core.stages import dedup, render
+from ondine_core.stages import dedup, render, restorer
 from ondine_core.telemetry.feed import Feed
 from ondine_core.values import Answer, AnswerStore, Failure, Key, Origin, Outcome
 
@@ -63,7 +64,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     """
     clock, feed = clock or Clock(), feed or Feed()
     started = clock.elapsed()
-    keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
+    treatment = Treatment()
+    keys, first = dedup(render(question.prompt, columns, range(rows), treatment.note), address(question))
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
     tally = Tally(rows, copies, CostTracker(means.price), lambda: clock.elapsed() - started, on_progress)
     for key in keys:
@@ -101,7 +103,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         tally.tell()
     names = tuple(column.name for column in question.schema.columns)
     return Report(
-        Outcomes(keys, tally.outcomes),
+        Outcomes(keys, tally.outcomes, restorer(question.prompt, columns)),
         names,
         tally.progress,
         len(first),
@@ -110,6 +112,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         await means.store.audit(origin.run),
         calibrated,
         stopped_by,
+        treatment if question.prompt.preparation else None,
     )
 
 

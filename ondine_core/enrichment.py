@@ -17,6 +17,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from ondine_core.budget import Cap
+from ondine_core.cleaning import Clean
 from ondine_core.engine import run as ask_rows
 from ondine_core.errors import ConfigError
 from ondine_core.lease import hold_lease
@@ -30,6 +31,7 @@ from ondine_core.question import Question, check_columns, compile_question
 from ondine_core.rate_limiter import Rates
 from ondine_core.reading import read
 from ondine_core.report import Progress, Report
+from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
 from ondine_core.store import open_store
 from ondine_core.telemetry.events import Run
@@ -99,12 +101,14 @@ class Options:
         check_observers(self.observers)
 
 
-async def enrich(
+async def enrich(  # noqa: PLR0913  (by keyword)
     table: Any,
     *,
     prompt: str | Prompt,
     output: Output,
     model: str | ModelSpec | ChatModel,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
     options: Options | None = None,
 ) -> Report:
     """Ask `prompt` about every row of `table`.
@@ -115,6 +119,10 @@ async def enrich(
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
         model: Provider and name as in `"openai/gpt-4o-mini"`, a full `ModelSpec`, or anything that is a `ChatModel`.
+        clean: Steps that clean the texts of a row before it is asked about, in order: names such as `"html"`,
+            functions, `{"truncate": 500}`; see `ondine_core.cleaning`.
+        sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`,
+            `"placeholder"` (given back in its answer), or a `Sanitizer`.
         options: Store, concurrency, rates and so on.
 
     Returns:
@@ -127,22 +135,29 @@ async def enrich(
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
         StoreError: Answers cannot be kept.
     """
-    if isinstance(model, str | ModelSpec):
-        spec = ModelSpec(model) if isinstance(model, str) else model
-        return await answer(table, compile_question(prompt, output, spec), options or Options())
-    return await answer(table, compile_question(prompt, output, spec_of(model)), options or Options(), model)
+    if isinstance(model, str):
+        model = ModelSpec(model)
+    spec, opened = (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
+    question = compile_question(prompt, output, spec, clean=clean, sanitize=sanitize)
+    return await answer(table, question, options or Options(), opened)
 
 
-def enrich_sync(
+def enrich_sync(  # noqa: PLR0913  (by keyword)
     table: Any,
     *,
     prompt: str | Prompt,
     output: Output,
     model: str | ModelSpec | ChatModel,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
     options: Options | None = None,
 ) -> Report:
     """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
-    return run_in_thread(lambda: enrich(table, prompt=prompt, output=output, model=model, options=options))
+    return run_in_thread(
+        lambda: enrich(
+            table, prompt=prompt, output=output, model=model, clean=clean, sanitize=sanitize, options=options
+        )
+    )
 
 
 def spec_of(model: ChatModel) -> ModelSpec:

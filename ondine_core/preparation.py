@@ -7,14 +7,16 @@ there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ondine_core.cleaning import Clean, Step, Truncation, find_steps, name_of
 from ondine_core.sanitizer import Sanitize, Sanitizer, find_sanitizer, redact, sanitize
+from ondine_core.values import Json
 
-__all__ = ["Preparation", "Prepared", "find_preparation", "prepare"]
+__all__ = ["Preparation", "Prepared", "Treatment", "find_preparation", "prepare", "prepare_example"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,27 @@ class Prepared:
     found: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Treatment:
+    """What was done to the rows of a run, so far.
+
+    Args:
+        rows_truncated: Rows with a text of which some was cut off.
+        rows_sanitized: Rows that something was taken out of.
+        found: How often each rule of the sanitizer found something.
+    """
+
+    rows_truncated: int = 0
+    rows_sanitized: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+
+    def note(self, row: Prepared) -> None:
+        """Count one row more."""
+        self.rows_truncated += row.truncated
+        self.rows_sanitized += bool(row.found)
+        self.found.update(row.found)
+
+
 def find_preparation(clean: Clean | str, sanitize: Sanitize | None) -> Preparation | None:
     """What a user wants done to each row; `None` for nothing.
 
@@ -87,6 +110,19 @@ def prepare(row: Mapping[str, Any], preparation: Preparation) -> Prepared:
         return Prepared(row, truncated=truncated)
     sanitized = sanitize(row, preparation.sanitizer)
     return Prepared(sanitized.values, sanitized.raw, truncated, sanitized.found)
+
+
+def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preparation) -> tuple[Mapping[str, Any], Json]:
+    """An example's input and answer, as if it were a row: what is taken out of one is called the same in the other."""
+    cleaned = prepare(row, Preparation(preparation.steps)).values
+    if preparation.sanitizer is None:
+        return cleaned, answer
+    plain = answer.model_dump(mode="json") if hasattr(answer, "model_dump") else answer
+    whole = dict(sanitize({**cleaned, _ANSWER: plain}, preparation.sanitizer).values)
+    return whole, whole.pop(_ANSWER)
+
+
+_ANSWER = "\0"  # no column is called so
 
 
 def _clean(value: Any, steps: tuple[Step, ...]) -> tuple[Any, bool]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
+from ondine_core.preparation import Preparation, prepare_example
 from ondine_core.values import Json, Message
 
 __all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt"]
@@ -59,6 +60,7 @@ class CompiledPrompt:
         examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
         hoisted: The template with `{column}` for each placeholder, to be said once for many rows; `None` for a template
             whose logic depends on the row.
+        preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
     """
 
     source: str
@@ -68,6 +70,7 @@ class CompiledPrompt:
     system: str | None = None
     examples: tuple[tuple[Mapping[str, Any], str], ...] = ()
     hoisted: str | None = None
+    preparation: Preparation | None = None
 
     @property
     def head(self) -> tuple[Message, ...]:
@@ -81,12 +84,15 @@ class CompiledPrompt:
         return {name: _text(row[name]) for name in self.columns}
 
 
-def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> CompiledPrompt:
+def compile_prompt(
+    prompt: str | Prompt, dump_answer: Callable[[Json], str], preparation: Preparation | None = None
+) -> CompiledPrompt:
     """Parse `prompt` and render its examples.
 
     Args:
         prompt: The prompt, or just its template.
         dump_answer: Checks an example's answer and writes it in the very form asked of the model.
+        preparation: What is done to a row before it is rendered, and to the input of an example.
 
     Raises:
         ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
@@ -103,6 +109,8 @@ def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> 
         given, answer = example
         try:
             row = _example_row(number, given, columns)
+            if preparation is not None:
+                row, answer = prepare_example(row, answer, preparation)
             render(row)
         except ConfigError:
             raise
@@ -112,7 +120,7 @@ def compile_prompt(prompt: str | Prompt, dump_answer: Callable[[Json], str]) -> 
             examples.append((row, dump_answer(answer)))
         except ConfigError as error:
             raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
-    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted)
+    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted, preparation)
 
 
 def _source(spec: Prompt) -> tuple[str, str]:

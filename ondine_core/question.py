@@ -13,8 +13,11 @@ from difflib import get_close_matches
 
 import orjson
 
+from ondine_core.cleaning import Clean
 from ondine_core.errors import ConfigError
+from ondine_core.preparation import find_preparation
 from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output, OutputSchema, compile_schema
 from ondine_core.values import Key, ModelSpec
 
@@ -39,14 +42,28 @@ class Question:
     model: ModelSpec
 
 
-def compile_question(prompt: str | Prompt, output: Output, model: ModelSpec) -> Question:
+def compile_question(
+    prompt: str | Prompt,
+    output: Output,
+    model: ModelSpec,
+    *,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
+) -> Question:
     """Check that `prompt` and `output` are sound and fit each other.
 
+    Args:
+        prompt: What is asked.
+        output: The columns wanted.
+        model: Who is asked, and how.
+        clean: Steps that clean the texts of a row before it is rendered.
+        sanitize: What is taken out of a row then.
+
     Raises:
-        ConfigError: One of them does not parse, an example does not fit, or the prompt reads an output column.
+        ConfigError: One of them is not valid, an example does not fit, or the prompt reads an output column.
     """
     schema = compile_schema(output)
-    compiled = compile_prompt(prompt, schema.dump)
+    compiled = compile_prompt(prompt, schema.dump, find_preparation(clean, sanitize))
     if both := [column.name for column in schema.columns if column.name in compiled.columns]:
         raise ConfigError(
             f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, overload
 
@@ -18,7 +18,8 @@ from ondine_core.calibration import Calibrated
 from ondine_core.concurrency import Setting
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.errors import OndineError
-from ondine_core.values import Answer, Audit, Failure, Key, Outcome
+from ondine_core.preparation import Treatment
+from ondine_core.values import Answer, Audit, Failure, Json, Key, Outcome
 
 __all__ = ["Outcomes", "Progress", "Report", "Tally"]
 
@@ -83,8 +84,13 @@ class Progress:
 class Outcomes(Sequence[Outcome]):
     """One outcome a row, in row order, unpacked when it is looked at."""
 
-    def __init__(self, rows: Sequence[Key | Failure], packed: Mapping[Key, bytes | Failure]) -> None:
-        self._rows, self._packed = rows, packed
+    def __init__(
+        self,
+        rows: Sequence[Key | Failure],
+        packed: Mapping[Key, bytes | Failure],
+        give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
+    ) -> None:
+        self._rows, self._packed, self._give_back = rows, packed, give_back
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -95,11 +101,11 @@ class Outcomes(Sequence[Outcome]):
     def __getitem__(self, index: slice) -> list[Outcome]: ...
     def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
         if isinstance(index, slice):
-            return [self._unpacked(row) for row in self._rows[index]]
-        return self._unpacked(self._rows[index])
+            return [self._unpacked(number) for number in range(*index.indices(len(self)))]
+        return self._unpacked(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Outcome]:
-        return map(self._unpacked, self._rows)
+        return map(self._unpacked, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -117,15 +123,25 @@ class Outcomes(Sequence[Outcome]):
         rows = list(self._rows)
         for index, row in zip(indices, others._rows, strict=True):
             rows[index] = row
-        return Outcomes(rows, {**self._packed, **others._packed})
+        return Outcomes(rows, {**self._packed, **others._packed}, self._give_back)
 
     def unique(self) -> Iterator[Answer]:
         """The answers, each once, however many rows share it."""
         return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
 
-    def _unpacked(self, row: Key | Failure) -> Outcome:
+    def _unpacked(self, index: int) -> Outcome:
+        row = self._rows[index]
         found = row if isinstance(row, Failure) else self._packed[row]
-        return found if isinstance(found, Failure) else _unpack(found)
+        if isinstance(found, Failure):
+            return found
+        answer = _unpack(found)
+        # Rows that are asked the same share an answer, in which each finds its own data again.
+        if self._give_back is None or _BEFORE_A_PLACEHOLDER not in found:
+            return answer
+        return replace(answer, values=self._give_back(index, answer.values))
+
+
+_BEFORE_A_PLACEHOLDER = b"<"
 
 
 def _pack(answer: Answer) -> bytes:
@@ -155,6 +171,7 @@ class Report:
         audit: The books of the run as the store has them, those of killed attempts at it included.
         calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
         stopped_by: Why the model was not asked about all rows, if it was not.
+        treatment: How many rows were truncated and sanitized; `None` if nothing was to be done to rows.
     """
 
     outcomes: Outcomes
@@ -166,6 +183,7 @@ class Report:
     audit: Audit
     calibrated: Calibrated | None = None
     stopped_by: OndineError | None = None
+    treatment: Treatment | None = None
 
     def followed_by(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
@@ -179,6 +197,7 @@ class Report:
             rest.audit,
             self.calibrated or rest.calibrated,
             rest.stopped_by,
+            self.treatment,
         )
 
     @property

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ondine_core.batching import Strategy
+from ondine_core.preparation import Prepared, prepare
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.question import Question
+from ondine_core.sanitizer import restore
 from ondine_core.schema import Invalid
 from ondine_core.values import Batch, Failure, Item, Json, Key, Outcome, Reply
 
-__all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "shrink"]
+__all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,31 @@ class Verdict:
 
 
 def render(
-    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], indices: Iterable[int]
+    prompt: CompiledPrompt,
+    columns: Mapping[str, Sequence[Any]],
+    indices: Iterable[int],
+    note: Callable[[Prepared], None] = lambda _: None,
 ) -> Iterator[str | Failure]:
-    """The text of the prompt of each row in `indices`, lazily, or why the row has none."""
+    """The text of the prompt of each row in `indices`, lazily, or why the row has none.
+
+    Args:
+        prompt: What is asked.
+        columns: The columns it reads.
+        indices: The rows.
+        note: Told what was done to each row, if anything is done to rows.
+    """
     for index in indices:
+        what = "the row cannot be cleaned"
         try:
-            text = prompt.render({name: columns[name][index] for name in prompt.columns})
+            row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
+            if prompt.preparation is not None:
+                prepared = prepare(row, prompt.preparation)
+                note(prepared)
+                row = prepared.values
+            what = "the template cannot be filled from this row"
+            text = prompt.render(row)
         except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
-            yield Failure("prompt", f"the template cannot be filled from this row ({type(error).__name__})")
+            yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
             yield _utf8(text)
 
@@ -49,7 +68,9 @@ def items(
         apart: Whether the values of the placeholders are wanted, too.
     """
     for key, index in pending:
-        row = {name: columns[name][index] for name in prompt.columns}
+        row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
+        if prompt.preparation is not None:
+            row = prepare(row, prompt.preparation).values
         fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
         yield Item(key, _utf8(prompt.render(row)), fields)
 
@@ -119,6 +140,21 @@ def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:
     middle = len(batch.items) // 2
     halves = (batch.items[:middle], batch.items[middle:])
     return Verdict(retry=tuple(Batch(half, max_repairs if len(half) == 1 else 0, batch.attempt + 1) for half in halves))
+
+
+def restorer(
+    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]]
+) -> Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None:
+    """A function from a row and its answer's values to these with the row's own data; `None` if it kept them."""
+    preparation = prompt.preparation
+    if preparation is None or not preparation.restores:
+        return None
+
+    def give_back(index: int, values: Mapping[str, Json]) -> Mapping[str, Json]:
+        raw = prepare({name: columns[name][index] for name in prompt.columns}, preparation).raw
+        return {name: restore(value, raw) for name, value in values.items()} if raw else values
+
+    return give_back
 
 
 def fan_out(rows: Sequence[Key | Failure], outcomes: Mapping[Key, Outcome]) -> list[Outcome]:
