@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 
 __all__ = ["strip_html", "strip_markdown"]
 
@@ -110,27 +110,30 @@ _LINKS = (
         r"\1",
     ),
 )
-_MARKDOWN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern, re.MULTILINE), instead)
-    for pattern, instead in (
-        (r"^ {0,3}(?:```|~~~)[^\n`]*$\n?", ""),  # fences; what is between them stays
-        (r"^ {0,3}(?:[*_-][ \t]*+){3,100}+$", ""),  # rules
-        (r"^ {0,3}(?:=++|--++)[ \t]*$\n?", ""),  # lines under headings
-        (r"^ {0,3}#{1,6}(?:[ \t]++|$)", ""),
-        (r"^ {0,3}(?:>[ \t]?){1,20}", ""),
-        *_LINKS,
-        *_LINKS,  # a picture in a link
-        (r"<((?:https?|mailto):[^<>\s]{1,2000}+)>", r"\1"),
-        (r"(?<![`\\])`([^`\n]{1,1000}+)`", r"\1"),
-        *_EMPHASIS,
-        *_EMPHASIS,  # one kind in another
-        (r"\\([\\`*_{}\[\]()#+.!>~|-])", r"\1"),
-    )
+_MARKDOWN = (
+    (r"^ {0,3}(?:```|~~~)[^\n`]*$\n?", ""),  # fences; what is between them stays
+    (r"^ {0,3}(?:[*_-][ \t]*+){3,100}+$", ""),  # rules
+    (r"^ {0,3}(?:=++|--++)[ \t]*$\n?", ""),  # lines under headings
+    (r"^ {0,3}#{1,6}(?:[ \t]++|$)", ""),
+    (r"^ {0,3}(?:>[ \t]?){1,20}", ""),
+    *_LINKS,
+    *_LINKS,  # a picture in a link
+    (r"<((?:https?|mailto):[^<>\s]{1,2000}+)>", r"\1"),
+    (r"(?<![`\\])`([^`\n]{1,1000}+)`", r"\1"),
+    *_EMPHASIS,
+    *_EMPHASIS,  # one kind in another
+    (r"\\([\\`*_{}\[\]()#+.!>~|-])", r"\1"),
 )
 
 
 def strip_markdown(text: str) -> str:
     """`text` without the marks of Markdown; headings, list items, code and the words of links stay."""
-    for pattern, instead in _MARKDOWN:
+    for pattern, instead in _markdown():
         text = pattern.sub(instead, text)
     return text
+
+
+@cache
+def _markdown() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Compiled when it is first needed, since every step of Dagster's is a process of its own."""
+    return tuple((re.compile(pattern, re.MULTILINE), instead) for pattern, instead in _MARKDOWN)
