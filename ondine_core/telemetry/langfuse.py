@@ -29,13 +29,13 @@ _KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
 _HOSTS = ("LANGFUSE_BASE_URL", "LANGFUSE_HOST")
 
 
-def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 50.0) -> Observer:
+def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 20.0) -> Observer:
     """An observer that sends traces to Langfuse.
 
     Args:
         host: Where it is; by default what `LANGFUSE_BASE_URL` or `LANGFUSE_HOST` says, or else its cloud in Europe.
         content: Whether generations carry prompts and replies, as they were sent and came.
-        calls_per_second: So many ordinary calls are a generation of their own, and a few hundred more; `None`: all.
+        calls_per_second: So many ordinary calls are a generation each, and a hundred more at the start; `None`: all.
 
     Raises:
         ConfigError: A key or a package is missing.

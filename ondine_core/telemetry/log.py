@@ -6,6 +6,7 @@ million rows make a dozen lines: how far a run is, is told every ten seconds, an
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import sys
 from collections.abc import Callable
@@ -83,25 +84,28 @@ class _Log:
         match event:
             case RunStarted():
                 self._told_at[event.run] = event.at
-                self._of(event.run).info("run started", model=event.run.model, rows=event.run.rows)
+                self._of(event.run, event.at).info("run started", model=event.run.model, rows=event.run.rows)
             case Progressed():
                 if event.at - self._told_at.get(event.run, event.at) >= self._every_s:
                     self._told_at[event.run] = event.at
-                    self._of(event.run).info("run goes on", **_progress(event))
+                    self._of(event.run, event.at).info("run goes on", **_progress(event))
             case RunEnded():
                 self._end(event)
             case RowsFailed():
                 self._rows_failed(event)
             case BatchEnded() | CallEnded() | Retried() | Held() | Booked():
-                self._of(event.batch.run).bind(batch=event.batch.number).debug(_NAMES[type(event)], **_detail(event))
+                self._of(event.batch.run, event.at).bind(batch=event.batch.number).debug(
+                    _NAMES[type(event)], **_detail(event)
+                )
 
-    def _of(self, run: Run) -> FilteringBoundLogger:
-        named = {"run": run.origin.run, "asset": run.origin.asset, "partition": run.origin.partition}
+    def _of(self, run: Run, at: float) -> FilteringBoundLogger:
+        when = dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds")
+        named = {"timestamp": when, "run": run.origin.run, "asset": run.origin.asset, "partition": run.origin.partition}
         bound: FilteringBoundLogger = self._log.bind(**{key: value for key, value in named.items() if value})
         return bound
 
     def _end(self, event: RunEnded) -> None:
-        log = self._of(event.run)
+        log = self._of(event.run, event.at)
         if event.error_type is None:
             log.info("run ended", **_progress(event))
         else:
@@ -112,7 +116,7 @@ class _Log:
     def _rows_failed(self, event: RowsFailed) -> None:
         """The first failure for a reason is news, the rest is in the figures at the end."""
         known = (event.run, event.reason)
-        log = self._of(event.run)
+        log = self._of(event.run, event.at)
         if event.batch is not None:
             log = log.bind(batch=event.batch.number)
         say = log.debug if known in self._reasons else log.warning
@@ -182,8 +186,6 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         return configured
     in_colour = form is None and logger is None and sys.stderr.isatty()
     processors: list[Processor] = [structlog.processors.add_log_level]
-    if logger is None:  # who takes lines has times and levels of his own
-        processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     if form == "json" or (form is None and logger is None and not in_colour):
         processors.append(structlog.processors.JSONRenderer())
     else:

@@ -38,13 +38,13 @@ _MOST_SPANS = 20_000
 
 
 def open_opentelemetry(
-    *, content: bool = False, calls_per_second: float | None = 50.0, metrics: bool = True
+    *, content: bool = False, calls_per_second: float | None = 20.0, metrics: bool = True
 ) -> Observer:
     """An observer that exports spans and metrics.
 
     Args:
         content: Whether spans carry prompts and replies, as they were sent and came.
-        calls_per_second: So many ordinary calls have a span of their own, and a few hundred more; `None`: all.
+        calls_per_second: So many ordinary calls have a span of their own, and a hundred more at the start; `None`: all.
         metrics: Whether metrics are exported, too.
 
     Raises:
@@ -95,7 +95,7 @@ class Exporting:
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         self._spans(event)
-        if self._exporter is not None:
+        if self._exporter is not None and type(event) in Metrics.wants:
             self._metrics(event)
             if time.monotonic() >= self._due:
                 self._due = time.monotonic() + self._every_s

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from ondine_core.telemetry.attributes import Attributes, of_batch, of_call, of_calls, of_progress, of_run
@@ -30,7 +29,7 @@ from ondine_core.telemetry.events import (
     RunStarted,
 )
 from ondine_core.telemetry.names import IN_PROCESS, OPERATION
-from ondine_core.values import Usage
+from ondine_core.telemetry.rest import Rest
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -41,30 +40,18 @@ __all__ = ["Describe", "Spans"]
 Describe = Callable[[Literal["run", "batch", "call"], Attributes], Mapping[str, Any]]
 """Further attributes of a span, by what it is and those that it has."""
 
-_BURST = 200
+_BURST = 100
 _TOGETHER_S = 5.0
 """Calls that are recorded together lie no further apart."""
 
 
 @dataclass(slots=True)
-class _Rest:
-    """Calls that are recorded together."""
-
-    began_at: float
-    ended_at: float
-    calls: int = 0
-    prompts: int = 0
-    usage: Usage = field(default_factory=Usage)
-    usd: Decimal | None = Decimal(0)
-
-
-@dataclass(slots=True)
 class _Open:
-    """The spans of a run that have not ended; a batch that is not recorded has none."""
+    """The spans of a run that have not ended, those of batches by number; a batch that is not recorded has none."""
 
     span: Span
-    batches: dict[AskedBatch, Span | None] = field(default_factory=dict)
-    rest: dict[Endpoint, _Rest] = field(default_factory=dict)
+    batches: dict[int, Span | None] = field(default_factory=dict)
+    rest: dict[Endpoint, Rest] = field(default_factory=dict)
 
 
 class Spans:
@@ -73,7 +60,7 @@ class Spans:
     Args:
         tracer: Makes them.
         parent: Of runs that name no other.
-        calls_per_second: So many ordinary calls are recorded one by one, and some hundred more at the start; `None`
+        calls_per_second: So many ordinary calls are recorded one by one, and a hundred more at the start; `None`
             records all.
         describe: Further attributes.
     """
@@ -84,7 +71,7 @@ class Spans:
         self,
         tracer: Tracer,
         parent: Context | None = None,
-        calls_per_second: float | None = 50.0,
+        calls_per_second: float | None = 20.0,
         describe: Describe = lambda _kind, _attributes: {},
     ) -> None:
         self._tracer, self._parent, self._per_second, self._describe = tracer, parent, calls_per_second, describe
@@ -103,7 +90,7 @@ class Spans:
             case BatchEnded():
                 self._end_batch(event)
             case RowsFailed():
-                owner = self._span_of(event.batch, always=True) if event.batch else self._runs[event.run].span
+                owner = self._record(event.batch) if event.batch else self._runs[event.run].span
                 said = {"ondine.reason": event.reason, "ondine.detail": event.detail}
                 _note(owner, "rows failed", event.at, {**said, "ondine.rows": event.rows})
             case Retried():
@@ -147,20 +134,27 @@ class Spans:
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
-    def _span_of(self, batch: AskedBatch, *, always: bool = False) -> Span | None:
+    def _span_of(self, batch: AskedBatch) -> Span | None:
         """The span of a batch, begun if it is one of those that are recorded."""
-        opened = self._runs[batch.run]
-        if batch not in opened.batches:
-            opened.batches[batch] = self._begin_batch(batch) if self._is_allowed(batch.began_at) or always else None
-        elif always and opened.batches[batch] is None:
-            opened.batches[batch] = self._begin_batch(batch)
-        return opened.batches[batch]
+        batches = self._runs[batch.run].batches
+        if batch.number in batches:
+            return batches[batch.number]
+        if self._is_allowed(batch.began_at):
+            return self._record(batch)
+        batches[batch.number] = None
+        return None
 
-    def _begin_batch(self, batch: AskedBatch) -> Span:
-        attributes = of_batch(batch)
-        described = {**attributes, **self._describe("batch", attributes)}
-        inside = _inside(self._runs[batch.run].span)
-        return self._tracer.start_span("batch", inside, attributes=described, start_time=_ns(batch.began_at))
+    def _record(self, batch: AskedBatch) -> Span:
+        """The span of a batch, begun if it has none."""
+        opened = self._runs[batch.run]
+        span = opened.batches.get(batch.number)
+        if span is None:
+            attributes = of_batch(batch)
+            described = {**attributes, **self._describe("batch", attributes)}
+            began_ns = _ns(batch.began_at)
+            span = self._tracer.start_span("batch", _inside(opened.span), attributes=described, start_time=began_ns)
+            opened.batches[batch.number] = span
+        return span
 
     def _is_allowed(self, at: float) -> bool:
         if self._per_second is None:
@@ -174,7 +168,7 @@ class Spans:
         return True
 
     def _end_batch(self, event: BatchEnded) -> None:
-        span = self._runs[event.batch.run].batches.pop(event.batch, None)
+        span = self._runs[event.batch.run].batches.pop(event.batch.number, None)
         if span is None:
             return
         settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
@@ -185,11 +179,16 @@ class Spans:
     # -- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, event: CallEnded) -> None:
-        batch = event.batch
-        parent = self._span_of(batch, always=event.error_type is not None)
-        if parent is None:
+        batch, failed = event.batch, event.error_type is not None
+        batches = self._runs[batch.run].batches
+        if (
+            not failed
+            and batches.get(batch.number) is None
+            and (batch.number in batches or not self._is_allowed(batch.began_at))
+        ):
             self._add_to_rest(event)
             return
+        parent = self._record(batch)
         span = self._start_call(batch.endpoint, parent, of_call(event), event.at - event.duration_s)
         _fail(span, event.error_type, event.error)
         span.end(_ns(event.at))
@@ -198,12 +197,8 @@ class Spans:
         opened, endpoint = self._runs[event.batch.run], event.batch.endpoint
         rest = opened.rest.get(endpoint)
         if rest is None:
-            rest = opened.rest[endpoint] = _Rest(event.at - event.duration_s, event.at)
-        rest.ended_at = max(rest.ended_at, event.at)
-        rest.calls += 1
-        rest.prompts += event.batch.prompts
-        rest.usage += event.usage or Usage()
-        rest.usd = None if rest.usd is None or event.usd is None else rest.usd + event.usd
+            rest = opened.rest[endpoint] = Rest(event.at - event.duration_s, event.at)
+        rest.add(event)
         if event.at - rest.began_at > _TOGETHER_S:
             self._write_rest(event.batch.run, opened, endpoint)
 

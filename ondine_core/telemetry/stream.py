@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_args
 
 from ondine_core.telemetry.events import CallEnded, Event, Observer
@@ -97,7 +97,7 @@ class _Lane:
             self._dropped += 1
 
     def _take_without_content(self, event: Event) -> None:
-        self._take(replace(event, content=None) if isinstance(event, CallEnded) else event)
+        self._take(event._replace(content=None) if isinstance(event, CallEnded) else event)
 
     def finish(self, deadline: float) -> None:
         """Tell the thread to come to an end."""
@@ -119,26 +119,32 @@ class _Lane:
         while not self._ends.wait(_PAUSE_S):
             self._observe_waiting()
         self._observe_waiting()
-        if self._opened.owned and (close := getattr(self._opened.observe, "close", None)):
-            self._attempt(lambda: close(max(0.0, self._deadline - time.monotonic())))
+        self._close()
 
     def _observe_waiting(self) -> None:
+        observe, take = self._opened.observe, self._waiting.popleft
         while self._waiting and time.monotonic() < self._deadline:
             for _ in range(min(_AT_ONCE, len(self._waiting))):
-                event = self._waiting.popleft()
                 self._seen += 1
-                self._attempt(lambda event=event: self._opened.observe(event))  # type: ignore[misc]
+                try:
+                    observe(take())
+                except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
+                    self._has_failed(error)
             time.sleep(0)  # whoever waits for the interpreter gets it
 
-    def _attempt(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
-            self._failed += 1
-            if self._failed == 1:
-                # The text of the error may say anything; who wants it sets the level.
-                _log.debug("An observer failed.", exc_info=True)
-                self._tell(f"failed with {type(error).__name__}; the run goes on without it where it fails.")
+    def _close(self) -> None:
+        if self._opened.owned and (close := getattr(self._opened.observe, "close", None)):
+            try:
+                close(max(0.0, self._deadline - time.monotonic()))
+            except Exception as error:  # noqa: BLE001  (as above)
+                self._has_failed(error)
+
+    def _has_failed(self, error: Exception) -> None:
+        self._failed += 1
+        if self._failed == 1:
+            # The text of the error may say anything; who wants it sets the level.
+            _log.debug("An observer failed.", exc_info=True)
+            self._tell(f"failed with {type(error).__name__}; the run goes on without it where it fails.")
 
     def _tell(self, what: str) -> None:
         with suppress(Exception):
