@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 __all__ = ["run_in_thread"]
@@ -41,7 +42,8 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
         except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
             result.set_exception(error)
 
-    worker = threading.Thread(target=thread, name="ondine", daemon=True)
+    # In the caller's context: spans of the run are parts of the span that is active there.
+    worker = threading.Thread(target=copy_context().run, args=(thread,), name="ondine", daemon=True)
     worker.start()
     try:
         while True:

@@ -15,6 +15,7 @@ from ondine_core.enrichment import Options, answer, spec_of
 from ondine_core.errors import ConfigError
 from ondine_core.question import Question
 from ondine_core.report import Report
+from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.thread import run_in_thread
 from ondine_core.values import ChatModel, Origin
 from ondine_dagster.checks import Check
@@ -100,10 +101,21 @@ def plan(
         on_wait=watch.wait,
         on_threshold=watch.warn,
         on_fallback=watch.warn,
+        observers=tuple(_speaking(spec, watch) for spec in options.observers),
+        on_trouble=watch.warn,
+        traceparent=context.run.tags.get("traceparent"),
     )
     since = _created_at(context) if config.full_refresh else 0.0
     spec, options = configure(config, spec, options, opened=model is not None, since=since)
     return Plan(replace(enrichment.question, model=spec), options, model)
+
+
+def _speaking(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
+    """`spec`, with Dagster's log for the observer that logs."""
+    named = {"name": spec} if isinstance(spec, str) else spec
+    if isinstance(named, Mapping) and named.get("name") == "logging":
+        return {"form": "console", "logger": watch, **named}
+    return spec
 
 
 def _partition(context: dg.AssetExecutionContext) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ondine_core.budget import Cap, Period
 from ondine_core.enrichment import Options
@@ -17,6 +17,7 @@ from ondine_core.policy import Policy
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system
+from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 
 __all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
@@ -114,6 +115,17 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     progress_every_s: float = Field(
         default=10.0, gt=0, description="Seconds between two progress reports of a running step."
     )
+    observers: list[Any] = Field(
+        default_factory=list,
+        description="Who is told what happens: 'logging', 'opentelemetry', 'langfuse', 'prometheus' or your own, by "
+        "name, or as a mapping of 'name' and options, such as {'name': 'prometheus', 'push_gateway': 'http://...'}.",
+    )
+
+    @field_validator("observers")
+    @classmethod
+    def _check_observers(cls, observers: list[Any]) -> list[Any]:
+        check_observers(observers)
+        return observers
 
     @classmethod
     def from_spec(cls, spec: ModelSpec, **fields: Any) -> Self:
@@ -150,6 +162,7 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             caps=tuple(budget.cap() for budget in self.budgets),
             lease_ttl_s=self.lease_ttl_s,
             fallbacks=tuple(self._fallback(model) for model in self.fallbacks),
+            observers=tuple(_read_variables(self.observers)),
         )
 
     def _fallback(self, model: str) -> ModelSpec:
