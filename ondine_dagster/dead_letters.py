@@ -58,13 +58,14 @@ def define(
     Raises:
         ConfigError: An argument means something for a single asset only.
     """
+    if arguments.get("io_manager_def") is not None and (failed_rows or checks):
+        raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
     about, others = split_checks(checks) if failed_rows else ({}, checks)
     own = check_specs(others, key)
-    asset: dg.AssetsDefinition = dg.asset(**arguments, check_specs=own)(compute)
-    if not failed_rows:
+    # A dry run fills nothing.
+    asset: dg.AssetsDefinition = dg.asset(**{"output_required": False, **arguments})(compute)
+    if not (failed_rows or checks):
         return asset
-    if arguments.get("io_manager_def") is not None:
-        raise ConfigError("failed_rows=True takes io_manager_key and a resource of that name, not io_manager_def.")
     (spec,) = asset.specs
     alone = spec.replace_attributes(deps=[])
     failed = alone.replace_attributes(
@@ -75,13 +76,15 @@ def define(
         freshness_policy=None,
     )
     stored = {name: arguments[name] for name in ("io_manager_key",) if name in arguments}
+    typed = {name: arguments[name] for name in ("dagster_type",) if arguments.get(name) is not None}
     decorate = dg.multi_asset(
         name=asset.op.name,
         outs={
-            "result": dg.AssetOut.from_spec(alone, **stored),
-            FAILED_OUTPUT: dg.AssetOut.from_spec(failed, **stored),
+            "result": dg.AssetOut.from_spec(alone, is_required=False, **stored, **typed),
+            **({FAILED_OUTPUT: dg.AssetOut.from_spec(failed, is_required=False, **stored)} if failed_rows else {}),
         },
         check_specs=[*own, *check_specs(about, failed_key(key))],
+        can_subset=True,  # otherwise checks must have a result, also in a dry run
         **{name: arguments[name] for name in _SHARED if name in arguments},
     )
     return decorate(compute)
