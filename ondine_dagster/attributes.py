@@ -18,24 +18,31 @@ from dagster.components.resolved.core_models import (
     SingleRunBackfillPolicyModel,
     resolve_backfill_policy,
 )
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Example, Prompt
 
-__all__ = ["OpFields", "ResolvedOutput", "ResolvedPrompt"]
+__all__ = ["Fields", "OpFields", "ResolvedOutput", "ResolvedPrompt", "fill"]
+
+
+class Fields(dg.Model):
+    """Base of what is read from YAML; every step imports it and none reads YAML, so it is built at first use."""
+
+    model_config = ConfigDict(defer_build=True)
+
 
 # -- prompts and outputs -------------------------------------------------------------------------------------------
 
 
-class ExampleFields(dg.Model):
+class ExampleFields(Fields):
     """A few-shot example."""
 
     input: str | dict[str, Any] = Field(description="Columns and their values, or the value of the only column.")
     answer: Any = Field(description="The answer wanted: output columns and their values, or a text.")
 
 
-class PromptFields(dg.Model):
+class PromptFields(Fields):
     """A prompt with more than its text."""
 
     text: str | None = Field(None, description="The template, `{column}` where a row's value belongs.")
@@ -91,18 +98,18 @@ def _resolve_output(context: dg.ResolutionContext, value: str | Mapping[str, Any
             return re.compile(value)
         except re.error as error:
             raise ConfigError(f"output={value!r} is no regular expression: {error}.") from None
-    return _fill(context, value)
+    return fill(context, value)
 
 
-def _fill(context: dg.ResolutionContext, value: Any) -> Any:
+def fill(context: dg.ResolutionContext, value: Any) -> Any:
     """`value`, with what its texts stand for where they are nothing but a template."""
     match value:
         case str() if _TEMPLATE.fullmatch(value):
             return context.resolve_value(value)
         case Mapping():
-            return {name: _fill(context.at_path(name), part) for name, part in value.items()}
+            return {name: fill(context.at_path(name), part) for name, part in value.items()}
         case list():
-            return [_fill(context.at_path(place), part) for place, part in enumerate(value)]
+            return [fill(context.at_path(place), part) for place, part in enumerate(value)]
     return value
 
 
@@ -135,7 +142,7 @@ ResolvedOutput: TypeAlias = Annotated[
 # -- the step ------------------------------------------------------------------------------------------------------
 
 
-class RetryFields(dg.Model):
+class RetryFields(Fields):
     """When Dagster runs a crashed step again; calls to the model are retried without it."""
 
     max_retries: int = Field(1, ge=0, description="Most retries of the step.")
@@ -153,7 +160,7 @@ def _resolve_retry_policy(_: dg.ResolutionContext, value: RetryFields) -> dg.Ret
     )
 
 
-class OpFields(dg.Model, dg.Resolvable):
+class OpFields(Fields, dg.Resolvable):
     """How Dagster runs the step."""
 
     pool: Annotated[str | None, dg.Resolver.default(description="Concurrency pool that the step takes a slot of.")] = (

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ondine_core.errors import ConfigError
 from ondine_dagster.assets import llm_asset
 from ondine_dagster.attributes import OpFields, ResolvedOutput, ResolvedPrompt
+from ondine_dagster.check_attributes import ResolvedChecks
 from ondine_dagster.own_model import ResolvedLLM, check_key
 from ondine_dagster.planning import OnRowError
 from ondine_dagster.scaffolder import LLMAssetScaffolder
@@ -85,6 +86,17 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         Share | None,
         _said("Share of failed rows, 0 to 1, above which the step fails; by default it does when none was answered."),
     ] = None
+    failed_rows: Annotated[bool, _said("Adds a second asset, `<asset>_failed`: rows without an answer, and why.")] = (
+        False
+    )
+    partition_by: Annotated[
+        str | dict[str, str] | None,
+        _said(
+            "For an upstream without partitions: the column that says which partition a row belongs to; with several "
+            "dimensions, the column of each."
+        ),
+    ] = None
+    checks: ResolvedChecks = ()
     io_manager_key: Annotated[str | None, _said("The IO manager that stores the asset.")] = None
     op: Annotated[OpFields | None, _said("How Dagster runs the step: pool, tags, retry_policy, backfill_policy.")] = (
         None
@@ -175,11 +187,11 @@ def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
 
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:
-    """`message` with the place in the file of the attribute that it names first."""
+    """`message` with the place in the file of the attribute that it names first, be it in the singular."""
     if (tree := context.source_position_tree) is None:
         return message
-    named = re.search(rf"\b({'|'.join(attributes)})\b", message)
-    path = [*context.path, named[1]] if named else context.path
+    names = {word: name for name in attributes for word in (name, name.removesuffix("s"))}
+    named = [names[word] for word in re.findall(r"\w+", message) if word in names]
     # Without the lines themselves, which may hold what nobody should see.
-    source = tree.source_error(yaml_path=path, inline_error_message="", value_error=True)
+    source = tree.source_error(yaml_path=[*context.path, *named[:1]], inline_error_message="", value_error=True)
     return f"{source.file_name}:{source.start_line_no} - {source.location}: {message}"

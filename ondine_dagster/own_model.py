@@ -12,13 +12,14 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from ondine_core.errors import ConfigError
+from ondine_dagster.attributes import Fields
 from ondine_dagster.resources import LLMResource
 
 __all__ = ["ResolvedLLM", "check_key"]
 
 ModelFields = create_model(  # type: ignore[call-overload]
     "ModelFields",
-    __base__=dg.Model,
+    __base__=Fields,
     __doc__="The fields of an `LLMResource`.",
     **{
         name: (

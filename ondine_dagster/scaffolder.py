@@ -1,8 +1,10 @@
 """`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: a file for the asset and one for its prompt.
 
-Nothing is asked. What is written loads as it is, so that the first thing to change is the prompt.
+Nothing is asked. What is written loads as soon as `upstream` names an asset of the project, so that what is left to
+change is the prompt.
 """
 
+import json
 import re
 
 import dagster as dg
@@ -53,7 +55,7 @@ type: {type_name}
 attributes:
   asset:
     key: {key}
-  upstream: {upstream}  # the asset that has the rows
+  upstream: {upstream}  # the asset of this project that has the rows
   prompt:
     file: prompt.md  # {{column}} stands for a column's value
   output:  # the columns to add: a type each, or a JSON schema
@@ -97,10 +99,10 @@ import dagster as dg
 
 @dg.component_instance
 def load(context: dg.ComponentLoadContext) -> {name}:
-    """The asset {key!r}."""
+    """The asset and its prompt, which is in prompt.md."""
     return {name}(
-        asset=dg.AssetSpec({key!r}),
-        upstream=dg.AssetKey({upstream!r}),  # the asset that has the rows
+        asset=dg.AssetSpec({key}),
+        upstream=dg.AssetKey({upstream}),  # the asset of this project that has the rows
         prompt=Prompt(file=Path(__file__).with_name("prompt.md")),
         output={{
             "sentiment": {{"type": "string", "enum": ["positive", "negative", "neutral"]}},
@@ -116,9 +118,14 @@ def _in_python(type_name: str, key: str, fields: ScaffoldFields) -> str:
     ours = {"Prompt"} if fields.resource_key else {"LLMResource", "Prompt"}
     imports = [] if module == "ondine_dagster" else [f"from {module} import {name}"]
     imports += [f"from ondine_dagster import {', '.join(sorted(ours if imports else {*ours, name}))}"]
-    asked = (
-        f"resource_key={fields.resource_key!r}" if fields.resource_key else f"llm=LLMResource(model={fields.model!r})"
-    )
+    if fields.resource_key:
+        asked = f"resource_key={json.dumps(fields.resource_key)}"
+    else:
+        asked = f"llm=LLMResource(model={json.dumps(fields.model)})"
     return _PYTHON.format(
-        imports="\n".join(sorted(imports)), name=name, key=key, upstream=fields.upstream.split("/"), asked=asked
+        imports="\n".join(sorted(imports)),
+        name=name,
+        key=json.dumps(key),
+        upstream=json.dumps(fields.upstream.split("/")),
+        asked=asked,
     )

@@ -32,8 +32,9 @@ CORE = (
     "thread enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "tables report resources spend config partitions plots checks scores fitting drift golden judging dead_letters "
-    "watch planning step specs wrapping assets attributes own_model scaffolder component __init__"
+    "tables showing report resources spend config partitions plots checks scores fitting drift golden judging "
+    "dead_letters watch planning step specs wrapping assets attributes check_attributes own_model scaffolder "
+    "component __init__"
 ).split()
 
 
