@@ -1,0 +1,240 @@
+"""Failed rows as an asset of their own, through real materializations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import narwhals as nw
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ondine_core.errors import ConfigError, RefusedError
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_dagster import ErrorRateCheck, LLMResource, NullRateCheck, llm_asset, replay_failed_rows_job
+from tests.support.provider import Provider
+from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run
+
+ADDED = ["error_reason", "error_detail", "error_model", "error_attempts", "error_cost_usd"]
+DAYS = dg.DailyPartitionsDefinition("2026-01-01")
+
+
+def failed(result: dg.ExecuteInProcessResult) -> Any:
+    return result.output_for_node("moods", "failed")
+
+
+# -- what it has -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_row_error", ["null", "drop"])
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_failed_rows_are_a_frame_of_the_same_kind(kind: Any, on_row_error: str) -> None:
+    """The rows' own columns, and why they have no answer, of whom and how often; also of rows that are dropped."""
+
+    @llm_asset(prompt=PROMPT, output=Mood, failed_rows=True, on_row_error=on_row_error)
+    def moods():  # noqa: ANN202
+        return kind({"id": [1, 2, 3, 4], "review": ["good", "junk", "bad", "refused"]})
+
+    def script(prompt: str) -> Any:
+        if "refused" in prompt:
+            raise RefusedError("content filter")
+        return answer(prompt)
+
+    result = run(moods, llm=ScriptedModel(script))
+    table = failed(result)
+    assert type(table) is type(kind({}))
+    rows = list(nw.from_native(table, eager_only=True).rows(named=True))
+    assert [list(row) for row in rows] == [["id", "review", *ADDED]] * 2
+    assert [(row["id"], row["error_reason"], row["error_attempts"]) for row in rows] == [
+        (2, "invalid", 4),
+        (4, "refused", 1),
+    ]
+    assert {row["error_model"] for row in rows} == {"scripted/ScriptedModel"}
+    assert rows[1]["error_detail"] == "content filter"
+    enriched = nw.from_native(result.output_for_node("moods"), eager_only=True)
+    assert len(enriched) == (4 if on_row_error == "null" else 2)
+
+
+def test_costs_add_up_to_what_the_failed_rows_were_billed(tmp_path: Path) -> None:
+    """Rows with the same prompt share its cost, repairs included; the metadata has the sum."""
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
+        result = run(moods_of("good", "junk", "junk", "junk too", failed_rows=True), llm=llm)
+        books = provider.books
+        billed = (books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6
+    table = failed(result)
+    assert table["review"].tolist() == ["junk", "junk", "junk too"]
+    assert table["error_attempts"].tolist() == [4, 4, 4]
+    costs = table["error_cost_usd"].tolist()
+    assert costs[0] == costs[1] == pytest.approx(costs[2] / 2, rel=0.05)
+    found = metadata_of(result, "moods_failed")
+    assert sum(costs) == pytest.approx(found["ondine/cost_usd"])
+    assert 0 < found["ondine/cost_usd"] < billed
+    good = metadata_of(result, "moods")["ondine/cost_usd_total"]
+    assert found["ondine/cost_usd"] + good == pytest.approx(billed)
+
+
+def test_figures_are_told_without_what_rows_say() -> None:
+    """Counts by reason, schema with descriptions, and no text of a row."""
+    result = run(moods_of("good", "junk 4711", "junk", failed_rows=True))
+    found = metadata_of(result, "moods_failed")
+    assert (found["dagster/row_count"], found["ondine/rows_failed"], found["ondine/rows_invalid"]) == (2, 2, 2)
+    assert found["ondine/error_rate"] == pytest.approx(2 / 3, abs=1e-6)
+    schema = {column.name: column for column in found["dagster/column_schema"].columns}
+    assert list(schema) == ["review", *ADDED]
+    assert schema["error_attempts"].description == "How often it was asked, repairs included."
+    assert "4711" not in str(found)
+
+
+def test_when_no_row_failed_the_table_is_empty_and_has_its_columns() -> None:
+    """Types stay, so that a warehouse takes it."""
+    result = run(moods_of("good", "bad", failed_rows=True))
+    table = failed(result)
+    assert (len(table), list(table.columns)) == (0, ["review", *ADDED])
+    assert str(table["error_attempts"].dtype) == "Int64"
+    assert metadata_of(result, "moods_failed")["dagster/row_count"] == 0
+
+
+def test_a_price_that_is_unknown_is_null_and_no_metadata() -> None:
+    """It is never 0."""
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai_compatible/unheard-of", base_url=provider.base_url)
+        result = run(moods_of("good", "junk", failed_rows=True), llm=llm)
+    assert failed(result)["error_cost_usd"].isna().all()
+    assert "ondine/cost_usd" not in metadata_of(result, "moods_failed")
+
+
+# -- two assets of one step ------------------------------------------------------------------------------------------
+
+
+def test_the_second_asset_is_like_the_first() -> None:
+    """One definition for a list of assets: keys, group, owners, partitions and step settings; what fills it is one."""
+    asset = moods_of(
+        "good",
+        failed_rows=True,
+        name="moods",
+        key_prefix=["shop"],
+        group_name="enrich",
+        owners=["team:shop"],
+        tags={"tier": "1"},
+        partitions_def=DAYS,
+        pool="llm",
+        retry_policy=dg.RetryPolicy(max_retries=2),
+        automation_condition=dg.AutomationCondition.on_cron("@daily"),
+        deps=["calendar"],
+        metadata={"mine": 1},
+    )
+    specs = {spec.key.to_user_string(): spec for spec in asset.specs}
+    main, second = specs["shop/moods"], specs["shop/moods_failed"]
+    assert (main.group_name, main.owners, main.tags["tier"]) == (second.group_name, second.owners, second.tags["tier"])
+    assert main.partitions_def == second.partitions_def == DAYS
+    assert main.metadata["mine"] == 1
+    assert main.automation_condition is not None
+    assert second.automation_condition is None
+    assert main.code_version == second.code_version
+    assert second.description == "The rows of shop/moods that have no answer, and why."
+    assert (asset.op.pool, asset.op.retry_policy) == ("llm", dg.RetryPolicy(max_retries=2))
+    assert dg.AssetKey("calendar") in asset.dependency_keys
+    dg.Definitions.validate_loadable(dg.Definitions(assets=[asset], resources={"llm": ScriptedModel(answer)}))
+
+
+def test_both_can_be_used_downstream() -> None:
+    """Through whatever IO manager there is."""
+
+    @dg.asset
+    def inbox(moods_failed: pd.DataFrame, moods: pd.DataFrame) -> tuple[int, int]:
+        return len(moods_failed), len(moods)
+
+    result = run(moods_of("good", "junk", failed_rows=True), inbox)
+    assert result.output_for_node("inbox") == (1, 2)
+
+
+def test_failed_rows_are_stored_also_when_there_are_too_many() -> None:
+    """The step fails, and what failed can be looked at."""
+    result = run(moods_of("good", "junk", failed_rows=True, max_error_rate=0.1))
+    filled = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+    assert not result.success
+    assert filled == {"moods_failed"}
+    assert failed(result)["review"].tolist() == ["junk"]
+
+
+def test_partitions_have_their_own() -> None:
+    """With the partition's row count."""
+
+    @llm_asset(prompt=PROMPT, output=Mood, failed_rows=True, partitions_def=DAYS)
+    def moods(context):  # noqa: ANN001, ANN202
+        return pd.DataFrame({"review": ["good", f"junk {context.partition_key}"]})
+
+    result = run(moods, partition_key="2026-01-03")
+    assert failed(result)["review"].tolist() == ["junk 2026-01-03"]
+    assert metadata_of(result, "moods_failed")["dagster/partition_row_count"] == 1
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_the_check_of_the_error_rate_is_about_the_failed_rows(blocking: bool) -> None:
+    """It is shown on their asset, is answered also when the step fails, and stops what is downstream of either."""
+
+    @dg.asset
+    def dashboard(moods: pd.DataFrame) -> int:
+        return len(moods)
+
+    checks = [ErrorRateCheck(max_rate=0.1, blocking=blocking), NullRateCheck(max_rate=1)]
+    result = run(moods_of("good", "junk", failed_rows=True, checks=checks), dashboard)
+    found = checks_of(result)
+    assert {name: check.asset_key.to_user_string() for name, check in found.items()} == {
+        "error_rate": "moods_failed",
+        "null_rate": "moods",
+    }
+    assert not found["error_rate"].passed
+    filled = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+    assert filled == {"moods", "moods_failed"} | (set() if blocking else {"dashboard"})
+    strict = run(moods_of("good", "junk", failed_rows=True, checks=checks, max_error_rate=0.1))
+    assert list(checks_of(strict)) == ["error_rate"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_column_of_the_same_name_is_refused_before_anything_is_asked(name: str) -> None:
+    """With its name; without `failed_rows` it is a column like any other."""
+
+    def moods(**options: Any) -> dg.AssetsDefinition:
+        @llm_asset(prompt=PROMPT, output=Mood, **options)
+        def moods():  # noqa: ANN202
+            return pd.DataFrame({"review": ["good"], name: [1]})
+
+        return moods
+
+    llm = ScriptedModel(answer)
+    result = run(moods(failed_rows=True), llm=llm)
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert f"{name!r} is already a column" in str(event.step_failure_data.user_failure_data.description)
+    assert llm.calls == []
+    assert run(moods()).success
+
+
+def test_an_io_manager_is_named_by_its_key() -> None:
+    """A definition in place is for single assets."""
+    with pytest.raises(ConfigError, match="io_manager_key"):
+        moods_of("good", failed_rows=True, io_manager_def=dg.mem_io_manager)
+
+
+# -- asking them again -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failed_rows", [True, False])
+def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, failed_rows: bool) -> None:
+    """After the model was mended their table is empty, and the enriched one is whole."""
+    asset = moods_of("good", "junk", "bad", failed_rows=failed_rows)
+    job = replay_failed_rows_job(asset, description="Once more.")
+    assert (job.name, job.description) == ("replay_moods", "Once more.")
+    mended = ScriptedModel(lambda _: {"mood": "good", "topic": None, "angry": False, "summary": None})
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run(asset, instance=instance)
+        definitions = dg.Definitions(assets=[asset], jobs=[job], resources={"llm": mended})
+        result = definitions.resolve_job_def("replay_moods").execute_in_process(instance=instance)
+    assert [call.messages[-1].content[-4:] for call in mended.calls] == ["junk"]
+    assert result.output_for_node("moods")["mood"].tolist() == ["good", "good", "bad"]
+    if failed_rows:
+        assert len(result.output_for_node("moods", "failed")) == 0

@@ -1,0 +1,257 @@
+"""Golden checks: labelled rows asked as the asset's own are, through real materializations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_dagster import GoldenCheck, LLMResource, llm_asset
+from tests.support.provider import Provider
+from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
+
+# What `answer` makes of them: good, bad, bad, good, and nothing.
+REVIEWS = ["good price", "bad", "bad too", "so good", "junk"]
+LABELS = ["good", "bad", "good", "good", "bad"]
+
+
+def golden(**arguments: Any) -> GoldenCheck:
+    rows = arguments.pop("rows", {"review": REVIEWS, "mood": LABELS})
+    return GoldenCheck(**{"rows": rows, "min_score": 0.6, **arguments})
+
+
+def check_of(check: GoldenCheck, *texts: str, **options: Any) -> dg.AssetCheckEvaluation:
+    (found,) = checks_of(run(moods_of(*(texts or ("good",)), checks=[check], **options))).values()
+    return found
+
+
+# -- the score -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "passed"), [(0.6, True), (0.61, False)])
+def test_accuracy_counts_rows_without_an_answer_as_wrong(least: float, passed: bool) -> None:
+    """Three of five labels are met: the threshold may be reached, not missed."""
+    check = check_of(golden(min_score=least))
+    assert check.passed is passed
+    assert check.description == f"The accuracy of 'mood' is 0.600, at least {least} is wanted."
+    found = values(check.metadata)
+    assert (found["ondine/score"], found["ondine/rows_total"], found["ondine/rows_failed"]) == (0.6, 5, 1)
+
+
+def test_f1_is_the_mean_over_labels() -> None:
+    """Good: two answered, three expected, two met. Bad: two answered, two expected, one met."""
+    check = check_of(golden(metric="f1"))
+    good, bad = 2 * 2 / (3 + 2), 2 * 1 / (2 + 2)
+    assert values(check.metadata)["ondine/score"] == pytest.approx((good + bad) / 2, abs=1e-6)
+
+
+def test_figures_are_told_by_label_and_by_pair() -> None:
+    """Which labels are met, and what was said instead."""
+    found = values(check_of(golden()).metadata)
+    assert found["ondine/scores"] == [{"column": "mood", "rows": 5, "accuracy": 0.6, "f1": 0.65}]
+    names = ("column", "label", "expected", "answered", "precision", "recall", "f1")
+    assert [tuple(label[name] for name in names) for label in found["ondine/labels"]] == [
+        ("mood", "good", 3, 2, 1.0, 0.6667, 0.8),
+        ("mood", "bad", 2, 2, 0.5, 0.5, 0.5),
+    ]
+    assert found["ondine/confusion"].splitlines() == [
+        "mood: label, answer → | good | bad | (no answer)",
+        "--- | --- | --- | ---",
+        "good | 2 | 1 | ",
+        "bad |  | 1 | 1",
+    ]
+
+
+def test_every_column_has_to_reach_the_score() -> None:
+    """The worst decides, and by default all columns count that there are labels for."""
+    rows = {"review": ["good price", "bad"], "mood": ["good", "bad"], "topic": ["quality", None]}
+    check = check_of(golden(rows=rows, min_score=0.9))
+    assert not check.passed
+    assert "of 'topic' is 0.500" in str(check.description)
+    assert [one["column"] for one in values(check.metadata)["ondine/scores"]] == ["mood", "topic"]
+    assert check_of(golden(rows=rows, min_score=0.9, columns="mood")).passed
+
+
+def test_a_missing_label_is_null_only_where_null_may_be_the_answer() -> None:
+    """Of a column that takes no null it says that nobody knows, and the row does not count."""
+    rows = {"review": ["good", "bad price"], "mood": ["good", None], "topic": [None, None]}
+    found = {one["column"]: one for one in values(check_of(golden(rows=rows)).metadata)["ondine/scores"]}
+    assert (found["mood"]["rows"], found["mood"]["accuracy"]) == (1, 1.0)
+    assert (found["topic"]["rows"], found["topic"]["accuracy"]) == (2, 0.5)
+
+
+def test_free_text_is_compared_without_being_shown() -> None:
+    """Accuracy has a figure; what rows and answers say is in no metadata."""
+    rows = {"review": ["a long secret", "short"], "summary": ["a long secret", "other"]}
+    found = values(check_of(golden(rows=rows, min_score=0.5)).metadata)
+    assert found["ondine/scores"] == [{"column": "summary", "rows": 2, "accuracy": 0.5, "f1": None}]
+    assert "secret" not in str(found)
+
+
+def test_a_picture_of_many_labels_is_bounded() -> None:
+    """The rarer ones are put together; every row is counted."""
+    letters = [chr(ord("a") + number) for number in range(26)]
+    rows = {"review": letters, "letter": letters}
+    asset_options = {"output": {"letter": {"enum": letters}}}
+    llm = ScriptedModel(lambda prompt: {"letter": prompt[-1]})
+    result = run(moods_of("a", checks=[golden(rows=rows)], **asset_options), llm=llm)
+    table = values(checks_of(result)["golden"].metadata)["ondine/confusion"].splitlines()
+    assert len(table) == 2 + 12
+    assert table[-1].startswith("15 others")
+    assert sum(int(cell) for line in table[2:] for cell in line.split(" | ")[1:] if cell.strip()) == 26
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pd.DataFrame, pl.DataFrame, pa.table, dict, lambda columns: pd.DataFrame(columns).to_dict("records")],
+)
+def test_labelled_rows_may_be_any_table(kind: Callable[[dict[str, list[str]]], Any]) -> None:
+    """Frames of every kind, columns, or a list of rows as YAML has it."""
+    assert check_of(golden(rows=kind({"review": REVIEWS, "mood": LABELS}))).passed
+
+
+# -- how they are asked ----------------------------------------------------------------------------------------------
+
+
+def answer_batch(prompt: str) -> Any:
+    rows = json.loads(prompt)
+    return {"answers": [{"id": row["id"], **answer(f"Review: {row['x']}")} for row in rows]}
+
+
+def test_labelled_rows_are_asked_as_the_others_and_kept_as_theirs(tmp_path: Path) -> None:
+    """So many a call, one bill, and nothing the second time."""
+    rows = {"review": REVIEWS[:4], "mood": LABELS[:4]}
+    asset = moods_of("good one", "good two", batch_size=20, checks=[golden(rows=rows)])
+    with Provider(answer_batch) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
+        first = checks_of(run(asset, llm=llm))["golden"]
+        assert [len(json.loads(asked.prompt)) for asked in provider.books.requests] == [2, 4]
+        second = checks_of(run(asset, llm=llm))["golden"]
+        assert len(provider.books.requests) == 2
+    first_figures, second_figures = values(first.metadata), values(second.metadata)
+    assert first_figures["ondine/cost_usd"] > 0 == second_figures["ondine/cost_usd"]
+    assert (first_figures["ondine/rows_reused"], second_figures["ondine/rows_reused"]) == (0, 4)
+    assert first_figures["ondine/score"] == second_figures["ondine/score"] == 0.75
+
+
+def test_partitions_share_the_answers(tmp_path: Path) -> None:
+    """Each partition is judged, and the sample is paid for once; labelled rows need no partitions."""
+
+    @dg.asset
+    def labelled() -> pd.DataFrame:
+        return pd.DataFrame({"review": REVIEWS[:4], "mood": LABELS[:4]})
+
+    @llm_asset(
+        prompt=PROMPT,
+        output=Mood,
+        partitions_def=dg.StaticPartitionsDefinition(["de", "fr"]),
+        checks=[golden(rows="labelled")],
+    )
+    def moods(context):  # noqa: ANN001, ANN202
+        return pd.DataFrame({"review": [f"good {context.partition_key}"]})
+
+    llm = ScriptedModel(answer)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run(labelled, instance=instance)
+        for partition in ("de", "fr"):
+            result = run(moods, labelled, llm=llm, partition_key=partition, instance=instance, selection=[moods])
+            assert checks_of(result)["golden"].passed
+    assert len(llm.calls) == 2 + 4
+
+
+def test_labelled_rows_from_upstream_are_an_input_and_nothing_more() -> None:
+    """The asset depends on them; they are neither enriched nor where its columns come from."""
+
+    @dg.asset(key=["people", "labelled"])
+    def labelled() -> pd.DataFrame:
+        return pd.DataFrame({"review": REVIEWS, "mood": LABELS})
+
+    @dg.asset
+    def reviews() -> pd.DataFrame:
+        return pd.DataFrame({"review": ["good"]})
+
+    @llm_asset(prompt=PROMPT, output=Mood, checks=[golden(rows=labelled), golden(rows="people/labelled", name="two")])
+    def moods(reviews: pd.DataFrame) -> pd.DataFrame:
+        return reviews
+
+    result = run(reviews, labelled, moods)
+    assert len(result.output_for_node("moods")) == 1
+    assert {name: check.passed for name, check in checks_of(result).items()} == {"golden": True, "two": True}
+    assert moods.dependency_keys == {dg.AssetKey("reviews"), dg.AssetKey(["people", "labelled"])}
+    lineage = metadata_of(result, "moods")["dagster/column_lineage"].deps_by_column
+    assert lineage["mood"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
+
+
+# -- when they cannot be asked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ({"review": ["x"], "mood": ["Good"]}, "1 labels of 'mood' can be no answer"),
+        ({"review": ["x"]}, "no labels"),
+        ({"mood": ["good"]}, "lack 'review'"),
+        ({"review": [], "mood": []}, "no labelled rows"),
+        ({"review": ["x"], "mood": [None]}, "No row has a label in 'mood'"),
+    ],
+)
+def test_rows_from_upstream_that_do_not_fit_fail_the_check_alone(rows: Any, complaint: str) -> None:
+    """What is wrong is said; the asset's own rows are answered and stored."""
+
+    @dg.asset
+    def labelled() -> pd.DataFrame:
+        return pd.DataFrame(rows)
+
+    result = run(labelled, moods_of("good", checks=[golden(rows="labelled")]))
+    check = checks_of(result)["golden"]
+    assert result.success
+    assert not check.passed
+    assert complaint in str(check.description)
+
+
+def test_a_budget_that_is_used_up_fails_the_check_and_keeps_the_table(tmp_path: Path) -> None:
+    """The sample draws from the cap of the materialization, which holds, and a higher one is enough for the rest."""
+    rows = {"review": [f"good {number}" for number in range(300)], "mood": ["good"] * 300}
+
+    def asset(cap: float) -> dg.AssetsDefinition:
+        return moods_of("good", max_cost_usd=cap, checks=[golden(rows=rows)])
+
+    with Provider(answer) as provider:
+        llm = LLMResource(
+            model="openai/gpt-4o-mini",
+            base_url=provider.base_url,
+            max_output_tokens=100,
+            store=str(tmp_path / "answers.db"),
+        )
+        result = run(asset(0.0005), llm=llm)
+        books = provider.books
+        assert (books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6 <= 0.0005
+        assert result.success
+        check = checks_of(result)["golden"]
+        assert not check.passed
+        assert "max_cost_usd=0.0005 is used up" in str(check.description)
+        assert result.output_for_node("moods")["mood"].tolist() == ["good"]
+        assert checks_of(run(asset(1), llm=llm))["golden"].passed
+        assert len(books.requests) == 301
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_blocking_golden_check_keeps_a_bad_prompt_from_what_is_downstream(blocking: bool) -> None:
+    """The asset has its table, the dashboard does not."""
+
+    @dg.asset
+    def dashboard(moods: pd.DataFrame) -> int:
+        return len(moods)
+
+    result = run(moods_of("good", checks=[golden(min_score=0.9, blocking=blocking)]), dashboard)
+    filled = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+    assert filled == ({"moods"} if blocking else {"moods", "dashboard"})
+    assert result.success is not blocking
