@@ -37,6 +37,11 @@ class Preparation:
         return "; ".join(f"{name} {what}" for name, what in said.items() if what)
 
     @property
+    def identity(self) -> str:
+        """A text that changes when rows are prepared differently; the code of a user's function is not in it."""
+        return f"{self}; {dict(self.sanitizer.patterns) if self.sanitizer else ''}"
+
+    @property
     def restores(self) -> bool:
         """Whether answers are to have back what was taken out of their rows."""
         return self.sanitizer is not None and self.sanitizer.mode == "placeholder"

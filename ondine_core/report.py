@@ -129,19 +129,18 @@ class Outcomes(Sequence[Outcome]):
         """The answers, each once, however many rows share it."""
         return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
 
-    def _unpacked(self, index: int) -> Outcome:
+    def as_kept(self, index: int) -> Outcome:
+        """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
         row = self._rows[index]
         found = row if isinstance(row, Failure) else self._packed[row]
-        if isinstance(found, Failure):
-            return found
-        answer = _unpack(found)
+        return found if isinstance(found, Failure) else _unpack(found)
+
+    def _unpacked(self, index: int) -> Outcome:
+        outcome = self.as_kept(index)
         # Rows that are asked the same share an answer, in which each finds its own data again.
-        if self._give_back is None or _BEFORE_A_PLACEHOLDER not in found:
-            return answer
-        return replace(answer, values=self._give_back(index, answer.values))
-
-
-_BEFORE_A_PLACEHOLDER = b"<"
+        if self._give_back is None or isinstance(outcome, Failure):
+            return outcome
+        return replace(outcome, values=self._give_back(index, outcome.values))
 
 
 def _pack(answer: Answer) -> bytes:
@@ -224,10 +223,14 @@ class Report:
         """The values of output column `name` in row order, `None` where a row failed."""
         return self.values()[name]
 
-    def values(self) -> dict[str, list[Any]]:
-        """All output columns by name; a row that failed has `None` in each."""
+    def values(self, *, as_kept: bool = False) -> dict[str, list[Any]]:
+        """All output columns by name; a row that failed has `None` in each.
+
+        Args:
+            as_kept: Leave placeholders in the place of what was taken out of rows.
+        """
         columns: dict[str, list[Any]] = {name: [] for name in self.columns}
-        for outcome in self.outcomes:
+        for outcome in map(self.outcomes.as_kept, range(len(self.outcomes))) if as_kept else self.outcomes:
             values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
             for name, column in columns.items():
                 column.append(values.get(name))

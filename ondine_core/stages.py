@@ -10,7 +10,7 @@ from ondine_core.batching import Strategy
 from ondine_core.preparation import Prepared, prepare
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.question import Question
-from ondine_core.sanitizer import restore
+from ondine_core.sanitizer import has_placeholder, restore
 from ondine_core.schema import Invalid
 from ondine_core.values import Batch, Failure, Item, Json, Key, Outcome, Reply
 
@@ -151,6 +151,9 @@ def restorer(
         return None
 
     def give_back(index: int, values: Mapping[str, Json]) -> Mapping[str, Json]:
+        # Most answers repeat nothing of their row, which need not be looked at again then.
+        if not any(map(has_placeholder, values.values())):
+            return values
         raw = prepare({name: columns[name][index] for name in prompt.columns}, preparation).raw
         return {name: restore(value, raw) for name, value in values.items()} if raw else values
 

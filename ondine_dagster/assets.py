@@ -13,9 +13,11 @@ import dagster as dg
 
 from ondine_core.batching import find_strategy
 from ondine_core.calibration import CalibrationPlan
+from ondine_core.cleaning import Clean
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import compile_question
+from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
 from ondine_core.values import ModelSpec
 from ondine_dagster.checks import Check
@@ -34,6 +36,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     *,
     prompt: str | Prompt,
     output: Output,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
     batch_size: int | Literal["auto"] = 1,
     batch_format: str = "json",
     calibrate: int | None = None,
@@ -61,6 +65,11 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             examples, a file, or Jinja2 syntax.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
+        clean: Steps that clean the texts of a row before it is asked about, in order: `"html"`, `"markdown"`,
+            `"unicode"`, `"nfkc"`, `"control"`, `"whitespace"`, `"punctuation"`, `{"truncate": 500}`, or functions from
+            text to text. The stored columns stay as they are.
+        sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`
+            (`[EMAIL]`), `"placeholder"` (`<EMAIL_1>`, given back in its answer), or a `Sanitizer` with your own rules.
         batch_size: Most rows in one call. With many, the instructions are sent once and answers are joined to rows by
             id; what is missing or invalid is asked again in smaller batches. It is not part of an answer's identity:
             changing it asks nothing again. `"auto"` grows it while all goes well and shrinks it when it does not.
@@ -96,7 +105,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
                 "neither async nor a generator; the calls to the model are concurrent anyway."
             )
         key = key_of(asset_arguments, function)
-        question = compile_question(prompt, output, ModelSpec(""))
+        question = compile_question(prompt, output, ModelSpec(""), clean=clean, sanitize=sanitize)
         enrichment = Enrichment(
             question,
             f"{key.path[-1]}_error",

@@ -45,6 +45,9 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
         "ondine/reuse_rate": round(progress.rows_reused / progress.rows_total, 6) if progress.rows_total else 0.0,
         "ondine/duration_s": round(progress.elapsed_s, 3),
     }
+    if treatment := report.treatment:
+        metadata["ondine/rows_truncated"] = treatment.rows_truncated
+        metadata["ondine/rows_sanitized"] = treatment.rows_sanitized
     audit = report.audit
     metadata |= {
         "ondine/requests_answered": audit.answered.calls,

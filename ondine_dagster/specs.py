@@ -60,9 +60,14 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
 
 
 def code_version(question: Question, users: str | None) -> str:
-    """Changes with the prompt, its examples and the output; the model is the resource's and shown in the metadata."""
+    """Changes with the prompt, its examples, the output, and what is done to rows before they are asked.
+
+    The model is the resource's, and shown in the metadata.
+    """
     head = [f"{message.role}:{message.content}" for message in question.prompt.head]
     parts = [question.prompt.syntax, question.prompt.source, *head, question.schema.identity.decode()]
+    if question.prompt.preparation:
+        parts.append(question.prompt.preparation.identity)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
     return f"{users}-{digest}" if users else digest
 
@@ -72,6 +77,8 @@ def definition_metadata(prompt: str | Prompt, question: Question, function: Call
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{question.prompt.source}\n~~~~")}
     if schema := question.schema.json_schema:
         metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
+    if question.prompt.preparation:
+        metadata["ondine/preparation"] = str(question.prompt.preparation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
         if places := list(_places(prompt, function)):

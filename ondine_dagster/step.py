@@ -17,6 +17,7 @@ from ondine_core.errors import ConfigError, FailedRowsError, OndineError
 from ondine_core.estimate import estimate
 from ondine_core.report import Report
 from ondine_core.thread import run_in_thread
+from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
@@ -33,7 +34,8 @@ from ondine_dagster.report import (
     run_metadata,
     share_of,
 )
-from ondine_dagster.tables import FAILED_COLUMNS, check_frame, column_schema, join, names_of, preview
+from ondine_dagster.showing import shown_rows
+from ondine_dagster.tables import FAILED_COLUMNS, check_frame, column_schema, join, names_of
 from ondine_dagster.watch import Watch
 
 __all__ = ["materialize"]
@@ -47,7 +49,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     config: LLMAssetConfig,
     inputs: Mapping[str, Any],
     labelled: Mapping[str, Any],
-) -> Iterator[dg.MaterializeResult[Any]]:
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Ask about `rows` and join what comes of it; the failed rows come first, if they are wanted.
 
     Args:
@@ -60,7 +62,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         labelled: Upstream values by input name, for checks.
 
     Yields:
-        A result an asset; none from a dry run.
+        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
@@ -81,31 +83,44 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         watch.observe()
         raise
     watch.flush()
-    question, checks, ask = todo.question, enrichment.checks, ask_as_asset(todo, report, watch)
+    question, ask = todo.question, ask_as_asset(todo, report, watch)
+    checks: Mapping[str, Check] = enrichment.checks
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
     key = context.asset_key_for_output()
     if enrichment.failed_rows:
         about, checks = split_checks(checks)
-        results = check_results(about, Evidence(question, report), context, asset=failed_key(key), ask=ask)
-        yield letters(context, rows, report, upstream=upstream, results=results)
+        chosen = _selected(context, failed_key(key), about)
+        results = check_results(chosen, Evidence(question, report), context, asset=failed_key(key), ask=ask)
+        if failed_key(key) in context.selected_asset_keys:
+            yield letters(context, rows, report, upstream=upstream, results=results)
+        else:
+            yield from results
+    checks = _selected(context, key, checks)
     try:
         _judge(context, report, enrichment)
     except FailedRowsError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
-    context.log.info(progress_line(report.progress))
-    if report.calibrated and report.calibrated.complaint:
-        context.log.warning(report.calibrated.complaint)
+    _say(context, report)
     columns = question.schema.columns
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error, enrichment.model_column)
     outputs = [column.name for column in columns]
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
     shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
     evidence = collect(checks, question, report, table)
-    picture = distributions(report.values())
+    first = shown_rows(
+        rows,
+        table,
+        names=shown,
+        question=question,
+        report=report,
+        error_column=enrichment.error_column,
+        drop=enrichment.on_row_error == "drop",
+    )
+    picture = distributions(report.values(as_kept=True))
     figures = run_metadata(report, question.model)
     metadata = {
-        "ondine/preview": dg.MetadataValue.md(preview(table, shown)),
+        "ondine/preview": dg.MetadataValue.md(first),
         **({"ondine/distributions": dg.MetadataValue.md(picture)} if picture else {}),
         **figures,
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
@@ -114,8 +129,28 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         **to_metadata(evidence.counts),
     }
     results = check_results(checks, evidence, context, asset=key, ask=ask, labelled=labelled)
+    if key not in context.selected_asset_keys:
+        yield from results
+        return
     _share_out(context, key, figures, report, lengths)
     yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+
+
+def _say(context: dg.AssetExecutionContext, report: Report) -> None:
+    context.log.info(progress_line(report.progress))
+    if report.calibrated and report.calibrated.complaint:
+        context.log.warning(report.calibrated.complaint)
+    if report.treatment and (cut := report.treatment.rows_truncated):
+        total = report.progress.rows_total
+        context.log.warning(f"{cut:,} of {total:,} rows were truncated before they were asked.")  # noqa: G004
+
+
+def _selected(
+    context: dg.AssetExecutionContext, asset: dg.AssetKey, checks: Mapping[str, Check]
+) -> Mapping[str, Check]:
+    """Those of `checks` that the run is to answer: checks can be run by themselves."""
+    wanted = context.selected_asset_check_keys
+    return {name: check for name, check in checks.items() if dg.AssetCheckKey(asset, name) in wanted}
 
 
 def _rows_of_run(

@@ -22,7 +22,17 @@ from ondine_core.sanitizer.rules import RULES, Rule
 from ondine_core.sanitizer.user_rules import user_rule
 from ondine_core.values import Json
 
-__all__ = ["RULE_NAMES", "Sanitize", "Sanitized", "Sanitizer", "find_sanitizer", "redact", "restore", "sanitize"]
+__all__ = [
+    "RULE_NAMES",
+    "Sanitize",
+    "Sanitized",
+    "Sanitizer",
+    "find_sanitizer",
+    "has_placeholder",
+    "redact",
+    "restore",
+    "sanitize",
+]
 
 Mode: TypeAlias = Literal["redact", "placeholder", "hash"]
 
@@ -143,6 +153,15 @@ def restore(value: Json, raw: Mapping[str, str]) -> Json:
     if isinstance(value, dict):
         return {name: restore(item, raw) for name, item in value.items()}
     return value
+
+
+def has_placeholder(value: Json) -> bool:
+    """Whether a text in `value` has something that `restore` might replace."""
+    if isinstance(value, str):
+        return _PLACEHOLDER.search(value) is not None
+    if isinstance(value, list | dict):
+        return any(map(has_placeholder, value if isinstance(value, list) else value.values()))
+    return False
 
 
 # -- marks ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""What of a run may be shown to whoever may look at its metadata.
+
+Where rows are sanitized, they are shown as the model saw them and answers as it gave them: metadata is read by more
+people than the table is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import narwhals as nw
+
+from ondine_core.preparation import Preparation, prepare
+from ondine_core.question import Question
+from ondine_core.reading import read
+from ondine_core.report import Report
+from ondine_core.values import Failure
+from ondine_dagster.tables import markdown, preview
+
+__all__ = ["shown_rows"]
+
+_ROWS = 10
+
+
+def shown_rows(  # noqa: PLR0913  (by keyword)
+    rows: Any, table: Any, *, names: Sequence[str], question: Question, report: Report, error_column: str, drop: bool
+) -> str:
+    """The first rows of a run as a Markdown table.
+
+    Args:
+        rows: The frame that was asked about.
+        table: The same, enriched.
+        names: The columns to show.
+        question: What was asked.
+        report: One outcome a row of `rows`.
+        error_column: Name of the column that says why a row failed.
+        drop: Whether failed rows are left out of `table`.
+    """
+    preparation = question.prompt.preparation
+    if preparation is None or preparation.sanitizer is None:
+        return preview(table, names, _ROWS)
+    head = nw.from_native(rows, eager_only=True).head(_ROWS).to_native()
+    _, count, columns = read(head, question.prompt.columns)
+    shown = []
+    for index in range(count):
+        outcome = report.outcomes.as_kept(index)
+        if isinstance(outcome, Failure):
+            if drop:
+                continue
+            cells: dict[str, Any] = {error_column: str(outcome)}
+        else:
+            cells = dict(outcome.values)
+        cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
+        shown.append([cells.get(name) for name in names])
+    return markdown(names, shown)
+
+
+def _as_asked(row: Mapping[str, Any], preparation: Preparation) -> Mapping[str, Any]:
+    try:
+        return prepare(row, preparation).values
+    except Exception:  # noqa: BLE001  (a step of the user's stumbled over it, so it was not asked)
+        return {}
