@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from itertools import count
 from os import urandom
 from typing import Literal, cast
 
@@ -58,6 +59,7 @@ class Caller:
     ) -> None:
         self._model, self._origin, self._means, self._policy = model, origin, means, policy
         self._tracker, self._gate, self._clock = tracker, gate, clock
+        self._own, self._numbers = urandom(8), count()  # of calls: randomness for each would take longer than the rest
         # Whatever is said in every call is counted once.
         self._count = lru_cache(maxsize=64)(means.count)
         self._waiting: set[asyncio.Task[object]] = set()
@@ -122,7 +124,8 @@ class Caller:
                 await limiter.acquire(tokens)
             errand.told.booked(tokens, self._clock.elapsed() - began)
         at_most = purse.bound(call) if purse else None
-        sent = Sent(urandom(16), self._origin, self._model, errand.stage, errand.keys, self._clock.now(), at_most)
+        name, now = self._own + next(self._numbers).to_bytes(8), self._clock.now()
+        sent = Sent(name, self._origin, self._model, errand.stage, errand.keys, now, at_most)
         await store.send(sent)
         self._tracker.sent()
         fate.spent_usd = None  # from here on nobody knows, until somebody does

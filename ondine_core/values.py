@@ -242,7 +242,7 @@ class Sent:
     """A call that is about to leave, as it is noted before it does.
 
     Args:
-        call: Its identity, 16 random bytes.
+        call: Its identity, 16 bytes that no other call has.
         origin: For whom it is made.
         model: Who is asked.
         stage: Why it is made.

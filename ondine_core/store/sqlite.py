@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ __all__ = ["SqliteDatabase"]
 T = TypeVar("T")
 
 _MOST_IN_A_LIST = 1024
+_MOST_ROWS = 256
 _PAGES_A_CHECKPOINT = 4000
 """Keys are random, so a page is written again and again: the fewer checkpoints, the fewer copies and syncs."""
 
@@ -95,7 +97,7 @@ class SqliteDatabase:
             some = list(values[start : start + _MOST_IN_A_LIST])
             # Filled up to a power of two: a handful of statements, which SQLite then compiles once.
             some += some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))
-            found += self._connection.execute(_own(sql, len(some)), some)
+            found += self._connection.execute(_own(sql, values=len(some)), some).fetchall()
         return found
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
@@ -104,8 +106,14 @@ class SqliteDatabase:
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
-        if rows:
-            self._connection.executemany(_own(sql), rows)
+        start = 0
+        while left := len(rows) - start:
+            # A handful of statements again, each for a power of two. In each, SQLite lets go of the interpreter, and
+            # where that is busy gets it back late; so one for many rows leaves sooner than many for one.
+            count = 1 << (min(left, _MOST_ROWS).bit_length() - 1) if " VALUES (" in sql else 1
+            some = rows[start : start + count]
+            self._connection.execute(_own(sql, rows=count), list(chain.from_iterable(some)))
+            start += count
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
@@ -178,8 +186,10 @@ def _prepare(file: Path, *, create: bool) -> None:
 
 
 @cache
-def _own(sql: str, values: int = 0) -> str:
-    return re.sub(r" IN \?", f" IN ({','.join('?' * values)})", sql.replace("ondine.", ""))
+def _own(sql: str, *, values: int = 0, rows: int = 1) -> str:
+    """`sql` as SQLite takes it, for so many values after `IN` and so many rows after `VALUES`."""
+    sql = re.sub(r" IN \?", f" IN ({','.join('?' * values)})", sql.replace("ondine.", ""))
+    return re.sub(r" VALUES (\([?, ]+\))", lambda row: f" VALUES {','.join([row[1]] * rows)}", sql)
 
 
 _ADVICE = {

@@ -291,13 +291,16 @@ def test_who_stops_waiting_holds_up_nobody(which: int) -> None:
     at_gate(1, test)
 
 
-def test_cancelled_as_the_gate_opens() -> None:
+@pytest.mark.parametrize("sooner", ["the gate opens", "it is cancelled"])
+def test_cancelled_as_the_gate_opens(sooner: str) -> None:
     """A place that falls vacant in the very moment in which the first in line gives up goes to the second."""
 
     async def test(gate: Gate, _clock: Clock) -> None:
         inside = await gate.enter()
         first, second = (asyncio.create_task(gate.enter()) for _ in range(2))
         await asyncio.sleep(1)
+        if sooner == "it is cancelled":
+            first.cancel()
         gate.leave(inside, "answered")
         first.cancel()
         await second
