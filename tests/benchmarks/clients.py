@@ -1,0 +1,156 @@
+"""The clients that are compared, each as its user would write it: prepared first (that is its start-up), then run.
+
+All ask the same question with structured output, one row a call unless they can do better, and parse what comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+from tests.benchmarks.workload import PROMPT, SCHEMA, Workload
+
+__all__ = ["CLIENTS", "Outcome"]
+
+_MODEL, _KEY = "bench", "no-key"
+_FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
+
+
+@dataclass
+class Outcome:
+    """What a run came to: an answer a row in row order, tokens billed, and what else the client tells of itself."""
+
+    answers: list[Any]
+    input_tokens: int = 0
+    output_tokens: int = 0
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, Outcome] | Outcome]
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": PROMPT.format(review=text)}]
+
+
+async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, int, int]]]) -> Outcome:
+    """As many loops as there may be calls in flight share one iterator: the cheapest way to bound them."""
+    outcome = Outcome([None] * work.rows)
+    rows = iter(enumerate(work.reviews))
+
+    async def loop() -> None:
+        for at, text in rows:
+            outcome.answers[at], sent, written = await ask(text)
+            outcome.input_tokens += sent
+            outcome.output_tokens += written
+
+    await asyncio.gather(*(loop() for _ in range(work.concurrency)))
+    return outcome
+
+
+def bare(work: Workload) -> Run:
+    """A loop around aiohttp and orjson that keeps, counts and checks nothing: the bound."""
+    import aiohttp
+    import orjson
+
+    async def ask(session: aiohttp.ClientSession, text: str) -> tuple[Any, int, int]:
+        body = orjson.dumps({"model": _MODEL, "messages": _messages(text), "response_format": _FORMAT})
+        async with session.post(f"{work.base_url}/chat/completions", data=body) as response:
+            data = orjson.loads(await response.read())
+        usage = data["usage"]
+        answer = orjson.loads(data["choices"][0]["message"]["content"])
+        return answer, usage["prompt_tokens"], usage["completion_tokens"]
+
+    async def run() -> Outcome:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {_KEY}"}
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+            return await _in_loops(work, partial(ask, session))
+
+    return run
+
+
+def openai_sdk(work: Workload) -> Run:
+    """The openai SDK's asynchronous client."""
+    import openai
+    import orjson
+
+    async def ask(client: openai.AsyncOpenAI, text: str) -> tuple[Any, int, int]:
+        create: Any = client.chat.completions.create
+        completion = await create(model=_MODEL, messages=_messages(text), response_format=_FORMAT)
+        usage = completion.usage
+        answer = orjson.loads(completion.choices[0].message.content)
+        return answer, usage.prompt_tokens, usage.completion_tokens
+
+    async def run() -> Outcome:
+        async with openai.AsyncOpenAI(base_url=work.base_url, api_key=_KEY) as client:
+            return await _in_loops(work, partial(ask, client))
+
+    return run
+
+
+def litellm_loop(work: Workload) -> Run:
+    """A loop around litellm's `acompletion`."""
+    import litellm
+    import orjson
+
+    async def ask(text: str) -> tuple[Any, int, int]:
+        completion: Any = await litellm.acompletion(
+            model=f"openai/{_MODEL}",
+            messages=_messages(text),
+            response_format=_FORMAT,
+            base_url=work.base_url,
+            api_key=_KEY,
+        )
+        usage = completion.usage
+        answer = orjson.loads(completion.choices[0].message.content)
+        return answer, usage.prompt_tokens, usage.completion_tokens
+
+    return lambda: _in_loops(work, ask)
+
+
+def ondine(work: Workload) -> Run:
+    """`ondine_core.enrich_sync`, answers kept in a file."""
+    from ondine_core import ModelSpec, Options, Policy, enrich_sync
+    from ondine_core.rates import Rates
+
+    per_minute = None if work.requests_per_s is None else round(60 * work.requests_per_s)
+
+    def run() -> Outcome:
+        report = enrich_sync(
+            {"review": work.reviews},
+            prompt=PROMPT,
+            output=SCHEMA,
+            model=ModelSpec(f"openai_compatible/{_MODEL}", api_key=_KEY, base_url=work.base_url),
+            options=Options(
+                store=work.store or ":memory:",
+                policy=Policy(max_concurrency=work.concurrency, batch_size=work.batch_size),
+                rates=Rates(requests_per_minute=per_minute),
+            ),
+        )
+        usage, spend = report.spend.usage, report.spend
+        told = {"calls": spend.calls, "refused": spend.refused, "reused": report.progress.rows_reused}
+        columns = report.values()
+        answers = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return Outcome(answers, usage.input_tokens, usage.output_tokens, told)
+
+    return run
+
+
+def step(work: Workload) -> Run:
+    """An `@llm_asset` that Dagster materializes in this process."""
+    from tests.benchmarks.steps import materialize_llm_asset
+
+    return lambda: Outcome(materialize_llm_asset(work))
+
+
+CLIENTS: dict[str, Callable[[Workload], Run]] = {
+    "aiohttp": bare,
+    "ondine": ondine,
+    "step": step,
+    "openai": openai_sdk,
+    "litellm": litellm_loop,
+}

@@ -1,0 +1,179 @@
+"""A chat-completions provider for load: one process that spends as little as possible on a request.
+
+It reads HTTP by hand, which serves well-behaved clients on the loopback and nobody else. A limit counts requests in a
+window that slides; what exceeds it is turned away at once, with or without a word on when to come back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import orjson
+
+from tests.benchmarks.workload import answer_to
+
+__all__ = ["PATH"]
+
+PATH = "/v1"
+_END_OF_HEAD, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
+
+
+class Books:
+    """What has come in and what has gone out; a limit in force."""
+
+    def __init__(self, latency_s: float, limit: int, window_s: float) -> None:
+        self.latency_s, self.limit, self.window_s = latency_s, limit, window_s
+        self.recent: deque[float] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.requests = self.refused = self.in_flight = self.peak_in_flight = 0
+        self.input_tokens = self.output_tokens = 0
+        self.answered_at: list[float] = []
+        self.cpu_s = time.process_time()
+
+    def admits(self) -> bool:
+        """Whether a request that comes in now is within the limit."""
+        if not self.limit:
+            return True
+        now = time.monotonic()
+        while self.recent and self.recent[0] <= now - self.window_s:
+            self.recent.popleft()
+        if len(self.recent) >= self.limit:
+            return False
+        self.recent.append(now)
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """Everything so far."""
+        return {
+            "requests": self.requests,
+            "refused": self.refused,
+            "peak_in_flight": self.peak_in_flight,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "first_s": self.answered_at[0] if self.answered_at else None,
+            "last_s": self.answered_at[-1] if self.answered_at else None,
+            "cpu_s": time.process_time() - self.cpu_s,
+            "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self, books: Books) -> None:
+        self._books, self._buffer = books, b""
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody is here."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Serve whatever is complete."""
+        self._buffer += data
+        while (end := self._buffer.find(_END_OF_HEAD)) >= 0:
+            head = self._buffer[:end].lower()
+            at = head.find(_LENGTH)
+            length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            start = end + len(_END_OF_HEAD)
+            if len(self._buffer) < start + length:
+                if b"\r\nexpect:" in head:
+                    self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                return
+            body, self._buffer = self._buffer[start : start + length], self._buffer[start + length :]
+            self._serve(head, body)
+
+    def _serve(self, head: bytes, body: bytes) -> None:
+        books = self._books
+        if not head.startswith(b"post"):
+            self._write(_response(b"200 OK", orjson.dumps(books.report())))
+            if b" /reset" in head:
+                books.reset()
+            return
+        books.requests += 1
+        if not books.admits():
+            books.refused += 1
+            self._write(_response(b"429 Too Many Requests", _REFUSAL))
+            return
+        books.in_flight += 1
+        books.peak_in_flight = max(books.peak_in_flight, books.in_flight)
+        self._loop.call_later(books.latency_s, self._answer, body)
+
+    def _answer(self, body: bytes) -> None:
+        books, asked = self._books, orjson.loads(body)
+        text = asked["messages"][-1]["content"]
+        content = orjson.dumps(_answers(text)).decode()
+        sent, written = sum(len(message["content"]) for message in asked["messages"]) // 4, len(content) // 4
+        books.in_flight -= 1
+        books.input_tokens += sent
+        books.output_tokens += written
+        books.answered_at.append(time.monotonic())
+        message = {"role": "assistant", "content": content}
+        completion = {
+            "id": f"chatcmpl-{books.requests}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": asked["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": sent, "completion_tokens": written, "total_tokens": sent + written},
+        }
+        self._write(_response(b"200 OK", orjson.dumps(completion)))
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)  # type: ignore[attr-defined]  # it is a stream's
+
+
+_REFUSAL = b'{"error":{"message":"Rate limit reached.","type":"requests","code":"rate_limit_exceeded"}}'
+
+
+def _answers(text: str) -> dict[str, Any]:
+    """The answer to one row, or those to the rows of a batch by their ids."""
+    if not text.startswith("["):
+        return answer_to(text)
+    return {"answers": [{"id": item.pop("id"), **answer_to(next(iter(item.values())))} for item in orjson.loads(text)]}
+
+
+def _response(status: bytes, body: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    books = Books(options.latency_ms / 1000, options.limit, options.window_s)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(books), "127.0.0.1", 0, backlog=4096)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    # Whoever started it holds the other end; when they are gone, so is this.
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+def main() -> None:
+    """Serve on a free port, which is printed, until the standard input is closed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency-ms", type=float, default=50.0)
+    parser.add_argument("--limit", type=int, default=0, help="requests that a window admits; 0: any number")
+    parser.add_argument("--window-s", type=float, default=1.0)
+    parser.add_argument("--core", type=int, default=-1)
+    options = parser.parse_args()
+    if options.core >= 0:
+        os.sched_setaffinity(0, {options.core})
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(options))
+    else:
+        uvloop.run(_serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Starts the provider and the clients, each in a process of its own and, where the system can, on a core of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.workload import Workload
+
+__all__ = ["Server", "run_client", "serving"]
+
+ROOT = Path(__file__).parents[2]
+_LONGEST_S = 1800
+
+
+def _core(wanted: int) -> int:
+    """A core of those that this process may use, or -1 if there are too few or the system does not tell."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cores[wanted] if len(cores) > 1 else -1
+
+
+@dataclass(frozen=True)
+class Server:
+    """A provider that runs."""
+
+    base_url: str
+
+    def books(self) -> dict[str, Any]:
+        """What it has served since it was asked last."""
+        address = self.base_url.removesuffix("/v1")
+        with urllib.request.urlopen(f"{address}/reset") as came:  # noqa: S310  (our own, on the loopback)
+            found: dict[str, Any] = json.load(came)
+        return found
+
+
+@contextmanager
+def serving(latency_ms: float, limit: int = 0, window_s: float = 1.0) -> Iterator[Server]:
+    """A provider, until the block ends."""
+    settings = {"latency-ms": latency_ms, "limit": limit, "window-s": window_s, "core": _core(0)}
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "tests.benchmarks.provider", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        try:
+            yield Server(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+def run_client(name: str, work: Workload, server: Server | None = None) -> dict[str, Any]:
+    """What a client in a fresh process takes, and what the provider saw of it.
+
+    Raises:
+        RuntimeError: It failed, or gave a row another row's answer.
+    """
+    if server:
+        server.books()
+    given = {"work": asdict(work), "core": _core(-1), "started": time.time()}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.client", name],
+        cwd=ROOT,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST_S,
+        check=False,
+    )
+    if ran.returncode:
+        raise RuntimeError(f"The client {name!r} failed: {ran.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    if result["wrong"]:
+        raise RuntimeError(f"The client {name!r} has {result['wrong']} wrong answers of {work.rows}.")
+    return result | {"server": server.books() if server else {}}

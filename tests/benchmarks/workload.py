@@ -1,0 +1,65 @@
+"""What every client is given to do: rows, a question, the shape of an answer, and how to tell that it is the right one.
+
+It depends on nothing but the standard library, so that what a client takes to start is its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PROMPT", "SCHEMA", "SENTIMENTS", "Workload", "answer_to", "is_right", "review"]
+
+SENTIMENTS = ("positive", "negative", "neutral")
+PROMPT = "Classify this product review.\nReview: {review}"
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"sentiment": {"type": "string", "enum": list(SENTIMENTS)}, "topic": {"type": "string"}},
+    "required": ["sentiment", "topic"],
+    "additionalProperties": False,
+}
+_TEXT = "It came on time and the box was whole, but the lid sits loose and the handle gets hot after a minute; no. "
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One run of one client.
+
+    Args:
+        base_url: The provider's, up to `/v1`.
+        rows: How many.
+        concurrency: Most calls in flight.
+        batch_size: Rows a call, where the client can.
+        store: The file that answers are kept in, where the client keeps any; nothing keeps them in memory.
+        requests_per_s: The limit that the client is told, if it is told one.
+        first: Number of the first row.
+    """
+
+    base_url: str
+    rows: int
+    concurrency: int = 256
+    batch_size: int = 1
+    store: str = ""
+    requests_per_s: float | None = None
+    first: int = 0
+
+    @property
+    def reviews(self) -> list[str]:
+        """The texts, each different."""
+        return [review(number) for number in range(self.first, self.first + self.rows)]
+
+
+def review(number: int) -> str:
+    """The text of a row, about 30 tokens."""
+    return f"{_TEXT}#{number}"
+
+
+def answer_to(text: str) -> dict[str, str]:
+    """What the provider answers to a text that ends in the number of its row."""
+    number = text.rpartition("#")[2]
+    return {"sentiment": SENTIMENTS[int(number) % len(SENTIMENTS)], "topic": f"row {number}"}
+
+
+def is_right(number: int, answer: Any) -> bool:
+    """Whether `answer` is that of row `number`."""
+    return bool(answer == answer_to(f"#{number}"))
