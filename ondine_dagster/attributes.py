@@ -1,6 +1,6 @@
 """What may be written in YAML for a prompt, an output and a step, and what becomes of it.
 
-Prompts and outputs are passed on as they are written, because braces in them are the model's business; in an output, a
+Prompts and outputs are passed on as they are written, because braces in them are the model's business; elsewhere, a
 text that is nothing but `{{ ... }}` is a template of Dagster's.
 """
 
@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Example, Prompt
 
-__all__ = ["Fields", "OpFields", "ResolvedOutput", "ResolvedPrompt", "fill"]
+__all__ = ["Fields", "OpFields", "ResolvedCleaning", "ResolvedOutput", "ResolvedPrompt", "ResolvedSanitizer", "fill"]
 
 
 class Fields(dg.Model):
@@ -136,6 +136,46 @@ ResolvedOutput: TypeAlias = Annotated[
         "regular expression with named groups, the name of one free-text column, or a template variable that is a "
         "Pydantic model.",
         examples=[{"sentiment": {"type": "string", "enum": ["positive", "negative"]}, "topic": "string"}, "summary"],
+    ),
+]
+
+# -- what is done to rows before they are asked about --------------------------------------------------------------
+
+
+class SanitizerFields(Fields):
+    """The arguments of a `Sanitizer`."""
+
+    mode: Literal["redact", "placeholder", "hash"] = Field("redact", description="What stands in the place of a find.")
+    rules: list[str] = Field(default=[], description="Names of the built-in rules to use; by default all.")
+    patterns: dict[str, str] = Field(default={}, description="Rules of your own: a name and a regular expression.")
+    salt: str | None = Field(None, description="For 'hash': a secret, as in '{{ env.SALT }}'.")
+
+
+def _resolve_sanitizer(context: dg.ResolutionContext, value: str | SanitizerFields) -> Any:
+    return fill(context, value if isinstance(value, str) else value.model_dump(exclude_unset=True))
+
+
+ResolvedCleaning: TypeAlias = Annotated[
+    Any,  # steps may be functions
+    dg.Resolver(
+        fill,
+        model_field_type=str | list[str | dict[str, Any]],
+        inject_before_resolve=False,
+        description="Steps that clean the texts of a row before it is asked about, in order; the stored columns stay "
+        "as they are.",
+        examples=[["html", "whitespace", {"truncate": 500}]],
+    ),
+]
+ResolvedSanitizer: TypeAlias = Annotated[
+    Any,  # in Python also a `Sanitizer`
+    dg.Resolver(
+        _resolve_sanitizer,
+        model_field_type=str | SanitizerFields,
+        inject_before_resolve=False,
+        description="What stands for the personal data and secrets of a row when it is asked about: 'redact' "
+        "([EMAIL]), 'placeholder' (<EMAIL_1>, given back in its answer), or a mapping of mode, rules, patterns, "
+        "and salt.",
+        examples=["redact", {"mode": "placeholder", "patterns": {"TICKET": "T-[0-9]{4}"}}],
     ),
 ]
 

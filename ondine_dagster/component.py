@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ondine_core.errors import ConfigError
 from ondine_dagster.assets import llm_asset
-from ondine_dagster.attributes import OpFields, ResolvedOutput, ResolvedPrompt
+from ondine_dagster.attributes import OpFields, ResolvedCleaning, ResolvedOutput, ResolvedPrompt, ResolvedSanitizer
 from ondine_dagster.check_attributes import ResolvedChecks
 from ondine_dagster.own_model import ResolvedLLM, check_key
 from ondine_dagster.planning import OnRowError
@@ -53,6 +53,8 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     upstream: Annotated[dg.ResolvedAssetKey, _said("Key of the asset that has the rows.")]
     prompt: ResolvedPrompt
     output: ResolvedOutput
+    clean: ResolvedCleaning = ()
+    sanitize: ResolvedSanitizer = None
     llm: ResolvedLLM = None
     resource_key: Annotated[
         str | None, _said("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given.")

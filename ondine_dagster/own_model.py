@@ -34,6 +34,8 @@ ModelFields = create_model(  # type: ignore[call-overload]
     },
 )
 _TEXTS = {name for name, field in LLMResource.model_fields.items() if field.annotation in (str, str | None)}
+_READ_LATE = {*_TEXTS, "settings", "observers"}
+"""The fields in which a variable of the environment is read when a step starts."""
 
 
 def _resolve_llm(context: dg.ResolutionContext, value: Any) -> LLMResource:
@@ -41,7 +43,7 @@ def _resolve_llm(context: dg.ResolutionContext, value: Any) -> LLMResource:
         llm: Any = _named(value) or context.resolve_value(value)
         return llm if isinstance(llm, LLMResource) else LLMResource(model=llm)
     given = {
-        name: _settle(context.at_path(name), part, as_it_runs=name in _TEXTS or name == "settings")
+        name: _settle(context.at_path(name), part, as_it_runs=name in _READ_LATE)
         for name, part in value.model_dump(exclude_unset=True).items()
     }
     return LLMResource(**given)

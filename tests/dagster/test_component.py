@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
 ]
 
-TICKETS = pd.DataFrame({"id": [1, 2, 3], "body": ["I love it", "It broke", "It is blue"]})
+TICKETS = pd.DataFrame({"id": [1, 2, 3], "body": ["I love it", "It broke", "T-1234 of <i>me@shop.example</i> is blue"]})
 PROMPT = "Classify this ticket.\nTicket: {body}"
 OUTPUT = {"mood": {"type": "string", "enum": ["good", "bad"]}, "topic": "string"}
 LABELS = {"asset": {"key": "labels"}, "upstream": "tickets", "prompt": PROMPT, "output": OUTPUT}
@@ -205,6 +205,10 @@ def test_every_argument_of_the_decorator_is_an_attribute() -> None:
         {"on_row_error": "raise"},
         {"max_error_rate": 0.1},
         {"max_cost_usd": 5},
+        {"clean": ["html", {"truncate": {"max_tokens": 12, "mark": "."}}]},
+        {"clean": "html", "sanitize": "redact"},
+        {"sanitize": {"mode": "placeholder", "rules": ["email"], "patterns": {"TICKET": r"T-\d{4}"}}},
+        {"sanitize": {"mode": "hash", "salt": "sixteen letters or more"}},
     ],
     ids=str,
 )
