@@ -122,7 +122,7 @@ class RunEnded(NamedTuple):
     Args:
         at: When.
         run: Which.
-        progress: What it came to; equal to the report's, where there is a report. `None` if it ended before it began.
+        progress: What it came to, as the report has it, where there is one. `None` if it ended before it began.
         error_type: What ended it early, as in `CallEnded`; `None` if it came to its end.
         error: The same in words.
     """

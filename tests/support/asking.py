@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
-from ondine_core import Call, ChatModel, ModelSpec, Options, Policy, Reply, Report, RetryPolicy, enrich_sync
+from ondine_core import Call, ChatModel, ModelSpec, Options, Policy, Prompt, Reply, Report, RetryPolicy, enrich_sync
 from ondine_core.providers import connect
 from ondine_core.values import Message
-from tests.support.provider import Provider
+from tests.support.provider import Provider, echo
 
 PROMPT = "Repeat: {text}"
 QUICK = RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01, longest_outage_s=1.0)
@@ -37,12 +38,21 @@ def texts(count: int) -> dict[str, list[str]]:
     return {"text": [f"row {number}" for number in range(count)]}
 
 
+def echo_each(prompt: str) -> Any:
+    """The answer of a provider to `PROMPT`, whether the row is alone in its call or one of many."""
+    if not prompt.startswith("["):
+        return echo(prompt)
+    return {"answers": [{"id": row["id"], "answer": row["x"]} for row in json.loads(prompt)]}
+
+
 def options(store: str | Path = ":memory:", **policy: Any) -> Options:
     """Options with short pauses and eight calls at once, unless `policy` says otherwise."""
     return Options(store=store, policy=Policy(**{"retry": QUICK, "max_concurrency": 8, **policy}))
 
 
-def ask(provider: Provider, table: Any, chosen: Options | None = None, prompt: str = PROMPT, **spec: Any) -> Report:
+def ask(
+    provider: Provider, table: Any, chosen: Options | None = None, prompt: str | Prompt = PROMPT, **spec: Any
+) -> Report:
     """Ask the provider about each row of a table with a column `text`."""
     model = ModelSpec("openai_compatible/m", base_url=provider.base_url, **spec)
     return enrich_sync(table, prompt=prompt, output={"answer": "string"}, model=model, options=chosen or options())

@@ -1,0 +1,425 @@
+"""The stream of events: what it says agrees with the report, and no observer can harm the run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ondine_core import (
+    ConfigError,
+    ModelSpec,
+    Options,
+    Price,
+    Progress,
+    Prompt,
+    ProviderError,
+    Rates,
+    RefusedError,
+    Report,
+    ScriptedModel,
+    TransientError,
+    Usage,
+    enrich,
+    enrich_sync,
+)
+from ondine_core.telemetry import (
+    BatchEnded,
+    Booked,
+    CallEnded,
+    Event,
+    Held,
+    Observer,
+    Progressed,
+    Retried,
+    RowsFailed,
+    Run,
+    RunEnded,
+    RunStarted,
+    register_observer,
+)
+from ondine_core.telemetry.stream import Opened, Stream
+from ondine_core.values import Origin
+from tests.support.asking import PROMPT, ask, echo_each, options, texts
+from tests.support.provider import Provider, error, first, matching, refusal, status
+
+E = TypeVar("E")
+PRICE = Price(Decimal("0.000001"), Decimal("0.000002"), Decimal("0.0000005"))
+
+
+def watched(provider: Provider, table: Any, batch_size: int = 1, **chosen: Any) -> tuple[Report, list[Event]]:
+    """The report of a run, and all its events."""
+    seen: list[Event] = []
+    base = replace(options(batch_size=batch_size), price=PRICE, observers=(seen.append,))
+    return ask(provider, table, replace(base, **chosen), max_output_tokens=2000), seen
+
+
+def of(kind: type[E], events: list[Event]) -> list[E]:
+    """The events of one kind."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def counted(what: RunEnded | Report) -> Progress:
+    """What a run came to, but for the microseconds between its last event and its report."""
+    assert what.progress is not None
+    return replace(what.progress, elapsed_s=0.0)
+
+
+# -- what is told --------------------------------------------------------------------------------------------------
+
+FAULTS = st.sampled_from(
+    [
+        None,
+        None,
+        TransientError("busy", kind="overloaded"),
+        TransientError("gone", cost_unknown=True),
+        RefusedError("no"),
+        RefusedError("no, and it costs", usage=Usage(7, 2, 3)),
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(FAULTS, max_size=12), st.integers(1, 12))
+def test_events_add_up_to_the_report(faults: list[ProviderError | None], rows: int) -> None:
+    """Calls, tokens, dollars and failed rows: the sums over events are the report's, whatever befalls the calls."""
+    seen: list[Event] = []
+    chosen = replace(options(), price=PRICE, observers=(seen.append,))
+    table = {"text": [f"row {number // 2}" for number in range(rows)]}
+    model = ScriptedModel(lambda text: {"answer": text}, faults=faults)
+    report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
+    calls, batches = of(CallEnded, seen), of(BatchEnded, seen)
+    assert isinstance(seen[0], RunStarted)
+    assert isinstance(seen[-1], RunEnded)
+    assert counted(seen[-1]) == counted(report)
+    assert len(calls) == report.spend.calls
+    assert sum((call.usage for call in calls if call.usage), Usage()) == report.spend.usage
+    assert sum((call.usd for call in calls if call.usd), Decimal(0)) == report.spend.usd
+    assert sum(event.rows for event in of(RowsFailed, seen)) == report.progress.rows_failed
+    assert sum(batch.answered + batch.failed for batch in batches) == report.prompts
+    assert len({batch.batch.number for batch in batches}) == len(batches)
+    assert {call.batch.number for call in calls} == {batch.batch.number for batch in batches}
+    assert len(calls) == len(batches) + len(of(Retried, seen))
+
+
+def test_every_event_says_whose_it_is() -> None:
+    """Run, asset, partition, model, server and what the provider calls the call are at hand in every call's event."""
+    origin = Origin("run-1", "labels", "2026-01-01")
+    with Provider(echo_each) as provider:
+        _, seen = watched(provider, texts(5), batch_size=5, origin=origin)
+        port = int(provider.base_url.split(":")[2].removesuffix("/v1"))
+    (call,) = of(CallEnded, seen)
+    assert call.batch.run.origin == call.sent.origin == origin
+    assert (call.batch.endpoint.provider, call.batch.endpoint.model) == ("openai_compatible", "m")
+    assert (call.batch.endpoint.address, call.batch.endpoint.port) == ("127.0.0.1", port)
+    assert (call.batch.prompts, call.sent.stage, call.finish_reason, call.request_id) == (5, "ask", "stop", "req-1")
+    assert call.model == "m"
+    assert 0 < call.duration_s < 5
+
+
+def test_waits_and_repetitions_are_told() -> None:
+    """A hold and a booking for every call that leaves, and every call that is made again, with what it failed for."""
+    with Provider(fault=first(2, status(503))) as provider:
+        report, seen = watched(provider, texts(1), max_cost_usd=1, rates=Rates(60_000))
+    assert report.failures == {}
+    assert [call.error_type for call in of(CallEnded, seen)] == ["overloaded", "overloaded", None]
+    assert [retry.attempt for retry in of(Retried, seen)] == [2, 3]
+    assert len(of(Held, seen)) == len(of(Booked, seen)) == 3
+    assert all(held.usd > 0 for held in of(Held, seen))
+
+
+def test_failures_are_told_with_their_reason() -> None:
+    """Rows that the model refuses, and those without a prompt, each with the batch that it was in, if any."""
+    seen: list[Event] = []
+    with Provider(fault=matching("BAD", refusal)) as provider:
+        prompt = Prompt("{{ text.upper() }}", syntax="jinja2")
+        chosen = replace(options(), observers=(seen.append,))
+        report = ask(provider, {"text": ["good", "bad", "bad", 3]}, chosen, prompt)
+    told = {(event.reason, event.rows, event.batch is not None) for event in of(RowsFailed, seen)}
+    assert told == {("refused", 2, True), ("prompt", 1, False)}
+    assert report.progress.rows_failed == 3
+
+
+def test_a_run_with_a_fallback_is_one_run() -> None:
+    """It begins once and ends once, numbers its batches through, and says of each call who was asked."""
+    seen: list[Event] = []
+    with Provider(fault=status(401)) as broken, Provider() as sound:
+        fallback = ModelSpec("openai_compatible/other", base_url=sound.base_url)
+        chosen = replace(options(), fallbacks=(fallback,), observers=(seen.append,))
+        report = ask(broken, texts(3), chosen)
+    assert report.failures == {}
+    assert len(of(RunStarted, seen)) == len(of(RunEnded, seen)) == 1
+    assert {call.batch.endpoint.model for call in of(CallEnded, seen) if call.error_type is None} == {"other"}
+    assert {call.error_type for call in of(CallEnded, seen) if call.batch.endpoint.model == "m"} == {"fatal"}
+    assert counted(of(RunEnded, seen)[0]) == counted(report)
+
+
+def test_what_was_said_is_told_only_to_who_asks() -> None:
+    """Of two observers of one run, the one that wants contents gets them, the other none."""
+    plain: list[Event] = []
+
+    class Curious:
+        content = True
+
+        def __init__(self) -> None:
+            self.seen: list[Event] = []
+
+        def __call__(self, event: Event) -> None:
+            self.seen.append(event)
+
+    curious = Curious()
+    with Provider() as provider:
+        ask(provider, texts(1), replace(options(), observers=(plain.append, curious)))
+    (call,) = of(CallEnded, curious.seen)
+    assert call.content is not None
+    assert "row 0" in call.content.messages[-1].content
+    assert "row 0" in str(call.content.text)
+    assert "row 0" not in repr(plain)
+
+
+def test_no_event_has_the_key() -> None:
+    """Not even where the provider repeats it in its complaint."""
+    key, seen = "sentinel-5up3r-53cr3t", list[Event]()
+    with Provider(fault=error(401, f"Incorrect API key provided: {key}.")) as provider, pytest.raises(ProviderError):
+        ask(provider, texts(1), replace(options(), observers=(seen.append,)), api_key=key)
+    assert of(RunEnded, seen)[0].error_type == "fatal"
+    assert key not in repr(seen)
+
+
+# -- observers that misbehave --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_nobody_observes_has_no_threads_for_it() -> None:
+    """It makes no events and starts nothing."""
+    threads: list[str] = []
+    with Provider() as provider:
+        chosen = replace(options(), on_progress=lambda _: threads.extend(t.name for t in threading.enumerate()))
+        ask(provider, texts(3), chosen)
+    assert threads
+    assert not [name for name in threads if "observer" in name]
+
+
+def test_an_observer_that_fails_is_told_of_once_and_stops_nobody() -> None:
+    """The run goes on, other observers see everything, and the end says how often it failed; not with what text."""
+    seen: list[Event] = []
+    trouble: list[str] = []
+
+    def fail(event: Event) -> None:
+        raise ValueError(f"a secret {event!r}")
+
+    with Provider() as provider:
+        chosen = replace(options(), observers=(fail, seen.append), on_trouble=trouble.append)
+        report = ask(provider, texts(10), chosen)
+    assert report.failures == {}
+    assert len(of(CallEnded, seen)) == 10
+    assert len(trouble) == 2
+    assert "failed with ValueError" in trouble[0]
+    assert f"failed on {len(seen)} of {len(seen)} events" in trouble[1]
+    assert "secret" not in "".join(trouble)
+
+
+def test_an_observer_that_waits_does_not_hold_the_run() -> None:
+    """Every row is answered while the observer still waits at its first event; it gets all of them afterwards."""
+    done, seen = threading.Event(), list[Event]()
+
+    def wait(event: Event) -> None:
+        assert done.wait(30)
+        seen.append(event)
+
+    def finish(progress: Any) -> None:
+        if progress.rows_done == progress.rows_total:
+            done.set()
+
+    with Provider() as provider:
+        ask(provider, texts(20), replace(options(), observers=(wait,), on_progress=finish))
+    assert len(of(CallEnded, seen)) == 20
+
+
+def test_what_does_not_fit_is_dropped_and_counted() -> None:
+    """A buffer never grows beyond its capacity; what was missed is told to the event."""
+    go, seen, trouble = threading.Event(), list[Event](), list[str]()
+    run = Run(Origin("r"), "m", 1)
+
+    def slow(event: Event) -> None:
+        go.wait(30)
+        seen.append(event)
+
+    stream = Stream([Opened("slow", slow, owned=False)], trouble.append, capacity=10)
+    stream.emit(RunStarted(0.0, run))
+    time.sleep(0.3)  # it has taken the first by now, and waits
+    for _ in range(50):
+        stream.emit(RunStarted(1.0, run))
+    go.set()
+    stream.close(10)
+    assert len(seen) == 11
+    assert trouble == ["The observer 'slow' was too slow and missed 40 of 51 events."]
+
+
+def test_an_observer_that_never_returns_is_left_behind() -> None:
+    """Closing takes as long as it may and not longer; events that nobody saw are counted."""
+    never, trouble = threading.Event(), list[str]()
+    stream = Stream([Opened("stuck", lambda _: never.wait(30), owned=False)], trouble.append)
+    for _ in range(3):
+        stream.emit(RunStarted(0.0, Run(Origin("r"), "m", 1)))
+    began = time.monotonic()
+    stream.close(0.4)
+    assert 0.3 < time.monotonic() - began < 2
+    assert "missed 2 of 3 events" in trouble[0]
+    never.set()
+
+
+def test_an_interrupt_waits_less_than_a_second_for_observers() -> None:
+    """A run that is cancelled tells so and ends, although an observer never returns."""
+    never, seen = threading.Event(), list[Event]()
+
+    async def main() -> float:
+        model = ScriptedModel({"": {"answer": "x"}}, latency_s=60)
+        chosen = replace(options(), observers=(seen.append, lambda _: never.wait(30)))
+        asking = enrich(texts(2), prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
+        task = asyncio.create_task(asking)
+        await asyncio.sleep(0.3)  # both calls are under way
+        task.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < 1.5
+    assert of(RunEnded, seen)[0].error_type == "cancelled"
+    assert {call.error_type for call in of(CallEnded, seen)} == {"cancelled"}
+    never.set()
+
+
+def test_an_observer_is_told_of_what_it_wants_only() -> None:
+    """`wants` names the kinds of events."""
+
+    class Ends:
+        wants = frozenset({RunEnded})
+
+        def __init__(self) -> None:
+            self.seen: list[Event] = []
+
+        def __call__(self, event: Event) -> None:
+            self.seen.append(event)
+
+    ends = Ends()
+    with Provider() as provider:
+        ask(provider, texts(3), replace(options(), observers=(ends,)))
+    assert [type(event) for event in ends.seen] == [RunEnded]
+
+
+def test_progress_is_told_twice_a_second_at_most() -> None:
+    """However many batches a run has."""
+    with Provider() as provider:
+        report, seen = watched(provider, texts(200))
+    assert 1 <= len(of(Progressed, seen)) <= 2 * report.progress.elapsed_s + 2
+
+
+# -- observers by name ---------------------------------------------------------------------------------------------
+
+
+def test_an_observer_of_ones_own_by_decorator() -> None:
+    """It is opened with its options, sees the run, and is closed once after the last event."""
+    said: list[str] = []
+
+    class Mine:
+        def __init__(self, prefix: str) -> None:
+            self._prefix = prefix
+
+        def __call__(self, event: Event) -> None:
+            said.append(f"{self._prefix}{type(event).__name__}")
+
+        def close(self, timeout_s: float) -> None:
+            said.append(f"closed within {timeout_s:.0f}")
+
+    @register_observer("mine")
+    def open_mine(*, prefix: str = "") -> Observer:
+        return Mine(prefix)
+
+    with Provider() as provider:
+        ask(provider, texts(1), replace(options(), observers=({"name": "mine", "prefix": "a "},)))
+    assert said[0] == "a RunStarted"
+    assert said[-2:] == ["a RunEnded", "closed within 5"]
+
+
+def test_an_observer_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an installed distribution announces as an entry point is found by its name."""
+    (tmp_path / "their_observer.py").write_text("seen = []\ndef open_theirs(*, to=None):\n    return seen.append\n")
+    about = tmp_path / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[ondine.observers]\ntheirs = their_observer:open_theirs\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Provider() as provider:
+        ask(provider, texts(1), replace(options(), observers=("theirs",)))
+    assert len(of(CallEnded, sys.modules["their_observer"].seen)) == 1
+
+
+@pytest.mark.parametrize(
+    ("observers", "said"),
+    [
+        (("opentelemetri",), "Did you mean 'opentelemetry'"),
+        (({"name": "prometheus", "gateway": "x"},), "'prometheus' has no option 'gateway'; it has 'push_gateway'"),
+        (({"level": "debug"},), "lacks a name"),
+        ((3,), "a int is no name"),
+        ("logging", "must be a sequence"),
+    ],
+)
+def test_what_names_no_observer_is_an_error_where_it_is_written(observers: Any, said: str) -> None:
+    """Not when the run starts."""
+    with pytest.raises(ConfigError, match=said):
+        Options(observers=observers)
+
+
+def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call() -> None:
+    """And those that were opened before it are closed."""
+    closed: list[float] = []
+
+    class Closing:
+        def __call__(self, event: Event) -> None: ...
+
+        def close(self, timeout_s: float) -> None:
+            closed.append(timeout_s)
+
+    @register_observer("closing")
+    def open_closing() -> Observer:
+        return Closing()
+
+    @register_observer("broken")
+    def open_broken() -> Observer:
+        raise ConfigError("There is no such place.")
+
+    with Provider() as provider, pytest.raises(ConfigError, match="no such place"):
+        ask(provider, texts(1), replace(options(), observers=("closing", "broken")))
+    assert provider.books.requests == []
+    assert closed == [0.0]
+
+
+def test_two_runs_may_share_an_observer() -> None:
+    """Their events are told apart by their runs."""
+    seen: list[Event] = []
+
+    async def main() -> tuple[Report, ...]:
+        def run(rows: int) -> Any:
+            model = ScriptedModel({"": {"answer": "x"}}, latency_s=0.01, name=f"{rows}")
+            chosen = replace(options(), observers=(seen.append,))
+            return enrich(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
+
+        return tuple(await asyncio.gather(run(3), run(5)))
+
+    asyncio.run(main())
+    calls: Mapping[int, int] = {
+        run.rows: sum(call.batch.run is run for call in of(CallEnded, seen))
+        for run in (event.run for event in of(RunStarted, seen))
+    }
+    assert calls == {3: 3, 5: 5}
