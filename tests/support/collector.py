@@ -134,11 +134,11 @@ class Collector:
                     found |= {metric.name: metric for metric in of_scope.metrics}
         return found
 
-    def total(self, name: str, **wanted: str) -> float:
-        """The sum over a counter, or a histogram's values, of the series with these attributes (`_` for `.`)."""
+    def total(self, name: str, wanted: Mapping[str, str] | None = None) -> float:
+        """The sum over a counter, or a histogram's values, of the series with these attributes."""
         metric = self.metrics()[name]
-        counts = [point for point in metric.sum.data_points if _matches(plain(point.attributes), wanted)]
-        spread = [point for point in metric.histogram.data_points if _matches(plain(point.attributes), wanted)]
+        counts = [point for point in metric.sum.data_points if _matches(point, wanted)]
+        spread = [point for point in metric.histogram.data_points if _matches(point, wanted)]
         return sum(point.as_double or point.as_int for point in counts) + sum(point.sum for point in spread)
 
     def pushed(self) -> dict[str, float]:
@@ -169,9 +169,8 @@ def _value(value: AnyValue) -> Any:
     return getattr(value, kind) if kind else None
 
 
-def _matches(attributes: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
-    spelled = {key.replace(".", "_"): value for key, value in attributes.items()}
-    return all(spelled.get(key) == value for key, value in wanted.items())
+def _matches(point: Any, wanted: Mapping[str, str] | None) -> bool:
+    return not wanted or wanted.items() <= plain(point.attributes).items()
 
 
 def _spans(message: ExportTraceServiceRequest) -> Iterator[Span]:
