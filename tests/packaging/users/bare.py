@@ -1,0 +1,20 @@
+"""What somebody has who installed the wheel and nothing else: no Dagster project, no data frames."""
+
+import importlib.util
+
+from ondine_core import Options, ScriptedModel, enrich_sync
+
+for absent in ("pandas", "polars", "pyarrow", "pytest"):
+    assert importlib.util.find_spec(absent) is None, absent
+
+model = ScriptedModel({"love": {"mood": "good"}, "": {"mood": "bad"}})
+for calls in (2, 2):  # the second time nothing is asked
+    report = enrich_sync(
+        [{"review": "I love it"}, {"review": "It broke"}, {"review": "I love it"}],
+        prompt="Which mood?\nReview: {review}",
+        output={"mood": {"type": "string", "enum": ["good", "bad"]}},
+        model=model,
+        options=Options(store="answers.db"),
+    )
+    assert report.column("mood") == ["good", "bad", "good"]
+    assert len(model.calls) == calls
