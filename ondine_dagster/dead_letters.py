@@ -16,6 +16,7 @@ import dagster as dg
 from ondine_core.errors import ConfigError
 from ondine_core.report import Report
 from ondine_core.schema import Column
+from ondine_core.values import Failure
 from ondine_dagster.checks import Check
 from ondine_dagster.judging import check_specs, split_checks
 from ondine_dagster.report import lineage
@@ -90,11 +91,12 @@ def define(
     return decorate(compute)
 
 
-def letters(
+def letters(  # noqa: PLR0913  (one caller)
     context: dg.AssetExecutionContext,
     rows: Any,
     report: Report,
     *,
+    lengths: Mapping[str, int],
     upstream: Mapping[dg.AssetKey, Sequence[str]],
     results: Sequence[dg.AssetCheckResult],
 ) -> dg.MaterializeResult[Any]:
@@ -104,26 +106,43 @@ def letters(
         context: The step's.
         rows: The frame that was asked about.
         report: One outcome a row of it.
+        lengths: Rows of each partition, if there are several.
         upstream: Column names by upstream asset.
         results: Of the checks about failed rows.
     """
     table, names = failed_rows(rows, report), names_of(rows)
-    found = Counter(failure.reason for failure in report.outcomes.failures() if failure)
+    failures = list(report.outcomes.failures())
     added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
-    metadata: dict[str, Any] = {
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": found.total(),
+    key = failed_key(context.asset_key_for_output())
+    metadata = {
+        **_figures(failures),
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, added, ""),
         "dagster/column_lineage": lineage(names, (), (), upstream),
-        "ondine/rows_failed": found.total(),
-        "ondine/error_rate": round(report.error_rate, 6),
-        **{f"ondine/rows_{reason}": count for reason, count in found.items()},
     }
-    # Rows with the same prompt share one failure.
-    costs = [failure.cost_usd for failure in {id(one): one for one in report.outcomes.failures() if one}.values()]
-    if None not in costs:
-        metadata["ondine/cost_usd"] = float(sum(filter(None, costs), Decimal(0)))
-    key = failed_key(context.asset_key_for_output())
+    start = 0
+    for partition, length in lengths.items():
+        share = _figures(failures[start : start + length])
+        share["dagster/partition_row_count"] = share["ondine/rows_failed"]
+        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+        start += length
     return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+
+
+def _figures(failures: Sequence[Failure | None]) -> dict[str, Any]:
+    """How many rows failed, why, and what that cost."""
+    # Rows with the same prompt share one failure.
+    unique = {id(failure): failure for failure in failures if failure is not None}
+    reasons = Counter(failure.reason for failure in failures if failure is not None)
+    figures: dict[str, Any] = {
+        "ondine/rows_failed": reasons.total(),
+        "ondine/error_rate": round(reasons.total() / max(1, len(failures)), 6),
+        **{f"ondine/rows_{reason}": count for reason, count in reasons.items()},
+    }
+    costs = [failure.cost_usd for failure in unique.values()]
+    if None not in costs:
+        figures["ondine/cost_usd"] = float(sum(filter(None, costs), Decimal(0)))
+    return figures
 
 
 def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, **arguments: Any) -> Any:

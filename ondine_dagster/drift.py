@@ -7,7 +7,7 @@ not a check asks for them: a check that is added later has something to compare 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ import dagster as dg
 
 from ondine_core.values import Json
 
-__all__ = ["DISTRIBUTION", "Before", "Counts", "count", "distance", "distance_by_chance", "find_before", "to_metadata"]
+__all__ = ["DISTRIBUTION", "Before", "Counts", "distance", "distance_by_chance", "find_before", "to_metadata"]
 
 DISTRIBUTION = "ondine/distribution"
 """Key of the metadata: `{column: [[value, rows], ...]}`."""
@@ -34,11 +34,6 @@ class Before:
 
     counts: Counts
     name: str
-
-
-def count(columns: Mapping[str, Sequence[Any]]) -> dict[str, Counter[Json]]:
-    """Rows by value, for each column."""
-    return {name: Counter(values) for name, values in columns.items()}
 
 
 def to_metadata(counts: Mapping[str, Counter[Json]]) -> dict[str, dg.MetadataValue[Any]]:

@@ -7,23 +7,23 @@ one is what the asset shows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 
 from ondine_core.question import Question
-from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_dagster.checks import Check, CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
-from ondine_dagster.drift import Before, Counts, count, distance, distance_by_chance, find_before
+from ondine_dagster.drift import Before, Counts, distance, distance_by_chance, find_before
 from ondine_dagster.fitting import closed_columns, columns_of
 from ondine_dagster.golden import Ask, Verdict, judge_golden
 from ondine_dagster.scores import as_label, shown
 
-__all__ = ["Evidence", "check_results", "check_specs", "collect", "golden_inputs", "split_checks"]
+__all__ = ["Evidence", "check_results", "check_specs", "collect", "count_values", "golden_inputs", "split_checks"]
 
 _VALUES_SHOWN = 20
 
@@ -35,14 +35,28 @@ class Evidence:
     Args:
         question: What was asked.
         report: What came of it.
-        answered: Output columns of the rows that were answered.
-        counts: Rows by value, of the columns with a closed set of values.
+        values: The output columns, failed rows among them.
+        there: Whether each row was answered.
     """
 
     question: Question
     report: Report
-    answered: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    counts: Mapping[str, Counter[Any]] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    there: Sequence[bool] = ()
+
+    def answered(self, column: str, rows: slice = slice(None)) -> Iterator[Any]:
+        """The values of an output column in those of `rows` that were answered."""
+        return compress(self.values[column][rows], self.there[rows])
+
+
+def collect(question: Question, report: Report, values: Mapping[str, Sequence[Any]]) -> Evidence:
+    """What there is to look at: the output columns `values`, and in which rows they are answers."""
+    return Evidence(question, report, values, [failure is None for failure in report.outcomes.failures()])
+
+
+def count_values(evidence: Evidence, rows: slice = slice(None)) -> dict[str, Counter[Any]]:
+    """Answered rows by value, among `rows`, of the columns with a closed set of values."""
+    return {name: Counter(evidence.answered(name, rows)) for name in closed_columns(evidence.question)}
 
 
 def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
@@ -55,22 +69,8 @@ def check_specs(checks: Mapping[str, Check], asset: dg.AssetKey) -> list[dg.Asse
 
 def golden_inputs(checks: Mapping[str, Check]) -> dict[str, dg.AssetKey]:
     """The inputs that labelled rows come by, and their assets."""
-    keys = {check.upstream: None for check in checks.values() if isinstance(check, GoldenCheck) and check.upstream}
-    return {f"labelled_rows_{number}": key for number, key in enumerate(keys, 1)}
-
-
-def collect(checks: Mapping[str, Check], question: Question, report: Report, table: Any) -> Evidence:
-    """What there is to look at in `table`, the enriched rows, for `checks` and for those of later materializations."""
-    closed = closed_columns(question)
-    asked = [columns_of(check, question) for check in checks.values() if isinstance(check, NullRateCheck)]
-    _, rows, columns = read(table, list(closed | dict.fromkeys(name for names in asked for name in names)))
-    if report.progress.rows_failed and rows == len(report.outcomes):  # otherwise they have been dropped
-        there = [failure is None for failure in report.outcomes.failures()]
-        columns = {
-            name: [value for value, answered in zip(values, there, strict=True) if answered]
-            for name, values in columns.items()
-        }
-    return Evidence(question, report, columns, count({name: columns[name] for name in closed}))
+    keys = [check.upstream for check in checks.values() if isinstance(check, GoldenCheck)]
+    return {f"labelled_rows_of_{key.to_python_identifier()}": key for key in keys if key is not None}
 
 
 def split_checks(checks: Mapping[str, Check]) -> tuple[dict[str, Check], dict[str, Check]]:
@@ -106,7 +106,8 @@ def check_results(  # noqa: PLR0913  (by keyword)
                 rows = check.rows if check.upstream is None else inputs[check.upstream]
                 verdict = judge_golden(check, rows, evidence.question, ask)
             case DriftCheck():
-                verdict = _judge_drift(check, evidence.counts[check.column], find_before(context, check.column))
+                now = Counter(evidence.answered(check.column))
+                verdict = _judge_drift(check, now, find_before(context, check.column))
             case _:
                 verdict = _judge(check, evidence)
         results.append(_result(name, check, verdict, asset))
@@ -146,7 +147,7 @@ def _judge(check: ErrorRateCheck | NullRateCheck | CostPerRowCheck, evidence: Ev
             said = f"{progress.rows_failed:,} of {progress.rows_total:,} rows failed."
             return rate <= most, said, {"ondine/error_rate": round(rate, 6), "ondine/rows_failed": progress.rows_failed}
         case NullRateCheck(max_rate=most):
-            nulls = {name: _null_rate(evidence.answered[name]) for name in columns_of(check, evidence.question)}
+            nulls = {name: _null_rate(list(evidence.answered(name))) for name in columns_of(check, evidence.question)}
             worst = max(nulls, key=nulls.__getitem__)
             said = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
             metadata = {"ondine/null_rate": round(nulls[worst], 6)}

@@ -21,7 +21,7 @@ from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
-from ondine_dagster.judging import Evidence, check_results, collect, split_checks
+from ondine_dagster.judging import Evidence, check_results, collect, count_values, split_checks
 from ondine_dagster.partitions import joined, rows_by_partition
 from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
 from ondine_dagster.plots import distributions
@@ -92,7 +92,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         chosen = _selected(context, failed_key(key), about)
         results = check_results(chosen, Evidence(question, report), context, asset=failed_key(key), ask=ask)
         if failed_key(key) in context.selected_asset_keys:
-            yield letters(context, rows, report, upstream=upstream, results=results)
+            yield letters(context, rows, report, lengths=lengths, upstream=upstream, results=results)
         else:
             yield from results
     checks = _selected(context, key, checks)
@@ -107,7 +107,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     outputs = [column.name for column in columns]
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
     shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
-    evidence = collect(checks, question, report, table)
+    evidence = collect(question, report, report.values(as_kept=True))
     first = shown_rows(
         rows,
         table,
@@ -117,7 +117,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         error_column=enrichment.error_column,
         drop=enrichment.on_row_error == "drop",
     )
-    picture = distributions(report.values(as_kept=True))
+    picture = distributions(evidence.values)
     figures = run_metadata(report, question.model)
     metadata = {
         "ondine/preview": dg.MetadataValue.md(first),
@@ -126,13 +126,13 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
-        **to_metadata(evidence.counts),
+        **to_metadata(count_values(evidence)),
     }
     results = check_results(checks, evidence, context, asset=key, ask=ask, labelled=labelled)
     if key not in context.selected_asset_keys:
         yield from results
         return
-    _share_out(context, key, figures, report, lengths)
+    _share_out(context, figures, lengths, evidence)
     yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
 
 
@@ -190,19 +190,16 @@ def _rehearse(context: dg.AssetExecutionContext, rows: Any, todo: Plan, watch: W
 
 
 def _share_out(
-    context: dg.AssetExecutionContext,
-    key: dg.AssetKey,
-    figures: Mapping[str, Any],
-    report: Report,
-    lengths: Mapping[str, int],
+    context: dg.AssetExecutionContext, figures: Mapping[str, Any], lengths: Mapping[str, int], evidence: Evidence
 ) -> None:
     """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
     if len(lengths) < 2:  # noqa: PLR2004
         return
-    failed = [failure is not None for failure in report.outcomes.failures()]
-    start = 0
+    key, start = context.asset_key_for_output(), 0
     for partition, length in lengths.items():
-        share = share_of(figures, length, len(failed), sum(failed[start : start + length]))
+        rows = slice(start, start + length)
+        share = share_of(figures, length, len(evidence.there), length - sum(evidence.there[rows]))
+        share |= to_metadata(count_values(evidence, rows))
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
         start += length
 

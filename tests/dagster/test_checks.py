@@ -311,6 +311,43 @@ def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Pa
         assert "True The distance from 2026-01-01|de is 0" in drift_of(asset, key("2026-01-03", "de"), instance)
 
 
+def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> None:
+    """A range is one run; the day after it is compared with its last day, not with all of them."""
+
+    class Memory(dg.IOManager):
+        def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+            """Forget it."""
+
+        def load_input(self, context: dg.InputContext) -> Any:
+            """Nothing is loaded."""
+
+    @llm_asset(
+        prompt=PROMPT,
+        output=Mood,
+        partitions_def=DAYS,
+        failed_rows=True,
+        checks=[DriftCheck(column="mood", max_distance=0.1)],
+    )
+    def moods(context):  # noqa: ANN001, ANN202
+        texts = {"2026-01-01": ["good", "good"], "2026-01-02": ["bad", "junk"], "2026-01-03": ["bad"]}
+        return {key: pd.DataFrame({"review": texts[key]}) for key in context.partition_keys}
+
+    resources = {"llm": ScriptedModel(answer), "io_manager": Memory()}
+    job = dg.Definitions(assets=[moods], resources=resources).resolve_implicit_global_asset_job_def()
+    tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        first = job.execute_in_process(instance=instance, tags=tags)
+        made = [event.step_materialization_data.materialization for event in first.get_asset_materialization_events()]
+        found = {(one.asset_key.path[-1], one.partition): values(one.metadata) for one in made}
+        check = checks_of(job.execute_in_process(instance=instance, partition_key="2026-01-03"))["drift_mood"]
+    assert found["moods", "2026-01-01"]["ondine/distribution"]["mood"] == [["good", 2]]
+    assert found["moods", "2026-01-02"]["ondine/distribution"]["mood"] == [["bad", 1]]
+    failures = {day: figures["ondine/rows_failed"] for (name, day), figures in found.items() if name == "moods_failed"}
+    assert failures == {"2026-01-01": 0, "2026-01-02": 1}
+    assert check.passed
+    assert "from 2026-01-02 is 0" in str(check.description)
+
+
 # -- blocking --------------------------------------------------------------------------------------------------------
 
 

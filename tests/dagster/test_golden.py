@@ -190,6 +190,29 @@ def test_labelled_rows_from_upstream_are_an_input_and_nothing_more() -> None:
     assert lineage["mood"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
 
 
+def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
+    """To try other labels nothing is materialized and, with answers that are known, nothing asked."""
+
+    def labelled(name: str, label: str) -> dg.AssetsDefinition:
+        @dg.asset(name=name)
+        def rows() -> pd.DataFrame:
+            return pd.DataFrame({"review": ["good"], "mood": [label]})
+
+        return rows
+
+    upstream = [labelled("right", "good"), labelled("wrong", "bad")]
+    moods = moods_of("good", checks=[golden(rows="right", name="one"), golden(rows="wrong", name="two")])
+    llm = ScriptedModel(answer)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run(*upstream, moods, llm=llm, instance=instance)
+        calls = len(llm.calls)
+        only = dg.AssetSelection.checks(dg.AssetCheckKey(moods.key, "two"))
+        result = run(*upstream, moods, llm=llm, instance=instance, selection=only)
+    assert {name: check.passed for name, check in checks_of(result).items()} == {"two": False}
+    assert result.get_asset_materialization_events() == []
+    assert len(llm.calls) == calls == 1
+
+
 # -- when they cannot be asked ---------------------------------------------------------------------------------------
 
 
