@@ -172,10 +172,11 @@ class Asker:
         name, at, size = self._question.model.model, self._clock.now(), len(batch.items)
         share = None if usd is None else usd / size
         answers = tuple(
-            (key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in verdict.answers
+            [(key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in verdict.answers]
         )
-        for key, _ in answers:
-            part.paid.pop(key, None)
+        if part.paid:
+            for key, _ in answers:
+                part.paid.pop(key, None)
         for item in (item for owed in verdict.retry for item in owed.items):
             part.paid[item.key] = _sum(part.paid.get(item.key, Decimal(0)), share)
         failures = tuple((key, self._fail(batch, key, failure, share, part)) for key, failure in verdict.failures)

@@ -23,8 +23,9 @@ from ondine_core.pacing import Pacer
 __all__ = ["Gate", "Setting", "Throttle"]
 
 _START = 4
-_GROWTH, _GROWTH_A_SECOND = 0.25, 0.25
-"""Calls more for each answer, and for each second that it took: who is slow is asked seldom enough."""
+_GROWTH, _GROWTH_A_SECOND, _GROWTH_A_CALL = 0.25, 0.25, 1 / 128
+"""Calls more for each answer, for each second that it took (who is slow is asked seldom enough), and for each call that
+is allowed already (who takes many takes more)."""
 _STILL_S = 1.0
 """Calls at once that have not been raised for so long are not being raised."""
 _ROUND_S, _FIRST_RIDE_S, _LONGEST_RIDE_S = 0.2, 2.0, 40.0
@@ -149,7 +150,7 @@ class Throttle:
             self._recover(now)
         elif self._limit < self._most and now >= self._grow_at and self.in_flight + 1 >= self._limit / 2:
             before = self._limit
-            growth = min(1.0, _GROWTH + _GROWTH_A_SECOND * self._latency_s)
+            growth = min(1.0, _GROWTH + _GROWTH_A_SECOND * self._latency_s + _GROWTH_A_CALL * before)
             self._limit = min(self._most, before + (1 / before if self._overloaded_before else growth))
             self._grown_at, self._rising = now, self._rising and self._limit < self._most
             self._suspect.acquit()

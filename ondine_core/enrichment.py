@@ -20,6 +20,7 @@ from ondine_core.budget import Cap
 from ondine_core.cleaning import Clean
 from ondine_core.engine import run as ask_rows
 from ondine_core.errors import ConfigError
+from ondine_core.garbage import seldom_collected
 from ondine_core.lease import hold_lease
 from ondine_core.means import Terms, find_means
 from ondine_core.policy import Clock, Means, Policy
@@ -191,6 +192,7 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
     names, rows, columns = read(table, question.prompt.columns)
     check_columns(question, names)
     async with AsyncExitStack() as stack:
+        stack.enter_context(seldom_collected())
         store = open_options_store(options, stack)
         clock = options.clock
         if options.lease is not None:

@@ -29,7 +29,7 @@ CORE = (
     "json_schema schema question notations "
     "records batching batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency caps "
     "budget store processes lease policy means providers report telemetry errand calling sizes asking engine reading "
-    "thread enrichment estimate __init__ __main__"
+    "thread garbage enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "tables showing report resources spend config partitions plots checks scores fitting drift golden judging "

@@ -1,0 +1,45 @@
+"""Fewer searches for garbage while many calls are in flight.
+
+Python looks for unreachable cycles whenever some hundred containers more have been made than freed. A call in flight
+holds a few dozen until it is back, so with some hundred calls in flight that is all the time, and nothing is ever found:
+a fifth of the time that a row takes. What is freed without a search, nearly everything, is freed as before.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["seldom_collected"]
+
+_CONTAINERS = 20_000
+"""Some 256 calls in flight come and go with fewer; they take two megabytes."""
+
+
+class _Runs:
+    """How many runs want it so, and what held before the first of them."""
+
+    lock = threading.Lock()
+    count = 0
+    before = (0, 0, 0)
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Let the collector look at new containers less often, in the whole process, until no run wants it any more."""
+    with _Runs.lock:
+        if not _Runs.count:
+            _Runs.before = gc.get_threshold()
+            # 0 means never.
+            if 0 < _Runs.before[0] < _CONTAINERS:
+                gc.set_threshold(_CONTAINERS, *_Runs.before[1:])
+        _Runs.count += 1
+    try:
+        yield
+    finally:
+        with _Runs.lock:
+            _Runs.count -= 1
+            if not _Runs.count:
+                gc.set_threshold(*_Runs.before)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from ondine_core.garbage import seldom_collected
+
+
+@pytest.fixture(autouse=True)
+def threshold() -> Iterator[None]:
+    """As it was, after each test."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+def test_it_is_as_before_once_the_last_run_is_over() -> None:
+    """While a run goes on the collector looks seldom; after the last of several, in whatever order, as before."""
+    gc.set_threshold(700, 11, 12)
+    first, second = seldom_collected(), seldom_collected()
+    first.__enter__()
+    assert gc.get_threshold()[0] > 5_000
+    assert gc.get_threshold()[1:] == (11, 12)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert gc.get_threshold()[0] > 5_000
+    second.__exit__(None, None, None)
+    assert gc.get_threshold() == (700, 11, 12)
+
+
+@pytest.mark.parametrize("own", [0, 1_000_000])
+def test_who_wants_it_to_look_even_less_often_is_not_overruled(own: int) -> None:
+    """A collector that is switched off, or told to look less often still, stays so during a run and after an error."""
+    gc.set_threshold(own, 10, 10)
+    with pytest.raises(KeyError), seldom_collected():
+        assert gc.get_threshold() == (own, 10, 10)
+        raise KeyError
+    assert gc.get_threshold() == (own, 10, 10)
