@@ -1,0 +1,26 @@
+# What a contributor types. Arguments for pytest: make test ARGS="-k store"
+.PHONY: help test lint docs benchmark matrix
+
+python := .venv/bin/python
+
+help:       ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+test:       ## lint, types and the whole suite, as in CI; makes .venv first
+	python3 tests $(ARGS)
+
+lint: $(python)  ## what can be mended is mended, the rest is said
+	$(python) -m ruff check --fix . && $(python) -m ruff format . && $(python) -m mypy
+
+docs: $(python)  ## the site, into site/; a broken link is an error
+	$(python) -m mkdocs build --strict
+
+benchmark: $(python)  ## the measurements that the docs quote
+	$(python) -m tests.benchmarks $(ARGS)
+
+matrix:     ## the suite on each Python here, with the oldest and newest dependencies; needs uv
+	python3 -m tests.matrix $(ARGS)
+
+$(python): pyproject.toml
+	python3 -c "import sys; sys.path.insert(0, '.ci'); import bootstrap; bootstrap.python()"
+	@touch $@

@@ -1,0 +1,114 @@
+"""What a user writes, for type checkers to read; nothing here is run.
+
+A line with two ignores is one that both checkers must object to: either complains of an ignore that it does not need.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import assert_type
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ondine_core import (
+    Answer,
+    Call,
+    Cap,
+    ChatModel,
+    Failure,
+    ModelSpec,
+    Options,
+    Policy,
+    Rates,
+    Reply,
+    Report,
+    Usage,
+    enrich,
+    enrich_sync,
+    preset,
+)
+from ondine_dagster import (
+    LLMAssetConfig,
+    LLMResource,
+    Prompt,
+    ScriptedModel,
+    SharedBudget,
+    build_llm_asset,
+    llm_asset,
+)
+
+
+class Label(BaseModel):
+    """An output."""
+
+    label: str
+
+
+ROWS: Sequence[dict[str, object]] = [{"text": "a"}]
+
+# -- assets ------------------------------------------------------------------------------------------------------------
+
+
+@llm_asset(prompt="Label {text}", output=Label, batch_size="auto", max_cost_usd=5, group_name="enrich")
+def labels(rows: object) -> object:
+    """All keyword arguments of `@dg.asset` pass through."""
+    return rows
+
+
+assert_type(labels, dg.AssetsDefinition)
+assert_type(build_llm_asset(name="b", upstream="rows", prompt=Prompt("{text}"), output={"x": int}), dg.AssetsDefinition)
+
+llm = LLMResource(model="openai/gpt-4o-mini", budgets=[SharedBudget(name="all", max_cost_usd=200)])
+assert_type(llm.spec(), ModelSpec)
+assert_type(LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500), LLMResource)
+definitions = dg.Definitions(assets=[labels], resources={"llm": llm})
+run_config = dg.RunConfig(ops={"labels": LLMAssetConfig(max_rows=10)})
+
+llm_asset("Label {text}", output=Label)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+llm_asset(prompt="Label {text}")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+llm_asset(prompt=7, output=Label)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+llm_asset(prompt="", output=Label, batch_size="big")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+llm_asset(prompt="", output=Label, on_row_error="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+LLMResource()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+# -- the core ----------------------------------------------------------------------------------------------------------
+
+
+class Echo:
+    """A model of one's own is whatever has these four; no base class."""
+
+    max_concurrency: int | None = None
+    max_batch_size: int | None = None
+
+    async def __call__(self, call: Call) -> Reply:
+        """Say the same again."""
+        return Reply(call.messages[-1].content, Usage(1, 0, 1))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+model: ChatModel = Echo()
+scripted: ChatModel = ScriptedModel({"": "x"}, name="mine")
+wrong: ChatModel = object()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+options = Options(
+    store="answers.db",
+    policy=Policy(max_concurrency=8),
+    rates=Rates(500, 200_000),
+    max_cost_usd=Decimal(5),
+    caps=(Cap(Decimal(200), "all", "month"),),
+)
+report = enrich_sync(ROWS, prompt="Label {text}", output=Label, model=model, options=options)
+assert_type(report, Report)
+for outcome in report.outcomes:
+    assert_type(outcome, Answer | Failure)
+
+Options(stores="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+options.store = "y"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+enrich_sync(ROWS, prompt="", output=Label)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def ask() -> Report:
+    """The coroutine has the same signature."""
+    return await enrich(ROWS, prompt="Label {text}", output="label", model="openai/gpt-4o-mini", options=options)
