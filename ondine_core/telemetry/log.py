@@ -29,7 +29,7 @@ from ondine_core.telemetry.events import (
 )
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 __all__ = ["LineLogger", "open_log"]
 
@@ -185,7 +185,8 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         configured: FilteringBoundLogger = structlog.get_logger("ondine")
         return configured
     in_colour = form is None and logger is None and sys.stderr.isatty()
-    processors: list[Processor] = [structlog.processors.add_log_level]
+    # Who takes lines has times and levels of his own.
+    processors: list[Processor] = [structlog.processors.add_log_level if logger is None else _without_time]
     if form == "json" or (form is None and logger is None and not in_colour):
         processors.append(structlog.processors.JSONRenderer())
     else:
@@ -197,6 +198,11 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         context_class=dict,
     )
     return made
+
+
+def _without_time(_logger: object, _method: str, line: EventDict) -> EventDict:
+    line.pop("timestamp", None)
+    return line
 
 
 class _Handing:

@@ -1,0 +1,112 @@
+"""Observers of a step: named on the resource, in the run's trace, and speaking in Dagster's log."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from ondine_core.telemetry import CallEnded, Event, Observer, RunEnded, register_observer
+from ondine_dagster import LLMResource, llm_asset
+from tests.support.collector import Collector
+from tests.support.provider import Provider, matching, refusal, status
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+DAILY = dg.DailyPartitionsDefinition("2026-01-01")
+
+
+@llm_asset(prompt="Repeat: {text}", output={"answer": str}, partitions_def=DAILY)
+def answers() -> pd.DataFrame:
+    return pd.DataFrame({"text": ["a", "b", "c"]})
+
+
+def materialize(
+    provider: Provider, observers: list[Any], tmp_path: Path, tags: dict[str, str] | None = None
+) -> tuple[dg.ExecuteInProcessResult, list[str]]:
+    """The result of a run for one day, and what was said in its log."""
+    llm = LLMResource(
+        model="openai_compatible/m",
+        base_url=provider.base_url,
+        input_cost_per_1k_tokens=0.001,
+        output_cost_per_1k_tokens=0.002,
+        observers=observers,
+    )
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        result = dg.materialize(
+            [answers],
+            resources={"llm": llm},
+            instance=instance,
+            partition_key="2026-01-02",
+            tags=tags,
+            raise_on_error=False,
+        )
+        return result, [entry.user_message for entry in instance.all_logs(result.run_id)]
+
+
+def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tag `traceparent` is the parent; spans bear run, asset and partition, and add up to what the asset shows."""
+    with Collector() as collector, Provider() as provider:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        gateway = {"name": "prometheus", "push_gateway": collector.url}
+        tags = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+        result, _ = materialize(provider, ["opentelemetry", gateway], tmp_path, tags)
+    (event,) = result.asset_materializations_for_node("answers")
+    shown = {name: value.value for name, value in event.metadata.items()}
+    spans = collector.spans()
+    (run,) = (span for span in spans if span.name == "enrich answers")
+    calls = [span for span in spans if span.name == "chat m"]
+    assert (run.trace, run.parent) == (TRACE, SPAN)
+    assert {span.trace for span in spans} == {TRACE}
+    assert {span.attributes["ondine.run.id"] for span in spans} == {result.run_id}
+    assert {span.attributes["ondine.partition"] for span in spans} == {"2026-01-02"}
+    assert sum(call.attributes["gen_ai.usage.output_tokens"] for call in calls) == shown["ondine/output_tokens"]
+    cost = sum(call.attributes["ondine.cost.usd"] for call in calls)
+    assert cost == pytest.approx(shown["ondine/cost_usd"], abs=1e-12)
+    assert collector.total("ondine.cost.usd") == pytest.approx(shown["ondine/cost_usd"], abs=1e-12)
+    assert collector.to("/metrics/job/ondine/ondine_asset/answers/ondine_partition/2026-01-02")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
+    """Also when the step fails; and no prompt is in them."""
+    fault = status(401) if broken else matching("Repeat: b", refusal)
+    with Provider(fault=fault) as provider:
+        result, said = materialize(provider, [{"name": "logging", "level": "debug"}], tmp_path)
+    assert result.success is not broken
+    lines = [line for line in said if f" run={result.run_id}" in line]
+    assert any("run started" in line for line in lines)
+    assert any(("run ended early" if broken else "run ended") in line for line in lines)
+    assert sum("call ended" in line for line in lines) >= (1 if broken else 3)
+    assert broken or any("rows failed" in line for line in lines)
+    assert not any("Repeat:" in line for line in lines)
+
+
+def test_an_observer_of_ones_own_and_one_that_fails(tmp_path: Path) -> None:
+    """The one sees the step's run, the other is warned of once in the log; the asset is as good as without."""
+    seen: list[Event] = []
+
+    @register_observer("seeing")
+    def open_seeing() -> Observer:
+        return seen.append
+
+    @register_observer("failing")
+    def open_failing() -> Observer:
+        def fail(event: Event) -> None:
+            raise ValueError(event)
+
+        return fail
+
+    with Provider() as provider:
+        result, said = materialize(provider, ["seeing", "failing"], tmp_path)
+    assert result.success
+    assert sum(isinstance(event, CallEnded) for event in seen) == 3
+    assert isinstance(seen[-1], RunEnded)
+    assert seen[-1].run.origin.asset == "answers"
+    assert sum("'failing' failed with ValueError" in line for line in said) == 1
+
+
+def test_a_wrong_name_is_an_error_where_the_resource_is_written() -> None:
+    """It says which are known."""
+    with pytest.raises(ValueError, match=r"there is no 'opentelemetri'. Did you mean 'opentelemetry'"):
+        LLMResource(model="openai/gpt-4o-mini", observers=["opentelemetri"])
