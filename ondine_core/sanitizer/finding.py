@@ -20,7 +20,10 @@ __all__ = ["Span", "compile_rule", "find"]
 _DIGITS = "0123456789"
 _BLANK = "<"  # ends whatever a rule can match
 _READINGS = 8
-"""How often a text is read at most; only one that is made for it needs more than two."""
+_READ_IN_ALL = 500_000
+"""How often a text is read at most, or how many characters of it if that is more; few need more than two readings."""
+_REACH = 400
+_NEXT = 4
 
 _Match: TypeAlias = tuple[int, int, int]
 """Start, end, and the number of the rule."""
@@ -48,7 +51,7 @@ def find(text: str, rules: Sequence[Rule]) -> list[Span]:
     """
     found: list[_Match] = []
     rest = text
-    for _ in range(_READINGS):
+    for _ in range(max(_READINGS, _READ_IN_ALL // (1 + len(text)))):
         merged = _merge([*found, *_matches(rest, rules)])
         if merged == found:
             break
@@ -81,15 +84,34 @@ def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
 
 def _search(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
     pattern, at = compile_rule(rule), 0
-    group = "value" if "value" in pattern.groupindex else 0
     while match := pattern.search(text, at):
-        start, end = match.span(group)
-        if rule.check is not None:
-            end = start + rule.check(text[start:end])
+        start, end = _datum(rule, match)
         if start < end:
             yield start, end
+            # What comes next may have been no match only for what stands before it.
+            while after := _next(rule, text, end):
+                yield after
+                _, end = after
         # A match that was none may have hidden one which begins in it.
         at = max(end, match.start() + 1)
+
+
+def _next(rule: Rule, text: str, at: int) -> tuple[int, int] | None:
+    """A match that begins right behind `at` if nothing before counts."""
+    view = text[at : at + _REACH]
+    for offset in range(min(_NEXT, len(view))):
+        match = compile_rule(rule).match(view, offset)
+        # One that reaches the end of the view may be longer than that.
+        if match and (match.end() < len(view) or at + len(view) == len(text)):
+            start, end = _datum(rule, match)
+            if start < end:
+                return at + start, at + end
+    return None
+
+
+def _datum(rule: Rule, match: re.Match[str]) -> tuple[int, int]:
+    start, end = match.span("value" if "value" in match.re.groupindex else 0)
+    return start, end if rule.check is None else start + rule.check(match.string[start:end])
 
 
 def _merge(matches: Iterable[_Match]) -> list[_Match]:

@@ -73,28 +73,17 @@ _IN_NAME = rf"{_LETTERS}0-9_.+-"
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext[.]?|extension|#)[ .:]{0,2}[0-9]{1,6}(?![0-9]))?"
 # Not inside a longer word or number, nor a later part of one.
-_START = "(?<![0-9A-Za-z])(?<![0-9A-Za-z][.-])"
+_START = "(?<![0-9A-Za-z])(?<![0-9A-Za-z]-)"
+_END = "(?![0-9A-Za-z])(?!-[0-9A-Za-z])"
 _PHONE_WORDS = (
-    "(?:tele)?phone|tele?|telefono?|teléfono|téléphone|mobile?|m[oó]vil|mob|cell|celular|handy|fax|whatsapp|sms|call|ring|"
-    "hotline"
+    "(?:tele)?phone|tele?|telefon[eo]?|teléfono|téléphone|mobile?|m[oó]vil|mob|cell|celular|handy|fax|whatsapp|sms|call|"
+    "ring|hotline|тел|телефон|τηλ|手机|电话|電話|携帯|전화|هاتف"
 )
 _PHONE_HINTS = (
-    "phone",
-    "tel",
-    "tél",
-    "mob",
-    "mov",
-    "móv",
-    "cel",
-    "handy",
-    "fax",
-    "whatsapp",
-    "sms",
-    "call",
-    "ring",
-    "hotl",
+    *("phone", "tel", "tél", "mob", "mov", "móv", "cel", "handy", "fax", "whatsapp", "sms", "call", "ring", "hotl"),
+    *("тел", "τηλ", "手机", "电话", "電話", "携帯", "전화", "هاتف"),
 )
-_PHONE_LINKS = "[ :.=#(-]|number|num|nr|no|me|us|him|her|is|at|on|under|my|our"
+_PHONE_LINKS = "[ :.=#-]|number|num|nr|no|me|us|him|her|is|at|on|under|my|our|ist|es|est|al|ao|le"
 
 RULES: tuple[Rule, ...] = (
     Rule("API_KEY", f"(?<![0-9A-Za-z])(?:{'|'.join(_KEYS.values())})", hints=tuple(_KEYS)),
@@ -115,10 +104,10 @@ RULES: tuple[Rule, ...] = (
         hints=("private key-----",),
     ),
     Rule("API_KEY", r"://(?P<value>[^\s/@:<>\[\]]{1,64}:[^\s/@<>\[\]]{1,128})@", hints=("://",)),
-    Rule("IBAN", "(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?:[ -]?[0-9A-Za-z]){11,31}", iban_length, digits=4),
+    Rule("IBAN", "(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?:[ -]{0,2}[0-9A-Za-z]){11,31}", iban_length, digits=4),
     Rule(
         "CREDIT_CARD",
-        "(?<![0-9A-Za-z])(?<![0-9][.,])(?=[2-6])"
+        r"(?<![0-9A-Za-z])(?<!^[0-9][.])(?<![^0-9][0-9][.])(?=[2-6])"
         "(?:[0-9]{14,19}|[0-9]{4}(?:[ .-]{1,2}[0-9]{4}){3}(?:[ .-]{1,2}[0-9]{3})?|"
         "[0-9]{4}[ .-]{1,2}[0-9]{6}[ .-]{1,2}[0-9]{4,5}|[0-9]{8}[ -][0-9]{8})(?![0-9A-Za-z])",
         card_length,
@@ -133,7 +122,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "SSN",
         rf"{_START}(?!000|666)[0-9]{{3}}(?P<between>[ -])(?!00)[0-9]{{2}}(?P=between)(?!0000)[0-9]{{4}}"
-        "(?![0-9A-Za-z])(?!-[0-9A-Za-z])",
+        rf"{_END}",
         digits=9,
     ),
     Rule(
@@ -144,7 +133,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "IP",
-        rf"(?<![0-9A-Za-z.])(?<!ersion )(?<![A-Za-z]-)(?:{_OCTET}[.]){{3}}{_OCTET}(?![0-9A-Za-z])(?![.][0-9])",
+        rf"(?<![0-9A-Za-z])(?<![0-9][.])(?<!ersion )(?<![A-Za-z]-)(?:{_OCTET}[.]){{3}}{_OCTET}(?![0-9A-Za-z])"
+        "(?![.][0-9])",
         digits=4,
     ),
     Rule(
@@ -162,19 +152,23 @@ RULES: tuple[Rule, ...] = (
         digits=7,
         hints=("+",),
     ),
-    Rule("PHONE", r"(?<![0-9A-Za-z.,+-])00[ -]?[1-9](?:[ ./()-]{0,3}[0-9]){8,13}(?![0-9])", digits=11, hints=("00",)),
+    Rule(
+        "PHONE",
+        r"(?<![0-9A-Za-z+])(?<![0-9A-Za-z]-)00[ -]?[1-9](?:[ ./()-]{0,3}[0-9]){8,13}(?![0-9])",
+        digits=11,
+        hints=("00",),
+    ),
     # North America: three, three and four digits.
     Rule(
         "PHONE",
         rf"{_START}(?:1[ .-]{{1,2}})?(?:\([2-9][0-9]{{2}}\)[ .-]{{0,2}}[0-9]{{3}}[ .-]{{0,2}}|"
-        rf"[2-9][0-9]{{2}}[ ./-]{{1,2}}[0-9]{{3}}[ .-]{{1,2}})[0-9]{{4}}(?![0-9A-Za-z])(?!-[0-9]){_EXTENSION}",
+        rf"[2-9][0-9]{{2}}[ ./-]{{1,2}}[0-9]{{3}}[ .-]{{1,2}})[0-9]{{4}}{_END}{_EXTENSION}",
         digits=10,
     ),
     # Elsewhere a national number begins with one zero, which has at least one digit and a gap behind it.
     Rule(
         "PHONE",
-        r"(?<![0-9A-Za-z])(?<![0-9A-Za-z][.,/-])\(?0[1-9][0-9]{0,4}\)?[ ./-]{1,3}[0-9](?:[ ./-]{0,2}[0-9]){4,9}"
-        "(?![0-9A-Za-z])(?!-[0-9])",
+        rf"{_START}(?<![0-9]/)\(?0[1-9][0-9]{{0,4}}\)?[ ./-]{{1,3}}[0-9](?:[ ./-]{{0,2}}[0-9]){{4,9}}{_END}(?!/[0-9])",
         phone_length(9, 12),
         digits=9,
     ),
