@@ -56,7 +56,14 @@ def wrap(
         added.append(inspect.Parameter(_CONFIG, _KIND, annotation=LLMAssetConfig))
     added += [inspect.Parameter(name, _KIND) for name in labelled]
     ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    compute.__signature__ = inspect.Signature([*added, *ordered])  # type: ignore[attr-defined]
+    signature = inspect.Signature([*added, *ordered])
+    compute.__signature__ = signature  # type: ignore[attr-defined]
+    # Dagster 1.12 reads these.
+    compute.__annotations__ = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if parameter.annotation is not inspect.Parameter.empty
+    }
     compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__
     return compute
 
