@@ -10,15 +10,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias, TypeVar
 
 from ondine_core.errors import ConfigError
 from ondine_core.telemetry.events import Observer
-from ondine_core.telemetry.langfuse import open_langfuse
-from ondine_core.telemetry.log import open_log
-from ondine_core.telemetry.otel import open_opentelemetry
-from ondine_core.telemetry.prometheus import open_prometheus
 from ondine_core.telemetry.stream import Opened
 
 __all__ = ["ObserverSpec", "check_observers", "open_observers", "register_observer"]
@@ -29,12 +25,14 @@ ObserverSpec: TypeAlias = str | Mapping[str, Any] | Observer
 Factory = TypeVar("Factory", bound=Callable[..., Observer])
 
 _GROUP = "ondine.observers"
-_FACTORIES: dict[str, Callable[..., Observer]] = {
-    "langfuse": open_langfuse,
-    "logging": open_log,
-    "opentelemetry": open_opentelemetry,
-    "prometheus": open_prometheus,
+_OURS = {
+    "langfuse": "ondine_core.telemetry.langfuse:open_langfuse",
+    "logging": "ondine_core.telemetry.log:open_log",
+    "opentelemetry": "ondine_core.telemetry.otel:open_opentelemetry",
+    "prometheus": "ondine_core.telemetry.prometheus:open_prometheus",
 }
+"""Written as entry points, and like those loaded when they are named: most steps name none."""
+_FACTORIES: dict[str, Callable[..., Observer]] = {}
 
 
 def register_observer(name: str) -> Callable[[Factory], Factory]:
@@ -107,10 +105,11 @@ def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Obser
 
 
 def _announced(name: str) -> Callable[..., Observer]:
-    for entry in entry_points(group=_GROUP, name=name):
+    ours = [EntryPoint(name, _OURS[name], _GROUP)] if name in _OURS else ()
+    for entry in ours or entry_points(group=_GROUP, name=name):
         factory: Callable[..., Observer] = entry.load()
         return factory
-    others = sorted({*_FACTORIES, *entry_points(group=_GROUP).names})
+    others = sorted({*_OURS, *_FACTORIES, *entry_points(group=_GROUP).names})
     meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, others, 1))
     raise ConfigError(
         f"observers: there is no {name!r}.{meant} Known are {', '.join(map(repr, others))}; others are registered with "
