@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +17,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def drawn(markdown: str) -> ET.Element:
     """The picture inside `markdown`, as a browser would parse it."""
-    found = re.fullmatch(r"!\[.*]\(data:image/svg\+xml;base64,(.*)\)", markdown)
+    found = re.fullmatch(r"!\[.*]\(<data:image/svg\+xml,([^<>\n]*)>\)", markdown)
     assert found
-    return ET.fromstring(base64.b64decode(found[1]))  # noqa: S314  (our own)
+    return ET.fromstring(unquote(found[1]))  # noqa: S314  (our own)
 
 
 def texts(picture: ET.Element) -> list[str]:
@@ -31,10 +30,11 @@ def test_values_are_counted_and_the_most_frequent_comes_first() -> None:
     """A closed set is drawn by frequency, with shares; what is missing is not counted."""
     markdown = distributions({"mood": ["good", "bad", "good", None, "good"], "summary": [str(n) for n in range(20)]})
     assert markdown is not None
+    assert len(markdown) < 1000  # else Dagster hides it behind a link
     picture = drawn(markdown)
-    assert texts(picture) == ["mood", "good", "3 (75%)", "bad", "1 (25%)"]
-    long, short = (float(bar.attrib["width"]) for bar in picture.iter(f"{SVG}rect"))
-    assert long == pytest.approx(3 * short, abs=2)
+    assert texts(picture) == ["mood", "good: 3 (75%)", "bad: 1 (25%)"]
+    (bars,) = picture.iter(f"{SVG}path")
+    assert re.findall(r"h(\d+)", bars.attrib["d"]) == ["200", "66"]
 
 
 def test_many_numbers_are_drawn_in_ranges() -> None:
@@ -42,8 +42,8 @@ def test_many_numbers_are_drawn_in_ranges() -> None:
     markdown = distributions({"score": list(range(100))})
     assert markdown is not None
     labels = texts(drawn(markdown))
-    assert labels[1] == "0 to 12.38"
-    assert sum(int(label.partition(" ")[0]) for label in labels[2::2]) == 100
+    assert labels[1].startswith("0 to 12.38: ")
+    assert sum(int(label.partition(": ")[2].partition(" ")[0]) for label in labels[1:]) == 100
 
 
 def test_nothing_worth_a_picture_has_none() -> None:
