@@ -18,5 +18,7 @@ TEMPLATE_LIKE = st.one_of(
 )
 """Texts of which many would mean something to a template engine."""
 
-ITEMS = st.lists(st.builds(Item, st.binary(min_size=16, max_size=16), TEXTS), max_size=30)
-"""What `pack` groups."""
+ITEMS = st.lists(
+    st.builds(Item, st.binary(min_size=16, max_size=16), TEXTS), max_size=30, unique_by=lambda item: item.key
+)
+"""What `pack` groups: prompts that differ, and so do their keys."""
