@@ -16,7 +16,7 @@ from ondine_core.question import Question
 from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_core.values import Failure
-from ondine_dagster.tables import markdown, preview
+from ondine_dagster.tables import in_place, preview
 
 __all__ = ["shown_rows"]
 
@@ -53,7 +53,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
             cells = dict(outcome.values)
         cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
         shown.append([cells.get(name) for name in names])
-    return markdown(names, shown)
+    return in_place(names, shown)
 
 
 def _as_asked(row: Mapping[str, Any], preparation: Preparation) -> Mapping[str, Any]:

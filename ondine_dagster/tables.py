@@ -27,6 +27,7 @@ __all__ = [
     "check_frame",
     "column_schema",
     "failed_rows",
+    "in_place",
     "join",
     "markdown",
     "names_of",
@@ -132,9 +133,17 @@ def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> d
 
 
 def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
-    """The first rows of `table` as a Markdown table of the columns `names`."""
+    """The first rows of `table` as a Markdown table of the columns `names`; fewer if they are long."""
     columns = [nw.from_native(table, eager_only=True).get_column(name).head(rows).to_list() for name in names]
-    return markdown(names, list(zip(*columns, strict=True)))
+    return in_place(names, list(zip(*columns, strict=True)))
+
+
+def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table of at least one and as many of `rows` as Dagster shows without a click."""
+    text = markdown(header, rows)
+    while len(text) > _SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
+        text = text.rpartition("\n")[0]
+    return text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -144,6 +153,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 _CELL_LENGTH = 160
+_SHOWN_IN_PLACE = 999
+_LINES_OF_ONE_ROW = 2
 
 
 def _cell(value: Any) -> str:

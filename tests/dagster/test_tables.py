@@ -261,6 +261,16 @@ def test_a_preview_cell_stays_in_its_cell(make: Make, value: Any, cell: str) -> 
 
 
 @FRAMES
+def test_a_preview_of_long_rows_has_fewer(make: Make) -> None:
+    """Dagster hides what is longer than 999 characters behind a link, so rows are left out before it does; never all."""
+    lines = preview(make({"text": ["x" * 150] * 10}), ["text"])
+    assert len(lines) < 1000
+    assert lines.count("\n") == 1 + 6
+    wide = {f"column {number}": ["x" * 150] * 3 for number in range(9)}
+    assert preview(make(wide), list(wide)).count("\n") == 2
+
+
+@FRAMES
 @pytest.mark.parametrize(("rows", "shown"), [(0, 0), (9, 9), (10, 10), (11, 10), (1000, 10)])
 def test_a_preview_is_ten_rows_at_most(make: Make, rows: int, shown: int) -> None:
     """A preview does not grow with its table, and shows only the columns asked for, from the first row on."""
