@@ -147,10 +147,55 @@ def step(work: Workload) -> Run:
     return lambda: Outcome(materialize_llm_asset(work))
 
 
+def plain_step(work: Workload) -> Run:
+    """What Dagster takes for the same rows by itself."""
+    from tests.benchmarks.steps import materialize_plain_asset, twice
+
+    return lambda: Outcome([], told=twice(materialize_plain_asset, work))
+
+
+def step_twice(work: Workload) -> Run:
+    """A small step, and the same again when everything is imported."""
+    from tests.benchmarks.steps import materialize_llm_asset, twice
+
+    return lambda: Outcome([], told=twice(materialize_llm_asset, work))
+
+
+def store(work: Workload) -> Run:
+    """The store alone: answers of calls that take no time, noted and settled as the engine does."""
+    from decimal import Decimal
+
+    from ondine_core.store import open_store
+    from ondine_core.values import Answer, Origin, Sent, Settled, Usage
+
+    origin, usage, usd = Origin("run", "asset", "partition"), Usage(40, 0, 10), Decimal("0.0001")
+
+    async def run() -> Outcome:
+        numbers = iter(range(0, work.rows, work.batch_size))
+
+        async def loop() -> None:
+            for number in numbers:
+                keys = tuple((number + at).to_bytes(16) for at in range(work.batch_size))
+                sent = Sent(number.to_bytes(16), origin, _MODEL, "ask", keys, 0.0)
+                values = {"sentiment": "positive", "topic": f"row {number}"}
+                answers = tuple((key, Answer(values, _MODEL, 1, work.batch_size, usd, "req-1", 0.0)) for key in keys)
+                await kept.send(sent)
+                await kept.settle(Settled(sent, "answered", usage, usd, answers))
+
+        with open_store(work.store) as kept:
+            await asyncio.gather(*(loop() for _ in range(work.concurrency)))
+        return Outcome([])
+
+    return run
+
+
 CLIENTS: dict[str, Callable[[Workload], Run]] = {
     "aiohttp": bare,
     "ondine": ondine,
     "step": step,
     "openai": openai_sdk,
     "litellm": litellm_loop,
+    "plain step": plain_step,
+    "step twice": step_twice,
+    "store": store,
 }

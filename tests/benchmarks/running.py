@@ -49,7 +49,8 @@ def serving(latency_ms: float, limit: int = 0, window_s: float = 1.0) -> Iterato
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "tests.benchmarks.provider", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         try:
             yield Server(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
         finally:

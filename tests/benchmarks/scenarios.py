@@ -1,0 +1,138 @@
+"""What is measured. Each scenario is repeated, its clients in turn, so that what disturbs one disturbs all alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tests.benchmarks.running import Server, run_client, serving
+from tests.benchmarks.workload import Workload
+
+__all__ = ["SCENARIOS", "Measured", "Scale"]
+
+LATENCY_MS = 50.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Args:
+        rows: Of a run.
+        slow_rows: Of a run of a client that is ten times slower.
+        many_rows: Of the long run.
+        repetitions: Of each scenario.
+        limit: Requests a second, where there is a limit.
+    """
+
+    rows: int
+    slow_rows: int
+    many_rows: int
+    repetitions: int
+    limit: int = 300
+
+
+Measured: TypeAlias = dict[str, Any]
+"""Of one run: `scenario`, `client`, `repetition`, and its figures."""
+
+
+@contextmanager
+def _fresh_store() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(Path(folder) / "answers.db")
+
+
+def _run(name: str, work: Workload, server: Server | None = None) -> Measured:
+    with _fresh_store() as store:
+        return run_client(name, replace(work, store=store), server)
+
+
+def compare(scale: Scale) -> Iterator[Measured]:
+    """Everybody: 256 calls in flight, one row a call, structured output, what is ours with a store."""
+    yield from _in_turn(scale, "one row a call", ("aiohttp", "ondine", "step", "openai", "litellm"), 256)
+
+
+def compare_few(scale: Scale) -> Iterator[Measured]:
+    """The same with 50 calls in flight, where the latency is the bound: 1,000 rows a second."""
+    yield from _in_turn(scale, "50 in flight", ("aiohttp", "ondine"), 50)
+
+
+def _in_turn(scale: Scale, scenario: str, clients: tuple[str, ...], concurrency: int) -> Iterator[Measured]:
+    with serving(LATENCY_MS) as server:
+        for repetition in range(scale.repetitions):
+            for client in clients:
+                rows = scale.slow_rows if client in ("openai", "litellm") else scale.rows
+                found = _run(client, Workload(server.base_url, rows, concurrency), server)
+                yield {"scenario": scenario, "client": client, "repetition": repetition, **found}
+
+
+def batches(scale: Scale) -> Iterator[Measured]:
+    """Twenty rows a call, and one, at the same concurrency."""
+    with serving(LATENCY_MS) as server:
+        for repetition in range(scale.repetitions):
+            for size in (1, 20):
+                work = Workload(server.base_url, scale.rows // 20 * size, 32, size)
+                found = _run("ondine", work, server)
+                yield {"scenario": "batches", "client": f"{size} a call", "repetition": repetition, **found}
+
+
+def cached(scale: Scale) -> Iterator[Measured]:
+    """A run that finds all of its answers in the store."""
+    with serving(1) as server:
+        for repetition in range(scale.repetitions):
+            with _fresh_store() as store:
+                work = Workload(server.base_url, 5 * scale.rows, 64, 50, store)
+                run_client("ondine", work, server)
+                found = run_client("ondine", work, server)
+            yield {"scenario": "cached", "client": "ondine", "repetition": repetition, **found}
+
+
+def stores(scale: Scale) -> Iterator[Measured]:
+    """Answers written by calls that take no time, one a call and twenty."""
+    for repetition in range(scale.repetitions):
+        for size in (1, 20):
+            found = _run("store", Workload("", 2 * scale.rows * size, 256, size))
+            yield {"scenario": "store", "client": f"{size} a call", "repetition": repetition, **found}
+
+
+def limits(scale: Scale) -> Iterator[Measured]:
+    """A limit that the provider enforces, named to the client or not."""
+    rows = max(scale.limit, min(scale.rows, 20 * scale.limit))
+    for repetition in range(scale.repetitions):
+        for client, named in (("named", scale.limit), ("unnamed", None)):
+            with serving(LATENCY_MS, limit=scale.limit) as server:
+                found = _run("ondine", Workload(server.base_url, rows, 256, requests_per_s=named), server)
+            yield {"scenario": "limit", "client": client, "repetition": repetition, **found}
+
+
+def long_run(scale: Scale) -> Iterator[Measured]:
+    """Few rows and very many: is a row as quick, and what is held in memory?"""
+    with serving(LATENCY_MS) as server:
+        for client, rows in (("few rows", scale.rows), ("many rows", scale.many_rows)):
+            found = _run("ondine", Workload(server.base_url, rows, 256), server)
+            yield {"scenario": "many rows", "client": client, "repetition": 0, "rows": rows, **found}
+
+
+def step_overhead(scale: Scale) -> Iterator[Measured]:
+    """One row through a step, and through one of Dagster's own: the first in a process, and the next."""
+    with serving(0) as server:
+        for repetition in range(scale.repetitions):
+            for client in ("plain step", "step twice"):
+                found = _run(client, Workload(server.base_url, 1, 4), server)
+                yield {"scenario": "step", "client": client, "repetition": repetition, **found}
+
+
+SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
+    "compare": compare,
+    "few": compare_few,
+    "batches": batches,
+    "cached": cached,
+    "store": stores,
+    "limits": limits,
+    "long": long_run,
+    "step": step_overhead,
+}
