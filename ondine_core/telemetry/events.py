@@ -54,9 +54,9 @@ class Run:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """Who is asked, and where.
+    """Who is asked, and where; one object a model and run.
 
     Args:
         provider: What stands before the first slash of the model's name.
@@ -169,7 +169,7 @@ class CallEnded(NamedTuple):
         model: Who answered, in the provider's words.
         error_type: `"limited"`, `"overloaded"` or `"broken"` (it may be made again), `"refused"` (never as it is),
             `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
-        error: The same in words, without a secret and without the text of a row.
+        error: The same in words, without a secret and without the text of a row, where it is an error of ours.
         content: What was said, if an observer asked for it.
     """
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ondine_core.budget import Hold
 from ondine_core.caps import usd_of
-from ondine_core.errors import FatalError, RefusedError, TransientError
+from ondine_core.errors import FatalError, OndineError, RefusedError, TransientError
 from ondine_core.policy import Clock
 from ondine_core.telemetry.events import (
     AskedBatch,
@@ -32,7 +32,7 @@ from ondine_core.telemetry.events import (
 )
 from ondine_core.values import Batch, Call, Failure, ModelSpec, Reply, Sent
 
-__all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "find_endpoint"]
+__all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "error_words_of", "find_endpoint"]
 
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
@@ -136,9 +136,9 @@ class _LiveTold(Told):
             event = CallEnded(now, self._batch, sent, duration_s, *told, content=content)
         else:
             usage = came.usage if isinstance(came, RefusedError) else None
-            why = error_type_of(came)
+            why, words = error_type_of(came), error_words_of(came)
             event = CallEnded(
-                now, self._batch, sent, duration_s, usage, usd, error_type=why, error=str(came), content=content
+                now, self._batch, sent, duration_s, usage, usd, error_type=why, error=words, content=content
             )
         self._feed.emit(event)
 
@@ -162,6 +162,11 @@ def error_type_of(error: BaseException) -> str:
         case asyncio.CancelledError() | KeyboardInterrupt():
             return "cancelled"
     return type(error).__name__
+
+
+def error_words_of(error: BaseException) -> str | None:
+    """What an error says, if it is one of ours: others may hold a secret or the text of a row."""
+    return str(error) if isinstance(error, OndineError) else None
 
 
 def find_endpoint(spec: ModelSpec, base_url: str | None) -> Endpoint:

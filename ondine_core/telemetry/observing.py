@@ -15,7 +15,7 @@ from ondine_core.policy import Clock
 from ondine_core.providers.openai_servers import find_address
 from ondine_core.report import Progress
 from ondine_core.telemetry.events import Progressed, Run, RunEnded, RunStarted
-from ondine_core.telemetry.feed import Feed, LiveFeed, error_type_of, find_endpoint
+from ondine_core.telemetry.feed import Feed, LiveFeed, error_type_of, error_words_of, find_endpoint
 from ondine_core.telemetry.registry import ObserverSpec, open_observers
 from ondine_core.telemetry.stream import Stream
 from ondine_core.values import ModelSpec
@@ -100,6 +100,6 @@ async def observed(
         patience_s = _PATIENCE_S if isinstance(caught, Exception) else _INTERRUPTED_PATIENCE_S
         raise
     finally:
-        why, words = (error_type_of(error), str(error)) if error else (None, None)
+        why, words = (error_type_of(error), error_words_of(error)) if error else (None, None)
         stream.emit(RunEnded(clock.now(), run, live.latest, why, words))
         await asyncio.to_thread(stream.close, patience_s)

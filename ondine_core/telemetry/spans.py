@@ -81,14 +81,14 @@ class Spans:
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
-            case RunStarted():
-                self._begin(event)
-            case RunEnded():
-                self._end(event)
             case CallEnded():
                 self._call(event)
             case BatchEnded():
                 self._end_batch(event)
+            case RunStarted():
+                self._begin(event)
+            case RunEnded():
+                self._end(event)
             case RowsFailed():
                 owner = self._record(event.batch) if event.batch else self._runs[event.run].span
                 said = {"ondine.reason": event.reason, "ondine.detail": event.detail}

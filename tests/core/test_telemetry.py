@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core import (
+    Call,
     ConfigError,
     ModelSpec,
     Options,
@@ -26,6 +27,7 @@ from ondine_core import (
     ProviderError,
     Rates,
     RefusedError,
+    Reply,
     Report,
     ScriptedModel,
     TransientError,
@@ -194,6 +196,21 @@ def test_no_event_has_the_key() -> None:
         ask(provider, texts(1), replace(options(), observers=(seen.append,)), api_key=key)
     assert of(RunEnded, seen)[0].error_type == "fatal"
     assert key not in repr(seen)
+
+
+def test_what_a_models_own_error_says_is_not_told() -> None:
+    """It may repeat anything; its name has to do."""
+    seen: list[Event] = []
+
+    class Careless(ScriptedModel):
+        async def __call__(self, call: Call) -> Reply:
+            raise ValueError(f"cannot answer {call.messages[-1].content}")
+
+    model, chosen = Careless({"": "x"}), replace(options(), observers=(seen.append,))
+    with pytest.raises(ValueError, match="cannot answer"):
+        enrich_sync(texts(1), prompt=PROMPT, output="answer", model=model, options=chosen)
+    assert of(RunEnded, seen)[0].error_type == of(CallEnded, seen)[0].error_type == "ValueError"
+    assert "cannot answer" not in repr(seen)
 
 
 # -- observers that misbehave --------------------------------------------------------------------------------------
