@@ -5,7 +5,6 @@ The event log takes a few hundred events a second, so rows are never reported on
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from time import monotonic
 
@@ -16,27 +15,26 @@ from ondine_dagster.report import progress_line, progress_metadata
 
 __all__ = ["Watch"]
 
+_CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
 
 class Watch:
     """Reports a running step from its main thread: a log line and an observation every `every_s` seconds."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context, self._due = context, monotonic()
+        self._looked_at = monotonic()
         self.every_s = 10.0
-        self._said: deque[tuple[int, str]] = deque()
+        self._said: deque[str] = deque()
         self.latest: Progress | None = None
 
     def keep(self, progress: Progress) -> None:
         """Called on the event loop's thread; only remembers."""
         self.latest = progress
 
-    def log(self, level: int, message: str) -> None:
-        """Called on any thread; only remembers."""
-        self._said.append((level, message))
-
     def warn(self, message: str) -> None:
-        """Called on any thread; only remembers."""
-        self.log(logging.WARNING, message)
+        """Called on the event loop's thread; only remembers."""
+        self._said.append(message)
 
     def wait(self, seconds: float) -> None:
         """Called on the event loop's thread while another process has the lease."""
@@ -46,8 +44,13 @@ class Watch:
         )
 
     def tick(self) -> None:
-        """Called in the main thread, several times a second."""
+        """Called in the main thread, several times a second.
+
+        Raises:
+            DagsterExecutionInterruptedError: The run was cancelled, and nobody has told this process.
+        """
         self.flush()
+        self._heed_cancellation()
         if self.latest is None:
             self._due = monotonic() + self.every_s
         elif monotonic() >= self._due:
@@ -55,14 +58,22 @@ class Watch:
             self._context.log.info(progress_line(self.latest))
             self.observe()
 
+    def _heed_cancellation(self) -> None:
+        """Stop as if interrupted if the run was cancelled; not every executor reaches the processes of its steps."""
+        if monotonic() - self._looked_at < self.every_s:
+            return
+        self._looked_at = monotonic()
+        run = self._context.instance.get_run_by_id(self._context.run.run_id)
+        if run and run.status in _CANCELLED:
+            raise dg.DagsterExecutionInterruptedError(f"The run {run.run_id} was cancelled.")
+
     def flush(self) -> None:
         """Log what was remembered."""
         while self._said:
-            self._context.log.log(*self._said.popleft())
+            self._context.log.warning(self._said.popleft())
 
     def observe(self) -> None:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
-        self.flush()
         if self.latest is not None:
             partition = self._context.partition_key if self._context.has_partition_key else None
             metadata = progress_metadata(self.latest)

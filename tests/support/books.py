@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
+import orjson
+
+from ondine_core.caps import usd_of
 from ondine_core.store.places import connect
 from ondine_core.values import Answer, AnswerStore, Key, Origin, Sent, Settled
 from tests.support.postgres import server
@@ -40,6 +45,13 @@ async def keep(store: AnswerStore, *answers: tuple[Key, Answer]) -> None:
 def keys_in(place: str | Path) -> set[Key]:
     """The keys with an answer, as another connection sees them."""
     return {key for (key,) in look(place, "SELECT key FROM ondine.answers")}
+
+
+def read_purse(place: str | Path, budget: str) -> tuple[Decimal, Decimal]:
+    """USD charged to a budget without a period, and of it what is known to be spent."""
+    ((numbers,),) = look(place, f"SELECT numbers FROM ondine.numbers WHERE name = 'budget:ever::{budget}'")  # noqa: S608
+    charged, settled, *_ = orjson.loads(bytes(cast("bytes", numbers)))
+    return usd_of(charged), usd_of(settled)
 
 
 def look(place: str | Path, sql: str) -> Sequence[tuple[object, ...]]:

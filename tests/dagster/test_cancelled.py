@@ -1,0 +1,39 @@
+"""A run that is cancelled where no signal reaches its step, as with Celery or after the loss of a network."""
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from ondine_dagster import LLMResource, llm_asset
+from tests.support.provider import Provider
+
+ROWS, CONCURRENCY = 400, 4
+
+
+@pytest.mark.parametrize("status", ["CANCELING", "CANCELED"])
+def test_step_stops_when_its_run_was_cancelled(status: str) -> None:
+    """It notices within its progress interval, makes no further call, keeps what was answered and reports the spend."""
+
+    @llm_asset(prompt="Say it again.\nText: {text}", output={"answer": str})
+    def answers(context: dg.AssetExecutionContext) -> pd.DataFrame:
+        if not attempts:
+            cancel = {"CANCELING": "report_run_canceling", "CANCELED": "report_run_canceled"}[status]
+            getattr(context.instance, cancel)(context.run)
+        attempts.append(context.run.run_id)
+        return pd.DataFrame({"text": [f"row {number}" for number in range(ROWS)]})
+
+    attempts: list[str] = []
+    with Provider(latency_s=0.02) as provider, dg.DagsterInstance.ephemeral() as instance:
+        llm = LLMResource(
+            model="openai_compatible/m", base_url=provider.base_url, max_concurrency=CONCURRENCY, progress_every_s=0.5
+        )
+        with pytest.raises(dg.DagsterExecutionInterruptedError, match="was cancelled"):
+            dg.materialize([answers], resources={"llm": llm}, instance=instance)
+        calls = len(provider.books.requests)
+        assert 0 < calls < ROWS
+        observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
+        assert observed is not None
+        assert observed.metadata["ondine/requests"].value == calls
+
+        assert dg.materialize([answers], resources={"llm": llm}, instance=instance).success
+        assert sum(provider.books.billed_by_prompt.values()) - ROWS <= CONCURRENCY

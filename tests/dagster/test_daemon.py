@@ -1,0 +1,146 @@
+"""Backfills through Dagster's own daemon, with a provider that keeps books: what many runs at once add up to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from tests.support.books import read_purse
+from tests.support.deployed_figures import DAYS, PARTS, ROWS_A_DAY, ROWS_A_PART, billed, is_complete, keeps_rate
+from tests.support.deployment import Deployment
+from tests.support.provider import Books, Provider
+
+pytestmark = pytest.mark.slow
+
+CAP, RAISED = "1.6", "100"
+SETTINGS = {
+    "telemetry": {"enabled": False},
+    "concurrency": {"runs": {"max_concurrent_runs": 4}, "pools": {"default_limit": 3, "granularity": "op"}},
+    "run_coordinator": {
+        "module": "dagster.core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {"dequeue_interval_seconds": 1, "dequeue_use_threads": True, "dequeue_num_workers": 4},
+    },
+    "run_monitoring": {"enabled": True, "poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 1},
+}
+
+
+@dataclass(frozen=True)
+class Backfilled:
+    """What three backfills came to that went on at once, one of them twice."""
+
+    deployment: Deployment
+    books: dict[str, Books]
+    paced: list[dg.DagsterRun]
+    ranged: list[dg.DagsterRun]
+    capped: list[dg.DagsterRun]
+    spent_when_capped: Decimal
+    repeated: list[dg.DagsterRun]
+
+    def charged(self, asset: str) -> tuple[Decimal, Decimal]:
+        """USD charged to the budget of an asset, and of it what is known to be spent."""
+        return read_purse(self.store, asset)
+
+    @property
+    def store(self) -> Path:
+        """The default one."""
+        return self.deployment.home / "storage" / "ondine" / "answers.db"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
+    home = tmp_path_factory.mktemp("daemon")
+    (home / "budget").write_text(CAP)
+    with Provider(latency_s=0.05) as paced, Provider(latency_s=0.05) as ranged, Provider(latency_s=0.05) as capped:
+        providers = {"paced": paced, "ranged": ranged, "capped": capped}
+        variables = {
+            "TEST_URLS": json.dumps({name: provider.base_url for name, provider in providers.items()}),
+            "TEST_EXECUTOR": "in_process",
+        }
+        with Deployment(home, "tests.support.deployed_project", SETTINGS, variables) as running:
+            first = running.backfill("capped", PARTS)
+            several = running.backfill("ranged", DAYS[:10])
+            many = running.backfill("paced", DAYS)
+            capped_runs = running.finished_all(first, len(PARTS), 400)
+            spent = billed(capped.books)
+            (home / "budget").write_text(RAISED)
+            running.reload()
+            failed = sum(run.status == dg.DagsterRunStatus.FAILURE for run in capped_runs)
+            repeated = running.finished_all(running.repeat_failed(first), failed, 400)
+            yield Backfilled(
+                running,
+                {name: provider.books for name, provider in providers.items()},
+                running.finished_all(many, len(DAYS), 400),
+                running.finished_all(several, 2, 400),
+                capped_runs,
+                spent,
+                repeated,
+            )
+
+
+def test_a_month_of_partitions_is_paid_once(done: Backfilled) -> None:
+    """Thirty partitions in thirty processes: every row has its own answer, each was asked once, and the books agree."""
+    assert [run.status for run in done.paced] == [dg.DagsterRunStatus.SUCCESS] * len(DAYS)
+    assert all(is_complete(done.deployment.home, "paced", day, ROWS_A_DAY) for day in DAYS)
+    books = done.books["paced"]
+    assert set(books.billed_by_prompt.values()) == {1}
+    assert len(books.billed_by_prompt) == len(books.requests) == len(DAYS) * ROWS_A_DAY
+    events = done.deployment.materialized("paced")
+    assert sorted(event.partition or "" for event in events) == DAYS
+    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(books)
+    assert sum(event.metadata["ondine/requests"].value for event in events) == len(books.requests)
+    assert done.charged("paced") == (billed(books), billed(books))
+
+
+def test_a_month_of_partitions_keeps_to_one_rate(done: Backfilled) -> None:
+    """No window of any length has more calls than burst and rate allow, whichever runs they came from."""
+    assert keeps_rate(done.books["paced"])
+
+
+def test_runs_went_on_at_once(done: Backfilled) -> None:
+    """What is promised of many runs at once was not seen one after the other."""
+    records = [done.deployment.instance.get_run_record_by_id(run.run_id) for run in done.paced]
+    spans = [(record.start_time, record.end_time) for record in records if record]
+    assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) >= 2
+
+
+def test_budget_that_is_used_up_midway_stops_the_rest_for_good(done: Backfilled) -> None:
+    """Not a cent beyond the cap, and runs that got no more say what is used up and what to do."""
+    statuses = Counter(run.status for run in done.capped)
+    assert statuses[dg.DagsterRunStatus.FAILURE] + statuses[dg.DagsterRunStatus.SUCCESS] == len(PARTS)
+    assert 0.5 * float(CAP) < done.spent_when_capped <= Decimal(CAP)
+    for run in done.capped:
+        if run.status == dg.DagsterRunStatus.FAILURE:
+            (told,) = done.deployment.failures(run.run_id)
+            assert "BudgetExhaustedError" in told
+            assert "'capped'" in told
+            assert "Raise max_cost_usd" in told
+
+
+def test_failed_partitions_go_on_once_the_budget_is_raised(done: Backfilled) -> None:
+    """Repeating the failed ones asks what has no answer yet, and nothing else; the partitions end complete."""
+    assert done.repeated
+    assert {run.status for run in done.repeated} == {dg.DagsterRunStatus.SUCCESS}
+    books = done.books["capped"]
+    assert set(books.billed_by_prompt.values()) == {1}
+    assert len(books.billed_by_prompt) == len(PARTS) * ROWS_A_PART
+    assert all(is_complete(done.deployment.home, "capped", part, ROWS_A_PART) for part in PARTS)
+    assert done.charged("capped")[1] == billed(books)
+
+
+def test_run_of_several_partitions_stores_each_with_its_own_rows(done: Backfilled) -> None:
+    """Ten partitions in two runs of five: each is materialized, with its own rows, and paid once."""
+    assert [run.status for run in done.ranged] == [dg.DagsterRunStatus.SUCCESS] * 2
+    assert all(is_complete(done.deployment.home, "ranged", day, ROWS_A_DAY) for day in DAYS[:10])
+    books = done.books["ranged"]
+    assert set(books.billed_by_prompt.values()) == {1}
+    assert len(books.requests) == 10 * ROWS_A_DAY
+    assert sorted(event.partition or "" for event in done.deployment.materialized("ranged")) == DAYS[:10]
+    assert done.charged("ranged") == (billed(books), billed(books))

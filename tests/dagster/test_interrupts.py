@@ -1,0 +1,171 @@
+"""Runs of a real deployment that are terminated, stopped and killed, with a provider that keeps books."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from decimal import Decimal
+
+import dagster as dg
+import pytest
+
+from ondine_core.store import open_store
+from ondine_core.thread import run_in_thread
+from ondine_core.values import Audit
+from tests.support.deployed_figures import CONCURRENCY, DEAREST_USD, ROWS, billed, is_complete
+from tests.support.deployment import Deployment, is_running, until
+from tests.support.provider import Books, Provider, slow, while_set
+
+pytestmark = pytest.mark.slow
+
+ASSETS = ("terminated", "retried", "stopped", "orphaned")
+SETTINGS = {
+    "telemetry": {"enabled": False},
+    "run_monitoring": {"enabled": True, "poll_interval_seconds": 1},
+    "run_retries": {"enabled": True, "max_retries": 0},
+}
+
+
+class Place:
+    """The deployment, and a provider for each asset; that of `orphaned` is slow when told."""
+
+    def __init__(self, deployment: Deployment, books: dict[str, Books], is_slow: threading.Event) -> None:
+        self.deployment, self.books, self.is_slow = deployment, books, is_slow
+
+    def wait_for_rows(self, asset: str, count: int) -> None:
+        """Until so many rows of an asset are answered."""
+        self.books[asset].wait_for(lambda books: books.answered >= count, 120)
+
+    def pids(self, run: str) -> tuple[int, int]:
+        """The processes of a run: its step's latest, and its worker."""
+        step, worker = (self.deployment.home / f"pids-{run}").read_text().split()
+        return int(step), int(worker)
+
+    def wait_until_gone(self, pid: int, within_s: float) -> None:
+        until(lambda: not is_running(pid) or None, within_s, f"end of process {pid}")
+
+    def assert_complete(self, asset: str, paid_twice: int) -> None:
+        """Every row has its own answer, and at most so many were paid twice."""
+        assert is_complete(self.deployment.home, asset, "all", ROWS)
+        billed = self.books[asset].billed_by_prompt
+        assert len(billed) == ROWS
+        assert sum(billed.values()) - ROWS <= paid_twice
+
+    def audit(self, *runs: str) -> list[Audit]:
+        """Our books of some runs."""
+        with open_store(self.deployment.home / "storage" / "ondine" / "answers.db") as store:
+            return [run_in_thread(lambda run=run: store.audit(run)) for run in runs]
+
+    def assert_spend_is_reported(self, asset: str, run: str) -> None:
+        """The last observation of the first run says what the provider's books say."""
+        books = self.books[asset]
+        told = self.deployment.observed(asset, [run])[run]
+        assert told["ondine/requests"] == len(books.requests)
+        unknown = told["ondine/requests_unknown"]
+        assert unknown <= CONCURRENCY
+        cost, paid = Decimal(str(told["ondine/cost_usd"])), billed(books)
+        assert paid - unknown * DEAREST_USD <= cost <= paid
+        assert unknown or cost == paid
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    home = tmp_path_factory.mktemp("interrupts")
+    with ExitStack() as stack:
+        is_slow = threading.Event()
+        faults = {"orphaned": while_set(is_slow, slow(2))}
+        providers = {asset: stack.enter_context(Provider(latency_s=0.05, fault=faults.get(asset))) for asset in ASSETS}
+        urls = {asset: provider.base_url for asset, provider in providers.items()}
+        variables = {"TEST_URLS": json.dumps(urls)}
+        deployment = stack.enter_context(
+            Deployment(home, "tests.support.deployed_project", SETTINGS, variables),
+        )
+        yield Place(deployment, {asset: provider.books for asset, provider in providers.items()}, is_slow)
+
+
+def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> None:
+    """Terminate in the UI ends the step in seconds, reports what was spent, and the next run asks only the rest."""
+    run = place.deployment.launch("terminated")
+    place.wait_for_rows("terminated", ROWS // 4)
+    step, _ = place.pids(run)
+    place.deployment.terminate(run)
+    place.wait_until_gone(step, 10)
+    calls = len(place.books["terminated"].requests)
+    assert place.deployment.finished(run).status == dg.DagsterRunStatus.CANCELED
+    assert len(place.books["terminated"].requests) == calls < ROWS
+    place.assert_spend_is_reported("terminated", run)
+
+    again = place.deployment.launch("terminated")
+    assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
+    place.assert_complete("terminated", CONCURRENCY)
+    (event,) = place.deployment.materialized("terminated")
+    assert event.metadata["ondine/requests"].value == len(place.books["terminated"].requests) - calls
+
+
+def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place: Place) -> None:
+    """SIGTERM, then kill -9: attempt by attempt the same run gets on, none waits for a dead one, the audit is true."""
+    run = place.deployment.launch("retried")
+    place.wait_for_rows("retried", ROWS // 4)
+    first, worker = place.pids(run)
+    os.kill(first, signal.SIGTERM)
+    place.wait_until_gone(first, 10)
+    place.assert_spend_is_reported("retried", run)
+
+    place.wait_for_rows("retried", ROWS // 2)
+    second, same_worker = place.pids(run)
+    assert second != first
+    assert same_worker == worker
+    os.kill(second, signal.SIGKILL)
+    killed_at = time.monotonic()
+    place.wait_for_rows("retried", ROWS // 2 + 2 * CONCURRENCY)
+    assert time.monotonic() - killed_at < 50, "The lease of the killed attempt was waited for."
+
+    assert place.deployment.finished(run).status == dg.DagsterRunStatus.SUCCESS
+    place.assert_complete("retried", 2 * CONCURRENCY)
+    (audit,) = place.audit(run)
+    books = place.books["retried"]
+    assert audit.sent == len(books.requests)
+    assert audit.answered.calls == ROWS
+    assert audit.answered.usd is not None
+    assert billed(books) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(books)
+
+
+def test_run_worker_that_is_stopped_is_replaced_by_a_run_retry(place: Place) -> None:
+    """SIGTERM to a run worker, as when its machine is drained: what was spent is told, a new run does the rest."""
+    run = place.deployment.launch("stopped", {"dagster/max_retries": "1"})
+    place.wait_for_rows("stopped", ROWS // 4)
+    step, worker = place.pids(run)
+    os.kill(worker, signal.SIGTERM)
+    place.wait_until_gone(step, 10)
+    place.assert_spend_is_reported("stopped", run)
+    assert place.deployment.finished(run).status == dg.DagsterRunStatus.FAILURE
+
+    assert place.deployment.finished(place.deployment.retry_of(run)).status == dg.DagsterRunStatus.SUCCESS
+    place.assert_complete("stopped", CONCURRENCY)
+
+
+def test_step_that_outlives_its_run_worker_is_waited_for(place: Place) -> None:
+    """Kill -9 of a run worker leaves its step at work; a run launched meanwhile waits, finds all, pays for nothing."""
+    run = place.deployment.launch("orphaned")
+    place.wait_for_rows("orphaned", ROWS // 8)
+    orphan, worker = place.pids(run)
+    place.is_slow.set()
+    os.kill(worker, signal.SIGKILL)
+    assert place.deployment.finished(run).status == dg.DagsterRunStatus.FAILURE
+    assert is_running(orphan)
+
+    again = place.deployment.launch("orphaned")
+    until(lambda: "Another process is at work" in place.deployment.log(again) or None, 120, "run that waits")
+    assert place.books["orphaned"].answered < ROWS
+    place.is_slow.clear()
+    assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
+    place.wait_until_gone(orphan, 60)
+    place.assert_complete("orphaned", 0)
+    asked, found = place.deployment.materialized("orphaned")
+    assert (asked.metadata["ondine/requests"].value, found.metadata["ondine/requests"].value) == (ROWS, 0)
+    assert found.metadata["ondine/rows_reused"].value == ROWS

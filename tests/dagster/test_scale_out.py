@@ -1,0 +1,138 @@
+"""Runs on several workers behind a broker, each with a disk of its own; Postgres is all they share.
+
+This is the deployment of `docs/scale-out.md` with Celery: runs go to a queue in Redis, workers take them from there,
+and Dagster's storage, the answers, the budget and the rate are in Postgres.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from decimal import Decimal
+
+import dagster as dg
+import pytest
+
+from tests.support.books import read_purse
+from tests.support.deployed_figures import (
+    CONCURRENCY,
+    PARTS,
+    ROWS,
+    ROWS_A_PART,
+    billed,
+    is_complete,
+    keeps_rate,
+)
+from tests.support.deployment import Deployment, is_running, until
+from tests.support.postgres import server
+from tests.support.provider import Books, Provider
+from tests.support.redis import find_program, redis_server
+
+REDIS = find_program()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(REDIS is None, reason="There is no Redis server: apt install redis-server."),
+]
+
+
+class Place:
+    """The deployment, its store, and a provider for each asset."""
+
+    def __init__(self, deployment: Deployment, store: str, books: dict[str, Books]) -> None:
+        self.deployment, self.store, self.books = deployment, store, books
+
+    def worker_of(self, run: str) -> int:
+        """The process that works on a run: of a pool, so it is that of the step too."""
+        return int((self.deployment.home / f"pids-{run}").read_text().split()[0])
+
+    def is_complete(self, asset: str) -> bool:
+        """Whether every row of an asset without partitions has its own answer, and hardly one was paid twice."""
+        paid = sum(self.books[asset].billed_by_prompt.values())
+        return is_complete(self.deployment.home, asset, "all", ROWS) and paid - ROWS <= CONCURRENCY
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    home = tmp_path_factory.mktemp("head")
+    store = server().new_database()
+    with ExitStack() as stack:
+        broker = stack.enter_context(redis_server(str(REDIS)))
+        providers = {
+            name: stack.enter_context(Provider(latency_s=0.05)) for name in ("spread", "terminated", "stopped")
+        }
+        settings = {
+            "telemetry": {"enabled": False},
+            "storage": {"postgres": {"postgres_url": server().new_database().replace("://", "+psycopg2://")}},
+            "run_launcher": {
+                "module": "dagster_celery.launcher",
+                "class": "CeleryRunLauncher",
+                "config": {"broker": broker, "backend": broker, "default_queue": "dagster"},
+            },
+            "run_monitoring": {"enabled": True, "poll_interval_seconds": 1},
+            "run_retries": {"enabled": True, "max_retries": 0},
+        }
+        variables = {
+            "TEST_URLS": json.dumps({name: provider.base_url for name, provider in providers.items()}),
+            "TEST_STORE": store,
+            "TEST_EXECUTOR": "in_process",
+        }
+        deployment = stack.enter_context(Deployment(home, "tests.support.deployed_project", settings, variables))
+        config = home / "celery.yaml"
+        config.write_text(json.dumps({"execution": {"config": {"broker": broker, "backend": broker}}}))
+        for name in ("one", "two"):
+            deployment.start(
+                *("dagster-celery", "worker", "start", "-A", "dagster_celery.app", "-n", name, "-y", str(config)),
+                *("--", "--concurrency", "2"),
+                home=tmp_path_factory.mktemp("workers") / name,
+            )
+        yield Place(deployment, store, {name: provider.books for name, provider in providers.items()})
+
+
+def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) -> None:
+    """Six partitions, one of them launched twice, on two workers: asked once, at one rate, charged to one purse."""
+    launched = [place.deployment.launch("spread", {"dagster/partition": part}) for part in (*PARTS, PARTS[0])]
+    runs = [place.deployment.finished(run, 240) for run in launched]
+    assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+    books = place.books["spread"]
+    assert all(is_complete(place.deployment.home, "spread", part, ROWS_A_PART) for part in PARTS)
+    assert set(books.billed_by_prompt.values()) == {1}
+    assert len(books.requests) == len(PARTS) * ROWS_A_PART
+    assert len({place.worker_of(run) for run in launched}) >= 2
+
+    assert keeps_rate(books)
+    assert read_purse(place.store, "spread") == (billed(books), billed(books))
+    events = place.deployment.materialized("spread")
+    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(books)
+
+
+def test_terminate_reaches_the_worker(place: Place) -> None:
+    """Terminate in the UI stops the calls of a run that another process got from the queue; answers are kept."""
+    run = place.deployment.launch("terminated")
+    books = place.books["terminated"]
+    books.wait_for(lambda books: books.answered >= ROWS // 4, 120)
+    place.deployment.terminate(run)
+    # dagster-celery's launcher does not note that somebody asked for it.
+    assert place.deployment.finished(run).status in {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
+    calls = len(books.requests)
+    assert calls < ROWS
+    assert place.deployment.observed("terminated", [run])[run]["ondine/requests"] == calls
+    again = place.deployment.launch("terminated")
+    assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
+    assert place.is_complete("terminated")
+
+
+def test_worker_that_is_lost_is_replaced(place: Place) -> None:
+    """Kill -9 of a worker's process: the run is retried on another, which does not wait, and does only the rest."""
+    run = place.deployment.launch("stopped", {"dagster/max_retries": "1"})
+    books = place.books["stopped"]
+    books.wait_for(lambda books: books.answered >= ROWS // 4, 120)
+    worker = place.worker_of(run)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not is_running(worker) or None, 10, "end of the worker")
+    assert place.deployment.finished(run).status == dg.DagsterRunStatus.FAILURE
+    retry = place.deployment.retry_of(run)
+    assert place.deployment.finished(retry).status == dg.DagsterRunStatus.SUCCESS
+    assert place.is_complete("stopped")

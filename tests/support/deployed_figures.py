@@ -1,0 +1,49 @@
+"""What the definitions of a deployment under test and those who test it both know: how much there is of everything."""
+
+import itertools
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import pandas as pd
+
+from tests.support.provider import Books
+
+DAYS = [f"2026-01-{day:02}" for day in range(1, 31)]
+PARTS = [f"part-{number}" for number in range(6)]
+ROWS_A_DAY, ROWS_A_PART, ROWS = 8, 20, 240
+CONCURRENCY = 4
+PER_S, BURST = 12, 4
+INPUT_USD_PER_1K, OUTPUT_USD_PER_1K = 1.0, 2.0
+DEAREST_USD = Decimal("0.1")
+"""More than any call costs."""
+_LATE_S = 0.1
+"""How much earlier than it left a call may seem to arrive, compared with the one before."""
+
+
+def billed(books: Books) -> Decimal:
+    """USD for what a provider did."""
+    usd = books.input_tokens * Decimal(str(INPUT_USD_PER_1K)) + books.output_tokens * Decimal(str(OUTPUT_USD_PER_1K))
+    return usd / 1000
+
+
+def keeps_rate(books: Books) -> bool:
+    """Whether no window of any length has more calls than burst and rate allow."""
+    arrivals = [asked.arrived_at for asked in books.requests]
+    free_at = itertools.accumulate(arrivals, lambda free, at: max(free, at) + 1 / PER_S, initial=0.0)
+    return max(free - at - (BURST - 1) / PER_S for free, at in zip(free_at, arrivals, strict=False)) <= _LATE_S
+
+
+def texts(asset: str, partition: str, count: int) -> Sequence[str]:
+    """What rows say; each is to be answered by itself."""
+    return [f"{asset} {partition} row {number}" for number in range(count)]
+
+
+def table_file(home: Path, asset: str, partition: str = "all") -> Path:
+    """Where a partition is stored."""
+    return home / f"{asset}-{partition}.pickle"
+
+
+def is_complete(home: Path, asset: str, partition: str, count: int) -> bool:
+    """Whether every row of a stored partition has its own answer."""
+    return pd.read_pickle(table_file(home, asset, partition))["answer"].tolist() == texts(asset, partition, count)

@@ -1,0 +1,121 @@
+"""The definitions of a deployment under test: assets that differ in how they are run, each with a provider of its own.
+
+What varies comes by environment and by files in the instance's folder, since every run imports this module anew.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from ondine_dagster import LLMResource, SharedBudget, llm_asset
+from tests.support.deployed_figures import (
+    BURST,
+    CONCURRENCY,
+    DAYS,
+    INPUT_USD_PER_1K,
+    OUTPUT_USD_PER_1K,
+    PARTS,
+    PER_S,
+    ROWS,
+    ROWS_A_DAY,
+    ROWS_A_PART,
+    table_file,
+    texts,
+)
+
+HOME = Path(os.environ["TEST_HOME"])
+URLS: dict[str, str] = json.loads(os.environ["TEST_URLS"])
+PAID_FOR = ("paced", "ranged", "capped", "spread")
+"""Assets whose resource has a budget, which all their runs share."""
+
+
+class Tables(dg.ConfigurableIOManager):
+    """A file a partition; a run of several writes and reads all of theirs."""
+
+    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
+        """Write the rows of each partition."""
+        for partition in context.asset_partition_keys if context.has_asset_partitions else ("all",):
+            rows = obj[obj["part"] == partition] if context.has_asset_partitions else obj
+            rows.to_pickle(table_file(HOME, context.asset_key.to_user_string(), partition))
+
+    def load_input(self, _: dg.InputContext) -> Any:
+        """Nothing is downstream."""
+        raise NotImplementedError
+
+
+def rows_of(asset: str, partition: str, count: int) -> pd.DataFrame:
+    """Rows that no other partition has."""
+    return pd.DataFrame({"part": partition, "text": texts(asset, partition, count)})
+
+
+def asked(name: str, rows: Callable[[str], pd.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
+    """An asset whose rows are said again, with a model of its own."""
+
+    @llm_asset(
+        name=name,
+        prompt="Say it again.\nText: {text}",
+        output={"answer": str},
+        resource_key=f"{name}_llm",
+        io_manager_key="tables",
+        **arguments,
+    )
+    def table(context: dg.AssetExecutionContext) -> pd.DataFrame:
+        (HOME / f"pids-{context.run.run_id}").write_text(f"{os.getpid()} {os.getppid()}")
+        parts = context.partition_keys if context.has_partition_key or context.has_partition_key_range else [""]
+        return pd.concat([rows(part) for part in parts], ignore_index=True)
+
+    return table
+
+
+def model(name: str) -> LLMResource:
+    """Who is asked for an asset."""
+    paced = {"requests_per_minute": 60 * PER_S, "burst": BURST} if name in ("paced", "spread") else {}
+    cap = (HOME / "budget").read_text() if name == "capped" else "1000"
+    budgets = [SharedBudget(name=name, max_cost_usd=float(cap), period="ever")] if name in PAID_FOR else []
+    return LLMResource(
+        model=f"openai_compatible/{name}",
+        base_url=URLS[name],
+        max_concurrency=CONCURRENCY,
+        max_output_tokens=20,
+        input_cost_per_1k_tokens=INPUT_USD_PER_1K,
+        output_cost_per_1k_tokens=OUTPUT_USD_PER_1K,
+        budgets=budgets,
+        progress_every_s=0.5,
+        lease_ttl_s=60,
+        store=os.environ.get("TEST_STORE"),
+        **paced,
+    )
+
+
+def plain(name: str, **arguments: Any) -> dg.AssetsDefinition:
+    """An asset without partitions that takes a while."""
+    return asked(name, lambda _: rows_of(name, "all", ROWS), **arguments)
+
+
+days = dg.StaticPartitionsDefinition(DAYS)
+parts = dg.StaticPartitionsDefinition(PARTS)
+assets = {
+    "paced": asked("paced", lambda day: rows_of("paced", day, ROWS_A_DAY), partitions_def=days, pool="llm"),
+    "ranged": asked(
+        "ranged",
+        lambda day: rows_of("ranged", day, ROWS_A_DAY),
+        partitions_def=days,
+        backfill_policy=dg.BackfillPolicy.multi_run(5),
+    ),
+    "capped": asked("capped", lambda part: rows_of("capped", part, ROWS_A_PART), partitions_def=parts),
+    "spread": asked("spread", lambda part: rows_of("spread", part, ROWS_A_PART), partitions_def=parts),
+    "terminated": plain("terminated"),
+    "retried": plain("retried", retry_policy=dg.RetryPolicy(max_retries=2)),
+    "stopped": plain("stopped"),
+    "orphaned": plain("orphaned"),
+}
+defs = dg.Definitions(
+    assets=[asset for name, asset in assets.items() if name in URLS],
+    resources={"tables": Tables(), **{f"{name}_llm": model(name) for name in assets if name in URLS}},
+    executor=dg.in_process_executor if os.environ.get("TEST_EXECUTOR") == "in_process" else dg.multiprocess_executor,
+)

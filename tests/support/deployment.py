@@ -1,0 +1,259 @@
+"""A Dagster deployment of real processes on the loopback: code server, webserver and daemon, in a folder of its own.
+
+What a person would click is asked for through the webserver's GraphQL; what became of it is read from the instance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import dagster as dg
+
+T = TypeVar("T")
+
+REPOSITORY = Path(__file__).parents[2]
+_START_TIMEOUT_S = 120.0
+_PAUSE_S = 0.1
+
+
+def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
+    """The first thing that `look` finds."""
+    ends_at = time.monotonic() + within_s
+    while (found := look()) is None:
+        assert time.monotonic() < ends_at, f"No {what} within {within_s} s."
+        time.sleep(_PAUSE_S)
+    return found
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return int(some.getsockname()[1])
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "XZ"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@dataclass
+class Deployment:
+    """Processes of Dagster's, as a context manager; what is left of them in the end is killed.
+
+    Args:
+        home: The folder of the instance.
+        module: Has the definitions.
+        settings: What `dagster.yaml` says, in JSON's part of YAML.
+        variables: What its processes find in the environment.
+    """
+
+    home: Path
+    module: str
+    settings: Mapping[str, Any]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        (self.home / "dagster.yaml").write_text(json.dumps(self.settings), encoding="utf-8")
+        self._environment = os.environ | self.variables
+        self._environment |= {"DAGSTER_HOME": str(self.home), "TEST_HOME": str(self.home)}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._stack = ExitStack()
+        self._stack.callback(self._stop)
+        try:
+            code_port, self._port = free_port(), free_port()
+            workspace = {"grpc_server": {"host": "127.0.0.1", "port": code_port, "location_name": "tests"}}
+            (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [workspace]}), encoding="utf-8")
+            self.start("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(code_port), "-m", self.module)
+            until(lambda: listens(code_port), _START_TIMEOUT_S, "code server")
+            place = ("-w", str(self.home / "workspace.yaml"))
+            self.start("dagster-webserver", "-h", "127.0.0.1", "-p", str(self._port), *place)
+            self.start("dagster-daemon", "run", *place)
+            self.instance = self._stack.enter_context(dg.DagsterInstance.from_config(str(self.home)))
+            until(lambda: listens(self._port), _START_TIMEOUT_S, "webserver")
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, program: str, *arguments: str, home: Path | None = None) -> subprocess.Popen[bytes]:
+        """A further process of the deployment; with a folder of its own, as on a machine of its own."""
+        command = [str(Path(sys.executable).parent / program), *arguments]
+        variables = self._environment
+        if home:
+            home.mkdir()
+            shutil.copy(self.home / "dagster.yaml", home)
+            variables = variables | {"DAGSTER_HOME": str(home)}
+        with (self.home / f"{program}.log").open("ab") as log:
+            # In a group of its own, so that its children can be ended with it.
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+        self._processes.append(process)
+        return process
+
+    def _stop(self) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in reversed(self._processes):
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for process in self._processes:
+            if _group_runs(process.pid):
+                os.killpg(process.pid, 9)
+
+    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The only field of the reply to a query, which must be no error."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/graphql", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+                told = json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        (found,) = told["data"].values()
+        assert not told.get("errors"), told
+        assert isinstance(found, dict), told
+        assert "Error" not in found["__typename"], found
+        return found
+
+    # -- what a person does --------------------------------------------------------------------------------------------
+
+    def launch(self, asset: str, tags: Mapping[str, str] | None = None) -> str:
+        """Materialize an asset; returns the run's id."""
+        selector = {
+            "repositoryLocationName": "tests",
+            "repositoryName": "__repository__",
+            "pipelineName": "__ASSET_JOB",
+            "assetSelection": [{"path": [asset]}],
+        }
+        given = [{"key": key, "value": value} for key, value in (tags or {}).items()]
+        found = self.graphql(
+            """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+            __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+            ... on RunConfigValidationInvalid { errors { message } } } }""",
+            params={"selector": selector, "mode": "default", "executionMetadata": {"tags": given}},
+        )
+        return str(found["run"]["runId"])
+
+    def backfill(self, asset: str, partitions: Sequence[str]) -> str:
+        """Materialize partitions of an asset; returns the backfill's id."""
+        found = self.graphql(
+            """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+            __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+            params={"assetSelection": [{"path": [asset]}], "partitionNames": partitions},
+        )
+        return str(found["backfillId"])
+
+    def repeat_failed(self, backfill: str) -> str:
+        """Materialize the partitions that failed again; returns the id of the new backfill."""
+        found = self.graphql(
+            """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
+            __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+            params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
+        )
+        return str(found["backfillId"])
+
+    def terminate(self, run: str) -> None:
+        """Press Terminate."""
+        self.graphql(
+            """mutation($run: String!) { terminateRun(runId: $run) {
+            __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }""",
+            run=run,
+        )
+
+    def reload(self) -> None:
+        """Let the code server read the definitions anew."""
+        self.graphql("""mutation { reloadRepositoryLocation(repositoryLocationName: "tests") { __typename } }""")
+
+    # -- what became of it ---------------------------------------------------------------------------------------------
+
+    def finished(self, run: str, within_s: float = 120.0) -> dg.DagsterRun:
+        """The run, once it is over."""
+
+        def look() -> dg.DagsterRun | None:
+            found = self.instance.get_run_by_id(run)
+            return found if found and found.is_finished else None
+
+        return until(look, within_s, f"end of the run {run}")
+
+    def finished_all(self, backfill: str, count: int, within_s: float) -> list[dg.DagsterRun]:
+        """The runs of a backfill, once there are so many and all are over."""
+
+        def look() -> list[dg.DagsterRun] | None:
+            found = self.runs({"dagster/backfill": backfill})
+            return found if len(found) == count and all(run.is_finished for run in found) else None
+
+        return until(look, within_s, f"end of {count} runs")
+
+    def runs(self, tags: Mapping[str, str]) -> list[dg.DagsterRun]:
+        """The runs with such tags."""
+        return list(self.instance.get_runs(dg.RunsFilter(tags=dict(tags))))
+
+    def retry_of(self, run: str) -> str:
+        """The run that Dagster launched since another had failed."""
+        return until(
+            lambda: next((one.run_id for one in self.runs({"dagster/parent_run_id": run})), None),
+            120,
+            "automatic retry",
+        )
+
+    def failures(self, run: str) -> list[str]:
+        """What the steps of a run failed of."""
+        events = self.instance.all_logs(run, of_type=dg.DagsterEventType.STEP_FAILURE)
+        return [str(event.dagster_event.step_failure_data.error) for event in events if event.dagster_event]
+
+    def log(self, run: str) -> str:
+        """Everything a run logged."""
+        return "\n".join(event.user_message for event in self.instance.all_logs(run))
+
+    def observed(self, asset: str, runs: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """The figures of the last observation of each run."""
+        found = self.instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        return {
+            record.run_id: {key: value.value for key, value in record.asset_observation.metadata.items()}
+            for record in found
+            if record.asset_observation and record.run_id in set(runs)
+        }
+
+    def materialized(self, asset: str) -> list[dg.AssetMaterialization]:
+        """What was materialized, in order."""
+        found = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        return [record.asset_materialization for record in found if record.asset_materialization]
+
+
+def listens(port: int) -> bool | None:
+    """True if somebody listens there."""
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0 or None
+
+
+def _group_runs(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
