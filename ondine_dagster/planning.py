@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any, Literal
@@ -146,4 +146,15 @@ def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
         on_progress=lambda _: None,
         on_wait=lambda _: None,
     )
-    return lambda columns: run_in_thread(lambda: answer(columns, plan.question, options, plan.model), watch.tick)
+
+    def ask(columns: Mapping[str, Sequence[Any]]) -> Report:
+        try:
+            return run_in_thread(lambda: answer(columns, plan.question, options, plan.model), watch.tick)
+        except Exception:
+            raise
+        except BaseException:
+            # An interrupt: what was spent on the rows of the asset stays visible.
+            watch.observe()
+            raise
+
+    return ask

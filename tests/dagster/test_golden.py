@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +171,23 @@ def test_partitions_share_the_answers(tmp_path: Path) -> None:
     assert len(llm.calls) == 2 + 4
 
 
+@pytest.mark.slow
+def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: Path) -> None:
+    """Those that come while it is being asked wait, and find the answers."""
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        run(moods_of("good"), instance=instance)  # Dagster's databases are not made by several processes at once
+    with Provider(lambda prompt: {"answer": prompt.rpartition("Text: ")[2]}, latency_s=0.2) as provider:
+        environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "TEST_BASE_URL": provider.base_url}
+        command = [sys.executable, "-m", "tests.support.golden_project"]
+        root = Path(__file__).parents[2]
+        runs = [subprocess.Popen([*command, name], cwd=root, env=environment) for name in "abc"]
+        assert [run.wait(timeout=300) for run in runs] == [0] * 3
+        asked = provider.books.calls_by_prompt
+    assert len(asked) == 3 + 30
+    assert set(asked.values()) == {1}
+
+
 def test_labelled_rows_from_upstream_are_an_input_and_nothing_more() -> None:
     """The asset depends on them; they are neither enriched nor where its columns come from."""
 
@@ -211,6 +232,27 @@ def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
     assert {name: check.passed for name, check in checks_of(result).items()} == {"two": False}
     assert result.get_asset_materialization_events() == []
     assert len(llm.calls) == calls == 1
+
+
+def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_path: Path) -> None:
+    """The asset has no table then, and its answers and figures are not lost."""
+
+    def script(prompt: str) -> Any:
+        if "labelled" in prompt:
+            _thread.interrupt_main()
+        return answer(prompt)
+
+    rows = [{"review": "a labelled one", "mood": "good"}]
+    llm = ScriptedModel(script, latency_s=0.2)
+    moods = moods_of("good", "bad", checks=[golden(rows=rows)])
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        assert not run(moods, llm=llm, instance=instance).success
+        wanted = dg.AssetRecordsFilter(asset_key=moods.key)
+        record = instance.fetch_observations(wanted, limit=1).records[0]
+        assert record.asset_observation is not None
+        assert values(record.asset_observation.metadata)["ondine/requests"] == 2
+        assert not instance.fetch_materializations(wanted, limit=5).records
+        assert len(llm.calls) == 3
 
 
 # -- when they cannot be asked ---------------------------------------------------------------------------------------
