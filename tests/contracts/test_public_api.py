@@ -9,7 +9,7 @@ import pytest
 
 import ondine_core
 import ondine_dagster
-from ondine_core import errors
+from ondine_core import errors, telemetry
 from ondine_core.errors import OndineError
 
 CORE = """
@@ -24,7 +24,13 @@ RING = """
 """.split()
 
 
-@pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (ondine_dagster, RING)])
+TELEMETRY = """
+    AskedBatch BatchEnded Booked CallEnded Content Endpoint Event Held Observer ObserverSpec Progressed Retried
+    RowsFailed Run RunEnded RunStarted check_observers register_observer
+""".split()
+
+
+@pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (telemetry, TELEMETRY), (ondine_dagster, RING)])
 def test_the_surface_is_what_is_listed(module: object, names: list[str]) -> None:
     """A name joins or leaves the public surface on purpose only."""
     assert sorted(module.__all__) == sorted(names)
