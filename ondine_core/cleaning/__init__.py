@@ -71,22 +71,20 @@ def name_of(step: Step) -> str:
             return name
     if isinstance(step, Truncation):
         return f"truncate({step.max_tokens}, {step.model}, {step.mark!r})"
-    return f"{step.__module__}.{getattr(step, '__qualname__', type(step).__qualname__)}"
+    named = step if hasattr(step, "__qualname__") else type(step)
+    return ".".join(filter(None, (getattr(named, "__module__", None), named.__qualname__)))
 
 
 def _find(step: Any) -> Step:
     match step:
         case str() if step in _STEPS:
             return _STEPS[step]
-        case {"truncate": int(max_tokens)} if len(step) == 1:
-            return truncate(max_tokens)
-        case {"truncate": Mapping() as arguments} if len(step) == 1:
+        case {"truncate": given, **others} if not others:
+            arguments = given if isinstance(given, Mapping) else {"max_tokens": given}
             try:
                 return truncate(**arguments)
             except TypeError:
-                raise ConfigError(
-                    f"truncate has no such arguments as {step!r}; it takes max_tokens, model and mark."
-                ) from None
+                raise ConfigError(f"{step!r} is not understood; truncate takes max_tokens, model and mark.") from None
         case _ if callable(step):
             return step  # type: ignore[no-any-return]
     valid = ", ".join(map(repr, _STEPS))

@@ -47,7 +47,7 @@ class Sanitizer:
 
     Args:
         mode: `"redact"` writes `[EMAIL]`; `"placeholder"` writes `<EMAIL_1>`, the same for the same text of a row, and
-            puts the text back where an answer repeats it; `"hash"` writes `[EMAIL:kdfajlmbgoehpicn]`, the same for the
+            puts the text back where an answer repeats it; `"hash"` writes `[EMAIL#kdfajlmbgoehpicn]`, the same for the
             same text of any row.
         rules: Names of the built-in rules to use, by default all.
         patterns: Rules of your own: a name and a regular expression, of which only the group `value` counts if there
@@ -194,7 +194,7 @@ class _Marks:
         if self._sanitizer.mode == "redact":
             return f"[{name}]"
         if self._sanitizer.mode == "hash":
-            return f"[{name}:{_hash(text, self._sanitizer.salt or '')}]"
+            return f"[{name}#{_hash(text, self._sanitizer.salt or '')}]"
         self._numbers[name] += 1
         # A number that the row writes itself must not be taken for this one.
         while (name, self._numbers[name]) in self._taken():

@@ -181,6 +181,6 @@ RULES: tuple[Rule, ...] = (
         hints=_PHONE_HINTS,
     ),
     # A column of phone numbers, with the decimal point that a missing value elsewhere in it brings along.
-    Rule("PHONE", r"\A\s{0,9}(?P<value>1?[2-9][0-9]{9})(?:[.]0)?\s{0,9}\Z", digits=10),
+    Rule("PHONE", r"\A\s{0,9}(?P<value>1?[2-9][0-9]{9}(?:[.]0)?)\s{0,9}\Z", digits=10),
 )
 """In order of precedence: where two overlap, the datum is called as by the first."""

@@ -18,7 +18,7 @@ __all__ = ["user_rule"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
 _UNITS = ("a", "A", "1", " ", "-", ".", "_", "@", "a1", "a ", "a.", "a-", "1-", "1 ")
-_LENGTHS = (12, 15, 19, 24, 31, 40, 52, 67, 87, 113, 146, 189, 300, 900, 2_700, 8_100, 20_000)
+_LENGTHS = (*range(12, 40, 2), *(round(40 * 1.1**step) for step in range(22)), 900, 2_700, 8_100, 20_000)
 """In small steps first, since what doubles with each character must be caught before it takes a lifetime."""
 _STALLED_S = 0.05
 """Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
