@@ -20,7 +20,7 @@ _BINS = 8
 _LABEL_LENGTH = 24
 _HUGE = 1e300
 
-_ROW, _LEFT, _BAR = 18, 240, 200
+_ROW, _LEFT, _BAR = 18, 190, 220
 _INK, _FILL = "#8a94a6", "#5b8def"
 
 

@@ -34,7 +34,7 @@ def test_values_are_counted_and_the_most_frequent_comes_first() -> None:
     picture = drawn(markdown)
     assert texts(picture) == ["mood", "good: 3 (75%)", "bad: 1 (25%)"]
     (bars,) = picture.iter(f"{SVG}path")
-    assert re.findall(r"h(\d+)", bars.attrib["d"]) == ["200", "66"]
+    assert re.findall(r"h(\d+)", bars.attrib["d"]) == ["220", "73"]
 
 
 def test_many_numbers_are_drawn_in_ranges() -> None:

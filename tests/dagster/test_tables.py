@@ -262,7 +262,7 @@ def test_a_preview_cell_stays_in_its_cell(make: Make, value: Any, cell: str) -> 
 
 @FRAMES
 def test_a_preview_of_long_rows_has_fewer(make: Make) -> None:
-    """Dagster hides what is longer than 999 characters behind a link, so rows are left out before it does; never all."""
+    """Dagster hides what is longer than 999 characters behind a link, so rows are left out; never all."""
     lines = preview(make({"text": ["x" * 150] * 10}), ["text"])
     assert len(lines) < 1000
     assert lines.count("\n") == 1 + 6
