@@ -7,10 +7,9 @@ they are made in the run's own thread, call by call: a frozen dataclass takes fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from ondine_core.report import Progress
 from ondine_core.values import Message, Origin, Sent, Usage
@@ -235,9 +234,14 @@ class RowsFailed(NamedTuple):
 
 Event: TypeAlias = RunStarted | Progressed | RunEnded | BatchEnded | CallEnded | Retried | Held | Booked | RowsFailed
 
-Observer: TypeAlias = Callable[[Event], object]
-"""Takes events, one at a time, in a thread of its own.
 
-Three attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
-whether calls carry what was said; and `close(timeout_s)`, called once, after the last event, if it was opened by name.
-"""
+class Observer(Protocol):
+    """Takes events, one at a time, in a thread of its own; any function of an event is one.
+
+    Three attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
+    whether calls carry what was said; and `close(timeout_s)`, called once, after the last event, if it was opened by
+    name.
+    """
+
+    def __call__(self, event: Event, /) -> object:
+        """Take an event."""
