@@ -109,7 +109,8 @@ class _Log:
         if event.error_type is None:
             log.info("run ended", **_progress(event))
         else:
-            log.warning("run ended early", error_type=event.error_type, error=event.error, **_progress(event))
+            said = {} if event.error is None else {"error": event.error}
+            log.warning("run ended early", error_type=event.error_type, **said, **_progress(event))
         self._told_at.pop(event.run, None)
         self._reasons = {known for known in self._reasons if known[0] is not event.run}
 

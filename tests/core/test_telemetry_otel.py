@@ -320,6 +320,30 @@ def test_a_dead_collector_costs_seconds_at_the_end(stalls: bool, monkeypatch: py
         assert time.monotonic() - began - report.progress.elapsed_s < 4.5
 
 
+def test_an_interrupted_process_has_told_everything(collector: Collector) -> None:
+    """After Ctrl-C the collector has the run's span, and one for every call, those that were cancelled among them."""
+    code = """
+import os, signal, sys
+from ondine_core import ModelSpec, Options, Policy, enrich_sync
+sent = []
+def interrupt(progress):
+    if progress.rows_done >= 20 and not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGINT))
+model = ModelSpec("openai_compatible/m", base_url=sys.argv[1])
+options = Options(observers=("opentelemetry",), on_progress=interrupt, policy=Policy(max_concurrency=8))
+enrich_sync({"t": [f"{n}" for n in range(5000)]}, prompt="{t}", output={"answer": str}, model=model, options=options)
+"""
+    with Provider(latency_s=0.02) as provider:
+        command = [sys.executable, "-c", code, provider.base_url]
+        assert "KeyboardInterrupt" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    spans = collector.spans()
+    (run,) = (span for span in spans if span.name == "enrich")
+    assert run.attributes["error.type"] == "cancelled"
+    assert total(calls_of(spans), "ondine.calls") == run.attributes["ondine.calls"] < 5000
+    cancelled = [span for span in calls_of(spans) if span.failed]
+    assert len(cancelled) == run.attributes["ondine.calls.unknown"]
+
+
 def test_a_missing_package_is_an_error_that_says_what_to_install() -> None:
     """With the extra's name."""
     code = """
