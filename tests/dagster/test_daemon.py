@@ -19,7 +19,7 @@ from tests.support.provider import Books, Provider
 
 pytestmark = pytest.mark.slow
 
-CAP, RAISED = "1.6", "100"
+CAP, RAISED = "1.1", "100"
 SETTINGS = {
     "telemetry": {"enabled": False},
     "concurrency": {"runs": {"max_concurrent_runs": 4}, "pools": {"default_limit": 3, "granularity": "op"}},
@@ -68,17 +68,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
             first = running.backfill("capped", PARTS)
             several = running.backfill("ranged", DAYS[:10])
             many = running.backfill("paced", DAYS)
-            capped_runs = running.finished_all(first, len(PARTS), 400)
+            capped_runs = running.finished_all(first, len(PARTS), 900)
             spent = billed(capped.books)
             (home / "budget").write_text(RAISED)
             running.reload()
             failed = sum(run.status == dg.DagsterRunStatus.FAILURE for run in capped_runs)
-            repeated = running.finished_all(running.repeat_failed(first), failed, 400)
+            repeated = running.finished_all(running.repeat_failed(first), failed, 900)
             yield Backfilled(
                 running,
                 {name: provider.books for name, provider in providers.items()},
-                running.finished_all(many, len(DAYS), 400),
-                running.finished_all(several, 2, 400),
+                running.finished_all(many, len(DAYS), 900),
+                running.finished_all(several, 2, 900),
                 capped_runs,
                 spent,
                 repeated,
