@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ondine_core.budget import Budget, Purse
 from ondine_core.caps import Cap
@@ -19,6 +19,7 @@ __all__ = ["Terms", "find_means"]
 
 
 _PATIENCE_S = 60.0
+_USED = 0.985
 _DEARER = ("priority", "fast")
 
 
@@ -49,10 +50,19 @@ def find_means(model: ChatModel, spec: ModelSpec, price: Price | None, store: An
     """
     clock, limiter = terms.clock, None
     if terms.rates:
-        limiter = RateLimiter(_bucket(spec), terms.rates, store, now=clock.now, sleep=clock.sleep)
+        limiter = RateLimiter(_bucket(spec), _used(terms.rates), store, now=clock.now, sleep=clock.sleep)
     known = price or find_price(spec.listed_as)
     purse = _purse(spec, known, store, terms, listed=price is None) if terms.caps else None
     return Means(model, store, known, limiter, purse, counter(spec.listed_as))
+
+
+def _used(rates: Rates) -> Rates:
+    """What of `rates` is used: calls arrive some milliseconds early or late.
+
+    A provider that counts those of any second, wherever that begins, would turn one away now and then that is early.
+    """
+    requests, tokens = (rate and _USED * rate for rate in (rates.requests_per_minute, rates.tokens_per_minute))
+    return replace(rates, requests_per_minute=requests, tokens_per_minute=tokens)
 
 
 def _bucket(spec: ModelSpec) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tests.benchmarks.scenarios import LATENCY_MS, Measured, Scale
+from tests.benchmarks.scenarios import Measured, Scale
 
 __all__ = ["Finding", "findings", "table"]
 
@@ -102,10 +102,10 @@ def _limits(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
 
 
 def _used(run: Measured, limit: int) -> float:
-    """The share of a limit that was used, the first second's calls and the last one's latency apart."""
+    """The share of a limit that was used, from the first answer to the last."""
     books = run["server"]
     answered = books["requests"] - books["refused"]
-    return float(answered / limit / (books["last_s"] - books["first_s"] + LATENCY_MS / 1000))
+    return float((answered - 1) / limit / (books["last_s"] - books["first_s"]))
 
 
 _Of = Callable[[Measured], float]
