@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -74,7 +75,7 @@ class HttpModel:
         started = time.perf_counter()
         try:
             request = session.post(
-                self._url, data=self._body(call), headers=extra, proxy=self._proxy, allow_redirects=False
+                self._url, data=_sendable(self._body(call)), headers=extra, proxy=self._proxy, allow_redirects=False
             )
             async with request as came:
                 response = Response(came.status, came.headers, await came.read(), self._wall())
@@ -194,6 +195,14 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     sent, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
     return Usage(int(sent), int(cached), int(written), int(reasoning), int(kept))
+
+
+_LARGE = 2**20
+
+
+def _sendable(body: bytes) -> bytes | BytesIO:
+    """A large body as a file, which aiohttp sends piece by piece; it warns of large bytes."""
+    return body if len(body) <= _LARGE else BytesIO(body)
 
 
 def _proxy_for(url: str) -> str | None:

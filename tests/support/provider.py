@@ -325,7 +325,7 @@ class Provider:
         await runner.cleanup()
 
     async def _listen(self, port: int) -> web.AppRunner:
-        app = web.Application()
+        app = web.Application(client_max_size=2**26)
         app.router.add_post(self.path, self._handle)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
