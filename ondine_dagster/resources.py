@@ -16,7 +16,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.policy import Policy
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates
-from ondine_core.store import network_file_system
+from ondine_core.store import network_file_system, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 
@@ -219,5 +219,11 @@ def store_warning(path: str) -> str | None:
         return (
             f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
             "Set DAGSTER_HOME, or LLMResource(store=...)."
+        )
+    if kind := passing_file_system(path):
+        return (
+            f"The answer store {path!r} is lost with this container ({kind}), and other machines do not see it: every "
+            "run may pay for every answer again. Set LLMResource(store=...) to a postgresql:// URL, or to a file on a "
+            "volume."
         )
     return None

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from ondine_core.store.group_commit import Store
 
-__all__ = ["Store", "network_file_system", "open_store"]
+__all__ = ["Store", "network_file_system", "open_store", "passing_file_system"]
 
+_PASSING = ("overlay", "ramfs", "tmpfs")
+"""A container's own layer, and memory."""
 _NETWORK = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
 
 
@@ -44,13 +46,29 @@ def network_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -
         path: A file that need not exist yet.
         mounts: The list of mounts, as Linux shows it.
     """
+    kind = _file_system(path, mounts)
+    return kind if kind.startswith(_NETWORK) else None
+
+
+def passing_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str | None:
+    """The kind of file system `path` lies on if it is lost with its container or machine; `None` if it stays.
+
+    Args:
+        path: A file that need not exist yet.
+        mounts: The list of mounts, as Linux shows it.
+    """
+    kind = _file_system(path, mounts)
+    return kind if kind in _PASSING else None
+
+
+def _file_system(path: str | Path, mounts: str | Path) -> str:
+    """The kind of file system `path` lies on, empty if that is not known."""
     try:
         lines = Path(mounts).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
+        return ""
     target = Path(path).expanduser().resolve()
     # A space in the name of a mount point is written as the octal \\040.
     points = [(Path(fields[1].replace("\\040", " ")), fields[2]) for line in lines if len(fields := line.split()) > 2]  # noqa: PLR2004
     holding = [(len(point.parts), kind) for point, kind in points if target.is_relative_to(point)]
-    kind = max(holding, default=(0, ""))[1]
-    return kind if kind.startswith(_NETWORK) else None
+    return max(holding, default=(0, ""))[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ondine_core.errors import ConfigError, StoreError
-from ondine_core.store import Store, network_file_system, open_store
+from ondine_core.store import Store, network_file_system, open_store, passing_file_system
 from ondine_core.values import Answer
 from tests.support.books import call_to, keep, key_of, keys_in
 
@@ -369,6 +369,26 @@ def test_network_file_system_is_told_from_the_mounts(path: str, kind: str | None
     assert network_file_system(path, mounts) == kind
 
 
-def test_network_file_system_is_unknown_without_mounts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/opt/dagster/answers.db", "overlay"),
+        ("/opt/dagster/storage/answers.db", None),
+        ("/memory/answers.db", "tmpfs"),
+        ("/far/answers.db", None),
+    ],
+)
+def test_file_system_that_is_lost_with_its_container_is_told(path: str, kind: str | None, tmp_path: Path) -> None:
+    """A container's own layer and memory pass; a volume in it stays."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "overlay / overlay rw 0 0\n/dev/sdb /opt/dagster/storage ext4 rw 0 0\ntmpfs /memory tmpfs rw 0 0\n"
+        "server:/x /far nfs4 rw 0 0\n"
+    )
+    assert passing_file_system(path, mounts) == kind
+
+
+def test_file_system_is_unknown_without_mounts(tmp_path: Path) -> None:
     """Where the list of mounts cannot be read, nothing is claimed."""
+    assert passing_file_system("/data/answers.db", tmp_path / "absent") is None
     assert network_file_system("/data/answers.db", tmp_path / "absent") is None
