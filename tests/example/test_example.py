@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import subprocess
 import sys
@@ -13,9 +14,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 from example_project.definitions import defs
-from example_project.defs.assets import days
+from example_project.defs.assets import days, reviews
 
-from ondine_dagster import LLMResource
 from tests.support.provider import Provider
 
 ROOT = Path(__file__).parents[2]
@@ -53,29 +53,63 @@ def validate(command: list[str], folder: Path, home: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run_day(instance: dg.DagsterInstance, day: str, llm: LLMResource | None = None) -> dg.ExecuteInProcessResult:
-    definitions = defs() if llm is None else dg.Definitions.merge(defs(), dg.Definitions(resources={"llm": llm}))
-    return definitions.resolve_job_def("classify_reviews").execute_in_process(instance=instance, partition_key=day)
+def run_day(instance: dg.DagsterInstance, day: str) -> dg.ExecuteInProcessResult:
+    job = defs().resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(instance=instance, partition_key=day)
 
 
-def figures(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    events = result.get_asset_materialization_events()
-    return {name: entry.value for event in events for name, entry in event.materialization.metadata.items()}
+def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    events = [event.step_materialization_data.materialization for event in result.get_asset_materialization_events()]
+    return {event.asset_key.path[-1]: {name: one.value for name, one in event.metadata.items()} for event in events}
 
 
 def test_the_embedded_model_beats_the_majority_and_a_re_run_asks_nothing(tmp_path: Path) -> None:
     """A real model classifies a day of reviews clearly better than guessing; the second run is free."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        first, second = (figures(run_day(instance, "2026-01-07")) for _ in range(2))
-    assert first["agreement"] > first["majority_share"] + 0.15
-    assert first["ondine/requests"] > 40
-    assert (second["ondine/requests"], second["agreement"]) == (0, first["agreement"])
-    assert Path(first["file"]).stat().st_size > 1000
+        results = [run_day(instance, "2026-01-07") for _ in range(2)]
+    first, second = map(figures_by_asset, results)
+    report, asked = first["sentiment_report"], first["review_sentiment"]["ondine/requests"]
+    assert report["agreement"] > report["majority_share"] + 0.15
+    assert asked > 40
+    assert second["review_sentiment"]["ondine/requests"] == second["review_department"]["ondine/requests"] == 0
+    assert second["sentiment_report"]["agreement"] == report["agreement"]
+    assert Path(report["file"]).stat().st_size > 1000
+    table = results[0].output_for_node("review_department")
+    assert first["review_department"]["ondine/requests"] == table["product"].nunique() < len(table)
+    sold_in = dict(zip(table["product"], table["department"], strict=True))
+    plain = {"headphones": "electronics", "novel": "books and games", "coffee beans": "food", "frying pan": "kitchen"}
+    assert {product: sold_in[product] for product in plain if product in sold_in}.items() <= plain.items()
+
+
+@pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`")  # which Dagster calls itself,
+@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # and this
+def test_the_day_is_scheduled_and_its_departments_follow_by_themselves(tmp_path: Path) -> None:
+    """The schedule asks for the day that is over; the condition waits for its reviews."""
+    definitions, six = defs(), dt.datetime(2026, 1, 10, 6, tzinfo=dt.UTC)
+    schedule = definitions.resolve_schedule_def("classify_reviews_schedule")
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        tick = schedule.evaluate_tick(dg.build_schedule_context(instance, scheduled_execution_time=six))
+        before = dg.evaluate_automation_conditions(definitions, instance, evaluation_time=six)
+        seven = {"defs": definitions, "instance": instance, "evaluation_time": six + dt.timedelta(minutes=61)}
+        waiting = dg.evaluate_automation_conditions(**seven, cursor=before.cursor)
+        dg.materialize([reviews], instance=instance, partition_key="2026-01-09")
+        due = dg.evaluate_automation_conditions(**seven, cursor=waiting.cursor)
+    assert [request.partition_key for request in tick.run_requests or ()] == ["2026-01-09"]
+    assert (before.total_requested, waiting.total_requested) == (0, 0)
+    assert due.get_requested_partitions(dg.AssetKey("review_department")) == {"2026-01-09"}
+    assert due.total_requested == 1
+
+
+def test_steps_that_ask_share_a_pool() -> None:
+    """One limit in the UI holds for all of them."""
+    jobs = defs().resolve_implicit_global_asset_job_def()
+    assert {node.name for node in jobs.nodes if node.definition.pools} == {"review_sentiment", "review_department"}
 
 
 def test_one_variable_switches_the_model(tmp_path: Path) -> None:
     """ONDINE_MODEL and ONDINE_BASE_URL send the same example to another model; duplicates are asked once."""
-    with Provider(lambda _: {"sentiment": "neutral"}) as provider:
+    answers = {True: {"department": "home"}, False: {"sentiment": "neutral"}}
+    with Provider(lambda prompt: answers["Product:" in prompt]) as provider:
         environment = os.environ | {
             "ONDINE_MODEL": "openai/gpt-4o-mini",
             "ONDINE_BASE_URL": provider.base_url,
@@ -85,9 +119,10 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         calls = Counter(asked.prompt for asked in provider.books.requests)
     assert done.returncode == 0, done.stderr
-    reviews = TABLE[(TABLE["date"] == "2026-01-06") & (TABLE["review"].str.strip() != "")]["review"]
-    assert calls.total() == len(calls) == reviews.nunique()
-    assert (
-        f"{len(reviews)} reviews, 0 answered before, {calls.total()} calls to openai/gpt-4o-mini, $0.0" in done.stdout
-    )
+    day = TABLE[TABLE["date"] == "2026-01-06"]
+    texts = day[day["review"].str.strip() != ""]["review"]
+    assert calls.total() == len(calls) == texts.nunique() + day["product"].nunique()
+    said = f"{len(texts)} reviews, 0 answered before, {texts.nunique()} calls to openai/gpt-4o-mini, $0.0"
+    assert said in done.stdout
+    assert "Most complaints: none." in done.stdout
     assert all("label" not in asked.prompt for asked in provider.books.requests)

@@ -26,27 +26,45 @@ def main(day: str = "2026-01-05") -> None:
         (HOME / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
     if day not in days.get_partition_keys():
         sys.exit(f"There are no reviews of {day!r}; days are {', '.join(days.get_partition_keys())}.")
-    job = defs().resolve_job_def("classify_reviews")
+    job = defs().resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(instance=instance, partition_key=day, run_config=_QUIET)
     table: pd.DataFrame = result.output_for_node("review_sentiment")
-    figures: dict[str, Any] = {
-        name: entry.value
+    departments = result.output_for_node("review_department")[["review_id", "department"]]
+    show(day, table.merge(departments, on="review_id"), figures_by_asset(result))
+
+
+def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """The metadata of each materialization."""
+    return {
+        event.asset_key.to_user_string(): {
+            name: entry.value for name, entry in event.step_materialization_data.materialization.metadata.items()
+        }
         for event in result.get_asset_materialization_events()
-        for name, entry in event.materialization.metadata.items()
+        if event.asset_key is not None
     }
-    cost = f"${figures['ondine/cost_usd']:.4f}" if figures["ondine/cost_known"] else "cost unknown"
-    print(f"\n{'review':<66}  {'model':<9} {'label':<9}")
+
+
+def show(day: str, table: pd.DataFrame, figures: dict[str, dict[str, Any]]) -> None:
+    """Print the first rows and what they came to."""
+    sentiment, department, report = (
+        figures[name] for name in ("review_sentiment", "review_department", "sentiment_report")
+    )
+    cost = f"${sentiment['ondine/cost_usd']:.4f}" if sentiment["ondine/cost_known"] else "cost unknown"
+    print(f"\n{'review':<56}  {'department':<16} {'model':<9} {'label':<9}")
     for row in table.head(12).to_dict("records"):
-        review = textwrap.shorten(row["review"], 64, placeholder=" ...")
-        print(f"{review:<66}  {row['sentiment'] or '-':<9} {row['label']:<9}")
+        review = textwrap.shorten(row["review"], 54, placeholder=" ...")
+        print(f"{review:<56}  {row['department'] or '-':<16} {row['sentiment'] or '-':<9} {row['label']:<9}")
+    complaints = table[table["sentiment"] == "negative"]["department"].value_counts()
     print(
-        f"\n{day}: {len(table)} reviews, {figures['ondine/rows_reused']} answered before, "
-        f"{figures['ondine/requests']} calls to {figures['ondine/model']}, {cost}, "
-        f"{figures['ondine/rows_per_s']:,.1f} rows/s.\n"
-        f"The model agrees with the labels on {figures['agreement']:.0%} of them; "
-        f"always guessing the commonest label would on {figures['majority_share']:.0%}.\n"
-        f"Picture: {figures['file']}\n\n"
+        f"\n{day}: {len(table)} reviews, {sentiment['ondine/rows_reused']} answered before, "
+        f"{sentiment['ondine/requests']} calls to {sentiment['ondine/model']}, {cost}, "
+        f"{sentiment['ondine/rows_per_s']:,.1f} rows/s.\n"
+        f"The model agrees with the labels on {report['agreement']:.0%} of them; "
+        f"always guessing the commonest label would on {report['majority_share']:.0%}.\n"
+        f"Departments, declared in YAML, took {department['ondine/requests']} calls, one for each product.\n"
+        f"Most complaints: {', '.join(f'{name} ({count})' for name, count in complaints.head(3).items()) or 'none'}.\n"
+        f"Picture: {report['file']}\n\n"
         f"See it in the Dagster UI:\n"
         f"  DAGSTER_HOME={HOME} {Path(sys.executable).with_name('dagster')} dev -w {ROOT / 'workspace.yaml'}\n"
     )

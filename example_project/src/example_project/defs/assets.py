@@ -37,6 +37,7 @@ def reviews(context: dg.AssetExecutionContext) -> pd.DataFrame:
     output=Sentiment,
     partitions_def=days,
     group_name="shop",
+    pool="llm",
 )
 def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
     """The sentiment of every review that says something."""
