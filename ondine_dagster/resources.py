@@ -38,12 +38,7 @@ class SharedBudget(dg.Config):
 
 
 class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """A language model that `llm_asset`s ask.
-
-    Example:
-        >>> LLMResource(model="openai/gpt-4o-mini", api_key=dg.EnvVar("OPENAI_API_KEY"), requests_per_minute=500)
-        ... # doctest: +SKIP
-    """
+    """A language model that every `llm_asset` with this resource asks."""
 
     model: str = Field(
         description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/deployment', "

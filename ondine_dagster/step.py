@@ -121,7 +121,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     figures = run_metadata(report, question.model)
     metadata = {
         "ondine/preview": dg.MetadataValue.md(first),
-        **({"ondine/distributions": dg.MetadataValue.md(picture)} if picture else {}),
+        **({"ondine/plot": dg.MetadataValue.md(picture)} if picture else {}),
         **figures,
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
