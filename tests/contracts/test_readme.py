@@ -8,8 +8,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
 
 from ondine_core import ScriptedModel
+from ondine_core.schema import compile_schema
+from ondine_dagster import LLMAssetComponent
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +44,43 @@ def test_the_decorator_example() -> None:
     result = dg.materialize([names["reviews"], names["review_sentiment"]], resources={"llm": llm})
     table = result.output_for_node("review_sentiment")
     assert list(table.columns) == ["id", "review", "sentiment", "topic", "review_sentiment_error"]
+
+
+COMPONENTS = [
+    pytest.param(block, id=f"{document.name}-{number}")
+    for document in DOCUMENTS
+    for number, block in enumerate(
+        re.findall(r"```yaml[^\n]*\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    )
+    if "type: ondine_dagster.LLMAssetComponent" in block
+]
+
+
+@pytest.mark.filterwarnings("ignore:Class `(LocalFileCodeReference|CodeReferencesMetadataValue)`")
+@pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+@pytest.mark.parametrize("written", COMPONENTS)
+def test_a_component_loads(written: str) -> None:
+    """Every whole `defs.yaml` in a document is one; its prompt file may read any column."""
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.defs_folder_path / "asset"
+        folder.mkdir()
+        (folder / "defs.yaml").write_text(written, encoding="utf-8")
+        (folder / "prompt.md").write_text("Classify this.\n{review}", encoding="utf-8")
+        with sandbox.load_component_and_build_defs(folder) as (component, defs):
+            assert isinstance(component, LLMAssetComponent)
+            assert defs.assets
+
+
+def test_the_yaml_twin_has_the_columns_of_the_decorator_example() -> None:
+    """One asset, written in two ways."""
+    declared = compile_schema(run_block("defs = dg.Definitions")["Sentiment"])
+    (written,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    twin = compile_schema(written["attributes"]["output"])
+    assert [(one.name, one.description) for one in twin.columns] == [
+        (one.name, one.description) for one in declared.columns
+    ]
+    for reply in ('{"sentiment": "positive", "topic": null}', '{"sentiment": "positive", "topic": "tea"}'):
+        assert twin.parse(reply) == declared.parse(reply)
 
 
 def test_the_example_without_dagster(
