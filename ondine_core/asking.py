@@ -19,10 +19,10 @@ from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question
-from ondine_core.report import Tally
 from ondine_core.retry import retry
 from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
+from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed, Told
 from ondine_core.values import Answer, Batch, Failure, Key, Reply, Stage
 

@@ -15,11 +15,13 @@ from ondine_core.calling import Caller
 from ondine_core.concurrency import Gate, Throttle
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.outcomes import Outcomes
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.preparation import Treatment
 from ondine_core.question import Question, address
-from ondine_core.report import Outcomes, Progress, Report, Tally
+from ondine_core.report import Progress, Report
 from ondine_core.stages import dedup, render, restorer
+from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed
 from ondine_core.values import Answer, AnswerStore, Failure, Key, Origin, Outcome
 

@@ -1,27 +1,22 @@
-"""How a run goes and what it came to: the counts while it runs, and the report at its end.
-
-Answers are kept as JSON bytes until somebody looks at them: a million of them as Python objects would not fit.
-"""
+"""How a run goes and what it came to: the counts while it runs, and the report at its end."""
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, overload
-
-import orjson
+from typing import Any
 
 from ondine_core.calibration import Calibrated
 from ondine_core.concurrency import Setting
-from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.cost_tracker import Spend
 from ondine_core.errors import OndineError
+from ondine_core.outcomes import Outcomes
 from ondine_core.preparation import Treatment
-from ondine_core.values import Answer, Audit, Failure, Json, Key, Outcome
+from ondine_core.values import Answer, Audit
 
-__all__ = ["Outcomes", "Progress", "Report", "Tally"]
+__all__ = ["Progress", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,81 +74,6 @@ class Progress:
             self.elapsed_s + rest.elapsed_s,
             self.rows_unaskable + rest.rows_unaskable,
         )
-
-
-class Outcomes(Sequence[Outcome]):
-    """One outcome a row, in row order, unpacked when it is looked at."""
-
-    def __init__(
-        self,
-        rows: Sequence[Key | Failure],
-        packed: Mapping[Key, bytes | Failure],
-        give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
-    ) -> None:
-        self._rows, self._packed, self._give_back = rows, packed, give_back
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Outcome]: ...
-    def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
-        if isinstance(index, slice):
-            return [self._unpacked(number) for number in range(*index.indices(len(self)))]
-        return self._unpacked(range(len(self))[index])
-
-    def __iter__(self) -> Iterator[Outcome]:
-        return map(self._unpacked, range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # it is compared by its content
-
-    def failures(self) -> Iterator[Failure | None]:
-        """The failure of each row, `None` where there is an answer."""
-        for row in self._rows:
-            found = row if isinstance(row, Failure) else self._packed[row]
-            yield found if isinstance(found, Failure) else None
-
-    def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
-        """These, but at `indices` the outcomes of `others`, in that order."""
-        rows = list(self._rows)
-        for index, row in zip(indices, others._rows, strict=True):
-            rows[index] = row
-        return Outcomes(rows, {**self._packed, **others._packed}, self._give_back)
-
-    def unique(self) -> Iterator[Answer]:
-        """The answers, each once, however many rows share it."""
-        return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
-
-    def as_kept(self, index: int) -> Outcome:
-        """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
-        row = self._rows[index]
-        found = row if isinstance(row, Failure) else self._packed[row]
-        return found if isinstance(found, Failure) else _unpack(found)
-
-    def _unpacked(self, index: int) -> Outcome:
-        outcome = self.as_kept(index)
-        # Rows that are asked the same share an answer, in which each finds its own data again.
-        if self._give_back is None or isinstance(outcome, Failure):
-            return outcome
-        return replace(outcome, values=self._give_back(index, outcome.values))
-
-
-def _pack(answer: Answer) -> bytes:
-    cost = None if answer.cost_usd is None else str(answer.cost_usd)
-    how = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
-    # A copy: what orjson returns keeps the buffer of some kilobytes that it was written into.
-    return bytes(memoryview(orjson.dumps((answer.values, *how))))
-
-
-def _unpack(packed: bytes) -> Answer:
-    values, model, attempts, batch_size, cost, request_id, answered_at = orjson.loads(packed)
-    usd = None if cost is None else Decimal(cost)
-    return Answer(values, model, attempts, batch_size, usd, request_id, answered_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,66 +159,3 @@ class Report:
     def errors(self) -> list[str | None]:
         """Why each row failed, `None` where it has an answer."""
         return [str(failure) if failure else None for failure in self.outcomes.failures()]
-
-
-class Tally:
-    """The state of a run: outcomes by key, and the counts that progress shows."""
-
-    def __init__(
-        self,
-        rows: int,
-        copies: Mapping[Key, int],
-        tracker: CostTracker,
-        elapsed_s: Callable[[], float],
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
-        self._done = self._reused = self._failed = self._unaskable = 0
-        self.any_answer = False
-        self.tracker = tracker
-        self.outcomes: dict[Key, bytes | Failure] = {}
-        self.latencies_s = array("d")
-
-    def unaskable(self) -> None:
-        """Count a row whose prompt could not be rendered."""
-        self._done += 1
-        self._failed += 1
-        self._unaskable += 1
-
-    def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
-        """Take outcomes that were in the store."""
-        self._take(outcomes.items())
-        self._reused += sum(self._copies.get(key, 1) for key in outcomes)
-
-    def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
-        """Take what asking came to."""
-        self._take(outcomes)
-
-    def _take(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
-        for key, outcome in outcomes:
-            failed = isinstance(outcome, Failure)
-            self.outcomes[key] = outcome if isinstance(outcome, Failure) else _pack(outcome)
-            rows = self._copies.get(key, 1)
-            self._done += rows
-            self._failed += rows * failed
-            self.any_answer = self.any_answer or not failed
-
-    def tell(self) -> None:
-        """Tell whoever watches."""
-        self._on_progress(self.progress)
-
-    def rows_of(self, key: Key) -> int:
-        """Rows that ask for one prompt."""
-        return self._copies.get(key, 1)
-
-    @property
-    def rows_left(self) -> int:
-        """Rows that have no outcome yet."""
-        return self._rows - self._done
-
-    @property
-    def progress(self) -> Progress:
-        """The counts so far."""
-        spend = self.tracker.spend
-        elapsed_s = self._elapsed_s()
-        return Progress(self._rows, self._done, self._reused, self._failed, spend, elapsed_s, self._unaskable)

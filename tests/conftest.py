@@ -4,8 +4,11 @@ import os
 
 from hypothesis import Phase, settings
 
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 # Where it matters that a test fails, and not on which smallest example.
-settings.register_profile("first-find", phases=[Phase.explicit, Phase.generate])
+settings.register_profile("first-find", deadline=None, phases=[Phase.explicit, Phase.generate])
 
 # No test may need the internet: neither Dagster's telemetry nor litellm's price list.
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"

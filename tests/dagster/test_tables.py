@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 
 from ondine_core.cost_tracker import CostTracker, Spend
-from ondine_core.report import Outcomes, Progress, Report, Tally
+from ondine_core.outcomes import Outcomes
+from ondine_core.report import Progress, Report
 from ondine_core.schema import Column
+from ondine_core.tally import Tally
 from ondine_core.values import Answer, Audit, Failure, Outcome
 from ondine_dagster.tables import column_schema, join, names_of, preview
 
