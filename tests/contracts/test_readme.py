@@ -121,6 +121,18 @@ def test_the_code_of_a_guide_runs(guide: Path, tmp_path: Path, monkeypatch: pyte
         test()
 
 
+def test_the_pools_of_the_guide_to_schedules(tmp_path: Path) -> None:
+    """Dagster takes the settings, and they say what the guide says."""
+    guide = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(# dagster.yaml\n.*?)```", guide, re.DOTALL)
+    (tmp_path / "dagster.yaml").write_text(block + "telemetry: {enabled: false}\n", encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        limits = instance.get_concurrency_config()
+        assert limits.pool_config.default_pool_limit == 4
+        assert instance.run_monitoring_enabled
+        assert instance.get_settings("run_monitoring")["free_slots_after_run_end_seconds"] == 60
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(document: Path) -> None:
     """Every relative link and picture exists."""
