@@ -2,10 +2,10 @@
 
 import os
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 # Where it matters that a test fails, and not on which smallest example.
 settings.register_profile("first-find", deadline=None, phases=[Phase.explicit, Phase.generate])
