@@ -25,6 +25,7 @@ from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.rate_limiter import Rates
 from ondine_core.report import Progress, Report
 from ondine_core.retry import RetryPolicy
+from ondine_core.sanitizer import Sanitizer
 from ondine_core.store import open_store
 from ondine_core.values import Answer, AnswerStore, Audit, Call, ChatModel, Failure, ModelSpec, Origin, Reply, Usage
 
@@ -56,6 +57,7 @@ __all__ = [
     "Reply",
     "Report",
     "RetryPolicy",
+    "Sanitizer",
     "ScriptedModel",
     "StoreError",
     "Strategy",

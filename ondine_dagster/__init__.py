@@ -5,6 +5,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from ondine_core import __version__
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.sanitizer import Sanitizer
 from ondine_dagster.assets import build_llm_asset, llm_asset
 from ondine_dagster.checks import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
 from ondine_dagster.component import LLMAssetComponent
@@ -24,6 +25,7 @@ __all__ = [
     "LLMResource",
     "NullRateCheck",
     "Prompt",
+    "Sanitizer",
     "ScriptedModel",
     "SharedBudget",
     "build_llm_asset",

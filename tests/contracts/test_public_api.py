@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from importlib.metadata import entry_points, version
 
@@ -9,32 +10,49 @@ import pytest
 
 import ondine_core
 import ondine_dagster
-from ondine_core import errors, telemetry
+from ondine_core import cleaning, errors, sanitizer, telemetry
 from ondine_core.errors import OndineError
 
 CORE = """
     Answer AnswerStore Audit BudgetExhaustedError CalibrationPlan Call Cap ChatModel Clock ConfigError FailedRowsError
     Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt ProviderError Rates
-    RefusedError Reply Report RetryPolicy ScriptedModel StoreError Strategy TransientError Usage enrich
+    RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel StoreError Strategy TransientError Usage enrich
     enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = """
     CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource NullRateCheck
-    Prompt ScriptedModel SharedBudget build_llm_asset llm_asset replay_failed_rows_job shards spend_report
+    Prompt Sanitizer ScriptedModel SharedBudget build_llm_asset llm_asset replay_failed_rows_job shards spend_report
 """.split()
 
 
+CLEANING = """
+    Clean Step Truncation collapse_punctuation collapse_whitespace find_steps name_of normalize_unicode strip_control
+    strip_html strip_markdown truncate
+""".split()
+SANITIZER = """
+    RULE_NAMES Sanitize Sanitized Sanitizer find_sanitizer has_placeholder redact restore sanitize
+""".split()
 TELEMETRY = """
     AskedBatch BatchEnded Booked CallEnded Content Endpoint Event Held Observer ObserverSpec Progressed Retried
     RowsFailed Run RunEnded RunStarted check_observers register_observer
 """.split()
 
 
-@pytest.mark.parametrize(("module", "names"), [(ondine_core, CORE), (telemetry, TELEMETRY), (ondine_dagster, RING)])
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (ondine_core, CORE),
+        (cleaning, CLEANING),
+        (sanitizer, SANITIZER),
+        (telemetry, TELEMETRY),
+        (ondine_dagster, RING),
+    ],
+)
 def test_the_surface_is_what_is_listed(module: object, names: list[str]) -> None:
     """A name joins or leaves the public surface on purpose only."""
     assert sorted(module.__all__) == sorted(names)
-    assert all(getattr(module, name).__doc__ for name in names)
+    values = [getattr(module, name) for name in names]
+    assert all(value.__doc__ for value in values if inspect.isclass(value) or inspect.isroutine(value))
 
 
 def test_the_error_tree_is_the_one_drawn() -> None:
