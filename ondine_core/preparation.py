@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ondine_core.cleaning import Clean, Step, Truncation, find_steps, name_of
-from ondine_core.sanitizer import Sanitize, Sanitizer, find_sanitizer, redact, sanitize
+from ondine_core.sanitizer import Sanitize, Sanitizer, find_sanitizer, sanitize
 from ondine_core.values import Json
 
 __all__ = ["Preparation", "Prepared", "Treatment", "find_preparation", "prepare", "prepare_example"]
@@ -45,10 +45,6 @@ class Preparation:
     def restores(self) -> bool:
         """Whether answers are to have back what was taken out of their rows."""
         return self.sanitizer is not None and self.sanitizer.mode == "placeholder"
-
-    def discreet(self, text: str) -> str:
-        """`text` as it may be shown: in logs, metadata and traces, where no personal data belongs."""
-        return redact(text, self.sanitizer) if self.sanitizer else text
 
 
 @dataclass(frozen=True, slots=True)

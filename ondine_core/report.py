@@ -122,7 +122,8 @@ class Report:
     @property
     def models(self) -> Counter[str]:
         """How many rows each model answered."""
-        return Counter(outcome.model for outcome in self.outcomes if isinstance(outcome, Answer))
+        outcomes = map(self.outcomes.as_kept, range(len(self.outcomes)))
+        return Counter(outcome.model for outcome in outcomes if isinstance(outcome, Answer))
 
     @property
     def spend(self) -> Spend:
