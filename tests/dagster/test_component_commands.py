@@ -176,9 +176,8 @@ def test_what_is_scaffolded_loads(scaffold_format: str, fields: Mapping[str, str
             dict(fields),
             scaffold_format=scaffold_format,  # type: ignore[arg-type]
         )
-        with sandbox.load_component_and_build_defs(folder) as (component, defs):
-            assert isinstance(component, LLMAssetComponent)
-            (asset,) = defs.assets or ()
+        with sandbox.load_component_and_build_defs(folder) as (_, defs):
+            (asset,), resources = defs.assets or (), defs.resources or {}
         if scaffold_format == "yaml":
             written = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
             needed = written.get("requirements", {}).get("env", [])
@@ -192,5 +191,5 @@ def test_what_is_scaffolded_loads(scaffold_format: str, fields: Mapping[str, str
     if "resource_key" in fields:
         assert "small" in asset.required_resource_keys
     else:
-        assert component.llm.model == fields.get("model", "openai/gpt-4o-mini")
+        assert resources["llm_for_ticket_labels"].model == fields.get("model", "openai/gpt-4o-mini")
     assert f"{{{fields.get('column', 'review')}}}" in spec.metadata["ondine/prompt"].value
