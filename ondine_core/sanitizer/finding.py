@@ -18,6 +18,7 @@ from ondine_core.sanitizer.rules import Rule
 __all__ = ["Span", "compile_rule", "find"]
 
 _DIGITS = "0123456789"
+_NUMBER = re.compile("[0-9](?:[ ./()-]{0,3}[0-9])*+")
 _BLANK = "<"  # ends whatever a rule can match
 _READINGS = 8
 _READ_IN_ALL = 500_000
@@ -70,7 +71,7 @@ def _blank(text: str, found: Sequence[_Match]) -> str:
 
 def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
     folded, places = fold(text)
-    lowered, digits = folded.lower(), sum(map(folded.count, _DIGITS))
+    lowered, digits = folded.lower(), _most_digits(folded)
     for number, rule in enumerate(rules):
         if rule.folded and (digits < rule.digits or (rule.hints and not any(map(lowered.__contains__, rule.hints)))):
             continue
@@ -80,6 +81,15 @@ def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
             yield from ((start, end, number) for start, end in _search(rule, folded))
         else:
             yield from ((places[start], places[end - 1] + 1, number) for start, end in _search(rule, folded))
+
+
+def _most_digits(text: str) -> int:
+    """The digits of the longest number in `text`, with up to three blanks and marks between two of them."""
+    most = 0
+    for number in _NUMBER.findall(text):
+        if len(number) > most:
+            most = max(most, sum(map(number.count, _DIGITS)))
+    return most
 
 
 def _search(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
