@@ -1,0 +1,220 @@
+"""What people see: the example and a running step in Dagster's UI, in a real browser.
+
+With SCREENSHOTS set to a folder, the pictures of the documentation are taken anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.support.provider import Provider
+
+ROOT = Path(__file__).parents[2]
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+DAY = "2026-01-05"
+PATIENCE_S = 150
+
+WORKSPACE = """
+load_from:
+  - python_module: {module_name: example_project.definitions, location_name: example_project}
+  - python_module: {module_name: tests.support.ui_project, location_name: tickets}
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
+]
+
+
+def label(prompt: str) -> dict[str, Any]:
+    number = int(prompt.rpartition("Ticket ")[2].partition(":")[0])
+    return {"team": ("billing", "delivery", "product")[number % 7 % 3], "urgency": number % 5}
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Dagster with the example, one day of which is done, and a project whose provider is slow."""
+    home = tmp_path_factory.mktemp("home")
+    settings = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
+    (home / "dagster.yaml").write_text(settings, encoding="utf-8")
+    with Provider(label, latency_s=0.15) as provider, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        environment = os.environ | {"DAGSTER_HOME": str(home), "TEST_BASE_URL": provider.base_url}
+        example = subprocess.run(
+            [sys.executable, "-m", "example_project", DAY], env=environment, capture_output=True, text=True, check=False
+        )
+        assert example.returncode == 0, example.stderr
+        program = Path(sys.executable).with_name("dagster")
+        (home / "workspace.yaml").write_text(WORKSPACE, encoding="utf-8")
+        log = (home / "log").open("wb")
+        server = subprocess.Popen(
+            [program, "dev", "-w", home / "workspace.yaml", "-p", str(port)],
+            env=environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: locations(address) == 2, f"dagster dev: {home / 'log'}")
+            yield address
+        finally:
+            server.terminate()
+            server.wait(90)
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """Wait for `holds`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if found := holds():
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"{what} did not come within {PATIENCE_S} s")
+
+
+def ask(address: str, query: str, **variables: Any) -> dict[str, Any]:
+    """Dagster's own interface, which its UI uses, too."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310  (our own server)
+        found: dict[str, Any] = json.load(reply)["data"]
+        return found
+
+
+def locations(address: str) -> int:
+    try:
+        found = ask(address, "{workspaceOrError {... on Workspace {locationEntries {loadStatus}}}}")
+    except OSError:
+        return 0
+    return sum(one["loadStatus"] == "LOADED" for one in found["workspaceOrError"]["locationEntries"])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """A window of a headless Chromium."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1440,1700"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield window
+    window.quit()
+
+
+def see(browser: WebDriver, *texts: str) -> None:
+    """Wait until all of `texts` are on the page."""
+
+    def missing() -> list[str]:
+        page = browser.find_element(By.TAG_NAME, "body").text
+        return [text for text in texts if text not in page]
+
+    try:
+        WebDriverWait(browser, PATIENCE_S).until(lambda _: not missing())
+    except Exception:  # noqa: BLE001  (whatever it was, the page says more)
+        page = browser.find_element(By.TAG_NAME, "body").text
+        pytest.fail(f"{missing()} are not on the page {browser.current_url}:\n{page[:3000]}")
+
+
+def click(browser: WebDriver, text: str) -> None:
+    """Click what says `text`."""
+    path = f"//*[normalize-space(text())={text!r}]"
+    found = WebDriverWait(browser, PATIENCE_S).until(lambda _: browser.find_elements(By.XPATH, path))
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", found[-1])
+
+
+def keep(browser: WebDriver, name: str) -> None:
+    """Take a picture for the documentation, if one is wanted."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        time.sleep(2)  # for what fades in
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def test_the_asset_shows_figures_rows_and_a_picture(dagster: str, browser: WebDriver) -> None:
+    """Cost, calls, tokens, a preview of rows and the distribution of answers are on the asset's page."""
+    browser.get(f"{dagster}/assets/review_sentiment?partition={DAY}&view=partitions")
+    see(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/preview", "ondine/plot")
+    (picture,) = browser.find_elements(By.CSS_SELECTOR, 'img[alt="How often each value occurs"]')
+    assert browser.execute_script("return arguments[0].naturalWidth", picture) > 0
+    keep(browser, "review_sentiment")
+
+
+def test_figures_are_drawn_over_time(dagster: str, browser: WebDriver) -> None:
+    """Every numeric figure is a plot."""
+    browser.get(f"{dagster}/assets/review_sentiment")
+    click(browser, "Plots")
+    click(browser, "Events")
+    see(browser, "ondine/cost_usd")
+    keep(browser, "plots")
+
+
+LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on AssetNode {
+  assetMaterializations(limit: 1) { metadataEntries { ... on TableColumnLineageMetadataEntry {
+    lineage { columnName columnDeps { assetKey { path } columnName } } } } } } } }"""
+
+
+def test_assets_and_columns_know_where_they_come_from(dagster: str, browser: WebDriver) -> None:
+    """Lineage leads from an output column to what the prompt reads; the free UI draws that of assets only."""
+    (event,) = ask(dagster, LINEAGE)["assetNodeOrError"]["assetMaterializations"]
+    (lineage,) = (entry["lineage"] for entry in event["metadataEntries"] if "lineage" in entry)
+    sources = {column["columnName"]: column["columnDeps"] for column in lineage}
+    assert sources["sentiment"] == [{"assetKey": {"path": ["reviews"]}, "columnName": "review"}]
+    browser.get(f"{dagster}/assets/review_sentiment?view=lineage")
+    see(browser, "review_sentiment", "reviews", "sentiment_report")
+    keep(browser, "lineage")
+
+
+def test_the_launchpad_explains_what_can_be_set(dagster: str, browser: WebDriver) -> None:
+    """The fields of a run are in the Launchpad, each with its description."""
+    browser.get(f"{dagster}/locations/tickets/jobs/__ASSET_JOB/playground")
+    click(browser, "Scaffold all default config")
+    see(browser, "dry_run: false", "full_refresh: false", "retry_failed_rows: true")
+    keep(browser, "launchpad")
+
+
+LAUNCH = """mutation ($params: ExecutionParams!) {
+  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message } ... on RunConfigValidationInvalid { errors { message } } }
+}"""
+RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+
+def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver) -> None:
+    """Observations come in while the step runs; Terminate ends it within seconds, with what was spent on the page."""
+    selector = {
+        "repositoryLocationName": "tickets",
+        "repositoryName": "__repository__",
+        "jobName": "__ASSET_JOB",
+    }
+    params = {"selector": selector, "runConfigData": {}, "mode": "default"}
+    launched = ask(dagster, LAUNCH, params=params)["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run = launched["run"]["runId"]
+    browser.get(f"{dagster}/runs/{run}")
+    see(browser, "ASSET_OBSERVATION", "rows/s")
+    keep(browser, "running")
+    click(browser, "Terminate")
+    click(browser, "Terminate 1 run")
+    until(lambda: ask(dagster, RUN, id=run)["runOrError"]["status"] == "CANCELED", "the end of the run")
+    browser.get(f"{dagster}/assets/ticket_labels?view=events")
+    see(browser, "ondine/rows_done")
+    keep(browser, "terminated")
