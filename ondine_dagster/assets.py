@@ -26,7 +26,7 @@ from ondine_dagster.fitting import fit_checks
 from ondine_dagster.judging import golden_inputs
 from ondine_dagster.partitions import PartitionBy
 from ondine_dagster.planning import Enrichment, OnRowError
-from ondine_dagster.specs import check_arguments, code_version, definition_metadata, key_of
+from ondine_dagster.specs import check_arguments, code_version, definition_metadata, key_of, unknown_argument
 from ondine_dagster.wrapping import wrap
 
 __all__ = ["build_llm_asset", "llm_asset"]
@@ -133,7 +133,10 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         arguments["ins"] = {**(asset_arguments.get("ins") or {}), **labelled}
         configurable = "config_schema" not in asset_arguments
         compute = wrap(function, enrichment, resource_key, as_parameter=not required, configurable=configurable)
-        return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
+        try:
+            return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
+        except TypeError as error:
+            raise unknown_argument(error, inspect.signature(llm_asset).parameters) from None
 
     return decorate
 

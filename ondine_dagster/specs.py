@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from ondine_core.question import Question, check_columns
 from ondine_dagster.partitions import check_partition_by
 from ondine_dagster.planning import Enrichment, OnRowError
 
-__all__ = ["check_arguments", "code_version", "definition_metadata", "key_of"]
+__all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "unknown_argument"]
 
 
 def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
@@ -57,6 +60,20 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
         outputs = {column.name for column in enrichment.question.schema.columns}
         outputs |= {enrichment.error_column, enrichment.model_column or ""}
         check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
+
+
+def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
+    """`error` of `@dg.asset`, in words that name what was meant if it is about an argument that there is not.
+
+    Args:
+        error: What `@dg.asset` raised.
+        own: The arguments that `llm_asset` has itself.
+    """
+    if (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) is None:
+        return error
+    near = get_close_matches(found[1], {*own, *inspect.signature(dg.asset).parameters}, 1)
+    meant = "".join(f" Did you mean {name!r}?" for name in near)
+    return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {found[1]!r}.{meant}")
 
 
 def code_version(question: Question, users: str | None) -> str:

@@ -206,6 +206,13 @@ def test_every_other_asset_argument_passes_through() -> None:
     assert moods.op.retry_policy == dg.RetryPolicy(max_retries=2)
 
 
+def test_an_argument_that_there_is_not_is_named_with_the_one_that_was_meant() -> None:
+    """Of our own arguments and of Dagster's."""
+    for wrong, meant in [("batchsize", "batch_size"), ("group", "group_name"), ("max_cost", "max_cost_usd")]:
+        with pytest.raises(ConfigError, match=f"argument '{wrong}'. Did you mean '{meant}'"):
+            build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output="mood", **{wrong: 3})
+
+
 def test_checks_on_the_asset_run_with_it() -> None:
     """`check_specs` of a user's own may be answered by a check that reads the enriched table."""
 
