@@ -7,7 +7,7 @@ Everything an attribute means is decided in `assets`; this module only says whic
 import inspect
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
@@ -25,6 +25,12 @@ __all__ = ["LLMAssetComponent"]
 
 def _said(description: str) -> Any:
     return dg.Resolver.default(description=description)
+
+
+def _resolver(resolved: Any, description: str) -> Any:
+    """How Dagster reads what it calls `resolved`, with another description."""
+    _, resolver = get_args(resolved)
+    return resolver.with_outer_resolver(_said(description))
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -49,8 +55,10 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         ```
     """
 
-    asset: Annotated[dg.ResolvedAssetSpec, _said("The asset: its key, and whatever else Dagster is to know of it.")]
-    upstream: Annotated[dg.ResolvedAssetKey, _said("Key of the asset that has the rows.")]
+    asset: Annotated[
+        dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and whatever else Dagster is to know of it.")
+    ]
+    upstream: Annotated[dg.AssetKey, _resolver(dg.ResolvedAssetKey, "Key of the asset that has the rows.")]
     prompt: ResolvedPrompt
     output: ResolvedOutput
     clean: ResolvedCleaning = ()
@@ -126,7 +134,8 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         Raises:
             ConfigError: The attributes do not fit.
         """
-        return dg.Definitions(assets=[self._asset()], resources={self._resource_key: self.llm} if self.llm else {})
+        resources = {} if self.llm is None else {self._resource_key: self.llm}
+        return dg.Definitions(assets=[self._asset()], resources=resources)
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
@@ -141,14 +150,14 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             component._asset()
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
-            name, said = wrong["loc"][0], wrong["msg"]
-            raise ConfigError(_located(context, f"{name}={wrong['input']!r}: {said}.", [str(name)])) from None
+            name = str(next(iter(wrong["loc"]), ""))
+            raise ConfigError(_located(context, f"{name}={wrong['input']!r}: {wrong['msg']}.", [name])) from None
         except ConfigError as error:
             raise ConfigError(_located(context, str(error), type(model).model_fields)) from None
         return component
 
     def _asset(self) -> dg.AssetsDefinition:
-        if self.llm and self.resource_key:
+        if self.llm is not None and self.resource_key:
             raise ConfigError(f"resource_key={self.resource_key!r} and a model of its own; give one of the two.")
 
         def rows_of(context, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (as in `build_llm_asset`)
@@ -164,8 +173,9 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     @property
     def _resource_key(self) -> str:
         """A model of the asset's own has a key of its own."""
-        own = re.sub(r"\W", "_", "llm_for_" + self.get_asset_spec().key.to_python_identifier())
-        return own if self.llm else self.resource_key or "llm"
+        if self.llm is None:
+            return self.resource_key or "llm"
+        return re.sub(r"\W", "_", f"llm_for_{self.get_asset_spec().key.to_python_identifier()}")
 
 
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
@@ -184,8 +194,7 @@ def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
         "partitions_def": spec.partitions_def,
         "freshness_policy": spec.freshness_policy,
     }
-    said = {name: value for name, value in given.items() if value}
-    return said | ({"output_required": False} if spec.skippable else {})
+    return {name: value for name, value in given.items() if value}
 
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:

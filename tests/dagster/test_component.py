@@ -392,6 +392,7 @@ FIELDS = {
     "timeout_s": 10,
     "settings": {"structured_output": "{{ env('SHOP_STRUCTURE') }}"},
     "budgets": [{"name": "shop", "max_cost_usd": 5, "period": "day"}],
+    "observers": ["logging"],
     "input_cost_per_1k_tokens": 0.001,
     "output_cost_per_1k_tokens": 0.001,
     "max_output_tokens": 100,
@@ -445,6 +446,14 @@ def test_every_field_of_the_resource_can_be_written() -> None:
     assert {name: field.description for name, field in LLMResource.model_fields.items()} == {
         name: field["description"] for name, field in fields.items()
     }
+
+
+def test_every_attribute_is_described() -> None:
+    """`dg docs` and editors have something to say about each of ours."""
+    schema = LLMAssetComponent.model().model_json_schema()
+    ours = [schema, *(part for name, part in schema["$defs"].items() if "Fields" in name)]
+    assert len(ours) > 8
+    assert not [name for part in ours for name, one in part["properties"].items() if not one.get("description")]
 
 
 # -- what Dagster offers -------------------------------------------------------------------------------------------
