@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from decimal import Decimal
@@ -28,7 +29,7 @@ from tests.support.deployed_figures import (
 )
 from tests.support.deployment import Deployment, is_running, until
 from tests.support.postgres import server
-from tests.support.provider import Books, Provider
+from tests.support.provider import Books, Provider, slow, while_set
 from tests.support.redis import find_program, redis_server
 
 REDIS = find_program()
@@ -39,10 +40,10 @@ pytestmark = [
 
 
 class Place:
-    """The deployment, its store, and a provider for each asset."""
+    """The deployment, its store, and a provider for each asset; that of `terminated` is slow when told."""
 
-    def __init__(self, deployment: Deployment, store: str, books: dict[str, Books]) -> None:
-        self.deployment, self.store, self.books = deployment, store, books
+    def __init__(self, deployment: Deployment, store: str, books: dict[str, Books], is_slow: threading.Event) -> None:
+        self.deployment, self.store, self.books, self.is_slow = deployment, store, books, is_slow
 
     def worker_of(self, run: str) -> int:
         """The process that works on a run: of a pool, so it is that of the step too."""
@@ -60,9 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     store = server().new_database()
     with ExitStack() as stack:
         broker = stack.enter_context(redis_server(str(REDIS)))
-        providers = {
-            name: stack.enter_context(Provider(latency_s=0.05)) for name in ("spread", "terminated", "stopped")
-        }
+        is_slow = threading.Event()
+        faults = {"terminated": while_set(is_slow, slow(1)), "spread": None, "stopped": None}
+        providers = {name: stack.enter_context(Provider(latency_s=0.05, fault=fault)) for name, fault in faults.items()}
         settings = {
             "telemetry": {"enabled": False},
             "storage": {"postgres": {"postgres_url": server().new_database().replace("://", "+psycopg2://")}},
@@ -88,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 *("--", "--concurrency", "2"),
                 home=tmp_path_factory.mktemp("workers") / name,
             )
-        yield Place(deployment, store, {name: provider.books for name, provider in providers.items()})
+        yield Place(deployment, store, {name: provider.books for name, provider in providers.items()}, is_slow)
 
 
 def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) -> None:
@@ -113,12 +114,14 @@ def test_terminate_reaches_the_worker(place: Place) -> None:
     run = place.deployment.launch("terminated")
     books = place.books["terminated"]
     books.wait_for(lambda books: books.answered >= ROWS // 4, 120)
+    place.is_slow.set()
     place.deployment.terminate(run)
     # dagster-celery's launcher does not note that somebody asked for it.
     assert place.deployment.finished(run).status in {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
     calls = len(books.requests)
     assert calls < ROWS
     assert place.deployment.observed("terminated", [run])[run]["ondine/requests"] == calls
+    place.is_slow.clear()
     again = place.deployment.launch("terminated")
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
     assert place.is_complete("terminated")

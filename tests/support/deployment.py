@@ -119,6 +119,7 @@ class Deployment:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         for process in self._processes:
             if _group_runs(process.pid):
                 os.killpg(process.pid, 9)
