@@ -69,7 +69,6 @@ def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     yield from one.ratio("rows/s, beside aiohttp", "ondine", "aiohttp", rows_per_s, at_least=0.7)
     yield from one.ratio("rows/s, beside litellm", "ondine", "litellm", rows_per_s, at_least=6)
     yield from one.ratio("rows/s, beside the openai SDK", "ondine", "openai", rows_per_s, at_least=1)
-    yield from one.ratio("rows/s through a step, beside aiohttp", "step", "aiohttp", rows_per_s, at_least=0.5)
     yield from one.difference("CPU ms/row beyond aiohttp's", "ondine", "aiohttp", cpu_ms, at_most=0.5)
     few = _Pairs(runs, "50 in flight")
     yield from few.ratio("rows/s with 50 in flight, beside aiohttp", "ondine", "aiohttp", rows_per_s, at_least=0.9)

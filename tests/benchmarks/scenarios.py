@@ -85,7 +85,7 @@ def cached(scale: Scale) -> Iterator[Measured]:
     with serving(1) as server:
         for repetition in range(scale.repetitions):
             with _fresh_store() as store:
-                work = Workload(server.base_url, 5 * scale.rows, 64, 50, store)
+                work = Workload(server.base_url, 20 * scale.rows, 64, 50, store)
                 run_client("ondine", work, server)
                 found = run_client("ondine", work, server)
             yield {"scenario": "cached", "client": "ondine", "repetition": repetition, **found}
