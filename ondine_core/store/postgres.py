@@ -128,15 +128,19 @@ class PostgresDatabase:
                     self._connection = self._insist_on_connection(until, lambda _: True)
 
     def _insist_on_connection(self, until: float, may_pass: Callable[[psycopg.Error], bool]) -> psycopg.Connection[Row]:
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return self._connect()
-            except self._driver.Error as error:
-                if not may_pass(error) or time.monotonic() + pause_s > until:
-                    raise explain(error, self.place) from error
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+        again = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, self._driver.Error) and may_pass(error)),
+            # By chance, since a server that comes back is awaited by many.
+            wait=wait_random_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+            stop=stop_after_delay(max(0.0, until - time.monotonic())),
+            reraise=True,
+        )
+        try:
+            return again(self._connect)
+        except self._driver.Error as error:
+            raise explain(error, self.place) from error
 
     def _connect(self) -> psycopg.Connection[Row]:
         connection: psycopg.Connection[Row] = self._driver.connect(**self._settings, autocommit=True)
