@@ -449,7 +449,7 @@ def test_every_field_of_the_resource_can_be_written() -> None:
 
 
 def test_every_attribute_is_described() -> None:
-    """`dg docs` and editors have something to say about each of ours."""
+    """`dg` and editors have something to say about each of ours."""
     schema = LLMAssetComponent.model().model_json_schema()
     ours = [schema, *(part for name, part in schema["$defs"].items() if "Fields" in name)]
     assert len(ours) > 8
