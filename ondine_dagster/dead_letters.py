@@ -18,9 +18,10 @@ from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Failure
 from ondine_dagster.checks import Check
+from ondine_dagster.frames import names_of
 from ondine_dagster.judging import check_specs, split_checks
 from ondine_dagster.report import lineage
-from ondine_dagster.tables import FAILED_COLUMNS, column_schema, failed_rows, names_of
+from ondine_dagster.tables import FAILED_COLUMNS, column_schema, failed_rows
 
 __all__ = ["FAILED_OUTPUT", "define", "failed_key", "letters", "replay_failed_rows_job"]
 

@@ -20,9 +20,9 @@ from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_dagster.checks import GoldenCheck
 from ondine_dagster.fitting import check_labels, labelled_columns
+from ondine_dagster.markdown import markdown
 from ondine_dagster.report import spend_metadata
 from ondine_dagster.scores import NO_ANSWER, Score, score, shown
-from ondine_dagster.tables import markdown
 
 __all__ = ["Ask", "Verdict", "judge_golden"]
 

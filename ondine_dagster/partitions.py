@@ -10,13 +10,16 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-import narwhals as nw
 
 from ondine_core.errors import ConfigError
+from ondine_dagster.frames import frame_of
+
+if TYPE_CHECKING:
+    import narwhals as nw
 
 __all__ = ["PartitionBy", "check_partition_by", "joined", "rows_by_partition", "shards"]
 
@@ -71,7 +74,7 @@ def rows_by_partition(
     Raises:
         ConfigError: `table` has no such column, or a value is no instant.
     """
-    frame = nw.from_native(table, eager_only=True)
+    frame = frame_of(table)
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
         names = list(partition_by)
         dimensions = [partitions.get_partitions_def_for_dimension(name) for name in names]
@@ -152,11 +155,13 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[st
     Raises:
         ConfigError: There is no table for any of `keys`, or they are not of one kind and schema.
     """
+    import narwhals as nw
+
     found = {key: tables[key] for key in keys if key in tables}
     if not found:
         raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
     try:
-        frames = [nw.from_native(table, eager_only=True) for table in found.values()]
+        frames = [frame_of(table) for table in found.values()]
         # The rows of each had numbers of their own in pandas.
         whole = nw.maybe_reset_index(nw.concat(frames))
     except Exception as error:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import narwhals as nw
-
 from ondine_core.preparation import Preparation, prepare
 from ondine_core.question import Question
 from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_core.values import Failure
-from ondine_dagster.tables import in_place, preview
+from ondine_dagster.frames import frame_of
+from ondine_dagster.markdown import in_place, preview
 
 __all__ = ["shown_rows"]
 
@@ -40,7 +39,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
     preparation = question.prompt.preparation
     if preparation is None or preparation.sanitizer is None:
         return preview(table, names, _ROWS)
-    head = nw.from_native(rows, eager_only=True).head(_ROWS).to_native()
+    head = frame_of(rows).head(_ROWS).to_native()
     _, count, columns = read(head, question.prompt.columns)
     shown = []
     for index in range(count):

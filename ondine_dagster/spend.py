@@ -15,9 +15,9 @@ import dagster as dg
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.places import connect
 from ondine_core.store.queries import Spending, read_spending
+from ondine_dagster.markdown import markdown
 from ondine_dagster.report import failure
 from ondine_dagster.resources import LLMResource, default_store
-from ondine_dagster.tables import markdown
 
 __all__ = ["spend_report"]
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-import narwhals as nw
 
 from ondine_core.enrichment import answer
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
@@ -21,6 +20,7 @@ from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
+from ondine_dagster.frames import check_frame, frame_of, names_of
 from ondine_dagster.judging import Evidence, check_results, collect, count_values, split_checks
 from ondine_dagster.partitions import joined, rows_by_partition
 from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
@@ -35,7 +35,7 @@ from ondine_dagster.report import (
     share_of,
 )
 from ondine_dagster.showing import shown_rows
-from ondine_dagster.tables import FAILED_COLUMNS, check_frame, column_schema, join, names_of
+from ondine_dagster.tables import FAILED_COLUMNS, column_schema, join
 from ondine_dagster.watch import Watch
 
 __all__ = ["materialize"]
@@ -174,7 +174,7 @@ def _rows_of_run(
             f"max_rows={config.max_rows}: {len(rows) - config.max_rows:,} of {len(rows):,} rows are left out of the "  # noqa: G004
             "table; materialize without it for all of them."
         )
-        return nw.from_native(rows, eager_only=True).head(config.max_rows).to_native(), {}
+        return frame_of(rows).head(config.max_rows).to_native(), {}
     return rows, lengths
 
 

@@ -8,56 +8,27 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
-import narwhals as nw
-from narwhals.exceptions import DuplicateError
 
-from ondine_core.errors import ConfigError
 from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer, Json
+from ondine_dagster.frames import frame_of
+
+if TYPE_CHECKING:
+    import narwhals as nw
 
 __all__ = [
     "FAILED_COLUMNS",
-    "check_frame",
     "column_schema",
     "failed_rows",
-    "in_place",
     "join",
-    "markdown",
-    "names_of",
-    "preview",
 ]
-
-
-def names_of(value: Any) -> tuple[str, ...]:
-    """The column names of a data frame; none for anything else."""
-    frame = nw.from_native(value, eager_only=True, pass_through=True)
-    return tuple(frame.columns) if isinstance(frame, nw.DataFrame) else ()
-
-
-def check_frame(value: Any) -> None:
-    """Check that `value` can be enriched and joined, before anything is paid.
-
-    Raises:
-        ConfigError: It is no frame in memory, or its columns are not named by different texts.
-    """
-    try:
-        names = list(nw.from_native(value, eager_only=True).columns)
-    except TypeError:
-        raise ConfigError(
-            f"The asset function returned a {type(value).__name__}, which is not a table; "
-            "return a pandas, polars or pyarrow frame (collect lazy ones)."
-        ) from None
-    except DuplicateError as error:
-        raise ConfigError(f"The rows have two columns of one name: {error}") from None
-    if odd := [name for name in names if not isinstance(name, str)]:
-        raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
 
 
 def join(  # noqa: PLR0913, PLR0917  (one caller)
@@ -78,7 +49,7 @@ def join(  # noqa: PLR0913, PLR0917  (one caller)
         on_row_error: `"drop"` leaves failed rows out; otherwise they have nulls.
         model_column: Name of the column that says which model answered, if one is wanted.
     """
-    frame = nw.from_native(table, eager_only=True)
+    frame = frame_of(table)
     values = report.values()
     series = [_series(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]
     if model_column is not None:
@@ -105,7 +76,7 @@ FAILED_COLUMNS = {
 
 def failed_rows(table: Any, report: Report) -> Any:
     """The rows of `table` that failed, with `FAILED_COLUMNS`, in the same kind of frame."""
-    frame = nw.from_native(table, eager_only=True)
+    frame = frame_of(table)
     failures = list(report.outcomes.failures())
     mask = [failure is not None for failure in failures]
     frame = frame.filter(mask) if mask else frame
@@ -128,59 +99,18 @@ def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> d
     """The schema of an enriched frame, with the descriptions of its output columns."""
     said = {column.name: column.description for column in columns}
     said[error_column] = "Why the row has no answer."
-    schema = nw.from_native(table, eager_only=True).schema
+    schema = frame_of(table).schema
     return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in schema.items()])
-
-
-def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
-    """The first rows of `table` as a Markdown table of the columns `names`; fewer if they are long."""
-    columns = [nw.from_native(table, eager_only=True).get_column(name).head(rows).to_list() for name in names]
-    return in_place(names, list(zip(*columns, strict=True)))
-
-
-def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table of at least one and as many of `rows` as Dagster shows without a click."""
-    text = markdown(header, rows)
-    while len(text) > _SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
-        text = text.rpartition("\n")[0]
-    return text
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; whatever its cells hold is shown as it stands."""
-    lines = [" | ".join(map(_cell, row)) for row in rows]
-    return "\n".join([" | ".join(map(_cell, header)), " | ".join("---" for _ in header), *lines])
-
-
-_CELL_LENGTH = 160
-_SHOWN_IN_PLACE = 999
-_LINES_OF_ONE_ROW = 2
-
-
-def _cell(value: Any) -> str:
-    text = str(value)
-    if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
-        return ""
-    text = " ".join(text.split())
-    # What a row writes is shown as it stands: no link, no picture, no markup.
-    shown = re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text[: _CELL_LENGTH - 1])
-    return shown if len(text) < _CELL_LENGTH else f"{shown}…"
 
 
 # -- columns of the frame's own kind -------------------------------------------------------------------------------
 
 _PANDAS = {"integer": "Int64", "boolean": "boolean", "number": "Float64"}
-_DTYPES: Mapping[str, Any] = {
-    "string": nw.String(),
-    "integer": nw.Int64(),
-    "number": nw.Float64(),
-    "boolean": nw.Boolean(),
-    "date": nw.Date(),
-    "date-time": nw.Datetime("us"),
-}
 
 
 def _series(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
+    import narwhals as nw
+
     kind = _kind(json_schema)
     if kind == "date":
         values = [None if value is None else dt.date.fromisoformat(value) for value in values]
@@ -243,14 +173,32 @@ def _without_null(json_schema: Mapping[str, Json]) -> Mapping[str, Json]:
 
 
 def _dtype(json_schema: Mapping[str, Json]) -> Any:
+    import narwhals as nw
+
     schema, kind = _without_null(json_schema), _kind(json_schema)
     if kind == "array":
         return nw.List(_nested(schema["items"]))
     if kind == "object":
         return nw.Struct({name: _nested(child) for name, child in schema["properties"].items()})
-    return _DTYPES.get(kind, nw.String())
+    return _plain_dtypes().get(kind, nw.String())
+
+
+@cache
+def _plain_dtypes() -> Mapping[str, Any]:
+    import narwhals as nw
+
+    return {
+        "string": nw.String(),
+        "integer": nw.Int64(),
+        "number": nw.Float64(),
+        "boolean": nw.Boolean(),
+        "date": nw.Date(),
+        "date-time": nw.Datetime("us"),
+    }
 
 
 def _nested(json_schema: Mapping[str, Json]) -> Any:
     """Dates inside a list or an object stay the texts that JSON has for them."""
+    import narwhals as nw
+
     return nw.String() if _kind(json_schema) in ("date", "date-time") else _dtype(json_schema)

@@ -13,7 +13,9 @@ from ondine_core.report import Progress, Report
 from ondine_core.schema import Column
 from ondine_core.tally import Tally
 from ondine_core.values import Answer, Audit, Failure, Outcome
-from ondine_dagster.tables import column_schema, join, names_of, preview
+from ondine_dagster.frames import names_of
+from ondine_dagster.markdown import preview
+from ondine_dagster.tables import column_schema, join
 
 ROWS = {"id": [3, 1, 2], "review": ["a", "b", "c"]}
 FAILED = Failure("invalid", "why")

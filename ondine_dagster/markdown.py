@@ -1,0 +1,46 @@
+"""Rows as Markdown, for the metadata that people read in Dagster's UI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ondine_dagster.frames import frame_of
+
+__all__ = ["in_place", "markdown", "preview"]
+
+
+def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
+    """The first rows of `table` as a Markdown table of the columns `names`; fewer if they are long."""
+    columns = [frame_of(table).get_column(name).head(rows).to_list() for name in names]
+    return in_place(names, list(zip(*columns, strict=True)))
+
+
+def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table of at least one and as many of `rows` as Dagster shows without a click."""
+    text = markdown(header, rows)
+    while len(text) > _SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
+        text = text.rpartition("\n")[0]
+    return text
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; whatever its cells hold is shown as it stands."""
+    lines = [" | ".join(map(_cell, row)) for row in rows]
+    return "\n".join([" | ".join(map(_cell, header)), " | ".join("---" for _ in header), *lines])
+
+
+_CELL_LENGTH = 160
+_SHOWN_IN_PLACE = 999
+_LINES_OF_ONE_ROW = 2
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
+        return ""
+    text = " ".join(text.split())
+    # What a row writes is shown as it stands: no link, no picture, no markup.
+    shown = re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text[: _CELL_LENGTH - 1])
+    return shown if len(text) < _CELL_LENGTH else f"{shown}…"
