@@ -32,8 +32,8 @@ CORE = (
     "__main__"
 ).split()
 RING = (
-    "frames markdown tables showing report resources spend config partitions plots checks scores fitting drift golden judging "
-    "dead_letters watch planning step specs wrapping assets attributes check_attributes own_model scaffolder "
+    "frames markdown tables showing report resources spend config partitions plots checks scores fitting drift golden "
+    "judging dead_letters watch planning step specs wrapping assets attributes check_attributes own_model scaffolder "
     "component __init__"
 ).split()
 
