@@ -72,7 +72,9 @@ class Deployment:
     def __enter__(self) -> Self:
         (self.home / "dagster.yaml").write_text(json.dumps(self.settings), encoding="utf-8")
         self._environment = os.environ | self.variables
-        self._environment |= {"DAGSTER_HOME": str(self.home), "TEST_HOME": str(self.home)}
+        # Dagster's programs call others by name (celery), which are beside this interpreter.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self._environment |= {"DAGSTER_HOME": str(self.home), "TEST_HOME": str(self.home), "PATH": path}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stack = ExitStack()
         self._stack.callback(self._stop)
