@@ -64,14 +64,14 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert example.returncode == 0, example.stderr
         program = Path(sys.executable).with_name("dagster")
         (home / "workspace.yaml").write_text(WORKSPACE, encoding="utf-8")
-        log = (home / "log").open("wb")
-        server = subprocess.Popen(
-            [program, "dev", "-w", home / "workspace.yaml", "-p", str(port)],
-            env=environment,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+        with (home / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [program, "dev", "-w", home / "workspace.yaml", "-p", str(port)],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
         address = f"http://127.0.0.1:{port}"
         try:
             until(lambda: locations(address) == 2, f"dagster dev: {home / 'log'}")
