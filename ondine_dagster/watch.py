@@ -5,6 +5,7 @@ The event log takes a few hundred events a second, so rows are never reported on
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from time import monotonic
 
@@ -25,16 +26,20 @@ class Watch:
         self._context, self._due = context, monotonic()
         self._looked_at = monotonic()
         self.every_s = 10.0
-        self._said: deque[str] = deque()
+        self._said: deque[tuple[int, str]] = deque()
         self.latest: Progress | None = None
 
     def keep(self, progress: Progress) -> None:
         """Called on the event loop's thread; only remembers."""
         self.latest = progress
 
+    def log(self, level: int, message: str) -> None:
+        """Called on any thread; only remembers."""
+        self._said.append((level, message))
+
     def warn(self, message: str) -> None:
-        """Called on the event loop's thread; only remembers."""
-        self._said.append(message)
+        """Called on any thread; only remembers."""
+        self.log(logging.WARNING, message)
 
     def wait(self, seconds: float) -> None:
         """Called on the event loop's thread while another process has the lease."""
@@ -70,10 +75,11 @@ class Watch:
     def flush(self) -> None:
         """Log what was remembered."""
         while self._said:
-            self._context.log.warning(self._said.popleft())
+            self._context.log.log(*self._said.popleft())
 
     def observe(self) -> None:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
+        self.flush()
         if self.latest is not None:
             partition = self._context.partition_key if self._context.has_partition_key else None
             metadata = progress_metadata(self.latest)
