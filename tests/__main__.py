@@ -5,9 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / ".ci"))
-from bootstrap import python, run
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".ci"))
+from bootstrap import ROOT, python, run
 
 interpreter = python()
 run(interpreter, "-m", "ruff", "check", ".")
@@ -26,5 +25,5 @@ with tempfile.TemporaryFile() as told:
     finally:
         failed = packaging.wait()
         told.seek(0)
-        print(told.read().decode(errors="replace"))
+        sys.stdout.write(told.read().decode(errors="replace"))
 sys.exit(failed)
