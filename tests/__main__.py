@@ -15,15 +15,15 @@ run(interpreter, "-m", "mypy")
 if sys.argv[1:]:
     run(interpreter, "-m", "pytest", *sys.argv[1:])
     sys.exit()
-# Environments for the packaging tests are mostly waited for, so they are made beside the other tests.
+# The slow ones mostly wait (for downloads, daemons, a browser), so they run beside the others.
 with tempfile.TemporaryFile() as told:
-    packaging = subprocess.Popen(
-        [interpreter, "-m", "pytest", "tests/packaging"], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT
+    slow = subprocess.Popen(
+        [interpreter, "-m", "pytest", "-m", "slow"], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT
     )
     try:
-        run(interpreter, "-m", "pytest", "--ignore=tests/packaging")
+        run(interpreter, "-m", "pytest", "-m", "not slow")
     finally:
-        failed = packaging.wait()
+        failed = slow.wait()
         told.seek(0)
         sys.stdout.write(told.read().decode(errors="replace"))
 sys.exit(failed)
