@@ -82,7 +82,7 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_pa
 
     async def cancel(model: MlxModel) -> None:
         (alone,) = await ask_in_turn(model, [question("Row 1")])
-        long = [asyncio.ensure_future(ask_with(folder, f"Go on {n}", max_output_tokens=3000)) for n in range(3)]
+        long = [asyncio.ensure_future(ask_with(folder, f"Go on {n}", max_output_tokens=30_000)) for n in range(3)]
         beside = asyncio.ensure_future(model(question("Row 1")))
         while model.work.output_tokens < alone.usage.output_tokens + 8:
             await model.count_tokens([])  # one turn of MLX's thread

@@ -173,23 +173,21 @@ class Deployment:
 
     def repeat_failed(self, backfill: str) -> str:
         """Materialize the partitions that failed again; returns the id of the new backfill."""
-        # Its runs are over a moment before the daemon has noticed.
-        under_way = ("REQUESTED", "CANCELING", "FAILING")
-        until(lambda: self._status_of(backfill) not in under_way, 120, "end of the backfill")
-        found = self.graphql(
-            """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
-            __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
-            params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
-        )
-        return str(found["backfillId"])
 
-    def _status_of(self, backfill: str) -> str:
-        found = self.graphql(
-            """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-            __typename ... on PartitionBackfill { status } ... on PythonError { message } } }""",
-            id=backfill,
-        )
-        return str(found["status"])
+        def repeat() -> dict[str, Any] | None:
+            try:
+                return self.graphql(
+                    """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
+                    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }""",
+                    params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
+                )
+            except AssertionError as error:
+                # Its runs are over a moment before the daemon has noticed.
+                if "still in progress" not in str(error):
+                    raise
+                return None
+
+        return str(until(repeat, 120, "new backfill")["backfillId"])
 
     def terminate(self, run: str) -> None:
         """Press Terminate."""
