@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ondine_core.batching import Strategy
+from ondine_core.books import Audit, Origin
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.caps import Cap
-from ondine_core.enrichment import Options, enrich, enrich_sync
+from ondine_core.enrichment import enrich, enrich_sync
 from ondine_core.errors import (
     BudgetExhaustedError,
     ConfigError,
@@ -17,7 +18,9 @@ from ondine_core.errors import (
     StoreError,
     TransientError,
 )
+from ondine_core.options import Options
 from ondine_core.policy import Clock, Policy
+from ondine_core.ports import AnswerStore, ChatModel
 from ondine_core.presets import load_presets, openai_compatible, preset
 from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
@@ -27,7 +30,7 @@ from ondine_core.report import Progress, Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.sanitizer import Sanitizer
 from ondine_core.store import open_store
-from ondine_core.values import Answer, AnswerStore, Audit, Call, ChatModel, Failure, ModelSpec, Origin, Reply, Usage
+from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Usage
 
 __all__ = [
     "Answer",

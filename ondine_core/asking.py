@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from ondine_core.batching import ONE_PER_CALL, Strategy, pack
+from ondine_core.batching import ONE_PER_CALL, Strategy
+from ondine_core.books import Stage
 from ondine_core.calling import Caller
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
+from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question
 from ondine_core.retry import retry
@@ -24,7 +26,7 @@ from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed, Told
-from ondine_core.values import Answer, Batch, Failure, Key, Reply, Stage
+from ondine_core.values import Answer, Batch, Failure, Key, Reply
 
 __all__ = ["Asker", "choose_strategy", "most_in_flight"]
 

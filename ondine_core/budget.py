@@ -17,8 +17,9 @@ from decimal import Decimal
 
 from ondine_core.caps import Cap, Hold, Period, units_of, usd_of
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
+from ondine_core.ports import AnswerStore, Numbers
 from ondine_core.pricing import Price
-from ondine_core.values import AnswerStore, Call, Numbers
+from ondine_core.values import Call
 
 __all__ = ["Budget", "Cap", "Hold", "Period", "Purse"]
 

@@ -17,14 +17,15 @@ from itertools import count
 from os import urandom
 from typing import Literal, cast
 
-from ondine_core.concurrency import Gate
+from ondine_core.books import Origin, Sent, Settled
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, TransientError
+from ondine_core.gate import Gate
 from ondine_core.pacing import Ending
 from ondine_core.policy import Clock, Means, Policy
-from ondine_core.values import Call, Key, Origin, Reply, Sent, Settled, Usage
+from ondine_core.values import Call, Key, Reply, Usage
 
 __all__ = ["Caller"]
 

@@ -5,22 +5,18 @@ until the provider is overloaded for the first time, and by one a round trip fro
 that was turned away. A rate limit is `pacing`'s. A provider that answers nothing at all is probed by one call at a
 time, and its outage is nobody's failed attempt.
 
-`Throttle` decides and is told the time; `Gate` waits.
+`Throttle` decides and is told the time; who waits is in `gate`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 
 from ondine_core.blame import Ending, Finding, Suspect, Ticket
 from ondine_core.pacing import Pacer
 
-__all__ = ["Gate", "Setting", "Throttle"]
+__all__ = ["Setting", "Throttle"]
 
 _START = 4
 _GROWTH, _GROWTH_A_SECOND, _GROWTH_A_CALL = 0.25, 0.25, 1 / 128
@@ -206,66 +202,3 @@ class Throttle:
         pace = None if self._pacer.pace is None else round(self._pacer.pace, 3)
         allowed = 0 if self.outage_since is not None else int(self._limit)
         self.history.append(Setting(round(now - self._started, 3), allowed, pace, why))
-
-
-class Gate:
-    """Lets calls leave in the order they came, when the throttle allows.
-
-    Args:
-        throttle: Decides.
-        now: Tells the time.
-        sleep: Waits for seconds.
-    """
-
-    def __init__(self, throttle: Throttle, now: Callable[[], float], sleep: Callable[[float], Awaitable[None]]) -> None:
-        self.throttle, self._now, self._sleep = throttle, now, sleep
-        self._line = deque[asyncio.Future[Ticket]]()
-        self._alarm: asyncio.Future[None] | None = None
-        self._alarm_at = inf
-
-    async def enter(self) -> Ticket:
-        """Return when a call may leave; whoever enters leaves again with `leave`."""
-        place: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
-        self._let_in()
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place.cancelled():
-                with suppress(ValueError):  # it may have been passed over
-                    self._line.remove(place)
-                self._let_in()
-            else:  # it was let in in this very moment
-                self.leave(place.result(), None)
-            raise
-
-    def leave(self, ticket: Ticket, ending: Ending | None) -> None:
-        """Hand the ticket back."""
-        self.throttle.end(ticket, self._now(), ending)
-        self._let_in()
-
-    def hold_off(self, seconds: float) -> None:
-        """Let nobody leave who has not entered, for so long."""
-        self.throttle.hold_off(self._now() + seconds)
-        self._let_in()
-
-    def _let_in(self) -> None:
-        """Let in whoever may leave now, and be woken when the next may, unless that depends on a call coming back."""
-        now = ready_at = inf
-        while self._line and (ready_at := self.throttle.ready_at(now := self._now())) <= now:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(self.throttle.leave(now))
-        alarm_at = ready_at if self._line else inf
-        if alarm_at == self._alarm_at:
-            return
-        if self._alarm:
-            self._alarm.cancel()
-        self._alarm_at, self._alarm = alarm_at, None
-        if alarm_at < inf:
-            self._alarm = asyncio.ensure_future(self._ring(alarm_at - now))
-
-    async def _ring(self, seconds: float) -> None:
-        await self._sleep(seconds)
-        self._alarm_at, self._alarm = inf, None
-        self._let_in()

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from ondine_core.books import Line, Stage
 from ondine_core.pricing import Price
-from ondine_core.values import Line, Stage, Usage
+from ondine_core.values import Usage
 
 __all__ = ["CostTracker", "Spend"]
 

@@ -10,20 +10,23 @@ from typing import Any
 
 from ondine_core.agreement import Values
 from ondine_core.asking import Asker, most_in_flight
+from ondine_core.books import Origin
 from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
-from ondine_core.concurrency import Gate, Throttle
+from ondine_core.concurrency import Throttle
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.gate import Gate
 from ondine_core.outcomes import Outcomes
 from ondine_core.policy import Clock, Means, Policy
+from ondine_core.ports import AnswerStore
 from ondine_core.preparation import Treatment
 from ondine_core.question import Question, address
 from ondine_core.report import Progress, Report
 from ondine_core.stages import dedup, render, restorer
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed
-from ondine_core.values import Answer, AnswerStore, Failure, Key, Origin, Outcome
+from ondine_core.values import Answer, Failure, Key, Outcome
 
 __all__ = ["look_up", "run"]
 

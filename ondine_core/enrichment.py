@@ -6,100 +6,33 @@ loop in a thread of its own, so it works under a running loop, and an interrupt 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
-from ondine_core.budget import Cap
 from ondine_core.cleaning import Clean
 from ondine_core.engine import run as ask_rows
 from ondine_core.errors import ConfigError
 from ondine_core.garbage import seldom_collected
 from ondine_core.lease import hold_lease
-from ondine_core.means import Terms, find_means
-from ondine_core.policy import Clock, Means, Policy
-from ondine_core.pricing import Price
+from ondine_core.options import Options, open_means, open_options_store
+from ondine_core.policy import Means
+from ondine_core.ports import ChatModel
 from ondine_core.prompts import Prompt
-from ondine_core.providers import connect
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.question import Question, check_columns, compile_question
-from ondine_core.rate_limiter import Rates
 from ondine_core.reading import read
 from ondine_core.report import Progress, Report
 from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
-from ondine_core.store import open_store
 from ondine_core.telemetry.events import Run
 from ondine_core.telemetry.observing import Observation, observed
-from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.thread import run_in_thread
-from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
+from ondine_core.values import ModelSpec
 
-__all__ = [
-    "Options",
-    "answer",
-    "enrich",
-    "enrich_sync",
-    "open_means",
-    "open_options_store",
-    "spec_of",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Everything about a run that does not change what an answer means.
-
-    Args:
-        store: Where answers are kept: a path, or an open store; by default they are forgotten after the run.
-        policy: How hard to try, and how much at once.
-        rates: What the provider allows, shared with everybody who uses the same store.
-        price: USD per token; by default the model's list price.
-        max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
-        caps: Further caps, which others may draw from, too.
-        on_threshold: Told once when most of a cap is spent.
-        fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
-        on_fallback: Told when that happens.
-        origin: For whom calls are made, in the books; by default a run of its own.
-        lease: Name under which one process at a time works on this store; others wait, and find its answers then.
-        lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
-        on_progress: Told after every batch, on the event loop; it must return quickly.
-        on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
-            dead.
-        observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
-            `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
-        traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
-        on_trouble: Told, from any thread, when an observer fails, and in the end of what it missed.
-        clock: Time and chance.
-    """
-
-    store: str | Path | AnswerStore = ":memory:"
-    policy: Policy = Policy()
-    rates: Rates = Rates()
-    price: Price | None = None
-    max_cost_usd: Decimal | float | None = None
-    caps: tuple[Cap, ...] = ()
-    on_threshold: Callable[[str], None] = lambda _: None
-    fallbacks: tuple[ModelSpec, ...] = ()
-    on_fallback: Callable[[str], None] = lambda _: None
-    origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
-    lease: str | None = None
-    lease_ttl_s: float = 30.0
-    on_wait: Callable[[float], None] = lambda _: None
-    on_progress: Callable[[Progress], None] = lambda _: None
-    observers: tuple[ObserverSpec, ...] = ()
-    traceparent: str | None = None
-    on_trouble: Callable[[str], None] = logging.getLogger(__name__).warning
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        check_observers(self.observers)
+__all__ = ["answer", "enrich", "enrich_sync", "spec_of"]
 
 
 async def enrich(  # noqa: PLR0913  (by keyword)
@@ -214,27 +147,6 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         observing = observed(run, options.observers, clock, options.on_progress, options.on_trouble)
         async with observing as observation:
             return await _ask_in_turn(chain, columns, rows, options, observation)
-
-
-def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
-    """The store of `options`; one that is opened here is closed with `stack`."""
-    return stack.enter_context(open_store(options.store)) if isinstance(options.store, str | Path) else options.store
-
-
-async def open_means(
-    spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
-) -> Means:
-    """What a run works with; a model that is connected here is closed with `stack`.
-
-    Raises:
-        ConfigError: The model cannot be connected, or a cap needs a figure that is not known.
-    """
-    if model is None:
-        model = connect(spec)
-        stack.push_async_callback(model.aclose)
-    own = () if options.max_cost_usd is None else (Cap(Decimal(str(options.max_cost_usd))),)
-    terms = Terms((*own, *options.caps), options.rates, options.origin, options.on_threshold, options.clock)
-    return find_means(model, spec, options.price, store, terms)
 
 
 async def _ask_in_turn(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
 
+from ondine_core.books import Stage
 from ondine_core.errors import RefusedError
 from ondine_core.telemetry.feed import Told
-from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply, Stage
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
 
 __all__ = ["Conclude", "Conclusion", "Errand"]
 

@@ -16,18 +16,20 @@ from itertools import islice
 from typing import Any
 
 from ondine_core.asking import choose_strategy
-from ondine_core.batching import Strategy, pack
+from ondine_core.batching import Strategy
 from ondine_core.context_limits import TOKENS_A_MESSAGE, estimate_answer_tokens
 from ondine_core.engine import look_up
-from ondine_core.enrichment import Options, open_means, open_options_store
+from ondine_core.options import Options, open_means, open_options_store
+from ondine_core.packing import pack
 from ondine_core.policy import Means
+from ondine_core.ports import ChatModel, TokenCounter
 from ondine_core.pricing import Price
 from ondine_core.question import Question, address, check_columns
 from ondine_core.rates import Rates
 from ondine_core.reading import read
 from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
-from ondine_core.values import Batch, ChatModel, Key, TokenCounter, Usage
+from ondine_core.values import Batch, Key, Usage
 
 __all__ = ["Estimate", "estimate"]
 

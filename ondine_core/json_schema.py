@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from math import isfinite
 from typing import Annotated, Any, Literal, NotRequired, Union
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from typing_extensions import TypedDict
 from ondine_core.errors import ConfigError
 from ondine_core.values import Json
 
-__all__ = ["allowed_values", "inline", "object_type"]
+__all__ = ["allowed_values", "inline", "object_type", "storable", "storable_text"]
 
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
@@ -159,3 +160,28 @@ def object_type(kind: Mapping[str, Any], where: str) -> Any:
         annotation = _annotation(child, f"{where}[{name!r}]")
         fields[name] = annotation if name in required else NotRequired[annotation | None]
     return TypedDict("Output", fields)  # type: ignore[operator]
+
+
+# -- what a column can hold ---------------------------------------------------------------------------------------
+
+
+def storable(value: Json) -> bool:
+    """Whether JSON and a 64-bit column can hold `value` exactly: no NaN, no infinity, no huge integer."""
+    match value:
+        case bool() | None:
+            return True
+        case int():
+            return -(2**63) <= value < 2**63
+        case float():
+            return isfinite(value)
+        case list():
+            return all(map(storable, value))
+        case dict():
+            return all(map(storable, value.values()))
+        case _:
+            return True
+
+
+def storable_text(text: str) -> str:
+    """`text` without lone surrogates, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

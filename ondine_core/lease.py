@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from ondine_core.errors import StoreError
+from ondine_core.ports import AnswerStore, Numbers
 from ondine_core.processes import Process, has_ended, this_process
-from ondine_core.values import AnswerStore, Numbers
 
 __all__ = ["hold_lease"]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ondine_core.books import Origin
 from ondine_core.budget import Budget, Purse
 from ondine_core.caps import Cap
 from ondine_core.context_limits import get_output_limit
 from ondine_core.errors import ConfigError
 from ondine_core.policy import Clock, Means
+from ondine_core.ports import AnswerStore, ChatModel
 from ondine_core.pricing import FREE, Price, find_price
 from ondine_core.rate_limiter import RateLimiter, Rates
 from ondine_core.tokens import counter
-from ondine_core.values import AnswerStore, ChatModel, ModelSpec, Origin
+from ondine_core.values import ModelSpec
 
 __all__ = ["Terms", "find_means"]
 

@@ -14,10 +14,10 @@ from ondine_core.budget import Purse
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.context_limits import estimate_tokens
 from ondine_core.errors import ConfigError
+from ondine_core.ports import AnswerStore, ChatModel
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy
-from ondine_core.values import AnswerStore, ChatModel
 
 __all__ = ["Clock", "Means", "Policy"]
 

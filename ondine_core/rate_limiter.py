@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import StoreError, TransientError
+from ondine_core.ports import AnswerStore, Numbers
 from ondine_core.rates import Heard, Queue, Rates, book
-from ondine_core.values import AnswerStore, Numbers
 
 __all__ = ["LONGEST_HOLD_OFF_S", "RateLimiter", "Rates"]
 

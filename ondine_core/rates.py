@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
-from ondine_core.values import Numbers
+from ondine_core.ports import Numbers
 
 __all__ = ["Heard", "Queue", "Rates", "book"]
 

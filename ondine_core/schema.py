@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
 from typing import Any, TypeAlias, get_args
 
 import orjson
@@ -22,7 +21,7 @@ from pydantic_core import PydanticSerializationError, SchemaError
 from pydantic_core.core_schema import ErrorType
 
 from ondine_core.errors import ConfigError
-from ondine_core.json_schema import inline, object_type
+from ondine_core.json_schema import inline, object_type, storable, storable_text
 from ondine_core.values import Json
 
 __all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema", "strip_fence"]
@@ -110,7 +109,7 @@ def _free_text(name: str) -> OutputSchema:
         raise ConfigError("The output column has an empty name.")
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        return {name: stripped} if (stripped := _storable_text(text).strip()) else Invalid("the reply is empty")
+        return {name: stripped} if (stripped := storable_text(text).strip()) else Invalid("the reply is empty")
 
     return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_one, name))
 
@@ -130,7 +129,7 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
         )
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        found = pattern.search(_storable_text(text))
+        found = pattern.search(storable_text(text))
         return found.groupdict() if found else Invalid(f"the reply does not match {pattern.pattern!r}")
 
     def dump(value: Any) -> str:
@@ -185,7 +184,7 @@ class _Object:
             return Invalid(_reason(error, self.known))
         except Exception as error:  # noqa: BLE001  (a validator of the user's may raise anything; only its row fails)
             return Invalid(f"a validator of the output raised {type(error).__name__}")
-        if not _storable(values):
+        if not storable(values):
             return Invalid("a number is out of range")
         return {name: values.get(name) for name in self.names}
 
@@ -235,25 +234,3 @@ def _reason(error: ValidationError, known: Collection[str]) -> str:
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
     what = " ".join(first["msg"].split()) if first["type"] in _PYDANTICS_OWN else "does not pass its validator"
     return f"{where or 'the reply'}: {what[:1].lower()}{what[1:]}" + (f" (and {count - 1} more)" if count > 1 else "")
-
-
-def _storable(value: Json) -> bool:
-    """Whether JSON and a 64-bit column can hold `value` exactly: no NaN, no infinity, no huge integer."""
-    match value:
-        case bool() | None:
-            return True
-        case int():
-            return -(2**63) <= value < 2**63
-        case float():
-            return isfinite(value)
-        case list():
-            return all(map(_storable, value))
-        case dict():
-            return all(map(_storable, value.values()))
-        case _:
-            return True
-
-
-def _storable_text(text: str) -> str:
-    """`text` without lone surrogates, which UTF-8 cannot hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

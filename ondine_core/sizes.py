@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from ondine_core.batch_size import AdaptiveSize, adapt, start_size, take_rows
-from ondine_core.batching import find_room
 from ondine_core.context_limits import Room, learn_answer_tokens
+from ondine_core.packing import find_room
 from ondine_core.policy import Means, Policy
 from ondine_core.question import Question
 from ondine_core.values import Batch, Reply

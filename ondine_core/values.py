@@ -1,37 +1,27 @@
-"""The nouns of the pipeline, frozen, and the two ports through which effects enter.
+"""The nouns of the pipeline, frozen.
 
 Stages pass these values to one another; nothing here decides or acts, so every other module may import this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "Answer",
-    "AnswerStore",
-    "Audit",
     "Batch",
     "Call",
-    "ChatModel",
     "Failure",
     "Item",
     "Json",
     "Key",
-    "Line",
     "Message",
     "ModelSpec",
-    "Numbers",
-    "Origin",
     "Outcome",
     "Reply",
-    "Sent",
-    "Settled",
-    "Stage",
-    "TokenCounter",
     "Usage",
 ]
 
@@ -40,13 +30,6 @@ Json: TypeAlias = Any
 
 Key: TypeAlias = bytes
 """The content address of an answer: 16 bytes of BLAKE2b over model, parameters, schema and messages."""
-
-
-Numbers: TypeAlias = tuple[float, ...]
-"""Shared state of a rate limit, a budget or a lease, kept by the store."""
-
-Stage: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
-"""Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,159 +206,3 @@ class Batch:
     repairs_left: int = 0
     attempt: int = 1
     complaint: str | None = None
-
-
-# -- books ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """For whom calls are made: a run, and the asset and partition it fills."""
-
-    run: str
-    asset: str = ""
-    partition: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A call that is about to leave, as it is noted before it does.
-
-    Args:
-        call: Its identity, 16 bytes that no other call has.
-        origin: For whom it is made.
-        model: Who is asked.
-        stage: Why it is made.
-        keys: The prompts it carries.
-        sent_at: Seconds since the epoch.
-        at_most_usd: The most it can cost, `None` when that is not known.
-    """
-
-    call: bytes
-    origin: Origin
-    model: str
-    stage: Stage
-    keys: tuple[Key, ...]
-    sent_at: float
-    at_most_usd: Decimal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of a call whose outcome was seen; of one that was not, nothing is known beyond that it left.
-
-    Args:
-        sent: The call.
-        outcome: `"answered"` if the model replied, `"refused"` if the provider turned the call away.
-        usage: Tokens billed.
-        usd: What they cost, `None` when the price is unknown.
-        answers: Prompts it settled with an answer.
-        failures: Prompts it settled for good without one.
-        paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
-    """
-
-    sent: Sent
-    outcome: Literal["answered", "refused"]
-    usage: Usage = Usage()
-    usd: Decimal | None = Decimal(0)
-    answers: tuple[tuple[Key, Answer], ...] = ()
-    failures: tuple[tuple[Key, Failure], ...] = ()
-    paid_twice: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Calls of one kind in the books: how many, their tokens, and USD (`None` when a price is unknown)."""
-
-    calls: int = 0
-    usage: Usage = Usage()
-    usd: Decimal | None = Decimal(0)
-
-    def __add__(self, other: Line) -> Line:
-        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        return Line(self.calls + other.calls, self.usage + other.usage, usd)
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """The books of one run, as the store has them: true to the call also after the process was killed.
-
-    Args:
-        answered: Calls with a reply.
-        refused: Calls the provider turned away.
-        unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
-        paid_twice: Prompts answered that such a call had asked for before.
-    """
-
-    answered: Line = Line()
-    refused: Line = Line()
-    unknown: Line = Line()
-    paid_twice: int = 0
-
-    @property
-    def sent(self) -> int:
-        """All calls that left."""
-        return self.answered.calls + self.refused.calls + self.unknown.calls
-
-
-# -- ports ---------------------------------------------------------------------------------------------------------
-
-
-class ChatModel(Protocol):
-    """A model that can be asked. Implementations are safe to call many times at once from one event loop."""
-
-    @property
-    def max_concurrency(self) -> int | None:
-        """Most calls worth having in flight, `None` when the model sets no bound."""
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """Most prompts that one call may carry, `None` when the model sets no bound."""
-
-    async def __call__(self, call: Call) -> Reply:
-        """Ask once, without retrying.
-
-        Raises:
-            TransientError: Asking again may succeed.
-            RefusedError: This request never succeeds.
-            FatalError: No request succeeds.
-        """
-
-    async def aclose(self) -> None:
-        """Let go of connections and memory."""
-
-
-@runtime_checkable
-class TokenCounter(Protocol):
-    """What a `ChatModel` may be besides: one that knows its own tokenizer."""
-
-    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
-
-
-class AnswerStore(Protocol):
-    """Answers by content address, the checkpoint of every run; the books; and a few numbers all processes share."""
-
-    async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
-        """The answers known for `keys`; unknown keys are absent."""
-
-    async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
-        """How prompts failed that were asked before and have no answer."""
-
-    async def get_unseen(self) -> frozenset[Key]:
-        """The prompts of all calls that left and whose outcome was never seen, or not yet."""
-
-    async def send(self, sent: Sent) -> None:
-        """Note that a call leaves; returns once the note would survive a kill of the process."""
-
-    async def settle(self, settled: Settled) -> None:
-        """Keep what became of a call, answers and books together or neither; durable like `send`."""
-
-    async def audit(self, run: str) -> Audit:
-        """The books of one run."""
-
-    async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
-        """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones.
-
-        `step` is pure: it may be called again when a connection broke before the result was kept.
-        """

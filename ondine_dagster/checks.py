@@ -10,15 +10,7 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 
-__all__ = [
-    "Check",
-    "CostPerRowCheck",
-    "DriftCheck",
-    "ErrorRateCheck",
-    "GoldenCheck",
-    "Metric",
-    "NullRateCheck",
-]
+__all__ = ["Check", "CostPerRowCheck", "DriftCheck", "ErrorRateCheck", "GoldenCheck", "Metric", "NullRateCheck"]
 
 Metric: TypeAlias = Literal["accuracy", "f1"]
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import dagster as dg
 from pydantic import Field
 
-from ondine_core.enrichment import Options
 from ondine_core.errors import ConfigError
+from ondine_core.options import Options
 from ondine_core.values import ModelSpec
 
 __all__ = ["LLMAssetConfig", "configure"]

@@ -10,14 +10,16 @@ from typing import Any, Literal
 import dagster as dg
 
 from ondine_core.batching import JSON, Strategy, explain_fallback
+from ondine_core.books import Origin
 from ondine_core.calibration import CalibrationPlan
-from ondine_core.enrichment import Options, answer, spec_of
+from ondine_core.enrichment import answer, spec_of
 from ondine_core.errors import ConfigError
+from ondine_core.options import Options
+from ondine_core.ports import ChatModel
 from ondine_core.question import Question
 from ondine_core.report import Report
 from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.thread import run_in_thread
-from ondine_core.values import ChatModel, Origin
 from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig, configure
 from ondine_dagster.golden import Ask

@@ -11,8 +11,8 @@ import dagster as dg
 from pydantic import Field, field_validator
 
 from ondine_core.budget import Cap, Period
-from ondine_core.enrichment import Options
 from ondine_core.errors import ConfigError
+from ondine_core.options import Options
 from ondine_core.policy import Policy
 from ondine_core.pricing import Price
 from ondine_core.rate_limiter import Rates

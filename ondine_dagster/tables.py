@@ -23,12 +23,7 @@ from ondine_dagster.frames import frame_of
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = [
-    "FAILED_COLUMNS",
-    "column_schema",
-    "failed_rows",
-    "join",
-]
+__all__ = ["FAILED_COLUMNS", "column_schema", "failed_rows", "join"]
 
 
 def join(  # noqa: PLR0913, PLR0917  (one caller)

@@ -12,10 +12,10 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from ondine_core.addresses import find_fault
 from ondine_core.errors import ConfigError
 from ondine_core.values import ModelSpec
 
@@ -104,11 +104,8 @@ def openai_compatible(base_url: str, model: str, provider_name: str | None = Non
 
 
 def _address(base_url: str) -> str:
-    if "@" in base_url:
-        raise ValueError("it holds a user name or password, which would end up in logs; use api_key")
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("it is no address; write it like 'http://127.0.0.1:8000/v1'")
+    if fault := find_fault(base_url):
+        raise ValueError(f"it {fault}")
     return base_url
 
 

@@ -15,12 +15,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.ports import ChatModel
 from ondine_core.providers.azure_access import Access, Credential, choose_access
-from ondine_core.providers.openai_servers import check_address, first_set
+from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply
 from ondine_core.providers.settings import check_settings
-from ondine_core.values import Call, ChatModel, ModelSpec, Reply
+from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["connect_azure"]
 

@@ -21,10 +21,12 @@ from typing import Any
 
 import orjson
 
+from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
+from ondine_core.ports import ChatModel
 from ondine_core.providers.failures import Address, Response, lost, quotable, turned_away, unreadable
 from ondine_core.providers.in_words import in_words
-from ondine_core.providers.openai_servers import check_address, first_set
+from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.openai_wire import chat_body, chat_reply
 from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.providers.settings import check_settings
@@ -38,7 +40,7 @@ from ondine_core.providers.watching import (
     was_cut,
     watch,
 )
-from ondine_core.values import Call, ChatModel, ModelSpec, Reply
+from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["check_release", "connect_litellm"]
 

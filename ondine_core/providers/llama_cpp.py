@@ -28,8 +28,9 @@ import aiohttp
 import orjson
 
 from ondine_core.errors import ConfigError, FatalError
+from ondine_core.ports import ChatModel
 from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply, usage_of
-from ondine_core.values import Call, ChatModel, Message, ModelSpec, Reply
+from ondine_core.values import Call, Message, ModelSpec, Reply
 
 __all__ = ["connect_llama_cpp", "continuation"]
 

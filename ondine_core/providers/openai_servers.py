@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
+from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError
+from ondine_core.ports import ChatModel
 from ondine_core.pricing import find_entry
 from ondine_core.providers.settings import check_settings
-from ondine_core.values import Call, ChatModel, ModelSpec
+from ondine_core.values import Call, ModelSpec
 
-__all__ = ["SERVERS", "check_address", "connect_openai_server", "find_address", "first_set"]
+__all__ = ["SERVERS", "connect_openai_server", "find_address", "first_set"]
 
 Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
 """How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
@@ -134,20 +136,3 @@ def _structure(spec: ModelSpec, server: Server) -> Structure:
 def first_set(variables: tuple[str, ...]) -> str | None:
     """The value of the first of these environment variables that has one."""
     return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)
-
-
-def check_address(base_url: str, name: str = "base_url") -> None:
-    """Refuse what cannot be an address, or holds a password.
-
-    Raises:
-        ConfigError: It is one of these.
-    """
-    try:
-        parts = urlsplit(base_url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound = False
-    if "@" in base_url:
-        raise ConfigError(f"{name} holds a user name or password, which would end up in logs; use api_key.")
-    if not sound:
-        raise ConfigError(f"{name}={base_url!r} is no address; write it like 'http://127.0.0.1:8000/v1'.")

@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO, get_args
 
 import orjson
 
+from ondine_core.books import Line
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.books import read_audit
 from ondine_core.store.database import Database
@@ -33,7 +34,6 @@ from ondine_core.store.queries import (
     read_spending,
     stream,
 )
-from ondine_core.values import Line
 
 __all__ = ["main"]
 

@@ -12,6 +12,8 @@ from math import isfinite
 
 import orjson
 
+from ondine_core.books import Audit, Line
+from ondine_core.ports import Numbers
 from ondine_core.store.database import Database
 from ondine_core.store.records import (
     Entry,
@@ -24,7 +26,7 @@ from ondine_core.store.records import (
     to_answer,
     to_failure,
 )
-from ondine_core.values import Answer, Audit, Failure, Key, Line, Numbers, Usage
+from ondine_core.values import Answer, Failure, Key, Usage
 
 __all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
 

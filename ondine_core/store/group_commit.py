@@ -15,12 +15,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from ondine_core.books import Audit, Sent, Settled
 from ondine_core.errors import StoreError
+from ondine_core.ports import Numbers
 from ondine_core.store import books
 from ondine_core.store.database import Database
 from ondine_core.store.places import connect
 from ondine_core.store.records import Entry, Update, clean, to_sent_row, to_settled_rows
-from ondine_core.values import Answer, Audit, Failure, Key, Numbers, Sent, Settled
+from ondine_core.values import Answer, Failure, Key
 
 __all__ = ["Store"]
 

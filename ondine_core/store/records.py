@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from ondine_core.books import Sent, Settled
 from ondine_core.errors import StoreError
+from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
-from ondine_core.values import Answer, Failure, Json, Key, Numbers, Sent, Settled
+from ondine_core.values import Answer, Failure, Json, Key
 
 __all__ = [
     "Entry",

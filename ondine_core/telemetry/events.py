@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple, Protocol, TypeAlias
 
+from ondine_core.books import Origin, Sent
 from ondine_core.report import Progress
-from ondine_core.values import Message, Origin, Sent, Usage
+from ondine_core.values import Message, Usage
 
 __all__ = [
     "AskedBatch",

@@ -13,6 +13,7 @@ from itertools import count
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from ondine_core.books import Sent
 from ondine_core.budget import Hold
 from ondine_core.caps import usd_of
 from ondine_core.errors import FatalError, OndineError, RefusedError, TransientError
@@ -30,7 +31,7 @@ from ondine_core.telemetry.events import (
     RowsFailed,
     Run,
 )
-from ondine_core.values import Batch, Call, Failure, ModelSpec, Reply, Sent
+from ondine_core.values import Batch, Call, Failure, ModelSpec, Reply
 
 __all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "error_words_of", "find_endpoint"]
 

@@ -165,8 +165,9 @@ def store(work: Workload) -> Run:
     """The store alone: answers of calls that take no time, noted and settled as the engine does."""
     from decimal import Decimal
 
+    from ondine_core.books import Origin, Sent, Settled
     from ondine_core.store import open_store
-    from ondine_core.values import Answer, Origin, Sent, Settled, Usage
+    from ondine_core.values import Answer, Usage
 
     origin, usage, usd = Origin("run", "asset", "partition"), Usage(40, 0, 10), Decimal("0.0001")
 

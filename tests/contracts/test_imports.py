@@ -25,11 +25,11 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values errors pricing context_limits tokens presets cost_tracker cleaning sanitizer preparation prompts "
-    "json_schema schema question notations records batching batch_size stages agreement calibration rates "
-    "rate_limiter retry blame pacing concurrency caps budget store processes lease policy means providers outcomes "
-    "report tally telemetry errand calling sizes asking engine reading thread garbage enrichment estimate __init__ "
-    "__main__"
+    "values books ports errors addresses pricing context_limits tokens presets cost_tracker cleaning sanitizer "
+    "preparation prompts json_schema schema question notations records batching packing batch_size stages agreement "
+    "calibration rates rate_limiter retry blame pacing concurrency gate caps budget store processes lease policy means "
+    "providers outcomes report tally telemetry errand calling sizes asking engine reading thread garbage options "
+    "enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "frames markdown tables showing report resources spend config partitions plots checks scores fitting drift golden "

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ondine_core.books import Audit, Line, Origin, Sent, Settled
 from ondine_core.pricing import Price
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer, Audit, Failure, Line, Origin, Sent, Settled, Usage
+from ondine_core.values import Answer, Failure, Usage
 from tests.support.books import KINDS, call_to, fresh_place, key_of, look
 from tests.support.postgres import server
 
@@ -221,7 +222,8 @@ SENDER = """
 import asyncio, os, sys
 from decimal import Decimal
 from ondine_core.store import open_store
-from ondine_core.values import Answer, Origin, Sent, Settled, Usage
+from ondine_core.books import Origin, Sent, Settled
+from ondine_core.values import Answer, Usage
 
 async def main(place, workers):
     loop = asyncio.get_running_loop()

@@ -13,17 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.batching import ONE_PER_CALL, pack
+from ondine_core.batching import ONE_PER_CALL
+from ondine_core.books import Origin
 from ondine_core.budget import Budget, Cap, Hold, Purse
 from ondine_core.caps import units_of, usd_of
-from ondine_core.enrichment import Options, answer, enrich_sync
+from ondine_core.enrichment import answer, enrich_sync
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError, TransientError
+from ondine_core.options import Options
+from ondine_core.packing import pack
 from ondine_core.policy import Clock, Policy
+from ondine_core.ports import Numbers
 from ondine_core.pricing import FREE, Price
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.question import compile_question
 from ondine_core.retry import RetryPolicy
-from ondine_core.values import Call, Item, Message, ModelSpec, Numbers, Origin
+from ondine_core.values import Call, Item, Message, ModelSpec
 from tests.support.unreliable import MemoryStore, UnreliableModel, schedules
 from tests.support.virtual_clock import run_virtually
 

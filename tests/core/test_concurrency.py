@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.blame import Ending, Ticket
-from ondine_core.concurrency import Gate, Throttle
+from ondine_core.concurrency import Throttle
+from ondine_core.gate import Gate
 from ondine_core.policy import Clock
 from tests.support.servers import (
     Server,

@@ -4,9 +4,10 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ondine_core.books import Line, Stage
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.pricing import FREE, Price
-from ondine_core.values import Line, Stage, Usage
+from ondine_core.values import Usage
 
 PRICE = Price(Decimal("3e-6"), Decimal("15e-6"), Decimal("0.3e-6"))
 USAGES = st.builds(lambda fresh, cached, output: Usage(fresh + cached, cached, output), *[st.integers(0, 10**7)] * 3)

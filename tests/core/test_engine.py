@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.enrichment import Options, answer
+from ondine_core.enrichment import answer
 from ondine_core.errors import FatalError, OndineError, TransientError
+from ondine_core.options import Options
 from ondine_core.policy import Clock, Policy
 from ondine_core.pricing import Price
 from ondine_core.question import compile_question

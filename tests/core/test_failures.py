@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ondine_core.enrichment import Options, enrich_sync
+from ondine_core.books import Settled
+from ondine_core.enrichment import enrich_sync
 from ondine_core.errors import TransientError
+from ondine_core.options import Options
 from ondine_core.policy import Policy
 from ondine_core.pricing import Price
 from ondine_core.prompts import Prompt
@@ -18,7 +20,7 @@ from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.report import Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.store import open_store
-from ondine_core.values import Failure, Reply, Settled, Usage
+from ondine_core.values import Failure, Reply, Usage
 from tests.support.books import KINDS, call_to, fresh_place, key_of
 
 PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from ondine_core.errors import StoreError
 from ondine_core.lease import hold_lease
 from ondine_core.policy import Clock
+from ondine_core.ports import Numbers
 from ondine_core.store import open_store
-from ondine_core.values import Numbers
 from tests.support.books import KINDS, fresh_place
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually

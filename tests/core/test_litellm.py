@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import logging
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from typing import Any
@@ -33,6 +34,19 @@ def ask_claude(fault: Fault | None = None, call: Call = CALL, model: str = CLAUD
         given = {"api_key": KEY, "base_url": provider.address, **spec}
         reply = one_call(connect(ModelSpec(model, **given)), call=call)
     return reply, provider.books.requests[0]
+
+
+def said(usage: Mapping[str, int]) -> dict[str, Any]:
+    """What Anthropic writes for a message of one word."""
+    return {
+        "id": "msg-1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": "hello"}],
+        "stop_reason": "end_turn",
+        "usage": usage,
+    }
 
 
 # -- what is known before litellm is imported ----------------------------------------------------------------------
@@ -167,16 +181,7 @@ def test_what_went_into_the_cache_is_told_apart() -> None:
         "cache_creation_input_tokens": 7,
         "output_tokens": 3,
     }
-    body = {
-        "id": "msg-1",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "content": [{"type": "text", "text": "hello"}],
-        "stop_reason": "end_turn",
-        "usage": usage,
-    }
-    reply, _ = ask_claude(status(200, body))
+    reply, _ = ask_claude(status(200, said(usage)))
     assert reply.usage == Usage(
         input_tokens=22, cached_input_tokens=5, output_tokens=3, reasoning_tokens=0, cache_write_tokens=7
     )
@@ -190,16 +195,7 @@ def test_limits_that_anthropic_names_hold_the_next_call() -> None:
         "anthropic-ratelimit-requests-remaining": "0",
         "anthropic-ratelimit-requests-reset": reset,
     }
-    body = {
-        "id": "msg-1",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "content": [{"type": "text", "text": "hello"}],
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 3, "output_tokens": 1},
-    }
-    reply, _ = ask_claude(status(200, body, limits))
+    reply, _ = ask_claude(status(200, said({"input_tokens": 3, "output_tokens": 1}), limits))
     assert 13 <= reply.hold_off_s <= 15
     assert reply.request_id == "msg-1"
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ondine_core.enrichment import Options, enrich_sync
+from ondine_core.enrichment import enrich_sync
 from ondine_core.errors import RefusedError
+from ondine_core.options import Options
 from ondine_core.policy import Policy
 from ondine_core.providers import connect
 from ondine_core.values import Call, Message, ModelSpec, Usage

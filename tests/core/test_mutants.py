@@ -44,7 +44,7 @@ MUTANTS = (
         "if number",
         "owed",
     ),
-    Mutant("the last row of a batch is lost", "batching.py", "group.append(item)", "group[:] = [item]", "aligned"),
+    Mutant("the last row of a batch is lost", "packing.py", "group.append(item)", "group[:] = [item]", "aligned"),
     Mutant("a reply that was cut is parsed as if whole", "stages.py", '== "length"', '== "?"', "cannot_be_read"),
     Mutant("an unreadable batch is asked again as it was", "stages.py", "len(batch.items) // 2", "0", "cannot_be_read"),
     Mutant("repairs are never used up", "stages.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),

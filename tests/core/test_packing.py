@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching import STRATEGIES, Strategy, find_room, pack
+from ondine_core.batching import STRATEGIES, Strategy
 from ondine_core.context_limits import Room
+from ondine_core.packing import find_room, pack
 from ondine_core.question import compile_question
 from ondine_core.values import Batch, Item, ModelSpec
 from tests.support.batches import QUESTION, batch, every_strategy

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ondine_core.books import Audit
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.errors import FatalError, OndineError
 from ondine_core.outcomes import Outcomes
 from ondine_core.pricing import Price
 from ondine_core.report import Progress, Report
 from ondine_core.tally import Tally
-from ondine_core.values import Answer, Audit, Failure, Outcome, Usage
+from ondine_core.values import Answer, Failure, Outcome, Usage
 
 JSON = st.recursive(
     st.none()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ondine_core.books import Settled
 from ondine_core.errors import StoreError
+from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer, Failure, Numbers, Settled, Usage
+from ondine_core.values import Answer, Failure, Usage
 from tests.support.books import KINDS, call_to, fresh_place, keep, key_of, keys_in, look
 
 TIMEOUT_S = 30.0

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from ondine_core.books import Origin, Sent, Settled
 from ondine_core.lease import hold_lease
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import main
-from ondine_core.values import Answer, Failure, Origin, Sent, Settled, Usage
+from ondine_core.values import Answer, Failure, Usage
 from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
 

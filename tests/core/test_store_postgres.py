@@ -15,9 +15,11 @@ from decimal import Decimal
 
 import pytest
 
+from ondine_core.books import Settled
 from ondine_core.errors import ConfigError, OndineError, StoreError
+from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer, Numbers, Settled, Usage
+from ondine_core.values import Answer, Usage
 from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
 from tests.support.postgres import PASSWORD, USER, server
 

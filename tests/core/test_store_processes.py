@@ -31,7 +31,8 @@ def start(place: str, script: str) -> subprocess.Popen[str]:
     program = f"""
 import asyncio, os
 from ondine_core.store import open_store
-from ondine_core.values import Answer, Origin, Sent, Settled
+from ondine_core.books import Origin, Sent, Settled
+from ondine_core.values import Answer
 
 async def keep(store, n):
     sent = Sent(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
@@ -124,7 +125,8 @@ def test_store_that_is_not_closed_lets_the_process_end(place: str) -> None:
     program = f"""
 import asyncio, os
 from ondine_core.store import Store
-from ondine_core.values import Answer, Origin, Sent, Settled
+from ondine_core.books import Origin, Sent, Settled
+from ondine_core.values import Answer
 sent = Sent(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
 store = Store({place!r})
 asyncio.run(store.settle(Settled(sent, "answered", answers=((bytes(16), Answer({{}}, "m")),))))

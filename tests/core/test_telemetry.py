@@ -35,6 +35,7 @@ from ondine_core import (
     enrich,
     enrich_sync,
 )
+from ondine_core.books import Origin
 from ondine_core.telemetry import (
     BatchEnded,
     Booked,
@@ -51,7 +52,6 @@ from ondine_core.telemetry import (
     register_observer,
 )
 from ondine_core.telemetry.stream import Opened, Stream
-from ondine_core.values import Origin
 from tests.support.asking import PROMPT, ask, echo_each, options, texts
 from tests.support.provider import Provider, error, first, matching, refusal, status
 
@@ -264,16 +264,17 @@ def test_an_observer_that_waits_does_not_hold_the_run() -> None:
 
 def test_what_does_not_fit_is_dropped_and_counted() -> None:
     """A buffer never grows beyond its capacity; what was missed is told to the event."""
-    go, seen, trouble = threading.Event(), list[Event](), list[str]()
+    busy, go, seen, trouble = threading.Event(), threading.Event(), list[Event](), list[str]()
     run = Run(Origin("r"), "m", 1)
 
     def slow(event: Event) -> None:
+        busy.set()
         go.wait(30)
         seen.append(event)
 
     stream = Stream([Opened("slow", slow, owned=False)], trouble.append, capacity=10)
     stream.emit(RunStarted(0.0, run))
-    time.sleep(0.3)  # it has taken the first by now, and waits
+    assert busy.wait(30)
     for _ in range(50):
         stream.emit(RunStarted(1.0, run))
     go.set()
@@ -300,11 +301,18 @@ def test_an_interrupt_waits_less_than_a_second_for_observers() -> None:
     never, seen = threading.Event(), list[Event]()
 
     async def main() -> float:
-        model = ScriptedModel({"": {"answer": "x"}}, latency_s=60)
+        waiting = asyncio.Semaphore(0)
+
+        async def hang(_seconds: float) -> None:
+            waiting.release()
+            await asyncio.Event().wait()
+
+        model = ScriptedModel({"": {"answer": "x"}}, sleep=hang)
         chosen = replace(options(), observers=(seen.append, lambda _: never.wait(30)))
         asking = enrich(texts(2), prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
         task = asyncio.create_task(asking)
-        await asyncio.sleep(0.3)  # both calls are under way
+        for _ in range(2):  # both calls are under way
+            await waiting.acquire()
         task.cancel()
         began = time.monotonic()
         with pytest.raises(asyncio.CancelledError):

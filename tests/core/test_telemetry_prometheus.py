@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ondine_core import Price, Report
-from ondine_core.values import Origin
+from ondine_core.books import Origin
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.collector import Collector
 from tests.support.provider import Provider, matching, refusal, shares, status

@@ -13,10 +13,11 @@ import dagster as dg
 import narwhals as nw
 import pytest
 
+from ondine_core.books import Origin, Settled
 from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.store import open_store
-from ondine_core.values import Origin, Settled, Usage
+from ondine_core.values import Usage
 from ondine_dagster import LLMResource, spend_report
 from tests.support.books import KINDS, call_to, fresh_place, key_of
 from tests.support.provider import Provider

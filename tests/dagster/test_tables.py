@@ -7,12 +7,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from ondine_core.books import Audit
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.outcomes import Outcomes
 from ondine_core.report import Progress, Report
 from ondine_core.schema import Column
 from ondine_core.tally import Tally
-from ondine_core.values import Answer, Audit, Failure, Outcome
+from ondine_core.values import Answer, Failure, Outcome
 from ondine_dagster.frames import names_of
 from ondine_dagster.markdown import preview
 from ondine_dagster.tables import column_schema, join

@@ -10,9 +10,11 @@ from typing import cast
 
 import orjson
 
+from ondine_core.books import Origin, Sent, Settled
 from ondine_core.caps import usd_of
+from ondine_core.ports import AnswerStore
 from ondine_core.store.places import connect
-from ondine_core.values import Answer, AnswerStore, Key, Origin, Sent, Settled
+from ondine_core.values import Answer, Key
 from tests.support.postgres import server
 
 KINDS = ("sqlite", "postgres")

@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
+from ondine_core.books import Audit, Line, Sent, Settled
 from ondine_core.errors import RefusedError, TransientError
-from ondine_core.values import Answer, Audit, Call, Failure, Key, Line, Numbers, Reply, Sent, Settled, Usage
+from ondine_core.ports import Numbers
+from ondine_core.values import Answer, Call, Failure, Key, Reply, Usage
 
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),

@@ -1,0 +1,107 @@
+"""The nouns of bookkeeping, frozen: every call is noted before it leaves and settled once its outcome is seen.
+
+What was noted and never settled is what a crash may have cost, so the books are true to the call after one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from ondine_core.values import Answer, Failure, Key, Usage
+
+__all__ = ["Audit", "Line", "Origin", "Sent", "Settled", "Stage"]
+
+Stage: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
+"""Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """For whom calls are made: a run, and the asset and partition it fills."""
+
+    run: str
+    asset: str = ""
+    partition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A call that is about to leave, as it is noted before it does.
+
+    Args:
+        call: Its identity, 16 bytes that no other call has.
+        origin: For whom it is made.
+        model: Who is asked.
+        stage: Why it is made.
+        keys: The prompts it carries.
+        sent_at: Seconds since the epoch.
+        at_most_usd: The most it can cost, `None` when that is not known.
+    """
+
+    call: bytes
+    origin: Origin
+    model: str
+    stage: Stage
+    keys: tuple[Key, ...]
+    sent_at: float
+    at_most_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a call whose outcome was seen; of one that was not, nothing is known beyond that it left.
+
+    Args:
+        sent: The call.
+        outcome: `"answered"` if the model replied, `"refused"` if the provider turned the call away.
+        usage: Tokens billed.
+        usd: What they cost, `None` when the price is unknown.
+        answers: Prompts it settled with an answer.
+        failures: Prompts it settled for good without one.
+        paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
+    """
+
+    sent: Sent
+    outcome: Literal["answered", "refused"]
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+    answers: tuple[tuple[Key, Answer], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    paid_twice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Calls of one kind in the books: how many, their tokens, and USD (`None` when a price is unknown)."""
+
+    calls: int = 0
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+
+    def __add__(self, other: Line) -> Line:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Line(self.calls + other.calls, self.usage + other.usage, usd)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The books of one run, as the store has them: true to the call also after the process was killed.
+
+    Args:
+        answered: Calls with a reply.
+        refused: Calls the provider turned away.
+        unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
+        paid_twice: Prompts answered that such a call had asked for before.
+    """
+
+    answered: Line = Line()
+    refused: Line = Line()
+    unknown: Line = Line()
+    paid_twice: int = 0
+
+    @property
+    def sent(self) -> int:
+        """All calls that left."""
+        return self.answered.calls + self.refused.calls + self.unknown.calls
