@@ -7,8 +7,9 @@ call smaller than it might be, too small a one makes it fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import orjson
@@ -18,12 +19,14 @@ from ondine_core.values import Item, Json, ModelSpec
 
 __all__ = [
     "TOKENS_A_MESSAGE",
+    "USUAL_TOKENS_A_MESSAGE",
     "Room",
     "estimate_answer_tokens",
     "estimate_tokens",
     "get_context_limit",
     "get_output_limit",
     "learn_answer_tokens",
+    "make_up_answer",
     "suggest_batch_size",
     "validate_batch_size",
 ]
@@ -60,6 +63,8 @@ def _whole(figure: Any) -> int | None:
 _BYTES_A_TOKEN = 2
 TOKENS_A_MESSAGE = 8
 """What frames a message of a chat: by OpenAI's account three or four with its models; twice that to be safe."""
+USUAL_TOKENS_A_MESSAGE = 4
+"""The same for an estimate, which should be near and not safe."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -82,46 +87,65 @@ _FORMATS: Mapping[str, Json] = {"date": "2026-01-01", "date-time": "2026-01-01T0
 
 
 def estimate_answer_tokens(json_schema: bytes | None, count: Callable[[str], int] = estimate_tokens) -> int:
-    """Tokens that one answer in a batch is expected to take, until answers have been seen.
-
-    It is the length of a made-up answer: of a choice the longest option, of a text 120 characters (400 if it is all
-    that is asked for, or `maxLength` if that is less), of a list three items (or `maxItems` if that is less), and
-    numbers and dates as long as they usually are.
+    """Tokens that one answer in a batch is expected to take, until answers have been seen: those of a made-up one.
 
     Args:
         json_schema: The schema of an answer, `None` for free text.
         count: Text to tokens.
     """
-    answer = {"answer": _text(_FREE_TEXT)} if json_schema is None else _made_up(orjson.loads(json_schema))
-    return max(1, count(orjson.dumps({"id": 100, **answer}).decode()))
+    return max(1, count(make_up_answer(json_schema)))
 
 
-def _made_up(kind: Mapping[str, Any]) -> Any:  # noqa: PLR0911  (one case a kind)
+def make_up_answer(json_schema: bytes | None, rank: float = 1.0, texts: float = 1.0) -> str:
+    """An answer in a batch, as long as answers of this schema may be expected to be.
+
+    A choice is its longest option, a text has 120 characters (400 if it is all that is asked for, or `maxLength` if
+    that is less), a list three items (or `maxItems` if that is less), and numbers and dates are as long as they usually
+    are.
+
+    Args:
+        json_schema: The schema of an answer, `None` for free text.
+        rank: Which option of a choice, by length: 0 the shortest, 0.5 the middle one, 1 the longest.
+        texts: How many times as long as said texts are.
+    """
+    usual = _FREE_TEXT if json_schema is None else _TEXT
+
+    def text(most: float) -> str:
+        length = int(min(most, usual * texts))
+        return (_FILLER * (length // len(_FILLER) + 1))[:length]
+
+    def choose(options: Sequence[Json]) -> Json:
+        return sorted(options, key=_length)[round(rank * (len(options) - 1))]
+
+    answer = {"answer": text(inf)} if json_schema is None else _made_up(orjson.loads(json_schema), text, choose)
+    return orjson.dumps({"id": 100, **answer}).decode()
+
+
+def _made_up(  # noqa: PLR0911  (one case a kind)
+    kind: Mapping[str, Any], text: Callable[[float], str], choose: Callable[[Sequence[Json]], Json]
+) -> Any:
     match kind:
         case {"enum": [_, *_] as options}:
-            return max(options, key=_length)
+            return choose(options)
         case {"const": value}:
             return value
         case {"anyOf": [_, *_] as options} | {"oneOf": [_, *_] as options}:
-            return max(map(_made_up, options), key=_length)
+            return choose([_made_up(option, text, choose) for option in options])
         case {"properties": Mapping() as properties}:
-            return {name: _made_up(child) for name, child in properties.items()}
+            return {name: _made_up(child, text, choose) for name, child in properties.items()}
         case {"type": "array"}:
-            return [_made_up(kind.get("items", {}))] * min(kind.get("maxItems", _ITEMS), _ITEMS)
+            item = _made_up(kind.get("items", {}), text, choose)
+            return [item] * min(kind.get("maxItems", _ITEMS), _ITEMS)
         case {"type": str(name)} if name in _PLAIN:
             return _PLAIN[name]
         case {"format": str(name)} if name in _FORMATS:
             return _FORMATS[name]
         case _:
-            return _text(min(kind.get("maxLength", _TEXT), _TEXT))
+            return text(kind.get("maxLength", inf))
 
 
 def _length(value: Json) -> int:
     return len(orjson.dumps(value))
-
-
-def _text(characters: int) -> str:
-    return (_FILLER * (characters // len(_FILLER) + 1))[:characters]
 
 
 # -- packing -------------------------------------------------------------------------------------------------------

@@ -8,16 +8,19 @@ beforehand, so what follows from it is a range.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+import orjson
 
 from ondine_core.asking import choose_strategy
 from ondine_core.batching import Strategy
-from ondine_core.context_limits import TOKENS_A_MESSAGE, estimate_answer_tokens
+from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, make_up_answer
 from ondine_core.engine import look_up
 from ondine_core.options import Options, open_means, open_options_store
 from ondine_core.packing import pack
@@ -29,19 +32,33 @@ from ondine_core.rates import Rates
 from ondine_core.reading import read
 from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
-from ondine_core.values import Batch, Key, Usage
+from ondine_core.tokens import counter
+from ondine_core.values import Answer, Batch, Key, Usage
 
 __all__ = ["Estimate", "estimate"]
 
-_SHORTEST, _LONGEST = Decimal("0.5"), Decimal(2)
-"""Answers turn out half to twice as long as their schema makes expect; one call in twenty is made again."""
+_BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
+"""Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
+_SPREAD = (0.8, 1.0, 1.25)
+"""How much longer or shorter than those that are known the other answers may be."""
+_SEEN = 200
+"""So many known answers tell how long they are."""
+_BLANKS = 1.3
+"""Models that write a blank after each comma and colon take so many times the tokens, at the most that is likely."""
 _AGAIN = Decimal("1.05")
+"""One call in twenty is made again, at the most that is likely."""
+_ID, _AROUND = '"id": 100, ', '{"answers":[]}'
 _BATCHES_AT_ONCE = 200
+
+T = TypeVar("T")
+Count: TypeAlias = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
+Range: TypeAlias = tuple[T, T, T]
+"""The least, the likely, and the most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would take; of a pair the first is the least and the second the most that is likely.
+    """What a run would take; of three figures the middle one is the likely one, and the others bound what is plausible.
 
     Args:
         rows: All rows.
@@ -63,8 +80,8 @@ class Estimate:
     prompts_left: int
     calls: int
     input_tokens: int
-    output_tokens: tuple[int, int]
-    usd: tuple[Decimal, Decimal] | None
+    output_tokens: Range[int]
+    usd: Range[Decimal] | None
     least_s: float
 
 
@@ -87,19 +104,22 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
         means = await open_means(question.model, store, options, stack, model)
         keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
         known: set[Key] = set()
+        seen: list[Answer] = []
         async for found in look_up(store, options.policy, first):
             known |= found.keys()
+            seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
         pending = [(key, index) for key, index in first.items() if key not in known]
         sizes = Sizes(question, means, options.policy, options.policy.batch_size)
         sizes.settle()
         prompts = items(question.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, options.policy.max_repairs, lambda: sizes.room)
-        calls = tokens = 0
+        packed, tokens = Counter[int](), 0
+        count = _counter(question, means)
         while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):
-            calls += len(some)
-            tokens += await _count(some, question, options.policy.strategy, means)
-    answers = len(pending) * estimate_answer_tokens(question.schema.json_schema, means.count)
-    replies = int(answers * _SHORTEST), int(answers * _LONGEST)
+            packed.update(len(batch.items) for batch in some)
+            tokens += await _count_input(some, question, options.policy.strategy, count)
+        output = await _count_answers(packed, question, seen, count)
+    calls = packed.total()
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
@@ -108,33 +128,60 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
         prompts_left=len(pending),
         calls=calls,
         input_tokens=tokens,
-        output_tokens=replies,
-        usd=_cost(means.price, calls, tokens, replies),
-        least_s=_least_s(options.rates, calls, tokens + replies[0]),
+        output_tokens=output,
+        usd=_cost(means.price, calls, tokens, output),
+        least_s=_least_s(options.rates, calls, tokens + output[0]),
     )
 
 
-async def _count(batches: Sequence[Batch], question: Question, strategy: Strategy, means: Means) -> int:
-    """The input tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
+def _counter(question: Question, means: Means) -> Count:
+    """Counts as the model does, or as near as can be: a run is on the safe side, an estimate is in the middle."""
+    if isinstance(means.model, TokenCounter):
+        return means.model.count_tokens
+    count = counter(question.model.listed_as, cautious=False)
+    return lambda texts: asyncio.to_thread(lambda: list(map(count, texts)))
+
+
+async def _count_input(batches: Sequence[Batch], question: Question, strategy: Strategy, count: Count) -> int:
+    """The tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
     calls = [choose_strategy(batch, strategy).encode(batch, question) for batch in batches]
     texts = [[message.content for message in call.messages] + [(call.json_schema or b"").decode()] for call in calls]
     unique = list({text for parts in texts for text in parts})
-    if isinstance(means.model, TokenCounter):
-        counts = await means.model.count_tokens(unique)
+    tokens: Mapping[str, int] = dict(zip(unique, await count(unique), strict=True))
+    return sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)
+
+
+async def _count_answers(packed: Counter[int], question: Question, seen: Sequence[Answer], count: Count) -> Range[int]:
+    """The tokens of the replies, by answers that are known or else by their schema.
+
+    Args:
+        packed: How many batches there are of each size.
+        question: What is asked.
+        seen: Answers that are known.
+        count: Texts to tokens.
+    """
+    if seen:
+        counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
+        lengths = [sum(counts) / len(counts) * share for share in _SPREAD]
     else:
-        counts = await asyncio.to_thread(lambda: list(map(means.count, unique)))
-    tokens: Mapping[str, int] = dict(zip(unique, counts, strict=True))
-    return sum(tokens[text] + TOKENS_A_MESSAGE for parts in texts for text in parts)
+        schema = question.schema.json_schema
+        lengths = list(await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS]))
+    number, around = await count([_ID, _AROUND])
+    # What comes alone has neither an id nor anything around it.
+    frames = (packed.total() - packed[1]) * around
+    several = sum(size * batches for size, batches in packed.items()) - packed[1]
+    least, likely, most = (frames + several * length + packed[1] * max(1, length - number) for length in lengths)
+    return int(least), int(likely), int(most * _BLANKS)
 
 
-def _cost(price: Price | None, calls: int, tokens: int, replies: tuple[int, int]) -> tuple[Decimal, Decimal] | None:
+def _cost(price: Price | None, calls: int, tokens: int, replies: Range[int]) -> Range[Decimal] | None:
     if price is None:
         return None
     if not calls:
-        return Decimal(0), Decimal(0)
+        return Decimal(0), Decimal(0), Decimal(0)
     # A price may depend on the length of a call, so it is that of the mean call, as often as there are calls.
-    least, most = (price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls))) * calls for reply in replies)
-    return least, most * _AGAIN
+    least, likely, most = (price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls))) * calls for reply in replies)
+    return least, likely, most * _AGAIN
 
 
 def _least_s(rates: Rates, calls: int, tokens: int) -> float:

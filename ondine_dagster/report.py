@@ -137,7 +137,7 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
 
 def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     """What a run would take."""
-    least, most = found.output_tokens
+    least, likely, most = found.output_tokens
     metadata: dict[str, Any] = {
         "ondine/dry_run": True,
         "ondine/model": spec.model,
@@ -146,13 +146,14 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         "ondine/unique_prompts": found.prompts,
         "ondine/estimated_requests": found.calls,
         "ondine/estimated_input_tokens": found.input_tokens,
+        "ondine/estimated_output_tokens": likely,
         "ondine/estimated_output_tokens_least": least,
         "ondine/estimated_output_tokens_most": most,
         "ondine/cost_known": found.usd is not None,
     }
     if found.usd is not None:
-        low, high = found.usd
-        metadata |= {"ondine/estimated_cost_usd_least": float(low), "ondine/estimated_cost_usd_most": float(high)}
+        keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
+        metadata |= zip(keys, map(float, found.usd), strict=True)
     if found.least_s:
         metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
     return metadata
@@ -160,17 +161,24 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
 
 def estimate_line(found: Estimate) -> str:
     """What a run would take, for the log."""
-    least, most = found.output_tokens
+    least, likely, most = found.output_tokens
     parts = [
         f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
-        f"{found.calls:,} calls with {found.input_tokens:,} input and {least:,} to {most:,} output tokens",
-        "at an unknown price" if found.usd is None else f"${found.usd[0]:.4f} to ${found.usd[1]:.4f}",
+        f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})",
+        _price_line(found.usd),
     ]
     if found.rows_unaskable:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
     if found.least_s:
         parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
     return f"Dry run, nothing was asked: {'; '.join(parts)}."
+
+
+def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
+    if usd is None:
+        return "at an unknown price"
+    least, likely, most = usd
+    return f"about ${likely:.4f} (${least:.4f} to ${most:.4f})"
 
 
 # -- the end -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import ConfigError, Options, Policy, Price, Prompt, ScriptedModel, enrich_sync
-from ondine_core.context_limits import TOKENS_A_MESSAGE
+from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE
 from ondine_core.enrichment import spec_of
 from ondine_core.estimate import Estimate, estimate
 from ondine_core.question import compile_question
 from ondine_core.rates import Rates
+from ondine_core.store import open_store
 from ondine_core.values import Call, ModelSpec, Reply, Usage
 
 PROMPT = Prompt("Shout: {text}", system="Be loud.")
@@ -27,17 +29,17 @@ PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
 class Words(ScriptedModel):
     """Counts, and charges for, words."""
 
-    def __init__(self, max_batch_size: int | None = 1) -> None:
-        super().__init__(lambda _: {"loud": "HEY"}, max_batch_size=max_batch_size)
+    def __init__(self, max_batch_size: int | None = 1, loud: str = "HEY") -> None:
+        super().__init__(lambda _: {"loud": loud}, max_batch_size=max_batch_size)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(text.split()) for text in texts]
 
     async def __call__(self, call: Call) -> Reply:
-        await super().__call__(call)
+        reply = await super().__call__(call)
         texts = [message.content for message in call.messages] + [(call.json_schema or b"").decode()]
-        sent = sum(await self.count_tokens(texts)) + TOKENS_A_MESSAGE * len(texts)
-        return Reply('{"loud": "HEY"}', Usage(sent, 0, 3))
+        sent = sum(await self.count_tokens(texts)) + USUAL_TOKENS_A_MESSAGE * len(texts)
+        return replace(reply, usage=Usage(sent, 0, *await self.count_tokens([reply.text])))
 
 
 def estimated(rows: list[dict[str, Any]], model: ScriptedModel, options: Options) -> Estimate:
@@ -51,8 +53,6 @@ TEXTS = st.lists(st.sampled_from(["a", "b c", "d e f", "g"]), max_size=12)
 @given(TEXTS, TEXTS)
 def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]) -> None:
     """Rows, reused rows, prompts, calls and input tokens are those of the run; nobody is asked for it."""
-    from ondine_core.store import open_store
-
     model = Words()
     with open_store(":memory:") as store:
         options = Options(store=store, price=PRICE)
@@ -69,9 +69,9 @@ def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]
     assert expected.calls == expected.prompts_left == report.spend.calls
     assert expected.input_tokens == report.spend.usage.input_tokens
     assert expected.usd is not None
-    low, high = expected.usd
-    assert low <= high
-    assert (low > 0) == bool(expected.calls)
+    least, likely, most = expected.usd
+    assert least <= likely <= most
+    assert (least > 0) == bool(expected.calls)
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 30), (10, 3), ("auto", 1)])
@@ -87,13 +87,18 @@ def test_calls_are_counted_as_they_would_be_packed(batch_size: Any, calls: int) 
 
 
 @pytest.mark.parametrize(
-    ("rates", "least_s"), [(Rates(), 0), (Rates(requests_per_minute=60), 30), (Rates(tokens_per_minute=60), 1000)]
+    ("rates", "least_s"),
+    [
+        (Rates(), lambda _: 0),
+        (Rates(requests_per_minute=60), lambda _: 30),
+        (Rates(tokens_per_minute=60), lambda found: found.input_tokens + found.output_tokens[0]),
+    ],
 )
-def test_time_follows_from_the_rates(rates: Rates, least_s: float) -> None:
+def test_time_follows_from_the_rates(rates: Rates, least_s: Callable[[Estimate], float]) -> None:
     """Thirty calls at one a second take half a minute; a rate of tokens may be the narrower one."""
     rows = [{"text": f"row {number}"} for number in range(30)]
-    found = estimated(rows, Words(), Options(rates=rates)).least_s
-    assert found == least_s or (rates.tokens_per_minute and found > least_s)
+    found = estimated(rows, Words(), Options(rates=rates))
+    assert found.least_s == least_s(found)
 
 
 def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
@@ -103,6 +108,23 @@ def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
     found = asyncio.run(estimate([{"text": "a"}, {"text": 3}], question, Options(), model))
     assert found.usd is None
     assert (found.rows, found.rows_unaskable, found.calls) == (2, 1, 1)
+
+
+def test_known_answers_tell_how_long_the_others_will_be() -> None:
+    """A schema of free text says little; ten answers say it all, and the range around them is narrower."""
+    model = Words(loud="THIS IS WHAT YOU SAID. " * 20)
+    question = compile_question(PROMPT, {"loud": str}, spec_of(model))
+    rows = [{"text": f"row {number}"} for number in range(40)]
+    with open_store(":memory:") as store:
+        options = Options(store=store, price=PRICE)
+        unknown = asyncio.run(estimate(rows, question, options, model))
+        enrich_sync(rows[:10], prompt=PROMPT, output={"loud": str}, model=model, options=options)
+        known = asyncio.run(estimate(rows, question, options, model))
+        usage = enrich_sync(rows, prompt=PROMPT, output={"loud": str}, model=model, options=options).spend.usage
+    assert (unknown.rows_reused, known.rows_reused) == (0, 10)
+    assert unknown.output_tokens[2] < usage.output_tokens
+    assert known.output_tokens[1] == pytest.approx(usage.output_tokens, rel=0.15)
+    assert known.output_tokens[0] < usage.output_tokens < known.output_tokens[2]
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ondine_core.context_limits import estimate_tokens
-from ondine_core.tokens import count_all, counter
+from ondine_core.tokens import counter
 
 NEW, OLD, OTHER = "openai/gpt-4o-mini", "openai/gpt-4", "mistral/mistral-large-latest"
 PROSE = "The parcel arrived a day late, but what was inside is as good as we'd hoped. "
@@ -47,6 +47,10 @@ def test_openai_counts_as_it_publishes(text: str, old: int, new: int) -> None:
     assert (counter(OLD)(text), counter(NEW)(text)) == (old, new)
 
 
+def counts(model: str) -> list[int]:
+    return list(map(counter(model), TEXTS))
+
+
 @pytest.mark.parametrize(
     ("model", "like"),
     [
@@ -64,8 +68,8 @@ def test_openai_counts_as_it_publishes(text: str, old: int, new: int) -> None:
 )
 def test_a_name_tells_the_encoding(model: str, like: str) -> None:
     """Provider, version and fine-tuning in a model's name do not matter."""
-    assert count_all(model, TEXTS) == count_all(like, TEXTS)
-    assert count_all(NEW, TEXTS) != count_all(OLD, TEXTS)
+    assert counts(model) == counts(like)
+    assert counts(NEW) != counts(OLD)
 
 
 @pytest.mark.parametrize("model", [NEW, OLD, OTHER])
@@ -93,12 +97,6 @@ def test_long_texts_are_counted_to_the_token(words: list[str], times: int, model
     text = " ".join(f"{word}." for word in words * times)
     encoding = tiktoken.get_encoding("o200k_base" if model == NEW else "cl100k_base")
     assert counter(model)(text) == len(encoding.encode_ordinary(text))
-
-
-@given(st.lists(WORDS, max_size=20), st.sampled_from([NEW, OLD, OTHER]))
-def test_many_are_counted_like_each(texts: list[str], model: str) -> None:
-    """Counting together changes no count."""
-    assert count_all(model, texts) == [counter(model)(text) for text in texts]
 
 
 # -- pathological texts --------------------------------------------------------------------------------------------

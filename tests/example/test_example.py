@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import dagster as dg
 import pandas as pd
 import pytest
 from example_project.definitions import defs
-from example_project.defs.assets import days, reviews
+from example_project.defs.assets import PROMPT, Sentiment, days, reviews
 
+from ondine_core.tokens import counter
+from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
 from tests.support.provider import Provider
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +129,35 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
     assert said in done.stdout
     assert "Most complaints: none." in done.stdout
     assert all("label" not in asked.prompt for asked in provider.books.requests)
+
+
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: int, tmp_path: Path) -> None:
+    """The example's question about a day of its reviews, answered by its labels and billed as OpenAI does."""
+    labels = dict(zip(TABLE["review"], TABLE["label"], strict=True))
+
+    def answer(prompt: str) -> Any:
+        if not prompt.startswith("["):
+            return json.dumps({"sentiment": labels[prompt.partition("Review: ")[2]]})
+        rows = [{"id": row["id"], "sentiment": labels[row["x"]]} for row in json.loads(prompt)]
+        return json.dumps({"answers": rows})
+
+    @llm_asset(prompt=PROMPT, output=Sentiment, batch_size=batch_size)
+    def review_sentiment() -> pd.DataFrame:
+        return TABLE[(TABLE["date"] == "2026-01-06") & (TABLE["review"].str.strip() != "")]
+
+    with (
+        Provider(answer, count=counter("openai/gpt-4o-mini")) as provider,
+        dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
+    ):
+        llm = LLMResource(model="openai/gpt-4o-mini", api_key="k", base_url=provider.base_url)
+        dry = dg.RunConfig(ops={"review_sentiment": LLMAssetConfig(dry_run=True)})
+        given: dict[str, Any] = {"instance": instance, "resources": {"llm": llm}}
+        before = dg.materialize([review_sentiment], **given, run_config=dry)
+        (told,) = (event.asset_observation_data for event in before.get_asset_observation_events())
+        asked, billed = len(provider.books.requests), dg.materialize([review_sentiment], **given)
+    expected = {name: one.value for name, one in told.asset_observation.metadata.items()}
+    usd = figures_by_asset(billed)["review_sentiment"]["ondine/cost_usd"]
+    assert asked == 0
+    assert expected["ondine/estimated_cost_usd"] == pytest.approx(usd, rel=0.15)
+    assert expected["ondine/estimated_cost_usd_least"] <= usd <= expected["ondine/estimated_cost_usd_most"]

@@ -277,6 +277,7 @@ class Provider:
         latency_s: Seconds each answer takes.
         fault: What befalls a request before it is answered.
         cached_tokens: Prompt tokens of each call that the usage calls cached.
+        count: Text to tokens; with it calls are billed as OpenAI does, without it by a quarter of their characters.
     """
 
     path = "/v1/chat/completions"
@@ -288,7 +289,9 @@ class Provider:
         latency_s: float = 0.0,
         fault: Fault | None = None,
         cached_tokens: int = 0,
+        count: Callable[[str], int] | None = None,
     ) -> None:
+        self._count = count
         self._answer, self._latency_s, self._cached_tokens = answer, latency_s, cached_tokens
         self._fault: Fault = fault or (lambda _: None)
         self.books = Books()
@@ -377,8 +380,8 @@ class Provider:
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         altered = effect if isinstance(effect, Altered) else Altered()
         message = {"role": "assistant", "content": text, **altered.message}
-        prompt_tokens = sum(len(message["content"]) for message in asked.messages) // 4
-        self.books.billed(asked, prompt_tokens, len(text) // 4)
+        prompt_tokens, completion_tokens = self._bill(asked, text)
+        self.books.billed(asked, prompt_tokens, completion_tokens)
         completion = {
             "id": f"chatcmpl-{number}",
             "object": "chat.completion",
@@ -386,9 +389,17 @@ class Provider:
             "choices": [{"index": 0, "message": message, "finish_reason": "stop", **altered.choice}],
             "usage": {
                 "prompt_tokens": prompt_tokens,
-                "completion_tokens": len(text) // 4,
+                "completion_tokens": completion_tokens,
                 "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
             },
         }
         headers = {"Content-Type": "application/json", "x-request-id": f"req-{number}"}
         return orjson.dumps(completion), headers
+
+    def _bill(self, asked: Asked, text: str) -> tuple[int, int]:
+        if self._count is None:
+            return sum(len(message["content"]) for message in asked.messages) // 4, len(text) // 4
+        # Three tokens a message, one for its role, three for the reply's beginning; and the schema is read, too.
+        schema = orjson.dumps(asked.body.get("response_format", "")).decode()
+        sent = sum(self._count(message["content"]) + 4 for message in asked.messages) + 3 + self._count(schema)
+        return sent, self._count(text)

@@ -29,11 +29,14 @@ def reviews(context: dg.AssetExecutionContext) -> pd.DataFrame:
     return table[table["date"] == context.partition_key].reset_index(drop=True)
 
 
+PROMPT = Prompt(
+    file=PROJECT / "prompts" / "sentiment.md",
+    examples=json.loads((PROJECT / "prompts" / "sentiment_examples.json").read_text(encoding="utf-8")),
+)
+
+
 @llm_asset(
-    prompt=Prompt(
-        file=PROJECT / "prompts" / "sentiment.md",
-        examples=json.loads((PROJECT / "prompts" / "sentiment_examples.json").read_text(encoding="utf-8")),
-    ),
+    prompt=PROMPT,
     output=Sentiment,
     partitions_def=days,
     group_name="shop",
