@@ -62,7 +62,7 @@ class AnswerStore(Protocol):
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
     async def send(self, sent: Sent) -> None:
-        """Note that a call leaves; returns once the note would survive a kill of the process."""
+        """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it."""
 
     async def settle(self, settled: Settled) -> None:
         """Keep what became of a call, answers and books together or neither; durable like `send`."""

@@ -33,6 +33,9 @@ class Database(Protocol):
             locks: Names that no two transactions hold at once, whatever their process.
         """
 
+    def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:
+        """`write` if that takes no time; `None`, and nothing has happened, if anything would have to be waited for."""
+
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""
 

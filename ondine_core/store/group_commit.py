@@ -1,7 +1,10 @@
-"""A store for coroutines: one thread that writes whatever has piled up since its last commit, in one transaction.
+"""A store for coroutines: what gathers in one turn of an event loop is written in one transaction.
 
-Group commit by back-pressure needs no timer: while a commit runs, requests gather for the next. All reading happens on
-the same thread, after the writing, so a reader sees whatever its process has settled.
+A few entries are written by the event loop itself if nobody is in the way: that takes a fraction of a millisecond, and
+handing them to another thread and back takes several. Everything else is for one thread, which writes whatever has
+piled up since its last commit. Group commit by back-pressure needs no timer: while a commit runs, requests gather for
+the next. Nothing overtakes: what was asked for first is durable first, and a reader sees whatever its process has
+settled.
 """
 
 from __future__ import annotations
@@ -26,7 +29,12 @@ from ondine_core.values import Answer, Failure, Key
 
 __all__ = ["Store"]
 
+_MOST_AT_ONCE = 8
+"""More entries than these are written by the thread, which the event loop does not wait for."""
+
 _Query: TypeAlias = Callable[[Database], Any]
+_Updated: TypeAlias = Mapping[int, Numbers | BaseException]
+_Write: TypeAlias = Callable[[Callable[[], _Updated], Iterable[str]], _Updated | None]
 
 
 class _Request(NamedTuple):
@@ -56,8 +64,10 @@ class Store:
         self._database = connect(place, durability=durability, patience_s=patience_s)
         self.place = self._database.place
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
+        self._turn = threading.Lock()  # whoever has it uses the database
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
 
@@ -99,16 +109,40 @@ class Store:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                for group in self._gathered.values():
+                    self._pass_on(group)
+                self._gathered.clear()
                 self._requests.put(None)
         self._thread.join()
 
     def _request(self, work: Entry | _Query) -> asyncio.Future[Any]:
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        request = _Request(work, loop.create_future())
         with self._lock:
             if self._closed:
                 raise StoreError(f"The answer store {self.place!r} is closed.")
-            self._requests.put(_Request(work, future))
-        return future
+            if callable(work):
+                self._pass_on([request])
+            elif group := self._gathered.get(loop):
+                group.append(request)
+            else:
+                self._gathered[loop] = [request]
+                loop.call_soon(self._flush, loop)
+        return request.future
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On an event loop: write what has gathered on it, or have it written."""
+        with self._lock:
+            group = self._gathered.pop(loop, [])
+            outcomes = self._write_at_once([work for work, _ in group if not callable(work)])
+            if outcomes is None:
+                self._pass_on(group)
+        if outcomes is not None:
+            _wake([(future, outcome) for (_, future), outcome in zip(group, outcomes, strict=True)])
+
+    def _pass_on(self, group: Sequence[_Request]) -> None:
+        for request in group:
+            self._requests.put(request)
 
     def _serve(self) -> None:
         """On the store's thread: carry out whatever has gathered since the last time, until the store is closed."""
@@ -117,22 +151,38 @@ class Store:
             gathered = [self._requests.get()]
             gathered += [self._requests.get_nowait() for _ in range(self._requests.qsize())]
             open_ = gathered[-1] is not None
-            requests = [request for request in gathered if request is not None]
-            writes = [(work, future) for work, future in requests if not callable(work)]
-            if writes:
-                _resolve([future for _, future in writes], self._write([entry for entry, _ in writes]))
-            for work, future in requests:
-                if callable(work):
-                    _resolve([future], [self._read(work)])
-        self._database.close()
+            with self._turn:
+                self._carry_out([request for request in gathered if request is not None])
+        with self._turn:
+            self._database.close()
 
-    def _write(self, entries: list[Entry]) -> list[Any]:
+    def _carry_out(self, requests: Sequence[_Request]) -> None:
+        writes = [(work, future) for work, future in requests if not callable(work)]
+        if writes:
+            entries = [entry for entry, _ in writes]
+            _resolve([future for _, future in writes], self._write(entries, self._database.write) or ())
+        for work, future in requests:
+            if callable(work):
+                _resolve([future], [self._read(work)])
+
+    def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
+        """What writing has come to, or `None` if somebody or something would have to be waited for."""
+        if not 0 < len(entries) <= _MOST_AT_ONCE or not self._requests.empty():
+            return None
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            return self._write(entries, self._database.write_at_once)
+        finally:
+            self._turn.release()
+
+    def _write(self, entries: Sequence[Entry], write: _Write) -> list[Any] | None:
         names = {entry.name for entry in entries if isinstance(entry, Update)}
         try:
-            updated = self._database.write(lambda: books.write_entries(self._database, entries), names)
+            updated = write(lambda: books.write_entries(self._database, entries), names)
         except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
             return [error] * len(entries)
-        return [updated.get(at) for at in range(len(entries))]
+        return None if updated is None else [updated.get(at) for at in range(len(entries))]
 
     def _read(self, query: _Query) -> Any:
         try:

@@ -87,6 +87,9 @@ class PostgresDatabase:
         results: list[T] = []
         return self._insist(lambda: self._transact(work, numbers, results))
 
+    def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> None:
+        """Never: a server is always waited for."""
+
     def _transact(self, work: Callable[[], T], locks: list[int], results: list[T]) -> T:
         """One attempt; `results` are those of earlier attempts whose end was not seen."""
         connection = self._connection

@@ -28,6 +28,9 @@ _MOST_IN_A_LIST = 1024
 _MOST_ROWS = 256
 _PAGES_A_CHECKPOINT = 4000
 """Keys are random, so a page is written again and again: the fewer checkpoints, the fewer copies and syncs."""
+_WRITES_A_CHECKPOINT = 200
+"""So many small writes fill about as many pages, and none of them makes a checkpoint; the next one leaves that to
+`write`."""
 
 
 class SqliteDatabase:
@@ -47,7 +50,8 @@ class SqliteDatabase:
         self, path: str | Path, *, durability: Literal["process", "power"], patience_s: float, create: bool
     ) -> None:
         self.place = str(path)
-        self._patience_s = patience_s
+        self._patience_s, self._syncs, self._at_once = patience_s, durability == "power", 0
+        self._patient: bool | None = None
         self._file = None if self.place == ":memory:" else Path(path).expanduser()
         with self._explained():
             if self._file is not None:
@@ -60,7 +64,7 @@ class SqliteDatabase:
             with self._explained():
                 self._switch_to_wal()
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
-                self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT}")
+                self._be_patient(patient=True)
         except BaseException:
             self._connection.close()
             raise
@@ -68,23 +72,51 @@ class SqliteDatabase:
     def read(self, work: Callable[[], T]) -> T:
         """The result of `work`, which selects."""
         with self._explained():
+            self._be_patient(patient=True)
             return work()
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together or not at all; SQLite has one writer anyway."""
         del locks
         with self._explained():
+            self._be_patient(patient=True)
             # IMMEDIATE: a writer waits for the lock at once instead of failing half-way.
             self._connection.execute("BEGIN IMMEDIATE")
+            return self._finish(work)
+
+    def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:
+        """`write`; `None` if another process writes, the disk would be synced, or it is time to look after the log."""
+        del locks
+        self._at_once += 1
+        if self._syncs or self._at_once % _WRITES_A_CHECKPOINT == 0:
+            return None
+        with self._explained():
+            self._be_patient(patient=False)
             try:
-                result = work()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite ends the transaction itself after some errors, a full disk among them.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            return result
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                return None
+            return self._finish(work)
+
+    def _finish(self, work: Callable[[], T]) -> T:
+        try:
+            result = work()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # SQLite ends the transaction itself after some errors, a full disk among them.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
+
+    def _be_patient(self, *, patient: bool) -> None:
+        """Whether to wait for other processes, and for a checkpoint when one is due."""
+        if self._patient is not patient:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._patience_s) if patient else 0}")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT if patient else 0}")
+            self._patient = patient
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""

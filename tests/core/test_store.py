@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ondine_core.books import Settled
 from ondine_core.errors import StoreError
@@ -270,20 +274,23 @@ def stop_while_busy(store: Store) -> None:
     """An event loop that is shut down while a settlement waits behind other work of the store's thread."""
     busy, go_on = threading.Event(), threading.Event()
 
-    def step(_: object) -> tuple[float, ...]:
-        busy.set()
-        go_on.wait(TIMEOUT_S)
-        return (1.0,)
+    class Hanging(list[bytes]):
+        """Keys that whoever looks them up waits for."""
+
+        def __len__(self) -> int:
+            busy.set()
+            go_on.wait(TIMEOUT_S)
+            return super().__len__()
 
     async def main() -> None:
-        update = asyncio.create_task(store.update("rate", step))
+        look_up = asyncio.create_task(store.get(Hanging([key_of(9)])))
         await asyncio.to_thread(busy.wait, TIMEOUT_S)
         settle = asyncio.create_task(
             store.settle(Settled(call_to(key_of(1)), "answered", answers=((key_of(1), ANSWER),)))
         )
         for _ in range(5):
             await asyncio.sleep(0)
-        update.cancel()
+        look_up.cancel()
         settle.cancel()
 
     asyncio.run(main())
@@ -329,3 +336,21 @@ def test_one_store_serves_several_event_loops_at_once(place: str) -> None:
             thread.join()
     assert failed == []
     assert len(keys_in(place)) == 400
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_nothing_overtakes(sizes: list[int]) -> None:
+    """However many entries gather at a time, and whoever writes them, they take effect in the order they came."""
+
+    def then(number: int) -> Callable[[Numbers | None], Numbers]:
+        return lambda before: (*(before or ()), float(number))
+
+    async def main(store: Store) -> Numbers:
+        numbers, asked = itertools.count(), list[asyncio.Task[Numbers]]()
+        for size in sizes:
+            asked += [asyncio.create_task(store.update("order", then(next(numbers)))) for _ in range(size)]
+            await asyncio.sleep(0)
+        return (await asyncio.gather(*asked))[-1]
+
+    with open_store(":memory:") as store:
+        assert asyncio.run(main(store)) == tuple(range(sum(sizes)))

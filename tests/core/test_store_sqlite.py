@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -60,6 +62,57 @@ def test_many_callers_share_a_commit(tmp_path: Path) -> None:
         assert 1 <= commits(path) - before <= 100
         reader.close()
         assert len(keys_in(path)) == 5_000
+
+
+@pytest.mark.parametrize(("writers", "own_thread"), [(1, True), (50, False)])
+def test_a_few_entries_are_written_without_another_thread(writers: int, own_thread: bool, tmp_path: Path) -> None:
+    """Handing little over to a thread takes longer than writing it; a lot would keep the event loop."""
+
+    async def main(store: Store) -> None:
+        here = float(threading.get_ident())
+        seen = await asyncio.gather(
+            *(store.update(f"n{n}", lambda _: (float(threading.get_ident()),)) for n in range(writers))
+        )
+        assert {thread == here for (thread,) in seen} == {own_thread}
+
+    with open_store(tmp_path / "answers.db") as store:
+        asyncio.run(main(store))
+
+
+def test_an_event_loop_never_waits_for_another_process(tmp_path: Path) -> None:
+    """While another process keeps the file locked, the event loop goes on; the write is made when it is let go."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        other = sqlite3.connect(path)
+        other.execute("BEGIN IMMEDIATE")
+        keeping = asyncio.create_task(keep(store, (key_of(1), ANSWER)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not keeping.done()
+        other.rollback()
+        other.close()
+        await keeping
+
+    with open_store(path, patience_s=20) as store:
+        began = time.monotonic()
+        asyncio.run(main(store))
+        assert time.monotonic() - began < 10
+    assert keys_in(path) == {key_of(1)}
+
+
+def test_many_small_writes_do_not_swell_the_log(tmp_path: Path) -> None:
+    """Writes of the event loop's own make no checkpoint, and still one is made now and then."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        for number in range(2_500):
+            await keep(store, (key_of(number), ANSWER))
+
+    with open_store(path) as store:
+        asyncio.run(main(store))
+        assert Path(f"{path}-wal").stat().st_size < 40 * 2**20
+    assert len(keys_in(path)) == 2_500
 
 
 def commits(path: Path) -> int:
