@@ -1,8 +1,10 @@
 """One call, from the permission to make it to its place in the books.
 
-The order is what keeps the laws. A place among the calls in flight comes first and is given up last, when the answers
-are durable, so that a kill costs at most what is in flight. The worst case is held and the rate booked before the call
-is noted in the books, and it is noted before it leaves: a call that is in no book was never made.
+The order is what keeps the laws. A place among the calls in flight comes first. The worst case is held and the rate
+booked before the call is noted in the books, and it is noted before it leaves: a call that is in no book was never
+made. The place is given up as the answers go to the store, not when they are durable: the store keeps things in the
+order in which they come, so the call that takes the place is noted, and leaves, after that, and a kill costs at most
+what is in flight.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from itertools import count
 from os import urandom
 from typing import Literal, cast
 
+from ondine_core.blame import Ticket
 from ondine_core.books import Origin, Sent, Settled
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
@@ -100,7 +103,7 @@ class Caller:
     async def _make_once(self, errand: Errand) -> Conclusion:
         with self.interruptible():
             ticket = await self._gate.enter()
-        fate = _Fate()
+        fate = _Fate(ticket)
         try:
             began, hold = self._clock.elapsed(), None
             if purse := self._means.purse:
@@ -114,6 +117,12 @@ class Caller:
                 if purse and hold:
                     await purse.settle(hold, fate.spent_usd)
         finally:
+            self._leave(fate)
+
+    def _leave(self, fate: _Fate) -> None:
+        """Give the place back, once."""
+        ticket, fate.ticket = fate.ticket, None
+        if ticket is not None:
             self._gate.leave(ticket, fate.ending)
 
     async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
@@ -128,6 +137,8 @@ class Caller:
         name, now = self._own + next(self._numbers).to_bytes(8), self._clock.now()
         sent = Sent(name, self._origin, self._model, errand.stage, errand.keys, now, at_most)
         await store.send(sent)
+        if limiter:
+            await limiter.depart()
         self._tracker.sent()
         fate.spent_usd = None  # from here on nobody knows, until somebody does
         try:
@@ -143,6 +154,7 @@ class Caller:
         kept = conclusion if errand.keep else Conclusion()
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
+        self._leave(fate)
         await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
@@ -169,6 +181,7 @@ class Caller:
                 self._lose(sent)
             else:
                 fate.spent_usd = Decimal(0)
+                self._leave(fate)
                 await self._means.store.settle(Settled(sent, "refused"))
             raise
         except asyncio.CancelledError:
@@ -223,8 +236,12 @@ class Caller:
 
 @dataclass(slots=True)
 class _Fate:
-    """How a call ended, what it cost and how long it took, as far as is known: not at all before it came back."""
+    """How a call ended, what it cost and how long it took, as far as is known: not at all before it came back.
 
+    It has a `ticket` for as long as it takes a place among the calls in flight.
+    """
+
+    ticket: Ticket | None
     ending: Ending | None = None
     spent_usd: Decimal | None = Decimal(0)
     took_s: float = 0.0

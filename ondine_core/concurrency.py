@@ -18,7 +18,8 @@ from ondine_core.pacing import Pacer
 
 __all__ = ["Setting", "Throttle"]
 
-_START = 4
+_START, _START_S = 4, 0.1
+"""Calls at once in the beginning; as many as a named rate brings in this time, if that is more."""
 _GROWTH, _GROWTH_A_SECOND, _GROWTH_A_CALL = 0.25, 0.25, 1 / 128
 """Calls more for each answer, for each second that it took (who is slow is asked seldom enough), and for each call that
 is allowed already (who takes many takes more)."""
@@ -58,13 +59,14 @@ class Throttle:
     Args:
         most: Calls in flight that are never exceeded.
         now: Seconds on any clock; all other times are on the same one.
+        named_per_s: Calls a second that the provider is known to take.
 
     Attributes:
         in_flight: Calls that have left and are not back.
         history: What was allowed when, oldest first; thinned out when it grows long.
     """
 
-    def __init__(self, most: int, now: float) -> None:
+    def __init__(self, most: int, now: float, named_per_s: float | None = None) -> None:
         self._most, self._started = most, now
         self._pacer, self._suspect = Pacer(now), Suspect("overloaded", now, _ROUND_S)
         self.in_flight = self._left = self._failed_in_a_row = 0
@@ -75,7 +77,7 @@ class Throttle:
         self._probe_at = self._probe_s = 0.0
         self.history: list[Setting] = []
         self._grow_at = self._grown_at = self._answered_at = now
-        self._raise_from(float(min(most, _START)), now, "start")
+        self._raise_from(min(float(most), max(_START, _START_S * (named_per_s or 0))), now, "start")
 
     @property
     def outage_since(self) -> float | None:

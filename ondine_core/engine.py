@@ -80,7 +80,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     async for found in look_up(means.store, policy, first):
         tally.reuse(found)
         feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
-    throttle = Throttle(most_in_flight(means, policy), clock.elapsed())
+    named = means.limiter.requests_per_s if means.limiter else None
+    throttle = Throttle(most_in_flight(means, policy), clock.elapsed(), named)
     caller = Caller(
         model=question.model.model,
         origin=origin,

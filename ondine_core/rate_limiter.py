@@ -23,6 +23,9 @@ LONGEST_HOLD_OFF_S = 600.0
 """So long a `Retry-After` is passed on to everybody, and no longer: it may be meant for one account or model only."""
 _BOOKED_AHEAD, _BOOKED_AHEAD_S = 4, 0.1
 """What is booked ahead is lost with a process that is killed; what leaves while the store answers keeps a rate full."""
+_LATE_S, _CATCH_UP = 0.005, 1.005
+"""Callers that an event loop woke late leave together only if they are late by less than this; others make up for it by
+leaving this much faster than booked."""
 _TOKENS_A_CALL = 1000
 """What a call is taken to have, where only tokens tell how many calls leave in a second."""
 
@@ -64,6 +67,12 @@ class RateLimiter:
         self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
         self._heard = Heard()
         self._unwanted: dict[float, _Booking] = {}
+        self._door, self._free_at = asyncio.Lock(), 0.0
+
+    @property
+    def requests_per_s(self) -> float | None:
+        """The rate of requests, `None` for no limit."""
+        return self._rates[0]
 
     async def acquire(self, tokens: int, timeout_s: float | None = None) -> None:
         """Return when a call of `tokens` tokens may leave.
@@ -83,6 +92,24 @@ class RateLimiter:
             await self._leave(asyncio.ensure_future(self._book(tokens, until)))
         finally:
             self._ahead.release()
+
+    async def depart(self) -> None:
+        """Return when a call that has acquired may really leave, milliseconds later if many are late.
+
+        Bookings keep to the rate, and an event loop that was busy lets several of them go at once: a provider that
+        counts the requests of any second would turn the last of them away. Here those of this process go one by one.
+        """
+        if (rate := self._rates[0]) is None or rate < 1:
+            return
+        spacing_s = 1 / (_CATCH_UP * rate)
+        early_s = (self._bursts[0] - 1) * spacing_s + _LATE_S
+        async with self._door:
+            now = self._now()
+            # It is never further away, unless the clock was set back.
+            free_at = min(self._free_at, now + early_s + spacing_s)
+            if (wait_s := free_at - early_s - now) > 0:
+                await self._sleep(wait_s)
+            self._free_at = max(self._now(), free_at) + spacing_s
 
     async def available(self) -> tuple[float, float]:
         """Requests and tokens that could leave right now; infinite where one call of any size could."""

@@ -1,5 +1,6 @@
 import asyncio
 import random
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -470,6 +471,61 @@ def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[floa
 
     run_virtually(main, seed)
     assert all(later - earlier >= 1 - CLOSE for earlier, later in pairwise(sorted(times)))
+
+
+# -- departures of callers that are late ---------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([120, 600, 18_000]),
+    st.lists(st.tuples(st.floats(0, 4), st.floats(0.001, 0.3)), max_size=4),
+    st.sampled_from([1.0, 5.0]),
+)
+def test_callers_that_are_late_do_not_leave_together(
+    per_minute: int, stalls: list[tuple[float, float]], burst: float
+) -> None:
+    """Whenever an event loop stalls, no second has more departures than the rate and the burst; most time is caught up.
+
+    A provider counts its whole rate, of which a run books 98.5 %.
+    """
+    rate, times, count = per_minute / 60, list[float](), min(6 * per_minute // 60, 1000)
+
+    async def main(clock: Clock) -> None:
+        rates = Rates(requests_per_minute=0.985 * per_minute, burst=burst)
+        shared = limiter(MemoryStore(), clock, rates)
+
+        async def call() -> None:
+            await shared.acquire(0)
+            since = clock.now() - began
+            late_s = max((at + takes_s - since for at, takes_s in stalls if at <= since < at + takes_s), default=0.0)
+            await clock.sleep(late_s)
+            await shared.depart()
+            times.append(clock.now())
+
+        began = clock.now()
+        await asyncio.gather(*(call() for _ in range(count)))
+
+    run_virtually(main)
+    times.sort()
+    most = max(bisect_left(times, at + 1) - number for number, at in enumerate(times))
+    assert most <= rate + burst - 1
+    late_s = sum(takes_s for _, takes_s in stalls) + 1.5 / rate
+    assert times[-1] - times[0] <= count / (0.985 * rate) + late_s
+
+
+def test_a_clock_that_is_set_back_holds_nobody_up_who_departs() -> None:
+    """A departure waits for the one before it and no longer, whatever the clock says."""
+    clock = Still()
+
+    async def main() -> None:
+        shared = limiter(MemoryStore(), clock, Rates(requests_per_minute=600))
+        for _ in range(3):
+            await shared.depart()
+            clock.time -= 3600
+
+    asyncio.run(main())
+    assert [at + 3600 * number for number, at in enumerate(clock.departures, 1)] == pytest.approx([0.1, 0.1], rel=0.06)
 
 
 # -- what replies tell ---------------------------------------------------------------------------------------------
