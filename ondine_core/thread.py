@@ -38,7 +38,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
 
     def thread() -> None:
         try:
-            with asyncio.Runner(loop_factory=_find_loop()) as runner:
+            with asyncio.Runner() as runner:
                 result.set_result(runner.run(cancellable()))
         except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
             result.set_exception(error)
@@ -61,15 +61,6 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
                 cancel[0]()
             worker.join(_CLEAN_UP_S)
         raise
-
-
-def _find_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Where uvloop is installed (the extra `fast`) its event loop, which takes a twelfth less; else Python's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 _TICK_S = 0.25

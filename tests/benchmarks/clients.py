@@ -114,6 +114,8 @@ def litellm_loop(work: Workload) -> Run:
 
 def ondine(work: Workload) -> Run:
     """`ondine_core.enrich_sync`, answers kept in a file."""
+    import aiohttp  # noqa: F401  (which its first call would import, and which the others have imported by then)
+
     from ondine_core import ModelSpec, Options, Policy, enrich_sync
     from ondine_core.rates import Rates
 

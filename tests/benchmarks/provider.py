@@ -167,12 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.core >= 0:
         os.sched_setaffinity(0, {options.core})
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(options))
-    else:
-        uvloop.run(_serve(options))
+    asyncio.run(_serve(options))
 
 
 if __name__ == "__main__":

