@@ -154,12 +154,12 @@ class Caller:
         kept = conclusion if errand.keep else Conclusion()
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
+        hold_off_s = self._heed(came.hold_off_s) if isinstance(came, Reply) else 0.0
         self._leave(fate)
         await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
-        if isinstance(came, Reply) and came.hold_off_s:
-            await self._hold_off(came.hold_off_s)
+        await self._tell_others(hold_off_s)
         return conclusion
 
     async def _ask(self, call: Call, sent: Sent, fate: _Fate) -> tuple[Reply | RefusedError, Usage | None]:
@@ -176,7 +176,7 @@ class Caller:
             unknown = isinstance(error, TransientError) and error.cost_unknown
             fate.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):
-                await self._hold_off(error.retry_after_s or 0.0)
+                await self._tell_others(self._heed(error.retry_after_s or 0.0))
             if unknown:
                 self._lose(sent)
             else:
@@ -193,12 +193,17 @@ class Caller:
         self._tracker.lost()
         self.unseen.update(sent.keys)
 
-    async def _hold_off(self, seconds: float) -> None:
-        """What a provider asks of one caller it asks of all: those of this run, and whoever shares its rate."""
-        if 0 < seconds <= self._policy.retry.longest_retry_after_s:
-            self._gate.hold_off(seconds)
-            if self._means.limiter:
-                await self._means.limiter.hold_off(seconds)
+    def _heed(self, seconds: float) -> float:
+        """What a provider asks of one caller it asks of all in this run; returns 0 for what is too long to wait for."""
+        if not 0 < seconds <= self._policy.retry.longest_retry_after_s:
+            return 0.0
+        self._gate.hold_off(seconds)
+        return seconds
+
+    async def _tell_others(self, hold_off_s: float) -> None:
+        """Pass on what a provider asks to whoever shares its rate."""
+        if hold_off_s and self._means.limiter:
+            await self._means.limiter.hold_off(hold_off_s)
 
     def _expected_tokens(self, call: Call) -> int:
         """What the rate of tokens is booked for: the prompt's, and the replies' mean length so far."""

@@ -6,6 +6,7 @@ All ask the same question with structured output, one row a call unless they can
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,7 +113,7 @@ def litellm_loop(work: Workload) -> Run:
     return lambda: _in_loops(work, ask)
 
 
-def ondine(work: Workload) -> Run:
+def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
     """`ondine_core.enrich_sync`, answers kept in a file."""
     import aiohttp  # noqa: F401  (which its first call would import, and which the others have imported by then)
 
@@ -131,6 +132,7 @@ def ondine(work: Workload) -> Run:
                 store=work.store or ":memory:",
                 policy=Policy(max_concurrency=work.concurrency, batch_size=work.batch_size),
                 rates=Rates(requests_per_minute=per_minute),
+                observers=observers,
             ),
         )
         usage, spend = report.spend.usage, report.spend
@@ -140,6 +142,17 @@ def ondine(work: Workload) -> Run:
         return Outcome(answers, usage.input_tokens, usage.output_tokens, told)
 
     return run
+
+
+def observed(work: Workload) -> Run:
+    """The same with all observers; traces, metrics and figures are sent to the provider, which takes anything."""
+    import prometheus_client  # noqa: F401  (start-up, as above)
+
+    address = work.base_url.removesuffix("/v1")
+    os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "LANGFUSE_HOST": address}
+    os.environ |= {"LANGFUSE_PUBLIC_KEY": "public", "LANGFUSE_SECRET_KEY": "secret"}
+    prometheus = {"name": "prometheus", "push_gateway": address}
+    return ondine(work, ("logging", "opentelemetry", "langfuse", prometheus))
 
 
 def step(work: Workload) -> Run:
@@ -195,6 +208,7 @@ def store(work: Workload) -> Run:
 CLIENTS: dict[str, Callable[[Workload], Run]] = {
     "aiohttp": bare,
     "ondine": ondine,
+    "observed": observed,
     "step": step,
     "openai": openai_sdk,
     "litellm": litellm_loop,

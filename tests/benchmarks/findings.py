@@ -72,6 +72,8 @@ def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     yield from one.difference("CPU ms/row beyond aiohttp's", "ondine", "aiohttp", cpu_ms, at_most=0.5)
     few = _Pairs(runs, "50 in flight")
     yield from few.ratio("rows/s with 50 in flight, beside aiohttp", "ondine", "aiohttp", rows_per_s, at_least=0.9)
+    told = _Pairs(runs, "observers")
+    yield from told.ratio("rows/s with all observers, beside none", "observed", "ondine", rows_per_s, at_least=0.95)
     together = _Pairs(runs, "batches")
     yield from together.ratio(
         "rows/s with 20 rows a call, beside one", "20 a call", "1 a call", rows_per_s, at_least=10

@@ -70,6 +70,11 @@ def _in_turn(scale: Scale, scenario: str, clients: tuple[str, ...], concurrency:
                 yield {"scenario": scenario, "client": client, "repetition": repetition, **found}
 
 
+def observers(scale: Scale) -> Iterator[Measured]:
+    """With everybody who can be told what happens, and without."""
+    yield from _in_turn(scale, "observers", ("ondine", "observed"), 256)
+
+
 def batches(scale: Scale) -> Iterator[Measured]:
     """Twenty rows a call, and one, at the same concurrency."""
     with serving(LATENCY_MS) as server:
@@ -129,6 +134,7 @@ def step_overhead(scale: Scale) -> Iterator[Measured]:
 SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
     "compare": compare,
     "few": compare_few,
+    "observers": observers,
     "batches": batches,
     "cached": cached,
     "store": stores,

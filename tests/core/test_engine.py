@@ -173,24 +173,24 @@ def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(lanes: int) 
 
 
 def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
-    """While a commit hangs, nobody starts another call: a kill costs at most the calls in flight."""
+    """While a commit hangs, nobody starts another call and nothing is told: a kill costs at most what is in flight."""
     model, store = UnreliableModel(HEALTHY), MemoryStore(commit_s=1000)
 
     async def main(clock: Clock) -> None:
-        options = Options(store=store, policy=POLICY, clock=clock)
+        options = Options(store=store, policy=POLICY, clock=clock, on_progress=lambda now: told.append(now.rows_done))
         task = asyncio.create_task(answer({"text": list("abcdefghij")}, QUESTION, options, model))
         # A call is noted for a thousand seconds and made; its answer is kept for a thousand more, and the note of the
         # call that takes its place comes with it or after it.
         await asyncio.wait({task}, timeout=1999)
-        asked.append(len(model.asked))
+        seen.append((len(model.asked), max(told, default=0)))
         await asyncio.wait({task}, timeout=2)
-        asked.append(len(model.asked))
+        seen.append((len(model.asked), max(told, default=0)))
         task.cancel()
         await asyncio.wait({task})
 
-    asked: list[int] = []
+    most, told, seen = POLICY.max_concurrency, list[int](), list[tuple[int, int]]()
     run_virtually(main)
-    assert asked == [POLICY.max_concurrency, 2 * POLICY.max_concurrency]
+    assert seen == [(most, 0), (2 * most, most)]
 
 
 def test_full_refresh_asks_everything_again() -> None:
