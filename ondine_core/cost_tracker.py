@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import reduce
+from operator import add
 
 from ondine_core.books import Line, Stage
 from ondine_core.pricing import Price
@@ -88,7 +90,6 @@ class CostTracker:
     @property
     def spend(self) -> Spend:
         """The sum so far."""
-        usage = sum((line.usage for line in self._stages.values()), Usage())
-        amounts = [line.usd for line in self._stages.values() if line.usd is not None]
-        usd = sum(amounts, Decimal(0)) if self._price else None
-        return Spend(self._calls, self._answered, self._unknown, usage, usd, dict(self._stages))
+        # Asked for after every batch, and most runs have one stage only.
+        total = reduce(add, self._stages.values()) if self._stages else Line(usd=Decimal(0) if self._price else None)
+        return Spend(self._calls, self._answered, self._unknown, total.usage, total.usd, dict(self._stages))

@@ -30,8 +30,10 @@ def hold_off_s(headers: Mapping[str, str], tokens: int) -> float:
 
 def _refill_s(headers: Mapping[str, str], kind: str, needed: int) -> float:
     left = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
+    if left is None or left >= needed:
+        return 0.0
     reset_s = _duration_s(headers.get(f"x-ratelimit-reset-{kind}"))
-    if left is None or reset_s is None or left >= needed:
+    if reset_s is None:
         return 0.0
     limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
     if limit is None or limit <= left:
@@ -40,8 +42,10 @@ def _refill_s(headers: Mapping[str, str], kind: str, needed: int) -> float:
 
 
 def _number(text: str | None) -> float | None:
+    if not text:
+        return None
     try:
-        number = float(text or "")
+        number = float(text)
     except ValueError:
         return None
     return number if isfinite(number) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -24,10 +24,23 @@ _FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": Tr
 class Outcome:
     """What a run came to: an answer a row in row order, tokens billed, and what else the client tells of itself."""
 
-    answers: list[Any]
+    answers: Sequence[Any]
     input_tokens: int = 0
     output_tokens: int = 0
     told: dict[str, Any] = field(default_factory=dict)
+
+
+class Columns(Sequence[dict[str, Any]]):
+    """A table by column, whose rows are made when somebody looks at them."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, row: Any) -> Any:
+        return {name: column[row] for name, column in self._columns.items()}
 
 
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, Outcome] | Outcome]
@@ -39,12 +52,13 @@ def _messages(text: str) -> list[dict[str, str]]:
 
 async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, int, int]]]) -> Outcome:
     """As many loops as there may be calls in flight share one iterator: the cheapest way to bound them."""
-    outcome = Outcome([None] * work.rows)
+    answers: list[Any] = [None] * work.rows
+    outcome = Outcome(answers)
     rows = iter(enumerate(work.reviews))
 
     async def loop() -> None:
         for at, text in rows:
-            outcome.answers[at], sent, written = await ask(text)
+            answers[at], sent, written = await ask(text)
             outcome.input_tokens += sent
             outcome.output_tokens += written
 
@@ -137,9 +151,7 @@ def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
         )
         usage, spend = report.spend.usage, report.spend
         told = {"calls": spend.calls, "refused": spend.refused, "reused": report.progress.rows_reused}
-        columns = report.values()
-        answers = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return Outcome(answers, usage.input_tokens, usage.output_tokens, told)
+        return Outcome(Columns(report.values()), usage.input_tokens, usage.output_tokens, told)
 
     return run
 
