@@ -67,7 +67,9 @@ class Store:
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
-        self._turn = threading.Lock()  # whoever has it uses the database
+        self._passed_on = (
+            0  # requests that the thread has not carried out yet; while there are any, it has the database
+        )
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
 
@@ -141,6 +143,8 @@ class Store:
             _wake([(future, outcome) for (_, future), outcome in zip(group, outcomes, strict=True)])
 
     def _pass_on(self, group: Sequence[_Request]) -> None:
+        """Have a group carried out by the thread; the caller has the lock."""
+        self._passed_on += len(group)
         for request in group:
             self._requests.put(request)
 
@@ -151,10 +155,11 @@ class Store:
             gathered = [self._requests.get()]
             gathered += [self._requests.get_nowait() for _ in range(self._requests.qsize())]
             open_ = gathered[-1] is not None
-            with self._turn:
-                self._carry_out([request for request in gathered if request is not None])
-        with self._turn:
-            self._database.close()
+            requests = [request for request in gathered if request is not None]
+            self._carry_out(requests)
+            with self._lock:
+                self._passed_on -= len(requests)
+        self._database.close()
 
     def _carry_out(self, requests: Sequence[_Request]) -> None:
         writes = [(work, future) for work, future in requests if not callable(work)]
@@ -167,14 +172,9 @@ class Store:
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
         """What writing has come to, or `None` if somebody or something would have to be waited for."""
-        if not 0 < len(entries) <= _MOST_AT_ONCE or not self._requests.empty():
+        if self._passed_on or not 0 < len(entries) <= _MOST_AT_ONCE:
             return None
-        if not self._turn.acquire(blocking=False):
-            return None
-        try:
-            return self._write(entries, self._database.write_at_once)
-        finally:
-            self._turn.release()
+        return self._write(entries, self._database.write_at_once)
 
     def _write(self, entries: Sequence[Entry], write: _Write) -> list[Any] | None:
         names = {entry.name for entry in entries if isinstance(entry, Update)}
