@@ -10,6 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeAlias
 
 from tests.benchmarks.workload import PROMPT, SCHEMA, Workload
@@ -156,10 +157,22 @@ def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
     return run
 
 
+_OBSERVERS_IMPORT = (
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk.metrics",
+    "opentelemetry.sdk.trace",
+    "prometheus_client",
+    "requests",
+    "structlog",
+)
+"""Importing is start-up, as for the other clients."""
+
+
 def observed(work: Workload) -> Run:
     """The same with all observers; traces, metrics and figures are sent to the provider, which takes anything."""
-    import prometheus_client  # noqa: F401  (start-up, as above)
-
+    for name in _OBSERVERS_IMPORT:
+        import_module(name)
     address = work.base_url.removesuffix("/v1")
     os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "LANGFUSE_HOST": address}
     os.environ |= {"LANGFUSE_PUBLIC_KEY": "public", "LANGFUSE_SECRET_KEY": "secret"}
