@@ -131,7 +131,8 @@ def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place:
     place.assert_complete("retried", 2 * CONCURRENCY)
     (audit,) = place.audit(run)
     books = place.books["retried"]
-    assert audit.sent == len(books.requests)
+    # Calls that were noted and had not left when the process was killed are in our books only.
+    assert 0 <= audit.sent - len(books.requests) <= CONCURRENCY
     assert audit.answered.calls == ROWS
     assert audit.answered.usd is not None
     assert billed(books) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(books)
