@@ -100,7 +100,7 @@ class RateLimiter:
         counts the requests of any second would turn the last of them away. Here those of this process go one by one.
         """
         if (rate := self._rates[0]) is None or rate < 1:
-            return
+            return  # with seconds between two calls, milliseconds do not matter
         spacing_s = 1 / (_CATCH_UP * rate)
         early_s = (self._bursts[0] - 1) * spacing_s + _LATE_S
         async with self._door:

@@ -163,20 +163,21 @@ class Store:
 
     def _carry_out(self, requests: Sequence[_Request]) -> None:
         writes = [(work, future) for work, future in requests if not callable(work)]
-        if writes:
-            entries = [entry for entry, _ in writes]
-            _resolve([future for _, future in writes], self._write(entries, self._database.write) or ())
+        if outcomes := self._write([entry for entry, _ in writes], self._database.write):
+            _resolve([future for _, future in writes], outcomes)
         for work, future in requests:
             if callable(work):
                 _resolve([future], [self._read(work)])
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
         """What writing has come to, or `None` if somebody or something would have to be waited for."""
-        if self._passed_on or not 0 < len(entries) <= _MOST_AT_ONCE:
+        if self._passed_on or len(entries) > _MOST_AT_ONCE:
             return None
         return self._write(entries, self._database.write_at_once)
 
     def _write(self, entries: Sequence[Entry], write: _Write) -> list[Any] | None:
+        if not entries:
+            return None
         names = {entry.name for entry in entries if isinstance(entry, Update)}
         try:
             updated = write(lambda: books.write_entries(self._database, entries), names)

@@ -50,7 +50,7 @@ class SqliteDatabase:
         self, path: str | Path, *, durability: Literal["process", "power"], patience_s: float, create: bool
     ) -> None:
         self.place = str(path)
-        self._patience_s, self._syncs, self._at_once = patience_s, durability == "power", 0
+        self._patience_s, self._syncs, self._small_writes = patience_s, durability == "power", 0
         self._patient: bool | None = None
         self._file = None if self.place == ":memory:" else Path(path).expanduser()
         with self._explained():
@@ -87,8 +87,8 @@ class SqliteDatabase:
     def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T | None:
         """`write`; `None` if another process writes, the disk would be synced, or it is time to look after the log."""
         del locks
-        self._at_once += 1
-        if self._syncs or self._at_once % _WRITES_A_CHECKPOINT == 0:
+        self._small_writes += 1
+        if self._syncs or self._small_writes % _WRITES_A_CHECKPOINT == 0:
             return None
         with self._explained():
             self._be_patient(patient=False)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.support.deployment import until
 from tests.support.provider import Provider
 
 ROOT = Path(__file__).parents[2]
@@ -74,21 +75,11 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             )
         address = f"http://127.0.0.1:{port}"
         try:
-            until(lambda: locations(address) == 2, f"dagster dev: {home / 'log'}")
+            until(lambda: locations(address) == 2 or None, PATIENCE_S, f"dagster dev, see {home / 'log'},")
             yield address
         finally:
             server.terminate()
             server.wait(90)
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """Wait for `holds`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if found := holds():
-            return found
-        time.sleep(0.2)
-    pytest.fail(f"{what} did not come within {PATIENCE_S} s")
 
 
 def ask(address: str, query: str, **variables: Any) -> dict[str, Any]:
@@ -214,7 +205,7 @@ def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver)
     keep(browser, "running")
     click(browser, "Terminate")
     click(browser, "Terminate 1 run")
-    until(lambda: ask(dagster, RUN, id=run)["runOrError"]["status"] == "CANCELED", "the end of the run")
+    until(lambda: ask(dagster, RUN, id=run)["runOrError"]["status"] == "CANCELED" or None, PATIENCE_S, "end of the run")
     browser.get(f"{dagster}/assets/ticket_labels?view=events")
     see(browser, "ondine/rows_done")
     keep(browser, "terminated")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/core/test_engine.py", "tests/core/test_budget.py")
+TESTS = ("tests/core/test_engine.py", "tests/core/test_budget.py", "tests/core/test_rate_limiter.py")
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1
 """What pytest exits with when a test failed, and with nothing else."""
@@ -70,6 +70,13 @@ MUTANTS = (
         "asyncio.ensure_future("
         "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
         "durable",
+    ),
+    Mutant(
+        "callers that are late leave together",
+        "rate_limiter.py",
+        "if (wait_s := free_at - early_s - now) > 0:",
+        "if (wait_s := free_at - early_s - now) > 60:",
+        "late_do_not_leave_together",
     ),
     Mutant("calls in flight are not counted", "concurrency.py", "self.in_flight + 1\n", "self.in_flight\n", "bounded"),
     Mutant(

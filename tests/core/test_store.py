@@ -270,21 +270,44 @@ def test_close_carries_out_what_is_gathered(place: str) -> None:
     assert keys_in(place) == {key_of(1)}
 
 
+class Hanging(list[bytes]):
+    """Keys that whoever looks them up waits for."""
+
+    def __init__(self, *keys: bytes) -> None:
+        super().__init__(keys)
+        self.busy, self.go_on = threading.Event(), threading.Event()
+
+    def __len__(self) -> int:
+        self.busy.set()
+        self.go_on.wait(TIMEOUT_S)
+        return super().__len__()
+
+
+def test_nobody_writes_while_the_thread_has_the_database(place: str) -> None:
+    """However little there is to write, it waits for what the store's thread has begun."""
+    keys = Hanging(key_of(9))
+
+    async def main(store: Store) -> None:
+        look_up = asyncio.create_task(store.get(keys))
+        await asyncio.to_thread(keys.busy.wait, TIMEOUT_S)
+        update = asyncio.create_task(store.update("rate", lambda _: (1.0,)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not update.done()
+        keys.go_on.set()
+        assert (await look_up, await update) == ({}, (1.0,))
+
+    with open_store(place) as store:
+        asyncio.run(main(store))
+
+
 def stop_while_busy(store: Store) -> None:
     """An event loop that is shut down while a settlement waits behind other work of the store's thread."""
-    busy, go_on = threading.Event(), threading.Event()
-
-    class Hanging(list[bytes]):
-        """Keys that whoever looks them up waits for."""
-
-        def __len__(self) -> int:
-            busy.set()
-            go_on.wait(TIMEOUT_S)
-            return super().__len__()
+    keys = Hanging(key_of(9))
 
     async def main() -> None:
-        look_up = asyncio.create_task(store.get(Hanging([key_of(9)])))
-        await asyncio.to_thread(busy.wait, TIMEOUT_S)
+        look_up = asyncio.create_task(store.get(keys))
+        await asyncio.to_thread(keys.busy.wait, TIMEOUT_S)
         settle = asyncio.create_task(
             store.settle(Settled(call_to(key_of(1)), "answered", answers=((key_of(1), ANSWER),)))
         )
@@ -294,7 +317,7 @@ def stop_while_busy(store: Store) -> None:
         settle.cancel()
 
     asyncio.run(main())
-    go_on.set()
+    keys.go_on.set()
 
 
 def test_answer_survives_the_end_of_its_event_loop(place: str) -> None:
