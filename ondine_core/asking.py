@@ -119,7 +119,7 @@ class Asker:
             conclusion, why = self._give_up(batch, error, part), error
         part.tally.settle((*conclusion.answers, *conclusion.failures))
         part.tally.tell()
-        if part.keep:
+        if part.keep and conclusion.failures:
             told.rows_failed((failure, part.tally.rows_of(key)) for key, failure in conclusion.failures)
         owed = sum(len(batch.items) for batch in conclusion.retry)
         told.ended(len(conclusion.answers), len(conclusion.failures), owed, why)

@@ -5,7 +5,10 @@ The conventions change; this module and `names` are where they are written down 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -18,6 +21,8 @@ from ondine_core.values import Usage
 __all__ = ["Attributes", "of_batch", "of_call", "of_calls", "of_progress", "of_run"]
 
 Attributes = dict[str, Any]
+
+_USAGE_PARTS = [attrgetter(part.name) for part in fields(Usage)]
 
 
 def of_run(run: Run) -> Attributes:
@@ -53,7 +58,7 @@ def of_batch(batch: AskedBatch) -> Attributes:
 def of_call(event: CallEnded) -> Attributes:
     """A call."""
     batch = event.batch
-    attributes = of_calls(batch.run, batch.endpoint, 1, batch.prompts, event.usage, event.usd) | {
+    attributes = of_calls(batch.run, batch.endpoint, batch.prompts, [event.usage], [event.usd]) | {
         "ondine.call.id": event.sent.call.hex(),
         "ondine.batch": batch.number,
         "ondine.stage": event.sent.stage,
@@ -69,22 +74,30 @@ def of_call(event: CallEnded) -> Attributes:
     return attributes
 
 
-def of_calls(  # noqa: PLR0913, PLR0917  (two callers)
-    run: Run, endpoint: Endpoint, calls: int, prompts: int, usage: Usage | None, usd: Decimal | None
+def of_calls(
+    run: Run, endpoint: Endpoint, prompts: int, usages: Sequence[Usage | None], usds: Sequence[Decimal | None]
 ) -> Attributes:
-    """One call, or several that are recorded together."""
+    """One call, or several that are recorded together, whose tokens and costs are added up."""
+    billed = [usage for usage in usages if usage is not None]
     attributes = {
         **_origin(run),
         "gen_ai.operation.name": OPERATION,
         "gen_ai.provider.name": provider_name(endpoint.provider),
         "gen_ai.request.model": endpoint.model,
-        "ondine.calls": calls,
+        "ondine.calls": len(usages),
         "ondine.prompts": prompts,
-        **_cost(usd),
+        **_cost(_total(usds)),
     }
     if endpoint.address is not None:
         attributes |= {"server.address": endpoint.address, "server.port": endpoint.port}
-    return attributes if usage is None else attributes | _usage(usage)
+    usage = Usage(*(sum(map(part, billed)) for part in _USAGE_PARTS))
+    return attributes | _usage(usage) if billed else attributes
+
+
+def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
+    """What costs come to; `None` if one is not known."""
+    known = [usd for usd in costs if usd is not None]
+    return sum(known, Decimal(0)) if len(known) == len(costs) else None
 
 
 def _origin(run: Run) -> Attributes:

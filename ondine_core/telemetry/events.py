@@ -20,6 +20,7 @@ __all__ = [
     "BatchEnded",
     "Booked",
     "CallEnded",
+    "CallsEnded",
     "Content",
     "Endpoint",
     "Event",
@@ -187,6 +188,36 @@ class CallEnded(NamedTuple):
     content: Content | None = None
 
 
+class CallsEnded(NamedTuple):
+    """Ordinary calls to one model that came back with a reply, where nobody wants to be told of each.
+
+    Args:
+        at: When the last came.
+        run: What they were made for.
+        endpoint: Who was asked.
+        stage: Why they were made, as in `Sent`.
+        began_at: When the first left, in seconds since the epoch.
+        prompts: How many they carried.
+        durations_s: Seconds that each took; as many as there were calls.
+        usages: Tokens that each was billed for.
+        usds: What each cost.
+        held_s: Seconds that they waited for budgets, as in `Held`.
+        booked_s: Seconds that they waited for the rate limit, as in `Booked`.
+    """
+
+    at: float
+    run: Run
+    endpoint: Endpoint
+    stage: str
+    began_at: float
+    prompts: int
+    durations_s: tuple[float, ...]
+    usages: tuple[Usage | None, ...]
+    usds: tuple[Decimal | None, ...]
+    held_s: tuple[float, ...] = ()
+    booked_s: tuple[float, ...] = ()
+
+
 class Retried(NamedTuple):
     """A call is about to be made again, for the time that `attempt` says (2 is the first repetition)."""
 
@@ -233,15 +264,19 @@ class RowsFailed(NamedTuple):
     rows: int
 
 
-Event: TypeAlias = RunStarted | Progressed | RunEnded | BatchEnded | CallEnded | Retried | Held | Booked | RowsFailed
+Event: TypeAlias = (
+    RunStarted | Progressed | RunEnded | BatchEnded | CallEnded | CallsEnded | Retried | Held | Booked | RowsFailed
+)
 
 
 class Observer(Protocol):
     """Takes events, one at a time, in a thread of its own; any function of an event is one.
 
-    Three attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
-    whether calls carry what was said; and `close(timeout_s)`, called once, after the last event, if it was opened by
-    name.
+    Four attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
+    whether calls carry what was said; `calls_per_second`, so many ordinary calls it is told of one by one, with their
+    batches, holds and bookings, and of others together as `CallsEnded` (by default of all one by one; with several
+    observers, as the one who wants most); and `close(timeout_s)`, called once, after the last event, if it was opened
+    by name.
     """
 
     def __call__(self, event: Event, /) -> object:

@@ -31,6 +31,8 @@ from ondine_core.telemetry.events import (
     RowsFailed,
     Run,
 )
+from ondine_core.telemetry.rest import Rest
+from ondine_core.telemetry.sampling import Sampler
 from ondine_core.values import Batch, Call, Failure, ModelSpec, Reply
 
 __all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "error_words_of", "find_endpoint"]
@@ -38,9 +40,13 @@ __all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "error_words_of", "find_
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
 
+Waits: TypeAlias = tuple[Held | Booked, ...]
+
 
 class Told:
     """Hears what becomes of a batch; this one tells nobody."""
+
+    __slots__ = ()
 
     def held(self, holds: tuple[Hold, ...], waited_s: float) -> None:
         """The most that a call can cost is held."""
@@ -83,6 +89,7 @@ class LiveFeed(Feed):
         run: The run.
         endpoint: Who is asked.
         numbers: Numbers for batches.
+        sampler: Chooses the ordinary batches that are told one by one.
         clock: Time.
         content: Whether calls carry what was said.
     """
@@ -92,18 +99,21 @@ class LiveFeed(Feed):
         emit: Callable[[Event], None],
         run: Run,
         endpoint: Endpoint,
-        numbers: count[int],
-        clock: Clock,
         *,
+        numbers: count[int],
+        sampler: Sampler,
+        clock: Clock,
         content: bool,
     ) -> None:
-        self.emit, self._run, self._endpoint, self._numbers = emit, run, endpoint, numbers
+        self.emit, self._run, self._endpoint, self._numbers, self._sampler = emit, run, endpoint, numbers, sampler
         self.now, self.content = clock.now, content
+        self._rest: dict[str, Rest] = {}
 
     def begin(self, batch: Batch) -> Told:
         """Somebody begins to ask a batch."""
-        number, prompts = next(self._numbers), len(batch.items)
-        return _LiveTold(self, AskedBatch(self._run, self._endpoint, number, prompts, batch.attempt, self.now()))
+        began_at, number, prompts = self.now(), next(self._numbers), len(batch.items)
+        asked = AskedBatch(self._run, self._endpoint, number, prompts, batch.attempt, began_at)
+        return _LiveTold(self, asked, alone=self._sampler.takes(began_at))
 
     def rows_failed(self, failed: Failed, batch: AskedBatch | None = None) -> None:
         """Rows have no answer; one event for each kind of failure."""
@@ -113,22 +123,44 @@ class LiveFeed(Feed):
         for (reason, detail), number in rows.items():
             self.emit(RowsFailed(self.now(), self._run, batch, reason, detail, number))
 
+    def ordinary(  # noqa: PLR0913, PLR0917  (one caller)
+        self, stage: str, prompts: int, reply: Reply, usd: Decimal | None, duration_s: float, waits: Waits
+    ) -> None:
+        """A call came back that is told together with others."""
+        rest = self._rest.get(stage) or self._rest.setdefault(stage, Rest(self._run, self._endpoint, stage))
+        if rest.add(self.now(), prompts, duration_s, reply.usage, usd, waits):
+            self.emit(self._rest.pop(stage).event())
+
+    def tell_of_rest(self) -> None:
+        """Nothing more will come."""
+        while self._rest:
+            self.emit(self._rest.popitem()[1].event())
+
 
 class _LiveTold(Told):
-    def __init__(self, feed: LiveFeed, batch: AskedBatch) -> None:
-        self._feed, self._batch, self._attempt = feed, batch, 1
+    """Tells of a batch and its calls alone if it was chosen, or as soon as anything is not as it should be."""
+
+    __slots__ = ("_alone", "_attempt", "_batch", "_feed", "_waits")
+
+    def __init__(self, feed: LiveFeed, batch: AskedBatch, *, alone: bool) -> None:
+        self._feed, self._batch, self._attempt, self._alone = feed, batch, 1, alone
+        self._waits: Waits = ()
 
     def held(self, holds: tuple[Hold, ...], waited_s: float) -> None:
-        self._feed.emit(Held(self._feed.now(), self._batch, usd_of(holds[0].units), waited_s))
+        self._waited(Held(self._feed.now(), self._batch, usd_of(holds[0].units), waited_s))
 
     def booked(self, tokens: int, waited_s: float) -> None:
-        self._feed.emit(Booked(self._feed.now(), self._batch, tokens, waited_s))
+        self._waited(Booked(self._feed.now(), self._batch, tokens, waited_s))
 
     def retried(self) -> None:
         self._attempt += 1
-        self._feed.emit(Retried(self._feed.now(), self._batch, self._attempt))
+        self._tell(Retried(self._feed.now(), self._batch, self._attempt))
 
     def came(self, sent: Sent, call: Call, came: Reply | BaseException, usd: Decimal | None, duration_s: float) -> None:
+        if isinstance(came, Reply) and not self._alone:
+            self._feed.ordinary(sent.stage, self._batch.prompts, came, usd, duration_s, self._waits)
+            self._waits = ()
+            return
         now, content = self._feed.now(), None
         if self._feed.content:
             content = Content(call.messages, came.text if isinstance(came, Reply) else None)
@@ -141,14 +173,28 @@ class _LiveTold(Told):
             event = CallEnded(
                 now, self._batch, sent, duration_s, usage, usd, error_type=why, error=words, content=content
             )
-        self._feed.emit(event)
+        self._tell(event)
 
     def rows_failed(self, failed: Failed) -> None:
+        self._tell()
         self._feed.rows_failed(failed, self._batch)
 
     def ended(self, answered: int, failed: int, owed: int, error: BaseException | None = None) -> None:
-        why = error_type_of(error) if error else None
-        self._feed.emit(BatchEnded(self._feed.now(), self._batch, answered, failed, owed, why))
+        if self._alone or error:
+            why = error_type_of(error) if error else None
+            self._tell(BatchEnded(self._feed.now(), self._batch, answered, failed, owed, why))
+
+    def _waited(self, wait: Held | Booked) -> None:
+        if self._alone:
+            self._feed.emit(wait)
+        else:
+            self._waits += (wait,)
+
+    def _tell(self, *events: Event) -> None:
+        """Tell of these alone, and of what went before."""
+        for event in (*self._waits, *events):
+            self._feed.emit(event)
+        self._waits, self._alone = (), True
 
 
 def error_type_of(error: BaseException) -> str:

@@ -29,7 +29,7 @@ _KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
 _HOSTS = ("LANGFUSE_BASE_URL", "LANGFUSE_HOST")
 
 
-def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 20.0) -> Observer:
+def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_second: float | None = 10.0) -> Observer:
     """An observer that sends traces to Langfuse.
 
     Args:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
@@ -17,6 +17,7 @@ from typing import TypeAlias
 from ondine_core.telemetry.events import (
     Booked,
     CallEnded,
+    CallsEnded,
     Endpoint,
     Event,
     Held,
@@ -27,6 +28,7 @@ from ondine_core.telemetry.events import (
     RunEnded,
 )
 from ondine_core.telemetry.names import OPERATION, provider_name
+from ondine_core.values import Usage
 
 __all__ = ["Distribution", "Instrument", "Metrics", "Series"]
 
@@ -52,15 +54,6 @@ class Instrument:
     bounds: tuple[float, ...] | None = None
 
 
-class Total:
-    """A sum that only grows."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: int | Decimal = 0
-
-
 class Distribution:
     """How often values fell between the bounds of a histogram: `counts` has one bucket more, for what is above all."""
 
@@ -70,15 +63,13 @@ class Distribution:
         self.bounds, self.counts = bounds, [0] * (len(bounds) + 1)
         self.sum, self.lowest, self.highest = 0.0, float("inf"), float("-inf")
 
-    def add(self, value: float) -> None:
-        """Take a value; one that equals a bound is below it."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-        # This is the innermost of all; the builtins would take half of its time.
-        if value < self.lowest:  # noqa: PLR1730
-            self.lowest = value
-        if value > self.highest:  # noqa: PLR1730
-            self.highest = value
+    def add(self, values: Sequence[float]) -> None:
+        """Take values; one that equals a bound is below it."""
+        if values:
+            for value in values:
+                self.counts[bisect_left(self.bounds, value)] += 1
+            self.sum += sum(values)
+            self.lowest, self.highest = min(self.lowest, *values), max(self.highest, *values)
 
     def copy(self) -> Distribution:
         """What it is now."""
@@ -126,12 +117,12 @@ WAITS = Instrument(
 class Metrics:
     """Folds events; may be read in another thread meanwhile."""
 
-    wants = frozenset({CallEnded, Progressed, RunEnded, RowsFailed, Retried, Held, Booked})
+    wants = frozenset({CallEnded, CallsEnded, Progressed, RunEnded, RowsFailed, Retried, Held, Booked})
+    calls_per_second = 0.0
 
     def __init__(self) -> None:
-        self._totals: dict[tuple[Instrument, Labels], Total] = {}
+        self._totals: dict[tuple[Instrument, Labels], int | Decimal] = defaultdict(int)
         self._distributions: dict[tuple[Instrument, Labels], Distribution] = {}
-        self._calls: dict[tuple[Endpoint, Run, str, str | None], _Calls] = {}
         self._rows: dict[Run, Counter[str]] = {}
         # Who reads in another thread must not meet a series that is just being added.
         self._lock = threading.Lock()
@@ -140,49 +131,55 @@ class Metrics:
         """Take account of an event."""
         with self._lock:
             match event:
+                case CallsEnded():
+                    self._came(
+                        event.endpoint, event.run, event.stage, None, event.durations_s, event.usages, event.usds
+                    )
+                    self._waited("budget", event.run, event.held_s)
+                    self._waited("rate", event.run, event.booked_s)
                 case CallEnded():
-                    self._call(event)
+                    batch, one = event.batch, ((event.duration_s,), (event.usage,), (event.usd,))
+                    self._came(batch.endpoint, batch.run, event.sent.stage, event.error_type, *one)
                 case Progressed() | RunEnded():
                     self._progress(event)
                 case RowsFailed():
-                    self._total(FAILURES, (event.reason, _asset(event.run))).value += event.rows
+                    self._totals[FAILURES, (event.reason, _asset(event.run))] += event.rows
                 case Retried():
-                    self._total(RETRIES, (*_model(event.batch.endpoint), _asset(event.batch.run))).value += 1
+                    self._totals[RETRIES, (*_model(event.batch.endpoint), _asset(event.batch.run))] += 1
                 case Held() | Booked():
-                    reason = "budget" if isinstance(event, Held) else "rate"
-                    self._distribution(WAITS, (reason, _asset(event.batch.run))).add(event.waited_s)
+                    self._waited("budget" if isinstance(event, Held) else "rate", event.batch.run, (event.waited_s,))
 
     def read(self) -> dict[Instrument, list[Series]]:
         """Every instrument that was used, and its series."""
         found: dict[Instrument, list[Series]] = {}
         with self._lock:
             copies = {key: series.copy() for key, series in self._distributions.items()}
-            for (instrument, labels), value in (
-                *copies.items(),
-                *((key, total.value) for key, total in self._totals.items()),
-            ):
+            for (instrument, labels), value in (*copies.items(), *self._totals.items()):
                 named = {key: label for key, label in zip(instrument.keys, labels, strict=True) if label is not None}
                 found.setdefault(instrument, []).append((named, value))
         return found
 
-    def _call(self, event: CallEnded) -> None:
-        batch, stage = event.batch, event.sent.stage
-        key = (batch.endpoint, batch.run, stage, event.error_type)
-        calls = self._calls.get(key)
-        if calls is None:
-            model, asset = _model(batch.endpoint), _asset(batch.run)
-            calls = self._calls[key] = _Calls(
-                self._distribution(DURATION, (*model, event.error_type, asset)),
-                self._distribution(TOKENS, (*model, "input", asset)),
-                self._distribution(TOKENS, (*model, "output", asset)),
-                self._total(COST, (*model, stage, asset)),
-            )
-        calls.duration.add(event.duration_s)
-        if (usage := event.usage) is not None:
-            calls.input_tokens.add(usage.input_tokens)
-            calls.output_tokens.add(usage.output_tokens)
-        if event.usd is not None:
-            calls.cost.value += event.usd
+    def _came(  # noqa: PLR0913, PLR0917  (two callers)
+        self,
+        endpoint: Endpoint,
+        run: Run,
+        stage: str,
+        error_type: str | None,
+        durations_s: Sequence[float],
+        usages: Sequence[Usage | None],
+        usds: Sequence[Decimal | None],
+    ) -> None:
+        model, asset = _model(endpoint), _asset(run)
+        self._distribution(DURATION, (*model, error_type, asset)).add(durations_s)
+        if billed := [usage for usage in usages if usage is not None]:
+            self._distribution(TOKENS, (*model, "input", asset)).add([usage.input_tokens for usage in billed])
+            self._distribution(TOKENS, (*model, "output", asset)).add([usage.output_tokens for usage in billed])
+        if costs := [usd for usd in usds if usd is not None]:
+            self._totals[COST, (*model, stage, asset)] += sum(costs)
+
+    def _waited(self, reason: str, run: Run, seconds: Sequence[float]) -> None:
+        if seconds:
+            self._distribution(WAITS, (reason, _asset(run))).add(seconds)
 
     def _progress(self, event: Progressed | RunEnded) -> None:
         told, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
@@ -190,29 +187,15 @@ class Metrics:
             now = {"answered": progress.rows_done - progress.rows_failed}
             if isinstance(event, RunEnded):  # before that, a fallback may still answer what has failed
                 now["failed"] = progress.rows_failed
-                self._total(REUSED, (asset,)).value += progress.rows_reused
+                self._totals[REUSED, (asset,)] += progress.rows_reused
             for outcome, rows in now.items():
-                self._total(ROWS, (outcome, asset)).value += rows - told[outcome]
+                self._totals[ROWS, (outcome, asset)] += rows - told[outcome]
                 told[outcome] = rows
         if isinstance(event, RunEnded):
             del self._rows[event.run]
-            self._calls = {key: calls for key, calls in self._calls.items() if key[1] is not event.run}
-
-    def _total(self, instrument: Instrument, labels: Labels) -> Total:
-        return self._totals.setdefault((instrument, labels), Total())
 
     def _distribution(self, instrument: Instrument, labels: Labels) -> Distribution:
         return self._distributions.setdefault((instrument, labels), Distribution(instrument.bounds or ()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Calls:
-    """The series that calls of one kind go to; found once, since calls are many."""
-
-    duration: Distribution
-    input_tokens: Distribution
-    output_tokens: Distribution
-    cost: Total
 
 
 def _asset(run: Run) -> str | None:

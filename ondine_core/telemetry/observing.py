@@ -17,6 +17,7 @@ from ondine_core.report import Progress
 from ondine_core.telemetry.events import Progressed, Run, RunEnded, RunStarted
 from ondine_core.telemetry.feed import Feed, LiveFeed, error_type_of, error_words_of, find_endpoint
 from ondine_core.telemetry.registry import ObserverSpec, open_observers
+from ondine_core.telemetry.sampling import Sampler
 from ondine_core.telemetry.stream import Stream
 from ondine_core.values import ModelSpec
 
@@ -51,12 +52,23 @@ class _Live(Observation):
     def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
         super().__init__(on_progress)
         self._run, self._stream, self._clock = run, stream, clock
-        self._numbers, self._due = count(1), clock.elapsed()
+        self._numbers, self._sampler, self._due = count(1), Sampler(stream.calls_per_second), clock.elapsed()
+        self.feeds: list[LiveFeed] = []
         self.latest: Progress | None = None
 
     def feed(self, spec: ModelSpec) -> Feed:
         stream, endpoint = self._stream, find_endpoint(spec, find_address(spec))
-        return LiveFeed(stream.emit, self._run, endpoint, self._numbers, self._clock, content=stream.content)
+        feed = LiveFeed(
+            stream.emit,
+            self._run,
+            endpoint,
+            numbers=self._numbers,
+            sampler=self._sampler,
+            clock=self._clock,
+            content=stream.content,
+        )
+        self.feeds.append(feed)
+        return feed
 
     def progress(self, progress: Progress) -> None:
         super().progress(progress)
@@ -100,6 +112,8 @@ async def observed(
         patience_s = _PATIENCE_S if isinstance(caught, Exception) else _INTERRUPTED_PATIENCE_S
         raise
     finally:
+        for feed in live.feeds:
+            feed.tell_of_rest()
         why, words = (error_type_of(error), error_words_of(error)) if error else (None, None)
         stream.emit(RunEnded(clock.now(), run, live.latest, why, words))
         await asyncio.to_thread(stream.close, patience_s)

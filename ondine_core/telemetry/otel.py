@@ -38,7 +38,7 @@ _MOST_SPANS = 20_000
 
 
 def open_opentelemetry(
-    *, content: bool = False, calls_per_second: float | None = 20.0, metrics: bool = True
+    *, content: bool = False, calls_per_second: float | None = 10.0, metrics: bool = True
 ) -> Observer:
     """An observer that exports spans and metrics.
 
@@ -85,7 +85,7 @@ class Exporting:
         content: bool,
     ) -> None:
         self._spans, self._provider, self._exporter, self._owned = spans, provider, exporter, owned
-        self.content = content
+        self.content, self.calls_per_second = content, spans.calls_per_second
         self.wants = Spans.wants | (Metrics.wants if exporter else frozenset())
         self._metrics, self._began_ns = Metrics(), time.time_ns()
         self._every_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or 1000 * _EXPORT_EVERY_S) / 1000

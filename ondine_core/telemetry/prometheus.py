@@ -50,6 +50,7 @@ class _Pushing:
     """Counts one run and pushes; an observer."""
 
     wants = Metrics.wants | {RunStarted}
+    calls_per_second = Metrics.calls_per_second
 
     def __init__(self, gateway: str, job: str, every_s: float) -> None:
         from prometheus_client import CollectorRegistry

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ondine_core.telemetry.attributes import Attributes, of_batch, of_call, of_calls, of_progress, of_run
 from ondine_core.telemetry.events import (
@@ -18,6 +18,7 @@ from ondine_core.telemetry.events import (
     BatchEnded,
     Booked,
     CallEnded,
+    CallsEnded,
     Endpoint,
     Event,
     Held,
@@ -30,6 +31,7 @@ from ondine_core.telemetry.events import (
 )
 from ondine_core.telemetry.names import IN_PROCESS, OPERATION
 from ondine_core.telemetry.rest import Rest
+from ondine_core.telemetry.sampling import Sampler
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -40,9 +42,7 @@ __all__ = ["Describe", "Spans"]
 Describe = Callable[[Literal["run", "batch", "call"], Attributes], Mapping[str, Any]]
 """Further attributes of a span, by what it is and those that it has."""
 
-_BURST = 100
-_TOGETHER_S = 5.0
-"""Calls that are recorded together lie no further apart."""
+_NEW: Final = object()
 
 
 @dataclass(slots=True)
@@ -65,24 +65,26 @@ class Spans:
         describe: Further attributes.
     """
 
-    wants = frozenset({RunStarted, RunEnded, BatchEnded, CallEnded, Retried, Held, Booked, RowsFailed})
+    wants = frozenset({RunStarted, RunEnded, BatchEnded, CallEnded, CallsEnded, Retried, Held, Booked, RowsFailed})
 
     def __init__(
         self,
         tracer: Tracer,
         parent: Context | None = None,
-        calls_per_second: float | None = 20.0,
+        calls_per_second: float | None = 10.0,
         describe: Describe = lambda _kind, _attributes: {},
     ) -> None:
-        self._tracer, self._parent, self._per_second, self._describe = tracer, parent, calls_per_second, describe
+        self._tracer, self._parent, self._describe = tracer, parent, describe
+        self.calls_per_second, self._sampler = calls_per_second, Sampler(calls_per_second)
         self._runs: dict[Run, _Open] = {}
-        self._allowed, self._allowed_at = float(_BURST), 0.0
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
             case CallEnded():
                 self._call(event)
+            case CallsEnded():
+                self._calls(event)
             case BatchEnded():
                 self._end_batch(event)
             case RunStarted():
@@ -91,16 +93,15 @@ class Spans:
                 self._end(event)
             case RowsFailed():
                 owner = self._record(event.batch) if event.batch else self._runs[event.run].span
-                said = {"ondine.reason": event.reason, "ondine.detail": event.detail}
-                _note(owner, "rows failed", event.at, {**said, "ondine.rows": event.rows})
-            case Retried():
-                _note(self._span_of(event.batch), "retry", event.at, {"ondine.attempt": event.attempt})
-            case Held():
-                waited = {"ondine.usd": float(event.usd), "ondine.waited_s": event.waited_s}
-                _note(self._span_of(event.batch), "hold", event.at, waited)
-            case Booked():
-                waited = {"ondine.tokens": event.tokens, "ondine.waited_s": event.waited_s}
-                _note(self._span_of(event.batch), "booking", event.at, waited)
+                said: Attributes = {
+                    "ondine.reason": event.reason,
+                    "ondine.detail": event.detail,
+                    "ondine.rows": event.rows,
+                }
+                owner.add_event("rows failed", said, _ns(event.at))
+            case Retried() | Held() | Booked():
+                if span := self._span_of(event.batch):
+                    span.add_event(*_described(event), _ns(event.at))
             case Progressed():
                 pass
 
@@ -122,15 +123,16 @@ class Spans:
         self._runs[run] = _Open(span)
 
     def _end(self, event: RunEnded) -> None:
-        opened = self._runs.pop(event.run)
-        for endpoint in [*opened.rest]:
-            self._write_rest(event.run, opened, endpoint)
+        opened = self._runs[event.run]
+        for rest in opened.rest.values():
+            self._calls(rest.event())
         for span in filter(None, opened.batches.values()):  # cancelled, or their end was lost on the way
             span.end(_ns(event.at))
         if event.progress is not None:
             opened.span.set_attributes(of_progress(event.progress))
         _fail(opened.span, event.error_type, event.error)
         opened.span.end(_ns(event.at))
+        del self._runs[event.run]
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Spans:
         batches = self._runs[batch.run].batches
         if batch.number in batches:
             return batches[batch.number]
-        if self._is_allowed(batch.began_at):
+        if self._sampler.takes(batch.began_at):
             return self._record(batch)
         batches[batch.number] = None
         return None
@@ -156,56 +158,34 @@ class Spans:
             opened.batches[batch.number] = span
         return span
 
-    def _is_allowed(self, at: float) -> bool:
-        if self._per_second is None:
-            return True
-        since = max(0.0, at - self._allowed_at)
-        self._allowed = min(_BURST, self._allowed + since * self._per_second)
-        self._allowed_at = max(at, self._allowed_at)
-        if self._allowed < 1:
-            return False
-        self._allowed -= 1
-        return True
-
     def _end_batch(self, event: BatchEnded) -> None:
         span = self._runs[event.batch.run].batches.pop(event.batch.number, None)
-        if span is None:
-            return
-        settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
-        span.set_attributes({f"ondine.prompts.{name}": number for name, number in settled.items()})
-        _fail(span, event.error_type, None)
-        span.end(_ns(event.at))
+        if span is not None:
+            settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
+            span.set_attributes({f"ondine.prompts.{name}": number for name, number in settled.items()})
+            _fail(span, event.error_type, None)
+            span.end(_ns(event.at))
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, event: CallEnded) -> None:
-        batch, failed = event.batch, event.error_type is not None
-        batches = self._runs[batch.run].batches
-        if (
-            not failed
-            and batches.get(batch.number) is None
-            and (batch.number in batches or not self._is_allowed(batch.began_at))
-        ):
-            self._add_to_rest(event)
-            return
-        parent = self._record(batch)
-        span = self._start_call(batch.endpoint, parent, of_call(event), event.at - event.duration_s)
-        _fail(span, event.error_type, event.error)
+        batch, opened = event.batch, self._runs[event.batch.run]
+        known = opened.batches.get(batch.number, _NEW)
+        if event.error_type is None and (known is None or (known is _NEW and not self._sampler.takes(batch.began_at))):
+            of = (batch.run, batch.endpoint, event.sent.stage)
+            rest = opened.rest.get(batch.endpoint) or opened.rest.setdefault(batch.endpoint, Rest(*of))
+            if rest.add(event.at, batch.prompts, event.duration_s, event.usage, event.usd):
+                self._calls(opened.rest.pop(batch.endpoint).event())
+        else:
+            parent = self._record(batch)
+            span = self._start_call(batch.endpoint, parent, of_call(event), event.at - event.duration_s)
+            _fail(span, event.error_type, event.error)
+            span.end(_ns(event.at))
+
+    def _calls(self, event: CallsEnded) -> None:
+        attributes = of_calls(event.run, event.endpoint, event.prompts, event.usages, event.usds)
+        span = self._start_call(event.endpoint, self._runs[event.run].span, attributes, event.began_at)
         span.end(_ns(event.at))
-
-    def _add_to_rest(self, event: CallEnded) -> None:
-        opened, endpoint = self._runs[event.batch.run], event.batch.endpoint
-        rest = opened.rest.get(endpoint)
-        if rest is None:
-            rest = opened.rest[endpoint] = Rest(event.at - event.duration_s, event.at)
-        rest.add(event)
-        if event.at - rest.began_at > _TOGETHER_S:
-            self._write_rest(event.batch.run, opened, endpoint)
-
-    def _write_rest(self, run: Run, opened: _Open, endpoint: Endpoint) -> None:
-        rest = opened.rest.pop(endpoint)
-        attributes = of_calls(run, endpoint, rest.calls, rest.prompts, rest.usage, rest.usd)
-        self._start_call(endpoint, opened.span, attributes, rest.began_at).end(_ns(rest.ended_at))
 
     def _start_call(self, endpoint: Endpoint, parent: Span, attributes: Attributes, began_at: float) -> Span:
         from opentelemetry.trace import SpanKind
@@ -222,9 +202,14 @@ def _inside(span: Span) -> Context:
     return set_span_in_context(span)
 
 
-def _note(span: Span | None, what: str, at: float, attributes: Attributes) -> None:
-    if span is not None:
-        span.add_event(what, attributes, _ns(at))
+def _described(event: Retried | Held | Booked) -> tuple[str, Attributes]:
+    match event:
+        case Retried():
+            return "retry", {"ondine.attempt": event.attempt}
+        case Held():
+            return "hold", {"ondine.usd": float(event.usd), "ondine.waited_s": event.waited_s}
+        case Booked():
+            return "booking", {"ondine.tokens": event.tokens, "ondine.waited_s": event.waited_s}
 
 
 def _fail(span: Span, error_type: str | None, error: str | None) -> None:

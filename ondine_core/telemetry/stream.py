@@ -1,7 +1,8 @@
 """Events on their way to the observers, each of which has a buffer and a thread of its own.
 
-The run only appends to the buffers. So an observer that fails, or is slow, or waits for a dead collector, costs neither
-the run nor another observer anything: what does not fit into its buffer is dropped, counted, and told at the end.
+The run only appends to a list that a thread hands on. So an observer that fails, or is slow, or waits for a dead
+collector, costs neither the run nor another observer anything: what does not fit into its buffer is dropped, counted,
+and told at the end.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import get_args
 
-from ondine_core.telemetry.events import CallEnded, Event, Observer
+from ondine_core.telemetry.events import BatchEnded, Booked, CallEnded, Event, Held, Observer
 
 __all__ = ["Opened", "Stream"]
 
 _log = logging.getLogger(__name__)
 
-_PAUSE_S = 0.1
-"""Threads look into their buffers so often; to be woken by every event would cost the run more than the events do."""
+_PAUSE_S = 0.2
+"""Events are handed on so often; to wake a thread for every event would cost the run more than the events do."""
 _AT_ONCE = 64
-"""So many events are observed before the run's thread may go on, which would else wait for the interpreter's 5 ms."""
+_TURN_S = 0.002
+"""An observer that has computed for so long rests as long, so that it takes half of the interpreter's time at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,82 +56,102 @@ class Stream:
         self, observers: Sequence[Opened], on_trouble: Callable[[str], None] = _log.warning, capacity: int = 20_000
     ) -> None:
         self.content = any(getattr(opened.observe, "content", False) for opened in observers)
-        self._lanes = [_Lane(opened, on_trouble, capacity, strip=self.content) for opened in observers]
-        self._takers = {
-            kind: tuple(lane.take for lane in self._lanes if lane.wants is None or kind in lane.wants)
-            for kind in get_args(Event)
-        }
-
-    def emit(self, event: Event) -> None:
-        """Take an event; returns at once."""
-        for take in self._takers[type(event)]:
-            take(event)
+        """Whether one of them wants to know what was said."""
+        rates = [_calls_per_second(opened.observe) for opened in observers]
+        self.calls_per_second = None if None in rates else max(filter(None, rates), default=0.0)
+        """How many ordinary calls the one wants to be told of one by one who wants most."""
+        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
+        self._new: deque[Event] = deque()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ondine-observers", daemon=True)
+        self._thread.start()
+        self.emit: Callable[[Event], None] = self._new.append
+        """Takes an event, from the run's own thread, where every microsecond counts; all else is done in others."""
 
     def close(self, timeout_s: float) -> None:
         """Let the observers finish, for so many seconds at most; what they have not seen then, they miss."""
         deadline = time.monotonic() + timeout_s
+        self._ends.set()
+        self._thread.join()
         for lane in self._lanes:
             lane.finish(deadline)
         for lane in self._lanes:
             lane.wait()
 
+    def _work(self) -> None:
+        while not self._ends.wait(_PAUSE_S):
+            self._hand_on()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        if not (events := [self._new.popleft() for _ in range(len(self._new))]):
+            return
+        bare = [_without_content(event) for event in events] if self.content else events
+        for lane in self._lanes:
+            lane.give(events if lane.content else bare)
+
 
 class _Lane:
     """One observer, its buffer and its thread."""
 
-    def __init__(self, opened: Opened, on_trouble: Callable[[str], None], capacity: int, *, strip: bool) -> None:
+    def __init__(self, opened: Opened, on_trouble: Callable[[str], None], capacity: int) -> None:
         self._opened, self._on_trouble, self._capacity = opened, on_trouble, capacity
         self._waiting: deque[Event] = deque()
-        self._ends = threading.Event()
+        self._given, self._ends = threading.Event(), False
         self._deadline = float("inf")
-        self._dropped = self._failed = self._seen = 0
-        self.wants: frozenset[type] | None = getattr(opened.observe, "wants", None)
-        strip = strip and not getattr(opened.observe, "content", False)
-        self.take = self._take_without_content if strip else self._take
+        self._taken = self._dropped = self._failed = 0
+        self.content: bool = getattr(opened.observe, "content", False)
+        self._wants: frozenset[type] | None = getattr(opened.observe, "wants", None)
         self._thread = threading.Thread(target=self._work, name=f"ondine-observer-{opened.name}", daemon=True)
         self._thread.start()
 
-    def _take(self, event: Event) -> None:
-        if len(self._waiting) < self._capacity:
-            self._waiting.append(event)
-        else:
-            self._dropped += 1
-
-    def _take_without_content(self, event: Event) -> None:
-        self._take(event._replace(content=None) if isinstance(event, CallEnded) else event)
+    def give(self, events: Sequence[Event]) -> None:
+        """Take those that the observer wants and the buffer holds."""
+        wants = self._wants
+        wanted = events if wants is None else [event for event in events if type(event) in wants]
+        taken = wanted[: self._capacity - len(self._waiting)]
+        self._taken += len(taken)
+        self._dropped += len(wanted) - len(taken)
+        if taken:
+            self._waiting.extend(taken)
+            self._given.set()
 
     def finish(self, deadline: float) -> None:
         """Tell the thread to come to an end."""
-        self._deadline = deadline
-        self._ends.set()
+        self._deadline, self._ends = deadline, True
+        self._given.set()
 
     def wait(self) -> None:
         """Wait for the thread, and tell what the observer missed."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
-        missed = self._dropped + len(self._waiting)
+        unseen = len(self._waiting)
+        missed, seen = self._dropped + unseen, self._taken - unseen
         if missed:
-            self._tell(f"was too slow and missed {missed:,} of {missed + self._seen:,} events.")
+            self._tell(f"was too slow and missed {missed:,} of {missed + seen:,} events.")
         elif self._thread.is_alive():
             self._tell("had not delivered everything when its time was up; what it still holds may be lost.")
         if self._failed > 1:
-            self._tell(f"failed on {self._failed:,} of {self._seen:,} events.")
+            self._tell(f"failed on {self._failed:,} of {seen:,} events.")
 
     def _work(self) -> None:
-        while not self._ends.wait(_PAUSE_S):
+        while not self._ends:
+            self._given.wait()
+            self._given.clear()
             self._observe_waiting()
         self._observe_waiting()
         self._close()
 
     def _observe_waiting(self) -> None:
-        observe, take = self._opened.observe, self._waiting.popleft
+        observe, take, began = self._opened.observe, self._waiting.popleft, time.thread_time()
         while self._waiting and time.monotonic() < self._deadline:
-            for _ in range(min(_AT_ONCE, len(self._waiting))):
-                self._seen += 1
-                try:
+            try:
+                for _ in range(min(_AT_ONCE, len(self._waiting))):
                     observe(take())
-                except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
-                    self._has_failed(error)
-            time.sleep(0)  # whoever waits for the interpreter gets it
+            except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
+                self._has_failed(error)
+            if (took_s := time.thread_time() - began) > _TURN_S and not self._ends:
+                time.sleep(took_s)
+                began = time.thread_time()
 
     def _close(self) -> None:
         if self._opened.owned and (close := getattr(self._opened.observe, "close", None)):
@@ -149,3 +170,15 @@ class _Lane:
     def _tell(self, what: str) -> None:
         with suppress(Exception):
             self._on_trouble(f"The observer {self._opened.name!r} {what}")
+
+
+def _calls_per_second(observe: Observer) -> float | None:
+    wants: frozenset[type] | None = getattr(observe, "wants", None)
+    if wants is not None and wants.isdisjoint({BatchEnded, Booked, CallEnded, Held}):
+        return 0.0
+    rate: float | None = getattr(observe, "calls_per_second", None)
+    return rate
+
+
+def _without_content(event: Event) -> Event:
+    return event._replace(content=None) if isinstance(event, CallEnded) else event

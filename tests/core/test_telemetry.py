@@ -40,6 +40,7 @@ from ondine_core.telemetry import (
     BatchEnded,
     Booked,
     CallEnded,
+    CallsEnded,
     Event,
     Held,
     Observer,
@@ -112,6 +113,76 @@ def test_events_add_up_to_the_report(faults: list[ProviderError | None], rows: i
     assert len({batch.batch.number for batch in batches}) == len(batches)
     assert {call.batch.number for call in calls} == {batch.batch.number for batch in batches}
     assert len(calls) == len(batches) + len(of(Retried, seen))
+
+
+class Sampling:
+    """Takes events, one by one those of few calls only."""
+
+    def __init__(self, calls_per_second: float | None = 0.0, wants: frozenset[type] | None = None) -> None:
+        self.calls_per_second, self.wants = calls_per_second, wants
+        self.seen: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.seen.append(event)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(FAULTS, max_size=30), st.integers(140, 160))
+def test_ordinary_calls_that_are_told_together_add_up(faults: list[ProviderError | None], rows: int) -> None:
+    """After the first hundred nothing ordinary is told alone; what is not, is, with its batch; and no call is lost."""
+    some = Sampling()
+    chosen = replace(options(), price=PRICE, observers=(some,), rates=Rates(6_000_000))
+    model = ScriptedModel(lambda text: {"answer": text}, faults=[None] * 100 + faults)
+    output = {"answer": "string"}
+    report = enrich_sync(texts(rows), prompt=PROMPT, output=output, model=model, options=chosen)
+    alone, together = of(CallEnded, some.seen), of(CallsEnded, some.seen)
+    failed = [call for call in alone if call.error_type is not None]
+    assert len(alone) + sum(len(calls.durations_s) for calls in together) == report.spend.calls
+    assert together
+    assert len(failed) == sum(fault is not None for fault in faults[: report.spend.calls - 100])
+    usages = [*(call.usage for call in alone), *(usage for calls in together for usage in calls.usages)]
+    assert sum(filter(None, usages), Usage()) == report.spend.usage
+    usds = [*(call.usd for call in alone), *(usd for calls in together for usd in calls.usds)]
+    assert sum(filter(None, usds), Decimal(0)) == report.spend.usd
+    assert sum(calls.prompts for calls in together) == sum(len(calls.durations_s) for calls in together)
+    assert all(calls.began_at <= calls.at for calls in together)
+    assert len(of(Booked, some.seen)) + sum(len(calls.booked_s) for calls in together) == report.spend.calls
+    assert {call.batch.number for call in alone} == {event.batch.number for event in of(BatchEnded, some.seen)}
+    assert sum(event.rows for event in of(RowsFailed, some.seen)) == report.progress.rows_failed
+
+
+def test_waits_of_calls_that_are_told_together_are_told_with_them() -> None:
+    """For the budget and for the rate, and those of a call that fails by themselves, like the call."""
+    some = Sampling()
+    with Provider(fault=matching("row 119", first(1, status(503)))) as provider:
+        chosen = replace(options(), price=PRICE, max_cost_usd=1, rates=Rates(6_000_000), observers=(some,))
+        report = ask(provider, texts(120), chosen, max_output_tokens=2000)
+    together = of(CallsEnded, some.seen)
+    assert report.spend.calls == 121
+    assert 102 <= len(of(Held, some.seen)) == len(of(Booked, some.seen)) < 121
+    assert len(of(Held, some.seen)) + sum(len(calls.held_s) for calls in together) == 121
+    assert len(of(Booked, some.seen)) + sum(len(calls.booked_s) for calls in together) == 121
+
+
+@pytest.mark.parametrize(
+    ("others", "is_told_of_each"),
+    [
+        ((), False),
+        ((Sampling(0.0), "prometheus", "logging"), False),
+        ((Sampling(None, frozenset({RunEnded})),), False),
+        ((Sampling(None, frozenset({BatchEnded})),), True),
+        ((lambda _: None,), True),
+        ((Sampling(1e6),), True),
+    ],
+)
+def test_calls_are_told_one_by_one_if_anybody_wants_it(others: tuple[Any, ...], is_told_of_each: bool) -> None:
+    """An observer that hears of runs only, or adds calls up, does not count."""
+    some = Sampling()
+    model = ScriptedModel(lambda text: {"answer": text})
+    chosen = replace(options(), observers=(some, *others))
+    enrich_sync(texts(150), prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
+    assert (len(of(CallEnded, some.seen)) == 150) == is_told_of_each
+    assert bool(of(CallsEnded, some.seen)) != is_told_of_each
 
 
 def test_every_event_says_whose_it_is() -> None:
