@@ -51,7 +51,7 @@ class _Open:
 
     span: Span
     batches: dict[int, Span | None] = field(default_factory=dict)
-    rest: dict[Endpoint, Rest] = field(default_factory=dict)
+    rest: dict[tuple[Endpoint, str], Rest] = field(default_factory=dict)
 
 
 class Spans:
@@ -172,10 +172,10 @@ class Spans:
         batch, opened = event.batch, self._runs[event.batch.run]
         known = opened.batches.get(batch.number, _NEW)
         if event.error_type is None and (known is None or (known is _NEW and not self._sampler.takes(batch.began_at))):
-            of = (batch.run, batch.endpoint, event.sent.stage)
-            rest = opened.rest.get(batch.endpoint) or opened.rest.setdefault(batch.endpoint, Rest(*of))
+            kind = (batch.endpoint, event.sent.stage)
+            rest = opened.rest.get(kind) or opened.rest.setdefault(kind, Rest(batch.run, *kind))
             if rest.add(event.at, batch.prompts, event.duration_s, event.usage, event.usd):
-                self._calls(opened.rest.pop(batch.endpoint).event())
+                self._calls(opened.rest.pop(kind).event())
         else:
             parent = self._record(batch)
             span = self._start_call(batch.endpoint, parent, of_call(event), event.at - event.duration_s)
@@ -184,6 +184,7 @@ class Spans:
 
     def _calls(self, event: CallsEnded) -> None:
         attributes = of_calls(event.run, event.endpoint, event.prompts, event.usages, event.usds)
+        attributes["ondine.stage"] = event.stage
         span = self._start_call(event.endpoint, self._runs[event.run].span, attributes, event.began_at)
         span.end(_ns(event.at))
 

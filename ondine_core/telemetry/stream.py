@@ -26,6 +26,8 @@ _PAUSE_S = 0.2
 _AT_ONCE = 64
 _TURN_S = 0.002
 """An observer that has computed for so long rests as long, so that it takes half of the interpreter's time at most."""
+_OF_CALLS = frozenset({BatchEnded, Booked, CallEnded, Held})
+"""What is told of each ordinary call, where somebody wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,12 @@ class Stream:
     def __init__(
         self, observers: Sequence[Opened], on_trouble: Callable[[str], None] = _log.warning, capacity: int = 20_000
     ) -> None:
-        self.content = any(getattr(opened.observe, "content", False) for opened in observers)
+        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
+        self.content = any(lane.content for lane in self._lanes)
         """Whether one of them wants to know what was said."""
-        rates = [_calls_per_second(opened.observe) for opened in observers]
+        rates = [lane.calls_per_second for lane in self._lanes]
         self.calls_per_second = None if None in rates else max(filter(None, rates), default=0.0)
         """How many ordinary calls the one wants to be told of one by one who wants most."""
-        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
         self._new: deque[Event] = deque()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ondine-observers", daemon=True)
@@ -97,11 +99,16 @@ class _Lane:
     def __init__(self, opened: Opened, on_trouble: Callable[[str], None], capacity: int) -> None:
         self._opened, self._on_trouble, self._capacity = opened, on_trouble, capacity
         self._waiting: deque[Event] = deque()
-        self._given, self._ends = threading.Event(), False
+        self._given, self._ends = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._taken = self._dropped = self._failed = 0
+        wants = getattr(opened.observe, "wants", None)
+        self._wants: frozenset[type] | None = None if wants is None else frozenset(wants)
         self.content: bool = getattr(opened.observe, "content", False)
-        self._wants: frozenset[type] | None = getattr(opened.observe, "wants", None)
+        hears_of_calls = self._wants is None or not _OF_CALLS.isdisjoint(self._wants)
+        self.calls_per_second: float | None = (
+            getattr(opened.observe, "calls_per_second", None) if hears_of_calls else 0.0
+        )
         self._thread = threading.Thread(target=self._work, name=f"ondine-observer-{opened.name}", daemon=True)
         self._thread.start()
 
@@ -118,7 +125,8 @@ class _Lane:
 
     def finish(self, deadline: float) -> None:
         """Tell the thread to come to an end."""
-        self._deadline, self._ends = deadline, True
+        self._deadline = deadline
+        self._ends.set()
         self._given.set()
 
     def wait(self) -> None:
@@ -134,7 +142,7 @@ class _Lane:
             self._tell(f"failed on {self._failed:,} of {seen:,} events.")
 
     def _work(self) -> None:
-        while not self._ends:
+        while not self._ends.is_set():
             self._given.wait()
             self._given.clear()
             self._observe_waiting()
@@ -149,8 +157,8 @@ class _Lane:
                     observe(take())
             except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
                 self._has_failed(error)
-            if (took_s := time.thread_time() - began) > _TURN_S and not self._ends:
-                time.sleep(took_s)
+            if (took_s := time.thread_time() - began) > _TURN_S:
+                self._ends.wait(took_s)
                 began = time.thread_time()
 
     def _close(self) -> None:
@@ -170,14 +178,6 @@ class _Lane:
     def _tell(self, what: str) -> None:
         with suppress(Exception):
             self._on_trouble(f"The observer {self._opened.name!r} {what}")
-
-
-def _calls_per_second(observe: Observer) -> float | None:
-    wants: frozenset[type] | None = getattr(observe, "wants", None)
-    if wants is not None and wants.isdisjoint({BatchEnded, Booked, CallEnded, Held}):
-        return 0.0
-    rate: float | None = getattr(observe, "calls_per_second", None)
-    return rate
 
 
 def _without_content(event: Event) -> Event:
