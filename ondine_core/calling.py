@@ -149,8 +149,9 @@ class Caller:
         fate.ending, self._replied = "answered", True
         usd = Decimal(0) if usage is None else self._tracker.answered(errand.stage, usage)
         fate.spent_usd = usd
-        errand.told.came(sent, call, came, usd, fate.took_s)
         conclusion = errand.conclude(came, usd)
+        is_ordinary = not (conclusion.failures or conclusion.retry)
+        errand.told.came(sent, call, came, usd, fate.took_s, ordinary=is_ordinary)
         kept = conclusion if errand.keep else Conclusion()
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"

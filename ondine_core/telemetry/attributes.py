@@ -57,8 +57,8 @@ def of_batch(batch: AskedBatch) -> Attributes:
 
 def of_call(event: CallEnded) -> Attributes:
     """A call."""
-    batch = event.batch
-    attributes = of_calls(batch.run, batch.endpoint, batch.prompts, [event.usage], [event.usd]) | {
+    batch, usages = event.batch, [event.usage] if event.usage is not None else []
+    attributes = of_calls(batch.run, batch.endpoint, batch.prompts, usages, [event.usd]) | {
         "ondine.call.id": event.sent.call.hex(),
         "ondine.batch": batch.number,
         "ondine.stage": event.sent.stage,
@@ -75,23 +75,21 @@ def of_call(event: CallEnded) -> Attributes:
 
 
 def of_calls(
-    run: Run, endpoint: Endpoint, prompts: int, usages: Sequence[Usage | None], usds: Sequence[Decimal | None]
+    run: Run, endpoint: Endpoint, prompts: int, usages: Sequence[Usage], usds: Sequence[Decimal | None]
 ) -> Attributes:
     """One call, or several that are recorded together, whose tokens and costs are added up."""
-    billed = [usage for usage in usages if usage is not None]
     attributes = {
         **_origin(run),
         "gen_ai.operation.name": OPERATION,
         "gen_ai.provider.name": provider_name(endpoint.provider),
         "gen_ai.request.model": endpoint.model,
-        "ondine.calls": len(usages),
+        "ondine.calls": len(usds),
         "ondine.prompts": prompts,
         **_cost(_total(usds)),
     }
     if endpoint.address is not None:
         attributes |= {"server.address": endpoint.address, "server.port": endpoint.port}
-    usage = Usage(*(sum(map(part, billed)) for part in _USAGE_PARTS))
-    return attributes | _usage(usage) if billed else attributes
+    return attributes | _usage(usages) if usages else attributes
 
 
 def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
@@ -109,7 +107,9 @@ def _origin(run: Run) -> Attributes:
     return {key: value for key, value in named.items() if value}
 
 
-def _usage(usage: Usage) -> Attributes:
+def _usage(usages: Sequence[Usage]) -> Attributes:
+    # Part by part: to add up values would make one for every call.
+    usage = Usage(*(sum(map(part, usages)) for part in _USAGE_PARTS))
     parts = {
         "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
         "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens,

@@ -189,7 +189,7 @@ class CallEnded(NamedTuple):
 
 
 class CallsEnded(NamedTuple):
-    """Ordinary calls to one model that came back with a reply, where nobody wants to be told of each.
+    """Calls to one model that brought an answer to all their prompts, where nobody wants to be told of each.
 
     Args:
         at: When the last came.
@@ -200,7 +200,7 @@ class CallsEnded(NamedTuple):
         prompts: How many they carried.
         durations_s: Seconds that each took; as many as there were calls.
         usages: Tokens that each was billed for.
-        usds: What each cost.
+        usds: What each cost, `None` when the price is not known.
         held_s: Seconds that they waited for budgets, as in `Held`.
         booked_s: Seconds that they waited for the rate limit, as in `Booked`.
     """
@@ -212,7 +212,7 @@ class CallsEnded(NamedTuple):
     began_at: float
     prompts: int
     durations_s: tuple[float, ...]
-    usages: tuple[Usage | None, ...]
+    usages: tuple[Usage, ...]
     usds: tuple[Decimal | None, ...]
     held_s: tuple[float, ...] = ()
     booked_s: tuple[float, ...] = ()
@@ -272,11 +272,14 @@ Event: TypeAlias = (
 class Observer(Protocol):
     """Takes events, one at a time, in a thread of its own; any function of an event is one.
 
-    Four attributes are heeded if it has them: `wants`, the event types that it is told of (by default all); `content`,
-    whether calls carry what was said; `calls_per_second`, so many ordinary calls it is told of one by one, with their
-    batches, holds and bookings, and of others together as `CallsEnded` (by default of all one by one; with several
-    observers, as the one who wants most); and `close(timeout_s)`, called once, after the last event, if it was opened
-    by name.
+    Four attributes are heeded if it has them:
+
+    - `wants`: the event types that it is told of; by default all.
+    - `content`: whether calls carry what was said.
+    - `calls_per_second`: so many ordinary calls it is told of one by one (and a hundred more at the start), with their
+      batches, holds and bookings, and of others together, as `CallsEnded`. By default of all one by one. With several
+      observers, it is as the one wants it who wants most.
+    - `close(timeout_s)`: called once, after the last event, if it was opened by name.
     """
 
     def __call__(self, event: Event, /) -> object:

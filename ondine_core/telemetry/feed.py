@@ -40,8 +40,6 @@ __all__ = ["Feed", "LiveFeed", "Told", "error_type_of", "error_words_of", "find_
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
 
-Waits: TypeAlias = tuple[Held | Booked, ...]
-
 
 class Told:
     """Hears what becomes of a batch; this one tells nobody."""
@@ -57,8 +55,17 @@ class Told:
     def retried(self) -> None:
         """A call is about to be made again."""
 
-    def came(self, sent: Sent, call: Call, came: Reply | BaseException, usd: Decimal | None, duration_s: float) -> None:
-        """A call came back with a reply, or failed."""
+    def came(  # noqa: PLR0913  (one caller)
+        self,
+        sent: Sent,
+        call: Call,
+        came: Reply | BaseException,
+        usd: Decimal | None,
+        duration_s: float,
+        *,
+        ordinary: bool = False,
+    ) -> None:
+        """A call came back with a reply, ordinary if all its prompts have an answer now, or failed."""
 
     def rows_failed(self, failed: Failed) -> None:
         """Rows of the batch have no answer."""
@@ -123,43 +130,59 @@ class LiveFeed(Feed):
         for (reason, detail), number in rows.items():
             self.emit(RowsFailed(self.now(), self._run, batch, reason, detail, number))
 
-    def ordinary(  # noqa: PLR0913, PLR0917  (one caller)
-        self, stage: str, prompts: int, reply: Reply, usd: Decimal | None, duration_s: float, waits: Waits
-    ) -> None:
-        """A call came back that is told together with others."""
-        rest = self._rest.get(stage) or self._rest.setdefault(stage, Rest(self._run, self._endpoint, stage))
-        if rest.add(self.now(), prompts, duration_s, reply.usage, usd, waits):
-            self.emit(self._rest.pop(stage).event())
+    def rest(self, stage: str) -> Rest:
+        """Where ordinary calls go that are told together."""
+        return self._rest.get(stage) or self._rest.setdefault(stage, Rest(self._run, self._endpoint, stage))
 
-    def tell_of_rest(self) -> None:
-        """Nothing more will come."""
-        while self._rest:
-            self.emit(self._rest.popitem()[1].event())
+    def tell_of_rest(self, *, ends: bool = False) -> None:
+        """Tell of calls that have waited long enough to be told of; of all, if nothing more will come."""
+        now = self.now()
+        for stage, rest in [*self._rest.items()]:
+            if ends or rest.is_due(now):
+                self.emit(self._rest.pop(stage).event())
 
 
 class _LiveTold(Told):
     """Tells of a batch and its calls alone if it was chosen, or as soon as anything is not as it should be."""
 
-    __slots__ = ("_alone", "_attempt", "_batch", "_feed", "_waits")
+    __slots__ = ("_alone", "_attempt", "_batch", "_booked", "_feed", "_held")
 
     def __init__(self, feed: LiveFeed, batch: AskedBatch, *, alone: bool) -> None:
         self._feed, self._batch, self._attempt, self._alone = feed, batch, 1, alone
-        self._waits: Waits = ()
+        self._held: tuple[float, int, float] | None = None
+        self._booked: tuple[float, int, float] | None = None
 
     def held(self, holds: tuple[Hold, ...], waited_s: float) -> None:
-        self._waited(Held(self._feed.now(), self._batch, usd_of(holds[0].units), waited_s))
+        self._held = (self._feed.now(), holds[0].units, waited_s)
+        if self._alone:
+            self._tell()
 
     def booked(self, tokens: int, waited_s: float) -> None:
-        self._waited(Booked(self._feed.now(), self._batch, tokens, waited_s))
+        self._booked = (self._feed.now(), tokens, waited_s)
+        if self._alone:
+            self._tell()
 
     def retried(self) -> None:
         self._attempt += 1
         self._tell(Retried(self._feed.now(), self._batch, self._attempt))
 
-    def came(self, sent: Sent, call: Call, came: Reply | BaseException, usd: Decimal | None, duration_s: float) -> None:
-        if isinstance(came, Reply) and not self._alone:
-            self._feed.ordinary(sent.stage, self._batch.prompts, came, usd, duration_s, self._waits)
-            self._waits = ()
+    def came(  # noqa: PLR0913  (as above)
+        self,
+        sent: Sent,
+        call: Call,
+        came: Reply | BaseException,
+        usd: Decimal | None,
+        duration_s: float,
+        *,
+        ordinary: bool = False,
+    ) -> None:
+        if isinstance(came, Reply) and ordinary and not self._alone:
+            rest, now = self._feed.rest(sent.stage), self._feed.now()
+            rest.add(now, self._batch.prompts, duration_s, came.usage, usd)
+            rest.add_waits(self._held and self._held[2], self._booked and self._booked[2])
+            self._held = self._booked = None
+            if rest.is_due(now):
+                self._feed.tell_of_rest()
             return
         now, content = self._feed.now(), None
         if self._feed.content:
@@ -184,17 +207,17 @@ class _LiveTold(Told):
             why = error_type_of(error) if error else None
             self._tell(BatchEnded(self._feed.now(), self._batch, answered, failed, owed, why))
 
-    def _waited(self, wait: Held | Booked) -> None:
-        if self._alone:
-            self._feed.emit(wait)
-        else:
-            self._waits += (wait,)
-
     def _tell(self, *events: Event) -> None:
         """Tell of these alone, and of what went before."""
-        for event in (*self._waits, *events):
-            self._feed.emit(event)
-        self._waits, self._alone = (), True
+        emit, self._alone = self._feed.emit, True
+        if self._held:
+            at, units, waited_s = self._held
+            emit(Held(at, self._batch, usd_of(units), waited_s))
+        if self._booked:
+            emit(Booked(self._booked[0], self._batch, *self._booked[1:]))
+        self._held = self._booked = None
+        for event in events:
+            emit(event)
 
 
 def error_type_of(error: BaseException) -> str:

@@ -138,8 +138,9 @@ class Metrics:
                     self._waited("budget", event.run, event.held_s)
                     self._waited("rate", event.run, event.booked_s)
                 case CallEnded():
-                    batch, one = event.batch, ((event.duration_s,), (event.usage,), (event.usd,))
-                    self._came(batch.endpoint, batch.run, event.sent.stage, event.error_type, *one)
+                    batch, usages = event.batch, () if event.usage is None else (event.usage,)
+                    of = (batch.endpoint, batch.run, event.sent.stage, event.error_type)
+                    self._came(*of, (event.duration_s,), usages, (event.usd,))
                 case Progressed() | RunEnded():
                     self._progress(event)
                 case RowsFailed():
@@ -166,14 +167,14 @@ class Metrics:
         stage: str,
         error_type: str | None,
         durations_s: Sequence[float],
-        usages: Sequence[Usage | None],
+        usages: Sequence[Usage],
         usds: Sequence[Decimal | None],
     ) -> None:
         model, asset = _model(endpoint), _asset(run)
         self._distribution(DURATION, (*model, error_type, asset)).add(durations_s)
-        if billed := [usage for usage in usages if usage is not None]:
-            self._distribution(TOKENS, (*model, "input", asset)).add([usage.input_tokens for usage in billed])
-            self._distribution(TOKENS, (*model, "output", asset)).add([usage.output_tokens for usage in billed])
+        if usages:
+            self._distribution(TOKENS, (*model, "input", asset)).add([usage.input_tokens for usage in usages])
+            self._distribution(TOKENS, (*model, "output", asset)).add([usage.output_tokens for usage in usages])
         if costs := [usd for usd in usds if usd is not None]:
             self._totals[COST, (*model, stage, asset)] += sum(costs)
 

@@ -76,6 +76,8 @@ class _Live(Observation):
         if self._clock.elapsed() >= self._due:
             self._due = self._clock.elapsed() + _TELL_EVERY_S
             self._stream.emit(Progressed(self._clock.now(), self._run, progress))
+            for feed in self.feeds:
+                feed.tell_of_rest()
 
 
 @asynccontextmanager
@@ -113,7 +115,7 @@ async def observed(
         raise
     finally:
         for feed in live.feeds:
-            feed.tell_of_rest()
+            feed.tell_of_rest(ends=True)
         why, words = (error_type_of(error), error_words_of(error)) if error else (None, None)
         stream.emit(RunEnded(clock.now(), run, live.latest, why, words))
         await asyncio.to_thread(stream.close, patience_s)

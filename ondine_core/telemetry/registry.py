@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias, TypeVar
+from math import inf
+from typing import Any, TypeAlias, TypeVar, get_args
 
 from ondine_core.errors import ConfigError
-from ondine_core.telemetry.events import Observer
+from ondine_core.telemetry.events import Event, Observer
 from ondine_core.telemetry.stream import Opened
 
 __all__ = ["ObserverSpec", "check_observers", "open_observers", "register_observer"]
@@ -32,6 +35,7 @@ _OURS = {
     "prometheus": "ondine_core.telemetry.prometheus:open_prometheus",
 }
 """Written as entry points, and like those loaded when they are named: most steps name none."""
+_EVENTS = frozenset(get_args(Event))
 _FACTORIES: dict[str, Callable[..., Observer]] = {}
 
 
@@ -82,13 +86,29 @@ def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
                 opened.append(Opened(name, factory(**options), owned=True))
             else:
                 opened.append(Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False))
+        return [_heeded(one) for one in opened]
     except BaseException:
         for one in opened:
             if one.owned and (close := getattr(one.observe, "close", None)):
                 with suppress(Exception):
                     close(0.0)
         raise
-    return opened
+
+
+def _heeded(opened: Opened) -> Opened:
+    """With what the observer wants, which nobody has checked before."""
+    observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < inf):
+        raise ConfigError(
+            f"observers: calls_per_second={rate!r} of {opened.name!r} must be 0 or a positive number, or None for all."
+        )
+    wants = getattr(observe, "wants", None)
+    if wants is not None and not (isinstance(wants, AbstractSet | Sequence) and _EVENTS.issuperset(wants)):
+        raise ConfigError(
+            f"observers: wants={wants!r} of {opened.name!r} must be a set of event types, or None for all."
+        )
+    wants = None if wants is None else frozenset(wants)
+    return replace(opened, wants=wants, content=bool(getattr(observe, "content", False)), calls_per_second=rate)
 
 
 def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Observer], dict[str, Any]]:

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ondine_core.telemetry.events import Booked, CallsEnded, Endpoint, Held, Run
+from ondine_core.telemetry.events import CallsEnded, Endpoint, Run
 from ondine_core.values import Usage
 
 __all__ = ["Rest"]
 
 _MOST = 1_000
+"""What waits to be told is held in memory, and lost with the process."""
 _LONGEST_S = 2.0
+"""Dashboards are read by people; spans are paid for."""
 
 
 @dataclass(slots=True)
 class Rest:
-    """Calls to one model, made for one reason, that nobody has been told of yet; arguments as those of `CallsEnded`."""
+    """Calls to one model, made for one reason, that nobody has been told of yet."""
 
     run: Run
     endpoint: Endpoint
     stage: str
-    _at: float = 0.0
-    _began_at: float = float("inf")
-    _prompts: int = 0
-    _durations_s: list[float] = field(default_factory=list)
-    _usages: list[Usage | None] = field(default_factory=list)
-    _usds: list[Decimal | None] = field(default_factory=list)
-    _waits: list[Held | Booked] = field(default_factory=list)
+    _first_at: float = field(init=False, default=float("inf"))
+    _at: float = field(init=False, default=0.0)
+    _began_at: float = field(init=False, default=float("inf"))
+    _prompts: int = field(init=False, default=0)
+    _durations_s: list[float] = field(init=False, default_factory=list)
+    _usages: list[Usage] = field(init=False, default_factory=list)
+    _usds: list[Decimal | None] = field(init=False, default_factory=list)
+    _held_s: list[float] = field(init=False, default_factory=list)
+    _booked_s: list[float] = field(init=False, default_factory=list)
 
-    def add(  # noqa: PLR0913, PLR0917  (columns)
-        self,
-        at: float,
-        prompts: int,
-        duration_s: float,
-        usage: Usage | None,
-        usd: Decimal | None,
-        waits: Iterable[Held | Booked] = (),
-    ) -> bool:
-        """Take a call; returns whether it is time to tell."""
-        self._at, self._began_at = at, min(self._began_at, at - duration_s)
+    def add(self, at: float, prompts: int, duration_s: float, usage: Usage, usd: Decimal | None) -> None:
+        """Take a call that came at `at`."""
+        self._first_at, self._at = min(self._first_at, at), at
+        self._began_at = min(self._began_at, at - duration_s)
         self._prompts += prompts
         self._durations_s.append(duration_s)
         self._usages.append(usage)
         self._usds.append(usd)
-        self._waits.extend(waits)
-        return len(self._usds) >= _MOST or at - self._began_at > _LONGEST_S
+
+    def add_waits(self, held_s: float | None, booked_s: float | None) -> None:
+        """Take what a call waited, if it did."""
+        if held_s is not None:
+            self._held_s.append(held_s)
+        if booked_s is not None:
+            self._booked_s.append(booked_s)
+
+    def is_due(self, at: float) -> bool:
+        """Whether it is time to tell."""
+        return len(self._usds) >= _MOST or at - self._first_at > _LONGEST_S
 
     def event(self) -> CallsEnded:
         """What there is to tell."""
-        each = (tuple(self._durations_s), tuple(self._usages), tuple(self._usds))
-        held_s = tuple(wait.waited_s for wait in self._waits if isinstance(wait, Held))
-        booked_s = tuple(wait.waited_s for wait in self._waits if isinstance(wait, Booked))
-        of = (self.run, self.endpoint, self.stage)
-        return CallsEnded(self._at, *of, self._began_at, self._prompts, *each, held_s, booked_s)
+        return CallsEnded(
+            self._at,
+            self.run,
+            self.endpoint,
+            self.stage,
+            self._began_at,
+            self._prompts,
+            tuple(self._durations_s),
+            tuple(self._usages),
+            tuple(self._usds),
+            tuple(self._held_s),
+            tuple(self._booked_s),
+        )

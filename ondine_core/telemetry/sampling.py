@@ -8,7 +8,7 @@ _BURST = 100
 
 
 class Sampler:
-    """Takes so many a second, and a hundred more at the start.
+    """Takes so many a second; and a hundred more at once at the start, or when there were fewer for a while.
 
     Args:
         per_second: How many; `None` takes all.
@@ -22,7 +22,7 @@ class Sampler:
         """Whether the one that begins at that second is one of them."""
         if self._per_second is None:
             return True
-        if at < self._again_at:
+        if at < self._again_at:  # so nearly always, and it is asked for every batch
             return False
         since = max(0.0, at - self._at)
         self._left, self._at = min(_BURST, self._left + since * self._per_second), max(at, self._at)

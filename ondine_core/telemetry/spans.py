@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ondine_core.telemetry.attributes import Attributes, of_batch, of_call, of_calls, of_progress, of_run
 from ondine_core.telemetry.events import (
@@ -42,15 +42,14 @@ __all__ = ["Describe", "Spans"]
 Describe = Callable[[Literal["run", "batch", "call"], Attributes], Mapping[str, Any]]
 """Further attributes of a span, by what it is and those that it has."""
 
-_NEW: Final = object()
-
 
 @dataclass(slots=True)
 class _Open:
-    """The spans of a run that have not ended, those of batches by number; a batch that is not recorded has none."""
+    """The spans of a run that have not ended, by the number of the batch, and what befell batches that have none."""
 
     span: Span
-    batches: dict[int, Span | None] = field(default_factory=dict)
+    batches: dict[int, Span] = field(default_factory=dict)
+    befell: dict[int, list[Retried | Held | Booked]] = field(default_factory=dict)
     rest: dict[tuple[Endpoint, str], Rest] = field(default_factory=dict)
 
 
@@ -100,8 +99,7 @@ class Spans:
                 }
                 owner.add_event("rows failed", said, _ns(event.at))
             case Retried() | Held() | Booked():
-                if span := self._span_of(event.batch):
-                    span.add_event(*_described(event), _ns(event.at))
+                self._befall(event)
             case Progressed():
                 pass
 
@@ -126,7 +124,7 @@ class Spans:
         opened = self._runs[event.run]
         for rest in opened.rest.values():
             self._calls(rest.event())
-        for span in filter(None, opened.batches.values()):  # cancelled, or their end was lost on the way
+        for span in opened.batches.values():  # cancelled, or their end was lost on the way
             span.end(_ns(event.at))
         if event.progress is not None:
             opened.span.set_attributes(of_progress(event.progress))
@@ -136,15 +134,12 @@ class Spans:
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
-    def _span_of(self, batch: AskedBatch) -> Span | None:
-        """The span of a batch, begun if it is one of those that are recorded."""
-        batches = self._runs[batch.run].batches
-        if batch.number in batches:
-            return batches[batch.number]
-        if self._sampler.takes(batch.began_at):
-            return self._record(batch)
-        batches[batch.number] = None
-        return None
+    def _befall(self, event: Retried | Held | Booked) -> None:
+        opened, number = self._runs[event.batch.run], event.batch.number
+        if span := opened.batches.get(number):
+            span.add_event(*_described(event), _ns(event.at))
+        else:
+            opened.befell.setdefault(number, []).append(event)
 
     def _record(self, batch: AskedBatch) -> Span:
         """The span of a batch, begun if it has none."""
@@ -156,11 +151,16 @@ class Spans:
             began_ns = _ns(batch.began_at)
             span = self._tracer.start_span("batch", _inside(opened.span), attributes=described, start_time=began_ns)
             opened.batches[batch.number] = span
+            for event in opened.befell.pop(batch.number, ()):
+                self._befall(event)
         return span
 
     def _end_batch(self, event: BatchEnded) -> None:
-        span = self._runs[event.batch.run].batches.pop(event.batch.number, None)
-        if span is not None:
+        opened, number = self._runs[event.batch.run], event.batch.number
+        if event.error_type is not None:
+            self._record(event.batch)
+        opened.befell.pop(number, None)
+        if span := opened.batches.pop(number, None):
             settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
             span.set_attributes({f"ondine.prompts.{name}": number for name, number in settled.items()})
             _fail(span, event.error_type, None)
@@ -170,11 +170,16 @@ class Spans:
 
     def _call(self, event: CallEnded) -> None:
         batch, opened = event.batch, self._runs[event.batch.run]
-        known = opened.batches.get(batch.number, _NEW)
-        if event.error_type is None and (known is None or (known is _NEW and not self._sampler.takes(batch.began_at))):
+        if (
+            event.error_type is None
+            and event.usage is not None
+            and batch.number not in opened.batches
+            and not self._sampler.takes(batch.began_at)
+        ):
             kind = (batch.endpoint, event.sent.stage)
             rest = opened.rest.get(kind) or opened.rest.setdefault(kind, Rest(batch.run, *kind))
-            if rest.add(event.at, batch.prompts, event.duration_s, event.usage, event.usd):
+            rest.add(event.at, batch.prompts, event.duration_s, event.usage, event.usd)
+            if rest.is_due(event.at):
                 self._calls(opened.rest.pop(kind).event())
         else:
             parent = self._record(batch)

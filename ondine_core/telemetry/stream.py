@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ondine_core.telemetry.events import BatchEnded, Booked, CallEnded, Event, Held, Observer
+from ondine_core.telemetry.events import (
+    BatchEnded,
+    Booked,
+    CallEnded,
+    CallsEnded,
+    Event,
+    Held,
+    Observer,
+    RunEnded,
+    RunStarted,
+)
 
 __all__ = ["Opened", "Stream"]
 
@@ -24,8 +34,11 @@ _log = logging.getLogger(__name__)
 _PAUSE_S = 0.2
 """Events are handed on so often; to wake a thread for every event would cost the run more than the events do."""
 _AT_ONCE = 64
+"""So many events are observed between two looks at the clock, which cost more than an event may."""
 _TURN_S = 0.002
 """An observer that has computed for so long rests as long, so that it takes half of the interpreter's time at most."""
+_FEW = frozenset({RunStarted, RunEnded, CallsEnded})
+"""Taken although the buffer is full, since without them nothing adds up."""
 _OF_CALLS = frozenset({BatchEnded, Booked, CallEnded, Held})
 """What is told of each ordinary call, where somebody wants it."""
 
@@ -38,11 +51,17 @@ class Opened:
         name: What it is called in messages.
         observe: The observer.
         owned: Whether it is closed after the run.
+        wants: Event types that it is told of, `None` for all.
+        content: Whether it is told what was said.
+        calls_per_second: How many ordinary calls it wants to be told of one by one, `None` for all.
     """
 
     name: str
     observe: Observer
     owned: bool
+    wants: frozenset[type] | None = None
+    content: bool = False
+    calls_per_second: float | None = None
 
 
 class Stream:
@@ -57,12 +76,14 @@ class Stream:
     def __init__(
         self, observers: Sequence[Opened], on_trouble: Callable[[str], None] = _log.warning, capacity: int = 20_000
     ) -> None:
-        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
-        self.content = any(lane.content for lane in self._lanes)
+        self.content = any(opened.content for opened in observers)
         """Whether one of them wants to know what was said."""
-        rates = [lane.calls_per_second for lane in self._lanes]
+        rates = [
+            opened.calls_per_second if opened.wants is None or opened.wants & _OF_CALLS else 0.0 for opened in observers
+        ]
         self.calls_per_second = None if None in rates else max(filter(None, rates), default=0.0)
         """How many ordinary calls the one wants to be told of one by one who wants most."""
+        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
         self._new: deque[Event] = deque()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ondine-observers", daemon=True)
@@ -74,7 +95,7 @@ class Stream:
         """Let the observers finish, for so many seconds at most; what they have not seen then, they miss."""
         deadline = time.monotonic() + timeout_s
         self._ends.set()
-        self._thread.join()
+        self._thread.join(timeout_s)
         for lane in self._lanes:
             lane.finish(deadline)
         for lane in self._lanes:
@@ -90,33 +111,26 @@ class Stream:
             return
         bare = [_without_content(event) for event in events] if self.content else events
         for lane in self._lanes:
-            lane.give(events if lane.content else bare)
+            lane.give(events if lane.opened.content else bare)
 
 
 class _Lane:
     """One observer, its buffer and its thread."""
 
     def __init__(self, opened: Opened, on_trouble: Callable[[str], None], capacity: int) -> None:
-        self._opened, self._on_trouble, self._capacity = opened, on_trouble, capacity
+        self.opened, self._on_trouble, self._capacity = opened, on_trouble, capacity
         self._waiting: deque[Event] = deque()
         self._given, self._ends = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._taken = self._dropped = self._failed = 0
-        wants = getattr(opened.observe, "wants", None)
-        self._wants: frozenset[type] | None = None if wants is None else frozenset(wants)
-        self.content: bool = getattr(opened.observe, "content", False)
-        hears_of_calls = self._wants is None or not _OF_CALLS.isdisjoint(self._wants)
-        self.calls_per_second: float | None = (
-            getattr(opened.observe, "calls_per_second", None) if hears_of_calls else 0.0
-        )
         self._thread = threading.Thread(target=self._work, name=f"ondine-observer-{opened.name}", daemon=True)
         self._thread.start()
 
     def give(self, events: Sequence[Event]) -> None:
         """Take those that the observer wants and the buffer holds."""
-        wants = self._wants
+        wants, room = self.opened.wants, self._capacity - len(self._waiting)
         wanted = events if wants is None else [event for event in events if type(event) in wants]
-        taken = wanted[: self._capacity - len(self._waiting)]
+        taken = wanted if len(wanted) <= room else [*wanted[:room], *(e for e in wanted[room:] if type(e) in _FEW)]
         self._taken += len(taken)
         self._dropped += len(wanted) - len(taken)
         if taken:
@@ -139,7 +153,7 @@ class _Lane:
         elif self._thread.is_alive():
             self._tell("had not delivered everything when its time was up; what it still holds may be lost.")
         if self._failed > 1:
-            self._tell(f"failed on {self._failed:,} of {seen:,} events.")
+            self._tell(f"failed {self._failed:,} times in {seen:,} events.")
 
     def _work(self) -> None:
         while not self._ends.is_set():
@@ -150,25 +164,26 @@ class _Lane:
         self._close()
 
     def _observe_waiting(self) -> None:
-        observe, take, began = self._opened.observe, self._waiting.popleft, time.thread_time()
+        observe, take, began = self.opened.observe, self._waiting.popleft, time.thread_time()
         while self._waiting and time.monotonic() < self._deadline:
             try:
                 for _ in range(min(_AT_ONCE, len(self._waiting))):
                     observe(take())
-            except Exception as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
+            except BaseException as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
                 self._has_failed(error)
-            if (took_s := time.thread_time() - began) > _TURN_S:
+            took_s = time.thread_time() - began
+            if took_s > _TURN_S and len(self._waiting) < self._capacity // 2:
                 self._ends.wait(took_s)
                 began = time.thread_time()
 
     def _close(self) -> None:
-        if self._opened.owned and (close := getattr(self._opened.observe, "close", None)):
+        if self.opened.owned and (close := getattr(self.opened.observe, "close", None)):
             try:
                 close(max(0.0, self._deadline - time.monotonic()))
-            except Exception as error:  # noqa: BLE001  (as above)
+            except BaseException as error:  # noqa: BLE001  (as above)
                 self._has_failed(error)
 
-    def _has_failed(self, error: Exception) -> None:
+    def _has_failed(self, error: BaseException) -> None:
         self._failed += 1
         if self._failed == 1:
             # The text of the error may say anything; who wants it sets the level.
@@ -177,7 +192,7 @@ class _Lane:
 
     def _tell(self, what: str) -> None:
         with suppress(Exception):
-            self._on_trouble(f"The observer {self._opened.name!r} {what}")
+            self._on_trouble(f"The observer {self.opened.name!r} {what}")
 
 
 def _without_content(event: Event) -> Event:

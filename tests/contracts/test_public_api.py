@@ -33,8 +33,8 @@ SANITIZER = """
     RULE_NAMES Sanitize Sanitized Sanitizer find_sanitizer has_placeholder redact restore sanitize
 """.split()
 TELEMETRY = """
-    AskedBatch BatchEnded Booked CallEnded Content Endpoint Event Held Observer ObserverSpec Progressed Retried
-    RowsFailed Run RunEnded RunStarted check_observers register_observer
+    AskedBatch BatchEnded Booked CallEnded CallsEnded Content Endpoint Event Held Observer ObserverSpec Progressed
+    Retried RowsFailed Run RunEnded RunStarted check_observers register_observer
 """.split()
 
 

@@ -41,6 +41,7 @@ from ondine_core.telemetry import (
     Booked,
     CallEnded,
     CallsEnded,
+    Endpoint,
     Event,
     Held,
     Observer,
@@ -52,9 +53,11 @@ from ondine_core.telemetry import (
     RunStarted,
     register_observer,
 )
+from ondine_core.telemetry.rest import Rest
+from ondine_core.telemetry.sampling import Sampler
 from ondine_core.telemetry.stream import Opened, Stream
 from tests.support.asking import PROMPT, ask, echo_each, options, texts
-from tests.support.provider import Provider, error, first, matching, refusal, status
+from tests.support.provider import Fault, Provider, after, error, first, matching, refusal, status, truncated
 
 E = TypeVar("E")
 PRICE = Price(Decimal("0.000001"), Decimal("0.000002"), Decimal("0.0000005"))
@@ -162,6 +165,73 @@ def test_waits_of_calls_that_are_told_together_are_told_with_them() -> None:
     assert 102 <= len(of(Held, some.seen)) == len(of(Booked, some.seen)) < 121
     assert len(of(Held, some.seen)) + sum(len(calls.held_s) for calls in together) == 121
     assert len(of(Booked, some.seen)) + sum(len(calls.booked_s) for calls in together) == 121
+
+
+@pytest.mark.parametrize(
+    ("fault", "errors"),
+    [(matching("row 119", first(1, truncated)), {None}), (matching("row 119", refusal), {"refused"})],
+)
+def test_a_call_that_does_not_bring_every_answer_is_told_alone(fault: Fault, errors: set[str | None]) -> None:
+    """With its batch, which says what is owed or has failed; here after a hundred that were told one by one."""
+    some = Sampling()
+    with Provider(fault=fault) as provider:
+        ask(provider, texts(120), replace(options(max_concurrency=1), observers=(some,)))
+    late = [event for event in some.seen if isinstance(event, CallEnded) and event.batch.number > 100]
+    assert {call.error_type for call in late} == errors
+    ended = {event.batch.number: event for event in of(BatchEnded, some.seen)}
+    assert all(ended[call.batch.number].owed + ended[call.batch.number].failed for call in late[:1])
+
+
+def test_what_was_not_told_yet_is_told_when_a_run_ends_early() -> None:
+    """Nothing comes after its end, and every call that was answered before is told."""
+    some = Sampling()
+    with Provider(fault=after(120, status(401))) as provider, pytest.raises(ProviderError):
+        ask(provider, texts(200), replace(options(), observers=(some,)))
+    together = sum(len(calls.durations_s) for calls in of(CallsEnded, some.seen))
+    answered = sum(call.error_type is None for call in of(CallEnded, some.seen))
+    ended = some.seen[-1]
+    assert isinstance(ended, RunEnded)
+    assert ended.error_type == "fatal"
+    assert ended.progress is not None
+    assert together > 0
+    assert together + answered == ended.progress.spend.answered
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=50), st.floats(0.1, 100))
+def test_a_rest_is_told_after_two_seconds_or_a_thousand_calls(pauses: list[float], duration_s: float) -> None:
+    """However long the calls themselves take."""
+    run, endpoint, at = Run(Origin("r"), "m", 1), Endpoint("p", "m"), 1e9
+    rest = Rest(run, endpoint, "ask")
+    rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
+    assert not rest.is_due(at)
+    for pause in pauses:
+        at += pause
+        assert rest.is_due(at) == (at - 1e9 > 2)
+        rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
+    for _ in range(1000 - len(pauses) - 1):
+        rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
+    assert rest.is_due(at)
+    assert (rest.event().began_at, rest.event().at) == (1e9 - duration_s, at)
+
+
+@given(st.lists(st.floats(-1, 5), max_size=300), st.floats(0, 50))
+def test_a_sampler_never_takes_more_than_its_rate(steps: list[float], per_second: float) -> None:
+    """A hundred, and so many for each second that has gone by; also where the clock is set back."""
+    sampler, at, latest, taken = Sampler(per_second), 1e9, 1e9, 0
+    assert sum(sampler.takes(at) for _ in range(150)) == 100
+    for step in steps:
+        at += step
+        latest = max(latest, at)
+        taken += sum(sampler.takes(at) for _ in range(20))
+        assert taken <= (latest - 1e9) * per_second + 1e-3
+
+
+def test_a_sampler_takes_its_rate() -> None:
+    """Of a hundred a second it takes the ten that it may."""
+    sampler = Sampler(10)
+    taken = [sampler.takes(1e9 + number / 100) for number in range(6000)]
+    assert sum(taken[:100]) == 100
+    assert 575 <= sum(taken[200:]) <= 585
 
 
 @pytest.mark.parametrize(
@@ -312,8 +382,17 @@ def test_an_observer_that_fails_is_told_of_once_and_stops_nobody() -> None:
     assert len(of(CallEnded, seen)) == 10
     assert len(trouble) == 2
     assert "failed with ValueError" in trouble[0]
-    assert f"failed on {len(seen)} of {len(seen)} events" in trouble[1]
+    assert f"failed {len(seen)} times in {len(seen)} events" in trouble[1]
     assert "secret" not in "".join(trouble)
+
+
+def test_an_observer_that_exits_does_not_end_the_run() -> None:
+    """Not even where it means to end the program."""
+    trouble: list[str] = []
+    with Provider() as provider:
+        chosen = replace(options(), observers=(lambda _: sys.exit(1),), on_trouble=trouble.append)
+        assert ask(provider, texts(3), chosen).failures == {}
+    assert "failed with SystemExit" in trouble[0]
 
 
 def test_an_observer_that_waits_does_not_hold_the_run() -> None:
@@ -347,11 +426,13 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
     stream.emit(RunStarted(0.0, run))
     assert busy.wait(30)
     for _ in range(50):
-        stream.emit(RunStarted(1.0, run))
+        stream.emit(RowsFailed(1.0, run, None, "refused", "", 1))
+    stream.emit(RunEnded(2.0, run, None))
     go.set()
     stream.close(10)
-    assert len(seen) == 11
-    assert trouble == ["The observer 'slow' was too slow and missed 40 of 51 events."]
+    assert len(seen) == 12
+    assert type(seen[-1]) is RunEnded, "without it nothing that was seen adds up"
+    assert trouble == ["The observer 'slow' was too slow and missed 40 of 52 events."]
 
 
 def test_an_observer_that_never_returns_is_left_behind() -> None:
@@ -477,8 +558,20 @@ def test_what_names_no_observer_is_an_error_where_it_is_written(observers: Any, 
         Options(observers=observers)
 
 
-def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call() -> None:
-    """And those that were opened before it are closed."""
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (None, "no such place"),
+        ({"calls_per_second": "10"}, "calls_per_second='10' of 'second' must be 0 or a positive number"),
+        ({"calls_per_second": -1.0}, "must be 0 or a positive number"),
+        ({"wants": RunEnded}, "must be a set of event types"),
+        ({"wants": {"RunEnded"}}, "must be a set of event types"),
+    ],
+)
+def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
+    wish: dict[str, Any] | None, said: str
+) -> None:
+    """Nor one that wants what there is not; and those that were opened before it are closed."""
     closed: list[float] = []
 
     class Closing:
@@ -487,18 +580,22 @@ def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call() -
         def close(self, timeout_s: float) -> None:
             closed.append(timeout_s)
 
-    @register_observer("closing")
-    def open_closing() -> Observer:
+    @register_observer("first")
+    def open_first() -> Observer:
         return Closing()
 
-    @register_observer("broken")
-    def open_broken() -> Observer:
-        raise ConfigError("There is no such place.")
+    @register_observer("second")
+    def open_second() -> Observer:
+        if wish is None:
+            raise ConfigError("There is no such place.")
+        observer = Closing()
+        vars(observer).update(wish)
+        return observer
 
-    with Provider() as provider, pytest.raises(ConfigError, match="no such place"):
-        ask(provider, texts(1), replace(options(), observers=("closing", "broken")))
+    with Provider() as provider, pytest.raises(ConfigError, match=said):
+        ask(provider, texts(1), replace(options(), observers=("first", "second")))
     assert provider.books.requests == []
-    assert closed == [0.0]
+    assert closed == ([0.0] if wish is None else [0.0, 0.0])
 
 
 def test_two_runs_may_share_an_observer() -> None:

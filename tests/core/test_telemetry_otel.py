@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from ondine_core import ConfigError, Price, ProviderError, Report
+from ondine_core import ConfigError, Price, ProviderError, Rates, Report
 from ondine_core.books import Origin
 from ondine_core.telemetry.registry import open_observers
 from tests.support.asking import ask, echo_each, options, texts
@@ -57,16 +57,20 @@ def total(spans: list[Span], attribute: str) -> Any:
 # -- totals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_totals_are_the_reports_to_the_token_and_the_cent(collector: Collector, batch_size: int) -> None:
+@pytest.mark.parametrize(("rows", "batch_size", "rate"), [(60, 1, None), (60, 7, None), (200, 1, 0)])
+def test_totals_are_the_reports_to_the_token_and_the_cent(
+    collector: Collector, rows: int, batch_size: int, rate: int | None
+) -> None:
     """Over spans, over metrics, and on the span of the run; with calls that fail, are refused, and are made again."""
     faults = shares((0.2, status(503)), (0.1, status(429)))
     with Provider(echo_each, fault=faults, cached_tokens=1) as provider:
-        report = observed(provider, ALL, rows=60, batch_size=batch_size)
+        watching = {"name": "opentelemetry", "calls_per_second": rate}
+        report = observed(provider, watching, rows=rows, batch_size=batch_size, max_cost_usd=1, rates=Rates(6_000_000))
     spend, spans = report.spend, collector.spans()
     calls, run = calls_of(spans), next(span for span in spans if span.name == "enrich")
     assert spend.calls > spend.answered > 0
-    assert len(calls) == spend.calls
+    assert len(calls) == spend.calls if rate is None else len(calls) < spend.calls
+    assert total(calls, "ondine.calls") == spend.calls
     assert total(calls, "gen_ai.usage.input_tokens") == spend.usage.input_tokens
     assert total(calls, "gen_ai.usage.cache_read.input_tokens") == spend.usage.cached_input_tokens
     assert total(calls, "gen_ai.usage.output_tokens") == spend.usage.output_tokens
@@ -74,16 +78,18 @@ def test_totals_are_the_reports_to_the_token_and_the_cent(collector: Collector, 
     assert total(calls, "ondine.cost.usd") == pytest.approx(float(spend.usd), abs=1e-12)
     assert run.attributes["ondine.calls"] == spend.calls
     assert run.attributes["ondine.cost.usd"] == float(spend.usd)
-    assert run.attributes["ondine.rows.done"] == 60
+    assert run.attributes["ondine.rows.done"] == rows
     tokens = "gen_ai.client.token.usage"
     assert collector.total(tokens, {"gen_ai.token.type": "input"}) == spend.usage.input_tokens
     assert collector.total(tokens, {"gen_ai.token.type": "output"}) == spend.usage.output_tokens
     assert collector.total("ondine.cost.usd") == pytest.approx(float(spend.usd), abs=1e-12)
-    assert collector.total("ondine.rows", {"ondine.outcome": "answered"}) == 60 - report.progress.rows_failed
+    assert collector.total("ondine.rows", {"ondine.outcome": "answered"}) == rows - report.progress.rows_failed
     assert collector.total("ondine.rows", {"ondine.outcome": "failed"}) == report.progress.rows_failed
-    points = collector.metrics()["gen_ai.client.operation.duration"].histogram.data_points
-    assert sum(point.count for point in points) == spend.calls
-    assert all(sum(point.bucket_counts) == point.count for point in points)
+    durations = collector.metrics()["gen_ai.client.operation.duration"].histogram.data_points
+    waits = collector.metrics()["ondine.wait.duration"].histogram.data_points
+    assert sum(point.count for point in durations) == spend.calls
+    assert [point.count for point in waits] == [spend.calls, spend.calls], "for the budget, and for the rate"
+    assert all(sum(point.bucket_counts) == point.count for point in (*durations, *waits))
 
 
 def test_calls_beyond_the_rate_are_recorded_together(collector: Collector) -> None:
@@ -98,6 +104,16 @@ def test_calls_beyond_the_rate_are_recorded_together(collector: Collector) -> No
     assert total(calls, "gen_ai.usage.output_tokens") == report.spend.usage.output_tokens
     assert total(calls, "ondine.cost.usd") == pytest.approx(float(report.spend.usd or 0), abs=1e-12)
     assert sum(span.failed for span in calls) == 3
+
+
+def test_a_call_that_fails_beyond_the_rate_has_all_that_befell_its_batch(collector: Collector) -> None:
+    """The holds and the bookings of every attempt, the one that failed included."""
+    with Provider(fault=matching("row 149", first(1, status(503)))) as provider:
+        watching = {"name": "opentelemetry", "calls_per_second": 0}
+        observed(provider, watching, rows=150, max_cost_usd=1, rates=Rates(6_000_000))
+    spans = {span.id: span for span in collector.spans()}
+    (failed,) = (span for span in calls_of([*spans.values()]) if span.failed)
+    assert [name for name, _ in spans[failed.parent].notes] == ["hold", "booking", "retry", "hold", "booking"]
 
 
 def test_reused_rows_are_told_apart(collector: Collector, tmp_path: Any) -> None:
