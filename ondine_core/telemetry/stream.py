@@ -128,7 +128,7 @@ class _Lane:
 
     def give(self, events: Sequence[Event]) -> None:
         """Take those that the observer wants and the buffer holds."""
-        wants, room = self.opened.wants, self._capacity - len(self._waiting)
+        wants, room = self.opened.wants, max(0, self._capacity - len(self._waiting))
         wanted = events if wants is None else [event for event in events if type(event) in wants]
         taken = wanted if len(wanted) <= room else [*wanted[:room], *(e for e in wanted[room:] if type(e) in _FEW)]
         self._taken += len(taken)
@@ -171,9 +171,9 @@ class _Lane:
                     observe(take())
             except BaseException as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
                 self._has_failed(error)
-            took_s = time.thread_time() - began
-            if took_s > _TURN_S and len(self._waiting) < self._capacity // 2:
-                self._ends.wait(took_s)
+            if (took_s := time.thread_time() - began) > _TURN_S:
+                if len(self._waiting) < self._capacity // 2:
+                    self._ends.wait(took_s)
                 began = time.thread_time()
 
     def _close(self) -> None:
