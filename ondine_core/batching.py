@@ -22,9 +22,9 @@ from ondine_core.records import (
     THE_COLUMN,
     answer_record,
     answer_text,
-    find_local_id,
     item_record,
     name_id,
+    read_id,
     reply_fields,
     reply_schema,
 )
@@ -126,14 +126,19 @@ def _decode(form: Notation, batch: Batch, text: str, question: Question) -> Mapp
     name = name_id(question)
     found: dict[int, str] = {}
     doubtful: set[int] = set()
+    miscounted = False
     for record in records:
-        number = find_local_id(record.pop(name, None), len(batch.items))
-        if number is None:
+        number = read_id(record.pop(name, None))
+        if number is None or not 1 <= number <= len(batch.items):
+            miscounted |= number is not None
             continue
         answer = answer_text(record, question, typed=form.typed)
         # Two different answers to one row: which is right is not for us to guess.
         if found.setdefault(number, answer) != answer:
             doubtful.add(number)
+    # Who counts from 0 leaves out the last row, and gives each of the others the answer of the next.
+    if miscounted and len(found) < len(batch.items):
+        return None
     return {number: answer for number, answer in found.items() if number not in doubtful}
 
 

@@ -61,6 +61,8 @@ class Settled:
         answers: Prompts it settled with an answer.
         failures: Prompts it settled for good without one.
         paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
+        reuse_since: Answers of before this moment were not taken, in seconds since the epoch; against these a failure
+            counts, against later ones it does not.
     """
 
     sent: Sent
@@ -70,6 +72,7 @@ class Settled:
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     paid_twice: int = 0
+    reuse_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

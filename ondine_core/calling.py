@@ -153,11 +153,12 @@ class Caller:
         is_ordinary = not (conclusion.failures or conclusion.retry)
         errand.told.came(sent, call, came, usd, fate.took_s, ordinary=is_ordinary)
         kept = conclusion if errand.keep else Conclusion()
+        since = self._policy.reuse_since
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
         hold_off_s = self._heed(came.hold_off_s) if isinstance(came, Reply) else 0.0
         self._leave(fate)
-        await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))
+        await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since))
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)

@@ -21,9 +21,9 @@ __all__ = [
     "THE_COLUMN",
     "answer_record",
     "answer_text",
-    "find_local_id",
     "item_record",
     "name_id",
+    "read_id",
     "reply_fields",
     "reply_schema",
 ]
@@ -105,11 +105,11 @@ def answer_text(record: Record, question: Question, *, typed: bool) -> str:
         return ""
 
 
-def find_local_id(value: Json, size: int) -> int | None:
-    """The id that `value` names, if it is one of `1..size`."""
+def read_id(value: Json) -> int | None:
+    """The number that `value` is, or says."""
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_ID:
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= size else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _read(text: Json, kind: Mapping[str, Json]) -> Json:

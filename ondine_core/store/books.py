@@ -51,7 +51,7 @@ _ANSWER = f"""
 _REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
 _FAIL = """
     INSERT INTO ondine.failures (key, reason, detail, failed_at, model, attempts, cost_usd) SELECT ?, ?, ?, ?, ?, ?, ?
-    WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ?) ON CONFLICT (key) DO UPDATE SET
+    WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?) ON CONFLICT (key) DO UPDATE SET
     reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at, model = excluded.model,
     attempts = excluded.attempts, cost_usd = excluded.cost_usd"""
 _COUNT = f"""
@@ -62,11 +62,13 @@ _FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
 _REPLACE_NUMBERS = """
     INSERT INTO ondine.numbers (name, numbers) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
-_FIND_ANSWERS = f"SELECT {_ANSWERS} FROM ondine.answers WHERE key IN ?"  # noqa: S608
-# An answer and a failure may meet when two processes ask the same; the answer counts.
+# A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
+_FIND_ANSWERS = f"""
+    SELECT {_ANSWERS} FROM ondine.answers AS a WHERE key IN ?
+    AND NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"""  # noqa: S608
 _FIND_FAILURES = """
     SELECT key, reason, detail, model, attempts, cost_usd FROM ondine.failures AS f WHERE key IN ?
-    AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key)"""
+    AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"""
 _AUDIT = f"""
     SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
     WHERE run = ? GROUP BY outcome"""  # noqa: S608

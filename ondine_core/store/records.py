@@ -128,7 +128,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         (*line, settled.outcome, _day(int(sent.sent_at // 86400))),
         amounts,
         tuple([_to_answer_row(key, answer) for key, answer in settled.answers]),
-        tuple([_to_failure_row(key, failure, sent.sent_at) for key, failure in settled.failures]),
+        tuple([_to_failure_row(key, failure, sent.sent_at, settled.reuse_since) for key, failure in settled.failures]),
     )
 
 
@@ -175,11 +175,11 @@ def _to_answer_row(key: Key, answer: Answer) -> Row:
     )
 
 
-def _to_failure_row(key: Key, failure: Failure, failed_at: float) -> Row:
-    # The key once more: a failure is kept only if that has no answer.
+def _to_failure_row(key: Key, failure: Failure, failed_at: float, reuse_since: float) -> Row:
+    # The key once more: a failure is kept only if that has no answer which might have been taken.
     cost = None if failure.cost_usd is None else str(failure.cost_usd)
     took = (clean(failure.model), failure.attempts, cost)
-    return (key, failure.reason, clean(failure.detail), failed_at, *took, key)
+    return (key, failure.reason, clean(failure.detail), failed_at, *took, key, reuse_since)
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:

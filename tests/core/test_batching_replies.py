@@ -121,15 +121,19 @@ def written(strategy: Strategy, *records: Mapping[str, Any]) -> str:
         ([{"id": 1, **A}, {"id": 2, **B}, {"id": 1, **A}], {1: A, 2: B}),  # said twice
         ([{"id": 1, **A}, {"id": 2, **B}, {"id": 1, **B}], {2: B}),  # contradicted
         ([{"id": 2, **B}], {2: B}),
-        ([{"id": 1, **A}, {"id": 3, **B}, {"id": 0, **B}, {"id": -1, **B}], {1: A}),
-        ([{"id": 1001, **A}, {"id": 1002, **B}], {}),
+        ([{"id": 1, **A}, {"id": 2, **B}, {"id": 3, **B}, {"id": 0, **B}], {1: A, 2: B}),  # more than was asked
+        ([{"id": 0, **A}, {"id": 1, **B}], None),  # counted from 0: the 1 is not ours
+        ([{"id": "2", **A}, {"id": "3", **B}], None),
+        ([{"id": 1001, **A}, {"id": 1002, **B}], None),
         ([{"id": "one", **A}, {"id": "1.", **A}, {"id": "", **A}, {"id": "9" * 5000, **A}], {}),
         ([{"id": 1, **A}, {"id": 2, **B, "sure": "perhaps"}], {1: A}),  # one is not valid
         ([{"id": 1, **A}, {"id": 2, "mood": "b"}], {1: A}),
         ([{"number": 1, **A}, {"number": 2, **B}], {}),
     ],
 )
-def test_answers_are_joined_by_id(strategy: Strategy, records: list[dict[str, Any]], found: Mapping[int, Any]) -> None:
+def test_answers_are_joined_by_id(
+    strategy: Strategy, records: list[dict[str, Any]], found: Mapping[int, Any] | None
+) -> None:
     """Whatever a reply repeats, invents, drops or contradicts, a row has the one answer under its id or none."""
     assert answers(written(strategy, *records), strategy) == found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def test_failures_come_back_with_what_they_took(tmp_path: Path) -> None:
         [(one.model, one.attempts, one.cost_usd) for one in run.outcomes.failures() if one] for run in (first, second)
     ]
     assert took[0] == took[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_was_asked_anew_in_vain_has_failed(kind: str, tmp_path: Path) -> None:
+    """Its old answer does not come back by itself: the row stays failed or is asked again, as any failed row."""
+    store = fresh_place(kind, tmp_path)
+
+    def run(word: str, **policy) -> tuple[list[str | None], int]:  # noqa: ANN003
+        report = ask(
+            lambda text: billed(word if "row 1" in text else '{"answer": "good"}'), rows=2, store=store, **policy
+        )
+        return [*report.values()["answer"]], report.spend.calls
+
+    assert run('{"answer": "old"}') == (["good", "old"], 2)
+    assert run("nonsense", reuse_since=time.time(), max_repairs=0) == (["good", None], 2)
+    assert run("nonsense", retry_failed_rows=False) == (["good", None], 0)
+    assert run('{"answer": "new"}') == (["good", "new"], 1)
+    assert run("nonsense") == (["good", "new"], 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
