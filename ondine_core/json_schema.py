@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal, NotRequired, Union
+from uuid import UUID
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -17,7 +18,7 @@ from typing_extensions import TypedDict
 from ondine_core.errors import ConfigError
 from ondine_core.values import Json
 
-__all__ = ["allowed_values", "inline", "object_type", "storable", "storable_text"]
+__all__ = ["allowed_values", "as_object", "inline", "object_type", "storable", "storable_text"]
 
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
@@ -75,6 +76,8 @@ def allowed_values(schema: Mapping[str, Json]) -> tuple[Json, ...] | None:
 # -- from JSON schema to types -------------------------------------------------------------------------------------
 
 _PLAIN: Mapping[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
+_FORMATS: Mapping[str, type] = {"date": dt.date, "date-time": dt.datetime, "time": dt.time, "uuid": UUID}
+_VALUES: Mapping[str, Any] = {**_PLAIN, "number": (int, float), "array": list, "object": Mapping, "null": type(None)}
 _OF_TEXT = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
 _OF_NUMBERS = {
     "minimum": "ge",
@@ -86,14 +89,54 @@ _OF_NUMBERS = {
 _OF_ARRAYS = {"minItems": "min_length", "maxItems": "max_length"}
 _CONSTRAINTS = {**_OF_TEXT, **_OF_NUMBERS, **_OF_ARRAYS}
 _OF_TYPE = {"string": _OF_TEXT, "integer": _OF_NUMBERS, "number": _OF_NUMBERS, "array": _OF_ARRAYS}
+_BINDING = {**_OF_TYPE, "string": (*_OF_TEXT, "format")}
 _SHAPES = ("type", "enum", "const", "format", "items", "properties", "required", "additionalProperties", "anyOf")
 _KNOWN = frozenset({*_CONSTRAINTS, *_SHAPES, "nullable", "description", "title", "examples"})
+
+
+def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of an object that `output` is, or of one whose properties are the columns that it names.
+
+    Raises:
+        ConfigError: It is, or may be, the JSON schema of a value that has no columns.
+    """
+    of_words = all(key in _KNOWN or str(key).startswith("$") for key in output)
+    if isinstance(properties := output.get("properties"), Mapping) and (
+        output.get("type") == "object" or ("type" not in output and of_words and not _says_type(properties))
+    ):
+        return output
+    # A column may be called `type` and another `description`, so words alone do not make it a schema.
+    columns_only = all(kind in (*_PLAIN, "null") or _is_kind(kind) for kind in output.values())
+    if of_words and _says_type(output) and (list(output) == ["type"] or not columns_only):
+        raise ConfigError(
+            f"output={dict(output)!r} reads as the JSON schema of a value, which has no columns. For a column of such "
+            f"values give its name, {{'label': {dict(output)!r}}}; if 'type' is to be a column itself, write its type "
+            "as a schema, {'type': {'type': 'string'}}."
+        )
+    return {"properties": output}
+
+
+def _is_kind(kind: Any) -> bool:
+    """Whether `kind` is a JSON schema or a Python type, as a column has one, and not the operand of a keyword."""
+    return isinstance(kind, Mapping) or not isinstance(kind, str | int | float | list | tuple | set | None)
+
+
+def _says_type(schema: Mapping[str, Any]) -> bool:
+    """Whether `schema` says itself of which type or of which choice its value is, rather than naming columns."""
+    said = schema.get("type")
+    names = said if isinstance(said, list) else [said]
+    typed = bool(names) and all(name in tuple(_VALUES) for name in names)
+    return all(key in _KNOWN for key in schema) and (
+        typed or any(key in schema and not _is_kind(schema[key]) for key in ("enum", "const", "anyOf"))
+    )
 
 
 def _annotation(kind: Any, where: str) -> Any:
     """The type that `kind` (a Python type, a type name or a JSON schema) stands for."""
     if isinstance(kind, str):
         kind = {"type": kind}
+    if kind is None:
+        raise ConfigError(f"{where}=None is not a type; write one, as in 'string', or {{'type': 'null'}}.")
     if isinstance(kind, list | tuple | set):
         raise ConfigError(f"{where}={kind!r} is not a type; for a choice write {{'enum': [...]}} or Literal[...].")
     if not isinstance(kind, Mapping):
@@ -106,6 +149,8 @@ def _annotation(kind: Any, where: str) -> Any:
     sayable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
     if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in sayable]:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
+    _check_format(kind, names, where)
+    _check_values(kind, names, where)
     allowed = _OF_TYPE.get(str(kind.get("type")), {})
     limits = {allowed[key]: value for key, value in kind.items() if key in allowed}
     base = _base(kind, where)
@@ -114,7 +159,28 @@ def _annotation(kind: Any, where: str) -> Any:
     return base | None if kind.get("nullable") else base
 
 
-def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (one case a kind)
+def _check_format(kind: Mapping[str, Any], names: list[Any], where: str) -> None:
+    if "format" in kind and not ("string" in names and kind["format"] in tuple(_FORMATS)):
+        raise ConfigError(
+            f"{where} has the format {kind['format']!r} of type {kind.get('type')!r}, which is not checked; those of "
+            f"'string' that are: {', '.join(map(repr, _FORMATS))}. Leave it out, or say it with 'pattern'."
+        )
+
+
+def _check_values(kind: Mapping[str, Any], names: list[Any], where: str) -> None:
+    """Check that each value of an enum is of the type beside it; null may always be one of them."""
+    values = kind["enum"] if isinstance(kind.get("enum"), list | tuple) else [kind["const"]] if "const" in kind else []
+    types = tuple(_VALUES[name] for name in ("null", *names) if name in tuple(_VALUES))
+    for value in values if "type" in kind else ():
+        if not ("boolean" in names if isinstance(value, bool) else isinstance(value, types)):  # True is an int, too
+            quote = "; quote a text, since YAML reads a bare yes, no, on, off, number or date as something else: 'yes'"
+            raise ConfigError(
+                f"{where} allows {value!r}, which is not of type {kind['type']!r}"
+                f"{quote if 'string' in names else '; correct one of the two'}."
+            )
+
+
+def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: PLR0911  (one case a kind)
     match kind:
         case {"enum": [_, *_] as values}:
             return Literal[tuple(values)]
@@ -125,21 +191,17 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (
         case {"type": [_, *_] as names}:
             # Each constraint binds the types that it says something about.
             plain = {key: value for key, value in kind.items() if key not in ("description", "nullable")}
-            alternatives = [
-                {key: value for key, value in plain.items() if key not in _CONSTRAINTS or key in _OF_TYPE.get(name, ())}
-                for name in names
-            ]
-            options = [{**plain, "type": name} for plain, name in zip(alternatives, names, strict=True)]
+            loose = {key: value for key, value in plain.items() if key not in _CONSTRAINTS and key != "format"}
+            bound = [{key: plain[key] for key in plain if key in _BINDING.get(str(name), ())} for name in names]
+            options = [{**loose, **own, "type": name} for own, name in zip(bound, names, strict=True)]
             return Union[tuple(_annotation(option, where) for option in options)]  # noqa: UP007
         case {"type": "null"}:
             return None
-        case {"type": "string", "format": "date"}:
-            return dt.date
-        case {"type": "string", "format": "date-time"}:
-            return dt.datetime
+        case {"type": "string", "format": form}:
+            return _FORMATS[form]
         case {"type": "array", "items": items}:
             return list[_annotation(items, f"{where}.items")]  # type: ignore[misc]
-        case {"type": "object", "properties": Mapping()}:
+        case {"properties": Mapping()} if kind.get("type", "object") == "object":
             return object_type(kind, where)
         case {"type": str(name)} if name in _PLAIN:
             return _PLAIN[name]
@@ -152,6 +214,10 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: C901, PLR0911  (
 
 def object_type(kind: Mapping[str, Any], where: str) -> Any:
     """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
+    if odd := [name for name in kind["properties"] if not isinstance(name, str)]:
+        raise ConfigError(f"{where} has a column named {odd[0]!r}; names are texts, so quote it: '{odd[0]}'.")
+    if not isinstance(kind.get("required", []), list | tuple | set):
+        raise ConfigError(f"{where} has required={kind['required']!r}; give a list of names.")
     required = set(kind.get("required", kind["properties"]))
     if unknown := sorted(required - set(kind["properties"])):
         raise ConfigError(f"{where} requires {unknown[0]!r}, which is not one of its properties.")

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from ondine_core.books import Origin
 from ondine_core.budget import Cap
+from ondine_core.errors import ConfigError
 from ondine_core.means import Terms, find_means
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.ports import AnswerStore, ChatModel
@@ -74,6 +75,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_observers(self.observers)
+        if not isinstance(self.store, str | Path) and not hasattr(self.store, "settle"):
+            raise ConfigError(
+                f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
+            )
 
 
 def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:

@@ -6,7 +6,6 @@ it is paid for, and its fingerprint says whether an answer is still the answer t
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ondine_core.cells import steady, with_sorted_sets, write_cell
 from ondine_core.errors import ConfigError
 from ondine_core.preparation import Preparation, prepare_example
 from ondine_core.values import Json, Message
@@ -45,6 +45,16 @@ class Prompt:
     syntax: Literal["braces", "jinja2"] | None = None
     system: str | None = None
     examples: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {"text": str, "file": str | Path, "system": str}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind | None):
+                valid = "a path" if name == "file" else "a text"
+                raise ConfigError(f"{name}={value!r} of a prompt is a {type(value).__name__}; give {valid}, or None.")
+        examples: Any = self.examples
+        if isinstance(examples, str | bytes) or not isinstance(examples, Sequence):
+            raise ConfigError(f"examples={examples!r} of a prompt is not a list of pairs (input, answer).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class CompiledPrompt:
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The values that the template would write, as texts."""
-        return {name: _text(row[name]) for name in self.columns}
+        return {name: write_cell(row[name]) for name in self.columns}
 
 
 def compile_prompt(
@@ -98,6 +108,8 @@ def compile_prompt(
         ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
     """
     spec = Prompt(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(spec, Prompt):
+        raise ConfigError(f"prompt={spec!r} is not understood; give a template, or a Prompt.")
     source, syntax = _source(spec)
     columns, render, hoisted = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
     if not columns:
@@ -178,7 +190,7 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None]:
 
 
 def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
-    return "".join([literal + (_text(row[name]) if name is not None else "") for literal, name in parts])
+    return "".join([literal + (write_cell(row[name]) if name is not None else "") for literal, name in parts])
 
 
 def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
@@ -187,7 +199,7 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
 
     # Autoescape is for HTML; a model must see the text as it stands.
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
+        undefined=StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else steady(value)
     )
     try:
         tree = environment.parse(source)
@@ -203,22 +215,7 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
     plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
     written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
     hoisted = "".join(written) if plain else None
-    return tuple(ordered), lambda row: template.render({name: row[name] for name in ordered}), hoisted
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle
-        value = value.tolist()
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    text = str(value)
-    return "" if text in _MISSING else text
-
-
-_MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
-"""How the kinds of missing value write themselves; to a model they would read as words."""
+    return tuple(ordered), lambda row: template.render({name: with_sorted_sets(row[name]) for name in ordered}), hoisted
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:

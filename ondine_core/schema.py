@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError, SchemaError
 from pydantic_core.core_schema import ErrorType
 
 from ondine_core.errors import ConfigError
-from ondine_core.json_schema import inline, object_type, storable, storable_text
+from ondine_core.json_schema import as_object, inline, object_type, storable, storable_text
 from ondine_core.values import Json
 
 __all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema", "strip_fence"]
@@ -79,7 +79,7 @@ def compile_schema(output: Output) -> OutputSchema:
             a column a named group; the name of one column of free text.
 
     Raises:
-        ConfigError: The declaration has no columns or cannot be understood.
+        ConfigError: The declaration has no columns, cannot be understood, or contradicts itself.
     """
     match output:
         case str():
@@ -90,10 +90,9 @@ def compile_schema(output: Output) -> OutputSchema:
             raise ConfigError(f"{output.__name__!r} is a RootModel, which has no fields to make columns of.")
         case type() if issubclass(output, BaseModel):
             return _structured(output, tuple(output.model_fields))
-        case {"type": "object", "properties": Mapping()}:
-            return _structured(object_type(output, "output"), tuple(output["properties"]))
         case Mapping():
-            return _structured(object_type({"properties": output}, "output"), tuple(output))
+            schema = as_object(output)
+            return _structured(object_type(schema, "output"), tuple(schema["properties"]))
         case _:
             raise ConfigError(
                 f"output={output!r} is not understood; give a Pydantic model, a JSON schema of an object, a mapping of "
@@ -158,11 +157,23 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
     if hidden := [name for name in names if name not in shown]:
         raise ConfigError(f"The output field {hidden[0]!r} is left out when the model is written; drop exclude=True.")
+    if masked := [name for name in names if _is_masked(shown[name])]:
+        raise ConfigError(
+            f"The output field {masked[0]!r} is a secret, of which only '**********' would be kept; declare it as str."
+        )
     columns = tuple(Column(name, shown[name]) for name in names)
     # Names are in it because an alias may stay when the column it fills is renamed.
     identity = b"json:" + orjson.dumps([names, wire], option=orjson.OPT_SORT_KEYS)
     form = _Object(adapter, tuple(names), frozenset({*names, *wire["properties"]}))
     return OutputSchema(columns, orjson.dumps(wire), identity, form.parse, form.dump)
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether a value of this JSON schema, or a part of it, is one that Pydantic writes as asterisks."""
+    if isinstance(node, dict):
+        masked = node.get("writeOnly") is True and node.get("format") == "password"
+        return masked or any(map(_is_masked, node.values()))
+    return isinstance(node, list) and any(map(_is_masked, node))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +244,5 @@ def _reason(error: ValidationError, known: Collection[str]) -> str:
     # A key of the reply's own is text of the reply; only names from the schema are shown.
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
     what = " ".join(first["msg"].split()) if first["type"] in _PYDANTICS_OWN else "does not pass its validator"
-    return f"{where or 'the reply'}: {what[:1].lower()}{what[1:]}" + (f" (and {count - 1} more)" if count > 1 else "")
+    what = what if what[1:2].isupper() else what[:1].lower() + what[1:]
+    return f"{where or 'the reply'}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")

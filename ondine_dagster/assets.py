@@ -14,12 +14,12 @@ import dagster as dg
 from ondine_core.batching import find_strategy
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.cleaning import Clean
-from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import compile_question
 from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
 from ondine_core.values import ModelSpec
+from ondine_dagster.arguments import check_function, check_twin, with_valid_arguments
 from ondine_dagster.checks import Check
 from ondine_dagster.dead_letters import define
 from ondine_dagster.fitting import fit_checks
@@ -32,6 +32,7 @@ from ondine_dagster.wrapping import wrap
 __all__ = ["build_llm_asset", "llm_asset"]
 
 
+@with_valid_arguments
 def llm_asset(  # noqa: PLR0913  (all by keyword)
     *,
     prompt: str | Prompt,
@@ -99,11 +100,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise ConfigError(
-                f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
-                "neither async nor a generator; the calls to the model are concurrent anyway."
-            )
+        check_function(function)
         key = key_of(asset_arguments, function)
         question = compile_question(prompt, output, ModelSpec(""), clean=clean, sanitize=sanitize)
         enrichment = Enrichment(
@@ -129,10 +126,11 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         arguments["metadata"] = metadata | dict(asset_arguments.get("metadata") or {})
         if required := asset_arguments.get("required_resource_keys"):
             arguments["required_resource_keys"] = {*required, resource_key}
-        labelled = {name: dg.AssetIn(key=upstream) for name, upstream in golden_inputs(enrichment.checks).items()}
-        arguments["ins"] = {**(asset_arguments.get("ins") or {}), **labelled}
-        configurable = "config_schema" not in asset_arguments
-        compute = wrap(function, enrichment, resource_key, as_parameter=not required, configurable=configurable)
+        ins = asset_arguments.get("ins") or {}
+        labelled, configurable = golden_inputs(enrichment.checks), "config_schema" not in asset_arguments
+        compute = wrap(function, enrichment, resource_key, ins, as_parameter=not required, configurable=configurable)
+        added = inspect.signature(compute).parameters
+        arguments["ins"] = {**ins, **{name: dg.AssetIn(key=one) for name, one in labelled.items() if name in added}}
         try:
             return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
         except TypeError as error:
@@ -154,8 +152,9 @@ def build_llm_asset(
         **arguments: The other arguments of `llm_asset`, those of `@dg.asset` among them.
 
     Raises:
-        ConfigError: As for `llm_asset`.
+        ConfigError: As for `llm_asset`; or `upstream` is no key.
     """
+    check_twin(upstream, arguments)
 
     def rows_of(rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (annotations would become Dagster types)
         return rows

@@ -54,7 +54,9 @@ def _fields_of(kind: type[Check]) -> type[BaseModel]:
 _ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in typing.get_args(Check))]  # noqa: UP007  (of a tuple)
 
 
-def _resolve_checks(context: dg.ResolutionContext, value: Sequence[BaseModel]) -> list[Any]:
+def _resolve_checks(context: dg.ResolutionContext, value: str | Sequence[BaseModel]) -> Any:
+    if isinstance(value, str):  # Dagster lets it pass, as it might have been a template; `llm_asset` says what is valid
+        return value
     written = [check.model_dump(exclude_unset=True) for check in value]
     return [fill(context.at_path(place), check) for place, check in enumerate(written)]
 

@@ -10,11 +10,18 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, get_args
 
 import dagster as dg
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ondine_core.errors import ConfigError
 from ondine_dagster.assets import llm_asset
-from ondine_dagster.attributes import OpFields, ResolvedCleaning, ResolvedOutput, ResolvedPrompt, ResolvedSanitizer
+from ondine_dagster.attributes import (
+    OpFields,
+    ResolvedCleaning,
+    ResolvedOutput,
+    ResolvedPrompt,
+    ResolvedSanitizer,
+    said_for_good,
+)
 from ondine_dagster.check_attributes import ResolvedChecks
 from ondine_dagster.own_model import ResolvedLLM, check_key
 from ondine_dagster.planning import OnRowError
@@ -33,6 +40,14 @@ def _resolver(resolved: Any, description: str) -> Any:
     return resolver.with_outer_resolver(_said(description))
 
 
+def _no_flag(value: Any) -> Any:
+    """Pydantic would take `true` for 1."""
+    if isinstance(value, bool):
+        raise ValueError("a flag is no count")  # noqa: TRY004  (what Pydantic reports)
+    return value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_no_flag)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -65,17 +80,18 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     sanitize: ResolvedSanitizer = None
     llm: ResolvedLLM = None
     resource_key: Annotated[
-        str | None, _said("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given.")
+        str | None,
+        said_for_good("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given."),
     ] = None
     batch_size: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Count | Literal["auto"],
         _said("Most rows in one call; 'auto' grows it while all goes well. Changing it asks nothing again."),
     ] = 1
     batch_format: Annotated[
         Literal["json", "jsonl", "csv", "xml"], _said("How many rows and their answers are written in one call.")
     ] = "json"
     calibrate: Annotated[
-        Annotated[int, Field(ge=1)] | None,
+        Count | None,
         _said("So many sampled rows are asked alone and together before the run, and compared."),
     ] = None
     min_agreement: Annotated[Share, _said("Share of calibrated rows that must agree in every column, 0 to 1.")] = 0.98
@@ -83,31 +99,37 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         Literal["lower", "stop"], _said("'lower' halves batch_size until rows agree, 'stop' fails the step.")
     ] = "lower"
     max_cost_usd: Annotated[
-        Annotated[float, Field(gt=0)] | None, _said("Hard cap on what one materialization may cost, in USD.")
+        Annotated[float, Field(gt=0)] | None,
+        said_for_good(
+            "Hard cap on what one materialization may cost, in USD.", Annotated[float, Field(gt=0)] | str | None
+        ),
     ] = None
-    model_column: Annotated[str | None, _said("Name of a further column, which says which model answered the row.")] = (
-        None
-    )
+    model_column: Annotated[
+        str | None, said_for_good("Name of a further column, which says which model answered the row.")
+    ] = None
     on_row_error: Annotated[
         OnRowError,
         _said("What becomes of a row without an answer: 'null', 'drop', or 'raise', which fails the step at the end."),
     ] = "null"
     max_error_rate: Annotated[
         Share | None,
-        _said("Share of failed rows, 0 to 1, above which the step fails; by default it does when none was answered."),
+        said_for_good(
+            "Share of failed rows, 0 to 1, above which the step fails; by default it does when none was answered.",
+            Share | str | None,
+        ),
     ] = None
     failed_rows: Annotated[bool, _said("Adds a second asset, `<asset>_failed`: rows without an answer, and why.")] = (
         False
     )
     partition_by: Annotated[
         str | dict[str, str] | None,
-        _said(
+        said_for_good(
             "For an upstream without partitions: the column that says which partition a row belongs to; with several "
             "dimensions, the column of each."
         ),
     ] = None
     checks: ResolvedChecks = ()
-    io_manager_key: Annotated[str | None, _said("The IO manager that stores the asset.")] = None
+    io_manager_key: Annotated[str | None, said_for_good("The IO manager that stores the asset.")] = None
     op: Annotated[OpFields | None, _said("How Dagster runs the step: pool, tags, retry_policy, backfill_policy.")] = (
         None
     )
@@ -174,7 +196,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     def _resource_key(self) -> str:
         """A model of the asset's own has a key of its own."""
         if self.llm is None:
-            return self.resource_key or "llm"
+            return "llm" if self.resource_key is None else self.resource_key
         return re.sub(r"\W", "_", f"llm_for_{self.get_asset_spec().key.to_python_identifier()}")
 
 

@@ -9,7 +9,7 @@ from ondine_core.errors import ConfigError
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["check_frame", "frame_of", "names_of"]
+__all__ = ["check_frame", "frame_of", "is_only_numbered", "names_of"]
 
 
 def names_of(value: Any) -> tuple[str, ...]:
@@ -29,6 +29,18 @@ def frame_of(table: Any) -> nw.DataFrame[Any]:
     import narwhals as nw  # a tenth of a second, which whoever only loads definitions does not need to spend
 
     return nw.from_native(table, eager_only=True)
+
+
+def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
+    """Whether no row has a label of its own: other than in pandas none ever has, there an index may be its key."""
+    import narwhals as nw
+
+    if not frame.implementation.is_pandas():
+        return True
+    import pandas as pd
+
+    index = nw.maybe_get_index(frame)
+    return isinstance(index, pd.RangeIndex) and (index.start, index.step, index.name) == (0, 1, None)
 
 
 def check_frame(value: Any) -> None:

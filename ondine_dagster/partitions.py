@@ -10,13 +10,15 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.frames import frame_of
+from ondine_dagster.frames import frame_of, is_only_numbered
 
 if TYPE_CHECKING:
     import narwhals as nw
@@ -26,6 +28,7 @@ __all__ = ["PartitionBy", "check_partition_by", "joined", "rows_by_partition", "
 PartitionBy: TypeAlias = str | Mapping[str, str]
 """The column that says which partition a row belongs to; with several dimensions, the column of each."""
 
+_KEYS_SHOWN = 3
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
 
 
@@ -68,13 +71,17 @@ def rows_by_partition(
     """The rows of `table` that belong to each of the partitions `keys`, in their order; a frame of the same kind each.
 
     With partitions of time a row belongs where its date, date-time or ISO 8601 text falls (one without a time zone is
-    taken to be in that of the partitions); with others, where its value as a text is the key. Rows that belong to no
-    partition of `keys`, those without a value among them, are in none.
+    taken to be in that of the partitions); with others, where its value as a text is the key; 1.0 reads like "1", too,
+    and a midnight like its date. Rows that belong to no partition of `keys`, those without a value among them, are in
+    none. A pandas index is kept, unless it only numbers the rows.
 
     Raises:
-        ConfigError: `table` has no such column, or a value is no instant.
+        ConfigError: `table` has no such column, a value is no instant, or no value at all is a key of `partitions`.
     """
+    import narwhals as nw
+
     frame = frame_of(table)
+    numbered = is_only_numbered(frame)
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
         names = list(partition_by)
         dimensions = [partitions.get_partitions_def_for_dimension(name) for name in names]
@@ -88,7 +95,8 @@ def rows_by_partition(
         belongs = [_belongs(kind, name) for kind, name in zip(dimensions, part, strict=True)]
         mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
         # narwhals takes an empty mask for no condition at all.
-        found[key] = (frame.filter(mask) if mask else frame).to_native()
+        rows = frame.filter(mask) if mask else frame
+        found[key] = (nw.maybe_reset_index(rows) if numbered else rows).to_native()
     return found
 
 
@@ -105,13 +113,48 @@ def _marks(frame: nw.DataFrame[Any], column: str, partitions: dg.PartitionsDefin
             f"the columns are {', '.join(map(repr, frame.columns))}."
         )
     series = frame.get_column(column)
+    known: frozenset[str] = frozenset()
     if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
         zone = ZoneInfo(partitions.timezone)
         mark: Callable[[Any], Any] = lambda value: _instant(value, column, zone)  # noqa: E731
+    elif _is_sharded(partitions):
+        mark = _digest
     else:
-        mark = _digest if _is_sharded(partitions) else str
+        # Those of dynamic partitions are the instance's to know.
+        listed = isinstance(partitions, dg.StaticPartitionsDefinition)
+        known = frozenset(partitions.get_partition_keys() if listed else ())
+        mark = lambda value: _readings(value, known)  # noqa: E731
     pairs = zip(series.to_list(), series.is_null().to_list(), strict=True)
-    return [None if missing else mark(value) for value, missing in pairs]
+    marks = [None if missing else mark(value) for value, missing in pairs]
+    if known:
+        _check_hits(marks, column, str(series.dtype), partitions.get_partition_keys())
+    return marks
+
+
+def _readings(value: Any, known: frozenset[str]) -> tuple[str, ...]:
+    """The keys that `value` may stand for: itself as a text; if that is not `known`, the whole number or date it is.
+
+    A column of numbers that lacks one, and one of dates in pandas, has values of another type than was written.
+    """
+    text = str(value)
+    if text in known:
+        return (text,)
+    if isinstance(value, float | Decimal) and isfinite(value) and value % 1 == 0:
+        return text, str(int(value))
+    if isinstance(value, dt.datetime) and value.time() == dt.time():
+        return text, value.date().isoformat()
+    return (text,)
+
+
+def _check_hits(marks: Sequence[tuple[str, ...] | None], column: str, kind: str, keys: Sequence[str]) -> None:
+    """Refuse a column of which no value is a key: every partition would be empty, and nobody would be told."""
+    readings = {text for mark in marks if mark is not None for text in mark}
+    if readings and readings.isdisjoint(keys):
+        examples = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", ..." if len(keys) > _KEYS_SHOWN else "")
+        raise ConfigError(
+            f"partition_by={column!r}: no value of this column ({kind}) is a key of the partitions; "
+            f"the keys are {examples}."
+        )
 
 
 def _is_sharded(partitions: dg.PartitionsDefinition[Any]) -> bool:
@@ -127,7 +170,7 @@ def _belongs(partitions: dg.PartitionsDefinition[Any], key: str) -> Callable[[An
     if shard := _SHARD.fullmatch(key):
         number, count = int(shard[1]) - 1, int(shard[2])
         return lambda mark: mark is not None and mark % count == number
-    return lambda mark: bool(mark == key)
+    return lambda mark: mark is not None and key in mark
 
 
 def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
@@ -152,6 +195,8 @@ def _digest(value: Any) -> int:
 def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[str, int]]:
     """Tables by partition as one frame, in the order of `keys`, and how many rows each brought.
 
+    A pandas index is kept, unless it only numbers the rows of each.
+
     Raises:
         ConfigError: There is no table for any of `keys`, or they are not of one kind and schema.
     """
@@ -162,8 +207,9 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[st
         raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
     try:
         frames = [frame_of(table) for table in found.values()]
-        # The rows of each had numbers of their own in pandas.
-        whole = nw.maybe_reset_index(nw.concat(frames))
+        whole = nw.concat(frames)
+        if all(map(is_only_numbered, frames)):
+            whole = nw.maybe_reset_index(whole)
     except Exception as error:
         raise ConfigError(
             f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}); "

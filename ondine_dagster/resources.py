@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import dagster as dg
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from ondine_core.addresses import check_address
 from ondine_core.budget import Cap, Period
 from ondine_core.errors import ConfigError
 from ondine_core.options import Options
 from ondine_core.policy import Policy
 from ondine_core.pricing import Price
+from ondine_core.providers import connect
+from ondine_core.providers.settings import check_params
 from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
+from ondine_dagster.config import StrictConfig, plain_texts
 
 __all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
 
 
-class SharedBudget(dg.Config):
+class SharedBudget(StrictConfig):
     """What may be spent by everybody who names this budget, on the same store, in a period."""
 
     name: str = Field(description="Assets, runs and processes whose resource names it draw from one purse.")
@@ -31,13 +35,25 @@ class SharedBudget(dg.Config):
     period: str = Field(default="month", description="'run', 'day', 'month' (both UTC) or 'ever'.")
     warn_at: list[float] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_plain_values(cls, given: Any) -> Any:
+        plain = plain_texts(given)
+        Cap(Decimal(1), plain.get("name", "unknown"), cast("Period", plain.get("period", "month")))
+        return given
+
+    @field_validator("warn_at")
+    @classmethod
+    def _check_shares(cls, warn_at: list[float]) -> list[float]:
+        return list(Cap(Decimal(1), warn_at=tuple(warn_at)).warn_at)
+
     def cap(self) -> Cap:
         """The budget as the engine knows it."""
         amount = Decimal(str(self.max_cost_usd))
         return Cap(amount, self.name, cast("Period", self.period), tuple(self.warn_at))
 
 
-class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-arg]
     """A language model that every `llm_asset` with this resource asks."""
 
     model: str = Field(
@@ -122,6 +138,21 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         check_observers(observers)
         return observers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_plain_values(cls, given: Any) -> Any:
+        """What a step would refuse when it starts is refused here, unless it is a variable that is read only then."""
+        plain = plain_texts(given)
+        fallbacks = given.get("fallbacks")
+        for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
+            if type(model) is str:
+                _check_model(model)
+        if isinstance(params := given.get("params"), dict):
+            check_params(ModelSpec(plain.get("model", "the model"), params=params))
+        if base_url := plain.get("base_url"):
+            check_address(base_url)
+        return given
+
     @classmethod
     def from_spec(cls, spec: ModelSpec, **fields: Any) -> Self:
         """The resource for `spec`, such as a preset.
@@ -178,6 +209,13 @@ class LLMResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if given is None or taken is None:
             raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
         return Price(given, taken, given if cached is None else cached)
+
+
+def _check_model(model: str) -> None:
+    """Refuse a name without a provider, in the words of a step; whether there is such a provider is seen there."""
+    provider, _, name = model.partition("/")
+    if not (provider and name):
+        connect(ModelSpec(model))
 
 
 def _read_variables(value: Any) -> Any:

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import re
-import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -19,7 +18,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import Question, check_columns
 from ondine_dagster.partitions import check_partition_by
-from ondine_dagster.planning import Enrichment, OnRowError
+from ondine_dagster.planning import Enrichment
 
 __all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "unknown_argument"]
 
@@ -34,20 +33,12 @@ def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> 
 
 
 def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
-    """Check what was declared, as far as that can be done without rows.
+    """Check that what was declared fits together, as far as that can be done without rows.
 
     Raises:
-        ConfigError: A figure is out of range, or an argument cannot be kept.
+        ConfigError: Two columns would have one name, or an argument cannot be kept.
     """
-    if enrichment.on_row_error not in typing.get_args(OnRowError):
-        raise ConfigError(f"on_row_error={enrichment.on_row_error!r}; valid are 'null', 'drop' and 'raise'.")
-    if enrichment.batch_size != "auto" and enrichment.batch_size < 1:
-        raise ConfigError(f"batch_size={enrichment.batch_size!r} must be at least 1, or 'auto'.")
-    if (cap := enrichment.max_cost_usd) is not None and not cap > 0:
-        raise ConfigError(f"max_cost_usd={cap!r} must be more than 0.")
-    rate = enrichment.max_error_rate
-    if rate is not None and not 0 <= rate <= 1:
-        raise ConfigError(f"max_error_rate={rate!r} must be between 0 and 1.")
+    _check_names(enrichment)
     if enrichment.partition_by is not None:
         check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
     if asset_arguments.get("check_specs"):
@@ -60,6 +51,27 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
         outputs = {column.name for column in enrichment.question.schema.columns}
         outputs |= {enrichment.error_column, enrichment.model_column or ""}
         check_columns(enrichment.question, [column.name for column in declared.columns if column.name not in outputs])
+
+
+def _check_names(enrichment: Enrichment) -> None:
+    """One column would overwrite the other in the table, and with it answers that are paid for."""
+    error_column, added = enrichment.error_column, enrichment.model_column
+    outputs = [column.name for column in enrichment.question.schema.columns]
+    if error_column in outputs:
+        raise ConfigError(
+            f"The output column {error_column!r} has the name of the column that says why a row failed, which is the "
+            "asset's name and '_error'; rename the output column or the asset."
+        )
+    if error_column in enrichment.question.prompt.columns:
+        raise ConfigError(
+            f"The prompt reads column {error_column!r}, but that is the column that says why a row failed, the asset's "
+            "name and '_error'; rename the column of the rows or the asset."
+        )
+    taken = {"an output column": outputs, "a column the prompt reads": enrichment.question.prompt.columns}
+    taken["the column that says why a row failed"] = [error_column]
+    for what, names in taken.items():
+        if added in names:
+            raise ConfigError(f"model_column={added!r} is also {what}; give model_column another name.")
 
 
 def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:

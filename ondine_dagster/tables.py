@@ -1,7 +1,9 @@
 """Data frames at the edge: pandas, polars and pyarrow in, the same kind out, with the output columns joined on.
 
 A missing value is null in a column of its declared type. pandas columns are built natively, because its plain integer
-and boolean types cannot hold a null.
+and boolean types cannot hold a null. A pandas column of nulls has a type, too, so that files of partitions can be read
+together; but not one of lists or objects, which pandas cannot read again from a file that names Arrow's type for them.
+Use polars or pyarrow where a whole partition of those may be null.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -115,11 +118,33 @@ def _series(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema:
         values = [_typed(value, json_schema) for value in values]
     if not frame.implementation.is_pandas():
         return nw.new_series(name, values, _dtype(json_schema), backend=frame.implementation)
+    index = frame.to_native().index
+    return nw.from_native(_pandas_series(name, values, json_schema, index), series_only=True)
+
+
+def _pandas_series(name: str, values: list[Any], json_schema: Mapping[str, Json], index: Any) -> Any:
     import pandas as pd
 
-    native = pd.Series(values, index=frame.to_native().index, name=name, dtype=_PANDAS.get(kind, "object"))
+    kind = _kind(json_schema)
+    dtype = _PANDAS.get(kind, "object")
+    if dtype == "object" and all(value is None for value in values):
+        return pd.Series(values, index=index, name=name, dtype=_pandas_dtype_of_nulls(kind))
+    native = pd.Series(values, index=index, name=name, dtype=dtype)
     # Texts and date-times take the type that the installed pandas gives them.
-    return nw.from_native(native.infer_objects() if kind != "array" else native, series_only=True)
+    return native.infer_objects() if kind != "array" else native
+
+
+def _pandas_dtype_of_nulls(kind: str) -> Any:
+    """The type of a column without a value, which in a file is that of one with values, as far as pandas has it."""
+    import pandas as pd
+
+    if kind in ("string", "mixed", "date-time"):
+        value = dt.datetime(2026, 1, 1) if kind == "date-time" else ""  # noqa: DTZ001
+        inferred = pd.Series([value], dtype="object").infer_objects().dtype
+        return "string" if inferred == "object" else inferred  # pandas 2 infers no texts
+    if kind == "date" and find_spec("pyarrow") is not None:
+        return "date32[pyarrow]"
+    return "object"
 
 
 def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:

@@ -26,15 +26,15 @@ HEAVY = (
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
     "values books ports errors addresses pricing context_limits tokens presets cost_tracker cleaning sanitizer "
-    "preparation prompts json_schema schema question notations records batching packing batch_size stages agreement "
-    "calibration rates rate_limiter retry blame pacing concurrency gate caps budget store processes lease policy means "
-    "providers outcomes report tally telemetry errand calling sizes asking engine reading thread garbage options "
-    "enrichment estimate __init__ __main__"
+    "preparation cells prompts json_schema schema question notations records batching packing batch_size stages "
+    "agreement calibration rates rate_limiter retry blame pacing concurrency gate caps budget store processes lease "
+    "policy means providers outcomes report tally telemetry errand calling sizes asking engine reading thread garbage "
+    "options enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "frames markdown tables showing report resources spend config partitions plots checks scores fitting drift golden "
-    "judging dead_letters watch planning step specs wrapping assets attributes check_attributes own_model scaffolder "
-    "component __init__"
+    "frames markdown tables showing report config resources spend partitions plots checks scores fitting drift golden "
+    "judging dead_letters watch planning arguments step specs wrapping assets attributes check_attributes own_model "
+    "scaffolder component __init__"
 ).split()
 
 

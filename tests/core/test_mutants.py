@@ -66,9 +66,9 @@ MUTANTS = (
     Mutant(
         "answers are told before they are durable",
         "calling.py",
-        "await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again))",
+        "await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since))",
         "asyncio.ensure_future("
-        "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again)))",
+        "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since)))",
         "durable",
     ),
     Mutant(

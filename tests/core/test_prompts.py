@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import datetime as dt
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from jinja2.exceptions import SecurityError, UndefinedError
 
+from ondine_core import Answer, Failure, ScriptedModel, enrich_sync
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.schema import compile_schema
@@ -78,11 +85,94 @@ def test_unbalanced_braces_are_refused(template: str) -> None:
         (1.5, "1.5"),
         ({"k": "é"}, '{"k": "é"}'),
         ([1, None], "[1, null]"),
+        ((1, ("x", None)), '[1, ["x", null]]'),
+        ({"b", "a"}, '["a", "b"]'),
+        (frozenset({2, "2", None}), '[null, 2, "2"]'),
+        ({"k": [({"b", "a"},), frozenset()]}, '{"k": [[["a", "b"]], []]}'),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (b"<X object at 0x1f>", "b'<X object at 0x1f>'"),
+        (["<X object at 0x1f>"], '["<X object at 0x1f>"]'),
     ],
 )
 def test_values_write_themselves(value: Any, text: str) -> None:
     """A missing value is nothing at all, a text stays as it is, and a nested value is JSON."""
     assert compiled("[{a}]").render({"a": value}) == f"[{text}]"
+
+
+RENDERING = """
+from ondine_core.prompts import Prompt, compile_prompt
+tags = {f"tag {number}" for number in range(50)}
+row = {"a": tags, "b": [{"k": frozenset(tags)}, (tags, {frozenset("xyz"), None, 1})]}
+for text, syntax in (
+    ("{a} {b}", "braces"),
+    ("{{ a }} {{ b }} {% for tag in a %}{{ tag }}{% endfor %} {{ a|join }} {{ b[1][0] }}", "jinja2"),
+):
+    print(compile_prompt(Prompt(text, syntax=syntax), str).render(row))
+"""
+
+
+def test_a_set_is_the_same_text_in_every_process() -> None:
+    """Its elements are in an order of their own, however deep it lies, so that no later run pays for them again."""
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", RENDERING],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(texts) == 1
+    assert b'["tag 0", "tag 1", "tag 10"' in texts.pop()
+
+
+class Opaque:
+    """Has no text but where it lies in memory."""
+
+
+@dataclass
+class Holder:
+    """Writes what it holds."""
+
+    inner: Any
+
+
+@pytest.mark.parametrize("render", [compiled("{a}").render, jinja("{{ a }}").render], ids=["braces", "jinja2"])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Opaque(), "Opaque"),
+        ([1, Opaque()], "Opaque"),
+        ({"k": (Opaque(),)}, "Opaque"),
+        ({Opaque()}, "Opaque"),
+        (Holder(Opaque()), "Holder"),
+        (jinja, "function"),
+    ],
+    ids=["object", "list", "mapping", "set", "dataclass", "function"],
+)
+def test_a_value_without_a_text_is_refused(render: Callable[[Any], str], value: Any, name: str) -> None:
+    """An address is another in every run, which would pay for the row again; the complaint names the type only."""
+    with pytest.raises(TypeError, match=f"a value of type '{name}' has no text but its address") as caught:
+        render({"a": value})
+    assert "0x" not in str(caught.value)
+
+
+def test_a_row_without_a_text_fails_alone() -> None:
+    """It is never asked, and the rows beside it are; what it holds is not in its failure."""
+    rows = [{"a": "x"}, {"a": Opaque()}, {"a": {"z", "y"}}]
+    report = enrich_sync(rows, prompt="{a}", output="b", model=ScriptedModel({"": "ok"}))
+    first, second, third = report.outcomes
+    assert isinstance(second, Failure)
+    assert second.reason == "prompt"
+    assert "0x" not in second.detail
+    assert isinstance(first, Answer)
+    assert isinstance(third, Answer)
+
+
+def test_jinja2_reads_what_has_no_text_itself() -> None:
+    """An attribute of such a value may be written; a value without a set stays the very one it was."""
+    row = {"a": Holder(Opaque()), "b": Holder("x")}
+    assert jinja("{{ b.inner }}{% if a.inner %}!{% endif %}").render(row) == "x!"
 
 
 @given(TEMPLATE_LIKE, TEMPLATE_LIKE)
@@ -282,3 +372,30 @@ def test_examples_and_includes_that_cannot_work_are_refused(prompt: Prompt, fix:
 def test_a_missing_value_is_nothing_in_jinja_too() -> None:
     """`None` would read as a word."""
     assert compiled(Prompt("<{{ a }}>", syntax="jinja2")).render({"a": None}) == "<>"
+
+
+@pytest.mark.parametrize(
+    ("given_", "said"),
+    [
+        ({"text": 5}, "text=5 of a prompt is a int; give a text, or None"),
+        ({"text": "{x}", "system": 5}, "system=5 of a prompt is a int; give a text, or None"),
+        ({"file": 5}, "file=5 of a prompt is a int; give a path, or None"),
+        ({"text": "{x}", "examples": 5}, "examples=5 of a prompt is not a list of pairs"),
+        ({"text": "{x}", "examples": None}, "examples=None of a prompt is not a list of pairs"),
+        ({"text": "{x}", "examples": "ab"}, "examples='ab' of a prompt is not a list of pairs"),
+        ({"text": "{x}", "examples": {"a": "b"}}, "examples={'a': 'b'} of a prompt is not a list of pairs"),
+    ],
+)
+def test_a_prompt_of_the_wrong_types_is_refused_where_it_is_made(given_: dict[str, Any], said: str) -> None:
+    """No Python error at the first row: the argument, its value and what is valid."""
+    with pytest.raises(ConfigError) as caught:
+        Prompt(**given_)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"{x}"])
+def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
+    """Neither a text nor a `Prompt` is an error that shows it."""
+    with pytest.raises(ConfigError, match="is not understood; give a template, or a Prompt") as caught:
+        compiled(prompt)
+    assert f"prompt={prompt!r}" in str(caught.value)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretBytes, SecretStr
 
 from ondine_core.errors import ConfigError
 from ondine_core.schema import Column, compile_schema
@@ -100,6 +100,69 @@ def test_a_mapping_is_a_column_a_type(kind: Any, column: dict[str, Any]) -> None
     assert compile_schema({"c": kind, "d": "string"}).columns == (Column("c", column), Column("d", STRING))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"enum": [True, "x", 1]},
+        {"enum": ["x", None]},
+        {"type": "string", "enum": ["x", None]},
+        {"type": "string", "enum": ["x", None], "nullable": True},
+        {"type": ["string", "null"], "enum": ["x", None]},
+        {"type": ["string", "integer"], "enum": ["x", 1]},
+        {"type": "integer", "enum": [1]},
+        {"type": "number", "enum": [1, 1.5]},
+        {"type": "boolean", "enum": [True]},
+        {"type": "boolean", "const": True},
+    ],
+    ids=str,
+)
+def test_a_choice_of_its_own_type_is_understood(kind: dict[str, Any]) -> None:
+    """Each value of a choice is an answer as long as it is of the type beside it, if there is one; null always is."""
+    schema = compile_schema({"c": kind})
+    for value in kind.get("enum", [kind.get("const")]):
+        assert schema.parse(json.dumps({"c": value})) == {"c": value}
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ("date", "2026-01-02", "2026-13-02"),
+        ("date-time", "2026-01-02T03:04:05Z", "noon"),
+        ("time", "12:34:56", "25:00:00"),
+        ("uuid", "8c6b4f3e-31b5-4d0e-8f39-5d8f5a8b3b4e", "8c6b4f3e"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["string", ["string", "null"]], ids=str)
+def test_a_format_is_checked(kind: Any, form: str, good: str, bad: str) -> None:
+    """Every format that is taken is one that replies are held to, also where null is an answer."""
+    schema = compile_schema({"c": {"type": kind, "format": form}})
+    assert schema.parse(json.dumps({"c": good})) == {"c": good}
+    assert refusal(schema, json.dumps({"c": bad})).startswith("c")
+    assert form in (schema.json_schema or b"").decode()
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ({"type": {"type": "string"}}, ["type"]),
+        ({"type": str}, ["type"]),
+        ({"type": "string", "description": "string"}, ["type", "description"]),
+        ({"type": "string", "mood": {"enum": ["a"]}}, ["type", "mood"]),
+        ({"enum": {"enum": ["a"]}}, ["enum"]),
+        ({"properties": "string"}, ["properties"]),
+        ({"properties": {"type": "string"}}, ["properties"]),
+        ({"properties": {"enum": ["a", "b"]}}, ["properties"]),
+        ({"properties": {"type": {"type": "string"}}}, ["type"]),
+        ({"properties": {"a": "string", "b": "integer"}}, ["a", "b"]),
+        ({"$schema": "x", "properties": {"a": "string", "b": "integer"}, "required": ["a"]}, ["a", "b"]),
+    ],
+    ids=str,
+)
+def test_columns_may_be_called_like_words_of_json_schema(output: Any, names: list[str]) -> None:
+    """Only what can be nothing else is a schema; one with properties is that of an object, with its type or without."""
+    assert [column.name for column in compile_schema(output).columns] == names
+
+
 def test_a_json_schema_is_understood() -> None:
     """A whole JSON schema is its properties; what it does not require may be absent and is then null."""
     properties = {"a": {"type": "string"}, "b": {"type": "integer"}}
@@ -155,6 +218,28 @@ class Odd(BaseModel):
     f: Callable[[], int]
 
 
+class Login(BaseModel):
+    """Hides what it is asked for."""
+
+    user: str
+    codes: list[SecretStr] | None
+
+
+class Token(BaseModel):
+    """Hides it as bytes."""
+
+    token: SecretBytes
+
+
+@pytest.mark.parametrize(
+    ("output", "field"), [(Login, "codes"), (Token, "token"), ({"k": SecretStr}, "k"), ({"m": list[Login]}, "m")]
+)
+def test_a_secret_is_not_an_answer(output: Any, field: str) -> None:
+    """A field that would be kept as asterisks, however deep it lies, is refused before it is paid for."""
+    with pytest.raises(ConfigError, match=rf"field '{field}' is a secret, of which only '\*+' would be kept"):
+        compile_schema(output)
+
+
 @pytest.mark.parametrize(
     ("output", "fix"),
     [
@@ -180,6 +265,40 @@ class Odd(BaseModel):
         ({"a": {"type": "string", "pattern": "("}}, "unclosed group"),
         ({"a": {"type": "integer", "minimum": "x"}}, "not understood"),
         ({"a": object()}, "not understood"),
+        # contradictions: YAML's bare [yes, no], a choice of another type
+        (
+            {"a": {"type": "string", "enum": [True, False]}},
+            "output['a'] allows True, which is not of type 'string'; quote",
+        ),
+        ({"a": {"type": "string", "enum": ["x", 1]}}, "output['a'] allows 1, which is not of type 'string'; quote"),
+        ({"a": {"type": "string", "const": True}}, "output['a'] allows True, which is not of type 'string'"),
+        (
+            {"a": {"type": "integer", "enum": ["x"]}},
+            "allows 'x', which is not of type 'integer'; correct one of the two",
+        ),
+        ({"a": {"type": "integer", "enum": [True]}}, "allows True, which is not of type 'integer'"),
+        ({"a": {"type": "number", "enum": [False]}}, "allows False, which is not of type 'number'"),
+        ({"a": {"type": "boolean", "enum": [0, 1]}}, "allows 0, which is not of type 'boolean'"),
+        ({"a": {"type": ["string", "null"], "enum": ["x", 2]}}, "allows 2, which is not of type ['string', 'null']"),
+        # formats that nobody would check
+        ({"a": {"type": "string", "format": "email"}}, "has the format 'email' of type 'string', which is not checked"),
+        ({"a": {"type": "string", "format": "uri"}}, "those of 'string' that are: 'date', 'date-time', 'time', 'uuid'"),
+        ({"a": {"type": "integer", "format": "date"}}, "has the format 'date' of type 'integer', which is not checked"),
+        ({"a": {"type": ["integer", "null"], "format": "int32"}}, "has the format 'int32'"),
+        # the schema of a value where columns belong
+        ({"type": "string"}, "output={'type': 'string'} reads as the JSON schema of a value, which has no columns"),
+        ({"type": "string"}, "give its name, {'label': {'type': 'string'}}"),
+        ({"type": "string"}, "a column itself, write its type as a schema, {'type': {'type': 'string'}}"),
+        ({"type": ["string", "null"]}, "reads as the JSON schema of a value"),
+        ({"type": "string", "enum": ["a", "b"]}, "reads as the JSON schema of a value"),
+        ({"type": "string", "description": "the mood"}, "reads as the JSON schema of a value"),
+        ({"type": "array", "items": "string"}, "reads as the JSON schema of a value"),
+        ({"enum": ["a", "b"]}, "reads as the JSON schema of a value"),
+        # names and types that are none
+        ({1: str}, "output has a column named 1; names are texts, so quote it: '1'"),
+        ({"a": {"type": "object", "properties": {True: str}}}, "output['a'] has a column named True"),
+        ({"a": None}, "output['a']=None is not a type; write one, as in 'string', or {'type': 'null'}"),
+        ({"properties": {"a": str}, "required": 5}, "output has required=5; give a list of names"),
     ],
     ids=str,
 )

@@ -138,7 +138,6 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
         llm = LLMResource(
             model="openai_compatible/m",
             base_url=provider.base_url,
-            max_retries=1,
             timeout_s=5,
             store=str(folder / "answers.db"),
             observers=["logging", {"name": "opentelemetry", "content": True, "calls_per_second": None}],

@@ -60,6 +60,67 @@ def test_a_key_is_the_value_as_text(make: Callable[..., Any]) -> None:
         assert [ids(rows) for rows in found.values()] == [[1, 3], [2]]
 
 
+@KINDS
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ([1.0, 2.0, None], ["1", "2"]),
+        ([dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 2), None], ["2024-01-01", "2024-01-02"]),  # noqa: DTZ001
+        ([dt.date(2024, 1, 1), dt.date(2024, 1, 2), None], ["2024-01-01", "2024-01-02"]),
+        ([1.0, 2.5, None], ["1.0", "2.5"]),
+    ],
+    ids=["whole numbers", "midnights", "dates", "texts of floats"],
+)
+def test_a_null_among_values_hides_no_row(make: Callable[..., Any], values: list[Any], keys: list[str]) -> None:
+    """Whole numbers that became floats, and dates that became midnights, are the keys they were."""
+    found = rows_by_partition(make({"id": [1, 2, 3], "of": values}), "of", dg.StaticPartitionsDefinition(keys), keys)
+    assert [ids(rows) for rows in found.values()] == [[1], [2]]
+
+
+def test_a_key_that_is_there_to_the_letter_comes_first() -> None:
+    """No row is in two partitions."""
+    keys = ["1", "1.0"]
+    found = rows_by_partition(pd.DataFrame({"id": [1], "of": [1.0]}), "of", dg.StaticPartitionsDefinition(keys), keys)
+    assert [ids(rows) for rows in found.values()] == [[], [1]]
+
+
+@KINDS
+def test_a_column_without_any_key_is_an_error(make: Callable[..., Any]) -> None:
+    """Its type and some keys are told, and no value; a column without values, or with other keys' rows, is none."""
+    partitions = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
+    with pytest.raises(ConfigError, match=r"'of': no value of this .*the keys are 'a', 'b', 'c', \.\.\.") as caught:
+        rows_by_partition(make({"id": [1, 2], "of": ["secret", None]}), "of", partitions, ["a"])
+    assert "(string)" in str(caught.value).lower()
+    assert "secret" not in str(caught.value)
+    for there in (["b", "x"], []):
+        table = make({"id": list(range(len(there))), "of": there})
+        assert ids(rows_by_partition(table, "of", partitions, ["a"])["a"]) == []
+    dynamic = dg.DynamicPartitionsDefinition(name="of")
+    assert ids(rows_by_partition(make({"id": [1], "of": ["x"]}), "of", dynamic, ["a"])["a"]) == []
+
+
+SHOPS = dg.StaticPartitionsDefinition(["a", "b"])
+
+
+@pytest.mark.parametrize("keys", [["a"], ["a", "b"]])
+def test_a_pandas_index_is_kept(keys: list[str]) -> None:
+    """In a run of one partition and of several; rows that were only numbered are numbered anew."""
+    table = pd.DataFrame({"id": [1, 2, 3], "shop": ["b", "a", "b"]}, index=pd.Index([7, 8, 9], name="ticket"))
+    whole, _ = joined(rows_by_partition(table, "shop", SHOPS, keys), keys)
+    assert (list(whole.index), whole.index.name) == ([8, 7, 9][: len(whole)], "ticket")
+    whole, _ = joined(rows_by_partition(table.reset_index(drop=True), "shop", SHOPS, keys), keys)
+    assert list(whole.index) == list(range(len(whole)))
+
+
+def test_the_index_of_frames_by_partition_is_kept() -> None:
+    """As it is of one frame."""
+    tables = {
+        key: pd.DataFrame({"id": [1]}, index=pd.DatetimeIndex([f"2026-01-0{n}"])) for n, key in ((1, "a"), (2, "b"))
+    }
+    whole, _ = joined(tables, ["a", "b"])
+    assert whole.index.equals(pd.DatetimeIndex(["2026-01-01", "2026-01-02"]))
+
+
 def test_several_dimensions_have_a_column_each() -> None:
     """A row belongs to a partition of days and shops if both its day and its shop do."""
     partitions = dg.MultiPartitionsDefinition({"day": DAILY, "shop": dg.StaticPartitionsDefinition(["a", "b"])})

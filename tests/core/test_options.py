@@ -1,0 +1,23 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondine_core import ConfigError, Options
+from ondine_core.store import open_store
+
+
+@pytest.mark.parametrize("store", [None, 5, b"answers.db", ["answers.db"]], ids=repr)
+def test_a_store_that_is_none_is_refused(store: Any) -> None:
+    """It fails where the options are made, with the value and what is valid, and not with a Python error in a run."""
+    with pytest.raises(ConfigError, match="give a path, a postgresql:// URL, ':memory:' or an open store") as caught:
+        Options(store=store)
+    assert f"store={store!r}" in str(caught.value)
+
+
+def test_a_store_is_a_path_or_an_open_one(tmp_path: Path) -> None:
+    """A text, a path and a store that is open are taken as they are."""
+    with open_store(":memory:") as store:
+        assert Options(store=store).store is store
+    assert Options(store=tmp_path / "answers.db").store == tmp_path / "answers.db"
+    assert Options(store="answers.db").store == "answers.db"

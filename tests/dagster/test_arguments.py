@@ -1,0 +1,298 @@
+"""Mistakes in the arguments of `llm_asset` and its twins, and functions of every shape: told when definitions load."""
+
+from __future__ import annotations
+
+import functools
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_dagster import ErrorRateCheck, GoldenCheck, build_llm_asset, llm_asset
+
+PROMPT = "Classify this review.\nReview: {review}"
+
+
+@dg.asset
+def reviews() -> pd.DataFrame:
+    """The rows of most tests."""
+    return pd.DataFrame({"review": ["good", "bad"]})
+
+
+@dg.asset
+def labelled() -> pd.DataFrame:
+    """Rows with labels; the scripted model meets them all."""
+    return pd.DataFrame({"review": ["good"], "mood": ["fine"]})
+
+
+def run(*assets: Any, llm: Any = None, **resources: Any) -> dg.ExecuteInProcessResult:
+    return dg.materialize(list(assets), resources={"llm": llm or ScriptedModel({"": "fine"}), **resources})
+
+
+def build(**arguments: Any) -> dg.AssetsDefinition:
+    return build_llm_asset(**{"name": "moods", "upstream": "reviews", "prompt": PROMPT, "output": "mood", **arguments})
+
+
+# -- names of columns ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output": {"moods_error": str}}, "output column 'moods_error' has the name .* rename the output column"),
+        ({"output": "moods_error", "on_row_error": "drop"}, "output column 'moods_error'"),
+        ({"model_column": "mood"}, "model_column='mood' is also an output column"),
+        ({"model_column": "moods_error"}, "model_column='moods_error' is also the column that says why"),
+        ({"model_column": "review"}, "model_column='review' is also a column the prompt reads"),
+        ({"prompt": "Why {moods_error}?"}, "prompt reads column 'moods_error'"),
+    ],
+)
+def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -> None:
+    """An answer that is paid for is not lost to the error column or to the name of the model."""
+    with pytest.raises(ConfigError, match=message):
+        build(**arguments)
+    shared = {"prompt": PROMPT, "output": "mood", **arguments}
+    with pytest.raises(ConfigError, match=message):
+
+        @llm_asset(**shared)
+        def moods(reviews: pd.DataFrame) -> pd.DataFrame:
+            return reviews
+
+
+# -- values --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "valid"),
+    [
+        ("prompt", [None, 5, ["{x}"]], "a text"),
+        ("batch_size", ["20", "Auto", None, 2.5, True, 0, -1], "at least 1, or 'auto'"),
+        ("calibrate", [True, 0, 2.5, "50"], "at least 1"),
+        ("min_agreement", ["all", None, 2, True], "from 0 to 1"),
+        ("on_disagreement", ["ask", None, []], "'lower', 'stop'"),
+        ("max_cost_usd", ["5", float("inf"), float("nan"), 0, -1, True], "more than 0"),
+        ("max_error_rate", ["5%", 5, float("nan"), True], "0.05"),
+        ("resource_key", ["", None, 5, "my llm", "class", "config", "context"], "such as 'llm'"),
+        ("model_column", [5, "", " "], "name of a column"),
+        ("on_row_error", ["skip", None, []], "'null', 'drop', 'raise'"),
+        ("failed_rows", ["yes", 1, None], "True or False"),
+    ],
+)
+def test_a_value_that_is_not_valid_is_named_with_those_that_are(name: str, values: list[Any], valid: str) -> None:
+    """Rather than Python saying that two types cannot be compared, or a mistake being taken for something."""
+    for value in values:
+        with pytest.raises(ConfigError) as caught:
+            build(**{name: value})
+        assert f"{name}={value!r} must be" in str(caught.value)
+        assert valid in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": "auto", "max_cost_usd": Decimal("0.5"), "max_error_rate": 0},
+        {"batch_size": np.int64(20), "calibrate": 20, "on_disagreement": "stop", "max_cost_usd": np.float64(2)},
+        {"max_cost_usd": None, "max_error_rate": None, "calibrate": None, "model_column": None},
+    ],
+)
+def test_values_of_every_kind_of_number_are_fine(arguments: dict[str, Any]) -> None:
+    """What is valid stays valid."""
+    assert build(**arguments).key == dg.AssetKey("moods")
+
+
+@pytest.mark.parametrize(
+    "checks", [ErrorRateCheck(max_rate=0.1), "error_rate", {"type": "golden", "rows": [{"review": "me"}]}, None, 5]
+)
+def test_checks_are_a_list(checks: Any) -> None:
+    """One check alone is named by its type, without the rows in it."""
+    with pytest.raises(ConfigError, match=rf"checks is a {type(checks).__name__}; .* checks=\[") as caught:
+        build(checks=checks)
+    assert "me'" not in str(caught.value)
+
+
+def test_what_to_do_on_disagreement_needs_calibrating() -> None:
+    """Otherwise nothing would ever disagree, and the user would believe it was looked at."""
+    with pytest.raises(ConfigError, match=r"on_disagreement='stop' .* calibrate=50"):
+        build(on_disagreement="stop")
+
+
+# -- the twin ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upstream", [None, 5, "", [], [None], reviews])
+def test_the_upstream_is_a_key(upstream: Any) -> None:
+    """Anything else is named."""
+    with pytest.raises(ConfigError, match=r"upstream=.* must be the key"):
+        build(upstream=upstream)
+
+
+def test_the_twin_has_one_input() -> None:
+    """Others are for a function, and the message says so."""
+    with pytest.raises(ConfigError, match=r"ins=.*@llm_asset\(ins="):
+        build(ins={"more": dg.AssetIn("labelled")})
+
+
+# -- functions -----------------------------------------------------------------------------------------------------
+
+
+async def stream(reviews):  # noqa: ANN001, ANN201
+    """An async generator."""
+    yield reviews
+
+
+def by_position(reviews, /):  # noqa: ANN001, ANN201
+    """Dagster gives inputs by name."""
+    return reviews
+
+
+def any_number(*reviews):  # noqa: ANN002, ANN201
+    """They would have no names."""
+    return reviews
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (functools.partial(print, "x"), "given a partial"),
+        (reviews, "given a AssetsDefinition"),
+        (None, "given a NoneType"),
+        (stream, "'stream' must be a plain function"),
+        (by_position, "'by_position' takes 'reviews' by position"),
+        (any_number, r"'any_number' takes '\*reviews' by position"),
+    ],
+)
+def test_what_is_no_function_of_named_inputs_is_refused(function: Any, message: str) -> None:
+    """With what was expected."""
+    with pytest.raises(ConfigError, match=message):
+        llm_asset(prompt=PROMPT, output="mood")(function)
+
+
+def test_a_decorator_without_arguments_says_how_it_is_written() -> None:
+    """As does an argument without its name."""
+    bare: Any = llm_asset
+    with pytest.raises(ConfigError, match=r"'by_position'.*@llm_asset\(prompt=\.\.\., output=\.\.\.\)"):
+        bare(by_position)
+    with pytest.raises(ConfigError, match="without its name"):
+        bare(PROMPT, output="mood")
+
+
+def test_inputs_may_come_as_keywords() -> None:
+    """`**inputs` gets the inputs of `ins` that are no parameters, as in `@dg.asset`, and nothing of ours."""
+    seen = []
+    calendar = dg.AssetIn("calendar", dagster_type=dg.Nothing)
+    ins = {"rows": dg.AssetIn("reviews"), "more": dg.AssetIn("labelled"), "calendar": calendar}
+
+    @llm_asset(
+        prompt=PROMPT, output="mood", ins=ins, checks=[GoldenCheck(rows="others", min_score=1)], model_column="by"
+    )
+    def moods(context, more, **inputs):  # noqa: ANN001, ANN003, ANN202
+        seen.append((context.asset_key.to_user_string(), list(more["review"]), list(inputs)))
+        return inputs["rows"]
+
+    @dg.asset
+    def others() -> pd.DataFrame:
+        return pd.DataFrame({"review": ["x"], "mood": ["fine"]})
+
+    table = run(reviews, labelled, others, moods).output_for_node("moods")
+    assert seen == [("moods", ["good"], ["rows"])]
+    assert list(table["mood"]) == ["fine", "fine"]
+
+
+def test_keywords_without_inputs_are_no_input() -> None:
+    """A function that takes `**inputs` and has none depends on nothing."""
+
+    @llm_asset(prompt=PROMPT, output="mood")
+    def moods(**inputs):  # noqa: ANN003, ANN202
+        return pd.DataFrame({"review": ["a"] * (1 + len(inputs))})
+
+    assert list(run(moods).output_for_node("moods")["mood"]) == ["fine"]
+
+
+# -- inputs that are something else, too ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["parameter", "ins", "keywords", "prefix"])
+def test_labelled_rows_may_be_an_input_of_the_asset(how: str) -> None:
+    """The asset is loaded once, and given to the function and to the check."""
+    key = dg.AssetKey(["people", "up2"] if how == "prefix" else ["up2"])
+
+    @dg.asset(key=key)
+    def source() -> pd.DataFrame:
+        return pd.DataFrame({"review": ["good"], "mood": ["fine"]})
+
+    def by_name(up2):  # noqa: ANN001, ANN202
+        return up2[["review"]]
+
+    def renamed(more):  # noqa: ANN001, ANN202
+        return more[["review"]]
+
+    def keywords(**inputs):  # noqa: ANN003, ANN202
+        assert list(inputs) == ["more"]
+        return inputs["more"][["review"]]
+
+    function, ins = {
+        "parameter": (by_name, {}),
+        "ins": (renamed, {"more": dg.AssetIn("up2")}),
+        "keywords": (keywords, {"more": dg.AssetIn("up2")}),
+        "prefix": (by_name, {"up2": dg.AssetIn(key_prefix="people")}),
+    }[how]
+    decorate = llm_asset(
+        name="moods", prompt=PROMPT, output="mood", ins=ins, checks=[GoldenCheck(rows=source, min_score=1)]
+    )
+    asset = decorate(function)
+    assert list(asset.keys_by_input_name.values()) == [key]
+    result = run(source, asset)
+    assert [check.passed for check in result.get_asset_check_evaluations()] == [True]
+    assert list(result.output_for_node("moods")["mood"]) == ["fine"]
+
+
+def test_labelled_rows_are_not_taken_from_what_is_no_input() -> None:
+    """A resource with the name of their asset is not where they come from."""
+
+    @llm_asset(prompt=PROMPT, output="mood", checks=[GoldenCheck(rows="labelled", min_score=1)])
+    def moods(reviews, labelled: dg.ResourceParam[str]):  # noqa: ANN001, ANN202
+        assert labelled == "a resource"
+        return reviews
+
+    result = run(reviews, labelled, moods, labelled="a resource")
+    assert [check.passed for check in result.get_asset_check_evaluations()] == [True]
+
+
+def test_an_input_is_not_the_resource() -> None:
+    """A parameter with the name of the resource is an input unless it is annotated, and would be asked in its place."""
+
+    def moods(llm):  # noqa: ANN001, ANN202
+        return llm
+
+    def keywords(**inputs):  # noqa: ANN003, ANN202
+        return inputs["llm"]
+
+    arguments: dict[str, Any] = {"prompt": PROMPT, "output": "mood"}
+    message = "parameter 'llm' of '{}' has the name of resource_key='llm'.*choose another resource_key"
+    with pytest.raises(ConfigError, match=message.format("moods")):
+        llm_asset(**arguments)(moods)
+    with pytest.raises(ConfigError, match=message.format("keywords")):
+        llm_asset(**arguments, ins={"llm": dg.AssetIn("reviews")})(keywords)
+
+    @dg.asset(name="llm")
+    def rows() -> pd.DataFrame:
+        return pd.DataFrame({"review": ["a"]})
+
+    renamed = llm_asset(**arguments, resource_key="oracle")(moods)
+    table = run(rows, renamed, oracle=ScriptedModel({"": "yes"})).output_for_node("moods")
+    assert list(table["mood"]) == ["yes"]
+
+
+def test_a_dependency_may_have_the_name_of_the_resource() -> None:
+    """It has no value, so nothing is taken for another."""
+
+    @llm_asset(prompt=PROMPT, output="mood", deps=["llm"])
+    def moods():  # noqa: ANN202
+        return pd.DataFrame({"review": ["a"]})
+
+    assert run(moods).success

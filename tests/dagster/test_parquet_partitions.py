@@ -1,0 +1,58 @@
+"""Files of partitions are read together, whatever became of the rows of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ondine_dagster.tables import failed_rows
+from tests.dagster.test_tables import BY_KIND, FAILED, KINDS, ROWS, answered, joined, values
+
+WITH_TYPE = pytest.mark.parametrize(
+    ("json_schema", "value"),
+    [kind[1:3] for kind in KINDS if kind[1].get("type") not in ("array", "object")],
+    ids=[kind[0] for kind in KINDS if kind[1].get("type") not in ("array", "object")],
+)
+
+
+@WITH_TYPE
+def test_pandas_partitions_can_be_read_together(json_schema: Any, value: Any, tmp_path: Path) -> None:
+    """An all-good, an all-failed and an empty partition have one schema in Parquet, errors and outputs alike."""
+    whole = pd.DataFrame({"id": ROWS["id"]})
+    tables = {
+        "good": joined(whole, answered(value, value, value), json_schema),
+        "failed": joined(whole, answered(FAILED, FAILED, FAILED), json_schema),
+        "empty": joined(whole[:0], answered(), json_schema),
+    }
+    for name, table in tables.items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    for column in ("out", "out_error"):
+        assert len({str(pq.read_schema(file).field(column).type) for file in tmp_path.iterdir()}) == 1
+    for file in tmp_path.iterdir():
+        assert values(pd.read_parquet(file), "out") == values(tables[file.stem], "out")
+    together = pd.read_parquet(tmp_path)
+    assert len(together) == 6
+    assert together["out"].notna().sum() == 3
+    assert values(together, "out_error").count("invalid: why") == 3
+
+
+def test_dead_letters_of_partitions_can_be_read_together(tmp_path: Path) -> None:
+    """Also those of a partition that has none."""
+    whole = pd.DataFrame({"id": ROWS["id"]})
+    failed_rows(whole, answered(1, 2, 3)).to_parquet(tmp_path / "none.parquet")
+    failed_rows(whole, answered(FAILED, 2, 3)).to_parquet(tmp_path / "one.parquet")
+    assert values(pd.read_parquet(tmp_path), "error_reason") == ["invalid"]
+
+
+@BY_KIND
+def test_a_pandas_column_of_nulls_is_null(json_schema: Any, value: Any, shown: Any, dtypes: Any) -> None:
+    """Whatever its type, and joined with one that has values it is like that."""
+    del shown, dtypes
+    nulls = joined(pd.DataFrame(ROWS), answered(None, None, FAILED), json_schema)
+    good = joined(pd.DataFrame(ROWS), answered(value, value, value), json_schema)
+    assert nulls["out"].isna().all()
+    assert pd.concat([good, nulls])["out"].dtype == good["out"].dtype

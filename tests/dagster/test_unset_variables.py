@@ -1,0 +1,74 @@
+"""A template that stands for nothing is an error where nothing would mean no cap or no rule."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import dagster as dg
+import pytest
+
+from ondine_dagster.attributes import ResolvedSanitizer, said_for_good
+from tests.dagster.test_component import causes, labels_of, loaded
+
+# What Dagster itself does when it reads YAML.
+pytestmark = pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+
+
+class Caps(dg.Model, dg.Resolvable):
+    """Attributes as those of the component."""
+
+    max_cost_usd: Annotated[float | None, said_for_good("A cap.")] = None
+    partition_by: Annotated[str | dict[str, str] | None, said_for_good("A column.")] = None
+    sanitize: ResolvedSanitizer = None
+
+
+def read(**attributes: Any) -> Caps:
+    return Caps.resolve_from_dict(attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "complaint"),
+    [
+        ({"max_cost_usd": "{{ env.CAP }}"}, "max_cost_usd='{{ env.CAP }}' stands for nothing: the variable 'CAP' is"),
+        ({"max_cost_usd": "{{ env('CAP', none) }}"}, "the variable 'CAP' is not set"),
+        ({"max_cost_usd": "{{ none }}"}, "what it names is null"),
+        ({"partition_by": {"day": "{{ env.DAY }}"}}, "partition_by.day='{{ env.DAY }}' stands for nothing"),
+        ({"sanitize": "{{ env.MODE }}"}, "sanitize='{{ env.MODE }}' stands for nothing"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_an_error(
+    attributes: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attribute and the variable are named."""
+    for name in ("CAP", "DAY", "MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Exception, match=re.escape(complaint)):
+        read(**attributes)
+
+
+def test_what_is_set_or_null_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A null that is written means what it says, an empty text too."""
+    monkeypatch.setenv("CAP", "2.5")
+    monkeypatch.setenv("MODE", "redact")
+    caps = read(max_cost_usd="{{ env.CAP }}", partition_by={"day": "at"}, sanitize="{{ env.MODE }}")
+    assert (caps.max_cost_usd, caps.partition_by, caps.sanitize) == (2.5, {"day": "at"}, "redact")
+    assert read(max_cost_usd=None, partition_by=None) == Caps()
+    assert read(partition_by="").partition_by == ""
+
+
+@pytest.mark.parametrize("name", ["max_cost_usd", "max_error_rate", "partition_by"])
+def test_a_component_has_no_cap_by_accident(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Definitions do not load while the variable that holds the cap is not set."""
+    monkeypatch.delenv("CAP", raising=False)
+    with pytest.raises(Exception, match="labels") as caught, loaded({name: "{{ env.CAP }}"}) as defs:
+        labels_of(defs)
+    said = "\n".join(map(str, causes(caught.value)))
+    assert f"{name}='{{{{ env.CAP }}}}' stands for nothing: the variable 'CAP' is not set" in said
+
+
+def test_a_component_has_the_cap_that_a_variable_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text in the environment is a number here; a null beside it stays null."""
+    monkeypatch.setenv("CAP", "0.5")
+    with loaded({"max_cost_usd": "{{ env.CAP }}", "max_error_rate": None}) as defs:
+        labels_of(defs)
