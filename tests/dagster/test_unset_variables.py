@@ -12,7 +12,10 @@ from ondine_dagster.attributes import ResolvedSanitizer, said_for_good
 from tests.dagster.test_component import causes, labels_of, loaded
 
 # What Dagster itself does when it reads YAML.
-pytestmark = pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Class `(LocalFileCodeReference|CodeReferencesMetadataValue)`"),
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
+]
 
 
 class Caps(dg.Model, dg.Resolvable):
