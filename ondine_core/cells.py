@@ -8,18 +8,22 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["steady", "with_sorted_sets", "write_cell"]
+__all__ = ["NoTextError", "steady", "with_sorted_sets", "write_cell"]
 
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 """How the kinds of missing value write themselves; to a model they would read as words."""
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
 
 
+class NoTextError(TypeError):
+    """A value has no text but its address in memory; the message names its type and nothing else of it."""
+
+
 def write_cell(value: Any) -> str:
     """A value as it stands in a prompt; what is missing is nothing.
 
     Raises:
-        TypeError: It has no text but its address in memory.
+        NoTextError: It has no text but its address in memory.
     """
     if isinstance(value, str):
         return value
@@ -57,13 +61,13 @@ def steady(value: Any) -> Any:
     """`value` if it writes itself alike in every process, rather than with its address in memory.
 
     Raises:
-        TypeError: It does not, so that its row would be paid again by every run.
+        NoTextError: It does not, so that its row would be paid again by every run.
     """
     if isinstance(value, dict | list | tuple):
         for child in value.values() if isinstance(value, dict) else value:
             steady(child)
     elif not isinstance(value, str | bytes | int | float) and _ADDRESS.search(str(value)):
-        raise TypeError(
+        raise NoTextError(
             f"a value of type {type(value).__name__!r} has no text but its address; give the type a __str__"
         )
     return value

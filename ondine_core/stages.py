@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ondine_core.batching import Strategy
+from ondine_core.cells import NoTextError
 from ondine_core.preparation import Prepared, prepare
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.question import Question
@@ -50,6 +51,8 @@ def render(
                 row = prepared.values
             what = "the template cannot be filled from this row"
             text = prompt.render(row)
+        except NoTextError as error:
+            yield Failure("prompt", f"{what}: {error}")
         except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
             yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
