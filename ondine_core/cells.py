@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["NoTextError", "steady", "with_sorted_sets", "write_cell"]
+__all__ = ["NoTextError", "in_order", "steady", "with_sorted_sets", "write_cell"]
 
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 """How the kinds of missing value write themselves; to a model they would read as words."""
@@ -36,10 +36,10 @@ def write_cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return _in_order(value) if isinstance(value, set | frozenset) else str(steady(value))
+    return in_order(value) if isinstance(value, set | frozenset) else str(steady(value))
 
 
-def _in_order(values: Collection[Any]) -> list[Any]:
+def in_order(values: Collection[Any]) -> list[Any]:
     """The elements of a set, whose own order is another in every process: the prompt would be another, and be paid."""
     return sorted(values, key=lambda value: (write_cell(value), type(value).__name__))
 
@@ -47,7 +47,7 @@ def _in_order(values: Collection[Any]) -> list[Any]:
 def with_sorted_sets(value: Any) -> Any:
     """`value` with lists for the sets in it, since a template may loop over them; itself if it has none."""
     if isinstance(value, set | frozenset):
-        return [with_sorted_sets(child) for child in _in_order(value)]
+        return [with_sorted_sets(child) for child in in_order(value)]
     if not isinstance(value, dict | list | tuple):
         return value
     old = list(value.values()) if isinstance(value, dict) else value

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from ondine_core.cells import in_order
 from ondine_core.sanitizer.finding import find
 from ondine_core.sanitizer.settings import Sanitizer
 from ondine_core.values import Json
@@ -153,6 +154,8 @@ def _change(value: Any, change: Callable[[str], str]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, set | frozenset):
+        plain = in_order(plain)
     if isinstance(plain, dict):
         pairs = [(_change(name, change), _change(item, change)) for name, item in plain.items()]
         old = [part for pair in plain.items() for part in pair]

@@ -151,6 +151,7 @@ def test_redacting_for_people_is_the_same_in_every_mode() -> None:
         ("5551234567", "[PHONE]"),
         (["a@b.com", 1, None], ["[EMAIL]", 1, None]),
         (("a@b.com",), ("[EMAIL]",)),
+        ({"z", "c@d.com", "b"}, ["b", "[EMAIL]", "z"]),
         ({"to": {"mail": "a@b.com"}, "n": 5}, {"to": {"mail": "[EMAIL]"}, "n": 5}),
         ({"a@b.com": 1, "c@d.com": 2}, {"[EMAIL]": 1, "[EMAIL] (2)": 2}),
         (np.array(["a@b.com", "b"]), ["[EMAIL]", "b"]),
@@ -164,7 +165,7 @@ def test_whatever_is_written_is_read(value: Any, sanitized: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 7, 1.5, float("nan"), Decimal("1.10"), date(2024, 1, 15), [1, [2]], {"a": 1}]
+    "value", [None, True, 7, 1.5, float("nan"), Decimal("1.10"), date(2024, 1, 15), [1, [2]], {"a": 1}, {"b", "a"}]
 )
 def test_values_without_a_datum_stay_what_they_are(value: Any) -> None:
     """A template may still calculate with them: they are not made texts."""
