@@ -54,7 +54,10 @@ class Prompt:
                 raise ConfigError(f"{name}={value!r} of a prompt is a {type(value).__name__}; give {valid}, or None.")
         examples: Any = self.examples
         if isinstance(examples, str | bytes) or not isinstance(examples, Sequence):
-            raise ConfigError(f"examples={examples!r} of a prompt is not a list of pairs (input, answer).")
+            # Without their value: they are rows with their answers.
+            raise ConfigError(
+                f"examples of a prompt is a {type(examples).__name__}; give a list of pairs (input, answer)."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ text that is nothing but `{{ ... }}` is a template of Dagster's.
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import ConfigDict, Field
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Example, Prompt
+from ondine_dagster.templates import fill
 
 __all__ = [
     "Fields",
@@ -31,8 +31,6 @@ __all__ = [
     "ResolvedOutput",
     "ResolvedPrompt",
     "ResolvedSanitizer",
-    "fill",
-    "said_for_good",
 ]
 
 
@@ -110,55 +108,6 @@ def _resolve_output(context: dg.ResolutionContext, value: str | Mapping[str, Any
             raise ConfigError(f"output={value!r} is no regular expression: {error}.") from None
     return fill(context, value)
 
-
-def fill(context: dg.ResolutionContext, value: Any) -> Any:
-    """`value`, with what its texts stand for where they are nothing but a template."""
-    match value:
-        case str() if _TEMPLATE.fullmatch(value):
-            return _something(context, value)
-        case Mapping():
-            return {name: fill(context.at_path(name), part) for name, part in value.items()}
-        case list():
-            return [fill(context.at_path(place), part) for place, part in enumerate(value)]
-    return value
-
-
-def said_for_good(description: str, written: Any = None) -> Any:
-    """The resolver of an attribute that is as good as absent if it is null, such as a cap.
-
-    A template in it that stands for nothing is an error; a null that is written is none.
-
-    Args:
-        description: What is said of it.
-        written: Its type in YAML, where Dagster cannot tell that from the type of the value.
-    """
-    return dg.Resolver(
-        _resolve_for_good, model_field_type=written, inject_before_resolve=False, description=description
-    )
-
-
-def _resolve_for_good(context: dg.ResolutionContext, value: Any) -> Any:
-    match value:
-        case str():
-            return _something(context, value)
-        case Mapping():
-            return {name: _resolve_for_good(context.at_path(name), part) for name, part in value.items()}
-    return context.resolve_value(value)
-
-
-def _something(context: dg.ResolutionContext, template: str) -> Any:
-    """What `template` stands for: Dagster has null for a variable that is not set, which would be no cap, no rule."""
-    found: Any = context.resolve_value(template)
-    if found is None:
-        attribute = ".".join(str(part) for part in context.path if part != "attributes")
-        unset = [name for name in _ENV.findall(template) if name not in os.environ]
-        why = f"the variable {unset[0]!r} is not set" if unset else "what it names is null"
-        raise ConfigError(f"{attribute}={template!r} stands for nothing: {why}. Set it, or leave the attribute out.")
-    return found
-
-
-_ENV = re.compile(r"""\benv(?:\.|\(\s*['"])(\w+)""")
-_TEMPLATE = re.compile(r"\s*\{\{.*\}\}\s*", re.DOTALL)
 
 ResolvedPrompt: TypeAlias = Annotated[
     str | Prompt,

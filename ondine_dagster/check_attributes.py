@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 import dagster as dg
 from pydantic import BaseModel, Field, create_model
 
-from ondine_dagster.attributes import Fields, fill
+from ondine_dagster.attributes import Fields
 from ondine_dagster.checks import Check
+from ondine_dagster.templates import fill
 
 __all__ = ["ResolvedChecks"]
 

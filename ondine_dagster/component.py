@@ -20,12 +20,12 @@ from ondine_dagster.attributes import (
     ResolvedOutput,
     ResolvedPrompt,
     ResolvedSanitizer,
-    said_for_good,
 )
 from ondine_dagster.check_attributes import ResolvedChecks
 from ondine_dagster.own_model import ResolvedLLM, check_key
 from ondine_dagster.planning import OnRowError
 from ondine_dagster.scaffolder import LLMAssetScaffolder
+from ondine_dagster.templates import must_resolve
 
 __all__ = ["LLMAssetComponent"]
 
@@ -43,7 +43,7 @@ def _resolver(resolved: Any, description: str) -> Any:
 def _no_flag(value: Any) -> Any:
     """Pydantic would take `true` for 1."""
     if isinstance(value, bool):
-        raise ValueError("a flag is no count")  # noqa: TRY004  (what Pydantic reports)
+        raise ValueError(f"{str(value).lower()} is no number; write how many")  # noqa: TRY004  (what Pydantic reports)
     return value
 
 
@@ -81,7 +81,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     llm: ResolvedLLM = None
     resource_key: Annotated[
         str | None,
-        said_for_good("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given."),
+        must_resolve("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given."),
     ] = None
     batch_size: Annotated[
         Count | Literal["auto"],
@@ -100,12 +100,12 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = "lower"
     max_cost_usd: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        said_for_good(
+        must_resolve(
             "Hard cap on what one materialization may cost, in USD.", Annotated[float, Field(gt=0)] | str | None
         ),
     ] = None
     model_column: Annotated[
-        str | None, said_for_good("Name of a further column, which says which model answered the row.")
+        str | None, must_resolve("Name of a further column, which says which model answered the row.")
     ] = None
     on_row_error: Annotated[
         OnRowError,
@@ -113,7 +113,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = "null"
     max_error_rate: Annotated[
         Share | None,
-        said_for_good(
+        must_resolve(
             "Share of failed rows, 0 to 1, above which the step fails; by default it does when none was answered.",
             Share | str | None,
         ),
@@ -123,13 +123,13 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     )
     partition_by: Annotated[
         str | dict[str, str] | None,
-        said_for_good(
+        must_resolve(
             "For an upstream without partitions: the column that says which partition a row belongs to; with several "
             "dimensions, the column of each."
         ),
     ] = None
     checks: ResolvedChecks = ()
-    io_manager_key: Annotated[str | None, said_for_good("The IO manager that stores the asset.")] = None
+    io_manager_key: Annotated[str | None, must_resolve("The IO manager that stores the asset.")] = None
     op: Annotated[OpFields | None, _said("How Dagster runs the step: pool, tags, retry_policy, backfill_policy.")] = (
         None
     )

@@ -5,57 +5,16 @@ nothing behind but answers that every later run finds.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
-from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import Any
 
-import dagster as dg
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
 from ondine_core.errors import ConfigError
 from ondine_core.options import Options
 from ondine_core.values import ModelSpec
+from ondine_dagster.strict import StrictConfig
 
-__all__ = ["LLMAssetConfig", "StrictConfig", "configure", "plain_texts"]
-
-
-class StrictConfig(dg.Config):
-    """A config that knows every name it is given: a misspelt cap is an error, not a missing one."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)  # it may carry a key
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_names(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and cls.model_config.get("extra") != "allow":
-            known = set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
-            for name in given:
-                if name not in known:
-                    raise ConfigError(_unknown_field(cls.__name__, name, known))
-        return given
-
-
-def plain_texts(given: Mapping[str, Any]) -> dict[str, str]:
-    """The texts among fields as they were given; an `EnvVar` is a text, too, but only its name is known."""
-    return {name: value for name, value in given.items() if type(value) is str}
-
-
-_ELSEWHERE = {
-    "max_cost_usd": "budgets",
-    "reasoning_effort": "params",
-    "rpm": "requests_per_minute",
-    "seed": "params",
-    "top_p": "params",
-    "tpm": "tokens_per_minute",
-}
-"""Names that others use, and the field that has it here."""
-
-
-def _unknown_field(kind: str, name: str, known: set[str]) -> str:
-    near = [meant] if (meant := _ELSEWHERE.get(name)) in known else get_close_matches(name, known, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{kind} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."
+__all__ = ["LLMAssetConfig", "configure"]
 
 
 class LLMAssetConfig(StrictConfig):

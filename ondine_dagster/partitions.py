@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
@@ -123,7 +124,7 @@ def _marks(frame: nw.DataFrame[Any], column: str, partitions: dg.PartitionsDefin
         # Those of dynamic partitions are the instance's to know.
         listed = isinstance(partitions, dg.StaticPartitionsDefinition)
         known = frozenset(partitions.get_partition_keys() if listed else ())
-        mark = lambda value: _readings(value, known)  # noqa: E731
+        mark = partial(_readings, known=known)
     pairs = zip(series.to_list(), series.is_null().to_list(), strict=True)
     marks = [None if missing else mark(value) for value, missing in pairs]
     if known:

@@ -22,7 +22,7 @@ from ondine_core.rate_limiter import Rates
 from ondine_core.store import network_file_system, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
-from ondine_dagster.config import StrictConfig, plain_texts
+from ondine_dagster.strict import StrictConfig, plain_texts
 
 __all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
 

@@ -11,9 +11,9 @@ from ondine_core.values import Usage
 __all__ = ["Rest"]
 
 _MOST = 1_000
-"""What waits to be told is held in memory, and lost with the process."""
+"""So many calls are told together at most; until then they are held in memory, and lost if the process is killed."""
 _LONGEST_S = 2.0
-"""Dashboards are read by people; spans are paid for."""
+"""None waits longer than that for the next call, so that what a dashboard shows is seconds old."""
 
 
 @dataclass(slots=True)

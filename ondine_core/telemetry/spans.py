@@ -1,9 +1,9 @@
 """Runs, batches and calls as spans, named as OpenTelemetry's conventions for generative AI have it.
 
 A table of a million rows makes a million calls, and no tool shows a trace of a million spans; writing them would also
-cost more than making the calls does. So ordinary calls beyond a rate are recorded together, some seconds in one span,
-with their tokens and their cost added up: sums over spans are always the run's own. A call that fails, and a batch with
-rows that fail, is always recorded by itself.
+cost more than making the calls does. So ordinary calls beyond a rate are recorded together, as they are told, with
+their tokens and their cost added up: sums over spans are always the run's own. A call that fails, and a batch with rows
+that fail, is always recorded by itself. Ordinary calls that another observer wanted one by one are put together here.
 """
 
 from __future__ import annotations

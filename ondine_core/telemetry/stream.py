@@ -36,7 +36,8 @@ _PAUSE_S = 0.2
 _AT_ONCE = 64
 """So many events are observed between two looks at the clock, which cost more than an event may."""
 _TURN_S = 0.002
-"""An observer that has computed for so long rests as long, so that it takes half of the interpreter's time at most."""
+"""An observer that has computed for so long rests as long, so that it takes half of the interpreter's time at most;
+unless half of its buffer is full, since it was asked for all of it."""
 _FEW = frozenset({RunStarted, RunEnded, CallsEnded})
 """Taken although the buffer is full, since without them nothing adds up."""
 _OF_CALLS = frozenset({BatchEnded, Booked, CallEnded, Held})

@@ -380,10 +380,13 @@ def test_a_missing_value_is_nothing_in_jinja_too() -> None:
         ({"text": 5}, "text=5 of a prompt is a int; give a text, or None"),
         ({"text": "{x}", "system": 5}, "system=5 of a prompt is a int; give a text, or None"),
         ({"file": 5}, "file=5 of a prompt is a int; give a path, or None"),
-        ({"text": "{x}", "examples": 5}, "examples=5 of a prompt is not a list of pairs"),
-        ({"text": "{x}", "examples": None}, "examples=None of a prompt is not a list of pairs"),
-        ({"text": "{x}", "examples": "ab"}, "examples='ab' of a prompt is not a list of pairs"),
-        ({"text": "{x}", "examples": {"a": "b"}}, "examples={'a': 'b'} of a prompt is not a list of pairs"),
+        ({"text": "{x}", "examples": 5}, "examples of a prompt is a int; give a list of pairs (input, answer)"),
+        ({"text": "{x}", "examples": None}, "examples of a prompt is a NoneType; give a list of pairs (input, answer)"),
+        ({"text": "{x}", "examples": "ab"}, "examples of a prompt is a str; give a list of pairs (input, answer)"),
+        (
+            {"text": "{x}", "examples": {"a": "b"}},
+            "examples of a prompt is a dict; give a list of pairs (input, answer)",
+        ),
     ],
 )
 def test_a_prompt_of_the_wrong_types_is_refused_where_it_is_made(given_: dict[str, Any], said: str) -> None:

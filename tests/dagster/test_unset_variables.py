@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import dagster as dg
 import pytest
 
-from ondine_dagster.attributes import ResolvedSanitizer, said_for_good
+from ondine_dagster.attributes import ResolvedSanitizer
+from ondine_dagster.templates import must_resolve
 from tests.dagster.test_component import causes, labels_of, loaded
 
 # What Dagster itself does when it reads YAML.
@@ -21,8 +22,8 @@ pytestmark = [
 class Caps(dg.Model, dg.Resolvable):
     """Attributes as those of the component."""
 
-    max_cost_usd: Annotated[float | None, said_for_good("A cap.")] = None
-    partition_by: Annotated[str | dict[str, str] | None, said_for_good("A column.")] = None
+    max_cost_usd: Annotated[float | None, must_resolve("A cap.")] = None
+    partition_by: Annotated[str | dict[str, str] | None, must_resolve("A column.")] = None
     sanitize: ResolvedSanitizer = None
 
 
@@ -71,7 +72,12 @@ def test_a_component_has_no_cap_by_accident(name: str, monkeypatch: pytest.Monke
 
 
 def test_a_component_has_the_cap_that_a_variable_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text in the environment is a number here; a null beside it stays null."""
+    """A text in the environment is a number here, held to what a number may be; a null beside it stays null."""
+    attributes = {"max_cost_usd": "{{ env.CAP }}", "max_error_rate": None}
     monkeypatch.setenv("CAP", "0.5")
-    with loaded({"max_cost_usd": "{{ env.CAP }}", "max_error_rate": None}) as defs:
+    with loaded(attributes) as defs:
         labels_of(defs)
+    monkeypatch.setenv("CAP", "-0.5")
+    with pytest.raises(Exception, match="labels") as caught, loaded(attributes) as defs:
+        labels_of(defs)
+    assert "max_cost_usd=-0.5: Input should be greater than 0" in "\n".join(map(str, causes(caught.value)))

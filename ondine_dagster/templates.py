@@ -1,0 +1,59 @@
+"""Dagster's templates in YAML, `{{ ... }}`: what they stand for, and that they stand for something."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError
+
+__all__ = ["fill", "must_resolve"]
+
+_ENV = re.compile(r"""\benv(?:\.|\(\s*['"])(\w+)""")
+_TEMPLATE = re.compile(r"\s*\{\{.*\}\}\s*", re.DOTALL)
+
+
+def fill(context: dg.ResolutionContext, value: Any) -> Any:
+    """`value`, with what its texts stand for where they are nothing but a template."""
+    match value:
+        case str() if _TEMPLATE.fullmatch(value):
+            return _something(context, value)
+        case Mapping():
+            return {name: fill(context.at_path(name), part) for name, part in value.items()}
+        case list():
+            return [fill(context.at_path(place), part) for place, part in enumerate(value)]
+    return value
+
+
+def must_resolve(description: str, written: Any = None) -> Any:
+    """The resolver of an attribute that is as good as absent if it is null, such as a cap.
+
+    A template in it that stands for nothing is an error; a null that is written is none.
+
+    Args:
+        description: What is said of it.
+        written: Its type in YAML, where Dagster cannot tell that from the type of the value.
+    """
+    return dg.Resolver(_resolve, model_field_type=written, inject_before_resolve=False, description=description)
+
+
+def _resolve(context: dg.ResolutionContext, value: Any) -> Any:
+    match value:
+        case str():
+            return _something(context, value)
+        case Mapping():
+            return {name: _resolve(context.at_path(name), part) for name, part in value.items()}
+    return context.resolve_value(value)
+
+
+def _something(context: dg.ResolutionContext, template: str) -> Any:
+    """What `template` stands for: Dagster has null for a variable that is not set, which would be no cap, no rule."""
+    found: Any = context.resolve_value(template)
+    if found is None:
+        attribute = ".".join(str(part) for part in context.path if part != "attributes")
+        unset = [name for name in _ENV.findall(template) if name not in os.environ]
+        why = f"the variable {unset[0]!r} is not set" if unset else "what it names is null"
+        raise ConfigError(f"{attribute}={template!r} stands for nothing: {why}. Set it, or leave the attribute out.")
+    return found
