@@ -19,8 +19,9 @@ from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.ports import ChatModel
 from ondine_core.providers.azure_access import Access, Credential, choose_access
+from ondine_core.providers.http import HttpModel
+from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply
 from ondine_core.providers.settings import check_settings
 from ondine_core.values import Call, ModelSpec, Reply
 

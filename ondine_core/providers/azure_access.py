@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
-from ondine_core.providers.failures import ADVICE, quotable
+from ondine_core.providers.http_errors import ADVICE, quotable
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.values import Call, ModelSpec
 

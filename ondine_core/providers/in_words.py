@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ondine_core.providers.openai_wire import chat_body
+from ondine_core.providers.openai_http import chat_body
 from ondine_core.values import Call, Message
 
 __all__ = ["chat_body_in_words", "in_words"]

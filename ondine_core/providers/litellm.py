@@ -24,10 +24,10 @@ import orjson
 from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
 from ondine_core.ports import ChatModel
-from ondine_core.providers.failures import Address, Response, lost, quotable, turned_away, unreadable
+from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
 from ondine_core.providers.in_words import in_words
+from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.openai_wire import chat_body, chat_reply
 from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.providers.settings import check_settings
 from ondine_core.providers.watching import (

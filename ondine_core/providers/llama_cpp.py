@@ -29,7 +29,9 @@ import orjson
 
 from ondine_core.errors import ConfigError, FatalError
 from ondine_core.ports import ChatModel
-from ondine_core.providers.openai_wire import HttpModel, chat_body, chat_reply, usage_of
+from ondine_core.providers.http import HttpModel
+from ondine_core.providers.openai_http import chat_body, chat_reply
+from ondine_core.providers.usage import usage_of
 from ondine_core.values import Call, Message, ModelSpec, Reply
 
 __all__ = ["connect_llama_cpp", "continuation"]

@@ -79,7 +79,7 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     Raises:
         ConfigError: Its key or address is missing or wrong, or a setting is.
     """
-    from ondine_core.providers.openai_wire import chat_body, connect_openai
+    from ondine_core.providers.openai_http import chat_body, connect_openai
 
     check_settings(spec, _SETTINGS)
     provider = spec.model.partition("/")[0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 
-from ondine_core.providers.failures import Response
+from ondine_core.providers.http_errors import Response
 
 if TYPE_CHECKING:
     import httpx

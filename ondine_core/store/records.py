@@ -183,7 +183,7 @@ def _to_failure_row(key: Key, failure: Failure, failed_at: float, reuse_since: f
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:
-    """The failure in a row of `failures`."""
+    """The failure in a row of `http_errors`."""
     key, reason, detail, model, attempts, cost = row
     return key, Failure(reason, detail, model, attempts, None if cost is None else Decimal(cost))
 

@@ -73,7 +73,7 @@ class Token:
 
 @dataclass
 class Credential:
-    """Gives tokens that live for `lifetime_s`, and knows which of them are good; `failures` come first."""
+    """Gives tokens that live for `lifetime_s`, and knows which of them are good; `http_errors` come first."""
 
     lifetime_s: float = 3600.0
     delay_s: float = 0.0

@@ -76,7 +76,7 @@ def _address(provider: AnthropicProvider | AzureProvider) -> str:
     return provider.address
 
 
-WIRE = Client("openai_wire", "openai/small", Provider, _base_url, connect, "openai/gpt-4o-mini")
+WIRE = Client("openai_http", "openai/small", Provider, _base_url, connect, "openai/gpt-4o-mini")
 BY_LITELLM = (
     Client("litellm by OpenAI's package", "openai/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
     Client("litellm by itself", "hosted_vllm/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),

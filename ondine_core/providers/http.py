@@ -1,14 +1,13 @@
-"""The OpenAI chat-completions dialect over aiohttp; Groq, Together, Ollama, vLLM, llama.cpp and others speak it, too.
+"""One HTTP call to a provider that takes and gives JSON, over aiohttp.
 
 A client of its own because the transport decides the speed of the whole pipeline. It tries a call exactly once; what a
-failure means is decided in `failures`.
+failure means is decided in `http_errors`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +16,12 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
-from ondine_core.errors import ProviderError, RefusedError
-from ondine_core.providers.failures import ADVICE, Address, Response, lost, turned_away, unreadable
+from ondine_core.errors import ProviderError
+from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_headers import hold_off_s
-from ondine_core.values import Call, ModelSpec, Reply, Usage
+from ondine_core.values import Call, Reply
 
-__all__ = ["HttpModel", "chat_body", "chat_reply", "connect_openai", "usage_of"]
+__all__ = ["HttpModel"]
 
 _CONNECT_TIMEOUT_S = 15.0
 _OK = 200
@@ -115,86 +114,6 @@ class HttpModel:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self._session
-
-
-def connect_openai(
-    spec: ModelSpec,
-    model: str,
-    base_url: str,
-    api_key: str | None,
-    write: Callable[[Mapping[str, Any], Call], bytes] | None = None,
-) -> HttpModel:
-    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`.
-
-    Args:
-        spec: Time-out, temperature, bound on output tokens, further parameters.
-        model: What the server calls it.
-        base_url: Where it is.
-        api_key: Sent as a bearer token; `None` sends none.
-        write: Writes fixed fields and a call as JSON, by default `chat_body`.
-    """
-    # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
-    bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
-    settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
-    fixed = {name: value for name, value in settings.items() if value is not None} | dict(spec.params)
-    url = f"{base_url.rstrip('/')}/chat/completions"
-    return HttpModel(url, api_key, spec.timeout_s, partial(write or chat_body, fixed), chat_reply)
-
-
-def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:
-    """A call as a chat-completions request with the fields of `fixed`."""
-    messages = [{"role": message.role, "content": message.content} for message in call.messages]
-    body = {**fixed, "messages": messages}
-    if call.json_schema is not None:
-        body["response_format"] = orjson.Fragment(_response_format(call.json_schema))
-    return orjson.dumps(body)
-
-
-# Strict structured output takes a subset of JSON Schema; what is left out here is checked when the reply is parsed.
-_NOT_STRICT = frozenset({"minLength", "maxLength", "examples"})
-
-
-@lru_cache(maxsize=64)
-def _response_format(json_schema: bytes) -> bytes:
-    def strict(node: Any, *, names: bool = False) -> Any:
-        if isinstance(node, list):
-            return [strict(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        kept = node if names else {key: value for key, value in node.items() if key not in _NOT_STRICT}
-        return {key: strict(value, names=key == "properties" and not names) for key, value in kept.items()}
-
-    schema = {"name": "answer", "strict": True, "schema": strict(orjson.loads(json_schema))}
-    return orjson.dumps({"type": "json_schema", "json_schema": schema})
-
-
-def chat_reply(data: Mapping[str, Any]) -> Reply:
-    """The reply in a chat completion.
-
-    Raises:
-        RefusedError: The model or a content filter declined.
-    """
-    choice = data["choices"][0]
-    message, finish_reason = choice["message"], choice.get("finish_reason") or "stop"
-    if message.get("refusal") or finish_reason == "content_filter":
-        raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
-    content = message.get("content") or ""
-    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
-    return Reply(text, usage_of(data), str(finish_reason), _text(data, "id"), model=_text(data, "model"))
-
-
-def _text(data: Mapping[str, Any], name: str) -> str | None:
-    return found if isinstance(found := data.get(name), str) else None
-
-
-def usage_of(data: Mapping[str, Any]) -> Usage:
-    """The token counts of a completion; what the provider does not say is 0."""
-    usage = data.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    cached, kept = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    sent, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    return Usage(int(sent), int(cached), int(written), int(reasoning), int(kept))
 
 
 _LARGE = 2**20

@@ -8,7 +8,7 @@ import pytest
 
 from ondine_core import Call, ModelSpec, Reply, Usage
 from ondine_core.providers import connect
-from ondine_core.providers.openai_wire import chat_reply, connect_openai
+from ondine_core.providers.openai_http import chat_reply, connect_openai
 from ondine_core.schema import compile_schema
 from ondine_core.values import Message
 from tests.support.asking import one_call, one_call_to

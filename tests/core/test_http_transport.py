@@ -22,7 +22,8 @@ from ondine_core import (
     enrich_sync,
 )
 from ondine_core.providers import connect
-from ondine_core.providers.openai_wire import HttpModel, chat_reply
+from ondine_core.providers.http import HttpModel
+from ondine_core.providers.openai_http import chat_reply
 from tests.support.asking import one_call, one_call_to
 from tests.support.provider import (
     Fault,

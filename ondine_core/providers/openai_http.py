@@ -1,0 +1,87 @@
+"""The OpenAI chat-completions dialect; Groq, Together, Ollama, vLLM, llama.cpp and others speak it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from ondine_core.errors import RefusedError
+from ondine_core.providers.http import HttpModel
+from ondine_core.providers.usage import usage_of
+from ondine_core.values import Call, ModelSpec, Reply
+
+__all__ = ["chat_body", "chat_reply", "connect_openai"]
+
+
+def connect_openai(
+    spec: ModelSpec,
+    model: str,
+    base_url: str,
+    api_key: str | None,
+    write: Callable[[Mapping[str, Any], Call], bytes] | None = None,
+) -> HttpModel:
+    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`.
+
+    Args:
+        spec: Time-out, temperature, bound on output tokens, further parameters.
+        model: What the server calls it.
+        base_url: Where it is.
+        api_key: Sent as a bearer token; `None` sends none.
+        write: Writes fixed fields and a call as JSON, by default `chat_body`.
+    """
+    # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
+    bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
+    settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
+    fixed = {name: value for name, value in settings.items() if value is not None} | dict(spec.params)
+    url = f"{base_url.rstrip('/')}/chat/completions"
+    return HttpModel(url, api_key, spec.timeout_s, partial(write or chat_body, fixed), chat_reply)
+
+
+def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:
+    """A call as a chat-completions request with the fields of `fixed`."""
+    messages = [{"role": message.role, "content": message.content} for message in call.messages]
+    body = {**fixed, "messages": messages}
+    if call.json_schema is not None:
+        body["response_format"] = orjson.Fragment(_response_format(call.json_schema))
+    return orjson.dumps(body)
+
+
+# Strict structured output takes a subset of JSON Schema; what is left out here is checked when the reply is parsed.
+_NOT_STRICT = frozenset({"minLength", "maxLength", "examples"})
+
+
+@lru_cache(maxsize=64)
+def _response_format(json_schema: bytes) -> bytes:
+    def strict(node: Any, *, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [strict(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        kept = node if names else {key: value for key, value in node.items() if key not in _NOT_STRICT}
+        return {key: strict(value, names=key == "properties" and not names) for key, value in kept.items()}
+
+    schema = {"name": "answer", "strict": True, "schema": strict(orjson.loads(json_schema))}
+    return orjson.dumps({"type": "json_schema", "json_schema": schema})
+
+
+def chat_reply(data: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        RefusedError: The model or a content filter declined.
+    """
+    choice = data["choices"][0]
+    message, finish_reason = choice["message"], choice.get("finish_reason") or "stop"
+    if message.get("refusal") or finish_reason == "content_filter":
+        raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    return Reply(text, usage_of(data), str(finish_reason), _text(data, "id"), model=_text(data, "model"))
+
+
+def _text(data: Mapping[str, Any], name: str) -> str | None:
+    return found if isinstance(found := data.get(name), str) else None
