@@ -24,7 +24,7 @@ from ondine_core.books import Origin, Sent, Settled
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errand import Conclusion, Errand
-from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, TransientError
+from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, StoreError, TransientError
 from ondine_core.gate import Gate
 from ondine_core.pacing import Ending
 from ondine_core.policy import Clock, Means, Policy
@@ -139,6 +139,7 @@ class Caller:
         await store.send(sent)
         if limiter:
             await limiter.depart()
+        await self._ensure_lease(sent)
         self._tracker.sent()
         fate.spent_usd = None  # from here on nobody knows, until somebody does
         try:
@@ -163,6 +164,17 @@ class Caller:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)
         return conclusion
+
+    async def _ensure_lease(self, sent: Sent) -> None:
+        """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
+        lease = self._means.lease
+        if lease is None or not lease.is_overdue():
+            return
+        try:
+            await lease.renew()
+        except StoreError:
+            await self._means.store.settle(Settled(sent, "refused"))  # it never left
+            raise
 
     async def _ask(self, call: Call, sent: Sent, fate: _Fate) -> tuple[Reply | RefusedError, Usage | None]:
         """What came back, and the tokens that were billed for it (`None`: none)."""

@@ -128,21 +128,24 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         stack.enter_context(seldom_collected())
         store = open_options_store(options, stack)
         clock = options.clock
+        lease = None
         if options.lease is not None:
-            lease = hold_lease(
+            holding = hold_lease(
                 store,
                 options.lease,
                 now=clock.now,
                 sleep=clock.sleep,
+                boot=clock.boot,
                 ttl_s=options.lease_ttl_s,
                 on_wait=options.on_wait,
             )
-            await stack.enter_async_context(lease)
+            lease = await stack.enter_async_context(holding)
         # All at the start: a key or a price that is missing for the last of them is an error before the first call.
-        chain = [(question, await open_means(question.model, store, options, stack, model))]
+        means = await open_means(question.model, store, options, stack, model)
+        chain = [(question, replace(means, lease=lease))]
         for spec in options.fallbacks:
             means = await open_means(spec, store, replace(options, price=None), stack)
-            chain.append((replace(question, model=spec), means))
+            chain.append((replace(question, model=spec), replace(means, lease=lease)))
         run = Run(options.origin, question.model.model, rows, options.traceparent)
         observing = observed(run, options.observers, clock, options.on_progress, options.on_trouble)
         async with observing as observation:

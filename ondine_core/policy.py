@@ -14,8 +14,10 @@ from ondine_core.budget import Purse
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.context_limits import estimate_tokens
 from ondine_core.errors import ConfigError
+from ondine_core.lease import Lease
 from ondine_core.ports import AnswerStore, ChatModel
 from ondine_core.pricing import Price
+from ondine_core.processes import boot_time
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy
 
@@ -31,12 +33,14 @@ class Clock:
         sleep: Waits for seconds.
         rng: Chance.
         elapsed: Seconds since some moment; unlike `now` it is never set back.
+        boot: Seconds since the machine was started, suspended time included; all processes on it agree.
     """
 
     now: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     rng: random.Random = field(default_factory=random.Random)
     elapsed: Callable[[], float] = time.monotonic
+    boot: Callable[[], float] = boot_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Means:
         limiter: Holds calls back to a shared rate.
         purse: Holds calls back to a cap on cost.
         count: Text to tokens, as the model counts.
+        lease: Must be held while calls leave.
     """
 
     model: ChatModel
@@ -96,3 +101,4 @@ class Means:
     limiter: RateLimiter | None = None
     purse: Purse | None = None
     count: Callable[[str], int] = estimate_tokens
+    lease: Lease | None = None

@@ -79,7 +79,7 @@ async def work(worker: Worker, shared: MemoryStore, clock: Clock, log: list[Held
     store = Reach(shared, worker.latency_s)
     await clock.sleep(worker.comes_at)
     try:
-        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
             held = Held(worker, clock.now(), float("inf"), killed=False)
             log.append(held)
             if worker.killed_after_s is not None and worker.killed_after_s < worker.works_s:
@@ -118,7 +118,7 @@ def test_lease_outlasts_its_term_while_it_is_renewed() -> None:
         store = MemoryStore()
 
         async def hold(works_s: float) -> float:
-            effects = {"now": clock.now, "sleep": clock.sleep}
+            effects = {"now": clock.now, "sleep": clock.sleep, "boot": clock.boot}
             async with hold_lease(store, "asset", **effects, ttl_s=TTL_S, on_wait=told.append):
                 started = clock.now()
                 await clock.sleep(works_s)
@@ -140,7 +140,7 @@ def test_lease_taken_by_another_cancels_the_body() -> None:
         store = MemoryStore()
 
         async def hold() -> None:
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
                 await store.update("lease:asset", lambda _: (17.0, 10_000.0))
                 await clock.sleep(10_000)
 
@@ -160,7 +160,7 @@ def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
         store = Reach(MemoryStore(), 0)
 
         async def hold() -> None:
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
                 store.dead = True
                 await clock.sleep(10_000)
 
@@ -177,9 +177,9 @@ def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
         with pytest.raises(error):
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
                 raise error
-        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
             assert clock.now() == 0
 
     run_virtually(main)
@@ -192,7 +192,9 @@ def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
         shared = MemoryStore()
 
         async def wait() -> None:
-            async with hold_lease(Reach(shared, 5), "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+            async with hold_lease(
+                Reach(shared, 5), "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S
+            ):
                 raise AssertionError
 
         waiting = asyncio.create_task(wait())
@@ -200,7 +202,7 @@ def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        async with hold_lease(shared, "asset", now=clock.now, sleep=clock.sleep, ttl_s=TTL_S):
+        async with hold_lease(shared, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
             assert clock.now() <= TTL_S / 6
 
     run_virtually(main)

@@ -45,5 +45,5 @@ def run_virtually(main: Callable[[Clock], Coroutine[Any, Any, T]], seed: int = 0
     """Run a coroutine on virtual time; it gets the clock that goes with it, and a seeded source of chance."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         time = runner.get_loop().time
-        clock = Clock(now=time, sleep=asyncio.sleep, rng=random.Random(seed), elapsed=time)
+        clock = Clock(now=time, sleep=asyncio.sleep, rng=random.Random(seed), elapsed=time, boot=time)
         return runner.run(main(clock))
