@@ -6,6 +6,7 @@ from typing import Literal
 
 from ondine_core.batch_size import AdaptiveSize, adapt, start_size, take_rows
 from ondine_core.context_limits import Room, learn_answer_tokens
+from ondine_core.finish_reasons import ending_of
 from ondine_core.packing import find_room
 from ondine_core.policy import Means, Policy
 from ondine_core.question import Question
@@ -47,7 +48,7 @@ class Sizes:
         """Take account of the reply to a batch."""
         rows = len(batch.items)
         if self.room:
-            cut = reply.finish_reason == "length"
+            cut = ending_of(reply.finish_reason) == "cut"
             self.room = learn_answer_tokens(self.room, rows, reply.usage.output_tokens, cut=cut)
         if self._adaptive and batch.attempt == 1:
             self._adaptive = adapt(self._adaptive, rows=rows, owed=rows - answered, latency_s=reply.latency_s)

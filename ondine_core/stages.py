@@ -8,9 +8,11 @@ from typing import Any
 
 from ondine_core.batching import Strategy
 from ondine_core.cells import NoTextError
+from ondine_core.finish_reasons import ending_of
 from ondine_core.preparation import Prepared, prepare
 from ondine_core.prompts import CompiledPrompt
 from ondine_core.question import Question
+from ondine_core.reasoning import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.sanitizer import has_placeholder, restore
 from ondine_core.schema import Invalid
 from ondine_core.values import Batch, Failure, Item, Json, Key, Outcome, Reply
@@ -99,16 +101,15 @@ def judge(batch: Batch, reply: Reply, question: Question, strategy: Strategy, ma
     """Decide what a reply means for each prompt of its batch.
 
     What is valid is kept, and only what is owed is asked again: with the reason while the batch has repairs left, then
-    in halves, then alone, then it fails. A reply that is cut or cannot be read is never parsed as if whole: its batch
+    in halves, then alone, then it fails. A reply that is cut, or cannot be read, is never parsed as if whole: its batch
     is halved, and alone in its call it fails, since the same call would be cut again. Every batch that is asked again
     is smaller in (prompts, repairs left), so this ends.
     """
-    if reply.finish_reason == "length":
-        limit = question.model.max_output_tokens
-        bound = f"at max_output_tokens={limit}" if limit else "by the provider"
-        return shrink(batch, Failure("truncated", f"the reply was cut {bound}; raise max_output_tokens"), max_repairs)
+    answer = read_answer(reply, question.model.max_output_tokens, "".join(item.text for item in batch.items))
+    if isinstance(answer, Failure):
+        return shrink(batch, answer, max_repairs)
     try:
-        texts = strategy.decode(batch, reply.text, question)
+        texts = strategy.decode(batch, answer, question)
     except Exception as error:  # noqa: BLE001  (a strategy of the user's may stumble over any reply)
         detail = f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply"
         return shrink(batch, Failure("invalid", detail), max_repairs)
@@ -134,6 +135,29 @@ def judge(batch: Batch, reply: Reply, question: Question, strategy: Strategy, ma
 
 
 _REASONS_TOLD = 3
+_TURN_OFF = "raise max_output_tokens, or turn reasoning off (params: reasoning_effort, extra_body)"
+
+
+def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
+    """The text that a reply answers with, or why it has none that is whole.
+
+    Args:
+        reply: What came back.
+        max_output_tokens: What its length was bounded to.
+        asked: The text of the rows.
+    """
+    reason, ending = reply.finish_reason, ending_of(reply.finish_reason)
+    if ending == "tool":
+        return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")
+    if ending != "whole":
+        bound = f"at max_output_tokens={max_output_tokens}" if max_output_tokens else "by the provider"
+        said = "" if reason == "length" else f" (finish_reason {reason!r})"
+        what_helps = "shorten the row" if "context" in reason or reason == "model_length" else "raise max_output_tokens"
+        return Failure("truncated", f"the reply was cut {bound}{said}; {what_helps}")
+    if reply.reasoning_only:
+        return Failure("invalid", f"the reply has no text but for reasoning_content; {_TURN_OFF}")
+    answer = strip_reasoning(reply.text, asked)
+    return Failure("truncated", f"{THOUGHTS_ONLY}; {_TURN_OFF}") if answer is None else answer
 
 
 def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:

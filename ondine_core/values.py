@@ -114,9 +114,10 @@ class Call:
 class Reply:
     """What a model said.
 
-    `finish_reason` is the provider's word; `"length"` means the text is cut and is never parsed as if whole.
+    `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is no answer.
     `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
-    answered, in the provider's words, which may be more exact than those it was asked by.
+    answered, in the provider's words, which may be more exact than those it was asked by. `reasoning_only` says that
+    the model's thoughts came in a field of their own, and no text.
     """
 
     text: str
@@ -126,6 +127,7 @@ class Reply:
     latency_s: float = 0.0
     hold_off_s: float = 0.0
     model: str | None = None
+    reasoning_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ondine_core.providers.azure_access import Access, Credential, choose_access
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.settings import check_settings
+from ondine_core.providers.settings import check_settings, request_fields
 from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["connect_azure"]
@@ -91,7 +91,7 @@ def _fixed(spec: ModelSpec, name: str, version: str) -> dict[str, Any]:
     bound = "max_completion_tokens" if reasons else "max_tokens"
     model = name if version in _UNDATED else None
     fixed = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
-    return {key: value for key, value in fixed.items() if value is not None} | dict(spec.params)
+    return {key: value for key, value in fixed.items() if value is not None} | request_fields(spec)
 
 
 def _url(endpoint: str, name: str, version: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,7 +95,7 @@ class HttpModel:
         request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
         wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
         latency_s = time.perf_counter() - started
-        return Reply(reply.text, reply.usage, reply.finish_reason, request_id, latency_s, wait_s, reply.model)
+        return replace(reply, request_id=request_id, latency_s=latency_s, hold_off_s=wait_s)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +23,7 @@ import orjson
 
 from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
+from ondine_core.finish_reasons import ending_of, native_finish_reason
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
 from ondine_core.providers.in_words import in_words
@@ -37,7 +38,6 @@ from ondine_core.providers.watching import (
     rate_headers,
     request_id,
     response_behind,
-    was_cut,
     watch,
 )
 from ondine_core.values import Call, ModelSpec, Reply
@@ -213,11 +213,14 @@ class _LiteLLM:
     def _reply(self, data: dict[str, Any], seen: Watch, latency_s: float) -> Reply:
         message = data["choices"][0]["message"]
         message.setdefault("refusal", (message.get("provider_specific_fields") or {}).get("refusal"))
+        # What litellm does not know it calls "stop"; where it makes a tool of the schema, every reply is whole to it.
+        native, choice = native_finish_reason(seen.data()), data["choices"][0]
+        if native and choice.get("finish_reason") == "stop" and ending_of(native) not in ("whole", "tool"):
+            choice["finish_reason"] = "length" if ending_of(native) == "cut" else native
         reply = chat_reply(data)
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
         wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)
-        finish_reason = "length" if was_cut(seen) else reply.finish_reason
-        return Reply(reply.text, reply.usage, finish_reason, request_id(seen), latency_s, wait_s, reply.model)
+        return replace(reply, request_id=request_id(seen), latency_s=latency_s, hold_off_s=wait_s)
 
     def _failure(self, error: Exception, seen: Watch, call: Call) -> ProviderError:
         to = Address(seen.host or self._name, self._spec.timeout_s)

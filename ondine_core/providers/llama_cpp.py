@@ -31,6 +31,7 @@ from ondine_core.errors import ConfigError, FatalError
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.openai_http import chat_body, chat_reply
+from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.values import Call, Message, ModelSpec, Reply
 
@@ -105,7 +106,7 @@ class _LlamaCpp:
         fixed = {
             "temperature": 0.0 if spec.temperature is None else spec.temperature,
             "max_tokens": spec.max_output_tokens or _MAX_OUTPUT_TOKENS,
-            **spec.params,
+            **request_fields(spec),
         }
         if server.has_chat_template:
             path, body, read = "chat/completions", partial(chat_body, fixed), chat_reply
@@ -160,7 +161,7 @@ def _completion_body(fixed: Mapping[str, Any], call: Call) -> bytes:
 
 def _completion_reply(data: Mapping[str, Any]) -> Reply:
     choice = data["choices"][0]
-    return Reply(choice["text"].strip(), usage_of(data), choice.get("finish_reason") or "stop", data.get("id"))
+    return Reply(choice["text"].strip(), usage_of(data), choice.get("finish_reason") or "null", data.get("id"))
 
 
 # -- one server a process and model file ---------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from ondine_core.errors import RefusedError
+from ondine_core.errors import RefusedError, TransientError
+from ondine_core.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.values import Call, ModelSpec, Reply
 
@@ -36,7 +38,7 @@ def connect_openai(
     # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
     bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
     settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
-    fixed = {name: value for name, value in settings.items() if value is not None} | dict(spec.params)
+    fixed = {name: value for name, value in settings.items() if value is not None} | request_fields(spec)
     url = f"{base_url.rstrip('/')}/chat/completions"
     return HttpModel(url, api_key, spec.timeout_s, partial(write or chat_body, fixed), chat_reply)
 
@@ -73,14 +75,45 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
 
     Raises:
         RefusedError: The model or a content filter declined.
+        TransientError: The server failed while it wrote.
     """
     choice = data["choices"][0]
-    message, finish_reason = choice["message"], choice.get("finish_reason") or "stop"
-    if message.get("refusal") or finish_reason == "content_filter":
+    message, finish_reason = choice["message"], _finish_reason(choice)
+    ending = ending_of(finish_reason)
+    if message.get("refusal") or ending == "refused":
         raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
-    content = message.get("content") or ""
-    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
-    return Reply(text, usage_of(data), str(finish_reason), _text(data, "id"), model=_text(data, "model"))
+    if ending == "broken":
+        raise TransientError(
+            f"The provider broke off its reply (finish_reason {finish_reason!r}).", cost_unknown=True, kind="overloaded"
+        )
+    text = _content_text(message.get("content"))
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    return Reply(
+        text,
+        usage_of(data),
+        finish_reason,
+        _text(data, "id"),
+        model=_text(data, "model"),
+        reasoning_only=bool(thoughts) and not text.strip(),
+    )
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> str:
+    """Why the reply ended.
+
+    A server that leaves the field out reports no reasons; null means by OpenAI's schema that the reply is not finished.
+    """
+    native = choice.get("native_finish_reason")  # of OpenRouter, which translates some reasons to "stop"
+    if isinstance(native, str) and ending_of(native, unknown="whole") in ("cut", "broken", "refused"):
+        return native
+    return str(choice.get("finish_reason", "stop") or "null")
+
+
+def _content_text(content: Any) -> str:
+    """The text of a message whose content may be a list of parts, some of which are thoughts."""
+    if isinstance(content, str) or not content:
+        return content or ""
+    return "".join(part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text"))
 
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:

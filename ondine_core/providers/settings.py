@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from ondine_core.errors import ConfigError
-from ondine_core.values import ModelSpec
+from ondine_core.values import Json, ModelSpec
 
-__all__ = ["check_params", "check_settings"]
+__all__ = ["check_params", "check_settings", "request_fields"]
 
+_EXTRA_BODY = "extra_body"
 _OURS = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
@@ -29,9 +30,27 @@ def check_params(spec: ModelSpec) -> None:
     Raises:
         ConfigError: It has; the message says by what.
     """
-    for name in spec.params:
+    extra = _extra_body(spec)
+    if both := sorted(spec.params.keys() & extra.keys()):
+        raise ConfigError(f"params: {both[0]!r} of {spec.model!r} is set twice, once of them in extra_body.")
+    for name in (*spec.params, *extra):
         if name in _OURS:
             raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {_OURS[name]}.")
+
+
+def request_fields(spec: ModelSpec) -> dict[str, Json]:
+    """The further fields of a request: `spec.params`, and beside them what its `extra_body` holds.
+
+    OpenAI's package takes fields that it does not know by that name; in a request it has no meaning.
+    """
+    return {**{name: value for name, value in spec.params.items() if name != _EXTRA_BODY}, **_extra_body(spec)}
+
+
+def _extra_body(spec: ModelSpec) -> Mapping[str, Json]:
+    extra = spec.params.get(_EXTRA_BODY, {})
+    if not isinstance(extra, Mapping):
+        raise ConfigError(f"params: extra_body={extra!r} of {spec.model!r} is not a mapping of request fields.")
+    return extra
 
 
 def check_settings(spec: ModelSpec, valid: Collection[str]) -> None:

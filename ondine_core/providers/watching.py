@@ -22,7 +22,7 @@ from ondine_core.providers.http_errors import Response
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "response_behind", "was_cut", "watch"]
+__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "response_behind", "watch"]
 
 _SECRET = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
@@ -148,15 +148,6 @@ def request_id(seen: Watch) -> str | None:
             return found
     name_of_it = seen.data().get("id")
     return name_of_it if isinstance(name_of_it, str) else None
-
-
-def was_cut(seen: Watch) -> bool:
-    """Whether the provider says that the bound on output tokens cut the reply.
-
-    Where litellm makes a tool of the schema, it calls every such reply whole.
-    """
-    data = seen.data()
-    return (data.get("stop_reason") or data.get("stopReason")) in ("max_tokens", "model_context_window_exceeded")
 
 
 def rate_headers(headers: Mapping[str, str], now: float) -> Mapping[str, str]:

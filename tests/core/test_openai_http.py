@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from ondine_core import Call, ModelSpec, Reply, Usage
+from ondine_core import Call, ConfigError, ModelSpec, Reply, Usage
 from ondine_core.providers import connect
 from ondine_core.providers.openai_http import chat_reply, connect_openai
 from ondine_core.schema import compile_schema
@@ -51,6 +51,31 @@ def test_request_says_what_was_configured() -> None:
     assert asked.headers["Authorization"] == f"Bearer {KEY}"
     assert asked.headers["Content-Type"] == "application/json"
     assert orjson.loads(reply.text) == {"answer": "ünï 🙂"}
+
+
+def test_fields_of_extra_body_are_sent_beside_the_others() -> None:
+    """`extra_body`, which OpenAI's package merges into a request, is merged here, too, and never sent itself."""
+    extra = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
+    with Provider() as provider:
+        ask(provider.base_url, params={"top_p": 0.9, "extra_body": extra})
+    body = provider.books.requests[0].body
+    assert {name: body[name] for name in body if name not in ("model", "messages")} == {"top_p": 0.9, **extra}
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"extra_body": {"max_tokens": 9}}, "max_output_tokens"),
+        ({"extra_body": {"model": "other"}}, "follows from model"),
+        ({"extra_body": {"n": 2}}, "one reply a prompt"),
+        ({"top_p": 0.1, "extra_body": {"top_p": 0.2}}, "set twice"),
+        ({"extra_body": ["top_p"]}, "not a mapping"),
+    ],
+)
+def test_extra_body_that_says_otherwise_is_refused(params: dict[str, Any], told: str) -> None:
+    """What is decided elsewhere, or said twice, is an error where the model is connected."""
+    with pytest.raises(ConfigError, match=told):
+        connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:9/v1", params=params))
 
 
 def test_request_leaves_out_what_was_not_configured() -> None:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ondine_core import Failure, ModelSpec, Options, Policy, Report, RetryPolicy, enrich_sync
+from ondine_core.batching import find_strategy
+from ondine_core.finish_reasons import Ending, ending_of
+from tests.support.provider import Altered, Asked, Provider, status
+
+HALF = "The kettle boils fast but the lid came lo"
+# Each by the reference or the source of the provider beside it.
+REASONS: list[tuple[str, Ending]] = [
+    ("stop", "whole"),  # OpenAI
+    ("eos", "whole"),  # Together
+    ("eos_token", "whole"),  # Text Generation Inference
+    ("stop_sequence", "whole"),  # Text Generation Inference, Anthropic
+    ("end_turn", "whole"),  # Anthropic, Bedrock, xAI
+    ("COMPLETE", "whole"),  # Cohere
+    ("STOP", "whole"),  # Gemini
+    ("length", "cut"),  # OpenAI
+    ("max_tokens", "cut"),  # Anthropic, Bedrock
+    ("MAX_TOKENS", "cut"),  # Gemini, Cohere
+    ("model_length", "cut"),  # Mistral
+    ("model_context_window_exceeded", "cut"),  # Anthropic, z.ai
+    ("pause_turn", "cut"),  # Anthropic
+    ("ERROR_LIMIT", "cut"),  # Cohere
+    ("time_limit", "cut"),  # Watsonx
+    ("something nobody has heard of", "cut"),
+    ("", "cut"),
+    ("tool_calls", "tool"),  # OpenAI
+    ("function_call", "tool"),  # OpenAI, before tools
+    ("MALFORMED_FUNCTION_CALL", "tool"),  # Gemini
+    ("error", "broken"),  # OpenRouter, Mistral
+    ("abort", "broken"),  # vLLM, SGLang
+    ("insufficient_system_resource", "broken"),  # DeepSeek
+    ("timeout", "broken"),  # Cohere
+    ("network_error", "broken"),  # z.ai
+    ("content_filter", "refused"),  # OpenAI, Azure
+    ("refusal", "refused"),  # Anthropic
+    ("SAFETY", "refused"),  # Gemini
+    ("RECITATION", "refused"),  # Gemini
+    ("PROHIBITED_CONTENT", "refused"),  # Gemini
+    ("guardrail_intervened", "refused"),  # Bedrock
+    ("sensitive", "refused"),  # z.ai
+]
+
+
+def enriched(provider: Provider, rows: list[str], output: Any = "summary", **policy: Any) -> Report:
+    return enrich_sync(
+        [{"text": row} for row in rows],
+        prompt="Summarise: {text}",
+        output=output,
+        model=ModelSpec("openai_compatible/m", base_url=provider.base_url),
+        options=Options(store=":memory:", policy=Policy(retry=RetryPolicy(first_wait_s=0.0), **policy)),
+    )
+
+
+def failed(report: Report) -> list[str]:
+    return [outcome.reason for outcome in report.outcomes if isinstance(outcome, Failure)]
+
+
+@pytest.mark.parametrize(("reason", "ending"), REASONS)
+def test_every_known_reason_has_its_ending(reason: str, ending: Ending) -> None:
+    """Only reasons that say so make a reply whole; one that nobody knows makes it cut."""
+    assert ending_of(reason) == ending
+
+
+@pytest.mark.parametrize(("reason", "ending"), REASONS)
+def test_half_a_sentence_is_kept_only_if_the_server_calls_it_whole(reason: str, ending: Ending) -> None:
+    """What a row gets follows from why its reply ended: the text, or a failure of the kind that it is."""
+    with Provider(lambda _: HALF, fault=lambda _: Altered(choice={"finish_reason": reason})) as provider:
+        report = enriched(provider, ["a"])
+    expected = {"cut": "truncated", "tool": "invalid", "broken": "unreachable", "refused": "refused"}
+    if ending == "whole":
+        assert report.column("summary") == [HALF]
+    else:
+        assert (report.column("summary"), failed(report)) == ([None], [expected[ending]])
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        ({"finish_reason": None}, False),  # in OpenAI's schema: not finished yet
+        ({"finish_reason": ""}, False),  # what SGLang and Ollama wrote for null
+        ({"finish_reason": "stop", "native_finish_reason": "MAX_TOKENS"}, False),
+        ({"finish_reason": "stop", "native_finish_reason": "SAFETY"}, False),
+        ({"finish_reason": "stop", "native_finish_reason": "completed"}, True),
+        ({"finish_reason": "stop", "native_finish_reason": "a word of the upstream's own"}, True),
+        ({"finish_reason": "length", "native_finish_reason": "stop"}, False),
+        ({"finish_reason": "tool_calls"}, False),
+    ],
+)
+def test_the_most_exact_word_decides(choice: dict[str, Any], kept: bool) -> None:
+    """A reason that a router translated to "stop" is read as its upstream gave it; null is no reason to keep."""
+    with Provider(lambda _: HALF, fault=lambda _: Altered(choice=choice)) as provider:
+        report = enriched(provider, ["a"])
+    assert (report.column("summary") == [HALF]) is kept
+
+
+def test_server_that_reports_no_reasons_at_all_is_believed() -> None:
+    """A field that is left out says nothing of this reply."""
+    body = {"choices": [{"message": {"content": "hello"}}]}
+    with Provider(fault=status(200, body)) as provider:
+        assert enriched(provider, ["a"]).column("summary") == ["hello"]
+
+
+def test_call_of_a_tool_without_text_is_no_answer_and_asked_once() -> None:
+    """A finish for a tool that was not offered, with content null, fails the row; asking the same again is not paid."""
+    altered = Altered(choice={"finish_reason": "tool_calls"}, message={"content": None})
+    with Provider(fault=lambda _: altered) as provider:
+        report = enriched(provider, ["a"])
+    assert (failed(report), len(provider.books.requests)) == (["invalid"], 1)
+
+
+@pytest.mark.parametrize("strategy", ["json", "jsonl", "csv", "xml"])
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "model_length", "made_up"])
+def test_half_a_batch_is_asked_again_smaller(strategy: str, reason: str) -> None:
+    """A batch that was cut keeps nothing of its text, not even of records that look whole; its rows are asked alone."""
+    halves = {
+        "json": '{"answers":[{"id":1,"answer":"half a sen',
+        "jsonl": '{"id":1,"answer":"half"}\n{"id":2,"ans',
+        "csv": '"id","answer"\n1,"half"\n2,ha',
+        "xml": '<items><item id="1"><answer>half</answer></item></items>',
+    }
+
+    def answer(prompt: str) -> str:
+        return "whole" if prompt.startswith("Summarise") else halves[strategy]
+
+    def cut(asked: Asked) -> Altered:
+        return Altered(choice={"finish_reason": "stop" if asked.prompt.startswith("Summarise") else reason})
+
+    with Provider(answer, fault=cut) as provider:
+        report = enriched(provider, ["a", "b"], batch_size=2, strategy=find_strategy(strategy))
+    assert (report.column("summary"), len(provider.books.requests)) == (["whole", "whole"], 3)

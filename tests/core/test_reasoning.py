@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
+from ondine_core.reasoning import strip_reasoning
+from tests.support.provider import Altered, Provider
+
+MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
+SCORE = re.compile(r"(?P<score>\d+)/10")
+THOUGHTS = 'The user wants {"mood": "bad"}? Perhaps 3/10, or 7/10.'
+WRAPPED = {
+    "think": f"<think>\n{THOUGHTS}\n</think>\n\n",
+    "empty": "<think>\n\n</think>\n\n",
+    "thinking": f"<thinking>{THOUGHTS}</thinking>",
+    "reasoning": f"<reasoning>\n{THOUGHTS}\n</reasoning>\n",
+    "thought": f"<thought>{THOUGHTS}</thought>",
+    "capitals and an attribute": f'<Think effort="low">{THOUGHTS}</Think>\n',
+    "unopened": f"{THOUGHTS}\n</think>\n\n",
+    "unopened, answer right behind": f"{THOUGHTS}</think>",
+    "two blocks": f"<think>{THOUGHTS}</think>\n<think>{THOUGHTS}</think>\n",
+    "brackets": f"[THINK]{THOUGHTS}[/THINK]",
+    "special tokens": f"<|START_THINKING|>{THOUGHTS}<|END_THINKING|>",
+    "channels": f"<|channel|>analysis<|message|>{THOUGHTS}<|end|><|start|>assistant<|channel|>final<|message|>",
+    "channels, constrained": f"<|channel|>analysis<|message|>{THOUGHTS}<|channel|>final <|constrain|>json<|message|>",
+    "channels without their tokens": f"analysis{THOUGHTS}assistantfinal",
+}
+every_wrapping = pytest.mark.parametrize("thoughts", WRAPPED.values(), ids=WRAPPED)
+
+
+def enriched(provider: Provider, output: Any, rows: int = 1, **policy: Any) -> Report:
+    return enrich_sync(
+        [{"text": f"t{number}"} for number in range(rows)],
+        prompt="Judge: {text}",
+        output=output,
+        model=ModelSpec("hosted_vllm/qwen3", base_url=provider.base_url),
+        options=Options(store=":memory:", policy=Policy(**policy)),
+    )
+
+
+def failures(report: Report) -> list[Failure]:
+    return [outcome for outcome in report.outcomes if isinstance(outcome, Failure)]
+
+
+@every_wrapping
+@pytest.mark.parametrize(
+    ("output", "answer", "expected"),
+    [(MOOD, '{"mood": "good"}', "good"), ("label", "A fine kettle.", "A fine kettle."), (SCORE, "9/10", "9")],
+    ids=["object", "free text", "regular expression"],
+)
+def test_thoughts_before_an_answer_are_no_part_of_it(thoughts: str, output: Any, answer: str, expected: str) -> None:
+    """Whatever a model thinks first, a row gets what it replies then, and pays one call."""
+    with Provider(lambda _: thoughts + answer) as provider:
+        report = enriched(provider, output)
+    (column,) = report.columns
+    assert (report.column(column), len(provider.books.requests)) == ([expected], 1)
+
+
+@every_wrapping
+def test_thoughts_before_a_batch_are_no_part_of_it(thoughts: str) -> None:
+    """The same holds for replies that answer many rows, within a code fence, too."""
+    answers = '```json\n{"answers":[{"id":1,"mood":"good"},{"id":2,"mood":"bad"}]}\n```'
+    with Provider(lambda _: thoughts + answers) as provider:
+        report = enriched(provider, MOOD, 2, batch_size=2)
+    assert (report.column("mood"), len(provider.books.requests)) == (["good", "bad"], 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>no end",
+        "<thinking>no end",
+        "[THINK]no end",
+        "<|channel|>analysis<|message|>no end",
+        "<think>only thoughts</think>\n",
+        "only thoughts\n</think>",
+    ],
+)
+@pytest.mark.parametrize("output", ["label", SCORE], ids=["free text", "regular expression"])
+def test_thoughts_without_an_answer_are_a_cut_reply(text: str, output: Any) -> None:
+    """Thoughts that do not end, or that nothing follows, never become an answer, and are not paid again in vain."""
+    with Provider(lambda _: text.replace("no end", "3/10")) as provider:
+        report = enriched(provider, output)
+    (failure,) = failures(report)
+    assert (failure.reason, len(provider.books.requests)) == ("truncated", 1)
+    assert "turn reasoning off" in failure.detail
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Close it with `</think>` at the end.",
+        "The tag </think> closes what <think> opens.",
+        "It says:\n<think>hm</think>\nand no more.",
+        'The text "</think>" is a tag.',
+        "First <thinking> then </thinking>\nis said.",
+        "analysis of the final report",
+    ],
+)
+def test_marks_within_an_answer_stay(answer: str) -> None:
+    """Only the beginning of a reply is thoughts; an answer that speaks of the marks is left as it is."""
+    assert strip_reasoning(answer) == answer
+    assert strip_reasoning(f"<think>hm</think>{answer}") == answer
+
+
+def test_marks_that_the_row_holds_may_be_repeated() -> None:
+    """A reply that repeats a lone closing mark of its row is not taken for thoughts."""
+    reply = "User: hm\n</think>\nBot: yes"
+    assert strip_reasoning(reply, asked=f"Translate: {reply}") == reply
+    assert strip_reasoning(reply) == "\nBot: yes"
+
+
+@given(st.text(alphabet="ab <>/{}\"'\n", max_size=40), st.text(alphabet="ab {}\"'\n", min_size=1, max_size=40))
+def test_what_follows_a_block_is_the_answer(thoughts: str, answer: str) -> None:
+    """For any thoughts without the closing mark, what follows it comes back unchanged; no marks, no change."""
+    assert strip_reasoning(answer) == answer
+    assert strip_reasoning(f"<think>{thoughts}</think>{answer}") == (answer if answer.strip() else None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+            {"type": "text", "text": "good"},
+        ],  # Mistral
+        [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "good"}],
+        [{"text": "go"}, {"type": "output_text", "text": "od"}],
+    ],
+)
+def test_thoughts_in_parts_are_no_part_of_the_text(content: list[dict[str, Any]]) -> None:
+    """Content that comes in parts is the text of its parts of text."""
+    with Provider(fault=lambda _: Altered(message={"content": content})) as provider:
+        assert enriched(provider, "label").column("label") == ["good"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("content", [None, "", "  "])
+def test_answer_that_is_only_in_the_thoughts_is_named_and_not_taken(field: str, content: str | None) -> None:
+    """JSON that a server puts into the reasoning alone is no answer; the failure says where it is, after one call."""
+    altered = Altered(message={"content": content, field: '{"mood": "good"}'})
+    with Provider(fault=lambda _: altered) as provider:
+        (failure,) = failures(enriched(provider, MOOD))
+    assert (failure.reason, len(provider.books.requests)) == ("invalid", 1)
+    assert "reasoning_content" in failure.detail
