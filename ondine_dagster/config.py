@@ -13,6 +13,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.options import Options
 from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig
+from ondine_dagster.variables import Count, Positive
 
 __all__ = ["LLMAssetConfig", "configure"]
 
@@ -20,9 +21,8 @@ __all__ = ["LLMAssetConfig", "configure"]
 class LLMAssetConfig(StrictConfig):
     """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
 
-    max_rows: int | None = Field(
+    max_rows: Count | None = Field(
         default=None,
-        gt=0,
         description="Enrich the first so many rows only; the table has no others then. To try a prompt on ten.",
     )
     dry_run: bool = Field(
@@ -38,8 +38,8 @@ class LLMAssetConfig(StrictConfig):
     retry_failed_rows: bool = Field(
         default=True, description="Ask again about rows that failed in an earlier run; otherwise they stay failed."
     )
-    max_cost_usd: float | None = Field(
-        default=None, gt=0, description="Cap on the cost of this run in USD, instead of the asset's own."
+    max_cost_usd: Positive | None = Field(
+        default=None, description="Cap on the cost of this run in USD, instead of the asset's own."
     )
     model: str | None = Field(
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ondine_core.errors import ConfigError
@@ -13,9 +14,11 @@ __all__ = ["check_frame", "frame_of", "is_only_numbered", "names_of"]
 
 
 def names_of(value: Any) -> tuple[str, ...]:
-    """The column names of a data frame; none for anything else."""
+    """The column names of a data frame, or of frames by partition; none for anything else."""
     import narwhals as nw
 
+    if isinstance(value, Mapping):
+        return tuple(dict.fromkeys(name for table in value.values() for name in names_of(table)))
     frame = nw.from_native(value, eager_only=True, pass_through=True)
     return tuple(frame.columns) if isinstance(frame, nw.DataFrame) else ()
 

@@ -21,6 +21,7 @@ from ondine_dagster.checks import Check, CostPerRowCheck, DriftCheck, ErrorRateC
 from ondine_dagster.drift import Before, Counts, distance, distance_by_chance, find_before
 from ondine_dagster.fitting import closed_columns, columns_of
 from ondine_dagster.golden import Ask, Verdict, judge_golden
+from ondine_dagster.partitions import as_one_table
 from ondine_dagster.scores import as_label, shown
 
 __all__ = ["Evidence", "check_results", "check_specs", "collect", "count_values", "golden_inputs", "split_checks"]
@@ -98,7 +99,7 @@ def check_results(  # noqa: PLR0913  (by keyword)
         ask: Asks about labelled rows.
         labelled: Labelled rows that came from upstream, by input.
     """
-    inputs = {key: labelled[name] for name, key in golden_inputs(checks).items()}
+    inputs = {key: as_one_table(labelled[name]) for name, key in golden_inputs(checks).items()}
     results = []
     for name, check in checks.items():
         match check:

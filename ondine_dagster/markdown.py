@@ -32,6 +32,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 _CELL_LENGTH = 160
+_LINKED = re.compile(r"(?:https?|ftp|mailto|xmpp):|www(?=\.)|[\w.+-](?=@)", re.IGNORECASE)
+"""What GitHub's Markdown makes a link of although nothing marks it as one; escapes do not keep it from that."""
+_WORD_JOINER = "\u2060"
+"""Has no width, and ends what would be an address."""
 _SHOWN_IN_PLACE = 999
 _LINES_OF_ONE_ROW = 2
 
@@ -43,4 +47,5 @@ def _cell(value: Any) -> str:
     text = " ".join(text.split())
     # What a row writes is shown as it stands: no link, no picture, no markup.
     shown = re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text[: _CELL_LENGTH - 1])
+    shown = _LINKED.sub(f"\\g<0>{_WORD_JOINER}", shown)
     return shown if len(text) < _CELL_LENGTH else f"{shown}…"

@@ -34,7 +34,7 @@ ModelFields = create_model(  # type: ignore[call-overload]
     },
 )
 _TEXTS = {name for name, field in LLMResource.model_fields.items() if field.annotation in (str, str | None)}
-_READ_LATE = {*_TEXTS, "settings", "observers"}
+_READ_LATE = {*_TEXTS, "settings", "observers", "params"}
 """The fields in which a variable of the environment is read when a step starts."""
 
 

@@ -9,22 +9,33 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
+from time import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import dagster as dg
+from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.frames import frame_of, is_only_numbered
+from ondine_dagster.frames import check_frame, frame_of, is_only_numbered
 
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["PartitionBy", "check_partition_by", "joined", "rows_by_partition", "shards"]
+__all__ = [
+    "PartitionBy",
+    "as_one_table",
+    "check_partition_by",
+    "joined",
+    "joined_by_key",
+    "rows_by_partition",
+    "shards",
+]
 
 PartitionBy: TypeAlias = str | Mapping[str, str]
 """The column that says which partition a row belongs to; with several dimensions, the column of each."""
@@ -47,12 +58,19 @@ def shards(count: int) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition([f"{number}-of-{count}" for number in range(1, count + 1)])
 
 
-def check_partition_by(partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any] | None) -> None:
+def check_partition_by(partition_by: PartitionBy | None, partitions: dg.PartitionsDefinition[Any] | None) -> None:
     """Check that `partition_by` says of each dimension of `partitions` where rows belong.
 
     Raises:
-        ConfigError: There are no partitions, or it names other dimensions than they have.
+        ConfigError: There are no partitions, it names other dimensions than they have, or it is missing for shards.
     """
+    if partition_by is None:
+        if any(map(_is_sharded, _dimensions(partitions))):
+            raise ConfigError(
+                "shards(...) needs partition_by, the column whose hash deals the rows, as in partition_by='id'; "
+                "without it every shard would be the whole table."
+            )
+        return
     if partitions is None:
         raise ConfigError(f"partition_by={partition_by!r} needs a partitions_def.")
     if isinstance(partitions, dg.MultiPartitionsDefinition):
@@ -64,6 +82,12 @@ def check_partition_by(partition_by: PartitionBy, partitions: dg.PartitionsDefin
             )
     elif not isinstance(partition_by, str):
         raise ConfigError(f"partition_by={partition_by!r} must be the name of one column.")
+
+
+def _dimensions(partitions: dg.PartitionsDefinition[Any] | None) -> list[dg.PartitionsDefinition[Any]]:
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return [dimension.partitions_def for dimension in partitions.partitions_defs]
+    return [] if partitions is None else [partitions]
 
 
 def rows_by_partition(
@@ -83,14 +107,13 @@ def rows_by_partition(
 
     frame = frame_of(table)
     numbered = is_only_numbered(frame)
+    columns = _columns(partition_by, partitions)
+    dimensions = [kind for _, kind in columns]
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
-        names = list(partition_by)
-        dimensions = [partitions.get_partitions_def_for_dimension(name) for name in names]
-        columns = list(partition_by.values())
-        parts = [[_parts_of(partitions, key)[name] for name in names] for key in keys]
+        parts = [[_parts_of(partitions, key)[name] for name in partition_by] for key in keys]
     else:
-        dimensions, columns, parts = [partitions], [str(partition_by)], [[key] for key in keys]
-    marks = [_marks(frame, column, kind) for column, kind in zip(columns, dimensions, strict=True)]
+        parts = [[key] for key in keys]
+    marks = [_marks(frame, column, kind) for column, kind in columns]
     found = {}
     for key, part in zip(keys, parts, strict=True):
         belongs = [_belongs(kind, name) for kind, name in zip(dimensions, part, strict=True)]
@@ -99,6 +122,40 @@ def rows_by_partition(
         rows = frame.filter(mask) if mask else frame
         found[key] = (nw.maybe_reset_index(rows) if numbered else rows).to_native()
     return found
+
+
+def count_unassigned(
+    table: Any,
+    partition_by: PartitionBy,
+    partitions: dg.PartitionsDefinition[Any],
+    instance: dg.DagsterInstance | None = None,
+) -> int:
+    """The number of rows that belong to no partition at all, so that no run enriches them.
+
+    They have no value, or one that is no key, or one outside the time that the partitions cover. Where partitions of
+    time have no end, a later row belongs to one that is yet to come.
+
+    Args:
+        table: The rows.
+        partition_by: The column, or the column of each dimension.
+        partitions: The partitions of the asset.
+        instance: Knows the keys of dynamic partitions.
+    """
+    frame = frame_of(table)
+    columns = _columns(partition_by, partitions)
+    tests = [_exists(kind, instance) for _, kind in columns]
+    marks = [_marks(frame, column, kind) for column, kind in columns]
+    return sum(not all(test(mark) for test, mark in zip(tests, row, strict=True)) for row in zip(*marks, strict=True))
+
+
+def _columns(
+    partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any]
+) -> list[tuple[str, dg.PartitionsDefinition[Any]]]:
+    """The column of each dimension, and the dimension."""
+    if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
+        dimensions = partitions.get_partitions_def_for_dimension
+        return [(column, dimensions(name)) for name, column in partition_by.items()]
+    return [(str(partition_by), partitions)]
 
 
 def _parts_of(partitions: dg.MultiPartitionsDefinition, key: str) -> Mapping[str, str]:
@@ -174,6 +231,45 @@ def _belongs(partitions: dg.PartitionsDefinition[Any], key: str) -> Callable[[An
     return lambda mark: mark is not None and key in mark
 
 
+def _exists(partitions: dg.PartitionsDefinition[Any], instance: dg.DagsterInstance | None) -> Callable[[Any], bool]:
+    """A test of a row's mark: whether there is a partition, or will be one, that it belongs to."""
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        return _is_covered(partitions)
+    if _is_sharded(partitions):
+        return lambda mark: mark is not None
+    known = frozenset(partitions.get_partition_keys(dynamic_partitions_store=instance))
+    return lambda mark: mark is not None and not known.isdisjoint(mark)
+
+
+def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[float | None], bool]:
+    """A test of an instant: whether a window contains it, or, where the partitions have no end yet, will contain it."""
+    first, last = partitions.get_first_partition_window(), partitions.get_last_partition_window()
+    if first is None or last is None:
+        return lambda mark: mark is not None and partitions.end is None
+    begin, end = first.start.timestamp(), last.end.timestamp()
+    is_open = partitions.end is None or partitions.end.timestamp() > time()
+    windows = None
+    if partitions.exclusions:
+        keys = partitions.get_partition_keys()
+        windows = [(window.start.timestamp(), window.end.timestamp()) for window in _windows(partitions, keys)]
+
+    def test(mark: float | None) -> bool:
+        if mark is None or mark < begin:
+            return False
+        if mark >= end:
+            return is_open
+        if windows is None:
+            return True
+        at = bisect_right(windows, (mark, inf)) - 1
+        return mark < windows[at][1]
+
+    return test
+
+
+def _windows(partitions: dg.TimeWindowPartitionsDefinition, keys: Sequence[str]) -> Iterator[dg.TimeWindow]:
+    return (partitions.time_window_for_partition_key(key) for key in keys)
+
+
 def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
     try:
         moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -193,6 +289,52 @@ def _digest(value: Any) -> int:
 # -- several partitions in one run ---------------------------------------------------------------------------------
 
 
+def joined_by_key(
+    context: dg.AssetExecutionContext, tables: Mapping[str, Any], inputs: Iterable[str]
+) -> tuple[Any, dict[str, int]]:
+    """Tables by partition as one frame, and how many rows each partition of the run brought, where that is known.
+
+    The keys are those of the run's partitions, or those of upstream partitions that a mapping gave to the run (a week
+    of days, a rolling window, all days of an asset without partitions). Of upstream partitions every row counts, in the
+    order of the partitions; a key of neither kind is refused, since its rows would be lost.
+
+    Args:
+        context: The step's.
+        tables: What the asset function returned.
+        inputs: Names of the inputs whose partitions may be keys.
+
+    Raises:
+        ConfigError: A key is of no partition that the run knows, there is no table, or they are not of one kind.
+    """
+    own = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    if tables.keys() <= set(own):
+        return joined(tables, own)
+    upstream = dict.fromkeys(key for name in inputs for key in _keys_of_input(context, name))
+    unknown = [key for key in tables if key not in upstream and key not in own]
+    if unknown:
+        raise ConfigError(
+            f"The asset function returned a mapping with the key {unknown[0]!r}, which is a partition neither of this "
+            "run nor of an upstream asset. Return one frame, such as pd.concat(tables.values()), or a mapping from "
+            "partition key to frame."
+        )
+    whole, _ = joined(tables, list(dict.fromkeys((*upstream, *own))))
+    return whole, {}
+
+
+def _keys_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str]:
+    """The upstream partitions that an input loads; none if its asset has none."""
+    try:
+        keys: Sequence[str] = context.asset_partition_keys_for_input(name)
+    except CheckError:
+        return ()
+    return keys
+
+
+def as_one_table(value: Any) -> Any:
+    """A table as it is; tables by partition, as an input of several partitions comes, as one."""
+    return joined(value, list(value))[0] if isinstance(value, Mapping) else value
+
+
 def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[str, int]]:
     """Tables by partition as one frame, in the order of `keys`, and how many rows each brought.
 
@@ -206,14 +348,18 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[st
     found = {key: tables[key] for key in keys if key in tables}
     if not found:
         raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
+    for table in found.values():
+        check_frame(table)
+    frames = {key: frame_of(table) for key, table in found.items()}
+    # An empty day often has columns of other types, or none.
+    filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
     try:
-        frames = [frame_of(table) for table in found.values()]
-        whole = nw.concat(frames)
-        if all(map(is_only_numbered, frames)):
+        whole = nw.concat(filled)
+        if all(map(is_only_numbered, filled)):
             whole = nw.maybe_reset_index(whole)
     except Exception as error:
         raise ConfigError(
             f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}); "
             "return frames of one kind with the same columns."
         ) from error
-    return whole.to_native(), {key: len(frame) for key, frame in zip(found, frames, strict=True)}
+    return whole.to_native(), {key: len(frame) for key, frame in frames.items()}

@@ -1,11 +1,10 @@
 """The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
 
 import dataclasses
-import os
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import dagster as dg
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +22,7 @@ from ondine_core.store import network_file_system, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig, plain_texts
+from ondine_dagster.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 
 __all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
 
@@ -31,9 +31,9 @@ class SharedBudget(StrictConfig):
     """What may be spent by everybody who names this budget, on the same store, in a period."""
 
     name: str = Field(description="Assets, runs and processes whose resource names it draw from one purse.")
-    max_cost_usd: float = Field(gt=0, description="USD for the period.")
+    max_cost_usd: Positive = Field(description="USD for the period.")
     period: str = Field(default="month", description="'run', 'day', 'month' (both UTC) or 'ever'.")
-    warn_at: list[float] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")
+    warn_at: list[NonNegative] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +45,9 @@ class SharedBudget(StrictConfig):
     @field_validator("warn_at")
     @classmethod
     def _check_shares(cls, warn_at: list[float]) -> list[float]:
-        return list(Cap(Decimal(1), warn_at=tuple(warn_at)).warn_at)
+        written = [share for share in warn_at if isinstance(share, float)]  # others are variables
+        Cap(Decimal(1), warn_at=tuple(written))
+        return warn_at
 
     def cap(self) -> Cap:
         """The budget as the engine knows it."""
@@ -66,21 +68,21 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     base_url: str | None = Field(
         default=None, description="Root of an OpenAI-compatible API up to /v1, if it is not the provider's own."
     )
-    requests_per_minute: float | None = Field(
-        default=None, gt=0, description="Calls a minute, shared by every process that uses the same store."
+    requests_per_minute: Positive | None = Field(
+        default=None, description="Calls a minute, shared by every process that uses the same store."
     )
-    tokens_per_minute: float | None = Field(
-        default=None, gt=0, description="Input and output tokens a minute, shared like requests_per_minute."
+    tokens_per_minute: Positive | None = Field(
+        default=None, description="Input and output tokens a minute, shared like requests_per_minute."
     )
-    burst: float = Field(
-        default=1, ge=1, description="Calls that may leave at once after a pause; needs requests_per_minute."
+    burst: AtLeastOne = Field(
+        default=1, description="Calls that may leave at once after a pause; needs requests_per_minute."
     )
-    timeout_s: float = Field(default=60.0, gt=0, description="Seconds one call may take.")
-    max_concurrency: int = Field(default=32, gt=0, description="Most calls a step has in flight.")
-    temperature: float | None = Field(
-        default=None, ge=0, description="Sampling temperature; by default the provider's own (0 for embedded models)."
+    timeout_s: Positive = Field(default=60.0, description="Seconds one call may take.")
+    max_concurrency: Count = Field(default=32, description="Most calls a step has in flight.")
+    temperature: NonNegative | None = Field(
+        default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
     )
-    max_output_tokens: int | None = Field(default=None, gt=0, description="Most tokens one reply may have.")
+    max_output_tokens: Count | None = Field(default=None, description="Most tokens one reply may have.")
     params: dict[str, Any] = Field(
         default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
     )
@@ -93,14 +95,14 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     provider_name: str | None = Field(
         default=None, description="What the provider is called in metadata, where the model's name does not tell."
     )
-    input_cost_per_1k_tokens: float | None = Field(
-        default=None, ge=0, description="USD, where the list price is unknown or not yours."
+    input_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD, where the list price is unknown or not yours."
     )
-    output_cost_per_1k_tokens: float | None = Field(
-        default=None, ge=0, description="USD, set together with the input's."
+    output_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD, set together with the input's."
     )
-    cached_input_cost_per_1k_tokens: float | None = Field(
-        default=None, ge=0, description="USD for what the provider has in its prompt cache; by default the input's."
+    cached_input_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD for what the provider has in its prompt cache; by default the input's."
     )
     fallbacks: list[str] = Field(
         default_factory=list,
@@ -111,8 +113,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         default_factory=list,
         description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for a materialization.",
     )
-    context_window: int | None = Field(
-        default=None, gt=0, description="Tokens of prompt and reply together, where the list does not know the model."
+    context_window: Count | None = Field(
+        default=None, description="Tokens of prompt and reply together, where the list does not know the model."
     )
     store: str | None = Field(
         default=None,
@@ -120,17 +122,23 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="File that keeps the answers, or a postgresql:// URL where several hosts share them; by default "
         "ondine/answers.db in the Dagster instance's storage.",
     )
-    lease_ttl_s: float = Field(
-        default=30.0, gt=0, description="Seconds after which another run takes over from one whose process was killed."
+    lease_ttl_s: Positive = Field(
+        default=30.0, description="Seconds after which another run takes over from one whose process was killed."
     )
-    progress_every_s: float = Field(
-        default=10.0, gt=0, description="Seconds between two progress reports of a running step."
+    progress_every_s: Positive = Field(
+        default=10.0, description="Seconds between two progress reports of a running step."
     )
     observers: list[Any] = Field(
         default_factory=list,
         description="Who is told what happens: 'logging', 'opentelemetry', 'langfuse', 'prometheus' or your own, by "
         "name, or as a mapping of 'name' and options, such as {'name': 'prometheus', 'push_gateway': 'http://...'}.",
     )
+
+    if not TYPE_CHECKING:  # which knows the fields
+
+        def __init__(self, **fields: Any) -> None:
+            nested = {name: keep_int_variables(fields[name]) for name in _NESTED & fields.keys()}
+            super().__init__(**fields | nested)
 
     @field_validator("observers")
     @classmethod
@@ -173,8 +181,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             self.timeout_s,
             self.temperature,
             self.max_output_tokens,
-            self.params,
-            _read_variables(self.settings),
+            read_variables(self.params),
+            read_variables(self.settings),
             self.provider_name,
         )
 
@@ -188,12 +196,15 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             caps=tuple(budget.cap() for budget in self.budgets),
             lease_ttl_s=self.lease_ttl_s,
             fallbacks=tuple(self._fallback(model) for model in self.fallbacks),
-            observers=tuple(_read_variables(self.observers)),
+            observers=tuple(read_variables(self.observers)),
         )
 
     def _fallback(self, model: str) -> ModelSpec:
-        """Address, key and what only the provider knows of are not handed on."""
-        return ModelSpec(model, None, None, self.timeout_s, self.temperature, self.max_output_tokens)
+        """The settings for `model`: address, key and what only the provider knows of are those of the same provider."""
+        spec = self.spec()
+        if _provider_of(model) == _provider_of(spec.model):
+            return dataclasses.replace(spec, model=model, params={}, provider_name=None)
+        return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
 
     def _price(self) -> Price | None:
         given, taken, cached = (
@@ -211,25 +222,19 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         return Price(given, taken, given if cached is None else cached)
 
 
+_NESTED = {"params", "settings", "observers"}
+"""The fields that hold mappings in which Dagster reads no variables."""
+
+
+def _provider_of(model: str) -> str:
+    return model.partition("/")[0]
+
+
 def _check_model(model: str) -> None:
     """Refuse a name without a provider, in the words of a step; whether there is such a provider is seen there."""
     provider, _, name = model.partition("/")
     if not (provider and name):
         connect(ModelSpec(model))
-
-
-def _read_variables(value: Any) -> Any:
-    """`value` with what `EnvVar`s in it stand for; inside a mapping Dagster leaves them unread."""
-    match value:
-        case {"env": str(name), **rest} if not rest:
-            if (found := os.environ.get(name)) is None:
-                raise ConfigError(f"The settings name the variable {name!r}, which is not set.")
-            return found
-        case dict():
-            return {name: _read_variables(part) for name, part in value.items()}
-        case list():
-            return [_read_variables(part) for part in value]
-    return value
 
 
 def default_store(instance: dg.DagsterInstance) -> str:

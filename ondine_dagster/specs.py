@@ -39,8 +39,7 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
         ConfigError: Two columns would have one name, or an argument cannot be kept.
     """
     _check_names(enrichment)
-    if enrichment.partition_by is not None:
-        check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
+    check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
     if asset_arguments.get("check_specs"):
         raise ConfigError(
             "check_specs cannot be answered from here; take checks=[...], or write the check with "

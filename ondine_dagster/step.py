@@ -6,7 +6,7 @@ cancels the calls in flight and goes on unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -22,7 +22,7 @@ from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
 from ondine_dagster.frames import check_frame, frame_of, names_of
 from ondine_dagster.judging import Evidence, check_results, collect, count_values, split_checks
-from ondine_dagster.partitions import joined, rows_by_partition
+from ondine_dagster.partitions import count_unassigned, joined, joined_by_key, rows_by_partition
 from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
 from ondine_dagster.plots import distributions
 from ondine_dagster.report import (
@@ -70,7 +70,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     watch = Watch(context)
     try:
         todo = plan(context, enrichment, llm, config, watch)
-        rows, lengths = _rows_of_run(context, rows, enrichment, config)
+        rows, lengths, unassigned = _rows_of_run(context, rows, enrichment, config, inputs)
         if config.dry_run:
             _rehearse(context, rows, todo, watch)
             return
@@ -123,6 +123,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         "ondine/preview": dg.MetadataValue.md(first),
         **({"ondine/plot": dg.MetadataValue.md(picture)} if picture else {}),
         **figures,
+        **({} if unassigned is None else {"ondine/rows_without_partition": unassigned}),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(names_of(table), question.prompt.columns, outputs, upstream),
@@ -154,17 +155,32 @@ def _selected(
 
 
 def _rows_of_run(
-    context: dg.AssetExecutionContext, rows: Any, enrichment: Enrichment, config: LLMAssetConfig
-) -> tuple[Any, Mapping[str, int]]:
-    """The rows that this run is about, checked, and how many are of which partition, as far as that is known."""
+    context: dg.AssetExecutionContext,
+    rows: Any,
+    enrichment: Enrichment,
+    config: LLMAssetConfig,
+    inputs: Iterable[str],
+) -> tuple[Any, Mapping[str, int], int | None]:
+    """The rows that this run is about, checked.
+
+    Returns:
+        The frame; the rows of each partition, as far as that is known; with `partition_by`, the rows of no partition.
+    """
     lengths: Mapping[str, int] = {}
-    if (by := enrichment.partition_by) is not None and not isinstance(rows, Mapping):
-        check_frame(rows)
-        partitions = context.assets_def.partitions_def
-        rows = rows_by_partition(rows, by, partitions, context.partition_keys)
-    if isinstance(rows, Mapping) and context.has_partition_key_range | context.has_partition_key:
-        rows, lengths = joined(rows, context.partition_keys)
+    unassigned = None
+    if isinstance(rows, Mapping):
+        rows, lengths = joined_by_key(context, rows, inputs)
     check_frame(rows)
+    if enrichment.partition_by is not None and not lengths:
+        by, partitions = enrichment.partition_by, context.assets_def.partitions_def
+        tables = rows_by_partition(rows, by, partitions, context.partition_keys)
+        unassigned = count_unassigned(rows, by, partitions, context.instance)
+        if unassigned:
+            context.log.warning(
+                f"{unassigned:,} of {len(rows):,} rows have no value in partition_by={by!r}, or "  # noqa: G004
+                "one that belongs to no partition: no run enriches them."
+            )
+        rows, lengths = joined(tables, context.partition_keys)
     noted = FAILED_COLUMNS if enrichment.failed_rows else ()
     for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
         if added in names_of(rows):
@@ -174,8 +190,8 @@ def _rows_of_run(
             f"max_rows={config.max_rows}: {len(rows) - config.max_rows:,} of {len(rows):,} rows are left out of the "  # noqa: G004
             "table; materialize without it for all of them."
         )
-        return frame_of(rows).head(config.max_rows).to_native(), {}
-    return rows, lengths
+        return frame_of(rows).head(config.max_rows).to_native(), {}, unassigned
+    return rows, lengths, unassigned
 
 
 def _rehearse(context: dg.AssetExecutionContext, rows: Any, todo: Plan, watch: Watch) -> None:

@@ -189,23 +189,44 @@ LAUNCH = """mutation ($params: ExecutionParams!) {
 RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 
-def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver) -> None:
-    """Observations come in while the step runs; Terminate ends it within seconds, with what was spent on the page."""
+def launch(address: str, **selection: Any) -> str:
+    """Launch the assets of the project, or those of `selection`; returns the run."""
     selector = {
         "repositoryLocationName": "tickets",
         "repositoryName": "__repository__",
         "jobName": "__ASSET_JOB",
+        **selection,
     }
     params = {"selector": selector, "runConfigData": {}, "mode": "default"}
-    launched = ask(dagster, LAUNCH, params=params)["launchRun"]
+    launched = ask(address, LAUNCH, params=params)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = launched["run"]["runId"]
+    return str(launched["run"]["runId"])
+
+
+def wait_for_end(address: str, run: str, status: str) -> None:
+    until(lambda: ask(address, RUN, id=run)["runOrError"]["status"] == status or None, PATIENCE_S, "end of the run")
+
+
+def test_addresses_in_answers_are_no_links(dagster: str, browser: WebDriver) -> None:
+    """What a model wrote is read and not clicked."""
+    run = launch(dagster, assetSelection=[{"path": ["answers_with_links"]}])
+    wait_for_end(dagster, run, "SUCCESS")
+    browser.get(f"{dagster}/assets/answers_with_links?view=events")
+    see(browser, "ondine/preview", "evil.example/a", "me")
+    assert browser.find_elements(By.CSS_SELECTOR, "td, th")
+    assert not browser.find_elements(By.CSS_SELECTOR, 'a[href*="evil.example"]')
+    keep(browser, "links")
+
+
+def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver) -> None:
+    """Observations come in while the step runs; Terminate ends it within seconds, with what was spent on the page."""
+    run = launch(dagster, assetSelection=[{"path": [name]} for name in ("support_tickets", "ticket_labels")])
     browser.get(f"{dagster}/runs/{run}")
     see(browser, "ASSET_OBSERVATION", "rows/s")
     keep(browser, "running")
     click(browser, "Terminate")
     click(browser, "Terminate 1 run")
-    until(lambda: ask(dagster, RUN, id=run)["runOrError"]["status"] == "CANCELED" or None, PATIENCE_S, "end of the run")
+    wait_for_end(dagster, run, "CANCELED")
     browser.get(f"{dagster}/assets/ticket_labels?view=events")
     see(browser, "ondine/rows_done")
     keep(browser, "terminated")

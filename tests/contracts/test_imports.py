@@ -32,9 +32,9 @@ CORE = (
     "sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "frames markdown tables showing report strict config resources spend partitions plots checks scores fitting drift "
-    "golden judging dead_letters watch planning arguments step specs wrapping assets templates attributes "
-    "check_attributes own_model scaffolder component __init__"
+    "frames markdown tables showing report strict variables config resources spend partitions plots checks scores "
+    "fitting drift golden judging dead_letters watch planning arguments step specs wrapping assets templates "
+    "attributes check_attributes own_model scaffolder component __init__"
 ).split()
 
 

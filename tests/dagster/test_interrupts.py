@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("interrupts")
     with ExitStack() as stack:
         is_slow = threading.Event()
-        slowly = {"terminated": 2, "orphaned": 2, "retried": 30}
+        slowly = {"terminated": 3_600, "orphaned": 2, "retried": 30}
         faults = {name: while_set(is_slow, slow(seconds)) for name, seconds in slowly.items()}
         providers = {asset: stack.enter_context(Provider(latency_s=0.05, fault=faults.get(asset))) for asset in ASSETS}
         urls = {asset: provider.base_url for asset, provider in providers.items()}
@@ -96,13 +96,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> None:
-    """Terminate in the UI ends the step in seconds, reports what was spent, and the next run asks only the rest."""
+    """Terminate in the UI ends the step although calls hang, reports the spend, and the next run asks only the rest."""
     run = place.deployment.launch("terminated")
     place.wait_for_rows("terminated", ROWS // 4)
     step, _ = place.pids(run)
     place.is_slow.set()
     place.deployment.terminate(run)
-    place.wait_until_gone(step, 10)
+    place.wait_until_gone(step, 40)
     calls = len(place.books["terminated"].requests)
     assert place.deployment.finished(run).status == dg.DagsterRunStatus.CANCELED
     assert len(place.books["terminated"].requests) == calls < ROWS
@@ -124,7 +124,7 @@ def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place:
     place.wait_until_stuck("retried")
     os.kill(first, signal.SIGTERM)
     place.is_slow.clear()
-    place.wait_until_gone(first, 10)
+    place.wait_until_gone(first, 25)
     place.assert_spend_is_reported("retried", run)
 
     place.wait_for_rows("retried", ROWS // 2)
@@ -155,7 +155,7 @@ def test_run_worker_that_is_stopped_is_replaced_by_a_run_retry(place: Place) -> 
     place.wait_for_rows("stopped", ROWS // 4)
     step, worker = place.pids(run)
     os.kill(worker, signal.SIGTERM)
-    place.wait_until_gone(step, 10)
+    place.wait_until_gone(step, 40)
     place.assert_spend_is_reported("stopped", run)
     assert place.deployment.finished(run).status == dg.DagsterRunStatus.FAILURE
 

@@ -6,6 +6,7 @@ import dagster as dg
 import pandas as pd
 
 from ondine_dagster import LLMResource, llm_asset
+from ondine_dagster.markdown import preview
 
 
 @dg.asset(group_name="tickets")
@@ -24,8 +25,21 @@ def ticket_labels(support_tickets: pd.DataFrame) -> pd.DataFrame:
     return support_tickets
 
 
+@dg.asset(group_name="tickets")
+def answers_with_links() -> dg.MaterializeResult[None]:
+    """A preview of answers that would like to be clicked."""
+    answers = [
+        "See https://evil.example/a",
+        "www.evil.example",
+        "mail to me@evil.example",
+        "[here](http://evil.example)",
+    ]
+    table = pd.DataFrame({"answer": answers})
+    return dg.MaterializeResult(metadata={"ondine/preview": dg.MetadataValue.md(preview(table, ["answer"]))})
+
+
 defs = dg.Definitions(
-    assets=[support_tickets, ticket_labels],
+    assets=[support_tickets, ticket_labels, answers_with_links],
     resources={
         "llm": LLMResource(
             model="openai_compatible/labels",

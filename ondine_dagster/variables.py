@@ -1,0 +1,104 @@
+"""Variables of the environment in the fields of a resource: `dg.EnvVar`, read when a step starts.
+
+Dagster reads them itself where a field is a text or a whole number without bounds. Numbers with bounds, fractions and
+what is inside a mapping it leaves as `{"env": NAME}`, which is what an `EnvVar` becomes on its way to the step.
+"""
+
+# No `from __future__ import annotations` here: Pydantic reads the annotations made in this module.
+import os
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import dagster as dg
+from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic_core import CoreSchema, core_schema
+
+from ondine_core.errors import ConfigError
+
+__all__ = ["AtLeastOne", "Count", "NonNegative", "Positive", "keep_int_variables", "read_variables"]
+
+_IntEnvVar = type(dg.EnvVar.int(""))
+
+
+class _OrVariable:
+    """Lets a field of type `number` be given as a variable, which is read and validated when a step starts."""
+
+    def __init__(self, number: Any) -> None:
+        self._number = number
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(_validate, handler.generate_schema(self._number))
+
+
+def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, dg.EnvVar | _IntEnvVar):
+        return value
+    if (name := _name_of(value)) is None:
+        return validate(value)
+    try:
+        return validate(_read(name))
+    except ValidationError as error:
+        raise ConfigError(f"The variable {name!r}: {error.errors(include_url=False)[0]['msg']}.") from None
+
+
+def keep_int_variables(value: Any) -> Any:
+    """`value` with each `EnvVar.int` inside it as a mapping that says so: Dagster would hand on only its name."""
+    match value:
+        case dict():
+            return {key: keep_int_variables(part) for key, part in value.items()}
+        case list():
+            return [keep_int_variables(part) for part in value]
+    return {"env": value.env_var_name, "type": "int"} if isinstance(value, _IntEnvVar) else value
+
+
+def read_variables(value: Any) -> Any:
+    """`value` with the variables inside its mappings and lists replaced by what they are set to.
+
+    Raises:
+        ConfigError: A variable is not set, or holds no whole number where one is needed.
+    """
+    if (name := _name_of(value)) is not None:
+        return _read(name)
+    match value:
+        case {"env": str(name), "type": "int"}:
+            return _read_int(name)
+        case dict():
+            return {key: read_variables(part) for key, part in value.items()}
+        case list():
+            return [read_variables(part) for part in value]
+    return value
+
+
+def _name_of(value: Any) -> str | None:
+    match value:
+        case dg.EnvVar():
+            return value.env_var_name
+        case {"env": str(name), **rest} if not rest:
+            return name
+    return None
+
+
+def _read(name: str) -> str:
+    found = os.environ.get(name)
+    if found is None:
+        raise ConfigError(f"A field of the resource names the variable {name!r}, which is not set.")
+    return found
+
+
+def _read_int(name: str) -> int:
+    try:
+        return int(_read(name))
+    except ValueError:
+        raise ConfigError(f"The variable {name!r} is no whole number; EnvVar.int names it.") from None
+
+
+if TYPE_CHECKING:
+    Positive: TypeAlias = float
+    NonNegative: TypeAlias = float
+    AtLeastOne: TypeAlias = float
+    Count: TypeAlias = int
+else:
+    # `Any` is what Dagster is to see: it checks a number before Pydantic does, and knows no variable in its place.
+    Positive = Annotated[Any, _OrVariable(Annotated[float, Field(gt=0)])]
+    NonNegative = Annotated[Any, _OrVariable(Annotated[float, Field(ge=0)])]
+    AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, Field(ge=1)])]
+    Count = Annotated[Any, _OrVariable(Annotated[int, Field(gt=0)])]

@@ -1,0 +1,227 @@
+"""Assets whose upstream partitions are not their own: weeks of days, windows that overlap, a whole of parts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import polars as pl
+import pytest
+
+from ondine_core.errors import ConfigError
+from ondine_dagster import GoldenCheck, ScriptedModel, build_llm_asset, llm_asset, shards
+
+DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-15")
+WEEKLY = dg.WeeklyPartitionsDefinition("2026-01-04")
+WEEK = [f"2026-01-{day:02}" for day in range(4, 11)]
+ALL_DAYS = list(DAILY.get_partition_keys())
+LLM = ScriptedModel({"": {"team": "x"}})
+COLUMNS = {"prompt": "Team? {body}", "output": {"team": str}}
+
+
+@dg.asset(partitions_def=DAILY)
+def tickets(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    """Two tickets a day, none on the 6th, whose file has no columns."""
+    day = context.partition_key
+    return pd.DataFrame() if day == "2026-01-06" else pd.DataFrame({"day": [day] * 2, "body": [f"a {day}", f"b {day}"]})
+
+
+def decorated(partitions: dg.PartitionsDefinition[Any] | None, **arguments: Any) -> dg.AssetsDefinition:
+    @llm_asset(name="teams", partitions_def=partitions, **COLUMNS, **arguments)
+    def teams(tickets: Any) -> Any:
+        return tickets
+
+    return teams
+
+
+def built(partitions: dg.PartitionsDefinition[Any] | None, **arguments: Any) -> dg.AssetsDefinition:
+    return build_llm_asset(name="teams", upstream="tickets", partitions_def=partitions, **COLUMNS, **arguments)
+
+
+def run(
+    asset: dg.AssetsDefinition, days: Sequence[str], key: str | None, upstream: dg.AssetsDefinition = tickets
+) -> dg.ExecuteInProcessResult:
+    with dg.DagsterInstance.ephemeral() as instance:
+        for day in days:
+            assert dg.materialize([upstream], instance=instance, partition_key=day).success
+        return dg.materialize(
+            [upstream, asset],
+            selection=[asset],
+            partition_key=key,
+            resources={"llm": LLM},
+            instance=instance,
+            raise_on_error=False,
+        )
+
+
+def days_of(result: dg.ExecuteInProcessResult) -> list[str]:
+    assert result.success
+    return list(result.output_for_node("teams")["day"])
+
+
+def twice(days: Sequence[str]) -> list[str]:
+    return [day for day in days if day != "2026-01-06" for _ in range(2)]
+
+
+BOTH = pytest.mark.parametrize("make", [decorated, built])
+
+
+@BOTH
+def test_a_week_has_the_rows_of_its_days(make: Any) -> None:
+    """All of them, in the order of the days; the day whose key is the week's is one of seven."""
+    assert days_of(run(make(WEEKLY), WEEK, "2026-01-04")) == twice(WEEK)
+
+
+@BOTH
+def test_an_asset_without_partitions_has_the_rows_of_all(make: Any) -> None:
+    """An unpartitioned asset downstream of days."""
+    assert days_of(run(make(None), ALL_DAYS, None)) == twice(ALL_DAYS)
+
+
+def test_a_rolling_window_has_its_rows() -> None:
+    """Three days up to the run's own."""
+    window = dg.TimeWindowPartitionMapping(start_offset=-2)
+    asset = decorated(DAILY, ins={"tickets": dg.AssetIn("tickets", partition_mapping=window)})
+    assert days_of(run(asset, ALL_DAYS[:5], "2026-01-05")) == twice(ALL_DAYS[2:5])
+
+
+def test_the_last_three_days_of_an_asset_without_partitions() -> None:
+    """A mapping to chosen partitions."""
+    last = dg.SpecificPartitionsPartitionMapping(ALL_DAYS[-3:])
+    asset = decorated(None, ins={"tickets": dg.AssetIn("tickets", partition_mapping=last)})
+    assert days_of(run(asset, ALL_DAYS[-3:], None)) == twice(ALL_DAYS[-3:])
+
+
+def test_a_dimension_of_two_has_the_rows_of_the_other() -> None:
+    """Days of an upstream by day and shop have the rows of both shops."""
+    both = dg.MultiPartitionsDefinition({"day": DAILY, "shop": dg.StaticPartitionsDefinition(["a", "b"])})
+
+    @dg.asset(name="tickets", partitions_def=both)
+    def by_shop(context: dg.AssetExecutionContext) -> pd.DataFrame:
+        return pd.DataFrame({"day": [context.partition_key], "body": [context.partition_key]})
+
+    result = run(decorated(DAILY), ["2026-01-04|a", "2026-01-04|b"], "2026-01-04", by_shop)
+    assert sorted(days_of(result)) == ["2026-01-04|a", "2026-01-04|b"]
+
+
+def test_partition_by_picks_from_the_rows_of_all_upstream_partitions() -> None:
+    """A mapping from upstream and `partition_by` go together."""
+    shops = dg.StaticPartitionsDefinition(["a", "b"])
+    every = dg.AssetIn("tickets", partition_mapping=dg.AllPartitionMapping())
+
+    @llm_asset(name="teams", partitions_def=shops, partition_by="shop", ins={"tickets": every}, **COLUMNS)
+    def teams(tickets: Any) -> Any:
+        return {day: table.assign(shop=["a", "b"]) if len(table) else table for day, table in tickets.items()}
+
+    result = run(teams, ALL_DAYS, "b")
+    assert list(result.output_for_node("teams")["body"]) == [f"b {day}" for day in ALL_DAYS if day != "2026-01-06"]
+
+
+def test_column_lineage_of_a_week_is_that_of_a_day() -> None:
+    """Frames by partition have columns, too."""
+    (event,) = run(decorated(WEEKLY), WEEK, "2026-01-04").asset_materializations_for_node("teams")
+    assert "body" in event.metadata["dagster/column_lineage"].value.deps_by_column
+
+
+def test_labelled_rows_may_be_partitioned() -> None:
+    """A golden set that an asset keeps by day is one set for an asset without partitions."""
+
+    @dg.asset(partitions_def=DAILY)
+    def labelled(context: dg.AssetExecutionContext) -> pd.DataFrame:
+        return pd.DataFrame({"body": [context.partition_key], "team": ["x"]})
+
+    @llm_asset(name="teams", checks=[GoldenCheck(rows="labelled", min_score=1.0)], **COLUMNS)
+    def teams() -> pd.DataFrame:
+        return pd.DataFrame({"day": ["d"], "body": ["late"]})
+
+    result = run(teams, ALL_DAYS, None, labelled)
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed
+
+
+@pytest.mark.parametrize("key", ["2026-1-05", "misspelt"])
+def test_a_key_that_nobody_knows_is_refused(key: str) -> None:
+    """Its rows would be lost; the message names it and the way out."""
+
+    @llm_asset(name="teams", partitions_def=DAILY, **COLUMNS)
+    def teams(tickets: Any) -> Any:
+        return {"2026-01-04": tickets, key: tickets}
+
+    result = run(teams, WEEK[:1], "2026-01-04")
+    assert not result.success
+    (failed,) = (event for event in result.all_events if event.is_step_failure)
+    said = str(failed.event_specific_data.error)
+    assert f"with the key '{key}', which is a partition neither of this run nor of an upstream asset" in said
+    assert "pd.concat" in said
+
+
+def test_what_is_no_table_is_named() -> None:
+    """Also in a mapping."""
+
+    @llm_asset(name="teams", partitions_def=DAILY, **COLUMNS)
+    def teams(tickets: Any) -> Any:  # noqa: ARG001
+        return {"2026-01-04": [1, 2]}
+
+    result = run(teams, WEEK[:1], "2026-01-04")
+    (failed,) = (event for event in result.all_events if event.is_step_failure)
+    assert "returned a list, which is not a table" in str(failed.event_specific_data.error)
+
+
+def test_polars_frames_with_an_empty_day() -> None:
+    """Its columns have no types; that is no reason to fail."""
+
+    @llm_asset(name="teams", partitions_def=WEEKLY, **COLUMNS)
+    def teams(tickets: Any) -> Any:
+        return {day: pl.DataFrame(table.to_dict("list")) for day, table in tickets.items()}
+
+    assert days_of(run(teams, WEEK, "2026-01-04")) == twice(WEEK)
+
+
+# -- rows that belong to no partition ------------------------------------------------------------------------------
+
+
+def counted(partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key: str) -> tuple[int, str]:
+    """The rows of no partition that a run reports, and its log."""
+
+    @llm_asset(name="teams", partitions_def=partitions, partition_by="at", **COLUMNS)
+    def teams() -> pd.DataFrame:
+        return pd.DataFrame({"at": values, "body": [str(n) for n in range(len(values))]})
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        if isinstance(partitions, dg.DynamicPartitionsDefinition):
+            instance.add_dynamic_partitions("shops", ["a", "b"])
+        result = dg.materialize([teams], partition_key=key, resources={"llm": LLM}, instance=instance)
+        (event,) = result.asset_materializations_for_node("teams")
+        log = "\n".join(record.user_message for record in instance.all_logs(result.run_id))
+    return int(event.metadata["ondine/rows_without_partition"].value), log
+
+
+@pytest.mark.parametrize(
+    ("partitions", "values", "key", "lost"),
+    [
+        (DAILY, ["2026-01-05", None, "2025-12-31", "2026-01-15", "2026-01-14T23:59"], "2026-01-05", 3),
+        (dg.DailyPartitionsDefinition("2026-01-01"), ["2026-01-05", "2999-01-01", None], "2026-01-05", 1),
+        (dg.WeeklyPartitionsDefinition("2026-01-01"), ["2026-01-05", "2026-01-02"], "2026-01-04", 1),
+        (dg.StaticPartitionsDefinition(["a", "b"]), ["a", "b", "c", None], "a", 2),
+        (dg.DynamicPartitionsDefinition(name="shops"), ["a", "b", "c", None], "a", 2),
+        (shards(2), [1, 2, 3, None], "1-of-2", 1),
+        (shards(2), [1, 2, 3], "1-of-2", 0),
+    ],
+    ids=["days", "days to come", "before the first week", "static", "dynamic", "shards", "all"],
+)
+def test_rows_of_no_partition_are_counted_and_said(
+    partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key: str, lost: int
+) -> None:
+    """In the metadata of every run, and as a warning; rows of other partitions are not among them."""
+    found, log = counted(partitions, values, key)
+    assert found == lost
+    assert (f"{lost} of {len(values)} rows have no value in partition_by='at'" in log) == (lost > 0)
+
+
+@pytest.mark.parametrize(
+    "partitions", [shards(4), dg.MultiPartitionsDefinition({"day": DAILY, "shard": shards(4)})], ids=["one", "two"]
+)
+def test_shards_without_a_column_are_refused(partitions: dg.PartitionsDefinition[Any]) -> None:
+    """Each shard would be the whole table, paid for once and stored four times."""
+    with pytest.raises(ConfigError, match="shards"):
+        decorated(partitions)

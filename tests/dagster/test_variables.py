@@ -1,0 +1,150 @@
+"""Variables of the environment, in every field of a resource and of a budget."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from ondine_dagster import LLMResource, SharedBudget, llm_asset
+from tests.dagster.test_component import causes
+from tests.support.provider import Provider, error, first
+
+SET = {"TENANT": "acme", "SEED": "7", "SHARE": "0.5", "RATE": "600", "USD": "2.5", "MODEL": "openai_compatible/other"}
+
+
+@pytest.fixture(autouse=True)
+def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SET.items():
+        monkeypatch.setenv(name, value)
+
+
+@llm_asset(prompt="Team? {body}", output={"team": str})
+def teams() -> pd.DataFrame:
+    """One ticket."""
+    return pd.DataFrame({"body": ["late"]})
+
+
+def asked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the provider is sent by a step with these fields."""
+    with Provider(lambda _: {"team": "x"}) as provider:
+        return asked_of(provider, fields)
+
+
+def asked_of(provider: Provider, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `provider` is sent last by a step with these fields."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        llm = LLMResource(**({"model": "openai_compatible/m", "base_url": provider.base_url} | dict(fields)))
+        assert dg.materialize([teams], resources={"llm": llm}, instance=instance).success
+        return provider.books.requests[-1].body
+
+
+def started(fields: Mapping[str, Any]) -> LLMResource:
+    """The resource as a step gets it."""
+    llm = LLMResource(**({"model": "openai_compatible/m", "base_url": "http://127.0.0.1:1/v1"} | dict(fields)))
+    seen: list[LLMResource] = []
+
+    @dg.asset
+    def probe(llm: LLMResource) -> None:
+        llm.spec()
+        seen.append(llm)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([probe], resources={"llm": llm}, instance=instance)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "sent"),
+    [
+        ({"user": dg.EnvVar("TENANT")}, {"user": "acme"}),
+        ({"metadata": {"tenant": dg.EnvVar("TENANT"), "shop": "a"}}, {"metadata": {"tenant": "acme", "shop": "a"}}),
+        ({"stop": ["#", dg.EnvVar("TENANT")]}, {"stop": ["#", "acme"]}),
+        ({"seed": dg.EnvVar.int("SEED")}, {"seed": 7}),
+    ],
+    ids=["text", "nested", "list", "whole number"],
+)
+def test_a_variable_in_params_is_sent_as_its_value(params: dict[str, Any], sent: dict[str, Any]) -> None:
+    """At any depth, and as a number where it is named as one."""
+    body = asked({"params": params})
+    assert {name: body[name] for name in sent} == sent
+
+
+NUMBERS = [name for name, field in LLMResource.model_fields.items() if "Any" in str(field.annotation)]
+NUMBERS = [name for name in NUMBERS if name not in ("params", "settings", "observers")]
+
+
+def test_the_numbers_of_a_resource_are_known_to_this_test() -> None:
+    """A new number has to take variables, too."""
+    assert len(NUMBERS) == 13
+
+
+@pytest.mark.parametrize("variable", [dg.EnvVar("RATE"), dg.EnvVar.int("RATE")], ids=["EnvVar", "EnvVar.int"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_of_a_resource_may_be_a_variable(name: str, variable: Any) -> None:
+    """Named as a text or as a whole number."""
+    assert getattr(started({name: variable}), name) == 600
+
+
+def test_a_fraction_in_a_variable() -> None:
+    """Dagster has no `EnvVar.float`."""
+    assert started({"temperature": dg.EnvVar("SHARE")}).temperature == 0.5
+
+
+def test_the_numbers_of_a_budget_may_be_variables() -> None:
+    """Its cap, and the shares at which it warns."""
+    budget = SharedBudget(name=dg.EnvVar("TENANT"), max_cost_usd=dg.EnvVar("USD"), warn_at=[dg.EnvVar("SHARE"), 0.9])
+    (cap,) = started({"budgets": [budget]}).options("answers.db").caps
+    assert (cap.name, float(cap.max_cost_usd), cap.warn_at) == ("acme", 2.5, (0.5, 0.9))
+
+
+def test_a_launchpad_may_name_variables() -> None:
+    """As Dagster writes them in YAML."""
+    with Provider(lambda _: {"team": "x"}) as provider, dg.DagsterInstance.ephemeral() as instance:
+        config = {"model": {"env": "MODEL"}, "base_url": provider.base_url, "requests_per_minute": {"env": "RATE"}}
+        config["params"] = {"user": {"env": "TENANT"}}
+        result = dg.materialize(
+            [teams],
+            resources={"llm": LLMResource.configure_at_launch()},
+            run_config={"resources": {"llm": {"config": config}}},
+            instance=instance,
+        )
+        assert result.success
+        body = provider.books.requests[-1].body
+    assert (body["model"], body["user"]) == ("other", "acme")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"params": {"user": dg.EnvVar("NOT_SET")}}, "names the variable 'NOT_SET', which is not set"),
+        ({"requests_per_minute": dg.EnvVar("NOT_SET")}, "names the variable 'NOT_SET', which is not set"),
+        ({"requests_per_minute": dg.EnvVar("TENANT")}, "The variable 'TENANT': Input should be a valid number"),
+        ({"max_concurrency": dg.EnvVar("SHARE")}, "The variable 'SHARE': Input should be a valid integer"),
+        ({"params": {"seed": dg.EnvVar.int("TENANT")}}, "The variable 'TENANT' is no whole number"),
+    ],
+)
+def test_a_variable_that_is_not_what_it_should_be_is_named(fields: dict[str, Any], message: str) -> None:
+    """And its value, which may be a secret, is not."""
+    with pytest.raises(Exception, match=None) as caught:  # noqa: PT011  (what was its cause is checked)
+        started(fields)
+    said = "\n".join(map(str, causes(caught.value)))
+    assert message in said
+    assert "acme" not in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("requests_per_minute", 0), ("burst", 0.5), ("max_concurrency", 1.5)])
+def test_a_number_that_is_written_is_checked_when_it_is_written(name: str, value: float) -> None:
+    """Bounds hold as they did."""
+    with pytest.raises(ValueError, match=name):
+        LLMResource(model="openai_compatible/m", **{name: value})
+
+
+def test_a_fallback_of_the_same_provider_has_its_address() -> None:
+    """Another model behind one address needs no second resource; its name may be a variable."""
+    no_such_model = error(404, "The model `m` does not exist", "model_not_found")
+    with Provider(lambda _: {"team": "x"}, fault=first(1, no_such_model)) as provider:
+        body = asked_of(provider, {"fallbacks": [dg.EnvVar("MODEL")], "api_key": "k"})
+        assert body["model"] == "other"
+        assert provider.books.requests[-1].headers["Authorization"] == "Bearer k"
