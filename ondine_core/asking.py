@@ -21,6 +21,7 @@ from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, T
 from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.question import Question
+from ondine_core.refusals import RefusalStreak
 from ondine_core.retry import retry
 from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
@@ -30,8 +31,6 @@ from ondine_core.values import Answer, Batch, Failure, Key, Reply
 
 __all__ = ["Asker", "choose_strategy", "most_in_flight"]
 
-_REFUSALS_BEFORE_GIVING_UP = 20
-"""So many refusals and not one answer: it is the set-up that is refused, not the rows."""
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """So many prompts in a row without a reply, each after all its retries: the provider is gone."""
 _WORKERS_A_CALL = 4
@@ -56,7 +55,8 @@ class Asker:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
         self._feed = feed
         self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
-        self._unreachable_in_a_row = self._refused = 0
+        self._unreachable_in_a_row = 0
+        self._refusals = RefusalStreak()
 
     async def ask_all(  # noqa: PLR0913  (by keyword)
         self,
@@ -85,12 +85,15 @@ class Asker:
         prompts = items(self._question.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         part = _Part(batches, tally, sizes, as_stage, keep)
+        self._caller.has_answers |= tally.any_answer
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._workers, tally.rows_left)):
                     group.create_task(self._work(part))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        if self._caller.doubted is not None and not self._caller.has_answers:
+            self._caller.stop(self._caller.doubted)
         if (stopped_by := self._caller.stopped_by) is not None:
             if isinstance(stopped_by, BudgetExhaustedError):
                 raise BudgetExhaustedError(f"{stopped_by} {tally.rows_left:,} rows have no answer yet.") from stopped_by
@@ -156,16 +159,24 @@ class Asker:
     ) -> Conclusion:
         """What a reply, or a refusal to give one, means for each prompt of its batch."""
         if isinstance(came, RefusedError):
-            self._refused += 1
-            if self._refused >= _REFUSALS_BEFORE_GIVING_UP and not part.tally.any_answer:
-                self._caller.stop(FatalError(f"The first {self._refused} calls were all refused. {came}"))
+            self._note_refusal(batch, came, part.tally)
             # One row may be what the whole batch was refused for.
             verdict = shrink(batch, Failure("refused", str(came)), self._policy.max_repairs)
             return self._charge(batch, verdict, usd, part)
+        self._refusals.end()
         part.tally.latencies_s.append(came.latency_s)
         verdict = judge(batch, came, self._question, strategy, self._policy.max_repairs)
         part.sizes.learn(batch, len(verdict.answers), came)
         return self._charge(batch, verdict, usd, part, came.request_id)
+
+    def _note_refusal(self, batch: Batch, error: RefusedError, tally: Tally) -> None:
+        """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains."""
+        if error.fault == "size" and len(batch.items) > 1:
+            return
+        if error.refused_before and tally.any_answer:
+            return
+        if (stop := self._refusals.add(error, any_answer=tally.any_answer)) is not None:
+            self._caller.stop(stop)
 
     def _charge(
         self, batch: Batch, verdict: Verdict, usd: Decimal | None, part: _Part, request_id: str | None = None

@@ -62,7 +62,8 @@ class Strategy:
 def _encode_one(batch: Batch, question: Question) -> Call:
     (item,) = batch.items
     note = f"\n\n({_COMPLAINT.format(batch.complaint)})" if batch.complaint else ""
-    return Call((*question.prompt.head, Message("user", item.text + note)), question.schema.json_schema)
+    messages = (*question.prompt.head, Message("user", item.text + note))
+    return Call(messages, question.schema.json_schema, question.prompt.fixed)
 
 
 _COMPLAINT = "An earlier reply to this could not be used: {}. Reply in exactly the form asked for."
@@ -89,7 +90,7 @@ def _encode(form: Notation, batch: Batch, question: Question) -> Call:
     items = [item_record(question, number, item) for number, item in enumerate(batch.items, 1)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
     schema = reply_schema(question) if form.structured else None
-    return Call((*fixed, Message("user", form.write(items) + note)), schema)
+    return Call((*fixed, Message("user", form.write(items) + note)), schema, fixed[0].content)
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,15 @@ from ondine_core.books import Origin, Sent, Settled
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errand import Conclusion, Errand
-from ondine_core.errors import FatalError, OndineError, ProviderError, RefusedError, StoreError, TransientError
+from ondine_core.errors import (
+    FatalError,
+    InvalidReplyError,
+    OndineError,
+    ProviderError,
+    RefusedError,
+    StoreError,
+    TransientError,
+)
 from ondine_core.gate import Gate
 from ondine_core.pacing import Ending
 from ondine_core.policy import Clock, Means, Policy
@@ -48,6 +56,8 @@ class Caller:
     Attributes:
         stopped_by: The first error that ended the run.
         unseen: Prompts that were asked by calls whose outcome was never seen.
+        has_answers: Whether a row was answered, by this run or an earlier one: so the set-up works.
+        doubted: A refusal that is the set-up's if no row is answered in the end.
     """
 
     def __init__(  # noqa: PLR0913  (by keyword)
@@ -68,7 +78,9 @@ class Caller:
         self._count = lru_cache(maxsize=64)(means.count)
         self._waiting: set[asyncio.Task[object]] = set()
         self._interrupted: set[asyncio.Task[object]] = set()
-        self._replied = False
+        self._replied = self._answered = self.has_answers = False
+        self.doubted: FatalError | None = None
+        self._doubts = 0
         self.stopped_by: OndineError | None = None
         self.unseen: set[Key] = set()
 
@@ -92,9 +104,16 @@ class Caller:
     def _is_waited_out(self, error: TransientError) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
         since, retry = self._gate.throttle.outage_since, self._policy.retry
-        if since is None or (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
+        if (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
+            # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
+            if error.kind == "limited" and (error.retry_after_s or 0.0) <= _MAX_QUOTA_S:
+                self.stop(FatalError(retry.explain(error)))
             return False
-        patience_s = retry.longest_outage_s if self._replied else min(retry.longest_outage_s, _FIRST_OUTAGE_S)
+        if since is None:
+            return False
+        patience_s = retry.longest_outage_s
+        if error.no_connection and not self._replied:
+            patience_s = min(patience_s, _FIRST_OUTAGE_S)
         if self._clock.elapsed() - since < patience_s:
             return True
         self.stop(error)
@@ -150,6 +169,11 @@ class Caller:
         fate.ending, self._replied = "answered", True
         usd = Decimal(0) if usage is None else self._tracker.answered(errand.stage, usage)
         fate.spent_usd = usd
+        if isinstance(came, RefusedError):
+            failures = (await store.get_failures(errand.keys)).values()
+            came.refused_before = any(failure.reason == "refused" for failure in failures)
+        else:
+            self._answered = self.has_answers = True
         conclusion = errand.conclude(came, usd)
         is_ordinary = not (conclusion.failures or conclusion.retry)
         errand.told.came(sent, call, came, usd, fate.took_s, ordinary=is_ordinary)
@@ -186,7 +210,13 @@ class Caller:
                 fate.took_s = self._clock.elapsed() - began
         except RefusedError as error:
             return error, error.usage
+        except InvalidReplyError as error:
+            # Whether it is billed is not known, so it is charged for what it took.
+            tokens = self._expected_tokens(call)
+            return error.reply, Usage(input_tokens=tokens, output_tokens=self._count(error.reply.text))
         except ProviderError as error:
+            if isinstance(error, FatalError) and self._is_about_the_row(error):
+                return RefusedError(error.refusal, fault="unclear"), None
             unknown = isinstance(error, TransientError) and error.cost_unknown
             fate.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):
@@ -202,6 +232,16 @@ class Caller:
             self._lose(sent)
             raise
         return reply, reply.usage
+
+    def _is_about_the_row(self, error: FatalError) -> bool:
+        """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""
+        if error.fault == "setup":
+            return self._answered
+        if error.fault == "permission" and not self.has_answers:
+            self._doubts += 1
+            self.doubted = error
+            return self._doubts < _MAX_DOUBTS
+        return error.fault == "permission"
 
     def _lose(self, sent: Sent) -> None:
         self._tracker.lost()
@@ -266,5 +306,8 @@ class _Fate:
     took_s: float = 0.0
 
 
+_MAX_QUOTA_S = 31 * 86400.0
+_MAX_DOUBTS = 3
+"""So many refusals without a reason, and no answer: it is the key that has no permission, not the rows."""
 _FIRST_OUTAGE_S = 30.0
-"""A provider that has never answered is more likely misnamed than resting."""
+"""A server that has never taken a connection is more likely misnamed than resting."""

@@ -5,6 +5,7 @@ OndineError
 ├── ProviderError        the provider gave no answer
 │   ├── TransientError   asking the same again may succeed
 │   ├── RefusedError     this request never succeeds, others may: one row fails
+│   ├── InvalidReplyError the provider refused what its model wrote: asking again may succeed
 │   └── FatalError       no request succeeds until someone acts (key, permission, model name)
 ├── BudgetExhaustedError the cap on cost is reached: raise it and run again, nothing is lost
 ├── FailedRowsError      more rows failed than the user allows
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from ondine_core.values import Usage
+from ondine_core.values import Reply, Usage
 
 __all__ = [
     "BudgetExhaustedError",
     "ConfigError",
     "FailedRowsError",
     "FatalError",
+    "InvalidReplyError",
     "OndineError",
     "ProviderError",
     "RefusedError",
@@ -57,6 +59,7 @@ class TransientError(ProviderError):
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
         kind: `"limited"` if the call was turned away for the rate, `"overloaded"` if for want of capacity (time-outs
             among them), `"broken"` for everything else.
+        no_connection: No server took the connection; that is more often a wrong address than an outage.
 
     Attributes:
         times_lost: How many attempts at the same call may have been billed unseen, as counted by whoever retries it.
@@ -69,9 +72,11 @@ class TransientError(ProviderError):
         retry_after_s: float | None = None,
         cost_unknown: bool = False,
         kind: Kind = "broken",
+        no_connection: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.no_connection = no_connection
         self.retry_after_s = retry_after_s
         self.cost_unknown = cost_unknown
         self.times_lost = int(cost_unknown)
@@ -83,15 +88,52 @@ class RefusedError(ProviderError):
     Args:
         message: What happened.
         usage: Tokens that were billed although nothing useful came of them, `None` when none were.
+        fault: `"row"` if the content is refused, `"size"` if the length is, `"unclear"` if the provider does not say:
+            then it may refuse every request, and a run stops when it repeats the same refusal.
+
+    Attributes:
+        refused_before: Whether an earlier run was refused a row of this request, as found by the engine.
     """
 
-    def __init__(self, message: str, *, usage: Usage | None = None) -> None:
+    def __init__(
+        self, message: str, *, usage: Usage | None = None, fault: Literal["row", "size", "unclear"] = "row"
+    ) -> None:
         super().__init__(message)
         self.usage = usage
+        self.fault = fault
+        self.refused_before = False
+
+
+class InvalidReplyError(ProviderError):
+    """The provider refused to pass on what its model wrote, since it is not in the form that was asked for.
+
+    Args:
+        message: What happened.
+        reply: What the model wrote, as far as the provider shows it; whether its tokens are billed is not known.
+    """
+
+    def __init__(self, message: str, reply: Reply) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class FatalError(ProviderError):
-    """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit."""
+    """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit.
+
+    Args:
+        message: What happened.
+        fault: `"account"` if that holds at any time; `"setup"` if a request of this definition is refused, which is the
+            row's matter once others were answered; `"permission"` if no reason is given, which is believed when it
+            repeats and nothing was answered.
+        refusal: What happened without the advice, for the row that is refused.
+    """
+
+    def __init__(
+        self, message: str, *, fault: Literal["account", "setup", "permission"] = "account", refusal: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.fault = fault
+        self.refusal = refusal or message
 
 
 class BudgetExhaustedError(OndineError):

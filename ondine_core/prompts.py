@@ -86,6 +86,11 @@ class CompiledPrompt:
     preparation: Preparation | None = None
 
     @property
+    def fixed(self) -> str:
+        """What the user says to every row; examples are not in it, for they are rows."""
+        return f"{self.system}\n{self.source}" if self.system else self.source
+
+    @property
     def head(self) -> tuple[Message, ...]:
         """Messages before the row's own: system, then each example as a question and its answer."""
         system = (Message("system", self.system),) if self.system else ()

@@ -104,10 +104,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to a model: what to say, and the JSON schema the reply must follow (JSON text, or `None`)."""
+    """One request to a model.
+
+    Args:
+        messages: What to say.
+        json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
+        fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
+    """
 
     messages: tuple[Message, ...]
     json_schema: bytes | None = None
+    fixed: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

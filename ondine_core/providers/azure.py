@@ -152,7 +152,8 @@ class _Azure:
                 if error.cost_unknown:
                     break
             except FatalError as error:
-                raise FatalError(f"Region {region!r}: {error}" if region else str(error)) from None
+                where = f"Region {region!r}: " if region else ""
+                raise FatalError(f"{where}{error}", fault=error.fault, refusal=f"{where}{error.refusal}") from None
             else:
                 self._set_aside(region, reply.hold_off_s)
                 others = any(free_at <= time.monotonic() for free_at in self._free_at.values())

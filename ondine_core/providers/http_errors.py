@@ -1,38 +1,56 @@
-"""What it means when a call fails: classified once, here, for every client that speaks HTTP, as data the engine obeys.
+"""What it means that a call failed: classified in one place for every client that speaks HTTP.
 
-A status decides whether a call was turned away for good, for now or for all; a call whose reply was not seen whole may
-have been billed. What a provider says about it is passed on unless it repeats a prompt, and without the keys in it.
+A call whose reply was not seen whole may have been billed; one that was refused was not. A refusal is read by
+`error_body`, the table `error_rules` says whose fault it is, and the status decides what the table does not know. What
+the provider says is passed on without the text of rows and without keys.
 """
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
-import orjson
 
-from ondine_core.errors import FatalError, Kind, ProviderError, RefusedError, TransientError
-from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
-from ondine_core.values import Call
+from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
+from ondine_core.providers.error_body import ErrorBody, read_error
+from ondine_core.providers.error_rules import Fault, find_rule
+from ondine_core.providers.masking import mask
+from ondine_core.providers.rate_headers import hold_off_s, limits_reset_s, retry_after_s
+from ondine_core.values import Call, Reply
 
 __all__ = ["ADVICE", "Address", "Response", "lost", "quotable", "turned_away", "unreadable"]
 
 ADVICE: Mapping[int, str] = {
     401: "the key was not accepted; check api_key",
-    402: "the account has no credit",
+    402: "the account has no credit; add some, or raise its limit",
     403: "the key has no permission for this model",
     404: "there is no such model or address; check model and base_url",
     405: "this is not a chat-completions address; check base_url",
+    407: "the proxy wants credentials; put them into the address of the proxy",
+    410: "the model or address is gone; check model and base_url",
 }
 """Statuses after which no request succeeds, and what to do about each."""
+_FAULTS: Mapping[int, Fault] = {
+    403: "permission",
+    408: "overloaded",
+    409: "broken",
+    413: "size",
+    424: "broken",
+    425: "broken",
+    429: "limited",
+    446: "row",
+    451: "row",
+    498: "overloaded",
+    499: "broken",
+    503: "overloaded",
+    504: "overloaded",
+    524: "overloaded",
+    529: "overloaded",
+}
+"""Whose fault a status alone says it is, where it is neither in `ADVICE` nor told by its hundred."""
 _LIMITED = 429
-_OVERLOADED = frozenset({408, 503, 504, 529})
-_TRANSIENT = frozenset({408, 409, 425, 429})
-_OUT_OF_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,10 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return TransientError(f"Cannot connect to {host!r} ({type(error).__name__}).")
+        return TransientError(
+            f"Cannot connect to {host!r} ({type(error).__name__}); check base_url, and that the server runs.",
+            no_connection=True,
+        )
     if isinstance(error, TimeoutError):
         return TransientError(
             f"{host!r} did not reply within {to.timeout_s:g} s; raise timeout_s if it needs longer.",
@@ -81,59 +102,81 @@ def turned_away(response: Response, call: Call, secrets: Iterable[str], to: Addr
 
     Args:
         response: What came back.
-        call: What was asked; nothing of it is quoted.
+        call: What was asked; no row's text is quoted.
         secrets: Keys and tokens that were sent; they are masked.
         to: Whom it was asked.
     """
-    status, error = response.status, _error_object(response.content)
-    codes = (found for found in (error.get("code"), error.get("type")) if isinstance(found, str))
-    code = next(codes, None)
-    said = quotable(str(error.get("message") or ""), call, secrets)
-    what = f"The provider replied {status}" + (f" ({code})" if code else "") + said
-    if status in to.advice:
-        return FatalError(f"{what}: {to.advice[status]}.")
-    if code in _OUT_OF_CREDIT:
-        return FatalError(f"{what}: {ADVICE[402]}.")
-    if status in _TRANSIENT or status >= 500:  # noqa: PLR2004
-        wait_s = retry_after_s(response.headers, response.at)
-        if status == _LIMITED and wait_s is None:
-            wait_s = hold_off_s(response.headers, sum(len(part.content) for part in call.messages) // 4) or None
-        kind: Kind = "limited" if status == _LIMITED else "overloaded" if status in _OVERLOADED else "broken"
-        return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind)
-    if status < 400:  # noqa: PLR2004
-        return FatalError(f"{what}, which is no chat completion; check base_url.")
-    return RefusedError(f"{what}.")
+    return _classify(response, read_error(response.content, response.at), call, secrets, to)
 
 
 def unreadable(response: Response, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:
-    """What a 200 means that holds no answer: some gateways report errors so; a code in it decides, else it is lost."""
-    code = _error_object(response.content).get("code")
-    if isinstance(code, int) and code >= 400:  # noqa: PLR2004
-        return turned_away(Response(code, {}, response.content, response.at), call, secrets, to)
+    """What a 200 means that holds no answer: gateways report errors so, with a status or words of their own."""
+    body = read_error(response.content, response.at)
+    if body.status is not None:
+        return _classify(Response(body.status, {}, response.content, response.at), body, call, secrets, to)
+    said = mask(" ".join((*body.codes, body.message)), call, secrets)
+    if not body.is_page and find_rule(_BAD_REQUEST, said, names_a_wait=body.wait_s is not None) is not None:
+        return _classify(Response(_BAD_REQUEST, {}, response.content, response.at), body, call, secrets, to)
     return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
 
 
-def _error_object(content: bytes) -> Mapping[str, Any]:
-    try:
-        error = orjson.loads(content)["error"]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return {}
-    return error if isinstance(error, dict) else {"message": error}
+_BAD_REQUEST = 400
+
+
+def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:
+    status, wait_s = response.status, _wait_s(response, body)
+    secrets = tuple(secrets)
+    message = mask(body.message, call, secrets)
+    codes = [code for code in body.codes if mask(code, call, secrets) == code]
+    about = f" (about {field_name!r})" if (field_name := body.request_field) and field_name not in message else ""
+    what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(message) + about
+    if status < _BAD_REQUEST:
+        return FatalError(f"{what}, which is no chat completion; check base_url.")
+    rule = find_rule(status, f"{' '.join(codes)} {message}".strip(), names_a_wait=wait_s is not None)
+    fault = _fault_of_status(status, to) if rule is None else rule.fault
+    advice = to.advice.get(status) if rule is None or rule.advice is None else rule.advice
+    if isinstance(advice, int):
+        advice = to.advice.get(advice)
+    match fault:
+        case "limited" | "overloaded" | "broken":
+            if status == _LIMITED and wait_s is None:
+                wait_s = hold_off_s(response.headers, sum(len(part.content) for part in call.messages) // 4) or None
+            return TransientError(f"{what}.", retry_after_s=wait_s, kind=fault)
+        case "row" | "size" | "unclear":
+            return RefusedError(f"{what}.", fault=fault)
+        case "reply":
+            cut = "length" if "max completion tokens reached" in message.lower() else "stop"
+            return InvalidReplyError(f"{what}.", Reply(body.failed_reply or "", finish_reason=cut))
+        case "setup" | "permission" | "account":
+            return FatalError(f"{what}: {advice}." if advice else f"{what}.", fault=fault, refusal=f"{what}.")
+
+
+def _fault_of_status(status: int, to: Address) -> Fault:
+    if status in _FAULTS:
+        return _FAULTS[status]
+    if status in to.advice:
+        return "account"
+    return "broken" if status >= 500 else "unclear"  # noqa: PLR2004
+
+
+def _wait_s(response: Response, body: ErrorBody) -> float | None:
+    """How long the provider asks to wait: by its headers, else by what the body says."""
+    asked_s = retry_after_s(response.headers, response.at)
+    if asked_s is None:
+        asked_s = body.wait_s
+    if asked_s is None and response.status == _LIMITED:
+        asked_s = limits_reset_s(response.headers, response.at)
+    return asked_s
 
 
 _LONGEST_QUOTE = 300
-_WINDOW = 8
 
 
 def quotable(message: str, call: Call, secrets: Iterable[str]) -> str:
-    """`message` as a suffix for an error text, unless it repeats part of a prompt; `secrets` are masked."""
-    message = " ".join(message.split())
-    for secret in filter(None, secrets):
-        message = message.replace(secret, "***")
-    message = re.sub(r"\b(sk|gsk|key|pk)[-_][\w*-]{6,}", "***", message)[:_LONGEST_QUOTE]
-    sent = "\n".join(part.content for part in call.messages)
-    if any(quote in sent for quote in re.findall(r"['\"`]([^'\"`]+)['\"`]", message)):
-        return ""
-    if any(message[at : at + _WINDOW] in sent for at in range(max(1, len(message) - _WINDOW + 1))):
-        return ""
-    return f": {message.rstrip('.')}"
+    """`message` as a suffix for an error text, without text of rows and without `secrets`."""
+    return _as_suffix(mask(message, call, secrets))
+
+
+def _as_suffix(masked: str) -> str:
+    masked = masked[:_LONGEST_QUOTE].rstrip(" .")
+    return f": {masked}" if masked.strip("… .,:;'\"") else ""

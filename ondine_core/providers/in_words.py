@@ -26,7 +26,7 @@ def in_words(call: Call) -> Call:
         messages = (replace(messages[0], content=f"{messages[0].content}\n\n{told}"), *messages[1:])
     else:
         messages = (Message("system", told), *messages)
-    return Call(messages)
+    return replace(call, messages=messages, json_schema=None)
 
 
 def chat_body_in_words(fixed: Mapping[str, Any], call: Call, *, json_object: bool) -> bytes:

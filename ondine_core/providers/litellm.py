@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from ondine_core.addresses import check_address
-from ondine_core.errors import ConfigError, FatalError, ProviderError, TransientError
+from ondine_core.errors import ConfigError, FatalError, ProviderError
 from ondine_core.finish_reasons import ending_of, native_finish_reason
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
@@ -245,9 +245,8 @@ class _LiteLLM:
         if isinstance(cause, ImportError):
             return FatalError(f"{what} It lacks a package for {self._spec.model!r}.")
         if isinstance(status, int) and 400 <= status < 500 and status != 408:  # noqa: PLR2004
-            found = turned_away(Response(status, {}, b"", time.time()), call, secrets, to)
+            found = turned_away(Response(status, {}, message.encode(), time.time()), call, secrets, to)
         else:
             found = lost(cause, to)
-        if isinstance(found, TransientError):
-            return TransientError(what, cost_unknown=found.cost_unknown, kind=found.kind)
-        return type(found)(what)
+        found.args = (what,)  # whose fault it is stays as found
+        return found

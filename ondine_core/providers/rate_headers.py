@@ -1,6 +1,6 @@
-"""What a provider says in its replies about what is left of its limits, and about when to come back.
+"""Waits that a provider asks for: in headers, in fields of a body and in sentences.
 
-OpenAI's names (`x-ratelimit-remaining-requests`, ...) are used by most that speak its dialect. A limit is taken for a
+OpenAI's headers (`x-ratelimit-remaining-requests`, ...) are used by most that speak its dialect. A limit is taken for a
 bucket that fills evenly, as OpenAI documents it: of what is missing, `reset` says when all of it will be back.
 """
 
@@ -11,11 +11,16 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from math import isfinite
+from typing import Any
 
-__all__ = ["hold_off_s", "retry_after_s"]
+__all__ = ["hold_off_s", "limits_reset_s", "retry_after_s", "valid_wait_s", "wait_in_text_s", "wait_of_value_s"]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_MAX_WAIT_S = 31 * 86400.0
+"""A longer wait than a month is a mistake: no limit of a provider is longer."""
+_EPOCH_S, _EPOCH_MS = 1e9, 1e11
+"""Numbers from here on are moments, in seconds or milliseconds since 1970, and not durations."""
 
 
 def hold_off_s(headers: Mapping[str, str], tokens: int) -> float:
@@ -73,5 +78,96 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         date = parsedate_to_datetime(headers["retry-after"])
         aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
         return max(0.0, aware.timestamp() - now)
-    except (KeyError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
+        return wait_of_value_s(headers["retry-after"], now)
+    except KeyError:
         return None
+
+
+def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the moment that `X-RateLimit-Reset` names, as OpenRouter and others send it."""
+    reset = _number(headers.get("x-ratelimit-reset"))
+    if reset is None or reset < _EPOCH_S:
+        return None
+    return valid_wait_s(max(0.0, reset / (1000 if reset >= _EPOCH_MS else 1) - now))
+
+
+def valid_wait_s(seconds: float) -> float | None:
+    """`seconds`, or `None` for what nobody means: a negative, infinite or absurdly long wait."""
+    return seconds if isfinite(seconds) and 0 <= seconds <= _MAX_WAIT_S else None
+
+
+# -- bodies --------------------------------------------------------------------------------------------------------
+
+_WORDS_S = {
+    **dict.fromkeys(["ms", "millisecond", "milliseconds"], 0.001),
+    **dict.fromkeys(["s", "sec", "secs", "second", "seconds"], 1.0),
+    **dict.fromkeys(["m", "min", "mins", "minute", "minutes"], 60.0),
+    **dict.fromkeys(["h", "hr", "hrs", "hour", "hours"], 3600.0),
+    **dict.fromkeys(["d", "day", "days"], 86400.0),
+}
+_AMOUNT = rf"(\d+(?:\.\d+)?) ?({'|'.join(sorted(_WORDS_S, key=len, reverse=True))})(?![a-z])"
+_IN_WORDS = re.compile(rf"{_AMOUNT}(?:(?:,| and)? ?{_AMOUNT}){{0,4}}")
+_ONE_AMOUNT = re.compile(_AMOUNT)
+_ISO_DURATION = re.compile(r"p(?:(\d+)d)?(?:t(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?)?")
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d(?:\.\d+)?)? ?(?:z|utc|[+-]\d\d:?\d\d)?")
+_ASKS_TO_WAIT = re.compile(
+    r"\b(?:try again|retry(?:ing)?|retry[-_ ]after|wait(?: for)?|resets?|available(?: again)?)\b[^.;\d]{0,40}?"
+    r"(?:\b(?:in|after|for|at|until)\b|[:=])?(?: at least| approximately| about| another)?[ :=]*(?<!-)(?=p?t?\d)"
+)
+
+
+def wait_in_text_s(text: str, now: float) -> float | None:
+    """Seconds from a sentence such as "Please try again in 1m26.4s" or "retry after 10 seconds"; `None` without one."""
+    text = text.lower()
+    for asked in _ASKS_TO_WAIT.finditer(text):
+        if (seconds := _leading_wait_s(text[asked.end() :], now)) is not None:
+            return seconds
+    return None
+
+
+def wait_of_value_s(value: Any, now: float) -> float | None:
+    """Seconds from a field that holds nothing but a wait: a number, a duration, a date, or `{"seconds": 3}`."""
+    match value:
+        case bool() | None:
+            return None
+        case int() | float():
+            seconds = float(value)
+            if seconds >= _EPOCH_S:
+                seconds = max(0.0, seconds / (1000 if seconds >= _EPOCH_MS else 1) - now)
+            return valid_wait_s(seconds)
+        case {"seconds": seconds, **rest}:
+            nanos = rest.get("nanos")
+            return wait_of_value_s(seconds, now) if not isinstance(nanos, int) else _sum_s(seconds, nanos, now)
+        case str():
+            text = value.strip().lower()
+            number = _number(text)
+            return _leading_wait_s(text, now) if number is None else wait_of_value_s(number, now)
+    return None
+
+
+def _sum_s(seconds: Any, nanos: int, now: float) -> float | None:
+    whole_s = wait_of_value_s(seconds, now)
+    return None if whole_s is None else valid_wait_s(whole_s + nanos / 1e9)
+
+
+def _leading_wait_s(text: str, now: float) -> float | None:
+    """Seconds from the wait that `text`, in small letters, begins with."""
+    if date := _ISO_DATE.match(text):
+        return _until_s(date.group(), now)
+    if found := _IN_WORDS.match(text):
+        return valid_wait_s(sum(float(amount) * _WORDS_S[unit] for amount, unit in _ONE_AMOUNT.findall(found.group())))
+    if (iso := _ISO_DURATION.match(text)) and any(iso.groups()):
+        days, hours, minutes, seconds = (float(part or 0) for part in iso.groups())
+        return valid_wait_s(days * 86400 + hours * 3600 + minutes * 60 + seconds)
+    plain = re.match(r"(\d+(?:\.\d+)?)(?=[.,;)]*(?:\s|$))(?! ?[a-z%/])", text)
+    return valid_wait_s(float(plain.group(1))) if plain else None
+
+
+def _until_s(date: str, now: float) -> float | None:
+    try:
+        moment = dt.datetime.fromisoformat(date.replace("utc", "z").replace(" z", "z").strip().upper())
+    except ValueError:
+        return None
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return valid_wait_s(max(0.0, aware.timestamp() - now))

@@ -29,7 +29,7 @@ CORE = (
     "cost_tracker cleaning cells sanitizer preparation prompts json_schema schema question notations records "
     "batching packing batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency "
     "gate caps budget store processes lease policy means providers outcomes report tally telemetry errand calling "
-    "sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
+    "refusals sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "frames markdown tables showing report strict variables config resources spend partitions plots checks scores "
