@@ -77,7 +77,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         if isinstance(key, Failure):
             tally.unaskable()
     feed.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
-    async for found in look_up(means.store, policy, first):
+    async for found in look_up(means.store, policy, first, question):
         tally.reuse(found)
         feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
     named = means.limiter.requests_per_s if means.limiter else None
@@ -122,12 +122,19 @@ async def run(  # noqa: PLR0913  (named at every call)
     )
 
 
-async def look_up(store: AnswerStore, policy: Policy, keys: Iterable[Key]) -> AsyncIterator[Mapping[Key, Outcome]]:
-    """What the store knows of `keys` that `policy` takes, some at a time."""
+async def look_up(
+    store: AnswerStore, policy: Policy, keys: Iterable[Key], question: Question
+) -> AsyncIterator[Mapping[Key, Outcome]]:
+    """What the store knows of `keys` that `policy` takes, some at a time; not what lacks a column of `question`."""
     unique = iter(keys)
+    names = {column.name for column in question.schema.columns}
     while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
         found = await store.get(some)
-        yield {key: answer for key, answer in found.items() if answer.answered_at >= policy.reuse_since}
+        yield {
+            key: answer
+            for key, answer in found.items()
+            if answer.answered_at >= policy.reuse_since and answer.values.keys() == names
+        }
         if not (policy.retry_failed_rows or policy.reuse_since):
             yield await store.get_failures([key for key in some if key not in found])
 

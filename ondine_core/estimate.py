@@ -105,7 +105,7 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
         keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
         known: set[Key] = set()
         seen: list[Answer] = []
-        async for found in look_up(store, options.policy, first):
+        async for found in look_up(store, options.policy, first, question):
             known |= found.keys()
             seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
         pending = [(key, index) for key, index in first.items() if key not in known]

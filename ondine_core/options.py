@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 from uuid import uuid4
 
 from ondine_core.books import Origin
@@ -20,7 +21,7 @@ from ondine_core.pricing import Price
 from ondine_core.providers import connect
 from ondine_core.rate_limiter import Rates
 from ondine_core.report import Progress
-from ondine_core.store import open_store
+from ondine_core.store import Durability, open_store
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.values import ModelSpec
 
@@ -33,6 +34,9 @@ class Options:
 
     Args:
         store: Where answers are kept: a path, or an open store; by default they are forgotten after the run.
+        durability: What a store in a file survives, if it is opened here: `"process"` loses nothing to a kill of the
+            process, and at most about the last second to a power cut or a crash of the system; `"power"` loses
+            nothing to those either, and syncs the disk at every commit.
         policy: How hard to try, and how much at once.
         rates: What the provider allows, shared with everybody who uses the same store.
         price: USD per token; by default the model's list price.
@@ -50,11 +54,13 @@ class Options:
         observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
             `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
         traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
-        on_trouble: Told, from any thread, when an observer fails, and in the end of what it missed.
+        on_trouble: Told, from any thread, when an observer fails, and in the end of what it missed; and when a row of
+            the store is damaged.
         clock: Time and chance.
     """
 
     store: str | Path | AnswerStore = ":memory:"
+    durability: Durability = "process"
     policy: Policy = Policy()
     rates: Rates = Rates()
     price: Price | None = None
@@ -75,6 +81,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_observers(self.observers)
+        if self.durability not in get_args(Durability):
+            raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")
         if not isinstance(self.store, str | Path) and not hasattr(self.store, "settle"):
             raise ConfigError(
                 f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
@@ -83,7 +91,9 @@ class Options:
 
 def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
     """The store of `options`; one that is opened here is closed with `stack`."""
-    return stack.enter_context(open_store(options.store)) if isinstance(options.store, str | Path) else options.store
+    if not isinstance(options.store, str | Path):
+        return options.store
+    return stack.enter_context(open_store(options.store, durability=options.durability, warn=options.on_trouble))
 
 
 async def open_means(

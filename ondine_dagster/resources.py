@@ -18,7 +18,7 @@ from ondine_core.pricing import Price
 from ondine_core.providers import connect
 from ondine_core.providers.settings import check_params
 from ondine_core.rate_limiter import Rates
-from ondine_core.store import network_file_system, passing_file_system
+from ondine_core.store import Durability, network_file_system, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig, plain_texts
@@ -122,6 +122,11 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="File that keeps the answers, or a postgresql:// URL where several hosts share them; by default "
         "ondine/answers.db in the Dagster instance's storage.",
     )
+    durability: Durability = Field(
+        default="process",
+        description="What a store in a file loses nothing to: 'process', the kill of a process (a power cut costs "
+        "about the last second); or 'power', a power cut or a crash of the system too, with a sync at every commit.",
+    )
     lease_ttl_s: Positive = Field(
         default=30.0, description="Seconds after which another run takes over from one whose process was killed."
     )
@@ -190,6 +195,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         """How a step runs, with its answers in `store`."""
         return Options(
             store=store,
+            durability=self.durability,
             policy=Policy(max_concurrency=self.max_concurrency, context_window=self.context_window),
             rates=Rates(self.requests_per_minute, self.tokens_per_minute, self.burst),
             price=self._price(),

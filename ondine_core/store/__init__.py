@@ -6,13 +6,14 @@ were made to learn it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ondine_core.store.group_commit import Store
+from ondine_core.store.database import Durability
+from ondine_core.store.group_commit import Store, warn_in_log
 
-__all__ = ["Store", "network_file_system", "open_store", "passing_file_system"]
+__all__ = ["Durability", "Store", "network_file_system", "open_store", "passing_file_system"]
 
 _PASSING = ("overlay", "ramfs", "tmpfs")
 """A container's own layer, and memory."""
@@ -20,19 +21,28 @@ _NETWORK = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
 
 
 @contextmanager
-def open_store(place: str | Path, *, patience_s: float = 30.0) -> Iterator[Store]:
+def open_store(
+    place: str | Path,
+    *,
+    durability: Durability = "process",
+    patience_s: float = 30.0,
+    warn: Callable[[str], None] = warn_in_log,
+) -> Iterator[Store]:
     """Open the store at `place` and close it in the end.
 
     Args:
         place: A file (made if absent; `":memory:"` is forgotten), or a URL as in
             `postgresql://user:password@host:5432/database`.
+        durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
+            survives both and commits slower. A Postgres server has its own settings.
         patience_s: How long to wait for the lock of another process, or for a server that is gone.
+        warn: Called, from any thread, when a row of the store is damaged; such a row is asked again.
 
     Raises:
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
         StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    store = Store(place, patience_s=patience_s)
+    store = Store(place, durability=durability, patience_s=patience_s, warn=warn)
     try:
         yield store
     finally:

@@ -7,15 +7,18 @@ books are right after a kill, whenever it comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
+from typing import Any, TypeVar
 
 import orjson
 
 from ondine_core.books import Audit, Line
+from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
-from ondine_core.store.database import Database
+from ondine_core.store.database import Database, Row
 from ondine_core.store.records import (
+    DamagedRowError,
     Entry,
     SentRow,
     SettledRows,
@@ -29,6 +32,10 @@ from ondine_core.store.records import (
 from ondine_core.values import Answer, Failure, Key, Usage
 
 __all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
+
+T = TypeVar("T")
+_MOST_NAMED = 5
+"""Damaged rows in one warning; it also says how many there are."""
 
 _ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, answered_at'
 _LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
@@ -119,11 +126,14 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
     if not updates:
         return {}
     found = database.select_in(_FIND_NUMBERS, sorted({update.name for update in updates.values()}))
-    numbers: dict[str, Numbers] = {name: tuple(orjson.loads(held)) for name, held in found}
+    held: dict[str, bytes] = dict(found)
+    numbers: dict[str, Numbers] = {}
     outcomes: dict[int, Numbers | BaseException] = {}
     changed: dict[str, bytes] = {}
     for at, (name, step) in updates.items():
         try:
+            if name in held and name not in numbers:
+                numbers[name] = _parse_numbers(name, held[name], database.place)
             new = tuple(step(numbers.get(name)))
             if not all(map(isfinite, new)):
                 raise ValueError(f"The numbers called {name!r} must be finite, not {new!r}.")
@@ -137,14 +147,42 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
     return outcomes
 
 
-def read_answers(database: Database, keys: Sequence[Key]) -> dict[Key, Answer]:
-    """The answers known for `keys`."""
-    return dict(map(to_answer, database.select_in(_FIND_ANSWERS, keys)))
+def _parse_numbers(name: str, held: Any, place: str) -> Numbers:
+    try:
+        return tuple([float(number) for number in orjson.loads(held)])
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"The numbers called {name!r} in the answer store {place!r} are damaged ({error}). Restore a backup, or "
+            "remove that row of the table 'numbers': a rate or a lease starts anew then, a budget at nothing spent."
+        ) from error
 
 
-def read_failures(database: Database, keys: Sequence[Key]) -> dict[Key, Failure]:
-    """How prompts failed that have no answer."""
-    return dict(map(to_failure, database.select_in(_FIND_FAILURES, keys)))
+def read_answers(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Answer]:
+    """The answers known for `keys`; damaged ones are named in a warning and count as unknown."""
+    return _parse_rows(database.select_in(_FIND_ANSWERS, keys), to_answer, "answers", database.place, warn)
+
+
+def read_failures(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Failure]:
+    """How prompts failed that have no answer; damaged rows are named in a warning and count as unknown."""
+    return _parse_rows(database.select_in(_FIND_FAILURES, keys), to_failure, "failures", database.place, warn)
+
+
+def _parse_rows(
+    rows: Iterable[Row], parse: Callable[[Row], tuple[Key, T]], table: str, place: str, warn: Callable[[str], None]
+) -> dict[Key, T]:
+    found: dict[Key, T] = {}
+    damaged: list[str] = []
+    for row in rows:
+        try:
+            key, value = parse(row)
+        except DamagedRowError as error:
+            damaged.append(str(error))
+        else:
+            found[key] = value
+    if damaged:
+        named = ", ".join(damaged[:_MOST_NAMED]) + (", ..." if len(damaged) > _MOST_NAMED else "")
+        warn(f"{len(damaged):,} rows of the table {table!r} in {place!r} are damaged and are asked again: {named}.")
+    return found
 
 
 def read_unseen(database: Database) -> frozenset[Key]:

@@ -8,12 +8,14 @@ leaves as a `StoreError` that says what to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Database", "Row"]
+__all__ = ["Database", "Durability", "Row"]
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
+Durability: TypeAlias = Literal["process", "power"]
+"""What a store in a file survives without loss: a kill of the process, or a power cut too."""
 
 
 class Database(Protocol):

@@ -10,24 +10,27 @@ settled.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ondine_core.books import Audit, Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store import books
-from ondine_core.store.database import Database
+from ondine_core.store.database import Database, Durability
 from ondine_core.store.places import connect
 from ondine_core.store.records import Entry, Update, clean, to_sent_row, to_settled_rows
 from ondine_core.values import Answer, Failure, Key
 
-__all__ = ["Store"]
+__all__ = ["Store", "warn_in_log"]
+
+warn_in_log = logging.getLogger(__name__).warning
 
 _MOST_AT_ONCE = 8
 """More entries than these are written by the thread, which the event loop does not wait for."""
@@ -50,8 +53,10 @@ class Store:
     Args:
         place: A file (missing folders are made; `":memory:"` keeps nothing), or a URL as in
             `postgresql://user:password@host:5432/database`.
-        durability: Of a file: `"process"` survives kill -9; `"power"` survives a power cut too and commits slower.
+        durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
+            survives both and commits slower.
         patience_s: How long to wait for the lock of another process, or for a server that is gone.
+        warn: Called, from any thread, when a row of the store is damaged.
 
     Raises:
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
@@ -59,8 +64,14 @@ class Store:
     """
 
     def __init__(
-        self, place: str | Path, *, durability: Literal["process", "power"] = "process", patience_s: float = 30.0
+        self,
+        place: str | Path,
+        *,
+        durability: Durability = "process",
+        patience_s: float = 30.0,
+        warn: Callable[[str], None] = warn_in_log,
     ) -> None:
+        self._warn = warn
         self._database = connect(place, durability=durability, patience_s=patience_s)
         self.place = self._database.place
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
@@ -75,12 +86,12 @@ class Store:
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
-        found: Mapping[Key, Answer] = await self._request(partial(books.read_answers, keys=keys))
+        found: Mapping[Key, Answer] = await self._request(partial(books.read_answers, keys=keys, warn=self._warn))
         return found
 
     async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
         """How prompts failed that were asked before and have no answer."""
-        found: Mapping[Key, Failure] = await self._request(partial(books.read_failures, keys=keys))
+        found: Mapping[Key, Failure] = await self._request(partial(books.read_failures, keys=keys, warn=self._warn))
         return found
 
     async def get_unseen(self) -> frozenset[Key]:

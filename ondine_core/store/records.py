@@ -22,6 +22,7 @@ from ondine_core.store.database import Row
 from ondine_core.values import Answer, Failure, Json, Key
 
 __all__ = [
+    "DamagedRowError",
     "Entry",
     "SentRow",
     "SettledRows",
@@ -40,6 +41,24 @@ _PICO = 10**12
 _EPOCH = date(1970, 1, 1).toordinal()
 _MOST = 2**60
 """No sum of a few such amounts leaves 64 bits."""
+_OPTIONAL_TEXT = (str, type(None))
+_ANSWER_TYPES = frozenset(
+    (bytes, bytes, str, int, int, cost, request_id, float) for cost in _OPTIONAL_TEXT for request_id in _OPTIONAL_TEXT
+)
+_FAILURE_TYPES = frozenset((bytes, str, str, str, int, cost) for cost in _OPTIONAL_TEXT)
+"""SQLite keeps a value of any type in a column of any type."""
+
+
+class DamagedRowError(ValueError):
+    """A row that no store wrote so.
+
+    Args:
+        key: Its key.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, key: Key, reason: str) -> None:
+        super().__init__(f"{key.hex()} ({reason})")
 
 
 class SentRow(NamedTuple):
@@ -133,16 +152,38 @@ def to_settled_rows(settled: Settled) -> SettledRows:
 
 
 def to_answer(row: Row) -> tuple[Key, Answer]:
-    """The answer in a row of `answers`."""
+    """The answer in a row of `answers`.
+
+    Raises:
+        DamagedRowError: Something else than a store wrote it, or it was cut.
+    """
     key, values, model, attempts, batch_size, cost, request_id, answered_at = row
-    usd = None if cost is None else Decimal(cost)
+    _check_types(row, _ANSWER_TYPES)
     try:
         columns: dict[str, Json] = json.loads(values) if values.startswith(b" ") else orjson.loads(values)
     except ValueError as error:
-        raise StoreError(
-            f"The answer {key.hex()} is damaged ({error}); ask anew, without the store's answers."
-        ) from error
-    return key, Answer(columns, model, attempts, batch_size, usd, request_id, answered_at)
+        raise DamagedRowError(key, f"values are no JSON, {error}") from error
+    if not isinstance(columns, dict):
+        raise DamagedRowError(key, "values are no JSON object")
+    return key, Answer(columns, model, attempts, batch_size, _to_usd(key, cost), request_id, answered_at)
+
+
+def _check_types(row: Row, allowed: frozenset[tuple[type, ...]]) -> None:
+    types = tuple(map(type, row))
+    if types not in allowed:
+        raise DamagedRowError(row[0], f"columns are of types {', '.join(kind.__name__ for kind in types)}")
+
+
+def _to_usd(key: Key, cost: Any) -> Decimal | None:
+    if cost is None:
+        return None
+    try:
+        usd = Decimal(cost)
+    except (ArithmeticError, TypeError, ValueError):
+        usd = Decimal("NaN")
+    if not usd.is_finite():
+        raise DamagedRowError(key, "cost_usd is no number")
+    return usd
 
 
 def split_keys(keys: bytes) -> list[Key]:
@@ -183,9 +224,14 @@ def _to_failure_row(key: Key, failure: Failure, failed_at: float, reuse_since: f
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:
-    """The failure in a row of `http_errors`."""
+    """The failure in a row of `failures`.
+
+    Raises:
+        DamagedRowError: Something else than a store wrote it.
+    """
     key, reason, detail, model, attempts, cost = row
-    return key, Failure(reason, detail, model, attempts, None if cost is None else Decimal(cost))
+    _check_types(row, _FAILURE_TYPES)
+    return key, Failure(reason, detail, model, attempts, _to_usd(key, cost))
 
 
 def _dump(values: Any) -> bytes:

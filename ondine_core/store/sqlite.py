@@ -1,12 +1,12 @@
 """A store in one SQLite file, which any number of processes of one machine may share.
 
-With the write-ahead log and `synchronous=NORMAL` what was committed survives a kill of the process; `FULL` survives a
-power cut as well.
+What was committed survives a kill of the process. With `synchronous=NORMAL` the write-ahead log is synced at most a
+second later, so that a power cut costs no more than that; with `FULL` every commit is synced, and nothing is lost.
 """
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import sqlite3
 import time
@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import Row
+from ondine_core.store.database import Durability, Row
+from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, prepare, store_files
 
 __all__ = ["SqliteDatabase"]
 
@@ -28,6 +29,8 @@ _MOST_IN_A_LIST = 1024
 _MOST_ROWS = 256
 _PAGES_A_CHECKPOINT = 4000
 """Keys are random, so a page is written again and again: the fewer checkpoints, the fewer copies and syncs."""
+_PAGES_GIVEN_BACK = 256
+"""In one transaction, so that other processes wait for a moment only."""
 _WRITES_A_CHECKPOINT = 200
 """So many small writes fill about as many pages, and none of them makes a checkpoint; the next one leaves that to
 `write`."""
@@ -38,7 +41,7 @@ class SqliteDatabase:
 
     Args:
         path: The file; missing folders are made. `":memory:"` keeps nothing.
-        durability: `"process"` survives kill -9; `"power"` survives a power cut too and commits slower.
+        durability: `"process"` survives kill -9, and a power cut but for the last second; `"power"` survives both.
         patience_s: How long to wait for the lock of another process.
         create: Whether to make the file if there is none.
 
@@ -46,25 +49,37 @@ class SqliteDatabase:
         StoreError: The file cannot be created or opened, or is no database.
     """
 
-    def __init__(
-        self, path: str | Path, *, durability: Literal["process", "power"], patience_s: float, create: bool
-    ) -> None:
+    def __init__(self, path: str | Path, *, durability: Durability, patience_s: float, create: bool) -> None:
         self.place = str(path)
-        self._patience_s, self._syncs, self._small_writes = patience_s, durability == "power", 0
+        self._patience_s = patience_s
+        self._syncs_commits = durability == "power"
+        self._small_writes = 0
         self._patient: bool | None = None
         self._file = None if self.place == ":memory:" else Path(path).expanduser()
+        self._files: tuple[Path, ...] = ()
+        self._log_sync: LogSync | None = None
+        if self._file is not None:
+            self._files = store_files(self._file)
+            self._log_sync = None if self._syncs_commits else LogSync(self._files[1])
+        self._saved: Path | None = None
+        self._lost = ""
         with self._explained():
             if self._file is not None:
-                _prepare(self._file, create=create)
+                prepare(self._file, create=create)
             # The store opens it on one thread and uses it on another, never at once.
             self._connection = sqlite3.connect(
                 self._file or ":memory:", timeout=patience_s, isolation_level=None, check_same_thread=False
             )
         try:
             with self._explained():
+                self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file
                 self._switch_to_wal()
-                self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs_commits else 'NORMAL'}")
+                if self._syncs_commits:
+                    self._connection.execute("PRAGMA fullfsync = ON")  # macOS; without effect elsewhere
                 self._be_patient(patient=True)
+                self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # now log and index exist
+                self._identity = identify(self._files)
         except BaseException:
             self._connection.close()
             raise
@@ -88,7 +103,7 @@ class SqliteDatabase:
         """`write`; `None` if another process writes, the disk would be synced, or it is time to look after the log."""
         del locks
         self._small_writes += 1
-        if self._syncs or self._small_writes % _WRITES_A_CHECKPOINT == 0:
+        if self._syncs_commits or self._small_writes % _WRITES_A_CHECKPOINT == 0:
             return None
         with self._explained():
             self._be_patient(patient=False)
@@ -109,7 +124,57 @@ class SqliteDatabase:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        if self._file is not None:
+            self._check_files(self._file)
+        if self._log_sync is not None:
+            self._log_sync.note_commit()
         return result
+
+    def _check_files(self, file: Path) -> None:
+        """Find out, before a commit is reported, whether it went to files that nobody can open any more.
+
+        Raises:
+            StoreError: The files were removed or replaced; all that is in them is saved, if that is possible.
+        """
+        if not self._lost:
+            if identify(self._files) == self._identity:
+                return
+            self._lost = (
+                f"The answer store {self.place!r}, or its -wal or -shm file, was removed or replaced while in use"
+            )
+            try:
+                saved = self._save_files(file)
+            except (StoreError, OSError) as error:
+                self._lost += f", and its answers could not be saved elsewhere: {error}"
+            else:
+                self._lost += (
+                    f". All its answers, the newest included, are saved in {str(saved)!r}: stop all runs that use the "
+                    f"store, remove what has its name now, with -wal and -shm, move that file there (the newest if "
+                    "several were saved), and run again."
+                )
+        raise StoreError(self._lost)
+
+    def _save_files(self, file: Path) -> Path:
+        """Copy what this connection can still read into a file beside `file`."""
+        if self._saved is None:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._saved = make_new_file(file, ".saved.db")
+        self.copy_to(self._saved)
+        return self._saved
+
+    def copy_to(self, target: Path) -> None:
+        """Copy all that is committed into an existing file, while other processes read and write.
+
+        Raises:
+            StoreError: It cannot be read or written.
+        """
+        with self._explained():
+            copy = sqlite3.connect(target, isolation_level=None)
+            try:
+                # In one step, of one snapshot: in several it would begin anew at every commit of another process.
+                self._connection.backup(copy)
+            finally:
+                copy.close()
 
     def _be_patient(self, *, patient: bool) -> None:
         """Whether to wait for other processes, and for a checkpoint when one is due."""
@@ -176,14 +241,28 @@ class SqliteDatabase:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def compact(self) -> None:
-        """Give the space of deleted rows back to the file system; needs as much free space as the file takes."""
+        """Give the space of deleted rows back to the file system, in many small transactions.
+
+        A file that was made by an early version keeps its size, and new rows use the space.
+        """
+        give_back = f"PRAGMA incremental_vacuum({_PAGES_GIVEN_BACK})"
+        left = -1
+        while left != (left := self.read(self._count_free_pages)):
+            self.write(lambda: self._connection.execute(give_back).fetchall())
         with self._explained():
-            self._connection.execute("VACUUM")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _count_free_pages(self) -> int:
+        ((pages,),) = self._connection.execute("PRAGMA freelist_count")
+        return int(pages)
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._log_sync is not None:
+            self._log_sync.close()
         with self._explained():
+            if self._file is not None and self._saved is not None:
+                self._save_files(self._file)  # with what was committed since
             self._connection.close()
 
     def _switch_to_wal(self) -> None:
@@ -208,15 +287,6 @@ class SqliteDatabase:
             raise StoreError(f"The answer store {self.place!r} failed: {error}. {advice}") from error
 
 
-def _prepare(file: Path, *, create: bool) -> None:
-    if not create and not (file.exists() and (file.is_dir() or file.stat().st_size)):
-        raise StoreError(f"There is no answer store at {str(file)!r}; name one that exists.")
-    if create:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Created before SQLite does, so that nobody else may ever read it; its journals take over the mode.
-    os.close(os.open(file, os.O_RDWR | (os.O_CREAT if create else 0), 0o600))
-
-
 @cache
 def _own(sql: str, *, values: int = 0, rows: int = 1) -> str:
     """`sql` as SQLite takes it, for so many values after `IN` and so many rows after `VALUES`."""
@@ -238,7 +308,8 @@ _ADVICE = {
 
 def _advise(error: Exception, patience_s: float) -> str:
     if isinstance(error, OSError):
-        return "Allow this user to write the file and its folder, or name another store."
+        is_disk = error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+        return _ADVICE[sqlite3.SQLITE_IOERR if is_disk else sqlite3.SQLITE_CANTOPEN]
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the kind, the rest its variety.
     advice = _ADVICE.get(code & 0xFF, "") if code is not None else ""

@@ -1,0 +1,153 @@
+"""The files of a SQLite store: private to their owner, synced to the disk in time, and watched for removal.
+
+A store is three files: the database, its write-ahead log (`-wal`), which holds the newest commits, and the index of the
+log (`-shm`). They belong together.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from ondine_core.errors import StoreError
+
+__all__ = ["LogSync", "identify", "make_new_file", "prepare", "store_files"]
+
+_SYNC_EVERY_S = 1.0
+_MISSING = "There is no answer store at {!r}; name one that exists."
+_PRIVATE = 0o600
+_MAKING = threading.Lock()
+"""Closing any descriptor of a database releases the locks that this process has on it, so no other thread may open the
+database while it is being made; and a database that exists is never opened here."""
+
+
+def store_files(file: Path) -> tuple[Path, Path, Path]:
+    """The database, its log and the index of the log."""
+    return file, Path(f"{file}-wal"), Path(f"{file}-shm")
+
+
+def identify(files: tuple[Path, ...]) -> tuple[tuple[int, int] | None, ...]:
+    """Device and inode of each file, `None` for one that does not exist; other files have others."""
+    found: list[tuple[int, int] | None] = []
+    for file in files:
+        try:
+            state = os.stat(file)  # noqa: PTH116  (half the time of Path.stat, and it is called at every commit)
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            found.append((state.st_dev, state.st_ino))
+    return tuple(found)
+
+
+def prepare(file: Path, *, create: bool) -> None:
+    """Make the file of a store if there is none, readable by its owner only whatever the umask.
+
+    SQLite gives the log and its index the permissions of the database.
+
+    Raises:
+        OSError: It cannot be made.
+        StoreError: It is missing and not to be made, or its log is there without it.
+    """
+    _, log, index = files = store_files(file)
+    # In this order: while a store is made, the database exists before its log.
+    has_log = log.exists() or index.exists()
+    if not file.exists():
+        if has_log:
+            raise StoreError(
+                f"The answer store {str(file)!r} is missing, but its log is there: the database was removed or renamed "
+                f"without {str(log)!r}, which holds its newest answers. Put it back, or, if no process uses it any "
+                f"more, remove {str(log)!r} and {str(index)!r} too."
+            )
+        if not create:
+            raise StoreError(_MISSING.format(str(file)))
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _MAKING, suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE))
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    if not create and not file.stat().st_size:
+        raise StoreError(_MISSING.format(str(file)))
+    for one in files:
+        _make_private(one)
+
+
+def _make_private(file: Path) -> None:
+    """Take all rights on an existing file from group and others, if it is the user's own."""
+    with suppress(OSError):
+        state = file.stat()
+        mode = stat.S_IMODE(state.st_mode)
+        if mode & ~_PRIVATE & 0o777 and state.st_uid == os.geteuid() and stat.S_ISREG(state.st_mode):
+            file.chmod(mode & _PRIVATE)
+
+
+def make_new_file(beside: Path, suffix: str) -> Path:
+    """A new empty file with an unguessable name in the folder of `beside`, for its owner only; follows no link."""
+    descriptor, name = tempfile.mkstemp(suffix=suffix, prefix=f"{beside.name}.", dir=beside.parent)
+    os.close(descriptor)
+    return Path(name)
+
+
+class LogSync:
+    """Syncs the write-ahead log to the disk at most a second after a commit, on a thread of its own.
+
+    So a power cut, or a crash of the operating system, costs at most the commits of the last second or so. Frames that
+    are only half on the disk are recognised by their checksums, so the database is whole in any case.
+
+    Args:
+        log: The write-ahead log.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._unsynced = False
+        self._error: OSError | None = None
+
+    def note_commit(self) -> None:
+        """Have a commit synced within a second.
+
+        Raises:
+            OSError: An earlier commit could not be synced.
+        """
+        self._unsynced = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep_syncing, name="ondine-store-sync", daemon=True)
+            self._thread.start()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Sync what is not yet synced."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _keep_syncing(self) -> None:
+        is_open = True
+        while is_open:
+            is_open = not self._closing.wait(_SYNC_EVERY_S)
+            if self._unsynced:
+                self._unsynced = False  # before: a commit in the meantime is for the next sync
+                try:
+                    _sync(self._log)
+                except FileNotFoundError:
+                    pass  # removed: the next commit finds out
+                except OSError as error:
+                    self._error = error
+
+
+def _sync(file: Path) -> None:
+    # A descriptor of its own: SQLite has no locks on the log that closing it would release.
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

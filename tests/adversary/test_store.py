@@ -1,0 +1,266 @@
+"""What befalls the file of a store: removed, replaced, damaged, read by others, copied while in use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ondine_core import ModelSpec, Options, Policy, Report, enrich_sync
+from ondine_core.books import Settled
+from ondine_core.errors import StoreError
+from ondine_core.store import Store, open_store
+from ondine_core.store.sqlite_files import store_files
+from ondine_core.values import Answer
+from tests.support.asking import PROMPT, texts
+from tests.support.books import call_to, keep, key_of, keys_in
+from tests.support.provider import Provider
+
+ANSWER = Answer({"text": "x" * 500}, "m")
+
+
+def ask(provider: Provider, path: Path, rows: int, warnings: list[str] | None = None) -> Report:
+    model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
+    told = [] if warnings is None else warnings
+    options = Options(store=path, policy=Policy(max_concurrency=4), on_trouble=told.append)
+    return enrich_sync(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
+
+
+def alter(path: Path, *statements: str) -> None:
+    database = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        database.execute(statement)
+    database.close()
+
+
+# -- removed or replaced -------------------------------------------------------------------------------------------
+
+
+def remove_all(path: Path) -> None:
+    for file in store_files(path):
+        file.unlink()
+
+
+def remove_the_database(path: Path) -> None:
+    path.unlink()
+
+
+def remove_the_log(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+def remove_the_index(path: Path) -> None:
+    Path(f"{path}-shm").unlink()
+
+
+def rename_it(path: Path) -> None:
+    path.rename(path.with_name("old.db"))
+
+
+def put_another_in_its_place(path: Path) -> None:
+    other = path.with_name("other.db")
+    with open_store(other):
+        pass
+    other.replace(path)
+
+
+def copy_an_old_one_over_it(path: Path) -> None:
+    """As `mv backup.db answers.db` does; `cp` would write into the same file."""
+    shutil.copy(path, path.with_name("backup.db"))
+    path.with_name("backup.db").replace(path)
+
+
+def remove_the_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        remove_all,
+        remove_the_database,
+        remove_the_log,
+        remove_the_index,
+        rename_it,
+        put_another_in_its_place,
+        copy_an_old_one_over_it,
+        remove_the_folder,
+    ],
+)
+@pytest.mark.parametrize("answers", [1, 50])
+def test_store_that_was_removed_is_noticed_at_the_next_commit_and_saved(
+    spoil: Callable[[Path], None], answers: int, tmp_path: Path
+) -> None:
+    """No answer is reported as kept that nobody can find any more, and all of them are in the file that is named.
+
+    Whoever writes, the event loop (few answers) or the thread (many); the commit that notices, and those after it.
+    """
+    path = tmp_path / "ondine" / "answers.db"
+
+    async def main(store: Store) -> str:
+        await keep(store, *((key_of(n), ANSWER) for n in range(answers)))
+        spoil(path)
+        with pytest.raises(StoreError, match="removed or replaced while in use") as caught:
+            await keep(store, *((key_of(n), ANSWER) for n in range(100, 100 + answers)))
+        # `send` was what failed; the answers that other calls brought meanwhile are committed all the same.
+        results = await asyncio.gather(*(store.settle(one) for one in settled(200, answers)), return_exceptions=True)
+        assert all(isinstance(result, StoreError) for result in results)
+        return str(caught.value)
+
+    with open_store(path) as store:
+        told = asyncio.run(main(store))
+    (saved,) = path.parent.glob("answers.db.*.saved.db")
+    assert repr(str(saved)) in told
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert keys_in(saved) == {key_of(n) for n in (*range(answers), *range(200, 200 + answers))}
+    # As the message says.
+    for file in store_files(path):
+        file.unlink(missing_ok=True)
+    saved.rename(path)
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(999), ANSWER)))
+    assert len(keys_in(path)) == 2 * answers + 1
+
+
+def settled(first: int, count: int) -> list[Settled]:
+    return [
+        Settled(call_to(key_of(n)), "answered", answers=((key_of(n), ANSWER),)) for n in range(first, first + count)
+    ]
+
+
+def test_run_whose_store_is_removed_pays_for_no_more_than_was_in_flight(tmp_path: Path) -> None:
+    """The run ends with the message; of what the provider billed, all but the calls in flight are in the saved file."""
+    path, concurrency = tmp_path / "answers.db", 4
+    removed: list[int] = []
+
+    def answer(prompt: str) -> dict[str, str]:
+        if len(provider.books.requests) == 40 and not removed:
+            removed.append(len(provider.books.requests))
+            remove_all(path)
+        return {"answer": prompt.removeprefix("Repeat: ")}
+
+    with Provider(answer, latency_s=0.01) as provider:
+        with pytest.raises(StoreError, match="removed or replaced while in use"):
+            ask(provider, path, 200)
+        billed = sum(provider.books.billed_by_prompt.values())
+        (saved,) = path.parent.glob("answers.db.*.saved.db")
+        kept = len(keys_in(saved))
+        assert billed - concurrency <= kept <= billed <= 40 + 2 * concurrency
+        saved.rename(path)
+        assert ask(provider, path, 200).column("answer") == texts(200)["text"]
+        assert len(provider.books.requests) == billed + 200 - kept
+
+
+def test_database_whose_log_is_left_behind_is_not_begun_anew(tmp_path: Path) -> None:
+    """Where only the database was removed, its log may hold the newest answers, which a new database would discard."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+        path.rename(tmp_path / "moved.db")
+        with pytest.raises(StoreError, match=r"is missing, but its log is there.*-wal.*Put it back"):
+            Store(path)
+        (tmp_path / "moved.db").rename(path)
+    with open_store(path):
+        assert keys_in(path) == {key_of(1)}
+
+
+# -- damaged answers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '"values" = CAST(substr("values", 1, 8) AS BLOB)',
+        "\"values\" = x''",
+        "\"values\" = x'fffe00'",
+        "\"values\" = 'a text'",
+        "\"values\" = CAST('[1, 2]' AS BLOB)",
+        "\"values\" = CAST('null' AS BLOB)",
+        '"values" = CAST(\'{"answr": "x"}\' AS BLOB)',
+        "\"values\" = CAST('{}' AS BLOB)",
+        "attempts = 'many'",
+        "answered_at = 'now'",
+        "answered_at = x'00'",
+        "model = x'ff'",
+        "cost_usd = 'dear'",
+        "cost_usd = 'NaN'",
+        "request_id = x'00'",
+    ],
+)
+def test_damaged_answer_is_one_row_s_matter(damage: str, tmp_path: Path) -> None:
+    """Whatever is wrong with one answer, the run goes on, asks that row alone, and the next run asks nothing."""
+    path, warnings = tmp_path / "answers.db", list[str]()
+    with Provider() as provider:
+        ask(provider, path, 20)
+        (key,) = sqlite3.connect(path).execute("SELECT key FROM answers ORDER BY key LIMIT 1").fetchone()
+        alter(path, f"UPDATE answers SET {damage} WHERE key = x'{key.hex()}'")  # noqa: S608
+        assert ask(provider, path, 20, warnings).column("answer") == texts(20)["text"]
+        assert len(provider.books.requests) == 21
+        assert ask(provider, path, 20).column("answer") == texts(20)["text"]
+        assert len(provider.books.requests) == 21
+    assert "answr" in damage or "{}" in damage or any(key.hex() in warning for warning in warnings)
+
+
+def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
+    """A failure that cannot be read counts as unknown; others are found."""
+    path, warnings = tmp_path / "answers.db", list[str]()
+    with open_store(path, warn=warnings.append) as store:
+        alter(
+            path,
+            "INSERT INTO failures VALUES (x'01', 'refused', 'no', 1.0, 'm', 1, 'dear')",
+            "INSERT INTO failures VALUES (x'02', x'00', 'no', 1.0, 'm', 1, NULL)",
+            "INSERT INTO failures VALUES (x'03', 'refused', 'no', 1.0, 'm', 1, NULL)",
+        )
+        assert set(asyncio.run(store.get_failures([b"\x01", b"\x02", b"\x03"]))) == {b"\x03"}
+    assert "2 rows of the table 'failures'" in warnings[0]
+
+
+@pytest.mark.parametrize("held", ["x'ff'", "'{'", "CAST('[1, null]' AS BLOB)", "CAST('[\"a\"]' AS BLOB)", "7"])
+def test_damaged_numbers_fail_their_own_caller_only(held: str, tmp_path: Path) -> None:
+    """A budget that cannot be read is an error with its name and a remedy, never a budget that begins at nothing."""
+    path = tmp_path / "answers.db"
+
+    async def main(store: Store) -> None:
+        alter(path, f"INSERT INTO numbers VALUES ('budget:team', {held})")  # noqa: S608
+        failed, kept, other = await asyncio.gather(
+            store.update("budget:team", lambda numbers: numbers or (0.0,)),
+            keep(store, (key_of(1), ANSWER)),
+            store.update("budget:other", lambda numbers: numbers or (0.0,)),
+            return_exceptions=True,
+        )
+        assert isinstance(failed, StoreError)
+        assert "'budget:team'" in str(failed)
+        assert "Restore a backup, or remove that row" in str(failed)
+        assert (kept, other) == (None, (0.0,))
+
+    with open_store(path) as store:
+        asyncio.run(main(store))
+
+
+# -- who may read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_file_that_others_could_read_is_made_private(umask: int, tmp_path: Path) -> None:
+    """An existing store, its log and index lose all rights of group and others, whatever the umask."""
+    path = tmp_path / "answers.db"
+    before = os.umask(umask)
+    try:
+        with open_store(path) as store:
+            asyncio.run(keep(store, (key_of(1), ANSWER)))
+            for file in store_files(path):
+                file.chmod(0o666)
+            with open_store(path) as second:
+                asyncio.run(keep(second, (key_of(2), ANSWER)))
+            assert {file.stat().st_mode & 0o777 for file in store_files(path)} == {0o600}
+        path.chmod(0o640)
+        with open_store(path) as store:
+            asyncio.run(keep(store, (key_of(3), ANSWER)))
+            assert {file.stat().st_mode & 0o777 for file in store_files(path)} == {0o600}
+    finally:
+        os.umask(before)
