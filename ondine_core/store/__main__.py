@@ -1,4 +1,4 @@
-"""`python -m ondine_core.store`: look into an answer store, prune it, export it.
+"""`python -m ondine_core.store`: look into an answer store, copy it, prune it, export it.
 
 It reads and writes what a run would, nothing more, so it may be used while runs go on.
 """
@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -34,6 +34,8 @@ from ondine_core.store.queries import (
     read_spending,
     stream,
 )
+from ondine_core.store.sqlite import SqliteDatabase
+from ondine_core.store.sqlite_files import make_new_file
 
 __all__ = ["main"]
 
@@ -68,11 +70,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m ondine_core.store", description="Look into an answer store, prune it, export it.")
+    parser = _Parser(
+        prog="python -m ondine_core.store",
+        description="Look into an answer store, copy it, prune it, export it.",
+        epilog="Other users of a machine can read the arguments of a command: give a URL with a password in the "
+        "environment variable ONDINE_STORE, or in a file.",
+        fromfile_prefix_chars="@",
+    )
     parser.add_argument(
         "store",
         metavar="STORE",
-        help="a file, or postgresql://user:password@host/database; if left out, what ONDINE_STORE says",
+        help="a file of answers, a postgresql:// URL without a password, or @FILE, a text file with one of these; "
+        "if left out, what ONDINE_STORE says",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -88,6 +97,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     old = add("prune", _prune, "remove what is old")
     old.add_argument("--older-than", type=_age_s, required=True, metavar="AGE", help="as in 90d, 12h or 8w")
     old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
+    copy = add("backup", _backup, "copy a store in a file while runs use it")
+    copy.add_argument("target", type=Path, metavar="TARGET", help="a new file")
     export = add("export", _export, "write all answers out")
     export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of standard output")
@@ -178,6 +189,8 @@ def _line_row(name: str, line: Line) -> tuple[str, ...]:
 def _prune(database: Database, options: argparse.Namespace) -> None:
     before = time.time() - options.older_than
     pruned = prune(database, before, dry_run=options.dry_run)
+    if not options.dry_run:
+        database.compact()
     sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}, from before {_instant(before)}:\n")
     _write_table(
         [
@@ -187,8 +200,30 @@ def _prune(database: Database, options: argparse.Namespace) -> None:
             ("lines of the ledger", f"{pruned.ledger:,}"),
         ]
     )
-    if not options.dry_run:
-        database.compact()
+
+
+def _backup(database: Database, options: argparse.Namespace) -> None:
+    target: Path = options.target
+    if not isinstance(database, SqliteDatabase):
+        raise ConfigError("A store in Postgres is copied by Postgres, for instance with `pg_dump --schema=ondine`.")
+    if os.path.lexists(target):
+        raise ConfigError(f"{str(target)!r} exists already; name a new file.")
+    with _put_in_place(target) as part:
+        database.copy_to(part)
+    sys.stdout.write(
+        f"{target.stat().st_size / 1e6:,.2f} MB are copied to {str(target)!r}, which needs no -wal file.\n"
+    )
+
+
+@contextmanager
+def _put_in_place(target: Path) -> Iterator[Path]:
+    """A new file, for its owner only, that takes the place of `target` when it is whole."""
+    part = make_new_file(target, ".part")
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _export(database: Database, options: argparse.Namespace) -> None:
@@ -196,15 +231,8 @@ def _export(database: Database, options: argparse.Namespace) -> None:
     if options.output is None:
         write(database, sys.stdout)
         return
-    # Put in place when it is whole.
-    part = options.output.with_name(f"{options.output.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            write(database, file)
-        part.replace(options.output)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+        write(database, file)
 
 
 def _write_jsonl(database: Database, out: TextIO) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Literal, TypeAlias
 
 import orjson
@@ -24,7 +26,16 @@ ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd"
 _SPENDING = """
     SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
     SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
-_DATED = (("answers", "answered_at"), ("failures", "failed_at"), ("calls", "sent_at"), ("ledger", "day"))
+_DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("answers", "answered_at", ("key",)),
+    ("failures", "failed_at", ("key",)),
+    ("calls", "sent_at", ("call",)),
+    ("ledger", "day", ("run", "asset", "partition", "model", "stage", "outcome", "day")),
+)
+"""Tables, the column that says how old a row is, and the primary key."""
+_ROWS_A_TRANSACTION = 500
+_PAUSE_SHARE = 2.0
+"""So many times what a transaction took, other processes get a chance to write."""
 _PASSING = ("lease:", "writer:")
 """The second of the numbers of these names is in seconds since the epoch; they are of no use long after."""
 
@@ -119,35 +130,79 @@ def read_spending(database: Database, *by: Column) -> dict[tuple[str, ...], Spen
     return database.read(read)
 
 
-def prune(database: Database, before: float, *, dry_run: bool = False) -> Pruned:
-    """Remove what is older than `before` (seconds since the epoch).
+def prune(
+    database: Database, before: float, *, dry_run: bool = False, sleep: Callable[[float], None] = time.sleep
+) -> Pruned:
+    """Remove what is older than `before` (seconds since the epoch), in small transactions with pauses between them.
+
+    So other processes that write wait for a moment only. One that is broken off has removed a part.
 
     Args:
         database: The store.
         before: Answers, failures and calls of before this instant go, and days that ended before it.
         dry_run: Only count.
+        sleep: Waits for seconds.
     """
+    removed: list[int] = []
+    for table, column, key in _DATED:
+        limit = _day(before) if column == "day" else before
+        pages = _old_rows(database, table, column, key, limit)
+        if dry_run:
+            removed.append(sum(len(rows) for rows in pages))
+            continue
+        removed.append(0)
+        for rows in pages:
+            removed[-1] += len(rows)
+            _remove(database, table, column, key, limit, rows, sleep)
+    if not dry_run:
+        database.write(lambda: _forget_numbers(database, before))
+    return Pruned(*removed)
 
-    def remove() -> Pruned:
-        counts = []
-        for table, column in _DATED:
-            limit = _day(before) if column == "day" else before
-            [(count,)] = database.select(f"SELECT COUNT(*) FROM ondine.{table} WHERE {column} < ?", [limit])  # noqa: S608
-            if not dry_run:
-                database.run(f"DELETE FROM ondine.{table} WHERE {column} < ?", [limit])  # noqa: S608
-            counts.append(count)
-        if not dry_run:
-            _forget_numbers(database, before)
-        return Pruned(*counts)
 
-    return database.read(remove) if dry_run else database.write(remove)
+def _old_rows(
+    database: Database, table: str, column: str, key: tuple[str, ...], limit: str | float
+) -> Iterator[list[Row]]:
+    """The primary keys of old rows in their order, some at a time; nothing is held open between two reads."""
+    names = ", ".join(key)
+    places = ", ".join("?" * len(key))
+    sql = (
+        f"SELECT {names} FROM ondine.{table} WHERE {column} < ? AND ({names}) > ({places}) "  # noqa: S608
+        f"ORDER BY {names} LIMIT {_ROWS_A_TRANSACTION}"
+    )
+    last: Row = (b"",) if len(key) == 1 else ("",) * len(key)
+    while rows := database.read(partial(database.select, sql, (limit, *last))):
+        yield rows
+        last = rows[-1]
+
+
+def _remove(  # noqa: PLR0913, PLR0917  (one caller)
+    database: Database,
+    table: str,
+    column: str,
+    key: tuple[str, ...],
+    limit: str | float,
+    rows: Sequence[Row],
+    sleep: Callable[[float], None],
+) -> None:
+    """Remove rows by their primary keys, unless they were written anew meanwhile."""
+    sql = f"DELETE FROM ondine.{table} WHERE {column} < ? AND {' AND '.join(f'{name} = ?' for name in key)}"  # noqa: S608
+    began = time.monotonic()
+    database.write(lambda: database.run_many(sql, [(limit, *row) for row in rows]))
+    sleep(_PAUSE_SHARE * (time.monotonic() - began))
 
 
 def _forget_numbers(database: Database, before: float) -> None:
     for name, numbers in database.select("SELECT name, numbers FROM ondine.numbers"):
-        if name.startswith(_PASSING) and orjson.loads(numbers)[1] < before:
+        if name.startswith(_PASSING) and _ended_before(numbers, before):
             # Unless they have just been changed.
             database.run("DELETE FROM ondine.numbers WHERE name = ? AND numbers = ?", [name, numbers])
+
+
+def _ended_before(numbers: bytes, before: float) -> bool:
+    try:
+        return bool(orjson.loads(numbers)[1] < before)
+    except (IndexError, TypeError, ValueError):
+        return True  # damaged, and of no use to anybody
 
 
 def stream(database: Database) -> Iterator[Row]:

@@ -248,7 +248,9 @@ class SqliteDatabase:
         give_back = f"PRAGMA incremental_vacuum({_PAGES_GIVEN_BACK})"
         left = -1
         while left != (left := self.read(self._count_free_pages)):
+            began = time.monotonic()
             self.write(lambda: self._connection.execute(give_back).fetchall())
+            time.sleep(2 * (time.monotonic() - began))  # others may write
         with self._explained():
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 

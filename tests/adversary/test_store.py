@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +18,14 @@ from ondine_core import ModelSpec, Options, Policy, Report, enrich_sync
 from ondine_core.books import Settled
 from ondine_core.errors import StoreError
 from ondine_core.store import Store, open_store
+from ondine_core.store.__main__ import main
+from ondine_core.store.places import connect
+from ondine_core.store.queries import prune
 from ondine_core.store.sqlite_files import store_files
 from ondine_core.values import Answer
 from tests.support.asking import PROMPT, texts
-from tests.support.books import call_to, keep, key_of, keys_in
+from tests.support.books import call_to, fresh_place, keep, key_of, keys_in
+from tests.support.postgres import PASSWORD
 from tests.support.provider import Provider
 
 ANSWER = Answer({"text": "x" * 500}, "m")
@@ -264,3 +271,195 @@ def test_file_that_others_could_read_is_made_private(umask: int, tmp_path: Path)
             assert {file.stat().st_mode & 0o777 for file in store_files(path)} == {0o600}
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest.mark.parametrize("format_", ["jsonl", "csv"])
+def test_export_is_private_and_follows_no_link(umask: int, format_: str, tmp_path: Path) -> None:
+    """A file that was there and readable is replaced by one of 0600; a link that was laid in wait is not followed."""
+    path, target, victim = tmp_path / "answers.db", tmp_path / "all.txt", tmp_path / "victim"
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+    victim.write_text("untouched")
+    target.write_text("old")
+    target.chmod(0o666)
+    for name in ("all.txt.part", "all.part", ".all.txt.part"):
+        (tmp_path / name).symlink_to(victim)
+    before = os.umask(umask)
+    try:
+        assert main([str(path), "export", "--format", format_, "-o", str(target)]) == 0
+    finally:
+        os.umask(before)
+    assert key_of(1).hex() in target.read_text()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert victim.read_text() == "untouched"
+    target.unlink()
+    target.symlink_to(victim)
+    assert main([str(path), "export", "-o", str(target)]) == 0
+    assert victim.read_text() == "untouched"
+    assert not target.is_symlink()
+    assert len([file for file in tmp_path.iterdir() if file.name.endswith(".part")]) == 3
+
+
+# -- copies --------------------------------------------------------------------------------------------------------
+
+
+def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy made in mid-run has all that was committed, though most of it is in the log; a run on it pays the rest."""
+    path, copy = tmp_path / "answers.db", tmp_path / "copy.db"
+    committed: list[set[bytes]] = []
+
+    def answer(prompt: str) -> dict[str, str]:
+        if len(provider.books.requests) == 60 and not committed:
+            committed.append(keys_in(path))
+            assert main([str(path), "backup", str(copy)]) == 0
+        return {"answer": prompt.removeprefix("Repeat: ")}
+
+    with Provider(answer) as provider:
+        ask(provider, path, 100)
+        assert "copied to" in capsys.readouterr().out
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+        kept = keys_in(copy)
+        assert committed[0] <= kept
+        assert len(kept) >= 50
+        # Restored: the old files go, the copy takes their place.
+        for file in store_files(path):
+            file.unlink(missing_ok=True)
+        copy.rename(path)
+        assert ask(provider, path, 100).column("answer") == texts(100)["text"]
+        assert len(provider.books.requests) == 200 - len(kept)
+
+
+def test_backup_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A target that exists, as a file or as a link to nowhere, is refused; nothing is left behind."""
+    path, target = tmp_path / "answers.db", tmp_path / "copy.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+        for make in (lambda: target.write_text("mine"), lambda: target.symlink_to(tmp_path / "nowhere")):
+            make()
+            assert main([str(path), "backup", str(target)]) == 2
+            assert "exists already; name a new file" in capsys.readouterr().err
+            target.unlink()
+        assert main([str(path), "backup", str(path)]) == 2
+        assert main([str(path), "backup", str(tmp_path / "no folder" / "copy.db")]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.db"]
+
+
+def test_backup_of_a_store_on_a_server_is_the_server_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What copies a Postgres store is named."""
+    place = fresh_place("postgres", tmp_path)
+    with open_store(place):
+        pass
+    assert main([place, "backup", str(tmp_path / "copy.db")]) == 2
+    assert "pg_dump --schema=ondine" in capsys.readouterr().err
+
+
+# -- pruning a store in use ----------------------------------------------------------------------------------------
+
+
+def transactions(log: bytes) -> list[int]:
+    """Pages of each transaction in a write-ahead log, in order (https://sqlite.org/fileformat2.html)."""
+    frame, pages, sizes = 24 + int.from_bytes(log[8:12], "big"), 0, list[int]()
+    for at in range(32, len(log), frame):
+        pages += 1
+        if log[at + 4 : at + 8] != bytes(4):
+            sizes.append(pages)
+            pages = 0
+    return sizes
+
+
+def test_prune_never_holds_the_lock_for_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 20,000 old answers no transaction removes more than some hundreds, nor writes more than some megabytes.
+
+    Counted in the log: an open snapshot keeps it from starting over. Giving the space back is no exception.
+    """
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        for first in range(0, 20_000, 2_000):
+            answers = [(bytes.fromhex(f"{n * 7919 % 20_000:032x}"), ANSWER) for n in range(first, first + 2_000)]
+            asyncio.run(keep(store, *answers))
+    large = path.stat().st_size
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM answers LIMIT 1").fetchall()
+    assert main([str(path), "prune", "--older-than", "1d"]) == 0
+    written = transactions(Path(f"{path}-wal").read_bytes())
+    reader.close()
+    assert "20,000" in capsys.readouterr().out
+    assert len(written) >= 40
+    assert max(written) * 4096 <= 4 * 2**20
+    assert keys_in(path) == set()
+    assert large > 5e6
+    with open_store(path) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+    assert path.stat().st_size < large / 10
+
+
+def test_prune_leaves_others_their_turn(tmp_path: Path) -> None:
+    """Between two transactions it pauses for longer than they took."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(2_000))))
+    pauses: list[float] = []
+    database = connect(path)
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        # Another process gets the lock at once.
+        other = sqlite3.connect(path, isolation_level=None, timeout=0)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        other.close()
+
+    try:
+        pruned = prune(database, 1e9, sleep=pause)
+    finally:
+        database.close()
+    assert pruned.answers == 2_000
+    assert len(pauses) >= 4
+    assert min(pauses) > 0
+
+
+def test_prune_spares_what_was_written_meanwhile(tmp_path: Path) -> None:
+    """An old answer that a run brings anew while it is pruned stays."""
+    path = tmp_path / "answers.db"
+    now = Answer({"text": "new"}, "m", answered_at=2e9)
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(1_000))))
+        database = connect(path)
+        try:
+            prune(database, 1e9, sleep=lambda _: asyncio.run(keep(store, (key_of(999), now))))
+        finally:
+            database.close()
+    assert keys_in(path) == {key_of(999)}
+
+
+# -- passwords on the command line ---------------------------------------------------------------------------------
+
+
+def test_store_may_be_named_in_a_file(tmp_path: Path) -> None:
+    """`@FILE` names the store, so that no process list shows its password: raw evidence from `/proc`."""
+    place = fresh_place("postgres", tmp_path)
+    with open_store(place):
+        pass
+    (tmp_path / "store.url").write_text(place + "\n")
+    command = [sys.executable, "-m", "ondine_core.store", f"@{tmp_path / 'store.url'}", "size"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert told.startswith("answers")
+    assert PASSWORD.encode() not in shown
+
+
+def test_no_guide_puts_a_password_into_an_argument() -> None:
+    """A command of a guide names a file, or leaves the store to the environment; the help says why."""
+    root = Path(__file__).parents[2]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("examples/**/*.md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    commands = [line for line in lines if "ondine_core.store" in line and "import" not in line]
+    assert commands
+    assert not [line for line in commands if "://" in line or "$ONDINE_STORE" in line or "${" in line]
+    command = [sys.executable, "-m", "ondine_core.store", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "Other users of a machine can read the arguments" in " ".join(told.split())
