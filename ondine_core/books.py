@@ -63,6 +63,7 @@ class Settled:
         paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
         reuse_since: Answers of before this moment were not taken, in seconds since the epoch; against these a failure
             counts, against later ones it does not.
+        at_most: Whether the true cost may be less than `usd`.
     """
 
     sent: Sent
@@ -73,19 +74,29 @@ class Settled:
     failures: tuple[tuple[Key, Failure], ...] = ()
     paid_twice: int = 0
     reuse_since: float = 0.0
+    at_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Calls of one kind in the books: how many, their tokens, and USD (`None` when a price is unknown)."""
+    """Calls of one kind in the books.
+
+    Args:
+        calls: How many.
+        usage: Their tokens.
+        usd: What they cost, `None` when a price is unknown.
+        at_most_calls: How many of them are in `usd` with the most that they can cost.
+    """
 
     calls: int = 0
     usage: Usage = Usage()
     usd: Decimal | None = Decimal(0)
+    at_most_calls: int = 0
 
     def __add__(self, other: Line) -> Line:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        return Line(self.calls + other.calls, self.usage + other.usage, usd)
+        at_most_calls = self.at_most_calls + other.at_most_calls
+        return Line(self.calls + other.calls, self.usage + other.usage, usd, at_most_calls)
 
 
 @dataclass(frozen=True, slots=True)

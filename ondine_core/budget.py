@@ -18,13 +18,9 @@ from decimal import Decimal
 from ondine_core.caps import Cap, Hold, Period, units_of, usd_of
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
 from ondine_core.ports import AnswerStore, Numbers
-from ondine_core.pricing import Price
-from ondine_core.values import Call
 
 __all__ = ["Budget", "Cap", "Hold", "Period", "Purse"]
 
-_TOKENS_A_MESSAGE = 16
-"""More than any chat format adds around a message."""
 _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 """Between two looks at what other processes have given back."""
 
@@ -163,31 +159,21 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Purse:
-    """All budgets that a call must fit into, and what is needed to say how much it can cost at most."""
+    """All budgets that a call must fit into."""
 
     budgets: tuple[Budget, ...]
-    price: Price
-    max_output_tokens: int
 
     def __post_init__(self) -> None:
         if len({(budget.cap.name, budget.cap.period) for budget in self.budgets}) < len(self.budgets):
             raise ConfigError(f"A budget is named twice: {', '.join(str(budget.cap) for budget in self.budgets)}.")
 
-    def bound(self, call: Call) -> Decimal:
-        """The most USD that `call` can cost.
-
-        No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
-        """
-        texts = sum(len(message.content.encode()) + _TOKENS_A_MESSAGE for message in call.messages)
-        return self.price.at_most(texts + len(call.json_schema or b""), self.max_output_tokens)
-
-    async def hold(self, call: Call) -> tuple[Hold, ...]:
-        """Charge the most that `call` can cost to every budget or to none, as soon as it fits.
+    async def hold(self, amount: Decimal) -> tuple[Hold, ...]:
+        """Charge `amount` to every budget or to none, as soon as it fits.
 
         Raises:
             BudgetExhaustedError: It will not fit into one of them.
         """
-        return await _hold_all(self.budgets, self.bound(call))
+        return await _hold_all(self.budgets, amount)
 
     async def settle(self, holds: tuple[Hold, ...], cost: Decimal | None) -> None:
         """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from itertools import count
@@ -21,6 +21,7 @@ from typing import Literal, cast
 
 from ondine_core.blame import Ticket
 from ondine_core.books import Origin, Sent, Settled
+from ondine_core.charges import Charge, check_usage
 from ondine_core.context_limits import TOKENS_A_MESSAGE
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errand import Conclusion, Errand
@@ -125,9 +126,11 @@ class Caller:
         fate = _Fate(ticket)
         try:
             began, hold = self._clock.elapsed(), None
-            if purse := self._means.purse:
+            fate.bound_usd = self._tracker.bound(errand.call)
+            purse = self._means.purse
+            if purse and fate.bound_usd is not None:
                 with self.interruptible():
-                    hold = await purse.hold(errand.call)
+                    hold = await purse.hold(fate.bound_usd)
             try:
                 if hold:
                     errand.told.held(hold, self._clock.elapsed() - began)
@@ -145,16 +148,15 @@ class Caller:
             self._gate.leave(ticket, fate.ending)
 
     async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
-        store, limiter, purse, call = self._means.store, self._means.limiter, self._means.purse, errand.call
+        store, limiter, call = self._means.store, self._means.limiter, errand.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:
             began = self._clock.elapsed()
             with self.interruptible():
                 await limiter.acquire(tokens)
             errand.told.booked(tokens, self._clock.elapsed() - began)
-        at_most = purse.bound(call) if purse else None
         name, now = self._own + next(self._numbers).to_bytes(8), self._clock.now()
-        sent = Sent(name, self._origin, self._model, errand.stage, errand.keys, now, at_most)
+        sent = Sent(name, self._origin, self._model, errand.stage, errand.keys, now, fate.bound_usd)
         await store.send(sent)
         if limiter:
             await limiter.depart()
@@ -167,8 +169,13 @@ class Caller:
             errand.told.came(sent, call, error, fate.spent_usd, fate.took_s)
             raise
         fate.ending, self._replied = "answered", True
-        usd = Decimal(0) if usage is None else self._tracker.answered(errand.stage, usage)
+        charge = Charge(Decimal(0))
+        if usage is not None:
+            charge = self._tracker.answered(errand.stage, usage, stated_usd=came.stated_usd, bound_usd=fate.bound_usd)
+        usd, bound_usd = charge.usd, fate.bound_usd
         fate.spent_usd = usd
+        if usd is not None and bound_usd is not None and usd > bound_usd:
+            self._tracker.exceeded(call, usd)
         if isinstance(came, RefusedError):
             failures = (await store.get_failures(errand.keys)).values()
             came.refused_before = any(failure.reason == "refused" for failure in failures)
@@ -183,7 +190,10 @@ class Caller:
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
         hold_off_s = self._heed(came.hold_off_s) if isinstance(came, Reply) else 0.0
         self._leave(fate)
-        await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since))
+        settled = Settled(
+            sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since, at_most=charge.at_most
+        )
+        await store.settle(settled)
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)
@@ -209,11 +219,11 @@ class Caller:
             finally:
                 fate.took_s = self._clock.elapsed() - began
         except RefusedError as error:
-            return error, error.usage
+            return error, None if error.usage is None else check_usage(error.usage, "")
         except InvalidReplyError as error:
-            # Whether it is billed is not known, so it is charged for what it took.
-            tokens = self._expected_tokens(call)
-            return error.reply, Usage(input_tokens=tokens, output_tokens=self._count(error.reply.text))
+            # Whether it is billed is not known, nor what it took beyond what is shown of it.
+            received = self._count(error.reply.text)
+            return error.reply, Usage(self._expected_tokens(call), output_tokens=received, is_complete=False)
         except ProviderError as error:
             if isinstance(error, FatalError) and self._is_about_the_row(error):
                 return RefusedError(error.refusal, fault="unclear"), None
@@ -231,7 +241,8 @@ class Caller:
         except asyncio.CancelledError:
             self._lose(sent)
             raise
-        return reply, reply.usage
+        usage = check_usage(reply.usage, reply.text)
+        return (reply if usage is reply.usage else replace(reply, usage=usage)), usage
 
     def _is_about_the_row(self, error: FatalError) -> bool:
         """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""
@@ -244,7 +255,7 @@ class Caller:
         return error.fault == "permission"
 
     def _lose(self, sent: Sent) -> None:
-        self._tracker.lost()
+        self._tracker.lost(sent.at_most_usd)
         self.unseen.update(sent.keys)
 
     def _heed(self, seconds: float) -> float:
@@ -295,13 +306,14 @@ class Caller:
 
 @dataclass(slots=True)
 class _Fate:
-    """How a call ended, what it cost and how long it took, as far as is known: not at all before it came back.
+    """How a call ended, what it cost (at most `bound_usd`) and how long it took, as far as is known.
 
     It has a `ticket` for as long as it takes a place among the calls in flight.
     """
 
     ticket: Ticket | None
     ending: Ending | None = None
+    bound_usd: Decimal | None = None
     spent_usd: Decimal | None = Decimal(0)
     took_s: float = 0.0
 

@@ -72,7 +72,9 @@ async def run(  # noqa: PLR0913  (named at every call)
     treatment = Treatment()
     keys, first = dedup(render(question.prompt, columns, range(rows), treatment.note), address(question))
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
-    tally = Tally(rows, copies, CostTracker(means.price), lambda: clock.elapsed() - started, on_progress)
+    tally = Tally(
+        rows, copies, CostTracker(means.price, means.max_output_tokens), lambda: clock.elapsed() - started, on_progress
+    )
     for key in keys:
         if isinstance(key, Failure):
             tally.unaskable()

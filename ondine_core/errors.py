@@ -16,6 +16,7 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from ondine_core.values import Reply, Usage
@@ -88,6 +89,7 @@ class RefusedError(ProviderError):
     Args:
         message: What happened.
         usage: Tokens that were billed although nothing useful came of them, `None` when none were.
+        stated_usd: What the provider says they cost, `None` where it does not.
         fault: `"row"` if the content is refused, `"size"` if the length is, `"unclear"` if the provider does not say:
             then it may refuse every request, and a run stops when it repeats the same refusal.
 
@@ -96,10 +98,16 @@ class RefusedError(ProviderError):
     """
 
     def __init__(
-        self, message: str, *, usage: Usage | None = None, fault: Literal["row", "size", "unclear"] = "row"
+        self,
+        message: str,
+        *,
+        usage: Usage | None = None,
+        stated_usd: Decimal | None = None,
+        fault: Literal["row", "size", "unclear"] = "row",
     ) -> None:
         super().__init__(message)
         self.usage = usage
+        self.stated_usd = stated_usd
         self.fault = fault
         self.refused_before = False
 

@@ -12,7 +12,7 @@ from ondine_core.context_limits import get_output_limit
 from ondine_core.errors import ConfigError
 from ondine_core.policy import Clock, Means
 from ondine_core.ports import AnswerStore, ChatModel
-from ondine_core.pricing import FREE, Price, find_price
+from ondine_core.pricing import Price, find_price, find_unpriced_part
 from ondine_core.rate_limiter import RateLimiter, Rates
 from ondine_core.tokens import counter
 from ondine_core.values import ModelSpec
@@ -22,7 +22,6 @@ __all__ = ["Terms", "find_means"]
 
 _PATIENCE_S = 60.0
 _USED = 0.985
-_DEARER = ("priority", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,13 @@ def find_means(model: ChatModel, spec: ModelSpec, price: Price | None, store: An
     clock, limiter = terms.clock, None
     if terms.rates:
         limiter = RateLimiter(_bucket(spec), _used(terms.rates), store, now=clock.now, sleep=clock.sleep)
-    known = price or find_price(spec.listed_as)
-    purse = _purse(spec, known, store, terms, listed=price is None) if terms.caps else None
-    return Means(model, store, known, limiter, purse, counter(spec.listed_as))
+    unpriced = None if price else find_unpriced_part(spec)
+    known = price or (None if unpriced else find_price(spec.listed_as, spec.params))
+    longest = get_output_limit(spec)
+    if terms.caps:
+        _check_bounded(spec, known, longest, terms.caps[0], unpriced)
+    purse = _purse(spec, store, terms) if terms.caps else None
+    return Means(model, store, known, longest, limiter, purse, counter(spec.listed_as))
 
 
 def _used(rates: Rates) -> Rates:
@@ -72,26 +75,27 @@ def _bucket(spec: ModelSpec) -> str:
     return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
 
 
-def _purse(spec: ModelSpec, price: Price | None, store: AnswerStore, terms: Terms, *, listed: bool) -> Purse:
-    caps = terms.caps
+def _check_bounded(
+    spec: ModelSpec, price: Price | None, max_output_tokens: int | None, cap: Cap, unpriced: str | None
+) -> None:
+    """Refuse a cap on calls of which nobody can say what they cost at most."""
+    if unpriced is not None:
+        raise ConfigError(
+            f"{cap} cannot bound a call of {spec.model!r}: {unpriced}. Leave that out, or set what a call costs: "
+            "input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: "
+            "Options(price=Price(..., per_request=...)), which takes a fee for each request, too)."
+        )
     if price is None:
         raise ConfigError(
-            f"{caps[0]} needs the price of {spec.model!r}, which is not known; "
+            f"{cap} needs the price of {spec.model!r}, which is not known; "
             "set input_cost_per_1k_tokens and output_cost_per_1k_tokens (in code: Options(price=Price(...))), "
             "to 0 for a server of your own."
         )
-    if listed and (tier := spec.params.get("service_tier")) in _DEARER:
-        raise ConfigError(
-            f"{caps[0]} does not know what service_tier={tier!r} costs; "
-            "set input_cost_per_1k_tokens and output_cost_per_1k_tokens."
-        )
-    longest = get_output_limit(spec)
-    if longest is None:
-        if price != FREE:
-            raise ConfigError(
-                f"{caps[0]} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens."
-            )
-        longest = 0
+    if price.at_most(1, max_output_tokens) is None:
+        raise ConfigError(f"{cap} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens.")
+
+
+def _purse(spec: ModelSpec, store: AnswerStore, terms: Terms) -> Purse:
     # A run's own purse is for one materialization; a named one is for all that name it.
     origin, clock = terms.origin, terms.clock
     own = f"{origin.run}/{origin.asset}/{origin.partition}"
@@ -105,6 +109,6 @@ def _purse(spec: ModelSpec, price: Price | None, store: AnswerStore, terms: Term
             on_threshold=terms.on_threshold,
             patience_s=max(_PATIENCE_S, 2 * spec.timeout_s),
         )
-        for cap in caps
+        for cap in terms.caps
     )
-    return Purse(tuple(budgets), price, longest)
+    return Purse(tuple(budgets))

@@ -89,6 +89,7 @@ class Means:
         model: Who is asked.
         store: Keeps answers; what it knows already is not asked.
         price: USD per token, `None` when unknown.
+        max_output_tokens: The most tokens that one reply can have, `None` when unknown.
         limiter: Holds calls back to a shared rate.
         purse: Holds calls back to a cap on cost.
         count: Text to tokens, as the model counts.
@@ -98,6 +99,7 @@ class Means:
     model: ChatModel
     store: AnswerStore
     price: Price | None = None
+    max_output_tokens: int | None = None
     limiter: RateLimiter | None = None
     purse: Purse | None = None
     count: Callable[[str], int] = estimate_tokens

@@ -1,7 +1,8 @@
-"""What a model's tokens cost: read from the data file that litellm ships, without importing litellm.
+"""What a model's tokens and requests cost: read from the data file that litellm ships, without importing litellm.
 
-Copied price tables rot, so there is none here. An unknown model has no price, never a price of 0. Some providers charge
-a call with a long prompt more for each of its tokens, so a price is applied call by call.
+Copied price tables rot, so there is none here. An unknown model has no price, never a price of 0, and neither has a
+request of which a part cannot be priced. Some providers charge a call with a long prompt more for each of its tokens,
+so a price is applied call by call.
 """
 
 from __future__ import annotations
@@ -18,20 +19,30 @@ from typing import Any
 
 import orjson
 
-from ondine_core.values import Usage
+from ondine_core.values import Json, ModelSpec, Usage
 
-__all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price"]
+__all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
 
 _PRICE_FILE = "model_prices_and_context_window_backup.json"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
 _INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
+_REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
+_DEARER: Mapping[str, tuple[str, ...]] = {
+    "service_tier": ("priority", "fast", "ultrafast"),
+    "speed": ("fast",),
+    "inference_geo": ("us",),
+}
+"""Request fields that make a call dearer than listed, and with which values."""
+_OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
+_SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
+_SEARCH_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
 _BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per token.
+    """USD per token, and per request.
 
     Args:
         input: For the prompt.
@@ -41,6 +52,7 @@ class Price:
         beyond: Prices for longer prompts: each replaces this one, for the whole call, if the prompt has more tokens
             than the number it comes with.
         cache_write: For what of the prompt the provider put into its cache; `None` if that costs as much as the rest.
+        per_request: For each request, whatever its length, such as the fee of a model that searches the web.
     """
 
     input: Decimal
@@ -49,27 +61,65 @@ class Price:
     reasoning: Decimal | None = None
     beyond: tuple[tuple[int, Price], ...] = ()
     cache_write: Decimal | None = None
+    per_request: Decimal = Decimal(0)
 
     def cost(self, usage: Usage) -> Decimal:
-        """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length."""
+        """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.
+
+        Tokens of unknown kind are charged as the dearest kind.
+        """
         *_, price = self._up_to(usage.input_tokens)
         fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
-        thinking = price.output if price.reasoning is None else price.reasoning
-        keeping = price.input if price.cache_write is None else price.cache_write
+        plain = usage.output_tokens - usage.reasoning_tokens - usage.unexplained_tokens
         return (
-            fresh * price.input
+            price.per_request
+            + fresh * price.input
             + usage.cached_input_tokens * price.cached_input
-            + usage.cache_write_tokens * keeping
-            + (usage.output_tokens - usage.reasoning_tokens) * price.output
-            + usage.reasoning_tokens * thinking
+            + usage.cache_write_tokens * price.keeping
+            + plain * price.output
+            + usage.reasoning_tokens * price.thinking
+            + usage.unexplained_tokens * max(price.dearest_input, price.dearest_output)
         )
 
-    def at_most(self, input_tokens: int, output_tokens: int) -> Decimal:
-        """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking."""
+    def proven(self, usage: Usage) -> Decimal:
+        """USD that `usage` costs at least: tokens of unknown kind are charged as the cheapest kind."""
+        *_, price = self._up_to(usage.input_tokens)
+        dearest = max(price.dearest_input, price.dearest_output)
+        cheapest = min(price.input, price.cached_input, price.keeping, price.output, price.thinking)
+        return self.cost(usage) - usage.unexplained_tokens * (dearest - cheapest)
+
+    def at_most(self, input_tokens: int, output_tokens: int | None) -> Decimal | None:
+        """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking.
+
+        `None` if nobody knows how long the reply can get (`output_tokens` is `None`) and replies are not free.
+        """
         prices = self._up_to(input_tokens)
-        sent = max(max(price.input, price.cached_input, price.cache_write or price.input) for price in prices)
-        received = max(max(price.output, price.reasoning or price.output) for price in prices)
-        return input_tokens * sent + output_tokens * received
+        sent = max(price.dearest_input for price in prices)
+        received = max(price.dearest_output for price in prices)
+        if output_tokens is None and received > 0:
+            return None
+        fee = max(price.per_request for price in prices)
+        return fee + input_tokens * sent + (output_tokens or 0) * received
+
+    @property
+    def keeping(self) -> Decimal:
+        """For a token that the provider puts into its cache."""
+        return self.input if self.cache_write is None else self.cache_write
+
+    @property
+    def thinking(self) -> Decimal:
+        """For a token of reasoning."""
+        return self.output if self.reasoning is None else self.reasoning
+
+    @property
+    def dearest_input(self) -> Decimal:
+        """For a token of the prompt, whatever becomes of it."""
+        return max(self.input, self.cached_input, self.keeping)
+
+    @property
+    def dearest_output(self) -> Decimal:
+        """For a token of the reply, whatever it is."""
+        return max(self.output, self.thinking)
 
     def _up_to(self, input_tokens: int) -> list[Price]:
         """The prices of prompts of this length and shorter, its own last."""
@@ -81,12 +131,39 @@ FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 """The price of a model that runs in this process."""
 
 
-def find_price(model: str) -> Price | None:
-    """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known."""
+def find_price(model: str, params: Mapping[str, Json] | None = None) -> Price | None:
+    """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
+
+    Args:
+        model: Provider and name.
+        params: Further request fields, which may change the fee of a request.
+    """
     if model.partition("/")[0] in _LOCAL:
         return FREE
-    prices = list(_by_length(find_entry(model) or {}))
+    entry = find_entry(model) or {}
+    fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
+    prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(entry)]
     return replace(prices[0][1], beyond=tuple(prices[1:])) if prices else None
+
+
+def find_unpriced_part(spec: ModelSpec) -> str | None:
+    """What a request of `spec` costs beyond the list price of its tokens and that cannot be bounded, in words."""
+    entry, params = find_entry(spec.listed_as) or {}, dict(spec.params)
+    params |= extra if isinstance(extra := params.get("extra_body"), Mapping) else {}
+    for name, values in _DEARER.items():
+        if params.get(name) in values:
+            return f"{name}={params[name]!r} costs more than the list says"
+    for name, usd in entry.items():
+        if usd and _OTHER_PART.fullmatch(name):
+            return f"the model is priced by {name!r} too"
+    if _always_searches(spec.listed_as):
+        return None
+    for name in _SEARCHES:
+        if params.get(name):
+            return f"{name!r} lets it search the web, and each search costs"
+    if any(_SEARCH_TOOL.search(repr(tool)) for tool in _listed(params.get("tools"))):
+        return "'tools' names tools that the provider runs, and each use costs"
+    return "':online' lets it search the web, and each search costs" if spec.model.endswith(":online") else None
 
 
 def find_max_output_tokens(model: str) -> int | None:
@@ -122,6 +199,27 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
             yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
 
 
+def _always_searches(model: str) -> bool:
+    """Whether a model searches once for every request, so that a search is a fee of the request."""
+    provider, _, name = model.partition("/")
+    return provider == "perplexity" or "-search-" in name
+
+
+def _search_fee(model: str, entry: Mapping[str, Any], params: Mapping[str, Json]) -> Decimal:
+    fees = entry.get(_SEARCH)
+    if not isinstance(fees, Mapping) or not _always_searches(model):
+        return Decimal(0)
+    chosen = params.get("web_search_options")
+    size = chosen.get("search_context_size") if isinstance(chosen, Mapping) else None
+    return max(
+        map(_usd, [fees[f"search_context_size_{size}"]] if f"search_context_size_{size}" in fees else fees.values())
+    )
+
+
+def _listed(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
+
+
 def _price(entry: Mapping[str, Any]) -> Price:
     paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
     cached, thinking, keeping = (entry.get(name) for name in (_CACHED, _REASONING, _CACHE_WRITE))
@@ -130,7 +228,8 @@ def _price(entry: Mapping[str, Any]) -> Price:
         answered,
         paid if cached is None else _usd(cached),
         None if thinking is None else _usd(thinking),
-        cache_write=None if keeping is None else _usd(keeping),
+        # Where the list says 0, writing is not charged on top of reading the prompt.
+        cache_write=None if keeping is None else max(paid, _usd(keeping)),
     )
 
 

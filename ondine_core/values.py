@@ -83,7 +83,8 @@ class Usage:
     """Tokens of one call or of many.
 
     `input_tokens` includes `cached_input_tokens` and `cache_write_tokens` (read from, and written to, the provider's
-    prompt cache); `output_tokens` includes `reasoning_tokens`.
+    prompt cache); `output_tokens` includes `reasoning_tokens` and, apart from these, `unexplained_tokens`, which are in
+    the provider's total and in none of its parts. Unless `is_complete`, some counts were missing or could not be true.
     """
 
     input_tokens: int = 0
@@ -91,6 +92,8 @@ class Usage:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     cache_write_tokens: int = 0
+    unexplained_tokens: int = 0
+    is_complete: bool = True
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -99,6 +102,8 @@ class Usage:
             self.output_tokens + other.output_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.cache_write_tokens + other.cache_write_tokens,
+            self.unexplained_tokens + other.unexplained_tokens,
+            self.is_complete and other.is_complete,
         )
 
 
@@ -124,7 +129,8 @@ class Reply:
     `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is no answer.
     `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
     answered, in the provider's words, which may be more exact than those it was asked by. `reasoning_only` says that
-    the model's thoughts came in a field of their own, and no text.
+    the model's thoughts came in a field of their own, and no text. `stated_usd` is what the provider says the call
+    costs, `None` where it does not.
     """
 
     text: str
@@ -135,6 +141,7 @@ class Reply:
     hold_off_s: float = 0.0
     model: str | None = None
     reasoning_only: bool = False
+    stated_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

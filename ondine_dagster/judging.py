@@ -161,7 +161,8 @@ def _judge(check: ErrorRateCheck | NullRateCheck | CostPerRowCheck, evidence: Ev
             if progress.spend.usd is None:
                 return False, "The price is unknown; set input_cost_per_1k_tokens and output_cost_per_1k_tokens.", {}
             usd = float(progress.spend.usd / progress.rows_asked)
-            said = f"{progress.rows_asked:,} rows were asked for ${usd:.6g} each."
+            at_most = "at most " if progress.spend.at_most_calls else ""
+            said = f"{progress.rows_asked:,} rows were asked for {at_most}${usd:.6g} each."
             return usd <= most, said, {"ondine/cost_per_row_usd": usd}
 
 

@@ -89,10 +89,14 @@ def spend_metadata(spend: Spend) -> dict[str, Any]:
         "ondine/input_tokens": spend.usage.input_tokens,
         "ondine/cached_input_tokens": spend.usage.cached_input_tokens,
         "ondine/output_tokens": spend.usage.output_tokens,
-        "ondine/cost_known": spend.usd is not None,
+        "ondine/cost_known": spend.usd is not None and not spend.at_most_calls and not spend.unknown,
+        "ondine/cost": str(spend),
     }
     if spend.usd is not None:
         metadata["ondine/cost_usd"] = float(spend.usd)
+        metadata["ondine/cost_is_upper_bound"] = spend.at_most_calls > 0
+    if spend.unknown and spend.unknown_usd is not None:
+        metadata["ondine/unknown_cost_usd"] = float(spend.unknown_usd)
     return metadata
 
 
@@ -103,8 +107,8 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"about {progress.remaining_s:,.0f} s left")
     if progress.rows_failed:
         parts.append(f"{progress.rows_failed:,} failed")
-    if progress.spend.usd is not None:
-        parts.append(f"${progress.spend.usd:.4f}")
+    if progress.spend.usd is not None or progress.spend.calls:
+        parts.append(str(progress.spend))
     return ", ".join(parts)
 
 
@@ -117,11 +121,13 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
     Rows are counted; what was spent on the run is shared out by rows, so that partitions add up to the run.
     """
     part = rows / rows_total if rows_total else 0.0
-    shared = {
+    shared: dict[str, Any] = {
         name: round(figure * part) if isinstance(figure, int) else figure * part
         for name, figure in figures.items()
         if isinstance(figure, int | float) and not isinstance(figure, bool) and any(kind in name for kind in _ADDED_UP)
     }
+    if (usd := shared.get("ondine/cost_usd")) is not None:
+        shared["ondine/cost"] = f"{'at most ' if figures.get('ondine/cost_is_upper_bound') else ''}${usd:.4f}"
     return shared | {
         "dagster/partition_row_count": rows,
         "ondine/rows_total": rows,

@@ -5,7 +5,7 @@ The books are true to the call also where no materialization tells: of runs that
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, get_args
@@ -41,8 +41,9 @@ def spend_report(
     """An asset of what was spent: a table with a row for each asset, model and day (UTC), and a picture of it.
 
     Its columns are `asset`, `model`, `day`, `calls`, `input_tokens`, `cached_input_tokens`, `output_tokens`,
-    `reasoning_tokens`, `unpriced_calls`, `unknown_calls` (under way or lost), `paid_twice` (prompts), `cost_usd` (of
-    calls with a price; null where none has one), and `unknown_at_most_usd` (what the unknown ones may cost).
+    `reasoning_tokens`, `unpriced_calls`, `at_most_calls` (in `cost_usd` with the most that they can have cost),
+    `unknown_calls` (under way or lost), `paid_twice` (prompts), `cost_usd` (of calls with a price; null where none has
+    one), and `unknown_at_most_usd` (what the unknown ones may cost).
 
     Args:
         name: Name of the asset.
@@ -101,6 +102,7 @@ _COUNTS: Mapping[str, Callable[[Spending], int]] = {
     "output_tokens": lambda one: one.usage.output_tokens,
     "reasoning_tokens": lambda one: one.usage.reasoning_tokens,
     "unpriced_calls": lambda one: one.unpriced,
+    "at_most_calls": lambda one: one.at_most_calls,
     "unknown_calls": lambda one: one.unknown,
     "paid_twice": lambda one: one.paid_twice,
 }
@@ -141,6 +143,7 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
     }
     if priced or not all_of_it:
         metadata["ondine/cost_usd"] = float(sum((one.usd for one in priced), Decimal(0)))
+        metadata["ondine/cost_is_upper_bound"] = any(one.at_most_calls for one in priced)
     return metadata
 
 
@@ -149,22 +152,25 @@ def _report(spent: _Spent) -> str:
     parts = []
     for place, name in enumerate(("asset", "model", "day")):
         usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)
+        at_most = {group[place] for group, one in spent.items() if one.at_most_calls}
         for group, one in spent.items():
             usd[group[place]] += one.usd
             calls[group[place]] += one.calls + one.unknown
         by_cost = sorted(usd, key=lambda each: (-usd[each], each))[:_LINES_SHOWN]
         shown = sorted(usd)[-_DAYS_SHOWN:] if name == "day" else by_cost
-        parts.append(_bars(name, shown, usd, calls))
+        parts.append(_bars(name, shown, usd, calls, at_most))
     return "\n\n".join(parts)
 
 
-def _bars(name: str, shown: Sequence[str], usd: Mapping[str, Decimal], calls: Mapping[str, int]) -> str:
+def _bars(
+    name: str, shown: Sequence[str], usd: Mapping[str, Decimal], calls: Mapping[str, int], at_most: Collection[str]
+) -> str:
     most = max((usd[each] for each in shown), default=Decimal(0))
     rows = [
         (
             each or "(none)",
             f"{calls[each]:,}",
-            f"${usd[each]:,.4f}",
+            f"{'at most ' if each in at_most else ''}${usd[each]:,.4f}",
             "█" * round(_BAR * usd[each] / most) if most else "",
         )
         for each in shown

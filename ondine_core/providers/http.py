@@ -6,6 +6,7 @@ failure means is decided in `http_errors`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ import orjson
 from ondine_core.errors import ProviderError
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_headers import hold_off_s
+from ondine_core.providers.usage import stated_usd_in
 from ondine_core.values import Call, Reply
 
 __all__ = ["HttpModel"]
@@ -86,7 +88,7 @@ class HttpModel:
         if failure:
             raise failure  # out here, where it has no context: that may name the whole address, or hold the key
         try:
-            reply = self._read(orjson.loads(response.content))
+            reply = self._read(_decode(response.content))
         except ProviderError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -95,7 +97,8 @@ class HttpModel:
         request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
         wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
         latency_s = time.perf_counter() - started
-        return replace(reply, request_id=request_id, latency_s=latency_s, hold_off_s=wait_s)
+        stated_usd = stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd
+        return replace(reply, request_id=request_id, latency_s=latency_s, hold_off_s=wait_s, stated_usd=stated_usd)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -115,6 +118,14 @@ class HttpModel:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self._session
+
+
+def _decode(content: bytes) -> Any:
+    """A body as JSON; NaN and Infinity, which some servers write into figures, are no reason to lose an answer."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
 
 
 _LARGE = 2**20

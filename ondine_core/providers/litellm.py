@@ -31,6 +31,7 @@ from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.providers.settings import check_settings
+from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.providers.watching import (
     Watch,
     cause_of,
@@ -220,7 +221,12 @@ class _LiteLLM:
         reply = chat_reply(data)
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
         wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)
-        return replace(reply, request_id=request_id(seen), latency_s=latency_s, hold_off_s=wait_s)
+        stated_usd = stated_usd_of(seen.data())
+        if stated_usd is None:
+            stated_usd = stated_usd_in(headers)
+        return replace(
+            reply, request_id=request_id(seen), latency_s=latency_s, hold_off_s=wait_s, stated_usd=stated_usd
+        )
 
     def _failure(self, error: Exception, seen: Watch, call: Call) -> ProviderError:
         to = Address(seen.host or self._name, self._spec.timeout_s)

@@ -13,7 +13,7 @@ from ondine_core.errors import RefusedError, TransientError
 from ondine_core.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.settings import request_fields
-from ondine_core.providers.usage import usage_of
+from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["chat_body", "chat_reply", "connect_openai"]
@@ -81,7 +81,9 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
     message, finish_reason = choice["message"], _finish_reason(choice)
     ending = ending_of(finish_reason)
     if message.get("refusal") or ending == "refused":
-        raise RefusedError("The model declined to answer (content filter).", usage=usage_of(data))
+        raise RefusedError(
+            "The model declined to answer (content filter).", usage=usage_of(data), stated_usd=stated_usd_of(data)
+        )
     if ending == "broken":
         raise TransientError(
             f"The provider broke off its reply (finish_reason {finish_reason!r}).", cost_unknown=True, kind="overloaded"
@@ -94,6 +96,7 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
         finish_reason,
         _text(data, "id"),
         model=_text(data, "model"),
+        stated_usd=stated_usd_of(data),
         reasoning_only=bool(thoughts) and not text.strip(),
     )
 

@@ -1,20 +1,143 @@
-"""What a reply says it used: the one place that reads token counts of the OpenAI dialect."""
+"""What a reply says it used and costs: the one place that reads token counts and costs of the OpenAI dialect.
+
+Servers write them in many ways. A count that is missing, is no count, or contradicts another makes the usage
+incomplete; what the figures prove is kept, and `charges` decides what that costs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
+from ondine_core.charges import MAX_TOKENS, MAX_USD
 from ondine_core.values import Usage
 
-__all__ = ["usage_of"]
+__all__ = ["stated_usd_in", "stated_usd_of", "usage_of"]
+
+_SENT = ("prompt_tokens", "input_tokens")
+_RECEIVED = ("completion_tokens", "output_tokens")
+_TOTAL = ("total_tokens",)
+_READ_APART, _WRITTEN_APART = "cache_read_input_tokens", "cache_creation_input_tokens"
+_READ = ("cached_tokens", "prompt_cache_hit_tokens", _READ_APART)
+_WRITTEN = ("cache_write_tokens", "cache_creation_tokens", _WRITTEN_APART)
+_THOUGHT = ("reasoning_tokens",)
+_COUNTS = (*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_THOUGHT)
+_DETAILS = tuple(f"{part}_tokens_details" for part in ("prompt", "input", "completion", "output"))
+_COST_HEADERS = ("x-litellm-response-cost", "llm_provider-x-litellm-response-cost")
+_TICK = Decimal("1e-10")
+"""xAI's unit of cost, in USD."""
+_MAX_DIGITS, _LARGEST = 40, 10**40
+_PICO = Decimal("1e-12")
+
+
+# -- tokens --------------------------------------------------------------------------------------------------------
 
 
 def usage_of(data: Mapping[str, Any]) -> Usage:
-    """The token counts of a completion; what the provider does not say is 0."""
-    usage = data.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    cached, kept = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    sent, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    return Usage(int(sent), int(cached), int(written), int(reasoning), int(kept))
+    """The token counts of a completion, as far as they prove anything."""
+    usage = _usage_object(data)
+    stated = {name: value for part in _DETAILS for name, value in _object(usage.get(part)).items()}
+    stated.update(usage)
+    counts = {name: _count(stated[name]) for name in _COUNTS if stated.get(name) is not None}
+    sent, received = _largest(counts, _SENT), _largest(counts, _RECEIVED)
+    read, written = _largest(counts, _READ) or 0, _largest(counts, _WRITTEN) or 0
+    # Beside Anthropic's name for the prompt, what was read from and written to the cache is counted apart.
+    if sent is not None and "prompt_tokens" not in counts and {_READ_APART, _WRITTEN_APART} & counts.keys():
+        sent += read + written
+    is_complete = None not in counts.values() and bool(sent) and received is not None
+    found = Usage(sent or 0, read, received or 0, _largest(counts, _THOUGHT) or 0, written, is_complete=is_complete)
+    return _reconcile(found, _largest(counts, _TOTAL))
+
+
+def _reconcile(usage: Usage, total: int | None) -> Usage:
+    """`usage` with the tokens that its parts prove of each other, and the total of them all."""
+    cached = usage.cached_input_tokens + usage.cache_write_tokens
+    sent, received, thought = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
+    missing = 0 if total is None else total - sent - received
+    # Most count thinking and the cache within the other parts; xAI, Gemini and some gateways apart from them.
+    if missing > 0 and missing == thought != cached:
+        return replace(usage, output_tokens=received + thought)
+    if missing > 0 and missing == cached > sent:
+        return replace(usage, input_tokens=sent + cached)
+    if cached > sent:
+        usage = replace(usage, input_tokens=sent + cached, is_complete=False)
+    if thought > received:
+        usage = replace(usage, output_tokens=received + thought, is_complete=False)
+    unexplained = 0 if total is None else max(0, total - usage.input_tokens - usage.output_tokens)
+    return replace(
+        usage,
+        output_tokens=usage.output_tokens + unexplained,
+        unexplained_tokens=unexplained,
+        is_complete=usage.is_complete and missing >= 0,
+    )
+
+
+def _usage_object(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _object(data.get("usage")) or _object(_object(data.get("x_groq")).get("usage"))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """`value` if it is an object, or the only one in a list."""
+    if isinstance(value, list) and len(value) == 1:
+        return _object(value[0])
+    return value if isinstance(value, Mapping) else {}
+
+
+def _largest(counts: Mapping[str, int | None], names: Sequence[str]) -> int | None:
+    return max((count for name in names if (count := counts.get(name)) is not None), default=None)
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    is_count = number is not None and 0 <= number <= MAX_TOKENS and number == number.to_integral_value()
+    return int(number) if is_count and number is not None else None
+
+
+def _number(value: Any) -> Decimal | None:
+    """A number, or a text of one, if it is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if (isinstance(value, int) and abs(value) > _LARGEST) or len(str(value)) > _MAX_DIGITS:
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+# -- cost ----------------------------------------------------------------------------------------------------------
+
+
+def stated_usd_of(data: Mapping[str, Any]) -> Decimal | None:
+    """What a completion says it costs (OpenRouter, xAI, Perplexity, DeepInfra and gateways do); `None` if nothing."""
+    usage = _usage_object(data)
+    cost = usage.get("cost")
+    usd = _usd(cost.get("total_cost") if isinstance(cost, Mapping) else cost)
+    if usd is not None:
+        return _with_own_key(usd, usage)
+    ticks = _usd(usage.get("cost_in_usd_ticks"), _TICK)
+    return _usd(usage.get("estimated_cost")) if ticks is None else ticks
+
+
+def stated_usd_in(headers: Mapping[str, str]) -> Decimal | None:
+    """What the headers of a reply say it costs; a proxy that knows no price writes 0, which says nothing."""
+    return next((usd for name in _COST_HEADERS if (usd := _usd(headers.get(name)))), None)
+
+
+def _with_own_key(usd: Decimal, usage: Mapping[str, Any]) -> Decimal | None:
+    """OpenRouter's charge, and where it called with a key of the user what that key was charged on top."""
+    is_own, upstream = usage.get("is_byok"), _usd(_object(usage.get("cost_details")).get("upstream_inference_cost"))
+    if is_own is True:
+        return None if upstream is None else usd + upstream
+    # Without the flag, a provider that was paid more than OpenRouter charged was paid by the user.
+    return usd + upstream if is_own is not False and upstream is not None and upstream > usd else usd
+
+
+def _usd(value: Any, unit: Decimal = Decimal(1)) -> Decimal | None:
+    number = _number(value)
+    if number is None or not 0 <= number <= MAX_USD / unit:
+        return None
+    return (number * unit).quantize(_PICO, ROUND_CEILING)

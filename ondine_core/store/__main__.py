@@ -140,7 +140,10 @@ def _spend(database: Database, options: argparse.Namespace) -> None:
     unpriced = sum(spending.unpriced for spending in spent.values())
     unknown = sum(spending.unknown for spending in spent.values())
     most = sum((spending.at_most_usd for spending in spent.values()), Decimal(0))
-    sys.stdout.write(f"\nIn all ${total:,.6f}.")
+    at_most = sum(spending.at_most_calls for spending in spent.values())
+    sys.stdout.write(f"\nIn all {'at most ' if at_most else ''}${total:,.6f}.")
+    if at_most:
+        sys.stdout.write(f" {at_most:,} calls are in it with the most that they can have cost.")
     if unpriced:
         sys.stdout.write(f" {unpriced:,} calls have no price and are not in it.")
     if unknown:
@@ -156,7 +159,7 @@ def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
         f"{usage.input_tokens:,}",
         f"{usage.cached_input_tokens:,}",
         f"{usage.output_tokens:,}",
-        f"{spending.usd:,.6f}" if spending.unpriced < spending.calls or not spending.calls else "?",
+        _usd(None if 0 < spending.calls == spending.unpriced else spending.usd, spending.at_most_calls),
         f"{spending.unknown:,}",
         f"{spending.paid_twice:,}",
     )
@@ -182,8 +185,11 @@ def _line_row(name: str, line: Line) -> tuple[str, ...]:
     usage = line.usage
     prompt = (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
     tokens = (*prompt, usage.output_tokens, usage.reasoning_tokens)
-    usd = "?" if line.usd is None else f"{line.usd:,.6f}"
-    return (name, f"{line.calls:,}", *(f"{number:,}" for number in tokens), usd)
+    return (name, f"{line.calls:,}", *(f"{number:,}" for number in tokens), _usd(line.usd, line.at_most_calls))
+
+
+def _usd(usd: Decimal | None, at_most_calls: int) -> str:
+    return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
 
 
 def _prune(database: Database, options: argparse.Namespace) -> None:

@@ -28,8 +28,9 @@ from ondine_core.store.records import (
     split_keys,
     to_answer,
     to_failure,
+    to_usage,
 )
-from ondine_core.values import Answer, Failure, Key, Usage
+from ondine_core.values import Answer, Failure, Key
 
 __all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
 
@@ -41,7 +42,7 @@ _ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, an
 _LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
 _AMOUNTS = (
     *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
-    *("pico_usd", "unpriced_calls", "paid_twice"),
+    *("pico_usd", "unpriced_calls", "at_most_calls", "paid_twice"),
 )
 
 _SEND = """
@@ -206,5 +207,5 @@ def read_audit(database: Database, run: str) -> Audit:
 def _line(amounts: Sequence[int] | None) -> Line:
     if amounts is None:
         return Line()
-    calls, *tokens, pico_usd, unpriced, _ = map(int, amounts)
-    return Line(calls, Usage(*tokens), None if unpriced else from_pico(pico_usd))
+    calls, *tokens, pico_usd, unpriced, at_most, _ = map(int, amounts)
+    return Line(calls, to_usage(tokens), None if unpriced else from_pico(pico_usd), at_most)

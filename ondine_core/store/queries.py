@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import orjson
 
 from ondine_core.store.database import Database, Row
-from ondine_core.store.records import from_pico
+from ondine_core.store.records import from_pico, to_usage
 from ondine_core.values import Usage
 
 __all__ = ["ANSWER_COLUMNS", "Column", "Pruned", "Size", "Spending", "prune", "read_size", "read_spending", "stream"]
@@ -25,7 +25,8 @@ ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd"
 
 _SPENDING = """
     SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
-    SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(paid_twice) FROM ondine.ledger GROUP BY {by}"""
+    SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(at_most_calls), SUM(paid_twice)
+    FROM ondine.ledger GROUP BY {by}"""
 _DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("answers", "answered_at", ("key",)),
     ("failures", "failed_at", ("key",)),
@@ -73,6 +74,7 @@ class Spending:
         unknown: Calls whose outcome was not seen, or not yet.
         at_most_usd: What those may cost, apart from those without a price.
         paid_twice: Prompts that were paid for twice, or may have been.
+        at_most_calls: Calls that are in `usd` with the most that they can have cost.
     """
 
     calls: int = 0
@@ -82,6 +84,7 @@ class Spending:
     unknown: int = 0
     at_most_usd: Decimal = Decimal(0)
     paid_twice: int = 0
+    at_most_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,10 @@ def read_spending(database: Database, *by: Column) -> dict[tuple[str, ...], Spen
     def read() -> dict[tuple[str, ...], Spending]:
         spent: dict[tuple[str, ...], Spending] = {}
         for row in database.select(_SPENDING.format(by=", ".join(by))):
-            calls, *tokens, pico_usd, unpriced, paid_twice = map(int, row[len(by) :])
+            calls, *tokens, pico_usd, unpriced, at_most_calls, paid_twice = map(int, row[len(by) :])
             group = row[: len(by)]
-            spent[group] = Spending(calls, Usage(*tokens), from_pico(pico_usd), unpriced, paid_twice=paid_twice)
+            usage, usd = to_usage(tokens), from_pico(pico_usd)
+            spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
         names = ", ".join("sent_at" if name == "day" else name for name in by)
         for *values, at_most in database.select(f"SELECT {names}, at_most_pico_usd FROM ondine.calls"):  # noqa: S608
             group = tuple(_day(value) if name == "day" else value for name, value in zip(by, values, strict=True))

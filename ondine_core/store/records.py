@@ -7,7 +7,7 @@ answer that was paid for may not be lost over an odd header.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
@@ -19,7 +19,7 @@ from ondine_core.books import Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
-from ondine_core.values import Answer, Failure, Json, Key
+from ondine_core.values import Answer, Failure, Json, Key, Usage
 
 __all__ = [
     "DamagedRowError",
@@ -34,6 +34,7 @@ __all__ = [
     "to_failure",
     "to_sent_row",
     "to_settled_rows",
+    "to_usage",
 ]
 
 _KEY_BYTES = 16
@@ -135,6 +136,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         usage.cache_write_tokens,
         0 if usd is None else _to_pico(usd, ROUND_HALF_EVEN),
         int(usd is None),
+        int(settled.at_most),
         int(settled.paid_twice),
     )
     if max(amounts) > _MOST:
@@ -194,6 +196,12 @@ def split_keys(keys: bytes) -> list[Key]:
 def from_pico(pico_usd: int | Decimal) -> Decimal:
     """USD from whole pico-dollars."""
     return Decimal(pico_usd).scaleb(-12)
+
+
+def to_usage(tokens: Sequence[int]) -> Usage:
+    """The tokens in a line of the ledger, in the order of its columns."""
+    sent, read, received, thought, written = tokens
+    return Usage(sent, read, received, thought, written)
 
 
 @lru_cache(4096)

@@ -46,6 +46,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE ondine.failures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE ondine.failures ADD COLUMN cost_usd TEXT",
     ),
+    (
+        # Calls whose cost in `pico_usd` is the most that they can have cost; of older ones that is not known.
+        "ALTER TABLE ondine.ledger ADD COLUMN at_most_calls INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 

@@ -22,7 +22,7 @@ __all__ = ["Attributes", "of_batch", "of_call", "of_calls", "of_progress", "of_r
 
 Attributes = dict[str, Any]
 
-_USAGE_PARTS = [attrgetter(part.name) for part in fields(Usage)]
+_TOKENS = [attrgetter(part.name) for part in fields(Usage) if part.name.endswith("_tokens")]
 
 
 def of_run(run: Run) -> Attributes:
@@ -109,7 +109,7 @@ def _origin(run: Run) -> Attributes:
 
 def _usage(usages: Sequence[Usage]) -> Attributes:
     # Part by part: to add up values would make one for every call.
-    usage = Usage(*(sum(map(part, usages)) for part in _USAGE_PARTS))
+    usage = Usage(*(sum(map(part, usages)) for part in _TOKENS))
     parts = {
         "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
         "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens,

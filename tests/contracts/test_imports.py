@@ -25,7 +25,7 @@ HEAVY = (
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
-    "values finish_reasons reasoning books ports errors addresses pricing context_limits tokens presets "
+    "values finish_reasons reasoning books ports errors addresses pricing charges context_limits tokens presets "
     "cost_tracker cleaning cells sanitizer preparation prompts json_schema schema question notations records "
     "batching packing batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency "
     "gate caps budget store processes lease policy means providers outcomes report tally telemetry errand calling "

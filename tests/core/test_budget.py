@@ -17,6 +17,7 @@ from ondine_core.batching import ONE_PER_CALL
 from ondine_core.books import Origin
 from ondine_core.budget import Budget, Cap, Hold, Purse
 from ondine_core.caps import units_of, usd_of
+from ondine_core.cost_tracker import CostTracker
 from ondine_core.enrichment import answer, enrich_sync
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError, TransientError
 from ondine_core.options import Options
@@ -58,7 +59,7 @@ class WatchedStore(MemoryStore):
         numbers = await super().update(name, step)
         self.updates += 1
         if name.startswith("budget:"):
-            charged, settled, _ = numbers
+            charged, settled, *_ = numbers
             assert charged >= settled >= 0
             self.most_charged[name] = max(self.most_charged.get(name, Decimal(0)), usd_of(charged))
         if self._takes_s:
@@ -69,7 +70,7 @@ class WatchedStore(MemoryStore):
     def charged(self) -> list[tuple[Decimal, Decimal]]:
         """What is charged and what is settled in every purse."""
         purses = [numbers for name, numbers in self.numbers.items() if name.startswith("budget:")]
-        return [(usd_of(charged), usd_of(settled)) for charged, settled, _ in purses]
+        return [(usd_of(charged), usd_of(settled)) for charged, settled, *_ in purses]
 
 
 # -- the law of solvency, through the engine ------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def test_a_cap_of_ten_calls_pays_for_ten_at_any_concurrency() -> None:
     policy = replace(POLICY, max_concurrency=200)
     store = spend(texts, model, 10 * A_REPLY, policy)
     (batch,) = pack([Item(b"", "Say: 000")], 1, 0)
-    one = Purse((), PRICE, 64).bound(ONE_PER_CALL.encode(batch, QUESTION))
+    one = CostTracker(PRICE, 64).bound(ONE_PER_CALL.encode(batch, QUESTION))
     assert one > A_REPLY, "the worst case is worse than what happens"
     assert len(model.sizes) <= 10
     assert max(store.most_charged.values(), default=Decimal(0)) <= 10 * A_REPLY
@@ -126,7 +127,7 @@ def test_money_comes_back_and_is_used() -> None:
     cap = Decimal(2)
     spend([f"{number:03d}" for number in range(500)], model, cap)
     (batch,) = pack([Item(b"", "Say: 000")], 1, 0)
-    one = Purse((), PRICE, 64).bound(ONE_PER_CALL.encode(batch, QUESTION))
+    one = CostTracker(PRICE, 64).bound(ONE_PER_CALL.encode(batch, QUESTION))
     assert cap - one < len(model.replies) * A_REPLY <= cap
 
 
@@ -161,7 +162,7 @@ def test_running_out_keeps_the_answers_and_resumes() -> None:
 def test_the_bound_grows_with_every_byte_and_token(text: str, longest: int) -> None:
     """At least a token a byte of input, and the longest reply."""
     call = Call((Message("user", text),), b"{}")
-    assert Purse((), PRICE, longest).bound(call) >= len(text.encode()) * PRICE.input + longest * PRICE.output
+    assert CostTracker(PRICE, longest).bound(call) >= len(text.encode()) * PRICE.input + longest * PRICE.output
 
 
 @pytest.mark.parametrize(
@@ -232,8 +233,11 @@ CAPS = st.lists(st.decimals("0.5", "20", places=10), min_size=1, max_size=3).map
 )
 
 
-def call_of(length: int) -> Call:
-    return Call((Message("user", "x" * length),))
+def bound_of(length: int) -> Decimal:
+    """The most that a call with a prompt of so many letters can cost."""
+    bound = CostTracker(CENT, 0).bound(Call((Message("user", "x" * length),)))
+    assert bound is not None
+    return bound
 
 
 def budget(cap: Cap, store: MemoryStore, clock: Clock, told: Callable[[str], None] = lambda _: None) -> Budget:
@@ -248,18 +252,17 @@ def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[Cap, ...
 
     async def main(clock: Clock) -> None:
         def process() -> Purse:
-            return Purse(tuple(budget(cap, store, clock) for cap in caps), CENT, 0)
+            return Purse(tuple(budget(cap, store, clock) for cap in caps))
 
         purses = [process() for _ in range(3)]
 
         async def make(ask: Ask) -> None:
             nonlocal expected, lost
             purse = process() if ask.outcome == "crashed" else purses[ask.process]
-            call = call_of(ask.length)
-            bound = purse.bound(call)
+            bound = bound_of(ask.length)
             with suppress(BudgetExhaustedError, TimeoutError):
                 async with asyncio.timeout(ask.takes_s if ask.outcome == "cancelled" else None):
-                    holds = await purse.hold(call)
+                    holds = await purse.hold(bound)
                     if ask.outcome == "cancelled":
                         with suppress(asyncio.CancelledError):
                             await asyncio.Event().wait()
@@ -290,19 +293,19 @@ def test_a_purse_is_used_to_the_end(caps: tuple[Cap, ...], length: int, share: D
     async def main(clock: Clock) -> None:
         async def keep_calling(purse: Purse) -> None:
             nonlocal calls
-            bound = purse.bound(call_of(length))
+            bound = bound_of(length)
             with suppress(BudgetExhaustedError):
                 while calls < 2000:
-                    holds = await purse.hold(call_of(length))
+                    holds = await purse.hold(bound)
                     calls += 1
                     await clock.sleep(0.1)
                     await purse.settle(holds, max(bound * share, Decimal("0.02")))
 
-        purses = [Purse(tuple(budget(cap, store, clock) for cap in caps), CENT, 0) for _ in range(processes)]
+        purses = [Purse(tuple(budget(cap, store, clock) for cap in caps)) for _ in range(processes)]
         await asyncio.gather(*(keep_calling(purse) for purse in purses for _ in range(4)))
 
     run_virtually(main)
-    worst = Purse((), CENT, 0).bound(call_of(length))
+    worst = bound_of(length)
     cap = min(cap.max_cost_usd for cap in caps)
     for charged, settled in store.charged:
         assert charged == settled <= cap < settled + worst + Decimal("1e-9")
@@ -458,10 +461,10 @@ def test_what_waits_for_one_purse_holds_nothing_of_another() -> None:
     async def main(clock: Clock) -> None:
         store = WatchedStore()
         day, month = Cap(Decimal(1), "team", "day"), Cap(Decimal(1), "team", "month")
-        mine = Purse((budget(month, store, clock), budget(day, store, clock)), CENT, 0)
+        mine = Purse((budget(month, store, clock), budget(day, store, clock)))
         theirs = budget(day, store, clock)
         hold = await theirs.hold(SIXTY)
-        waiting = asyncio.ensure_future(mine.hold(call_of(44)))
+        waiting = asyncio.ensure_future(mine.hold(bound_of(44)))
         await clock.sleep(1)
         assert await mine.budgets[0].charged() == 0
         assert await mine.budgets[0].can_afford(Decimal(1))
@@ -477,7 +480,7 @@ def test_a_budget_named_twice_is_refused() -> None:
     async def main(clock: Clock) -> None:
         twice = [budget(Cap(Decimal(usd), "team", "day"), MemoryStore(), clock) for usd in (1, 2)]
         with pytest.raises(ConfigError, match="A budget is named twice: max_cost_usd=1 a day of the budget 'team', "):
-            Purse(tuple(twice), CENT, 0)
+            Purse(tuple(twice))
 
     run_virtually(main)
 
@@ -493,10 +496,10 @@ def test_a_call_that_is_cancelled_holds_nothing(after_s: float, times: int) -> N
 
     async def main(clock: Clock) -> None:
         caps = (Cap(Decimal(1), "a", "ever"), Cap(Decimal(1), "b", "ever"))
-        purse = Purse(tuple(budget(cap, store, clock) for cap in caps), CENT, 0)
+        purse = Purse(tuple(budget(cap, store, clock) for cap in caps))
 
         async def hold_and_settle() -> None:
-            await purse.settle(await purse.hold(call_of(0)), Decimal(0))
+            await purse.settle(await purse.hold(bound_of(0)), Decimal(0))
 
         call = asyncio.ensure_future(hold_and_settle())
         await clock.sleep(after_s)
@@ -559,9 +562,9 @@ def test_a_store_that_fails_half_way_keeps_no_money() -> None:
 
     async def main(clock: Clock) -> None:
         store = HalfBroken(0.05)
-        purse = Purse(tuple(budget(Cap(Decimal(1), name, "ever"), store, clock) for name in "ab"), CENT, 0)
+        purse = Purse(tuple(budget(Cap(Decimal(1), name, "ever"), store, clock) for name in "ab"))
         with pytest.raises(StoreError, match="disk full"):
-            await purse.hold(call_of(0))
+            await purse.hold(bound_of(0))
         assert store.charged == [(0, 0)]
         hold = await purse.budgets[0].hold(SIXTY)
         with pytest.raises(StoreError, match="disk full"):

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.books import Line, Stage
+from ondine_core.charges import Charge
 from ondine_core.cost_tracker import CostTracker, Spend
 from ondine_core.pricing import FREE, Price
 from ondine_core.values import Usage
@@ -26,13 +27,14 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
     costs = []
     for usage in usages:
         tracker.sent()
-        costs.append(tracker.answered("ask", usage))
+        costs.append(tracker.answered("ask", usage).usd)
     for _ in range(lost):
         tracker.sent()
-        tracker.lost()
+        tracker.lost(Decimal(2))
     total = sum(usages, Usage())
     stages = {"ask": Line(len(usages), total, PRICE.cost(total))} if usages else {}
-    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, PRICE.cost(total), stages)
+    usd, lost_usd = PRICE.cost(total), Decimal(2 * lost)
+    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, usd, stages, unknown_usd=lost_usd)
     assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
 
 
@@ -42,8 +44,8 @@ TIERED = Price(*[Decimal(n) for n in (1, 2, 1)], beyond=((100, Price(*[Decimal(n
 def test_a_long_prompt_is_dear_call_by_call() -> None:
     """Many short prompts cost the price of short ones, however many tokens they have in all."""
     tracker = CostTracker(TIERED)
-    assert [tracker.answered("ask", Usage(60, 0, 1)) for _ in range(3)] == [62, 62, 62]
-    assert tracker.answered("retry", Usage(101, 0, 1)) == 1030
+    assert [tracker.answered("ask", Usage(60, 0, 1)).usd for _ in range(3)] == [62, 62, 62]
+    assert tracker.answered("retry", Usage(101, 0, 1)).usd == 1030
     assert tracker.spend.usd == 3 * 62 + 1030
     assert tracker.spend.usd != TIERED.cost(tracker.spend.usage)
     assert {stage: line.usd for stage, line in tracker.spend.stages.items()} == {"ask": 186, "retry": 1030}
@@ -64,14 +66,14 @@ def test_an_unknown_price_is_never_zero() -> None:
     """Without a price, tokens are counted and dollars stay unknown, for the call and for the run."""
     tracker = CostTracker(None)
     tracker.sent()
-    assert tracker.answered("ask", Usage(10, 0, 5)) is None
+    assert tracker.answered("ask", Usage(10, 0, 5)) == Charge(None)
     assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None, {"ask": Line(1, Usage(10, 0, 5), None)})
 
 
 def test_a_free_model_costs_a_known_nothing() -> None:
     """A model without cost is told from one without a known price."""
     tracker = CostTracker(FREE)
-    assert tracker.answered("ask", Usage(10, 0, 5)) == Decimal(0)
+    assert tracker.answered("ask", Usage(10, 0, 5)) == Charge(Decimal(0))
     assert tracker.spend.usd == Decimal(0)
 
 
@@ -80,7 +82,7 @@ def test_what_is_neither_answered_nor_lost_was_refused() -> None:
     tracker = CostTracker(None)
     for _ in range(6):
         tracker.sent()
-    tracker.lost()
+    tracker.lost(None)
     tracker.answered("ask", Usage())
     tracker.answered("split", Usage())
     spend = tracker.spend

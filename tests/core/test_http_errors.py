@@ -150,6 +150,7 @@ def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     for column in ("model", "attempts", "cost_usd"):
         database.execute(f"ALTER TABLE failures DROP COLUMN {column}")
+    database.execute("ALTER TABLE ledger DROP COLUMN at_most_calls")
     database.execute("INSERT INTO failures VALUES (?, 'invalid', 'why', 9.5)", [key_of(1)])
     database.execute("PRAGMA user_version = 2")
     database.commit()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/core/test_engine.py", "tests/core/test_budget.py", "tests/core/test_rate_limiter.py")
+TESTS = tuple(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter"))
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1
 """What pytest exits with when a test failed, and with nothing else."""
@@ -66,9 +66,8 @@ MUTANTS = (
     Mutant(
         "answers are told before they are durable",
         "calling.py",
-        "await store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since))",
-        "asyncio.ensure_future("
-        "store.settle(Settled(sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since)))",
+        "await store.settle(settled)",
+        "asyncio.ensure_future(store.settle(settled))",
         "durable",
     ),
     Mutant(
@@ -96,7 +95,14 @@ MUTANTS = (
         "return ()",
         "fatal",
     ),
-    Mutant("the worst case is not held", "budget.py", "self.price.at_most(", "0 * self.price.at_most(", "solvent"),
+    Mutant("the worst case is not held", "cost_tracker.py", "bound * self._excess", "bound * 0", "solvent"),
+    Mutant(
+        "what is missing is free",
+        "charges.py",
+        "usd = max(bound_usd, price.cost(usage))",
+        "usd = price.cost(usage)",
+        "solvent",
+    ),
     Mutant("a lost call is given back", "calling.py", "fate.spent_usd = None", "pass", "solvent"),
 )
 

@@ -154,9 +154,9 @@ def test_request_id_of_the_header_wins_over_the_body(headers: dict[str, str], re
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        (None, Usage()),
+        (None, Usage(is_complete=False)),
         ({"prompt_tokens": 7, "completion_tokens": 3}, Usage(7, 0, 3)),
-        ({"prompt_tokens": 7, "completion_tokens": None, "prompt_tokens_details": None}, Usage(7)),
+        ({"prompt_tokens": 7, "completion_tokens": None, "prompt_tokens_details": None}, Usage(7, is_complete=False)),
         (
             {
                 "prompt_tokens": 7,
@@ -169,7 +169,7 @@ def test_request_id_of_the_header_wins_over_the_body(headers: dict[str, str], re
     ],
 )
 def test_usage_is_read_as_far_as_it_is_said(usage: object, expected: Usage) -> None:
-    """Cached and reasoning tokens are told apart; what a provider does not say is 0."""
+    """Cached and reasoning tokens are told apart; a count that is missing is no 0."""
     assert chat_reply({"choices": [{"message": {"content": "x"}}], "usage": usage}).usage == expected
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +23,7 @@ from ondine_core.store import open_store
 from ondine_core.values import Usage
 from ondine_dagster import LLMResource, spend_report
 from tests.support.books import KINDS, call_to, fresh_place, key_of
-from tests.support.provider import Provider
+from tests.support.provider import Asked, Canned, Provider
 from tests.support.review_assets import answer, metadata_of, moods_of, run
 
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -152,3 +155,42 @@ def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complai
     """With what is valid."""
     with pytest.raises(ConfigError, match=complaint):
         spend_report(**arguments)
+
+
+def test_what_is_a_bound_says_so_everywhere(tmp_path: Path) -> None:
+    """A provider that reports no usage: metadata, log, spend report and command line show the cost as "at most"."""
+
+    def without_usage(asked: Asked) -> Canned:
+        message = {"role": "assistant", "content": json.dumps(answer(asked.prompt))}
+        choice = {"message": message, "finish_reason": "stop"}
+        return Canned(200, json.dumps({"choices": [choice]}).encode(), {"Content-Type": "application/json"})
+
+    place = str(tmp_path / "answers.db")
+    with Provider(fault=without_usage) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=place, max_output_tokens=50)
+        result = run(moods_of("good", "bad"), llm=llm)
+        assert result.success
+        bill = run(spend_report(name="bill", store=place))
+    found, total = metadata_of(result, "moods"), metadata_of(bill, "bill")
+    assert found["ondine/cost_known"] is False
+    assert found["ondine/cost_is_upper_bound"] is total["ondine/cost_is_upper_bound"] is True
+    assert isinstance(found["ondine/cost_usd"], float)
+    assert found["ondine/cost_usd"] == pytest.approx(total["ondine/cost_usd"])
+    assert found["ondine/cost_usd"] > 2 * 50 * 0.60 / 1e6
+    assert found["ondine/cost"].startswith("at most $")
+    assert "at most $" in total["ondine/spend"]
+    assert bill.output_for_node("bill")["at_most_calls"].tolist() == [2]
+    said = subprocess.run(
+        [sys.executable, "-m", "ondine_core.store", place, "spend"], check=True, capture_output=True, text=True
+    )
+    assert "<= 0.000" in said.stdout
+    assert "In all at most $" in said.stdout
+
+
+def test_what_is_exact_says_so(tmp_path: Path) -> None:
+    """Usage that adds up: the cost is known, and no bound."""
+    with Provider(answer) as provider:
+        llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
+        found = metadata_of(run(moods_of("good", "bad"), llm=llm), "moods")
+    assert (found["ondine/cost_known"], found["ondine/cost_is_upper_bound"]) == (True, False)
+    assert found["ondine/cost"].startswith("$")

@@ -172,8 +172,4 @@ class MemoryStore:
 
 
 def _sum(lines: Iterable[Settled]) -> Line:
-    total = Line()
-    for line in lines:
-        usd = None if total.usd is None or line.usd is None else total.usd + line.usd
-        total = Line(total.calls + 1, total.usage + line.usage, usd)
-    return total
+    return sum((Line(1, line.usage, line.usd, int(line.at_most)) for line in lines), Line())
