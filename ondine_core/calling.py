@@ -225,8 +225,10 @@ class Caller:
             received = self._count(error.reply.text)
             return error.reply, Usage(self._expected_tokens(call), output_tokens=received, is_complete=False)
         except ProviderError as error:
-            if isinstance(error, FatalError) and self._is_about_the_row(error):
-                return RefusedError(error.refusal, fault="unclear"), None
+            if isinstance(error, FatalError):
+                if self._is_about_the_row(error):
+                    return RefusedError(error.refusal, fault="unclear"), None
+                self.stop(error)  # before another call takes the place of this one
             unknown = isinstance(error, TransientError) and error.cost_unknown
             fate.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):

@@ -211,21 +211,7 @@ _RULES: tuple[Rule, ...] = (
         advice=402,
     ),
     _rule("Anthropic: the limit that the owner set", "account", r"api usage limits", *_REFUSALS, advice=_QUOTA),
-    _rule("Gemini: the quota of a day", "account", r"perday", 429, advice=_QUOTA),
-    _rule(
-        "OpenRouter, Groq, Cohere, Cloudflare: the quota of a day or month",
-        "account",
-        r"(?:per|a|/) ?(?:day|month)|daily|monthly|\b(?:rpd|tpd)\b|trial key|"
-        r"free[- ]tier (?:\w+ ){0,3}(?:exhausted|used)|"
-        r"free allocated quota",
-        403,
-        429,
-        advice=_QUOTA,
-        wait=False,
-    ),
-    _rule(
-        "AWS API Gateway: the quota of a usage plan", "account", r"^limit exceeded\.?$", 429, advice=_QUOTA, wait=False
-    ),
+    _rule("Gemini, OpenRouter: the quota of a day", "account", r"perday|free-models-per-day", 429, advice=_QUOTA),
     _rule(
         "Anthropic, xAI, DeepSeek, SiliconFlow, Zhipu, LiteLLM, Fireworks, Hugging Face: sentences about money",
         "account",
@@ -243,6 +229,20 @@ _RULES: tuple[Rule, ...] = (
         *_REFUSALS,
         advice=402,
         wait=False,
+    ),
+    _rule(
+        "OpenRouter, Groq, Cohere, Cloudflare: the quota of a day or month",
+        "account",
+        r"(?:per|a|/) ?(?:day|month)|daily|monthly|\b(?:rpd|tpd)\b|trial key|"
+        r"free[- ]tier (?:\w+ ){0,3}(?:exhausted|used)|"
+        r"free allocated quota",
+        403,
+        429,
+        advice=_QUOTA,
+        wait=False,
+    ),
+    _rule(
+        "AWS API Gateway: the quota of a usage plan", "account", r"^limit exceeded\.?$", 429, advice=_QUOTA, wait=False
     ),
     _rule(
         "Gemini, xAI, OpenAI, Anthropic, LiteLLM: a key or an account that is refused",

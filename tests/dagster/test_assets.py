@@ -20,7 +20,7 @@ from ondine_core.errors import ConfigError, RefusedError
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import LLMResource, build_llm_asset, llm_asset
-from tests.support.provider import Provider, error, matching
+from tests.support.provider import Provider, after, error, matching
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -518,6 +518,32 @@ def test_what_only_a_person_can_mend_is_not_retried(tmp_path: Path) -> None:
     with Provider(fault=error(401)) as provider:
         assert retries(model="openai/gpt-4o-mini", base_url=provider.base_url) == 0
     assert retries(model="openai_compatible/x", base_url="http://127.0.0.1", store=str(tmp_path / "file" / "db")) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (400, "Your credit balance is too low to access the API."),
+        (429, "Rate limit reached: tokens per day. Please try again in 9h."),
+        (400, "The purse of tenant 7 is empty."),
+    ],
+)
+def test_credit_that_ends_in_mid_run_is_a_red_step_that_is_not_retried(code: int, message: str) -> None:
+    """In known words and in unknown ones: a few dozen calls at most, and Dagster leaves it at that."""
+
+    @dg.asset
+    def reviews() -> pd.DataFrame:
+        return pd.DataFrame({"review": [f"red {number}" for number in range(600)]})
+
+    asset = broken_asset(retry_policy=dg.RetryPolicy(max_retries=2))
+    with Provider(answer, fault=after(100, error(code, message))) as provider:
+        llm = LLMResource(model="openai_compatible/m", base_url=provider.base_url)
+        result = materialize(reviews, asset, llm=llm, raise_on_error=False)
+        calls = len(provider.books.requests)
+    assert not result.success
+    assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+    assert message.rstrip(".") in failure_of(result).user_failure_data.description
+    assert calls <= 100 + 20 + 2 * 32
 
 
 def test_one_refused_row_fails_alone() -> None:

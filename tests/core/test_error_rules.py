@@ -1,0 +1,68 @@
+"""Whose fault a refusal is: `refusals.jsonl` has one response a line, with who sends it and what it means.
+
+The bodies are those that the providers document on their pages about errors, or that their users report in public
+issue threads, shortened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ondine_core import Call, FatalError, ModelSpec, ProviderError, RefusedError, TransientError
+from ondine_core.errors import InvalidReplyError
+from ondine_core.providers import connect
+from ondine_core.values import Message
+from tests.support.provider import Asked, Canned, Effect, Provider
+
+LINES = Path(__file__).with_name("refusals.jsonl").read_text(encoding="utf-8").splitlines()
+CASES: list[dict[str, Any]] = [orjson.loads(line) for line in LINES]
+
+
+def meaning(error: ProviderError) -> str:
+    match error:
+        case InvalidReplyError():
+            return "reply"
+        case TransientError():
+            return error.kind
+        case FatalError() | RefusedError():
+            return error.fault
+    return type(error).__name__
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[dict[int, ProviderError]]:
+    """What each case comes to, asked of one server by its number."""
+
+    def fault(asked: Asked) -> Effect:
+        case = CASES[int(asked.prompt)]
+        body = case["text"].encode() if "text" in case else orjson.dumps(case["body"])
+        return Canned(case["status"], body, case.get("headers", {}))
+
+    async def ask_all() -> dict[int, ProviderError]:
+        model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url, api_key="k-1"))
+        found: dict[int, ProviderError] = {}
+        for number in range(len(CASES)):
+            try:
+                await model(Call((Message("user", str(number)),)))
+            except ProviderError as error:
+                found[number] = error
+        await model.aclose()
+        return found
+
+    with Provider(fault=fault) as provider:
+        yield asyncio.run(ask_all())
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{case['sent_by']}-{case['status']}" for case in CASES])
+def test_a_refusal_is_blamed_on_what_is_at_fault(number: int, answers: dict[int, ProviderError]) -> None:
+    """By its status, its codes and its words; the user reads what was said, and what to do where something helps."""
+    case, error = CASES[number], answers[number]
+    assert meaning(error) == case["means"], str(error)
+    assert case.get("shows", "") in str(error)
+    assert str(case["status"]) in str(error)

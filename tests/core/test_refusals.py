@@ -1,0 +1,299 @@
+"""What a run does about refusals: a row fails, a batch is halved, a model is asked again, or the run stops."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ondine_core import FatalError, Options, Policy, Price, TransientError, enrich_sync
+from ondine_core.enrichment import answer
+from ondine_core.policy import Clock
+from ondine_core.question import compile_question
+from ondine_core.retry import RetryPolicy
+from ondine_core.values import Call, ModelSpec, Reply
+from tests.support.asking import QUICK, ask, echo, echo_each, options, texts
+from tests.support.provider import Asked, Effect, Fault, Provider, after, error, first, matching, status
+from tests.support.unreliable import MemoryStore
+from tests.support.virtual_clock import run_virtually
+
+CREDIT = {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}}
+UNHEARD_OF = {"error": {"message": "The purse of tenant 4711 is empty, request 9f3a-77", "type": "x"}}
+MODERATED = {"error": {"code": 403, "message": "Input was flagged by moderation", "metadata": {"reasons": ["x"]}}}
+WALL = b"<html><head><title>Attention Required! | Cloudflare</title></head></html>"
+
+# -- the account ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        (400, CREDIT),
+        (
+            429,
+            {
+                "error": {
+                    "message": "Budget has been exceeded! Current cost: 2",
+                    "type": "budget_exceeded",
+                    "code": "429",
+                }
+            },
+        ),
+        (429, {"error": {"message": "recharge", "type": "exceeded_current_quota_error"}}),
+        (402, {"error": {"message": "Insufficient Balance"}}),
+        (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}),
+        (401, {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}),
+    ],
+)
+def test_an_account_that_ends_in_mid_run_stops_it_at_once(code: int, body: Any) -> None:
+    """Credit that runs out, or a key that is revoked: only the calls in flight are made, whatever was answered."""
+    with Provider(fault=after(40, status(code, body))) as provider, pytest.raises(FatalError):
+        ask(provider, texts(2000))
+    assert len(provider.books.requests) <= 40 + 2 * 8
+
+
+@pytest.mark.parametrize("answered", [0, 40, 300])
+@pytest.mark.parametrize("code", [400, 403, 422])
+def test_refusals_that_repeat_stop_a_run_in_whatever_words(code: int, answered: int) -> None:
+    """An end that nobody has a rule for costs a few dozen calls, although its figures differ from call to call."""
+    numbers = iter(range(10**6))
+
+    def fault(_: Asked) -> Effect:
+        said = f"The purse of tenant {next(numbers)} is empty"
+        return status(code, {"error": {"message": said, "request_id": "r"}})(_)
+
+    with Provider(fault=after(answered, fault)) as provider, pytest.raises(FatalError, match=r"refused|permission"):
+        ask(provider, texts(2000))
+    assert len(provider.books.requests) <= answered + 20 + 2 * 8
+
+
+def test_refusals_with_answers_between_are_the_rows() -> None:
+    """As many as there may be, as long as others are answered, the run goes on."""
+    table = {"text": [f"{'bad' if number % 2 else 'good'} {number}" for number in range(120)]}
+    with Provider(fault=matching("bad", status(400, UNHEARD_OF))) as provider:
+        report = ask(provider, table, options(max_concurrency=1))
+    assert report.progress.rows_failed == 60
+
+
+def test_rows_of_a_kind_that_is_refused_may_stand_together() -> None:
+    """Forty rows in a row that a filter refuses fail, each for itself: their content is named as the reason."""
+    table = {"text": [f"{'bad' if number < 40 else 'good'} {number}" for number in reversed(range(100))]}
+    with Provider(
+        fault=matching("bad", status(400, {"error": {"message": "no", "code": "content_filter"}}))
+    ) as provider:
+        report = ask(provider, table, options(max_concurrency=1))
+    assert report.progress.rows_failed == 40
+
+
+def test_a_quota_that_outlasts_every_wait_stops_the_run() -> None:
+    """A limit that lasts for hours is not waited for, and no other row runs into it."""
+    body = {
+        "error": {"message": "Rate limit reached (TPD): Limit 100, Used 100, Requested 9. Please try again in 7h2m."}
+    }
+    with Provider(fault=after(10, status(429, body))) as provider, pytest.raises(FatalError, match="longer than 600 s"):
+        ask(provider, texts(2000))
+    assert len(provider.books.requests) <= 10 + 2 * 8
+
+
+# -- the row -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 15])
+@pytest.mark.parametrize(
+    "fault",
+    [status(403, MODERATED), status(403, WALL), status(403, {"message": "Forbidden"}), status(451, b"")],
+    ids=["moderation", "firewall", "gateway", "451"],
+)
+def test_a_forbidden_row_fails_alone(fault: Fault, place: int) -> None:
+    """A 403 for one row is that row's, also when it is the first and nothing was answered yet; alone and in batches."""
+    table = texts(30)
+    table["text"][place] = "BAD"
+    for size in (1, 5):
+        with Provider(echo_each, fault=matching("BAD", fault)) as provider:
+            report = ask(provider, table, options(batch_size=size))
+        assert [row for row, why in enumerate(report.errors()) if why] == [place]
+        assert "403" in report.errors()[place] or "451" in report.errors()[place]
+        assert "permission" not in report.errors()[place]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("body", [{"message": "Forbidden"}, WALL])
+def test_a_key_without_permission_is_told_from_a_row(rows: int, body: Any) -> None:
+    """When nothing at all is answered, 403 is the set-up's, however few rows there are."""
+    with Provider(fault=status(403, body)) as provider, pytest.raises(FatalError, match="permission"):
+        ask(provider, texts(rows))
+    assert len(provider.books.requests) <= 8
+
+
+def test_a_forbidden_row_does_not_end_a_later_run(tmp_path: Path) -> None:
+    """A run in which nothing is left to ask but the row that a firewall refuses ends as well as the one before."""
+    chosen = options(tmp_path / "answers.db", max_concurrency=1)
+    with Provider(fault=matching("row 7", status(403, WALL))) as provider:
+        assert ask(provider, texts(9), chosen).progress.rows_failed == 1
+        assert ask(provider, texts(9), chosen).progress.rows_failed == 1
+
+
+# -- the set-up ----------------------------------------------------------------------------------------------------
+
+RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error_code", "hint"),
+    [
+        (400, RENAMED, "unsupported_parameter", "params={'max_completion_tokens'"),
+        (400, "Unsupported value: 'temperature' does not support 0.2 with this model.", None, "leave temperature out"),
+        (422, "Extra inputs are not permitted", "extra_forbidden", "leave it out"),
+        (400, "Invalid schema for response_format 'answer': 'oneOf' is not permitted.", None, "change the output"),
+    ],
+)
+def test_a_refusal_of_the_set_up_stops_the_run_at_once(code: int, said: str, error_code: str, hint: str) -> None:
+    """One call shows it, and the error says what to change."""
+    with Provider(fault=error(code, said, error_code)) as provider, pytest.raises(FatalError) as caught:
+        ask(provider, texts(500), options(max_concurrency=1))
+    assert hint in str(caught.value)
+    assert said.rstrip(".") in str(caught.value)
+    assert len(provider.books.requests) == 1
+
+
+def test_a_refusal_of_the_set_up_is_a_rows_once_others_were_answered() -> None:
+    """A router that sends one call in ten to a server of other habits does not end the run."""
+    with Provider(fault=matching("row 7", error(400, RENAMED, "unsupported_parameter"))) as provider:
+        report = ask(provider, texts(30), options(max_concurrency=1))
+    assert [row for row, why in enumerate(report.errors()) if why] == [7]
+
+
+# -- the size ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error_code"),
+    [
+        (429, "Request too large for gpt-4o on tokens per min (TPM): Limit 300, Requested 451.", "rate_limit_exceeded"),
+        (413, "Request too large", "rate_limit_exceeded"),
+        (400, "This model's maximum context length is 300 tokens.", None),
+        (500, "Context size has been exceeded.", None),
+    ],
+)
+def test_a_call_that_is_too_large_is_halved(code: int, said: str, error_code: str | None) -> None:
+    """Halves that fit are answered, no call is repeated as it was, and no row is lost."""
+    sizes: list[int] = []
+
+    def fault(asked: Asked) -> Effect:
+        rows = len(orjson.loads(asked.prompt)) if asked.prompt.startswith("[") else 1
+        sizes.append(rows)
+        return error(code, said, error_code)(asked) if rows > 5 else None
+
+    with Provider(echo_each, fault=fault) as provider:
+        report = ask(provider, texts(200), options(batch_size=20))
+    assert report.errors() == [None] * 200
+    assert max(provider.books.calls_by_prompt.values()) == 1
+    assert sorted(set(sizes), reverse=True) == [20, 10, 5]
+
+
+def test_a_row_that_is_too_large_alone_fails_alone() -> None:
+    """Waiting does not make it smaller."""
+    said = "Request too large on tokens per min (TPM): Limit 300, Requested 451."
+    with Provider(echo_each, fault=matching("row 7", error(429, said, "rate_limit_exceeded"))) as provider:
+        report = ask(provider, texts(12), options(batch_size=4, max_concurrency=1))
+    assert [row for row, why in enumerate(report.errors()) if why] == [7]
+
+
+# -- the model's reply ---------------------------------------------------------------------------------------------
+
+
+def failed(generation: str | None) -> Fault:
+    body = {"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed"}}
+    return status(400, {"error": {**body["error"], "failed_generation": generation}} if generation else body)
+
+
+@pytest.mark.parametrize("generation", ['{"answer": "go', '{"other": 1}', None])
+def test_a_reply_that_the_provider_refuses_is_asked_again(generation: str | None) -> None:
+    """With the reason, as any invalid reply, up to `max_repairs`; what it took is never taken for nothing."""
+    price = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
+    chosen = Options(price=price, policy=Policy(retry=QUICK, max_concurrency=4))
+    with Provider(fault=first(5, failed(generation))) as provider:
+        model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
+        report = enrich_sync(
+            texts(9), prompt="Repeat: {text}", output={"answer": "string"}, model=model, options=chosen
+        )
+        prompts = [asked.prompt for asked in provider.books.requests]
+    assert report.errors() == [None] * 9
+    assert len(prompts) == 14
+    assert sum("could not be used" in prompt for prompt in prompts) == 5
+    billed = provider.books.input_tokens * price.input + provider.books.output_tokens * price.output
+    assert report.spend.usd is None or report.spend.usd > billed
+
+
+@pytest.mark.parametrize("max_repairs", [0, 2])
+def test_replies_that_stay_refused_fail_their_row(max_repairs: int) -> None:
+    """The repairs are bounded, and the row says why."""
+    with Provider(fault=matching("row 3", failed('{"answer": 7}'))) as provider:
+        report = ask(provider, texts(6), options(max_repairs=max_repairs))
+        calls = sum("row 3" in asked.prompt for asked in provider.books.requests)
+    assert [row for row, why in enumerate(report.errors()) if why] == [3]
+    assert report.errors()[3].startswith("invalid")
+    assert calls == max_repairs + 1
+
+
+def test_a_reply_that_the_provider_refuses_and_the_output_takes_is_an_answer() -> None:
+    """Providers refuse replies that are sound, and say what they were: nothing needs to be paid again."""
+    with Provider(fault=failed('{"answer": "sound"}')) as provider:
+        report = ask(provider, texts(3))
+    assert report.column("answer") == ["sound"] * 3
+    assert report.spend.calls == 3
+
+
+# -- the moment ----------------------------------------------------------------------------------------------------
+
+QUESTION = compile_question("Repeat: {text}", {"answer": str}, ModelSpec("test/m"))
+
+
+class Starting:
+    """A server that fails for so long, then answers."""
+
+    max_concurrency: int | None = None
+    max_batch_size: int | None = None
+
+    def __init__(self, clock: Clock, seconds: float, failure: dict[str, Any]) -> None:
+        self._clock, self._ready_at, self._failure = clock, clock.elapsed() + seconds, failure
+        self.calls = 0
+
+    async def __call__(self, call: Call) -> Reply:
+        self.calls += 1
+        await self._clock.sleep(0.05)
+        if self._clock.elapsed() < self._ready_at:
+            raise TransientError("Not yet.", **self._failure)
+        return Reply(orjson.dumps(echo(call.messages[-1].content)).decode())
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def start(seconds: float, rows: int, **failure: Any) -> list[str | None]:
+    """What comes of a run that begins while a server starts."""
+
+    def main(clock: Clock) -> Any:
+        chosen = Options(store=MemoryStore(), policy=Policy(retry=RetryPolicy()), clock=clock)
+        return answer(texts(rows), QUESTION, chosen, Starting(clock, seconds, failure))
+
+    return run_virtually(main).errors()
+
+
+@pytest.mark.parametrize("rows", [20, 400])
+@pytest.mark.parametrize("failure", [{"kind": "overloaded"}, {"kind": "broken"}], ids=str)
+def test_a_model_may_take_minutes_to_load(rows: int, failure: dict[str, Any]) -> None:
+    """A server that says that it is not ready is waited for as long as for any outage, though it never answered."""
+    assert start(200, rows, **failure) == [None] * rows
+    with pytest.raises(TransientError):
+        start(400, rows, **failure)
+
+
+def test_a_server_that_takes_no_connection_is_waited_for_half_a_minute() -> None:
+    """It is more likely misnamed than starting."""
+    assert start(25, 20, no_connection=True) == [None] * 20
+    with pytest.raises(TransientError):
+        start(60, 20, no_connection=True)
