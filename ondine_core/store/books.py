@@ -66,10 +66,6 @@ _COUNT = f"""
     INSERT INTO ondine.ledger AS old ({", ".join(_LINE + _AMOUNTS)}) VALUES ({", ".join("?" * len(_LINE + _AMOUNTS))})
     ON CONFLICT ({", ".join(_LINE)}) DO UPDATE SET
     {", ".join(f"{name} = old.{name} + excluded.{name}" for name in _AMOUNTS)}"""  # noqa: S608
-_FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
-_REPLACE_NUMBERS = """
-    INSERT INTO ondine.numbers (name, numbers) VALUES (?, ?)
-    ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
 # A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
 _FIND_ANSWERS = f"""
     SELECT {_ANSWERS} FROM ondine.answers AS a WHERE key IN ?
@@ -118,7 +114,7 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
 
 def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
     """Those of `calls` that are noted; mostly all are, so they are counted first, which takes one row."""
-    if sum(count for (count,) in database.select_in(_COUNT_CALLS, calls)) == len(calls):
+    if database.counts_to(_COUNT_CALLS, calls, len(calls)):
         return set(calls)
     return {call for (call,) in database.select_in(_FIND_CALLS, calls)}
 
@@ -126,8 +122,8 @@ def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
 def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | BaseException]:
     if not updates:
         return {}
-    found = database.select_in(_FIND_NUMBERS, sorted({update.name for update in updates.values()}))
-    held: dict[str, bytes] = dict(found)
+    found = database.read_numbers(sorted({update.name for update in updates.values()}))
+    held = {name: numbers for name, numbers in found.items() if numbers is not None}
     numbers: dict[str, Numbers] = {}
     outcomes: dict[int, Numbers | BaseException] = {}
     changed: dict[str, bytes] = {}
@@ -144,7 +140,7 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
             outcomes[at] = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
         else:
             outcomes[at] = numbers[name] = new
-    database.run_many(_REPLACE_NUMBERS, sorted(changed.items()))
+    database.write_numbers(changed)
     return outcomes
 
 

@@ -7,15 +7,20 @@ leaves as a `StoreError` that says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Database", "Durability", "Row"]
+__all__ = ["FIND_NUMBERS", "REPLACE_NUMBERS", "Database", "Durability", "Row"]
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 Durability: TypeAlias = Literal["process", "power"]
 """What a store in a file survives without loss: a kill of the process, or a power cut too."""
+
+FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
+REPLACE_NUMBERS = """
+    INSERT INTO ondine.numbers (name, numbers) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
 
 
 class Database(Protocol):
@@ -31,7 +36,8 @@ class Database(Protocol):
         """The result of `work`, whose statements take effect together, durably and once, or not at all.
 
         Args:
-            work: Runs statements; called again if the connection breaks before they are kept.
+            work: Runs statements; called again if the connection breaks before they are kept, or an assumption was
+                wrong.
             locks: Names that no two transactions hold at once, whatever their process.
         """
 
@@ -43,6 +49,18 @@ class Database(Protocol):
 
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a query whose only parameter is the list after `IN`, of any length, in no order."""
+
+    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether a query that counts among the list after `IN` comes to `count`, within `write`.
+
+        It may be assumed; if it then turns out otherwise, `work` is run again.
+        """
+
+    def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
+        """The numbers of `names`, within `write`; they may be assumed like the count."""
+
+    def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
+        """Replace the numbers of some names."""
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""

@@ -1,25 +1,37 @@
 """A store in a schema of its own, `ondine`, of a Postgres database, for processes on any number of machines.
 
+A transaction is sent whole, without waiting for what its statements return: one round trip, however far the server is.
+Where a value is needed beforehand (the numbers of a rate or a budget, whether a call is noted) the last known one is
+assumed, and a statement of the transaction checks it; if it does not hold, the transaction is run again and reads.
+
 A connection that breaks is made anew, and what was under way is done again. Whether a transaction was kept although the
-connection broke before Postgres said so is read from a mark that each transaction leaves: one row a writer, the number
-of its last transaction. So every transaction takes effect once. The password stays inside the driver.
+connection broke before Postgres said so is read from the mark that each transaction leaves: one row a writer, with the
+number of its last transaction. The statement that sets the mark fails if that number, or a later one, is there already,
+or if the tables are not those that this process began with. So every transaction takes effect once, and in order.
+
+Nothing is kept in the session between two transactions, because a pooler may hand the session to another client: no
+prepared statements, no settings but those of the transaction, no session locks. The password stays inside the driver.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import Row
+from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Row
 from ondine_core.store.driver import explain, is_about_connection, load_driver, may_come_up, parse
 
 if TYPE_CHECKING:
@@ -30,15 +42,28 @@ __all__ = ["PostgresDatabase"]
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-_IN_THE_WAY = ("40001", "40P01")
-"""Two transactions could not both go on; whoever is told so tries again."""
+_SHORTEST_ANSWER_LIMIT_S = 2.0
+_ROWS_A_STATEMENT = 256
+_CONFLICTS = ("40001", "40P01")
+"""Two transactions could not both go on; the one that gets this code is run again."""
+_MARK_REFUSED, _ASSUMPTION_FAILED = "22012", "2201F"
+"""Division by zero and the root of a negative number: what the two checks below fail with."""
+_READ_ONLY = "25006"
 
-_LIMITS = "SELECT set_config('lock_timeout', %s, FALSE), set_config('idle_in_transaction_session_timeout', %s, FALSE)"
+_LIMITS = "SELECT set_config('lock_timeout', %s, TRUE), set_config('idle_in_transaction_session_timeout', %s, TRUE)"
 _LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) AS k"
-# No row comes back when the mark is there already. If the transaction that left it still ends, this waits for it.
 _MARK = """
-    INSERT INTO ondine.numbers AS old (name, numbers) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE
-    SET numbers = excluded.numbers WHERE old.numbers <> excluded.numbers RETURNING name"""
+    WITH marked AS (
+        INSERT INTO ondine.numbers AS old (name, numbers) SELECT %s, %s
+        WHERE EXISTS (SELECT FROM ondine.numbers WHERE name = 'format' AND tableoid = %s)
+        ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers
+        WHERE (convert_from(old.numbers, 'UTF8')::json ->> 0)::float BETWEEN %s AND %s RETURNING 1
+    ) SELECT 1 / count(*) FROM marked"""
+_FIND_MARK = "SELECT numbers FROM ondine.numbers WHERE name = ?"
+_FIND_TABLE = "SELECT tableoid FROM ondine.numbers WHERE name = 'format'"
+_UNCHANGED = """
+    SELECT sqrt(-count(*)) FROM unnest(%s::text[], %s::bytea[]) AS known (name, numbers)
+    LEFT JOIN ondine.numbers AS found USING (name) WHERE found.numbers IS DISTINCT FROM known.numbers"""
 _TABLES = """
     SELECT relname, pg_total_relation_size(oid) FROM pg_class
     WHERE relkind = 'r' AND relnamespace = to_regnamespace('ondine')"""
@@ -51,8 +76,9 @@ class PostgresDatabase:
     """A `Database` on a Postgres server.
 
     Args:
-        url: As in `postgresql://user:password@host:5432/database`.
-        patience_s: How long to wait for a server that is gone, or for the lock of another process.
+        url: As in `postgresql://user:password@host:5432/database`, or `host=... password=...`.
+        patience_s: How long to wait for a server that is gone, or for the lock of another process. A statement that
+            the server does not answer in four times as long is taken for a broken connection.
         create: Whether to make the schema if there is none.
 
     Raises:
@@ -64,14 +90,23 @@ class PostgresDatabase:
         self._driver = load_driver()
         self._settings, self.place = parse(url)
         self._patience_s = patience_s
-        # The time lets `prune` clear away the marks of writers that were killed.
-        self._writer, self._opened_at, self._writes = f"writer:{secrets.token_hex(8)}", time.time(), 0
-        self._leaves_marks = False
+        self._writer = f"writer:{secrets.token_hex(8)}"
+        self._writes = 0  # begun
+        self._confirmed = 0  # the number of the last of them that the server confirmed
+        self._table: int | None = None  # the table of numbers, which another one replaces if somebody empties the store
+        self._known: dict[str, bytes | None] = {}  # numbers as this process read or wrote them last
+        self._assumes = self._is_alone = True
+        self._busy_since: float | None = None
+        self._closed = threading.Event()
         self._connection = self._insist_on_connection(time.monotonic() + patience_s, may_come_up)
+        threading.Thread(target=self._cut_stalled, name="ondine-postgres", daemon=True).start()
         try:
+            # Also shows whether a pooler allows transactions at all.
+            self._insist(lambda: self._transact(lambda: None, [], []))
             if create and self.read(lambda: self.select("SELECT to_regnamespace('ondine') IS NULL")) == [(True,)]:
                 self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
         except BaseException:
+            self._closed.set()
             self._connection.close()
             raise
 
@@ -81,11 +116,14 @@ class PostgresDatabase:
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together and once, or not at all."""
-        self._leaves_marks = self._leaves_marks or self._insist(self.read_format) > 0
+        if self._table is None and self._insist(self.read_format):
+            [(self._table,)] = self._insist(lambda: self.select(_FIND_TABLE))
         self._writes += 1
         numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in locks)
         results: list[T] = []
-        return self._insist(lambda: self._transact(work, numbers, results))
+        result = self._insist(lambda: self._transact(work, numbers, results))
+        self._confirmed, self._assumes = self._writes, True
+        return result
 
     def write_at_once(self, work: Callable[[], T], locks: Iterable[str] = ()) -> None:
         """Never: a server is always waited for."""
@@ -93,42 +131,90 @@ class PostgresDatabase:
     def _transact(self, work: Callable[[], T], locks: list[int], results: list[T]) -> T:
         """One attempt; `results` are those of earlier attempts whose end was not seen."""
         connection = self._connection
+        timeout_ms = str(max(1, round(self._patience_s * 1000)))
         try:
             with connection.pipeline():
-                connection.execute("BEGIN")
-                if self._leaves_marks:
-                    mark = connection.execute(_MARK, (self._writer, orjson.dumps((self._writes, self._opened_at))))
-                    if results and not mark.fetchone():
-                        connection.execute("ROLLBACK")
-                        return results[-1]
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                connection.execute(_LIMITS, (timeout_ms, timeout_ms))
+                if self._table is not None:
+                    # The time lets `prune` clear away the marks of writers that were killed.
+                    mark = orjson.dumps((self._writes, time.time(), len(results)))
+                    before = (self._confirmed, self._writes - 1)
+                    connection.execute(_MARK, (self._writer, mark, self._table, *before))
                 if locks:
                     connection.execute(_LOCK, (locks,))
                 results.append(work())
                 connection.execute("COMMIT")
-        except BaseException:
-            # One that does not even take this is of no use any more.
+        except BaseException as error:
+            self._known.clear()
+            # A connection that does not even take this is of no use any more.
             with suppress(self._driver.Error), ExitStack() as stack:
                 stack.callback(connection.close)
                 connection.execute("ROLLBACK")
                 stack.pop_all()
+            if getattr(error, "sqlstate", None) == _MARK_REFUSED:
+                return results[self._find_attempt()]
             raise
         return results[-1]
 
+    def _find_attempt(self) -> int:
+        """Which attempt at the present transaction took effect after all.
+
+        Raises:
+            StoreError: None did, and the server has forgotten what it had confirmed.
+        """
+        tables = self.select(_FIND_TABLE)
+        marks = [orjson.loads(mark) for (mark,) in self.select(_FIND_MARK, [self._writer])]
+        if tables != [(self._table,)]:
+            raise StoreError(
+                f"The answer store {self.place!r} was emptied or replaced while this process used it: what it held "
+                "before is gone, and nothing was asked since. Run again to begin with what is there now; every prompt "
+                "without an answer in it is paid for again. Restore a copy first if you have one."
+            )
+        if marks and marks[0][0] == self._writes:
+            return int(marks[0][2])
+        raise StoreError(
+            f"The answer store {self.place!r} has lost transactions that its server had confirmed, as when a replica "
+            "that was behind takes over: answers of the last moments may be missing. Run again; what is missing is "
+            "asked, and paid for, again."
+        )
+
     def _insist(self, work: Callable[[], T]) -> T:
-        """Do `work` until the connection holds and nobody else is in the way."""
+        """Do `work` until the connection holds and no other transaction is in the way."""
         until: float | None = None
         while True:
             try:
+                self._busy_since = time.monotonic()
                 return work()
             except self._driver.Error as error:
+                if error.sqlstate == _ASSUMPTION_FAILED:
+                    self._assumes = False
+                    continue
                 until = until or time.monotonic() + self._patience_s
-                is_lost = self._connection.closed or is_about_connection(error)
-                if not (is_lost or error.sqlstate in _IN_THE_WAY) or time.monotonic() > until:
+                # A server that has taken writes is made read-only while another one takes over.
+                is_lost = is_about_connection(error) or (error.sqlstate == _READ_ONLY and self._confirmed > 0)
+                is_lost = is_lost or self._connection.closed
+                if not (is_lost or error.sqlstate in _CONFLICTS) or time.monotonic() > until:
                     raise explain(error, self.place) from error
                 if is_lost:
                     self._connection.close()
+                    if error.sqlstate == _READ_ONLY:
+                        time.sleep(min(_LONGEST_PAUSE_S, self._patience_s / 10))
                     # It let us in before, so whatever it says now may pass.
                     self._connection = self._insist_on_connection(until, lambda _: True)
+            finally:
+                self._busy_since = None
+
+    def _cut_stalled(self) -> None:
+        """On a thread of its own: break a connection over which no answer comes, so that it is made anew."""
+        limit_s = max(4 * self._patience_s, _SHORTEST_ANSWER_LIMIT_S)
+        while not self._closed.wait(limit_s / 4):
+            since = self._busy_since
+            if since is not None and time.monotonic() - since > limit_s:
+                with suppress(OSError, self._driver.Error):
+                    descriptor = os.dup(self._connection.fileno())
+                    with socket.socket(fileno=descriptor) as end:
+                        end.shutdown(socket.SHUT_RDWR)
 
     def _insist_on_connection(self, until: float, may_pass: Callable[[psycopg.Error], bool]) -> psycopg.Connection[Row]:
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -146,13 +232,13 @@ class PostgresDatabase:
             raise explain(error, self.place) from error
 
     def _connect(self) -> psycopg.Connection[Row]:
-        connection: psycopg.Connection[Row] = self._driver.connect(**self._settings, autocommit=True)
+        connection: psycopg.Connection[Row]
+        connection = self._driver.connect(**self._settings, autocommit=True, prepare_threshold=None)
         try:
             # Of one width whatever their value, or each mixture of widths would be a statement of its own.
             connection.adapters.register_dumper(int, self._driver.types.numeric.Int8Dumper)
-            patience_ms = str(max(1, round(self._patience_s * 1000)))
-            connection.execute(_LIMITS, (patience_ms, patience_ms))
-            if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+            if encoding != "UTF8":
                 raise StoreError(f"The database {self.place!r} is encoded as {encoding!r}; name one encoded as UTF8.")
         except BaseException:
             connection.close()
@@ -167,14 +253,39 @@ class PostgresDatabase:
         """The rows of a query whose only parameter is the list after `IN`."""
         return self.select(sql, (list(values),)) if values else []
 
+    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether a query that counts among `values` comes to `count`; assumed at first."""
+        if self._assumes:
+            self._connection.execute(f"SELECT sqrt(-abs(({_own(sql)}) - %s))", (list(values), count))
+            return True
+        return self.select_in(sql, values) == [(count,)]
+
+    def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
+        """The numbers of `names`; while no other process changes them, those that this one wrote last are assumed."""
+        known = {name: self._known.get(name) for name in names}
+        if self._assumes and self._is_alone and self._known.keys() >= known.keys():
+            self._connection.execute(_UNCHANGED, (list(known), list(known.values())))
+            return known
+        found = dict.fromkeys(names) | dict(self.select_in(FIND_NUMBERS, names))
+        self._is_alone = found == known
+        self._known |= found
+        return found
+
+    def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
+        """Replace the numbers of some names."""
+        self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
+        self._known |= numbers
+
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""
         self._connection.execute(_own(sql), parameters)
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
-        if rows:
-            self._connection.cursor().executemany(_own(sql), rows)
+        count = _ROWS_A_STATEMENT if " VALUES (" in sql else 1
+        for start in range(0, len(rows), count):
+            some = rows[start : start + count]
+            self._connection.execute(_own(sql, rows=len(some)), list(chain.from_iterable(some)))
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
@@ -214,14 +325,17 @@ class PostgresDatabase:
 
     def close(self) -> None:
         """Take the mark away and let go of the connection."""
+        self._closed.set()
         with suppress(self._driver.Error):
-            if self._leaves_marks:
+            if self._confirmed:
                 self.run("DELETE FROM ondine.numbers WHERE name = ?", (self._writer,))
         self._connection.close()
 
 
 @cache
-def _own(sql: str) -> str:
+def _own(sql: str, *, rows: int = 1) -> str:
+    """`sql` as Postgres takes it, for so many rows after `VALUES`."""
     if sql.lstrip().startswith("CREATE TABLE"):
         return re.sub("|".join(_TYPES), lambda found: _TYPES[found[0]], sql)
-    return sql.replace(" IN ?", " = ANY(%s)").replace("?", "%s")
+    sql = sql.replace(" IN ?", " = ANY(%s)").replace("?", "%s")
+    return re.sub(r" VALUES (\((?:%s(?:, )?)+\))", lambda row: f" VALUES {', '.join([row[1]] * rows)}", sql)

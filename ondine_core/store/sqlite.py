@@ -10,7 +10,7 @@ import errno
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import Durability, Row
+from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, prepare, store_files
 
 __all__ = ["SqliteDatabase"]
@@ -196,6 +196,18 @@ class SqliteDatabase:
             some += some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))
             found += self._connection.execute(_own(sql, values=len(some)), some).fetchall()
         return found
+
+    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether a query that counts among `values` comes to `count`."""
+        return sum(some for (some,) in self.select_in(sql, values)) == count
+
+    def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
+        """The numbers of `names`."""
+        return dict(self.select_in(FIND_NUMBERS, names))
+
+    def write_numbers(self, numbers: Mapping[str, bytes]) -> None:
+        """Replace the numbers of some names."""
+        self.run_many(REPLACE_NUMBERS, sorted(numbers.items()))
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""
