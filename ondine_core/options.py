@@ -21,7 +21,7 @@ from ondine_core.pricing import Price
 from ondine_core.providers import connect
 from ondine_core.rate_limiter import Rates
 from ondine_core.report import Progress
-from ondine_core.store import Durability, open_store
+from ondine_core.store import Durability, open_store, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.values import ModelSpec
 
@@ -59,7 +59,7 @@ class Options:
         clock: Time and chance.
     """
 
-    store: str | Path | AnswerStore = ":memory:"
+    store: str | Path | AnswerStore = field(default=":memory:", repr=False)  # a URL may carry a password
     durability: Durability = "process"
     policy: Policy = Policy()
     rates: Rates = Rates()
@@ -83,7 +83,9 @@ class Options:
         check_observers(self.observers)
         if self.durability not in get_args(Durability):
             raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")
-        if not isinstance(self.store, str | Path) and not hasattr(self.store, "settle"):
+        if isinstance(self.store, str | Path):
+            parse_address(self.store)
+        elif not hasattr(self.store, "settle"):
             raise ConfigError(
                 f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )

@@ -18,7 +18,7 @@ from ondine_core.pricing import Price
 from ondine_core.providers import connect
 from ondine_core.providers.settings import check_params
 from ondine_core.rate_limiter import Rates
-from ondine_core.store import Durability, network_file_system, passing_file_system
+from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig, plain_texts
@@ -164,6 +164,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             check_params(ModelSpec(plain.get("model", "the model"), params=params))
         if base_url := plain.get("base_url"):
             check_address(base_url)
+        if store := plain.get("store"):
+            parse_address(store)
         return given
 
     @classmethod
@@ -250,8 +252,10 @@ def default_store(instance: dg.DagsterInstance) -> str:
 
 def store_warning(path: str) -> str | None:
     """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well."""
-    if "://" in path:
+    address = parse_address(path)
+    if address.kind == "postgres":
         return None
+    path = address.text
     if kind := network_file_system(path):
         return (
             f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "

@@ -12,8 +12,17 @@ from pathlib import Path
 
 from ondine_core.store.database import Durability
 from ondine_core.store.group_commit import Store, warn_in_log
+from ondine_core.store.places import StoreAddress, parse_address
 
-__all__ = ["Durability", "Store", "network_file_system", "open_store", "passing_file_system"]
+__all__ = [
+    "Durability",
+    "Store",
+    "StoreAddress",
+    "network_file_system",
+    "open_store",
+    "parse_address",
+    "passing_file_system",
+]
 
 _PASSING = ("overlay", "ramfs", "tmpfs")
 """A container's own layer, and memory."""

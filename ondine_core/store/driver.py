@@ -22,18 +22,69 @@ _LIVENESS = {
 }
 """A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
 
-_ON_ITS_WAY = re.compile("starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved")
-"""What a server says that lets nobody in at the moment, but will. In other languages it is not waited for."""
+_ON_ITS_WAY = re.compile(
+    "starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved"
+    # What poolers say: PgBouncer, Supavisor, RDS Proxy, PgCat.
+    "|no more connections|max clients|max client connections|server login has been failing|cannot connect to server"
+    "|query_wait_timeout|timed.out waiting|all servers down",
+    re.IGNORECASE,
+)
+"""What a server or pooler says that lets nobody in at the moment, but will. In other languages it is not waited for."""
+
+_TRY_LATER = ("08", "57P", "53300")
+"""The connection failed, the server is on its way down or up, all connections are taken."""
+_REFUSED_FOR_GOOD = re.compile("statement pooling|unsupported startup parameter|no such (?:user|database)")
 
 _UNREACHABLE = "Check that the server runs and that host, user and password are right; what was stored before is safe."
+_GONE = (
+    "The tables of the store were removed, or the database was: what it held is gone unless you have a copy. Run again "
+    "to begin with an empty store, which pays for every answer again."
+)
+_MISSING = (
+    "Check the name of the database, or create it. If it was there before, what it held is gone unless you have a copy."
+)
 _ADVICE = {
     "08006": _UNREACHABLE,
-    "25006": "The server takes no writes (a replica?); name the primary.",
+    "25006": "The server takes no writes (a replica, or its disk is full?); name the primary, or let it take writes.",
+    "3D000": _MISSING,
+    "3F000": _GONE,
     "42501": "Let this user make the schema `ondine` and use it, for instance by GRANT CREATE ON DATABASE.",
+    "42P01": _GONE,
     "53100": "Free some space on the server and run again; what was stored before is safe.",
+    "53200": "The server is out of memory; run again later. What was stored before is safe.",
     "55P03": "Another process has held the lock for too long; stop that one, or wait and run again.",
+    "57014": "Raise statement_timeout for this user; what was stored before is safe.",
     "57P01": _UNREACHABLE,
 }
+_STATEMENT_MODE = (
+    "The pooler hands out a session for each statement (statement mode), so nothing can be written together: connect "
+    "to the server itself, or set pool_mode to transaction or session."
+)
+_STARTUP_PARAMETERS = (
+    "Leave `options` and other settings out of the URL, connect to the server itself, or let the pooler ignore them "
+    "(ignore_startup_parameters)."
+)
+_NO_CONNECTION_LEFT = (
+    "All connections of the server or pooler are taken; each running step takes one. Let fewer runs go on at once, "
+    "raise max_connections, or connect through a pooler; what was stored before is safe."
+)
+_ADVICE_BY_WORDS = (
+    (re.compile("statement pooling"), _STATEMENT_MODE),
+    (re.compile("unsupported startup parameter"), _STARTUP_PARAMETERS),
+    (re.compile("too many|slots are reserved|no more connections|max client", re.IGNORECASE), _NO_CONNECTION_LEFT),
+    (re.compile('database ".*" does not exist|no such database'), _MISSING),
+)
+"""A connection that could not be made has no code."""
+
+_OTHER_CLIENTS = re.compile(
+    r"(?:pgbouncer|prepare_?threshold|prepared_statements|(?:prepared_)?statement_cache_size|schema|currentschema"
+    r"|connection_limit|pool_timeout|pool_size|pool_mode|pool_pre_ping|pool_recycle|max_overflow|pgx_\w+"
+    r"|default_query_exec_mode|socket_timeout|sslaccept|supa|workaround|stringtype|binary_parameters"
+    r"|rewritebatchedinserts|tcpkeepalive)=[^&@/]*",
+    re.IGNORECASE,
+)
+"""What Prisma, SQLAlchemy, JDBC, asyncpg, pgx and hosted services put into a URL and libpq refuses; of no use here."""
+_MODES = {"true": "require", "1": "require", "on": "require", "no-verify": "require", "false": "disable"}
 
 
 def load_driver() -> Any:
@@ -48,31 +99,51 @@ def load_driver() -> Any:
     return psycopg
 
 
-def parse(url: str) -> tuple[dict[str, Any], str]:
-    """How to connect to `url`, and its name for messages."""
+def parse(address: str) -> tuple[dict[str, Any], str]:
+    """How to connect to `address`, a URL or a connection string of libpq, and its name for messages."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        settings = _LIVENESS | conninfo_to_dict(url)
+        settings = _LIVENESS | conninfo_to_dict(_drop_other_clients(address))
     except (ProgrammingError, UnicodeError):
         settings = {}
-    host, port = settings.get("host", "localhost"), str(settings.get("port", "5432"))
+    host, port = settings.get("host") or settings.get("hostaddr") or "localhost", str(settings.get("port", "5432"))
     place = f"postgresql://{host}:{port}/{settings.get('dbname', '')}"
     # An @ or / left as it is makes part of a password the name of a host, a port or a database. Nothing is quoted here,
     # nor what the driver says.
-    if not settings or "@" in place or not all(map(str.isdecimal, port.split(","))):
+    if not settings or re.search("[@=]", place) or not re.fullmatch(r"\d*(,\d*)*", port):
         raise ConfigError(
-            "The URL of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
-            "characters like @ / : % in the password as %40 %2F %3A %25."
+            "The address of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
+            "characters like @ / : % ? # in the password as %40 %2F %3A %25 %3F %23, and after a question mark nothing "
+            "but what libpq knows (sslmode, sslrootcert, connect_timeout, target_session_attrs, ...)."
         )
     return settings, place
 
 
-def is_about_connection(error: psycopg.Error) -> bool:
-    """Whether it is the connection that failed, or the server on its way down or up, and not the statement."""
+def _drop_other_clients(address: str) -> str:
+    """`address` without options that only other clients know, and with `ssl=...` as libpq writes it."""
+    # A question mark in a password is none that begins the options.
+    found = re.fullmatch(r"(postgresql://(?:[^/]*@)?[^?]*)\?(.*)", address)
+    if found is None:
+        return address
+    front, query = found.groups()
+    kept = []
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        if name in ("ssl", "sslmode"):
+            kept.append(f"sslmode={_MODES.get(value.lower(), value)}")
+        elif option and not _OTHER_CLIENTS.fullmatch(option):
+            kept.append(option)
+    return f"{front}?{'&'.join(kept)}" if kept else front
+
+
+def is_about_connection(error: psycopg.Error, *, closed: bool = False) -> bool:
+    """Whether the connection failed, or the server is on its way down or up or full, and not the statement."""
+    if _REFUSED_FOR_GOOD.search(str(error)):
+        return False
     code = error.sqlstate or "08000"
-    return isinstance(error, load_driver().OperationalError) and code.startswith(("08", "57P"))
+    return closed or (isinstance(error, load_driver().OperationalError) and code.startswith(_TRY_LATER))
 
 
 def may_come_up(error: psycopg.Error) -> bool:
@@ -80,13 +151,13 @@ def may_come_up(error: psycopg.Error) -> bool:
 
     A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.
     """
-    told = str(error)
-    return is_about_connection(error) and ("FATAL" not in told or bool(_ON_ITS_WAY.search(told)))
+    said = str(error)
+    return is_about_connection(error) and ("FATAL" not in said or bool(_ON_ITS_WAY.search(said)))
 
 
 def explain(error: psycopg.Error, place: str) -> StoreError:
     """What went wrong at `place`, and what to do."""
-    # A connection that could not be made has no code.
-    advice = _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe.")
     what = " ".join(str(error).split())
+    by_words = (advice for words, advice in _ADVICE_BY_WORDS if words.search(what))
+    advice = next(by_words, _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe."))
     return StoreError(f"The answer store {place!r} failed: {what}{'' if what.endswith(('.', '?')) else '.'} {advice}")

@@ -101,14 +101,20 @@ class PostgresDatabase:
         self._connection = self._insist_on_connection(time.monotonic() + patience_s, may_come_up)
         threading.Thread(target=self._cut_stalled, name="ondine-postgres", daemon=True).start()
         try:
-            # Also shows whether a pooler allows transactions at all.
-            self._insist(lambda: self._transact(lambda: None, [], []))
-            if create and self.read(lambda: self.select("SELECT to_regnamespace('ondine') IS NULL")) == [(True,)]:
+            if self._insist(self._lacks_schema) and create:
                 self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
         except BaseException:
             self._closed.set()
             self._connection.close()
             raise
+
+    def _lacks_schema(self) -> bool:
+        """Whether there is no schema; its transaction is two messages, which a pooler in statement mode refuses."""
+        self._connection.execute("BEGIN")
+        with self._connection.pipeline():
+            found = self.select("SELECT to_regnamespace('ondine') IS NULL")
+            self._connection.execute("COMMIT")
+        return found == [(True,)]
 
     def read(self, work: Callable[[], T]) -> T:
         """The result of `work`, which selects; run again if the connection breaks."""
@@ -192,8 +198,8 @@ class PostgresDatabase:
                     continue
                 until = until or time.monotonic() + self._patience_s
                 # A server that has taken writes is made read-only while another one takes over.
-                is_lost = is_about_connection(error) or (error.sqlstate == _READ_ONLY and self._confirmed > 0)
-                is_lost = is_lost or self._connection.closed
+                is_lost = is_about_connection(error, closed=self._connection.closed)
+                is_lost = is_lost or (error.sqlstate == _READ_ONLY and self._confirmed > 0)
                 if not (is_lost or error.sqlstate in _CONFLICTS) or time.monotonic() > until:
                     raise explain(error, self.place) from error
                 if is_lost:
