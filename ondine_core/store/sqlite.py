@@ -199,7 +199,8 @@ class SqliteDatabase:
 
     def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
         """Whether a query that counts among `values` comes to `count`."""
-        return sum(some for (some,) in self.select_in(sql, values)) == count
+        counts: list[int] = [some for (some,) in self.select_in(sql, values)]
+        return sum(counts) == count
 
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`."""
