@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from ondine_core.errors import ConfigError
-from ondine_core.store.database import Database
+from ondine_core.store.database import Database, Durability
 from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
 from ondine_core.store.sqlite import SqliteDatabase
@@ -107,7 +107,7 @@ def _path_of_url(scheme: str, slashes: str, rest: str) -> str:
 def connect(
     place: str | Path,
     *,
-    durability: Literal["process", "power"] = "process",
+    durability: Durability = "process",
     patience_s: float = 30.0,
     create: bool = True,
 ) -> Database:
