@@ -23,7 +23,7 @@ import orjson
 from ondine_core.books import Line
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.books import read_audit
-from ondine_core.store.database import Database
+from ondine_core.store.database import Database, Row
 from ondine_core.store.places import connect
 from ondine_core.store.queries import (
     ANSWER_COLUMNS,
@@ -34,6 +34,7 @@ from ondine_core.store.queries import (
     read_spending,
     stream,
 )
+from ondine_core.store.records import DamagedRowError, to_answer
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
 
@@ -126,7 +127,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
         ("calls of unknown outcome", f"{size.unknown:,}"),
         ("on disk", f"{size.bytes / 1e6:,.2f} MB"),
     ]
-    if size.oldest is not None and size.newest is not None:
+    if isinstance(size.oldest, float) and isinstance(size.newest, float):  # a damaged row may hold anything
         rows += [("oldest answer", _instant(size.oldest)), ("newest answer", _instant(size.newest))]
     _write_table(rows)
 
@@ -241,8 +242,19 @@ def _export(database: Database, options: argparse.Namespace) -> None:
         write(database, file)
 
 
+def _whole_rows(database: Database) -> Iterator[Row]:
+    """All answers but damaged ones, which are named on standard error."""
+    for row in stream(database):
+        try:
+            to_answer(row)
+        except DamagedRowError as error:
+            sys.stderr.write(f"warning: a damaged answer is left out: {error}\n")
+        else:
+            yield row
+
+
 def _write_jsonl(database: Database, out: TextIO) -> None:
-    for key, values, *rest, answered_at in stream(database):
+    for key, values, *rest, answered_at in _whole_rows(database):
         row = [key.hex(), orjson.Fragment(values), *rest, _iso(answered_at)]
         out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
 
@@ -250,7 +262,7 @@ def _write_jsonl(database: Database, out: TextIO) -> None:
 def _write_csv(database: Database, out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(ANSWER_COLUMNS)
-    for key, values, *rest, answered_at in stream(database):
+    for key, values, *rest, answered_at in _whole_rows(database):
         writer.writerow([key.hex(), values.decode(), *rest, _iso(answered_at)])
 
 

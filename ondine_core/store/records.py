@@ -59,7 +59,7 @@ class DamagedRowError(ValueError):
     """
 
     def __init__(self, key: Key, reason: str) -> None:
-        super().__init__(f"{key.hex()} ({reason})")
+        super().__init__(f"{key.hex() if isinstance(key, bytes) else repr(key)} ({reason})")
 
 
 class SentRow(NamedTuple):

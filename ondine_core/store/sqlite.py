@@ -311,7 +311,8 @@ def _own(sql: str, *, values: int = 0, rows: int = 1) -> str:
 
 _ADVICE = {
     sqlite3.SQLITE_NOTADB: "It is no SQLite database: name another store, or move the file away.",
-    sqlite3.SQLITE_CORRUPT: "Save what is left with the command `.recover` of sqlite3, or move the file away.",
+    sqlite3.SQLITE_CORRUPT: "Restore a backup, or save what is left by `sqlite3 FILE .recover | sqlite3 NEW` and "
+    "name NEW.",
     sqlite3.SQLITE_FULL: "Free some space and run again; what was stored before is safe.",
     sqlite3.SQLITE_IOERR: "Free some space or check the disk, and run again; what was stored before is safe.",
     sqlite3.SQLITE_READONLY: "Allow this user to write the file and its folder, or name another store.",

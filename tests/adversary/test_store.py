@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sqlite3
@@ -211,6 +212,28 @@ def test_damaged_answer_is_one_row_s_matter(damage: str, tmp_path: Path) -> None
         assert ask(provider, path, 20).column("answer") == texts(20)["text"]
         assert len(provider.books.requests) == 21
     assert "answr" in damage or "{}" in damage or any(key.hex() in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "damage", ["\"values\" = x'7b22'", "\"values\" = 'text'", "\"values\" = x'ff'", "answered_at = 'now'", "key = 'k'"]
+)
+@pytest.mark.parametrize("format_", ["jsonl", "csv"])
+def test_damaged_answer_does_not_stop_the_command_line(
+    damage: str, format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export leaves it out and names it, so that what is written can be read; the other commands do their work."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(3))))
+    alter(path, f"UPDATE answers SET {damage} WHERE key = x'{key_of(1).hex()}'")  # noqa: S608
+    assert main([str(path), "export", "--format", format_, "-o", str(tmp_path / "out")]) == 0
+    assert "warning: a damaged answer is left out" in capsys.readouterr().err
+    written = (tmp_path / "out").read_text()
+    assert [key_of(n).hex() in written for n in range(3)] == [True, False, True]
+    if format_ == "jsonl":
+        assert len([json.loads(line) for line in written.splitlines()]) == 2
+    for command in (["size"], ["spend"], ["prune", "--older-than", "1d", "--dry-run"]):
+        assert main([str(path), *command]) == 0
 
 
 def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
