@@ -3,8 +3,9 @@
 Charged is what has been spent and what calls in flight may yet cost; settled is what is known to be spent. A call
 leaves only if charged stays within every cap it falls under. One that does not fit now may fit when others come back
 cheaper, here or in other processes, so it waits, holding nothing; one that would not fit even then ends the run. A call
-whose outcome was never seen stays charged at its worst case, and what a killed process held is not waited for without
-end. The numbers live in the store, so all processes draw from one purse, and a step that is retried from its own.
+whose outcome was never seen stays charged at its worst case, and so does what a process held that has ended; where that
+cannot be seen, it is not waited for without end. The numbers live in the store, so all processes draw from one purse,
+and a step that is retried from its own.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from ondine_core.budget_state import BudgetState, charge, read_state, settle, settle_holdings, write_state
 from ondine_core.caps import Cap, Hold, Period, units_of, usd_of
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
 from ondine_core.ports import AnswerStore, Numbers
+from ondine_core.processes import has_ended, this_process
 
 __all__ = ["Budget", "Cap", "Hold", "Period", "Purse"]
 
@@ -54,7 +57,8 @@ class Budget:
         self._most = cap.units
         self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
         self._returned, self._in_flight = asyncio.Event(), 0
-        self._seen: tuple[Numbers, float] | None = None
+        self._seen: tuple[BudgetState, float] | None = None
+        self._process = this_process()
 
     async def hold(self, amount: Decimal) -> Hold:
         """Charge `amount`, as soon as it fits.
@@ -70,32 +74,29 @@ class Budget:
 
     async def charged(self) -> Decimal:
         """USD spent, and what calls in flight may yet cost."""
-        charged, *_ = await self._read()
-        return usd_of(charged)
+        return usd_of((await self._read()).charged)
 
     async def remaining(self) -> Decimal:
         """USD that are neither spent nor held."""
-        charged, *_ = await self._read()
-        return usd_of(max(0, self._most - charged))
+        return usd_of(max(0, self._most - (await self._read()).charged))
 
     async def can_afford(self, amount: Decimal) -> bool:
         """Whether `amount` would fit at once."""
-        return units_of(amount) <= self._most - (await self._read())[0]
+        return units_of(amount) <= self._most - (await self._read()).charged
 
     async def usage_percentage(self) -> float:
         """What is spent, in per cent of the cap; it is this that warnings go by."""
-        _, settled, _ = await self._read()
-        return 100 * settled / self._most
+        return 100 * (await self._read()).settled / self._most
 
     async def charge(self, units: int) -> Hold | None:
         """Charge so many units if they fit now."""
         hold, fits = Hold(self.cap.cell(self._run, self._now()), units), False
 
-        def step(state: Numbers | None) -> Numbers:
+        def step(numbers: Numbers | None) -> Numbers:
             nonlocal fits
-            charged, settled, told = state or (0.0, 0.0, 0.0)
-            fits = charged + units <= self._most
-            return (charged + units if fits else charged, settled, told)
+            state = read_state(numbers)
+            fits = state.charged + units <= self._most
+            return write_state(charge(state, self._process, units, self._now()) if fits else state)
 
         await self._store.update(hold.cell, step)
         self._in_flight += fits
@@ -105,15 +106,18 @@ class Budget:
         """Replace a charge by the units that were spent, and tell if that passes a threshold."""
         passed: list[float] = []
 
-        def step(state: Numbers | None) -> Numbers:
+        def step(numbers: Numbers | None) -> Numbers:
             nonlocal passed
-            charged, settled, told = state or (hold.units, 0.0, 0.0)
-            settled += spent
-            # Told is an amount, not a share: of a cap that was raised, it is told anew.
-            passed = [share for share in sorted(self.cap.warn_at) if told < share * self._most <= settled]
-            return (charged - hold.units + spent, settled, max(told, *(share * self._most for share in passed), 0.0))
+            state = read_state(numbers)
+            if numbers is None:  # the store lost them
+                state = charge(state, self._process, hold.units, self._now())
+            state = settle(state, self._process, hold.units, spent, self._now())
+            # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
+            passed = [share for share in sorted(self.cap.warn_at) if state.warned < share * self._most <= state.settled]
+            warned = max(state.warned, *(share * self._most for share in passed), 0.0)
+            return write_state(replace(state, warned=warned))
 
-        _, settled, _ = await self._store.update(hold.cell, step)
+        settled = read_state(await self._store.update(hold.cell, step)).settled
         self._in_flight -= 1
         self._returned.set()
         for share in passed:
@@ -124,20 +128,21 @@ class Budget:
         pause_s = _PAUSE_S
         while True:
             self._returned.clear()
-            charged, settled, _ = numbers = await self._read()
-            if charged + units <= self._most:
+            state = await self._read()
+            if state.charged + units <= self._most:
                 self._seen = None
                 return
-            if self._seen is None or self._seen[0] != numbers:
-                self._seen, pause_s = (numbers, self._now()), _PAUSE_S
+            if self._seen is None or self._seen[0] != state:
+                self._seen, pause_s = (state, self._now()), _PAUSE_S
             lost = not self._in_flight and self._now() - self._seen[1] >= self._patience_s
-            if lost or settled + units > self._most:
-                raise BudgetExhaustedError(self._explain(charged, settled, units, lost=lost))
+            if lost or state.settled + units > self._most:
+                raise BudgetExhaustedError(self._explain(state, units, lost=lost))
             await self._pause(pause_s)
             pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
 
-    def _explain(self, charged: float, settled: float, units: int, *, lost: bool) -> str:
-        in_flight = f", ${usd_of(charged - settled):.6f} is held for calls in flight" if charged > settled else ""
+    def _explain(self, state: BudgetState, units: int, *, lost: bool) -> str:
+        settled, held = state.settled, state.charged - state.settled
+        in_flight = f", ${usd_of(held):.6f} is held for calls in flight" if held > 0 else ""
         in_vain = f" and in {self._patience_s:g} s nothing of it came back" if lost else ""
         until = f", or wait until the {self.cap.period} is over (UTC)," if self.cap.period in ("day", "month") else ""
         return (
@@ -153,8 +158,13 @@ class Budget:
             for wait in waits:
                 wait.cancel()
 
-    async def _read(self) -> Numbers:
-        return await self._store.update(self.cap.cell(self._run, self._now()), lambda state: state or (0.0, 0.0, 0.0))
+    async def _read(self) -> BudgetState:
+        """The numbers, once what processes held that have ended is settled."""
+
+        def step(numbers: Numbers | None) -> Numbers:
+            return write_state(settle_holdings(read_state(numbers), lambda holding: has_ended(holding.process)))
+
+        return read_state(await self._store.update(self.cap.cell(self._run, self._now()), step))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from ondine_core.store.queries import (
     stream,
 )
 from ondine_core.store.records import DamagedRowError, to_answer
+from ondine_core.store.reservations import list_reservations, settle_reservations
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
 
@@ -98,6 +99,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     old = add("prune", _prune, "remove what is old")
     old.add_argument("--older-than", type=_age_s, required=True, metavar="AGE", help="as in 90d, 12h or 8w")
     old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
+    add("reservations", _reservations, "what is held of budgets for calls in flight, and by whom")
+    gone = add("settle", _settle, "charge as spent what processes hold of budgets that have ended")
+    gone.add_argument(
+        "--older-than",
+        type=_age_s,
+        metavar="AGE",
+        help="also what processes of other machines, containers and versions hold that made no call for so long",
+    )
     copy = add("backup", _backup, "copy a store in a file while runs use it")
     copy.add_argument("target", type=Path, metavar="TARGET", help="a new file")
     export = add("export", _export, "write all answers out")
@@ -203,10 +212,24 @@ def _prune(database: Database, options: argparse.Namespace) -> None:
         [
             ("answers", f"{pruned.answers:,}"),
             ("failures", f"{pruned.failures:,}"),
-            ("calls of unknown outcome", f"{pruned.calls:,}"),
             ("lines of the ledger", f"{pruned.ledger:,}"),
         ]
     )
+
+
+def _reservations(database: Database, _: argparse.Namespace) -> None:
+    held = list_reservations(database)
+    rows = [
+        (one.budget, f"{one.usd:,.6f}", "?" if one.changed_at is None else _instant(one.changed_at), one.holder)
+        for one in held
+    ]
+    _write_table([("budget", "USD", "last call", "held by"), *rows])
+
+
+def _settle(database: Database, options: argparse.Namespace) -> None:
+    before = None if options.older_than is None else time.time() - options.older_than
+    usd = settle_reservations(database, before)
+    sys.stdout.write(f"${usd:,.6f} that was held counts as spent now: calls of unknown outcome may have been billed.\n")
 
 
 def _backup(database: Database, options: argparse.Namespace) -> None:

@@ -30,10 +30,12 @@ _SPENDING = """
 _DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("answers", "answered_at", ("key",)),
     ("failures", "failed_at", ("key",)),
-    ("calls", "sent_at", ("call",)),
     ("ledger", "day", ("run", "asset", "partition", "model", "stage", "outcome", "day")),
 )
-"""Tables, the column that says how old a row is, and the primary key."""
+"""Tables, the column that says how old a row is, and the primary key.
+
+Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why.
+"""
 _ROWS_A_TRANSACTION = 500
 _PAUSE_SHARE = 2.0
 """So many times what a transaction took, other processes get a chance to write."""
@@ -89,11 +91,10 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many rows were too old: answers, failures, calls of unknown outcome, and lines of the ledger."""
+    """How many rows were too old: answers, failures, and lines of the ledger."""
 
     answers: int
     failures: int
-    calls: int
     ledger: int
 
 
@@ -143,7 +144,7 @@ def prune(
 
     Args:
         database: The store.
-        before: Answers, failures and calls of before this instant go, and days that ended before it.
+        before: Answers and failures of before this instant go, and days that ended before it.
         dry_run: Only count.
         sleep: Waits for seconds.
     """

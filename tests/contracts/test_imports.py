@@ -28,8 +28,8 @@ CORE = (
     "values finish_reasons reasoning books ports errors addresses pricing charges context_limits tokens presets "
     "cost_tracker cleaning cells sanitizer preparation prompts json_schema schema question notations records "
     "batching packing batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency "
-    "gate caps budget store processes lease policy means providers outcomes report tally telemetry errand calling "
-    "refusals sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
+    "gate processes caps budget_state budget store lease policy means providers outcomes report tally telemetry "
+    "errand calling refusals sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "frames markdown tables showing report strict variables config resources spend partitions plots checks scores "

@@ -1,0 +1,105 @@
+"""What is held of budgets for calls in flight: who holds it, and how it is settled when its holder is gone.
+
+A run does this by itself for a process that it can see has ended. For one of another machine, of a container or of an
+earlier boot only a person knows, who says so by the age of its last call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+
+import orjson
+
+from ondine_core.budget_state import BudgetState, Holding, read_state, settle_holdings, settle_unattributed, write_state
+from ondine_core.caps import usd_of
+from ondine_core.ports import Numbers
+from ondine_core.processes import has_ended, this_process
+from ondine_core.store.books import write_entries
+from ondine_core.store.database import Database
+from ondine_core.store.records import Update
+
+__all__ = ["Reservation", "list_reservations", "settle_reservations"]
+
+_NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one process holds of one budget.
+
+    Args:
+        budget: Period and name of the budget.
+        usd: How much.
+        holder: Who holds it, in words.
+        changed_at: When that last changed, in seconds since the epoch; `None` if not known.
+    """
+
+    budget: str
+    usd: Decimal
+    holder: str
+    changed_at: float | None
+
+
+def list_reservations(database: Database) -> list[Reservation]:
+    """What is held of all budgets."""
+    found = []
+    for name, state in database.read(lambda: list(_states(database))):
+        found += [
+            Reservation(_in_words(name), usd_of(one.units), _holder(one), one.changed_at) for one in state.holdings
+        ]
+        if state.unattributed > 0:
+            found.append(Reservation(_in_words(name), usd_of(state.unattributed), "an earlier version", None))
+    return found
+
+
+def settle_reservations(database: Database, before: float | None = None) -> Decimal:
+    """Charge as spent what is held by processes that have ended; returns how much that is, in USD.
+
+    Args:
+        database: The store.
+        before: Also what last changed before this instant (seconds since the epoch) and is held by a process that
+            cannot be seen from here.
+    """
+
+    def is_over(holding: Holding) -> bool:
+        if has_ended(holding.process):
+            return True
+        return before is not None and holding.changed_at < before and not _is_near(holding)
+
+    def step(numbers: Numbers | None) -> Numbers:
+        state = settle_holdings(read_state(numbers), is_over)
+        return write_state(state if before is None else settle_unattributed(state))
+
+    settled = Decimal(0)
+    for name, old in database.read(lambda: list(_states(database))):
+        new = database.write(partial(write_entries, database, [Update(name, step)]), [name])[0]
+        if isinstance(new, BaseException):
+            raise new
+        settled += usd_of(read_state(new).settled - old.settled)
+    return settled
+
+
+def _states(database: Database) -> Iterator[tuple[str, BudgetState]]:
+    for name, numbers in database.select(_NUMBERS):
+        if name.startswith("budget:"):
+            yield name, read_state(tuple(orjson.loads(numbers)))
+
+
+def _is_near(holding: Holding) -> bool:
+    return holding.process.place == this_process().place
+
+
+def _holder(holding: Holding) -> str:
+    process = f"process {holding.process.id:.0f}"
+    if has_ended(holding.process):
+        return f"{process}, which has ended"
+    return f"{process}, running" if _is_near(holding) else f"{process} elsewhere"
+
+
+def _in_words(cell: str) -> str:
+    """The period and the name of a budget, of the name under which its numbers are kept."""
+    _, period, stamp, name = cell.split(":", 3)
+    return " ".join(filter(None, (name, period, stamp)))
