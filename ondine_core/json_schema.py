@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from ondine_core.errors import ConfigError
 from ondine_core.values import Json
 
-__all__ = ["allowed_values", "as_object", "inline", "object_type", "storable", "storable_text"]
+__all__ = ["allowed_values", "as_object", "check_text", "inline", "object_type", "storable", "storable_text"]
 
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
@@ -251,3 +251,25 @@ def storable(value: Json) -> bool:
 def storable_text(text: str) -> str:
     """`text` without lone surrogates, which UTF-8 cannot hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_text(value: Any, where: str) -> None:
+    """Check that every text in `value`, names of mappings included, can be written as UTF-8.
+
+    Raises:
+        ConfigError: One has a lone surrogate, half of a character, which broken decoders leave behind.
+    """
+    match value:
+        case str():
+            if storable_text(value) != value:
+                raise ConfigError(
+                    f"{where} has {value!r}, which holds half of a character (a lone surrogate) that neither JSON nor "
+                    "the store can carry; write the character itself."
+                )
+        case Mapping():
+            for name, child in value.items():
+                check_text(name, where)
+                check_text(child, where)
+        case list() | tuple():
+            for child in value:
+                check_text(child, where)

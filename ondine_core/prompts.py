@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from ondine_core.cells import steady, with_sorted_sets, write_cell
 from ondine_core.errors import ConfigError
+from ondine_core.json_schema import check_text
 from ondine_core.preparation import Preparation, prepare_example
 from ondine_core.values import Json, Message
 
@@ -119,6 +120,8 @@ def compile_prompt(
     if not isinstance(spec, Prompt):
         raise ConfigError(f"prompt={spec!r} is not understood; give a template, or a Prompt.")
     source, syntax = _source(spec)
+    check_text(source, "The prompt")
+    check_text(spec.system or "", "system of the prompt")
     columns, render, hoisted = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")

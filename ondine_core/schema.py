@@ -21,7 +21,8 @@ from pydantic_core import PydanticSerializationError, SchemaError
 from pydantic_core.core_schema import ErrorType
 
 from ondine_core.errors import ConfigError
-from ondine_core.json_schema import as_object, inline, object_type, storable, storable_text
+from ondine_core.json_schema import as_object, check_text, inline, object_type, storable, storable_text
+from ondine_core.patterns import compile_bounded, find_stall
 from ondine_core.values import Json
 
 __all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema", "strip_fence"]
@@ -81,6 +82,8 @@ def compile_schema(output: Output) -> OutputSchema:
     Raises:
         ConfigError: The declaration has no columns, cannot be understood, or contradicts itself.
     """
+    if isinstance(output, str | Mapping):
+        check_text(output, "output")
     match output:
         case str():
             return _free_text(output)
@@ -127,9 +130,16 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
             f"The pattern {pattern.pattern!r} is not a text with named groups; write (?P<column>...) for each column."
         )
 
+    check_text(pattern.pattern, "output")
+    _check_time(pattern)
+    search = compile_bounded(pattern)
+
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        found = pattern.search(storable_text(text))
-        return found.groupdict() if found else Invalid(f"the reply does not match {pattern.pattern!r}")
+        try:
+            found = search(storable_text(text))
+        except TimeoutError:
+            return Invalid(f"the reply cannot be matched with {pattern.pattern!r} in reasonable time")
+        return Invalid(f"the reply does not match {pattern.pattern!r}") if found is None else found
 
     def dump(value: Any) -> str:
         if not isinstance(value, str) or not pattern.search(value):
@@ -139,6 +149,35 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
     columns = tuple(Column(name, {"type": ["string", "null"]}) for name in names)
     identity = b"regex:%d:" % pattern.flags + pattern.pattern.encode()
     return OutputSchema(columns, None, identity, parse, dump)
+
+
+_LONGEST_TRIAL, _STALLED_S = 900, 0.25
+
+
+def _check_time(pattern: re.Pattern[str]) -> None:
+    if (text := find_stall(pattern, max_length=_LONGEST_TRIAL, max_s=_STALLED_S)) is not None:
+        raise ConfigError(
+            f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "
+            "characters, has so many ways to match that it takes for ever. Repeat nothing that is itself "
+            r"repeated, as in (\w+\s?)+; write [\w\s]+ for it."
+        )
+
+
+def _check_patterns(node: Any, *, by_python: bool = False) -> None:
+    """Check the patterns of a Pydantic schema that Python's own engine matches; Pydantic's takes linear time."""
+    if isinstance(node, Mapping):
+        config = node.get("config")
+        by_python = by_python or (isinstance(config, Mapping) and config.get("regex_engine") == "python-re")
+        pattern = node.get("pattern")
+        if isinstance(pattern, re.Pattern):
+            _check_time(pattern)
+        elif isinstance(pattern, str) and by_python:
+            _check_time(re.compile(pattern))
+        for child in node.values():
+            _check_patterns(child, by_python=by_python)
+    elif isinstance(node, list | tuple):
+        for child in node:
+            _check_patterns(child, by_python=by_python)
 
 
 # -- objects -------------------------------------------------------------------------------------------------------
@@ -151,6 +190,7 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         raise ConfigError("An output column has an empty name.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        _check_patterns(adapter.core_schema)
         wire = inline(adapter.json_schema(mode="validation"))
         shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:

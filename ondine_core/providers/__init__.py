@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from ondine_core.errors import ConfigError
+from ondine_core.json_schema import check_text, storable_text
 from ondine_core.ports import ChatModel
 from ondine_core.pricing import find_entry
 from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
@@ -32,6 +33,9 @@ def connect(spec: ModelSpec) -> ChatModel:
         ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, or `params` has
             what is decided elsewhere.
     """
+    check_text((spec.model, spec.base_url or ""), "model")
+    if storable_text(spec.api_key or "") != (spec.api_key or ""):
+        raise ConfigError("api_key holds half of a character (a lone surrogate), which no header can carry.")
     check_params(spec)
     provider, slash, name = spec.model.partition("/")
     if slash and name and provider in _DIALECTS:

@@ -7,22 +7,17 @@ the interpreter's lock held. So it is tried on runs of characters when it is dec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import chain
-from time import thread_time
 
 from ondine_core.errors import ConfigError
+from ondine_core.patterns import find_stall
 from ondine_core.sanitizer.rules import RULES, Rule
 
 __all__ = ["user_rule"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
-_UNITS = ("a", "A", "1", " ", "-", ".", "_", "@", "a1", "a ", "a.", "a-", "1-", "1 ")
-_LENGTHS = (*range(12, 40, 2), *(round(40 * 1.1**step) for step in range(22)), 900, 2_700, 8_100, 20_000)
-"""In small steps first, since what doubles with each character must be caught before it takes a lifetime."""
+_LONGEST = 20_000
 _STALLED_S = 0.05
 """Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
-_TIMES = 3
 
 
 def user_rule(name: str, pattern: str) -> Rule:
@@ -44,25 +39,9 @@ def user_rule(name: str, pattern: str) -> Rule:
         raise ConfigError(f"The pattern of {name!r} is a {type(pattern).__name__}; write it as a text.")
     if compiled.search("") is not None:
         raise ConfigError(f"The pattern of {name!r} matches the empty text, so it would be found everywhere.")
-    for text in _trials(pattern):
-        # What took long once may only have been unlucky.
-        if all(_time(compiled, text) > _STALLED_S for _ in range(_TIMES)):
-            raise ConfigError(
-                f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
-                rf"more than {_STALLED_S:g} s. Bound its repeats, as in \w{{1,64}} for \w+, and start it with \b."
-            )
+    if (text := find_stall(compiled, max_length=_LONGEST, max_s=_STALLED_S)) is not None:
+        raise ConfigError(
+            f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
+            rf"more than {_STALLED_S:g} s. Bound its repeats, as in \w{{1,64}} for \w+, and start it with \b."
+        )
     return Rule(name, pattern, folded=False)
-
-
-def _trials(pattern: str) -> Iterator[str]:
-    """Runs of what the pattern may be made for: of its own characters, of common ones, and of pairs."""
-    for unit in dict.fromkeys(chain(_UNITS, (character for character in pattern if character not in "\\^$*+?{}[]()|"))):
-        for length in _LENGTHS:
-            yield unit * (length // len(unit)) + "\0"
-
-
-def _time(pattern: re.Pattern[str], text: str) -> float:
-    started = thread_time()
-    for _ in pattern.finditer(text):
-        pass
-    return thread_time() - started
