@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.http_errors import ADVICE, quotable
 from ondine_core.providers.openai_servers import first_set
+from ondine_core.providers.settings import check_header
 from ondine_core.values import Call, ModelSpec
 
 __all__ = ["Access", "Credential", "choose_access"]
@@ -75,8 +76,11 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
     if "client_id" in settings:
         raise ConfigError("settings: client_id names a managed identity; set managed_identity to true as well.")
     if token := (settings.get("ad_token") or first_set(_TOKEN)):
-        return _fixed({"Authorization": f"Bearer {str(token).strip()}"}, _advice_for_token())
+        bearer = str(token).strip()
+        check_header("ad_token", bearer)
+        return _fixed({"Authorization": f"Bearer {bearer}"}, _advice_for_token())
     if key := (spec.api_key or "").strip() or first_set(_KEY):
+        check_header("api_key", key)
         return _fixed({"api-key": key}, _advice_for_key())
     raise ConfigError(
         f"model={spec.model!r} has no access to Azure OpenAI; configure one of three ways: settings "
@@ -173,6 +177,7 @@ class _Tokens:
         except Exception as error:  # noqa: BLE001  (credentials raise what they like)
             failure: FatalError | TransientError = _no_token(error)
         else:
+            check_header("The token that Azure gave", token.token)
             self._token, self._expires_at = token.token, float(token.expires_on)
             left_s = self._expires_at - asked_at
             self._renew_at = self._expires_at - min(_RENEW_S, left_s * _RENEW_SHARE)

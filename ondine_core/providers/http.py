@@ -7,27 +7,41 @@ failure means is decided in `http_errors`.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
+from itertools import count
+from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
+from multidict import istr
 
 from ondine_core.errors import ProviderError
+from ondine_core.providers.http_connection import Connector, NotSentError, OutOfStepError, Request, Resolve
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_headers import hold_off_s
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decompress
+from ondine_core.providers.settings import check_header
 from ondine_core.providers.usage import stated_usd_in
 from ondine_core.values import Call, Reply
 
 __all__ = ["HttpModel"]
 
 _CONNECT_TIMEOUT_S = 15.0
+_CONNECT_SHARE = 0.9
 _OK = 200
+_AUTHORIZATION, _REQUEST_ID = istr("Authorization"), istr("X-Request-Id")
+_HEADERS: Mapping[str, str] = {
+    istr("Content-Type"): "application/json",
+    istr("Accept"): "application/json",
+    istr("Accept-Encoding"): "identity",
+}
 
 
 class HttpModel:
@@ -43,6 +57,8 @@ class HttpModel:
         headers: Further headers of the next call, such as a token that expires; their values are secrets.
         advice: Statuses after which no request succeeds, and what to do about each.
         wall: Wall clock, for a `Retry-After` that names a date.
+        max_reply_bytes: Most bytes of a reply, compressed or not.
+        resolve: Looks host names up; it may block.
     """
 
     def __init__(  # noqa: PLR0913  (three callers, all in this package)
@@ -57,12 +73,17 @@ class HttpModel:
         headers: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         advice: Mapping[int, str] = ADVICE,
         wall: Callable[[], float] = time.time,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        resolve: Resolve = socket.getaddrinfo,
     ) -> None:
+        check_header("api_key", api_key or "")
         self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
         self._body, self._read, self._headers, self._wall = body, read, headers, wall
+        self._max_reply_bytes, self._resolve = max_reply_bytes, resolve
         self._to = Address(urlsplit(url).netloc.rpartition("@")[2], timeout_s, advice)
         self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
+        self._own_ids, self._numbers = f"ondine-{token_hex(8)}", count()
         self.max_concurrency = max_concurrency
         self.max_batch_size: int | None = None
 
@@ -71,20 +92,22 @@ class HttpModel:
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
-        extra = await self._headers() if self._headers else {}
-        session = self._session or self._open()
-        secrets = (self._api_key or "", *(value.rpartition(" ")[2] for value in extra.values()))
+        secret = await self._headers() if self._headers else {}
+        if self._api_key:
+            secret = {_AUTHORIZATION: f"Bearer {self._api_key}", **secret}
+        secrets = [value.rpartition(" ")[2] for value in secret.values()]
+        own_id = f"{self._own_ids}-{next(self._numbers):08x}"
+        headers = {**_HEADERS, **secret, _REQUEST_ID: own_id}
+        body = self._body(call)
         started = time.perf_counter()
         try:
-            request = session.post(
-                self._url, data=_sendable(self._body(call)), headers=extra, proxy=self._proxy, allow_redirects=False
-            )
-            async with request as came:
-                response = Response(came.status, came.headers, await came.read(), self._wall())
+            response = await self._post(body, headers)
+            if response.status != _OK:
+                failure: ProviderError | None = turned_away(response, call, secrets, self._to)
+            else:
+                failure = None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            failure: ProviderError | None = lost(error, self._to)
-        else:
-            failure = None if response.status == _OK else turned_away(response, call, secrets, self._to)
+            failure = lost(error, self._to)
         if failure:
             raise failure  # out here, where it has no context: that may name the whole address, or hold the key
         try:
@@ -95,10 +118,35 @@ class HttpModel:
             raise unreadable(response, call, secrets, self._to) from error
         # A header may hold bytes that are no text, which the store could not keep.
         request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
+        if self._is_of_another_call(own_id, request_id) or self._is_of_another_call(own_id, reply.request_id):
+            raise lost(OutOfStepError(), self._to)
         wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
         latency_s = time.perf_counter() - started
         stated_usd = stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd
         return replace(reply, request_id=request_id, latency_s=latency_s, hold_off_s=wait_s, stated_usd=stated_usd)
+
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        """The whole response; a request that cannot have been read is sent again, on another connection."""
+        while True:
+            session = self._session or self._open()
+            request = session.post(
+                self._url, data=_sendable(body), headers=headers, proxy=self._proxy, allow_redirects=False
+            )
+            try:
+                async with request as came:
+                    content = await came.read()
+            except NotSentError as error:
+                if not error.reused:
+                    raise
+                continue
+            if encoding := came.headers.get("Content-Encoding"):
+                content = decompress(content, encoding, self._max_reply_bytes)
+            check_parsable(content)
+            return Response(came.status, came.headers, content, self._wall())
+
+    def _is_of_another_call(self, own_id: str, echo: str | None) -> bool:
+        """Whether a server that repeats our names for calls repeats that of another one."""
+        return echo is not None and self._own_ids in echo and own_id not in echo
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -107,15 +155,16 @@ class HttpModel:
             self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        # The engine bounds the calls in flight; a second bound here would make them queue inside their time-out.
+        # No headers here: aiohttp sends those of a session to a proxy as well, in clear text.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
-            headers=headers,
+            connector=Connector(self._max_reply_bytes, self._resolve),
+            # What ends before a connection is there has cost nothing; the total would not tell.
+            timeout=aiohttp.ClientTimeout(
+                total=self._timeout_s, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s * _CONNECT_SHARE)
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=Request,
+            auto_decompress=False,
         )
         return self._session
 

@@ -7,6 +7,7 @@ the provider says is passed on without the text of rows and without keys.
 
 from __future__ import annotations
 
+import errno
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ import aiohttp
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.error_body import ErrorBody, read_error
 from ondine_core.providers.error_rules import Fault, find_rule
+from ondine_core.providers.http_connection import NotSentError, OutOfStepError, ReplyTooLargeError
 from ondine_core.providers.masking import mask
 from ondine_core.providers.rate_headers import hold_off_s, limits_reset_s, retry_after_s
+from ondine_core.providers.reply_body import too_large
 from ondine_core.values import Call, Reply
 
 __all__ = ["ADVICE", "Address", "Response", "lost", "quotable", "turned_away", "unreadable"]
@@ -51,6 +54,7 @@ _FAULTS: Mapping[int, Fault] = {
 }
 """Whose fault a status alone says it is, where it is neither in `ADVICE` nor told by its hundred."""
 _LIMITED = 429
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,12 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     host = to.host
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return TransientError(
-            f"Cannot connect to {host!r} ({type(error).__name__}); check base_url, and that the server runs.",
-            no_connection=True,
-        )
+    if (unsent := _never_read(error, host)) is not None:
+        return unsent
+    if isinstance(error, OutOfStepError):
+        return TransientError(f"{host!r} sent a reply to another request; it was not used.", cost_unknown=True)
+    if isinstance(error, ReplyTooLargeError):
+        return too_large()
     if isinstance(error, TimeoutError):
         return TransientError(
             f"{host!r} did not reply within {to.timeout_s:g} s; raise timeout_s if it needs longer.",
@@ -95,6 +100,31 @@ def lost(error: BaseException, to: Address) -> ProviderError:
             kind="overloaded",
         )
     return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
+
+
+def _never_read(error: BaseException, host: str) -> ProviderError | None:
+    """What it means when the server cannot have read the request; `None` if it can."""
+    if isinstance(error, NotSentError):
+        return TransientError(f"{host!r} closed the connection before a call was sent.")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return _turned_away_by_proxy(error.status, host)
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+        return TransientError(
+            "This process may open no more files; raise `ulimit -n` or lower max_concurrency.", kind="overloaded"
+        )
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return TransientError(
+            f"Cannot connect to {host!r} ({type(error).__name__}); check base_url, and that the server runs.",
+            no_connection=True,
+        )
+    return None
+
+
+def _turned_away_by_proxy(status: int, host: str) -> ProviderError:
+    what = f"The proxy replied {status} when it was to connect to {host!r}"
+    if status >= 500 or status == _LIMITED:  # noqa: PLR2004
+        return TransientError(f"{what}.")
+    return FatalError(f"{what}; check HTTPS_PROXY, the credentials in it, and NO_PROXY.")
 
 
 def turned_away(response: Response, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:

@@ -30,7 +30,7 @@ from ondine_core.providers.in_words import in_words
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.rate_headers import hold_off_s
-from ondine_core.providers.settings import check_settings
+from ondine_core.providers.settings import check_header, check_settings
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.providers.watching import (
     Watch,
@@ -119,7 +119,10 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 
 
 def _key(spec: ModelSpec, provider: str) -> str | None:
+    for name, value in (spec.settings.get("extra_headers") or {}).items():
+        check_header(f"extra_headers[{name!r}]", str(value))
     if given := (spec.api_key or "").strip():
+        check_header("api_key", given)
         return given
     if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
         return "none"  # else litellm would send the provider's own key to an address that somebody configured

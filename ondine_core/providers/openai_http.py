@@ -12,6 +12,7 @@ import orjson
 from ondine_core.errors import RefusedError, TransientError
 from ondine_core.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.values import Call, ModelSpec, Reply
@@ -40,7 +41,9 @@ def connect_openai(
     settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
     fixed = {name: value for name, value in settings.items() if value is not None} | request_fields(spec)
     url = f"{base_url.rstrip('/')}/chat/completions"
-    return HttpModel(url, api_key, spec.timeout_s, partial(write or chat_body, fixed), chat_reply)
+    bytes_at_most = max_reply_bytes(spec.max_output_tokens)
+    body = partial(write or chat_body, fixed)
+    return HttpModel(url, api_key, spec.timeout_s, body, chat_reply, max_reply_bytes=bytes_at_most)
 
 
 def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from ondine_core.errors import ConfigError
 from ondine_core.values import Json, ModelSpec
 
-__all__ = ["check_params", "check_settings", "request_fields"]
+__all__ = ["check_header", "check_params", "check_settings", "request_fields"]
 
 _EXTRA_BODY = "extra_body"
 _OURS = {
@@ -65,3 +65,15 @@ def check_settings(spec: ModelSpec, valid: Collection[str]) -> None:
             meant = f" Did you mean {near[0]!r}?" if near else ""
             known = f"valid are {', '.join(sorted(valid))}" if valid else "it has none"
             raise ConfigError(f"settings: {spec.model!r} knows no {name!r}; {known}.{meant}")
+
+
+def check_header(name: str, value: str) -> None:
+    """Refuse a secret that cannot be sent in a header, without showing it.
+
+    Raises:
+        ConfigError: It has line ends, control characters, or characters outside of ASCII.
+    """
+    for at, character in enumerate(value, 1):
+        if not " " <= character <= "~":
+            kind = "a line end" if character in "\r\n" else f"the character U+{ord(character):04X}"
+            raise ConfigError(f"{name} has {kind} at position {at} of {len(value)}; check how it was copied.")

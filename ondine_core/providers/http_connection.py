@@ -1,0 +1,294 @@
+"""Connections on which a reply is only what came after its request, over aiohttp.
+
+aiohttp takes the first reply that it finds on a kept-alive connection for the reply to the next request, so one reply
+too many gives every later row its neighbour's answer. Here a connection with unread bytes is closed before it is used
+again, and a reply that came before its request, or with another one behind it, is not believed. The bytes of a reply
+are counted as they arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+
+__all__ = ["Connector", "NotSentError", "OutOfStepError", "ReplyTooLargeError", "Request", "Resolve"]
+
+Resolve = Callable[..., list[Any]]
+"""A blocking look-up of a host name with the parameters of `socket.getaddrinfo`."""
+
+_KEEP_ALIVE_S = 3.0
+_MAX_REST_S = 1.0
+"""Together shorter than the 5 s after which uvicorn, Node and others close an idle connection."""
+_REST_SHARE = 0.5
+_SMOOTHING = 1 / 8
+_IDLE_S = 0.1
+"""A server closes a connection because it is idle, so only then the bytes that it acknowledged are worth a look."""
+_HEADERS_BYTES = 2**18
+_DNS_CACHE_S = 60
+_DISTRUST_S = 60.0
+
+
+class NotSentError(aiohttp.ClientConnectionError):
+    """The server cannot have read any of the request, so it may be sent again.
+
+    Args:
+        reused: Whether the connection had carried a call before.
+    """
+
+    def __init__(self, *, reused: bool) -> None:
+        super().__init__("The connection was closed, or out of step, before a request could be read.")
+        self.reused = reused
+
+
+class OutOfStepError(aiohttp.ClientConnectionError):
+    """A reply that may belong to another request."""
+
+
+class ReplyTooLargeError(aiohttp.ClientPayloadError):
+    """A reply beyond what was asked for."""
+
+
+class _Trust:
+    """Until when no connection of a client is used again, on the clock of the event loop."""
+
+    def __init__(self) -> None:
+        self.suspended_until = 0.0
+
+    def suspend(self, until: float) -> None:
+        """Use none again before that."""
+        self.suspended_until = max(self.suspended_until, until)
+
+
+class _Connection(ResponseHandler):
+    """A connection that knows whether a reply is expected on it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, trust: _Trust) -> None:
+        super().__init__(loop)
+        self._trust = trust
+        self._max_bytes = max_bytes + _HEADERS_BYTES
+        self._is_used = self._expects_reply = self._is_written = False
+        self._received, self._acked = 0, -1
+        self._began_at = self._idle_since = 0.0
+        self._unread: Callable[[], bool] | None = None
+        self.took_s = 0.0
+        self._reply: aiohttp.StreamReader | None = None
+
+    def begin_request(self) -> bool:
+        """Expect a reply from now on; `False` if the connection is of no use, and then the call fails."""
+        now = self._loop.time()
+        is_stale = self._is_used and now < self._trust.suspended_until
+        if self.exception() is None and (is_stale or not self.is_connected() or self._has_unread_bytes()):
+            self._give_up(NotSentError(reused=self._is_used))
+        if self.exception() is not None:
+            return False
+        self._expects_reply, self._is_written = True, False
+        self._reply, self._received = None, 0
+        self._began_at = now
+        was_idle = self._began_at - self._idle_since >= _IDLE_S
+        self._acked = _acked_bytes(self.transport) if was_idle else -1
+        return True
+
+    def _has_unread_bytes(self) -> bool:
+        transport = self.transport
+        if transport is None or (not self._is_used and transport.get_extra_info("sslcontext") is not None):
+            return False  # session tickets may follow a TLS handshake
+        if self._unread is None:
+            self._unread = _unread(transport.get_extra_info("socket"))
+        return self._unread()
+
+    def _give_up(self, error: Exception) -> None:
+        if self._reply is not None:
+            self._reply.set_exception(error)
+        self.set_exception(error)
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- what aiohttp and the event loop call --------------------------------------------------------------------------
+
+    def start_timeout(self) -> None:
+        """Note that the request is written; aiohttp's own request for a tunnel begins here, too."""
+        if not self._expects_reply:
+            self.begin_request()
+        self._is_written = True
+        super().start_timeout()
+
+    def data_received(self, data: bytes) -> None:
+        """Count bytes, and refuse those that no request asked for; without data, aiohttp goes on with what it has."""
+        if data and not self._expects_reply:
+            self._take_stray(data)
+            return
+        self._received += len(data)
+        if self._received > (_HEADERS_BYTES if self._reply is None else self._max_bytes):
+            self._give_up(ReplyTooLargeError("The reply is too large."))
+            return
+        super().data_received(data)
+        if self._reply is None:
+            return
+        if (error := self.exception()) is not None:  # what follows the reply is not HTTP
+            self._reply.set_exception(error)
+        elif self._reply.is_eof():
+            self._is_used, self._expects_reply = True, False
+            self._idle_since = self._loop.time()
+            self.took_s = self._idle_since - self._began_at
+
+    def _take_stray(self, data: bytes) -> None:
+        if not data.strip(b"\r\n"):  # some servers end a line too many
+            return
+        if not self._is_used:
+            self._give_up(NotSentError(reused=False))
+            return
+        self._trust.suspend(inf)
+        # If the last reply is still to be taken, it is not believed either.
+        self._give_up(OutOfStepError("Bytes that no request asked for."))
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Take a message that was parsed."""
+        status, payload = data[0].code, data[1]
+        if status >= 200 or status == 101:  # noqa: PLR2004
+            if self._reply is not None:
+                self._trust.suspend(inf)
+                self._give_up(OutOfStepError("Two replies to one request."))
+                return
+            if not self._is_written and status < 400:  # noqa: PLR2004  (an error need not wait for the body)
+                self._give_up(OutOfStepError("A reply before its request."))
+                return
+            self._reply = payload
+        super().feed_data(data, size)
+
+    def eof_received(self) -> None:
+        """Tell a server that had closed before the request came from one that read it and then closed.
+
+        The end of the stream says how many bytes had come, so it proves the former. A reset says nothing.
+        """
+        if self._expects_reply and not self._received and 0 <= self._acked == _acked_bytes(self.transport):
+            self._give_up(NotSentError(reused=self._is_used))
+        super().eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Whether a reset request was read is not known; that the next one meets the same can be helped."""
+        if self._is_used and self._expects_reply and not self._received:
+            self._trust.suspend(self._loop.time() + _DISTRUST_S)
+        super().connection_lost(exc)
+
+
+def _unread(sock: Any) -> Callable[[], bool]:
+    """Tells whether bytes, or the end of the stream, wait to be read."""
+    if not hasattr(select, "poll"):
+        return lambda: bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return lambda: bool(poll.poll(0))
+
+
+_TCP_INFO_BYTES = 128
+_ACKED_AT = 120
+
+
+def _acked_bytes(transport: asyncio.BaseTransport | None) -> int:
+    """How many bytes the other side has acknowledged so far; -1 where it is not known."""
+    if sys.platform != "linux" or transport is None:
+        return -1
+    try:
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (acked,) = struct.unpack_from("Q", info, _ACKED_AT)
+    except (OSError, struct.error):
+        return -1
+    return int(acked)
+
+
+class Request(aiohttp.ClientRequest):
+    """A request that is written only to a connection on which nothing waits to be read."""
+
+    async def write_bytes(self, writer: Any, conn: Any, *further: Any) -> None:
+        """Look just before the first byte leaves."""
+        if conn.protocol is not None and conn.protocol.begin_request():
+            await super().write_bytes(writer, conn, *further)
+
+
+class _Resolver(AbstractResolver):
+    """Look names up in threads for which nothing waits, neither a cancelled call nor the end of the process."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[Any]] = loop.create_future()
+
+        def settle(result: list[Any] | None, error: Exception | None) -> None:
+            if found.done():
+                return
+            if error is not None:
+                found.set_exception(error)
+            else:
+                found.set_result(result or [])
+
+        def look_up() -> None:
+            result: list[Any] | None = None
+            failed: Exception | None = None
+            try:
+                result = self._resolve(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+            except Exception as error:  # noqa: BLE001  (it is handed over)
+                failed = error
+            with suppress(RuntimeError):  # the loop may have closed meanwhile
+                loop.call_soon_threadsafe(settle, result, failed)
+
+        threading.Thread(target=look_up, name="ondine-resolver", daemon=True).start()
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address[0],
+                port=address[1],
+                family=kind,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for kind, _, protocol, _, address in await found
+        ]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """Connections that rest between two calls, so that a reply too many is seen before it is taken for the next one.
+
+    It has no limit of its own: the engine bounds the calls in flight, and a second bound would make them queue inside
+    their time-out. A server that was seen to send what was not asked for gets a connection for each call; so does one
+    that closes connections under a request, for a minute.
+
+    Args:
+        max_bytes: Most bytes of one reply, headers apart.
+        resolve: Looks host names up; it may block.
+    """
+
+    def __init__(self, max_bytes: int, resolve: Resolve) -> None:
+        super().__init__(
+            limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=_Resolver(resolve)
+        )
+        self._typical_s = 0.0
+        self._trust = _Trust()
+        made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
+        self._factory = made
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        if should_close or protocol.should_close or self._loop.time() < self._trust.suspended_until:
+            super()._release(key, protocol, should_close=True)
+            return
+        self._typical_s += (protocol.took_s - self._typical_s) * (_SMOOTHING if self._typical_s else 1)
+        self._loop.call_later(min(_MAX_REST_S, self._typical_s * _REST_SHARE), super()._release, key, protocol)

@@ -1,0 +1,83 @@
+"""How large a reply may be, and what is in a compressed one.
+
+A reply that is a hundred times what was asked for must cost its call, not the memory of the run: bytes are bounded on
+the wire, after decompression, and by what they would take as Python objects.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from ondine_core.errors import TransientError
+
+__all__ = ["MAX_REPLY_BYTES", "check_parsable", "decompress", "max_reply_bytes", "too_large"]
+
+MAX_REPLY_BYTES = 4 * 2**20
+"""No reply is larger: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
+_BYTES_BESIDES = 2**20
+_BYTES_A_TOKEN = 4096
+"""With the likeliest alternatives of each token, as some ask for."""
+_MAX_PARSED_BYTES = 32 * 2**20
+_BYTES_A_VALUE = 64
+_SMALL = 2**18
+_GZIP_OR_ZLIB = 47
+_RAW_DEFLATE = -15
+
+
+def max_reply_bytes(max_output_tokens: int | None) -> int:
+    """A generous bound on the bytes of a reply of at most so many tokens."""
+    if max_output_tokens is None:
+        return MAX_REPLY_BYTES
+    return min(MAX_REPLY_BYTES, _BYTES_BESIDES + _BYTES_A_TOKEN * max_output_tokens)
+
+
+def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
+    """`content` without the encodings of a `Content-Encoding` header.
+
+    Raises:
+        TransientError: It is larger than `max_bytes`, damaged, or encoded in a way that was not asked for.
+    """
+    for name in reversed([part.strip().lower() for part in encoding.split(",")]):
+        if name in ("", "identity"):
+            continue
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise _unusable(f"is encoded as {name[:20]!r}, which was not asked for")
+        try:
+            content = _inflate(content, max_bytes)
+        except zlib.error:
+            raise _unusable("cannot be decompressed") from None
+        if len(content) > max_bytes:
+            raise too_large()
+    return content
+
+
+def _inflate(content: bytes, max_bytes: int) -> bytes:
+    """At most one byte more than `max_bytes`."""
+    is_wrapped = content[:2] == b"\x1f\x8b" or (content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0)
+    stream = zlib.decompressobj(_GZIP_OR_ZLIB if is_wrapped else _RAW_DEFLATE)
+    found = stream.decompress(content, max_bytes + 1)
+    if not stream.eof and len(found) <= max_bytes:
+        raise zlib.error("incomplete")
+    return found
+
+
+def check_parsable(content: bytes) -> None:
+    """Refuse JSON that would be many times its size as Python objects.
+
+    Raises:
+        TransientError: It would.
+    """
+    if len(content) <= _SMALL:
+        return
+    values = sum(map(content.count, (b"[", b"{", b",", b":")))
+    if 2 * len(content) + _BYTES_A_VALUE * values > _MAX_PARSED_BYTES:
+        raise too_large()
+
+
+def too_large() -> TransientError:
+    """The failure of a call whose reply is larger than what it may be."""
+    return _unusable("is larger than any answer to this call can be, and was not read to its end")
+
+
+def _unusable(what: str) -> TransientError:
+    return TransientError(f"The provider's reply {what}.", cost_unknown=True)

@@ -1,0 +1,198 @@
+"""A server, or a gateway before it, that sends what was not asked for: an answer stays with the row that asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ondine_core import ModelSpec, TransientError, enrich_sync
+from tests.support.asking import PROMPT, one_call_to, options, texts
+from tests.support.raw_server import Connection, RawServer, completion, http_reply
+
+STRAY = http_reply(completion('{"answer":"stray"}'))
+
+
+def answer_to(body: Any) -> bytes:
+    """The right reply to a request with one row, or with many."""
+    prompt = body["messages"][-1]["content"]
+    if prompt.startswith("["):
+        rows = [{"id": row["id"], "answer": row["x"]} for row in json.loads(prompt)]
+        return http_reply(completion(json.dumps({"answers": rows})))
+    return http_reply(completion(json.dumps({"answer": prompt.rpartition(": ")[2]})))
+
+
+def ask_rows(server: RawServer, count: int = 40, **chosen: Any) -> list[str | None]:
+    """The answers to so many different rows, which echo their rows."""
+    model = ModelSpec("openai_compatible/m", base_url=server.base_url, timeout_s=5)
+    report = enrich_sync(
+        texts(count), prompt=PROMPT, output={"answer": "string"}, model=model, options=options(**chosen)
+    )
+    return report.column("answer")
+
+
+def with_each_reply(
+    extra: Callable[[bytes], bytes], pause_s: float = 0.0, latency_s: float = 0.0
+) -> Callable[[Connection], None]:
+    """A server that sends something after each reply, at once or some time later."""
+
+    def script(connection: Connection) -> None:
+        while (body := connection.read_request()) is not None:
+            time.sleep(latency_s)
+            reply = answer_to(body)
+            if not pause_s:
+                connection.send(reply + extra(reply))
+                continue
+            connection.send(reply)
+            time.sleep(pause_s)
+            connection.send(extra(reply))
+
+    return script
+
+
+def never_mixed(answers: list[str | None], count: int = 40) -> bool:
+    """Whether each row has its own answer, or none."""
+    return all(answer in (None, f"row {number}") for number, answer in enumerate(answers)) and len(answers) == count
+
+
+LATER = {
+    "a reply": lambda _: STRAY,
+    "the same again": lambda reply: reply,
+    "half a reply": lambda _: STRAY[: len(STRAY) // 2],
+    "a time-out of a gateway": lambda _: http_reply(b"", "Connection: close", status="408 Request Timeout"),
+    "no HTTP": lambda _: b"\x00\x01 what is this",
+    "chunks": lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "an interim reply": lambda _: b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("extra", LATER.values(), ids=LATER)
+def test_what_comes_while_a_connection_rests_is_no_reply(extra: Callable[[bytes], bytes], batch_size: int) -> None:
+    """A connection on which something arrived that nobody asked for is not used again; every row has its answer."""
+    with RawServer(with_each_reply(extra, pause_s=0.002, latency_s=0.02)) as server:
+        answers = ask_rows(server, max_concurrency=1, batch_size=batch_size)
+    assert answers == [f"row {number}" for number in range(40)]
+    assert server.connections > 1
+
+
+def test_a_server_that_once_sent_too_much_gets_a_connection_for_each_call() -> None:
+    """What is seen on one connection is held against all: no later call goes over a connection that was used before."""
+
+    def script(connection: Connection) -> None:
+        while (body := connection.read_request()) is not None:
+            time.sleep(0.01)
+            connection.send(answer_to(body))
+            if connection.number == 1:
+                connection.send(STRAY)
+
+    with RawServer(script) as server:
+        answers = ask_rows(server, max_concurrency=4)
+    assert never_mixed(answers)
+    assert server.connections >= 30
+
+
+@pytest.mark.parametrize("extra", [lambda _: STRAY, lambda reply: reply], ids=["another", "the same"])
+def test_two_replies_at_once_are_both_not_believed(extra: Callable[[bytes], bytes]) -> None:
+    """Which of two replies that came together belongs to the request is not guessed: the call counts as lost."""
+    with RawServer(with_each_reply(extra)) as server, pytest.raises(TransientError, match="another request") as caught:
+        one_call_to(server.base_url)
+    assert caught.value.cost_unknown
+
+
+def test_a_reply_that_starts_before_the_request_has_left_is_not_believed() -> None:
+    """A server cannot answer what it has not read: a reply during a long request belongs to another call."""
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(STRAY)
+        time.sleep(0.2)
+        connection.sock.recv(2**20)
+
+    with RawServer(script) as server, pytest.raises(TransientError):
+        one_call_to(server.base_url, "x" * 2**25)
+
+
+def test_interim_replies_are_read_over() -> None:
+    """Replies of the 100s come before the real one and are none themselves."""
+
+    def script(connection: Connection) -> None:
+        while (body := connection.read_request()) is not None:
+            connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 3 + answer_to(body))
+
+    with RawServer(script) as server:
+        answers = ask_rows(server)
+    assert answers == [f"row {number}" for number in range(40)]
+    assert server.connections < 40
+
+
+@pytest.mark.parametrize("echo", ["header", "id"])
+def test_an_echo_of_another_calls_name_is_noticed(echo: str) -> None:
+    """Each call has a name of its own; a reply that repeats the name of another call is another call's."""
+    names: list[str] = []
+
+    def script(connection: Connection) -> None:
+        head = connection.read_head() or b""
+        names.append(head.lower().partition(b"x-request-id: ")[2].split(b"\r\n")[0].decode())
+        name = names[0]
+        body = completion('{"answer":"x"}', **({"id": f"chatcmpl-{name}"} if echo == "id" else {}))
+        connection.send(http_reply(body, *([f"x-request-id: {name}"] if echo == "header" else [])))
+        connection.sock.recv(2**16)
+
+    with RawServer(script) as server:
+        answers = ask_rows(server, 2, max_concurrency=1)
+    assert answers == ["x", None]
+    assert len(set(names)) == len(names) > 2  # asked again, each time under another name
+
+
+# -- sent again ------------------------------------------------------------------------------------------------------
+
+
+def closing_after_each(pause_s: float) -> Callable[[Connection], None]:
+    """A server that answers once and then closes without saying so."""
+
+    def script(connection: Connection) -> None:
+        body = connection.read_request()
+        if body is not None:
+            connection.send(answer_to(body))
+            time.sleep(pause_s)
+
+    return script
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.01])
+def test_a_connection_that_was_closed_while_it_rested_costs_nothing(pause_s: float) -> None:
+    """A server that closes after each reply without saying so costs one call at most, and is then believed to do so."""
+    with RawServer(closing_after_each(pause_s)) as server:
+        model = ModelSpec("openai_compatible/m", base_url=server.base_url, timeout_s=5)
+        report = enrich_sync(
+            texts(30), prompt=PROMPT, output={"answer": "string"}, model=model, options=options(max_concurrency=1)
+        )
+    assert report.column("answer") == [f"row {number}" for number in range(30)]
+    assert report.spend.unknown <= 1
+    assert report.spend.calls == 30 + report.spend.unknown
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["end of stream", "reset"])
+def test_a_request_that_was_read_is_not_sent_again_by_itself(*, reset: bool) -> None:
+    """A server that reads a request and drops it may have charged it, however it drops it: it is booked as unknown."""
+    read: list[Any] = []
+
+    def script(connection: Connection) -> None:
+        connection.send(answer_to(connection.read_request()))
+        if (body := connection.read_request()) is not None:
+            read.append(body)
+        if reset:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with RawServer(script) as server:
+        model = ModelSpec("openai_compatible/m", base_url=server.base_url, timeout_s=5)
+        report = enrich_sync(
+            texts(9), prompt=PROMPT, output={"answer": "string"}, model=model, options=options(max_concurrency=1)
+        )
+    assert report.spend.unknown == len(read) > 0

@@ -1,0 +1,128 @@
+"""Where keys go: to the provider, with the request, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from ondine_core import ConfigError, FatalError, ModelSpec, ProviderError, TransientError
+from ondine_core.providers import connect
+from tests.support.asking import one_call, one_call_to
+from tests.support.raw_server import Connection, RawServer
+
+KEY = "sk-1234567890-secret"
+
+
+def asked_through_proxy(
+    monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str = ""
+) -> tuple[bytes, ProviderError]:
+    """What a proxy reads in clear text when a call goes through it, and what the call ended with."""
+    read: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        read.append(connection.read_head() or b"")
+        connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with RawServer(script) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{user}127.0.0.1:{proxy.port}")
+        with pytest.raises(ProviderError) as caught:
+            one_call(connect(spec))
+    return b"\r\n\r\n".join(read), caught.value
+
+
+SPECS = {
+    "openai": ModelSpec("openai/gpt-4o-mini", api_key=KEY),
+    "compatible": ModelSpec("openai_compatible/m", api_key=KEY, base_url="https://models.example.com/v1"),
+    "azure key": ModelSpec("azure/m", api_key=KEY, base_url="https://me.openai.azure.com"),
+    "azure token": ModelSpec("azure/m", base_url="https://me.openai.azure.com", settings={"ad_token": KEY}),
+    "anthropic": ModelSpec("anthropic/claude-3-5-haiku-latest", api_key=KEY),
+    "mistral": ModelSpec("mistral/mistral-small-latest", api_key=KEY),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("user", ["", "me:hunter2@"], ids=["no credentials", "credentials"])
+def test_a_proxy_is_not_given_the_key(monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str) -> None:
+    """The clear-text CONNECT names the host, and the proxy's own credentials if there are any: no key, no prompt."""
+    read, failure = asked_through_proxy(monkeypatch, spec, user)
+    assert read.startswith(b"CONNECT ")
+    assert KEY.encode() not in read
+    assert b"hello" not in read
+    assert (b"Proxy-Authorization: Basic" in read) == bool(user)
+    assert b"\r\nauthorization:" not in read.lower()
+    assert b"api-key" not in read.lower()
+    assert not any(secret in str(failure) + repr(failure) for secret in (KEY, "hunter2"))
+
+
+def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal of the proxy is the set-up's: it says so, where to look, and costs nothing."""
+    _, failure = asked_through_proxy(monkeypatch, SPECS["compatible"])
+    assert isinstance(failure, FatalError)
+    assert "The proxy replied 403" in str(failure)
+    assert "HTTPS_PROXY" in str(failure)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY}\r\nX-Evil: 1", f"{KEY}\0", f"{KEY}\u2028x", f"k\u00e9{KEY}"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        lambda key: ModelSpec("openai_compatible/m", api_key=key, base_url="http://127.0.0.1:9/v1"),
+        lambda key: ModelSpec("azure/m", api_key=key, base_url="http://127.0.0.1:9"),
+        lambda key: ModelSpec("azure/m", base_url="http://127.0.0.1:9", settings={"ad_token": key}),
+        lambda key: ModelSpec("anthropic/claude-3-5-haiku-latest", api_key=key),
+    ],
+    ids=["openai", "azure key", "azure token", "litellm"],
+)
+def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str, spec: Any) -> None:
+    """A key with a line end or a character beyond ASCII is refused before any call, by its position only."""
+    with pytest.raises(ConfigError, match="at position") as refused:
+        connect(spec(key))
+    assert KEY not in str(refused.value)
+    assert KEY[:8] not in str(refused.value)
+
+
+def test_a_cookie_of_the_provider_is_not_kept() -> None:
+    """What a provider sets is not sent back: calls have nothing in common but the key."""
+    heads: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        while (head := connection.read_head()) is not None:
+            heads.append(head)
+            connection.sock.recv(2**16)
+            connection.send(b"HTTP/1.1 500 Oops\r\nSet-Cookie: id=1; Path=/\r\nContent-Length: 0\r\n\r\n")
+
+    with RawServer(script) as server:
+        for _ in range(2):
+            with pytest.raises(TransientError):
+                one_call_to(server.base_url)
+    assert len(heads) == 2
+    assert not any(b"cookie" in head.lower() for head in heads)
+
+
+def test_a_hanging_look_up_holds_neither_call_nor_thread() -> None:
+    """A name that is never resolved is given up by the time-out, and its thread does not keep the process."""
+    import asyncio
+
+    from ondine_core.providers.http import HttpModel
+    from ondine_core.providers.openai_http import chat_reply
+
+    asked, never = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> list[Any]:
+        asked.set()
+        never.wait()
+        return []
+
+    model = HttpModel("http://models.invalid/v1", None, 0.2, lambda _: b"{}", chat_reply, resolve=hang)
+    with pytest.raises(TransientError) as caught:
+        one_call(model)
+    assert asked.is_set()
+    assert not caught.value.cost_unknown
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "ondine-resolver")
+    assert not asyncio.all_tasks(asyncio.new_event_loop())
+    never.set()
