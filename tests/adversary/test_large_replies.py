@@ -1,0 +1,199 @@
+"""Replies that are larger than any answer: they cost their call, and neither the memory nor the run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+
+import pytest
+
+from ondine_core import TransientError
+from tests.support.asking import one_call_to
+from tests.support.raw_server import Connection, RawServer, completion, http_reply
+
+MIB = 2**20
+_CHILD = """
+import asyncio, json, resource, sys
+from ondine_core import Call, ModelSpec, TransientError
+from ondine_core.providers import connect
+from ondine_core.values import Message
+
+async def main():
+    model = connect(ModelSpec(sys.argv[2], base_url=sys.argv[1], api_key="none", timeout_s=60))
+    call = Call((Message("user", "hello"),))
+    await model(call)  # the first reply is an ordinary one: all is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        await model(call)
+        end = "answered"
+    except Exception as error:
+        end = f"{type(error).__name__}, cost unknown: {getattr(error, 'cost_unknown', False)}: {error}"
+    await model.aclose()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([end, (peak - before) / 1024]))
+
+asyncio.run(main())
+"""
+
+
+def plain(status: str, *headers: str) -> bytes:
+    return "\r\n".join((f"HTTP/1.1 {status}", "Content-Type: application/json", *headers)).encode() + b"\r\n\r\n"
+
+
+def endless_body() -> Iterator[bytes]:
+    return chain([plain("200 OK")], repeat(b"x" * MIB))
+
+
+def endless_whitespace_in_chunks() -> Iterator[bytes]:
+    chunk = b"%x\r\n" % MIB + b" " * MIB + b"\r\n"
+    return chain([plain("200 OK", "Transfer-Encoding: chunked")], repeat(chunk))
+
+
+def tiny_chunks() -> Iterator[bytes]:
+    return chain([plain("200 OK", "Transfer-Encoding: chunked")], repeat(b"1\r\n \r\n" * 10_000))
+
+
+def large_body() -> Iterator[bytes]:
+    size = 600 * MIB
+    return chain([plain("200 OK", f"Content-Length: {size}")], repeat(b" " * MIB, 600))
+
+
+def large_error() -> Iterator[bytes]:
+    return chain([plain("500 Oops", f"Content-Length: {600 * MIB}")], repeat(b"<p>" * (MIB // 3), 1800))
+
+
+def endless_headers() -> Iterator[bytes]:
+    return chain([b"HTTP/1.1 200 OK\r\n"], (b"".join(b"x-%d: 1\r\n" % n for n in range(5_000)) for _ in repeat(0)))
+
+
+def endless_header() -> Iterator[bytes]:
+    return chain([b"HTTP/1.1 200 OK\r\nx: "], repeat(b"y" * MIB))
+
+
+def endless_interim_replies() -> Iterator[bytes]:
+    return repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
+
+
+def endless_trailers() -> Iterator[bytes]:
+    return chain([plain("200 OK", "Transfer-Encoding: chunked") + b"0\r\n"], repeat(b"x: y\r\n" * 10_000))
+
+
+def many_values() -> Iterator[bytes]:
+    """As Python objects, these are twenty times as large."""
+    return iter([http_reply(b"[" + b"[]," * (MIB // 1) + b"[]]")])
+
+
+def zeros() -> bytes:
+    """Three MiB of gzip that are three GiB."""
+    packer = zlib.compressobj(9, wbits=31)
+    block = bytes(16 * MIB)
+    return b"".join([*(packer.compress(block) for _ in range(192)), packer.flush()])
+
+
+def bomb() -> Iterator[bytes]:
+    return iter([http_reply(zeros(), "Content-Encoding: gzip")])
+
+
+def nested_bomb() -> Iterator[bytes]:
+    return iter([http_reply(gzip.compress(zeros()), "Content-Encoding: gzip, gzip")])
+
+
+def deflate_bomb() -> Iterator[bytes]:
+    packer = zlib.compressobj(9, wbits=-15)
+    data = b"".join([*(packer.compress(bytes(16 * MIB)) for _ in range(64)), packer.flush()])
+    return iter([http_reply(data, "Content-Encoding: deflate")])
+
+
+def brotli_that_was_not_asked_for() -> Iterator[bytes]:
+    return iter([http_reply(b"\x00" * 100, "Content-Encoding: br")])
+
+
+HOSTILE = [
+    endless_body, endless_whitespace_in_chunks, tiny_chunks, large_body, large_error, endless_headers, endless_header,
+    endless_interim_replies, endless_trailers, many_values, bomb, nested_bomb, deflate_bomb,
+    brotli_that_was_not_asked_for,
+]  # fmt: skip
+
+
+def ask_in_a_process(model: str, reply: Callable[[], Iterator[bytes]]) -> tuple[str, float]:
+    """How the call ended, and by how many MiB the memory of its process grew at most."""
+    served: list[int] = []
+
+    def script(connection: Connection) -> None:
+        while (_ := connection.read_request()) is not None:
+            served.append(1)
+            for data in [http_reply(completion("fine"))] if len(served) == 1 else reply():
+                connection.send(data)
+
+    with RawServer(script) as server:
+        command = [sys.executable, "-c", _CHILD, server.base_url, model]
+        ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    end, grown = json.loads(ended.stdout)
+    return end, grown
+
+
+@pytest.mark.parametrize("reply", HOSTILE, ids=lambda reply: reply.__name__)
+def test_a_hostile_reply_costs_its_call_and_little_memory(reply: Callable[[], Iterator[bytes]]) -> None:
+    """A reply without an end, or one that is huge once unpacked, ends its call at an unknown cost, within 64 MiB."""
+    end, grown = ask_in_a_process("openai_compatible/m", reply)
+    assert end.startswith("TransientError, cost unknown: True"), end
+    assert grown <= 64, (end, grown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reply", [endless_body, large_body, bomb, nested_bomb], ids=lambda reply: reply.__name__)
+def test_a_hostile_reply_through_litellm_does_no_more(reply: Callable[[], Iterator[bytes]]) -> None:
+    """The same holds for dialects that litellm speaks."""
+    end, grown = ask_in_a_process("cohere_chat/command-r", reply)
+    assert "cost unknown: True" in end, end
+    assert grown <= 64, (end, grown)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "x-gzip", "deflate", "deflate without header", "gzip, deflate", "identity"]
+)
+def test_a_compressed_reply_is_read(encoding: str) -> None:
+    """A server that compresses although it was asked not to is understood."""
+    body = completion("hello")
+    for name in encoding.split(", "):
+        packer = zlib.compressobj(wbits={"gzip": 31, "x-gzip": 31, "deflate": 15}.get(name, -15))
+        body = body if name == "identity" else packer.compress(body) + packer.flush()
+    header = f"Content-Encoding: {encoding.partition(' without')[0]}"
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(http_reply(body, header))
+
+    with RawServer(script) as server:
+        assert one_call_to(server.base_url).text == "hello"
+
+
+@pytest.mark.parametrize("body", [b"", b"\x1f\x8b", gzip.compress(completion("hello"))[:-9], b"\x78\x9c\x00"])
+def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
+    """What cannot be unpacked is a lost reply like any other."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(http_reply(body, "Content-Encoding: gzip"))
+
+    with RawServer(script) as server, pytest.raises(TransientError) as caught:
+        one_call_to(server.base_url)
+    assert caught.value.cost_unknown
+
+
+def test_the_bound_follows_from_max_output_tokens() -> None:
+    """A model that may write 100 tokens does not write two MiB."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(http_reply(completion("x" * 2 * MIB)))
+
+    with RawServer(script) as server:
+        assert len(one_call_to(server.base_url).text) == 2 * MIB
+        with pytest.raises(TransientError, match="larger than any answer"):
+            one_call_to(server.base_url, max_output_tokens=100)
