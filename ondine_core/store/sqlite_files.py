@@ -9,12 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from ondine_core.errors import StoreError
+
+if sys.platform == "darwin":
+    import fcntl
 
 __all__ = ["LogSync", "identify", "make_new_file", "prepare", "store_files"]
 
@@ -32,7 +36,7 @@ def store_files(file: Path) -> tuple[Path, Path, Path]:
 
 
 def identify(files: tuple[Path, ...]) -> tuple[tuple[int, int] | None, ...]:
-    """Device and inode of each file, `None` for one that does not exist; other files have others."""
+    """Device and inode of each file, `None` for one that does not exist or a database that was emptied."""
     found: list[tuple[int, int] | None] = []
     for file in files:
         try:
@@ -40,7 +44,8 @@ def identify(files: tuple[Path, ...]) -> tuple[tuple[int, int] | None, ...]:
         except FileNotFoundError:
             found.append(None)
         else:
-            found.append((state.st_dev, state.st_ino))
+            is_emptied = not found and state.st_size == 0
+            found.append(None if is_emptied else (state.st_dev, state.st_ino))
     return tuple(found)
 
 
@@ -80,7 +85,7 @@ def prepare(file: Path, *, create: bool) -> None:
 
 def _make_private(file: Path) -> None:
     """Take all rights on an existing file from group and others, if it is the user's own."""
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # Windows has no such rights
         state = file.stat()
         mode = stat.S_IMODE(state.st_mode)
         if mode & ~_PRIVATE & 0o777 and state.st_uid == os.geteuid() and stat.S_ISREG(state.st_mode):
@@ -148,6 +153,9 @@ def _sync(file: Path) -> None:
     # A descriptor of its own: SQLite has no locks on the log that closing it would release.
     descriptor = os.open(file, os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        if sys.platform == "darwin":  # where fsync leaves the data in the disk's own cache
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            getattr(os, "fdatasync", os.fsync)(descriptor)
     finally:
         os.close(descriptor)

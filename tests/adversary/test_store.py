@@ -87,9 +87,14 @@ def remove_the_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
 
 
+def empty_it(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        empty_it,
         remove_all,
         remove_the_database,
         remove_the_log,
