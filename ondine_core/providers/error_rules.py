@@ -102,7 +102,12 @@ _RULES: tuple[Rule, ...] = (
     ),
     _rule("Azure OpenAI, at its peak load", "limited", r"peak load", 429),
     _rule(
-        "OpenAI flex, Mistral, Groq flex: no capacity", "overloaded", r"resource_unavailable|capacity", 429, 498, 503
+        "OpenAI flex, Mistral, Groq flex: no capacity",
+        "overloaded",
+        r"resource_unavailable|capacity|overloaded",
+        429,
+        498,
+        503,
     ),
     # -- the model's reply ---------------------------------------------------------------------------------------------
     _rule(
@@ -117,7 +122,7 @@ _RULES: tuple[Rule, ...] = (
         r"error parsing tool call|failed to parse input at pos|output that does not match the expected|"
         r"(?:model|generated) (?:\w+ ){0,4}(?:output|text|reply|response|json)\b.{0,40}(?:could not|cannot|"
         r"failed to) be parsed|"
-        r"failed to parse (?:the )?(?:generated|model)",
+        r"failed to parse (?:the )?(?:generated|model)|model (?:output|response|reply) (?:is|was) (?:not |in)valid",
     ),
     _rule(
         "Bedrock: the model wrote an invalid tool call", "reply", r"invalid sequence as part of tooluse", 400, 424, 500
@@ -147,8 +152,8 @@ _RULES: tuple[Rule, ...] = (
     _rule(
         "Anthropic, OpenAI: a message without text",
         "row",
-        r"(?:must|should) (?:be|have|contain) non-?(?:empty|whitespace)|content (?:cannot|must not|can't) be empty|"
-        r"non-whitespace text",
+        r"^(?!.*schema).*(?:must|should) (?:be|have|contain) non-?(?:empty|whitespace)|"
+        r"content (?:cannot|must not|can't) be empty|non-whitespace text",
         *_BAD_REQUEST,
     ),
     # -- the set-up, where the words of sizes would mislead ------------------------------------------------------------
@@ -171,6 +176,7 @@ _RULES: tuple[Rule, ...] = (
         "OpenAI, Anthropic, Groq, DeepSeek, vLLM: a bound that no reply may have",
         "setup",
         r"max(?:_completion|_output)?_tokens\W{0,3}(?:\w+ ){0,3}is too large.{0,80}supports at most|"
+        r"is too large.{0,160}\(\d+ > \d+ - \d{1,3}\)|"
         r"invalid max_tokens value|max_tokens: \d+ > \d+|maximum allowed number of output tokens|"
         r"max(?:_completion|_output)?_tokens\W{0,3} ?must be (?:less|at most|between|in|<=)",
         *_BAD_REQUEST,
@@ -195,17 +201,24 @@ _RULES: tuple[Rule, ...] = (
         r"(?:prompt|input|request|message|text)s? (?:is |are )?(?:\w+ )?too (?:long|large)|too many (?:\w+ )?tokens|"
         r"exceeds? the (?:max|limit|model|context|token).{0,60}tokens?|tokens?`? .{0,60}(?:exceed|must be <=|"
         r"too (?:large|long|many))|"
-        r"reduce the (?:length|size)|range of input length|超长",
+        r"reduce the (?:length|size)|range of input length|maximum allowed token|"
+        r"(?:less|fewer|more) than [\d,]+ tokens|超长",
         400,
         413,
         422,
         500,
     ),
+    _rule(
+        "OpenAI, Together, any: a limit of a minute, whatever else is advertised",
+        "limited",
+        r"^(?!.*(?:per[ _-]?day|daily)).*(?:(?:per|/)[ _-]?(?:min|sec)|\b(?:rpm|tpm|qps)\b)",
+        429,
+    ),
     # -- the account ---------------------------------------------------------------------------------------------------
     _rule(
         "OpenAI, Perplexity, LiteLLM, Moonshot, DashScope, Anthropic, OpenRouter: codes of credit",
         "account",
-        r"insufficient_(?:quota|balance|credit|fund)|billing_(?:hard_limit|not_active|error|disabled)|budget_exceeded|"
+        r"insufficient_(?:user_)?(?:quota|balance|credit|fund)|billing_(?:hard_limit|not_active|error|disabled)|budget_exceeded|"
         r"exceeded_current_quota|exceededbudget|exceededtokenbudget|arrearage|payment_required|personal-team-blocked|"
         r"freetieronly|weight_exceeds_budget|openrouter_(?:credits|key_limit)",
         advice=402,
@@ -215,7 +228,9 @@ _RULES: tuple[Rule, ...] = (
     _rule(
         "Anthropic, xAI, DeepSeek, SiliconFlow, Zhipu, LiteLLM, Fireworks, Hugging Face: sentences about money",
         "account",
-        r"credit balance|insufficient (?:\w+ )?(?:balance|credits?|funds|quota)|"
+        r"credit balance|enough (?:balance|quota|funds)|(?:quota|balance) is not enough|"
+        r"exhausted your (?:\w+ )?credits?|key limit exceeded|requires a (?:\w+ )?subscription|"
+        r"insufficient (?:\w+ )?(?:balance|credits?|funds|quota)|"
         r"balance (?:\w+ ){0,3}(?:insufficient|too low|not enough|exhausted)|"
         r"(?:out of|no|not enough|more|purchase|add|buy|used all \w+) (?:\w+ ){0,2}credits?\b|can only afford|"
         r"credits? (?:\w+ ){0,3}(?:exhausted|depleted|used up|expired|ran out)|"
@@ -233,7 +248,7 @@ _RULES: tuple[Rule, ...] = (
     _rule(
         "OpenRouter, Groq, Cohere, Cloudflare: the quota of a day or month",
         "account",
-        r"(?:per|a|/) ?(?:day|month)|daily|monthly|\b(?:rpd|tpd)\b|trial key|"
+        r"(?:per|a|/)[ _-]?(?:day|month)|daily|monthly|\b(?:rpd|tpd)\b|trial key|"
         r"free[- ]tier (?:\w+ ){0,3}(?:exhausted|used)|"
         r"free allocated quota",
         403,
@@ -253,7 +268,8 @@ _RULES: tuple[Rule, ...] = (
         r"no api key found|authentication_error|invalid[ _]authentication|"
         r"(?:account|organi[sz]ation|project|workspace|key|user) (?:\w+ ){0,4}(?:deactivated|suspended|disabled|"
         r"terminated|banned|revoked|closed)|"
-        r"account_deactivated|consumer_suspended|service_disabled|access_terminated|token (?:\w+ )?(?:expired|revoked)",
+        r"account_deactivated|consumer_suspended|service_disabled|access_terminated|token (?:\w+ )?(?:expired|revoked)|"
+        r"security token .{0,60}(?:invalid|expired)|signature (?:\w+ )?(?:expired|does not match)",
         *_REFUSALS,
         advice=401,
     ),
@@ -276,7 +292,7 @@ _RULES: tuple[Rule, ...] = (
         r"(?:model|deployment)\b.{0,100}?(?:does not exist|do not have access|doesn't exist|not found|is not a valid|"
         r"\bhas been (?:deprecated|decommissioned|removed|retired|shut down|sunset))|"
         r"model\W+[\w./:-]+\W+is not (?:available|supported)|"
-        r"not allowed to access (?:\w+ )?model",
+        r"not allowed to access (?:\w+ )?model|access to (?:the |this )?model",
         400,
         401,
         403,
@@ -292,7 +308,7 @@ _RULES: tuple[Rule, ...] = (
         "vLLM, Gemini, Ollama: no system message",
         "setup",
         r"(?:system|developer) (?:role|instruction|message|prompt)s? (?:is |are )?not (?:supported|enabled|allowed)|"
-        r"(?:does not support|unsupported) (?:\w+ )?(?:system|developer)",
+        r"(?:does not support|unsupported) (?:\w+ )?(?:system|developer)|roles must alternate",
         400,
         422,
         500,
@@ -333,7 +349,8 @@ _RULES: tuple[Rule, ...] = (
         r"recognized)|unsupported)|"
         r"does not support|is not supported|not supported (?:with|by|for)|literal_error|(?:less|"
         r"greater)_than(?:_equal)?\b|"
-        r"parameter .{0,40}must be|range of (?!input)\w+ should be",
+        r"above_max_value|below_min_value|(?:above|below) (?:the )?(?:maximum|minimum)|cannot both be|out of range|"
+        r"range: ?\d|must be between|not implemented|parameter .{0,40}must be|range of (?!input)\w+ should be",
         400,
         422,
         501,
