@@ -82,6 +82,7 @@ class Caller:
         self._replied = self._answered = self.has_answers = False
         self.doubted: FatalError | None = None
         self._doubts = 0
+        self._failing: set[tuple[Key, ...]] = set()  # since the last reply
         self.stopped_by: OndineError | None = None
         self.unseen: set[Key] = set()
 
@@ -98,11 +99,11 @@ class Caller:
             try:
                 return await self._make_once(errand)
             except TransientError as error:
-                if error.cost_unknown or not self._is_waited_out(error):
+                if error.cost_unknown or not self._is_waited_out(error, errand.keys):
                     raise
             errand.told.retried()
 
-    def _is_waited_out(self, error: TransientError) -> bool:
+    def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
         since, retry = self._gate.throttle.outage_since, self._policy.retry
         if (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
@@ -115,9 +116,12 @@ class Caller:
         patience_s = retry.longest_outage_s
         if error.no_connection and not self._replied:
             patience_s = min(patience_s, _FIRST_OUTAGE_S)
+        self._failing.add(keys)
         if self._clock.elapsed() - since < patience_s:
             return True
-        self.stop(error)
+        # Where all others were answered it may be this call that the server cannot bear.
+        if len(self._failing) > 1 or not self._answered:
+            self.stop(error)
         return False
 
     async def _make_once(self, errand: Errand) -> Conclusion:
@@ -169,6 +173,7 @@ class Caller:
             errand.told.came(sent, call, error, fate.spent_usd, fate.took_s)
             raise
         fate.ending, self._replied = "answered", True
+        self._failing.clear()
         charge = Charge(Decimal(0))
         if usage is not None:
             charge = self._tracker.answered(errand.stage, usage, stated_usd=came.stated_usd, bound_usd=fate.bound_usd)

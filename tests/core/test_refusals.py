@@ -297,3 +297,33 @@ def test_a_server_that_takes_no_connection_is_waited_for_half_a_minute() -> None
     assert start(25, 20, no_connection=True) == [None] * 20
     with pytest.raises(TransientError):
         start(60, 20, no_connection=True)
+
+
+class Poisoned(Starting):
+    """A server that some rows bring down, each time."""
+
+    async def __call__(self, call: Call) -> Reply:
+        if "row 1" not in call.messages[-1].content:
+            self._ready_at = 0.0
+        elif self._ready_at == 0.0:
+            await self._clock.sleep(0.05)
+            raise TransientError("The provider replied 502.", **self._failure)
+        return await super().__call__(call)
+
+
+@pytest.mark.parametrize(("rows", "ends"), [(10, False), (15, True)])
+@pytest.mark.parametrize("failure", [{"kind": "overloaded"}, {"kind": "broken"}], ids=str)
+def test_a_row_that_a_server_cannot_bear_fails_alone(rows: int, ends: bool, failure: dict[str, Any]) -> None:
+    """When everything else was answered, what stays unanswered for longer than an outage lasts is that row's matter."""
+
+    def main(clock: Clock) -> Any:
+        chosen = Options(store=MemoryStore(), policy=Policy(retry=RetryPolicy()), clock=clock)
+        return answer(texts(rows), QUESTION, chosen, Poisoned(clock, 0, failure))
+
+    if ends:  # row 1 and rows 10 to 14: that is an outage
+        with pytest.raises(TransientError):
+            run_virtually(main)
+        return
+    errors = run_virtually(main).errors()
+    assert [row for row, why in enumerate(errors) if why] == [1]
+    assert "unreachable" in errors[1]
