@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -50,19 +50,19 @@ _MARK_REFUSED, _ASSUMPTION_FAILED = "22012", "2201F"
 """Division by zero and the root of a negative number: what the two checks below fail with."""
 _READ_ONLY = "25006"
 
-_LIMITS = "SELECT set_config('lock_timeout', %s, TRUE), set_config('idle_in_transaction_session_timeout', %s, TRUE)"
-_LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) AS k"
+_LIMITS = "SELECT set_config('lock_timeout', $1, TRUE), set_config('idle_in_transaction_session_timeout', $1, TRUE)"
+_LOCK = "SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) AS k"
 _MARK = """
     WITH marked AS (
-        INSERT INTO ondine.numbers AS old (name, numbers) SELECT %s, %s
-        WHERE EXISTS (SELECT FROM ondine.numbers WHERE name = 'format' AND tableoid = %s)
+        INSERT INTO ondine.numbers AS old (name, numbers) SELECT $1, $2
+        WHERE EXISTS (SELECT FROM ondine.numbers WHERE name = 'format' AND tableoid = $3)
         ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers
-        WHERE (convert_from(old.numbers, 'UTF8')::json ->> 0)::float BETWEEN %s AND %s RETURNING 1
+        WHERE (convert_from(old.numbers, 'UTF8')::json ->> 0)::float BETWEEN $4 AND $5 RETURNING 1
     ) SELECT 1 / count(*) FROM marked"""
 _FIND_MARK = "SELECT numbers FROM ondine.numbers WHERE name = ?"
 _FIND_TABLE = "SELECT tableoid FROM ondine.numbers WHERE name = 'format'"
 _UNCHANGED = """
-    SELECT sqrt(-count(*)) FROM unnest(%s::text[], %s::bytea[]) AS known (name, numbers)
+    SELECT sqrt(-count(*)) FROM unnest($1::text[], $2::bytea[]) AS known (name, numbers)
     LEFT JOIN ondine.numbers AS found USING (name) WHERE found.numbers IS DISTINCT FROM known.numbers"""
 _TABLES = """
     SELECT relname, pg_total_relation_size(oid) FROM pg_class
@@ -122,8 +122,8 @@ class PostgresDatabase:
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together and once, or not at all."""
-        if self._table is None and self._insist(self.read_format):
-            [(self._table,)] = self._insist(lambda: self.select(_FIND_TABLE))
+        if self._table is None:
+            [(self._table,)] = self._insist(lambda: self.select("SELECT to_regclass('ondine.numbers')::oid"))
         self._writes += 1
         numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in locks)
         results: list[T] = []
@@ -141,7 +141,7 @@ class PostgresDatabase:
         try:
             with connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                connection.execute(_LIMITS, (timeout_ms, timeout_ms))
+                connection.execute(_LIMITS, (timeout_ms,))
                 if self._table is not None:
                     # The time lets `prune` clear away the marks of writers that were killed.
                     mark = orjson.dumps((self._writes, time.time(), len(results)))
@@ -241,6 +241,8 @@ class PostgresDatabase:
         connection: psycopg.Connection[Row]
         connection = self._driver.connect(**self._settings, autocommit=True, prepare_threshold=None)
         try:
+            # Parameters are written $1, $2, ..., as the server takes them: long statements are not searched for others.
+            connection.cursor_factory = self._driver.RawCursor
             # Of one width whatever their value, or each mixture of widths would be a statement of its own.
             connection.adapters.register_dumper(int, self._driver.types.numeric.Int8Dumper)
             encoding = connection.info.parameter_status("server_encoding") or "UTF8"
@@ -262,7 +264,7 @@ class PostgresDatabase:
     def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
         """Whether a query that counts among `values` comes to `count`; assumed at first."""
         if self._assumes:
-            self._connection.execute(f"SELECT sqrt(-abs(({_own(sql)}) - %s))", (list(values), count))
+            self._connection.execute(f"SELECT sqrt(-abs(({_own(sql)}) - $2))", (list(values), count))
             return True
         return self.select_in(sql, values) == [(count,)]
 
@@ -288,10 +290,13 @@ class PostgresDatabase:
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
-        count = _ROWS_A_STATEMENT if " VALUES (" in sql else 1
-        for start in range(0, len(rows), count):
-            some = rows[start : start + count]
-            self._connection.execute(_own(sql, rows=len(some)), list(chain.from_iterable(some)))
+        start = 0
+        while left := len(rows) - start:
+            # Powers of two: a handful of texts.
+            many = 1 << (min(left, _ROWS_A_STATEMENT).bit_length() - 1) if " VALUES (" in sql else 1
+            some = rows[start : start + many]
+            self._connection.execute(_own(sql, rows=many), list(chain.from_iterable(some)))
+            start += many
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
@@ -343,5 +348,8 @@ def _own(sql: str, *, rows: int = 1) -> str:
     """`sql` as Postgres takes it, for so many rows after `VALUES`."""
     if sql.lstrip().startswith("CREATE TABLE"):
         return re.sub("|".join(_TYPES), lambda found: _TYPES[found[0]], sql)
-    sql = sql.replace(" IN ?", " = ANY(%s)").replace("?", "%s")
-    return re.sub(r" VALUES (\((?:%s(?:, )?)+\))", lambda row: f" VALUES {', '.join([row[1]] * rows)}", sql)
+    values = re.search(r" VALUES (\([?, ]+\))", sql)
+    if values:
+        sql = sql.replace(values[1], ", ".join([values[1]] * rows), 1)
+    numbers = count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", sql.replace(" IN ?", " = ANY(?)"))

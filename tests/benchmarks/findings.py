@@ -80,6 +80,14 @@ def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     )
     yield from _Pairs(runs, "cached").alone("rows/s when all is known", "ondine", rows_per_s, at_least=50_000)
     yield from _Pairs(runs, "store").alone("answers/s written, 20 a call", "20 a call", rows_per_s, at_least=20_000)
+    distant = _Pairs(runs, "distant store")
+    yield from distant.ratio(
+        "rows/s, Postgres 20 ms away, beside at hand",
+        "Postgres 20 ms away",
+        "Postgres at hand",
+        rows_per_s,
+        at_least=0.8,
+    )
     yield from _limits(runs, scale)
     many = _Pairs(runs, "many rows")
     yield from many.ratio("rows/s of many rows, beside few", "many rows", "few rows", rows_per_s, at_least=0.9)

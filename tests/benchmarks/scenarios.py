@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from tests.benchmarks.running import Server, run_client, serving
 from tests.benchmarks.workload import Workload
+from tests.support.latency import latency_proxy
+from tests.support.postgres import server as database_server
 
 __all__ = ["SCENARIOS", "Measured", "Scale"]
 
@@ -104,6 +106,17 @@ def stores(scale: Scale) -> Iterator[Measured]:
             yield {"scenario": "store", "client": f"{size} a call", "repetition": repetition, **found}
 
 
+def distant_store(scale: Scale) -> Iterator[Measured]:
+    """Answers kept in Postgres, at hand and 20 ms away."""
+    with serving(LATENCY_MS) as provider:
+        for repetition in range(scale.repetitions):
+            for client, round_trip_s in (("Postgres at hand", 0.0), ("Postgres 20 ms away", 0.02)):
+                with latency_proxy(database_server().port, round_trip_s) as proxy:
+                    url = database_server().new_database().replace(f":{database_server().port}/", f":{proxy.port}/")
+                    found = run_client("ondine", Workload(provider.base_url, scale.rows, 256, store=url), provider)
+                yield {"scenario": "distant store", "client": client, "repetition": repetition, **found}
+
+
 def limits(scale: Scale) -> Iterator[Measured]:
     """A limit that the provider enforces, named to the client or not."""
     rows = max(scale.limit, min(scale.rows, 20 * scale.limit))
@@ -138,6 +151,7 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
     "batches": batches,
     "cached": cached,
     "store": stores,
+    "distant": distant_store,
     "limits": limits,
     "long": long_run,
     "step": step_overhead,

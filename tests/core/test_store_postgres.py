@@ -21,6 +21,7 @@ from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
 from ondine_core.values import Answer, Usage
 from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
+from tests.support.latency import LatencyProxy, latency_proxy
 from tests.support.postgres import PASSWORD, USER, server
 
 TIMEOUT_S = 60.0
@@ -229,6 +230,43 @@ def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
         assert await store.update("n", add_one) == (2,)
 
     with open_store(url, patience_s=0.1) as store:
+        asyncio.run(main(store))
+
+
+def test_a_transaction_is_one_round_trip(url: str) -> None:
+    """Notes, answers and changed numbers wait once for the server, so a distant one costs a commit its latency once."""
+
+    async def main(store: Store, proxy: LatencyProxy) -> None:
+        await make_call(store, 0)
+        for _ in range(2):
+            await store.update("n", add_one)  # from the third on, the numbers of this process are known to it
+        before = proxy.round_trips
+        for number in range(1, 11):
+            await make_call(store, number)
+            await store.update("n", add_one)
+        assert proxy.round_trips - before == 30
+        assert await store.update("n", lambda numbers: numbers or ()) == (12,)
+
+    with (
+        latency_proxy(server().port, 0.001) as proxy,
+        open_store(url.replace(str(server().port), str(proxy.port))) as store,
+    ):
+        asyncio.run(main(store, proxy))
+
+
+def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
+    """A call is assumed to be noted when it is settled; where it is not, the books stay right."""
+
+    async def main(store: Store) -> None:
+        call = call_to(key_of(1))
+        settled = Settled(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), ((key_of(1), ANSWER),))
+        await store.send(call)
+        await store.settle(settled)
+        await asyncio.gather(store.settle(settled), make_call(store, 2))
+        audit = await store.audit("run-1")
+        assert (audit.answered.calls, audit.unknown.calls) == (2, 0)
+
+    with open_store(url) as store:
         asyncio.run(main(store))
 
 

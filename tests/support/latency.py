@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 __all__ = ["LatencyProxy", "latency_proxy"]
 
@@ -21,7 +22,8 @@ class LatencyProxy:
     def __init__(self, target_port: int, round_trip_s: float) -> None:
         self._target_port, self._one_way_s = target_port, round_trip_s / 2
         self.port, self.round_trips = 0, 0
-        self._client_spoke_last = False
+        self._client_sent_last = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, started: threading.Event, stopped: asyncio.Event) -> None:
         """Forward connections until `stopped`."""
@@ -30,35 +32,39 @@ class LatencyProxy:
         started.set()
         await stopped.wait()
         server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        for source, sink, outward in ((reader, far_writer, True), (far_reader, writer, False)):
+            pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+            for work in (self._read(source, pending, outward=outward), self._deliver(pending, sink)):
+                task = asyncio.create_task(work)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, source: asyncio.StreamReader, pending: asyncio.Queue[Any], *, outward: bool) -> None:
+        data = b"more"
+        while data:
+            try:
+                data = await source.read(1 << 18)
+            except OSError:
+                data = b""
+            self.round_trips += bool(data) and self._client_sent_last and not outward
+            self._client_sent_last = outward
+            pending.put_nowait((asyncio.get_running_loop().time() + self._one_way_s, data))
+
+    async def _deliver(self, pending: asyncio.Queue[Any], sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-            directions = [self._carry(reader, far_writer, outward=True), self._carry(far_reader, writer, outward=False)]
-            await asyncio.gather(*directions)
-
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, outward: bool) -> None:
-        loop = asyncio.get_running_loop()
-        pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-
-        async def deliver() -> None:
             while True:
                 due, data = await pending.get()
-                await asyncio.sleep(due - loop.time())
+                await asyncio.sleep(due - asyncio.get_running_loop().time())
                 if not data:
                     break
                 sink.write(data)
                 await sink.drain()
-
-        delivering = asyncio.create_task(deliver())
-        with suppress(OSError):
-            while data := await source.read(1 << 18):
-                self.round_trips += self._client_spoke_last and not outward
-                self._client_spoke_last = outward
-                pending.put_nowait((loop.time() + self._one_way_s, data))
-            pending.put_nowait((loop.time() + self._one_way_s, b""))
-            await delivering
-        delivering.cancel()
         sink.close()
 
 
