@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import cache
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -290,13 +290,11 @@ class PostgresDatabase:
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
-        start = 0
-        while left := len(rows) - start:
-            # Powers of two: a handful of texts.
-            many = 1 << (min(left, _ROWS_A_STATEMENT).bit_length() - 1) if " VALUES (" in sql else 1
-            some = rows[start : start + many]
-            self._connection.execute(_own(sql, rows=many), list(chain.from_iterable(some)))
-            start += many
+        # One statement for many rows: for each statement the interpreter is let go of, and got back late if it is busy.
+        size = _ROWS_A_STATEMENT if " VALUES (" in sql else 1
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            self._connection.execute(_own(sql, rows=len(some)), list(chain.from_iterable(some)))
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
@@ -343,7 +341,7 @@ class PostgresDatabase:
         self._connection.close()
 
 
-@cache
+@lru_cache(maxsize=512)
 def _own(sql: str, *, rows: int = 1) -> str:
     """`sql` as Postgres takes it, for so many rows after `VALUES`."""
     if sql.lstrip().startswith("CREATE TABLE"):

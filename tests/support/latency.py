@@ -24,6 +24,7 @@ class LatencyProxy:
         self.port, self.round_trips = 0, 0
         self._client_sent_last = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, started: threading.Event, stopped: asyncio.Event) -> None:
         """Forward connections until `stopped`."""
@@ -35,9 +36,13 @@ class LatencyProxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        self._writers += (writer, far_writer)
         for source, sink, outward in ((reader, far_writer, True), (far_reader, writer, False)):
             pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
             for work in (self._read(source, pending, outward=outward), self._deliver(pending, sink)):
@@ -81,3 +86,4 @@ def latency_proxy(target_port: int, round_trip_s: float) -> Iterator[LatencyProx
     finally:
         loop.call_soon_threadsafe(stopped.set)
         thread.join()
+        loop.close()
