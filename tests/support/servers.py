@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from ondine_core.blame import Ending, Ticket
-from ondine_core.concurrency import Setting, Throttle
+from ondine_core.limits import AdaptiveConcurrency, CallOutcome, InFlightCall, Setting
 
-Server = Callable[[float, float], Ending]
+Server = Callable[[float, float], CallOutcome]
 """From when a call arrives, and how long answering it would take, to how it ends."""
 
 Seconds = Callable[[float], float]
@@ -27,7 +26,7 @@ Seconds = Callable[[float], float]
 # -- servers -------------------------------------------------------------------------------------------------------
 
 
-def healthy(_now: float, _takes_s: float) -> Ending:
+def healthy(_now: float, _takes_s: float) -> CallOutcome:
     """Answer every call."""
     return "answered"
 
@@ -36,7 +35,7 @@ def sliding_window(calls: int, seconds: float = 1.0) -> Server:
     """Let at most so many calls through in any window of so many seconds."""
     through = deque[float]()
 
-    def server(now: float, _: float) -> Ending:
+    def server(now: float, _: float) -> CallOutcome:
         while through and through[0] <= now - seconds:
             through.popleft()
         if len(through) >= calls:
@@ -51,7 +50,7 @@ def token_bucket(per_s: float, burst: float) -> Server:
     """Let calls through while there are tokens, of which `burst` fit and so many come back a second."""
     level, at = burst, 0.0
 
-    def server(now: float, _: float) -> Ending:
+    def server(now: float, _: float) -> CallOutcome:
         nonlocal level, at
         level, at = min(burst, level + (now - at) * per_s), now
         if level < 1:
@@ -62,11 +61,11 @@ def token_bucket(per_s: float, burst: float) -> Server:
     return server
 
 
-def lanes(count: int, ending: Ending = "overloaded") -> Server:
+def lanes(count: int, ending: CallOutcome = "overloaded") -> Server:
     """Work on so many calls at once and turn away all others."""
     busy_until = list[float]()
 
-    def server(now: float, takes_s: float) -> Ending:
+    def server(now: float, takes_s: float) -> CallOutcome:
         while busy_until and busy_until[0] <= now:
             heapq.heappop(busy_until)
         if len(busy_until) >= count:
@@ -77,13 +76,13 @@ def lanes(count: int, ending: Ending = "overloaded") -> Server:
     return server
 
 
-def at_random(share: float, ending: Ending, seed: int = 0) -> Server:
+def at_random(share: float, ending: CallOutcome, seed: int = 0) -> Server:
     """Let this share of the calls end like this, by chance."""
     rng = random.Random(f"{ending} {seed}")
     return lambda _now, _takes_s: ending if rng.random() < share else "answered"
 
 
-def outage(start_s: float, end_s: float, ending: Ending) -> Server:
+def outage(start_s: float, end_s: float, ending: CallOutcome) -> Server:
     """Answer nobody between two instants."""
     return lambda now, _: ending if start_s <= now < end_s else "answered"
 
@@ -96,7 +95,7 @@ def switching(at_s: float, before: Server, after: Server) -> Server:
 def together(*servers: Server) -> Server:
     """Answer what every one of the servers answers; the first that does not decides."""
 
-    def server(now: float, takes_s: float) -> Ending:
+    def server(now: float, takes_s: float) -> CallOutcome:
         return next((ending for one in servers if (ending := one(now, takes_s)) != "answered"), "answered")
 
     return server
@@ -138,10 +137,10 @@ class Course:
     """
 
     left: tuple[float, ...]
-    back: tuple[tuple[float, Ending], ...]
+    back: tuple[tuple[float, CallOutcome], ...]
     history: tuple[Setting, ...]
 
-    def count(self, ending: Ending, start_s: float = 0.0, end_s: float = inf) -> int:
+    def count(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> int:
         """Calls that came back like this between two instants."""
         return sum(found == ending for at, found in self.back if start_s <= at < end_s)
 
@@ -149,7 +148,7 @@ class Course:
         """Answers a second between two instants."""
         return self.count("answered", start_s, end_s) / (end_s - start_s)
 
-    def share(self, ending: Ending, start_s: float = 0.0, end_s: float = inf) -> float:
+    def share(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> float:
         """Of the calls that came back between two instants, how many did so like this."""
         return self.count(ending, start_s, end_s) / sum(start_s <= at < end_s for at, _ in self.back)
 
@@ -166,8 +165,9 @@ class Course:
 
 def drive(  # noqa: PLR0913  (the ways in which runs differ)
     server: Server,
-    seconds: float,
+    seconds: float = inf,
     *,
+    rows: float = inf,
     takes: Seconds = QUICK,
     fails: Seconds | None = None,
     most: int = 50,
@@ -175,41 +175,53 @@ def drive(  # noqa: PLR0913  (the ways in which runs differ)
     retry_after_s: float | None = None,
     demand_per_s: float = inf,
 ) -> Course:
-    """Let calls leave whenever a throttle allows, for so long.
+    """Let calls leave whenever the limits allow, for some time or until all rows are answered.
 
     Args:
         server: Who is called.
-        seconds: For how long.
+        seconds: For how long at most.
+        rows: Calls that are to be answered; each is made again until it is.
         takes: Seconds from a call's arrival to its end.
         fails: The same for a call that is not answered, if that is less; `None` if it takes as long.
         most: Calls in flight that are allowed.
         arrives: Seconds from a call's departure to its arrival: it is noted in the books, and travels.
-        retry_after_s: What a refusal asks to wait.
+        retry_after_s: What a refusal asks to wait; the row waits so long, and one of the workers with it.
         demand_per_s: Calls there are to make.
     """
-    throttle, numbers = Throttle(most, 0.0), itertools.count()
-    events: list[tuple[float, int, Ticket, Ending | None]] = []
-    left, back = list[float](), list[tuple[float, Ending]]()
-    now = 0.0
-    while now < seconds:
-        ready_at = max(throttle.ready_at(now), len(left) / demand_per_s)
+    limits, numbers = AdaptiveConcurrency(most, 0.0), itertools.count()
+    events: list[tuple[float, int, InFlightCall, CallOutcome | None]] = []
+    left, back, waiting = list[float](), list[tuple[float, CallOutcome]](), list[float]()
+    now, fresh, again, answered = 0.0, rows, 0, 0
+    while now < seconds and answered < rows:
+        while waiting and waiting[0] <= now:
+            heapq.heappop(waiting)
+            again += 1
+        ready_at = max(limits.ready_at(now), len(left) / demand_per_s)
+        if not again and (not fresh or len(waiting) + len(events) >= 4 * most):
+            ready_at = inf
+        next_at = min(events[0][0] if events else inf, waiting[0] if waiting else inf)
         if ready_at <= now:
+            again, fresh = (again - 1, fresh) if again else (0, fresh - 1)
             left.append(now)
-            heapq.heappush(events, (now + arrives(now), next(numbers), throttle.leave(now), None))
-        elif not events or ready_at < events[0][0]:
-            assert ready_at < inf, "Nothing is in flight and nothing may leave."
+            heapq.heappush(events, (now + arrives(now), next(numbers), limits.start(now), None))
+        elif ready_at < next_at:
             now = ready_at
+        elif not events or events[0][0] > next_at:
+            assert next_at < inf, "Nothing is in flight and nothing may leave."
+            now = next_at
         else:
-            now, _, ticket, ending = heapq.heappop(events)
-            if ending is None:
+            now, _, call, outcome = heapq.heappop(events)
+            if outcome is None:
                 takes_s = takes(now)
-                ending = server(now, takes_s)
-                if fails and ending != "answered":
+                outcome = server(now, takes_s)
+                if fails and outcome != "answered":
                     takes_s = min(takes_s, fails(now))
-                heapq.heappush(events, (now + takes_s, next(numbers), ticket, ending))
+                heapq.heappush(events, (now + takes_s, next(numbers), call, outcome))
             else:
-                back.append((now, ending))
-                if ending == "limited" and retry_after_s:
-                    throttle.hold_off(now + retry_after_s)
-                throttle.end(ticket, now, ending)
-    return Course(tuple(left), tuple(back), tuple(throttle.history))
+                back.append((now, outcome))
+                answered += outcome == "answered"
+                asked_s = retry_after_s if outcome == "limited" and retry_after_s else 0.0
+                if outcome != "answered":
+                    heapq.heappush(waiting, now + asked_s)
+                limits.finish(call, now, outcome, asked_s)
+    return Course(tuple(left), tuple(back), tuple(limits.history))
