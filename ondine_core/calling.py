@@ -19,7 +19,6 @@ from itertools import count
 from os import urandom
 from typing import Literal, cast
 
-from ondine_core.blame import Ticket
 from ondine_core.books import Origin, Sent, Settled
 from ondine_core.charges import Charge, check_usage
 from ondine_core.context_limits import TOKENS_A_MESSAGE
@@ -34,8 +33,7 @@ from ondine_core.errors import (
     StoreError,
     TransientError,
 )
-from ondine_core.gate import Gate
-from ondine_core.pacing import Ending
+from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.values import Call, Key, Reply, Usage
 
@@ -69,7 +67,7 @@ class Caller:
         means: Means,
         policy: Policy,
         tracker: CostTracker,
-        gate: Gate,
+        gate: AdmissionQueue,
         clock: Clock,
     ) -> None:
         self._model, self._origin, self._means, self._policy = model, origin, means, policy
@@ -101,11 +99,14 @@ class Caller:
             except TransientError as error:
                 if error.cost_unknown or not self._is_waited_out(error, errand.keys):
                     raise
+                wait_s = error.retry_after_s or 0.0
+            with self.interruptible():
+                await self._clock.sleep(wait_s)
             errand.told.retried()
 
     def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
-        since, retry = self._gate.throttle.outage_since, self._policy.retry
+        since, retry = self._gate.limits.closed_since, self._policy.retry
         if (error.retry_after_s or 0.0) > retry.longest_retry_after_s:
             # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
             if error.kind == "limited" and (error.retry_after_s or 0.0) <= _MAX_QUOTA_S:
@@ -149,7 +150,7 @@ class Caller:
         """Give the place back, once."""
         ticket, fate.ticket = fate.ticket, None
         if ticket is not None:
-            self._gate.leave(ticket, fate.ending)
+            self._gate.leave(ticket, fate.ending, fate.retry_after_s)
 
     async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
         store, limiter, call = self._means.store, self._means.limiter, errand.call
@@ -193,7 +194,9 @@ class Caller:
         since = self._policy.reuse_since
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
-        hold_off_s = self._heed(came.hold_off_s) if isinstance(came, Reply) else 0.0
+        hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
+        if hold_off_s:
+            self._gate.hold_off(hold_off_s)
         self._leave(fate)
         settled = Settled(
             sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since, at_most=charge.at_most
@@ -237,12 +240,14 @@ class Caller:
             unknown = isinstance(error, TransientError) and error.cost_unknown
             fate.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):
-                await self._tell_others(self._heed(error.retry_after_s or 0.0))
+                fate.retry_after_s = self._capped(error.retry_after_s)
             if unknown:
                 self._lose(sent)
             else:
                 fate.spent_usd = Decimal(0)
                 self._leave(fate)
+                if self._gate.limits.closed_since is not None:
+                    await self._tell_others(fate.retry_after_s)
                 await self._means.store.settle(Settled(sent, "refused"))
             raise
         except asyncio.CancelledError:
@@ -265,12 +270,10 @@ class Caller:
         self._tracker.lost(sent.at_most_usd)
         self.unseen.update(sent.keys)
 
-    def _heed(self, seconds: float) -> float:
-        """What a provider asks of one caller it asks of all in this run; returns 0 for what is too long to wait for."""
-        if not 0 < seconds <= self._policy.retry.longest_retry_after_s:
-            return 0.0
-        self._gate.hold_off(seconds)
-        return seconds
+    def _capped(self, seconds: float | None) -> float:
+        """A wait that a provider asks for; 0 for none, and for one that is too long to wait for."""
+        wait_s = seconds or 0.0
+        return wait_s if 0 < wait_s <= self._policy.retry.longest_retry_after_s else 0.0
 
     async def _tell_others(self, hold_off_s: float) -> None:
         """Pass on what a provider asks to whoever shares its rate."""
@@ -318,8 +321,9 @@ class _Fate:
     It has a `ticket` for as long as it takes a place among the calls in flight.
     """
 
-    ticket: Ticket | None
-    ending: Ending | None = None
+    ticket: InFlightCall | None
+    ending: CallOutcome | None = None
+    retry_after_s: float = 0.0
     bound_usd: Decimal | None = None
     spent_usd: Decimal | None = Decimal(0)
     took_s: float = 0.0

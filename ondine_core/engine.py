@@ -13,10 +13,9 @@ from ondine_core.asking import Asker, most_in_flight
 from ondine_core.books import Origin
 from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
-from ondine_core.concurrency import Throttle
 from ondine_core.cost_tracker import CostTracker
 from ondine_core.errors import ConfigError, FatalError, TransientError
-from ondine_core.gate import Gate
+from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
 from ondine_core.outcomes import Outcomes
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.ports import AnswerStore
@@ -83,14 +82,14 @@ async def run(  # noqa: PLR0913  (named at every call)
         tally.reuse(found)
         feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
     named = means.limiter.requests_per_s if means.limiter else None
-    throttle = Throttle(most_in_flight(means, policy), clock.elapsed(), named)
+    limits = AdaptiveConcurrency(most_in_flight(means, policy), clock.elapsed(), named)
     caller = Caller(
         model=question.model.model,
         origin=origin,
         means=means,
         policy=policy,
         tracker=tally.tracker,
-        gate=Gate(throttle, clock.elapsed, clock.sleep),
+        gate=AdmissionQueue(limits, clock.elapsed, clock.sleep),
         clock=clock,
     )
     asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock, feed), None, None
@@ -116,7 +115,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         tally.progress,
         len(first),
         sorted(tally.latencies_s),
-        tuple(throttle.history),
+        tuple(limits.history),
         await means.store.audit(origin.run),
         calibrated,
         stopped_by,

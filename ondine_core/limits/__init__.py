@@ -1,4 +1,11 @@
-"""Limits that a provider enforces without naming them: calls in flight, calls a second, outages."""
+"""Limits that a provider enforces without naming them, found by calling it.
+
+A refusal holds back its own call, and for a moment its place. When calls are turned away more often than by chance
+(`ChangeDetector`), the limit is lowered to what was let through meanwhile: first the calls in flight, and if that does
+not help, the calls a second (`RateEstimator`). If neither helps, refusals are due to chance. A limit is kept for a
+while and then raised ever faster until calls are turned away again (`ProbedLimit`). When all calls fail, all wait while
+one at a time probes (`AdaptiveConcurrency`).
+"""
 
 from ondine_core.limits.admission import AdmissionQueue
 from ondine_core.limits.change_detector import CallOutcome, InFlightCall

@@ -1,4 +1,4 @@
-"""Calls wait here, in the order they came, until the throttle lets them leave."""
+"""Calls wait here, in the order in which they came, until the limits let them leave."""
 
 from __future__ import annotations
 
@@ -15,54 +15,60 @@ __all__ = ["AdmissionQueue"]
 
 
 class AdmissionQueue:
-    """Lets calls leave in the order they came, when the throttle allows.
+    """Admits calls first come, first served, when the limits allow.
 
     Args:
-        throttle: Decides.
+        limits: Decide.
         now: Tells the time.
         sleep: Waits for seconds.
     """
 
-    def __init__(self, throttle: AdaptiveConcurrency, now: Callable[[], float], sleep: Callable[[float], Awaitable[None]]) -> None:
-        self.throttle, self._now, self._sleep = throttle, now, sleep
-        self._line = deque[asyncio.Future[InFlightCall]]()
+    def __init__(
+        self, limits: AdaptiveConcurrency, now: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self.limits = limits
+        self._now = now
+        self._sleep = sleep
+        self._waiting = deque[asyncio.Future[InFlightCall]]()
         self._alarm: asyncio.Future[None] | None = None
         self._alarm_at = inf
 
     async def enter(self) -> InFlightCall:
-        """Return when a call may leave; whoever enters leaves again with `leave`."""
+        """Return when a call may leave; each call that is returned is handed back with `leave`."""
         place: asyncio.Future[InFlightCall] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
-        self._let_in()
+        self._waiting.append(place)
+        self._admit()
         try:
             return await place
         except asyncio.CancelledError:
             if place.cancelled():
                 with suppress(ValueError):  # it may have been passed over
-                    self._line.remove(place)
-                self._let_in()
-            else:  # it was let in in this very moment
+                    self._waiting.remove(place)
+                self._admit()
+            else:  # it was admitted in this very moment
                 self.leave(place.result(), None)
             raise
 
-    def leave(self, ticket: InFlightCall, ending: CallOutcome | None) -> None:
-        """Hand the ticket back."""
-        self.throttle.finish(ticket, self._now(), ending)
-        self._let_in()
+    def leave(self, call: InFlightCall, outcome: CallOutcome | None, retry_after_s: float = 0.0) -> None:
+        """Hand a call back: how it ended, and the wait that its refusal asked for."""
+        self.limits.finish(call, self._now(), outcome, retry_after_s)
+        self._admit()
 
     def hold_off(self, seconds: float) -> None:
-        """Let nobody leave who has not entered, for so long."""
-        self.throttle.hold_off(self._now() + seconds)
-        self._let_in()
+        """Admit no call for some time."""
+        self.limits.hold_off(self._now() + seconds)
+        self._admit()
 
-    def _let_in(self) -> None:
-        """Let in whoever may leave now, and be woken when the next may, unless that depends on a call coming back."""
-        now = ready_at = inf
-        while self._line and (ready_at := self.throttle.ready_at(now := self._now())) <= now:
-            place = self._line.popleft()
+    def _admit(self) -> None:
+        """Admit the calls that may leave now, and set an alarm for the next unless it waits for a call to come back."""
+        now = self._now()
+        ready_at = self.limits.ready_at(now)
+        while self._waiting and ready_at <= now:
+            place = self._waiting.popleft()
             if not place.done():
-                place.set_result(self.throttle.start(now))
-        alarm_at = ready_at if self._line else inf
+                place.set_result(self.limits.start(now))
+            ready_at = self.limits.ready_at(now)
+        alarm_at = ready_at if self._waiting else inf
         if alarm_at == self._alarm_at:
             return
         if self._alarm:
@@ -74,4 +80,4 @@ class AdmissionQueue:
     async def _ring(self, seconds: float) -> None:
         await self._sleep(seconds)
         self._alarm_at, self._alarm = inf, None
-        self._let_in()
+        self._admit()

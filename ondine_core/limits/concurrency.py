@@ -1,4 +1,4 @@
-"""How many calls a provider takes at once and a second, found by making them."""
+"""Decides when a call may leave, from how the calls before it have ended; tells no time and waits for nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from ondine_core.limits.rate_estimator import RateEstimator
 
 __all__ = ["AdaptiveConcurrency", "Setting"]
 
-_START, _START_SHARE, _START_S = 4.0, 1 / 12, 0.1
-_HOLD_S, _MAX_HOLD_S = 1.0, 40.0
-_IN_A_ROW = 5
-_PROBE_S, _MAX_PROBE_S = 0.25, 5.0
-_MAX_REST_S = 5.0
+_START, _START_SHARE, _START_S = (
+    4.0,
+    1 / 12,
+    0.1,
+)  # calls at first; of those allowed; what a named rate brings in so long
+_GROWTH, _GROWTH_PER_S, _MAX_GROWTH_PER_S = 0.2, 0.25, 1.0  # calls more for an answer; for each second that it took
+_GROWTH_SCALE, _MAX_GROWTH_SHARE = 20.0, 1 / 100  # more with the square of the calls in flight; of those allowed
+_MIN_FEEDBACK_S, _FEEDBACK_LATENCIES = 1.0, 4  # until it shows that a limit is too high
+_REST_LATENCIES, _MAX_REST_S = 4, 5.0  # until the place of a refused call is free, unless another is answered before
+_FAILED_IN_A_ROW, _SILENT_LATENCIES = 8, 2  # all calls fail: so many without an answer for so long, or none in flight
+_PROBE_S, _MAX_PROBE_S, _MAX_LIMITED_PROBE_S = 0.25, 2.0, 4.0  # from one probe to the next, doubling
+_SPREAD = 1.25  # where calls in flight are limited, calls leave evenly, this much faster than they come back
+_FEW_REFUSALS = 0.15  # of a rate that was measured somewhat too high; more show that it is not the rate
 _HISTORY = 200
 
 
@@ -25,7 +33,7 @@ class Setting:
 
     Args:
         at_s: Seconds since the start of the run.
-        in_flight: Calls at once; 0 while nothing is answered and one at a time probes.
+        in_flight: Calls at once; 0 while all calls fail and one at a time probes.
         per_s: Calls a second; `None` while no limit has shown.
         why: What had happened.
     """
@@ -37,29 +45,40 @@ class Setting:
 
 
 class AdaptiveConcurrency:
-    """Decides when a call may leave."""
+    """The calls that may be in flight, never more than `max_in_flight`, and when the next may leave.
+
+    Attributes:
+        closed_since: Since when all calls fail; `None` if they do not.
+        history: What was allowed when, oldest first; thinned out when it grows long.
+    """
 
     def __init__(self, max_in_flight: int, now: float, named_per_s: float | None = None) -> None:
-        self._max, self._started = max_in_flight, now
-        self._rate, self._window, self._detector = RateEstimator(now), ProbedLimit(), ChangeDetector()
-        self._start = max(_START, _START_SHARE * max_in_flight, _START_S * (named_per_s or 0))
-        self._ramp = min(float(max_in_flight), self._start)
-        self.in_flight = self._failed_in_a_row = 0
-        self._resting: list[float] = []
+        self._max = max_in_flight
+        self._rate = RateEstimator(now)
+        self._window = ProbedLimit()  # of calls in flight
+        self._detector = ChangeDetector()
+        start = max(_START, _START_SHARE * max_in_flight, _START_S * (named_per_s or 0.0))
+        self._start = self._ramp = min(float(max_in_flight), start)
+        self._started = self._answered_at = self._held_until = self._probe_at = now
+        self._passed_at = -inf  # when the last call left that was answered
         self._latency_s = 0.0
-        self._answered_at, self._passed_at = now, -inf
-        self._held_until = now
-        self.closed_since: float | None = None
         self._probe: InFlightCall | None = None
-        self._probe_at = now
+        self._probe_wait_s = _PROBE_S
+        self._resting: list[float] = []  # until when places stay empty
+        self._failed_in_a_row = self.in_flight = 0
+        self.closed_since: float | None = None
         self.history: list[Setting] = []
         self._note(now, "start")
 
     @property
     def limit(self) -> int:
-        """Calls in flight that are allowed."""
-        window = inf if self._window.value is None else self._window.value + 0.5
-        return max(1, int(min(self._max, self._ramp, window)))
+        """Calls in flight that are allowed while calls are answered."""
+        found = inf if self._window.value is None else self._window.value + 0.5
+        return max(1, int(min(self._max, self._ramp, found)))
+
+    @property
+    def _feedback_s(self) -> float:
+        return max(_MIN_FEEDBACK_S, _FEEDBACK_LATENCIES * self._latency_s)
 
     def ready_at(self, now: float) -> float:
         """When the next call may leave; infinity while that depends on another coming back."""
@@ -73,111 +92,118 @@ class AdaptiveConcurrency:
         return ready_at if len(resting) < places else max(ready_at, sorted(resting)[-places])
 
     def start(self, now: float) -> InFlightCall:
-        """Take note that a call leaves."""
+        """Record that a call leaves; it is handed back with `finish`."""
         call = InFlightCall(now)
         self.in_flight += 1
         if self.closed_since is not None:
             self._probe = call
             return call
-        spread_per_s = 1.25 * self._window.value / self._latency_s if self._window.value else 0.0
+        spread_per_s = _SPREAD * self._window.value / self._latency_s if self._window.value else 0.0
         self._rate.start(call, self._latency_s, spread_per_s)
-        if self._rate.limit.is_raised:
-            self._detector.forget_experiments()
-            if (self._rate.limit.value or 0) * self._latency_s > 2 * self._max:
-                self._rate.limit.clear()
         self._detector.start(call)
+        rate = self._rate.limit
+        if rate.value and rate.is_raised:
+            self._detector.end_experiment()
+            if rate.value * self._latency_s > 2 * self._max:
+                rate.value = None
         return call
 
     def hold_off(self, until: float) -> None:
+        """Let no call leave before an instant, as an answer says that nothing is left of a limit."""
         self._held_until = max(self._held_until, until)
 
     def finish(self, call: InFlightCall, now: float, outcome: CallOutcome | None, retry_after_s: float = 0.0) -> None:
+        """Record how a call ended (`None`: it was given up); a wait that it asks for holds back all while all fail."""
         self.in_flight -= 1
         call.outcome = outcome
         if outcome == "answered":
-            self._answered(call, now)
+            self._record_answer(call, now)
         elif outcome is not None:
-            self._failed(call, now, retry_after_s)
-        if self.closed_since is not None:
-            self._continue_probing(call, now)
-        elif found := self._detector.advance(
-            now - 2 * self._latency_s - 0.05, raised=self._rate.limit.is_raised or self._window.is_raised
-        ):
-            self._lower(found, now)
+            self._record_failure(call, now)
+        if self.closed_since is None:
+            known_until = now - _SILENT_LATENCIES * self._latency_s - 0.05
+            is_raised = self._rate.limit.is_raised or self._window.is_raised
+            if found := self._detector.advance(known_until, raised=is_raised):
+                self._lower(found, now)
+        elif outcome is not None:
+            self._probe_at = max(self._probe_at, now + retry_after_s)
+        if call is self._probe:
+            self._probe = None
+            if outcome is not None:
+                max_s = _MAX_LIMITED_PROBE_S if outcome == "limited" else _MAX_PROBE_S
+                self._probe_wait_s = min(max_s, 2 * self._probe_wait_s)
+                self._probe_at = max(self._probe_at, now + self._probe_wait_s)
 
-    def _answered(self, call: InFlightCall, now: float) -> None:
-        used_s = min(now - self._answered_at, self._latency_s)
-        self._failed_in_a_row, self._answered_at = 0, now
+    def _record_answer(self, call: InFlightCall, now: float) -> None:
+        since_s = now - self._answered_at
+        self._failed_in_a_row = 0
+        self._answered_at = now
         self._passed_at = max(self._passed_at, call.left_at)
         self._latency_s += (now - call.left_at - self._latency_s) * (0.1 if self._latency_s else 1.0)
         if self.closed_since is not None:
-            self.closed_since = self._probe = None
+            self.closed_since = None
             self._ramp = min(self._ramp, self._start)
             self._resting.clear()
             self._note(now, "answered again")
-            return
-        if self._resting:
+        elif self._resting:
             self._resting.pop(0)
-            return
-        if self.in_flight + 1 < self.limit / 2:
-            return
+        elif self.in_flight + 1 >= self.limit / 2:
+            self._raise(since_s, now)
+
+    def _raise(self, since_s: float, now: float) -> None:
         before = self.limit
         if self._ramp < self._max:
-            self._ramp += 0.2 + min(1.0, 0.25 * self._latency_s) + min((self._ramp / 20) ** 2, self._max / 64)
+            self._ramp += _GROWTH + min(_MAX_GROWTH_PER_S, _GROWTH_PER_S * self._latency_s)
+            self._ramp += min((self._ramp / _GROWTH_SCALE) ** 2, _MAX_GROWTH_SHARE * self._max)
         if self._window.value:
-            self._window.use(used_s)
+            self._window.use(min(since_s, self._latency_s))
             if self._window.is_raised:
-                self._detector.forget_experiments()
+                self._detector.end_experiment()
             if self._window.value > self._max:
-                self._window.clear()
+                self._window.value = None
         if self.limit > before and (self.limit == self._max or self.limit.bit_length() > before.bit_length()):
             self._note(now, "answered")
 
-    def _failed(self, call: InFlightCall, now: float, retry_after_s: float) -> None:
+    def _record_failure(self, call: InFlightCall, now: float) -> None:
         self._failed_in_a_row += call.left_at > self._passed_at
-        self._resting = [until for until in self._resting if until > now]
-        self._resting.append(min(call.left_at + 4 * self._latency_s, now + _MAX_REST_S))
-        silent = self.in_flight == 0 or now - self._answered_at >= 2 * self._latency_s
-        if self.closed_since is None and silent and self._failed_in_a_row >= _IN_A_ROW:
-            self._close(now, call.outcome == "limited")
-        if self.closed_since is not None:
-            self._probe_at = max(self._probe_at, now + retry_after_s)
+        latencies = 1 if call.outcome == "broken" else _REST_LATENCIES
+        rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
+        self._resting = [until for until in (*self._resting, rests_until) if until > now]
+        is_silent = self.in_flight == 0 or now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
+        in_a_row = min(_FAILED_IN_A_ROW, _FAILED_IN_A_ROW // 2 + self.limit)
+        if self.closed_since is None and is_silent and self._failed_in_a_row >= in_a_row:
+            self._close(now, limited=call.outcome == "limited")
 
-    def _close(self, now: float, limited: bool) -> None:
-        self.closed_since, self._probe, self._probe_at = now, None, now + _PROBE_S
+    def _close(self, now: float, *, limited: bool) -> None:
+        """All calls fail: one at a time probes. For a rate limit, what passed before it was used up is its rate."""
         per_s = self._rate.measure(self._passed_at, self._latency_s)
         if limited and per_s:
-            self._rate.lower(per_s, now, now - self._passed_at, max(1.0, 2 * self._latency_s))
+            self._rate.lower(per_s, now, now - self._passed_at, self._feedback_s)
         self._detector.reset()
+        self._probe = None
+        self._probe_wait_s = _PROBE_S
+        self._probe_at = now + _PROBE_S
+        self.closed_since = now
         self._note(now, "refused" if limited else "outage")
 
-    def _continue_probing(self, call: InFlightCall, now: float) -> None:
-        if call is not self._probe:
-            return
-        self._probe = None
-        if call.outcome is not None and self.closed_since is not None:
-            wait_s = min(_MAX_PROBE_S, max(_PROBE_S, (now - self.closed_since) / 5))
-            self._probe_at = max(self._probe_at, now + wait_s)
-
     def _lower(self, found: Rejections, now: float) -> None:
+        """Lower the calls in flight; if that did not help, the calls a second; if neither helps, both are as before."""
+        rate, window, refused_s = self._rate.limit, self._window, now - found.since
+        fewer_failed = window.value is not None and not window.is_raised
+        slower_failed = rate.value is not None and not rate.is_raised and found.share > _FEW_REFUSALS
         if self._detector.record_failure_rate(found.share):
-            self._rate.limit.clear()
-            self._window.clear()
+            rate.value = window.value = None
             self._ramp = float(self._max)
             self._note(now, "refused whatever is asked")
-            return
-        wasted_s, feedback_s = now - found.since, max(1.0, 2 * self._latency_s)
-        rate, window = self._rate.limit, self._window
-        slower_helps_not = rate.value and not rate.is_raised and found.share > 0.1
-        fewer_helps_not = window.value and not window.is_raised
-        if found.limited and not slower_helps_not and (rate.value or fewer_helps_not):
-            window.clear()
-            self._rate.lower(found.per_s, now, wasted_s, feedback_s)
+        elif found.limited and not slower_failed and (rate.value is not None or fewer_failed):
+            window.value = None
+            self._rate.lower(found.per_s, now, refused_s, self._feedback_s)
+            self._note(now, "limited")
         else:
-            rate.clear()
-            in_flight = max(1.0, min(self.limit, found.per_s * self._latency_s))
-            window.lower(in_flight, wasted_s, feedback_s)
-        self._note(now, "limited" if found.limited else "overloaded")
+            rate.value = None
+            in_flight = max(1.0, min(self.limit, found.per_s * self._latency_s))  # J. Little's law
+            window.lower(in_flight, refused_s + 2 * self._latency_s, self._feedback_s)
+            self._note(now, "limited" if found.limited else "overloaded")
 
     def _note(self, now: float, why: str) -> None:
         if len(self.history) >= _HISTORY:

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.blame import Ending, Ticket
-from ondine_core.concurrency import Throttle
-from ondine_core.gate import Gate
+from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.policy import Clock
 from tests.support.servers import (
     Server,
@@ -96,7 +94,7 @@ def test_a_slower_provider_is_not_taken_for_a_broken_one() -> None:
 @pytest.mark.parametrize("most", [1, 50])
 @pytest.mark.parametrize("length_s", [5, 60])
 @pytest.mark.parametrize("ending", ["overloaded", "broken"])
-def test_an_outage_is_probed_and_forgotten(ending: Ending, length_s: float, most: int) -> None:
+def test_an_outage_is_probed_and_forgotten(ending: CallOutcome, length_s: float, most: int) -> None:
     """At most four probes a second while nobody is answered; within three seconds after it, all is as before."""
     end = 10 + length_s
     for seed in SEEDS:
@@ -107,7 +105,7 @@ def test_an_outage_is_probed_and_forgotten(ending: Ending, length_s: float, most
 
 
 @pytest.mark.parametrize("ending", ["overloaded", "broken"])
-def test_an_outage_is_seen_after_a_few_failures(ending: Ending) -> None:
+def test_an_outage_is_seen_after_a_few_failures(ending: CallOutcome) -> None:
     """Of a provider that answers nobody no more than two dozen calls are lost, however quickly it fails."""
     course = drive(outage(0, inf, ending), 60, fails=always(0.001))
     assert sum(at < 1 for at in course.left) < 24
@@ -131,7 +129,7 @@ def test_half_the_failures_are_no_outage() -> None:
 
 # -- laws ----------------------------------------------------------------------------------------------------------
 
-ENDINGS: tuple[Ending | None, ...] = ("answered", "limited", "overloaded", "broken", None)
+ENDINGS: tuple[CallOutcome | None, ...] = ("answered", "limited", "overloaded", "broken", None)
 pauses = st.sampled_from([0.0, 0.001, 0.05, 0.3, 1.0, 5.0, 100.0])
 moods = st.lists(st.sampled_from(ENDINGS), min_size=1, max_size=4)
 """How calls end for a while: one of these."""
@@ -152,10 +150,10 @@ class Run:
     """A throttle under observation: after every step the laws are checked."""
 
     def __init__(self, most: int, rng: random.Random) -> None:
-        self._throttle, self._most, self._rng = Throttle(most, 0.0), most, rng
+        self._throttle, self._most, self._rng = AdaptiveConcurrency(most, 0.0), most, rng
         self._now = self._asked = 0.0
-        self._mood: list[Ending | None] = ["answered"]
-        self._out: list[Ticket] = []
+        self._mood: list[CallOutcome | None] = ["answered"]
+        self._out: list[InFlightCall] = []
 
     def step(self, step: str, what: Any, pause_s: float) -> None:
         """Let something happen, and time pass."""
@@ -172,12 +170,12 @@ class Run:
             ready_at = self._check()
             if ready_at < inf:
                 self._now = max(self._now, ready_at)
-                self._out.append(self._throttle.leave(self._now))
+                self._out.append(self._throttle.start(self._now))
 
     def _end(self, count: int, pause_s: float) -> None:
         for _ in range(min(count, len(self._out))):
             ticket = self._out.pop(self._rng.randrange(len(self._out)))
-            self._throttle.end(ticket, self._now, self._rng.choice(self._mood))
+            self._throttle.finish(ticket, self._now, self._rng.choice(self._mood))
             self._now += pause_s / 10
             self._check()
 
@@ -185,7 +183,7 @@ class Run:
         self._throttle.hold_off(self._now + seconds)
         self._asked = max(self._asked, self._now + seconds)
 
-    def _change_mood(self, mood: list[Ending | None], _: float) -> None:
+    def _change_mood(self, mood: list[CallOutcome | None], _: float) -> None:
         self._mood = mood
 
     def _check(self) -> float:
@@ -208,11 +206,11 @@ def test_laws_of_the_throttle(most: int, steps: list[tuple[str, Any, float]], rn
 
 def test_history_stays_short() -> None:
     """A day of ups and downs is told in at most 200 settings, from the first to the last of them."""
-    throttle = Throttle(50, 0.0)
+    throttle = AdaptiveConcurrency(50, 0.0)
     for day in range(500):
         for n in range(40):
             now = day * 100.0 + n
-            throttle.end(throttle.leave(now), now + 0.5, "broken" if n < 20 else "answered")
+            throttle.finish(throttle.start(now), now + 0.5, "broken" if n < 20 else "answered")
     assert 100 <= len(throttle.history) <= 200
     assert throttle.history[0].why == "start"
     assert throttle.history[-1].at_s > 499 * 100
@@ -220,23 +218,23 @@ def test_history_stays_short() -> None:
 
 def test_a_call_that_was_given_up_says_nothing() -> None:
     """Cancelled calls give their places back and change nothing else, in an outage and out of it."""
-    throttle = Throttle(4, 0.0)
+    throttle = AdaptiveConcurrency(4, 0.0)
     for n in range(100):
-        throttle.end(throttle.leave(float(n)), n + 0.5, None)
+        throttle.finish(throttle.start(float(n)), n + 0.5, None)
     assert len(throttle.history) == 1
     assert throttle.ready_at(100.0) <= 100.0
     now = 200.0
-    while throttle.outage_since is None:
-        throttle.end(throttle.leave(now), now, "broken")
+    while throttle.closed_since is None:
+        throttle.finish(throttle.start(now), now, "broken")
     now = throttle.ready_at(now)
-    throttle.end(throttle.leave(now), now, None)
+    throttle.finish(throttle.start(now), now, None)
     assert throttle.ready_at(now) <= now
 
 
 # -- the gate ------------------------------------------------------------------------------------------------------
 
 
-def at_gate(most: int, test: Callable[[Gate, Clock], object]) -> None:
+def at_gate(most: int, test: Callable[[AdmissionQueue, Clock], object]) -> None:
     """Run a test of a gate on virtual time, where a hang is an error; so is a loop that is busy."""
 
     async def main(clock: Clock) -> None:
@@ -248,7 +246,7 @@ def at_gate(most: int, test: Callable[[Gate, Clock], object]) -> None:
             assert asked < 5000, "The gate asks for the time and does not wait."
             return clock.now()
 
-        await test(Gate(Throttle(most, clock.now()), now, clock.sleep), clock)
+        await test(AdmissionQueue(AdaptiveConcurrency(most, clock.now()), now, clock.sleep), clock)
 
     run_virtually(main)
 
@@ -256,7 +254,7 @@ def at_gate(most: int, test: Callable[[Gate, Clock], object]) -> None:
 def test_who_comes_first_enters_first() -> None:
     """Calls leave in the order in which they came, one at a time where one is allowed."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         entered: list[int] = []
 
         async def one(number: int) -> None:
@@ -276,18 +274,18 @@ def test_who_comes_first_enters_first() -> None:
 def test_who_stops_waiting_holds_up_nobody(which: int) -> None:
     """Whoever is cancelled at the gate, the first in line included, leaves no place taken and nobody stuck."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         inside = await gate.enter()
         waiting = [asyncio.create_task(gate.enter()) for _ in range(3)]
         await clock.sleep(1)
         waiting.pop(which).cancel()
         await clock.sleep(1)
-        assert gate.throttle.in_flight == 1
+        assert gate.limits.in_flight == 1
         for task in waiting:
             assert not task.done()
             gate.leave(inside, "answered")
             inside = await task
-        assert gate.throttle.in_flight == 1
+        assert gate.limits.in_flight == 1
 
     at_gate(1, test)
 
@@ -296,7 +294,7 @@ def test_who_stops_waiting_holds_up_nobody(which: int) -> None:
 def test_cancelled_as_the_gate_opens(sooner: str) -> None:
     """A place that falls vacant in the very moment in which the first in line gives up goes to the second."""
 
-    async def test(gate: Gate, _clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, _clock: Clock) -> None:
         inside = await gate.enter()
         first, second = (asyncio.create_task(gate.enter()) for _ in range(2))
         await asyncio.sleep(1)
@@ -307,7 +305,7 @@ def test_cancelled_as_the_gate_opens(sooner: str) -> None:
         await second
         await asyncio.wait({first})
         assert first.cancelled()
-        assert gate.throttle.in_flight == 1
+        assert gate.limits.in_flight == 1
 
     at_gate(1, test)
 
@@ -315,7 +313,7 @@ def test_cancelled_as_the_gate_opens(sooner: str) -> None:
 def test_a_pause_that_is_asked_for_holds_back_who_waits_already() -> None:
     """Whoever waits when a pause begins waits for its end, and for a longer one if it is extended meanwhile."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         gate.hold_off(2)
         waiting = asyncio.create_task(gate.enter())
         await clock.sleep(1)
@@ -331,7 +329,7 @@ def test_a_pause_that_is_asked_for_holds_back_who_waits_already() -> None:
 def test_a_shorter_pause_ends_no_longer_one() -> None:
     """Of two pauses the later end holds."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         gate.hold_off(5)
         gate.hold_off(1)
         await gate.enter()
@@ -343,7 +341,7 @@ def test_a_shorter_pause_ends_no_longer_one() -> None:
 def test_a_call_that_comes_back_opens_the_gate_at_once() -> None:
     """Who waits for a place has it in the moment in which it falls vacant."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         inside = await gate.enter()
         waiting = asyncio.create_task(gate.enter())
         await clock.sleep(3)
@@ -357,11 +355,11 @@ def test_a_call_that_comes_back_opens_the_gate_at_once() -> None:
 def test_an_outage_lets_one_probe_through_and_then_everybody() -> None:
     """Of many who wait in an outage one at a time goes; when it is answered, the others follow."""
 
-    async def test(gate: Gate, clock: Clock) -> None:
+    async def test(gate: AdmissionQueue, clock: Clock) -> None:
         served: list[float] = []
 
         async def one() -> None:
-            ending: Ending = "broken"
+            ending: CallOutcome = "broken"
             while ending == "broken":
                 ticket = await gate.enter()
                 await clock.sleep(0.05)

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import pytest
 
-from ondine_core.blame import Suspect, Ticket
 from tests.support.servers import (
     QUICK,
     Seconds,
@@ -182,62 +181,3 @@ def test_a_rate_that_is_not_used_is_not_raised() -> None:
     assert course.per_s(0, 60) >= 29
 
 
-# -- experiments ---------------------------------------------------------------------------------------------------
-
-
-class Rounds:
-    """Rounds of a hundred calls, of which some fail."""
-
-    def __init__(self) -> None:
-        self.suspect, self._number = Suspect("limited", 0.0, 0.995), 0
-
-    def __call__(self, *shares: float) -> list[bool]:
-        """The verdicts when such shares of the calls of a round fail, and the next round begins."""
-        verdicts = [self._call(int((n + 1) * share) > int(n * share)) for share in shares for n in range(100)]
-        return [verdict for verdict in verdicts if verdict is not None]
-
-    def _call(self, fails: bool) -> bool | None:
-        ticket = Ticket(self._number, self._number / 100)
-        self._number += 1
-        self.suspect.leave(ticket)
-        ticket.ending = "limited" if fails else "answered"
-        finding = self.suspect.end(ticket, ticket.left_at, rising=False)
-        return finding.to_blame if finding else None
-
-
-@pytest.mark.parametrize(
-    ("shares", "verdicts"),
-    [
-        ((0.1, 0.1, 0.1), [True, True, False]),
-        ((0.3, 0.1, 0.05), [True, True, True]),
-        ((0.9, 0.9, 0.9, 0.9), [True] * 4),
-    ],
-)
-def test_three_experiments_without_effect_acquit_a_setting(shares: tuple[float, ...], verdicts: list[bool]) -> None:
-    """A share that has not fallen though the setting was turned down twice is not its doing, unless it is a flood."""
-    assert Rounds()(*shares, 0.0) == verdicts
-
-
-def test_an_experiment_that_helped_begins_a_new_series() -> None:
-    """Between two times at which a setting is found to blame it may have been right."""
-    rounds = Rounds()
-    assert rounds(0.1, 0.1, 0.0) == [True, True]
-    rounds.suspect.acquit()
-    assert rounds(0.1, 0.1, 0.0) == [True, True]
-
-
-@pytest.mark.parametrize(("share", "verdicts"), [(0.05, [True]), (0.03, [True]), (0.01, [])])
-def test_a_trickle_adds_up(share: float, verdicts: list[bool]) -> None:
-    """Three calls in a hundred are no accident if they go on; one in a hundred is."""
-    assert Rounds()(*[share] * 3, 0.0)[:1] == verdicts
-
-
-def test_what_is_tolerated_is_tolerated_only_while_it_lasts() -> None:
-    """Once refusals by chance have ended, a few are suspicious again."""
-    rounds = Rounds()
-    rounds(0.1, 0.1, 0.1, 0.1)
-    assert rounds.suspect.tolerated == pytest.approx(0.1, abs=0.02)
-    assert rounds(0.12, 0.08, 0.1) == []
-    rounds(*[0.0] * 12)
-    assert rounds.suspect.tolerated == 0
-    assert rounds(0.1, 0.0) == [True]
