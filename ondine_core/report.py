@@ -10,9 +10,9 @@ from typing import Any
 
 from ondine_core.books import Audit
 from ondine_core.calibration import Calibrated
-from ondine_core.limits import Setting
 from ondine_core.cost_tracker import Spend
 from ondine_core.errors import OndineError
+from ondine_core.limits import Setting
 from ondine_core.outcomes import Outcomes
 from ondine_core.preparation import Treatment
 from ondine_core.values import Answer

@@ -13,7 +13,7 @@ CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
 """How a call ended: with a reply (a refusal of its content included), turned away for the rate, turned away or timed
 out for want of capacity, or lost for another reason."""
 
-_USUAL, _ADD, _TIMES = 0.02, 0.05, 1.5  # share that may be turned away; added to and multiplied with one due to chance
+_USUAL, _ADD, _TIMES = 0.02, 0.05, 1.2  # share that may be turned away; added to and multiplied with one due to chance
 _EXCESS, _SURE_EXCESS, _CHANCE_EXCESS = 3.0, 6.0, 10.0  # refusals that are no accident: usually, among few, with chance
 _CALLS, _RAISED_CALLS, _MIN_SPAN_S = 20, 5, 0.1  # among so many calls, or a few after a limit was raised; in this time
 _EXPERIMENTS, _MAX_CHANCE, _MIN_CHANCE, _SMOOTHING = 3, 0.35, 0.005, 0.01  # that show, and follow, refusals by chance

@@ -170,7 +170,7 @@ class AdaptiveConcurrency:
         rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
         self._resting = [until for until in (*self._resting, rests_until) if until > now]
         is_silent = self.in_flight == 0 or now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
-        in_a_row = min(_FAILED_IN_A_ROW, _FAILED_IN_A_ROW // 2 + self.limit)
+        in_a_row = min(_FAILED_IN_A_ROW, 3 + self.limit)
         if self.closed_since is None and is_silent and self._failed_in_a_row >= in_a_row:
             self._close(now, limited=call.outcome == "limited")
 

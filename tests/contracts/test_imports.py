@@ -27,8 +27,8 @@ HEAVY = (
 CORE = (
     "values finish_reasons reasoning books ports errors patterns addresses pricing charges context_limits tokens "
     "presets cost_tracker cleaning cells sanitizer preparation json_schema prompts schema question notations records "
-    "batching packing batch_size stages agreement calibration rates rate_limiter retry blame pacing concurrency "
-    "gate processes caps budget_state budget store lease policy means providers outcomes report tally telemetry "
+    "batching packing batch_size stages agreement calibration rates rate_limiter retry limits "
+    "processes caps budget_state budget store lease policy means providers outcomes report tally telemetry "
     "errand calling refusals sizes asking engine reading thread garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (

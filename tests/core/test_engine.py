@@ -152,16 +152,25 @@ def test_paced(texts: list[str], requests_per_minute: int) -> None:
     assert all(gap >= spacing_s * 0.999 for gap in gaps)
 
 
-def test_retry_after_holds_back_everybody() -> None:
-    """Once the provider has asked for two seconds, no call leaves within them; calls in flight had left before."""
+def test_retry_after_holds_back_the_call_that_it_answers() -> None:
+    """One refusal among answers holds back its own row for two seconds, and no other."""
     model = UnreliableModel((("none",) * 10 + ("429 later",), "none"))
     report = enrich([str(number) for number in range(40)], model, MemoryStore())
     assert report.failures == {}
-    latency_s = 0.05 * (1 + 1 / 11)
-    asked_at = model.arrivals[10] + latency_s
-    noted_s = 0.01
-    assert not [at for at in model.arrivals if asked_at + noted_s < at < asked_at + 2]
-    assert any(at >= asked_at + 2 for at in model.arrivals)
+    refused = model.asked[10]
+    first, again = (at for at, text in zip(model.arrivals, model.asked, strict=True) if text == refused)
+    assert again >= first + 2
+    assert max(at for at, text in zip(model.arrivals, model.asked, strict=True) if text != refused) < first + 1
+
+
+def test_retry_after_holds_back_everybody_while_all_are_refused() -> None:
+    """Of forty rows that would be refused a dozen are; then no call leaves within the two seconds asked for."""
+    model = UnreliableModel((("429 later",) * 11, "none"))
+    report = enrich([str(number) for number in range(40)], model, MemoryStore())
+    assert report.failures == {}
+    refused_at = model.arrivals[7] + 0.05
+    assert not [at for at in model.arrivals if refused_at + 0.1 < at < model.arrivals[7] + 2]
+    assert sum(at < refused_at + 0.1 for at in model.arrivals) <= 12
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 8])

@@ -77,7 +77,7 @@ MUTANTS = (
         "if (wait_s := free_at - early_s - now) > 60:",
         "late_do_not_leave_together",
     ),
-    Mutant("calls in flight are not counted", "concurrency.py", "self.in_flight + 1\n", "self.in_flight\n", "bounded"),
+    Mutant("calls in flight are not counted", "limits/concurrency.py", "self.in_flight += 1\n", "pass\n", "bounded"),
     Mutant(
         "an interrupted call is made again",
         "calling.py",
@@ -85,7 +85,13 @@ MUTANTS = (
         "except asyncio.CancelledError:\n            raise TransientError('again')",
         "interrupt",
     ),
-    Mutant("a Retry-After is the caller's alone", "calling.py", "self._gate.hold_off(seconds)", "pass", "retry_after"),
+    Mutant(
+        "a Retry-After holds back no other call while all are refused",
+        "limits/concurrency.py",
+        "self._probe_at = max(self._probe_at, now + retry_after_s)",
+        "pass",
+        "retry_after",
+    ),
     Mutant("rates are not booked", "calling.py", "await limiter.acquire(tokens)", "pass", "paced"),
     Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "books"),
     Mutant(

@@ -46,6 +46,27 @@ def sliding_window(calls: int, seconds: float = 1.0) -> Server:
     return server
 
 
+def fixed_window(calls: int, seconds: float = 1.0, since_s: float = 0.0) -> Server:
+    """Let so many calls through in each of the windows that follow one another; the first began `since_s` ago."""
+    number, through = -1, 0
+
+    def server(now: float, _: float) -> CallOutcome:
+        nonlocal number, through
+        current = int((now + since_s) // seconds)
+        if current != number:
+            number, through = current, 0
+        through += 1
+        return "answered" if through <= calls else "limited"
+
+    return server
+
+
+def nth(*numbers: int) -> Server:
+    """Refuse the calls of these numbers, counted from 1."""
+    arrivals = itertools.count(1)
+    return lambda _now, _takes_s: "limited" if next(arrivals) in numbers else "answered"
+
+
 def token_bucket(per_s: float, burst: float) -> Server:
     """Let calls through while there are tokens, of which `burst` fit and so many come back a second."""
     level, at = burst, 0.0
