@@ -123,14 +123,14 @@ class SqliteDatabase:
             # SQLite ends the transaction itself after some errors, a full disk among them.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            self._check_files()  # which would explain it better
             raise
-        if self._file is not None:
-            self._check_files(self._file)
+        self._check_files()
         if self._log_sync is not None:
             self._log_sync.note_commit()
         return result
 
-    def _check_files(self, file: Path) -> None:
+    def _check_files(self) -> None:
         """Find out, before a commit is reported, whether it went to files that nobody can open any more.
 
         Raises:
@@ -143,23 +143,29 @@ class SqliteDatabase:
                 f"The answer store {self.place!r}, or its -wal or -shm file, was removed or replaced while in use"
             )
             try:
-                saved = self._save_files(file)
+                saved = self._save_files()
             except (StoreError, OSError) as error:
                 self._lost += f", and its answers could not be saved elsewhere: {error}"
             else:
                 self._lost += (
                     f". All its answers, the newest included, are saved in {str(saved)!r}: stop all runs that use the "
-                    f"store, remove what has its name now, with -wal and -shm, move that file there (the newest if "
+                    "store, remove what has its name now, with -wal and -shm, move that file there (the newest if "
                     "several were saved), and run again."
                 )
         raise StoreError(self._lost)
 
-    def _save_files(self, file: Path) -> Path:
-        """Copy what this connection can still read into a file beside `file`."""
+    def _save_files(self) -> Path:
+        """Copy what this connection can still read into a file beside the store's."""
         if self._saved is None:
+            file = self._files[0]
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._saved = make_new_file(file, ".saved.db")
-        self.copy_to(self._saved)
+        try:
+            self.copy_to(self._saved)
+        except StoreError:
+            self._saved.unlink()
+            self._saved = None
+            raise
         return self._saved
 
     def copy_to(self, target: Path) -> None:
@@ -276,8 +282,8 @@ class SqliteDatabase:
         if self._log_sync is not None:
             self._log_sync.close()
         with self._explained():
-            if self._file is not None and self._saved is not None:
-                self._save_files(self._file)  # with what was committed since
+            if self._saved is not None:
+                self._save_files()  # with what was committed since
             self._connection.close()
 
     def _switch_to_wal(self) -> None:

@@ -146,6 +146,21 @@ def settled(first: int, count: int) -> list[Settled]:
     ]
 
 
+def test_store_that_was_emptied_says_so_whatever_fails_first(tmp_path: Path) -> None:
+    """Where pages are gone that a commit needs, the error is about the file and not about damage to it."""
+    path = tmp_path / "answers.db"
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(5_000))))
+
+    async def main(store: Store) -> None:
+        path.write_bytes(b"")
+        with pytest.raises(StoreError, match="removed or replaced while in use"):
+            await keep(store, *((bytes([n]) * 16, ANSWER) for n in range(1, 200)))
+
+    with open_store(path) as store:
+        asyncio.run(main(store))
+
+
 def test_run_whose_store_is_removed_pays_for_no_more_than_was_in_flight(tmp_path: Path) -> None:
     """The run ends with the message; of what the provider billed, all but the calls in flight are in the saved file."""
     path, concurrency = tmp_path / "answers.db", 4
