@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = tuple(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter"))
+TESTS = (
+    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter")),
+    *(f"tests/adversary/test_{name}.py" for name in ("lease", "store")),
+)
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1
 """What pytest exits with when a test failed, and with nothing else."""
@@ -108,6 +111,21 @@ MUTANTS = (
         "usd = max(bound_usd, price.cost(usage))",
         "usd = price.cost(usage)",
         "solvent",
+    ),
+    Mutant("a process that slept calls on", "calling.py", "await self._ensure_lease(sent)", "pass", "laptop"),
+    Mutant(
+        "a lease goes by the wall clock",
+        "lease.py",
+        "state.ends_at_boot - self.boot()",
+        "state.ends_at - self.now()",
+        "clock_that_is_set",
+    ),
+    Mutant(
+        "a store that was removed is written on",
+        "store/sqlite.py",
+        "        self._check_files()\n        if self._log_sync",
+        "        if self._log_sync",
+        "removed_is_noticed",
     ),
     Mutant("a lost call is given back", "calling.py", "fate.spent_usd = None", "pass", "solvent"),
 )

@@ -21,3 +21,10 @@ def test_a_store_is_a_path_or_an_open_one(tmp_path: Path) -> None:
         assert Options(store=store).store is store
     assert Options(store=tmp_path / "answers.db").store == tmp_path / "answers.db"
     assert Options(store="answers.db").store == "answers.db"
+
+
+@pytest.mark.parametrize("durability", ["disk", "", None])
+def test_a_durability_that_is_none_is_refused(durability: Any) -> None:
+    """The message names what there is."""
+    with pytest.raises(ConfigError, match="must be 'process' or 'power'"):
+        Options(durability=durability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Literal
 
 import pytest
 
@@ -39,3 +40,12 @@ def test_half_a_price_is_none(given: str) -> None:
     llm = LLMResource(model="openai_compatible/m", **{given: 0.002})
     with pytest.raises(ConfigError, match="Set both"):
         llm.options("answers.db")
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_durability_reaches_the_store(durability: Literal["process", "power"]) -> None:
+    """What a store in a file is to survive is a field of the resource, and 'process' is the default."""
+    assert LLMResource(model="openai/m", durability=durability).options("answers.db").durability == durability
+    assert LLMResource(model="openai/m").options("answers.db").durability == "process"
+    with pytest.raises(ValueError, match="durability"):
+        LLMResource(model="openai/m", durability="disk")  # type: ignore[arg-type]
