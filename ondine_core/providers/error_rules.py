@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 __all__ = ["Fault", "Rule", "find_rule"]
@@ -50,6 +51,7 @@ class Rule:
     even_if_it_names_a_wait: bool = True
 
 
+@lru_cache(maxsize=256)  # a limit refuses many calls in the same words
 def find_rule(status: int, said: str, *, names_a_wait: bool) -> Rule | None:
     """The first rule that fits.
 

@@ -12,7 +12,17 @@ from typing import Any
 import orjson
 import pytest
 
-from ondine_core import Call, ConfigError, FatalError, ModelSpec, Reply, TransientError, Usage
+from ondine_core import (
+    Call,
+    ConfigError,
+    FatalError,
+    ModelSpec,
+    ProviderError,
+    RefusedError,
+    Reply,
+    TransientError,
+    Usage,
+)
 from ondine_core.providers import connect
 from ondine_core.providers.litellm import check_release, connect_litellm
 from ondine_core.providers.openai_servers import SERVERS
@@ -225,6 +235,26 @@ def test_retry_after_is_read_from_the_response_itself(headers: dict[str, str]) -
     with pytest.raises(TransientError) as caught:
         ask_claude(status(429, headers=headers))
     assert (caught.value.retry_after_s or 0) >= 7
+
+
+def test_what_a_body_says_is_read_as_for_every_other_client() -> None:
+    """Waits, credit and filters that only the body of a response names survive litellm's renaming of errors."""
+
+    def failed(code: int, kind: str, message: str) -> ProviderError:
+        body = {"type": "error", "error": {"type": kind, "message": message}}
+        with pytest.raises(ProviderError) as caught:
+            ask_claude(status(code, body))
+        return caught.value
+
+    limited = failed(429, "rate_limit_error", "Please try again in 42s.")
+    assert isinstance(limited, TransientError)
+    assert limited.retry_after_s == 42
+    broke = failed(400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API.")
+    assert isinstance(broke, FatalError)
+    assert "no credit" in str(broke)
+    filtered = failed(400, "invalid_request_error", "Output blocked by content filtering policy")
+    assert isinstance(filtered, RefusedError)
+    assert filtered.fault == "row"
 
 
 def test_what_never_left_says_why_in_litellms_words(monkeypatch: pytest.MonkeyPatch) -> None:
