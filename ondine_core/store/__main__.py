@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # A URL in the wrong place is quoted, and may hold a password.
-        super().error(re.sub(r"(?<=://)\S*@", "***@", message))
+        message = re.sub(r"(?<=:)[^\s:]*(?=@)|(?<=://)\S*(?=@)", "***", message)
+        super().error(re.sub(r"(?i)(passw\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s&;,]+)", r"\1\2***", message))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

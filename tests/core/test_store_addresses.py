@@ -226,6 +226,28 @@ def test_command_line_refuses_it(address: str, folder: Path, capsys: pytest.Capt
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["size", "postgresql://me:geheim@db/answers"],
+        ["size", "host=db password=geheim"],
+        ["size", "Password='geheim'"],
+        ["me:geheim@db/answers", "siz"],
+        ["x.db", "postgresql://me:gehe/im:geheim@db/answers"],
+    ],
+)
+def test_command_line_does_not_repeat_an_address_in_the_wrong_place(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be parsed is quoted without its password."""
+    monkeypatch.setenv("ONDINE_STORE", "x.db")
+    with pytest.raises(SystemExit):
+        main(arguments)
+    told = capsys.readouterr()
+    assert SECRET not in told.out + told.err
+    assert "gehe" not in told.out + told.err
+
+
 @given(
     st.text("ap:/\\@= ;\"'?#&.\n\t%{}", max_size=12),
     st.sampled_from(["postgresql://", "postgres:", "jdbc:", "://", "password=", "pwd:", ""]),
