@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 
 from ondine_core.budget_state import BudgetState, charge, read_state, settle, settle_holdings, write_state
@@ -114,10 +114,9 @@ class Budget:
             state = settle(state, self._process, hold.units, spent, self._now())
             # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
             passed = [share for share in sorted(self.cap.warn_at) if state.warned < share * self._most <= state.settled]
-            warned = max(state.warned, *(share * self._most for share in passed), 0.0)
-            return write_state(replace(state, warned=warned))
+            return write_state(state._replace(warned=passed[-1] * self._most) if passed else state)
 
-        settled = read_state(await self._store.update(hold.cell, step)).settled
+        _, settled, *_ = await self._store.update(hold.cell, step)
         self._in_flight -= 1
         self._returned.set()
         for share in passed:

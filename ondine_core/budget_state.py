@@ -7,7 +7,7 @@ is settled at its bound: its calls may have been billed, and nobody will ever sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ondine_core.ports import Numbers
 from ondine_core.processes import Process
@@ -23,22 +23,26 @@ __all__ = [
     "write_state",
 ]
 
-_HEAD = 3
-_WIDTH = 5
+_HEAD, _WIDTH = 3, 5
 """Numbers before the holdings, and of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one process holds of a budget, and when that last changed (seconds since the epoch)."""
+class Holding(NamedTuple):
+    """What one process holds of a budget, when that last changed (seconds since the epoch), and its identity."""
 
-    process: Process
     units: float
     changed_at: float
+    place: float
+    id: float
+    started_at: float
+
+    @property
+    def process(self) -> Process:
+        """The process that holds it."""
+        return Process(self.place, self.id, self.started_at)
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetState:
+class BudgetState(NamedTuple):
     """The numbers of a budget, in whole units.
 
     Args:
@@ -63,23 +67,21 @@ def read_state(numbers: Numbers | None) -> BudgetState:
     """The state in the numbers of a store."""
     if numbers is None:
         return BudgetState()
-    rest = numbers[_HEAD:]
-    parts = (rest[at : at + _WIDTH] for at in range(0, len(rest), _WIDTH))
-    holdings = tuple(Holding(Process(*part[2:]), part[0], part[1]) for part in parts)
     charged, settled, warned = numbers[:_HEAD]
+    holdings = tuple([Holding(*numbers[at : at + _WIDTH]) for at in range(_HEAD, len(numbers), _WIDTH)])
     return BudgetState(charged, settled, warned, holdings)
 
 
 def write_state(state: BudgetState) -> Numbers:
     """The numbers of a state."""
-    parts = ((one.units, one.changed_at, *one.process[: _WIDTH - 2]) for one in state.holdings)
-    return (state.charged, state.settled, state.warned, *(number for part in parts for number in part))
+    return sum(state.holdings, (state.charged, state.settled, state.warned))
 
 
 def charge(state: BudgetState, process: Process, units: float, now: float) -> BudgetState:
     """Charge `units`, held by `process`."""
-    held = _held_by(state, process) + units
-    return replace(_with_holding(state, process, held, now), charged=state.charged + units)
+    held, others = _split(state, process)
+    holdings = (*others, _holding(process, held + units, now))
+    return BudgetState(state.charged + units, state.settled, state.warned, holdings)
 
 
 def settle(state: BudgetState, process: Process, units: float, spent: float, now: float) -> BudgetState:
@@ -87,12 +89,14 @@ def settle(state: BudgetState, process: Process, units: float, spent: float, now
 
     What it holds no more, because somebody settled it at its bound, is corrected to what was spent.
     """
-    held = _held_by(state, process)
+    held, others = _split(state, process)
     released = min(held, units)
-    return replace(
-        _with_holding(state, process, held - released, now),
-        charged=state.charged - units + spent,
-        settled=state.settled + spent - (units - released),
+    left = held - released
+    return BudgetState(
+        state.charged - units + spent,
+        state.settled + spent - (units - released),
+        state.warned,
+        (*others, _holding(process, left, now)) if left else others,
     )
 
 
@@ -100,22 +104,24 @@ def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> B
     """Settle at its bound what is held by each process of which `is_over` says that it will not do so."""
     over = [holding for holding in state.holdings if is_over(holding)]
     kept = tuple(holding for holding in state.holdings if holding not in over)
-    return replace(state, settled=state.settled + sum(holding.units for holding in over), holdings=kept)
+    return state._replace(settled=state.settled + sum(holding.units for holding in over), holdings=kept)
 
 
 def settle_unattributed(state: BudgetState) -> BudgetState:
     """Settle at its bound what nobody is known to hold."""
-    return replace(state, settled=state.settled + state.unattributed)
+    return state._replace(settled=state.settled + state.unattributed)
 
 
-def _held_by(state: BudgetState, process: Process) -> float:
-    return sum(holding.units for holding in state.holdings if _is_same(holding.process, process))
+def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, ...]]:
+    """What `process` holds, and what the others do."""
+    held, others = 0.0, []
+    for holding in state.holdings:
+        if holding.id == process.id and holding.place == process.place and holding.started_at == process.started_at:
+            held += holding.units
+        else:
+            others.append(holding)
+    return held, tuple(others)
 
 
-def _with_holding(state: BudgetState, process: Process, units: float, now: float) -> BudgetState:
-    others = tuple(holding for holding in state.holdings if not _is_same(holding.process, process))
-    return replace(state, holdings=(*others, Holding(process, units, now)) if units else others)
-
-
-def _is_same(one: Process, other: Process) -> bool:
-    return one[: _WIDTH - 2] == other[: _WIDTH - 2]
+def _holding(process: Process, units: float, now: float) -> Holding:
+    return Holding(units, now, process.place, process.id, process.started_at)

@@ -16,8 +16,8 @@ from ondine_core.values import Usage
 
 __all__ = ["MAX_TOKENS", "MAX_USD", "Charge", "check_usage", "decide_charge", "is_count"]
 
-MAX_TOKENS = 10**8
-"""The most tokens that one call may report: ten times the largest context window there is."""
+MAX_TOKENS = 2 * 10**7
+"""The most tokens that one call may report: twice the largest context window there is."""
 MAX_USD = Decimal(1000)
 """The most that one call may state as its cost: ten times the dearest call that any price list allows."""
 
@@ -60,17 +60,28 @@ def check_usage(usage: Usage | None, text: str) -> Usage:
     """`usage` of a reply with this text if it can be true, else what is left of it, marked as incomplete."""
     if usage is None:
         return Usage(is_complete=False)
-    counts = (
-        *(usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens),
-        *(usage.output_tokens, usage.reasoning_tokens, usage.unexplained_tokens),
-    )
-    sent, read, written, received, thought, unexplained = [count if is_count(count) else 0 for count in counts]
-    is_possible = read + written <= sent and thought + unexplained <= received
-    is_given = sent > 0 and (received > 0 or not text)
-    if is_possible and is_given and all(map(is_count, counts)):
+    counts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
+    others = (usage.reasoning_tokens, usage.unexplained_tokens)
+    if not (all(map(is_count, counts)) and all(map(is_count, others))):
+        return _least_of(usage)
+    is_given = usage.input_tokens > 0 and (usage.output_tokens > 0 or not text)
+    has_room = usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
+    if is_given and has_room and sum(others) <= usage.output_tokens:
         return usage
-    sent, received = max(sent, read + written), max(received, thought + unexplained)
+    return _least_of(usage)
+
+
+def _least_of(usage: Usage) -> Usage:
+    """What of `usage` can be true."""
+    read, written = _sane(usage.cached_input_tokens), _sane(usage.cache_write_tokens)
+    thought, unexplained = _sane(usage.reasoning_tokens), _sane(usage.unexplained_tokens)
+    sent = max(_sane(usage.input_tokens), read + written)
+    received = max(_sane(usage.output_tokens), thought + unexplained)
     return Usage(sent, read, received, thought, written, unexplained, is_complete=False)
+
+
+def _sane(count: int) -> int:
+    return count if is_count(count) else 0
 
 
 def is_count(value: Any) -> bool:

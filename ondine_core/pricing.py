@@ -35,8 +35,9 @@ _DEARER: Mapping[str, tuple[str, ...]] = {
 }
 """Request fields that make a call dearer than listed, and with which values."""
 _OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
+_ONE_HOUR = re.compile(r"\b1h\b|\b3600\b")
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
-_SEARCH_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
+_PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
 _BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
 
 
@@ -148,22 +149,34 @@ def find_price(model: str, params: Mapping[str, Json] | None = None) -> Price | 
 
 def find_unpriced_part(spec: ModelSpec) -> str | None:
     """What a request of `spec` costs beyond the list price of its tokens and that cannot be bounded, in words."""
-    entry, params = find_entry(spec.listed_as) or {}, dict(spec.params)
-    params |= extra if isinstance(extra := params.get("extra_body"), Mapping) else {}
+    params = dict(spec.params)
+    if isinstance(extra := params.get("extra_body"), Mapping):
+        params |= extra
+    return next(_unpriced_parts(spec, params), None)
+
+
+def _unpriced_parts(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
     for name, values in _DEARER.items():
         if params.get(name) in values:
-            return f"{name}={params[name]!r} costs more than the list says"
-    for name, usd in entry.items():
+            yield f"{name}={params[name]!r} costs more than the list says"
+    if _ONE_HOUR.search(repr(params.get("cache_control"))):
+        yield "'cache_control' keeps a prompt for an hour, which costs more than the list says"
+    for name, usd in (find_entry(spec.listed_as) or {}).items():
         if usd and _OTHER_PART.fullmatch(name):
-            return f"the model is priced by {name!r} too"
-    if _always_searches(spec.listed_as):
-        return None
+            yield f"the model is priced by {name!r} too"
+    if not _always_searches(spec.listed_as):
+        yield from _searches(spec, params)
+
+
+def _searches(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
     for name in _SEARCHES:
         if params.get(name):
-            return f"{name!r} lets it search the web, and each search costs"
-    if any(_SEARCH_TOOL.search(repr(tool)) for tool in _listed(params.get("tools"))):
-        return "'tools' names tools that the provider runs, and each use costs"
-    return "':online' lets it search the web, and each search costs" if spec.model.endswith(":online") else None
+            yield f"{name!r} lets it search the web, and each search costs"
+    for tool in _listed(params.get("tools")):
+        if isinstance(tool, Mapping) and _PAID_TOOL.search(" ".join((*tool, str(tool.get("type"))))):
+            yield "'tools' names one that the provider runs, and each use costs"
+    if spec.model.endswith(":online"):
+        yield "':online' lets it search the web, and each search costs"
 
 
 def find_max_output_tokens(model: str) -> int | None:

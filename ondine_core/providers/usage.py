@@ -11,7 +11,7 @@ from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
-from ondine_core.charges import MAX_TOKENS, MAX_USD
+from ondine_core.charges import MAX_TOKENS, MAX_USD, is_count
 from ondine_core.values import Usage
 
 __all__ = ["stated_usd_in", "stated_usd_of", "usage_of"]
@@ -23,8 +23,9 @@ _READ_APART, _WRITTEN_APART = "cache_read_input_tokens", "cache_creation_input_t
 _READ = ("cached_tokens", "prompt_cache_hit_tokens", _READ_APART)
 _WRITTEN = ("cache_write_tokens", "cache_creation_tokens", _WRITTEN_APART)
 _THOUGHT = ("reasoning_tokens",)
-_COUNTS = (*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_THOUGHT)
+_COUNTS = frozenset((*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_THOUGHT))
 _DETAILS = tuple(f"{part}_tokens_details" for part in ("prompt", "input", "completion", "output"))
+_COSTS = ("cost", "cost_in_usd_ticks", "estimated_cost")
 _COST_HEADERS = ("x-litellm-response-cost", "llm_provider-x-litellm-response-cost")
 _TICK = Decimal("1e-10")
 """xAI's unit of cost, in USD."""
@@ -38,9 +39,11 @@ _PICO = Decimal("1e-12")
 def usage_of(data: Mapping[str, Any]) -> Usage:
     """The token counts of a completion, as far as they prove anything."""
     usage = _usage_object(data)
-    stated = {name: value for part in _DETAILS for name, value in _object(usage.get(part)).items()}
-    stated.update(usage)
-    counts = {name: _count(stated[name]) for name in _COUNTS if stated.get(name) is not None}
+    counts: dict[str, int | None] = {}
+    for part in (usage, *(_object(usage[name]) for name in _DETAILS if usage.get(name))):
+        for name, value in part.items():
+            if name in _COUNTS and value is not None:
+                counts.setdefault(name, _count(value))
     sent, received = _largest(counts, _SENT), _largest(counts, _RECEIVED)
     read, written = _largest(counts, _READ) or 0, _largest(counts, _WRITTEN) or 0
     # Beside Anthropic's name for the prompt, what was read from and written to the cache is counted apart.
@@ -56,6 +59,8 @@ def _reconcile(usage: Usage, total: int | None) -> Usage:
     cached = usage.cached_input_tokens + usage.cache_write_tokens
     sent, received, thought = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
     missing = 0 if total is None else total - sent - received
+    if not missing and cached <= sent and thought <= received:
+        return usage
     # Most count thinking and the cache within the other parts; xAI, Gemini and some gateways apart from them.
     if missing > 0 and missing == thought != cached:
         return replace(usage, output_tokens=received + thought)
@@ -75,24 +80,37 @@ def _reconcile(usage: Usage, total: int | None) -> Usage:
 
 
 def _usage_object(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    usage = data.get("usage")
+    if isinstance(usage, dict) and usage:
+        return usage
     return _object(data.get("usage")) or _object(_object(data.get("x_groq")).get("usage"))
 
 
 def _object(value: Any) -> Mapping[str, Any]:
     """`value` if it is an object, or the only one in a list."""
+    if isinstance(value, dict):
+        return value
     if isinstance(value, list) and len(value) == 1:
         return _object(value[0])
-    return value if isinstance(value, Mapping) else {}
+    return {}
 
 
 def _largest(counts: Mapping[str, int | None], names: Sequence[str]) -> int | None:
-    return max((count for name in names if (count := counts.get(name)) is not None), default=None)
+    largest: int | None = None
+    for name in names:
+        count = counts.get(name)
+        if count is not None and (largest is None or count > largest):
+            largest = count
+    return largest
 
 
 def _count(value: Any) -> int | None:
+    if is_count(value):  # as nearly all are
+        return int(value)
     number = _number(value)
-    is_count = number is not None and 0 <= number <= MAX_TOKENS and number == number.to_integral_value()
-    return int(number) if is_count and number is not None else None
+    if number is None or not 0 <= number <= MAX_TOKENS or number != number.to_integral_value():
+        return None
+    return int(number)
 
 
 def _number(value: Any) -> Decimal | None:
@@ -114,6 +132,8 @@ def _number(value: Any) -> Decimal | None:
 def stated_usd_of(data: Mapping[str, Any]) -> Decimal | None:
     """What a completion says it costs (OpenRouter, xAI, Perplexity, DeepInfra and gateways do); `None` if nothing."""
     usage = _usage_object(data)
+    if usage.keys().isdisjoint(_COSTS):
+        return None
     cost = usage.get("cost")
     usd = _usd(cost.get("total_cost") if isinstance(cost, Mapping) else cost)
     if usd is not None:

@@ -496,6 +496,7 @@ def test_a_fee_for_each_request_is_in_the_price(model: str, params: Json, fee: s
         ("openai/gpt-4o", {"extra_body": {"web_search_options": {"x": 1}}}, "web_search_options"),
         ("openai/gpt-4o", {"service_tier": "priority"}, "service_tier='priority'"),
         ("anthropic/claude-sonnet-4-5", {"inference_geo": "us"}, "inference_geo='us'"),
+        ("anthropic/claude-sonnet-4-5", {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "cache_control"),
         ("openrouter/openai/gpt-4o:online", {}, ":online"),
     ],
 )
@@ -515,5 +516,5 @@ def test_a_cap_on_what_cannot_be_priced_is_refused(model: str, params: Json, com
 
 def test_tools_that_the_caller_runs_cost_tokens_only() -> None:
     """A function is no search."""
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    tools = [{"type": "function", "function": {"name": "search_orders", "parameters": {}}}]
     assert find_unpriced_part(ModelSpec("openai/gpt-4o", params={"tools": tools})) is None

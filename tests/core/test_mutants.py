@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "what is missing is free",
         "charges.py",
-        "usd = max(bound_usd, price.cost(usage))",
-        "usd = price.cost(usage)",
+        "else bound_usd\n",
+        "else Decimal(0)\n",
         "solvent",
     ),
     Mutant("a process that slept calls on", "calling.py", "await self._ensure_lease(sent)", "pass", "laptop"),
