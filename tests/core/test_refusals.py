@@ -144,7 +144,7 @@ RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model.
 @pytest.mark.parametrize(
     ("code", "said", "error_code", "hint"),
     [
-        (400, RENAMED, "unsupported_parameter", "params={'max_completion_tokens'"),
+        (400, RENAMED, "unsupported_parameter", "knows the bound on output tokens only as max_completion_tokens"),
         (400, "Unsupported value: 'temperature' does not support 0.2 with this model.", None, "leave temperature out"),
         (422, "Extra inputs are not permitted", "extra_forbidden", "leave it out"),
         (400, "Invalid schema for response_format 'answer': 'oneOf' is not permitted.", None, "change the output"),
