@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,10 +18,10 @@ from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.ports import ChatModel
 from ondine_core.providers.azure_access import Access, Credential, choose_access
-from ondine_core.providers.http import HttpModel
-from ondine_core.providers.openai_http import chat_body, chat_reply
+from ondine_core.providers.openai_http import OpenAIModel
 from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.settings import check_settings, request_fields
+from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
+from ondine_core.providers.settings import check_settings
 from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["connect_azure"]
@@ -30,7 +29,16 @@ __all__ = ["connect_azure"]
 _API_VERSION = "2024-10-21"
 """The last dated version that is no preview; it knows structured output."""
 _UNDATED = ("v1", "preview")
-_SETTINGS = ("ad_token", "api_version", "base_model", "client_id", "managed_identity", "region", "regions")
+_SETTINGS = (
+    "ad_token",
+    "api_version",
+    "base_model",
+    "client_id",
+    "managed_identity",
+    "token_limit_field",
+    "region",
+    "regions",
+)
 _ENDPOINT, _VERSION, _REGION = ("AZURE_OPENAI_ENDPOINT",), ("AZURE_OPENAI_API_VERSION",), ("AZURE_OPENAI_REGION",)
 # These call the bound on output tokens max_completion_tokens and refuse its old name; older ones know only that.
 _REASONING = re.compile(r"(?:^|[^a-z0-9])(?:o[1-9]|gpt-?[5-9])")
@@ -53,6 +61,7 @@ def connect_azure(
     - `ad_token`: a token fetched beforehand; by default the variable AZURE_OPENAI_AD_TOKEN.
     - `regions`: endpoint by name of region; `region` (or AZURE_OPENAI_REGION) is asked first, by default the first.
     - `base_model`: what is deployed, as in `gpt-4o-mini`; from it come price, context window and parameter names.
+    - `token_limit_field`: what `max_output_tokens` is sent as, `"max_tokens"` or `"max_completion_tokens"`.
 
     Args:
         spec: Endpoint (`base_url` or AZURE_OPENAI_ENDPOINT), key (`api_key` or AZURE_OPENAI_API_KEY), settings.
@@ -70,28 +79,26 @@ def connect_azure(
     access = replace(
         access, advice={**access.advice, 404: f"{missing}; check model, base_url and settings api_version"}
     )
-    body = partial(chat_body, _fixed(spec, name, version))
+    fixed, form = _request(spec, name, version)
     models = {
-        region: HttpModel(
-            _url(endpoint, name, version),
-            None,
-            spec.timeout_s,
-            body,
-            chat_reply,
-            headers=access.headers,
-            advice=access.advice,
+        region: OpenAIModel(
+            _url(endpoint, name, version), None, spec, fixed, form, headers=access.headers, advice=access.advice
         )
         for region, endpoint in _endpoints(spec).items()
     }
     return _Azure(name, models, access)
 
 
-def _fixed(spec: ModelSpec, name: str, version: str) -> dict[str, Any]:
-    reasons = version in _UNDATED or _REASONING.search(str(spec.settings.get("base_model") or name).lower())
-    bound = "max_completion_tokens" if reasons else "max_tokens"
-    model = name if version in _UNDATED else None
-    fixed = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
-    return {key: value for key, value in fixed.items() if value is not None} | request_fields(spec)
+def _request(spec: ModelSpec, name: str, version: str) -> tuple[dict[str, Any], RequestForm]:
+    """The fields of every request, and how requests are written."""
+    base = str(spec.settings.get("base_model") or name)
+    check_temperature(spec, base)
+    limit_field = limit_field_of(spec, base)
+    is_new = version in _UNDATED or _REASONING.search(base.lower())
+    if is_new and "token_limit_field" not in spec.settings:
+        limit_field = "max_completion_tokens"
+    fixed = {"model": name} if version in _UNDATED else {}
+    return fixed, RequestForm(constraints=False, limit_field=limit_field)
 
 
 def _url(endpoint: str, name: str, version: str) -> str:
@@ -133,7 +140,7 @@ class _Azure:
     max_concurrency: int | None = None
     max_batch_size: int | None = None
 
-    def __init__(self, name: str, models: Mapping[str, HttpModel], access: Access) -> None:
+    def __init__(self, name: str, models: Mapping[str, OpenAIModel], access: Access) -> None:
         self._name, self._models, self._access = name, models, access
         self._free_at = dict.fromkeys(models, 0.0)
 

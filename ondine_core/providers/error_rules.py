@@ -74,12 +74,12 @@ _PARAMETER = "no request with this parameter or value succeeds; change it, or le
 _SCHEMA = "the provider cannot hold the model to this output; change the output's types, or how it is asked for"
 _OUTPUT_BOUND = "the model cannot write so much; lower max_output_tokens"
 _RENAMED_BOUND = (
-    "this model knows the bound on output tokens only as max_completion_tokens; leave max_output_tokens out and set "
-    "params={'max_completion_tokens': ...}"
+    "this model knows the bound on output tokens only as max_completion_tokens; set "
+    "settings={'token_limit_field': 'max_completion_tokens'}"
 )
 _OLD_BOUND = (
-    "this server knows the bound on output tokens only as max_tokens; leave max_output_tokens out and set "
-    "params={'max_tokens': ...}"
+    "this server knows the bound on output tokens only as max_tokens; set "
+    "settings={'token_limit_field': 'max_tokens'}"
 )
 _TEMPERATURE = "this model takes no other temperature than its own; leave temperature out"
 _SYSTEM = "this model takes no system message; leave out system and say it in the prompt"

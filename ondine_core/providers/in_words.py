@@ -1,19 +1,16 @@
-"""For servers that cannot hold a model to a JSON schema: the model is told the schema, at the end of the instructions.
+"""Calls for servers that lack a part of the dialect: the schema, or the system message, as words of the conversation.
 
-The reply is checked against the schema either way, so what is lost is only that fewer replies are right at once. The
+A reply is checked against the schema either way, so what is lost is only that fewer replies are right at once. The
 schema is part of the fixed beginning of a call, where a provider's cache finds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from ondine_core.providers.openai_http import chat_body
 from ondine_core.values import Call, Message
 
-__all__ = ["chat_body_in_words", "in_words"]
+__all__ = ["fold_system", "in_words"]
 
 
 def in_words(call: Call) -> Call:
@@ -29,7 +26,9 @@ def in_words(call: Call) -> Call:
     return replace(call, messages=messages, json_schema=None)
 
 
-def chat_body_in_words(fixed: Mapping[str, Any], call: Call, *, json_object: bool) -> bytes:
-    """A chat-completions request; with `json_object` the server is asked to allow nothing but some JSON object."""
-    mode = {"response_format": {"type": "json_object"}} if json_object and call.json_schema is not None else {}
-    return chat_body({**mode, **fixed}, in_words(call))
+def fold_system(call: Call) -> Call:
+    """The same call with its system message at the beginning of the first user message."""
+    if len(call.messages) < 2 or call.messages[0].role != "system" or call.messages[1].role != "user":  # noqa: PLR2004
+        return call
+    system, user, *rest = call.messages
+    return replace(call, messages=(replace(user, content=f"{system.content}\n\n{user.content}"), *rest))

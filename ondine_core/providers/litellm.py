@@ -26,10 +26,10 @@ from ondine_core.errors import ConfigError, FatalError, ProviderError
 from ondine_core.finish_reasons import ending_of, native_finish_reason
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
-from ondine_core.providers.in_words import in_words
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.rate_headers import hold_off_s
+from ondine_core.providers.request_form import RequestForm
 from ondine_core.providers.settings import check_header, check_settings
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.providers.watching import (
@@ -133,11 +133,11 @@ def _key(spec: ModelSpec, provider: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """litellm, our HTTP client for it, and whether it can hold the model to a schema."""
+    """litellm, our HTTP client for it, and how requests are written."""
 
     litellm: Any
     client: Any
-    structured: bool
+    form: RequestForm
 
 
 class _LiteLLM:
@@ -162,7 +162,7 @@ class _LiteLLM:
         if self._ready is None or (self._ready.done() and self._ready.exception()):
             self._ready = asyncio.ensure_future(asyncio.to_thread(self._load))
         loaded = await asyncio.shield(self._ready)
-        request = orjson.loads(chat_body(self._fixed, call if loaded.structured else in_words(call)))
+        request = orjson.loads(chat_body(self._fixed, call, loaded.form))
         started = time.perf_counter()
         with watch() as seen:
             try:
@@ -210,7 +210,7 @@ class _LiteLLM:
         _ = litellm.encoding, litellm.acompletion
         if provider == "openai" or provider in litellm.openai_compatible_providers:
             _ = client.openai.chat.completions
-        return _Loaded(litellm, client, structured)
+        return _Loaded(litellm, client, RequestForm("json_schema" if structured else "words"))
 
     # -- what came back --------------------------------------------------------------------------------------------
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
-from ondine_core.errors import RefusedError, TransientError
+from ondine_core.errors import ProviderError, RefusedError, TransientError
 from ondine_core.finish_reasons import ending_of
+from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.reply_body import max_reply_bytes
+from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.values import Call, ModelSpec, Reply
 
-__all__ = ["chat_body", "chat_reply", "connect_openai"]
+__all__ = ["OpenAIModel", "chat_body", "chat_reply", "connect_openai"]
 
 
-def connect_openai(
-    spec: ModelSpec,
-    model: str,
-    base_url: str,
-    api_key: str | None,
-    write: Callable[[Mapping[str, Any], Call], bytes] | None = None,
-) -> HttpModel:
+def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None, form: RequestForm) -> ChatModel:
     """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`.
 
     Args:
@@ -34,43 +28,88 @@ def connect_openai(
         model: What the server calls it.
         base_url: Where it is.
         api_key: Sent as a bearer token; `None` sends none.
-        write: Writes fixed fields and a call as JSON, by default `chat_body`.
+        form: How requests are written until the server says otherwise.
     """
-    # OpenAI's own API has renamed the bound on output tokens; everybody else still knows the old name.
-    bound = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
-    settings: dict[str, Any] = {"model": model, "temperature": spec.temperature, bound: spec.max_output_tokens}
-    fixed = {name: value for name, value in settings.items() if value is not None} | request_fields(spec)
     url = f"{base_url.rstrip('/')}/chat/completions"
-    bytes_at_most = max_reply_bytes(spec.max_output_tokens)
-    body = partial(write or chat_body, fixed)
-    return HttpModel(url, api_key, spec.timeout_s, body, chat_reply, max_reply_bytes=bytes_at_most)
+    return OpenAIModel(url, api_key, spec, {"model": model}, form)
 
 
-def chat_body(fixed: Mapping[str, Any], call: Call) -> bytes:
+class OpenAIModel:
+    """A model behind one chat-completions address, asked in the form that its server takes.
+
+    Args:
+        url: Where calls are posted.
+        api_key: Sent as a bearer token; `None` sends none.
+        spec: Time-out, temperature, bound on output tokens, further parameters.
+        fixed: Fields of every request.
+        form: How requests are written until the server says otherwise.
+        http: Further arguments of `HttpModel`.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm, **http: Any
+    ) -> None:
+        temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
+        self._fixed = {**fixed, **temperature, **request_fields(spec)}
+        self._form, self._max_output_tokens = form, spec.max_output_tokens
+        self._http = HttpModel(
+            url,
+            api_key,
+            spec.timeout_s,
+            self._write,
+            chat_reply,
+            max_reply_bytes=max_reply_bytes(spec.max_output_tokens),
+            **http,
+        )
+        self.max_concurrency: int | None = None
+        self.max_batch_size: int | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._http)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once; see `ChatModel`. A refusal for the form of the request costs nothing, and teaches it."""
+        for _ in range(_MAX_FORMS):
+            form = self._form
+            try:
+                return await self._http(call)
+            except ProviderError as error:
+                if isinstance(error, TransientError) and error.cost_unknown:
+                    raise
+                better = self._form.adapt(str(error), call)
+                if better is None and self._form == form:
+                    raise
+                self._form = better or self._form  # another call may have learnt it meanwhile
+        return await self._http(call)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    def _write(self, call: Call) -> bytes:
+        fixed = self._fixed
+        if self._max_output_tokens is not None:
+            fixed = {**fixed, self._form.limit_field: self._max_output_tokens}
+        return chat_body(fixed, call, self._form)
+
+
+_MAX_FORMS = 4
+"""A system message, a schema and the name of a bound can be refused, and each once."""
+
+
+def chat_body(fixed: Mapping[str, Any], call: Call, form: RequestForm = PLAIN_FORM) -> bytes:
     """A call as a chat-completions request with the fields of `fixed`."""
-    messages = [{"role": message.role, "content": message.content} for message in call.messages]
-    body = {**fixed, "messages": messages}
-    if call.json_schema is not None:
-        body["response_format"] = orjson.Fragment(_response_format(call.json_schema))
+    call, schema, json_mode = form.write(call)
+    body: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
+    body |= fixed
+    body["messages"] = [{"role": message.role, "content": message.content} for message in call.messages]
+    if schema is not None:
+        body["response_format"] = orjson.Fragment(_response_format(schema))
     return orjson.dumps(body)
 
 
-# Strict structured output takes a subset of JSON Schema; what is left out here is checked when the reply is parsed.
-_NOT_STRICT = frozenset({"minLength", "maxLength", "examples"})
-
-
-@lru_cache(maxsize=64)
-def _response_format(json_schema: bytes) -> bytes:
-    def strict(node: Any, *, names: bool = False) -> Any:
-        if isinstance(node, list):
-            return [strict(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        kept = node if names else {key: value for key, value in node.items() if key not in _NOT_STRICT}
-        return {key: strict(value, names=key == "properties" and not names) for key, value in kept.items()}
-
-    schema = {"name": "answer", "strict": True, "schema": strict(orjson.loads(json_schema))}
-    return orjson.dumps({"type": "json_schema", "json_schema": schema})
+def _response_format(schema: bytes) -> bytes:
+    return b'{"type":"json_schema","json_schema":{"name":"answer","strict":true,"schema":%b}}' % schema
 
 
 def chat_reply(data: Mapping[str, Any]) -> Reply:

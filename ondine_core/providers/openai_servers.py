@@ -7,25 +7,22 @@ takes an ordinary chat-completions request; the others are left to litellm, whic
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import get_args
 from urllib.parse import urlsplit
 
 from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError
 from ondine_core.ports import ChatModel
 from ondine_core.pricing import find_entry
+from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_settings
-from ondine_core.values import Call, ModelSpec
+from ondine_core.values import ModelSpec
 
 __all__ = ["SERVERS", "connect_openai_server", "find_address", "first_set"]
 
-Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
-"""How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
-
-_SETTINGS = ("structured_output",)
+_SETTINGS = ("token_limit_field", "structured_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,7 @@ class Server:
         addresses: Variables that may hold another address.
         structure: How its models are held to a schema; `None`: by what the price file says of each.
         needs_key: Whether it answers nobody without a key.
+        constraints: Whether its strict mode knows patterns, formats and bounds.
     """
 
     base_url: str | None
@@ -45,6 +43,7 @@ class Server:
     addresses: tuple[str, ...] = ()
     structure: Structure | None = "json_schema"
     needs_key: bool = True
+    constraints: bool = True
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
@@ -65,7 +64,7 @@ SERVERS: Mapping[str, Server] = {
     "perplexity": Server(
         "https://api.perplexity.ai", ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"), ("PERPLEXITY_API_BASE",)
     ),
-    "cerebras": Server("https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), ("CEREBRAS_API_BASE",)),
+    "cerebras": Server("https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), ("CEREBRAS_API_BASE",), constraints=False),
     "ollama": Server("http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), ("OLLAMA_API_BASE",), needs_key=False),
     "lm_studio": Server("http://127.0.0.1:1234/v1", ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), needs_key=False),
     "hosted_vllm": Server(None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",), needs_key=False),
@@ -79,9 +78,10 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     Raises:
         ConfigError: Its key or address is missing or wrong, or a setting is.
     """
-    from ondine_core.providers.openai_http import chat_body, connect_openai
+    from ondine_core.providers.openai_http import connect_openai
 
     check_settings(spec, _SETTINGS)
+    check_temperature(spec, name)
     provider = spec.model.partition("/")[0]
     server = SERVERS[provider]
     base_url = spec.base_url or _own_address(provider, server)
@@ -89,12 +89,11 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
     check_address(base_url)
-    write: Callable[[Mapping[str, Any], Call], bytes] = chat_body
-    if (structure := _structure(spec, server)) != "json_schema":
-        from ondine_core.providers.in_words import chat_body_in_words
-
-        write = partial(chat_body_in_words, json_object=structure == "json_object")
-    return connect_openai(spec, name, base_url, _key(spec, server), write)
+    limit_field = limit_field_of(spec, name)
+    if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
+        limit_field = "max_completion_tokens"  # which all models there know, and some only that
+    form = RequestForm(_structure(spec, server), server.constraints, limit_field)
+    return connect_openai(spec, name, base_url, _key(spec, server), form)
 
 
 def find_address(spec: ModelSpec) -> str | None:

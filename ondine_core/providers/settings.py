@@ -11,9 +11,10 @@ from ondine_core.values import Json, ModelSpec
 __all__ = ["check_header", "check_params", "check_settings", "request_fields"]
 
 _EXTRA_BODY = "extra_body"
+_LIMIT = "max_output_tokens (settings token_limit_field chooses what it is sent as)"
 _OURS = {
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": _LIMIT,
+    "max_tokens": _LIMIT,
     "messages": "the prompt",
     "model": "model",
     "n": "one reply a prompt",

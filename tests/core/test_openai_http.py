@@ -8,7 +8,7 @@ import pytest
 
 from ondine_core import Call, ConfigError, ModelSpec, Reply, Usage
 from ondine_core.providers import connect
-from ondine_core.providers.openai_http import chat_reply, connect_openai
+from ondine_core.providers.openai_http import chat_reply
 from ondine_core.schema import compile_schema
 from ondine_core.values import Message
 from tests.support.asking import one_call, one_call_to
@@ -27,6 +27,10 @@ TEXT = "Repeat: the customer's confidential words"
 
 def ask(base_url: str, call: Call | None = None, **settings: Any) -> Reply:
     return one_call_to(base_url, TEXT, call, api_key=KEY, **settings)
+
+
+def ask_model(model: str, provider: Provider, **spec: Any) -> Reply:
+    return one_call(connect(ModelSpec(model, KEY, provider.base_url, **spec)))
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
@@ -86,24 +90,86 @@ def test_request_leaves_out_what_was_not_configured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [("api.openai.com", "max_completion_tokens"), ("api.groq.example", "max_tokens")]
+    ("model", "name"),
+    [
+        ("openai_compatible/gpt-5-mini", "max_completion_tokens"),
+        ("openai_compatible/eu-gpt-5.1", "max_completion_tokens"),
+        ("openai_compatible/openai/o3-mini", "max_completion_tokens"),
+        ("openai/o1", "max_completion_tokens"),
+        ("openrouter/openai/gpt-5", "max_completion_tokens"),
+        ("openai/gpt-4o-mini", "max_tokens"),
+        ("hosted_vllm/openai/gpt-oss-120b", "max_tokens"),
+        ("hosted_vllm/AIDC-AI/Marco-o1", "max_tokens"),
+        ("openai_compatible/llama-3", "max_tokens"),
+    ],
 )
-def test_bound_on_output_tokens_has_the_name_the_server_knows(
-    host: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenAI's own address is told max_completion_tokens, every other max_tokens; a proxy named by variable is used."""
+def test_bound_on_output_tokens_has_the_name_the_models_family_knows(model: str, name: str) -> None:
+    """OpenAI's reasoning models, at whatever address, are told max_completion_tokens, every other max_tokens."""
+    with Provider() as provider:
+        ask_model(model, provider, max_output_tokens=9)
+    body = provider.books.requests[0].body
+    assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 9}
+
+
+def test_openais_own_address_is_told_the_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At api.openai.com every model knows the new name; a proxy named by variable is used."""
     with Provider() as provider:
         monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
-        spec = ModelSpec("openai/m", max_output_tokens=9)
-        model = connect_openai(spec, "m", f"http://{host}/v1", KEY)
-        one_call(model)
+        one_call(connect(ModelSpec("openai/m", KEY, "http://api.openai.com/v1", max_output_tokens=9)))
     (asked,) = provider.books.requests
-    assert asked.headers["Host"] == host
-    assert {key: value for key, value in asked.body.items() if key.startswith("max_")} == {name: 9}
+    assert (asked.headers["Host"], asked.body["max_completion_tokens"]) == ("api.openai.com", 9)
 
 
-def test_schema_is_sent_strict_without_what_strict_mode_refuses() -> None:
-    """The schema goes out as strict structured output: lengths are left out, patterns, ranges and names stay."""
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_user_may_choose_the_name_of_the_bound(field: str) -> None:
+    """A setting says what the bound is called, whatever the model's name tells; the bound itself stays known."""
+    with Provider() as provider:
+        ask_model("openai/gpt-5", provider, max_output_tokens=9, settings={"token_limit_field": field})
+    assert provider.books.requests[0].body[field] == 9
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"params": {"max_completion_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
+        ({"params": {"max_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
+        ({"settings": {"token_limit_field": "n_predict"}}, "'max_tokens' nor 'max_completion_tokens'"),
+    ],
+)
+def test_bound_in_other_places_is_refused_with_the_place_for_it(spec: dict[str, Any], told: str) -> None:
+    """A bound that a cap cannot see is an error, which names the field that the cap does see."""
+    with pytest.raises(ConfigError, match=told):
+        connect(ModelSpec("openai/gpt-5", KEY, "http://127.0.0.1:9/v1", **spec))
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "is_taken"),
+    [
+        ("openai/gpt-5", {"temperature": 0.2}, False),
+        ("openrouter/openai/gpt-5-mini", {"temperature": 0.2}, False),
+        ("openai_compatible/o3", {"params": {"temperature": 0}}, False),
+        ("openai/gpt-5.1", {"temperature": 0.2, "params": {"reasoning_effort": "high"}}, False),
+        ("openai/gpt-5.1", {"temperature": 0.2}, True),
+        ("openai/gpt-5", {"temperature": 1.0}, True),
+        ("openai/gpt-5-chat-latest", {"temperature": 0.2}, True),
+        ("openai/gpt-4o", {"temperature": 0.2}, True),
+        ("hosted_vllm/gpt-oss-20b", {"temperature": 0.2}, True),
+    ],
+)
+def test_temperature_that_a_family_never_takes_is_refused_at_once(
+    model: str, spec: dict[str, Any], is_taken: bool
+) -> None:
+    """Reasoning models that sample at 1 only are not asked ten thousand times in vain."""
+    made = ModelSpec(model, KEY, "http://127.0.0.1:9/v1", **spec)
+    if is_taken:
+        assert connect(made)
+    else:
+        with pytest.raises(ConfigError, match="leave it out"):
+            connect(made)
+
+
+def test_schema_is_sent_strict_with_what_strict_mode_refuses_in_words() -> None:
+    """The schema goes out as strict structured output: lengths are said in words, patterns, ranges and names stay."""
     schema = compile_schema(
         {
             "code": {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 5},
@@ -118,7 +184,7 @@ def test_schema_is_sent_strict_without_what_strict_mode_refuses() -> None:
     assert sent["json_schema"]["schema"] == {
         "type": "object",
         "properties": {
-            "code": {"type": "string", "pattern": "^[a-z]+$"},
+            "code": {"type": "string", "pattern": "^[a-z]+$", "description": "(minLength: 2, maxLength: 5)"},
             "score": {"type": "integer", "minimum": 1, "maximum": 5},
             "maxLength": {"type": "string", "description": "a column that is called like a keyword"},
         },

@@ -1,0 +1,142 @@
+"""How a chat-completions server wants a request written: as far as its model's name tells, and as it says itself.
+
+A server that cannot take a part of a request says so, at no cost. What it cannot take is then written in another way,
+for all calls of the model that follow: a refusal for the set-up is no failure of a row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.in_words import fold_system, in_words
+from ondine_core.strict_schema import strict_schema
+from ondine_core.values import Call, ModelSpec
+
+__all__ = [
+    "PLAIN_FORM",
+    "_LIMIT_FIELDS",
+    "LimitField",
+    "RequestForm",
+    "Structure",
+    "check_temperature",
+    "limit_field_of",
+]
+
+Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
+"""How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
+
+LimitField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
+_LIMIT_FIELDS: Final[tuple[LimitField, ...]] = ("max_tokens", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestForm:
+    """What a server takes.
+
+    Args:
+        structure: How its models are held to a schema.
+        constraints: Whether its strict mode knows patterns, formats and bounds.
+        limit_field: What it calls the bound on output tokens.
+        system_role: Whether a conversation may begin with a system message.
+    """
+
+    structure: Structure = "json_schema"
+    constraints: bool = True
+    limit_field: LimitField = "max_tokens"
+    system_role: bool = True
+
+    def write(self, call: Call) -> tuple[Call, bytes | None, bool]:
+        """`call` as it is sent, the strict schema that goes with it, and whether JSON mode does."""
+        if call.json_schema is None:
+            schema, json_mode = None, False
+        else:
+            strict = self.structure == "json_schema"
+            schema = strict_schema(call.json_schema, constraints=self.constraints) if strict else None
+            json_mode = self.structure == "json_object"
+            call = call if schema is not None else in_words(call)
+        return call if self.system_role else fold_system(call), schema, json_mode
+
+    def adapt(self, message: str, call: Call) -> RequestForm | None:
+        """The form in which `call` may be taken, after a refusal that says `message`; `None` if the form is not why."""
+        written, schema, json_mode = self.write(call)
+        if _SYSTEM_REFUSED.search(message) and any(part.role == "system" for part in written.messages):
+            return replace(self, system_role=False)
+        refused = _LIMIT_REFUSED.search(message)
+        if refused and self.limit_field in refused.groups():
+            other = _LIMIT_FIELDS[self.limit_field == _LIMIT_FIELDS[0]]
+            return replace(self, limit_field=other)
+        if (schema or json_mode) and _SCHEMA_REFUSED.search(message) and not _REPLY_REFUSED.search(message):
+            return replace(self, structure="words")
+        return None
+
+
+PLAIN_FORM: Final = RequestForm()
+"""The form of most servers."""
+
+# Said by the chat templates of Gemma, Mistral and their like on vLLM, llama.cpp, TGI and MLX, and by Gemini of Gemma.
+_SYSTEM_REFUSED = re.compile(
+    r"system.{0,10}(role|message|prompt|instruction)s?\b.{0,40}\b(not|un)[ -]?\w*(support|allow|accept|permit|enabled)"
+    r"|not? (support|allow|accept)\w* .{0,20}system\W{0,3}(role|message|prompt|instruction)"
+    r"|(unsupported|unknown|invalid|unexpected|unrecogni[sz]ed) (message )?role\b.{0,12}system"
+    r"|only user\b.{0,30}\brole|roles? (must|should) alternate|role .{0,3}system.{0,3} is not"
+    r"|developer instruction is not enabled",
+    re.IGNORECASE,
+)
+_FIELD = r"\b(max_completion_tokens|max_tokens)\b"
+_LIMIT_REFUSED = re.compile(
+    rf"(?:unsupported|unknown|unrecogni[sz]ed|unexpected|extra|invalid)\b.{{0,30}}\b(?:parameter|argument|field|input|key)"
+    rf"[^.]{{0,30}}{_FIELD}|{_FIELD}\W{{0,3}} (?:is |was |are )?(?:not supported|unsupported|deprecated and not)"
+    rf"|{_FIELD}.{{0,20}}extra (?:inputs|fields)|use \W?(?:max_completion_tokens|max_tokens)\W? instead of {_FIELD}",
+    re.IGNORECASE,
+)
+_SCHEMA_REFUSED = re.compile(
+    r"response[_ .]?format|json[_ ]?schema|structured[_ ]outputs?|guided_|grammar", re.IGNORECASE
+)
+_REPLY_REFUSED = re.compile(r"json_validate_failed|failed_generation|failed to (generate|validate)", re.IGNORECASE)
+
+
+# -- what a model's name tells -------------------------------------------------------------------------------------
+
+_GPT_5 = r"(?:^|[^a-z0-9])gpt-?[5-9](?!\d)"
+_O_SERIES = r"(?:^|[/.:@]|(?:openai|azure)[-_])o[1-9](?![a-z0-9])"
+_NEW_LIMIT = re.compile(f"{_GPT_5}|{_O_SERIES}")
+_AT_ONE_TEMPERATURE = re.compile(rf"(?:^|[^a-z0-9])gpt-?5(?![.\d])(?!.*chat)|{_O_SERIES}")
+_AT_ONE_WHILE_REASONING = re.compile(r"(?:^|[^a-z0-9])gpt-?[5-9](?!.*chat)")
+
+
+def limit_field_of(spec: ModelSpec, model: str) -> LimitField:
+    """What the bound on output tokens is called: as the user says, else by the family of `model`, at any address.
+
+    OpenAI's reasoning models refuse the old name; older models and most other servers know only that.
+
+    Raises:
+        ConfigError: The user names a field that there is not.
+    """
+    chosen = spec.settings.get("token_limit_field")
+    if chosen is not None and chosen not in _LIMIT_FIELDS:
+        raise ConfigError(
+            f"settings: token_limit_field={chosen!r} is not one of {', '.join(map(repr, _LIMIT_FIELDS))}."
+        )
+    found: LimitField = chosen or ("max_completion_tokens" if _NEW_LIMIT.search(model.lower()) else "max_tokens")
+    return found
+
+
+def check_temperature(spec: ModelSpec, model: str) -> None:
+    """Refuse a temperature that every call of `model` would be refused for.
+
+    OpenAI's reasoning models take 1 only: the o series and GPT-5 always, later ones while they reason.
+
+    Raises:
+        ConfigError: The temperature is another one.
+    """
+    temperature = spec.params.get("temperature", spec.temperature)
+    effort = spec.params.get("reasoning_effort")
+    reasons = effort not in (None, "none") and _AT_ONE_WHILE_REASONING.search(model.lower())
+    if temperature not in (None, 1) and (reasons or _AT_ONE_TEMPERATURE.search(model.lower())):
+        raise ConfigError(
+            f"temperature={temperature!r}: {spec.model!r} is of a family of reasoning models, which take 1 only; "
+            "leave it out."
+        )

@@ -1,0 +1,193 @@
+"""The subset of JSON Schema that strict structured output takes, and how a schema is put into it.
+
+By OpenAI's guide to structured outputs: the keywords, formats and limits named here, every property required and no
+other allowed, an object at the root. A keyword that is not in the subset but only narrows values is said in the
+description, and the parser checks it. What cannot be put into the subset at all (a mapping with any keys, a value of
+any type) is left to the caller, who says the schema in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+__all__ = ["strict_schema"]
+
+_FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"])
+_NUMBERS = ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum")
+_CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
+    "string": ("pattern", "format"),
+    "number": _NUMBERS,
+    "integer": _NUMBERS,
+    "array": ("minItems", "maxItems"),
+}
+_SAID_IN_WORDS = ("minLength", "maxLength", "uniqueItems", "pattern", "format", *_NUMBERS, "minItems", "maxItems")
+_BEYOND = frozenset(
+    [
+        "$ref",
+        "$dynamicRef",
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependentSchemas",
+        "dependentRequired",
+        "patternProperties",
+        "propertyNames",
+        "contains",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+    ]
+)
+"""Keywords that change the shape of a value."""
+_MAX_LEVELS = 10
+_MAX_PROPERTIES = 5_000
+_MAX_CHOICES = 1_000
+_MAX_CHARACTERS = 120_000
+_MANY_CHOICES, _MAX_CHARACTERS_OF_MANY = 250, 15_000
+
+
+class _NotStrictError(Exception):
+    """The schema is not in the subset, and nothing of the same meaning is."""
+
+
+@lru_cache(maxsize=64)
+def strict_schema(json_schema: bytes, *, constraints: bool = True) -> bytes | None:
+    """`json_schema`, an inlined one, in the subset of strict mode; `None` if that cannot be.
+
+    Args:
+        json_schema: JSON text.
+        constraints: Whether the server knows patterns, formats and bounds; Azure and Cerebras do not.
+    """
+    try:
+        strict = _rewrite(orjson.loads(json_schema), constraints=constraints)
+        _check_limits(strict)
+    except _NotStrictError:
+        return None
+    return orjson.dumps(strict) if strict.get("type") == "object" else None
+
+
+def _rewrite(node: Any, *, constraints: bool) -> dict[str, Any]:
+    if not isinstance(node, Mapping) or node.keys() & _BEYOND:
+        raise _NotStrictError
+    if "allOf" in node:
+        node = _merge(node)
+    shape = _shape(node, constraints=constraints)
+    kept = _CONSTRAINTS.get(str(shape.get("type")), ()) if constraints else ()
+    allowed = {key: node[key] for key in kept if key in node and key not in shape and _is_allowed(key, node[key])}
+    hints = [f"{key}: {_text(node[key])}" for key in _SAID_IN_WORDS if key in node and key not in allowed]
+    if not constraints and "prefixItems" in node:
+        hints.append(f"items: {len(node['prefixItems'])}")
+    said = " ".join(filter(None, (node.get("description"), f"({', '.join(hints)})" if hints else "")))
+    return {**shape, **allowed, **({"description": said} if said else {})}
+
+
+def _shape(node: Mapping[str, Any], *, constraints: bool) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)
+    match node:
+        case {"anyOf": [_, *_] as options} | {"oneOf": [_, *_] as options}:
+            if "properties" in node:
+                raise _NotStrictError
+            return _any_of(_rewrite(option, constraints=constraints) for option in options)
+        case {"enum": [_, *_] as values}:
+            return _choices(values)
+        case {"const": value}:
+            return _choices([value])
+        case {"type": [_, *_] as types}:
+            bare = {key: value for key, value in node.items() if key != "description"}
+            return _any_of(_shape({**bare, "type": name}, constraints=constraints) for name in types)
+        case {"properties": Mapping() as properties}:
+            inner = {name: _rewrite(child, constraints=constraints) for name, child in properties.items()}
+            return {"type": "object", "properties": inner, "required": [*inner], "additionalProperties": False}
+        case {"type": "array", "prefixItems": [_, *_] as parts} if node.get("items", False) is False:
+            items = _any_of(_rewrite(part, constraints=constraints) for part in parts)
+            exactly = {"minItems": len(parts), "maxItems": len(parts)} if constraints else {}
+            return {"type": "array", "items": items, **exactly}
+        case {"type": "array", "items": items} if "prefixItems" not in node:
+            return {"type": "array", "items": _rewrite(items, constraints=constraints)}
+        case {"type": "string" | "number" | "integer" | "boolean" | "null" as name}:
+            return {"type": name}
+        case _:
+            raise _NotStrictError
+
+
+def _merge(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`node` with the only schema of its `allOf` written in place; its own keywords win."""
+    parts = node["allOf"]
+    if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], Mapping):
+        raise _NotStrictError
+    return {**parts[0], **{key: value for key, value in node.items() if key != "allOf"}}
+
+
+def _any_of(options: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    unique: list[dict[str, Any]] = []
+    for option in options:
+        if option not in unique:
+            unique.append(option)
+    return unique[0] if len(unique) == 1 else {"anyOf": unique}
+
+
+def _choices(values: list[Any]) -> dict[str, Any]:
+    """A choice of `values`, with the type beside it that strict mode wants."""
+    by_type: dict[str, list[Any]] = {}
+    for value in values:
+        by_type.setdefault(_type_of(value), []).append(value)
+    return _any_of(
+        {"type": name} if name == "null" or set(some) == {True, False} else {"type": name, "enum": some}
+        for name, some in by_type.items()
+    )
+
+
+def _type_of(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case _:
+            raise _NotStrictError
+
+
+_BEYOND_REGULAR = re.compile(r"\(\?(?!:)|\\[1-9bBAZzpPkX]")
+"""Look-around, flags, named groups, references and anchors, which automata for constrained decoding do not have."""
+
+
+def _is_allowed(key: str, value: Any) -> bool:
+    if key == "format":
+        return value in _FORMATS
+    return key != "pattern" or _BEYOND_REGULAR.search(str(value)) is None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _check_limits(schema: Mapping[str, Any]) -> None:
+    properties = choices = characters = 0
+    waiting = [(schema, 1)]
+    while waiting:
+        node, level = waiting.pop()
+        if level > _MAX_LEVELS:
+            raise _NotStrictError
+        inner = node.get("properties", {})
+        values = node.get("enum", ())
+        length = sum(len(value) for value in values if isinstance(value, str))
+        if len(values) > _MANY_CHOICES and length > _MAX_CHARACTERS_OF_MANY:
+            raise _NotStrictError
+        properties += len(inner)
+        choices += len(values)
+        characters += length + sum(map(len, inner))
+        waiting += [(child, level + 1) for child in inner.values()]
+        waiting += [(child, level) for child in node.get("anyOf", ())]
+        waiting += [(node["items"], level + 1)] if "items" in node else []
+    if properties > _MAX_PROPERTIES or choices > _MAX_CHOICES or characters > _MAX_CHARACTERS:
+        raise _NotStrictError

@@ -1,0 +1,172 @@
+"""What a server cannot take is written otherwise, once for the model; the refusals are those of real servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ondine_core import Failure, ModelSpec, Options, Policy, Prompt, Report, enrich_sync
+from tests.support.asking import QUICK
+from tests.support.provider import Asked, Canned, Effect, Fault, Provider, status
+
+MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
+BATCH = '{"answers":[{"id":1,"mood":"good"},{"id":2,"mood":"good"}]}'
+
+
+def enriched(provider: Provider, rows: int = 8, model: str = "openai_compatible/m", **policy: Any) -> Report:
+    return enrich_sync(
+        {"text": [f"row {number}" for number in range(rows)]},
+        prompt=Prompt("Judge: {text}", system="Be fair.", examples=[({"text": "old"}, {"mood": "bad"})]),
+        output=MOOD,
+        model=ModelSpec(model, base_url=provider.base_url, max_output_tokens=50),
+        options=Options(store=":memory:", policy=Policy(retry=QUICK, max_concurrency=4, **policy)),
+    )
+
+
+def refusing(predicate: Any, refusal: Fault) -> tuple[Fault, list[Asked]]:
+    """A server that refuses what `predicate` says, and what it refused."""
+    refused: list[Asked] = []
+
+    def befall(asked: Asked) -> Effect:
+        if not predicate(asked):
+            return None
+        refused.append(asked)
+        return refusal(asked)
+
+    return befall, refused
+
+
+def error(code: int, message: str, **more: Any) -> Fault:
+    return status(code, {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code, **more}})
+
+
+# Each as the server beside it says it, by reports of its users.
+NO_SYSTEM: dict[str, Fault] = {
+    "vLLM with Gemma": error(400, "System role not supported"),
+    "vLLM, older": status(
+        400,
+        {
+            "object": "error",
+            "message": "Conversation roles must alternate user/assistant/user/assistant/...",
+            "type": "BadRequestError",
+            "code": 400,
+        },
+    ),
+    "llama.cpp": status(500, {"error": {"code": 500, "message": "System role not supported", "type": "server_error"}}),
+    "llama.cpp with Devstral": status(
+        500, {"error": {"code": 500, "message": "Only user, assistant and tool roles are supported, got system."}}
+    ),
+    "TGI": status(
+        422,
+        {"error": "Template error: Conversation roles must alternate", "error_type": "template_error"},
+    ),
+    "Gemini with Gemma": error(400, "Developer instruction is not enabled for models/gemma-3-27b-it"),
+    "a gateway": error(400, "This model does not support system messages."),
+}
+NO_SCHEMA: dict[str, Fault] = {
+    "OpenAI": error(
+        400,
+        "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.",
+        param="response_format",
+    ),
+    "Groq": error(400, "This model does not support response format `json_schema`."),
+    "DeepSeek": error(400, "This response_format type is unavailable now"),
+    "vLLM": error(400, "The provided JSON schema contains features not supported by xgrammar."),
+    "OpenAI, of the schema itself": error(400, "Invalid schema for response_format 'answer': In context=(), no."),
+}
+
+
+@pytest.mark.parametrize("refusal", NO_SYSTEM.values(), ids=NO_SYSTEM)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_system_message_is_folded_where_there_is_no_such_role(refusal: Fault, batch_size: int) -> None:
+    """Every row is answered; calls that were under way when it was learnt are all that is refused."""
+    has_system, refused = refusing(lambda asked: asked.messages[0]["role"] == "system", refusal)
+    with Provider(lambda _: BATCH if batch_size == 2 else {"mood": "good"}, fault=has_system) as provider:
+        report = enriched(provider, batch_size=batch_size)
+    assert report.column("mood") == ["good"] * 8
+    assert 1 <= len(refused) <= 4
+    taken = [asked for asked in provider.books.requests if asked not in refused]
+    assert len(taken) == 8 // batch_size
+    assert all(asked.messages[0]["content"].startswith("Be fair.\n\n") for asked in taken)
+    assert all([message["role"] for message in asked.messages] == ["user", "assistant", "user"] for asked in taken)
+
+
+@pytest.mark.parametrize("refusal", NO_SCHEMA.values(), ids=NO_SCHEMA)
+def test_schema_is_said_in_words_where_it_is_refused(refusal: Fault) -> None:
+    """A server without structured output is told the schema in the conversation, and the parser judges."""
+    has_schema, refused = refusing(lambda asked: "response_format" in asked.body, refusal)
+    with Provider(lambda _: {"mood": "good"}, fault=has_schema) as provider:
+        report = enriched(provider)
+    assert report.column("mood") == ["good"] * 8
+    assert 1 <= len(refused) <= 4
+    assert '"enum":["good","bad"]' in provider.books.requests[-1].messages[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("model", "refused_name", "message"),
+    [
+        (
+            "openai_compatible/company-model",
+            "max_tokens",
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'.",
+        ),
+        ("openai_compatible/gpt-5", "max_completion_tokens", "Unrecognized request argument: max_completion_tokens"),
+        ("openai_compatible/gpt-5", "max_completion_tokens", "unknown field max_completion_tokens"),
+    ],
+)
+def test_bound_is_sent_by_its_other_name_where_one_is_refused(model: str, refused_name: str, message: str) -> None:
+    """Whatever a deployment is called, its replies stay bounded, by the name that it knows."""
+    has_name, refused = refusing(lambda asked: refused_name in asked.body, error(400, message, param=refused_name))
+    with Provider(lambda _: {"mood": "good"}, fault=has_name) as provider:
+        report = enriched(provider, model=model)
+    assert (report.column("mood"), 1 <= len(refused) <= 4) == (["good"] * 8, True)
+    last = provider.books.requests[-1].body
+    assert [last[name] for name in last if name.startswith("max_")] == [50]
+
+
+def test_server_that_lacks_everything_is_asked_in_plain_words() -> None:
+    """One refusal after another is learnt from: no system role, no schema, another name of the bound."""
+
+    def befall(asked: Asked) -> Effect:
+        if "max_tokens" in asked.body:
+            return error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")(asked)
+        if "response_format" in asked.body:
+            return error(400, "response_format is not supported")(asked)
+        return NO_SYSTEM["vLLM with Gemma"](asked) if asked.messages[0]["role"] == "system" else None
+
+    with Provider(lambda _: {"mood": "good"}, fault=befall) as provider:
+        report = enriched(provider, rows=1)
+    assert (report.column("mood"), len(provider.books.requests)) == (["good"], 4)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        error(400, "The max_tokens value 50 is too large"),
+        error(400, "Please reduce the length of the messages; max_tokens is 50."),
+        error(400, "The input was blocked."),
+    ],
+)
+def test_other_refusals_are_the_rows(fault: Fault) -> None:
+    """A refusal that the form of the request is not the reason for is not sent again in another form."""
+    with Provider(fault=fault) as provider:
+        report = enriched(provider, rows=1)
+    assert [isinstance(outcome, Failure) for outcome in report.outcomes] == [True]
+    assert len(provider.books.requests) == 1
+
+
+def test_refusal_that_stays_ends_after_one_try_of_each_form() -> None:
+    """A server that refuses the system message even where there is none is not asked without end."""
+    calls = 0
+
+    def befall(asked: Asked) -> Canned:
+        nonlocal calls
+        calls += 1
+        effect = NO_SYSTEM["vLLM with Gemma"](asked)
+        assert isinstance(effect, Canned)
+        return effect
+
+    with Provider(fault=befall) as provider:
+        report = enriched(provider, rows=1)
+    assert (len(report.errors()), calls) == (1, 2)
