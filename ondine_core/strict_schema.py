@@ -79,9 +79,8 @@ def _rewrite(node: Any, *, constraints: bool) -> dict[str, Any]:
     shape = _shape(node, constraints=constraints)
     kept = _CONSTRAINTS.get(str(shape.get("type")), ()) if constraints else ()
     allowed = {key: node[key] for key in kept if key in node and key not in shape and _is_allowed(key, node[key])}
-    hints = [f"{key}: {_text(node[key])}" for key in _SAID_IN_WORDS if key in node and key not in allowed]
-    if not constraints and "prefixItems" in node:
-        hints.append(f"items: {len(node['prefixItems'])}")
+    kept_keys = {*allowed, *shape}
+    hints = [f"{key}: {_text(node[key])}" for key in _SAID_IN_WORDS if key in node and key not in kept_keys]
     said = " ".join(filter(None, (node.get("description"), f"({', '.join(hints)})" if hints else "")))
     return {**shape, **allowed, **({"description": said} if said else {})}
 

@@ -78,8 +78,7 @@ _RENAMED_BOUND = (
     "settings={'token_limit_field': 'max_completion_tokens'}"
 )
 _OLD_BOUND = (
-    "this server knows the bound on output tokens only as max_tokens; set "
-    "settings={'token_limit_field': 'max_tokens'}"
+    "this server knows the bound on output tokens only as max_tokens; set settings={'token_limit_field': 'max_tokens'}"
 )
 _TEMPERATURE = "this model takes no other temperature than its own; leave temperature out"
 _SYSTEM = "this model takes no system message; leave out system and say it in the prompt"

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ondine_core.errors import ProviderError, RefusedError, TransientError
+from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
 from ondine_core.finish_reasons import ending_of
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
@@ -74,9 +74,10 @@ class OpenAIModel:
             try:
                 return await self._http(call)
             except ProviderError as error:
-                if isinstance(error, TransientError) and error.cost_unknown:
+                if isinstance(error, InvalidReplyError) or (isinstance(error, TransientError) and error.cost_unknown):
                     raise
-                better = self._form.adapt(str(error), call)
+                said = error.refusal if isinstance(error, FatalError) else str(error)
+                better = self._form.adapt(said, call)
                 if better is None and self._form == form:
                     raise
                 self._form = better or self._form  # another call may have learnt it meanwhile

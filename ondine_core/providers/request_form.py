@@ -68,7 +68,7 @@ class RequestForm:
         if refused and self.limit_field in refused.groups():
             other = _LIMIT_FIELDS[self.limit_field == _LIMIT_FIELDS[0]]
             return replace(self, limit_field=other)
-        if (schema or json_mode) and _SCHEMA_REFUSED.search(message) and not _REPLY_REFUSED.search(message):
+        if (schema or json_mode) and _SCHEMA_REFUSED.search(message):
             return replace(self, structure="words")
         return None
 
@@ -95,7 +95,6 @@ _LIMIT_REFUSED = re.compile(
 _SCHEMA_REFUSED = re.compile(
     r"response[_ .]?format|json[_ ]?schema|structured[_ ]outputs?|guided_|grammar", re.IGNORECASE
 )
-_REPLY_REFUSED = re.compile(r"json_validate_failed|failed_generation|failed to (generate|validate)", re.IGNORECASE)
 
 
 # -- what a model's name tells -------------------------------------------------------------------------------------

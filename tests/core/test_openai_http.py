@@ -133,7 +133,7 @@ def test_user_may_choose_the_name_of_the_bound(field: str) -> None:
     [
         ({"params": {"max_completion_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
         ({"params": {"max_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
-        ({"settings": {"token_limit_field": "n_predict"}}, "'max_tokens' nor 'max_completion_tokens'"),
+        ({"settings": {"token_limit_field": "n_predict"}}, "'max_tokens', 'max_completion_tokens'"),
     ],
 )
 def test_bound_in_other_places_is_refused_with_the_place_for_it(spec: dict[str, Any], told: str) -> None:

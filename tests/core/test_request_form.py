@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ondine_core import Failure, ModelSpec, Options, Policy, Prompt, Report, enrich_sync
+from ondine_core import Failure, FatalError, ModelSpec, Options, Policy, Prompt, Report, enrich_sync
 from tests.support.asking import QUICK
 from tests.support.provider import Asked, Canned, Effect, Fault, Provider, status
 
@@ -167,6 +167,6 @@ def test_refusal_that_stays_ends_after_one_try_of_each_form() -> None:
         assert isinstance(effect, Canned)
         return effect
 
-    with Provider(fault=befall) as provider:
-        report = enriched(provider, rows=1)
-    assert (len(report.errors()), calls) == (1, 2)
+    with Provider(fault=befall) as provider, pytest.raises(FatalError, match="System role not supported"):
+        enriched(provider, rows=1)
+    assert calls == 2
