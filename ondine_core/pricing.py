@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from ondine_core.errors import ConfigError
 from ondine_core.values import Json, ModelSpec, Usage
 
 __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
@@ -63,6 +64,12 @@ class Price:
     beyond: tuple[tuple[int, Price], ...] = ()
     cache_write: Decimal | None = None
     per_request: Decimal = Decimal(0)
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "cached_input", "reasoning", "cache_write", "per_request"):
+            usd: Decimal | None = getattr(self, name)
+            if usd is not None and not (usd.is_finite() and usd >= 0):
+                raise ConfigError(f"{name}={str(usd)!r} of a price must be USD, 0 or more.")
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.

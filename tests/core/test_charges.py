@@ -518,3 +518,11 @@ def test_tools_that_the_caller_runs_cost_tokens_only() -> None:
     """A function is no search."""
     tools = [{"type": "function", "function": {"name": "search_orders", "parameters": {}}}]
     assert find_unpriced_part(ModelSpec("openai/gpt-4o", params={"tools": tools})) is None
+
+
+@pytest.mark.parametrize("usd", ["-0.001", "NaN", "Infinity"])
+@pytest.mark.parametrize("name", ["input", "reasoning", "per_request"])
+def test_a_price_that_would_refill_a_budget_is_refused(name: str, usd: str) -> None:
+    """With the part and its value."""
+    with pytest.raises(ConfigError, match=f"{name}='{usd}' of a price"):
+        replace(PRICE, **{name: Decimal(usd)})
