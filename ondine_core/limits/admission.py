@@ -15,13 +15,7 @@ __all__ = ["AdmissionQueue"]
 
 
 class AdmissionQueue:
-    """Admits calls first come, first served, when the limits allow.
-
-    Args:
-        limits: Decide.
-        now: Tells the time.
-        sleep: Waits for seconds.
-    """
+    """Admits calls first come, first served, when the limits allow."""
 
     def __init__(
         self, limits: AdaptiveConcurrency, now: Callable[[], float], sleep: Callable[[float], Awaitable[None]]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from ondine_core.limits.change_detector import CallOutcome, ChangeDetector, InFlightCall, Rejections
-from ondine_core.limits.probed_limit import ProbedLimit
-from ondine_core.limits.rate_estimator import RateEstimator
+from ondine_core.limits.rate_estimator import ProbedLimit, RateEstimator
 
 __all__ = ["AdaptiveConcurrency", "Setting"]
 
@@ -29,28 +28,16 @@ _HISTORY = 200
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was allowed from a moment on.
-
-    Args:
-        at_s: Seconds since the start of the run.
-        in_flight: Calls at once; 0 while all calls fail and one at a time probes.
-        per_s: Calls a second; `None` while no limit has shown.
-        why: What had happened.
-    """
+    """What was allowed from a moment on, in seconds since the start of the run, and what had happened."""
 
     at_s: float
-    in_flight: int
-    per_s: float | None
+    in_flight: int  # 0 while all calls fail and one at a time probes
+    per_s: float | None  # `None` while no limit has shown
     why: str
 
 
 class AdaptiveConcurrency:
-    """The calls that may be in flight, never more than `max_in_flight`, and when the next may leave.
-
-    Attributes:
-        closed_since: Since when all calls fail; `None` if they do not.
-        history: What was allowed when, oldest first; thinned out when it grows long.
-    """
+    """The calls that may be in flight, never more than `max_in_flight`, and when the next may leave."""
 
     def __init__(self, max_in_flight: int, now: float, named_per_s: float | None = None) -> None:
         self._max = max_in_flight
@@ -66,8 +53,8 @@ class AdaptiveConcurrency:
         self._probe_wait_s = _PROBE_S
         self._resting: list[float] = []  # until when places stay empty
         self._failed_in_a_row = self.in_flight = 0
-        self.closed_since: float | None = None
-        self.history: list[Setting] = []
+        self.closed_since: float | None = None  # since when all calls fail
+        self.history: list[Setting] = []  # oldest first; thinned out when it grows long
         self._note(now, "start")
 
     @property

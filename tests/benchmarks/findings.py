@@ -108,6 +108,11 @@ def _limits(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     yield from limited.alone("calls refused under a named limit, a row", "named", wasted, at_most=0)
     yield from limited.alone("share of an unnamed limit that is used", "unnamed", used, at_least=0.95)
     yield from limited.alone("calls refused under an unnamed limit, a row", "unnamed", wasted, at_most=0.02)
+    refused = _Pairs(runs, "refusals")
+    rows_per_s = _figure("rows_per_s")
+    yield from refused.ratio(
+        "rows/s where 1 % is refused, beside none", "1 % refused", "all answered", rows_per_s, at_least=0.7
+    )
 
 
 def _used(run: Measured, limit: int) -> float:

@@ -28,8 +28,11 @@ _END_OF_HEAD, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
 class Books:
     """What has come in and what has gone out; a limit in force."""
 
-    def __init__(self, latency_s: float, limit: int, window_s: float) -> None:
-        self.latency_s, self.limit, self.window_s = latency_s, limit, window_s
+    def __init__(self, latency_s: float, limit: int, window_s: float, refuse_each: int) -> None:
+        self.latency_s = latency_s
+        self.limit = limit
+        self.window_s = window_s
+        self.refuse_each = refuse_each
         self.recent: deque[float] = deque()
         self.reset()
 
@@ -41,7 +44,9 @@ class Books:
         self.cpu_s = time.process_time()
 
     def admits(self) -> bool:
-        """Whether a request that comes in now is within the limit."""
+        """Whether a request that comes in now is within the limits."""
+        if self.refuse_each and self.requests % self.refuse_each == 0:
+            return False
         if not self.limit:
             return True
         now = time.monotonic()
@@ -103,7 +108,9 @@ class Connection(asyncio.Protocol):
         books.requests += 1
         if not books.admits():
             books.refused += 1
-            self._write(_response(b"429 Too Many Requests", _REFUSAL))
+            self._write(
+                _response(b"429 Too Many Requests", _REFUSAL, b"Retry-After: 1\r\n" if books.refuse_each else b"")
+            )
             return
         books.in_flight += 1
         books.peak_in_flight = max(books.peak_in_flight, books.in_flight)
@@ -144,12 +151,14 @@ def _answers(text: str) -> dict[str, Any]:
     return {"answers": [{"id": item.pop("id"), **answer_to(next(iter(item.values())))} for item in orjson.loads(text)]}
 
 
-def _response(status: bytes, body: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+def _response(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (status, headers, len(body)) + body
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    books = Books(options.latency_ms / 1000, options.limit, options.window_s)
+    latency_s = options.latency_ms / 1000
+    books = Books(latency_s, options.limit, options.window_s, options.refuse_each)
     server = await asyncio.get_running_loop().create_server(lambda: Connection(books), "127.0.0.1", 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
@@ -163,6 +172,10 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=50.0)
     parser.add_argument("--limit", type=int, default=0, help="requests that a window admits; 0: any number")
     parser.add_argument("--window-s", type=float, default=1.0)
+    parser.add_argument(
+        "--at-once", type=int, default=0, help="refuse more requests in flight, for 60 s; 0: any number"
+    )
+    parser.add_argument("--refuse-each", type=int, default=0, help="refuse each request of this number, for 1 s")
     parser.add_argument("--core", type=int, default=-1)
     options = parser.parse_args()
     if options.core >= 0:

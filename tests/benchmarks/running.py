@@ -43,10 +43,10 @@ class Server:
 
 
 @contextmanager
-def serving(latency_ms: float, limit: int = 0, window_s: float = 1.0) -> Iterator[Server]:
+def serving(latency_ms: float, **limits: float) -> Iterator[Server]:
     """A provider, until the block ends."""
-    settings = {"latency-ms": latency_ms, "limit": limit, "window-s": window_s, "core": _core(0)}
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    settings = {"latency_ms": latency_ms, "core": _core(0), **limits}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "tests.benchmarks.provider", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin

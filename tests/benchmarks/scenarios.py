@@ -125,6 +125,15 @@ def limits(scale: Scale) -> Iterator[Measured]:
             with serving(LATENCY_MS, limit=scale.limit) as server:
                 found = _run("ondine", Workload(server.base_url, rows, 256, requests_per_s=named), server)
             yield {"scenario": "limit", "client": client, "repetition": repetition, **found}
+        yield from _refusals(scale, repetition)
+
+
+def _refusals(scale: Scale, repetition: int) -> Iterator[Measured]:
+    """50 calls in flight where all are answered, and where one in a hundred is refused for a second."""
+    for client, refuse_each in (("all answered", 0), ("1 % refused", 100)):
+        with serving(LATENCY_MS, refuse_each=refuse_each) as server:
+            found = _run("ondine", Workload(server.base_url, scale.rows, 50), server)
+        yield {"scenario": "refusals", "client": client, "repetition": repetition, **found}
 
 
 def long_run(scale: Scale) -> Iterator[Measured]:
