@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from ondine_core.batching import ONE_PER_CALL, Strategy
+from ondine_core.batching import ONE_PER_CALL, Strategy, draw_ids
 from ondine_core.books import Stage
 from ondine_core.calling import Caller
 from ondine_core.errand import Conclusion, Errand
@@ -131,6 +131,7 @@ class Asker:
     async def _attempt(self, batch: Batch, part: _Part, tried: _Tried, told: Told) -> Conclusion:
         """Make one attempt at a call, after those that were `tried`."""
         strategy = choose_strategy(batch, self._policy.strategy)
+        batch = replace(batch, ids=draw_ids(len(batch.items), self._clock.rng))
         call = strategy.encode(batch, self._question)
         stage = part.as_stage or _stage(batch, again=tried.calls > 0)
         if tried.calls:

@@ -8,7 +8,8 @@ ids. Answers are joined to rows by id only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -31,7 +32,18 @@ from ondine_core.records import (
 from ondine_core.schema import strip_fence
 from ondine_core.values import Batch, Call, Item, Message
 
-__all__ = ["CSV", "JSON", "JSONL", "ONE_PER_CALL", "STRATEGIES", "XML", "Strategy", "explain_fallback", "find_strategy"]
+__all__ = [
+    "CSV",
+    "JSON",
+    "JSONL",
+    "ONE_PER_CALL",
+    "STRATEGIES",
+    "XML",
+    "Strategy",
+    "draw_ids",
+    "explain_fallback",
+    "find_strategy",
+]
 
 
 def _item_text(item: Item, _question: Question) -> str:
@@ -45,8 +57,8 @@ class Strategy:
     Args:
         name: How it is called in settings and reports.
         encode: Batch and question to the call that asks for all of its items.
-        decode: Batch, reply text and question to the text of each answer, by local id `1..n`. An id that is absent was
-            not answered, or not in a way that can be told; `None` means that the reply cannot be read at all.
+        decode: Batch, reply text and question to the text of each answer, by its place `1..n` in the batch. One that
+            is absent was not answered, or not in a way that can be told; `None` means that no answer can be read.
         carried: Item and question to the text that the item adds to a call, for counting its tokens.
     """
 
@@ -85,9 +97,28 @@ def explain_fallback(question: Question) -> str | None:
     )
 
 
+_FEWEST_IDS_A_ROW = 2
+_EXAMPLE_ID = 100
+"""Looks like the id of a row, and is never one."""
+
+
+def draw_ids(count: int, rng: random.Random) -> tuple[int, ...]:
+    """Ids for the rows of one call, in ascending order.
+
+    They are drawn anew for each call, so that the reply to another one is not taken for the reply to this one. Three
+    digits are one token, as one digit is.
+    """
+    digits = max(3, len(str(_FEWEST_IDS_A_ROW * count)))
+    return tuple(sorted(rng.sample(range(10 ** (digits - 1) + 1, 10**digits), count)))
+
+
+def _ids(batch: Batch) -> Sequence[int]:
+    return batch.ids or range(1, len(batch.items) + 1)
+
+
 def _encode(form: Notation, batch: Batch, question: Question) -> Call:
     fixed = _fixed_part(form, question)
-    items = [item_record(question, number, item) for number, item in enumerate(batch.items, 1)]
+    items = [item_record(question, number, item) for number, item in zip(_ids(batch), batch.items, strict=True)]
     note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
     schema = reply_schema(question) if form.structured else None
     return Call((*fixed, Message("user", form.write(items) + note)), schema, fixed[0].content)
@@ -103,7 +134,7 @@ def _fixed_part(form: Notation, question: Question) -> tuple[Message, ...]:
         task = f'Do for each item ({{{prompt.columns[0]}}}: its "{THE_COLUMN}"):\n{prompt.hoisted}'
     else:
         task = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
-    ask = form.ask.format(example=form.write([{name_id(question): 1, **dict.fromkeys(fields, "...")}]))
+    ask = form.ask.format(example=form.write([{name_id(question): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}]))
     # That a field is a text goes without saying.
     telling = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
     about = "" if form.structured or not telling else f"\nFields: {orjson.dumps(telling).decode()}"
@@ -125,22 +156,24 @@ def _decode(form: Notation, batch: Batch, text: str, question: Question) -> Mapp
     if records is None:
         return None
     name = name_id(question)
+    places = {number: place for place, number in enumerate(_ids(batch), 1)}
     found: dict[int, str] = {}
     doubtful: set[int] = set()
     miscounted = False
     for record in records:
         number = read_id(record.pop(name, None))
-        if number is None or not 1 <= number <= len(batch.items):
+        place = None if number is None else places.get(number)
+        if place is None:
             miscounted |= number is not None
             continue
         answer = answer_text(record, question, typed=form.typed)
         # Two different answers to one row: which is right is not for us to guess.
-        if found.setdefault(number, answer) != answer:
-            doubtful.add(number)
+        if found.setdefault(place, answer) != answer:
+            doubtful.add(place)
     # Who counts from 0 leaves out the last row, and gives each of the others the answer of the next.
     if miscounted and len(found) < len(batch.items):
         return None
-    return {number: answer for number, answer in found.items() if number not in doubtful}
+    return {place: answer for place, answer in found.items() if place not in doubtful}
 
 
 def _carried(form: Notation, item: Item, question: Question) -> str:

@@ -212,13 +212,15 @@ class Batch:
     """Prompts that travel in one call.
 
     Args:
-        items: The prompts; their local ids are `1..n`, in this order.
+        items: The prompts, in the order in which they are sent.
         repairs_left: How often what is owed may be asked again, with the reason, before the batch must shrink.
         attempt: 1 for the first ask.
         complaint: What was wrong with the previous reply, told to the model when it is asked again.
+        ids: What the items are called in this one call; `1..n` if nothing is given.
     """
 
     items: tuple[Item, ...]
     repairs_left: int = 0
     attempt: int = 1
     complaint: str | None = None
+    ids: tuple[int, ...] = ()

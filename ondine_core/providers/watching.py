@@ -7,7 +7,7 @@ not leave. Each call watches itself by a context variable, which hooks of the HT
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 
 from ondine_core.providers.http_errors import Response
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decompress, too_large
 
 if TYPE_CHECKING:
     import httpx
@@ -88,13 +89,38 @@ async def _leaves(request: httpx.Request) -> None:
     if request.method == "POST" and target in seen.left:
         raise httpx.ReadError("A call leaves once; who retries it decides whether it leaves again.")
     seen.left.add(target)
+    request.headers["accept-encoding"] = "identity"
     seen.host = request.url.netloc.decode("ascii", "replace").rpartition("@")[2]
     seen.secrets += [value.rpartition(" ")[2] for name in _SECRET if (value := request.headers.get(name, ""))]
 
 
 async def _comes(response: httpx.Response) -> None:
+    # Unpacked here, where its size is bounded, and not by httpx.
+    encoding = response.headers.pop("content-encoding", "")
+    response.stream = _bounded(response.stream, encoding)
     if (seen := _watch.get()) is not None:
         seen.came = response
+
+
+def _bounded(stream: Any, encoding: str) -> Any:
+    """The bytes of a response as a stream that fails where they are more than any answer."""
+    import httpx
+
+    class Bounded(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            content = bytearray()
+            async for part in stream:
+                content += part
+                if len(content) > MAX_REPLY_BYTES:
+                    raise too_large()
+            unpacked = decompress(bytes(content), encoding, MAX_REPLY_BYTES)
+            check_parsable(unpacked)
+            yield unpacked
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
 
 
 def make_client(api_key: str | None, base_url: str | None) -> Any:

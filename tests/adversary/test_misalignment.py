@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ondine_core import ModelSpec, TransientError, enrich_sync
+from ondine_core.batching import STRATEGIES, draw_ids
+from ondine_core.tokens import counter
+from ondine_core.values import Batch, Item
 from tests.support.asking import PROMPT, one_call_to, options, texts
+from tests.support.batches import question
 from tests.support.raw_server import Connection, RawServer, completion, http_reply
 
 STRAY = http_reply(completion('{"answer":"stray"}'))
@@ -148,6 +157,50 @@ def test_an_echo_of_another_calls_name_is_noticed(echo: str) -> None:
         answers = ask_rows(server, 2, max_concurrency=1)
     assert answers == ["x", None]
     assert len(set(names)) == len(names) > 2  # asked again, each time under another name
+
+
+def test_a_batch_is_not_answered_by_the_reply_to_another_batch() -> None:
+    """A gateway that gives each call the reply to the one before: the ids in it are of no row that was sent."""
+    lock, last = threading.Lock(), [http_reply(completion('{"answers":[]}'))]
+
+    def script(connection: Connection) -> None:
+        while (body := connection.read_request()) is not None:
+            if not body["messages"][-1]["content"].startswith("["):
+                connection.send(http_reply(b"{}", status="400 Bad Request"))
+                continue
+            with lock:
+                connection.send(last[-1])
+                last.append(answer_to(body))
+
+    with RawServer(script) as server:
+        answers = ask_rows(server, 100, batch_size=20)
+    assert never_mixed(answers, 100)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_ids_take_no_more_tokens_than_counting_and_are_new_in_each_call(name: str) -> None:
+    """Three digits are one token: rows cost what they cost when they were counted, and the fixed part is the same."""
+    asked = question(PROMPT, {"answer": "string"})
+    items = tuple(Item(b"", "", {"text": f"row {number}"}) for number in range(40))
+    strategy, rng = STRATEGIES[name], random.Random(7)
+    drawn = [draw_ids(40, rng) for _ in range(50)]
+    calls = [strategy.encode(Batch(items, ids=ids), asked) for ids in ((), *drawn)]
+    for model in ("openai/gpt-4o", "openai/gpt-4"):
+        count = counter(model, cautious=False)
+        counted, *others = [count(call.messages[-1].content) for call in calls]
+        assert max(others) <= counted
+    assert len({call.messages[:-1] for call in calls}) == 1
+    assert len(set(drawn)) == 50
+    assert max(len({*one} & {*other}) for one, other in pairwise(drawn)) < 20
+
+
+@given(count=st.integers(2, 3000), seed=st.integers())
+def test_ids_are_as_many_as_rows_and_never_that_of_the_example(count: int, seed: int) -> None:
+    """Ids are distinct whole numbers of at least three digits, in ascending order, not the one in the instructions."""
+    ids = draw_ids(count, random.Random(seed))
+    assert sorted(set(ids)) == list(ids)
+    assert len(ids) == count
+    assert ids[0] > 100
 
 
 # -- sent again ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ class UnreliableModel:
     async def __call__(self, call: Call) -> Reply:
         first_line = call.messages[-1].content.partition("\n")[0]
         many = first_line.startswith("[")
-        texts = [item["x"] for item in json.loads(first_line)] if many else [first_line.removeprefix("Say: ")]
+        items = json.loads(first_line) if many else [{"id": 1, "x": first_line.removeprefix("Say: ")}]
+        texts = [item["x"] for item in items]
         assert len(self.sizes) < MOST_CALLS, "this does not end"
         self.asked += texts
         self.sizes.append(len(texts))
@@ -67,14 +68,14 @@ class UnreliableModel:
         try:
             # Later calls are quicker, so that answers come back in another order than they were asked.
             await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)) * (100 if fault == "slow" else 1))
-            return self._reply(texts, fault, many=many)
+            return self._reply(items, fault, many=many)
         finally:
             self.in_flight -= 1
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
-    def _reply(self, texts: list[str], fault: Fault, *, many: bool) -> Reply:
+    def _reply(self, items: list[dict[str, Any]], fault: Fault, *, many: bool) -> Reply:
         failure = {
             "429": TransientError("slow down", kind="limited"),
             "429 later": TransientError("slow down", retry_after_s=2.0, kind="limited"),
@@ -86,7 +87,7 @@ class UnreliableModel:
         }.get(fault)
         if failure:
             raise failure
-        answers: list[dict[str, Any]] = [{"id": number, "answer": text} for number, text in enumerate(texts, 1)]
+        answers: list[dict[str, Any]] = [{"id": item["id"], "answer": item["x"]} for item in items]
         if fault == "wrong type":
             answers[0]["answer"] = 7
         if many:
@@ -109,7 +110,7 @@ def _scramble(answers: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any
         "reorder": answers[::-1],
         "drop": answers[1:],
         "repeat": [*answers, *answers],
-        "contradict": [*answers, {"id": 1, "answer": "something else"}],
+        "contradict": [*answers, {"id": answers[0]["id"], "answer": "something else"}],
         "alien": [*answers, {"id": 99, "answer": "whose?"}, {"answer": "nobody's"}],
         "text ids": [{**answer, "id": str(answer["id"])} for answer in answers],
         "shift": [{**answer, "id": answer["id"] + 1000} for answer in answers],
