@@ -137,10 +137,10 @@ def _endpoints(spec: ModelSpec) -> dict[str, str]:
 class _Azure:
     """A deployment in one region or in several."""
 
-    max_concurrency: int | None = None
     max_batch_size: int | None = None
 
     def __init__(self, name: str, models: Mapping[str, OpenAIModel], access: Access) -> None:
+        self.max_concurrency = next(iter(models.values())).max_concurrency
         self._name, self._models, self._access = name, models, access
         self._free_at = dict.fromkeys(models, 0.0)
 

@@ -23,7 +23,7 @@ import orjson
 from multidict import istr
 
 from ondine_core.errors import ProviderError
-from ondine_core.providers.http_connection import Connector, NotSentError, OutOfStepError, Request, Resolve
+from ondine_core.providers.http_connection import Connector, NotSentError, OutOfStepError, Request, Resolve, max_calls
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decompress
@@ -53,7 +53,7 @@ class HttpModel:
         timeout_s: Seconds one call may take in all.
         body: Writes a call as JSON.
         read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
-        max_concurrency: Most calls worth having in flight.
+        max_concurrency: Most calls worth having in flight; fewer where the process may not open so many files.
         headers: Further headers of the next call, such as a token that expires; their values are secrets.
         advice: Statuses after which no request succeeds, and what to do about each.
         wall: Wall clock, for a `Retry-After` that names a date.
@@ -84,7 +84,7 @@ class HttpModel:
         self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
         self._own_ids, self._numbers = f"ondine-{token_hex(8)}", count()
-        self.max_concurrency = max_concurrency
+        self.max_concurrency = min(filter(None, (max_concurrency, max_calls())), default=None)
         self.max_batch_size: int | None = None
 
     def __repr__(self) -> str:

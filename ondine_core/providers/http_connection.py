@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from math import inf
 from typing import Any
 
@@ -24,7 +26,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 
-__all__ = ["Connector", "NotSentError", "OutOfStepError", "ReplyTooLargeError", "Request", "Resolve"]
+resource: Any = import_module("resource") if find_spec("resource") else None  # Windows has no such limit
+
+__all__ = ["Connector", "NotSentError", "OutOfStepError", "ReplyTooLargeError", "Request", "Resolve", "max_calls"]
 
 Resolve = Callable[..., list[Any]]
 """A blocking look-up of a host name with the parameters of `socket.getaddrinfo`."""
@@ -34,10 +38,15 @@ _MAX_REST_S = 1.0
 """Together shorter than the 5 s after which uvicorn, Node and others close an idle connection."""
 _REST_SHARE = 0.5
 _SMOOTHING = 1 / 8
+_QUICK_S = 0.02
+"""A server that is quicker than this is near, and no model: its connections need not rest."""
 _IDLE_S = 0.1
 """A server closes a connection because it is idle, so only then the bytes that it acknowledged are worth a look."""
 _HEADERS_BYTES = 2**18
 _DNS_CACHE_S = 60
+_OTHER_FILES = 128
+_CONNECTIONS_A_CALL = 2
+"""One that is in use, and one that rests."""
 _DISTRUST_S = 60.0
 
 
@@ -265,6 +274,16 @@ class _Resolver(AbstractResolver):
         """Nothing to close."""
 
 
+def max_calls() -> int | None:
+    """Calls at once for which this process may open connections; `None` if it may open any number."""
+    if resource is None:
+        return None
+    limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(1, (limit - _OTHER_FILES) // _CONNECTIONS_A_CALL)
+
+
 class Connector(aiohttp.TCPConnector):
     """Connections that rest between two calls, so that a reply too many is seen before it is taken for the next one.
 
@@ -291,4 +310,7 @@ class Connector(aiohttp.TCPConnector):
             super()._release(key, protocol, should_close=True)
             return
         self._typical_s += (protocol.took_s - self._typical_s) * (_SMOOTHING if self._typical_s else 1)
-        self._loop.call_later(min(_MAX_REST_S, self._typical_s * _REST_SHARE), super()._release, key, protocol)
+        if self._typical_s < _QUICK_S:
+            super()._release(key, protocol)
+        else:
+            self._loop.call_later(min(_MAX_REST_S, self._typical_s * _REST_SHARE), super()._release, key, protocol)

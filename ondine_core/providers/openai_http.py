@@ -61,7 +61,7 @@ class OpenAIModel:
             max_reply_bytes=max_reply_bytes(spec.max_output_tokens),
             **http,
         )
-        self.max_concurrency: int | None = None
+        self.max_concurrency = self._http.max_concurrency
         self.max_batch_size: int | None = None
 
     def __repr__(self) -> str:

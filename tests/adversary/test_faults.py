@@ -1,0 +1,67 @@
+"""The engine's laws, with a proxy between it and a real HTTP server that harms what passes."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from ondine_core import BudgetExhaustedError, ModelSpec, Options, Policy, Price, enrich_sync
+from tests.support.asking import PROMPT, QUICK, echo_each, texts
+from tests.support.fault_proxy import FaultProxy, Harm, cut, delay, duplicate, inject, reorder, stall
+from tests.support.provider import Provider
+
+ROWS = 60
+IN_FLIGHT = 4
+HARMS = [delay, stall, cut, duplicate, reorder, inject]
+
+
+def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1, **chosen: object) -> list[str | None]:
+    """The answers to so many rows, asked through the proxy."""
+    model = ModelSpec(
+        "openai_compatible/m", base_url=f"http://127.0.0.1:{proxy.port}/v1", timeout_s=0.5, max_output_tokens=50
+    )
+    policy = Policy(retry=QUICK, max_concurrency=IN_FLIGHT, batch_size=batch_size)
+    report = enrich_sync(
+        texts(ROWS),
+        prompt=PROMPT,
+        output={"answer": "string"},
+        model=model,
+        options=Options(store=store, policy=policy, **chosen),  # type: ignore[arg-type]
+    )
+    assert report.spend.calls <= len(provider.books.requests) + report.spend.refused + report.spend.unknown
+    return report.column("answer")
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, batch_size: int) -> None:
+    """Total, aligned, paid once: each row has its own answer or none, and a second run asks only for those without."""
+    store = tmp_path / "answers.db"
+    with Provider(echo_each, latency_s=0.03) as provider:
+        port = urlsplit(provider.base_url).port or 0
+        with FaultProxy(port, harm, share=0.4) as proxy:
+            answers = run(provider, proxy, store, batch_size)
+            first = len(provider.books.requests)
+            assert proxy.harmed
+            proxy.share = 0.0
+            again = run(provider, proxy, store, batch_size)
+        asked_again = len(provider.books.requests) - first
+    assert len(answers) == ROWS
+    assert all(answer in (None, f"row {number}") for number, answer in enumerate(answers))
+    assert all(answer == f"row {number}" for number, answer in enumerate(again) if answers[number] is not None)
+    assert asked_again <= sum(answer is None for answer in answers)
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+def test_the_cap_holds_by_the_providers_bill(tmp_path: Path, harm: Harm) -> None:
+    """Solvent: whatever gets lost on the way back, the provider's bill stays below the cap."""
+    price, cap = Price(Decimal(1000), Decimal(1000), Decimal(1000)), Decimal("0.5")
+    with Provider(latency_s=0.03) as provider:
+        port = urlsplit(provider.base_url).port or 0
+        with FaultProxy(port, harm, share=0.5) as proxy, pytest.raises(BudgetExhaustedError):
+            run(provider, proxy, tmp_path / "answers.db", price=price, max_cost_usd=cap)
+        books = provider.books
+    assert (books.input_tokens + books.output_tokens) * Decimal(1000) / 10**6 <= cap
