@@ -16,10 +16,12 @@ from typing import Any, Literal
 from ondine_core.batching import ONE_PER_CALL, Strategy, draw_ids
 from ondine_core.books import Stage
 from ondine_core.calling import Caller
+from ondine_core.context_limits import get_context_limit
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
+from ondine_core.prompt_window import find_cut_prompt, find_oversize
 from ondine_core.question import Question
 from ondine_core.refusals import RefusalStreak
 from ondine_core.retry import retry
@@ -27,7 +29,7 @@ from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed, Told
-from ondine_core.values import Answer, Batch, Failure, Key, Reply
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
 
 __all__ = ["Asker", "choose_strategy", "most_in_flight"]
 
@@ -54,6 +56,7 @@ class Asker:
     ) -> None:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
         self._feed = feed
+        self._window = policy.context_window or get_context_limit(question.model.listed_as)
         self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
         self._unreachable_in_a_row = 0
         self._refusals = RefusalStreak()
@@ -111,7 +114,7 @@ class Asker:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
         told, why, tried = self._feed.begin(batch), None, _Tried()
         try:
-            conclusion = await retry(
+            conclusion = self._refuse_oversize(batch, part) or await retry(
                 lambda: self._attempt(batch, part, tried, told), self._policy.retry, self._sleep, self._clock.rng
             )
         except (FatalError, BudgetExhaustedError) as error:
@@ -128,6 +131,19 @@ class Asker:
         told.ended(len(conclusion.answers), len(conclusion.failures), owed, why)
         return conclusion.retry
 
+    def _refuse_oversize(self, batch: Batch, part: _Part) -> Conclusion | None:
+        """The failure of a prompt that is alone in its call and cannot fit into the model's window."""
+        if self._window is None or len(batch.items) > 1:
+            return None
+        call = choose_strategy(batch, self._policy.strategy).encode(batch, self._question)
+        # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
+        reserved = self._question.model.max_output_tokens or 0 if self._policy.context_window else 0
+        failure = find_oversize(call, self._window, reserved)
+        if failure is None:
+            return None
+        key = batch.items[0].key
+        return Conclusion(failures=((key, self._fail(batch, key, failure, Decimal(0), part)),))
+
     async def _attempt(self, batch: Batch, part: _Part, tried: _Tried, told: Told) -> Conclusion:
         """Make one attempt at a call, after those that were `tried`."""
         strategy = choose_strategy(batch, self._policy.strategy)
@@ -143,7 +159,7 @@ class Asker:
                     call,
                     tuple(item.key for item in batch.items),
                     stage,
-                    lambda came, usd: self._conclude(batch, strategy, came, usd, part),
+                    lambda came, usd: self._conclude(batch, strategy, call, came, usd, part),
                     part.keep,
                     told,
                 )
@@ -155,8 +171,8 @@ class Asker:
         self._unreachable_in_a_row = 0
         return conclusion
 
-    def _conclude(
-        self, batch: Batch, strategy: Strategy, came: Reply | RefusedError, usd: Decimal | None, part: _Part
+    def _conclude(  # noqa: PLR0913, PLR0917  (one caller)
+        self, batch: Batch, strategy: Strategy, call: Call, came: Reply | RefusedError, usd: Decimal | None, part: _Part
     ) -> Conclusion:
         """What a reply, or a refusal to give one, means for each prompt of its batch."""
         if isinstance(came, RefusedError):
@@ -166,7 +182,11 @@ class Asker:
             return self._charge(batch, verdict, usd, part)
         self._refusals.end()
         part.tally.latencies_s.append(came.latency_s)
-        verdict = judge(batch, came, self._question, strategy, self._policy.max_repairs)
+        cut = find_cut_prompt(call, came.usage, self._question.model.provider, self._window)
+        if cut is None:
+            verdict = judge(batch, came, self._question, strategy, self._policy.max_repairs)
+        else:
+            verdict = shrink(batch, cut, self._policy.max_repairs)
         part.sizes.learn(batch, len(verdict.answers), came)
         return self._charge(batch, verdict, usd, part, came.request_id)
 
