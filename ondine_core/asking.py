@@ -16,12 +16,11 @@ from typing import Any, Literal
 from ondine_core.batching import ONE_PER_CALL, Strategy, draw_ids
 from ondine_core.books import Stage
 from ondine_core.calling import Caller
-from ondine_core.context_limits import get_context_limit
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
-from ondine_core.prompt_window import find_cut_prompt, find_oversize
+from ondine_core.prompt_window import find_cut_prompt, find_oversize, find_window
 from ondine_core.question import Question
 from ondine_core.refusals import RefusalStreak
 from ondine_core.retry import retry
@@ -56,7 +55,7 @@ class Asker:
     ) -> None:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
         self._feed = feed
-        self._window = policy.context_window or get_context_limit(question.model.listed_as)
+        self._window = policy.context_window or find_window(question.model)
         self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
         self._unreachable_in_a_row = 0
         self._refusals = RefusalStreak()
@@ -114,9 +113,13 @@ class Asker:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
         told, why, tried = self._feed.begin(batch), None, _Tried()
         try:
-            conclusion = self._refuse_oversize(batch, part) or await retry(
-                lambda: self._attempt(batch, part, tried, told), self._policy.retry, self._sleep, self._clock.rng
-            )
+            oversize = self._refuse_oversize(batch, part)
+            if oversize is not None:
+                conclusion = oversize
+            else:
+                conclusion = await retry(
+                    lambda: self._attempt(batch, part, tried, told), self._policy.retry, self._sleep, self._clock.rng
+                )
         except (FatalError, BudgetExhaustedError) as error:
             told.ended(0, 0, len(batch.items), error)
             self._caller.stop(error)

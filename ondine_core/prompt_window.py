@@ -6,16 +6,22 @@ that they report tell it. Counts are on the low side here, since an answer must 
 
 from __future__ import annotations
 
+from ondine_core.context_limits import get_context_limit
 from ondine_core.tokens import fewest_tokens
-from ondine_core.values import Call, Failure, Usage
+from ondine_core.values import Call, Failure, ModelSpec, Usage
 
-__all__ = ["find_cut_prompt", "find_oversize"]
+__all__ = ["find_cut_prompt", "find_oversize", "find_window"]
 
 _CUTTING = ("ollama", "ollama_chat", "lm_studio")
 _SMALLEST_WINDOW = 512
 """No server has a smaller window by default; smaller figures are no trace of one."""
 _SMALLEST_SHARE = 0.5
 """Of the counted tokens: a vocabulary of many languages has down to 0.7 of what OpenAI's have (Chinese, DeepSeek)."""
+
+
+def find_window(model: ModelSpec) -> int | None:
+    """The listed window of `model`, except on a server whose user sets it: there the list has the model's default."""
+    return None if model.provider in _CUTTING else get_context_limit(model.listed_as)
 
 
 def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | None:
