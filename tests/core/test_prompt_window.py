@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
+from tests.support.batches import ids_in
 from tests.support.provider import Altered, Asked, Effect, Provider, status
 
 SENTENCE = "The kettle is fine and so is the lid, and I have more to say of it. "
@@ -80,7 +81,10 @@ def test_batch_that_the_server_cut_is_asked_in_halves() -> None:
         tokens = sum(len(message["content"]) for message in asked.messages) // 4
         return reporting(2048)(asked) if tokens > 2048 else Altered()
 
-    with Provider(lambda _: '{"answers":[{"id":1,"answer":"a"},{"id":2,"answer":"a"}]}', fault=cut) as provider:
+    def answer(prompt: str) -> Any:
+        return {"answers": [{"id": number, "answer": "a"} for number in ids_in(prompt)]}
+
+    with Provider(answer, fault=cut) as provider:
         report = enriched(provider, [f"{n} " + SENTENCE * 40 for n in range(4)], "ollama/llama3.2", batch_size=4)
     assert report.column("label") == ["a"] * 4
     assert len(provider.books.requests) == 3

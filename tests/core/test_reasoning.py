@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
 from ondine_core.reasoning import strip_reasoning
+from tests.support.batches import ids_in
 from tests.support.provider import Altered, Provider
 
 MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
@@ -64,8 +66,13 @@ def test_thoughts_before_an_answer_are_no_part_of_it(thoughts: str, output: Any,
 @every_wrapping
 def test_thoughts_before_a_batch_are_no_part_of_it(thoughts: str) -> None:
     """The same holds for replies that answer many rows, within a code fence, too."""
-    answers = '```json\n{"answers":[{"id":1,"mood":"good"},{"id":2,"mood":"bad"}]}\n```'
-    with Provider(lambda _: thoughts + answers) as provider:
+
+    def answer(prompt: str) -> str:
+        moods = zip(ids_in(prompt), ("good", "bad"), strict=True)
+        answers = [{"id": number, "mood": mood} for number, mood in moods]
+        return f"{thoughts}```json\n{json.dumps({'answers': answers})}\n```"
+
+    with Provider(answer) as provider:
         report = enriched(provider, MOOD, 2, batch_size=2)
     assert (report.column("mood"), len(provider.books.requests)) == (["good", "bad"], 1)
 

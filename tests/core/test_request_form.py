@@ -8,10 +8,16 @@ import pytest
 
 from ondine_core import Failure, FatalError, ModelSpec, Options, Policy, Prompt, Report, enrich_sync
 from tests.support.asking import QUICK
+from tests.support.batches import ids_in
 from tests.support.provider import Asked, Canned, Effect, Fault, Provider, status
 
 MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
-BATCH = '{"answers":[{"id":1,"mood":"good"},{"id":2,"mood":"good"}]}'
+
+
+def good(prompt: str) -> Any:
+    """The answer to one row, or to each of a batch."""
+    ids = ids_in(prompt)
+    return {"answers": [{"id": number, "mood": "good"} for number in ids]} if ids else {"mood": "good"}
 
 
 def enriched(provider: Provider, rows: int = 8, model: str = "openai_compatible/m", **policy: Any) -> Report:
@@ -82,7 +88,7 @@ NO_SCHEMA: dict[str, Fault] = {
 def test_system_message_is_folded_where_there_is_no_such_role(refusal: Fault, batch_size: int) -> None:
     """Every row is answered; calls that were under way when it was learnt are all that is refused."""
     has_system, refused = refusing(lambda asked: asked.messages[0]["role"] == "system", refusal)
-    with Provider(lambda _: BATCH if batch_size == 2 else {"mood": "good"}, fault=has_system) as provider:
+    with Provider(good, fault=has_system) as provider:
         report = enriched(provider, batch_size=batch_size)
     assert report.column("mood") == ["good"] * 8
     assert 1 <= len(refused) <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,11 @@ def batch(asked: Question, texts: list[str], **options: Any) -> Batch:
     rows = [{"review": text} for text in texts]
     items = [Item(bytes([n]), asked.prompt.render(row), asked.prompt.fields(row)) for n, row in enumerate(rows)]
     return Batch(tuple(items), **options)
+
+
+def ids_in(prompt: str) -> list[int]:
+    """The ids of the rows of a batch, as a provider reads them in JSON."""
+    return [int(number) for number in re.findall(r'"id":(\d+)', prompt)]
 
 
 def reply_with(strategy: Strategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
