@@ -27,6 +27,29 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Exclusive right of a call to ask its prompts, as long as it is in flight: other runs wait for its answers.
+
+    Args:
+        reuse_since: A prompt with an answer from this moment or later, in seconds since the epoch, is not asked.
+        take_over: Calls whose claims are void: their holder has ended, or is too slow.
+        unusable: Prompts that are asked although they have an answer.
+    """
+
+    reuse_since: float = 0.0
+    take_over: frozenset[bytes] = frozenset()
+    unusable: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A call of another run that has a prompt in flight, and whether its process is known to have ended."""
+
+    call: bytes
+    has_ended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """A call that is about to leave, as it is noted before it does.
 
@@ -38,6 +61,7 @@ class Sent:
         keys: The prompts it carries.
         sent_at: Seconds since the epoch.
         at_most_usd: The most it can cost, `None` when that is not known.
+        claim: How its prompts are claimed, `None` when they are asked whatever other runs do.
     """
 
     call: bytes
@@ -47,6 +71,7 @@ class Sent:
     keys: tuple[Key, ...]
     sent_at: float
     at_most_usd: Decimal | None = None
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -143,6 +143,10 @@ class Caller:
             finally:
                 if purse and hold:
                     await purse.settle(hold, fate.spent_usd)
+                if fate.claimed is not None:
+                    # Its outcome will not be seen, so other runs need not wait for it.
+                    with suppress(StoreError):
+                        await self._means.store.release(fate.claimed)
         finally:
             self._leave(fate)
 
@@ -160,9 +164,11 @@ class Caller:
             with self.interruptible():
                 await limiter.acquire(tokens)
             errand.told.booked(tokens, self._clock.elapsed() - began)
-        name, now = self._own + next(self._numbers).to_bytes(8), self._clock.now()
-        sent = Sent(name, self._origin, self._model, errand.stage, errand.keys, now, fate.bound_usd)
-        await store.send(sent)
+        sent, taken = await self._note(errand, fate)
+        if taken:
+            if limiter:
+                limiter.correct(tokens, 0)
+            return Conclusion(taken=taken)
         if limiter:
             await limiter.depart()
         await self._ensure_lease(sent)
@@ -202,10 +208,22 @@ class Caller:
             sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since, at_most=charge.at_most
         )
         await store.settle(settled)
+        fate.claimed = None
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)
         return conclusion
+
+    async def _note(self, errand: Errand, fate: _Fate) -> tuple[Sent, Mapping[Key, bytes | None]]:
+        """Note a call and claim its prompts; returns it, and the prompts for which it must not leave."""
+        name = self._own + next(self._numbers).to_bytes(8)
+        stage, now = errand.stage, self._clock.now()
+        sent = Sent(name, self._origin, self._model, stage, errand.keys, now, fate.bound_usd, errand.claim)
+        fate.claimed = sent if errand.claim else None
+        taken = await self._means.store.send(sent)
+        if taken:
+            fate.claimed = None
+        return sent, taken
 
     async def _ensure_lease(self, sent: Sent) -> None:
         """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
@@ -249,6 +267,7 @@ class Caller:
                 if self._gate.limits.closed_since is not None:
                     await self._tell_others(fate.retry_after_s)
                 await self._means.store.settle(Settled(sent, "refused"))
+                fate.claimed = None
             raise
         except asyncio.CancelledError:
             self._lose(sent)
@@ -318,7 +337,7 @@ class Caller:
 class _Fate:
     """How a call ended, what it cost (at most `bound_usd`) and how long it took, as far as is known.
 
-    It has a `ticket` for as long as it takes a place among the calls in flight.
+    It has a `ticket` for as long as it takes a place among the calls in flight, and is `claimed` until it is settled.
     """
 
     ticket: InFlightCall | None
@@ -327,6 +346,7 @@ class _Fate:
     bound_usd: Decimal | None = None
     spent_usd: Decimal | None = Decimal(0)
     took_s: float = 0.0
+    claimed: Sent | None = None
 
 
 _MAX_QUOTA_S = 31 * 86400.0

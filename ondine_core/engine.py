@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from itertools import islice
-from math import inf
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ondine_core.agreement import Values
@@ -14,22 +12,20 @@ from ondine_core.books import Origin
 from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
 from ondine_core.cost_tracker import CostTracker
+from ondine_core.deferral import look_up
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
 from ondine_core.outcomes import Outcomes
 from ondine_core.policy import Clock, Means, Policy
-from ondine_core.ports import AnswerStore
 from ondine_core.preparation import Treatment
 from ondine_core.question import Question, address
 from ondine_core.report import Progress, Report
 from ondine_core.stages import dedup, render, restorer
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed
-from ondine_core.values import Answer, Failure, Key, Outcome
+from ondine_core.values import Answer, Failure, Key
 
-__all__ = ["look_up", "run"]
-
-_KEYS_A_LOOK_UP = 10_000
+__all__ = ["run"]
 
 
 async def run(  # noqa: PLR0913  (named at every call)
@@ -121,23 +117,6 @@ async def run(  # noqa: PLR0913  (named at every call)
         stopped_by,
         treatment if question.prompt.preparation else None,
     )
-
-
-async def look_up(
-    store: AnswerStore, policy: Policy, keys: Iterable[Key], question: Question
-) -> AsyncIterator[Mapping[Key, Outcome]]:
-    """What the store knows of `keys` that `policy` takes, some at a time; not what lacks a column of `question`."""
-    unique = iter(keys)
-    names = {column.name for column in question.schema.columns}
-    while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
-        found = await store.get(some)
-        yield {
-            key: answer
-            for key, answer in found.items()
-            if answer.answered_at >= policy.reuse_since and answer.values.keys() == names
-        }
-        if not (policy.retry_failed_rows or policy.reuse_since):
-            yield await store.get_failures([key for key in some if key not in found])
 
 
 async def _calibrate(  # noqa: PLR0913, PLR0917  (one caller)

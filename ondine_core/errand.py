@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TypeAlias
 
-from ondine_core.books import Stage
+from ondine_core.books import Claim, Stage
 from ondine_core.errors import RefusedError
 from ondine_core.telemetry.feed import Told
 from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
@@ -17,11 +17,20 @@ __all__ = ["Conclude", "Conclusion", "Errand"]
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What a call settled, and what is to be asked again."""
+    """What a call settled, and what is to be asked again.
+
+    Args:
+        answers: By prompt.
+        failures: By prompt.
+        retry: What is to be asked again.
+        taken: Prompts that another run has in flight, each with its call, or has answered (`None`): the call did not
+            leave.
+    """
 
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     retry: tuple[Batch, ...] = ()
+    taken: Mapping[Key, bytes | None] = field(default_factory=dict)
 
 
 Conclude: TypeAlias = Callable[[Reply | RefusedError, Decimal | None], Conclusion]
@@ -39,6 +48,7 @@ class Errand:
         conclude: What is made of what comes back.
         keep: Whether its answers go to the store; its place in the books it has in any case.
         told: Hears what becomes of it.
+        claim: How it claims its prompts, `None` when it does not.
     """
 
     call: Call
@@ -47,3 +57,4 @@ class Errand:
     conclude: Conclude
     keep: bool
     told: Told
+    claim: Claim | None = None

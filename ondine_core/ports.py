@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from ondine_core.books import Audit, Sent, Settled
+from ondine_core.books import Audit, Holder, Sent, Settled
 from ondine_core.values import Answer, Call, Failure, Key, Reply
 
 __all__ = ["AnswerStore", "ChatModel", "Numbers", "TokenCounter"]
@@ -61,8 +61,19 @@ class AnswerStore(Protocol):
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
-    async def send(self, sent: Sent) -> None:
-        """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it."""
+    async def send(self, sent: Sent) -> Mapping[Key, bytes | None]:
+        """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it.
+
+        Returns:
+            Prompts that the call cannot claim, each with the call that has it in flight, or `None` if it has an answer.
+            If there are any, the call is not noted, claims nothing, and must not leave.
+        """
+
+    async def get_holders(self, keys: Sequence[Key]) -> Mapping[Key, Holder]:
+        """The calls that have some of `keys` in flight."""
+
+    async def release(self, sent: Sent) -> None:
+        """Give up the claim of a call whose outcome will not be seen; its note remains."""
 
     async def settle(self, settled: Settled) -> None:
         """Keep what became of a call, answers and books together or neither; durable like `send`."""

@@ -44,8 +44,8 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SHORTEST_ANSWER_LIMIT_S = 2.0
 _ROWS_A_STATEMENT = 256
-_CONFLICTS = ("40001", "40P01")
-"""Two transactions could not both go on; the one that gets this code is run again."""
+_CONFLICTS = ("40001", "40P01", "23505")
+"""Two transactions could not both go on, or claimed the same prompt; the one that gets this code is run again."""
 _MARK_REFUSED, _ASSUMPTION_FAILED = "22012", "2201F"
 """Division by zero and the root of a negative number: what the two checks below fail with."""
 _READ_ONLY = "25006"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from ondine_core.books import Sent, Settled
+from ondine_core.books import Claim, Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
@@ -24,7 +24,9 @@ from ondine_core.values import Answer, Failure, Json, Key, Usage
 __all__ = [
     "DamagedRowError",
     "Entry",
+    "ReleasedRows",
     "SentRow",
+    "SentRows",
     "SettledRows",
     "Update",
     "clean",
@@ -32,7 +34,8 @@ __all__ = [
     "split_keys",
     "to_answer",
     "to_failure",
-    "to_sent_row",
+    "to_released_rows",
+    "to_sent_rows",
     "to_settled_rows",
     "to_usage",
 ]
@@ -76,6 +79,20 @@ class SentRow(NamedTuple):
     at_most_pico_usd: int | None
 
 
+class SentRows(NamedTuple):
+    """A call that is about to leave, and its claim, if it has one, as rows of `claims`."""
+
+    row: SentRow
+    claims: tuple[Row, ...]
+    terms: Claim
+
+
+class ReleasedRows(NamedTuple):
+    """Keys of `claims`, each with the call whose claim is given up."""
+
+    claims: tuple[Row, ...]
+
+
 class SettledRows(NamedTuple):
     """What a settled call adds: to the ledger under `line`, to answers and to failures."""
 
@@ -84,6 +101,7 @@ class SettledRows(NamedTuple):
     amounts: tuple[int, ...]
     answers: tuple[Row, ...]
     failures: tuple[Row, ...]
+    claimed: tuple[Key, ...]
 
 
 class Update(NamedTuple):
@@ -93,12 +111,15 @@ class Update(NamedTuple):
     step: Callable[[Numbers | None], Numbers]
 
 
-Entry: TypeAlias = SentRow | SettledRows | Update
+Entry: TypeAlias = SentRows | ReleasedRows | SettledRows | Update
 """What one caller wants written."""
 
 
-def to_sent_row(sent: Sent) -> SentRow:
-    """The row of a call that is about to leave.
+_NO_CLAIM = Claim()
+
+
+def to_sent_rows(sent: Sent, holder: bytes) -> SentRows:
+    """The rows of a call that is about to leave, made by the process `holder`.
 
     Raises:
         StoreError: Its bound is beyond what 64 bits can add up.
@@ -106,7 +127,7 @@ def to_sent_row(sent: Sent) -> SentRow:
     origin, most = sent.origin, sent.at_most_usd
     if most is not None and most * _PICO > _MOST:
         raise StoreError(f"A call of model {sent.model!r} may cost {most} USD, which is beyond belief.")
-    return SentRow(
+    row = SentRow(
         sent.call,
         clean(origin.run),
         clean(origin.asset),
@@ -117,6 +138,15 @@ def to_sent_row(sent: Sent) -> SentRow:
         sent.sent_at,
         None if most is None else _to_pico(most, ROUND_CEILING),
     )
+    claim = sent.claim
+    if claim is None:
+        return SentRows(row, (), _NO_CLAIM)
+    return SentRows(row, tuple([(key, sent.call, holder, sent.sent_at) for key in sent.keys]), claim)
+
+
+def to_released_rows(sent: Sent) -> ReleasedRows:
+    """The rows of a claim that is given up."""
+    return ReleasedRows(tuple([(key, sent.call) for key in sent.keys]))
 
 
 def to_settled_rows(settled: Settled) -> SettledRows:
@@ -150,6 +180,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         amounts,
         tuple([_to_answer_row(key, answer) for key, answer in settled.answers]),
         tuple([_to_failure_row(key, failure, sent.sent_at, settled.reuse_since) for key, failure in settled.failures]),
+        sent.keys if sent.claim else (),
     )
 
 

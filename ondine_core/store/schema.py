@@ -50,6 +50,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # Calls whose cost in `pico_usd` is the most that they can have cost; of older ones that is not known.
         "ALTER TABLE ondine.ledger ADD COLUMN at_most_calls INTEGER NOT NULL DEFAULT 0",
     ),
+    (
+        # Prompts in flight, each with the call that carries it; `holder` is the process that made it.
+        """CREATE TABLE ondine.claims (
+            key BLOB PRIMARY KEY, call BLOB NOT NULL, holder BLOB NOT NULL, claimed_at REAL NOT NULL
+        )""",
+    ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = (
-    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter")),
+    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter", "same_text")),
     *(f"tests/adversary/test_{name}.py" for name in ("lease", "store")),
 )
 PROFILE = "--hypothesis-profile=first-find"
@@ -79,6 +79,13 @@ MUTANTS = (
         "if (wait_s := free_at - early_s - now) > 0:",
         "if (wait_s := free_at - early_s - now) > 60:",
         "late_do_not_leave_together",
+    ),
+    Mutant(
+        "what another run has in flight is asked",
+        "calling.py",
+        "if taken:\n            if limiter",
+        "if None:\n            if limiter",
+        "share_texts",
     ),
     Mutant("calls in flight are not counted", "limits/concurrency.py", "self.in_flight += 1\n", "pass\n", "bounded"),
     Mutant(

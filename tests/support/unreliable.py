@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ondine_core.books import Audit, Line, Sent, Settled
+from ondine_core.books import Audit, Holder, Line, Sent, Settled
 from ondine_core.errors import RefusedError, TransientError
 from ondine_core.ports import Numbers
 from ondine_core.values import Answer, Call, Failure, Key, Reply, Usage
@@ -125,6 +125,7 @@ class MemoryStore:
         failures: By key; none that has an answer.
         calls: Those whose outcome was not seen, by identity.
         lines: What was settled, in order.
+        claims: Calls by the prompts that they have in flight.
         numbers: By name.
     """
 
@@ -134,6 +135,7 @@ class MemoryStore:
         self.failures: dict[Key, Failure] = {}
         self.calls: dict[bytes, Sent] = {}
         self.lines: list[Settled] = []
+        self.claims: dict[Key, bytes] = {}
         self.numbers: dict[str, Numbers] = {}
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
@@ -145,15 +147,34 @@ class MemoryStore:
     async def get_unseen(self) -> frozenset[Key]:
         return frozenset(key for sent in self.calls.values() for key in sent.keys)
 
-    async def send(self, sent: Sent) -> None:
+    async def send(self, sent: Sent) -> Mapping[Key, bytes | None]:
         await asyncio.sleep(self._commit_s)
+        if (terms := sent.claim) is not None:
+            taken: dict[Key, bytes | None] = {}
+            for key in sent.keys:
+                answer = self.answers.get(key)
+                if self.claims.get(key, b"") not in {b"", *terms.take_over}:
+                    taken[key] = self.claims[key]
+                elif answer and key not in terms.unusable and answer.answered_at >= terms.reuse_since:
+                    taken[key] = None
+            if taken:
+                return taken
+            self.claims |= dict.fromkeys(sent.keys, sent.call)
         self.calls[sent.call] = sent
+        return {}
+
+    async def get_holders(self, keys: Sequence[Key]) -> Mapping[Key, Holder]:
+        return {key: Holder(self.claims[key], has_ended=False) for key in keys if key in self.claims}
+
+    async def release(self, sent: Sent) -> None:
+        self.claims = {key: call for key, call in self.claims.items() if call != sent.call}
 
     async def settle(self, settled: Settled) -> None:
         await asyncio.sleep(self._commit_s)
         if self.calls.pop(settled.sent.call, None):
             self.lines.append(settled)
         self.answers.update(settled.answers)
+        await self.release(settled.sent)
         self.failures.update(settled.failures)
         self.failures = {key: failure for key, failure in self.failures.items() if key not in self.answers}
 
