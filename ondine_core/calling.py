@@ -156,7 +156,7 @@ class Caller:
         if ticket is not None:
             self._gate.leave(ticket, fate.ending, fate.retry_after_s)
 
-    async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
+    async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:  # noqa: C901, PLR0915  (the steps of a call)
         store, limiter, call = self._means.store, self._means.limiter, errand.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:

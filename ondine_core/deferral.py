@@ -89,8 +89,10 @@ class Deferral:
     async def find_taken(self, keys: Collection[Key]) -> dict[Key, bytes]:
         """Those of `keys` that another run has in flight, each with its call."""
         holders = await self._store.get_holders(list(keys))
-        self.overlaps = bool(holders)
-        return {key: holder.call for key, holder in holders.items()}
+        void = self.claim.take_over if self.claim else frozenset()
+        taken = {key: holder.call for key, holder in holders.items() if holder.call not in void}
+        self.overlaps = bool(taken)
+        return taken
 
     async def free(self, now: float) -> tuple[list[Item], set[Key]]:
         """Stop deferring the prompts that no other run answers any more.
