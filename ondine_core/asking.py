@@ -8,8 +8,9 @@ that one which waits before it tries again leaves its place to another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -17,9 +18,9 @@ from typing import Any, Literal
 from ondine_core.batching import ONE_PER_CALL, Strategy, draw_ids
 from ondine_core.books import Stage
 from ondine_core.calling import Caller
-from ondine_core.deferral import Deferral
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
+from ondine_core.other_runs import Looked, OtherRuns
 from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
 from ondine_core.prompt_window import find_cut_prompt, find_oversize, find_window
@@ -30,14 +31,12 @@ from ondine_core.sizes import Sizes
 from ondine_core.stages import Verdict, items, judge, shrink
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed, Told
-from ondine_core.values import Answer, Batch, Call, Failure, Item, Key, Outcome, Reply
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
 
 __all__ = ["Asker", "choose_strategy", "most_in_flight"]
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """So many prompts in a row without a reply, each after all its retries: the provider is gone."""
-_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.1, 2.0
-"""Pauses between looks at the answers of other runs."""
 _WORKERS_A_CALL = 4
 """With three calls in ten failing, two of these wait at any time before they try again."""
 
@@ -52,13 +51,21 @@ class Asker:
         caller: Makes the calls.
         clock: Time and chance.
         feed: Hears what becomes of every batch.
+        others: The runs that ask the same question at the same time.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  (one caller)
-        self, question: Question, means: Means, policy: Policy, caller: Caller, clock: Clock, feed: Feed
+        self,
+        question: Question,
+        means: Means,
+        policy: Policy,
+        caller: Caller,
+        clock: Clock,
+        feed: Feed,
+        others: OtherRuns,
     ) -> None:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
-        self._feed = feed
+        self._feed, self._others = feed, others
         self._window = policy.context_window or find_window(question.model)
         self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
         self._unreachable_in_a_row = 0
@@ -90,12 +97,14 @@ class Asker:
         sizes = Sizes(self._question, self._means, self._policy, batch_size)
         prompts = items(self._question.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
-        part = _Part(batches, tally, sizes, as_stage, keep, Deferral(self._question, self._means.store, self._policy))
+        part = _Part(batches, tally, sizes, as_stage, keep)
         self._caller.has_answers |= tally.any_answer
-        await self._run_workers(part)
-        while self._caller.stopped_by is None and (deferred := await self._await_others(part)):
-            batches = pack(iter(deferred), sizes.take, self._policy.max_repairs, lambda: sizes.room)
-            await self._run_workers(replace(part, batches=batches))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._workers, tally.rows_left)):
+                    group.create_task(self._work(part))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         if self._caller.doubted is not None and not self._caller.has_answers:
             self._caller.stop(self._caller.doubted)
         if (stopped_by := self._caller.stopped_by) is not None:
@@ -103,59 +112,49 @@ class Asker:
                 raise BudgetExhaustedError(f"{stopped_by} {tally.rows_left:,} rows have no answer yet.") from stopped_by
             raise stopped_by
 
-    async def _run_workers(self, part: _Part) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._workers, part.tally.rows_left)):
-                    group.create_task(self._work(part))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-
     async def _work(self, part: _Part) -> None:
-        for batch in part.batches:
+        while self._caller.stopped_by is None and (batch := await self._next(part)) is not None:
             stack = [batch]
             while stack and self._caller.stopped_by is None:
-                owed = stack.pop()
-                left = await self._leave_out_taken(owed, part) if part.deferral.overlaps else owed
-                if left is not None:
-                    stack.extend(await self._ask(left, part))
-            if self._caller.stopped_by is not None:
-                return
+                stack.extend(await self._ask(stack.pop(), part))
 
-    async def _leave_out_taken(self, batch: Batch, part: _Part) -> Batch | None:
-        """What is left of a batch without the prompts that other runs have answered or have in flight."""
-        keys = {item.key for item in batch.items}
-        taken = await part.deferral.find_taken(keys)
-        found = await self._find(keys, part)
-        held = {key: call for key, call in taken.items() if key not in found}
-        if taken or found:
-            part.deferral.add(batch.items, held, self._clock.elapsed())
-        return _without(batch, taken.keys() | found.keys())
+    async def _next(self, part: _Part) -> Batch | None:
+        """The next batch to ask; when there is no other, prompts that other runs have let go of are waited for."""
+        while self._caller.stopped_by is None:
+            if part.keep and self._others.is_due():
+                self._take(await self._others.look_again(), part)
+            if part.ready:
+                return part.ready.popleft()
+            batch = next(part.batches, None)
+            if batch is None:
+                return await self._wait_for_others(part) if part.keep else None
+            if not (part.keep and self._others.is_shared):
+                return batch
+            # A call that may not leave would take its place in the rate, so it is looked first.
+            looked = await self._others.look(batch.items)
+            if looked.free == batch.items:
+                return batch
+            self._take(looked, part)
+        return None
 
-    async def _find(self, keys: Collection[Key], part: _Part) -> Mapping[Key, Outcome]:
-        """Take the outcomes that other runs have stored meanwhile."""
-        found = await part.deferral.find(keys)
-        part.tally.reuse(found)
-        part.deferral.forget(found)
-        failures = [(known, part.tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure)]
-        self._feed.rows_failed(failures)
-        if found:
+    async def _wait_for_others(self, part: _Part) -> Batch | None:
+        """The next batch of prompts that other runs have let go of; `None` when none is left to wait for."""
+        async with self._others.lock:
+            while self._others.is_waiting and not part.ready and self._caller.stopped_by is None:
+                self._take(await self._others.look_again(), part)
+                if self._others.is_waiting and not part.ready:
+                    with suppress(FatalError):  # the run was stopped
+                        await self._sleep(self._others.next_wait_s())
+        return part.ready.popleft() if part.ready else None
+
+    def _take(self, looked: Looked, part: _Part) -> None:
+        """Keep what a look found, have asked what is free, and leave the rest for later."""
+        part.tally.reuse(looked.found)
+        if looked.found:
             part.tally.tell()
-        return found
-
-    async def _await_others(self, part: _Part) -> list[Item]:
-        """Wait for the calls of other runs; returns the deferred prompts that are to be asked here after all."""
-        deferral, pause_s = part.deferral, _FIRST_LOOK_S
-        while deferral.items:
-            found = await self._find(list(deferral.items), part)
-            freed, maybe_paid = await deferral.free(self._clock.elapsed())
-            self._caller.unseen |= maybe_paid
-            if freed:
-                return freed
-            pause_s = _FIRST_LOOK_S if found else min(1.5 * pause_s, _LONGEST_LOOK_S)
-            if deferral.items:
-                await self._clock.sleep(pause_s)
-        return []
+        self._others.defer(looked.held)
+        self._caller.unseen |= self._others.taken_over
+        part.ready.extend(pack(looked.free, part.sizes.take, self._policy.max_repairs, lambda: part.sizes.room))
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
@@ -174,6 +173,11 @@ class Asker:
             return ()
         except TransientError as error:
             conclusion, why = self._give_up(batch, error, part), error
+        if conclusion.taken:
+            told.ended(0, 0, len(batch.items))
+            self._others.defer(item for item in batch.items if item.key in conclusion.taken)
+            rest = tuple(item for item in batch.items if item.key not in conclusion.taken)
+            return (replace(batch, items=rest),) if rest else ()
         part.tally.settle((*conclusion.answers, *conclusion.failures))
         part.tally.tell()
         if part.keep and conclusion.failures:
@@ -213,17 +217,12 @@ class Asker:
                     lambda came, usd: self._conclude(batch, strategy, call, came, usd, part),
                     part.keep,
                     told,
-                    part.deferral.claim if part.keep else None,
                 )
             )
         except TransientError as error:
             tried.lost += error.cost_unknown
             error.times_lost = tried.lost
             raise
-        if conclusion.taken:
-            part.deferral.add(batch.items, conclusion.taken, self._clock.elapsed())
-            rest = _without(batch, conclusion.taken.keys())
-            return Conclusion(retry=() if rest is None else (rest,))
         self._unreachable_in_a_row = 0
         return conclusion
 
@@ -300,14 +299,10 @@ class _Part:
     sizes: Sizes
     as_stage: Stage | None
     keep: bool
-    deferral: Deferral
+    ready: deque[Batch] = field(default_factory=deque)
+    """Batches of prompts that another run had in flight and does not have any more."""
     paid: dict[Key, Decimal | None] = field(default_factory=dict)
     """What the prompts that are asked again have cost so far; `None` where that is not known."""
-
-
-def _without(batch: Batch, keys: AbstractSet[Key]) -> Batch | None:
-    rest = tuple(item for item in batch.items if item.key not in keys)
-    return replace(batch, items=rest) if rest else None
 
 
 def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:

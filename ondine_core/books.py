@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from ondine_core.values import Answer, Failure, Key, Usage
 
-__all__ = ["Audit", "Line", "Origin", "Sent", "Settled", "Stage"]
+__all__ = ["Audit", "Claim", "Line", "Origin", "Sent", "Settled", "Stage"]
 
 Stage: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
 """Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
@@ -27,29 +27,6 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Exclusive right of a call to ask its prompts, as long as it is in flight: other runs wait for its answers.
-
-    Args:
-        reuse_since: A prompt with an answer from this moment or later, in seconds since the epoch, is not asked.
-        take_over: Calls whose claims are void: their holder has ended, or is too slow.
-        unusable: Prompts that are asked although they have an answer.
-    """
-
-    reuse_since: float = 0.0
-    take_over: frozenset[bytes] = frozenset()
-    unusable: frozenset[Key] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A call of another run that has a prompt in flight, and whether its process is known to have ended."""
-
-    call: bytes
-    has_ended: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Sent:
     """A call that is about to leave, as it is noted before it does.
 
@@ -61,7 +38,10 @@ class Sent:
         keys: The prompts it carries.
         sent_at: Seconds since the epoch.
         at_most_usd: The most it can cost, `None` when that is not known.
-        claim: How its prompts are claimed, `None` when they are asked whatever other runs do.
+        question: Identifies what is asked, all but the prompts' own text; calls of two runs can carry the same prompts
+            only if it is the same. Empty for a call that repeats on purpose what may be known.
+        is_shared: Whether other runs are known to ask the same question, or to have asked it since this one began.
+        is_unanswered: Whether the prompts were just looked for in vain among the answers.
     """
 
     call: bytes
@@ -71,7 +51,24 @@ class Sent:
     keys: tuple[Key, ...]
     sent_at: float
     at_most_usd: Decimal | None = None
-    claim: Claim | None = None
+    question: bytes = b""
+    is_shared: bool = False
+    is_unanswered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A prompt that another run has in flight.
+
+    Args:
+        call: The call that carries it.
+        run: The part of its identity that all calls of that run have in common.
+        process: Where that run is, as it was given to `join`; empty if the run has ended.
+    """
+
+    call: bytes
+    run: bytes
+    process: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,12 @@ what is in flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from itertools import count
-from os import urandom
 from typing import Literal, cast
 
 from ondine_core.books import Origin, Sent, Settled
@@ -34,7 +33,9 @@ from ondine_core.errors import (
     TransientError,
 )
 from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
+from ondine_core.other_runs import OtherRuns
 from ondine_core.policy import Clock, Means, Policy
+from ondine_core.rate_limiter import RateLimiter
 from ondine_core.values import Call, Key, Reply, Usage
 
 __all__ = ["Caller"]
@@ -51,6 +52,7 @@ class Caller:
         tracker: Counts.
         gate: Lets calls leave.
         clock: Time and chance.
+        others: The runs that ask the same question at the same time.
 
     Attributes:
         stopped_by: The first error that ended the run.
@@ -69,10 +71,11 @@ class Caller:
         tracker: CostTracker,
         gate: AdmissionQueue,
         clock: Clock,
+        others: OtherRuns,
     ) -> None:
         self._model, self._origin, self._means, self._policy = model, origin, means, policy
         self._tracker, self._gate, self._clock = tracker, gate, clock
-        self._own, self._numbers = urandom(8), count()  # of calls: randomness for each would take longer than the rest
+        self._others, self._numbers = others, count()
         # Whatever is said in every call is counted once.
         self._count = lru_cache(maxsize=64)(means.count)
         self._waiting: set[asyncio.Task[object]] = set()
@@ -143,10 +146,6 @@ class Caller:
             finally:
                 if purse and hold:
                     await purse.settle(hold, fate.spent_usd)
-                if fate.claimed is not None:
-                    # Its outcome will not be seen, so other runs need not wait for it.
-                    with suppress(StoreError):
-                        await self._means.store.release(fate.claimed)
         finally:
             self._leave(fate)
 
@@ -156,18 +155,15 @@ class Caller:
         if ticket is not None:
             self._gate.leave(ticket, fate.ending, fate.retry_after_s)
 
-    async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:  # noqa: C901, PLR0915  (the steps of a call)
+    async def _exchange(self, errand: Errand, fate: _Fate) -> Conclusion:
         store, limiter, call = self._means.store, self._means.limiter, errand.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:
-            began = self._clock.elapsed()
-            with self.interruptible():
-                await limiter.acquire(tokens)
-            errand.told.booked(tokens, self._clock.elapsed() - began)
-        sent, taken = await self._note(errand, fate)
+            await self._book(limiter, errand, tokens)
+        sent = self._new_call(errand, fate.bound_usd)
+        taken = await store.send(sent)
+        self._others.is_shared |= taken is not None
         if taken:
-            if limiter:
-                limiter.correct(tokens, 0)
             return Conclusion(taken=taken)
         if limiter:
             await limiter.depart()
@@ -208,22 +204,31 @@ class Caller:
             sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since, at_most=charge.at_most
         )
         await store.settle(settled)
-        fate.claimed = None
         if limiter and usage is not None:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)
         return conclusion
 
-    async def _note(self, errand: Errand, fate: _Fate) -> tuple[Sent, Mapping[Key, bytes | None]]:
-        """Note a call and claim its prompts; returns it, and the prompts for which it must not leave."""
-        name = self._own + next(self._numbers).to_bytes(8)
-        stage, now = errand.stage, self._clock.now()
-        sent = Sent(name, self._origin, self._model, stage, errand.keys, now, fate.bound_usd, errand.claim)
-        fate.claimed = sent if errand.claim else None
-        taken = await self._means.store.send(sent)
-        if taken:
-            fate.claimed = None
-        return sent, taken
+    async def _book(self, limiter: RateLimiter, errand: Errand, tokens: int) -> None:
+        began = self._clock.elapsed()
+        with self.interruptible():
+            await limiter.acquire(tokens)
+        errand.told.booked(tokens, self._clock.elapsed() - began)
+
+    def _new_call(self, errand: Errand, bound_usd: Decimal | None) -> Sent:
+        others = self._others
+        return Sent(
+            others.run + next(self._numbers).to_bytes(8),  # numbered, since randomness for each would take longer
+            self._origin,
+            self._model,
+            errand.stage,
+            errand.keys,
+            self._clock.now(),
+            bound_usd,
+            others.question if errand.keep else b"",
+            others.is_shared,
+            others.is_known_unanswered(errand.keys),
+        )
 
     async def _ensure_lease(self, sent: Sent) -> None:
         """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
@@ -267,7 +272,6 @@ class Caller:
                 if self._gate.limits.closed_since is not None:
                     await self._tell_others(fate.retry_after_s)
                 await self._means.store.settle(Settled(sent, "refused"))
-                fate.claimed = None
             raise
         except asyncio.CancelledError:
             self._lose(sent)
@@ -337,7 +341,7 @@ class Caller:
 class _Fate:
     """How a call ended, what it cost (at most `bound_usd`) and how long it took, as far as is known.
 
-    It has a `ticket` for as long as it takes a place among the calls in flight, and is `claimed` until it is settled.
+    It has a `ticket` for as long as it takes a place among the calls in flight.
     """
 
     ticket: InFlightCall | None
@@ -346,7 +350,6 @@ class _Fate:
     bound_usd: Decimal | None = None
     spent_usd: Decimal | None = Decimal(0)
     took_s: float = 0.0
-    claimed: Sent | None = None
 
 
 _MAX_QUOTA_S = 31 * 86400.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from math import inf
 from typing import Any
 
 from ondine_core.agreement import Values
@@ -12,20 +14,23 @@ from ondine_core.books import Origin
 from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
 from ondine_core.cost_tracker import CostTracker
-from ondine_core.deferral import look_up
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
+from ondine_core.other_runs import OtherRuns
 from ondine_core.outcomes import Outcomes
 from ondine_core.policy import Clock, Means, Policy
+from ondine_core.ports import AnswerStore
 from ondine_core.preparation import Treatment
 from ondine_core.question import Question, address
 from ondine_core.report import Progress, Report
 from ondine_core.stages import dedup, render, restorer
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed
-from ondine_core.values import Answer, Failure, Key
+from ondine_core.values import Answer, Failure, Key, Outcome
 
-__all__ = ["run"]
+__all__ = ["look_up", "run"]
+
+_KEYS_A_LOOK_UP = 10_000
 
 
 async def run(  # noqa: PLR0913  (named at every call)
@@ -64,8 +69,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     """
     clock, feed = clock or Clock(), feed or Feed()
     started = clock.elapsed()
-    treatment = Treatment()
-    keys, first = dedup(render(question.prompt, columns, range(rows), treatment.note), address(question))
+    treatment, key_of = Treatment(), address(question)
+    keys, first = dedup(render(question.prompt, columns, range(rows), treatment.note), key_of)
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
     tally = Tally(
         rows, copies, CostTracker(means.price, means.max_output_tokens), lambda: clock.elapsed() - started, on_progress
@@ -74,9 +79,13 @@ async def run(  # noqa: PLR0913  (named at every call)
         if isinstance(key, Failure):
             tally.unaskable()
     feed.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
-    async for found in look_up(means.store, policy, first, question):
-        tally.reuse(found)
-        feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
+    others = OtherRuns(
+        means.store,
+        key_of(""),
+        lambda some: look_up(means.store, policy, some, question),
+        clock.elapsed,
+        question.model.timeout_s,
+    )
     named = means.limiter.requests_per_s if means.limiter else None
     limits = AdaptiveConcurrency(most_in_flight(means, policy), clock.elapsed(), named)
     caller = Caller(
@@ -87,23 +96,28 @@ async def run(  # noqa: PLR0913  (named at every call)
         tracker=tally.tracker,
         gate=AdmissionQueue(limits, clock.elapsed, clock.sleep),
         clock=clock,
+        others=others,
     )
-    asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock, feed), None, None
-    try:
-        if tally.rows_left:
-            caller.unseen = set(await means.store.get_unseen())
-            calibrated = await _calibrate(asker, question, columns, first, policy, tally, clock)
-            size = calibrated.batch_size if calibrated else policy.batch_size
-            pending = ((key, index) for key, index in first.items() if key not in tally.outcomes)
-            await asker.ask_all(columns, pending, tally, batch_size=size)
-    except (FatalError, TransientError) as error:
-        if not partial:
-            raise
-        stopped_by = error
-        failure = Failure("unreachable", str(error))
-        tally.settle([(key, failure) for key in first if key not in tally.outcomes])
-    finally:
-        tally.tell()
+    asker, calibrated, stopped_by = Asker(question, means, policy, caller, clock, feed, others), None, None
+    async with others.joined():
+        async for found in look_up(means.store, policy, first, question):
+            tally.reuse(found)
+            feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
+        try:
+            if tally.rows_left:
+                caller.unseen = set(await means.store.get_unseen())
+                calibrated = await _calibrate(asker, question, columns, first, policy, tally, clock)
+                size = calibrated.batch_size if calibrated else policy.batch_size
+                pending = ((key, index) for key, index in first.items() if key not in tally.outcomes)
+                await asker.ask_all(columns, pending, tally, batch_size=size)
+        except (FatalError, TransientError) as error:
+            if not partial:
+                raise
+            stopped_by = error
+            failure = Failure("unreachable", str(error))
+            tally.settle([(key, failure) for key in first if key not in tally.outcomes])
+        finally:
+            tally.tell()
     names = tuple(column.name for column in question.schema.columns)
     return Report(
         Outcomes(keys, tally.outcomes, restorer(question.prompt, columns)),
@@ -117,6 +131,23 @@ async def run(  # noqa: PLR0913  (named at every call)
         stopped_by,
         treatment if question.prompt.preparation else None,
     )
+
+
+async def look_up(
+    store: AnswerStore, policy: Policy, keys: Iterable[Key], question: Question
+) -> AsyncIterator[Mapping[Key, Outcome]]:
+    """What the store knows of `keys` that `policy` takes, some at a time; not what lacks a column of `question`."""
+    unique = iter(keys)
+    names = {column.name for column in question.schema.columns}
+    while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
+        found = await store.get(some)
+        yield {
+            key: answer
+            for key, answer in found.items()
+            if answer.answered_at >= policy.reuse_since and answer.values.keys() == names
+        }
+        if not (policy.retry_failed_rows or policy.reuse_since):
+            yield await store.get_failures([key for key in some if key not in found])
 
 
 async def _calibrate(  # noqa: PLR0913, PLR0917  (one caller)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
 
-from ondine_core.books import Claim, Stage
+from ondine_core.books import Stage
 from ondine_core.errors import RefusedError
 from ondine_core.telemetry.feed import Told
 from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
@@ -17,20 +17,13 @@ __all__ = ["Conclude", "Conclusion", "Errand"]
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What a call settled, and what is to be asked again.
-
-    Args:
-        answers: By prompt.
-        failures: By prompt.
-        retry: What is to be asked again.
-        taken: Prompts that another run has in flight, each with its call, or has answered (`None`): the call did not
-            leave.
-    """
+    """What a call settled, and what is to be asked again."""
 
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     retry: tuple[Batch, ...] = ()
-    taken: Mapping[Key, bytes | None] = field(default_factory=dict)
+    taken: frozenset[Key] = frozenset()
+    """Prompts for which the call was not made: another run has them in flight, or they have an answer by now."""
 
 
 Conclude: TypeAlias = Callable[[Reply | RefusedError, Decimal | None], Conclusion]
@@ -48,7 +41,6 @@ class Errand:
         conclude: What is made of what comes back.
         keep: Whether its answers go to the store; its place in the books it has in any case.
         told: Hears what becomes of it.
-        claim: How it claims its prompts, `None` when it does not.
     """
 
     call: Call
@@ -57,4 +49,3 @@ class Errand:
     conclude: Conclude
     keep: bool
     told: Told
-    claim: Claim | None = None

@@ -21,7 +21,7 @@ import orjson
 from ondine_core.asking import choose_strategy
 from ondine_core.batching import Strategy
 from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, make_up_answer
-from ondine_core.deferral import look_up
+from ondine_core.engine import look_up
 from ondine_core.options import Options, open_means, open_options_store
 from ondine_core.packing import pack
 from ondine_core.policy import Means

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from ondine_core.books import Audit, Holder, Sent, Settled
+from ondine_core.books import Audit, Claim, Sent, Settled
 from ondine_core.values import Answer, Call, Failure, Key, Reply
 
 __all__ = ["AnswerStore", "ChatModel", "Numbers", "TokenCounter"]
@@ -61,19 +61,31 @@ class AnswerStore(Protocol):
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
-    async def send(self, sent: Sent) -> Mapping[Key, bytes | None]:
+    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+        """Announce a run, so that no prompt of `question` is in flight in two; returns the others and where they are.
+
+        Args:
+            run: What the identities of all its calls begin with, 8 bytes.
+            question: What it asks, see `Sent.question`.
+            process: Where it is.
+        """
+
+    async def leave(self, *runs: bytes) -> None:
+        """Take back that some runs were announced; what they still have in flight is anybody's."""
+
+    async def send(self, sent: Sent) -> frozenset[Key] | None:
         """Note that a call leaves; returns once the note would survive a kill, and all that was asked before it.
 
         Returns:
-            Prompts that the call cannot claim, each with the call that has it in flight, or `None` if it has an answer.
-            If there are any, the call is not noted, claims nothing, and must not leave.
+            `None` if no other run of the question was announced since its own. Otherwise the prompts that another run
+            has in flight, or that have an answer by now; if there are any, the call is not noted and must not leave.
         """
 
-    async def get_holders(self, keys: Sequence[Key]) -> Mapping[Key, Holder]:
-        """The calls that have some of `keys` in flight."""
+    async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
+        """Which of `keys` are in flight in runs that were announced."""
 
-    async def release(self, sent: Sent) -> None:
-        """Give up the claim of a call whose outcome will not be seen; its note remains."""
+    async def release(self, calls: Sequence[bytes]) -> None:
+        """Let the prompts of some calls be asked by others, although what became of these calls is not known."""
 
     async def settle(self, settled: Settled) -> None:
         """Keep what became of a call, answers and books together or neither; durable like `send`."""

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
-from ondine_core.books import Audit, Holder, Line
+from ondine_core.books import Audit, Line
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
-from ondine_core.processes import Process, has_ended
+from ondine_core.store import claims
 from ondine_core.store.database import Database, Row
 from ondine_core.store.records import (
     DamagedRowError,
     Entry,
-    ReleasedRows,
-    SentRows,
+    Joined,
+    Left,
+    Released,
+    SentRow,
     SettledRows,
     Update,
     clean,
@@ -34,11 +36,9 @@ from ondine_core.store.records import (
 )
 from ondine_core.values import Answer, Failure, Key
 
-__all__ = ["Written", "read_answers", "read_audit", "read_failures", "read_holders", "read_unseen", "write_entries"]
+__all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
 
 T = TypeVar("T")
-Written: TypeAlias = Numbers | BaseException | Mapping[Key, bytes | None]
-"""What writing an entry returns: new numbers, an error, or the prompts that a call cannot claim."""
 _MOST_NAMED = 5
 """Damaged rows in one warning; it also says how many there are."""
 
@@ -52,14 +52,6 @@ _AMOUNTS = (
 _SEND = """
     INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
-# One look for both: nothing stands in the way of most calls.
-_COUNT_TAKEN = """
-    SELECT COUNT(*) FROM (SELECT key FROM ondine.claims UNION ALL SELECT key FROM ondine.answers) AS taken
-    WHERE key IN ?"""
-_CLAIM = "INSERT INTO ondine.claims (key, call, holder, claimed_at) VALUES (?, ?, ?, ?)"
-_FIND_CLAIMS = "SELECT key, call, holder FROM ondine.claims WHERE key IN ?"
-_REMOVE_CLAIMS = "DELETE FROM ondine.claims WHERE key IN ?"
-_RELEASE = "DELETE FROM ondine.claims WHERE key = ? AND call = ?"
 _COUNT_CALLS = "SELECT COUNT(*) FROM ondine.calls WHERE call IN ?"
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
 _REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
@@ -91,57 +83,31 @@ _AUDIT = f"""
 _UNSEEN = "SELECT at_most_pico_usd FROM ondine.calls WHERE run = ?"
 
 
-def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Written]:
+def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any]:
     """Write what any number of callers want written, within a transaction.
 
     Returns:
-        By place in `entries`: for an update the new numbers, or what its step raised, and then nothing changed; for a
-        call that cannot claim all its prompts those that it cannot, and then it is not noted.
+        By place in `entries`: for each update the new numbers, or what its step raised, and then nothing changed; for
+        each run that joins the others of its question; for each call of such a question the prompts that keep it from
+        leaving.
     """
+    outcomes: dict[int, Any] = {}
+    sent = {at: entry for at, entry in enumerate(entries) if isinstance(entry, SentRow)}
     settled = [entry for entry in entries if isinstance(entry, SettledRows)]
-    sent = {at: entry for at, entry in enumerate(entries) if isinstance(entry, SentRows)}
-    released = [row for entry in entries if isinstance(entry, ReleasedRows) for row in entry.claims]
-    written: dict[int, Written] = {}
+    for at, entry in enumerate(entries):
+        match entry:
+            case Joined():
+                outcomes[at] = claims.join(database, entry)
+            case Left(runs):
+                claims.leave(database, runs)
+            case Released(calls):
+                claims.release(database, calls)
+    if sent:
+        database.run_many(_SEND, [entry.row for entry in sent.values()])
     if settled:
         _settle(database, settled)
-    if sent:
-        written |= _claim(database, sent)
-        database.run_many(_SEND, [entry.row for at, entry in sent.items() if at not in written])
-    database.run_many(_RELEASE, sorted(released))
-    return written | _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
-
-
-def _claim(database: Database, sent: Mapping[int, SentRows]) -> dict[int, Mapping[Key, bytes | None]]:
-    """Claim the prompts of calls that are about to leave; returns what those lack that cannot have all of theirs."""
-    wanted = {row[0]: row for entry in sent.values() for row in entry.claims}
-    if not wanted:
-        return {}
-    keys = sorted(wanted)
-    is_free = len(keys) == sum(len(entry.claims) for entry in sent.values())
-    if is_free and database.counts_to(_COUNT_TAKEN, keys, 0):
-        database.run_many(_CLAIM, [wanted[key] for key in keys])
-        return {}
-    calls = {key: call for key, call, _ in database.select_in(_FIND_CLAIMS, keys)}
-    held = set(calls)
-    answered = {row[0]: row[-1] for row in database.select_in(_FIND_ANSWERS, keys)}
-    won: dict[Key, Row] = {}
-    lacking: dict[int, Mapping[Key, bytes | None]] = {}
-    for at, entry in sent.items():
-        terms = entry.terms
-        lacks: dict[Key, bytes | None] = {}
-        for key, *_ in entry.claims:
-            if key in calls and calls[key] not in terms.take_over:
-                lacks[key] = calls[key]
-            elif key in answered and key not in terms.unusable and answered[key] >= terms.reuse_since:
-                lacks[key] = None
-        if lacks:
-            lacking[at] = lacks
-        else:
-            won |= {row[0]: row for row in entry.claims}
-            calls |= {row[0]: row[1] for row in entry.claims}
-    database.run_in(_REMOVE_CLAIMS, sorted(held & won.keys()))
-    database.run_many(_CLAIM, [won[key] for key in sorted(won)])
-    return lacking
+    outcomes |= claims.claim(database, sent)
+    return outcomes | _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
 
 
 def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
@@ -149,7 +115,6 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     calls = sorted({one.call: one for one in settled}.items())
     noted = _find_calls(database, [call for call, _ in calls])
     database.run_in(_REMOVE_CALLS, sorted(noted))
-    database.run_in(_REMOVE_CLAIMS, sorted({key for one in settled for key in one.claimed}))
     lines: dict[tuple[str, ...], tuple[int, ...]] = {}
     for call, one in calls:
         if call in noted:
@@ -170,13 +135,13 @@ def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
     return {call for (call,) in database.select_in(_FIND_CALLS, calls)}
 
 
-def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Written]:
+def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numbers | BaseException]:
     if not updates:
         return {}
     found = database.read_numbers(sorted({update.name for update in updates.values()}))
     held = {name: numbers for name, numbers in found.items() if numbers is not None}
     numbers: dict[str, Numbers] = {}
-    outcomes: dict[int, Written] = {}
+    outcomes: dict[int, Numbers | BaseException] = {}
     changed: dict[str, bytes] = {}
     for at, (name, step) in updates.items():
         try:
@@ -231,13 +196,6 @@ def _parse_rows(
         named = ", ".join(damaged[:_MOST_NAMED]) + (", ..." if len(damaged) > _MOST_NAMED else "")
         warn(f"{len(damaged):,} rows of the table {table!r} in {place!r} are damaged and are asked again: {named}.")
     return found
-
-
-def read_holders(database: Database, keys: Sequence[Key]) -> dict[Key, Holder]:
-    """The calls that have some of `keys` in flight."""
-    claims = database.select_in(_FIND_CLAIMS, keys)
-    ended = {holder: has_ended(Process(*orjson.loads(holder))) for holder in {holder for _, _, holder in claims}}
-    return {key: Holder(call, ended[holder]) for key, call, holder in claims}
 
 
 def read_unseen(database: Database) -> frozenset[Key]:

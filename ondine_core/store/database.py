@@ -56,6 +56,15 @@ class Database(Protocol):
         It may be assumed; if it then turns out otherwise, `work` is run again.
         """
 
+    def hold(self, name: str) -> None:
+        """Wait, within `write`, until no other transaction holds `name`, and hold it to the end of this one.
+
+        What is read after that includes all that an earlier holder wrote.
+        """
+
+    def keep_out_writers(self, table: str) -> None:
+        """Wait until no other transaction writes to a table, and let none do so before this one ends."""
+
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`, within `write`; they may be assumed like the count."""
 

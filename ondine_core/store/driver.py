@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,13 @@ def load_driver() -> Any:
         raise ConfigError(
             f"A store in Postgres needs psycopg ({error}); run `pip install 'ondine-dagster[postgres]'`."
         ) from error
+    logging.getLogger("psycopg").addFilter(_is_no_echo)
     return psycopg
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Whether a record of the driver is more than the echo of an error that is raised, and handled, already."""
+    return "error ignored terminating" not in str(record.msg)
 
 
 def parse(address: str) -> tuple[dict[str, Any], str]:

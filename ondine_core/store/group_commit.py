@@ -19,16 +19,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
-import orjson
-
-from ondine_core.books import Audit, Holder, Sent, Settled
+from ondine_core.books import Audit, Claim, Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
-from ondine_core.processes import this_process
-from ondine_core.store import books
+from ondine_core.store import books, claims
 from ondine_core.store.database import Database, Durability
 from ondine_core.store.places import connect
-from ondine_core.store.records import Entry, Update, clean, to_released_rows, to_sent_rows, to_settled_rows
+from ondine_core.store.records import Entry, Joined, Left, Released, Update, clean, to_sent_row, to_settled_rows
 from ondine_core.values import Answer, Failure, Key
 
 __all__ = ["Store", "warn_in_log"]
@@ -39,7 +36,7 @@ _MOST_AT_ONCE = 8
 """More entries than these are written by the thread, which the event loop does not wait for."""
 
 _Query: TypeAlias = Callable[[Database], Any]
-_Updated: TypeAlias = Mapping[int, books.Written]
+_Updated: TypeAlias = Mapping[int, Any]
 _Write: TypeAlias = Callable[[Callable[[], _Updated], Iterable[str]], _Updated | None]
 
 
@@ -79,7 +76,6 @@ class Store:
         self.place = self._database.place
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
-        self._process = orjson.dumps(tuple(this_process()))
         self._closed = False
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
         self._passed_on = (
@@ -103,24 +99,32 @@ class Store:
         keys: frozenset[Key] = await self._request(books.read_unseen)
         return keys
 
-    async def send(self, sent: Sent) -> Mapping[Key, bytes | None]:
+    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+        """Announce a run of `question` and where it is; returns the others of the same question."""
+        others: Mapping[bytes, Numbers] = await self._request(Joined(run, question, process))
+        return others
+
+    async def leave(self, *runs: bytes) -> None:
+        """Take back that some runs were announced."""
+        await self._request(Left(runs))
+
+    async def send(self, sent: Sent) -> frozenset[Key] | None:
         """Note that a call leaves; returns once the note would survive a kill of the process.
 
         Returns:
-            Prompts that the call cannot claim, each with the call that has it in flight, or `None` if it has an answer.
-            If there are any, the call is not noted.
+            The prompts for which the call must not leave, see `AnswerStore.send`.
         """
-        taken: Mapping[Key, bytes | None] | None = await self._request(to_sent_rows(sent, self._process))
-        return taken or {}
+        taken: frozenset[Key] | None = await self._request(to_sent_row(sent))
+        return taken
 
-    async def get_holders(self, keys: Sequence[Key]) -> Mapping[Key, Holder]:
-        """The calls that have some of `keys` in flight."""
-        holders: Mapping[Key, Holder] = await self._request(partial(books.read_holders, keys=keys))
-        return holders
+    async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
+        """Which of `keys` are in flight in runs that were announced."""
+        found: Mapping[Key, Claim] = await self._request(partial(claims.read_claims, keys=keys))
+        return found
 
-    async def release(self, sent: Sent) -> None:
-        """Give up the claim of a call whose outcome will not be seen; its note remains."""
-        await self._request(to_released_rows(sent))
+    async def release(self, calls: Sequence[bytes]) -> None:
+        """Let the prompts of some calls be asked by others."""
+        await self._request(Released(tuple(calls)))
 
     async def settle(self, settled: Settled) -> None:
         """Keep what became of a call, answers and books together or neither; durable like `send`."""

@@ -44,8 +44,8 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SHORTEST_ANSWER_LIMIT_S = 2.0
 _ROWS_A_STATEMENT = 256
-_CONFLICTS = ("40001", "40P01", "23505")
-"""Two transactions could not both go on, or claimed the same prompt; the one that gets this code is run again."""
+_CONFLICTS = ("40001", "40P01")
+"""Two transactions could not both go on; the one that gets this code is run again."""
 _MARK_REFUSED, _ASSUMPTION_FAILED = "22012", "2201F"
 """Division by zero and the root of a negative number: what the two checks below fail with."""
 _READ_ONLY = "25006"
@@ -125,7 +125,7 @@ class PostgresDatabase:
         if self._table is None:
             [(self._table,)] = self._insist(lambda: self.select("SELECT to_regclass('ondine.numbers')::oid"))
         self._writes += 1
-        numbers = sorted(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) for name in locks)
+        numbers = sorted(map(_lock_number, locks))
         results: list[T] = []
         result = self._insist(lambda: self._transact(work, numbers, results))
         self._confirmed, self._assumes = self._writes, True
@@ -268,6 +268,14 @@ class PostgresDatabase:
             return True
         return self.select_in(sql, values) == [(count,)]
 
+    def hold(self, name: str) -> None:
+        """Wait until no other transaction holds `name`, and hold it to the end of this one."""
+        self._connection.execute(_LOCK, ([_lock_number(name)],))
+
+    def keep_out_writers(self, table: str) -> None:
+        """Wait until no other transaction writes to a table, and let none do so before this one ends."""
+        self._connection.execute(f"LOCK TABLE ondine.{table} IN SHARE MODE")
+
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`; while no other process changes them, those that this one wrote last are assumed."""
         known = {name: self._known.get(name) for name in names}
@@ -339,6 +347,11 @@ class PostgresDatabase:
             if self._confirmed:
                 self.run("DELETE FROM ondine.numbers WHERE name = ?", (self._writer,))
         self._connection.close()
+
+
+def _lock_number(name: str) -> int:
+    """The number by which advisory locks know `name`."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 @lru_cache(maxsize=512)

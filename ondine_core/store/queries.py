@@ -160,7 +160,6 @@ def prune(
             removed[-1] += len(rows)
             _remove(database, table, column, key, limit, rows, sleep)
     if not dry_run:
-        database.write(lambda: database.run("DELETE FROM ondine.claims WHERE claimed_at < ?", [before]))
         database.write(lambda: _forget_numbers(database, before))
     return Pruned(*removed)
 

@@ -15,18 +15,20 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from ondine_core.books import Claim, Sent, Settled
+from ondine_core.books import Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
 from ondine_core.values import Answer, Failure, Json, Key, Usage
 
 __all__ = [
+    "CallRow",
     "DamagedRowError",
     "Entry",
-    "ReleasedRows",
+    "Joined",
+    "Left",
+    "Released",
     "SentRow",
-    "SentRows",
     "SettledRows",
     "Update",
     "clean",
@@ -34,8 +36,7 @@ __all__ = [
     "split_keys",
     "to_answer",
     "to_failure",
-    "to_released_rows",
-    "to_sent_rows",
+    "to_sent_row",
     "to_settled_rows",
     "to_usage",
 ]
@@ -65,7 +66,7 @@ class DamagedRowError(ValueError):
         super().__init__(f"{key.hex() if isinstance(key, bytes) else repr(key)} ({reason})")
 
 
-class SentRow(NamedTuple):
+class CallRow(NamedTuple):
     """A row of `calls`."""
 
     call: bytes
@@ -79,18 +80,33 @@ class SentRow(NamedTuple):
     at_most_pico_usd: int | None
 
 
-class SentRows(NamedTuple):
-    """A call that is about to leave, and its claim, if it has one, as rows of `claims`."""
+class SentRow(NamedTuple):
+    """A call that is about to leave, and what decides whether it may; see `Sent`."""
 
-    row: SentRow
-    claims: tuple[Row, ...]
-    terms: Claim
+    row: CallRow
+    question: bytes
+    is_shared: bool
+    is_unanswered: bool
 
 
-class ReleasedRows(NamedTuple):
-    """Keys of `claims`, each with the call whose claim is given up."""
+class Joined(NamedTuple):
+    """A run that is announced."""
 
-    claims: tuple[Row, ...]
+    run: bytes
+    question: bytes
+    process: Numbers
+
+
+class Left(NamedTuple):
+    """Runs that ended."""
+
+    runs: tuple[bytes, ...]
+
+
+class Released(NamedTuple):
+    """Calls whose prompts others may ask."""
+
+    calls: tuple[bytes, ...]
 
 
 class SettledRows(NamedTuple):
@@ -101,7 +117,6 @@ class SettledRows(NamedTuple):
     amounts: tuple[int, ...]
     answers: tuple[Row, ...]
     failures: tuple[Row, ...]
-    claimed: tuple[Key, ...]
 
 
 class Update(NamedTuple):
@@ -111,15 +126,12 @@ class Update(NamedTuple):
     step: Callable[[Numbers | None], Numbers]
 
 
-Entry: TypeAlias = SentRows | ReleasedRows | SettledRows | Update
+Entry: TypeAlias = SentRow | SettledRows | Update | Joined | Left | Released
 """What one caller wants written."""
 
 
-_NO_CLAIM = Claim()
-
-
-def to_sent_rows(sent: Sent, holder: bytes) -> SentRows:
-    """The rows of a call that is about to leave, made by the process `holder`.
+def to_sent_row(sent: Sent) -> SentRow:
+    """The row of a call that is about to leave.
 
     Raises:
         StoreError: Its bound is beyond what 64 bits can add up.
@@ -127,7 +139,7 @@ def to_sent_rows(sent: Sent, holder: bytes) -> SentRows:
     origin, most = sent.origin, sent.at_most_usd
     if most is not None and most * _PICO > _MOST:
         raise StoreError(f"A call of model {sent.model!r} may cost {most} USD, which is beyond belief.")
-    row = SentRow(
+    row = CallRow(
         sent.call,
         clean(origin.run),
         clean(origin.asset),
@@ -138,15 +150,7 @@ def to_sent_rows(sent: Sent, holder: bytes) -> SentRows:
         sent.sent_at,
         None if most is None else _to_pico(most, ROUND_CEILING),
     )
-    claim = sent.claim
-    if claim is None:
-        return SentRows(row, (), _NO_CLAIM)
-    return SentRows(row, tuple([(key, sent.call, holder, sent.sent_at) for key in sent.keys]), claim)
-
-
-def to_released_rows(sent: Sent) -> ReleasedRows:
-    """The rows of a claim that is given up."""
-    return ReleasedRows(tuple([(key, sent.call) for key in sent.keys]))
+    return SentRow(row, sent.question, sent.is_shared, sent.is_unanswered)
 
 
 def to_settled_rows(settled: Settled) -> SettledRows:
@@ -180,7 +184,6 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         amounts,
         tuple([_to_answer_row(key, answer) for key, answer in settled.answers]),
         tuple([_to_failure_row(key, failure, sent.sent_at, settled.reuse_since) for key, failure in settled.failures]),
-        sent.keys if sent.claim else (),
     )
 
 

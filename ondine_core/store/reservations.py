@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import cast
 
 import orjson
 
@@ -79,7 +78,7 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
         new = database.write(partial(write_entries, database, [Update(name, step)]), [name])[0]
         if isinstance(new, BaseException):
             raise new
-        settled += usd_of(read_state(cast("Numbers", new)).settled - old.settled)
+        settled += usd_of(read_state(new).settled - old.settled)
     return settled
 
 

@@ -51,10 +51,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE ondine.ledger ADD COLUMN at_most_calls INTEGER NOT NULL DEFAULT 0",
     ),
     (
-        # Prompts in flight, each with the call that carries it; `holder` is the process that made it.
-        """CREATE TABLE ondine.claims (
-            key BLOB PRIMARY KEY, call BLOB NOT NULL, holder BLOB NOT NULL, claimed_at REAL NOT NULL
+        # Runs that are asking, and which of their calls has a prompt in flight; see `claims`.
+        """CREATE TABLE ondine.runs (
+            run BLOB PRIMARY KEY, question BLOB NOT NULL, process BLOB NOT NULL, joined_at REAL NOT NULL
         )""",
+        "CREATE TABLE ondine.questions (question BLOB PRIMARY KEY, last_run BLOB NOT NULL UNIQUE)",
+        "CREATE TABLE ondine.claims (key BLOB PRIMARY KEY, call BLOB NOT NULL, UNIQUE (call, key))",
     ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""

@@ -208,6 +208,12 @@ class SqliteDatabase:
         counts: list[int] = [some for (some,) in self.select_in(sql, values)]
         return sum(counts) == count
 
+    def hold(self, name: str) -> None:
+        """Nothing to do: SQLite has one writer at a time."""
+
+    def keep_out_writers(self, table: str) -> None:
+        """Nothing to do: SQLite has one writer at a time."""
+
     def read_numbers(self, names: Sequence[str]) -> Mapping[str, bytes | None]:
         """The numbers of `names`."""
         return dict(self.select_in(FIND_NUMBERS, names))

@@ -28,8 +28,8 @@ CORE = (
     "values finish_reasons reasoning books ports errors patterns addresses pricing charges context_limits tokens "
     "prompt_window presets cost_tracker cleaning cells sanitizer preparation json_schema strict_schema prompts "
     "schema question notations records batching packing batch_size stages agreement calibration rates rate_limiter "
-    "retry limits processes caps budget_state budget store lease policy means providers outcomes report tally "
-    "telemetry errand calling refusals sizes deferral asking engine reading thread garbage options enrichment "
+    "retry limits processes caps budget_state budget store lease other_runs policy means providers outcomes report "
+    "tally telemetry errand calling refusals sizes asking engine reading thread garbage options enrichment "
     "estimate __init__ __main__"
 ).split()
 RING = (

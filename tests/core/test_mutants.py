@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = (
-    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter", "same_text")),
+    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter", "other_runs")),
     *(f"tests/adversary/test_{name}.py" for name in ("lease", "store")),
 )
 PROFILE = "--hypothesis-profile=first-find"
@@ -80,13 +80,6 @@ MUTANTS = (
         "if (wait_s := free_at - early_s - now) > 60:",
         "late_do_not_leave_together",
     ),
-    Mutant(
-        "what another run has in flight is asked",
-        "calling.py",
-        "if taken:\n            if limiter",
-        "if None:\n            if limiter",
-        "share_texts",
-    ),
     Mutant("calls in flight are not counted", "limits/concurrency.py", "self.in_flight += 1\n", "pass\n", "bounded"),
     Mutant(
         "an interrupted call is made again",
@@ -135,6 +128,7 @@ MUTANTS = (
         "removed_is_noticed",
     ),
     Mutant("a lost call is given back", "calling.py", "fate.spent_usd = None", "pass", "solvent"),
+    Mutant("what another run has in flight is asked", "calling.py", "if taken:", "if None:", "prompt_is_asked_once"),
 )
 
 

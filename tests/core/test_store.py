@@ -205,7 +205,7 @@ def test_step_that_fails_fails_its_own_caller_only(bad: object, place: str) -> N
             return_exceptions=True,
         )
         assert isinstance(failed, (ArithmeticError, TypeError, ValueError, RuntimeError))
-        assert (kept, sent) == ((7.0, 8.0), {})
+        assert (kept, sent) == ((7.0, 8.0), None)
 
     with open_store(place) as store:
         asyncio.run(main(store))

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ondine_core.books import Audit, Holder, Line, Sent, Settled
+from ondine_core.books import Audit, Claim, Line, Sent, Settled
 from ondine_core.errors import RefusedError, TransientError
 from ondine_core.ports import Numbers
 from ondine_core.values import Answer, Call, Failure, Key, Reply, Usage
@@ -125,7 +125,6 @@ class MemoryStore:
         failures: By key; none that has an answer.
         calls: Those whose outcome was not seen, by identity.
         lines: What was settled, in order.
-        claims: Calls by the prompts that they have in flight.
         numbers: By name.
     """
 
@@ -135,8 +134,10 @@ class MemoryStore:
         self.failures: dict[Key, Failure] = {}
         self.calls: dict[bytes, Sent] = {}
         self.lines: list[Settled] = []
-        self.claims: dict[Key, bytes] = {}
         self.numbers: dict[str, Numbers] = {}
+        self.runs: dict[bytes, tuple[bytes, Numbers]] = {}
+        self.last_run: dict[bytes, bytes] = {}
+        self.released: set[bytes] = set()
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         return {key: self.answers[key] for key in keys if key in self.answers}
@@ -147,34 +148,39 @@ class MemoryStore:
     async def get_unseen(self) -> frozenset[Key]:
         return frozenset(key for sent in self.calls.values() for key in sent.keys)
 
-    async def send(self, sent: Sent) -> Mapping[Key, bytes | None]:
+    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+        self.runs[run] = (question, process)
+        self.last_run[question] = run
+        return {other: where for other, (asked, where) in self.runs.items() if asked == question and other != run}
+
+    async def leave(self, *runs: bytes) -> None:
+        for run in runs:
+            self.runs.pop(run, None)
+
+    async def send(self, sent: Sent) -> frozenset[Key] | None:
         await asyncio.sleep(self._commit_s)
-        if (terms := sent.claim) is not None:
-            taken: dict[Key, bytes | None] = {}
-            for key in sent.keys:
-                answer = self.answers.get(key)
-                if self.claims.get(key, b"") not in {b"", *terms.take_over}:
-                    taken[key] = self.claims[key]
-                elif answer and key not in terms.unusable and answer.answered_at >= terms.reuse_since:
-                    taken[key] = None
-            if taken:
-                return taken
-            self.claims |= dict.fromkeys(sent.keys, sent.call)
-        self.calls[sent.call] = sent
-        return {}
+        taken: frozenset[Key] | None = None
+        if sent.question and (sent.is_shared or self.last_run.get(sent.question) != sent.call[:8]):
+            known = self.answers if not sent.is_unanswered else {}
+            held = {key for key, claim in (await self.get_claims(sent.keys)).items() if claim.run != sent.call[:8]}
+            taken = frozenset(key for key in sent.keys if key in known or key in held)
+        if not taken:
+            self.calls[sent.call] = sent
+        return taken
 
-    async def get_holders(self, keys: Sequence[Key]) -> Mapping[Key, Holder]:
-        return {key: Holder(self.claims[key], has_ended=False) for key in keys if key in self.claims}
+    async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
+        calls = [sent for sent in self.calls.values() if sent.call[:8] in self.runs and sent.call not in self.released]
+        held = {key: sent.call for sent in calls for key in sent.keys}
+        return {key: Claim(held[key], held[key][:8], self.runs[held[key][:8]][1]) for key in keys if key in held}
 
-    async def release(self, sent: Sent) -> None:
-        self.claims = {key: call for key, call in self.claims.items() if call != sent.call}
+    async def release(self, calls: Sequence[bytes]) -> None:
+        self.released.update(calls)
 
     async def settle(self, settled: Settled) -> None:
         await asyncio.sleep(self._commit_s)
         if self.calls.pop(settled.sent.call, None):
             self.lines.append(settled)
         self.answers.update(settled.answers)
-        await self.release(settled.sent)
         self.failures.update(settled.failures)
         self.failures = {key: failure for key, failure in self.failures.items() if key not in self.answers}
 

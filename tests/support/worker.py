@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -49,8 +48,6 @@ class Job:
         budget_usd: What it may cost together with all others that have such a budget.
         requests_per_minute: What all together may ask.
         burst: How much of it at once.
-        seed: Shuffles the rows, if it is given.
-        timeout_s: What a call may take.
     """
 
     base_url: str
@@ -64,26 +61,16 @@ class Job:
     budget_usd: str | None = None
     requests_per_minute: float | None = None
     burst: float = 1
-    seed: int | None = None
-    timeout_s: float = 60.0
 
     @property
     def texts(self) -> list[str]:
         """Its rows; each is to be answered by its own text."""
-        numbers = list(range(self.first, self.first + self.rows))
-        if self.seed is not None:
-            random.Random(self.seed).shuffle(numbers)
-        return [f"row {number}" for number in numbers]
+        return [f"row {number}" for number in range(self.first, self.first + self.rows)]
 
     @property
     def model(self) -> ModelSpec:
         """Who is asked, and how."""
-        return ModelSpec(
-            "openai_compatible/m",
-            base_url=self.base_url,
-            max_output_tokens=self.max_output_tokens,
-            timeout_s=self.timeout_s,
-        )
+        return ModelSpec("openai_compatible/m", base_url=self.base_url, max_output_tokens=self.max_output_tokens)
 
     @property
     def question(self) -> Question:

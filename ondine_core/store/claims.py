@@ -1,0 +1,144 @@
+"""Claims: no prompt of one question is in flight in two runs at once.
+
+A run announces itself before it looks for answers. As long as no other run of its question is there, or was since then,
+its calls claim nothing: the transaction that notes a call checks that no other run was announced after this one, and
+that is all it costs. A run that joins claims for the others what they have in flight; from then on each of them
+claims the prompts of its own calls, and leaves out those that have an answer by now. A claim holds while its call is
+noted in `calls` and its run is announced. Claims are removed when a run ends and not call by call: two transactions on
+Postgres that both wrote and removed claims could wait for each other.
+
+No statement waits for the result of another one if all goes well: claims are inserted, counted, and looked at one by
+one only if some are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+import orjson
+
+from ondine_core.books import Claim
+from ondine_core.ports import Numbers
+from ondine_core.store.database import Database
+from ondine_core.store.records import Joined, SentRow, split_keys
+from ondine_core.values import Key
+
+__all__ = ["claim", "join", "leave", "read_claims", "release"]
+
+RUN_BYTES = 8
+"""The identities of all calls of a run begin with these."""
+
+_JOIN = """
+    INSERT INTO ondine.runs (run, question, process, joined_at) VALUES (?, ?, ?, ?) ON CONFLICT (run) DO NOTHING"""
+_FIND_RUNS = "SELECT run, process FROM ondine.runs WHERE question IN ?"
+_NOTE_LAST = """
+    INSERT INTO ondine.questions (question, last_run) VALUES (?, ?)
+    ON CONFLICT (question) DO UPDATE SET last_run = excluded.last_run"""
+_COUNT_LAST = "SELECT COUNT(*) FROM ondine.questions WHERE last_run IN ?"
+_LEAVE = "DELETE FROM ondine.runs WHERE run IN ?"
+_REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {RUN_BYTES}) IN ?"  # noqa: S608
+_FIND_IN_FLIGHT = "SELECT call, keys FROM ondine.calls"
+_CLAIM_FOR_OTHERS = "INSERT INTO ondine.claims (key, call) VALUES (?, ?) ON CONFLICT DO NOTHING"
+# A run that lost a call asks again under another one; nobody waits for a call that is over or a run that is gone.
+_CLAIM = f"""
+    INSERT INTO ondine.claims AS old (key, call) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET call = excluded.call
+    WHERE substr(old.call, 1, {RUN_BYTES}) = substr(excluded.call, 1, {RUN_BYTES})
+    OR NOT EXISTS (SELECT 1 FROM ondine.calls AS c WHERE c.call = old.call)
+    OR NOT EXISTS (SELECT 1 FROM ondine.runs AS r WHERE r.run = substr(old.call, 1, {RUN_BYTES}))"""  # noqa: S608
+_COUNT_CLAIMS = "SELECT COUNT(*) FROM ondine.claims WHERE call IN ?"
+_FIND_HOLDERS = "SELECT key, call FROM ondine.claims WHERE key IN ?"
+_RELEASE = "DELETE FROM ondine.claims WHERE call IN ?"
+_REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
+_ANSWERED = """FROM ondine.answers AS a WHERE key IN ?
+    AND NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"""
+_COUNT_ANSWERED = f"SELECT COUNT(*) {_ANSWERED}"
+_FIND_ANSWERED = f"SELECT key {_ANSWERED}"
+_FIND_CLAIMS = f"""
+    SELECT c.key, c.call, r.process FROM ondine.claims AS c JOIN ondine.calls AS s ON s.call = c.call
+    JOIN ondine.runs AS r ON r.run = substr(c.call, 1, {RUN_BYTES}) WHERE c.key IN ?"""  # noqa: S608
+
+
+def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
+    """Announce a run, within a transaction; returns the other runs of its question and where they are."""
+    process = orjson.dumps(tuple(joined.process))
+    database.run_many(_JOIN, [(joined.run, joined.question, process, time.time())])
+    database.run_many(_NOTE_LAST, [(joined.question, joined.run)])
+    found = database.select_in(_FIND_RUNS, [joined.question])
+    others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != joined.run}
+    if others:
+        # What is being noted at this moment is either seen here, or comes after this and finds another run announced.
+        database.keep_out_writers("calls")
+        in_flight = [(key, call) for call, keys in database.select(_FIND_IN_FLIGHT) for key in split_keys(keys)]
+        held = {key: call for key, call in in_flight if bytes(call[:RUN_BYTES]) in others}
+        database.hold(_lock_of(joined.question))
+        database.run_many(_CLAIM_FOR_OTHERS, sorted(held.items()))
+    return others
+
+
+def leave(database: Database, runs: Sequence[bytes]) -> None:
+    """Take back that some runs were announced, within a transaction."""
+    database.run_in(_LEAVE, runs)
+    database.run_in(_REMOVE_CLAIMS_OF_RUNS, runs)
+
+
+def release(database: Database, calls: Sequence[bytes]) -> None:
+    """Take back the claims of some calls, within a transaction."""
+    database.run_in(_RELEASE, calls)
+
+
+def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozenset[Key]]:
+    """Claim the prompts of calls that were noted in this transaction, and remove those calls that may not leave.
+
+    Args:
+        database: The store.
+        sent: Calls by any number that identifies them.
+
+    Returns:
+        For calls of runs that are not, or have not been, the only one of their question: the prompts that another call
+        has in flight, or that have an answer.
+    """
+    runs = {row.row.call[:RUN_BYTES] for row in sent.values() if row.question and not row.is_shared}
+    alone = {run for run in runs if database.counts_to(_COUNT_LAST, [run], 1)}
+    claiming = {at: row for at, row in sent.items() if row.question and row.row.call[:RUN_BYTES] not in alone}
+    if not claiming:
+        return {}
+    keys = {at: split_keys(row.row.keys) for at, row in claiming.items()}
+    wanted: dict[Key, bytes] = {}
+    for at, row in claiming.items():
+        for key in keys[at]:
+            wanted.setdefault(key, row.row.call)
+    # A claim that another transaction makes at the same time must be seen, and so must its call.
+    for question in sorted({row.question for row in claiming.values()}):
+        database.hold(_lock_of(question))
+    database.run_many(_CLAIM, sorted(wanted.items()))
+    calls = sorted(row.row.call for row in claiming.values())
+    unsure = sorted({key for at, row in claiming.items() if not row.is_unanswered for key in keys[at]})
+    all_claimed = database.counts_to(_COUNT_CLAIMS, calls, sum(map(len, keys.values())))
+    if all_claimed and (not unsure or database.counts_to(_COUNT_ANSWERED, unsure, 0)):
+        return dict.fromkeys(claiming, frozenset())
+    holders = {bytes(key): bytes(call) for key, call in database.select_in(_FIND_HOLDERS, sorted(wanted))}
+    answered = {bytes(key) for (key,) in database.select_in(_FIND_ANSWERED, unsure)}
+    taken = {
+        at: frozenset(key for key in keys[at] if holders.get(key) != row.row.call or key in answered)
+        for at, row in claiming.items()
+    }
+    _withdraw(database, [claiming[at].row.call for at, lost in taken.items() if lost])
+    return taken
+
+
+def _lock_of(question: bytes) -> str:
+    return f"claims:{question.hex()}"
+
+
+def _withdraw(database: Database, calls: Collection[bytes]) -> None:
+    database.run_in(_REMOVE_CALLS, sorted(calls))
+    database.run_in(_RELEASE, sorted(calls))
+
+
+def read_claims(database: Database, keys: Sequence[Key]) -> dict[Key, Claim]:
+    """The claims on `keys` that hold."""
+    return {
+        bytes(key): Claim(bytes(call), bytes(call[:RUN_BYTES]), tuple(orjson.loads(process)))
+        for key, call, process in database.select_in(_FIND_CLAIMS, keys)
+    }
