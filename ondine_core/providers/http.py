@@ -10,7 +10,6 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from io import BytesIO
 from itertools import count
 from secrets import token_hex
@@ -97,7 +96,7 @@ class HttpModel:
             secret = {_AUTHORIZATION: f"Bearer {self._api_key}", **secret}
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
         own_id = f"{self._own_ids}-{next(self._numbers):08x}"
-        headers = {**_HEADERS, **secret, _REQUEST_ID: own_id}
+        headers = {**secret, _REQUEST_ID: own_id}
         body = self._body(call)
         started = time.perf_counter()
         try:
@@ -122,8 +121,17 @@ class HttpModel:
             raise lost(OutOfStepError(), self._to)
         wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
         latency_s = time.perf_counter() - started
-        stated_usd = stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd
-        return replace(reply, request_id=request_id, latency_s=latency_s, hold_off_s=wait_s, stated_usd=stated_usd)
+        return Reply(
+            reply.text,
+            reply.usage,
+            reply.finish_reason,
+            request_id,
+            latency_s,
+            wait_s,
+            reply.model,
+            reply.reasoning_only,
+            stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd,
+        )
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         """The whole response; a request that cannot have been read is sent again, on another connection."""
@@ -155,8 +163,9 @@ class HttpModel:
             self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
-        # No headers here: aiohttp sends those of a session to a proxy as well, in clear text.
         self._session = aiohttp.ClientSession(
+            # No secret here: aiohttp sends the headers of a session to a proxy as well, in clear text.
+            headers=_HEADERS,
             connector=Connector(self._max_reply_bytes, self._resolve),
             # What ends before a connection is there has cost nothing; the total would not tell.
             timeout=aiohttp.ClientTimeout(

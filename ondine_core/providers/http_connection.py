@@ -20,6 +20,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import inf
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -300,17 +301,22 @@ class Connector(aiohttp.TCPConnector):
         super().__init__(
             limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=_Resolver(resolve)
         )
-        self._typical_s = 0.0
+        self._typical_s = self._rest_s = 0.0
         self._trust = _Trust()
         made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
         self._factory = made
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        idle = self._conns.get(key)
+        # The first has been idle for longest; if it still rests, so do the others.
+        if idle and monotonic() - idle[0][1] < self._rest_s:
+            return None
+        return await super()._get(key, traces)
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
         if should_close or protocol.should_close or self._loop.time() < self._trust.suspended_until:
             super()._release(key, protocol, should_close=True)
             return
         self._typical_s += (protocol.took_s - self._typical_s) * (_SMOOTHING if self._typical_s else 1)
-        if self._typical_s < _QUICK_S:
-            super()._release(key, protocol)
-        else:
-            self._loop.call_later(min(_MAX_REST_S, self._typical_s * _REST_SHARE), super()._release, key, protocol)
+        self._rest_s = 0.0 if self._typical_s < _QUICK_S else min(_MAX_REST_S, self._typical_s * _REST_SHARE)
+        super()._release(key, protocol)

@@ -25,6 +25,13 @@ _WRITTEN = ("cache_write_tokens", "cache_creation_tokens", _WRITTEN_APART)
 _THOUGHT = ("reasoning_tokens",)
 _COUNTS = frozenset((*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_THOUGHT))
 _DETAILS = tuple(f"{part}_tokens_details" for part in ("prompt", "input", "completion", "output"))
+_PLAIN = frozenset(
+    ("prompt_tokens_details", "completion_tokens_details", "prompt_tokens", "completion_tokens", "total_tokens")
+)
+_PLAIN_READ = frozenset(("cached_tokens", "audio_tokens"))
+_PLAIN_THOUGHT = frozenset(
+    ("reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
+)
 _COSTS = ("cost", "cost_in_usd_ticks", "estimated_cost")
 _COST_HEADERS = ("x-litellm-response-cost", "llm_provider-x-litellm-response-cost")
 _TICK = Decimal("1e-10")
@@ -39,6 +46,9 @@ _PICO = Decimal("1e-12")
 def usage_of(data: Mapping[str, Any]) -> Usage:
     """The token counts of a completion, as far as they prove anything."""
     usage = _usage_object(data)
+    plain = _plain_usage(usage)
+    if plain is not None:
+        return plain
     counts: dict[str, int | None] = {}
     for part in (usage, *(_object(usage[name]) for name in _DETAILS if usage.get(name))):
         for name, value in part.items():
@@ -52,6 +62,23 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     is_complete = None not in counts.values() and bool(sent) and received is not None
     found = Usage(sent or 0, read, received or 0, _largest(counts, _THOUGHT) or 0, written, is_complete=is_complete)
     return _reconcile(found, _largest(counts, _TOTAL))
+
+
+def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
+    """The counts of a usage that says no more than OpenAI's own and adds up, as nearly all do; `None` of any other."""
+    sent, received = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (usage.keys() <= _PLAIN and is_count(sent) and sent and is_count(received)):
+        return None
+    read_part, thought_part = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
+    if not (isinstance(read_part, dict) and isinstance(thought_part, dict)):
+        return None
+    if not (read_part.keys() <= _PLAIN_READ and thought_part.keys() <= _PLAIN_THOUGHT):
+        return None
+    read, thought = read_part.get("cached_tokens", 0), thought_part.get("reasoning_tokens", 0)
+    adds_up = is_count(read) and read <= sent and is_count(thought) and thought <= received
+    if not adds_up or usage.get("total_tokens", sent + received) != sent + received:
+        return None
+    return Usage(sent, read, received, thought)
 
 
 def _reconcile(usage: Usage, total: int | None) -> Usage:
