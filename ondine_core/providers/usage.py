@@ -66,7 +66,8 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
 
 def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
     """The counts of a usage that says no more than OpenAI's own and adds up, as nearly all do; `None` of any other."""
-    sent, received = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    sent: Any = usage.get("prompt_tokens")
+    received: Any = usage.get("completion_tokens")
     if not (usage.keys() <= _PLAIN and is_count(sent) and sent and is_count(received)):
         return None
     read_part, thought_part = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
@@ -74,7 +75,8 @@ def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
         return None
     if not (read_part.keys() <= _PLAIN_READ and thought_part.keys() <= _PLAIN_THOUGHT):
         return None
-    read, thought = read_part.get("cached_tokens", 0), thought_part.get("reasoning_tokens", 0)
+    read: Any = read_part.get("cached_tokens", 0)
+    thought: Any = thought_part.get("reasoning_tokens", 0)
     adds_up = is_count(read) and read <= sent and is_count(thought) and thought <= received
     if not adds_up or usage.get("total_tokens", sent + received) != sent + received:
         return None
