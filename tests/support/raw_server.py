@@ -45,13 +45,15 @@ class Connection:
     def read_request(self) -> Any:
         """The JSON of the next request; `None` when the client has left."""
         head = self.read_head()
-        if head is None:
-            return None
+        return None if head is None else json.loads(self.read_body(head))
+
+    def read_body(self, head: bytes) -> bytes:
+        """The body of the request that begins with `head`."""
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         while len(self._left) < length:
             self._left += self.sock.recv(2**16)
         body, self._left = self._left[:length], self._left[length:]
-        return json.loads(body)
+        return body
 
     def send(self, data: bytes) -> None:
         """Send all of `data`."""
