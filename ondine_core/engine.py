@@ -85,6 +85,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         lambda some: look_up(means.store, policy, some, question),
         clock.elapsed,
         question.model.timeout_s,
+        means.lease.name if means.lease else "",
     )
     named = means.limiter.requests_per_s if means.limiter else None
     limits = AdaptiveConcurrency(most_in_flight(means, policy), clock.elapsed(), named)

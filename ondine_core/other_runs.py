@@ -53,6 +53,7 @@ class OtherRuns:
         look_up: Outcomes that the store has, and that the run takes.
         elapsed: Seconds since some moment, never set back.
         timeout_s: Seconds one call may take.
+        lease: Name of the lease that this run holds; empty for none.
         run: What the identities of all calls of this run begin with.
 
     Attributes:
@@ -66,6 +67,7 @@ class OtherRuns:
     look_up: Callable[[Iterable[Key]], AsyncIterator[Mapping[Key, Outcome]]]
     elapsed: Callable[[], float]
     timeout_s: float
+    lease: str = ""
     run: bytes = field(default_factory=lambda: urandom(8))
     is_shared: bool = field(default=False, init=False)
     taken_over: set[Key] = field(default_factory=set, init=False)
@@ -84,7 +86,7 @@ class OtherRuns:
             StoreError: The store failed.
         """
         try:
-            others = await self.store.join(self.run, self.question, this_process())
+            others = await self.store.join(self.run, self.question, this_process(), self.lease)
             self.is_shared = bool(others.keys() - await self._forget_ended(others))
             yield
         finally:

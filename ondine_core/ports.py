@@ -61,13 +61,14 @@ class AnswerStore(Protocol):
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
-    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
         """Announce a run, so that no prompt of `question` is in flight in two; returns the others and where they are.
 
         Args:
             run: What the identities of all its calls begin with, 8 bytes.
             question: What it asks, see `Sent.question`.
             process: Where it is.
+            lease: The lease it holds; a run that had it before has lost it, and what it has in flight is anybody's.
         """
 
     async def leave(self, *runs: bytes) -> None:

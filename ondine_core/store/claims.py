@@ -30,7 +30,9 @@ RUN_BYTES = 8
 """The identities of all calls of a run begin with these."""
 
 _JOIN = """
-    INSERT INTO ondine.runs (run, question, process, joined_at) VALUES (?, ?, ?, ?) ON CONFLICT (run) DO NOTHING"""
+    INSERT INTO ondine.runs (run, question, lease, process, joined_at) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (run) DO NOTHING"""
+_REMOVE_OVERTAKEN = "DELETE FROM ondine.runs WHERE lease = ?"
 _FIND_RUNS = "SELECT run, process FROM ondine.runs WHERE question IN ?"
 _NOTE_LAST = """
     INSERT INTO ondine.questions (question, last_run) VALUES (?, ?)
@@ -60,9 +62,14 @@ _FIND_CLAIMS = f"""
 
 
 def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
-    """Announce a run, within a transaction; returns the other runs of its question and where they are."""
+    """Announce a run, within a transaction; returns the other runs of its question and where they are.
+
+    A run that had the same lease has lost it, so it makes no further call and nothing is left of its claims.
+    """
+    if joined.lease:
+        database.run(_REMOVE_OVERTAKEN, [joined.lease])
     process = orjson.dumps(tuple(joined.process))
-    database.run_many(_JOIN, [(joined.run, joined.question, process, time.time())])
+    database.run_many(_JOIN, [(joined.run, joined.question, joined.lease, process, time.time())])
     database.run_many(_NOTE_LAST, [(joined.question, joined.run)])
     found = database.select_in(_FIND_RUNS, [joined.question])
     others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != joined.run}

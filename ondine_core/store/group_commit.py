@@ -99,9 +99,9 @@ class Store:
         keys: frozenset[Key] = await self._request(books.read_unseen)
         return keys
 
-    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
         """Announce a run of `question` and where it is; returns the others of the same question."""
-        others: Mapping[bytes, Numbers] = await self._request(Joined(run, question, process))
+        others: Mapping[bytes, Numbers] = await self._request(Joined(run, question, process, clean(lease)))
         return others
 
     async def leave(self, *runs: bytes) -> None:

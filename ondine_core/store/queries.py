@@ -161,6 +161,8 @@ def prune(
             _remove(database, table, column, key, limit, rows, sleep)
     if not dry_run:
         database.write(lambda: _forget_numbers(database, before))
+        # Announced by a process of another machine that was killed.
+        database.write(lambda: database.run("DELETE FROM ondine.runs WHERE joined_at < ?", [before]))
     return Pruned(*removed)
 
 

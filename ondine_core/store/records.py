@@ -95,6 +95,7 @@ class Joined(NamedTuple):
     run: bytes
     question: bytes
     process: Numbers
+    lease: str
 
 
 class Left(NamedTuple):

@@ -53,7 +53,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # Runs that are asking, and which of their calls has a prompt in flight; see `claims`.
         """CREATE TABLE ondine.runs (
-            run BLOB PRIMARY KEY, question BLOB NOT NULL, process BLOB NOT NULL, joined_at REAL NOT NULL
+            run BLOB PRIMARY KEY, question BLOB NOT NULL, lease TEXT NOT NULL, process BLOB NOT NULL,
+            joined_at REAL NOT NULL
         )""",
         "CREATE TABLE ondine.questions (question BLOB PRIMARY KEY, last_run BLOB NOT NULL UNIQUE)",
         "CREATE TABLE ondine.claims (key BLOB PRIMARY KEY, call BLOB NOT NULL, UNIQUE (call, key))",

@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -168,8 +168,15 @@ except OndineError as error:
 """
 
 
-def start(place: str, base_url: str, name: str, rows: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", RUN, place, base_url, name, str(rows)], stdout=-1, text=True)
+@contextmanager
+def start(place: str, base_url: str, name: str, rows: int) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own, which is killed in the end if it still runs, or stands still."""
+    command = [sys.executable, "-c", RUN, place, base_url, name, str(rows)]
+    with subprocess.Popen(command, stdout=-1, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def stuck(first: int, count: int) -> Callable[[Asked], Effect]:

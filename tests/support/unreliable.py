@@ -137,6 +137,7 @@ class MemoryStore:
         self.numbers: dict[str, Numbers] = {}
         self.runs: dict[bytes, tuple[bytes, Numbers]] = {}
         self.last_run: dict[bytes, bytes] = {}
+        self.leases: dict[bytes, str] = {}
         self.released: set[bytes] = set()
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
@@ -148,7 +149,11 @@ class MemoryStore:
     async def get_unseen(self) -> frozenset[Key]:
         return frozenset(key for sent in self.calls.values() for key in sent.keys)
 
-    async def join(self, run: bytes, question: bytes, process: Numbers) -> Mapping[bytes, Numbers]:
+    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
+        if lease:
+            for other in [other for other, held in self.leases.items() if held == lease]:
+                self.runs.pop(other, None)
+            self.leases[run] = lease
         self.runs[run] = (question, process)
         self.last_run[question] = run
         return {other: where for other, (asked, where) in self.runs.items() if asked == question and other != run}
