@@ -23,7 +23,7 @@ AWS = {
 CONVERSE = {
     "output": {"message": {"role": "assistant", "content": [{"text": ANSWER}]}},
     "stopReason": "end_turn",
-    "usage": {"inputTokens": 20, "outputTokens": 9, "totalTokens": 29, "cacheReadInputTokens": 5},
+    "usage": {"inputTokens": 20, "outputTokens": 9, "totalTokens": 34, "cacheReadInputTokens": 5},
 }
 GEMINI = {
     "candidates": [{"content": {"role": "model", "parts": [{"text": ANSWER}]}, "finishReason": "STOP"}],

@@ -43,12 +43,14 @@ MUTANTS = (
     Mutant(
         "one of two different answers is believed",
         "batching.py",
-        "if number not in doubtful",
-        "if number",
+        "if place not in doubtful",
+        "if place is not None",
         "owed",
     ),
     Mutant("the last row of a batch is lost", "packing.py", "group.append(item)", "group[:] = [item]", "aligned"),
-    Mutant("a reply that was cut is parsed as if whole", "stages.py", '== "length"', '== "?"', "cannot_be_read"),
+    Mutant(
+        "a reply that was cut is parsed as if whole", "stages.py", 'if ending != "whole":', "if None:", "cannot_be_read"
+    ),
     Mutant("an unreadable batch is asked again as it was", "stages.py", "len(batch.items) // 2", "0", "cannot_be_read"),
     Mutant("repairs are never used up", "stages.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
     Mutant("what is still owed is forgotten", "asking.py", "return conclusion.retry", "return ()", "owed"),
@@ -98,10 +100,10 @@ MUTANTS = (
     Mutant("rates are not booked", "calling.py", "await limiter.acquire(tokens)", "pass", "paced"),
     Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "books"),
     Mutant(
-        "a fatal error does not end the run",
-        "asking.py",
-        "self._caller.stop(error)\n            return ()",
-        "return ()",
+        "a fatal error ends the run too late",
+        "calling.py",
+        "self.stop(error)  # before another call takes the place of this one",
+        "pass",
         "fatal",
     ),
     Mutant("the worst case is not held", "cost_tracker.py", "bound * self._excess", "bound * 0", "solvent"),

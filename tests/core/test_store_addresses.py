@@ -141,7 +141,7 @@ def test_options_work_on_a_real_server() -> None:
         ("file:/data/answers.db", "/data/answers.db"),
         ("file:answers.db", "answers.db"),
         (":memory:", ":memory:"),
-        (r"C:\Users\me@corp\answers.db", r"C:\Users\me@corp\answers.db"),
+        (r"C:\data\me@corp\answers.db", r"C:\data\me@corp\answers.db"),
         ("C:/answers.db", "C:/answers.db"),
         ("~/ondine/answers.db", "~/ondine/answers.db"),
         ("/mnt/run:2026@prod/answers.db", "/mnt/run:2026@prod/answers.db"),

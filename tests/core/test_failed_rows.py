@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from decimal import Decimal
@@ -61,7 +62,11 @@ def test_answered_rows_leave_a_failed_one_its_own_share() -> None:
         if "row 2" in prompt and '"id"' not in prompt:
             return billed("nonsense")
         found = [number for number in range(3) if f"row {number}" in prompt and number != 2]
-        return billed(str([{"id": number + 1, "answer": "x"} for number in found]).replace("'", '"'))
+        return billed(str([{"id": id_of(number, prompt), "answer": "x"} for number in found]).replace("'", '"'))
+
+    def id_of(number: int, prompt: str) -> int:
+        (found,) = (row["id"] for row in json.loads(prompt) if row["x"] == f"row {number}")
+        return int(found)
 
     report = ask(script, rows=3, batch_size=3, max_repairs=1)
     (failure,) = [failure for failure in report.outcomes.failures() if failure]
@@ -151,6 +156,8 @@ def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
     for column in ("model", "attempts", "cost_usd"):
         database.execute(f"ALTER TABLE failures DROP COLUMN {column}")
     database.execute("ALTER TABLE ledger DROP COLUMN at_most_calls")
+    for table in ("runs", "claims", "questions"):
+        database.execute(f"DROP TABLE {table}")
     database.execute("INSERT INTO failures VALUES (?, 'invalid', 'why', 9.5)", [key_of(1)])
     database.execute("PRAGMA user_version = 2")
     database.commit()
