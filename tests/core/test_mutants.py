@@ -100,10 +100,10 @@ MUTANTS = (
     Mutant("rates are not booked", "calling.py", "await limiter.acquire(tokens)", "pass", "paced"),
     Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "books"),
     Mutant(
-        "a fatal error ends the run too late",
+        "a fatal error does not end the run",
         "calling.py",
-        "self.stop(error)  # before another call takes the place of this one",
-        "pass",
+        "if self._is_about_the_row(error):",
+        "if True:",
         "fatal",
     ),
     Mutant("the worst case is not held", "cost_tracker.py", "bound * self._excess", "bound * 0", "solvent"),
