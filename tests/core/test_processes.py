@@ -235,8 +235,8 @@ def test_a_limit_of_so_many_calls_pays_for_so_many(calls: int, output_tokens: in
 def test_mixed_faults_lose_no_row_and_little_time(tmp_path: Path) -> None:
     """Of calls 10 % end with 429, 10 % with 500, 5 % are dropped and 5 % malformed, and every row has its own answer.
 
-    A run that is over before the errors are understood answers nine rows in ten at least a third as fast as without them;
-    what is lost in a longer one is told below.
+    A run that is over before the errors are understood answers nine rows in ten at least a third as fast as without
+    them; what is lost in a longer one is told below.
     """
     ill, table, rows = threading.Event(), texts(600), 600
     faults = shares((0.1, status(429)), (0.1, status(500)), (0.05, cut), (0.05, garbage), seed=1)
