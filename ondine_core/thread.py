@@ -64,5 +64,5 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
 
 
 _TICK_S = 0.25
-_CLEAN_UP_S = 1.5
-"""Closing connections and a last commit take milliseconds; a step told to stop must not wait for more."""
+_CLEAN_UP_S = 5.0
+"""Closing connections and a last commit take milliseconds, on a busy machine seconds; a step must not wait for more."""
