@@ -74,27 +74,25 @@ class Price:
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.
 
-        Tokens of unknown kind are charged as the dearest kind.
+        Tokens of unknown kind are charged as the dearest kind, and may belong to the prompt.
         """
-        *_, price = self._up_to(usage.input_tokens)
-        fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
-        plain = usage.output_tokens - usage.reasoning_tokens - usage.unexplained_tokens
-        return (
-            price.per_request
-            + fresh * price.input
-            + usage.cached_input_tokens * price.cached_input
-            + usage.cache_write_tokens * price.keeping
-            + plain * price.output
-            + usage.reasoning_tokens * price.thinking
-            + usage.unexplained_tokens * max(price.dearest_input, price.dearest_output)
+        if not usage.unexplained_tokens:
+            return _cost_at(self._up_to(usage.input_tokens)[-1], usage, Decimal(0))
+        return max(
+            _cost_at(price, usage, max(price.dearest_input, price.dearest_output)) for price in self._possible(usage)
         )
 
     def proven(self, usage: Usage) -> Decimal:
         """USD that `usage` costs at least: tokens of unknown kind are charged as the cheapest kind."""
-        *_, price = self._up_to(usage.input_tokens)
-        dearest = max(price.dearest_input, price.dearest_output)
-        cheapest = min(price.input, price.cached_input, price.keeping, price.output, price.thinking)
-        return self.cost(usage) - usage.unexplained_tokens * (dearest - cheapest)
+        return min(
+            _cost_at(price, usage, min(price.input, price.cached_input, price.keeping, price.output, price.thinking))
+            for price in self._possible(usage)
+        )
+
+    def _possible(self, usage: Usage) -> list[Price]:
+        """The prices that may hold, depending on how many tokens of unknown kind belong to the prompt."""
+        shorter = self._up_to(usage.input_tokens)[:-1]
+        return self._up_to(usage.input_tokens + usage.unexplained_tokens)[len(shorter) :]
 
     def at_most(self, input_tokens: int, output_tokens: int | None) -> Decimal | None:
         """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking.
@@ -133,6 +131,21 @@ class Price:
         """The prices of prompts of this length and shorter, its own last."""
         reached = sorted((tier for tier in self.beyond if input_tokens > tier[0]), key=itemgetter(0))
         return [self, *(price for _, price in reached)]
+
+
+def _cost_at(price: Price, usage: Usage, unexplained_usd: Decimal) -> Decimal:
+    """USD for `usage` at one price, whatever the length of the prompt."""
+    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+    plain = usage.output_tokens - usage.reasoning_tokens - usage.unexplained_tokens
+    return (
+        price.per_request
+        + fresh * price.input
+        + usage.cached_input_tokens * price.cached_input
+        + usage.cache_write_tokens * price.keeping
+        + plain * price.output
+        + usage.reasoning_tokens * price.thinking
+        + usage.unexplained_tokens * unexplained_usd
+    )
 
 
 FREE = Price(Decimal(0), Decimal(0), Decimal(0))

@@ -152,3 +152,12 @@ def test_cost_adds_up(one: Usage, other: Usage) -> None:
 def test_the_cache_only_saves(usage: Usage) -> None:
     """Input from a cache never costs more than fresh input."""
     assert PRICE.cost(usage) <= PRICE.cost(Usage(usage.input_tokens, 0, usage.output_tokens))
+
+
+def test_tokens_of_unknown_kind_may_make_a_prompt_a_long_one() -> None:
+    """What is charged is the dearer of both prices, what is proven the cheaper."""
+    long = Price(Decimal(3), Decimal(3), Decimal(3), per_request=Decimal(5))
+    price = Price(Decimal(1), Decimal(2), Decimal(1), beyond=((1, long),))
+    usage = Usage(1, output_tokens=2, unexplained_tokens=1)
+    assert price.cost(usage) == 5 + 3 * 3
+    assert price.proven(usage) == 1 + 2 + 1
