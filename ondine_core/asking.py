@@ -150,6 +150,8 @@ class Asker:
     def _take(self, looked: Looked, part: _Part) -> None:
         """Keep what a look found, have asked what is free, and leave the rest for later."""
         part.tally.reuse(looked.found)
+        found = looked.found.items()
+        self._feed.rows_failed((known, part.tally.rows_of(key)) for key, known in found if isinstance(known, Failure))
         if looked.found:
             part.tally.tell()
         self._others.defer(looked.held)

@@ -75,6 +75,7 @@ class OtherRuns:
     _waiting: dict[Key, Item] = field(default_factory=dict, init=False)
     _seen: dict[Key, tuple[bytes, float]] = field(default_factory=dict, init=False)
     _unreadable: set[Key] = field(default_factory=set, init=False)
+    _freed: set[Key] = field(default_factory=set, init=False)
     _next_look: float = field(default=0.0, init=False)
     _wait_s: float = field(default=_FIRST_WAIT_S, init=False)
 
@@ -121,7 +122,10 @@ class OtherRuns:
         """Look for the prompts that were left for later; the caller defers again those that are still held."""
         items, self._waiting = tuple(self._waiting.values()), {}
         looked = await self.look(items)
-        self._unreadable.update(item.key for item in looked.free)
+        # Once is no proof: the run that had it may have let go of it just then.
+        free = {item.key for item in looked.free}
+        self._unreadable |= free & self._freed
+        self._freed |= free
         if looked.found or looked.free:
             self._wait_s = _FIRST_WAIT_S
         return looked

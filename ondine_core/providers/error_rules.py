@@ -266,7 +266,7 @@ _RULES: tuple[Rule, ...] = (
         r"api_key_invalid|(?:invalid|incorrect|wrong|expired|revoked|disabled|unknown|"
         r"malformed)[ _](?:x-)?api[ _-]?key|"
         r"api[ _-]?key (?:\w+ ){0,2}(?:not valid|invalid|expired|revoked|disabled|not found|incorrect|deleted)|"
-        r"no api key found|authentication_error|invalid[ _]authentication|"
+        r"no api key found|no_db_connection|authentication_error|invalid[ _]authentication|"
         r"(?:account|organi[sz]ation|project|workspace|key|user) (?:\w+ ){0,4}(?:deactivated|suspended|disabled|"
         r"terminated|banned|revoked|closed)|"
         r"account_deactivated|consumer_suspended|service_disabled|access_terminated|token (?:\w+ )?(?:expired|revoked)|"

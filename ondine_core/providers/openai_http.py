@@ -77,7 +77,7 @@ class OpenAIModel:
                 if isinstance(error, InvalidReplyError) or (isinstance(error, TransientError) and error.cost_unknown):
                     raise
                 said = error.refusal if isinstance(error, FatalError) else str(error)
-                better = self._form.adapt(said, call)
+                better = self._form.adapt(said, call, has_limit=self._max_output_tokens is not None)
                 if better is None and self._form == form:
                     raise
                 self._form = better or self._form  # another call may have learnt it meanwhile

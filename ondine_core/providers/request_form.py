@@ -59,12 +59,18 @@ class RequestForm:
             call = call if schema is not None else in_words(call)
         return call if self.system_role else fold_system(call), schema, json_mode
 
-    def adapt(self, message: str, call: Call) -> RequestForm | None:
-        """The form in which `call` may be taken, after a refusal that says `message`; `None` if the form is not why."""
+    def adapt(self, message: str, call: Call, *, has_limit: bool) -> RequestForm | None:
+        """The form in which `call` may be taken, after a refusal that says `message`; `None` if the form is not why.
+
+        Args:
+            message: What the server said.
+            call: What it refused.
+            has_limit: Whether the request named a bound on output tokens.
+        """
         written, schema, json_mode = self.write(call)
         if _SYSTEM_REFUSED.search(message) and any(part.role == "system" for part in written.messages):
             return replace(self, system_role=False)
-        refused = _LIMIT_REFUSED.search(message)
+        refused = _LIMIT_REFUSED.search(message) if has_limit else None
         if refused and self.limit_field in refused.groups():
             other = _LIMIT_FIELDS[self.limit_field == _LIMIT_FIELDS[0]]
             return replace(self, limit_field=other)
