@@ -19,6 +19,7 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MAX_WAIT_S = 31 * 86400.0
 """A longer wait than a month is a mistake: no limit of a provider is longer."""
+_OF_PROVIDER_BEHIND = "llm_provider-"
 _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 """Numbers from here on are moments, in seconds or milliseconds since 1970, and not durations."""
 
@@ -67,21 +68,30 @@ def _duration_s(text: str | None) -> float | None:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit_s
-        except (KeyError, ValueError):
-            continue
+    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
+
+    LiteLLM's proxy passes the headers of the provider behind it on under other names; its own come first.
+    """
+    for prefix in ("", _OF_PROVIDER_BEHIND):
+        for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+            if (text := headers.get(prefix + name)) is not None and (wait_s := _asked_s(text, unit_s, now)) is not None:
+                return wait_s
+    return None
+
+
+def _asked_s(text: str, unit_s: float, now: float) -> float | None:
+    try:
+        seconds = float(text) * unit_s
+    except ValueError:
+        pass
+    else:
         return max(0.0, seconds) if isfinite(seconds) else None
     try:
-        date = parsedate_to_datetime(headers["retry-after"])
+        date = parsedate_to_datetime(text)
         aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
         return max(0.0, aware.timestamp() - now)
     except (ValueError, OverflowError):
-        return wait_of_value_s(headers["retry-after"], now)
-    except KeyError:
-        return None
+        return wait_of_value_s(text, now)
 
 
 def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:

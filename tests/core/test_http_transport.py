@@ -155,6 +155,12 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
         ({"Retry-After": formatdate(NOON + 42, usegmt=True)}, 42.0),
         ({"Retry-After": formatdate(NOON - 42, usegmt=True)}, 0.0),
         ({"Retry-After": "soon"}, None),
+        # A proxy of LiteLLM's passes on so what the provider behind it asks for.
+        ({"llm_provider-retry-after": "7"}, 7.0),
+        ({"llm_provider-retry-after-ms": "250", "llm_provider-retry-after": "9"}, 0.25),
+        ({"llm_provider-retry-after": formatdate(NOON + 42, usegmt=True)}, 42.0),
+        ({"llm_provider-retry-after": "9", "Retry-After": "7"}, 7.0),
+        ({"llm_provider-retry-after": "9", "Retry-After": "soon"}, 9.0),
         # Without one, what the limits say about themselves.
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m3s"}, 63.0),
         ({"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "1m3s"}, None),
