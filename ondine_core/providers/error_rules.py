@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 __all__ = ["Fault", "Rule", "find_rule"]
 
 Fault: TypeAlias = Literal[
-    "row", "size", "reply", "setup", "account", "permission", "unclear", "limited", "overloaded", "broken"
+    "row", "size", "reply", "setup", "account", "permission", "unclear", "limited", "overloaded", "broken", "lost"
 ]
 """What is at fault.
 
@@ -27,6 +27,7 @@ Fault: TypeAlias = Literal[
 - `permission`: a refusal without a reason (403): the set-up's until something was answered, then the row's.
 - `unclear`: another refusal: its row fails; the run stops when it repeats.
 - `limited`, `overloaded`, `broken`: the moment: the call is made again.
+- `lost`: the moment, after the request was passed on: the call is made again, and this one may be billed all the same.
 """
 
 
@@ -359,6 +360,16 @@ _RULES: tuple[Rule, ...] = (
     ),
     _rule("Ollama: the model does not fit", "setup", r"requires more (?:system )?memory", 500, advice=_MEMORY),
     # -- the moment ----------------------------------------------------------------------------------------------------
+    _rule(
+        "LiteLLM, Envoy, AWS API Gateway, Cloudflare: the provider behind it did not answer in time",
+        "lost",
+        r"litellm\.timeout|apitimeouterror|upstream request timeout|endpoint request timed out|timeout occurred",
+        408,
+        500,
+        503,
+        504,
+        524,
+    ),
     _rule(
         "llama.cpp, Hugging Face, Ollama, Envoy: not ready yet",
         "overloaded",

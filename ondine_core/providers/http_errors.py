@@ -172,6 +172,8 @@ def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable
             if status == _LIMITED and wait_s is None:
                 wait_s = hold_off_s(response.headers, sum(len(part.content) for part in call.messages) // 4) or None
             return TransientError(f"{what}.", retry_after_s=wait_s, kind=fault)
+        case "lost":
+            return TransientError(f"{what}.", retry_after_s=wait_s, kind="overloaded", cost_unknown=True)
         case "row" | "size" | "unclear":
             return RefusedError(f"{what}.", fault=fault)
         case "reply":

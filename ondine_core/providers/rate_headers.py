@@ -19,7 +19,8 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MAX_WAIT_S = 31 * 86400.0
 """A longer wait than a month is a mistake: no limit of a provider is longer."""
-_OF_PROVIDER_BEHIND = "llm_provider-"
+_PREFIXES = ("", "llm_provider-")
+"""LiteLLM's proxy passes the headers of the provider behind it on with a prefix; those without are its own."""
 _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 """Numbers from here on are moments, in seconds or milliseconds since 1970, and not durations."""
 
@@ -31,17 +32,22 @@ def hold_off_s(headers: Mapping[str, str], tokens: int) -> float:
         headers: Of the reply.
         tokens: What the call used.
     """
-    return max(_refill_s(headers, "requests", 1), _refill_s(headers, "tokens", tokens))
+    waits_s = (
+        _refill_s(headers, prefix, kind, needed)
+        for prefix in _PREFIXES
+        for kind, needed in (("requests", 1), ("tokens", tokens))
+    )
+    return max(waits_s)
 
 
-def _refill_s(headers: Mapping[str, str], kind: str, needed: int) -> float:
-    left = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
+def _refill_s(headers: Mapping[str, str], prefix: str, kind: str, needed: int) -> float:
+    left = _number(headers.get(f"{prefix}x-ratelimit-remaining-{kind}"))
     if left is None or left >= needed:
         return 0.0
-    reset_s = _duration_s(headers.get(f"x-ratelimit-reset-{kind}"))
+    reset_s = _duration_s(headers.get(f"{prefix}x-ratelimit-reset-{kind}"))
     if reset_s is None:
         return 0.0
-    limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
+    limit = _number(headers.get(f"{prefix}x-ratelimit-limit-{kind}"))
     if limit is None or limit <= left:
         return reset_s
     return reset_s * min(1.0, (needed - left) / (limit - left))
@@ -68,11 +74,8 @@ def _duration_s(text: str | None) -> float | None:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3).
-
-    LiteLLM's proxy passes the headers of the provider behind it on under other names; its own come first.
-    """
-    for prefix in ("", _OF_PROVIDER_BEHIND):
+    """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
+    for prefix in _PREFIXES:
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             if (text := headers.get(prefix + name)) is not None and (wait_s := _asked_s(text, unit_s, now)) is not None:
                 return wait_s

@@ -61,7 +61,7 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
         sent += read + written
     is_complete = None not in counts.values() and bool(sent) and received is not None
     found = Usage(sent or 0, read, received or 0, _largest(counts, _THOUGHT) or 0, written, is_complete=is_complete)
-    return _reconcile(found, _largest(counts, _TOTAL))
+    return _reconcile(found, _largest(counts, _TOTAL) or None)  # LiteLLM writes 0 where its provider gave none
 
 
 def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:

@@ -105,6 +105,7 @@ SHAPES: Mapping[str, Callable[[Truth], Any]] = {
     "alone in a list": lambda truth: [openai(truth)],
     "as texts": lambda truth: each(openai(truth), str),
     "as floats": lambda truth: each(openai(truth), float),
+    "a total that was left at 0": lambda truth: openai(truth) | {"total_tokens": 0},
     "without a total": lambda truth: without(openai(truth), "total_tokens"),
     "reasoning apart, as xAI counts it": lambda truth: openai(truth) | {"completion_tokens": truth.plain},
     "reasoning left out of all but the total": lambda truth: (
@@ -266,6 +267,8 @@ def test_a_cap_holds_by_the_bill_at_every_instant(
         ),
         # A gateway before Gemini that maps candidates only and drops thoughts.
         ({"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623}, Usage(20, 0, 603, 0, 0, 405)),
+        # LiteLLM's proxy, of a provider that gives no total.
+        ({"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 0}, Usage(20, 0, 198)),
         # Another one, of a reply that is nothing but thoughts.
         (
             {

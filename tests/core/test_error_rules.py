@@ -29,7 +29,7 @@ def meaning(error: ProviderError) -> str:
         case InvalidReplyError():
             return "reply"
         case TransientError():
-            return error.kind
+            return "lost" if error.cost_unknown else error.kind
         case FatalError() | RefusedError():
             return error.fault
     return type(error).__name__

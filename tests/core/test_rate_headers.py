@@ -129,6 +129,14 @@ def test_any_retry_after_is_survived(seconds: str, milliseconds: str) -> None:
         assert asked is None or (asked >= 0 and isfinite(asked))
 
 
+def test_what_a_proxy_passes_on_is_the_limit_of_the_provider_behind_it() -> None:
+    """LiteLLM's proxy repeats what is left without a prefix, and says only with one when it will be back."""
+    behind = {f"llm_provider-{LEFT}": "0", f"llm_provider-{RESET}": "2s", f"llm_provider-{LIMIT}": "10"}
+    assert hold_off_s({LEFT: "0", LIMIT: "10", **behind}, 1) == pytest.approx(0.2)
+    assert hold_off_s({LEFT: "5", RESET: "60s", LIMIT: "10", **behind}, 1) == pytest.approx(0.2)
+    assert hold_off_s({LEFT: "0", RESET: "60s", LIMIT: "10", **behind}, 1) == pytest.approx(6)
+
+
 # -- over the wire -------------------------------------------------------------------------------------------------
 
 
