@@ -1,13 +1,15 @@
 """Runs on several workers behind a broker, each with a disk of its own; Postgres is all they share.
 
-This is the deployment of `docs/scale-out.md` with Celery: runs go to a queue in Redis, workers take them from there,
-and Dagster's storage, the answers, the budget and the rate are in Postgres.
+This is the deployment of `docs/scale-out.md` with Celery, made of the blocks of that guide as they are written: runs go
+to a queue in Redis, workers take them from there, and Dagster's storage, the answers, the budget and the rate are in
+Postgres.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from decimal import Decimal
 
 import dagster as dg
 import pytest
+import yaml
 
 from tests.support.books import read_purse
 from tests.support.deployed_figures import (
@@ -28,6 +31,7 @@ from tests.support.deployed_figures import (
     keeps_rate,
 )
 from tests.support.deployment import Deployment, is_running, until
+from tests.support.guide import blocks
 from tests.support.postgres import server
 from tests.support.provider import Books, Provider, slow, while_set
 from tests.support.redis import find_program, redis_server
@@ -67,33 +71,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with ExitStack() as stack:
         broker = stack.enter_context(redis_server(str(REDIS)))
         is_slow = threading.Event()
-        faults = {"terminated": while_set(is_slow, slow(1)), "spread": None, "stopped": None}
+        faults = {"terminated": while_set(is_slow, slow(1)), "spread": None, "stopped": None, "stepwise": None}
         providers = {name: stack.enter_context(Provider(latency_s=0.05, fault=fault)) for name, fault in faults.items()}
-        settings = {
-            "telemetry": {"enabled": False},
-            "storage": {"postgres": {"postgres_url": server().new_database().replace("://", "+psycopg2://")}},
-            "run_launcher": {
-                "module": "dagster_celery.launcher",
-                "class": "CeleryRunLauncher",
-                "config": {"broker": broker, "backend": broker, "default_queue": "dagster"},
-            },
-            "run_monitoring": {"enabled": True, "poll_interval_seconds": 1},
-            "run_retries": {"enabled": True, "max_retries": 0},
-        }
+        (written,) = blocks("yaml", "CeleryRunLauncher")
+        settings = {"telemetry": {"enabled": False}, **yaml.safe_load(written)}
+        settings["run_monitoring"]["poll_interval_seconds"] = 1  # less to wait for a worker that was lost
         variables = {
             "TEST_URLS": json.dumps({name: provider.base_url for name, provider in providers.items()}),
             "TEST_STORE": store,
-            "TEST_EXECUTOR": "in_process",
+            "TEST_EXECUTOR": "celery",
         }
+        environment = stack.enter_context(pytest.MonkeyPatch.context())  # this process opens the instance, too
+        environment.setenv("CELERY_BROKER_URL", broker)
+        environment.setenv("DAGSTER_POSTGRES_URL", server().new_database().replace("://", "+psycopg2://"))
         deployment = stack.enter_context(Deployment(home, "tests.support.deployed_project", settings, variables))
         config = home / "celery.yaml"
-        config.write_text(json.dumps({"execution": {"config": {"broker": broker, "backend": broker}}}))
+        (written,) = blocks("yaml", "# celery.yaml\n")
+        config.write_text(written, encoding="utf-8")
+        (command,) = blocks("console", "dagster-celery worker start")
+        program, *arguments = shlex.split(command.removeprefix("$ ").replace(config.name, str(config)))
         for name in ("one", "two"):
-            deployment.start(
-                *("dagster-celery", "worker", "start", "-A", "dagster_celery.app", "-n", name, "-y", str(config)),
-                *("--", "--concurrency", "2"),
-                home=tmp_path_factory.mktemp("workers") / name,
-            )
+            folder = tmp_path_factory.mktemp("workers") / name
+            deployment.start(program, *arguments, "-n", name, "--", "--concurrency", "2", home=folder)
         yield Place(deployment, store, {name: provider.books for name, provider in providers.items()}, is_slow)
 
 
@@ -116,13 +115,14 @@ def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) ->
 
 def test_terminate_reaches_the_worker(place: Place) -> None:
     """Terminate in the UI stops the calls of a run that another process got from the queue; answers are kept."""
-    run = place.deployment.launch("terminated")
+    # Dagster's launcher does not record that somebody asked for it, so a retry would follow.
+    run = place.deployment.launch("terminated", {"dagster/max_retries": "0"})
     books = place.books["terminated"]
     books.wait_for(lambda books: books.answered >= ROWS // 4, 120)
     place.is_slow.set()
     place.deployment.terminate(run)
-    # dagster-celery's launcher does not note that somebody asked for it, and its health check has Dagster's monitor
-    # end the run as soon as the task is revoked: the step may still be cleaning up.
+    # The launcher's health check has Dagster's monitor end the run as soon as the task is revoked: the step may still
+    # be cleaning up.
     assert place.deployment.finished(run).status in {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
     until(lambda: place.counted_requests("terminated", run) == len(books.requests) or None, 60, "figure of all calls")
     assert len(books.requests) < ROWS
@@ -134,7 +134,7 @@ def test_terminate_reaches_the_worker(place: Place) -> None:
 
 def test_worker_that_is_lost_is_replaced(place: Place) -> None:
     """Kill -9 of a worker's process: the run is retried on another, which does not wait, and does only the rest."""
-    run = place.deployment.launch("stopped", {"dagster/max_retries": "1"})
+    run = place.deployment.launch("stopped")
     books = place.books["stopped"]
     books.wait_for(lambda books: books.answered >= ROWS // 4, 120)
     worker = place.worker_of(run)
@@ -144,3 +144,13 @@ def test_worker_that_is_lost_is_replaced(place: Place) -> None:
     retry = place.deployment.retry_of(run)
     assert place.deployment.finished(retry).status == dg.DagsterRunStatus.SUCCESS
     assert place.is_complete("stopped")
+
+
+def test_steps_that_are_distributed_over_workers(place: Place) -> None:
+    """The other executor of the guide: a run that Celery did not launch gives its step to a worker."""
+    module = ("-m", "tests.support.deployed_project")
+    run = place.deployment.start("dagster", "job", "execute", *module, "-j", "stepwise_job")
+    assert run.wait(180) == 0
+    assert is_complete(place.deployment.home, "stepwise", "all", ROWS_A_PART)
+    (found,) = place.deployment.instance.get_runs(dg.RunsFilter(job_name="stepwise_job"))
+    assert "Submitting celery task" in place.deployment.log(found.run_id)

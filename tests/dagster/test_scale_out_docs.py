@@ -1,6 +1,10 @@
-"""Every `dagster.yaml` of the guide is one that Dagster takes, launcher and all."""
+"""Every `dagster.yaml` of the guide is one that Dagster takes, and containers get what their runs need.
 
-import re
+The recipe for Celery is executed in `test_scale_out.py`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,15 @@ import dagster as dg
 import pytest
 import yaml
 
-GUIDE = Path(__file__).parents[2] / "docs" / "scale-out.md"
-BLOCKS = re.findall(
-    r"^```yaml\n# dagster\.yaml\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-)
+from tests.support.books import look
+from tests.support.container_project import ROWS, build_job
+from tests.support.containers import ContainerHost
+from tests.support.deployment import until
+from tests.support.guide import blocks
+from tests.support.postgres import server
+from tests.support.provider import Provider
+
+BLOCKS = blocks("yaml", "# dagster.yaml\n")
 URL = "postgresql+psycopg2://me:secret@127.0.0.1:1/dagster"
 
 
@@ -42,10 +51,7 @@ def test_settings_are_what_dagster_takes(block: str, tmp_path: Path, monkeypatch
     assert storage in (None, {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}})
     launcher = settings.get("run_launcher", {})
     if launcher.get("class") == "K8sRunLauncher":
-        # The test is in no cluster.
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(yaml.safe_dump(KUBECONFIG), encoding="utf-8")
-        launcher["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
+        launcher["config"] |= out_of_cluster(tmp_path, "https://127.0.0.1:1")
     with open_instance(tmp_path, settings) as instance:
         assert type(instance.run_launcher).__name__ == launcher.get("class", "DefaultRunLauncher")
         assert instance.run_monitoring_enabled
@@ -71,11 +77,93 @@ def test_a_setting_that_dagster_does_not_know_is_refused(tmp_path: Path) -> None
         pass
 
 
+@pytest.mark.slow
+def test_docker_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in a container with nothing but the variables of the recipe reaches storage, store and model."""
+    variables = variables_of_a_deployment()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with ContainerHost(tmp_path) as host:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{host.address}")
+        with ran(tmp_path, settings_of(BLOCKS[2]), host) as provider:
+            assert_all_answered(provider, variables)
+        (container,) = host.containers
+        assert container["Image"] == "etl:2026-11-23"
+        assert container["HostConfig"]["NetworkMode"] == "dagster"
+
+
+@pytest.mark.slow
+def test_kubernetes_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in a pod with nothing but the secret of the recipe reaches storage, store and model."""
+    secret = variables_of_a_deployment()
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
+    with ContainerHost(tmp_path, {"ondine": secret}) as host:
+        settings = settings_of(BLOCKS[1])
+        settings["run_launcher"]["config"] |= out_of_cluster(tmp_path, f"http://{host.address}")
+        with ran(tmp_path, settings, host) as provider:
+            assert_all_answered(provider, secret)
+        pod = host.containers[0]["spec"]["template"]["spec"]
+        assert pod["serviceAccountName"] == "dagster"
+        assert pod["terminationGracePeriodSeconds"] == 30
+
+
+def variables_of_a_deployment() -> dict[str, str]:
+    """What the guide has set for the daemon or put into the secret, with databases of their own."""
+    return {
+        "DAGSTER_POSTGRES_URL": server().new_database().replace("://", "+psycopg2://"),
+        "ONDINE_STORE": server().new_database(),
+        "OPENAI_API_KEY": "a key",
+    }
+
+
+@contextmanager
+def ran(home: Path, settings: dict[str, Any], host: ContainerHost) -> Iterator[Provider]:
+    """The provider that a run was answered by, which the launcher of `settings` started and which succeeded."""
+    job = dg.reconstructable(build_job)
+    with Provider() as provider, open_instance(home, settings) as instance:
+        llm = {
+            "model": "openai_compatible/test",
+            "base_url": provider.base_url,
+            "api_key": {"env": "OPENAI_API_KEY"},
+            "store": {"env": "ONDINE_STORE"},
+        }
+        run = instance.create_run_for_job(
+            job.get_definition(),
+            run_config={"resources": {"llm": {"config": llm}}},
+            job_code_origin=job.get_python_origin(),
+        )
+        instance.launch_run(run.run_id, workspace=None)  # type: ignore[arg-type]  # launchers do not look at it
+
+        def look_at_run() -> dg.DagsterRun | None:
+            found = instance.get_run_by_id(run.run_id)
+            return found if found and found.is_finished else None
+
+        ended = until(look_at_run, 120, "end of the run")
+        assert ended.status == dg.DagsterRunStatus.SUCCESS, host.log()
+        yield provider
+
+
+def assert_all_answered(provider: Provider, variables: dict[str, str]) -> None:
+    """Each row was asked once, with the key, and its answer is in the shared store."""
+    assert set(provider.books.billed_by_prompt.values()) == {1}
+    assert len(provider.books.billed_by_prompt) == len(ROWS)
+    assert {asked.headers["Authorization"] for asked in provider.books.requests} == {"Bearer a key"}
+    assert look(variables["ONDINE_STORE"], "SELECT count(*) FROM ondine.answers") == [(len(ROWS),)]
+
+
+def out_of_cluster(folder: Path, address: str) -> dict[str, Any]:
+    """Settings of a launcher that is in no cluster, in place of `load_incluster_config`."""
+    kubeconfig = folder / "kubeconfig"
+    cluster = {"name": "here", "cluster": {"server": address}}
+    kubeconfig.write_text(yaml.safe_dump({**KUBECONFIG, "clusters": [cluster]}), encoding="utf-8")
+    return {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
+
+
 KUBECONFIG = {
     "apiVersion": "v1",
     "kind": "Config",
     "current-context": "here",
     "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-    "clusters": [{"name": "here", "cluster": {"server": "https://127.0.0.1:1"}}],
     "users": [{"name": "me", "user": {}}],
 }

@@ -13,6 +13,7 @@ import dagster as dg
 import pandas as pd
 
 from ondine_dagster import LLMResource, SharedBudget, llm_asset
+from tests.support import guide
 from tests.support.deployed_figures import (
     BURST,
     CONCURRENCY,
@@ -30,6 +31,7 @@ from tests.support.deployed_figures import (
 
 HOME = Path(os.environ["TEST_HOME"])
 URLS: dict[str, str] = json.loads(os.environ["TEST_URLS"])
+EXECUTOR = os.environ.get("TEST_EXECUTOR")
 PAID_FOR = ("paced", "ranged", "capped", "spread")
 """Assets whose resource has a budget, which all their runs share."""
 
@@ -97,6 +99,20 @@ def plain(name: str, **arguments: Any) -> dg.AssetsDefinition:
     return asked(name, lambda _: rows_of(name, "all", ROWS), **arguments)
 
 
+def executor() -> dg.ExecutorDefinition:
+    """What executes the steps of a run; for Celery it is the guide's."""
+    if EXECUTOR == "celery":
+        return guide.executor("in_process_executor")
+    return dg.in_process_executor if EXECUTOR == "in_process" else dg.multiprocess_executor
+
+
+def jobs() -> list[Any]:
+    """A job whose single steps are distributed over Celery's workers, where there are any."""
+    if EXECUTOR != "celery":
+        return []
+    return [dg.define_asset_job("stepwise_job", "stepwise", executor_def=guide.executor("celery_executor"))]
+
+
 days = dg.StaticPartitionsDefinition(DAYS)
 parts = dg.StaticPartitionsDefinition(PARTS)
 assets = {
@@ -113,9 +129,11 @@ assets = {
     "retried": plain("retried", retry_policy=dg.RetryPolicy(max_retries=2)),
     "stopped": plain("stopped"),
     "orphaned": plain("orphaned"),
+    "stepwise": asked("stepwise", lambda _: rows_of("stepwise", "all", ROWS_A_PART)),
 }
 defs = dg.Definitions(
     assets=[asset for name, asset in assets.items() if name in URLS],
     resources={"tables": Tables(), **{f"{name}_llm": model(name) for name in assets if name in URLS}},
-    executor=dg.in_process_executor if os.environ.get("TEST_EXECUTOR") == "in_process" else dg.multiprocess_executor,
+    jobs=jobs(),
+    executor=executor(),
 )
