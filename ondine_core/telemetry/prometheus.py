@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -24,8 +25,9 @@ def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", pus
     """An observer that counts for Prometheus.
 
     Args:
-        push_gateway: Address of a push gateway, where figures of the run go under its asset and partition. Without one
-            they are in the default registry of `prometheus_client`, those of all runs of this process together.
+        push_gateway: Address of a push gateway, where figures of the run form a group of their own: one that several
+            runs share would only have those of the last. Without a gateway they are in the default registry of
+            `prometheus_client`, those of all runs of this process together.
         job: Their job at the gateway.
         push_every_s: Seconds between two pushes; the last is made when the run ends.
 
@@ -58,15 +60,16 @@ class _Pushing:
         self._gateway, self._job, self._every_s = gateway, job, every_s
         self._metrics, self._registry = Metrics(), CollectorRegistry()
         self._registry.register(_Collector(self._metrics))
-        self._group: dict[str, str] = {}
+        # A step that is attempted again has the same run, asset and partition.
+        self._group = {"instance": secrets.token_hex(4)}
         self._due = time.monotonic() + every_s
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         if isinstance(event, RunStarted):
             origin = event.run.origin
-            named = {"ondine_asset": origin.asset, "ondine_partition": origin.partition}
-            self._group = {name: value for name, value in named.items() if value}
+            named = {"ondine_run": origin.run, "ondine_asset": origin.asset, "ondine_partition": origin.partition}
+            self._group |= {name: value for name, value in named.items() if value}
         self._metrics(event)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._every_s

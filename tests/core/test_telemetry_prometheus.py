@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,13 +34,14 @@ def total(samples: Mapping[str, float], name: str, part: str = "") -> float:
 
 
 def test_pushed_figures_are_the_reports() -> None:
-    """To the token and the cent, under asset and partition, whatever befalls the calls."""
+    """To the token and the cent, under run, asset and partition, whatever befalls the calls."""
     with Provider(echo_each, fault=shares((0.2, status(503)))) as provider, Collector() as gateway:
         spec = {"name": "prometheus", "push_gateway": gateway.url}
         report = observed(provider, spec, max_cost_usd=1, origin=Origin("r", "labels", "2026-01-01"))
     last = gateway.to("/metrics/job/")[-1]
     assert last.method == "PUT"
-    assert last.path == "/metrics/job/ondine/ondine_asset/labels/ondine_partition/2026-01-01"
+    group = r"/metrics/job/ondine/instance/[0-9a-f]{8}/ondine_asset/labels/ondine_partition/2026-01-01/ondine_run/r"
+    assert re.fullmatch(group, last.path)
     samples, spend = gateway.pushed(), report.spend
     assert total(samples, "gen_ai_client_token_usage_sum", 'type="input"') == spend.usage.input_tokens
     assert total(samples, "gen_ai_client_token_usage_sum", 'type="output"') == spend.usage.output_tokens
