@@ -317,6 +317,15 @@ _RULES: tuple[Rule, ...] = (
         advice=_SYSTEM,
     ),
     _rule(
+        "mlx_lm.server, llama.cpp: a parameter of another type, or out of its range",
+        "setup",
+        r"\b(?:temperature|top_[pk]|min_p|seed|logprobs|top_logprobs|logit_bias|(?:presence|frequency|repetition)_\w+|"
+        r"xtc_\w+|num_draft_tokens|max_tokens) must be (?:of type|at (?:least|most))|"
+        r"\bfield '[\w.]+': .{0,30}type_error",
+        *_BAD_REQUEST,
+        advice=_PARAMETER,
+    ),
+    _rule(
         "OpenAI, Anthropic: temperature of reasoning models",
         "setup",
         r"temperature.{0,80}(?:not support|unsupported|only the default|deprecated|may only be|must be)|"

