@@ -19,6 +19,7 @@ from pydantic import AnyUrl, BaseModel, Field, HttpUrl, create_model
 from ondine_core import ModelSpec, Options, Policy, enrich_sync
 from ondine_core.schema import compile_schema
 from ondine_core.strict_schema import strict_schema
+from tests.support.openai_description import request_faults
 from tests.support.provider import Asked, Provider
 
 FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
@@ -180,6 +181,7 @@ def sent(output: Any, model_name: str = "openai_compatible/m", batch_size: int =
             options=Options(store=":memory:", policy=Policy(batch_size=batch_size, max_repairs=0)),
         )
     asked = provider.books.requests[0]
+    assert request_faults(asked.body) == []
     form = asked.body.get("response_format")
     if form is None:
         return asked, []

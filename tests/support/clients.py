@@ -21,6 +21,7 @@ from ondine_core.values import Message
 from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import one_call
 from tests.support.azure_provider import AzureProvider, Credential
+from tests.support.openai_description import request_faults
 from tests.support.provider import Fault, Provider, cut, cut_body, garbage, slow, slow_body
 
 KEY = "sentinel4f1c.of/no+known-form"
@@ -76,10 +77,21 @@ def _address(provider: AnthropicProvider | AzureProvider) -> str:
     return provider.address
 
 
-WIRE = Client("openai_http", "openai/small", Provider, _base_url, connect, "openai/gpt-4o-mini")
+class OpenAIProvider(Provider):
+    """A provider that holds each request it saw against OpenAI's description of its API when it ends."""
+
+    def __exit__(self, kind: type[BaseException] | None = None, *raised: object) -> None:
+        super().__exit__(kind, *raised)
+        if kind is None:
+            assert [fault for asked in self.books.requests for fault in request_faults(asked.body)] == []
+
+
+WIRE = Client("openai_http", "openai/small", OpenAIProvider, _base_url, connect, "openai/gpt-4o-mini")
 BY_LITELLM = (
-    Client("litellm by OpenAI's package", "openai/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
-    Client("litellm by itself", "hosted_vllm/small", Provider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
+    Client(
+        "litellm by OpenAI's package", "openai/small", OpenAIProvider, _base_url, _link_litellm, "openai/gpt-4o-mini"
+    ),
+    Client("litellm by itself", "hosted_vllm/small", OpenAIProvider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
 )
 _CLAUDE, _OLD_CLAUDE = "anthropic/claude-sonnet-4-5", "anthropic/claude-3-haiku-20240307"
 CLIENTS = (
