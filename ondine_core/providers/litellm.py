@@ -221,8 +221,6 @@ class _LiteLLM:
         native, choice = native_finish_reason(seen.data()), data["choices"][0]
         if native and choice.get("finish_reason") == "stop" and ending_of(native) not in ("whole", "tool"):
             choice["finish_reason"] = "length" if ending_of(native) == "cut" else native
-        if isinstance(usage := data.get("usage"), dict) and usage.get("total_tokens") == 0:
-            del usage["total_tokens"]  # what litellm writes where the provider gave none
         reply = chat_reply(data)
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
         wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)

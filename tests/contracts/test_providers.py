@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import create_model
 
 from ondine_core import (
     Call,
@@ -22,6 +23,7 @@ from ondine_core import (
     Usage,
 )
 from ondine_core.pricing import find_price
+from ondine_core.schema import compile_schema
 from ondine_core.values import Message
 from tests.support.asking import one_call
 from tests.support.clients import (
@@ -86,6 +88,18 @@ def test_schema_reaches_the_provider(client: Client) -> None:
     held, free = (orjson.dumps({**asked.body, "messages": []}) for asked in provider.books.requests)
     assert b'"required":["answer"]' in held
     assert b"required" not in free
+
+
+@every_client
+def test_mapping_with_any_keys_is_asked_for_in_words(client: Client) -> None:
+    """Strict mode, and litellm for Anthropic, would close the object, so that it could only come back empty."""
+    schema = compile_schema(create_model("Counts", answer=(dict[str, int], ...))).json_schema
+    assert schema is not None
+    with client.provider() as provider:
+        client.ask(provider, Call((Message("user", "Repeat: x"),), schema))
+    asked = orjson.dumps(provider.books.requests[0].body)
+    assert schema in asked.replace(b"\\", b"")
+    assert asked.count(b"required") == 1
 
 
 @every_client

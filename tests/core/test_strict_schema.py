@@ -138,6 +138,9 @@ STRICT: dict[str, Any] = {
     "list of discriminated unions": model(list[Annotated[Cat | Dog, Field(discriminator="kind")]]),
     "decimal": model(Decimal),
     "optional decimal": model(Decimal | None, ge=0),
+    "decimal as some versions of pydantic write it": model(
+        str, json_schema_extra={"pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}
+    ),
     "web address": model(HttpUrl),
     "any address": model(AnyUrl),
     "date": model(dt.date),
