@@ -24,6 +24,7 @@ class InFlightCall:
     """A call that has left, and how it ended; `None` while it is in flight, or if it was given up."""
 
     left_at: float
+    number: int = 0  # in the order of departure
     outcome: CallOutcome | None = None
 
 

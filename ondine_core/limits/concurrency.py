@@ -19,7 +19,8 @@ _GROWTH, _GROWTH_PER_S, _MAX_GROWTH_PER_S = 0.2, 0.25, 1.0  # calls more for an 
 _GROWTH_SCALE, _MAX_GROWTH_SHARE = 20.0, 1 / 100  # more with the square of the calls in flight; of those allowed
 _MIN_FEEDBACK_S, _FEEDBACK_LATENCIES = 1.0, 4  # until it shows that a limit is too high
 _REST_LATENCIES, _MAX_REST_S = 4, 5.0  # until the place of a refused call is free, unless another is answered before
-_FAILED_IN_A_ROW, _SILENT_LATENCIES = 8, 2  # all calls fail: so many without an answer for so long, or none in flight
+_FAILED, _FAILED_SHARE = 10, 0.9  # all calls fail: so many, and this share of those that left since the first of them
+_SILENT_LATENCIES = 2  # a call that is in flight for so long is judged without its outcome
 _PROBE_S, _MAX_PROBE_S, _MAX_LIMITED_PROBE_S = 0.25, 2.0, 4.0  # from one probe to the next, doubling
 _SPREAD = 1.25  # where calls in flight are limited, calls leave evenly, this much faster than they come back
 _FEW_REFUSALS = 0.15  # of a rate that was measured somewhat too high; more show that it is not the rate
@@ -47,12 +48,12 @@ class AdaptiveConcurrency:
         start = max(_START, _START_SHARE * max_in_flight, _START_S * (named_per_s or 0.0))
         self._start = self._ramp = min(float(max_in_flight), start)
         self._started = self._answered_at = self._held_until = self._probe_at = now
-        self._passed_at = -inf  # when the last call left that was answered
         self._latency_s = 0.0
         self._probe: InFlightCall | None = None
         self._probe_wait_s = _PROBE_S
         self._resting: list[float] = []  # until when places stay empty
-        self._failed_in_a_row = self.in_flight = 0
+        self._departed = self._failed = self.in_flight = 0
+        self._first_failed = InFlightCall(now)  # of those that failed in a row
         self.closed_since: float | None = None  # since when all calls fail
         self.history: list[Setting] = []  # oldest first; thinned out when it grows long
         self._note(now, "start")
@@ -80,8 +81,9 @@ class AdaptiveConcurrency:
 
     def start(self, now: float) -> InFlightCall:
         """Record that a call leaves; it is handed back with `finish`."""
-        call = InFlightCall(now)
+        self._departed += 1
         self.in_flight += 1
+        call = InFlightCall(now, self._departed)
         if self.closed_since is not None:
             self._probe = call
             return call
@@ -112,22 +114,23 @@ class AdaptiveConcurrency:
             is_raised = self._rate.limit.is_raised or self._window.is_raised
             if found := self._detector.advance(known_until, raised=is_raised):
                 self._lower(found, now)
-        elif outcome is not None:
-            self._probe_at = max(self._probe_at, now + retry_after_s)
         if call is self._probe:
             self._probe = None
             if outcome is not None:
                 max_s = _MAX_LIMITED_PROBE_S if outcome == "limited" else _MAX_PROBE_S
                 self._probe_wait_s = min(max_s, 2 * self._probe_wait_s)
-                self._probe_at = max(self._probe_at, now + self._probe_wait_s)
+                self._probe_at = now + max(retry_after_s, self._probe_wait_s)
 
     def _record_answer(self, call: InFlightCall, now: float) -> None:
         since_s = now - self._answered_at
-        self._failed_in_a_row = 0
         self._answered_at = now
-        self._passed_at = max(self._passed_at, call.left_at)
         self._latency_s += (now - call.left_at - self._latency_s) * (0.1 if self._latency_s else 1.0)
+        is_later = call.number > self._first_failed.number
+        if is_later:
+            self._failed = 0
         if self.closed_since is not None:
+            if not is_later:
+                return
             self.closed_since = None
             self._ramp = min(self._ramp, self._start)
             self._resting.clear()
@@ -152,20 +155,24 @@ class AdaptiveConcurrency:
             self._note(now, "answered")
 
     def _record_failure(self, call: InFlightCall, now: float) -> None:
-        self._failed_in_a_row += call.left_at > self._passed_at
+        if not self._failed:
+            self._first_failed = call
+        self._failed += call.number >= self._first_failed.number
         latencies = 1 if call.outcome == "broken" else _REST_LATENCIES
         rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
         self._resting = [until for until in (*self._resting, rests_until) if until > now]
+        left = max(self._failed, call.number - self._first_failed.number + 1)
+        enough = min(_FAILED, 3 + self.limit)
+        limited = call.outcome == "limited"
         is_silent = self.in_flight == 0 or now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
-        in_a_row = min(_FAILED_IN_A_ROW, 3 + self.limit)
-        if self.closed_since is None and is_silent and self._failed_in_a_row >= in_a_row:
-            self._close(now, limited=call.outcome == "limited")
+        if self.closed_since is None and self._failed >= max(enough, _FAILED_SHARE * left) and (limited or is_silent):
+            self._close(now, limited=limited)
 
     def _close(self, now: float, *, limited: bool) -> None:
         """All calls fail: one at a time probes. For a rate limit, what passed before it was used up is its rate."""
-        per_s = self._rate.measure(self._passed_at, self._latency_s)
+        per_s = self._rate.measure(self._first_failed, self._latency_s)
         if limited and per_s:
-            self._rate.lower(per_s, now, now - self._passed_at, self._feedback_s)
+            self._rate.lower(per_s, now, now - self._first_failed.left_at, self._feedback_s)
         self._detector.reset()
         self._probe = None
         self._probe_wait_s = _PROBE_S

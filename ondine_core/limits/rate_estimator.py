@@ -80,11 +80,12 @@ class RateEstimator:
             self._next_at = min(max(self._next_at, now - _CATCH_UP_S), now + spacing_s) + spacing_s
         self._left_at = now
 
-    def measure(self, until: float, latency_s: float) -> float:
-        """Calls a second that were let through in the last period before an instant."""
+    def measure(self, refused: InFlightCall, latency_s: float) -> float:
+        """Calls a second that were let through in the last period before a call that was not."""
         period_s = max(_PERIOD_S, latency_s)
-        passed = sum(until - period_s < call.left_at <= until and call.outcome != "limited" for call in self._recent)
-        return passed / period_s
+        since = refused.left_at - period_s
+        before = (call for call in self._recent if call.number < refused.number and call.left_at > since)
+        return sum(call.outcome != "limited" for call in before) / period_s
 
     def lower(self, per_s: float, now: float, refused_s: float, feedback_s: float) -> None:
         """Space calls at the rate of what was let through while others were refused."""
