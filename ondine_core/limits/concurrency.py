@@ -47,6 +47,7 @@ class AdaptiveConcurrency:
         self._detector = ChangeDetector()
         start = max(_START, _START_SHARE * max_in_flight, _START_S * (named_per_s or 0.0))
         self._start = self._ramp = min(float(max_in_flight), start)
+        self.limit = 1  # calls in flight that are allowed while calls are answered
         self._started = self._answered_at = self._held_until = self._probe_at = now
         self._latency_s = 0.0
         self._probe: InFlightCall | None = None
@@ -59,12 +60,6 @@ class AdaptiveConcurrency:
         self._note(now, "start")
 
     @property
-    def limit(self) -> int:
-        """Calls in flight that are allowed while calls are answered."""
-        found = inf if self._window.value is None else self._window.value + 0.5
-        return max(1, int(min(self._max, self._ramp, found)))
-
-    @property
     def _feedback_s(self) -> float:
         return max(_MIN_FEEDBACK_S, _FEEDBACK_LATENCIES * self._latency_s)
 
@@ -75,9 +70,9 @@ class AdaptiveConcurrency:
         places = self.limit - self.in_flight
         if places <= 0:
             return inf
-        ready_at = max(self._held_until, self._rate.ready_at(now))
-        resting = [until for until in self._resting if until > now]
-        return ready_at if len(resting) < places else max(ready_at, sorted(resting)[-places])
+        ready_at = max(now, self._held_until, self._rate.next_at)
+        resting = [until for until in self._resting if until > ready_at] if self._resting else ()
+        return ready_at if len(resting) < places else sorted(resting)[-places]
 
     def start(self, now: float) -> InFlightCall:
         """Record that a call leaves; it is handed back with `finish`."""
@@ -151,6 +146,7 @@ class AdaptiveConcurrency:
                 self._detector.end_experiment()
             if self._window.value > self._max:
                 self._window.value = None
+        self._apply()
         if self.limit > before and (self.limit == self._max or self.limit.bit_length() > before.bit_length()):
             self._note(now, "answered")
 
@@ -199,7 +195,12 @@ class AdaptiveConcurrency:
             window.lower(in_flight, refused_s + 2 * self._latency_s, self._feedback_s)
             self._note(now, "limited" if found.limited else "overloaded")
 
+    def _apply(self) -> None:
+        found = inf if self._window.value is None else self._window.value + 0.5
+        self.limit = max(1, int(min(self._max, self._ramp, found)))
+
     def _note(self, now: float, why: str) -> None:
+        self._apply()
         if len(self.history) >= _HISTORY:
             del self.history[1::2]
         per_s = None if self._rate.limit.value is None else round(self._rate.limit.value, 3)

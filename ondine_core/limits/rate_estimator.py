@@ -59,12 +59,8 @@ class RateEstimator:
 
     def __init__(self, now: float) -> None:
         self.limit = ProbedLimit()
-        self._next_at = self._left_at = now
+        self.next_at = self._left_at = now
         self._recent = deque[InFlightCall]()
-
-    def ready_at(self, now: float) -> float:
-        """When the next call may leave."""
-        return max(now, self._next_at)
 
     def start(self, call: InFlightCall, latency_s: float, spread_per_s: float) -> None:
         """Record a departure; calls are spread at `spread_per_s` (0: not at all) while no limit has shown."""
@@ -75,9 +71,9 @@ class RateEstimator:
         per_s = self.limit.value or spread_per_s
         if per_s:
             spacing_s = 1 / per_s
-            if self.limit.value and now - self._next_at < max(_CATCH_UP_S, spacing_s):  # there were calls to make
+            if self.limit.value and now - self.next_at < max(_CATCH_UP_S, spacing_s):  # there were calls to make
                 self.limit.use(min(now - self._left_at, 2 * spacing_s))
-            self._next_at = min(max(self._next_at, now - _CATCH_UP_S), now + spacing_s) + spacing_s
+            self.next_at = min(max(self.next_at, now - _CATCH_UP_S), now + spacing_s) + spacing_s
         self._left_at = now
 
     def measure(self, refused: InFlightCall, latency_s: float) -> float:
@@ -90,4 +86,4 @@ class RateEstimator:
     def lower(self, per_s: float, now: float, refused_s: float, feedback_s: float) -> None:
         """Space calls at the rate of what was let through while others were refused."""
         self.limit.lower(max(_MIN_PER_S, per_s), refused_s + feedback_s, feedback_s)
-        self._next_at = max(now, self._left_at + 1 / (self.limit.value or per_s))
+        self.next_at = max(now, self._left_at + 1 / (self.limit.value or per_s))

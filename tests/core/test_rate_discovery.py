@@ -36,7 +36,7 @@ def test_a_limit_that_nobody_named_is_found_and_used(limit: int, retry_after_s: 
     """Over a minute at least 95 % of it is used and 3 % of the calls are refused, the first ones included."""
     course = drive(sliding_window(limit), 60, retry_after_s=retry_after_s)
     assert course.per_s(0, 60) >= 0.95 * limit
-    assert course.share("limited") < 0.032
+    assert course.share("limited") < 0.03
     assert course.share("limited", 20) < 0.02
 
 
@@ -47,7 +47,7 @@ def test_answers_that_take_now_longer_now_shorter_change_nothing(limit: int, ret
     for seed in SEEDS:
         course = drive(sliding_window(limit), 60, takes=jitter(0.03, 0.07, seed), retry_after_s=retry_after_s)
         assert course.per_s(0, 60) >= 0.93 * limit
-        assert course.share("limited") < 0.033
+        assert course.share("limited") < 0.03
 
 
 @pytest.mark.parametrize("limit", [20, 50, 100, 500])
@@ -83,7 +83,7 @@ def test_a_limit_below_what_slow_answers_would_need(server: type[Server]) -> Non
 # -- a limit a minute ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("limit", "refused"), [(60, 0.4), (600, 0.13), (3000, 0.03)])
+@pytest.mark.parametrize(("limit", "refused"), [(60, 0.4), (600, 0.1), (3000, 0.03)])
 def test_a_limit_that_counts_over_a_minute(limit: int, refused: float) -> None:
     """Over five minutes 90 % of it is used; each minute a burst is refused, and some twenty probes.
 
@@ -137,11 +137,11 @@ def test_failures_of_every_kind_by_chance_slow_nobody_down() -> None:
 
 
 def test_a_limit_beside_refusals_by_chance_is_found() -> None:
-    """A tenth refused by chance does not hide a limit of 100 a second: 75 % of it is used, and 8 % more are refused."""
+    """A tenth refused by chance does not hide a limit of 100 a second: 90 % of it is used, and 5 % more are refused."""
     for seed in SEEDS:
         course = drive(together(at_random(0.1, "limited", seed), sliding_window(100)), 60)
-        assert course.per_s(20, 60) >= 0.75 * 100
-        assert course.share("limited", 20) < 0.18
+        assert course.per_s(20, 60) >= 0.9 * 100
+        assert course.share("limited", 20) < 0.15
 
 
 def test_a_bound_on_calls_at_once_is_lived_with() -> None:

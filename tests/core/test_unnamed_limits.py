@@ -137,6 +137,19 @@ def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> Non
         assert course.share("limited") <= 0.03
 
 
+@pytest.mark.parametrize("takes", [QUICK, jitter(0.03, 0.07)], ids=["even", "jitter"])
+@pytest.mark.parametrize(
+    "server", [lambda: sliding_window(300), lambda: token_bucket(300, 300)], ids=["window", "bucket"]
+)
+def test_a_limit_that_is_used_up_is_seen_by_the_calls_that_left_last(
+    server: Callable[[], Server], takes: Seconds
+) -> None:
+    """Refusals that come at once are heeded at once: with 256 in flight at most 2 % are refused over 20 seconds."""
+    course = drive(server(), 20, most=256, takes=takes, fails=always(0.002))
+    assert course.per_s(0, 20) >= 0.9 * 300
+    assert course.share("limited") <= 0.02
+
+
 @pytest.mark.parametrize("retry_after_s", [None, 1.0, 10.0])
 @pytest.mark.parametrize(
     ("server", "least_s"),
