@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,6 +16,8 @@ from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import stated_usd_of, usage_of
+from ondine_core.reasoning import strip_reasoning
+from ondine_core.schema import strip_fence
 from ondine_core.values import Call, ModelSpec, Reply
 
 __all__ = ["OpenAIModel", "chat_body", "chat_reply", "connect_openai"]
@@ -52,6 +55,7 @@ class OpenAIModel:
         temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
         self._fixed = {**fixed, **temperature, **request_fields(spec)}
         self._form, self._max_output_tokens = form, spec.max_output_tokens
+        self._heeds_schemas = False  # as far as is known
         self._http = HttpModel(
             url,
             api_key,
@@ -72,7 +76,7 @@ class OpenAIModel:
         for _ in range(_MAX_FORMS):
             form = self._form
             try:
-                return await self._http(call)
+                reply = await self._http(call)
             except ProviderError as error:
                 if isinstance(error, InvalidReplyError) or (isinstance(error, TransientError) and error.cost_unknown):
                     raise
@@ -81,11 +85,23 @@ class OpenAIModel:
                 if better is None and self._form == form:
                     raise
                 self._form = better or self._form  # another call may have learnt it meanwhile
+            else:
+                self._learn_from(reply, call, form)
+                return reply
         return await self._http(call)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    def _learn_from(self, reply: Reply, call: Call, form: RequestForm) -> None:
+        """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
+        if self._heeds_schemas or form.write(call)[1] is None or ending_of(reply.finish_reason) != "whole":
+            return
+        text = strip_fence(strip_reasoning(reply.text) or "")
+        self._heeds_schemas = text.startswith("{")
+        if text and not self._heeds_schemas:
+            self._form = replace(self._form, structure="words")
 
     def _write(self, call: Call) -> bytes:
         fixed = self._fixed

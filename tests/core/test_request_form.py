@@ -9,7 +9,19 @@ import pytest
 from ondine_core import Failure, FatalError, ModelSpec, Options, Policy, Prompt, Report, enrich_sync
 from tests.support.asking import QUICK
 from tests.support.batches import ids_in
-from tests.support.provider import Asked, Canned, Effect, Fault, Provider, status
+from tests.support.provider import (
+    Altered,
+    Asked,
+    Canned,
+    Effect,
+    Fault,
+    Provider,
+    empty,
+    first,
+    matching,
+    status,
+    truncated,
+)
 
 MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
 
@@ -176,3 +188,33 @@ def test_refusal_that_stays_ends_after_one_try_of_each_form() -> None:
     with Provider(fault=befall) as provider, pytest.raises(FatalError, match="System role not supported"):
         enriched(provider, rows=1)
     assert calls == 2
+
+
+def test_schema_that_a_server_ignores_is_said_in_words() -> None:
+    """A server that answers a schema with plain text does not know schemas: no row is lost, and few calls are."""
+
+    def talk(asked: Asked) -> Effect:
+        return Altered(message={"content": "It is good, I think."}) if "response_format" in asked.body else None
+
+    with Provider(good, fault=talk) as provider:
+        report = enriched(provider, rows=40)
+    said = [asked for asked in provider.books.requests if "response_format" not in asked.body]
+    assert report.column("mood") == ["good"] * 40
+    assert len(provider.books.requests) - len(said) <= 4
+    assert all('"enum":["good","bad"]' in asked.messages[0]["content"] for asked in said)
+
+
+@pytest.mark.parametrize("fault", [truncated, empty], ids=["cut", "empty"])
+def test_reply_that_was_not_to_be_judged_says_nothing_about_schemas(fault: Fault) -> None:
+    """Only a whole text that is no JSON does."""
+    with Provider(good, fault=first(1, fault)) as provider:
+        enriched(provider, rows=4)
+    assert all("response_format" in asked.body for asked in provider.books.requests)
+
+
+def test_server_that_heeded_a_schema_once_is_not_doubted_again() -> None:
+    """A model that falls out of line later is asked by schema as before."""
+    with Provider(good, fault=matching("row 7", lambda _: Altered(message={"content": "It is good."}))) as provider:
+        report = enriched(provider, rows=12, max_repairs=1)
+    assert sum(isinstance(outcome, Failure) for outcome in report.outcomes) == 1
+    assert all("response_format" in asked.body for asked in provider.books.requests)
