@@ -76,9 +76,7 @@ def _litellm(spec: ModelSpec, name: str) -> ChatModel:
 
 def _llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
     from ondine_core.providers.llama_cpp import connect_llama_cpp
-    from ondine_core.providers.settings import check_settings
 
-    check_settings(spec, ())
     return connect_llama_cpp(spec, name)
 
 

