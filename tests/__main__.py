@@ -9,19 +9,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".ci"))
 from bootstrap import ROOT, python, run
 
 interpreter = python()
-run(interpreter, "-m", "ruff", "check", ".")
-run(interpreter, "-m", "ruff", "format", "--check", ".")
-run(interpreter, "-m", "mypy")
+pytest = (interpreter, "-m", "pytest")
+checks = ((interpreter, "-m", "ruff", "check", "."), (interpreter, "-m", "ruff", "format", "--check", "."))
+types = (interpreter, "-m", "mypy")
 if sys.argv[1:]:
-    run(interpreter, "-m", "pytest", *sys.argv[1:])
+    for command in (*checks, types, (*pytest, *sys.argv[1:])):
+        run(*command)
     sys.exit()
+for command in checks:
+    run(*command)
 # The slow ones mostly wait (for downloads, daemons, a browser), so they run beside the others.
 with tempfile.TemporaryFile() as told:
-    slow = subprocess.Popen(
-        [interpreter, "-m", "pytest", "-m", "slow"], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT
-    )
+    slow = subprocess.Popen((*pytest, "-m", "slow"), cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
     try:
-        run(interpreter, "-m", "pytest", "-m", "not slow")
+        run(*types)
+        run(*pytest, "-m", "not slow")
     finally:
         failed = slow.wait()
         told.seek(0)
