@@ -3,8 +3,8 @@
 A refusal holds back its own call, and for a moment its place. When calls are turned away more often than by chance
 (`ChangeDetector`), the limit is lowered to what was let through meanwhile: first the calls in flight, and if that does
 not help, the calls a second (`RateEstimator`). If neither helps, refusals are due to chance. A limit is kept for a
-while and then raised ever faster until calls are turned away again (`ProbedLimit`). When all calls fail, all wait while
-one at a time probes (`AdaptiveConcurrency`).
+while and then raised ever faster until calls are turned away again (`ProbedLimit`). When the calls that left last all
+fail, no others leave, and one at a time probes (`AdaptiveConcurrency`).
 """
 
 from ondine_core.limits.admission import AdmissionQueue

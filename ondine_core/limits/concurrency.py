@@ -157,12 +157,20 @@ class AdaptiveConcurrency:
         latencies = 1 if call.outcome == "broken" else _REST_LATENCIES
         rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
         self._resting = [until for until in (*self._resting, rests_until) if until > now]
+        if self.closed_since is None and self._all_fail(call, now):
+            self._close(now, limited=call.outcome == "limited")
+
+    def _all_fail(self, call: InFlightCall, now: float) -> bool:
+        """Whether calls that leave now fail: nearly all have since the first that failed, and none after it succeeded.
+
+        Calls that are still in flight from before it may be answered all the same. A rate limit is certain at once;
+        other failures may be due to chance, so nothing must have been answered for a while, too.
+        """
         left = max(self._failed, call.number - self._first_failed.number + 1)
-        enough = min(_FAILED, 3 + self.limit)
-        limited = call.outcome == "limited"
+        if self._failed < max(min(_FAILED, 3 + self.limit), _FAILED_SHARE * left):
+            return False
         is_silent = self.in_flight == 0 or now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
-        if self.closed_since is None and self._failed >= max(enough, _FAILED_SHARE * left) and (limited or is_silent):
-            self._close(now, limited=limited)
+        return is_silent or call.outcome == "limited"
 
     def _close(self, now: float, *, limited: bool) -> None:
         """All calls fail: one at a time probes. For a rate limit, what passed before it was used up is its rate."""
