@@ -79,8 +79,9 @@ _FIND_FAILURES = """
     AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"""
 _AUDIT = f"""
     SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
-    WHERE run = ? GROUP BY outcome"""  # noqa: S608
-_UNSEEN = "SELECT at_most_pico_usd FROM ondine.calls WHERE run = ?"
+    WHERE run = ? GROUP BY outcome
+    UNION ALL SELECT 'unseen', COUNT(*), 0, 0, 0, 0, 0, COALESCE(SUM(at_most_pico_usd), 0),
+    COUNT(*) - COUNT(at_most_pico_usd), 0, 0 FROM ondine.calls WHERE run = ?"""  # noqa: S608
 
 
 def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any]:
@@ -205,13 +206,11 @@ def read_unseen(database: Database) -> frozenset[Key]:
 
 def read_audit(database: Database, run: str) -> Audit:
     """The books of one run."""
-    seen: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in database.select(_AUDIT, [clean(run)])}
-    unseen = [most for (most,) in database.select(_UNSEEN, [clean(run)])]
-    most = None if None in unseen else from_pico(sum(unseen))
+    seen: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in database.select(_AUDIT, 2 * [clean(run)])}
     return Audit(
         _line(seen.get("answered")),
         _line(seen.get("refused")),
-        Line(len(unseen), usd=most),
+        _line(seen.get("unseen")),
         sum(int(amounts[-1]) for amounts in seen.values()),
     )
 

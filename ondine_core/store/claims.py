@@ -33,6 +33,7 @@ _JOIN = """
     INSERT INTO ondine.runs (run, question, lease, process, joined_at) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (run) DO NOTHING"""
 _REMOVE_OVERTAKEN = "DELETE FROM ondine.runs WHERE lease = ?"
+_COUNT_RUNS = "SELECT COUNT(*) FROM ondine.runs WHERE question IN ?"
 _FIND_RUNS = "SELECT run, process FROM ondine.runs WHERE question IN ?"
 _NOTE_LAST = """
     INSERT INTO ondine.questions (question, last_run) VALUES (?, ?)
@@ -71,6 +72,8 @@ def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
     process = orjson.dumps(tuple(joined.process))
     database.run_many(_JOIN, [(joined.run, joined.question, joined.lease, process, time.time())])
     database.run_many(_NOTE_LAST, [(joined.question, joined.run)])
+    if database.counts_to(_COUNT_RUNS, [joined.question], 1):
+        return {}
     found = database.select_in(_FIND_RUNS, [joined.question])
     others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != joined.run}
     if others:

@@ -83,14 +83,14 @@ class Database(Protocol):
     def stream(self, sql: str) -> Iterator[Row]:
         """The rows of a query too large for memory."""
 
-    def read_format(self) -> int:
-        """The version of the tables, 0 if there are none."""
+    def create_schema(self) -> None:
+        """Make, within `write`, what the tables are to be in if there is none."""
+
+    def read_format(self) -> int | None:
+        """The version of the tables, 0 if there are none, `None` if they are not those of a store."""
 
     def write_format(self, version: int) -> None:
         """Note the version of the tables."""
-
-    def holds_something_else(self) -> bool:
-        """Whether there are tables, and not those of a store."""
 
     def measure(self) -> int:
         """Bytes the store takes on disk."""

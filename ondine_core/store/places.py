@@ -128,7 +128,7 @@ def connect(
     if address.kind == "file":
         database = SqliteDatabase(address.text, durability=durability, patience_s=patience_s, create=create)
     else:
-        database = PostgresDatabase(address.text, patience_s=patience_s, create=create)
+        database = PostgresDatabase(address.text, patience_s=patience_s)
     try:
         migrate(database, create=create)
     except BaseException:

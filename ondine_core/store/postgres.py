@@ -64,6 +64,7 @@ _FIND_TABLE = "SELECT tableoid FROM ondine.numbers WHERE name = 'format'"
 _UNCHANGED = """
     SELECT sqrt(-count(*)) FROM unnest($1::text[], $2::bytea[]) AS known (name, numbers)
     LEFT JOIN ondine.numbers AS found USING (name) WHERE found.numbers IS DISTINCT FROM known.numbers"""
+_LOOK = "SELECT to_regnamespace('ondine') IS NULL, to_regclass('ondine.numbers')::oid"
 _TABLES = """
     SELECT relname, pg_total_relation_size(oid) FROM pg_class
     WHERE relkind = 'r' AND relnamespace = to_regnamespace('ondine')"""
@@ -79,14 +80,13 @@ class PostgresDatabase:
         url: As in `postgresql://user:password@host:5432/database`, or `host=... password=...`.
         patience_s: How long to wait for a server that is gone, or for the lock of another process. A statement that
             the server does not answer in four times as long is taken for a broken connection.
-        create: Whether to make the schema if there is none.
 
     Raises:
         ConfigError: The URL cannot be read, or the driver is not installed.
         StoreError: The server cannot be reached or refuses.
     """
 
-    def __init__(self, url: str, *, patience_s: float, create: bool) -> None:
+    def __init__(self, url: str, *, patience_s: float) -> None:
         self._driver = load_driver()
         self._settings, self.place = parse(url)
         self._patience_s = patience_s
@@ -101,20 +101,19 @@ class PostgresDatabase:
         self._connection = self._insist_on_connection(time.monotonic() + patience_s, may_come_up)
         threading.Thread(target=self._cut_stalled, name="ondine-postgres", daemon=True).start()
         try:
-            if self._insist(self._lacks_schema) and create:
-                self.write(lambda: self.run("CREATE SCHEMA IF NOT EXISTS ondine"), ["format"])
+            [(self._lacks_schema, self._table)] = self._insist(self._look)
         except BaseException:
             self._closed.set()
             self._connection.close()
             raise
 
-    def _lacks_schema(self) -> bool:
-        """Whether there is no schema; its transaction is two messages, which a pooler in statement mode refuses."""
+    def _look(self) -> list[Row]:
+        """What there is; read in a transaction of two messages, which a pooler in statement mode refuses."""
         self._connection.execute("BEGIN")
         with self._connection.pipeline():
-            found = self.select("SELECT to_regnamespace('ondine') IS NULL")
+            found = self.select(_LOOK)
             self._connection.execute("COMMIT")
-        return found == [(True,)]
+        return found
 
     def read(self, work: Callable[[], T]) -> T:
         """The result of `work`, which selects; run again if the connection breaks."""
@@ -123,7 +122,7 @@ class PostgresDatabase:
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together and once, or not at all."""
         if self._table is None:
-            [(self._table,)] = self._insist(lambda: self.select("SELECT to_regclass('ondine.numbers')::oid"))
+            [(_, self._table)] = self._insist(lambda: self.select(_LOOK))
         self._writes += 1
         numbers = sorted(map(_lock_number, locks))
         results: list[T] = []
@@ -317,21 +316,22 @@ class PostgresDatabase:
         except self._driver.Error as error:
             raise explain(error, self.place) from error
 
-    def read_format(self) -> int:
-        """The version of the tables, 0 if there are none."""
-        if self.select("SELECT to_regclass('ondine.numbers') IS NULL") == [(True,)]:
-            return 0
+    def create_schema(self) -> None:
+        """Make the schema, unless it was there when this began: a user may own one without the right to make one."""
+        if self._lacks_schema:
+            self.run("CREATE SCHEMA IF NOT EXISTS ondine")
+
+    def read_format(self) -> int | None:
+        """The version of the tables, 0 if there are none, `None` if they are not those of a store."""
+        names = {name for name, _ in self.select(_TABLES)}
+        if not names >= {"answers", "numbers"}:
+            return None if names else 0
         found = self.select("SELECT numbers FROM ondine.numbers WHERE name = 'format'")
         return int(orjson.loads(found[0][0])[0]) if found else 0
 
     def write_format(self, version: int) -> None:
         """Note the version of the tables."""
         self.run(_FORMAT, (orjson.dumps((version,)),))
-
-    def holds_something_else(self) -> bool:
-        """Whether the schema has tables, and not those of a store."""
-        names = {name for name, _ in self.select(_TABLES)}
-        return bool(names) and not names >= {"answers", "numbers"}
 
     def measure(self) -> int:
         """Bytes of the tables and their indexes."""

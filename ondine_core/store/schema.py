@@ -79,9 +79,9 @@ def migrate(database: Database, *, create: bool = True) -> None:
 
 
 def _check(database: Database, *, create: bool) -> int:
-    if database.holds_something_else():
-        raise StoreError(f"{database.place!r} is a database of something else; name another store.")
     version = database.read_format()
+    if version is None:
+        raise StoreError(f"{database.place!r} is a database of something else; name another store.")
     if version == 0 and not create:
         raise StoreError(f"There is no answer store at {database.place!r}; name one that exists.")
     if version > len(MIGRATIONS):
@@ -93,6 +93,8 @@ def _check(database: Database, *, create: bool) -> int:
 
 
 def _apply(database: Database, version: int) -> None:
+    if version == 0:
+        database.create_schema()
     for statements in MIGRATIONS[version:]:
         for statement in statements:
             database.run(statement)

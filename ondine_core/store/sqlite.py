@@ -246,19 +246,20 @@ class SqliteDatabase:
         with self._explained():
             yield from self._connection.execute(_own(sql))
 
-    def read_format(self) -> int:
-        """The version of the tables, 0 if there are none."""
+    def create_schema(self) -> None:
+        """Nothing to do: the tables are in the file."""
+
+    def read_format(self) -> int | None:
+        """The version of the tables, 0 if there are none, `None` if they are not those of a store."""
+        names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+        if names and not names >= {"answers", "numbers"}:
+            return None
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         return int(version)
 
     def write_format(self, version: int) -> None:
         """Note the version of the tables."""
         self._connection.execute(f"PRAGMA user_version = {version}")
-
-    def holds_something_else(self) -> bool:
-        """Whether there are tables, and not those of a store."""
-        names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
-        return bool(names) and not names >= {"answers", "numbers"}
 
     def measure(self) -> int:
         """Bytes of the file and its log."""

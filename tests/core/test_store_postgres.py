@@ -19,6 +19,8 @@ from ondine_core.books import Settled
 from ondine_core.errors import ConfigError, OndineError, StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
+from ondine_core.store.postgres import PostgresDatabase
+from ondine_core.store.schema import migrate
 from ondine_core.values import Answer, Usage
 from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
 from tests.support.latency import LatencyProxy, latency_proxy
@@ -252,6 +254,24 @@ def test_a_transaction_is_one_round_trip(url: str) -> None:
         open_store(url.replace(str(server().port), str(proxy.port))) as store,
     ):
         asyncio.run(main(store, proxy))
+
+
+def test_run_begins_and_ends_with_few_round_trips(url: str) -> None:
+    """A store that is there is checked in two round trips; a run is announced in one, and its books are read in one."""
+    with open_store(url):
+        pass
+    with latency_proxy(server().port, 0.001) as proxy:
+        near = url.replace(str(server().port), str(proxy.port))
+        database = PostgresDatabase(near, patience_s=30.0)
+        before = proxy.round_trips
+        migrate(database)
+        assert proxy.round_trips - before == 2
+        database.close()
+        with open_store(near) as store:
+            before = proxy.round_trips
+            assert asyncio.run(store.join(b"run-0001", b"question", (1.0, 2.0))) == {}
+            assert asyncio.run(store.audit("run-1")).sent == 0
+            assert proxy.round_trips - before == 2
 
 
 def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
