@@ -31,7 +31,7 @@ from ondine_core.errors import ConfigError, FatalError
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.openai_http import chat_body, chat_reply
-from ondine_core.providers.processors import core_count, measure_shares, thread_count
+from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 from ondine_core.providers.settings import check_settings, request_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.values import Call, Message, ModelSpec, Reply
@@ -204,7 +204,8 @@ def _server(name: str, threads: int | None, slots: int) -> _Server:
 
 
 def _start_server(weights: Path, threads: int, slots: int) -> _Server:
-    import xllamacpp
+    with brief_spinning(os.environ):
+        import xllamacpp
 
     params, api_key = xllamacpp.CommonParams(), secrets.token_urlsafe(24)
     params.model.path = str(weights)

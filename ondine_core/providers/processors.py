@@ -1,4 +1,4 @@
-"""How many threads a computation gets processors for, by a measurement of at most a second.
+"""How many threads a computation gets processors for, by a measurement of at most a second, and how long they spin.
 
 The threads of one computation wait for each other many times for each token. One that has to share its processor holds
 up all others: with a second busy process on two processors, two threads are many times slower than one. So a thread is
@@ -11,10 +11,16 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["core_count", "measure_shares", "thread_count"]
+__all__ = ["brief_spinning", "core_count", "measure_shares", "thread_count"]
+
+_SPINS = 10_000
+"""About a tenth of a millisecond: far more than threads wait for each other where each has a processor."""
+_SPIN_VARIABLE = "GOMP_SPINCOUNT"
+_WAITING = frozenset({_SPIN_VARIABLE, "OMP_WAIT_POLICY"})
 
 _MEASUREMENTS = 3
 _MEASURED_S = 0.3
@@ -68,6 +74,23 @@ def core_count() -> int:
         return os.cpu_count() or 1
     processors = os.sched_getaffinity(0)
     return len({_core_of(processor) for processor in processors})
+
+
+@contextmanager
+def brief_spinning(environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Let threads of a library that is loaded meanwhile sleep soon when they wait, unless the user chose otherwise.
+
+    By default GNU's OpenMP spins for milliseconds, and so keeps from the processor the very thread that it waits for:
+    where other work starts after the threads were counted, nothing would be computed any more.
+    """
+    if _WAITING & environment.keys():
+        yield
+        return
+    environment[_SPIN_VARIABLE] = str(_SPINS)
+    try:
+        yield
+    finally:
+        del environment[_SPIN_VARIABLE]
 
 
 def _core_of(processor: int) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ondine_core.providers.processors import core_count, measure_shares, thread_count
+from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 
 
 def machine(processors: float, others: int = 0) -> Callable[[int], list[float]]:
@@ -56,3 +58,38 @@ def test_threads_on_one_processor_are_measured_as_sharing_it() -> None:
     assert max(shares) < 0.8
     assert sum(shares) < 1.1
     assert threads == 1
+
+
+@pytest.mark.slow
+def test_the_library_spins_briefly_unless_the_user_chose() -> None:
+    """OpenMP itself says what it read, and the variable is gone afterwards."""
+    pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
+    assert openmp_says({}) == "10000"
+    assert openmp_says({"GOMP_SPINCOUNT": "5"}) == "5"
+    assert openmp_says({"OMP_WAIT_POLICY": "passive"}) == "0"
+
+
+def openmp_says(chosen: dict[str, str]) -> str:
+    """How often GNU's OpenMP spins in a process that loads the library as the provider does."""
+    code = """
+import os
+from ondine_core.providers.processors import brief_spinning
+before = dict(os.environ)
+with brief_spinning(os.environ):
+    import xllamacpp
+assert dict(os.environ) == before
+"""
+    environment = os.environ | chosen | {"OMP_DISPLAY_ENV": "verbose"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    lines = [line for line in said.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not lines:
+        pytest.skip("The library does not use GNU's OpenMP here.")
+    return lines[0].partition("=")[2].strip(" '")
+
+
+def test_what_the_user_chose_is_left_alone() -> None:
+    """A variable of OpenMP's that is set stays as it is, and none is added."""
+    chosen = {"OMP_WAIT_POLICY": "active"}
+    with brief_spinning(chosen):
+        assert chosen == {"OMP_WAIT_POLICY": "active"}
+    assert chosen == {"OMP_WAIT_POLICY": "active"}
