@@ -55,9 +55,12 @@ def test_importing_loads_nothing_heavy(package: str, unwanted: tuple[str, ...]) 
 
 
 def test_importing_costs_little_beyond_dagster() -> None:
-    """At most 0.3 s of processor time over `import dagster`; the best of three, since machines are shared."""
-    code = "import dagster, time; t = time.process_time(); import ondine_dagster; print(time.process_time() - t)"
-    assert min(float(run(code)) for _ in range(3)) <= 0.3
+    """At most a quarter of what `import dagster` takes; as a ratio, since a busy machine makes both slower."""
+    code = (
+        "from time import process_time as now; start = now(); import dagster; middle = now(); import ondine_dagster; "
+        "print((now() - middle) / (middle - start))"
+    )
+    assert min(float(run(code)) for _ in range(3)) <= 0.25
 
 
 @pytest.mark.parametrize(("package", "order"), [("ondine_core", CORE), ("ondine_dagster", RING)])

@@ -58,6 +58,7 @@ def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(
     assert ended.returncode == 0, ended.stdout
     counts = re.findall(r"sentiment_counts - (\{.*\})", ended.stdout)
     assert len(counts) == 1, ended.stdout
+    assert counts[0] in page, counts
     assert re.search(r"^1 passed", ended.stdout, re.MULTILINE), ended.stdout
     with sqlite3.connect(tmp_path / "shop" / ".dagster_home" / "storage" / "ondine" / "answers.db") as answers:
         # The second launch asked nothing.
