@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from ondine_core.values import Answer, Failure, Key, Usage
 
-__all__ = ["Audit", "Claim", "Line", "Origin", "Sent", "Settled", "Stage"]
+__all__ = ["NO_ORIGIN", "Audit", "Claim", "Line", "Origin", "Sent", "Settled", "Stage"]
 
 Stage: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
 """Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
@@ -24,6 +24,10 @@ class Origin:
     run: str
     asset: str = ""
     partition: str = ""
+
+
+NO_ORIGIN = Origin("")
+"""Of calls that are made for nothing in particular."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ondine_core.books import Origin
 from ondine_core.calibration import Calibrated, calibrate
 from ondine_core.calling import Caller
 from ondine_core.cost_tracker import CostTracker
+from ondine_core.definition import write_definition
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
 from ondine_core.other_runs import OtherRuns
@@ -86,6 +87,8 @@ async def run(  # noqa: PLR0913  (named at every call)
         clock.elapsed,
         question.model.timeout_s,
         means.lease.name if means.lease else "",
+        origin,
+        write_definition(question),
     )
     named = means.limiter.requests_per_s if means.limiter else None
     limits = AdaptiveConcurrency(most_in_flight(means, policy), clock.elapsed(), named)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from os import urandom
 
-from ondine_core.books import Claim
+from ondine_core.books import NO_ORIGIN, Claim, Origin
 from ondine_core.errors import StoreError
 from ondine_core.ports import AnswerStore
 from ondine_core.processes import Process, has_ended, this_process
@@ -54,6 +54,8 @@ class OtherRuns:
         elapsed: Seconds since some moment, never set back.
         timeout_s: Seconds one call may take.
         lease: Name of the lease that this run holds; empty for none.
+        origin: For whom this run asks.
+        definition: What it asks, for the store to keep.
         run: What the identities of all calls of this run begin with.
 
     Attributes:
@@ -68,6 +70,8 @@ class OtherRuns:
     elapsed: Callable[[], float]
     timeout_s: float
     lease: str = ""
+    origin: Origin = NO_ORIGIN
+    definition: bytes = b""
     run: bytes = field(default_factory=lambda: urandom(8))
     is_shared: bool = field(default=False, init=False)
     taken_over: set[Key] = field(default_factory=set, init=False)
@@ -87,7 +91,9 @@ class OtherRuns:
             StoreError: The store failed.
         """
         try:
-            others = await self.store.join(self.run, self.question, this_process(), self.lease)
+            others = await self.store.join(
+                self.run, self.question, this_process(), self.lease, self.origin, self.definition
+            )
             self.is_shared = bool(others.keys() - await self._forget_ended(others))
             yield
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from ondine_core.books import Audit, Claim, Sent, Settled
+from ondine_core.books import NO_ORIGIN, Audit, Claim, Origin, Sent, Settled
 from ondine_core.values import Answer, Call, Failure, Key, Reply
 
 __all__ = ["AnswerStore", "ChatModel", "Numbers", "TokenCounter"]
@@ -61,7 +61,15 @@ class AnswerStore(Protocol):
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
-    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
+    async def join(  # noqa: PLR0913, PLR0917
+        self,
+        run: bytes,
+        question: bytes,
+        process: Numbers,
+        lease: str = "",
+        origin: Origin = NO_ORIGIN,
+        definition: bytes = b"",
+    ) -> Mapping[bytes, Numbers]:
         """Announce a run, so that no prompt of `question` is in flight in two; returns the others and where they are.
 
         Args:
@@ -69,6 +77,8 @@ class AnswerStore(Protocol):
             question: What it asks, see `Sent.question`.
             process: Where it is.
             lease: The lease it holds; a run that had it before has lost it, and what it has in flight is anybody's.
+            origin: For whom it asks.
+            definition: What it asks, without the rows; see `definition.write_definition`.
         """
 
     async def leave(self, *runs: bytes) -> None:

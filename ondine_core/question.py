@@ -21,7 +21,7 @@ from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output, OutputSchema, compile_schema
 from ondine_core.values import Key, ModelSpec
 
-__all__ = ["Question", "address", "check_columns", "compile_question"]
+__all__ = ["Question", "address", "check_columns", "compile_question", "hashed_parts", "key_from_parts"]
 
 _KEY_FORMAT = b"ondine-1"
 """Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
@@ -98,17 +98,27 @@ def address(question: Question) -> Callable[[str], Key]:
     What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
     tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
     """
+    return key_from_parts(hashed_parts(question))
+
+
+def hashed_parts(question: Question) -> tuple[bytes, bytes]:
+    """What is hashed into every key before the text of the row."""
     model = question.model
     url = model.base_url and model.base_url.rstrip("/")
     temperature = None if model.temperature is None else float(model.temperature)
     settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
     head = [[message.role, message.content] for message in question.prompt.head]
-    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
     try:
         asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
         raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
-    for part in (asked, question.schema.identity):
+    return asked, question.schema.identity
+
+
+def key_from_parts(parts: tuple[bytes, bytes]) -> Callable[[str], Key]:
+    """A function from a rendered prompt to its key, from what `hashed_parts` returned."""
+    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
+    for part in parts:
         start.update(len(part).to_bytes(8, "big") + part)
 
     def key(text: str) -> Key:

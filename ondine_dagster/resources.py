@@ -19,6 +19,7 @@ from ondine_core.providers import connect
 from ondine_core.providers.settings import check_params
 from ondine_core.rate_limiter import Rates
 from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
+from ondine_core.store.places import store_in
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig, plain_texts
@@ -247,7 +248,7 @@ def _check_model(model: str) -> None:
 
 def default_store(instance: dg.DagsterInstance) -> str:
     """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
-    return str(Path(instance.storage_directory()) / "ondine" / "answers.db")
+    return store_in(instance.storage_directory())
 
 
 def store_warning(path: str) -> str | None:

@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,12 +24,14 @@ from ondine_core.books import Line
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.books import read_audit
 from ondine_core.store.database import Database, Row
-from ondine_core.store.places import connect
+from ondine_core.store.places import connect, find_dagster_store
 from ondine_core.store.queries import (
     ANSWER_COLUMNS,
     Column,
     Spending,
     prune,
+    read_failed_prompts,
+    read_failure_counts,
     read_size,
     read_spending,
     stream,
@@ -84,7 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "store",
         metavar="STORE",
         help="a file of answers, a postgresql:// URL without a password, or @FILE, a text file with one of these; "
-        "if left out, what ONDINE_STORE says",
+        "if left out, what ONDINE_STORE says, or the default store of the Dagster instance in DAGSTER_HOME",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -93,12 +95,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         added.set_defaults(command=command)
         return added
 
+    def filter_by(command: argparse.ArgumentParser, dated: str) -> None:
+        command.add_argument("--since", type=_since, default=0.0, metavar="WHEN", help=f"{dated}; 2026-01-31, 7d, 12h")
+        command.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, as in a/b")
+
     add("size", _size, "how much is stored")
     spend = add("spend", _spend, "calls, tokens and USD, added up")
+    filter_by(spend, "only calls from this day (UTC) on")
     spend.add_argument("--by", choices=get_args(Column), default="asset", help="told apart by (default: asset)")
     add("audit", _audit, "the books of one run").add_argument("run", metavar="RUN", help="as `spend --by run` lists it")
-    old = add("prune", _prune, "remove what is old")
-    old.add_argument("--older-than", type=_age_s, required=True, metavar="AGE", help="as in 90d, 12h or 8w")
+    failures = add("failures", _failures, "prompts that have no answer, with key and reason, the newest first")
+    filter_by(failures, "only what was asked since")
+    failures.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)")
+    old = add("prune", _prune, "remove what is old, or what was asked for an asset")
+    old.add_argument("--older-than", type=_age_s, metavar="AGE", help="as in 90d, 12h or 8w")
+    old.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE")
     old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
     add("reservations", _reservations, "what is held of budgets for calls in flight, and by whom")
     gone = add("settle", _settle, "charge as spent what processes hold of budgets that have ended")
@@ -111,15 +122,50 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     copy = add("backup", _backup, "copy a store in a file while runs use it")
     copy.add_argument("target", type=Path, metavar="TARGET", help="a new file")
     export = add("export", _export, "write all answers out")
+    filter_by(export, "only answers that came since")
     export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of standard output")
 
     arguments = list(arguments)
     if arguments and arguments[0] in commands.choices:
-        if not (place := os.environ.get("ONDINE_STORE")):
-            parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE")
+        try:
+            place = default_store(os.environ)
+        except ConfigError as error:
+            parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE; {error}")
         arguments = [place, *arguments]
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command is _prune and options.older_than is None and options.asset is None:
+        old.error("say what to remove: --older-than AGE, --asset ASSET, or both")
+    return options
+
+
+def default_store(environment: Mapping[str, str]) -> str:
+    """The store that is meant where none is named.
+
+    Raises:
+        ConfigError: The environment does not say.
+    """
+    if place := environment.get("ONDINE_STORE"):
+        return place
+    if home := environment.get("DAGSTER_HOME"):
+        return find_dagster_store(home, environment)
+    raise ConfigError("DAGSTER_HOME is not set either.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _since(text: str) -> float:
+    if re.fullmatch(r"\d+[hdw]", text):
+        return time.time() - _age_s(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date or age; write 2026-01-31, 7d or 12h") from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _age_s(text: str) -> float:
@@ -143,7 +189,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
 
 
 def _spend(database: Database, options: argparse.Namespace) -> None:
-    spent = read_spending(database, options.by)
+    spent = read_spending(database, options.by, since=options.since, asset=options.asset)
     rows = [_spending_row(name or "(none)", spending) for (name,), spending in spent.items()]
     header = (options.by, "calls", "input tokens", "from cache", "output tokens", "USD", "unknown", "paid twice")
     _write_table([header, *rows])
@@ -203,16 +249,52 @@ def _usd(usd: Decimal | None, at_most_calls: int) -> str:
     return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
 
 
+def _failures(database: Database, options: argparse.Namespace) -> None:
+    chosen = {"since": options.since, "asset": options.asset}
+    counts = read_failure_counts(database, **chosen)
+    sys.stdout.write(f"{sum(counts.values()):,} prompts have no answer")
+    sys.stdout.write(
+        f": {', '.join(f'{count:,} {reason}' for reason, count in counts.items())}.\n" if counts else ".\n"
+    )
+    failed = read_failed_prompts(database, **chosen, limit=options.limit)
+    if not failed:
+        return
+    header = ("key", "asked last", "asset", "run", "model", "asked", "USD", "reply", "why")
+    rows = [
+        (
+            one.key.hex(),
+            _instant(one.failed_at),
+            "/".join(filter(None, (one.asset, one.partition))) or "?",
+            one.run or "?",
+            one.failure.model or "?",
+            f"{one.failure.attempts:,}",
+            "?" if one.failure.cost_usd is None else f"{one.failure.cost_usd:,.6f}",
+            "kept" if one.has_reply else "",
+            str(one.failure),
+        )
+        for one in failed
+    ]
+    sys.stdout.write("\n")
+    _write_table([header, *rows], texts=(0, 1, 2, 3, 4, 8))
+    if (left := sum(counts.values()) - len(failed)) > 0:
+        sys.stdout.write(f"\n{left:,} more; --limit N shows N of them.\n")
+
+
 def _prune(database: Database, options: argparse.Namespace) -> None:
-    before = time.time() - options.older_than
-    pruned = prune(database, before, dry_run=options.dry_run)
+    before = time.time() - (options.older_than or 0.0)
+    is_dated = options.older_than is not None
+    # The books are what a budget is explained by, so only their age makes them go.
+    pruned = prune(database, before, asset=options.asset, ledger=is_dated, dry_run=options.dry_run)
     if not options.dry_run:
         database.compact()
-    sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}, from before {_instant(before)}:\n")
+    about = f" of {options.asset!r}" if options.asset else ""
+    dated = f", from before {_instant(before)}" if is_dated else ""
+    sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}{about}{dated}:\n")
     _write_table(
         [
             ("answers", f"{pruned.answers:,}"),
             ("failures", f"{pruned.failures:,}"),
+            ("replies", f"{pruned.replies:,}"),
             ("lines of the ledger", f"{pruned.ledger:,}"),
         ]
     )
@@ -259,16 +341,18 @@ def _put_in_place(target: Path) -> Iterator[Path]:
 
 def _export(database: Database, options: argparse.Namespace) -> None:
     write = _write_csv if options.format == "csv" else _write_jsonl
-    if options.output is None:
-        write(database, sys.stdout)
-        return
-    with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
-        write(database, file)
+    # A reader that leaves early must not leave a query behind when the store is closed.
+    with closing(_whole_rows(stream(database, since=options.since, asset=options.asset))) as rows:
+        if options.output is None:
+            write(rows, sys.stdout)
+            return
+        with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+            write(rows, file)
 
 
-def _whole_rows(database: Database) -> Iterator[Row]:
-    """All answers but damaged ones, which are named on standard error."""
-    for row in stream(database):
+def _whole_rows(rows: Iterable[Row]) -> Generator[Row]:
+    """All rows but damaged ones, which are named on standard error."""
+    for row in rows:
         try:
             to_answer(row)
         except DamagedRowError as error:
@@ -277,23 +361,27 @@ def _whole_rows(database: Database) -> Iterator[Row]:
             yield row
 
 
-def _write_jsonl(database: Database, out: TextIO) -> None:
-    for key, values, *rest, answered_at in _whole_rows(database):
+def _write_jsonl(rows: Iterable[Row], out: TextIO) -> None:
+    for key, values, *rest, answered_at in rows:
         row = [key.hex(), orjson.Fragment(values), *rest, _iso(answered_at)]
         out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
 
 
-def _write_csv(database: Database, out: TextIO) -> None:
+def _write_csv(rows: Iterable[Row], out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(ANSWER_COLUMNS)
-    for key, values, *rest, answered_at in _whole_rows(database):
+    for key, values, *rest, answered_at in rows:
         writer.writerow([key.hex(), values.decode(), *rest, _iso(answered_at)])
 
 
-def _write_table(rows: Sequence[Sequence[str]]) -> None:
+def _write_table(rows: Sequence[Sequence[str]], *, texts: Collection[int] = (0,)) -> None:
+    """Write columns side by side, those numbered in `texts` to the left and figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number in texts else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 

@@ -16,7 +16,7 @@ import orjson
 from ondine_core.books import Audit, Line
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
-from ondine_core.store import claims
+from ondine_core.store import claims, origins
 from ondine_core.store.database import Database, Row
 from ondine_core.store.records import (
     DamagedRowError,
@@ -43,6 +43,7 @@ _MOST_NAMED = 5
 """Damaged rows in one warning; it also says how many there are."""
 
 _ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, answered_at'
+_ANSWER_ROW = f"{_ANSWERS}, origin"
 _LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
 _AMOUNTS = (
     *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
@@ -56,16 +57,16 @@ _COUNT_CALLS = "SELECT COUNT(*) FROM ondine.calls WHERE call IN ?"
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
 _REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
 _ANSWER = f"""
-    INSERT INTO ondine.answers ({_ANSWERS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    INSERT INTO ondine.answers ({_ANSWER_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     "values" = excluded."values", model = excluded.model, attempts = excluded.attempts,
     batch_size = excluded.batch_size, cost_usd = excluded.cost_usd, request_id = excluded.request_id,
-    answered_at = excluded.answered_at"""  # noqa: S608
+    answered_at = excluded.answered_at, origin = excluded.origin"""  # noqa: S608
 _REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
 _FAIL = """
-    INSERT INTO ondine.failures (key, reason, detail, failed_at, model, attempts, cost_usd) SELECT ?, ?, ?, ?, ?, ?, ?
-    WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?) ON CONFLICT (key) DO UPDATE SET
-    reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at, model = excluded.model,
-    attempts = excluded.attempts, cost_usd = excluded.cost_usd"""
+    INSERT INTO ondine.failures (key, reason, detail, failed_at, model, attempts, cost_usd, origin)
+    SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?)
+    ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at,
+    model = excluded.model, attempts = excluded.attempts, cost_usd = excluded.cost_usd, origin = excluded.origin"""
 _COUNT = f"""
     INSERT INTO ondine.ledger AS old ({", ".join(_LINE + _AMOUNTS)}) VALUES ({", ".join("?" * len(_LINE + _AMOUNTS))})
     ON CONFLICT ({", ".join(_LINE)}) DO UPDATE SET
@@ -99,6 +100,7 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
         match entry:
             case Joined():
                 outcomes[at] = claims.join(database, entry)
+                origins.note(database, entry)
             case Left(runs):
                 claims.leave(database, runs)
             case Released(calls):

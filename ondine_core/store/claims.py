@@ -21,13 +21,10 @@ import orjson
 from ondine_core.books import Claim
 from ondine_core.ports import Numbers
 from ondine_core.store.database import Database
-from ondine_core.store.records import Joined, SentRow, split_keys
+from ondine_core.store.records import ORIGIN_BYTES, Joined, SentRow, split_keys
 from ondine_core.values import Key
 
 __all__ = ["claim", "join", "leave", "read_claims", "release"]
-
-RUN_BYTES = 8
-"""The identities of all calls of a run begin with these."""
 
 _JOIN = """
     INSERT INTO ondine.runs (run, question, lease, process, joined_at) VALUES (?, ?, ?, ?, ?)
@@ -40,15 +37,15 @@ _NOTE_LAST = """
     ON CONFLICT (question) DO UPDATE SET last_run = excluded.last_run"""
 _COUNT_LAST = "SELECT COUNT(*) FROM ondine.questions WHERE last_run IN ?"
 _LEAVE = "DELETE FROM ondine.runs WHERE run IN ?"
-_REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {RUN_BYTES}) IN ?"  # noqa: S608
+_REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {ORIGIN_BYTES}) IN ?"  # noqa: S608
 _FIND_IN_FLIGHT = "SELECT call, keys FROM ondine.calls"
 _CLAIM_FOR_OTHERS = "INSERT INTO ondine.claims (key, call) VALUES (?, ?) ON CONFLICT DO NOTHING"
 # A run that lost a call asks again under another one; nobody waits for a call that is over or a run that is gone.
 _CLAIM = f"""
     INSERT INTO ondine.claims AS old (key, call) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET call = excluded.call
-    WHERE substr(old.call, 1, {RUN_BYTES}) = substr(excluded.call, 1, {RUN_BYTES})
+    WHERE substr(old.call, 1, {ORIGIN_BYTES}) = substr(excluded.call, 1, {ORIGIN_BYTES})
     OR NOT EXISTS (SELECT 1 FROM ondine.calls AS c WHERE c.call = old.call)
-    OR NOT EXISTS (SELECT 1 FROM ondine.runs AS r WHERE r.run = substr(old.call, 1, {RUN_BYTES}))"""  # noqa: S608
+    OR NOT EXISTS (SELECT 1 FROM ondine.runs AS r WHERE r.run = substr(old.call, 1, {ORIGIN_BYTES}))"""  # noqa: S608
 _COUNT_CLAIMS = "SELECT COUNT(*) FROM ondine.claims WHERE call IN ?"
 _FIND_HOLDERS = "SELECT key, call FROM ondine.claims WHERE key IN ?"
 _RELEASE = "DELETE FROM ondine.claims WHERE call IN ?"
@@ -59,7 +56,7 @@ _COUNT_ANSWERED = f"SELECT COUNT(*) {_ANSWERED}"
 _FIND_ANSWERED = f"SELECT key {_ANSWERED}"
 _FIND_CLAIMS = f"""
     SELECT c.key, c.call, r.process FROM ondine.claims AS c JOIN ondine.calls AS s ON s.call = c.call
-    JOIN ondine.runs AS r ON r.run = substr(c.call, 1, {RUN_BYTES}) WHERE c.key IN ?"""  # noqa: S608
+    JOIN ondine.runs AS r ON r.run = substr(c.call, 1, {ORIGIN_BYTES}) WHERE c.key IN ?"""  # noqa: S608
 
 
 def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
@@ -80,7 +77,7 @@ def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
         # What is being noted at this moment is either seen here, or comes after this and finds another run announced.
         database.keep_out_writers("calls")
         in_flight = [(key, call) for call, keys in database.select(_FIND_IN_FLIGHT) for key in split_keys(keys)]
-        held = {key: call for key, call in in_flight if bytes(call[:RUN_BYTES]) in others}
+        held = {key: call for key, call in in_flight if bytes(call[:ORIGIN_BYTES]) in others}
         database.hold(_lock_of(joined.question))
         database.run_many(_CLAIM_FOR_OTHERS, sorted(held.items()))
     return others
@@ -108,9 +105,9 @@ def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozense
         For calls of runs that are not, or have not been, the only one of their question: the prompts that another call
         has in flight, or that have an answer.
     """
-    runs = {row.row.call[:RUN_BYTES] for row in sent.values() if row.question and not row.is_shared}
+    runs = {row.row.call[:ORIGIN_BYTES] for row in sent.values() if row.question and not row.is_shared}
     alone = {run for run in runs if database.counts_to(_COUNT_LAST, [run], 1)}
-    claiming = {at: row for at, row in sent.items() if row.question and row.row.call[:RUN_BYTES] not in alone}
+    claiming = {at: row for at, row in sent.items() if row.question and row.row.call[:ORIGIN_BYTES] not in alone}
     if not claiming:
         return {}
     keys = {at: split_keys(row.row.keys) for at, row in claiming.items()}
@@ -149,6 +146,6 @@ def _withdraw(database: Database, calls: Collection[bytes]) -> None:
 def read_claims(database: Database, keys: Sequence[Key]) -> dict[Key, Claim]:
     """The claims on `keys` that hold."""
     return {
-        bytes(key): Claim(bytes(call), bytes(call[:RUN_BYTES]), tuple(orjson.loads(process)))
+        bytes(key): Claim(bytes(call), bytes(call[:ORIGIN_BYTES]), tuple(orjson.loads(process)))
         for key, call, process in database.select_in(_FIND_CLAIMS, keys)
     }

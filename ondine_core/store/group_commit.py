@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
-from ondine_core.books import Audit, Claim, Sent, Settled
+from ondine_core.books import NO_ORIGIN, Audit, Claim, Origin, Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store import books, claims
@@ -99,9 +99,18 @@ class Store:
         keys: frozenset[Key] = await self._request(books.read_unseen)
         return keys
 
-    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
-        """Announce a run of `question` and where it is; returns the others of the same question."""
-        others: Mapping[bytes, Numbers] = await self._request(Joined(run, question, process, clean(lease)))
+    async def join(  # noqa: PLR0913, PLR0917
+        self,
+        run: bytes,
+        question: bytes,
+        process: Numbers,
+        lease: str = "",
+        origin: Origin = NO_ORIGIN,
+        definition: bytes = b"",
+    ) -> Mapping[bytes, Numbers]:
+        """Announce a run of `question`, where it is and for whom; returns the others of the same question."""
+        joined = Joined(run, question, process, clean(lease), origin, definition)
+        others: Mapping[bytes, Numbers] = await self._request(joined)
         return others
 
     async def leave(self, *runs: bytes) -> None:

@@ -8,6 +8,7 @@ URL would become a file whose name holds the password.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
 from ondine_core.store.sqlite import SqliteDatabase
 
-__all__ = ["StoreAddress", "connect", "parse_address"]
+__all__ = ["StoreAddress", "connect", "find_dagster_store", "parse_address", "store_in"]
 
 _WRAPPING = " \t\r\n\v\f\xa0\ufeff\u200b\u2060\"'`;\u2018\u2019\u201c\u201d"
 """Blanks, byte order marks and quotes, which env files, shells and copying leave around a value."""
@@ -102,6 +103,42 @@ def _path_of_url(scheme: str, slashes: str, rest: str) -> str:
             "alone."
         )
     return path
+
+
+def store_in(storage: str | Path) -> str:
+    """The default store of a Dagster instance: beside its own storage, never inside its databases.
+
+    Args:
+        storage: The instance's storage directory.
+    """
+    return str(Path(storage) / "ondine" / "answers.db")
+
+
+def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
+    """The default store of the Dagster instance in `home`, found without Dagster.
+
+    Args:
+        home: What DAGSTER_HOME says.
+        environment: Variables that `dagster.yaml` may name.
+
+    Raises:
+        ConfigError: Its `dagster.yaml` cannot be read.
+    """
+    import yaml
+
+    folder = Path(home).expanduser()
+    file = folder / "dagster.yaml"
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+        given = ((settings or {}).get("local_artifact_storage") or {}).get("config") or {}
+        base = given.get("base_dir", folder)
+        if isinstance(base, Mapping):
+            base = environment[base["env"]]
+        return store_in(Path(base) / "storage")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{str(file)!r} does not say where the instance's storage is ({type(error).__name__}); name the store."
+        ) from error
 
 
 def connect(

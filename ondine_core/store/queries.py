@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,10 +14,24 @@ from typing import Literal, TypeAlias
 import orjson
 
 from ondine_core.store.database import Database, Row
-from ondine_core.store.records import from_pico, to_usage
-from ondine_core.values import Usage
+from ondine_core.store.origins import OF_ASSET, forget_unused
+from ondine_core.store.records import DamagedRowError, clean, from_pico, to_failure, to_usage
+from ondine_core.values import Failure, Key, Usage
 
-__all__ = ["ANSWER_COLUMNS", "Column", "Pruned", "Size", "Spending", "prune", "read_size", "read_spending", "stream"]
+__all__ = [
+    "ANSWER_COLUMNS",
+    "Column",
+    "FailedPrompt",
+    "Pruned",
+    "Size",
+    "Spending",
+    "prune",
+    "read_failed_prompts",
+    "read_failure_counts",
+    "read_size",
+    "read_spending",
+    "stream",
+]
 
 Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
 """What spending can be told apart by."""
@@ -26,10 +41,16 @@ ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd"
 _SPENDING = """
     SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
     SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(at_most_calls), SUM(paid_twice)
-    FROM ondine.ledger GROUP BY {by}"""
+    FROM ondine.ledger WHERE day >= ?{and_asset} GROUP BY {by}"""
+_FAILED = """
+    SELECT f.key, f.reason, f.detail, f.model, f.attempts, f.cost_usd, f.failed_at,
+    COALESCE(o.asset, ''), COALESCE(o.partition, ''), COALESCE(o.run, ''),
+    EXISTS (SELECT 1 FROM ondine.replies AS r WHERE r.key = f.key)
+    FROM ondine.failures AS f LEFT JOIN ondine.origins AS o ON o.origin = f.origin"""
 _DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("answers", "answered_at", ("key",)),
     ("failures", "failed_at", ("key",)),
+    ("replies", "kept_at", ("key",)),
     ("ledger", "day", ("run", "asset", "partition", "model", "stage", "outcome", "day")),
 )
 """Tables, the column that says how old a row is, and the primary key.
@@ -91,11 +112,35 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many rows were too old: answers, failures, and lines of the ledger."""
+    """How many rows were removed: answers, failures, replies of the model that were kept, and lines of the ledger."""
 
     answers: int
     failures: int
+    replies: int
     ledger: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPrompt:
+    """A prompt without an answer.
+
+    Args:
+        key: Its key.
+        failure: Why, and what it took to find out.
+        failed_at: When it was asked last, seconds since the epoch.
+        asset: For which asset, empty if that is not known.
+        partition: For which partition.
+        run: By which run.
+        has_reply: Whether the model's reply is kept.
+    """
+
+    key: Key
+    failure: Failure
+    failed_at: float
+    asset: str
+    partition: str
+    run: str
+    has_reply: bool
 
 
 def read_size(database: Database) -> Size:
@@ -114,18 +159,31 @@ def read_size(database: Database) -> Size:
     return database.read(read)
 
 
-def read_spending(database: Database, *by: Column) -> dict[tuple[str, ...], Spending]:
-    """What was spent, for each combination of values of the columns `by`, in their order."""
+def read_spending(
+    database: Database, *by: Column, since: float = 0.0, asset: str | None = None
+) -> dict[tuple[str, ...], Spending]:
+    """What was spent, for each combination of values of the columns `by`, in their order.
+
+    Args:
+        database: The store.
+        by: What is told apart.
+        since: Only calls from this day on, in seconds since the epoch; the ledger knows days (UTC).
+        asset: Only calls for this asset.
+    """
+    and_asset = "" if asset is None else " AND asset = ?"
+    own = [] if asset is None else [clean(asset)]
+    since = _start_of_day(since)
 
     def read() -> dict[tuple[str, ...], Spending]:
         spent: dict[tuple[str, ...], Spending] = {}
-        for row in database.select(_SPENDING.format(by=", ".join(by))):
+        for row in database.select(_SPENDING.format(by=", ".join(by), and_asset=and_asset), [_day(since), *own]):
             calls, *tokens, pico_usd, unpriced, at_most_calls, paid_twice = map(int, row[len(by) :])
             group = row[: len(by)]
             usage, usd = to_usage(tokens), from_pico(pico_usd)
             spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
         names = ", ".join("sent_at" if name == "day" else name for name in by)
-        for *values, at_most in database.select(f"SELECT {names}, at_most_pico_usd FROM ondine.calls"):  # noqa: S608
+        unseen = f"SELECT {names}, at_most_pico_usd FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
+        for *values, at_most in database.select(unseen, [since, *own]):
             group = tuple(_day(value) if name == "day" else value for name, value in zip(by, values, strict=True))
             old = spent.get(group, Spending())
             most = old.at_most_usd + from_pico(at_most or 0)
@@ -135,8 +193,49 @@ def read_spending(database: Database, *by: Column) -> dict[tuple[str, ...], Spen
     return database.read(read)
 
 
-def prune(
-    database: Database, before: float, *, dry_run: bool = False, sleep: Callable[[float], None] = time.sleep
+def read_failed_prompts(
+    database: Database, *, since: float = 0.0, asset: str | None = None, limit: int
+) -> list[FailedPrompt]:
+    """The prompts without an answer, the newest first; damaged rows are left out.
+
+    Args:
+        database: The store.
+        since: Only those that were asked since this instant, in seconds since the epoch.
+        asset: Only those that were asked for this asset last.
+        limit: At most so many.
+    """
+    where, values = _failed_where(since, asset)
+    sql = f"{_FAILED} {where} ORDER BY f.failed_at DESC, f.key LIMIT {int(limit)}"
+    found: list[FailedPrompt] = []
+    for *row, failed_at, asset_, partition, run, has_reply in database.read(lambda: database.select(sql, values)):
+        with suppress(DamagedRowError):
+            key, failure = to_failure(tuple(row))
+            found.append(FailedPrompt(key, failure, failed_at, asset_, partition, run, bool(has_reply)))
+    return found
+
+
+def read_failure_counts(database: Database, *, since: float = 0.0, asset: str | None = None) -> dict[str, int]:
+    """How many prompts have no answer, by reason, the most frequent first; filtered as for `read_failed_prompts`."""
+    where, values = _failed_where(since, asset)
+    sql = f"SELECT f.reason, COUNT(*) FROM ondine.failures AS f {where} GROUP BY f.reason"  # noqa: S608
+    counts = {str(reason): int(count) for reason, count in database.read(lambda: database.select(sql, values))}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _failed_where(since: float, asset: str | None) -> tuple[str, list[float | str]]:
+    where = """WHERE f.failed_at >= ? AND NOT EXISTS (
+        SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"""
+    return (where, [since]) if asset is None else (f"{where} AND f.{OF_ASSET}", [since, clean(asset)])
+
+
+def prune(  # noqa: PLR0913  (by keyword)
+    database: Database,
+    before: float,
+    *,
+    asset: str | None = None,
+    ledger: bool = True,
+    dry_run: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Pruned:
     """Remove what is older than `before` (seconds since the epoch), in small transactions with pauses between them.
 
@@ -145,39 +244,43 @@ def prune(
     Args:
         database: The store.
         before: Answers and failures of before this instant go, and days that ended before it.
+        asset: Only what was asked for this asset.
+        ledger: Whether lines of the ledger go, too.
         dry_run: Only count.
         sleep: Waits for seconds.
     """
-    removed: list[int] = []
+    removed = dict.fromkeys((table for table, _, _ in _DATED), 0)
     for table, column, key in _DATED:
-        limit = _day(before) if column == "day" else before
-        pages = _old_rows(database, table, column, key, limit)
-        if dry_run:
-            removed.append(sum(len(rows) for rows in pages))
+        if table == "ledger" and not ledger:
             continue
-        removed.append(0)
-        for rows in pages:
-            removed[-1] += len(rows)
-            _remove(database, table, column, key, limit, rows, sleep)
+        limit = _day(before) if column == "day" else before
+        for rows in _old_rows(database, table, column, key, limit, asset):
+            removed[table] += len(rows)
+            if not dry_run:
+                _remove(database, table, column, key, limit, rows, sleep)
     if not dry_run:
+        forget_unused(database, before)
+    if not dry_run and asset is None:
         database.write(lambda: _forget_numbers(database, before))
         # Announced by a process of another machine that was killed.
         database.write(lambda: database.run("DELETE FROM ondine.runs WHERE joined_at < ?", [before]))
-    return Pruned(*removed)
+    return Pruned(**removed)
 
 
-def _old_rows(
-    database: Database, table: str, column: str, key: tuple[str, ...], limit: str | float
+def _old_rows(  # noqa: PLR0913, PLR0917  (one caller)
+    database: Database, table: str, column: str, key: tuple[str, ...], limit: str | float, asset: str | None
 ) -> Iterator[list[Row]]:
     """The primary keys of old rows in their order, some at a time; nothing is held open between two reads."""
     names = ", ".join(key)
     places = ", ".join("?" * len(key))
+    of_asset = "asset = ?" if table == "ledger" else OF_ASSET
     sql = (
         f"SELECT {names} FROM ondine.{table} WHERE {column} < ? AND ({names}) > ({places}) "  # noqa: S608
-        f"ORDER BY {names} LIMIT {_ROWS_A_TRANSACTION}"
+        f"{'' if asset is None else f'AND {of_asset} '}ORDER BY {names} LIMIT {_ROWS_A_TRANSACTION}"
     )
+    own = [] if asset is None else [clean(asset)]
     last: Row = (b"",) if len(key) == 1 else ("",) * len(key)
-    while rows := database.read(partial(database.select, sql, (limit, *last))):
+    while rows := database.read(partial(database.select, sql, (limit, *last, *own))):
         yield rows
         last = rows[-1]
 
@@ -212,10 +315,24 @@ def _ended_before(numbers: bytes, before: float) -> bool:
         return True  # damaged, and of no use to anybody
 
 
-def stream(database: Database) -> Iterator[Row]:
-    """All answers, in no order, each a row of `ANSWER_COLUMNS`."""
+def stream(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:
+    """The answers since an instant, and for an asset, in no order, each a row of `ANSWER_COLUMNS`."""
     columns = ", ".join(f'"{column}"' for column in ANSWER_COLUMNS)
-    return database.stream(f"SELECT {columns} FROM ondine.answers")  # noqa: S608
+    wanted = None if asset is None else database.read(lambda: _find_origins(database, asset))
+    for *row, answered_at, origin in database.stream(f"SELECT {columns}, origin FROM ondine.answers"):  # noqa: S608
+        # A damaged row may have anything for its time; it is for the caller to say so.
+        is_old = isinstance(answered_at, float) and answered_at < since
+        if not is_old and (wanted is None or origin in wanted):
+            yield (*row, answered_at)
+
+
+def _find_origins(database: Database, asset: str) -> frozenset[bytes]:
+    found = database.select("SELECT origin FROM ondine.origins WHERE asset = ?", [clean(asset)])
+    return frozenset(bytes(origin) for (origin,) in found)
+
+
+def _start_of_day(at: float) -> float:
+    return at - at % 86400.0
 
 
 def _day(at: float) -> str:

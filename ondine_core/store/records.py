@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from ondine_core.books import Sent, Settled
+from ondine_core.books import Origin, Sent, Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
 from ondine_core.values import Answer, Failure, Json, Key, Usage
 
 __all__ = [
+    "ORIGIN_BYTES",
     "CallRow",
     "DamagedRowError",
     "Entry",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 _KEY_BYTES = 16
+ORIGIN_BYTES = 8
+"""The identities of all calls of a run begin with these."""
 _PICO = 10**12
 _EPOCH = date(1970, 1, 1).toordinal()
 _MOST = 2**60
@@ -90,12 +93,14 @@ class SentRow(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A run that is announced."""
+    """A run that is announced; see `AnswerStore.join`."""
 
     run: bytes
     question: bytes
     process: Numbers
     lease: str
+    origin: Origin
+    definition: bytes
 
 
 class Left(NamedTuple):
@@ -179,12 +184,13 @@ def to_settled_rows(settled: Settled) -> SettledRows:
             f"A call of model {sent.model!r} reports figures beyond belief, not kept: {usage!r}, {usd} USD."
         )
     line = (clean(origin.run), clean(origin.asset), clean(origin.partition), clean(sent.model), sent.stage)
+    run = sent.call[:ORIGIN_BYTES]
     return SettledRows(
         sent.call,
         (*line, settled.outcome, _day(int(sent.sent_at // 86400))),
         amounts,
-        tuple([_to_answer_row(key, answer) for key, answer in settled.answers]),
-        tuple([_to_failure_row(key, failure, sent.sent_at, settled.reuse_since) for key, failure in settled.failures]),
+        tuple([_to_answer_row(key, answer, run) for key, answer in settled.answers]),
+        tuple([_to_failure_row(key, failure, settled, run) for key, failure in settled.failures]),
     )
 
 
@@ -245,7 +251,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def _to_answer_row(key: Key, answer: Answer) -> Row:
+def _to_answer_row(key: Key, answer: Answer, origin: bytes) -> Row:
     cost, request_id = answer.cost_usd, answer.request_id
     return (
         key,
@@ -256,14 +262,16 @@ def _to_answer_row(key: Key, answer: Answer) -> Row:
         None if cost is None else str(cost),
         None if request_id is None else clean(request_id),
         answer.answered_at,
+        origin,
     )
 
 
-def _to_failure_row(key: Key, failure: Failure, failed_at: float, reuse_since: float) -> Row:
+def _to_failure_row(key: Key, failure: Failure, settled: Settled, origin: bytes) -> Row:
     # The key once more: a failure is kept only if that has no answer which might have been taken.
     cost = None if failure.cost_usd is None else str(failure.cost_usd)
     took = (clean(failure.model), failure.attempts, cost)
-    return (key, failure.reason, clean(failure.detail), failed_at, *took, key, reuse_since)
+    failed_at = settled.sent.sent_at
+    return (key, failure.reason, clean(failure.detail), failed_at, *took, origin, key, settled.reuse_since)
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:

@@ -59,6 +59,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE ondine.questions (question BLOB PRIMARY KEY, last_run BLOB NOT NULL UNIQUE)",
         "CREATE TABLE ondine.claims (key BLOB PRIMARY KEY, call BLOB NOT NULL, UNIQUE (call, key))",
     ),
+    (
+        # Where answers and failures come from; `origin` are the first bytes of the calls of a run. Of older ones that
+        # is not known.
+        """CREATE TABLE ondine.origins (
+            origin BLOB PRIMARY KEY, run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL,
+            question BLOB NOT NULL, began_at REAL NOT NULL
+        )""",
+        # What was asked, without the rows, so that the key of a row can be told from its text.
+        "CREATE TABLE ondine.definitions (question BLOB PRIMARY KEY, definition BLOB NOT NULL)",
+        # What the model replied to prompts that failed, where a run keeps that.
+        """CREATE TABLE ondine.replies (
+            key BLOB PRIMARY KEY, reply TEXT NOT NULL, kept_at REAL NOT NULL, origin BLOB NOT NULL
+        )""",
+        "ALTER TABLE ondine.answers ADD COLUMN origin BLOB",
+        "ALTER TABLE ondine.failures ADD COLUMN origin BLOB",
+    ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 

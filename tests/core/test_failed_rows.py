@@ -156,7 +156,9 @@ def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
     for column in ("model", "attempts", "cost_usd"):
         database.execute(f"ALTER TABLE failures DROP COLUMN {column}")
     database.execute("ALTER TABLE ledger DROP COLUMN at_most_calls")
-    for table in ("runs", "claims", "questions"):
+    for table in ("answers", "failures"):
+        database.execute(f"ALTER TABLE {table} DROP COLUMN origin")
+    for table in ("runs", "claims", "questions", "origins", "definitions", "replies"):
         database.execute(f"DROP TABLE {table}")
     database.execute("INSERT INTO failures VALUES (?, 'invalid', 'why', 9.5)", [key_of(1)])
     database.execute("PRAGMA user_version = 2")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ondine_core.books import Settled
 from ondine_core.errors import StoreError
 from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
+from ondine_core.store.places import connect
 from ondine_core.values import Answer, Failure, Usage
 from tests.support.books import KINDS, call_to, fresh_place, keep, key_of, keys_in, look
 
@@ -29,6 +31,35 @@ TIMEOUT_S = 30.0
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where no store has been yet."""
     return fresh_place(request.param, tmp_path)
+
+
+# -- formats -------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_of_format_5_is_brought_up_to_date(place: str) -> None:
+    """Its answers and failures are there, of unknown origin; new ones have theirs."""
+
+    async def fill(store: Store) -> None:
+        await keep(store, (key_of(1), Answer({"n": 1}, "m")))
+        failures = ((key_of(9), Failure("refused", "no")),)
+        await store.settle(Settled(call_to(key_of(9)), "refused", failures=failures))
+
+    with open_store(place) as store:
+        asyncio.run(fill(store))
+    database = connect(place)
+    for table in ("origins", "definitions", "replies"):
+        database.write(partial(database.run, f"DROP TABLE ondine.{table}"))
+    for table in ("answers", "failures"):
+        database.write(partial(database.run, f"ALTER TABLE ondine.{table} DROP COLUMN origin"))
+    database.write(lambda: database.write_format(5))
+    database.close()
+    with open_store(place) as store:
+        assert asyncio.run(store.get([key_of(1)])) == {key_of(1): Answer({"n": 1}, "m")}
+        assert asyncio.run(store.get_failures([key_of(9)])) == {key_of(9): Failure("refused", "no")}
+        asyncio.run(keep(store, (key_of(2), Answer({"n": 2}, "m"))))
+    origins = dict(look(place, "SELECT key, origin FROM ondine.answers"))
+    assert origins[key_of(1)] is None
+    assert origins[key_of(2)] is not None
 
 
 # -- answers -------------------------------------------------------------------------------------------------------

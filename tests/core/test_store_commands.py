@@ -10,15 +10,17 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from ondine_core.books import Origin, Sent, Settled
+from ondine_core.errors import ConfigError
 from ondine_core.lease import hold_lease
 from ondine_core.store import Store, open_store
-from ondine_core.store.__main__ import main
+from ondine_core.store.__main__ import default_store, main
 from ondine_core.values import Answer, Failure, Usage
 from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
@@ -45,7 +47,11 @@ async def fill(store: Store) -> None:
         origin = Origin("run-old" if old else "run-new", "labels" if number % 2 else "topics")
         at = now - (10 * DAY_S if old else 0)
         model = "local/m" if number % 2 else "openai/m"
-        sent = Sent(key_of(number), origin, model, "ask", (key_of(number),), at, Decimal("0.01"))
+        run = f"{origin.run[-3:]}-{origin.asset[:4]}".encode()
+        await store.join(run, b"q" * 16, (1.0,), origin=origin)
+        await store.leave(run)
+        call = run + number.to_bytes(8, "big")
+        sent = Sent(call, origin, model, "ask", (key_of(number),), at, Decimal("0.01"))
         await store.send(sent)
         if number in (3, 13):
             continue
@@ -120,11 +126,88 @@ def test_prune_removes_what_is_old(run: Command, place: str) -> None:
     rehearsed, before = run("prune", "--older-than", "5d", "--dry-run"), keys_in(place)
     assert len(before) == 16
     pruned = run("prune", "--older-than", "5d")
-    assert [row[-1] for row in cells(rehearsed)[1:]] == [row[-1] for row in cells(pruned)[1:]] == ["8", "1", "3"]
+    assert [row[-1] for row in cells(rehearsed)[1:]] == [row[-1] for row in cells(pruned)[1:]] == ["8", "1", "0", "3"]
     assert keys_in(place) == {key_of(n) for n in range(10)} - {key_of(3), key_of(4)}
     for table, rows in (("failures", 1), ("calls", 2), ("ledger", 3)):
         assert look(place, f"SELECT COUNT(*) FROM ondine.{table}") == [(rows,)]  # noqa: S608
-    assert [row[-1] for row in cells(run("prune", "--older-than", "120h"))[1:]] == ["0"] * 3
+    assert [row[-1] for row in cells(run("prune", "--older-than", "120h"))[1:]] == ["0"] * 4
+
+
+def test_prune_of_an_asset(run: Command, place: str) -> None:
+    """What was asked for it goes, whatever its age; other assets keep theirs, and the books are kept by age alone."""
+    rehearsed = run("prune", "--asset", "topics", "--dry-run")
+    pruned = run("prune", "--asset", "topics")
+    assert [row[-1] for row in cells(rehearsed)[1:]] == [row[-1] for row in cells(pruned)[1:]] == ["8", "2", "0", "0"]
+    assert keys_in(place) == {key_of(n) for n in range(1, 20, 2)} - {key_of(3), key_of(13)}
+    assert look(place, "SELECT DISTINCT asset FROM ondine.origins") == [("labels",)]
+    dated = run("prune", "--asset", "labels", "--older-than", "5d")
+    assert [row[-1] for row in cells(dated)[1:]] == ["4", "0", "0", "1"]
+    assert keys_in(place) == {key_of(n) for n in (1, 5, 7, 9)}
+
+
+def test_prune_removes_nothing_unless_it_is_said_what(
+    place: str, run: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an age and an asset nothing is removed, and an asset that is not there has nothing to remove."""
+    with pytest.raises(SystemExit, match="2"):
+        main([place, "prune"])
+    assert "--older-than AGE, --asset ASSET, or both" in capsys.readouterr().err
+    assert [row[-1] for row in cells(run("prune", "--asset", "label"))[1:]] == ["0"] * 4
+    assert len(keys_in(place)) == 16
+
+
+def test_failures_are_listed(run: Command) -> None:
+    """Each prompt without an answer has a line with its key, asset, run and reason, the newest first."""
+    told = run("failures").splitlines()
+    assert told[0] == "2 prompts have no answer: 2 refused."
+    rows = [line.split() for line in told[3:]]
+    assert [row[0] for row in rows] == [key_of(4).hex(), key_of(14).hex()]
+    assert rows[0][4:6] == ["topics", "run-new"]
+    assert rows[0][-1] == "no"
+    assert run("failures", "--limit", "1").splitlines()[-1] == "1 more; --limit N shows N of them."
+    assert run("failures", "--asset", "labels") == "0 prompts have no answer.\n"
+    assert key_of(14).hex() not in run("failures", "--since", "5d", "--asset", "topics")
+
+
+def test_a_prompt_that_was_answered_after_all_is_no_failure(place: str, run: Command) -> None:
+    """What is listed is what the next run would ask."""
+    with open_store(place) as store:
+        asyncio.run(keep(store, (key_of(4), Answer({"text": "yes"}, "m", answered_at=time.time() + 1))))
+    assert run("failures").startswith("1 prompts have no answer")
+
+
+def test_spend_and_export_are_filtered(run: Command) -> None:
+    """By asset and by age, a date or a number of days; the sums are of what is left."""
+    assert len(cells(run("spend"))) == 5
+    assert cells(run("spend", "--asset", "topics"))[1] == "topics 10 8,000 800 160 0.009876 0 1".split()
+    today = f"{datetime.fromtimestamp(time.time() - DAY_S, UTC):%Y-%m-%d}"
+    for since in ("5d", today, f"{today}T00:00+00:00"):
+        told = run("spend", "--since", since, "--asset", "labels")
+        assert cells(told)[1][1] == "4"
+        assert "1 calls are under way" in told
+        exported = [
+            json.loads(line)["key"] for line in run("export", "--since", since, "--asset", "labels").split("\n")[:-1]
+        ]
+        assert sorted(exported) == [key_of(n).hex() for n in (1, 5, 7, 9)]
+    with pytest.raises(SystemExit, match="2"):
+        run("spend", "--since", "lately")
+
+
+def test_the_store_of_the_dagster_instance_is_the_default(tmp_path: Path) -> None:
+    """Without a name it is the one in the storage of DAGSTER_HOME, wherever `dagster.yaml` puts that."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"DAGSTER_HOME": str(home), "ARTIFACTS": str(tmp_path / "elsewhere")}
+    assert default_store(environment) == str(home / "storage" / "ondine" / "answers.db")
+    config = "local_artifact_storage: {module: m, class: c, config: {base_dir: %s}}"
+    for given, folder in (("/data", Path("/data")), ("{env: ARTIFACTS}", tmp_path / "elsewhere")):
+        (home / "dagster.yaml").write_text(config % given)
+        assert default_store(environment) == str(folder / "storage" / "ondine" / "answers.db")
+    assert default_store({**environment, "ONDINE_STORE": "other.db"}) == "other.db"
+    (home / "dagster.yaml").write_text(config % "{env: ABSENT}")
+    for wrong in (environment, {}):
+        with pytest.raises(ConfigError, match=r"name the store|not set"):
+            default_store(wrong)
 
 
 def test_prune_forgets_leases_that_ran_out_long_ago(run: Command, place: str) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 
+import dagster as dg
 import pytest
+from dagster._core.storage.root import LocalArtifactStorage
 
 from ondine_core.errors import ConfigError
 from ondine_core.presets import PRESETS, preset
 from ondine_core.pricing import Price
+from ondine_core.store.__main__ import default_store as command_line_store
 from ondine_dagster import LLMResource
+from ondine_dagster.resources import default_store
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -49,3 +54,12 @@ def test_durability_reaches_the_store(durability: Literal["process", "power"]) -
     assert LLMResource(model="openai/m").options("answers.db").durability == "process"
     with pytest.raises(ValueError, match="durability"):
         LLMResource(model="openai/m", durability="disk")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", ["", "local_artifact_storage: {module: %s, class: %s, config: {base_dir: %s}}"])
+def test_the_command_line_looks_where_the_resource_writes(config: str, tmp_path: Path) -> None:
+    """With DAGSTER_HOME alone, `python -m ondine_core.store` opens the store that steps of that instance use."""
+    module, name = LocalArtifactStorage.__module__, LocalArtifactStorage.__name__
+    (tmp_path / "dagster.yaml").write_text(config % (module, name, tmp_path / "elsewhere") if config else "")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert default_store(instance) == command_line_store({"DAGSTER_HOME": str(tmp_path)})

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ondine_core.books import Audit, Claim, Line, Sent, Settled
+from ondine_core.books import NO_ORIGIN, Audit, Claim, Line, Origin, Sent, Settled
 from ondine_core.errors import RefusedError, TransientError
 from ondine_core.ports import Numbers
 from ondine_core.values import Answer, Call, Failure, Key, Reply, Usage
@@ -149,7 +149,16 @@ class MemoryStore:
     async def get_unseen(self) -> frozenset[Key]:
         return frozenset(key for sent in self.calls.values() for key in sent.keys)
 
-    async def join(self, run: bytes, question: bytes, process: Numbers, lease: str = "") -> Mapping[bytes, Numbers]:
+    async def join(  # noqa: PLR0913, PLR0917
+        self,
+        run: bytes,
+        question: bytes,
+        process: Numbers,
+        lease: str = "",
+        origin: Origin = NO_ORIGIN,
+        definition: bytes = b"",
+    ) -> Mapping[bytes, Numbers]:
+        del origin, definition
         if lease:
             for other in [other for other, held in self.leases.items() if held == lease]:
                 self.runs.pop(other, None)
