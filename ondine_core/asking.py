@@ -20,6 +20,7 @@ from ondine_core.books import Stage
 from ondine_core.calling import Caller
 from ondine_core.errand import Conclusion, Errand
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
+from ondine_core.kept_reply import kept_reply
 from ondine_core.other_runs import Looked, OtherRuns
 from ondine_core.packing import pack
 from ondine_core.policy import Clock, Means, Policy
@@ -245,7 +246,11 @@ class Asker:
         else:
             verdict = shrink(batch, cut, self._policy.max_repairs)
         part.sizes.learn(batch, len(verdict.answers), came)
-        return self._charge(batch, verdict, usd, part, came.request_id)
+        conclusion = self._charge(batch, verdict, usd, part, came.request_id)
+        if not (self._policy.keep_replies and conclusion.failures and came.text):
+            return conclusion
+        reply = kept_reply(came.text, self._question)
+        return replace(conclusion, replies=tuple((key, reply) for key, _ in conclusion.failures))
 
     def _note_refusal(self, batch: Batch, error: RefusedError, tally: Tally) -> None:
         """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains."""

@@ -90,6 +90,7 @@ class Settled:
         reuse_since: Answers of before this moment were not taken, in seconds since the epoch; against these a failure
             counts, against later ones it does not.
         at_most: Whether the true cost may be less than `usd`.
+        replies: What the model replied to some of the prompts that failed, as it may be kept.
     """
 
     sent: Sent
@@ -101,6 +102,7 @@ class Settled:
     paid_twice: int = 0
     reuse_since: float = 0.0
     at_most: bool = False
+    replies: tuple[tuple[Key, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

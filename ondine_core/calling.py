@@ -201,7 +201,16 @@ class Caller:
             self._gate.hold_off(hold_off_s)
         self._leave(fate)
         settled = Settled(
-            sent, outcome, usage or Usage(), usd, kept.answers, kept.failures, again, since, at_most=charge.at_most
+            sent,
+            outcome,
+            usage or Usage(),
+            usd,
+            kept.answers,
+            kept.failures,
+            again,
+            since,
+            at_most=charge.at_most,
+            replies=kept.replies,
         )
         await store.settle(settled)
         if limiter and usage is not None:

@@ -22,6 +22,8 @@ class Conclusion:
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
     retry: tuple[Batch, ...] = ()
+    replies: tuple[tuple[Key, str], ...] = ()
+    """What the model replied to prompts that failed, if that is to be kept."""
     taken: frozenset[Key] = frozenset()
     """Prompts for which the call was not made: another run has them in flight, or they have an answer by now."""
 

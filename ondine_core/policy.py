@@ -57,6 +57,8 @@ class Policy:
         batch_size: Most prompts in one call; `"auto"` finds out how many go well.
         strategy: How several prompts are put into one call; one alone travels as it is.
         calibration: Compares answers of rows asked alone and together before the run; `None` trusts the batch size.
+        keep_replies: Whether what the model replied to prompts that failed goes to the store, sanitized like rows, for
+            thirty days; `python -m ondine_core.store why` shows it.
         context_window: Tokens that prompt and reply may have together, where the list does not know or is wrong.
     """
 
@@ -69,6 +71,7 @@ class Policy:
     strategy: Strategy = JSON
     calibration: CalibrationPlan | None = None
     context_window: int | None = None
+    keep_replies: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and self.batch_size < 1:

@@ -165,5 +165,6 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a share, a number from 0 to 1 (5 % is 0.05), or None",
     ),
     "failed_rows": (lambda value: isinstance(value, bool), "True or False"),
+    "keep_replies": (lambda value: isinstance(value, bool), "True or False"),
 }
 """Arguments, which of their values are valid, and how that is said."""

@@ -50,6 +50,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
     failed_rows: bool = False,
+    keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Any,
@@ -89,6 +90,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             an answer.
         failed_rows: Adds a second asset, `<asset>_failed`: the rows without an answer, with the reason, how often they
             were asked, and what that cost.
+        keep_replies: Keeps what the model replied to rows that failed in the store, sanitized like rows, for thirty
+            days; `python -m ondine_core.store why` shows it, and no log, error or metadata does.
         partition_by: The column that says which partition a row belongs to (with several dimensions, the column of
             each), for an upstream table that has no partitions: only the rows of the run's partitions are enriched.
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
@@ -115,6 +118,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             max_cost_usd=max_cost_usd,
             checks=fit_checks(checks, question),
             failed_rows=failed_rows,
+            keep_replies=keep_replies,
             partition_by=partition_by,
         )
         check_arguments(enrichment, asset_arguments)

@@ -121,6 +121,13 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     failed_rows: Annotated[bool, _said("Adds a second asset, `<asset>_failed`: rows without an answer, and why.")] = (
         False
     )
+    keep_replies: Annotated[
+        bool,
+        _said(
+            "Keeps what the model replied to rows that failed in the store, sanitized like rows, for thirty days; "
+            "`python -m ondine_core.store why` shows it."
+        ),
+    ] = False
     partition_by: Annotated[
         str | dict[str, str] | None,
         must_resolve(

@@ -47,6 +47,7 @@ class Enrichment:
     max_cost_usd: float | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
     failed_rows: bool = False
+    keep_replies: bool = False
     partition_by: PartitionBy | None = None
 
 
@@ -91,6 +92,7 @@ def plan(
         batch_size=enrichment.batch_size,
         strategy=enrichment.strategy,
         calibration=enrichment.calibration,
+        keep_replies=enrichment.keep_replies,
     )
     asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
     options = replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import sys
@@ -15,15 +16,18 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO, get_args
 
 import orjson
 
 from ondine_core.books import Line
+from ondine_core.definition import keys_of_row, keys_of_text, read_definition
 from ondine_core.errors import ConfigError, OndineError
-from ondine_core.store.books import read_audit
+from ondine_core.store.books import read_answers, read_audit
 from ondine_core.store.database import Database, Row
+from ondine_core.store.origins import Origins, read_definitions, read_origins, read_reply
 from ondine_core.store.places import connect, find_dagster_store
 from ondine_core.store.queries import (
     ANSWER_COLUMNS,
@@ -40,6 +44,7 @@ from ondine_core.store.records import DamagedRowError, to_answer
 from ondine_core.store.reservations import list_reservations, settle_reservations
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
+from ondine_core.values import Key
 
 __all__ = ["main"]
 
@@ -107,6 +112,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     failures = add("failures", _failures, "prompts that have no answer, with key and reason, the newest first")
     filter_by(failures, "only what was asked since")
     failures.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)")
+    why = add("why", _why, "what is known of a row, a text or a key: answer or failure, run, cost, and the kept reply")
+    why.add_argument("--asset", metavar="ASSET", help="which asset asked; otherwise all are tried")
+    asked = why.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--row", type=_row, metavar="JSON", help='the columns that the prompt reads: \'{"review": "..."}\''
+    )
+    asked.add_argument("--text", metavar="TEXT", help="the prompt as it was sent, or the value of its only column")
+    asked.add_argument("--key", type=_key, metavar="KEY", help="as `failures` lists it")
     old = add("prune", _prune, "remove what is old, or what was asked for an asset")
     old.add_argument("--older-than", type=_age_s, metavar="AGE", help="as in 90d, 12h or 8w")
     old.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE")
@@ -150,6 +163,23 @@ def default_store(environment: Mapping[str, str]) -> str:
     if home := environment.get("DAGSTER_HOME"):
         return find_dagster_store(home, environment)
     raise ConfigError("DAGSTER_HOME is not set either.")
+
+
+def _row(text: str) -> Mapping[str, object]:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise argparse.ArgumentTypeError("a row is a JSON object of column to value")
+    return row
+
+
+def _key(text: str) -> Key:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no key; `failures` and `export` list keys") from None
 
 
 def _count(text: str) -> int:
@@ -278,6 +308,90 @@ def _failures(database: Database, options: argparse.Namespace) -> None:
     _write_table([header, *rows], texts=(0, 1, 2, 3, 4, 8))
     if (left := sum(counts.values()) - len(failed)) > 0:
         sys.stdout.write(f"\n{left:,} more; --limit N shows N of them.\n")
+
+
+def _why(database: Database, options: argparse.Namespace) -> None:
+    keys = [options.key] if options.key else database.read(lambda: _find_keys(database, options))
+    answers, failures, answered_for, failed_for = database.read(
+        lambda: (
+            read_answers(database, keys, _warn),
+            {one.key: one for one in read_failed_prompts(database, keys=keys, limit=len(keys))},
+            read_origins(database, "answers", keys),
+            read_origins(database, "failures", keys),
+        )
+    )
+    told = 0
+    for key in keys:
+        lines = []
+        if (answer := answers.get(key)) is not None:
+            asked = f"{_times(answer.attempts)}; the answer came in a call with {answer.batch_size:,} prompts"
+            lines = [("answer", json.dumps(answer.values, ensure_ascii=False)), ("model", answer.model)]
+            lines += [("when", _instant(answer.answered_at)), *_origin_lines(answered_for[key]), ("asked", asked)]
+            lines += [("cost", _cost(answer.cost_usd)), ("request", answer.request_id or "?")]
+        elif (failed := failures.get(key)) is not None:
+            failure, kept = failed.failure, database.read(partial(read_reply, database, key))
+            lines = [("failure", str(failure)), ("model", failure.model or "?"), ("when", _instant(failed.failed_at))]
+            lines += [*_origin_lines(failed_for[key]), ("asked", _times(failure.attempts))]
+            lines += [("cost", _cost(failure.cost_usd))]
+            lines += [("reply", "not kept; keep_replies=True keeps it" if kept is None else _indented(kept[0]))]
+        if lines:
+            sys.stdout.write("\n" if told else "")
+            told += 1
+            _write_table([("key", key.hex()), *((name, _printable(text)) for name, text in lines)], texts=(0, 1))
+    if not told:
+        tried = ", ".join(key.hex() for key in keys)
+        raise ConfigError(
+            f"The store has neither an answer nor a failure for it (tried {tried}): it was not asked, or with another "
+            "prompt, model or parameters, or it was removed."
+        )
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"warning: {message}\n")
+
+
+def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
+    definitions = read_definitions(database, options.asset)
+    if not definitions:
+        of_asset = f" for {options.asset!r}" if options.asset else ""
+        raise ConfigError(f"No run is known that asked{of_asset}; `spend --by asset` lists the assets.")
+    keys: dict[Key, None] = {}
+    problem: ConfigError | None = None
+    for definition in map(read_definition, definitions):
+        try:
+            row = options.row
+            found = keys_of_text(definition, options.text) if row is None else keys_of_row(definition, row)
+        except ConfigError as error:
+            problem = problem or error
+        else:
+            keys |= dict.fromkeys(found)
+    if problem is not None and not keys:
+        raise problem
+    return list(keys)
+
+
+def _origin_lines(origin: Origins) -> list[tuple[str, str]]:
+    """The lines that say for whom a prompt was asked."""
+    if not origin.run:
+        return [("run", "not known: it was asked by an earlier version")]
+    return [("run", origin.run), ("asset", "/".join(filter(None, (origin.asset, origin.partition))) or "(none)")]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _cost(usd: Decimal | None) -> str:
+    return "not known" if usd is None else f"${usd:,.8f}"
+
+
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", "\n         ")
+
+
+def _printable(text: str) -> str:
+    """`text` without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
 
 def _prune(database: Database, options: argparse.Namespace) -> None:

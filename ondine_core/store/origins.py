@@ -1,13 +1,32 @@
-"""Where answers and failures come from: for which run, asset and partition they were asked, and what was asked."""
+"""Where answers and failures come from: for which run and asset they were asked, what was asked, and what came back."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from ondine_core.store.database import Database
 from ondine_core.store.records import Joined, clean
+from ondine_core.values import Key
 
-__all__ = ["OF_ASSET", "forget_unused", "note"]
+__all__ = [
+    "KEEP_REPLY",
+    "OF_ASSET",
+    "REPLIES_KEPT_S",
+    "Origins",
+    "forget_unused",
+    "note",
+    "read_definitions",
+    "read_origins",
+    "read_reply",
+]
+
+REPLIES_KEPT_S = 30 * 86400.0
+"""How long the reply to a prompt that failed is kept at most."""
+KEEP_REPLY = """
+    INSERT INTO ondine.replies (key, reply, kept_at, origin) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    reply = excluded.reply, kept_at = excluded.kept_at, origin = excluded.origin"""
 
 OF_ASSET = "origin IN (SELECT origin FROM ondine.origins WHERE asset = ?)"
 """Whether a row of answers, failures or replies was asked for an asset."""
@@ -24,10 +43,19 @@ _FIND_OLD = """
 _REMOVE = "DELETE FROM ondine.origins WHERE origin IN ?"
 _REMOVE_DEFINITIONS = "DELETE FROM ondine.definitions WHERE question NOT IN (SELECT question FROM ondine.origins)"
 
+_FIND_DEFINITIONS = """
+    SELECT d.definition, MAX(o.began_at) AS latest FROM ondine.definitions AS d
+    JOIN ondine.origins AS o ON o.question = d.question{where} GROUP BY d.question, d.definition ORDER BY latest DESC"""
+_FIND_ORIGINS = """
+    SELECT t.key, COALESCE(o.run, ''), COALESCE(o.asset, ''), COALESCE(o.partition, '')
+    FROM ondine.{table} AS t LEFT JOIN ondine.origins AS o ON o.origin = t.origin WHERE t.key IN ?"""
+_FIND_REPLY = "SELECT reply, kept_at FROM ondine.replies WHERE key = ? AND kept_at >= ?"
+
 
 def note(database: Database, joined: Joined) -> None:
-    """Keep for whom a run asks and what it asks, within a transaction."""
+    """Keep for whom a run asks and what it asks, within a transaction; replies that are too old go."""
     origin = joined.origin
+    database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [time.time() - REPLIES_KEPT_S])
     names = (clean(origin.run), clean(origin.asset), clean(origin.partition))
     database.run_many(_NOTE, [(joined.run, *names, joined.question, time.time())])
     if joined.definition:
@@ -53,3 +81,30 @@ def forget_unused(database: Database, before: float) -> None:
         database.run(_REMOVE_DEFINITIONS)
 
     database.write(remove)
+
+
+def read_definitions(database: Database, asset: str | None) -> list[bytes]:
+    """What was asked for an asset, or for any, the latest first."""
+    where, values = ("", []) if asset is None else (" WHERE o.asset = ?", [clean(asset)])
+    rows = database.select(_FIND_DEFINITIONS.format(where=where), values)
+    return [bytes(definition) for definition, _ in rows]
+
+
+class Origins(NamedTuple):
+    """For whom the outcome of a prompt was asked; empty where that is not known."""
+
+    run: str
+    asset: str
+    partition: str
+
+
+def read_origins(database: Database, table: Literal["answers", "failures"], keys: Sequence[Key]) -> dict[Key, Origins]:
+    """For whom the rows of a table with some keys were asked."""
+    rows = database.select_in(_FIND_ORIGINS.format(table=table), keys)
+    return {bytes(key): Origins(*names) for key, *names in rows}
+
+
+def read_reply(database: Database, key: Key) -> tuple[str, float] | None:
+    """What the model replied to a prompt that failed, and when it was kept; `None` if it is not kept, or too old."""
+    rows = database.select(_FIND_REPLY, [key, time.time() - REPLIES_KEPT_S])
+    return (str(rows[0][0]), float(rows[0][1])) if rows else None

@@ -194,7 +194,12 @@ def read_spending(
 
 
 def read_failed_prompts(
-    database: Database, *, since: float = 0.0, asset: str | None = None, limit: int
+    database: Database,
+    *,
+    since: float = 0.0,
+    asset: str | None = None,
+    keys: Sequence[Key] | None = None,
+    limit: int,
 ) -> list[FailedPrompt]:
     """The prompts without an answer, the newest first; damaged rows are left out.
 
@@ -202,12 +207,17 @@ def read_failed_prompts(
         database: The store.
         since: Only those that were asked since this instant, in seconds since the epoch.
         asset: Only those that were asked for this asset last.
+        keys: Only those with one of these keys, whatever since and asset.
         limit: At most so many.
     """
     where, values = _failed_where(since, asset)
     sql = f"{_FAILED} {where} ORDER BY f.failed_at DESC, f.key LIMIT {int(limit)}"
+    if keys is None:
+        rows = database.read(lambda: database.select(sql, values))
+    else:
+        rows = database.read(lambda: database.select_in(f"{_FAILED} WHERE f.key IN ?", keys))
     found: list[FailedPrompt] = []
-    for *row, failed_at, asset_, partition, run, has_reply in database.read(lambda: database.select(sql, values)):
+    for *row, failed_at, asset_, partition, run, has_reply in rows:
         with suppress(DamagedRowError):
             key, failure = to_failure(tuple(row))
             found.append(FailedPrompt(key, failure, failed_at, asset_, partition, run, bool(has_reply)))

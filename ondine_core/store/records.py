@@ -116,13 +116,14 @@ class Released(NamedTuple):
 
 
 class SettledRows(NamedTuple):
-    """What a settled call adds: to the ledger under `line`, to answers and to failures."""
+    """What a settled call adds: to the ledger under `line`, to answers, failures and replies."""
 
     call: bytes
     line: tuple[str, ...]
     amounts: tuple[int, ...]
     answers: tuple[Row, ...]
     failures: tuple[Row, ...]
+    replies: tuple[Row, ...]
 
 
 class Update(NamedTuple):
@@ -191,6 +192,7 @@ def to_settled_rows(settled: Settled) -> SettledRows:
         amounts,
         tuple([_to_answer_row(key, answer, run) for key, answer in settled.answers]),
         tuple([_to_failure_row(key, failure, settled, run) for key, failure in settled.failures]),
+        tuple([(key, clean(reply), sent.sent_at, run) for key, reply in settled.replies]),
     )
 
 

@@ -27,10 +27,10 @@ HEAVY = (
 CORE = (
     "values finish_reasons reasoning books ports errors patterns addresses pricing charges context_limits tokens "
     "prompt_window presets cost_tracker cleaning cells sanitizer preparation json_schema strict_schema prompts "
-    "schema question notations records batching packing batch_size stages definition agreement calibration rates "
-    "rate_limiter retry limits processes caps budget_state budget store lease other_runs policy means providers "
-    "outcomes report tally telemetry errand calling refusals sizes asking engine reading thread garbage options "
-    "enrichment estimate __init__ __main__"
+    "schema question notations records batching packing batch_size stages definition kept_reply agreement "
+    "calibration rates rate_limiter retry limits processes caps budget_state budget store lease other_runs policy "
+    "means providers outcomes report tally telemetry errand calling refusals sizes asking engine reading thread "
+    "garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "frames markdown tables showing report strict variables config resources spend partitions plots checks scores "

@@ -563,7 +563,7 @@ def test_checks_and_failed_rows() -> None:
         checks=CHECKS,
         failed_rows=True,
     )(lambda rows: rows)
-    with loaded({"checks": CHECKS, "failed_rows": True}) as defs:
+    with loaded({"checks": CHECKS, "failed_rows": True, "keep_replies": True}) as defs:
         asset = labels_of(defs)
     written, meant = ([spec.with_metadata({}) for spec in one.check_specs] for one in (asset, declared))
     assert written == meant

@@ -14,7 +14,9 @@ import pytest
 
 from ondine_core.errors import ConfigError, RefusedError
 from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.store.__main__ import main
 from ondine_dagster import ErrorRateCheck, LLMResource, NullRateCheck, llm_asset, replay_failed_rows_job
+from ondine_dagster.resources import default_store
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run
 
@@ -238,3 +240,17 @@ def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, faile
     assert result.output_for_node("moods")["mood"].tolist() == ["good", "good", "bad"]
     if failed_rows:
         assert len(result.output_for_node("moods", "failed")) == 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_reply_is_kept_in_the_store_and_shown_nowhere_else(keep: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """`keep_replies=True` is the only way to see what the model wrote to a failed row, and `why` the only place."""
+    moods = moods_of("good", "junk", failed_rows=True, keep_replies=keep)
+    with dg.DagsterInstance.ephemeral() as instance:
+        llm = ScriptedModel(lambda text: "I would rather not." if "junk" in text else answer(text))
+        result = dg.materialize([moods], resources={"llm": llm}, instance=instance)
+        events = [str(record.event_log_entry) for record in instance.get_records_for_run(result.run_id).records]
+        assert main([default_store(instance), "why", "--asset", "moods", "--text", "junk"]) == 0
+    assert ("I would rather not." in capsys.readouterr().out) is keep
+    assert len(events) > 5
+    assert "rather not" not in "".join(events) + str(failed(result).to_dict())

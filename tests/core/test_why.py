@@ -1,0 +1,214 @@
+"""What is told of a row or a text: key, answer, run and cost; of a failed one the reason, and the reply if kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondine_core import Prompt, Sanitizer, ScriptedModel, enrich_sync
+from ondine_core.books import Origin
+from ondine_core.definition import keys_of_row, keys_of_text, read_definition, write_definition
+from ondine_core.errors import ConfigError
+from ondine_core.kept_reply import kept_reply
+from ondine_core.options import Options
+from ondine_core.policy import Policy
+from ondine_core.question import address, compile_question
+from ondine_core.report import Report
+from ondine_core.stages import render
+from ondine_core.store.__main__ import main
+from ondine_core.store.places import connect
+from ondine_core.values import ModelSpec
+from tests.support.books import KINDS, fresh_place, look
+
+ORIGIN = Origin("run-7", "shop/moods", "2026-01-05")
+DAY_S = 86400.0
+
+Why = Callable[..., str]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where no store has been yet."""
+    return fresh_place(request.param, tmp_path)
+
+
+@pytest.fixture
+def why(place: str, capsys: pytest.CaptureFixture[str]) -> Why:
+    """What `why` tells."""
+
+    def why(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([place, "why", *arguments]) == 0
+        return capsys.readouterr().out
+
+    return why
+
+
+def ask(place: str, *rows: str, **policy: Any) -> Report:
+    """Ask about reviews; of those that leak nothing valid comes back, but the address of somebody and colours."""
+    model = ScriptedModel(
+        lambda text: "Sorry! Ask bob@example.com\n\x1b[31mplease" if "leaks" in text else {"mood": "good"}
+    )
+    return enrich_sync(
+        {"review": list(rows)},
+        prompt=Prompt("Which mood?\n{review}", system="Be brief."),
+        output={"mood": str},
+        model=model,
+        clean=["whitespace"],
+        sanitize="placeholder",
+        options=Options(store=place, policy=Policy(max_repairs=1, **policy), origin=ORIGIN),
+    )
+
+
+def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None:
+    """However the row is named: key, values, model, run, asset, partition and cost; rows are prepared as for a run."""
+    ask(place, "Lovely,   says ann@example.com")
+    told = why("--asset", "shop/moods", "--row", json.dumps({"review": "Lovely, says carl@example.com"}))
+    for line in (
+        "key",
+        'answer   {"mood": "good"}',
+        "run      run-7",
+        "asset    shop/moods/2026-01-05",
+        "cost     $0.0",
+    ):
+        assert line in told
+    assert why("--text", "Lovely, says ann@example.com") == told
+    assert why("--text", "Which mood?\nLovely, says <EMAIL_1>") == told
+    assert why("--key", told.split()[1]) == told
+
+
+def test_a_reply_is_kept_only_if_it_is_wanted(place: str, why: Why) -> None:
+    """A failure tells its reason; the reply behind it is in the store if the run kept it, sanitized and harmless."""
+    ask(place, "It leaks")
+    told = why("--text", "It leaks")
+    assert "failure  invalid: the reply is not the JSON asked for (asked 2 times)" in told
+    assert "reply    not kept" in told
+    assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(0,)]
+    ask(place, "It leaks", keep_replies=True)
+    told = why("--asset", "shop/moods", "--text", "It leaks")
+    assert "reply    Sorry! Ask [EMAIL]\n         \\x1b[31mplease" in told
+    assert "bob@" not in str(look(place, "SELECT reply FROM ondine.replies"))
+
+
+def test_a_kept_reply_is_in_no_message(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is kept is in the store and nowhere else."""
+    with caplog.at_level(logging.DEBUG):
+        report = ask(place, "It leaks", keep_replies=True)
+    assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(1,)]
+    assert "Sorry" not in caplog.text + str(list(report.outcomes.failures())) + repr(report)
+
+
+def test_replies_are_kept_for_thirty_days(place: str, why: Why) -> None:
+    """An older one is not shown any more, and the next run, or `prune`, removes it."""
+    ask(place, "It leaks", "The other leaks", keep_replies=True)
+    age(place, "replies", "kept_at", 31 * DAY_S)
+    assert "not kept" in why("--text", "It leaks")
+    ask(place, "Lovely")
+    assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(0,)]
+    ask(place, "It leaks", keep_replies=True)
+    age(place, "replies", "kept_at", 8 * DAY_S)
+    assert main([place, "prune", "--older-than", "1w"]) == 0
+    assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(0,)]
+    assert look(place, "SELECT COUNT(*) FROM ondine.failures") == [(2,)]
+
+
+def age(place: str, table: str, column: str, seconds: float) -> None:
+    database = connect(place)
+    try:
+        database.write(lambda: database.run(f"UPDATE ondine.{table} SET {column} = {column} - ?", [seconds]))  # noqa: S608
+    finally:
+        database.close()
+
+
+def test_what_is_not_known_is_said(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An asset, a row or a key that the store does not know is an error in one line that says what was tried."""
+    ask(place, "Lovely")
+    for arguments, hint in (
+        (["--asset", "moods", "--text", "x"], "No run is known that asked for 'moods'"),
+        (["--text", "Never asked"], "neither an answer nor a failure for it (tried "),
+        (["--row", '{"text": "x"}'], "lacks 'review'"),
+        (["--key", "00ff"], "tried 00ff"),
+    ):
+        assert main([place, "why", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert hint in told
+        assert told.count("\n") == 1
+
+
+# -- definitions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given"),
+    [
+        ("Which mood? {review}", {}),
+        (Prompt("{% if n > 1 %}{{ review }}{% endif %} {{ n }}", syntax="jinja2", examples=[]), {}),
+        (Prompt("{review} of {n}", system="S", examples=[({"review": "r", "n": 1}, {"mood": "good"})]), {}),
+        ("{review}", {"clean": ["html", {"truncate": 30}], "sanitize": {"mode": "redact", "rules": ["email"]}}),
+    ],
+)
+def test_the_key_of_a_row_is_that_of_a_run(prompt: str | Prompt, given: Mapping[str, Any]) -> None:
+    """From what the store keeps, a row gets the key that it has in a run."""
+    spec = ModelSpec("openai/m", base_url="http://h:1/v1", temperature=0, params={"reasoning_effort": "low", "seed": 7})
+    question = compile_question(prompt, {"mood": str}, spec, **given)
+    row = {"review": "<b>ann@example.com</b> " + 20 * "says so. ", "n": 3}
+    (text,) = render(question.prompt, {name: [value] for name, value in row.items()}, [0])
+    definition = read_definition(write_definition(question))
+    assert keys_of_row(definition, row) == [address(question)(str(text))]
+    assert address(question)(str(text)) in keys_of_text(definition, str(text))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec("openai/m", base_url="http://me:hidden@h/v1"),
+        ModelSpec("openai/m", base_url="http://h/v1?code=hidden"),
+        ModelSpec("openai/m", params={"extra_body": {"token": "hidden"}}),
+        ModelSpec("openai/m", params={"metadata": ["hidden"]}),
+        ModelSpec("openai/m", api_key="hidden", settings={"token": "hidden"}),
+    ],
+)
+def test_a_definition_holds_no_secret(spec: ModelSpec) -> None:
+    """Where an address or a parameter may be one, no key of a text is told rather than that it is kept."""
+    written = write_definition(compile_question("{a}", "b", spec))
+    assert b"hidden" not in written
+    if spec.api_key is None:
+        with pytest.raises(ConfigError, match="may hold a secret"):
+            keys_of_text(read_definition(written), "x")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"clean": [str.strip]},
+        {"sanitize": Sanitizer("hash", salt="hidden" * 4)},
+        {"sanitize": Sanitizer(patterns={"NAME": "hidden"})},
+    ],
+)
+def test_rows_that_cannot_be_prepared_again_are_named_by_their_text(given: Mapping[str, Any]) -> None:
+    """A function, a salt and patterns of one's own are not kept; the text as it was sent has its key."""
+    question = compile_question("{a}", "b", ModelSpec("openai/m"), **given)
+    written = write_definition(question)
+    assert b"hidden" not in written
+    assert keys_of_text(read_definition(written), "x") == [address(question)("x")]
+    with pytest.raises(ConfigError, match="--text"):
+        keys_of_row(read_definition(written), {"a": "x"})
+
+
+def test_a_kept_reply_has_no_key_and_an_end() -> None:
+    """The provider's key and what looks like one are taken out, a long reply is cut, a short one is as it came."""
+    question = compile_question("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
+    assert kept_reply("fine <b>", question) == "fine <b>"
+    told = kept_reply("hidden-key sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD", question)
+    assert "hidden" not in told
+    assert "sk-proj" not in told
+    careful = replace(question, prompt=compile_question("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)
+    long = kept_reply(7000 * "eve@example.com ", careful)
+    assert len(long) < 20_010
+    assert "eve" not in long
