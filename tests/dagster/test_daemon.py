@@ -86,7 +86,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
 
 
 def test_a_month_of_partitions_is_paid_once(done: Backfilled) -> None:
-    """Thirty partitions in thirty processes: every row has its own answer, each was asked once, and the books agree."""
+    """Twelve partitions in twelve processes: every row has its own answer, each was asked once, and the books agree."""
     assert [run.status for run in done.paced] == [dg.DagsterRunStatus.SUCCESS] * len(DAYS)
     assert all(is_complete(done.deployment.home, "paced", day, ROWS_A_DAY) for day in DAYS)
     books = done.books["paced"]
