@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
@@ -33,9 +33,9 @@ from ondine_core.reading import read
 from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
 from ondine_core.tokens import counter
-from ondine_core.values import Answer, Batch, Key, Usage
+from ondine_core.values import Answer, Batch, Call, Key, Usage
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "sample_calls"]
 
 _BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
 """Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
@@ -49,6 +49,7 @@ _AGAIN = Decimal("1.05")
 """One call in twenty is made again, at the most that is likely."""
 _ID, _AROUND = '"id": 100, ', '{"answers":[]}'
 _BATCHES_AT_ONCE = 200
+_ROWS_SHOWN = 3
 
 T = TypeVar("T")
 Count: TypeAlias = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
@@ -71,6 +72,7 @@ class Estimate:
         output_tokens: Of their replies.
         usd: What they cost, `None` when the price is unknown.
         least_s: Seconds that they take at least, by the rates that are set; 0 without any.
+        sample: Calls about the first rows, as they would be sent.
     """
 
     rows: int
@@ -83,6 +85,7 @@ class Estimate:
     output_tokens: Range[int]
     usd: Range[Decimal] | None
     least_s: float
+    sample: tuple[Call, ...] = field(default=(), repr=False)
 
 
 async def estimate(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -131,7 +134,32 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
         output_tokens=output,
         usd=_cost(means.price, calls, tokens, output),
         least_s=_least_s(options.rates, calls, tokens + output[0]),
+        sample=sample_calls(
+            question, columns, pending or list(first.items()), options.policy.strategy, together=sizes.several
+        ),
     )
+
+
+def sample_calls(
+    question: Question,
+    columns: Mapping[str, Sequence[Any]],
+    asked: Sequence[tuple[Key, int]],
+    strategy: Strategy,
+    *,
+    together: bool,
+) -> tuple[Call, ...]:
+    """The calls that would carry the first prompts, as they would be sent.
+
+    Args:
+        question: What is asked.
+        columns: The columns that the prompt reads.
+        asked: Keys, and a row that asks for each.
+        strategy: How several prompts are put into one call.
+        together: Whether they are.
+    """
+    prompts = tuple(items(question.prompt, columns, asked[:_ROWS_SHOWN], apart=together))
+    batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
+    return tuple(choose_strategy(batch, strategy).encode(batch, question) for batch in batches)
 
 
 def _counter(question: Question, means: Means) -> Count:

@@ -17,6 +17,7 @@ from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsErro
 from ondine_core.estimate import Estimate
 from ondine_core.report import Progress, Report
 from ondine_core.values import ModelSpec
+from ondine_dagster.messages import shown_messages
 
 __all__ = [
     "estimate_line",
@@ -160,6 +161,8 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     if found.usd is not None:
         keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
         metadata |= zip(keys, map(float, found.usd), strict=True)
+    if found.sample:
+        metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
     if found.least_s:
         metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
     return metadata

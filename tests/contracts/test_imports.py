@@ -33,8 +33,8 @@ CORE = (
     "garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
-    "frames markdown tables showing report strict variables config resources spend partitions plots checks scores "
-    "fitting drift golden judging dead_letters watch planning arguments step specs wrapping assets templates "
+    "frames markdown messages tables showing report strict variables config resources spend partitions plots checks "
+    "scores fitting drift golden judging dead_letters watch planning arguments step specs wrapping assets templates "
     "attributes check_attributes own_model scaffolder component __init__"
 ).split()
 
