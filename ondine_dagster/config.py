@@ -6,6 +6,7 @@ nothing behind but answers that every later run finds.
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from dataclasses import replace
+from enum import StrEnum
 
 from pydantic import Field
 
@@ -15,7 +16,14 @@ from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig
 from ondine_dagster.variables import Count, Positive
 
-__all__ = ["LLMAssetConfig", "configure"]
+__all__ = ["LLMAssetConfig", "Sample", "configure"]
+
+
+class Sample(StrEnum):
+    """Which rows a trial asks about."""
+
+    first = "first"
+    random = "random"
 
 
 class LLMAssetConfig(StrictConfig):
@@ -23,7 +31,13 @@ class LLMAssetConfig(StrictConfig):
 
     max_rows: Count | None = Field(
         default=None,
-        description="Enrich the first so many rows only; the table has no others then. To try a prompt on ten.",
+        description="Trial: ask about this many rows and show them in an observation. Nothing is materialized and no "
+        "check runs; the answers are kept for the real run.",
+    )
+    sample: Sample = Field(
+        default=Sample.first,
+        description="Which rows a trial with max_rows asks about: 'first', or 'random' with a fixed seed, so that a "
+        "repeated trial reuses its answers.",
     )
     dry_run: bool = Field(
         default=False,

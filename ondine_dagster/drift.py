@@ -25,7 +25,7 @@ Counts: TypeAlias = Mapping[Json, int]
 """Rows by value."""
 
 _LOOKED_AT = 50
-"""So many earlier materializations are looked through for one that has counts of the column; trials come in rows."""
+"""So many earlier materializations are looked through for one that has counts of the column."""
 _DAYS_LOOKED_AT = 10
 """So many earlier partitions are."""
 
@@ -82,43 +82,19 @@ def _shares(one: Counts, other: Counts) -> Iterator[tuple[float, float]]:
 def find_before(context: dg.AssetExecutionContext, column: str) -> Before | None:
     """The materialization to compare the running one with, `None` if there is none with counts of `column`.
 
-    One that `max_rows` cut short is no measure of a whole table, and is only compared with one that is cut as short.
     Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
     the same partition. A range of partitions counts as its first.
     """
-    key, limit = context.asset_key_for_output(), _max_rows(context.run, context.op_def.name)
+    key = context.asset_key_for_output()
     for partitions in _partitions_before(context, key):
         wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
         for record in context.instance.fetch_materializations(wanted, limit=_LOOKED_AT).records:
             made = record.asset_materialization
             entry = made.metadata.get(DISTRIBUTION) if made else None
             pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
-            if pairs and not _was_cut(context.instance, record, limit):
+            if pairs:
                 return Before(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
     return None
-
-
-def _was_cut(instance: dg.DagsterInstance, record: dg.EventLogRecord, limit: Any) -> bool:
-    """Whether the run of `record` left rows out that one with `max_rows=limit` has."""
-    made, event = record.asset_materialization, record.event_log_entry.dagster_event
-    run = instance.get_run_by_id(record.run_id)
-    if run is None or made is None or event is None or event.node_handle is None:
-        return False
-    cut = _max_rows(run, event.node_handle.name)
-    if cut is None or cut == limit:
-        return False
-    entry = made.metadata.get("ondine/rows_total")
-    rows = entry.value if isinstance(entry, dg.IntMetadataValue) else None
-    # It may have been more than there were; and a variable of the environment is not to be known any more.
-    return not isinstance(cut, int) or rows is None or rows >= cut
-
-
-def _max_rows(run: dg.DagsterRun, op: str) -> Any:
-    """What the run config of `run` says for the step `op`, `None` if it says nothing."""
-    found: Any = run.run_config
-    for name in ("ops", op, "config", "max_rows"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
 
 
 def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[list[str] | None]:

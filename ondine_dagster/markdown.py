@@ -11,10 +11,11 @@ from ondine_dagster.frames import frame_of
 __all__ = ["in_place", "markdown", "preview"]
 
 
-def preview(table: Any, names: Sequence[str], rows: int = 10) -> str:
-    """The first rows of `table` as a Markdown table of the columns `names`; fewer if they are long."""
+def preview(table: Any, names: Sequence[str], rows: int = 10, *, in_full: bool = False) -> str:
+    """The first rows of `table` as a Markdown table of `names`; fewer if they are long, unless `in_full`."""
     columns = [frame_of(table).get_column(name).head(rows).to_list() for name in names]
-    return in_place(names, list(zip(*columns, strict=True)))
+    cells = list(zip(*columns, strict=True))
+    return markdown(names, cells) if in_full else in_place(names, cells)
 
 
 def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -15,7 +15,7 @@ from ondine_core.reading import read
 from ondine_core.report import Report
 from ondine_core.values import Failure
 from ondine_dagster.frames import frame_of
-from ondine_dagster.markdown import in_place, preview
+from ondine_dagster.markdown import in_place, markdown, preview
 
 __all__ = ["shown_rows"]
 
@@ -23,7 +23,16 @@ _ROWS = 10
 
 
 def shown_rows(  # noqa: PLR0913  (by keyword)
-    rows: Any, table: Any, *, names: Sequence[str], question: Question, report: Report, error_column: str, drop: bool
+    rows: Any,
+    table: Any,
+    *,
+    names: Sequence[str],
+    question: Question,
+    report: Report,
+    error_column: str,
+    drop: bool,
+    limit: int = _ROWS,
+    in_full: bool = False,
 ) -> str:
     """The first rows of a run as a Markdown table.
 
@@ -35,11 +44,13 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
         report: One outcome a row of `rows`.
         error_column: Name of the column that says why a row failed.
         drop: Whether failed rows are left out of `table`.
+        limit: How many rows at most.
+        in_full: Whether all of them are shown, however long the text gets.
     """
     preparation = question.prompt.preparation
     if preparation is None or preparation.sanitizer is None:
-        return preview(table, names, _ROWS)
-    head = frame_of(rows).head(_ROWS).to_native()
+        return preview(table, names, limit, in_full=in_full)
+    head = frame_of(rows).head(limit).to_native()
     _, count, columns = read(head, question.prompt.columns)
     shown = []
     for index in range(count):
@@ -52,7 +63,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
             cells = dict(outcome.values)
         cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
         shown.append([cells.get(name) for name in names])
-    return in_place(names, shown)
+    return markdown(names, shown) if in_full else in_place(names, shown)
 
 
 def _as_asked(row: Mapping[str, Any], preparation: Preparation) -> Mapping[str, Any]:

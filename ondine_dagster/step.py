@@ -20,7 +20,7 @@ from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
-from ondine_dagster.frames import check_frame, frame_of, names_of
+from ondine_dagster.frames import check_frame, names_of
 from ondine_dagster.judging import Evidence, check_results, collect, count_values, split_checks
 from ondine_dagster.partitions import count_unassigned, joined, joined_by_key, rows_by_partition
 from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
@@ -36,6 +36,7 @@ from ondine_dagster.report import (
 )
 from ondine_dagster.showing import shown_rows
 from ondine_dagster.tables import FAILED_COLUMNS, column_schema, join
+from ondine_dagster.trial import choose_rows, trial_metadata
 from ondine_dagster.watch import Watch
 
 __all__ = ["materialize"]
@@ -62,7 +63,8 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         labelled: Upstream values by input name, for checks.
 
     Yields:
-        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run.
+        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run
+        or a trial.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
@@ -70,7 +72,10 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     watch = Watch(context)
     try:
         todo = plan(context, enrichment, llm, config, watch)
-        rows, lengths, unassigned = _rows_of_run(context, rows, enrichment, config, inputs)
+        rows, lengths, unassigned = _rows_of_run(context, rows, enrichment, inputs)
+        rows_available = len(rows)
+        if config.max_rows is not None:
+            rows = choose_rows(rows, config.max_rows, config.sample)
         if config.dry_run:
             _rehearse(context, rows, todo, watch)
             return
@@ -83,6 +88,31 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         watch.observe()
         raise
     watch.flush()
+    if config.max_rows is not None:
+        _show_trial(context, trial_metadata(rows, rows_available, todo.question, report, enrichment.error_column))
+        _log_report(context, report)
+        _log_failures(context, report)
+        return
+    yield from _results(context, rows, enrichment, todo, report, watch, lengths, unassigned, inputs, labelled)
+
+
+def _results(  # noqa: PLR0913, PLR0917  (one caller)
+    context: dg.AssetExecutionContext,
+    rows: Any,
+    enrichment: Enrichment,
+    todo: Plan,
+    report: Report,
+    watch: Watch,
+    lengths: Mapping[str, int],
+    unassigned: int | None,
+    inputs: Mapping[str, Any],
+    labelled: Mapping[str, Any],
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """The results of a finished run, the failed rows first.
+
+    Raises:
+        Failure: Too many rows failed.
+    """
     question, ask = todo.question, ask_as_asset(todo, report, watch)
     checks: Mapping[str, Check] = enrichment.checks
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
@@ -101,7 +131,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     except FailedRowsError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
-    _say(context, report)
+    _log_report(context, report)
     columns = question.schema.columns
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error, enrichment.model_column)
     outputs = [column.name for column in columns]
@@ -137,7 +167,7 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
 
 
-def _say(context: dg.AssetExecutionContext, report: Report) -> None:
+def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
     context.log.info(progress_line(report.progress))
     if report.calibrated and report.calibrated.complaint:
         context.log.warning(report.calibrated.complaint)
@@ -158,7 +188,6 @@ def _rows_of_run(
     context: dg.AssetExecutionContext,
     rows: Any,
     enrichment: Enrichment,
-    config: LLMAssetConfig,
     inputs: Iterable[str],
 ) -> tuple[Any, Mapping[str, int], int | None]:
     """The rows that this run is about, checked.
@@ -185,12 +214,6 @@ def _rows_of_run(
     for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
         if added in names_of(rows):
             raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
-    if config.max_rows is not None and config.max_rows < len(rows):
-        context.log.warning(
-            f"max_rows={config.max_rows}: {len(rows) - config.max_rows:,} of {len(rows):,} rows are left out of the "  # noqa: G004
-            "table; materialize without it for all of them."
-        )
-        return frame_of(rows).head(config.max_rows).to_native(), {}, unassigned
     return rows, lengths, unassigned
 
 
@@ -198,11 +221,22 @@ def _rehearse(context: dg.AssetExecutionContext, rows: Any, todo: Plan, watch: W
     """Say what the run would take, in the log and as an observation of the asset."""
     found = run_in_thread(lambda: estimate(rows, todo.question, todo.options, todo.model), watch.tick)
     context.log.info(estimate_line(found))
-    partition = context.partition_key if context.has_partition_key else None
-    key = context.asset_key_for_output()
-    context.log_event(
-        dg.AssetObservation(key, partition=partition, metadata=estimate_metadata(found, todo.question.model))
+    _observe(context, estimate_metadata(found, todo.question.model))
+
+
+def _show_trial(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+    """Say what a trial came to, in the log and as an observation of the asset."""
+    asked, available = metadata["ondine/trial/rows_total"], metadata["ondine/trial/rows_available"]
+    context.log.info(
+        f"Trial of {asked:,} of {available:,} rows: nothing is materialized and no check runs. The answers are kept "  # noqa: G004
+        "for the real run; the rows are in the observation, under ondine/trial/rows."
     )
+    _observe(context, metadata)
+
+
+def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+    partition = context.partition_key if context.has_partition_key else None
+    context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))
 
 
 def _share_out(
@@ -225,8 +259,7 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
     failed, total = report.progress.rows_failed, report.progress.rows_total
     if not failed:
         return
-    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
-    context.log.warning(f"{failed:,} of {total:,} rows failed: {reasons}")  # noqa: G004
+    reasons = _log_failures(context, report)
     if enrichment.on_row_error == "raise":
         rule = "on_row_error='raise'"
     elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
@@ -238,3 +271,11 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
     passing = any(failure is not None and failure.reason == "unreachable" for failure in report.outcomes.failures())
     message = f"{failed:,} of {total:,} rows failed ({rule}): {reasons}. The other answers are kept."
     raise FailedRowsError(message, retry_helps=passing)
+
+
+def _log_failures(context: dg.AssetExecutionContext, report: Report) -> str:
+    """Warn of failed rows, if there are any, and return the most frequent reasons."""
+    reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
+    if failed := report.progress.rows_failed:
+        context.log.warning(f"{failed:,} of {report.progress.rows_total:,} rows failed: {reasons}")  # noqa: G004
+    return reasons

@@ -34,8 +34,8 @@ CORE = (
 ).split()
 RING = (
     "frames markdown messages tables showing report strict variables config resources spend partitions plots checks "
-    "scores fitting drift golden judging dead_letters watch planning arguments step specs wrapping assets templates "
-    "attributes check_attributes own_model scaffolder component __init__"
+    "scores fitting drift golden judging dead_letters trial watch planning arguments step specs wrapping assets "
+    "templates attributes check_attributes own_model scaffolder component __init__"
 ).split()
 
 

@@ -8,11 +8,16 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from ondine_core.errors import RefusedError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import ErrorRateCheck, LLMAssetConfig, LLMResource, llm_asset, shards
+from ondine_dagster.config import Sample
+from ondine_dagster.frames import frame_of
+from ondine_dagster.trial import choose_rows
 from tests.support.provider import Provider
 
 TEXTS = ["a", "b", "c", "a"]
@@ -94,13 +99,88 @@ def test_what_is_downstream_of_a_dry_run_does_not_run(instance: dg.DagsterInstan
     assert [event.step_key for event in events(result, "STEP_SKIPPED")] == ["downstream"]
 
 
-def test_the_first_rows_only(instance: dg.DagsterInstance) -> None:
-    """`max_rows` asks about so many rows, and the table has no others."""
+@pytest.mark.parametrize("asset", [shouts, checked_shouts], ids=["plain", "with checks"])
+def test_a_trial_shows_rows_and_leaves_the_table_alone(
+    asset: dg.AssetsDefinition, instance: dg.DagsterInstance
+) -> None:
+    """`max_rows` asks about the first rows and shows them in an observation; the real run finds their answers."""
     llm = shout()
-    result = run(shouts, instance, llm, max_rows=2)
-    assert list(result.output_for_node("shouts")["loud"]) == ["A", "B"]
+    result = run(asset, instance, llm, max_rows=2)
+    assert result.success
     assert len(llm.calls) == 2
-    assert len(run(shouts, instance, llm, max_rows=9).output_for_node("shouts")) == 4
+    assert not events(result, "ASSET_MATERIALIZATION")
+    assert not events(result, "ASSET_CHECK_EVALUATION")
+    found = observed(result)
+    assert found["ondine/trial/rows"].split("\n")[2:] == ["A | a", "B | b"]
+    assert (found["ondine/trial/rows_total"], found["ondine/trial/rows_available"]) == (2, 4)
+    assert found["ondine/trial/cost_usd"] == 0
+    assert all(name.startswith("ondine/trial/") for name in found)
+    whole = run(asset, instance, llm)
+    assert list(whole.output_for_node(asset.op.name, "result")["loud"]) == ["A", "B", "C", "A"]
+    assert len(llm.calls) == 3
+
+
+def test_a_trial_of_more_rows_than_there_are_is_a_trial(instance: dg.DagsterInstance) -> None:
+    """Whether the table is replaced does not depend on its length."""
+    result = run(shouts, instance, shout(), max_rows=9)
+    assert not events(result, "ASSET_MATERIALIZATION")
+    assert observed(result)["ondine/trial/rows_total"] == 4
+
+
+def test_a_trial_says_what_failed_and_does_not_fail(instance: dg.DagsterInstance) -> None:
+    """Reasons stand beside their rows and are counted; `on_row_error` and `max_error_rate` are for the real run."""
+
+    @llm_asset(**ARGUMENTS, on_row_error="raise", max_error_rate=0.0)
+    def strict() -> pd.DataFrame:
+        return pd.DataFrame({"text": TEXTS})
+
+    result = run(strict, instance, ScriptedModel(lambda _: "nonsense"), max_rows=2)
+    assert result.success
+    found = observed(result)
+    assert found["ondine/trial/rows_failed"] == 2
+    assert "invalid: " in found["ondine/trial/rows"]
+    assert [record.data["rows"] for record in found["ondine/trial/failures"].records] == [2]
+
+
+def test_a_random_trial_is_repeated_and_widened_for_nothing(instance: dg.DagsterInstance) -> None:
+    """The sample is not the head of the table, and always the same; a larger one has the rows of a smaller one."""
+
+    @llm_asset(**ARGUMENTS)
+    def many() -> pd.DataFrame:
+        return pd.DataFrame({"text": [f"row {number}" for number in range(1000)]})
+
+    llm = shout()
+    first = observed(run(many, instance, llm, max_rows=5, sample="random"))
+    again = observed(run(many, instance, llm, max_rows=5, sample="random"))
+    assert len(llm.calls) == 5
+    assert again["ondine/trial/rows"] == first["ondine/trial/rows"]
+    assert {call.messages[-1].content for call in llm.calls} != {f"Shout: row {number}" for number in range(5)}
+    wider = observed(run(many, instance, llm, max_rows=8, sample="random"))
+    assert len(llm.calls) == 8
+    assert set(first["ondine/trial/rows"].split("\n")) < set(wider["ondine/trial/rows"].split("\n"))
+
+
+def test_what_is_downstream_of_a_trial_does_not_run(instance: dg.DagsterInstance) -> None:
+    """There is no new table to work on."""
+
+    @dg.asset
+    def downstream(shouts: pd.DataFrame) -> None:
+        raise AssertionError(shouts)
+
+    config = {"ops": {"shouts": {"config": {"max_rows": 1}}}}
+    result = dg.materialize([shouts, downstream], instance=instance, resources={"llm": shout()}, run_config=config)
+    assert [event.step_key for event in events(result, "STEP_SKIPPED")] == ["downstream"]
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+@pytest.mark.parametrize("sample", Sample)
+def test_a_trial_takes_rows_of_any_frame(make: Any, sample: Sample) -> None:
+    """The rows chosen are of the same kind and in their order."""
+    chosen = choose_rows(make({"n": list(range(20))}), 5, sample)
+    assert type(chosen) is type(make({"n": [1]}))
+    numbers = frame_of(chosen).get_column("n").to_list()
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 5
 
 
 def test_a_full_refresh_asks_everything_again_but_not_twice(instance: dg.DagsterInstance) -> None:
@@ -184,7 +264,7 @@ def test_config_of_ones_own_may_have_the_fields_too(instance: dg.DagsterInstance
         return pd.DataFrame({"text": [text + config.suffix for text in TEXTS]})
 
     result = run(prefixed, instance, shout(), prefix="x", max_rows=1)
-    assert list(result.output_for_node("prefixed")["loud"]) == ["XA"]
+    assert observed(result)["ondine/trial/rows"].split("\n")[2:] == ["XA | xa"]
     assert list(run(suffixed, instance, shout()).output_for_node("suffixed")["loud"]) == ["A!", "B!", "C!", "A!"]
 
 
@@ -219,22 +299,22 @@ def daily_shouts(events_table: pd.DataFrame) -> pd.DataFrame:
     return events_table
 
 
-def fill(instance: dg.DagsterInstance, memory: Memory, **selected: Any) -> tuple[Any, ScriptedModel]:
+def fill(
+    instance: dg.DagsterInstance, memory: Memory, config: Any = None, **selected: Any
+) -> tuple[Any, ScriptedModel]:
     llm = shout()
     definitions = dg.Definitions(assets=[events_table, daily_shouts], resources={"llm": llm, "io_manager": memory})
     job = definitions.resolve_implicit_global_asset_job_def()
     keys = [dg.AssetKey("daily_shouts")]
-    if "tags" in selected:
-        dg.materialize([events_table], instance=instance, resources={"io_manager": memory})
-        return job.execute_in_process(instance=instance, asset_selection=keys, tags=selected["tags"]), llm
     dg.materialize([events_table], instance=instance, resources={"io_manager": memory})
-    return job.execute_in_process(instance=instance, asset_selection=keys, partition_key=selected["partition"]), llm
+    ops = {"ops": {"daily_shouts": {"config": config}}} if config else None
+    return job.execute_in_process(instance=instance, asset_selection=keys, run_config=ops, **selected), llm
 
 
 def test_a_partition_takes_its_rows_from_a_table_that_has_none(instance: dg.DagsterInstance) -> None:
     """Only the day's rows are asked about and stored."""
     memory = Memory()
-    result, llm = fill(instance, memory, partition="2026-01-02")
+    result, llm = fill(instance, memory, partition_key="2026-01-02")
     assert result.success
     assert list(memory.tables["daily_shouts", "2026-01-02"]["loud"]) == ["B", "C"]
     assert len(llm.calls) == 2
@@ -254,6 +334,36 @@ def test_a_range_is_one_run_and_each_partition_has_its_share(instance: dg.Dagste
     assert {key: figures["ondine/rows_total"] for key, figures in found.items()} == {"2026-01-01": 1, "2026-01-02": 2}
     assert {key: figures["ondine/requests"] for key, figures in found.items()} == {"2026-01-01": 1, "2026-01-02": 2}
     assert len(llm.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("selected", "rows", "partition"),
+    [
+        ({"partition_key": "2026-01-02"}, ["B | b"], "2026-01-02"),
+        (
+            {
+                "tags": {
+                    "dagster/asset_partition_range_start": "2026-01-01",
+                    "dagster/asset_partition_range_end": "2026-01-03",
+                }
+            },
+            ["A | a"],
+            None,
+        ),
+    ],
+)
+def test_a_trial_of_partitions_fills_none(
+    instance: dg.DagsterInstance, selected: Any, rows: list[str], partition: str | None
+) -> None:
+    """The rows are those of the partition, or of all in the range; nothing is stored."""
+    memory = Memory()
+    result, llm = fill(instance, memory, {"max_rows": 1}, **selected)
+    assert result.success
+    assert list(memory.tables) == [("events_table", "")]
+    assert observed(result)["ondine/trial/rows"].split("\n")[2:] == rows
+    (event,) = events(result, "ASSET_OBSERVATION")
+    assert event.asset_observation_data.asset_observation.partition == partition
+    assert len(llm.calls) == 1
 
 
 def test_shards_of_one_table(instance: dg.DagsterInstance) -> None:
