@@ -56,7 +56,8 @@ def events(result: Any, kind: str) -> list[Any]:
 
 
 def observed(result: Any) -> dict[str, Any]:
-    (event,) = events(result, "ASSET_OBSERVATION")
+    """The metadata of the last observation; those before it tell the progress."""
+    *_, event = events(result, "ASSET_OBSERVATION")
     return {name: value.value for name, value in event.asset_observation_data.asset_observation.metadata.items()}
 
 
@@ -361,7 +362,7 @@ def test_a_trial_of_partitions_fills_none(
     assert result.success
     assert list(memory.tables) == [("events_table", "")]
     assert observed(result)["ondine/trial/rows"].split("\n")[2:] == rows
-    (event,) = events(result, "ASSET_OBSERVATION")
+    *_, event = events(result, "ASSET_OBSERVATION")
     assert event.asset_observation_data.asset_observation.partition == partition
     assert len(llm.calls) == 1
 
