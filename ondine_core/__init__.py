@@ -30,7 +30,7 @@ from ondine_core.report import Progress, Report
 from ondine_core.retry import RetryPolicy
 from ondine_core.sanitizer import Sanitizer
 from ondine_core.store import open_store
-from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Usage
+from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Skipped, Usage
 
 __all__ = [
     "Answer",
@@ -62,6 +62,7 @@ __all__ = [
     "RetryPolicy",
     "Sanitizer",
     "ScriptedModel",
+    "Skipped",
     "StoreError",
     "Strategy",
     "TransientError",

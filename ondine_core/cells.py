@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["NoTextError", "in_order", "steady", "with_sorted_sets", "write_cell"]
+__all__ = ["NoTextError", "in_order", "is_blank", "steady", "with_sorted_sets", "write_cell"]
 
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 """How the kinds of missing value write themselves; to a model they would read as words."""
@@ -33,6 +33,15 @@ def write_cell(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=_plain)
     text = str(steady(value))
     return "" if text in _MISSING else text
+
+
+def is_blank(value: Any) -> bool:
+    """Whether `value` is missing: null, NaN, or a text of nothing but white space."""
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    if isinstance(value, int | Collection):
+        return False
+    return str(value) in _MISSING
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from ondine_core.report import Progress, Report
 from ondine_core.stages import dedup, render, restorer
 from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed
-from ondine_core.values import Answer, Failure, Key, Outcome
+from ondine_core.values import Answer, Failure, Key, Outcome, Skipped
 
 __all__ = ["look_up", "run"]
 
@@ -71,7 +71,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     clock, feed = clock or Clock(), feed or Feed()
     started = clock.elapsed()
     treatment, key_of = Treatment(), address(question)
-    keys, first = dedup(render(question.prompt, columns, range(rows), treatment.note), key_of)
+    texts = render(question.prompt, columns, range(rows), treatment.note, policy.on_missing)
+    keys, first = dedup(texts, key_of)
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
     tally = Tally(
         rows, copies, CostTracker(means.price, means.max_output_tokens), lambda: clock.elapsed() - started, on_progress
@@ -79,6 +80,8 @@ async def run(  # noqa: PLR0913  (named at every call)
     for key in keys:
         if isinstance(key, Failure):
             tally.unaskable()
+        elif isinstance(key, Skipped):
+            tally.skip()
     feed.rows_failed((key, 1) for key in keys if isinstance(key, Failure))
     others = OtherRuns(
         means.store,

@@ -33,7 +33,7 @@ from ondine_core.reading import read
 from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
 from ondine_core.tokens import counter
-from ondine_core.values import Answer, Batch, Call, Key, Usage
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Skipped, Usage
 
 __all__ = ["Estimate", "estimate", "sample_calls"]
 
@@ -65,6 +65,7 @@ class Estimate:
         rows: All rows.
         rows_reused: Rows whose answer is in the store.
         rows_unaskable: Rows that no prompt can be made of.
+        rows_skipped: Rows that are not asked about, since a column is null or blank.
         prompts: Unique prompts among the rows.
         prompts_left: Those of them that would be asked.
         calls: Calls that would carry them if all went well.
@@ -78,6 +79,7 @@ class Estimate:
     rows: int
     rows_reused: int
     rows_unaskable: int
+    rows_skipped: int
     prompts: int
     prompts_left: int
     calls: int
@@ -105,7 +107,8 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
     async with AsyncExitStack() as stack:
         store = open_options_store(options, stack)
         means = await open_means(question.model, store, options, stack, model)
-        keys, first = dedup(render(question.prompt, columns, range(rows)), address(question))
+        texts = render(question.prompt, columns, range(rows), on_missing=options.policy.on_missing)
+        keys, first = dedup(texts, address(question))
         known: set[Key] = set()
         seen: list[Answer] = []
         async for found in look_up(store, options.policy, first, question):
@@ -126,7 +129,8 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
-        rows_unaskable=sum(not isinstance(key, bytes) for key in keys),
+        rows_unaskable=sum(isinstance(key, Failure) for key in keys),
+        rows_skipped=sum(isinstance(key, Skipped) for key in keys),
         prompts=len(first),
         prompts_left=len(pending),
         calls=calls,

@@ -12,17 +12,17 @@ from typing import overload
 
 import orjson
 
-from ondine_core.values import Answer, Failure, Json, Key, Outcome
+from ondine_core.values import Answer, Failure, Json, Key, RowOutcome, Skipped
 
 __all__ = ["Outcomes", "pack_answer"]
 
 
-class Outcomes(Sequence[Outcome]):
+class Outcomes(Sequence[RowOutcome]):
     """One outcome a row, in row order, unpacked when it is looked at."""
 
     def __init__(
         self,
-        rows: Sequence[Key | Failure],
+        rows: Sequence[Key | Failure | Skipped],
         packed: Mapping[Key, bytes | Failure],
         give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
     ) -> None:
@@ -32,15 +32,15 @@ class Outcomes(Sequence[Outcome]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: int) -> Outcome: ...
+    def __getitem__(self, index: int) -> RowOutcome: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Outcome]: ...
-    def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
+    def __getitem__(self, index: slice) -> list[RowOutcome]: ...
+    def __getitem__(self, index: int | slice) -> RowOutcome | list[RowOutcome]:
         if isinstance(index, slice):
             return [self._unpacked(number) for number in range(*index.indices(len(self)))]
         return self._unpacked(range(len(self))[index])
 
-    def __iter__(self) -> Iterator[Outcome]:
+    def __iter__(self) -> Iterator[RowOutcome]:
         return map(self._unpacked, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
@@ -49,10 +49,18 @@ class Outcomes(Sequence[Outcome]):
     __hash__ = None  # type: ignore[assignment]  # it is compared by its content
 
     def failures(self) -> Iterator[Failure | None]:
-        """The failure of each row, `None` where there is an answer."""
+        """The failure of each row, `None` where there is an answer or the row was skipped."""
         for row in self._rows:
-            found = row if isinstance(row, Failure) else self._packed[row]
+            found = self._packed[row] if isinstance(row, bytes) else row
             yield found if isinstance(found, Failure) else None
+
+    def answered(self) -> Iterator[bool]:
+        """Whether each row has an answer."""
+        return (isinstance(row, bytes) and isinstance(self._packed[row], bytes) for row in self._rows)
+
+    def skipped(self) -> Iterator[Skipped | None]:
+        """Why each row was skipped, `None` where it was not."""
+        return (row if isinstance(row, Skipped) else None for row in self._rows)
 
     def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
         """These, but at `indices` the outcomes of `others`, in that order."""
@@ -65,16 +73,16 @@ class Outcomes(Sequence[Outcome]):
         """The answers, each once, however many rows share it."""
         return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
 
-    def as_kept(self, index: int) -> Outcome:
+    def as_kept(self, index: int) -> RowOutcome:
         """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
         row = self._rows[index]
-        found = row if isinstance(row, Failure) else self._packed[row]
-        return found if isinstance(found, Failure) else _unpack(found)
+        found = self._packed[row] if isinstance(row, bytes) else row
+        return _unpack(found) if isinstance(found, bytes) else found
 
-    def _unpacked(self, index: int) -> Outcome:
+    def _unpacked(self, index: int) -> RowOutcome:
         outcome = self.as_kept(index)
         # Rows that are asked the same share an answer, in which each finds its own data again.
-        if self._give_back is None or isinstance(outcome, Failure):
+        if self._give_back is None or not isinstance(outcome, Answer):
             return outcome
         return replace(outcome, values=self._give_back(index, outcome.values))
 

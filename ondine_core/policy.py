@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from ondine_core.batching import JSON, Strategy
 from ondine_core.budget import Purse
@@ -20,6 +20,7 @@ from ondine_core.pricing import Price
 from ondine_core.processes import boot_time
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy
+from ondine_core.values import OnMissing
 
 __all__ = ["Clock", "Means", "Policy"]
 
@@ -60,6 +61,9 @@ class Policy:
         keep_replies: Whether what the model replied to prompts that failed goes to the store, sanitized like rows, for
             thirty days; `python -m ondine_core.store why` shows it.
         context_window: Tokens that prompt and reply may have together, where the list does not know or is wrong.
+        on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
+            template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call,
+            `"fail"` makes it a failed row, `"ask"` asks nevertheless.
     """
 
     max_concurrency: int = 32
@@ -72,12 +76,15 @@ class Policy:
     calibration: CalibrationPlan | None = None
     context_window: int | None = None
     keep_replies: bool = False
+    on_missing: OnMissing = "skip"
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
             raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
+        if self.on_missing not in get_args(OnMissing):
+            raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if self.max_repairs < 0:

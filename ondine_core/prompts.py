@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ondine_core.cells import steady, with_sorted_sets, write_cell
+from ondine_core.cells import is_blank, steady, with_sorted_sets, write_cell
 from ondine_core.errors import ConfigError
 from ondine_core.json_schema import check_text
 from ondine_core.preparation import Preparation, prepare_example
@@ -75,6 +75,8 @@ class CompiledPrompt:
         hoisted: The template with `{column}` for each placeholder, to be said once for many rows; `None` for a template
             whose logic depends on the row.
         preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
+        needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
+            conditions and defaults only.
     """
 
     source: str
@@ -85,6 +87,7 @@ class CompiledPrompt:
     examples: tuple[tuple[Mapping[str, Any], str], ...] = ()
     hoisted: str | None = None
     preparation: Preparation | None = None
+    needed: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> str:
@@ -97,6 +100,15 @@ class CompiledPrompt:
         system = (Message("system", self.system),) if self.system else ()
         turns = ((Message("user", self.render(row)), Message("assistant", answer)) for row, answer in self.examples)
         return (*system, *(message for turn in turns for message in turn))
+
+    def find_missing(self, row: Mapping[str, Any]) -> str | None:
+        """The first column for want of which there is nothing to ask about `row`; `None` if there is none.
+
+        That is a needed column that is null or blank, or any column when all are.
+        """
+        if not self.needed and all(is_blank(row[name]) for name in self.columns):
+            return self.columns[0]
+        return next((name for name in self.needed if is_blank(row[name])), None)
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The values that the template would write, as texts."""
@@ -122,7 +134,7 @@ def compile_prompt(
     source, syntax = _source(spec)
     check_text(source, "The prompt")
     check_text(spec.system or "", "system of the prompt")
-    columns, render, hoisted = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    columns, render, hoisted, needed = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
     examples = []
@@ -143,7 +155,7 @@ def compile_prompt(
             examples.append((row, dump_answer(answer)))
         except ConfigError as error:
             raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
-    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted, preparation)
+    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted, preparation, needed)
 
 
 def _source(spec: Prompt) -> tuple[str, str]:
@@ -179,7 +191,7 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
     return given
 
 
-def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None]:
+def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
@@ -197,14 +209,14 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None]:
         parts.append((literal, name))
     columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
     hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
-    return columns, partial(_render_braces, tuple(parts)), hoisted
+    return columns, partial(_render_braces, tuple(parts)), hoisted, columns
 
 
 def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
     return "".join([literal + (write_cell(row[name]) if name is not None else "") for literal, name in parts])
 
 
-def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
+def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
     from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -226,7 +238,26 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None]:
     plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
     written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
     hoisted = "".join(written) if plain else None
-    return tuple(ordered), lambda row: template.render({name: with_sorted_sets(row[name]) for name in ordered}), hoisted
+    always = _names_read_always(tree)
+    needed = tuple(name for name in ordered if name in always)
+
+    def render(row: Mapping[str, Any]) -> str:
+        return template.render({name: with_sorted_sets(row[name]) for name in ordered})
+
+    return tuple(ordered), render, hoisted, needed
+
+
+def _names_read_always(node: Any) -> set[str]:
+    """The names that a Jinja2 template reads outside of `if`, `or` and the filter `default`."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.If | nodes.CondExpr | nodes.Or):
+        return set()
+    if isinstance(node, nodes.Filter) and node.name in ("default", "d"):
+        return set()
+    if isinstance(node, nodes.Name):
+        return {node.name}
+    return {name for child in node.iter_child_nodes() for name in _names_read_always(child)}
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class Progress:
         spend: Calls, tokens and money so far.
         elapsed_s: Seconds so far.
         rows_unaskable: Those that failed for want of a prompt.
+        rows_skipped: Those of `rows_done` that were not asked about, since a column is null or blank.
     """
 
     rows_total: int
@@ -41,11 +42,12 @@ class Progress:
     spend: Spend
     elapsed_s: float
     rows_unaskable: int = 0
+    rows_skipped: int = 0
 
     @property
     def rows_asked(self) -> int:
         """Rows settled by asking; they take the time and the money."""
-        return self.rows_done - self.rows_reused - self.rows_unaskable
+        return self.rows_done - self.rows_reused - self.rows_unaskable - self.rows_skipped
 
     @property
     def rows_per_s(self) -> float:
@@ -74,6 +76,7 @@ class Progress:
             self.spend + rest.spend,
             self.elapsed_s + rest.elapsed_s,
             self.rows_unaskable + rest.rows_unaskable,
+            self.rows_skipped + rest.rows_skipped,
         )
 
 
@@ -133,8 +136,9 @@ class Report:
 
     @property
     def error_rate(self) -> float:
-        """Failed rows among all, 0 to 1."""
-        return self.progress.rows_failed / len(self.outcomes) if self.outcomes else 0.0
+        """Failed rows among all that were not skipped, 0 to 1."""
+        rows = len(self.outcomes) - self.progress.rows_skipped
+        return self.progress.rows_failed / rows if rows else 0.0
 
     @property
     def failures(self) -> Counter[str]:
@@ -142,11 +146,11 @@ class Report:
         return Counter(str(failure) for failure in self.outcomes.failures() if failure)
 
     def column(self, name: str) -> list[Any]:
-        """The values of output column `name` in row order, `None` where a row failed."""
+        """The values of output column `name` in row order, `None` where a row failed or was skipped."""
         return self.values()[name]
 
     def values(self, *, as_kept: bool = False) -> dict[str, list[Any]]:
-        """All output columns by name; a row that failed has `None` in each.
+        """All output columns by name; a row that failed or was skipped has `None` in each.
 
         Args:
             as_kept: Leave placeholders in the place of what was taken out of rows.
@@ -159,5 +163,5 @@ class Report:
         return columns
 
     def errors(self) -> list[str | None]:
-        """Why each row failed, `None` where it has an answer."""
+        """Why each row failed, `None` where it has an answer or was skipped."""
         return [str(failure) if failure else None for failure in self.outcomes.failures()]

@@ -15,7 +15,7 @@ from ondine_core.question import Question
 from ondine_core.reasoning import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.sanitizer import has_placeholder, restore
 from ondine_core.schema import Invalid
-from ondine_core.values import Batch, Failure, Item, Json, Key, Outcome, Reply
+from ondine_core.values import Batch, Failure, Item, Json, Key, OnMissing, Outcome, Reply, RowOutcome, Skipped
 
 __all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
 
@@ -34,7 +34,8 @@ def render(
     columns: Mapping[str, Sequence[Any]],
     indices: Iterable[int],
     note: Callable[[Prepared], None] = lambda _: None,
-) -> Iterator[str | Failure]:
+    on_missing: OnMissing = "skip",
+) -> Iterator[str | Failure | Skipped]:
     """The text of the prompt of each row in `indices`, lazily, or why the row has none.
 
     Args:
@@ -42,6 +43,7 @@ def render(
         columns: The columns it reads.
         indices: The rows.
         note: Told what was done to each row, if anything is done to rows.
+        on_missing: What is done with a row without a value in a column that the prompt needs.
     """
     for index in indices:
         what = "the row cannot be cleaned"
@@ -52,13 +54,20 @@ def render(
                 note(prepared)
                 row = prepared.values
             what = "the template cannot be filled from this row"
-            text = prompt.render(row)
+            missing = None if on_missing == "ask" else prompt.find_missing(row)
+            if missing is None:
+                text = prompt.render(row)
         except NoTextError as error:
             yield Failure("prompt", f"{what}: {error}")
         except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
             yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
-            yield _utf8(text)
+            if missing is None:
+                yield _utf8(text)
+            elif on_missing == "skip":
+                yield Skipped(missing)
+            else:
+                yield Failure("missing", f"column {missing!r} is null or blank")
 
 
 def items(
@@ -85,12 +94,14 @@ def _utf8(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def dedup(texts: Iterable[str | Failure], key: Callable[[str], Key]) -> tuple[list[Key | Failure], dict[Key, int]]:
-    """Each row's key (or failure), and the first row that asks each unique prompt."""
-    rows: list[Key | Failure] = []
+def dedup(
+    texts: Iterable[str | Failure | Skipped], key: Callable[[str], Key]
+) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+    """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
+    rows: list[Key | Failure | Skipped] = []
     first: dict[Key, int] = {}
     for index, text in enumerate(texts):
-        row = text if isinstance(text, Failure) else key(text)
+        row = key(text) if isinstance(text, str) else text
         rows.append(row)
         if isinstance(row, bytes):
             first.setdefault(row, index)
@@ -187,6 +198,6 @@ def restorer(
     return give_back
 
 
-def fan_out(rows: Sequence[Key | Failure], outcomes: Mapping[Key, Outcome]) -> list[Outcome]:
+def fan_out(rows: Sequence[Key | Failure | Skipped], outcomes: Mapping[Key, Outcome]) -> list[RowOutcome]:
     """One outcome a row, in row order."""
-    return [row if isinstance(row, Failure) else outcomes[row] for row in rows]
+    return [outcomes[row] if isinstance(row, bytes) else row for row in rows]

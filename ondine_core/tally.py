@@ -25,7 +25,7 @@ class Tally:
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
-        self._done = self._reused = self._failed = self._unaskable = 0
+        self._done = self._reused = self._failed = self._unaskable = self._skipped = 0
         self.any_answer = False
         self.tracker = tracker
         self.outcomes: dict[Key, bytes | Failure] = {}
@@ -36,6 +36,11 @@ class Tally:
         self._done += 1
         self._failed += 1
         self._unaskable += 1
+
+    def skip(self) -> None:
+        """Count a row that is not asked about for want of a value."""
+        self._done += 1
+        self._skipped += 1
 
     def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
         """Take outcomes that were in the store."""
@@ -73,4 +78,6 @@ class Tally:
         """The counts so far."""
         spend = self.tracker.spend
         elapsed_s = self._elapsed_s()
-        return Progress(self._rows, self._done, self._reused, self._failed, spend, elapsed_s, self._unaskable)
+        return Progress(
+            self._rows, self._done, self._reused, self._failed, spend, elapsed_s, self._unaskable, self._skipped
+        )

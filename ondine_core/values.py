@@ -20,8 +20,11 @@ __all__ = [
     "Key",
     "Message",
     "ModelSpec",
+    "OnMissing",
     "Outcome",
     "Reply",
+    "RowOutcome",
+    "Skipped",
     "Usage",
 ]
 
@@ -179,7 +182,7 @@ class Failure:
         cost_usd: This prompt's share of what those calls cost; `None` when a price is unknown or a call was lost.
     """
 
-    reason: Literal["prompt", "invalid", "truncated", "refused", "unreachable"]
+    reason: Literal["prompt", "missing", "invalid", "truncated", "refused", "unreachable"]
     detail: str
     model: str = field(default="", compare=False)
     attempts: int = field(default=0, compare=False)
@@ -190,6 +193,25 @@ class Failure:
 
 
 Outcome: TypeAlias = Answer | Failure
+"""What asking a prompt comes to."""
+
+OnMissing: TypeAlias = Literal["skip", "fail", "ask"]
+"""What is done with a row without a value in a column that the prompt needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that is not asked about, since a column that the prompt needs is null or blank.
+
+    Args:
+        column: The first such column.
+    """
+
+    column: str
+
+
+RowOutcome: TypeAlias = Outcome | Skipped
+"""The outcome of a row of the table."""
 
 
 @dataclass(frozen=True, slots=True)

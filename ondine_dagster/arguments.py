@@ -19,6 +19,7 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
+from ondine_core.values import OnMissing
 from ondine_dagster.planning import OnRowError
 
 __all__ = ["check_function", "check_twin", "with_valid_arguments"]
@@ -159,6 +160,7 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, str) and bool(value.strip())),
         "the name of a column, or None",
     ),
+    "on_missing": _one_of(*typing.get_args(OnMissing)),
     "on_row_error": _one_of(*typing.get_args(OnRowError)),
     "max_error_rate": (
         lambda value: value is None or _is_share(value),

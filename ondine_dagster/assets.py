@@ -18,7 +18,7 @@ from ondine_core.prompts import Prompt
 from ondine_core.question import compile_question
 from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
-from ondine_core.values import ModelSpec
+from ondine_core.values import ModelSpec, OnMissing
 from ondine_dagster.arguments import check_function, check_twin, with_valid_arguments
 from ondine_dagster.checks import Check
 from ondine_dagster.dead_letters import define
@@ -47,6 +47,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     max_cost_usd: float | None = None,
     resource_key: str = "llm",
     model_column: str | None = None,
+    on_missing: OnMissing = "skip",
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
     failed_rows: bool = False,
@@ -84,6 +85,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             call is charged before it leaves; when the cap is reached the step fails for good, and all answers are kept.
         resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
         model_column: Name of a further column, which says which model answered the row.
+        on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
+            template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call and
+            counts it apart, `"fail"` makes it a failed row without a call, `"ask"` asks nevertheless.
         on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
         max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
@@ -116,6 +120,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             calibration=None if calibrate is None else CalibrationPlan(calibrate, min_agreement, on_disagreement),
             model_column=model_column,
             max_cost_usd=max_cost_usd,
+            on_missing=on_missing,
             checks=fit_checks(checks, question),
             failed_rows=failed_rows,
             keep_replies=keep_replies,

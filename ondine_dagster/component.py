@@ -13,6 +13,7 @@ import dagster as dg
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ondine_core.errors import ConfigError
+from ondine_core.values import OnMissing
 from ondine_dagster.assets import llm_asset
 from ondine_dagster.attributes import (
     OpFields,
@@ -107,6 +108,13 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     model_column: Annotated[
         str | None, must_resolve("Name of a further column, which says which model answered the row.")
     ] = None
+    on_missing: Annotated[
+        OnMissing,
+        _said(
+            "A row for which a column that the prompt reads is null or blank: 'skip' leaves its outputs null without a "
+            "call, 'fail' makes it a failed row, 'ask' asks nevertheless."
+        ),
+    ] = "skip"
     on_row_error: Annotated[
         OnRowError,
         _said("What becomes of a row without an answer: 'null', 'drop', or 'raise', which fails the step at the end."),

@@ -113,31 +113,33 @@ def letters(  # noqa: PLR0913  (one caller)
     """
     table, names = failed_rows(rows, report), names_of(rows)
     failures = list(report.outcomes.failures())
+    asked = [row is None for row in report.outcomes.skipped()]
     added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
     key = failed_key(context.asset_key_for_output())
     metadata = {
-        **_figures(failures),
+        **_figures(failures, sum(asked)),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, added, ""),
         "dagster/column_lineage": lineage(names, (), (), upstream),
     }
     start = 0
     for partition, length in lengths.items():
-        share = _figures(failures[start : start + length])
+        rows_of_partition = slice(start, start + length)
+        share = _figures(failures[rows_of_partition], sum(asked[rows_of_partition]))
         share["dagster/partition_row_count"] = share["ondine/rows_failed"]
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
         start += length
     return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
 
 
-def _figures(failures: Sequence[Failure | None]) -> dict[str, Any]:
-    """How many rows failed, why, and what that cost."""
+def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
+    """How many rows failed of those that were not skipped, why, and what that cost."""
     # Rows with the same prompt share one failure.
     unique = {id(failure): failure for failure in failures if failure is not None}
     reasons = Counter(failure.reason for failure in failures if failure is not None)
     figures: dict[str, Any] = {
         "ondine/rows_failed": reasons.total(),
-        "ondine/error_rate": round(reasons.total() / max(1, len(failures)), 6),
+        "ondine/error_rate": round(reasons.total() / max(1, asked), 6),
         **{f"ondine/rows_{reason}": count for reason, count in reasons.items()},
     }
     costs = [failure.cost_usd for failure in unique.values()]

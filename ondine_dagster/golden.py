@@ -56,7 +56,7 @@ def judge_golden(check: GoldenCheck, rows: Any, question: Question, ask: Ask) ->
         report = ask({name: given[name] for name in question.prompt.columns})
     except OndineError as error:
         return False, f"The labelled rows could not be asked: {error}", {}
-    answers, answered = report.values(), [failure is None for failure in report.outcomes.failures()]
+    answers, answered = report.values(), list(report.outcomes.answered())
     scores = []
     for name, wanted in labels.items():
         known = [row for row in range(total) if wanted[row] is not None or _is_nullable(name, question)]

@@ -36,7 +36,7 @@ class Evidence:
     Args:
         question: What was asked.
         report: What came of it.
-        values: The output columns, failed rows among them.
+        values: The output columns, failed and skipped rows among them.
         there: Whether each row was answered.
     """
 
@@ -52,7 +52,7 @@ class Evidence:
 
 def collect(question: Question, report: Report, values: Mapping[str, Sequence[Any]]) -> Evidence:
     """What there is to look at: the output columns `values`, and in which rows they are answers."""
-    return Evidence(question, report, values, [failure is None for failure in report.outcomes.failures()])
+    return Evidence(question, report, values, list(report.outcomes.answered()))
 
 
 def count_values(evidence: Evidence, rows: slice = slice(None)) -> dict[str, Counter[Any]]:

@@ -36,14 +36,15 @@ _REASONS_SHOWN = 20
 def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
     """The figures of a finished run."""
     progress = report.progress
+    asked = progress.rows_total - progress.rows_skipped
     metadata = {
         "ondine/model": spec.model,
         "ondine/provider": spec.provider,
         **progress_metadata(progress),
-        "ondine/rows_succeeded": progress.rows_total - progress.rows_failed,
+        "ondine/rows_succeeded": progress.rows_total - progress.rows_failed - progress.rows_skipped,
         "ondine/error_rate": round(report.error_rate, 6),
         "ondine/unique_prompts": report.prompts,
-        "ondine/reuse_rate": round(progress.rows_reused / progress.rows_total, 6) if progress.rows_total else 0.0,
+        "ondine/reuse_rate": round(progress.rows_reused / asked, 6) if asked else 0.0,
         "ondine/duration_s": round(progress.elapsed_s, 3),
     }
     if treatment := report.treatment:
@@ -77,6 +78,7 @@ def progress_metadata(progress: Progress) -> dict[str, Any]:
         "ondine/rows_done": progress.rows_done,
         "ondine/rows_reused": progress.rows_reused,
         "ondine/rows_failed": progress.rows_failed,
+        "ondine/rows_skipped": progress.rows_skipped,
         "ondine/rows_per_s": round(progress.rows_per_s, 2),
         **spend_metadata(progress.spend),
     }
@@ -108,6 +110,8 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"about {progress.remaining_s:,.0f} s left")
     if progress.rows_failed:
         parts.append(f"{progress.rows_failed:,} failed")
+    if progress.rows_skipped:
+        parts.append(f"{progress.rows_skipped:,} skipped")
     if progress.spend.usd is not None or progress.spend.calls:
         parts.append(str(progress.spend))
     return ", ".join(parts)
@@ -116,8 +120,8 @@ def progress_line(progress: Progress) -> str:
 _ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_by")
 
 
-def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int) -> dict[str, Any]:
-    """The figures of a partition that has `rows` of a run's rows, `failed` of which failed.
+def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
+    """The figures of a partition that has `rows` of a run's rows, `failed` of which failed and `skipped` were skipped.
 
     Rows are counted; what was spent on the run is shared out by rows, so that partitions add up to the run.
     """
@@ -134,8 +138,9 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
         "ondine/rows_total": rows,
         "ondine/rows_done": rows,
         "ondine/rows_failed": failed,
-        "ondine/rows_succeeded": rows - failed,
-        "ondine/error_rate": round(failed / rows, 6) if rows else 0.0,
+        "ondine/rows_skipped": skipped,
+        "ondine/rows_succeeded": rows - failed - skipped,
+        "ondine/error_rate": round(failed / (rows - skipped), 6) if rows > skipped else 0.0,
     }
 
 
@@ -150,6 +155,7 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         "ondine/model": spec.model,
         "ondine/rows_total": found.rows,
         "ondine/rows_reused": found.rows_reused,
+        "ondine/rows_skipped": found.rows_skipped,
         "ondine/unique_prompts": found.prompts,
         "ondine/estimated_requests": found.calls,
         "ondine/estimated_input_tokens": found.input_tokens,
@@ -178,6 +184,8 @@ def estimate_line(found: Estimate) -> str:
     ]
     if found.rows_unaskable:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
+    if found.rows_skipped:
+        parts.append(f"{found.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
     if found.least_s:
         parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
     return f"Dry run, nothing was asked: {'; '.join(parts)}."

@@ -13,7 +13,7 @@ from ondine_core.preparation import Preparation, prepare
 from ondine_core.question import Question
 from ondine_core.reading import read
 from ondine_core.report import Report
-from ondine_core.values import Failure
+from ondine_core.values import Answer, Failure
 from ondine_dagster.frames import frame_of
 from ondine_dagster.markdown import in_place, markdown, preview
 
@@ -60,7 +60,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
                 continue
             cells: dict[str, Any] = {error_column: str(outcome)}
         else:
-            cells = dict(outcome.values)
+            cells = dict(outcome.values) if isinstance(outcome, Answer) else {}
         cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
         shown.append([cells.get(name) for name in names])
     return markdown(names, shown) if in_full else in_place(names, shown)

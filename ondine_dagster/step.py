@@ -6,6 +6,7 @@ cancels the calls in flight and goes on unchanged.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -171,6 +172,14 @@ def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
     context.log.info(progress_line(report.progress))
     if report.calibrated and report.calibrated.complaint:
         context.log.warning(report.calibrated.complaint)
+    if skipped := report.progress.rows_skipped:
+        by_column = Counter(row.column for row in report.outcomes.skipped() if row)
+        counts = ", ".join(f"{name!r}: {count:,}" for name, count in by_column.most_common())
+        context.log.warning(
+            f"{skipped:,} of {report.progress.rows_total:,} rows were not asked about, since a column that the prompt "  # noqa: G004
+            f"reads is null or blank ({counts}); their outputs are null. on_missing='ask' asks about them, 'fail' "
+            "makes them failed rows."
+        )
     if report.treatment and (cut := report.treatment.rows_truncated):
         total = report.progress.rows_total
         context.log.warning(f"{cut:,} of {total:,} rows were truncated before they were asked.")  # noqa: G004
@@ -246,9 +255,11 @@ def _share_out(
     if len(lengths) < 2:  # noqa: PLR2004
         return
     key, start = context.asset_key_for_output(), 0
+    failed = [failure is not None for failure in evidence.report.outcomes.failures()]
     for partition, length in lengths.items():
         rows = slice(start, start + length)
-        share = share_of(figures, length, len(evidence.there), length - sum(evidence.there[rows]))
+        lost = sum(failed[rows])
+        share = share_of(figures, length, len(failed), lost, length - lost - sum(evidence.there[rows]))
         share |= to_metadata(count_values(evidence, rows))
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
         start += length
@@ -264,7 +275,7 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
         rule = "on_row_error='raise'"
     elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
         rule = f"max_error_rate={enrichment.max_error_rate:g}"
-    elif enrichment.max_error_rate is None and failed == total:
+    elif enrichment.max_error_rate is None and failed == total - report.progress.rows_skipped:
         rule = "no row got an answer"
     else:
         return

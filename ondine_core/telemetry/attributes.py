@@ -37,6 +37,7 @@ def of_progress(progress: Progress) -> Attributes:
         "ondine.rows.done": progress.rows_done,
         "ondine.rows.failed": progress.rows_failed,
         "ondine.rows.reused": progress.rows_reused,
+        "ondine.rows.skipped": progress.rows_skipped,
         "ondine.calls": spend.calls,
         "ondine.calls.unknown": spend.unknown,
         "ondine.input_tokens": spend.usage.input_tokens,

@@ -142,6 +142,7 @@ def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
         "rows_done": progress.rows_done,
         "rows_failed": progress.rows_failed,
         "rows_reused": progress.rows_reused,
+        "rows_skipped": progress.rows_skipped,
         "rows_per_s": round(progress.rows_per_s, 1),
         "calls": spend.calls,
         "input_tokens": spend.usage.input_tokens,

@@ -185,7 +185,9 @@ class Metrics:
     def _progress(self, event: Progressed | RunEnded) -> None:
         told, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
         if (progress := event.progress) is not None:
-            now = {"answered": progress.rows_done - progress.rows_failed}
+            now = {"answered": progress.rows_done - progress.rows_failed - progress.rows_skipped}
+            if progress.rows_skipped:
+                now["skipped"] = progress.rows_skipped
             if isinstance(event, RunEnded):  # before that, a fallback may still answer what has failed
                 now["failed"] = progress.rows_failed
                 self._totals[REUSED, (asset,)] += progress.rows_reused

@@ -80,6 +80,7 @@ def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -
         ("resource_key", ["", None, 5, "my llm", "class", "config", "context"], "such as 'llm'"),
         ("model_column", [5, "", " "], "name of a column"),
         ("on_row_error", ["skip", None, []], "'null', 'drop', 'raise'"),
+        ("on_missing", ["drop", None, []], "'skip', 'fail', 'ask'"),
         ("failed_rows", ["yes", 1, None], "True or False"),
     ],
 )
