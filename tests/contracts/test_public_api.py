@@ -16,8 +16,8 @@ from ondine_core.errors import OndineError
 CORE = """
     Answer AnswerStore Audit BudgetExhaustedError CalibrationPlan Call Cap ChatModel Clock ConfigError FailedRowsError
     Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt ProviderError Rates
-    RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel StoreError Strategy TransientError Usage enrich
-    enrich_sync load_presets open_store openai_compatible preset
+    RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel Skipped StoreError Strategy TransientError Usage
+    enrich enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = """
     CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource NullRateCheck

@@ -128,7 +128,7 @@ def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
 
 def test_render_is_lazy_and_by_index() -> None:
     """Rows are rendered in the order asked for, when asked for, from the columns the prompt reads."""
-    texts = render(question("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]))
+    texts = render(question("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]), on_missing="ask")
     assert next(texts) == "3-z"
     assert list(texts) == ["1-x"]
 
@@ -136,7 +136,7 @@ def test_render_is_lazy_and_by_index() -> None:
 def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
     """A template that stumbles over one value fails that row, without quoting it, and goes on with the next."""
     prompt = compile_prompt(Prompt("{{ 6 // a }}", syntax="jinja2"), str)
-    one, two, three = render(prompt, {"a": [1, "secret", 2]}, range(3))
+    one, two, three = render(prompt, {"a": [1, "secret", 2]}, range(3), on_missing="ask")
     assert (one, three) == ("6", "3")
     assert two == Failure("prompt", "the template cannot be filled from this row (TypeError)")
 
@@ -144,7 +144,7 @@ def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
 @given(st.text(st.characters(categories=["Cs", "L", "So"])))
 def test_lone_surrogates_are_replaced(text: str) -> None:
     """What a broken decoder left in a text cannot stop a run: every rendered text can be hashed and sent."""
-    (shown,) = render(question("é{a}").prompt, {"a": [text]}, [0])
+    (shown,) = render(question("é{a}").prompt, {"a": [text]}, [0], on_missing="ask")
     assert shown == "é" + "".join("?" if "\ud800" <= char <= "\udfff" else char for char in text)
     assert address(question())(str(shown))
 
