@@ -34,7 +34,7 @@ from ondine_core.tally import Tally
 from ondine_core.telemetry.feed import Feed, Told
 from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply
 
-__all__ = ["Asker", "choose_strategy", "most_in_flight"]
+__all__ = ["Asker", "choose_strategy", "find_oversize_prompt", "most_in_flight", "most_workers"]
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """So many prompts in a row without a reply, each after all its retries: the provider is gone."""
@@ -68,7 +68,7 @@ class Asker:
         self._question, self._means, self._policy, self._caller, self._clock = question, means, policy, caller, clock
         self._feed, self._others = feed, others
         self._window = policy.context_window or find_window(question.model)
-        self._workers = _WORKERS_A_CALL * most_in_flight(means, policy)
+        self._workers = most_workers(means, policy)
         self._unreachable_in_a_row = 0
         self._refusals = RefusalStreak()
 
@@ -191,12 +191,7 @@ class Asker:
 
     def _refuse_oversize(self, batch: Batch, part: _Part) -> Conclusion | None:
         """The failure of a prompt that is alone in its call and cannot fit into the model's window."""
-        if self._window is None or len(batch.items) > 1:
-            return None
-        call = choose_strategy(batch, self._policy.strategy).encode(batch, self._question)
-        # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
-        reserved = self._question.model.max_output_tokens or 0 if self._policy.context_window else 0
-        failure = find_oversize(call, self._window, reserved)
+        failure = find_oversize_prompt(batch, self._question, self._policy, self._window)
         if failure is None:
             return None
         key = batch.items[0].key
@@ -327,6 +322,21 @@ class _Tried:
 def most_in_flight(means: Means, policy: Policy) -> int:
     """Calls at once that neither the user nor the model wants exceeded."""
     return min(policy.max_concurrency, means.model.max_concurrency or policy.max_concurrency)
+
+
+def most_workers(means: Means, policy: Policy) -> int:
+    """Batches that are taken at once."""
+    return _WORKERS_A_CALL * most_in_flight(means, policy)
+
+
+def find_oversize_prompt(batch: Batch, question: Question, policy: Policy, window: int | None) -> Failure | None:
+    """The failure of a prompt that is alone in its call and cannot fit into the model's window, so is not asked."""
+    if window is None or len(batch.items) > 1:
+        return None
+    call = choose_strategy(batch, policy.strategy).encode(batch, question)
+    # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
+    reserved = question.model.max_output_tokens or 0 if policy.context_window else 0
+    return find_oversize(call, window, reserved)
 
 
 def choose_strategy(batch: Batch, strategy: Strategy) -> Strategy:

@@ -23,6 +23,7 @@ __all__ = [
     "Room",
     "estimate_answer_tokens",
     "estimate_tokens",
+    "explain_bound",
     "get_context_limit",
     "get_output_limit",
     "learn_answer_tokens",
@@ -214,13 +215,16 @@ def validate_batch_size(batch_size: int, room: Room, row_tokens: int = 0) -> str
 
     It is advice rather than an error: batches are closed before they get too large, so nothing fails.
     """
+    bound = explain_bound(batch_size, room, row_tokens)
+    return bound and f"{bound}; calls will carry about {suggest_batch_size(room, row_tokens, batch_size)} rows."
+
+
+def explain_bound(batch_size: int, room: Room, row_tokens: int = 0) -> str | None:
+    """What keeps calls from carrying `batch_size` rows of `row_tokens` tokens each; `None` if nothing does."""
     for figure, fitting in _largest(room, row_tokens):
         if batch_size > max(1, fitting):
-            return (
-                f"batch_size={batch_size!r} exceeds {figure}, at {room.answer_tokens} tokens an answer"
-                f"{f' and {row_tokens} a row' if row_tokens else ''}; "
-                f"calls will carry about {suggest_batch_size(room, row_tokens, batch_size)} rows."
-            )
+            said = f" and {row_tokens} a row" if row_tokens else ""
+            return f"batch_size={batch_size!r} exceeds {figure}, at {room.answer_tokens} tokens an answer{said}"
     return None
 
 

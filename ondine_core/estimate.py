@@ -2,38 +2,41 @@
 
 It goes the way of a run as far as that costs nothing: the same prompts, the same look-up of known answers, the same
 packing, and the tokens of the very calls that would leave. How long answers get is the one thing that nobody knows
-beforehand, so what follows from it is a range.
+beforehand, so what follows from it is a range. Packing learns from replies how long answers are and how many rows a
+call bears; it is shown replies of the likely length that bring every answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import orjson
 
-from ondine_core.asking import choose_strategy
+from ondine_core.asking import choose_strategy, find_oversize_prompt, most_workers
 from ondine_core.batching import Strategy
-from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, make_up_answer
+from ondine_core.calibration import sample
+from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
 from ondine_core.engine import look_up
 from ondine_core.options import Options, open_means, open_options_store
 from ondine_core.packing import pack
-from ondine_core.policy import Means
+from ondine_core.policy import Means, Policy
 from ondine_core.ports import ChatModel, TokenCounter
 from ondine_core.pricing import Price
+from ondine_core.prompt_window import find_window
 from ondine_core.question import Question, address, check_columns
 from ondine_core.rates import Rates
 from ondine_core.reading import read
 from ondine_core.sizes import Sizes
 from ondine_core.stages import dedup, items, render
 from ondine_core.tokens import counter
-from ondine_core.values import Answer, Batch, Call, Failure, Key, Skipped, Usage
+from ondine_core.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Usage
 
 __all__ = ["Estimate", "estimate", "sample_calls"]
 
@@ -68,12 +71,13 @@ class Estimate:
         rows_skipped: Rows that are not asked about, since a column is null or blank.
         prompts: Unique prompts among the rows.
         prompts_left: Those of them that would be asked.
-        calls: Calls that would carry them if all went well.
+        calls: Calls that would carry them if all went well, those that calibrate among them.
         input_tokens: Of these calls.
         output_tokens: Of their replies.
         usd: What they cost, `None` when the price is unknown.
         least_s: Seconds that they take at least, by the rates that are set; 0 without any.
         sample: Calls about the first rows, as they would be sent.
+        limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
     """
 
     rows: int
@@ -88,6 +92,7 @@ class Estimate:
     usd: Range[Decimal] | None
     least_s: float
     sample: tuple[Call, ...] = field(default=(), repr=False)
+    limited_by: str | None = None
 
 
 async def estimate(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -115,32 +120,38 @@ async def estimate(table: Any, question: Question, options: Options, model: Chat
             known |= found.keys()
             seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
         pending = [(key, index) for key, index in first.items() if key not in known]
-        sizes = Sizes(question, means, options.policy, options.policy.batch_size)
-        sizes.settle()
-        prompts = items(question.prompt, columns, pending, apart=sizes.several)
-        batches = pack(prompts, sizes.take, options.policy.max_repairs, lambda: sizes.room)
-        packed, tokens = Counter[int](), 0
         count = _counter(question, means)
-        while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):
-            packed.update(len(batch.items) for batch in some)
-            tokens += await _count_input(some, question, options.policy.strategy, count)
-        output = await _count_answers(packed, question, seen, count)
+        lengths = await _measure_answers(question, seen, count)
+        packed, tokens, limited_by = Counter[int](), 0, None
+        oversize: set[Key] = set()
+        window = options.policy.context_window or find_window(question.model)
+        for part in _parts(pending, question, means, options, lengths):
+            batches = part.pack(question, columns, options.policy)
+            while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):  # noqa: B023
+                refused = [batch for batch in some if find_oversize_prompt(batch, question, options.policy, window)]
+                oversize |= {item.key for batch in refused for item in batch.items}
+                asked = [batch for batch in some if batch not in refused] if refused else some
+                packed.update(len(batch.items) for batch in asked)
+                tokens += await _count_input(asked, question, options.policy.strategy, count)
+            limited_by = limited_by or part.explain()
+    output = lengths.of_all(packed)
     calls = packed.total()
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
-        rows_unaskable=sum(isinstance(key, Failure) for key in keys),
+        rows_unaskable=sum(isinstance(key, Failure) or key in oversize for key in keys),
         rows_skipped=sum(isinstance(key, Skipped) for key in keys),
         prompts=len(first),
-        prompts_left=len(pending),
+        prompts_left=len(pending) - len(oversize),
         calls=calls,
         input_tokens=tokens,
         output_tokens=output,
         usd=_cost(means.price, calls, tokens, output),
         least_s=_least_s(options.rates, calls, tokens + output[0]),
         sample=sample_calls(
-            question, columns, pending or list(first.items()), options.policy.strategy, together=sizes.several
+            question, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
+        limited_by=limited_by,
     )
 
 
@@ -183,27 +194,112 @@ async def _count_input(batches: Sequence[Batch], question: Question, strategy: S
     return sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)
 
 
-async def _count_answers(packed: Counter[int], question: Question, seen: Sequence[Answer], count: Count) -> Range[int]:
-    """The tokens of the replies, by answers that are known or else by their schema.
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Tokens of answers.
 
     Args:
-        packed: How many batches there are of each size.
-        question: What is asked.
-        seen: Answers that are known.
-        count: Texts to tokens.
+        answers: Of one answer in a batch.
+        number: Of its id.
+        around: Of what stands around the answers of a batch.
     """
-    if seen:
-        counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
-        lengths = [sum(counts) / len(counts) * share for share in _SPREAD]
-    else:
-        schema = question.schema.json_schema
-        lengths = list(await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS]))
+
+    answers: Range[float]
+    number: int
+    around: int
+
+    def of_reply(self, rows: int, length: float) -> float:
+        """Tokens of a reply with `rows` answers; one that comes alone has neither an id nor anything around it."""
+        return max(1, length - self.number) if rows == 1 else self.around + rows * length
+
+    def of_all(self, packed: Counter[int]) -> Range[int]:
+        """Tokens of all replies, to so many batches of each size."""
+        least, likely, most = (
+            sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
+        )
+        return int(least), int(likely), int(most * _BLANKS)
+
+
+async def _measure_answers(question: Question, seen: Sequence[Answer], count: Count) -> _Lengths:
+    """The tokens of an answer, by those that were seen or else by the schema."""
     number, around = await count([_ID, _AROUND])
-    # What comes alone has neither an id nor anything around it.
-    frames = (packed.total() - packed[1]) * around
-    several = sum(size * batches for size, batches in packed.items()) - packed[1]
-    least, likely, most = (frames + several * length + packed[1] * max(1, length - number) for length in lengths)
-    return int(least), int(likely), int(most * _BLANKS)
+    if not seen:
+        schema = question.schema.json_schema
+        least, likely, most = await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS])
+        return _Lengths((least, likely, most), number, around)
+    counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
+    shortest, middle, longest = (sum(counts) / len(counts) * share for share in _SPREAD)
+    return _Lengths((shortest, middle, longest), number, around)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Prompts that a run asks in one go, and what it takes.
+
+    Args:
+        pending: Keys, and a row that asks for each.
+        sizes: How many rows a call carries.
+        workers: Batches that are taken before the first reply is seen.
+        lengths: Tokens of answers.
+        calls: Batches packed so far.
+        row_tokens: Tokens that a row of the first of them adds to a call.
+    """
+
+    pending: Sequence[tuple[Key, int]]
+    sizes: Sizes
+    workers: int
+    lengths: _Lengths
+    calls: int = 0
+    row_tokens: int = 0
+
+    def pack(self, question: Question, columns: Mapping[str, Sequence[Any]], policy: Policy) -> Iterator[Batch]:
+        """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
+        prompts = items(question.prompt, columns, self.pending, apart=self.sizes.several)
+        in_flight: deque[Batch] = deque()
+        first_room = self.sizes.room
+        for batch in pack(prompts, self.sizes.take, policy.max_repairs, lambda: self.sizes.room):
+            if first_room and not self.calls:
+                self.row_tokens = sum(map(first_room.weigh, batch.items)) // len(batch.items)
+            self.calls += 1
+            in_flight.append(batch)
+            if len(in_flight) >= self.workers:
+                self._learn(in_flight.popleft())
+            yield batch
+
+    def _learn(self, batch: Batch) -> None:
+        rows = len(batch.items)
+        reply = Reply("", Usage(output_tokens=round(self.lengths.of_reply(rows, self.lengths.answers[1]))))
+        self.sizes.learn(batch, rows, reply)
+
+    def explain(self) -> str | None:
+        """Why there were more calls than the batch size takes, if there were."""
+        size, room = self.sizes.asked_for, self.sizes.room
+        if size is None or room is None or self.calls <= -(-len(self.pending) // size):
+            return None
+        bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only by and by"
+        return f"{bound}; calls carry {len(self.pending) / self.calls:.1f} rows on average."
+
+
+def _parts(
+    pending: Sequence[tuple[Key, int]], question: Question, means: Means, options: Options, lengths: _Lengths
+) -> Iterator[_Part]:
+    """What a run asks one after the other: a sample alone and in batches, if it calibrates, and then the rest."""
+    policy = options.policy
+    plan, size = policy.calibration, policy.batch_size
+
+    def part(some: Sequence[tuple[Key, int]], batch_size: int | Literal["auto"]) -> _Part:
+        workers = min(most_workers(means, policy), max(1, len(some)))
+        return _Part(some, Sizes(question, means, policy, batch_size), workers, lengths)
+
+    if plan is not None and size != "auto":
+        chosen = set(sample([key for key, _ in pending], max(plan.rows, size), options.clock.rng))
+        together = min(size, len(chosen))
+        if together > 1:
+            sampled = [(key, row) for key, row in pending if key in chosen]
+            yield part(sampled, 1)
+            yield part(sampled, together)
+            pending = [(key, row) for key, row in pending if key not in chosen]
+    yield part(pending, size)
 
 
 def _cost(price: Price | None, calls: int, tokens: int, replies: Range[int]) -> Range[Decimal] | None:

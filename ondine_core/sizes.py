@@ -39,10 +39,10 @@ class Sizes:
         rows, self._adaptive = take_rows(self._adaptive)
         return rows
 
-    def settle(self) -> None:
-        """Take the size as found: the largest."""
-        if self._adaptive is not None:
-            self._fixed, self._adaptive = self._adaptive.most, None
+    @property
+    def asked_for(self) -> int | None:
+        """The fixed size, `None` where it is found out."""
+        return None if self._adaptive else self._fixed
 
     def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
         """Take account of the reply to a batch."""

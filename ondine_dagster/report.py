@@ -169,6 +169,8 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         metadata |= zip(keys, map(float, found.usd), strict=True)
     if found.sample:
         metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
+    if found.limited_by:
+        metadata["ondine/batches_limited_by"] = found.limited_by
     if found.least_s:
         metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
     return metadata
@@ -186,6 +188,8 @@ def estimate_line(found: Estimate) -> str:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
     if found.rows_skipped:
         parts.append(f"{found.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
+    if found.limited_by:
+        parts.append(found.limited_by.removesuffix("."))
     if found.least_s:
         parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
     return f"Dry run, nothing was asked: {'; '.join(parts)}."

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import ConfigError, Options, Policy, Price, Prompt, ScriptedModel, enrich_sync
-from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE
-from ondine_core.enrichment import spec_of
+from ondine_core.calibration import CalibrationPlan
+from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, make_up_answer
+from ondine_core.enrichment import answer, spec_of
 from ondine_core.estimate import Estimate, estimate
 from ondine_core.question import compile_question
 from ondine_core.rates import Rates
 from ondine_core.store import open_store
+from ondine_core.tokens import counter
 from ondine_core.values import Call, ModelSpec, Reply, Usage
 
 PROMPT = Prompt("Shout: {text}", system="Be loud.")
@@ -74,9 +78,9 @@ def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]
     assert (least > 0) == bool(expected.calls)
 
 
-@pytest.mark.parametrize(("batch_size", "calls"), [(1, 30), (10, 3), ("auto", 1)])
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, 30), (10, 3), ("auto", 3)])
 def test_calls_are_counted_as_they_would_be_packed(batch_size: Any, calls: int) -> None:
-    """The batch size counts, and instructions that are said once are counted once; `auto` is taken at its largest."""
+    """The batch size counts, and instructions that are said once are counted once; `auto` begins small."""
     rows = [{"text": f"row {number}"} for number in range(30)]
     model = Words(max_batch_size=None)
     options = Options(policy=Policy(batch_size=batch_size))
@@ -140,3 +144,98 @@ def test_what_cannot_run_cannot_be_estimated() -> None:
     """A column that is missing or a cap without a price is the same error as in a run."""
     with pytest.raises(ConfigError, match="text"):
         estimated([{"txt": "a"}], Words(), Options())
+
+
+# -- packing -------------------------------------------------------------------------------------------------------
+
+MOODS: dict[str, Any] = {"mood": {"enum": ["good", "poor"]}}
+NOTES = {"note": str}
+LONG = "x" * 60
+
+
+class Batches(ScriptedModel):
+    """Answers rows alone and in batches of JSON, all alike; tokens are those that an estimate counts."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(self._reply, max_batch_size=None)
+        self._values, self._count = values, counter("scripted/batches", cautious=False)
+
+    def _reply(self, text: str) -> Reply:
+        values: Any = self._values
+        if text.startswith("["):
+            values = {"answers": [{"id": row["id"], **self._values} for row in json.loads(text)]}
+        said = orjson.dumps(values).decode()
+        return Reply(said, Usage(10, 0, self._count(said)))
+
+
+@pytest.mark.parametrize("rows", [1, 57, 600])
+@pytest.mark.parametrize(
+    ("policy", "bounds", "output"),
+    [
+        ({"batch_size": 1}, {}, MOODS),
+        ({"batch_size": 20}, {}, MOODS),
+        ({"batch_size": 20}, {"max_output_tokens": 100}, MOODS),
+        ({"batch_size": 50}, {"max_output_tokens": 400}, NOTES),
+        ({"batch_size": 50, "max_concurrency": 2}, {"max_output_tokens": 400}, NOTES),
+        ({"batch_size": 50, "context_window": 1500}, {}, MOODS),
+        ({"batch_size": "auto", "max_concurrency": 2}, {}, MOODS),
+        ({"batch_size": "auto", "max_concurrency": 2}, {"max_output_tokens": 400}, NOTES),
+        ({"batch_size": 20, "calibration": CalibrationPlan(50)}, {}, MOODS),
+        ({"batch_size": 20, "calibration": CalibrationPlan(50)}, {"max_output_tokens": 100}, MOODS),
+    ],
+)
+def test_calls_planned_are_calls_made(
+    policy: dict[str, Any], bounds: dict[str, int], output: dict[str, Any], rows: int
+) -> None:
+    """Whatever makes batches smaller or larger as a run goes on does so in the estimate; 5 % may differ."""
+    table = {"text": [f"{LONG} {number}" for number in range(rows)]}
+    question = compile_question("Mood of {text}", output, ModelSpec("scripted/batches", **bounds))
+    schema = question.schema.json_schema
+    model = Batches({name: json.loads(make_up_answer(schema))[name] for name in output})
+    options = Options(policy=Policy(**policy))
+    expected = asyncio.run(estimate(table, question, options, model))
+    report = asyncio.run(answer(table, question, options, model))
+    assert report.progress.rows_failed == 0
+    assert expected.calls == pytest.approx(report.spend.calls, rel=0.05, abs=2)
+
+
+def test_answers_that_are_known_tell_how_many_fit_into_a_reply() -> None:
+    """Notes are shorter than texts usually are; after a trial that is known, and calls are planned with more."""
+    table = {"text": [f"{LONG} {number}" for number in range(600)]}
+    question = compile_question("Note on {text}", NOTES, ModelSpec("scripted/batches", max_output_tokens=400))
+    model = Batches({"note": "fine"})
+    with open_store(":memory:") as store:
+        options = Options(store=store, policy=Policy(batch_size=50, max_concurrency=2))
+        before = asyncio.run(estimate(table, question, options, model))
+        asyncio.run(answer({"text": table["text"][:10]}, question, options, model))
+        known = asyncio.run(estimate(table, question, options, model))
+        report = asyncio.run(answer(table, question, options, model))
+    assert known.calls == pytest.approx(report.spend.calls, rel=0.05)
+    assert known.calls < before.calls
+
+
+def test_a_bound_on_replies_that_makes_batches_smaller_is_told() -> None:
+    """With the figure that bounds them, and how many rows calls carry; nothing is told of a size that is reached."""
+    table = {"text": [f"row {number}" for number in range(100)]}
+
+    def limit(max_output_tokens: int) -> str | None:
+        question = compile_question(
+            "Note on {text}", NOTES, ModelSpec("scripted/x", max_output_tokens=max_output_tokens)
+        )
+        options = Options(policy=Policy(batch_size=20))
+        return asyncio.run(estimate(table, question, options, Batches({}))).limited_by
+
+    assert limit(100_000) is None
+    told = limit(200) or ""
+    assert told.startswith("batch_size=20 exceeds what one reply can hold (max_output_tokens=200), at ")
+    assert told.endswith(" rows on average.")
+
+
+def test_a_prompt_that_does_not_fit_the_window_is_no_call() -> None:
+    """A run fails its row without asking."""
+    table = {"text": ["short", "long " * 5000]}
+    question = compile_question("{text}", MOODS, ModelSpec("scripted/x"))
+    model, options = Batches({"mood": "good"}), Options(policy=Policy(context_window=1000))
+    found = asyncio.run(estimate(table, question, options, model))
+    report = asyncio.run(answer(table, question, options, model))
+    assert (found.calls, found.prompts_left, found.rows_unaskable) == (1, 1, 1) == (report.spend.calls, 1, 1)
