@@ -153,8 +153,9 @@ async def look_up(
             for key, answer in found.items()
             if answer.answered_at >= policy.reuse_since and answer.values.keys() == names
         }
-        if not (policy.retry_failed_rows or policy.reuse_since):
-            yield await store.get_failures([key for key in some if key not in found])
+        if policy.retry_failed_rows is not True and not policy.reuse_since:
+            failures = await store.get_failures([key for key in some if key not in found])
+            yield {key: failure for key, failure in failures.items() if not policy.retries(failure.reason)}
 
 
 async def _calibrate(  # noqa: PLR0913, PLR0917  (one caller)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ondine_core.batching import JSON, Strategy
 from ondine_core.budget import Purse
@@ -20,9 +20,20 @@ from ondine_core.pricing import Price
 from ondine_core.processes import boot_time
 from ondine_core.rate_limiter import RateLimiter
 from ondine_core.retry import RetryPolicy
-from ondine_core.values import OnMissing
+from ondine_core.values import OnMissing, RetriedReason
 
-__all__ = ["Clock", "Means", "Policy"]
+__all__ = ["RETRY_FAILED_ROWS", "Clock", "Means", "Policy", "is_retry"]
+
+RETRY_FAILED_ROWS = "True, False, or a list of reasons, of 'invalid', 'truncated' and 'refused'"
+"""What `retry_failed_rows` may be."""
+
+
+def is_retry(value: Any) -> bool:
+    """Whether `value` is valid for `retry_failed_rows`."""
+    if isinstance(value, bool):
+        return True
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and all(reason in get_args(RetriedReason) for reason in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,9 @@ class Policy:
         retry: When a call that failed in transit is made again.
         reuse_since: Answers in the store are taken if they are from this moment or later, in seconds since the epoch; 0
             takes all, infinity asks everything anew.
-        retry_failed_rows: Whether rows that were asked before and have no answer are asked again.
+        retry_failed_rows: Whether rows that were asked before and have no answer are asked again: `True`, `False`, or
+            the reasons for which they are, of `"invalid"`, `"truncated"` and `"refused"`. Rows that were out of reach
+            are always asked again.
         batch_size: Most prompts in one call; `"auto"` finds out how many go well.
         strategy: How several prompts are put into one call; one alone travels as it is.
         calibration: Compares answers of rows asked alone and together before the run; `None` trusts the batch size.
@@ -70,7 +83,7 @@ class Policy:
     max_repairs: int = 3
     retry: RetryPolicy = RetryPolicy()
     reuse_since: float = 0.0
-    retry_failed_rows: bool = True
+    retry_failed_rows: bool | Sequence[RetriedReason] = True
     batch_size: int | Literal["auto"] = 1
     strategy: Strategy = JSON
     calibration: CalibrationPlan | None = None
@@ -83,12 +96,19 @@ class Policy:
             raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
             raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
+        if not is_retry(self.retry_failed_rows):
+            raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if self.max_repairs < 0:
             raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
+
+    def retries(self, reason: str) -> bool:
+        """Whether a row that failed for `reason` in an earlier run is asked again."""
+        chosen = self.retry_failed_rows
+        return chosen if isinstance(chosen, bool) else reason in chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ __all__ = [
     "OnMissing",
     "Outcome",
     "Reply",
+    "RetriedReason",
     "RowOutcome",
     "Skipped",
     "Usage",
@@ -194,6 +195,9 @@ class Failure:
 
 Outcome: TypeAlias = Answer | Failure
 """What asking a prompt comes to."""
+
+RetriedReason: TypeAlias = Literal["invalid", "truncated", "refused"]
+"""The reasons of failures that are kept, so that it is a choice whether their rows are asked again."""
 
 OnMissing: TypeAlias = Literal["skip", "fail", "ask"]
 """What is done with a row without a value in a column that the prompt needs."""

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import dagster as dg
 
 from ondine_core.errors import ConfigError
+from ondine_core.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.prompts import Prompt
 from ondine_core.values import OnMissing
 from ondine_dagster.planning import OnRowError
@@ -166,6 +167,7 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_share(value),
         "a share, a number from 0 to 1 (5 % is 0.05), or None",
     ),
+    "retry_failed_rows": (is_retry, RETRY_FAILED_ROWS),
     "failed_rows": (lambda value: isinstance(value, bool), "True or False"),
     "keep_replies": (lambda value: isinstance(value, bool), "True or False"),
 }

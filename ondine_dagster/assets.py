@@ -18,7 +18,7 @@ from ondine_core.prompts import Prompt
 from ondine_core.question import compile_question
 from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
-from ondine_core.values import ModelSpec, OnMissing
+from ondine_core.values import ModelSpec, OnMissing, RetriedReason
 from ondine_dagster.arguments import check_function, check_twin, with_valid_arguments
 from ondine_dagster.checks import Check
 from ondine_dagster.dead_letters import define
@@ -50,6 +50,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     on_missing: OnMissing = "skip",
     on_row_error: OnRowError = "null",
     max_error_rate: float | None = None,
+    retry_failed_rows: bool | Sequence[RetriedReason] = True,
     failed_rows: bool = False,
     keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
@@ -92,6 +93,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
         max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
             an answer.
+        retry_failed_rows: Whether the next run asks again about rows that failed: `True`, `False`, or the reasons for
+            which it does, of `"invalid"`, `"truncated"` and `"refused"` (by the provider's content filter, for
+            instance). Rows that were out of reach are always asked again; the Launchpad's field is for one run.
         failed_rows: Adds a second asset, `<asset>_failed`: the rows without an answer, with the reason, how often they
             were asked, and what that cost.
         keep_replies: Keeps what the model replied to rows that failed in the store, sanitized like rows, for thirty
@@ -121,6 +125,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             model_column=model_column,
             max_cost_usd=max_cost_usd,
             on_missing=on_missing,
+            retry_failed_rows=retry_failed_rows,
             checks=fit_checks(checks, question),
             failed_rows=failed_rows,
             keep_replies=keep_replies,

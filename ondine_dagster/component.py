@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_core.values import OnMissing
+from ondine_core.values import OnMissing, RetriedReason
 from ondine_dagster.assets import llm_asset
 from ondine_dagster.attributes import (
     OpFields,
@@ -126,6 +126,13 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             Share | str | None,
         ),
     ] = None
+    retry_failed_rows: Annotated[
+        bool | list[RetriedReason],
+        _said(
+            "Whether the next run asks again about rows that failed: true, false, or a list of reasons, of 'invalid', "
+            "'truncated' and 'refused'."
+        ),
+    ] = True
     failed_rows: Annotated[bool, _said("Adds a second asset, `<asset>_failed`: rows without an answer, and why.")] = (
         False
     )

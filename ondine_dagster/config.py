@@ -49,8 +49,10 @@ class LLMAssetConfig(StrictConfig):
         description="Ask about every row again, also where the answer is known. Answers of this run are reused when it "
         "is retried.",
     )
-    retry_failed_rows: bool = Field(
-        default=True, description="Ask again about rows that failed in an earlier run; otherwise they stay failed."
+    retry_failed_rows: bool | None = Field(
+        default=None,
+        description="Whether rows that failed in an earlier run are asked again, for whatever reason; by default as "
+        "the asset says.",
     )
     max_cost_usd: Positive | None = Field(
         default=None, description="Cap on the cost of this run in USD, instead of the asset's own."
@@ -77,7 +79,9 @@ def configure(
     Raises:
         ConfigError: Another model is wanted than the one that is open.
     """
-    policy = replace(options.policy, retry_failed_rows=config.retry_failed_rows)
+    policy = options.policy
+    if config.retry_failed_rows is not None:
+        policy = replace(policy, retry_failed_rows=config.retry_failed_rows)
     if config.full_refresh:
         policy = replace(policy, reuse_since=since)
     options = replace(options, policy=policy)

@@ -152,7 +152,8 @@ def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, 
     """A job that asks again the rows of an `llm_asset` that have no answer, and no others.
 
     It materializes the asset: what is answered comes from the store, so that only what failed (and what is new
-    upstream) is asked. Launch it for the partitions with failed rows, or on a schedule.
+    upstream) is asked, whatever `retry_failed_rows` of the asset says. Launch it for the partitions with failed rows,
+    or on a schedule.
 
     Args:
         asset: The asset, with or without `failed_rows=True`.
@@ -163,4 +164,7 @@ def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, 
         A job for `dg.Definitions(jobs=[...])`.
     """
     selection = dg.AssetSelection.assets(asset)
+    config_type: Any = asset.op.config_schema.config_type if asset.op.config_schema else None
+    if "retry_failed_rows" in getattr(config_type, "fields", ()):
+        arguments.setdefault("config", {"ops": {asset.op.name: {"config": {"retry_failed_rows": True}}}})
     return dg.define_asset_job(name or f"replay_{asset.op.name}", selection, **arguments)

@@ -20,7 +20,7 @@ from ondine_core.question import Question
 from ondine_core.report import Report
 from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.thread import run_in_thread
-from ondine_core.values import OnMissing
+from ondine_core.values import OnMissing, RetriedReason
 from ondine_dagster.checks import Check
 from ondine_dagster.config import LLMAssetConfig, configure
 from ondine_dagster.golden import Ask
@@ -47,6 +47,7 @@ class Enrichment:
     model_column: str | None = None
     max_cost_usd: float | None = None
     on_missing: OnMissing = "skip"
+    retry_failed_rows: bool | Sequence[RetriedReason] = True
     checks: Mapping[str, Check] = field(default_factory=dict)
     failed_rows: bool = False
     keep_replies: bool = False
@@ -96,6 +97,7 @@ def plan(
         calibration=enrichment.calibration,
         keep_replies=enrichment.keep_replies,
         on_missing=enrichment.on_missing,
+        retry_failed_rows=enrichment.retry_failed_rows,
     )
     asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
     options = replace(

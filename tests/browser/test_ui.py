@@ -178,7 +178,7 @@ def test_the_launchpad_explains_what_can_be_set(dagster: str, browser: WebDriver
     """The fields of a run are in the Launchpad, each with its description."""
     browser.get(f"{dagster}/locations/tickets/jobs/__ASSET_JOB/playground")
     click(browser, "Scaffold all default config")
-    see(browser, "dry_run: false", "full_refresh: false", "retry_failed_rows: true")
+    see(browser, "dry_run: false", "full_refresh: false", "sample: first")
     keep(browser, "launchpad")
 
 

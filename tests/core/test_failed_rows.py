@@ -8,12 +8,13 @@ import sqlite3
 import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ondine_core.books import Settled
 from ondine_core.enrichment import enrich_sync
-from ondine_core.errors import TransientError
+from ondine_core.errors import ConfigError, RefusedError, TransientError
 from ondine_core.options import Options
 from ondine_core.policy import Policy
 from ondine_core.pricing import Price
@@ -110,6 +111,49 @@ def test_failures_come_back_with_what_they_took(tmp_path: Path) -> None:
         [(one.model, one.attempts, one.cost_usd) for one in run.outcomes.failures() if one] for run in (first, second)
     ]
     assert took[0] == took[1]
+
+
+@pytest.mark.parametrize(
+    ("retry_failed_rows", "asked"),
+    [
+        (True, {"invalid", "truncated", "refused"}),
+        (False, set()),
+        ((), set()),
+        (["invalid", "truncated"], {"invalid", "truncated"}),
+        (("refused",), {"refused"}),
+    ],
+)
+def test_failed_rows_are_asked_again_by_reason(retry_failed_rows: Any, asked: set[str], tmp_path: Path) -> None:
+    """Those that failed for another reason stay failed, for nothing."""
+    store = tmp_path / "answers.db"
+    reasons = {"row 1": "invalid", "row 2": "truncated", "row 3": "refused"}
+
+    def script(text: str) -> Reply:
+        match reasons.get(text.removeprefix("Repeat: ")):
+            case "refused":
+                raise RefusedError("no")
+            case "truncated":
+                return Reply('{"answer', Usage(7, 0, 3), finish_reason="length")
+            case "invalid":
+                return billed("nonsense")
+        return billed('{"answer": "good"}')
+
+    first = ask(script, rows=4, store=store, max_repairs=0)
+    assert [failure and failure.reason for failure in first.outcomes.failures()] == [None, *reasons.values()]
+    again = ask(script, rows=4, store=store, max_repairs=0, retry_failed_rows=retry_failed_rows)
+    assert again.spend.calls == len(asked)
+    assert again.errors() == first.errors()
+    mended = ask(
+        lambda _: billed('{"answer": "new"}'), rows=4, store=store, max_repairs=0, retry_failed_rows=retry_failed_rows
+    )
+    assert mended.column("answer") == ["good", *("new" if reason in asked else None for reason in reasons.values())]
+
+
+@pytest.mark.parametrize("value", ["invalid", ["unreachable"], ["refused", "no"], None, 1])
+def test_only_reasons_that_are_kept_can_be_named(value: Any) -> None:
+    """Rows that were out of reach are asked again anyway."""
+    with pytest.raises(ConfigError, match="a list of reasons, of 'invalid', 'truncated' and 'refused'"):
+        Policy(retry_failed_rows=value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -81,6 +81,7 @@ def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -
         ("model_column", [5, "", " "], "name of a column"),
         ("on_row_error", ["skip", None, []], "'null', 'drop', 'raise'"),
         ("on_missing", ["drop", None, []], "'skip', 'fail', 'ask'"),
+        ("retry_failed_rows", ["refused", None, ["unreachable"]], "a list of reasons, of 'invalid'"),
         ("failed_rows", ["yes", 1, None], "True or False"),
     ],
 )

@@ -14,7 +14,14 @@ import pytest
 
 from ondine_core.errors import RefusedError
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_dagster import ErrorRateCheck, LLMAssetConfig, LLMResource, llm_asset, shards
+from ondine_dagster import (
+    ErrorRateCheck,
+    LLMAssetConfig,
+    LLMResource,
+    llm_asset,
+    replay_failed_rows_job,
+    shards,
+)
 from ondine_dagster.config import Sample
 from ondine_dagster.frames import frame_of
 from ondine_dagster.trial import choose_rows
@@ -218,6 +225,24 @@ def test_failed_rows_stay_failed_if_they_are_not_to_be_retried(instance: dg.Dags
     assert result.success
     assert llm.calls == []
     run(shouts, instance, llm)
+    assert len(llm.calls) == 1
+
+
+def test_the_asset_says_for_which_reasons_and_the_launchpad_decides_for_one_run(instance: dg.DagsterInstance) -> None:
+    """A refusal is not asked again every night, unless it is wanted."""
+
+    @llm_asset(**ARGUMENTS, name="shouts", retry_failed_rows=["invalid", "truncated"])
+    def patient() -> pd.DataFrame:
+        return pd.DataFrame({"text": ["a"]})
+
+    run(patient, instance, ScriptedModel({"": {"loud": "A"}}, faults=[RefusedError("no")]))
+    llm = shout()
+    run(patient, instance, llm)
+    assert llm.calls == []
+    replay = dg.Definitions(
+        assets=[patient], jobs=[replay_failed_rows_job(patient)], resources={"llm": llm}
+    ).resolve_job_def("replay_shouts")
+    assert replay.execute_in_process(instance=instance).output_for_node("shouts")["loud"].tolist() == ["A"]
     assert len(llm.calls) == 1
 
 
