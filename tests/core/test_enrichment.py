@@ -57,7 +57,8 @@ VALUES = ["b", "a", None, "b"]
 def test_every_kind_of_table_is_read_alike(table: Any) -> None:
     """Frames, columns and records give the same prompts, row by row; a missing value is an empty text."""
     model = ScriptedModel(echo)
-    report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model)
+    asking = Options(policy=Policy(on_missing="ask"))
+    report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=asking)
     assert report.column("answer") == ["b", "a", "", "b"]
     assert report.errors() == [None] * 4
     assert sorted(call.messages[-1].content for call in model.calls) == ["Repeat: ", "Repeat: a", "Repeat: b"]
