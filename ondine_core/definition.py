@@ -20,7 +20,7 @@ from ondine_core.preparation import Preparation, find_preparation
 from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.question import Question, hashed_parts, key_from_parts
 from ondine_core.stages import render
-from ondine_core.values import Failure, Json, Key
+from ondine_core.values import Json, Key
 
 __all__ = ["Definition", "keys_of_row", "keys_of_text", "read_definition", "write_definition"]
 
@@ -102,8 +102,8 @@ def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
             "Rows of this asset are cleaned by functions of yours, or sanitized with a salt or patterns, which the "
             "store does not have. Give the text as it was sent with --text (a dry run shows it), or the key with --key."
         )
-    (text,) = render(definition.prompt, {name: [row[name]] for name in columns}, [0])
-    if isinstance(text, Failure):
+    (text,) = render(definition.prompt, {name: [row[name]] for name in columns}, [0], on_missing="ask")
+    if not isinstance(text, str):
         raise ConfigError(f"The row cannot be asked: {text}.")
     return [_key(definition, text)]
 
