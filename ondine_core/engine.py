@@ -112,6 +112,7 @@ async def run(  # noqa: PLR0913  (named at every call)
             feed.rows_failed((known, tally.rows_of(key)) for key, known in found.items() if isinstance(known, Failure))
         try:
             if tally.rows_left:
+                tally.tell()
                 caller.unseen = set(await means.store.get_unseen())
                 calibrated = await _calibrate(asker, question, columns, first, policy, tally, clock)
                 size = calibrated.batch_size if calibrated else policy.batch_size
@@ -137,6 +138,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         calibrated,
         stopped_by,
         treatment if question.prompt.preparation else None,
+        {column.name: column.json_schema for column in question.schema.columns},
     )
 
 

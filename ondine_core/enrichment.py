@@ -20,6 +20,7 @@ from ondine_core.lease import hold_lease
 from ondine_core.options import Options, open_means, open_options_store
 from ondine_core.policy import Means
 from ondine_core.ports import ChatModel
+from ondine_core.progress_bar import progress_bar
 from ondine_core.prompts import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.question import Question, check_columns, compile_question
@@ -43,6 +44,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
     model: str | ModelSpec | ChatModel,
     clean: Clean | str = (),
     sanitize: Sanitize | None = None,
+    overwrite: bool = False,
     options: Options | None = None,
 ) -> Report:
     """Ask `prompt` about every row of `table`.
@@ -57,10 +59,13 @@ async def enrich(  # noqa: PLR0913  (by keyword)
             functions, `{"truncate": 500}`; see `ondine_core.cleaning`.
         sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`,
             `"placeholder"` (given back in its answer), or a `Sanitizer`.
-        options: Store, concurrency, rates and so on.
+        overwrite: Whether `table` may have the output columns already, as when a cell of a notebook runs again;
+            `report.to_frame(table)` then replaces them.
+        options: Store, concurrency, rates, progress bar and so on.
 
     Returns:
-        One outcome a row, in row order, and what it took. `report.column(name)` gives an output column.
+        One outcome a row, in row order, and what it took. `report.to_frame(table)` is the table with the output
+        columns, `report.column(name)` one of them.
 
     Raises:
         ConfigError: Prompt, output, model and table do not fit together; nothing was asked.
@@ -69,11 +74,17 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
         StoreError: Answers cannot be kept.
     """
-    if isinstance(model, str):
-        model = ModelSpec(model)
-    spec, opened = (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
+    spec, opened = _spec_and_model(model)
     question = compile_question(prompt, output, spec, clean=clean, sanitize=sanitize)
-    return await answer(table, question, options or Options(), opened)
+    options = options or Options()
+    with progress_bar(options.progress_bar) as show:
+
+        def on_progress(progress: Progress) -> None:
+            options.on_progress(progress)
+            show(progress)
+
+        report = await answer(table, question, replace(options, on_progress=on_progress), opened, overwrite=overwrite)
+    return replace(report, overwrite=overwrite)
 
 
 def enrich_sync(  # noqa: PLR0913  (by keyword)
@@ -84,14 +95,39 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
     model: str | ModelSpec | ChatModel,
     clean: Clean | str = (),
     sanitize: Sanitize | None = None,
+    overwrite: bool = False,
     options: Options | None = None,
 ) -> Report:
     """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
-    return run_in_thread(
-        lambda: enrich(
-            table, prompt=prompt, output=output, model=model, clean=clean, sanitize=sanitize, options=options
-        )
-    )
+    spec, opened = _spec_and_model(model)
+    question = compile_question(prompt, output, spec, clean=clean, sanitize=sanitize)
+    options = options or Options()
+    latest: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        options.on_progress(progress)
+        latest[:] = [progress]
+
+    watched = replace(options, on_progress=on_progress)
+    # The bar is drawn in this thread: a notebook shows what other threads write in another cell, or nowhere.
+    with progress_bar(options.progress_bar) as show:
+
+        def tick() -> None:
+            for progress in latest:
+                show(progress)
+
+        try:
+            report = run_in_thread(lambda: answer(table, question, watched, opened, overwrite=overwrite), tick)
+        finally:
+            tick()
+    return replace(report, overwrite=overwrite)
+
+
+def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
+    """Who is asked, and the model itself if it is open already."""
+    if isinstance(model, str):
+        return ModelSpec(model), None
+    return (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
 
 
 def spec_of(model: ChatModel) -> ModelSpec:
@@ -110,7 +146,9 @@ def spec_of(model: ChatModel) -> ModelSpec:
     )
 
 
-async def answer(table: Any, question: Question, options: Options, model: ChatModel | None = None) -> Report:
+async def answer(
+    table: Any, question: Question, options: Options, model: ChatModel | None = None, *, overwrite: bool = False
+) -> Report:
     """`enrich` with a question that is compiled already.
 
     Args:
@@ -118,12 +156,13 @@ async def answer(table: Any, question: Question, options: Options, model: ChatMo
         question: What is asked.
         options: Store, concurrency, rates and so on.
         model: Who is asked, if not to be connected by `question.model`; it is left open.
+        overwrite: Whether the table may have the output columns already.
 
     Raises:
         OndineError: As for `enrich`.
     """
     names, rows, columns = read(table, question.prompt.columns)
-    check_columns(question, names)
+    check_columns(question, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:
         stack.enter_context(seldom_collected())
         store = open_options_store(options, stack)
@@ -175,7 +214,7 @@ async def _ask_in_turn(
             clock=options.clock,
             feed=observation.feed(question.model),
         )
-        report = report.followed_by(left, found) if report else found
+        report = found if report is None else report.followed_by(left, found)
         if report.stopped_by is None:
             break
         options.on_fallback(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")

@@ -49,6 +49,8 @@ class Options:
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
         on_progress: Told after every batch, on the event loop; it must return quickly.
+        progress_bar: Whether `enrich` and `enrich_sync` show a progress bar on stderr or in the notebook; by default
+            where stderr is a terminal, and in Jupyter. A step of Dagster never has one.
         on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
             dead.
         observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
@@ -72,6 +74,7 @@ class Options:
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     lease: str | None = None
     lease_ttl_s: float = 30.0
+    progress_bar: bool | None = None
     on_wait: Callable[[float], None] = lambda _: None
     on_progress: Callable[[Progress], None] = lambda _: None
     observers: tuple[ObserverSpec, ...] = ()

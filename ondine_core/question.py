@@ -71,8 +71,8 @@ def compile_question(
     return Question(compiled, schema, model)
 
 
-def check_columns(question: Question, names: Sequence[str]) -> None:
-    """Check that a table with columns `names` can be asked `question`.
+def check_columns(question: Question, names: Sequence[str], *, overwrite: bool = False) -> None:
+    """Check that a table with columns `names` can be asked `question`, with `overwrite` whatever other columns it has.
 
     Raises:
         ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
@@ -86,9 +86,10 @@ def check_columns(question: Question, names: Sequence[str]) -> None:
                 f"The columns are {', '.join(map(repr, names))}."
             )
     for output in question.schema.columns:
-        if output.name in names:
+        if output.name in names and not overwrite:
             raise ConfigError(
-                f"The output column {output.name!r} is already a column of the rows; rename one of the two."
+                f"The output column {output.name!r} is already a column of the rows; rename one of the two, or replace "
+                "it (in enrich: overwrite=True; in an asset, leave the column out of the rows)."
             )
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from html import escape
+from itertools import islice
 from typing import Any
 
 from ondine_core.books import Audit
 from ondine_core.calibration import Calibrated
 from ondine_core.cost_tracker import Spend
-from ondine_core.errors import OndineError
+from ondine_core.errors import ConfigError, OndineError
+from ondine_core.frame_columns import new_column
 from ondine_core.limits import Setting
 from ondine_core.outcomes import Outcomes
 from ondine_core.preparation import Treatment
-from ondine_core.values import Answer
+from ondine_core.values import Answer, Json, Outcome
 
 __all__ = ["Progress", "Report"]
+
+_ROWS_SHOWN, _LONGEST_SHOWN, _REASONS_SHOWN = 5, 100, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,13 @@ class Progress:
         return self.rows_asked / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
+    def pace(self) -> str:
+        """Rows per second in words, or that nothing had to be asked."""
+        if self.rows_asked or self.rows_done < self.rows_total:
+            return f"{self.rows_per_s:,.1f} rows/s"
+        return "all known" if self.rows_reused else "nothing to ask"
+
+    @property
     def remaining_s(self) -> float | None:
         """Seconds the rest takes at the present pace, `None` before there is one."""
         return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
@@ -84,6 +96,8 @@ class Progress:
 class Report:
     """What a run came to.
 
+    It is iterated over by row, as a mapping of output column to value; `pandas.DataFrame(report)` reads it so.
+
     Args:
         outcomes: One a row, in row order.
         columns: Names of the output columns.
@@ -95,6 +109,8 @@ class Report:
         calibrated: How rows asked together compare with rows asked alone, where that was to be found out.
         stopped_by: Why the model was not asked about all rows, if it was not.
         treatment: How many rows were truncated and sanitized; `None` if nothing was to be done to rows.
+        json_schemas: The JSON schema of each output column.
+        overwrite: Whether `to_frame` replaces columns that the table has already, unless it is told.
     """
 
     outcomes: Outcomes
@@ -107,6 +123,77 @@ class Report:
     calibrated: Calibrated | None = None
     stopped_by: OndineError | None = None
     treatment: Treatment | None = None
+    json_schemas: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The output columns of each row, in row order; a row that failed has `None` in each."""
+        return map(self._row, self.outcomes)
+
+    def __repr__(self) -> str:
+        return f"<Report: {'; '.join(f'{name} {text}' for name, text in self._summary().items())}>"
+
+    def _repr_html_(self) -> str:
+        """The summary and the first rows, for notebooks."""
+        figures = _html_table([], [[f"<b>{name}</b>", escape(text)] for name, text in self._summary().items()])
+        failures = self.failures.most_common(_REASONS_SHOWN)
+        reasons = _html_table(["failed rows", "why"], [[f"{rows:,}", escape(why)] for why, rows in failures])
+        shown = [[escape(_shown(row[name])) for name in self.columns] for row in islice(self, _ROWS_SHOWN)]
+        first = _html_table([escape(name) for name in self.columns], shown)
+        return f"<div>{figures}{reasons if failures else ''}{first if shown else ''}</div>"
+
+    def _summary(self) -> dict[str, str]:
+        """The report in a few words each."""
+        progress, usage = self.progress, self.spend.usage
+        known = f" ({progress.rows_reused:,} known before)" if progress.rows_reused else ""
+        failed = f", {progress.rows_failed:,} failed" if progress.rows_failed else ""
+        return {
+            "rows": f"{progress.rows_total:,}{known}{failed}",
+            "columns": ", ".join(self.columns),
+            "calls": f"{self.spend.calls:,}",
+            "tokens": f"{usage.input_tokens:,} in, {usage.output_tokens:,} out",
+            "cost": str(self.spend),
+            "time": f"{progress.elapsed_s:,.1f} s, {progress.pace}",
+        }
+
+    def to_frame(self, table: Any, *, error_column: str | None = "error", overwrite: bool | None = None) -> Any:
+        """`table` with the output columns, as a new frame of the same kind.
+
+        Args:
+            table: The pandas, polars or pyarrow frame that was asked about.
+            error_column: Name of the column that says why a row failed, or `None` for none.
+            overwrite: Replace columns of these names that `table` has already; by default what `enrich` was told.
+
+        Raises:
+            ConfigError: It is no frame, has other rows, or has such a column.
+        """
+        import narwhals as nw
+
+        try:
+            frame = nw.from_native(table, eager_only=True)
+        except TypeError:
+            raise ConfigError(
+                f"A {type(table).__name__} is no pandas, polars or pyarrow frame; report.values() has the output "
+                "columns as lists."
+            ) from None
+        if len(frame) != len(self.outcomes):
+            raise ConfigError(f"The table has {len(frame):,} rows, but {len(self.outcomes):,} were asked about.")
+        replaced = self.overwrite if overwrite is None else overwrite
+        added = [*self.columns, *([] if error_column is None else [error_column])]
+        if len(set(added)) < len(added):
+            raise ConfigError(f"error_column={error_column!r} is also an output column; choose another name, or None.")
+        if not replaced and (there := [name for name in added if name in frame.columns]):
+            other = "" if there[0] in self.columns else ", or error_column= to choose another name"
+            raise ConfigError(f"The table has a column {there[0]!r} already; give overwrite=True to replace it{other}.")
+        values = self.values()
+        series = [new_column(frame, name, values.pop(name), self.json_schemas[name]) for name in self.columns]
+        if error_column is not None:
+            series.append(new_column(frame, error_column, self.errors(), {"type": "string"}))
+        return frame.with_columns(*series).to_native()
+
+    def _row(self, outcome: Outcome) -> dict[str, Any]:
+        values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
+        return {name: values.get(name) for name in self.columns}
 
     def followed_by(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
@@ -121,6 +208,8 @@ class Report:
             self.calibrated or rest.calibrated,
             rest.stopped_by,
             self.treatment,
+            self.json_schemas,
+            self.overwrite,
         )
 
     @property
@@ -165,3 +254,16 @@ class Report:
     def errors(self) -> list[str | None]:
         """Why each row failed, `None` where it has an answer or was skipped."""
         return [str(failure) if failure else None for failure in self.outcomes.failures()]
+
+
+def _shown(value: Any) -> str:
+    """A value for a notebook, in one short line."""
+    text = "" if value is None else " ".join(str(value).split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    lines = ["".join(f"<th>{name}</th>" for name in head)] if head else []
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -105,7 +105,7 @@ def spend_metadata(spend: Spend) -> dict[str, Any]:
 
 def progress_line(progress: Progress) -> str:
     """How far a run is, for the log."""
-    parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", f"{progress.rows_per_s:,.1f} rows/s"]
+    parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", progress.pace]
     if progress.remaining_s is not None:
         parts.append(f"about {progress.remaining_s:,.0f} s left")
     if progress.rows_failed:

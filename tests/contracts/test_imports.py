@@ -22,20 +22,21 @@ HEAVY = (
     "polars",
     "pyarrow",
     "matplotlib",
+    "ipywidgets",
 )
 # Each module may import those above it; packages and their modules count as one.
 CORE = (
     "values finish_reasons reasoning books ports errors patterns addresses pricing charges context_limits tokens "
-    "prompt_window presets cost_tracker cleaning cells sanitizer preparation json_schema strict_schema prompts "
-    "schema question notations records batching packing batch_size stages definition kept_reply agreement "
-    "calibration rates rate_limiter retry limits processes caps budget_state budget store lease other_runs policy "
-    "means providers outcomes report tally telemetry errand calling refusals sizes asking engine reading thread "
-    "garbage options enrichment estimate __init__ __main__"
+    "prompt_window presets cost_tracker cleaning cells sanitizer preparation json_schema strict_schema prompts schema "
+    "question notations records batching packing batch_size stages definition kept_reply agreement calibration rates "
+    "rate_limiter retry limits processes caps budget_state budget store lease other_runs policy means providers "
+    "outcomes frame_columns report progress_bar tally telemetry errand calling refusals sizes asking engine reading "
+    "thread garbage options enrichment estimate __init__ __main__"
 ).split()
 RING = (
     "frames markdown messages tables showing report strict variables config resources spend partitions plots checks "
-    "scores fitting drift golden judging dead_letters trial watch planning arguments step specs wrapping assets "
-    "templates attributes check_attributes own_model scaffolder component __init__"
+    "scores fitting drift golden judging dead_letters trial watch planning asset_arguments arguments step specs "
+    "wrapping assets templates attributes check_attributes own_model scaffolder component __init__"
 ).split()
 
 

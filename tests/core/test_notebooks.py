@@ -1,0 +1,211 @@
+"""What somebody at a terminal or in a notebook sees: the progress bar, the report, and frames made of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pty
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ondine_core import ConfigError, Options, Report, ScriptedModel, enrich, enrich_sync
+from ondine_core.cost_tracker import Spend
+from ondine_core.progress_bar import progress_bar, progress_figures
+from ondine_core.report import Progress
+from tests.support.provider import echo
+
+PROMPT = "Repeat: {text}"
+OUTPUT = {"answer": str, "count": int}
+ROWS = {"text": ["a", "b", "refuse me"], "id": [1, 2, 3]}
+Make = Callable[[dict[str, Any]], Any]
+FRAMES = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table], ids=["pandas", "polars", "pyarrow"])
+
+
+def reply(prompt: str) -> Any:
+    text = prompt.removeprefix("Repeat: ")
+    return "no JSON" if text.startswith("refuse") else {"answer": f"<{text}>", "count": 7}
+
+
+def ask(table: Any, **more: Any) -> Report:
+    return enrich_sync(table, prompt=PROMPT, output=OUTPUT, model=ScriptedModel(reply), **more)
+
+
+def columns(frame: Any) -> dict[str, list[Any]]:
+    """A frame as lists, every kind of missing value as `None`."""
+    table = pa.Table.from_pandas(frame) if isinstance(frame, pd.DataFrame) else pa.table(frame)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_prints_as_a_summary_however_many_rows_it_has() -> None:
+    """A cell that ends in a report shows some lines, not a list of twenty thousand latencies."""
+    report = enrich_sync(
+        {"text": [f"row {number}" for number in range(2_000)]},
+        prompt=PROMPT,
+        output="answer",
+        model=ScriptedModel(echo),
+    )
+    assert "rows 2,000;" in repr(report)
+    assert "columns answer;" in repr(report)
+    assert len(repr(report)) < 300
+    assert len(report._repr_html_()) < 3_000
+
+
+def test_a_report_says_what_failed_and_what_was_known(tmp_path: Any) -> None:
+    """The summary counts failed rows, and rows that needed no call."""
+    options = Options(store=tmp_path / "answers.db")
+    assert "rows 3, 1 failed;" in repr(ask(ROWS, options=options))
+    again = ask({"text": ["a", "b"]}, options=options)
+    assert "rows 2 (2 known before);" in repr(again)
+    assert "all known" in repr(again)
+
+
+def test_the_html_of_a_report_is_safe_and_shows_rows_and_reasons() -> None:
+    """What a model replied is text, never markup of the notebook."""
+    html = ask(ROWS)._repr_html_()
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert "the reply is not the JSON asked for" in html
+
+
+def test_a_report_is_rows_for_pandas() -> None:
+    """`pd.DataFrame(report)` has the output columns, a row a row."""
+    frame = pd.DataFrame(ask(ROWS))  # type: ignore[arg-type]
+    assert list(frame.columns) == ["answer", "count"]
+    assert frame["answer"].tolist()[:2] == ["<a>", "<b>"]
+    assert frame["answer"].isna().tolist() == [False, False, True]
+
+
+# -- frames --------------------------------------------------------------------------------------------------------
+
+
+@FRAMES
+def test_to_frame_joins_the_outputs_on(make: Make) -> None:
+    """The same kind of frame, with typed output columns and the reason where a row failed."""
+    table = make(ROWS)
+    frame = ask(table).to_frame(table)
+    assert type(frame) is type(table)
+    found = columns(frame)
+    assert list(found) == ["text", "id", "answer", "count", "error"]
+    assert found["answer"] == ["<a>", "<b>", None]
+    assert found["count"] == [7, 7, None]
+    assert found["error"][:2] == [None, None]
+    assert found["error"][2].startswith("invalid: ")
+    assert list(columns(ask(table).to_frame(table, error_column=None))) == ["text", "id", "answer", "count"]
+
+
+@FRAMES
+def test_a_cell_can_run_twice(make: Make) -> None:
+    """The second run finds its columns in the table; `overwrite` replaces them, and without it the error says so."""
+    table = make(ROWS)
+    once = ask(table).to_frame(table)
+    with pytest.raises(ConfigError, match=r"'answer' is already a column .*overwrite=True"):
+        ask(once)
+    report = ask(once, overwrite=True)
+    assert columns(report.to_frame(once)) == columns(once)
+    with pytest.raises(ConfigError, match=r"has a column 'answer' already; give overwrite=True"):
+        report.to_frame(once, overwrite=False)
+
+
+def test_a_frame_with_a_column_named_error_keeps_it() -> None:
+    """A column of the user's is not overwritten by the reasons of failed rows."""
+    table = pd.DataFrame({"text": ["a"], "error": ["mine"]})
+    report = ask(table)
+    with pytest.raises(ConfigError, match=r"'error' already.*error_column="):
+        report.to_frame(table)
+    assert columns(report.to_frame(table, error_column="why"))["error"] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [(pd.DataFrame({"text": ["a"]}), "has 1 rows, but 3 were asked"), (ROWS, "A dict is no pandas, polars or pyarrow")],
+)
+def test_to_frame_refuses_other_tables(table: Any, complaint: str) -> None:
+    """Answers belong to the rows that were asked about."""
+    with pytest.raises(ConfigError, match=complaint):
+        ask(ROWS).to_frame(table)
+
+
+# -- the progress bar ----------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A text stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+HALF = Progress(10, 5, 1, 0, Spend(), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stream", "in_jupyter", "is_shown"),
+    [
+        (None, io.StringIO(), False, False),
+        (None, Terminal(), False, True),
+        (None, io.StringIO(), True, True),
+        (False, Terminal(), True, False),
+        (True, io.StringIO(), False, True),
+    ],
+)
+def test_the_bar_is_shown_where_somebody_looks(
+    wanted: bool | None, stream: io.StringIO, in_jupyter: bool, is_shown: bool
+) -> None:
+    """On a terminal and in Jupyter unless it is switched off, elsewhere only if it is switched on."""
+    with progress_bar(wanted, stream, in_jupyter=in_jupyter) as show:
+        show(HALF)
+    assert ("5/10 rows" in stream.getvalue()) == is_shown
+
+
+@pytest.mark.parametrize(
+    ("progress", "figures"),
+    [
+        (HALF, "2.0 rows/s, 0:02 left"),
+        (Progress(10_000, 10, 0, 2, Spend(), 10.0), "1.0 rows/s, 2:46:30 left, 2 failed"),
+        (Progress(2, 2, 2, 0, Spend(), 1.0), "all known"),
+        (Progress(0, 0, 0, 0, Spend(), 1.0), "nothing to ask"),
+    ],
+)
+def test_the_bar_says_pace_time_left_and_failures(progress: Progress, figures: str) -> None:
+    """The figures beside the bar; where nothing was asked there is no pace of 0.0 rows/s."""
+    assert progress_figures(progress) == figures
+
+
+@pytest.mark.parametrize("door", ["enrich", "enrich_sync"])
+def test_both_doors_show_the_whole_run(door: Literal["enrich", "enrich_sync"], capfd: Any) -> None:
+    """From the first to the last row, with the caller's own `on_progress` called as well."""
+    seen: list[Progress] = []
+    options = Options(on_progress=seen.append, progress_bar=True)
+    table = {"text": [f"row {number}" for number in range(50)]}
+    model = ScriptedModel(echo)
+    if door == "enrich":
+        asyncio.run(enrich(table, prompt=PROMPT, output="answer", model=model, options=options))
+    else:
+        enrich_sync(table, prompt=PROMPT, output="answer", model=model, options=options)
+    shown = capfd.readouterr().err
+    assert "100%" in shown
+    assert "50/50 rows" in shown
+    assert (seen[0].rows_done, seen[-1].rows_done) == (0, 50)
+
+
+def test_a_pseudo_terminal_counts_as_one() -> None:
+    """What a shell gives a script is recognized as a terminal."""
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, progress_bar(None, stream, in_jupyter=False) as show:
+        show(HALF)
+    shown = b""
+    with suppress(OSError):  # what Linux says at the end, since nobody writes any more
+        while some := os.read(reader, 10_000):
+            shown += some
+    os.close(reader)
+    assert b"5/10 rows" in shown
