@@ -149,6 +149,8 @@ def _annotation(kind: Any, where: str) -> Any:
     sayable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
     if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in sayable]:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
+    if "enum" in kind and not isinstance(kind["enum"], list | tuple):
+        raise ConfigError(f"{where} has enum={kind['enum']!r}; give a list of values, as in {_as_list(kind['enum'])}.")
     _check_format(kind, names, where)
     _check_values(kind, names, where)
     allowed = _OF_TYPE.get(str(kind.get("type")), {})
@@ -157,6 +159,12 @@ def _annotation(kind: Any, where: str) -> Any:
     if limits or "description" in kind:
         base = Annotated[base, Field(**limits, description=kind.get("description"))]
     return base | None if kind.get("nullable") else base
+
+
+def _as_list(value: Any) -> str:
+    """What was probably meant by a single value or a text with commas, as a list."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else ["a", "b"]
+    return f"[{', '.join(map(repr, parts))}]"
 
 
 def _check_format(kind: Mapping[str, Any], names: list[Any], where: str) -> None:

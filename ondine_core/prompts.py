@@ -6,6 +6,7 @@ it is paid for, and its fingerprint says whether an answer is still the answer t
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,6 +192,11 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
     return given
 
 
+_JINJA2 = re.compile(r"(?<!\{)(?:\{\{ \w+(?:\.\w+)*(?: *\|[^{}]*)? \}\}|\{%[^{}]*%\}|\{#[^{}]*#\})(?!\})")
+_JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
+"""What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
+
+
 def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
     try:
         pieces = list(string.Formatter().parse(source))
@@ -208,6 +214,16 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, t
             )
         parts.append((literal, name))
     columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
+    if found := _JINJA2.search(source):
+        raise ConfigError(
+            f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
+            "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."
+        )
+    if not columns and (found := _JINJA2_PLACEHOLDER.search(source)):
+        raise ConfigError(
+            f"The prompt reads no column: {found[0]} stands for literal braces. Write {{column}} for a placeholder, or "
+            "Prompt(..., syntax='jinja2')."
+        )
     hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
     return columns, partial(_render_braces, tuple(parts)), hoisted, columns
 

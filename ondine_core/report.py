@@ -18,7 +18,7 @@ from ondine_core.frame_columns import new_column
 from ondine_core.limits import Setting
 from ondine_core.outcomes import Outcomes
 from ondine_core.preparation import Treatment
-from ondine_core.values import Answer, Json, Outcome
+from ondine_core.values import Answer, Json, Outcome, Skipped
 
 __all__ = ["Progress", "Report"]
 
@@ -147,8 +147,9 @@ class Report:
         progress, usage = self.progress, self.spend.usage
         known = f" ({progress.rows_reused:,} known before)" if progress.rows_reused else ""
         failed = f", {progress.rows_failed:,} failed" if progress.rows_failed else ""
+        skipped = f", {progress.rows_skipped:,} skipped" if progress.rows_skipped else ""
         return {
-            "rows": f"{progress.rows_total:,}{known}{failed}",
+            "rows": f"{progress.rows_total:,}{known}{failed}{skipped}",
             "columns": ", ".join(self.columns),
             "calls": f"{self.spend.calls:,}",
             "tokens": f"{usage.input_tokens:,} in, {usage.output_tokens:,} out",
@@ -191,7 +192,7 @@ class Report:
             series.append(new_column(frame, error_column, self.errors(), {"type": "string"}))
         return frame.with_columns(*series).to_native()
 
-    def _row(self, outcome: Outcome) -> dict[str, Any]:
+    def _row(self, outcome: Outcome | Skipped) -> dict[str, Any]:
         values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
         return {name: values.get(name) for name in self.columns}
 

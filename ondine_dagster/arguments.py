@@ -20,8 +20,9 @@ import dagster as dg
 from ondine_core.errors import ConfigError
 from ondine_core.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.prompts import Prompt
-from ondine_core.values import OnMissing
+from ondine_core.values import ModelSpec, OnMissing
 from ondine_dagster.planning import OnRowError
+from ondine_dagster.resources import LLMResource
 
 __all__ = ["check_function", "check_twin", "with_valid_arguments"]
 
@@ -104,6 +105,8 @@ def _check_values(arguments: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"checks is a {type(checks).__name__}; it must be a list of checks, be it of one: checks=[...]."
         )
+    if arguments.get("model") is not None and arguments.get("resource_key") is not None:
+        raise ConfigError(f"resource_key={arguments['resource_key']!r} and a model of its own; give one of the two.")
     disagreement = arguments.get("on_disagreement", "lower")
     if disagreement != "lower" and arguments.get("calibrate") is None:
         raise ConfigError(
@@ -130,6 +133,15 @@ def _is_resource_key(value: Any) -> bool:
     return usable and value not in {"context", "config"}
 
 
+def _is_model(value: Any) -> bool:
+    named = isinstance(value, str) and bool(value.strip())
+    return value is None or named or isinstance(value, ModelSpec | LLMResource) or _is_open_model(value)
+
+
+def _is_open_model(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type) and hasattr(value, "aclose")
+
+
 def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and value in values, f"one of {', '.join(map(repr, values))}"
 
@@ -153,8 +165,12 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_is_number(value) and value > 0),
         "more than 0: a finite number of USD, or None for no cap",
     ),
+    "model": (
+        _is_model,
+        "the name of a model, as in 'openai/gpt-4o-mini', or an LLMResource, a ModelSpec or a ChatModel",
+    ),
     "resource_key": (
-        _is_resource_key,
+        lambda value: value is None or _is_resource_key(value),
         "the key of a resource: letters, digits and underscores, such as 'llm', but not 'context' or 'config'",
     ),
     "model_column": (

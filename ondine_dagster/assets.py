@@ -6,26 +6,30 @@ that takes the same arguments and hands the rows to `step`.
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import dagster as dg
 
 from ondine_core.batching import find_strategy
 from ondine_core.calibration import CalibrationPlan
 from ondine_core.cleaning import Clean
+from ondine_core.ports import ChatModel
 from ondine_core.prompts import Prompt
 from ondine_core.question import compile_question
 from ondine_core.sanitizer import Sanitize
 from ondine_core.schema import Output
 from ondine_core.values import ModelSpec, OnMissing, RetriedReason
 from ondine_dagster.arguments import check_function, check_twin, with_valid_arguments
+from ondine_dagster.asset_arguments import AssetArguments, LLMAssetArguments
 from ondine_dagster.checks import Check
 from ondine_dagster.dead_letters import define
 from ondine_dagster.fitting import fit_checks
 from ondine_dagster.judging import golden_inputs
 from ondine_dagster.partitions import PartitionBy
 from ondine_dagster.planning import Enrichment, OnRowError
+from ondine_dagster.resources import LLMResource, own_resource, own_resource_key
 from ondine_dagster.specs import check_arguments, code_version, definition_metadata, key_of, unknown_argument
 from ondine_dagster.wrapping import wrap
 
@@ -45,7 +49,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     min_agreement: float = 0.98,
     on_disagreement: Literal["lower", "stop"] = "lower",
     max_cost_usd: float | None = None,
-    resource_key: str = "llm",
+    model: str | ModelSpec | LLMResource | ChatModel | None = None,
+    resource_key: str | None = None,
     model_column: str | None = None,
     on_missing: OnMissing = "skip",
     on_row_error: OnRowError = "null",
@@ -55,7 +60,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
-    **asset_arguments: Any,
+    **asset_arguments: Unpack[AssetArguments],
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """An asset whose rows a language model adds columns to.
 
@@ -84,7 +89,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         on_disagreement: `"lower"` halves `batch_size` until rows agree, `"stop"` fails the step.
         max_cost_usd: Hard cap on what one materialization may cost, retries of its step included. The worst case of a
             call is charged before it leaves; when the cap is reached the step fails for good, and all answers are kept.
-        resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`, such as a `ScriptedModel`).
+        model: The model this asset asks, instead of the resource `resource_key`: its name, as in
+            `"openai/gpt-4o-mini"`, an `LLMResource`, a `ModelSpec`, or a `ChatModel` such as a `ScriptedModel`.
+        resource_key: The resource that is asked, an `LLMResource` (or a bare `ChatModel`); by default `"llm"`.
         model_column: Name of a further column, which says which model answered the row.
         on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
             template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call and
@@ -138,15 +145,22 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         arguments["code_version"] = code_version(question, asset_arguments.get("code_version"))
         metadata = definition_metadata(prompt, question, function)
         arguments["metadata"] = metadata | dict(asset_arguments.get("metadata") or {})
+        asked = resource_key or "llm"
+        if model is not None:
+            asked = own_resource_key(key)
+            arguments["resource_defs"] = {**(asset_arguments.get("resource_defs") or {}), asked: own_resource(model)}
         if required := asset_arguments.get("required_resource_keys"):
-            arguments["required_resource_keys"] = {*required, resource_key}
+            arguments["required_resource_keys"] = {*required, asked}
         ins = asset_arguments.get("ins") or {}
         labelled, configurable = golden_inputs(enrichment.checks), "config_schema" not in asset_arguments
-        compute = wrap(function, enrichment, resource_key, ins, as_parameter=not required, configurable=configurable)
+        compute = wrap(function, enrichment, asked, ins, as_parameter=not required, configurable=configurable)
         added = inspect.signature(compute).parameters
         arguments["ins"] = {**ins, **{name: dg.AssetIn(key=one) for name, one in labelled.items() if name in added}}
         try:
-            return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
+            with warnings.catch_warnings():
+                # A model of the asset's own is one, and a user would not know what to do about the warning.
+                warnings.filterwarnings("ignore", r".*`resource_defs`", dg.BetaWarning)
+                return define(compute, key, arguments, enrichment.checks, failed_rows=failed_rows)
         except TypeError as error:
             raise unknown_argument(error, inspect.signature(llm_asset).parameters) from None
 
@@ -154,7 +168,12 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
 
 
 def build_llm_asset(
-    *, name: str, upstream: dg.AssetKey | str | Sequence[str], prompt: str | Prompt, output: Output, **arguments: Any
+    *,
+    name: str,
+    upstream: dg.AssetKey | str | Sequence[str],
+    prompt: str | Prompt,
+    output: Output,
+    **arguments: Unpack[LLMAssetArguments],
 ) -> dg.AssetsDefinition:
     """`llm_asset` without a function: all rows of the asset `upstream` are enriched.
 

@@ -25,6 +25,7 @@ from ondine_dagster.attributes import (
 from ondine_dagster.check_attributes import ResolvedChecks
 from ondine_dagster.own_model import ResolvedLLM, check_key
 from ondine_dagster.planning import OnRowError
+from ondine_dagster.resources import own_resource_key
 from ondine_dagster.scaffolder import LLMAssetScaffolder
 from ondine_dagster.templates import must_resolve
 
@@ -219,7 +220,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         """A model of the asset's own has a key of its own."""
         if self.llm is None:
             return "llm" if self.resource_key is None else self.resource_key
-        return re.sub(r"\W", "_", f"llm_for_{self.get_asset_spec().key.to_python_identifier()}")
+        return own_resource_key(self.get_asset_spec().key)
 
 
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:

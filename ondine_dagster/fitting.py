@@ -46,7 +46,11 @@ def fit_checks(given: Sequence[Check | Mapping[str, Any]], question: Question) -
     """
     checks: dict[str, Check] = {}
     for one in given:
-        check = _parse(one) if isinstance(one, Mapping) else one
+        check: Any = _parse(one) if isinstance(one, Mapping) else one
+        if isinstance(check, type) and issubclass(check, get_args(Check)):
+            needed = [each.name for each in fields(check) if each.default is each.default_factory]
+            arguments = ", ".join(f"{name}=..." for name in needed)
+            raise ConfigError(f"checks has the class {check.__name__}; give a check, {check.__name__}({arguments}).")
         if not isinstance(check, get_args(Check)):
             raise ConfigError(f"checks has a {type(check).__name__}; valid are {', '.join(map(repr, _TYPES))}.")
         _fit(check, question)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import time
@@ -86,7 +87,7 @@ def plan(
         spec, options, model = spec_of(llm), Options(store=store), llm
     else:
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
-    if warning := store_warning(store):
+    if warning := store_warning(store, os.environ.get("DAGSTER_HOME")):
         context.log.warning(warning)
     if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.question)):
         context.log.info(fallback)

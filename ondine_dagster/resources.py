@@ -1,6 +1,7 @@
 """The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
 
 import dataclasses
+import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
@@ -25,7 +26,14 @@ from ondine_core.values import ModelSpec
 from ondine_dagster.strict import StrictConfig, plain_texts
 from ondine_dagster.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 
-__all__ = ["LLMResource", "SharedBudget", "default_store", "store_warning"]
+__all__ = [
+    "LLMResource",
+    "SharedBudget",
+    "default_store",
+    "own_resource",
+    "own_resource_key",
+    "store_warning",
+]
 
 
 class SharedBudget(StrictConfig):
@@ -246,13 +254,30 @@ def _check_model(model: str) -> None:
         connect(ModelSpec(model))
 
 
+def own_resource(model: Any) -> Any:
+    """The resource of an asset with a model of its own."""
+    if isinstance(model, str):
+        return LLMResource(model=model)
+    return LLMResource.from_spec(model) if isinstance(model, ModelSpec) else model
+
+
+def own_resource_key(asset: dg.AssetKey) -> str:
+    """The key of that resource, which no other asset has."""
+    return re.sub(r"\W", "_", f"llm_for_{asset.to_python_identifier()}")
+
+
 def default_store(instance: dg.DagsterInstance) -> str:
     """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
     return store_in(instance.storage_directory())
 
 
-def store_warning(path: str) -> str | None:
-    """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well."""
+def store_warning(path: str, home: str | None = None) -> str | None:
+    """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well.
+
+    Args:
+        path: The store.
+        home: `DAGSTER_HOME`, which the user chose, be it a temporary directory.
+    """
     address = parse_address(path)
     if address.kind == "postgres":
         return None
@@ -264,6 +289,8 @@ def store_warning(path: str) -> str | None:
         )
     file = Path(path).resolve()
     passing = file.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    if home and file.is_relative_to(Path(home).expanduser().resolve()):
+        passing = False
     if passing or any(part.startswith(".tmp_dagster_home") for part in file.parts):
         return (
             f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import dagster as dg
 from ondine_core.errors import ConfigError
 from ondine_core.prompts import Prompt
 from ondine_core.question import Question, check_columns
+from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.partitions import check_partition_by
 from ondine_dagster.planning import Enrichment
+from ondine_dagster.resources import LLMResource
 
 __all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "unknown_argument"]
 
@@ -82,9 +85,23 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
     """
     if (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) is None:
         return error
-    near = get_close_matches(found[1], {*own, *inspect.signature(dg.asset).parameters}, 1)
-    meant = "".join(f" Did you mean {name!r}?" for name in near)
+    meant = _place_of(found[1])
+    if meant is None:
+        near = get_close_matches(found[1], {*own, *inspect.signature(dg.asset).parameters}, 1)
+        meant = "".join(f" Did you mean {name!r}?" for name in near)
     return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {found[1]!r}.{meant}")
+
+
+def _place_of(name: str) -> str | None:
+    """Where an argument of this name belongs, if it is one of another's."""
+    name = {"max_tokens": "max_output_tokens"}.get(name, name)
+    if name in {field.name for field in fields(Prompt)}:
+        return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
+    if name in LLMResource.model_fields:
+        return f" It belongs to the model: LLMResource(..., {name}=...), as the resource or as model=LLMResource(...)."
+    if name in LLMAssetConfig.model_fields:
+        return f" It belongs to a run: set it in the Launchpad, or with RunConfig and LLMAssetConfig({name}=...)."
+    return None
 
 
 def code_version(question: Question, users: str | None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -12,6 +14,7 @@ from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, Ref
 from ondine_core.finish_reasons import ending_of
 from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
@@ -34,7 +37,15 @@ def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | No
         form: How requests are written until the server says otherwise.
     """
     url = f"{base_url.rstrip('/')}/chat/completions"
-    return OpenAIModel(url, api_key, spec, {"model": model}, form)
+    return OpenAIModel(url, api_key, spec, {"model": model}, form, advice=_advice(base_url.rstrip("/")))
+
+
+def _advice(base_url: str) -> Mapping[int, str]:
+    """What to do about each status; most servers have this API below /v1."""
+    if re.search(r"/v\d", urlsplit(base_url).path):
+        return ADVICE
+    hint = f"; base_url has no /v1, so try base_url={base_url + '/v1'!r}"
+    return {**ADVICE, 404: ADVICE[404] + hint, 405: ADVICE[405] + hint}
 
 
 class OpenAIModel:

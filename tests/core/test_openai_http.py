@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from ondine_core import Call, ConfigError, ModelSpec, Reply, Usage
+from ondine_core.errors import FatalError
 from ondine_core.providers import connect
 from ondine_core.providers.openai_http import chat_reply
 from ondine_core.schema import compile_schema
@@ -284,3 +285,14 @@ def test_cancelled_call_lets_go_of_the_provider() -> None:
     with Provider(fault=slow(30)) as provider:
         asyncio.run(main(provider))
     assert provider.books.answered == 0
+
+
+@pytest.mark.parametrize(("below", "hinted"), [("", True), ("/api", True), ("/v1/other", False)])
+def test_an_address_without_v1_is_told_so(below: str, hinted: bool) -> None:
+    """Most servers answer below /v1 only; the refusal names the address to try."""
+    with Provider() as provider:
+        root = provider.base_url.removesuffix("/v1")
+        with pytest.raises(FatalError) as caught:
+            ask(f"{root}{below}/")
+    assert "there is no such model or address; check model and base_url" in str(caught.value)
+    assert (f"base_url has no /v1, so try base_url='{root}{below}/v1'" in str(caught.value)) == hinted

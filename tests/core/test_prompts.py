@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -327,6 +328,30 @@ def test_a_prompt_that_cannot_work_is_refused_with_the_fix(prompt: Prompt, fix: 
 
 
 # -- system and examples -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("Rate {{ text }}!", "{{ text }}"),
+        ("Rate {title}: {{ text }}", "{{ text }}"),
+        ("Rate {title}: {{ text | upper }}", "{{ text | upper }}"),
+        ("Rate {title}{% if text %}!{% endif %}", "{% if text %}"),
+    ],
+)
+def test_jinja2_without_its_syntax_is_refused(text: str, quoted: str) -> None:
+    """It would be sent as it stands, with braces in the place of every row's text."""
+    with pytest.raises(ConfigError, match=re.escape(f"The prompt has {quoted}, which is Jinja2")) as caught:
+        compile_prompt(text, str)
+    assert "syntax='jinja2'" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"reads no column: \{\{text\}\} .* syntax='jinja2'"):
+        compile_prompt("Rate {{text}}!", str)
+
+
+@pytest.mark.parametrize("text", ['Reply {{"label": "x"}} for {a}', "{{a}} {a}", "{{ }} {a}", "{{ 'x': 1 }} {a}"])
+def test_literal_braces_are_no_jinja2(text: str) -> None:
+    """JSON in a prompt and doubled braces around a word stay literal."""
+    assert compiled(text).columns == ("a",)
 
 
 @pytest.mark.parametrize("given_", ["good", {"a": "good"}, {"a": "good", "unread": 1}])

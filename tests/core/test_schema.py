@@ -254,6 +254,11 @@ def test_a_secret_is_not_an_answer(output: Any, field: str) -> None:
         (int, "is not understood; give a Pydantic model"),
         ({"a": "strin"}, "output['a']={'type': 'strin'} is not understood; a type is one of 'string', 'integer'"),
         ({"a": {"enum": []}}, "or has an enum"),
+        (
+            {"a": {"type": "string", "enum": "positive, negative"}},
+            "output['a'] has enum='positive, negative'; give a list of values, as in ['positive', 'negative'].",
+        ),
+        ({"a": {"type": "integer", "enum": 3}}, "output['a'] has enum=3; give a list of values"),
         ({"a": {"type": "array"}}, "'array' with items"),
         ({"a": {"type": "object"}}, "'object' with properties"),
         ({"a": {"type": "array", "items": "x"}}, "output['a'].items={'type': 'x'} is not understood"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_dagster import ErrorRateCheck, GoldenCheck, build_llm_asset, llm_asset
+from ondine_core.values import ModelSpec
+from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, build_llm_asset, llm_asset
+from ondine_dagster.asset_arguments import AssetArguments, LLMAssetArguments
 
 PROMPT = "Classify this review.\nReview: {review}"
 
@@ -77,7 +80,8 @@ def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -
         ("on_disagreement", ["ask", None, []], "'lower', 'stop'"),
         ("max_cost_usd", ["5", float("inf"), float("nan"), 0, -1, True], "more than 0"),
         ("max_error_rate", ["5%", 5, float("nan"), True], "0.05"),
-        ("resource_key", ["", None, 5, "my llm", "class", "config", "context"], "such as 'llm'"),
+        ("model", [5, " ", ScriptedModel], "the name of a model, as in 'openai/gpt-4o-mini'"),
+        ("resource_key", ["", 5, "my llm", "class", "config", "context"], "such as 'llm'"),
         ("model_column", [5, "", " "], "name of a column"),
         ("on_row_error", ["skip", None, []], "'null', 'drop', 'raise'"),
         ("on_missing", ["drop", None, []], "'skip', 'fail', 'ask'"),
@@ -115,6 +119,79 @@ def test_checks_are_a_list(checks: Any) -> None:
     with pytest.raises(ConfigError, match=rf"checks is a {type(checks).__name__}; .* checks=\[") as caught:
         build(checks=checks)
     assert "me'" not in str(caught.value)
+
+
+def test_a_class_is_no_check() -> None:
+    """The arguments that it needs are named."""
+    with pytest.raises(ConfigError, match=r"class ErrorRateCheck; give a check, ErrorRateCheck\(max_rate=\.\.\.\)"):
+        build(checks=[ErrorRateCheck])
+    with pytest.raises(ConfigError, match=r"GoldenCheck\(rows=\.\.\., min_score=\.\.\.\)"):
+        build(checks=[GoldenCheck])
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("system", "prompt=Prompt(..., system=...)"),
+        ("examples", "prompt=Prompt(..., examples=...)"),
+        ("syntax", "prompt=Prompt(..., syntax=...)"),
+        ("temperature", "LLMResource(..., temperature=...)"),
+        ("max_tokens", "LLMResource(..., max_output_tokens=...)"),
+        ("base_url", "LLMResource(..., base_url=...)"),
+        ("max_rows", "LLMAssetConfig(max_rows=...)"),
+        ("max_cost", "Did you mean 'max_cost_usd'"),
+    ],
+)
+def test_an_argument_of_another_place_is_told_where_it_belongs(name: str, place: str) -> None:
+    """Not the nearest name of the decorator's own, which would mean something else."""
+    with pytest.raises(ConfigError) as caught:
+        build(**{name: "x"})
+    assert f"has an argument {name!r}." in str(caught.value)
+    assert place in str(caught.value)
+
+
+# -- a model of the asset's own ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", ModelSpec("openai/gpt-4o-mini"), LLMResource(model="a/b")])
+def test_an_asset_may_have_a_model_of_its_own(model: Any) -> None:
+    """As in YAML: no resource `llm` has to be defined, and the definitions load without a warning."""
+    asset = build(model=model, checks=[ErrorRateCheck(max_rate=0.1)], failed_rows=True)
+    dg.Definitions.validate_loadable(dg.Definitions(assets=[reviews, asset]))
+    resource: Any = asset.resource_defs["llm_for_moods"]
+    assert resource is not None
+    assert "llm" not in asset.required_resource_keys
+
+
+@pytest.mark.parametrize("more", [{}, {"failed_rows": True}, {"required_resource_keys": {"other"}}])
+def test_the_own_model_is_asked_and_not_the_resource(more: dict[str, Any]) -> None:
+    """Also where another asset of the run asks the resource `llm`."""
+    own, shared = ScriptedModel({"": "own"}, name="own"), ScriptedModel({"": "shared"}, name="shared")
+    moods = build(model=own, **more)
+    others = build(name="others")
+    result = dg.materialize([reviews, moods, others], resources={"llm": shared, "other": 1})
+    assert list(result.asset_value("moods")["mood"]) == ["own", "own"]
+    assert list(result.asset_value("others")["mood"]) == ["shared", "shared"]
+
+
+def test_a_model_and_a_resource_are_one_too_many() -> None:
+    """One of them would be ignored."""
+    with pytest.raises(ConfigError, match="resource_key='llm' and a model of its own; give one of the two"):
+        build(model="openai/gpt-4o-mini", resource_key="llm")
+
+
+# -- for type checkers ---------------------------------------------------------------------------------------------
+
+
+def test_the_typed_arguments_are_those_that_there_are() -> None:
+    """What a type checker takes is what `@dg.asset` and `llm_asset` take, by name."""
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    own = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind not in unnamed}
+    dagsters = {name for name, one in inspect.signature(dg.asset).parameters.items() if one.kind not in unnamed}
+    assert AssetArguments.__annotations__.keys() >= dagsters - {"compute_fn"}
+    assert {"compute_fn", "compute_kind"} >= AssetArguments.__annotations__.keys() ^ dagsters
+    mine = LLMAssetArguments.__annotations__.keys() - AssetArguments.__annotations__.keys()
+    assert mine == own - {"prompt", "output"}
 
 
 def test_what_to_do_on_disagreement_needs_calibrating() -> None:

@@ -16,7 +16,7 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster.components.testing import create_defs_folder_sandbox
 from dagster.components.testing.utils import DefsFolderSandbox
 from dagster_shared.serdes import serialize_value
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -183,14 +183,16 @@ def test_the_asset_is_the_one_that_the_decorator_makes() -> None:
 def test_every_argument_of_the_decorator_is_an_attribute() -> None:
     """Nothing can be said in Python only; what is added to the decorator is added here."""
     said = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind is one.KEYWORD_ONLY}
-    assert said <= LLMAssetComponent.model_fields.keys()
+    # The field is called `llm`, and `model` in YAML.
+    names = {name: "llm" if name == "model" else name for name in said}
+    assert set(names.values()) <= LLMAssetComponent.model_fields.keys()
     schema = LLMAssetComponent.model().model_json_schema()
     assert said <= schema["properties"].keys()
     unlike = {
-        name: (parameter.default, LLMAssetComponent.model_fields[name].default)
+        name: (parameter.default, LLMAssetComponent.model_fields[names[name]].default)
         for name, parameter in inspect.signature(llm_asset).parameters.items()
-        if name in said - {"prompt", "output", "resource_key"}
-        and parameter.default != LLMAssetComponent.model_fields[name].default
+        if name in said - {"prompt", "output"}
+        and parameter.default != LLMAssetComponent.model_fields[names[name]].default
     }
     assert not unlike
 
@@ -261,6 +263,7 @@ def literal(text: str) -> str:
 @given(st.text(st.sampled_from("{}%#'\": -|>&*!\\\n\t$aé~"), max_size=12), st.booleans())
 def test_braces_reach_the_model_as_they_are(text: str, in_file: bool) -> None:
     """Dagster's templating touches no prompt, in the YAML or in a file of its own."""
+    assume("{ a" not in text)  # with its braces doubled it reads as Jinja2, which is refused
     template = f"Look: {literal(text)} end. {{body}}"
     files = {"labels/prompt.md": template} if in_file else {}
     with loaded({"prompt": {"file": "prompt.md"} if in_file else template}, files) as defs:

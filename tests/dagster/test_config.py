@@ -95,6 +95,14 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(
     assert (again["ondine/rows_reused"], again["ondine/estimated_requests"]) == (4, 0)
 
 
+def test_a_dry_run_is_silent_about_checks(instance: dg.DagsterInstance) -> None:
+    """Dagster would log the outputs of checks as missing, as if something had gone wrong."""
+    result = run(checked_shouts, instance, shout(), dry_run=True)
+    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert any("Dry run" in text for text in said)
+    assert [text for text in said if "expected outputs" in text] == []
+
+
 def test_what_is_downstream_of_a_dry_run_does_not_run(instance: dg.DagsterInstance) -> None:
     """There is no new table to work on."""
 

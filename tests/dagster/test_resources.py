@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from ondine_core.presets import PRESETS, preset
 from ondine_core.pricing import Price
 from ondine_core.store.__main__ import default_store as command_line_store
 from ondine_dagster import LLMResource
-from ondine_dagster.resources import default_store
+from ondine_dagster.resources import default_store, store_warning
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -63,3 +64,20 @@ def test_the_command_line_looks_where_the_resource_writes(config: str, tmp_path:
     (tmp_path / "dagster.yaml").write_text(config % (module, name, tmp_path / "elsewhere") if config else "")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert default_store(instance) == command_line_store({"DAGSTER_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("home", "folder", "is_told"),
+    [
+        (None, "home/storage", True),
+        ("home", "home/storage", False),
+        ("elsewhere", "home/storage", True),
+        ("home", "home/.tmp_dagster_home_x/storage", True),
+    ],
+)
+def test_a_home_that_was_chosen_is_not_temporary(home: str | None, folder: str, is_told: bool) -> None:
+    """`DAGSTER_HOME` below the system's temporary directory is no mistake; a home that `dagster dev` made up is."""
+    with tempfile.TemporaryDirectory() as root:
+        store = Path(root) / folder / "ondine" / "answers.db"
+        warning = store_warning(str(store), home and str(Path(root) / home)) or ""
+    assert ("in a temporary directory" in warning) == is_told

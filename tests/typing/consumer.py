@@ -58,6 +58,8 @@ def labels(rows: object) -> object:
 assert_type(labels, dg.AssetsDefinition)
 assert_type(build_llm_asset(name="b", upstream="rows", prompt=Prompt("{text}"), output={"x": int}), dg.AssetsDefinition)
 
+build_llm_asset(name="b", upstream="rows", prompt="{text}", output="x", batch_size=20, model=ScriptedModel({"": "x"}))
+
 llm = LLMResource(model="openai/gpt-4o-mini", budgets=[SharedBudget(name="all", max_cost_usd=200)])
 assert_type(llm.spec(), ModelSpec)
 assert_type(LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500), LLMResource)
@@ -68,6 +70,9 @@ llm_asset("Label {text}", output=Label)  # type: ignore[call-arg]  # pyright: ig
 llm_asset(prompt="Label {text}")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 llm_asset(prompt=7, output=Label)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 llm_asset(prompt="", output=Label, batch_size="big")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+llm_asset(prompt="", output=Label, max_cost=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+build_llm_asset(name="b", upstream="r", prompt="", output="x", cap=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+llm_asset(prompt="", output=Label, group_name=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 llm_asset(prompt="", output=Label, on_row_error="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 LLMResource()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
