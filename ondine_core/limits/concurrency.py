@@ -19,7 +19,7 @@ _GROWTH, _GROWTH_PER_S, _MAX_GROWTH_PER_S = 0.2, 0.25, 1.0  # calls more for an 
 _GROWTH_SCALE, _MAX_GROWTH_SHARE = 20.0, 1 / 100  # more with the square of the calls in flight; of those allowed
 _MIN_FEEDBACK_S, _FEEDBACK_LATENCIES = 1.0, 4  # until it shows that a limit is too high
 _REST_LATENCIES, _MAX_REST_S = 4, 5.0  # until the place of a refused call is free, unless another is answered before
-_FAILED, _FAILED_SHARE = 10, 0.9  # all calls fail: so many, and this share of those that left since the first of them
+_FAILED, _OTHERS = 10, 0.1  # all calls fail: so many, and but for this share all that left since the first of them
 _SILENT_LATENCIES = 2  # a call that is in flight for so long is judged without its outcome
 _PROBE_S, _MAX_PROBE_S, _MAX_LIMITED_PROBE_S = 0.25, 2.0, 4.0  # from one probe to the next, doubling
 _SPREAD = 1.25  # where calls in flight are limited, calls leave evenly, this much faster than they come back
@@ -53,7 +53,7 @@ class AdaptiveConcurrency:
         self._probe: InFlightCall | None = None
         self._probe_wait_s = _PROBE_S
         self._resting: list[float] = []  # until when places stay empty
-        self._departed = self._failed = self.in_flight = 0
+        self._departed = self._last_answered = self._failed = self.in_flight = 0
         self._first_failed = InFlightCall(now)  # of those that failed in a row
         self.closed_since: float | None = None  # since when all calls fail
         self.history: list[Setting] = []  # oldest first; thinned out when it grows long
@@ -109,17 +109,20 @@ class AdaptiveConcurrency:
             is_raised = self._rate.limit.is_raised or self._window.is_raised
             if found := self._detector.advance(known_until, raised=is_raised):
                 self._lower(found, now)
+        elif self._is_silent(now):
+            self._probe_at = max(self._probe_at, now + retry_after_s)
         if call is self._probe:
             self._probe = None
             if outcome is not None:
                 max_s = _MAX_LIMITED_PROBE_S if outcome == "limited" else _MAX_PROBE_S
                 self._probe_wait_s = min(max_s, 2 * self._probe_wait_s)
-                self._probe_at = now + max(retry_after_s, self._probe_wait_s)
+                self._probe_at = max(self._probe_at, now + max(retry_after_s, self._probe_wait_s))
 
     def _record_answer(self, call: InFlightCall, now: float) -> None:
         since_s = now - self._answered_at
         self._answered_at = now
         self._latency_s += (now - call.left_at - self._latency_s) * (0.1 if self._latency_s else 1.0)
+        self._last_answered = max(self._last_answered, call.number)
         is_later = call.number > self._first_failed.number
         if is_later:
             self._failed = 0
@@ -151,9 +154,10 @@ class AdaptiveConcurrency:
             self._note(now, "answered")
 
     def _record_failure(self, call: InFlightCall, now: float) -> None:
-        if not self._failed:
-            self._first_failed = call
-        self._failed += call.number >= self._first_failed.number
+        if call.number > self._last_answered:
+            if not self._failed or call.number < self._first_failed.number:
+                self._first_failed = call
+            self._failed += 1
         latencies = 1 if call.outcome == "broken" else _REST_LATENCIES
         rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
         self._resting = [until for until in (*self._resting, rests_until) if until > now]
@@ -167,10 +171,12 @@ class AdaptiveConcurrency:
         other failures may be due to chance, so nothing must have been answered for a while, too.
         """
         left = max(self._failed, call.number - self._first_failed.number + 1)
-        if self._failed < max(min(_FAILED, 3 + self.limit), _FAILED_SHARE * left):
+        if self._failed < min(_FAILED, 3 + self.limit) or left - self._failed > max(1.0, _OTHERS * left):
             return False
-        is_silent = self.in_flight == 0 or now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
-        return is_silent or call.outcome == "limited"
+        return call.outcome == "limited" or self._is_silent(now)
+
+    def _is_silent(self, now: float) -> bool:
+        return now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
 
     def _close(self, now: float, *, limited: bool) -> None:
         """All calls fail: one at a time probes. For a rate limit, what passed before it was used up is its rate."""
