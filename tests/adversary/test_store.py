@@ -262,9 +262,9 @@ def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
     with open_store(path, warn=warnings.append) as store:
         alter(
             path,
-            "INSERT INTO failures VALUES (x'01', 'refused', 'no', 1.0, 'm', 1, 'dear')",
-            "INSERT INTO failures VALUES (x'02', x'00', 'no', 1.0, 'm', 1, NULL)",
-            "INSERT INTO failures VALUES (x'03', 'refused', 'no', 1.0, 'm', 1, NULL)",
+            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'01', 'refused', 'no', 1.0, 'm', 1, 'dear')",
+            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'02', x'00', 'no', 1.0, 'm', 1, NULL)",
+            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'03', 'refused', 'no', 1.0, 'm', 1, NULL)",
         )
         assert set(asyncio.run(store.get_failures([b"\x01", b"\x02", b"\x03"]))) == {b"\x03"}
     assert "2 rows of the table 'failures'" in warnings[0]
