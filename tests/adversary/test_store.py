@@ -259,12 +259,13 @@ def test_damaged_answer_does_not_stop_the_command_line(
 def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
     """A failure that cannot be read counts as unknown; others are found."""
     path, warnings = tmp_path / "answers.db", list[str]()
+    insert = "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES"
     with open_store(path, warn=warnings.append) as store:
         alter(
             path,
-            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'01', 'refused', 'no', 1.0, 'm', 1, 'dear')",
-            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'02', x'00', 'no', 1.0, 'm', 1, NULL)",
-            "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES (x'03', 'refused', 'no', 1.0, 'm', 1, NULL)",
+            f"{insert} (x'01', 'refused', 'no', 1.0, 'm', 1, 'dear')",
+            f"{insert} (x'02', x'00', 'no', 1.0, 'm', 1, NULL)",
+            f"{insert} (x'03', 'refused', 'no', 1.0, 'm', 1, NULL)",
         )
         assert set(asyncio.run(store.get_failures([b"\x01", b"\x02", b"\x03"]))) == {b"\x03"}
     assert "2 rows of the table 'failures'" in warnings[0]
