@@ -306,7 +306,7 @@ def said(prompt: str) -> dict[str, str]:
 
 
 def test_rows_are_asked_as_they_were_cleaned() -> None:
-    """Steps apply in order, rows that read the same are asked once, and what is no text is left alone."""
+    """Steps apply in order, rows that read the same are asked once, and what is no text is left alone, or not asked."""
     model = ScriptedModel(said)
     table = {"text": ["<b>Hot</b>!!!", "Hot!", 7, None, "x" * 200]}
     report = enrich_sync(
@@ -316,9 +316,9 @@ def test_rows_are_asked_as_they_were_cleaned() -> None:
         model=model,
         clean=["html", "punctuation", str.lower, truncate(20)],
     )
-    assert report.column("said")[:4] == ["hot!", "hot!", "7", ""]
+    assert report.column("said")[:4] == ["hot!", "hot!", "7", None]
     assert report.column("said")[4].endswith("x […]")
-    assert len(model.calls) == 4
+    assert len(model.calls) == 3
     assert report.treatment is not None
     assert report.treatment.rows_truncated == 1
 

@@ -175,7 +175,8 @@ def written(text: str, name: str) -> str:
 @pytest.mark.parametrize("name", READ)
 def test_hostile_rows_lose_and_corrupt_nothing(name: str, size: int, tmp_path: Path) -> None:
     """In every notation, alone or together, each row comes back as itself, from the store as well."""
-    chosen = options(tmp_path / "answers.db", batch_size=size, strategy=find_strategy(name))
+    strategy = find_strategy(name)
+    chosen = options(tmp_path / "answers.db", batch_size=size, strategy=strategy, on_missing="ask")
     with Provider(repeats(name)) as provider:
         report = ask(provider, ROWS, chosen)
         again = ask(provider, ROWS, chosen)
