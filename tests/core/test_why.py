@@ -205,7 +205,8 @@ def test_a_kept_reply_has_no_key_and_an_end() -> None:
     """The provider's key and what looks like one are taken out, a long reply is cut, a short one is as it came."""
     question = compile_question("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
     assert kept_reply("fine <b>", question) == "fine <b>"
-    told = kept_reply("hidden-key sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD", question)
+    key = "".join(("sk-", "proj-", "a1B2" * 8))
+    told = kept_reply(f"hidden-key {key}", question)
     assert "hidden" not in told
     assert "sk-proj" not in told
     careful = replace(question, prompt=compile_question("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)

@@ -64,7 +64,8 @@ def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, mon
     cost = sum(call.attributes["ondine.cost.usd"] for call in calls)
     assert cost == pytest.approx(shown["ondine/cost_usd"], abs=1e-12)
     assert collector.total("ondine.cost.usd") == pytest.approx(shown["ondine/cost_usd"], abs=1e-12)
-    assert collector.to("/metrics/job/ondine/ondine_asset/answers/ondine_partition/2026-01-02")
+    (group, *_) = {request.path for request in collector.to("/metrics/job/ondine/instance/")}
+    assert "/ondine_asset/answers/ondine_partition/2026-01-02/ondine_run/" in group
 
 
 @pytest.mark.parametrize("broken", [False, True])
