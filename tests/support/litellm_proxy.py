@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.support.server_process import free_port, run_server
 
 __all__ = ["FIVE_CALLS_KEY", "MASTER_KEY", "LiteLLMProxy", "install_litellm_proxy", "run_litellm_proxy"]
 
-MASTER_KEY = "".join(("sk-", "1f0c7a5e93d2486bb1c4e6a8d0f2957c"))  # in two parts, as it is not one that got out
+MASTER_KEY = f"sk-{secrets.token_hex(16)}"
 """The key of the owner; the proxy refuses to start with a weaker one."""
 FIVE_CALLS_KEY = "sk-of-a-team-with-five-calls-at-once"
 _REQUIREMENT = "litellm[proxy]>=1.100,<1.107"
