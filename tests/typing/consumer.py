@@ -22,6 +22,7 @@ from ondine_core import (
     Rates,
     Reply,
     Report,
+    Skipped,
     Usage,
     enrich,
     enrich_sync,
@@ -107,7 +108,7 @@ options = Options(
 report = enrich_sync(ROWS, prompt="Label {text}", output=Label, model=model, options=options)
 assert_type(report, Report)
 for outcome in report.outcomes:
-    assert_type(outcome, Answer | Failure)
+    assert_type(outcome, Answer | Failure | Skipped)
 
 Options(stores="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 options.store = "y"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
