@@ -13,7 +13,7 @@ from ondine_core.charges import Charge, decide_charge
 from ondine_core.pricing import Price
 from ondine_core.values import Call, Usage
 
-__all__ = ["CostTracker", "Spend"]
+__all__ = ["CostTracker", "Spend", "add_usd"]
 
 _TOKENS_A_MESSAGE = 16
 """More than any chat format adds around a message."""
@@ -54,10 +54,10 @@ class Spend:
             self.answered + other.answered,
             self.unknown + other.unknown,
             self.usage + other.usage,
-            _add(self.usd, other.usd),
+            add_usd(self.usd, other.usd),
             stages,
             self.at_most_calls + other.at_most_calls,
-            _add(self.unknown_usd, other.unknown_usd),
+            add_usd(self.unknown_usd, other.unknown_usd),
         )
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class CostTracker:
     def lost(self, bound_usd: Decimal | None) -> None:
         """Count a request whose outcome was not seen, and that may have cost so much."""
         self._unknown += 1
-        self._unknown_usd = _add(self._unknown_usd, bound_usd)
+        self._unknown_usd = add_usd(self._unknown_usd, bound_usd)
 
     def answered(
         self, stage: Stage, usage: Usage, *, stated_usd: Decimal | None = None, bound_usd: Decimal | None = None
@@ -153,7 +153,8 @@ class CostTracker:
         )
 
 
-def _add(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+def add_usd(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """The sum of two amounts, `None` if one is not known."""
     return None if one is None or other is None else one + other
 
 

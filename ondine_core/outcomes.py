@@ -69,10 +69,6 @@ class Outcomes(Sequence[RowOutcome]):
             rows[index] = row
         return Outcomes(rows, {**self._packed, **others._packed}, self._give_back)
 
-    def unique(self) -> Iterator[Answer]:
-        """The answers, each once, however many rows share it."""
-        return (_unpack(packed) for packed in self._packed.values() if isinstance(packed, bytes))
-
     def as_kept(self, index: int) -> RowOutcome:
         """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
         row = self._rows[index]

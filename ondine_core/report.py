@@ -12,7 +12,7 @@ from typing import Any
 
 from ondine_core.books import Audit
 from ondine_core.calibration import Calibrated
-from ondine_core.cost_tracker import Spend
+from ondine_core.cost_tracker import Spend, add_usd
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.frame_columns import new_column
 from ondine_core.limits import Setting
@@ -38,6 +38,7 @@ class Progress:
         elapsed_s: Seconds so far.
         rows_unaskable: Those that failed for want of a prompt.
         rows_skipped: Those of `rows_done` that were not asked about, since a column is null or blank.
+        reused_usd: What the reused outcomes cost when they were asked, each prompt once; `None` if that is not known.
     """
 
     rows_total: int
@@ -48,6 +49,7 @@ class Progress:
     elapsed_s: float
     rows_unaskable: int = 0
     rows_skipped: int = 0
+    reused_usd: Decimal | None = Decimal(0)
 
     @property
     def rows_asked(self) -> int:
@@ -72,6 +74,12 @@ class Progress:
         return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
 
     @property
+    def cost_usd_total(self) -> Decimal | None:
+        """What was spent and what the reused outcomes cost when they were asked; `None` if either is not known."""
+        spent = self.spend.usd if self.spend.calls else Decimal(0)
+        return add_usd(spent, self.reused_usd)
+
+    @property
     def forecast_usd(self) -> Decimal | None:
         """What the whole run will have cost if the rest costs as much a row; `None` before that can be said."""
         if self.spend.usd is None or not self.rows_asked:
@@ -89,6 +97,7 @@ class Progress:
             self.elapsed_s + rest.elapsed_s,
             self.rows_unaskable + rest.rows_unaskable,
             self.rows_skipped + rest.rows_skipped,
+            add_usd(self.reused_usd, rest.reused_usd),
         )
 
 

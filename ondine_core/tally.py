@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 
-from ondine_core.cost_tracker import CostTracker
+from ondine_core.cost_tracker import CostTracker, add_usd
 from ondine_core.outcomes import pack_answer
 from ondine_core.report import Progress
 from ondine_core.values import Failure, Key, Outcome
@@ -26,6 +27,7 @@ class Tally:
     ) -> None:
         self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
         self._done = self._reused = self._failed = self._unaskable = self._skipped = 0
+        self._reused_usd: Decimal | None = Decimal(0)
         self.any_answer = False
         self.tracker = tracker
         self.outcomes: dict[Key, bytes | Failure] = {}
@@ -46,6 +48,8 @@ class Tally:
         """Take outcomes that were in the store."""
         self._take(outcomes.items())
         self._reused += sum(self._copies.get(key, 1) for key in outcomes)
+        for outcome in outcomes.values():
+            self._reused_usd = add_usd(self._reused_usd, outcome.cost_usd)
 
     def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
         """Take what asking came to."""
@@ -79,5 +83,13 @@ class Tally:
         spend = self.tracker.spend
         elapsed_s = self._elapsed_s()
         return Progress(
-            self._rows, self._done, self._reused, self._failed, spend, elapsed_s, self._unaskable, self._skipped
+            self._rows,
+            self._done,
+            self._reused,
+            self._failed,
+            spend,
+            elapsed_s,
+            self._unaskable,
+            self._skipped,
+            self._reused_usd,
         )

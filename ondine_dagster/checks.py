@@ -35,7 +35,7 @@ class _Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRateCheck(_Check):
-    """At most the share `max_rate` (0 to 1) of the rows failed. With `failed_rows=True` it is a check of those rows."""
+    """At most the share `max_rate` (0 to 1) of the rows failed. It is answered also when they fail the step."""
 
     type: ClassVar[str] = "error_rate"
     max_rate: float

@@ -14,13 +14,15 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.errors import ConfigError
+from ondine_core.question import Question
 from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Failure
 from ondine_dagster.checks import Check
 from ondine_dagster.frames import names_of
-from ondine_dagster.judging import check_specs, split_checks
-from ondine_dagster.report import lineage
+from ondine_dagster.judging import check_specs
+from ondine_dagster.report import lineage, reasons_metadata, summary
+from ondine_dagster.showing import shown_failures
 from ondine_dagster.tables import FAILED_COLUMNS, column_schema, failed_rows
 
 __all__ = ["FAILED_OUTPUT", "define", "failed_key", "letters", "replay_failed_rows_job"]
@@ -62,8 +64,6 @@ def define(
     """
     if arguments.get("io_manager_def") is not None and (failed_rows or checks):
         raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
-    about, others = split_checks(checks) if failed_rows else ({}, checks)
-    own = check_specs(others, key)
     # A dry run fills nothing.
     asset: dg.AssetsDefinition = dg.asset(**{"output_required": False, **arguments})(compute)
     if not (failed_rows or checks):
@@ -85,7 +85,7 @@ def define(
             "result": dg.AssetOut.from_spec(alone, is_required=False, **stored, **typed),
             **({FAILED_OUTPUT: dg.AssetOut.from_spec(failed, is_required=False, **stored)} if failed_rows else {}),
         },
-        check_specs=[*own, *check_specs(about, failed_key(key))],
+        check_specs=check_specs(checks, key),
         can_subset=True,  # otherwise checks must have a result, also in a dry run
         **{name: arguments[name] for name in _SHARED if name in arguments},
     )
@@ -97,9 +97,9 @@ def letters(  # noqa: PLR0913  (one caller)
     rows: Any,
     report: Report,
     *,
+    question: Question,
     lengths: Mapping[str, int],
     upstream: Mapping[dg.AssetKey, Sequence[str]],
-    results: Sequence[dg.AssetCheckResult],
 ) -> dg.MaterializeResult[Any]:
     """The failed rows of a run as the second output of its step.
 
@@ -107,17 +107,22 @@ def letters(  # noqa: PLR0913  (one caller)
         context: The step's.
         rows: The frame that was asked about.
         report: One outcome a row of it.
+        question: What was asked.
         lengths: Rows of each partition, if there are several.
         upstream: Column names by upstream asset.
-        results: Of the checks about failed rows.
     """
     table, names = failed_rows(rows, report), names_of(rows)
     failures = list(report.outcomes.failures())
     asked = [row is None for row in report.outcomes.skipped()]
     added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
     key = failed_key(context.asset_key_for_output())
+    preview = shown_failures(rows, question=question, report=report)
+    figures = _figures(failures, sum(asked))
     metadata = {
-        **_figures(failures, sum(asked)),
+        "ondine/summary": figures["ondine/summary"],
+        **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
+        **reasons_metadata(report),
+        **figures,
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, added, ""),
         "dagster/column_lineage": lineage(names, (), (), upstream),
@@ -129,7 +134,7 @@ def letters(  # noqa: PLR0913  (one caller)
         share["dagster/partition_row_count"] = share["ondine/rows_failed"]
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
         start += length
-    return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+    return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata)
 
 
 def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
@@ -137,14 +142,17 @@ def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
     # Rows with the same prompt share one failure.
     unique = {id(failure): failure for failure in failures if failure is not None}
     reasons = Counter(failure.reason for failure in failures if failure is not None)
+    costs = [failure.cost_usd for failure in unique.values()]
+    usd = None if None in costs else sum(filter(None, costs), Decimal(0))
+    cost = [] if usd is None else [f"${usd:.4f}"]
     figures: dict[str, Any] = {
+        "ondine/summary": summary(len(failures), reasons.total(), len(failures) - asked, *cost),
         "ondine/rows_failed": reasons.total(),
         "ondine/error_rate": round(reasons.total() / max(1, asked), 6),
-        **{f"ondine/rows_{reason}": count for reason, count in reasons.items()},
+        **{f"ondine/rows_failed_{reason}": count for reason, count in reasons.items()},
     }
-    costs = [failure.cost_usd for failure in unique.values()]
-    if None not in costs:
-        figures["ondine/cost_usd"] = float(sum(filter(None, costs), Decimal(0)))
+    if usd is not None:
+        figures["ondine/cost_usd"] = float(usd)
     return figures
 
 

@@ -24,7 +24,15 @@ from ondine_dagster.golden import Ask, Verdict, judge_golden
 from ondine_dagster.partitions import as_one_table
 from ondine_dagster.scores import as_label, shown
 
-__all__ = ["Evidence", "check_results", "check_specs", "collect", "count_values", "golden_inputs", "split_checks"]
+__all__ = [
+    "Evidence",
+    "check_results",
+    "check_specs",
+    "checks_of_failures",
+    "collect",
+    "count_values",
+    "golden_inputs",
+]
 
 _VALUES_SHOWN = 20
 
@@ -74,10 +82,9 @@ def golden_inputs(checks: Mapping[str, Check]) -> dict[str, dg.AssetKey]:
     return {f"labelled_rows_of_{key.to_python_identifier()}": key for key in keys if key is not None}
 
 
-def split_checks(checks: Mapping[str, Check]) -> tuple[dict[str, Check], dict[str, Check]]:
-    """Checks of the failed rows, and those of the enriched ones, for an asset of both."""
-    about: dict[str, Check] = {name: check for name, check in checks.items() if isinstance(check, ErrorRateCheck)}
-    return about, {name: check for name, check in checks.items() if name not in about}
+def checks_of_failures(checks: Mapping[str, Check]) -> dict[str, Check]:
+    """Those of `checks` that can be answered although the step fails because of its failed rows."""
+    return {name: check for name, check in checks.items() if isinstance(check, ErrorRateCheck)}
 
 
 def check_results(  # noqa: PLR0913  (by keyword)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ondine_dagster.frames import frame_of
 
-__all__ = ["in_place", "markdown", "preview"]
+__all__ = ["SHOWN_IN_PLACE", "in_place", "markdown", "preview"]
+
+SHOWN_IN_PLACE = 999
+"""The longest Markdown, in characters, that Dagster shows without a click."""
 
 
 def preview(table: Any, names: Sequence[str], rows: int = 10, *, in_full: bool = False) -> str:
@@ -21,15 +24,20 @@ def preview(table: Any, names: Sequence[str], rows: int = 10, *, in_full: bool =
 def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table of at least one and as many of `rows` as Dagster shows without a click."""
     text = markdown(header, rows)
-    while len(text) > _SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
+    while len(text) > SHOWN_IN_PLACE and text.count("\n") > _LINES_OF_ONE_ROW:
         text = text.rpartition("\n")[0]
     return text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; whatever its cells hold is shown as it stands."""
-    lines = [" | ".join(map(_cell, row)) for row in rows]
-    return "\n".join([" | ".join(map(_cell, header)), " | ".join("---" for _ in header), *lines])
+    lines = [_line(map(_cell, row)) for row in rows]
+    return "\n".join([_line(map(_cell, header)), _line("---" for _ in header), *lines])
+
+
+def _line(cells: Iterable[str]) -> str:
+    """A line of a table, with pipes on both sides: without them an empty cell at either end would be lost."""
+    return f"| {' | '.join(cells)} |"
 
 
 _CELL_LENGTH = 160
@@ -37,7 +45,6 @@ _LINKED = re.compile(r"(?:https?|ftp|mailto|xmpp):|www(?=\.)|[\w.+-](?=@)", re.I
 """What GitHub's Markdown makes a link of although nothing marks it as one; escapes do not keep it from that."""
 _WORD_JOINER = "\u2060"
 """Has no width, and ends what would be an address."""
-_SHOWN_IN_PLACE = 999
 _LINES_OF_ONE_ROW = 2
 
 

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 
 from ondine_core.values import Call, Message
+from ondine_dagster.markdown import SHOWN_IN_PLACE
 
 __all__ = ["shown_messages"]
 
-_SHOWN_IN_PLACE = 999
-"""The longest Markdown, in characters, that Dagster shows without a click."""
 _MOST_SHOWN = 5
 _FRAME = 40
 """Characters around a message, at the most usual."""
@@ -29,7 +28,7 @@ def shown_messages(calls: Sequence[Call]) -> str:
     left_out = len(head) - most
     shown = [*head[:most], *own]
     # The short ones leave their room to the long ones.
-    room, lengths = _SHOWN_IN_PLACE - _FRAME * (len(shown) + 1), sorted(len(message.content) for message in shown)
+    room, lengths = SHOWN_IN_PLACE - _FRAME * (len(shown) + 1), sorted(len(message.content) for message in shown)
     longest = 0
     for number, length in enumerate(lengths):
         longest = room // (len(lengths) - number)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
+
+from ondine_dagster.markdown import SHOWN_IN_PLACE
 
 __all__ = ["distributions"]
 
@@ -21,41 +23,61 @@ _LABEL_LENGTH = 24
 _HUGE = 1e300
 
 _ROW, _LEFT, _BAR = 18, 190, 220
-_INK, _FILL = "#8a94a6", "#5b8def"
+_INK, _FILL, _NO_VALUE, _FAILED = "#8a94a6", "#5b8def", "#b0b7c3", "#d9534f"
+
+_Bar: TypeAlias = tuple[str, int, str]
+"""Label, rows and colour."""
 
 
-def distributions(columns: Mapping[str, Sequence[Any]]) -> str | None:
+def distributions(columns: Mapping[str, Sequence[Any]], failed: int = 0, skipped: int = 0) -> str | None:
     """A picture of the values of `columns` as Markdown; `None` when no column repeats its values.
 
     A column of texts is drawn if it has few different ones, a column of numbers always, in ranges where there are many.
-    Missing values are not counted.
+    Rows that failed or were skipped and answers without a value have bars of their own.
 
     Args:
-        columns: Values by name; the first four that can be drawn are.
+        columns: Values by name; as many of the first four that can be drawn as Dagster shows without a click.
+        failed: How many of the rows without a value have none because they failed.
+        skipped: How many of them have none because they were skipped.
     """
-    counted = {name: _count(values) for name, values in columns.items()}
+    counted = {name: _bars(values, failed, skipped) for name, values in columns.items()}
     shown = [(name, bars) for name, bars in counted.items() if bars][:_MOST_COLUMNS]
-    if not shown:
-        return None
-    texts, lines, y = [], [], 0
-    for name, bars in shown:
-        most, total = max(count for _, count in bars), sum(count for _, count in bars)
+    while len(shown) > 1 and len(_picture(shown)) > SHOWN_IN_PLACE:
+        shown.pop()
+    return _picture(shown) if shown else None
+
+
+def _picture(columns: Sequence[tuple[str, Sequence[_Bar]]]) -> str:
+    texts, y = [], 0
+    lines: dict[str, str] = {}
+    for name, bars in columns:
+        most, total = max(count for _, count, _ in bars), sum(count for _, count, _ in bars)
         y += _ROW
         texts.append(f"<text y='{y}' font-weight='bold'>{escape(_label(name))}</text>")
-        for label, count in bars:
+        for label, count, colour in bars:
             y += _ROW
             texts.append(f"<text y='{y}'>{escape(label)}: {count:,} ({count / total:.0%})</text>")
-            lines.append(f"M{_LEFT} {y - 4}h{_BAR * count // most}")
+            lines[colour] = f"{lines.get(colour, '')}M{_LEFT} {y - 4}h{_BAR * count // most}"
+    paths = "".join(f"<path d='{path}' stroke='{colour}'/>" for colour, path in lines.items())
     svg = (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{_LEFT + _BAR}' height='{y + 6}' font-family='sans-serif' "
-        f"font-size='12' fill='{_INK}'><path d='{''.join(lines)}' stroke='{_FILL}' stroke-width='12'/>"
-        f"{''.join(texts)}</svg>"
+        f"font-size='12' fill='{_INK}'><g stroke-width='12'>{paths}</g>{''.join(texts)}</svg>"
     )
     return f"![How often each value occurs](<data:image/svg+xml,{quote(svg, safe=_PLAIN, errors='replace')}>)"
 
 
 _PLAIN = " !$&()*+,-./:;=@_~'"
 """What may stand in the address of a picture as it is."""
+
+
+def _bars(values: Sequence[Any], failed: int, skipped: int) -> list[_Bar]:
+    """The bars of a column; none if it is not worth a picture."""
+    bars = [(label, count, _FILL) for label, count in _count(values)]
+    if not bars:
+        return []
+    missing = sum(value is None for value in values) - failed - skipped
+    others = [("(no value)", missing, _NO_VALUE), ("(skipped)", skipped, _NO_VALUE), ("(failed)", failed, _FAILED)]
+    return [*bars, *(bar for bar in others if bar[1] > 0)]
 
 
 def _count(values: Sequence[Any]) -> list[tuple[str, int]]:

@@ -26,11 +26,14 @@ __all__ = [
     "lineage",
     "progress_line",
     "progress_metadata",
+    "reasons_metadata",
     "run_metadata",
     "share_of",
+    "summary",
 ]
 
 _REASONS_SHOWN = 20
+_MINUTE_S = 60
 
 
 def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
@@ -38,9 +41,10 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
     progress = report.progress
     asked = progress.rows_total - progress.rows_skipped
     metadata = {
+        "ondine/summary": _summary(progress),
         "ondine/model": spec.model,
         "ondine/provider": spec.provider,
-        **progress_metadata(progress),
+        **_figures(progress),
         "ondine/rows_succeeded": progress.rows_total - progress.rows_failed - progress.rows_skipped,
         "ondine/error_rate": round(report.error_rate, 6),
         "ondine/unique_prompts": report.prompts,
@@ -57,22 +61,54 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
         "ondine/prompts_paid_twice": audit.paid_twice,
         "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != spec.model),
     }
-    if (paid := _paid_in_all(report)) is not None:
+    if (paid := progress.cost_usd_total) is not None:
         metadata["ondine/cost_usd_total"] = float(paid)
     if latencies := report.latencies_s:
         metadata["ondine/latency_p50_s"] = round(latencies[len(latencies) // 2], 4)
         metadata["ondine/latency_p95_s"] = round(latencies[min(len(latencies) - 1, len(latencies) * 95 // 100)], 4)
-    if failures := report.failures:
-        records = [
-            dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
-        ]
-        schema = dg.TableSchema([dg.TableColumn("rows", "int"), dg.TableColumn("reason", "string")])
-        metadata["ondine/failures"] = dg.MetadataValue.table(records, schema)
     return metadata
 
 
+def reasons_metadata(report: Report) -> dict[str, Any]:
+    """Why rows failed, with counts, the most frequent reason first; nothing where none did."""
+    if not (failures := report.failures):
+        return {}
+    records = [
+        dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
+    ]
+    schema = dg.TableSchema([dg.TableColumn("rows", "int"), dg.TableColumn("reason", "string")])
+    return {"ondine/failures": dg.MetadataValue.table(records, schema)}
+
+
 def progress_metadata(progress: Progress) -> dict[str, Any]:
-    """The figures of a run that may still be going on."""
+    """The figures of a run that goes on or did not end well.
+
+    They have keys of their own: under those of a finished run, a plot over materializations would show them, too.
+    """
+    figures = {"ondine/summary": progress_line(progress), **_figures(progress)}
+    return {f"ondine/progress/{key.removeprefix('ondine/')}": figure for key, figure in figures.items()}
+
+
+def summary(rows: int, failed: int, skipped: int, *details: str) -> str:
+    """One line about a table: rows, how many failed and were skipped, and what else there is to say of it."""
+    return ", ".join((f"{rows:,} rows", f"{failed:,} failed", *([f"{skipped:,} skipped"] if skipped else []), *details))
+
+
+def _summary(progress: Progress) -> str:
+    reused = [f"{progress.rows_reused:,} reused"] if progress.rows_reused else []
+    cost = [str(progress.spend)] if progress.spend.usd is not None or progress.spend.calls else []
+    details = (*reused, *cost, _duration(progress.elapsed_s))
+    return summary(progress.rows_total, progress.rows_failed, progress.rows_skipped, *details)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / _MINUTE_S)
+    return f"{minutes} min" if minutes < 2 * 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _figures(progress: Progress) -> dict[str, Any]:
     return {
         "ondine/rows_total": progress.rows_total,
         "ondine/rows_done": progress.rows_done,
@@ -106,7 +142,7 @@ def spend_metadata(spend: Spend) -> dict[str, Any]:
 def progress_line(progress: Progress) -> str:
     """How far a run is, for the log."""
     parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", progress.pace]
-    if progress.remaining_s is not None:
+    if progress.remaining_s:
         parts.append(f"about {progress.remaining_s:,.0f} s left")
     if progress.rows_failed:
         parts.append(f"{progress.rows_failed:,} failed")
@@ -133,7 +169,9 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
     }
     if (usd := shared.get("ondine/cost_usd")) is not None:
         shared["ondine/cost"] = f"{'at most ' if figures.get('ondine/cost_is_upper_bound') else ''}${usd:.4f}"
+    cost = [shared["ondine/cost"]] if "ondine/cost" in shared else []
     return shared | {
+        "ondine/summary": summary(rows, failed, skipped, *cost),
         "dagster/partition_row_count": rows,
         "ondine/rows_total": rows,
         "ondine/rows_done": rows,
@@ -151,12 +189,13 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     """What a run would take."""
     least, likely, most = found.output_tokens
     metadata: dict[str, Any] = {
+        "ondine/summary": estimate_line(found),
         "ondine/dry_run": True,
         "ondine/model": spec.model,
-        "ondine/rows_total": found.rows,
-        "ondine/rows_reused": found.rows_reused,
-        "ondine/rows_skipped": found.rows_skipped,
-        "ondine/unique_prompts": found.prompts,
+        "ondine/estimated_rows": found.rows,
+        "ondine/estimated_rows_reused": found.rows_reused,
+        "ondine/estimated_rows_skipped": found.rows_skipped,
+        "ondine/estimated_unique_prompts": found.prompts,
         "ondine/estimated_requests": found.calls,
         "ondine/estimated_input_tokens": found.input_tokens,
         "ondine/estimated_output_tokens": likely,
@@ -235,10 +274,3 @@ def lineage(
 
     deps = {name: sources(asked if name in outputs else [name]) for name in columns}
     return dg.TableColumnLineage({name: found for name, found in deps.items() if found})
-
-
-def _paid_in_all(report: Report) -> Decimal | None:
-    """What the answers in the table cost when they were asked, in this run or earlier; `None` if not all are known."""
-    costs = [answer.cost_usd for answer in report.outcomes.unique()]
-    known = [cost for cost in costs if cost is not None]
-    return sum(known, Decimal(0)) if len(known) == len(costs) else None

@@ -7,6 +7,7 @@ people than the table is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ondine_core.preparation import Preparation, prepare
@@ -17,7 +18,7 @@ from ondine_core.values import Answer, Failure
 from ondine_dagster.frames import frame_of
 from ondine_dagster.markdown import in_place, markdown, preview
 
-__all__ = ["shown_rows"]
+__all__ = ["shown_failures", "shown_rows"]
 
 _ROWS = 10
 
@@ -64,6 +65,29 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
         cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
         shown.append([cells.get(name) for name in names])
     return markdown(names, shown) if in_full else in_place(names, shown)
+
+
+def shown_failures(rows: Any, *, question: Question, report: Report) -> str | None:
+    """The first rows that failed as a Markdown table, each with the reason; `None` if none did.
+
+    Args:
+        rows: The frame that was asked about.
+        question: What was asked.
+        report: One outcome a row of `rows`.
+    """
+    found = ((index, failure) for index, failure in enumerate(report.outcomes.failures()) if failure is not None)
+    failures = dict(islice(found, _ROWS))
+    if not failures:
+        return None
+    names = question.prompt.columns
+    _, _, columns = read(frame_of(rows)[list(failures)].to_native(), names)
+    shown = []
+    for number, failure in enumerate(failures.values()):
+        row = {name: values[number] for name, values in columns.items()}
+        if question.prompt.preparation is not None:
+            row = dict(_as_asked(row, question.prompt.preparation))
+        shown.append([failure.reason, *(row.get(name) for name in names)])
+    return in_place(["error_reason", *names], shown)
 
 
 def _as_asked(row: Mapping[str, Any], preparation: Preparation) -> Mapping[str, Any]:

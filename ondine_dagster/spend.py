@@ -15,7 +15,7 @@ import dagster as dg
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.places import connect
 from ondine_core.store.queries import Spending, read_spending
-from ondine_dagster.markdown import markdown
+from ondine_dagster.markdown import in_place
 from ondine_dagster.report import failure
 from ondine_dagster.resources import LLMResource, default_store
 
@@ -24,8 +24,7 @@ __all__ = ["spend_report"]
 Frame: TypeAlias = Literal["pandas", "polars", "pyarrow"]
 
 _LINES_SHOWN = 20
-_DAYS_SHOWN = 30
-_BAR = 30
+_BAR = 20
 """Characters of the longest bar."""
 
 
@@ -139,27 +138,31 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
         "ondine/requests_unpriced": sum(one.unpriced for one in all_of_it),
         "ondine/input_tokens": sum(one.usage.input_tokens for one in all_of_it),
         "ondine/output_tokens": sum(one.usage.output_tokens for one in all_of_it),
-        "ondine/spend": dg.MetadataValue.md(_report(spent)),
     }
+    calls = f"{metadata['ondine/requests']:,} calls"
     if priced or not all_of_it:
-        metadata["ondine/cost_usd"] = float(sum((one.usd for one in priced), Decimal(0)))
-        metadata["ondine/cost_is_upper_bound"] = any(one.at_most_calls for one in priced)
-    return metadata
+        usd, is_bound = sum((one.usd for one in priced), Decimal(0)), any(one.at_most_calls for one in priced)
+        metadata["ondine/cost_usd"] = float(usd)
+        metadata["ondine/cost_is_upper_bound"] = is_bound
+        summary = f"{calls}, {'at most ' if is_bound else ''}${usd:,.4f}"
+    else:
+        summary = f"{calls} of unknown cost"
+    return {"ondine/summary": summary, **_tables(spent), **metadata}
 
 
-def _report(spent: _Spent) -> str:
-    """USD by asset, by model and by day, each with a bar."""
-    parts = []
+def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
+    """USD by asset, by model and by day, each with a bar; the dearest and the latest come first."""
+    tables = {}
     for place, name in enumerate(("asset", "model", "day")):
         usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)
         at_most = {group[place] for group, one in spent.items() if one.at_most_calls}
         for group, one in spent.items():
             usd[group[place]] += one.usd
             calls[group[place]] += one.calls + one.unknown
-        by_cost = sorted(usd, key=lambda each: (-usd[each], each))[:_LINES_SHOWN]
-        shown = sorted(usd)[-_DAYS_SHOWN:] if name == "day" else by_cost
-        parts.append(_bars(name, shown, usd, calls, at_most))
-    return "\n\n".join(parts)
+        by_cost = sorted(usd, key=lambda each: (-usd[each], each))
+        shown = (sorted(usd, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
+        tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, shown, usd, calls, at_most))
+    return tables
 
 
 def _bars(
@@ -175,4 +178,4 @@ def _bars(
         )
         for each in shown
     ]
-    return markdown([name, "calls", "USD", ""], rows)
+    return in_place([name, "calls", "USD", ""], rows)

@@ -23,7 +23,7 @@ from ondine_dagster.config import LLMAssetConfig
 from ondine_dagster.dead_letters import failed_key, letters
 from ondine_dagster.drift import to_metadata
 from ondine_dagster.frames import check_frame, names_of
-from ondine_dagster.judging import Evidence, check_results, collect, count_values, split_checks
+from ondine_dagster.judging import Evidence, check_results, checks_of_failures, collect, count_values
 from ondine_dagster.partitions import count_unassigned, joined, joined_by_key, rows_by_partition
 from ondine_dagster.planning import Enrichment, Plan, ask_as_asset, plan
 from ondine_dagster.plots import distributions
@@ -33,6 +33,7 @@ from ondine_dagster.report import (
     failure,
     lineage,
     progress_line,
+    reasons_metadata,
     run_metadata,
     share_of,
 )
@@ -116,21 +117,15 @@ def _results(  # noqa: PLR0913, PLR0917  (one caller)
         Failure: Too many rows failed.
     """
     question, ask = todo.question, ask_as_asset(todo, report, watch)
-    checks: Mapping[str, Check] = enrichment.checks
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
     key = context.asset_key_for_output()
-    if enrichment.failed_rows:
-        about, checks = split_checks(checks)
-        chosen = _selected(context, failed_key(key), about)
-        results = check_results(chosen, Evidence(question, report), context, asset=failed_key(key), ask=ask)
-        if failed_key(key) in context.selected_asset_keys:
-            yield letters(context, rows, report, lengths=lengths, upstream=upstream, results=results)
-        else:
-            yield from results
-    checks = _selected(context, key, checks)
+    if enrichment.failed_rows and failed_key(key) in context.selected_asset_keys:
+        yield letters(context, rows, report, question=question, lengths=lengths, upstream=upstream)
+    checks = _selected(context, key, enrichment.checks)
     try:
         _judge(context, report, enrichment)
     except FailedRowsError as error:
+        yield from check_results(checks_of_failures(checks), Evidence(question, report), context, asset=key, ask=ask)
         watch.observe()
         raise failure(error, watch.latest) from error
     _log_report(context, report)
@@ -138,7 +133,8 @@ def _results(  # noqa: PLR0913, PLR0917  (one caller)
     table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error, enrichment.model_column)
     outputs = [column.name for column in columns]
     failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
-    shown = [*outputs, *([enrichment.error_column] if failed else []), *question.prompt.columns]
+    # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.
+    shown = [*outputs, *question.prompt.columns, *([enrichment.error_column] if failed else [])]
     evidence = collect(question, report, report.values(as_kept=True))
     first = shown_rows(
         rows,
@@ -149,11 +145,13 @@ def _results(  # noqa: PLR0913, PLR0917  (one caller)
         error_column=enrichment.error_column,
         drop=enrichment.on_row_error == "drop",
     )
-    picture = distributions(evidence.values)
+    picture = distributions(evidence.values, report.progress.rows_failed, report.progress.rows_skipped)
     figures = run_metadata(report, question.model)
     metadata = {
+        "ondine/summary": figures["ondine/summary"],
         "ondine/preview": dg.MetadataValue.md(first),
         **({"ondine/plot": dg.MetadataValue.md(picture)} if picture else {}),
+        **reasons_metadata(report),
         **figures,
         **({} if unassigned is None else {"ondine/rows_without_partition": unassigned}),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,12 +10,15 @@ from typing import Any, Literal
 import dagster as dg
 
 from ondine_core.frame_columns import new_column
+from ondine_core.json_schema import allowed_values
 from ondine_core.report import Report
 from ondine_core.schema import Column
 from ondine_core.values import Answer
 from ondine_dagster.frames import frame_of
 
 __all__ = ["FAILED_COLUMNS", "column_schema", "failed_rows", "join"]
+
+_VALUES_NAMED = 20
 
 
 def join(  # noqa: PLR0913, PLR0917  (one caller)
@@ -83,7 +87,18 @@ def failed_rows(table: Any, report: Report) -> Any:
 
 def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> dg.TableSchema:
     """The schema of an enriched frame, with the descriptions of its output columns."""
-    said = {column.name: column.description for column in columns}
+    said = {column.name: _description(column) for column in columns}
     said[error_column] = "Why the row has no answer."
     schema = frame_of(table).schema
     return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in schema.items()])
+
+
+def _description(column: Column) -> str | None:
+    """What a column says, and which values it takes if its type does not say so."""
+    allowed = [value for value in allowed_values(column.json_schema) or () if not isinstance(value, bool | None)]
+    if not allowed:
+        return column.description
+    others = len(allowed) - _VALUES_NAMED
+    values = ", ".join(value if isinstance(value, str) else json.dumps(value) for value in allowed[:_VALUES_NAMED])
+    named = f"One of: {values}{f', and {others} more' if others > 0 else ''}."
+    return f"{column.description} {named}" if column.description else named

@@ -11,7 +11,7 @@ from ondine_core.question import Question
 from ondine_core.report import Report
 from ondine_dagster.config import Sample
 from ondine_dagster.frames import frame_of
-from ondine_dagster.report import run_metadata
+from ondine_dagster.report import reasons_metadata, run_metadata
 from ondine_dagster.showing import shown_rows
 from ondine_dagster.tables import join
 
@@ -49,7 +49,7 @@ def trial_metadata(
     shown = shown_rows(
         rows,
         join(rows, report, outputs, error_column, "null"),
-        names=[*(column.name for column in outputs), *failed, *question.prompt.columns],
+        names=[*(column.name for column in outputs), *question.prompt.columns, *failed],
         question=question,
         report=report,
         error_column=error_column,
@@ -57,8 +57,10 @@ def trial_metadata(
         limit=_ROWS_SHOWN,
         in_full=True,
     )
-    figures = {"rows_available": rows_available, **run_metadata(report, question.model)}
+    run = run_metadata(report, question.model)
+    figures = {**reasons_metadata(report), "rows_available": rows_available, **run}
     return {
+        "ondine/trial/summary": run["ondine/summary"],
         "ondine/trial/rows": dg.MetadataValue.md(shown),
         **{f"ondine/trial/{name.removeprefix('ondine/')}": figure for name, figure in figures.items()},
     }

@@ -1,12 +1,14 @@
-"""How a running step is watched: said in the log and as observations, from the main thread and not too often.
+"""Report a running step in the log and as observations, from the main thread and not too often.
 
-The event log takes a few hundred events a second, so rows are never reported one by one.
+The event log takes a few hundred events a second, so rows are never reported one by one. Observations stay on the
+asset's page, so they become rarer the longer a run takes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 
 import dagster as dg
@@ -16,15 +18,24 @@ from ondine_dagster.report import progress_line, progress_metadata
 
 __all__ = ["Watch"]
 
+_SHARE_OF_ELAPSED = 0.1
+"""The wait for the next observation grows to this share of the time that the run has taken,"""
+_LONGEST_WAIT_S = 600.0
+"""but to no more than this."""
 _CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 class Watch:
-    """Reports a running step from its main thread: a log line and an observation every `every_s` seconds."""
+    """Reports a running step from its main thread: a log line every `every_s` seconds, and observations.
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self._context, self._due = context, monotonic()
-        self._looked_at = monotonic()
+    Args:
+        context: The step's.
+        now: Seconds of a clock that never goes back.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, now: Callable[[], float] = monotonic) -> None:
+        self._context, self._now = context, now
+        self._line_due = self._observation_due = self._looked_at = now()
         self.every_s = 10.0
         self._said: deque[tuple[int, str]] = deque()
         self.latest: Progress | None = None
@@ -56,18 +67,23 @@ class Watch:
         """
         self.flush()
         self._heed_cancellation()
+        now = self._now()
         if self.latest is None:
-            self._due = monotonic() + self.every_s
-        elif monotonic() >= self._due:
-            self._due = monotonic() + self.every_s
+            self._line_due = self._observation_due = now + self.every_s
+            return
+        if now >= self._line_due:
+            self._line_due = now + self.every_s
             self._context.log.info(progress_line(self.latest))
+        if now >= self._observation_due:
+            backed_off_s = min(_SHARE_OF_ELAPSED * self.latest.elapsed_s, _LONGEST_WAIT_S)
+            self._observation_due = now + max(self.every_s, backed_off_s)
             self.observe()
 
     def _heed_cancellation(self) -> None:
         """Stop as if interrupted if the run was cancelled; not every executor reaches the processes of its steps."""
-        if monotonic() - self._looked_at < self.every_s:
+        if self._now() - self._looked_at < self.every_s:
             return
-        self._looked_at = monotonic()
+        self._looked_at = self._now()
         run = self._context.instance.get_run_by_id(self._context.run.run_id)
         if run and run.status in _CANCELLED:
             raise dg.DagsterExecutionInterruptedError(f"The run {run.run_id} was cancelled.")

@@ -43,14 +43,21 @@ pytestmark = [
 ]
 
 
+ROWS = (40, 60)
+"""How many rows `ticket_teams` has, materialization by materialization."""
+ROWS_OF_PICTURES = (40, 60, 90, 70, 80)
+
+
 def label(prompt: str) -> dict[str, Any]:
+    if "unreadable" in prompt:
+        return {"team": "nobody", "urgency": 1}
     number = int(prompt.rpartition("Ticket ")[2].partition(":")[0])
     return {"team": ("billing", "delivery", "product")[number % 7 % 3], "urgency": number % 5}
 
 
 @pytest.fixture(scope="module")
 def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Dagster with the example, one day of which is done, and a project whose provider is slow."""
+    """The address of a Dagster with the example, one day of which is done, and the project `ui_project`, filled."""
     home = tmp_path_factory.mktemp("home")
     settings = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
     (home / "dagster.yaml").write_text(settings, encoding="utf-8")
@@ -63,6 +70,12 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             [sys.executable, "-m", "example_project", DAY], env=environment, capture_output=True, text=True, check=False
         )
         assert example.returncode == 0, example.stderr
+        rows = ROWS_OF_PICTURES if "SCREENSHOTS" in os.environ else ROWS
+        fill = f"from tests.support.ui_project import fill; fill{rows}"
+        filled = subprocess.run(
+            [sys.executable, "-c", fill], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert filled.returncode == 0, filled.stderr
         program = Path(sys.executable).with_name("dagster")
         (home / "workspace.yaml").write_text(WORKSPACE, encoding="utf-8")
         with (home / "log").open("wb") as log:
@@ -143,19 +156,60 @@ def keep(browser: WebDriver, name: str) -> None:
 def test_the_asset_shows_figures_rows_and_a_picture(dagster: str, browser: WebDriver) -> None:
     """Cost, calls, tokens, a preview of rows and the distribution of answers are on the asset's page."""
     browser.get(f"{dagster}/assets/review_sentiment?partition={DAY}&view=partitions")
-    see(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/preview", "ondine/plot")
+    see(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/summary", "ondine/preview", "ondine/plot")
     (picture,) = browser.find_elements(By.CSS_SELECTOR, 'img[alt="How often each value occurs"]')
     assert browser.execute_script("return arguments[0].naturalWidth", picture) > 0
     keep(browser, "review_sentiment")
 
 
-def test_figures_are_drawn_over_time(dagster: str, browser: WebDriver) -> None:
-    """Every numeric figure is a plot."""
-    browser.get(f"{dagster}/assets/review_sentiment")
+def cells(browser: WebDriver, text: str) -> list[str]:
+    """The cells of the row of a Markdown table that has `text`."""
+    path = f"//td[contains(normalize-space(.), {text!r})]/ancestor::tr[not(.//table)]/td"
+    return [cell.text for cell in browser.find_elements(By.XPATH, path)]
+
+
+def test_figures_are_drawn_over_materializations(dagster: str, browser: WebDriver) -> None:
+    """Every numeric figure is a plot; those of running steps have keys of their own."""
+    browser.get(f"{dagster}/assets/ticket_teams")
     click(browser, "Plots")
-    click(browser, "Events")
-    see(browser, "ondine/cost_usd")
+    see(browser, "ondine/cost_usd", "ondine/progress/rows_done")
     keep(browser, "plots")
+
+
+def test_a_failed_row_is_not_shifted(dagster: str, browser: WebDriver) -> None:
+    """Its answers are empty cells, also the first one; the page says how many failed, and why."""
+    browser.get(f"{dagster}/assets/ticket_teams?view=events")
+    see(browser, "ondine/summary", " failed, $", "ondine/failures")
+    found = cells(browser, "Ticket 1: It is unreadable.")
+    assert found[:3] == ["", "", "Ticket 1: It is unreadable."]
+    assert found[3].startswith("invalid: team")
+    keep(browser, "ticket_teams")
+
+
+def test_failed_rows_are_shown_with_their_reasons(dagster: str, browser: WebDriver) -> None:
+    """A preview, and the reasons with counts; the check of the error rate is on the page of the table itself."""
+    browser.get(f"{dagster}/assets/ticket_teams_failed")
+    see(browser, "ondine/summary", "ondine/preview", "ondine/failures", "invalid: team")
+    assert cells(browser, "Ticket 1: It is unreadable.") == ["invalid", "Ticket 1: It is unreadable."]
+    keep(browser, "failed_rows")
+    browser.get(f"{dagster}/assets/ticket_teams?view=checks")
+    see(browser, "error_rate", "Failed", " rows failed.")
+
+
+def test_the_spend_report_has_tables(dagster: str, browser: WebDriver) -> None:
+    """By asset, model and day, as tables and not as their source."""
+    browser.get(f"{dagster}/assets/llm_spend?view=events")
+    see(browser, "ondine/spend_by_asset", "ondine/spend_by_model", "ondine/spend_by_day", "ticket_teams")
+    assert "| --- |" not in browser.find_element(By.TAG_NAME, "body").text
+    assert len(cells(browser, "strict_ticket_teams")) == 4
+    keep(browser, "spend")
+
+
+def test_a_failed_step_says_what_failed_it(dagster: str, browser: WebDriver) -> None:
+    """Its last observation is on the asset's page, with what it did and cost."""
+    browser.get(f"{dagster}/assets/strict_ticket_teams?view=events")
+    see(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
+    keep(browser, "failed_step")
 
 
 LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on AssetNode {
@@ -228,5 +282,5 @@ def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver)
     click(browser, "Terminate 1 run")
     wait_for_end(dagster, run, "CANCELED")
     browser.get(f"{dagster}/assets/ticket_labels?view=events")
-    see(browser, "ondine/rows_done")
+    see(browser, "ondine/progress/rows_done")
     keep(browser, "terminated")

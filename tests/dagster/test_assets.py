@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -261,7 +262,9 @@ def test_metadata_tells_counts_tokens_cost_schema_lineage_and_a_preview() -> Non
     deps = found["dagster/column_lineage"].deps_by_column
     assert deps["sentiment"] == deps["review"] == [dg.TableColumnDep(dg.AssetKey("reviews"), "review")]
     assert "review_sentiment_error" not in deps
-    assert "positive |  | I love it" in found["ondine/preview"]
+    assert "| positive |  | I love it" in found["ondine/preview"]
+    assert list(found)[:3] == ["ondine/summary", "ondine/preview", "ondine/plot"]
+    assert re.fullmatch(r"4 rows, 0 failed, \$\d\.\d{4}, \d+\.\d s", found["ondine/summary"])
 
 
 def test_a_model_without_a_known_price_reports_no_cost() -> None:

@@ -33,7 +33,7 @@ def test_step_stops_when_its_run_was_cancelled(status: str) -> None:
         assert 0 < calls < ROWS
         observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
         assert observed is not None
-        assert observed.metadata["ondine/requests"].value == calls
+        assert observed.metadata["ondine/progress/requests"].value == calls
 
         assert dg.materialize([answers], resources={"llm": llm}, instance=instance).success
         assert sum(provider.books.billed_by_prompt.values()) - ROWS <= CONCURRENCY

@@ -87,12 +87,13 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(
     assert not events(result, "ASSET_MATERIALIZATION")
     assert not events(result, "ASSET_CHECK_EVALUATION")
     found = observed(result)
-    assert (found["ondine/rows_total"], found["ondine/unique_prompts"], found["ondine/estimated_requests"]) == (4, 3, 3)
+    figures = ("rows", "unique_prompts", "requests")
+    assert [found[f"ondine/estimated_{name}"] for name in figures] == [4, 3, 3]
     assert found["ondine/estimated_cost_usd_most"] == 0
     assert run(asset, instance, llm).success
     assert len(llm.calls) == 3
     again = observed(run(asset, instance, llm, dry_run=True))
-    assert (again["ondine/rows_reused"], again["ondine/estimated_requests"]) == (4, 0)
+    assert (again["ondine/estimated_rows_reused"], again["ondine/estimated_requests"]) == (4, 0)
 
 
 def test_a_dry_run_is_silent_about_checks(instance: dg.DagsterInstance) -> None:
@@ -127,7 +128,7 @@ def test_a_trial_shows_rows_and_leaves_the_table_alone(
     assert not events(result, "ASSET_MATERIALIZATION")
     assert not events(result, "ASSET_CHECK_EVALUATION")
     found = observed(result)
-    assert found["ondine/trial/rows"].split("\n")[2:] == ["A | a", "B | b"]
+    assert found["ondine/trial/rows"].split("\n")[2:] == ["| A | a |", "| B | b |"]
     assert (found["ondine/trial/rows_total"], found["ondine/trial/rows_available"]) == (2, 4)
     assert found["ondine/trial/cost_usd"] == 0
     assert all(name.startswith("ondine/trial/") for name in found)
@@ -298,7 +299,7 @@ def test_config_of_ones_own_may_have_the_fields_too(instance: dg.DagsterInstance
         return pd.DataFrame({"text": [text + config.suffix for text in TEXTS]})
 
     result = run(prefixed, instance, shout(), prefix="x", max_rows=1)
-    assert observed(result)["ondine/trial/rows"].split("\n")[2:] == ["XA | xa"]
+    assert observed(result)["ondine/trial/rows"].split("\n")[2:] == ["| XA | xa |"]
     assert list(run(suffixed, instance, shout()).output_for_node("suffixed")["loud"]) == ["A!", "B!", "C!", "A!"]
 
 
@@ -373,7 +374,7 @@ def test_a_range_is_one_run_and_each_partition_has_its_share(instance: dg.Dagste
 @pytest.mark.parametrize(
     ("selected", "rows", "partition"),
     [
-        ({"partition_key": "2026-01-02"}, ["B | b"], "2026-01-02"),
+        ({"partition_key": "2026-01-02"}, ["| B | b |"], "2026-01-02"),
         (
             {
                 "tags": {
@@ -381,7 +382,7 @@ def test_a_range_is_one_run_and_each_partition_has_its_share(instance: dg.Dagste
                     "dagster/asset_partition_range_end": "2026-01-03",
                 }
             },
-            ["A | a"],
+            ["| A | a |"],
             None,
         ),
     ],

@@ -75,20 +75,38 @@ def test_costs_add_up_to_what_the_failed_rows_were_billed(tmp_path: Path) -> Non
     found = metadata_of(result, "moods_failed")
     assert sum(costs) == pytest.approx(found["ondine/cost_usd"])
     assert 0 < found["ondine/cost_usd"] < billed
-    good = metadata_of(result, "moods")["ondine/cost_usd_total"]
-    assert found["ondine/cost_usd"] + good == pytest.approx(billed)
+    total = metadata_of(result, "moods")["ondine/cost_usd_total"]
+    assert total == metadata_of(result, "moods")["ondine/cost_usd"] == pytest.approx(billed)
 
 
-def test_figures_are_told_without_what_rows_say() -> None:
-    """Counts by reason, schema with descriptions, and no text of a row."""
+def test_failed_rows_are_shown_with_counts_and_reasons() -> None:
+    """A summary, the first rows, and how often each reason occurs come first; the columns have descriptions."""
     result = run(moods_of("good", "junk 4711", "junk", failed_rows=True))
     found = metadata_of(result, "moods_failed")
-    assert (found["dagster/row_count"], found["ondine/rows_failed"], found["ondine/rows_invalid"]) == (2, 2, 2)
+    assert (found["dagster/row_count"], found["ondine/rows_failed"], found["ondine/rows_failed_invalid"]) == (2, 2, 2)
     assert found["ondine/error_rate"] == pytest.approx(2 / 3, abs=1e-6)
     schema = {column.name: column for column in found["dagster/column_schema"].columns}
     assert list(schema) == ["review", *ADDED]
     assert schema["error_attempts"].description == "How often it was asked, repairs included."
-    assert "4711" not in str(found)
+    assert list(found)[:3] == ["ondine/summary", "ondine/preview", "ondine/failures"]
+    assert found["ondine/summary"].startswith("3 rows, 2 failed")
+    assert found["ondine/preview"].splitlines() == [
+        "| error\\_reason | review |",
+        "| --- | --- |",
+        "| invalid | junk 4711 |",
+        "| invalid | junk |",
+    ]
+    (reason,) = found["ondine/failures"]
+    assert reason["rows"] == 2
+    assert reason["reason"].startswith("invalid: ")
+
+
+def test_failed_rows_are_shown_as_the_model_saw_them() -> None:
+    """What the sanitizer takes out is in the table and not in its metadata."""
+    result = run(moods_of("good", "junk of ann@example.com", failed_rows=True, sanitize="redact"))
+    assert failed(result)["review"].tolist() == ["junk of ann@example.com"]
+    assert "ann@" not in str(metadata_of(result, "moods_failed"))
+    assert r"junk of \[EMAIL\]" in metadata_of(result, "moods_failed")["ondine/preview"]
 
 
 def test_when_no_row_failed_the_table_is_empty_and_has_its_columns() -> None:
@@ -97,7 +115,10 @@ def test_when_no_row_failed_the_table_is_empty_and_has_its_columns() -> None:
     table = failed(result)
     assert (len(table), list(table.columns)) == (0, ["review", *ADDED])
     assert str(table["error_attempts"].dtype) == "Int64"
-    assert metadata_of(result, "moods_failed")["dagster/row_count"] == 0
+    found = metadata_of(result, "moods_failed")
+    assert found["dagster/row_count"] == 0
+    assert found["ondine/summary"].startswith("2 rows, 0 failed")
+    assert not {"ondine/preview", "ondine/failures"} & found.keys()
 
 
 def test_a_price_that_is_unknown_is_null_and_no_metadata() -> None:
@@ -176,8 +197,8 @@ def test_partitions_have_their_own() -> None:
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_the_check_of_the_error_rate_is_about_the_failed_rows(blocking: bool) -> None:
-    """It is shown on their asset, is answered also when the step fails, and stops what is downstream of either."""
+def test_the_check_of_the_error_rate_is_on_the_page_of_the_table(blocking: bool) -> None:
+    """It is answered also when the failed rows fail the step, and stops what is downstream of the table."""
 
     @dg.asset
     def dashboard(moods: pd.DataFrame) -> int:
@@ -187,14 +208,17 @@ def test_the_check_of_the_error_rate_is_about_the_failed_rows(blocking: bool) ->
     result = run(moods_of("good", "junk", failed_rows=True, checks=checks), dashboard)
     found = checks_of(result)
     assert {name: check.asset_key.to_user_string() for name, check in found.items()} == {
-        "error_rate": "moods_failed",
+        "error_rate": "moods",
         "null_rate": "moods",
     }
     assert not found["error_rate"].passed
     filled = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
     assert filled == {"moods", "moods_failed"} | (set() if blocking else {"dashboard"})
-    strict = run(moods_of("good", "junk", failed_rows=True, checks=checks, max_error_rate=0.1))
-    assert list(checks_of(strict)) == ["error_rate"]
+    for failed_rows in (True, False):
+        strict = run(moods_of("good", "junk", failed_rows=failed_rows, checks=checks, max_error_rate=0.1))
+        assert not strict.success
+        (check,) = checks_of(strict).values()
+        assert (check.check_name, check.asset_key, check.passed) == ("error_rate", dg.AssetKey("moods"), False)
 
 
 @pytest.mark.parametrize("name", ADDED)

@@ -67,10 +67,10 @@ def test_figures_are_told_by_label_and_by_pair() -> None:
         ("mood", "bad", 2, 2, 0.5, 0.5, 0.5),
     ]
     assert found["ondine/confusion"].splitlines() == [
-        "mood: label, answer → | good | bad | (no answer)",
-        "--- | --- | --- | ---",
-        "good | 2 | 1 | ",
-        "bad |  | 1 | 1",
+        "| mood: label, answer → | good | bad | (no answer) |",
+        "| --- | --- | --- | --- |",
+        "| good | 2 | 1 |  |",
+        "| bad |  | 1 | 1 |",
     ]
 
 
@@ -109,8 +109,8 @@ def test_a_picture_of_many_labels_is_bounded() -> None:
     result = run(moods_of("a", checks=[golden(rows=rows)], **asset_options), llm=llm)
     table = values(checks_of(result)["golden"].metadata)["ondine/confusion"].splitlines()
     assert len(table) == 2 + 12
-    assert table[-1].startswith("15 others")
-    assert sum(int(cell) for line in table[2:] for cell in line.split(" | ")[1:] if cell.strip()) == 26
+    assert table[-1].startswith("| 15 others |")
+    assert sum(int(cell) for line in table[2:] for cell in line.split("|")[2:] if cell.strip()) == 26
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_pa
         wanted = dg.AssetRecordsFilter(asset_key=moods.key)
         record = instance.fetch_observations(wanted, limit=1).records[0]
         assert record.asset_observation is not None
-        assert values(record.asset_observation.metadata)["ondine/requests"] == 2
+        assert values(record.asset_observation.metadata)["ondine/progress/requests"] == 2
         assert not instance.fetch_materializations(wanted, limit=5).records
         assert len(llm.calls) == 3
 

@@ -71,10 +71,10 @@ class Place:
         """The last observation of the first run says what the provider's books say."""
         books = self.books[asset]
         told = self.deployment.observed(asset, [run])[run]
-        assert told["ondine/requests"] == len(books.requests)
-        unknown = told["ondine/requests_unknown"]
+        assert told["ondine/progress/requests"] == len(books.requests)
+        unknown = told["ondine/progress/requests_unknown"]
         assert unknown <= CONCURRENCY
-        cost, paid = Decimal(str(told["ondine/cost_usd"])), billed(books)
+        cost, paid = Decimal(str(told["ondine/progress/cost_usd"])), billed(books)
         assert paid - unknown * DEAREST_USD <= cost <= paid
         assert unknown or cost == paid
 

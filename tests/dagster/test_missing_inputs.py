@@ -72,4 +72,4 @@ def test_a_dry_run_counts_them() -> None:
     config = dg.RunConfig(ops={"moods": LLMAssetConfig(dry_run=True)})
     result = run(moods_of(*REVIEWS), run_config=config)
     (event,) = result.get_asset_observation_events()
-    assert event.asset_observation_data.asset_observation.metadata["ondine/rows_skipped"].value == 2
+    assert event.asset_observation_data.asset_observation.metadata["ondine/estimated_rows_skipped"].value == 2

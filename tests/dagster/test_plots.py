@@ -27,14 +27,39 @@ def texts(picture: ET.Element) -> list[str]:
 
 
 def test_values_are_counted_and_the_most_frequent_comes_first() -> None:
-    """A closed set is drawn by frequency, with shares; what is missing is not counted."""
+    """A closed set is drawn by frequency, with shares of all rows; answers without a value come last."""
     markdown = distributions({"mood": ["good", "bad", "good", None, "good"], "summary": [str(n) for n in range(20)]})
     assert markdown is not None
     assert len(markdown) < 1000  # else Dagster hides it behind a link
     picture = drawn(markdown)
-    assert texts(picture) == ["mood", "good: 3 (75%)", "bad: 1 (25%)"]
-    (bars,) = picture.iter(f"{SVG}path")
-    assert re.findall(r"h(\d+)", bars.attrib["d"]) == ["220", "73"]
+    assert texts(picture) == ["mood", "good: 3 (60%)", "bad: 1 (20%)", "(no value): 1 (20%)"]
+    assert [re.findall(r"h(\d+)", bars.attrib["d"]) for bars in picture.iter(f"{SVG}path")] == [["220", "73"], ["73"]]
+
+
+def test_failed_rows_have_a_bar_of_their_own() -> None:
+    """In each column, in another colour than answers without a value."""
+    columns = {"mood": ["good", "bad", None, None, None], "score": [1, None, 2, None, None]}
+    markdown = distributions(columns, failed=2)
+    assert markdown is not None
+    picture = drawn(markdown)
+    failed, no_value = "(failed): 2 (40%)", "(no value): 1 (20%)"
+    mood, score = ["good: 1 (20%)", "bad: 1 (20%)"], ["1: 1 (20%)", "2: 1 (20%)"]
+    assert texts(picture) == ["mood", *mood, no_value, failed, "score", *score, no_value, failed]
+    colours = [bars.attrib["stroke"] for bars in picture.iter(f"{SVG}path")]
+    assert len(colours) == len(set(colours)) == 3
+    assert distributions({"mood": [None, None]}, failed=2) is None
+    with_skipped = distributions({"mood": ["good", None, None]}, failed=1, skipped=1)
+    assert with_skipped is not None
+    assert texts(drawn(with_skipped)) == ["mood", "good: 1 (33%)", "(skipped): 1 (33%)", "(failed): 1 (33%)"]
+
+
+def test_columns_are_left_out_before_the_picture_is_hidden_behind_a_link() -> None:
+    """Dagster shows 999 characters in place; the first column is drawn in any case."""
+    columns = {f"column {number}": list("abcdefgh") for number in range(4)}
+    markdown = distributions(columns)
+    assert markdown is not None
+    assert len(markdown) < 1000
+    assert [text for text in texts(drawn(markdown)) if text.startswith("column")] == ["column 0"]
 
 
 def test_many_numbers_are_drawn_in_ranges() -> None:

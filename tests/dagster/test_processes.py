@@ -115,8 +115,8 @@ def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
         assert observed is not None
-        assert 0 < observed.metadata["ondine/rows_done"].value < ROWS
-        assert observed.metadata["ondine/requests"].value == calls
+        assert 0 < observed.metadata["ondine/progress/rows_done"].value < ROWS
+        assert observed.metadata["ondine/progress/requests"].value == calls
 
     assert start().wait(90) == 0
     assert len(provider.books.requests) - ROWS <= CONCURRENCY

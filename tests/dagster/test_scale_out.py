@@ -56,7 +56,7 @@ class Place:
     def counted_requests(self, asset: str, run: str) -> int:
         """What a run said last of the calls that it made."""
         said = self.deployment.observed(asset, [run]).get(run, {})
-        return int(said.get("ondine/requests", 0))
+        return int(said.get("ondine/progress/requests", 0))
 
     def is_complete(self, asset: str) -> bool:
         """Whether every row of an asset without partitions has its own answer, and hardly one was paid twice."""

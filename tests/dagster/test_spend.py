@@ -86,17 +86,34 @@ def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: P
 
 
 def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
-    """The dearest first, days in order, and bars as long as their share of the longest."""
+    """The dearest and the latest first, and bars as long as their share of the longest."""
     place = str(tmp_path / "answers.db")
     write(place, *CALLS)
-    by_asset, by_model, by_day = metadata_of(run(spend_report(store=place)), "llm_spend")["ondine/spend"].split("\n\n")
-    assert by_asset.splitlines()[0] == "asset | calls | USD | "
-    assert by_asset.splitlines()[2] == f"topics | 1 | $2.0000 | {'█' * 30}"
-    assert by_asset.splitlines()[3] == f"moods | 5 | $1.7500 | {'█' * 26}"
-    assert by_model.splitlines()[3] == "openai/n | 1 | $0.0000 | "
-    assert [line.partition(" ")[0] for line in by_day.splitlines()[2:]] == [
-        (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (40, 1, 0)
+    found = metadata_of(run(spend_report(store=place)), "llm_spend")
+    by_asset, by_model, by_day = (found[f"ondine/spend_by_{name}"].splitlines() for name in ("asset", "model", "day"))
+    assert next(iter(found.items())) == ("ondine/summary", "5 calls, $3.7500")
+    assert by_asset == [
+        "| asset | calls | USD |  |",
+        "| --- | --- | --- | --- |",
+        f"| topics | 1 | $2.0000 | {'█' * 20} |",
+        f"| moods | 5 | $1.7500 | {'█' * 18} |",
     ]
+    assert by_model[3] == "| openai/n | 1 | $0.0000 |  |"
+    assert [line.split()[1] for line in by_day[2:]] == [
+        (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)
+    ]
+
+
+def test_the_tables_of_a_long_report_are_shown_without_a_click(tmp_path: Path) -> None:
+    """The lines that do not fit are those of the cheapest assets and of the earliest days."""
+    place = str(tmp_path / "answers.db")
+    write(place, *((f"asset_{number}", "openai/m", number, Decimal(50 - number)) for number in range(40)))
+    found = metadata_of(run(spend_report(store=place)), "llm_spend")
+    for name, first in (("asset", "asset\\_0"), ("day", TODAY.isoformat())):
+        table = found[f"ondine/spend_by_{name}"]
+        assert len(table) < 1000
+        assert 10 < len(table.splitlines()) - 2 < 40
+        assert table.splitlines()[2].split()[1] == first
 
 
 def test_the_last_days_only(tmp_path: Path) -> None:
@@ -178,7 +195,8 @@ def test_what_is_a_bound_says_so_everywhere(tmp_path: Path) -> None:
     assert found["ondine/cost_usd"] == pytest.approx(total["ondine/cost_usd"])
     assert found["ondine/cost_usd"] > 2 * 50 * 0.60 / 1e6
     assert found["ondine/cost"].startswith("at most $")
-    assert "at most $" in total["ondine/spend"]
+    assert "at most $" in total["ondine/spend_by_asset"]
+    assert "at most $" in total["ondine/summary"]
     assert bill.output_for_node("bill")["at_most_calls"].tolist() == [2]
     said = subprocess.run(
         [sys.executable, "-m", "ondine_core.store", place, "spend"], check=True, capture_output=True, text=True

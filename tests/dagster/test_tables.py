@@ -238,6 +238,25 @@ def test_the_schema_tells_what_columns_mean(make: Make) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("json_schema", "description"),
+    [
+        ({"enum": ["b", "a"]}, "One of: b, a."),
+        ({"enum": ["b", "a"], "description": "The team."}, "The team. One of: b, a."),
+        ({"anyOf": [{"enum": [1, 2]}, {"type": "null"}]}, "One of: 1, 2."),
+        ({"enum": [str(n) for n in range(22)]}, f"One of: {', '.join(str(n) for n in range(20))}, and 2 more."),
+        ({"type": "boolean"}, None),
+        ({"type": "string"}, None),
+    ],
+    ids=repr,
+)
+def test_the_schema_names_the_values_of_a_closed_set(json_schema: dict[str, Any], description: str | None) -> None:
+    """Beside what the column's description says; not those of a boolean, and not endlessly many."""
+    column = Column("out", json_schema)
+    schema = column_schema(pd.DataFrame({"out": [None]}), [column], "e")
+    assert schema.columns[0].description == description
+
+
 @FRAMES
 def test_names_are_known_of_frames_only(make: Make) -> None:
     """A frame has column names; anything else that an upstream asset may be has none."""
@@ -266,7 +285,7 @@ def test_names_are_known_of_frames_only(make: Make) -> None:
 def test_a_preview_cell_stays_in_its_cell(make: Make, value: Any, cell: str) -> None:
     """Whatever text a row holds, the preview is one Markdown table: pipes and markup escaped, lines joined, bounded."""
     lines = preview(make({"a|b": [value, "z"], "n": [1, 2]}), ["a|b", "n"]).split("\n")
-    assert lines == ["a\\|b | n", "--- | ---", f"{cell} | 1", "z | 2"]
+    assert lines == ["| a\\|b | n |", "| --- | --- |", f"| {cell} | 1 |", "| z | 2 |"]
 
 
 @FRAMES
@@ -284,7 +303,7 @@ def test_a_preview_of_long_rows_has_fewer(make: Make) -> None:
 def test_a_preview_is_ten_rows_at_most(make: Make, rows: int, shown: int) -> None:
     """A preview does not grow with its table, and shows only the columns asked for, from the first row on."""
     lines = preview(make({"n": list(range(rows)), "unasked": ["x"] * rows}), ["n"]).split("\n")
-    assert lines == ["n", "---", *map(str, range(shown))]
+    assert lines == ["| n |", "| --- |", *(f"| {number} |" for number in range(shown))]
 
 
 @FRAMES

@@ -1,11 +1,14 @@
-"""An asset that takes its time, for looking at a run while it goes on; its provider's address is in the environment."""
+"""Assets to look at in the UI: one that takes its time, one with failed rows, a spend report, a step that fails.
+
+The provider's address is in the environment.
+"""
 
 import os
 
 import dagster as dg
 import pandas as pd
 
-from ondine_dagster import LLMResource, llm_asset
+from ondine_dagster import ErrorRateCheck, LLMResource, llm_asset, spend_report
 from ondine_dagster.markdown import preview
 
 
@@ -15,14 +18,33 @@ def support_tickets() -> pd.DataFrame:
     return pd.DataFrame({"body": [f"Ticket {number}: it does not work." for number in range(5_000)]})
 
 
-@llm_asset(
-    prompt="Which team should look at this ticket?\nTicket: {body}",
-    output={"team": {"type": "string", "enum": ["billing", "delivery", "product"]}, "urgency": int},
-    group_name="tickets",
-)
+PROMPT = "Which team should look at this ticket?\nTicket: {body}"
+OUTPUT = {"team": {"type": "string", "enum": ["billing", "delivery", "product"]}, "urgency": int}
+
+
+@llm_asset(prompt=PROMPT, output=OUTPUT, group_name="tickets")
 def ticket_labels(support_tickets: pd.DataFrame) -> pd.DataFrame:
     """Team and urgency of every ticket."""
     return support_tickets
+
+
+def tickets_of(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    """As many tickets as the run's tag says; the model has no valid answer about every 19th."""
+    said = ["It is unreadable." if number % 19 == 1 else "It does not work." for number in range(100)]
+    bodies = [f"Ticket {number}: {what}" for number, what in enumerate(said)]
+    return pd.DataFrame({"body": bodies[: int(context.run.tags.get("rows", "40"))]})
+
+
+@llm_asset(prompt=PROMPT, output=OUTPUT, group_name="tickets", failed_rows=True, checks=[ErrorRateCheck(max_rate=0.01)])
+def ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    """Team and urgency of the tickets of the day."""
+    return tickets_of(context)
+
+
+@llm_asset(prompt=PROMPT, output=OUTPUT, group_name="tickets", on_row_error="raise")
+def strict_ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    """The same, but a row without an answer fails the step."""
+    return tickets_of(context)
 
 
 @dg.asset(group_name="tickets")
@@ -38,16 +60,29 @@ def answers_with_links() -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata={"ondine/preview": dg.MetadataValue.md(preview(table, ["answer"]))})
 
 
-defs = dg.Definitions(
-    assets=[support_tickets, ticket_labels, answers_with_links],
-    resources={
-        "llm": LLMResource(
-            model="openai_compatible/labels",
-            base_url=os.environ.get("TEST_BASE_URL", "http://127.0.0.1:9/v1"),
-            input_cost_per_1k_tokens=0.00015,
-            output_cost_per_1k_tokens=0.0006,
-            max_concurrency=8,
-            progress_every_s=1.0,
-        )
-    },
+llm = LLMResource(
+    model="openai_compatible/labels",
+    base_url=os.environ.get("TEST_BASE_URL", "http://127.0.0.1:9/v1"),
+    input_cost_per_1k_tokens=0.00015,
+    output_cost_per_1k_tokens=0.0006,
+    max_concurrency=8,
+    progress_every_s=1.0,
 )
+llm_spend = spend_report(group_name="tickets")
+defs = dg.Definitions(
+    assets=[support_tickets, ticket_labels, ticket_teams, strict_ticket_teams, answers_with_links, llm_spend],
+    resources={"llm": llm},
+)
+
+
+def fill(*rows: int) -> None:
+    """Materialize `ticket_teams` with so many rows each time, then the spend report, and the asset that fails."""
+    full_refresh = {"ops": {"ticket_teams": {"config": {"full_refresh": True}}}}
+    with dg.DagsterInstance.get() as instance:
+        for number in rows:
+            tags = {"rows": str(number)}
+            dg.materialize(
+                [ticket_teams], resources={"llm": llm}, instance=instance, tags=tags, run_config=full_refresh
+            )
+        dg.materialize([strict_ticket_teams], resources={"llm": llm}, instance=instance, raise_on_error=False)
+        dg.materialize([llm_spend], resources={"llm": llm}, instance=instance)
