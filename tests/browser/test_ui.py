@@ -236,6 +236,16 @@ def test_the_launchpad_explains_what_can_be_set(dagster: str, browser: WebDriver
     keep(browser, "launchpad")
 
 
+def test_the_component_has_a_page(dagster: str, browser: WebDriver) -> None:
+    """With what its attributes mean."""
+    browser.get(f"{dagster}/locations/example_project/docs")
+    click(browser, "Components")
+    click(browser, "ondine_dagster")
+    click(browser, "LLMAssetComponent")
+    see(browser, "ondine_dagster.LLMAssetComponent", "prompt", "batch_size")
+    keep(browser, "component")
+
+
 LAUNCH = """mutation ($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
     ... on PythonError { message } ... on RunConfigValidationInvalid { errors { message } } }

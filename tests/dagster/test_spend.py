@@ -26,15 +26,14 @@ from tests.support.books import KINDS, call_to, fresh_place, key_of
 from tests.support.provider import Asked, Canned, Provider
 from tests.support.review_assets import answer, metadata_of, moods_of, run
 
-TODAY = dt.datetime.now(dt.UTC).date()
 
-
-def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> None:
-    """Books with calls: asset, model, days ago, USD."""
+def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> dt.date:
+    """Books with calls: asset, model, days ago, USD. The result is the day from which they are counted."""
+    today = dt.datetime.now(dt.UTC).date()
 
     async def main() -> None:
         for number, (asset, model, ago, usd) in enumerate(calls):
-            noon = dt.datetime.combine(TODAY - dt.timedelta(days=ago), dt.time(12), dt.UTC).timestamp()
+            noon = dt.datetime.combine(today - dt.timedelta(days=ago), dt.time(12), dt.UTC).timestamp()
             sent = replace(call_to(key_of(number), origin=Origin("run-1", asset)), model=model, sent_at=noon)
             await store.send(sent)
             await store.settle(Settled(sent, "answered", Usage(100, 40, 10, 5), usd))
@@ -43,6 +42,7 @@ def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> None:
 
     with open_store(place) as store:
         asyncio.run(main())
+    return today
 
 
 CALLS = (
@@ -59,12 +59,12 @@ CALLS = (
 def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: Path) -> None:
     """A row for each, calls without a price and calls that were lost apart; sums are exact."""
     place = fresh_place(kind, tmp_path)
-    write(place, *CALLS)
+    today = write(place, *CALLS)
     result = run(spend_report(store=place, frame=frame, group_name="money"))
     table = nw.from_native(result.output_for_node("llm_spend"), eager_only=True)
     assert table.implementation is nw.Implementation.from_backend(frame)
     rows = {(row["asset"], row["model"], str(row["day"])[:10]): row for row in table.rows(named=True)}
-    day = {ago: (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)}
+    day = {ago: (today - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)}
     assert set(rows) == {
         ("moods", "openai/m", day[0]),
         ("moods", "openai/m", day[1]),
@@ -88,7 +88,7 @@ def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: P
 def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
     """The dearest and the latest first, and bars as long as their share of the longest."""
     place = str(tmp_path / "answers.db")
-    write(place, *CALLS)
+    today = write(place, *CALLS)
     found = metadata_of(run(spend_report(store=place)), "llm_spend")
     by_asset, by_model, by_day = (found[f"ondine/spend_by_{name}"].splitlines() for name in ("asset", "model", "day"))
     assert next(iter(found.items())) == ("ondine/summary", "5 calls, $3.7500")
@@ -100,16 +100,16 @@ def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
     ]
     assert by_model[3] == "| openai/n | 1 | $0.0000 |  |"
     assert [line.split()[1] for line in by_day[2:]] == [
-        (TODAY - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)
+        (today - dt.timedelta(days=ago)).isoformat() for ago in (0, 1, 40)
     ]
 
 
 def test_the_tables_of_a_long_report_are_shown_without_a_click(tmp_path: Path) -> None:
     """The lines that do not fit are those of the cheapest assets and of the earliest days."""
     place = str(tmp_path / "answers.db")
-    write(place, *((f"asset_{number}", "openai/m", number, Decimal(50 - number)) for number in range(40)))
+    today = write(place, *((f"asset_{number}", "openai/m", number, Decimal(50 - number)) for number in range(40)))
     found = metadata_of(run(spend_report(store=place)), "llm_spend")
-    for name, first in (("asset", "asset\\_0"), ("day", TODAY.isoformat())):
+    for name, first in (("asset", "asset\\_0"), ("day", today.isoformat())):
         table = found[f"ondine/spend_by_{name}"]
         assert len(table) < 1000
         assert 10 < len(table.splitlines()) - 2 < 40
