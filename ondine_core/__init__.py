@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ondine_core.batching import Strategy
-from ondine_core.books import Audit, Origin
-from ondine_core.calibration import CalibrationPlan
-from ondine_core.caps import Cap
-from ondine_core.enrichment import enrich, enrich_sync
+from ondine_core.api import enrich, enrich_sync
+from ondine_core.batching.calibration import CalibrationPlan
+from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
 from ondine_core.errors import (
     BudgetExhaustedError,
     ConfigError,
@@ -18,28 +19,30 @@ from ondine_core.errors import (
     StoreError,
     TransientError,
 )
-from ondine_core.options import Options
-from ondine_core.policy import Clock, Policy
-from ondine_core.ports import AnswerStore, ChatModel
+from ondine_core.limits.budget_limit import BudgetLimit
+from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.presets import load_presets, openai_compatible, preset
-from ondine_core.pricing import Price
-from ondine_core.prompts import Prompt
+from ondine_core.prompts.template import Prompt
+from ondine_core.providers.pricing import Price
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.rate_limiter import Rates
-from ondine_core.report import Progress, Report
-from ondine_core.retry import RetryPolicy
-from ondine_core.sanitizer import Sanitizer
 from ondine_core.store import open_store
-from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Skipped, Usage
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Audit, Origin
+from ondine_core.types.progress import Progress
+from ondine_core.types.protocols import AnswerStore, ChatModel
+from ondine_core.types.values import Answer, Call, Failure, ModelSpec, Reply, Skipped, Usage
 
 __all__ = [
     "Answer",
     "AnswerStore",
     "Audit",
+    "BatchStrategy",
     "BudgetExhaustedError",
+    "BudgetLimit",
     "CalibrationPlan",
     "Call",
-    "Cap",
     "ChatModel",
     "Clock",
     "ConfigError",
@@ -64,7 +67,6 @@ __all__ = [
     "ScriptedModel",
     "Skipped",
     "StoreError",
-    "Strategy",
     "TransientError",
     "Usage",
     "enrich",

@@ -19,7 +19,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
-from ondine_core.values import Reply, Usage
+from ondine_core.types.values import Reply, Usage
 
 __all__ = [
     "BudgetExhaustedError",

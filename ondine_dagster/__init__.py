@@ -3,16 +3,16 @@
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from ondine_core import __version__
-from ondine_core.prompts import Prompt
+from ondine_core.preprocessing.sanitizer import Sanitizer
+from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.sanitizer import Sanitizer
-from ondine_dagster.assets import build_llm_asset, llm_asset
-from ondine_dagster.checks import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
-from ondine_dagster.component import LLMAssetComponent
-from ondine_dagster.config import LLMAssetConfig
-from ondine_dagster.dead_letters import replay_failed_rows_job
-from ondine_dagster.partitions import shards
-from ondine_dagster.resources import LLMResource, SharedBudget
+from ondine_dagster.asset.decorator import build_llm_asset, llm_asset
+from ondine_dagster.checks.types import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
+from ondine_dagster.component.component import LLMAssetComponent
+from ondine_dagster.config.launchpad import LLMAssetConfig
+from ondine_dagster.resource import LLMResource, SharedBudget
+from ondine_dagster.run.failed_rows import replay_failed_rows_job
+from ondine_dagster.run.partitions import shards
 from ondine_dagster.spend import spend_report
 
 __all__ = [

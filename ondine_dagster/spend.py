@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import dagster as dg
 
 from ondine_core.errors import ConfigError, OndineError
-from ondine_core.store.places import connect
+from ondine_core.store.connect import connect
 from ondine_core.store.queries import Spending, read_spending
-from ondine_dagster.markdown import in_place
-from ondine_dagster.report import failure
-from ondine_dagster.resources import LLMResource, default_store
+from ondine_dagster.reporting.markdown import in_place
+from ondine_dagster.reporting.metadata import failure
+from ondine_dagster.resource import LLMResource, default_store
 
 __all__ = ["spend_report"]
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import orjson
 
-from ondine_core.context_limits import get_context_limit
 from ondine_core.errors import ConfigError
 from ondine_core.presets.catalog import PRESETS, WITHDRAWN
 from ondine_core.presets.files import load_presets
-from ondine_core.pricing import find_entry, find_max_output_tokens, find_price
-from ondine_core.values import ModelSpec
+from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.pricing import find_entry, find_max_output_tokens, find_price
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["main"]
 

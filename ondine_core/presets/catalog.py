@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from ondine_core.addresses import find_fault
 from ondine_core.errors import ConfigError
-from ondine_core.values import ModelSpec
+from ondine_core.providers.addresses import find_fault
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
 

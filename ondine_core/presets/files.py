@@ -13,7 +13,7 @@ from typing import Any
 
 from ondine_core.errors import ConfigError
 from ondine_core.presets.catalog import FIELDS, change, name_unknown
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["load_presets"]
 

@@ -16,12 +16,12 @@ from typing import Any
 import orjson
 
 from ondine_core.errors import ConfigError
-from ondine_core.json_schema import check_text, storable_text
-from ondine_core.ports import ChatModel
-from ondine_core.pricing import find_entry
 from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
+from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.settings import check_params
-from ondine_core.values import ModelSpec
+from ondine_core.providers.wire_text import check_text, storable_text
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["connect"]
 

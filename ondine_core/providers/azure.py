@@ -14,15 +14,15 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, TransientError
-from ondine_core.ports import ChatModel
-from ondine_core.providers.azure_access import Access, Credential, choose_access
+from ondine_core.providers.addresses import check_address
+from ondine_core.providers.azure_credentials import Access, Credential, choose_access
 from ondine_core.providers.openai_http import OpenAIModel
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_settings
-from ondine_core.values import Call, ModelSpec, Reply
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import Call, ModelSpec, Reply
 
 __all__ = ["connect_azure"]
 

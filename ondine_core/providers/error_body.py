@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from ondine_core.providers.rate_headers import limits_reset_s, valid_wait_s, wait_in_text_s, wait_of_value_s
+from ondine_core.providers.rate_limit_headers import limits_reset_s, valid_wait_s, wait_in_text_s, wait_of_value_s
 
 __all__ = ["ErrorBody", "read_error"]
 

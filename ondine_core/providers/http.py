@@ -24,11 +24,11 @@ from multidict import istr
 from ondine_core.errors import ProviderError
 from ondine_core.providers.http_connection import Connector, NotSentError, OutOfStepError, Request, Resolve, max_calls
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away, unreadable
-from ondine_core.providers.rate_headers import hold_off_s
+from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decompress
 from ondine_core.providers.settings import check_header
 from ondine_core.providers.usage import stated_usd_in
-from ondine_core.values import Call, Reply
+from ondine_core.types.values import Call, Reply
 
 __all__ = ["HttpModel"]
 

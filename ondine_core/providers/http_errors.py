@@ -19,9 +19,9 @@ from ondine_core.providers.error_body import ErrorBody, read_error
 from ondine_core.providers.error_rules import Fault, find_rule
 from ondine_core.providers.http_connection import NotSentError, OutOfStepError, ReplyTooLargeError
 from ondine_core.providers.masking import mask
-from ondine_core.providers.rate_headers import hold_off_s, limits_reset_s, retry_after_s
+from ondine_core.providers.rate_limit_headers import hold_off_s, limits_reset_s, retry_after_s
 from ondine_core.providers.reply_body import too_large
-from ondine_core.values import Call, Reply
+from ondine_core.types.values import Call, Reply
 
 __all__ = ["ADVICE", "Address", "Response", "lost", "quotable", "turned_away", "unreadable"]
 

@@ -21,18 +21,11 @@ from typing import Any
 
 import orjson
 
-from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError, FatalError, ProviderError
-from ondine_core.finish_reasons import ending_of, native_finish_reason
-from ondine_core.ports import ChatModel
+from ondine_core.providers.addresses import check_address
+from ondine_core.providers.finish_reasons import ending_of, native_finish_reason
 from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
-from ondine_core.providers.openai_http import chat_body, chat_reply
-from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.rate_headers import hold_off_s
-from ondine_core.providers.request_form import RequestForm
-from ondine_core.providers.settings import check_header, check_settings
-from ondine_core.providers.usage import stated_usd_in, stated_usd_of
-from ondine_core.providers.watching import (
+from ondine_core.providers.http_hooks import (
     Watch,
     cause_of,
     make_client,
@@ -41,7 +34,14 @@ from ondine_core.providers.watching import (
     response_behind,
     watch,
 )
-from ondine_core.values import Call, ModelSpec, Reply
+from ondine_core.providers.openai_http import chat_body, chat_reply
+from ondine_core.providers.openai_servers import first_set
+from ondine_core.providers.rate_limit_headers import hold_off_s
+from ondine_core.providers.request_form import RequestForm
+from ondine_core.providers.settings import check_header, check_settings
+from ondine_core.providers.usage import stated_usd_in, stated_usd_of
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import Call, ModelSpec, Reply
 
 __all__ = ["check_release", "connect_litellm"]
 

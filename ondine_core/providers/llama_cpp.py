@@ -28,13 +28,13 @@ import aiohttp
 import orjson
 
 from ondine_core.errors import ConfigError, FatalError
-from ondine_core.ports import ChatModel
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 from ondine_core.providers.settings import check_settings, request_fields
 from ondine_core.providers.usage import usage_of
-from ondine_core.values import Call, Message, ModelSpec, Reply
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import Call, Message, ModelSpec, Reply
 
 __all__ = ["connect_llama_cpp", "continuation"]
 

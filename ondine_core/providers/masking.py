@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ondine_core.values import Call
+from ondine_core.types.values import Call
 
 __all__ = ["mask"]
 

@@ -11,17 +11,16 @@ from urllib.parse import urlsplit
 import orjson
 
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
-from ondine_core.finish_reasons import ending_of
-from ondine_core.ports import ChatModel
+from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.reply_body import max_reply_bytes
+from ondine_core.providers.reply_text import strip_fence, strip_reasoning
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.usage import stated_usd_of, usage_of
-from ondine_core.reasoning import strip_reasoning
-from ondine_core.schema import strip_fence
-from ondine_core.values import Call, ModelSpec, Reply
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import Call, ModelSpec, Reply
 
 __all__ = ["OpenAIModel", "chat_body", "chat_reply", "connect_openai"]
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import get_args
 from urllib.parse import urlsplit
 
-from ondine_core.addresses import check_address
 from ondine_core.errors import ConfigError
-from ondine_core.ports import ChatModel
-from ondine_core.pricing import find_entry
+from ondine_core.providers.addresses import check_address
+from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_settings
-from ondine_core.values import ModelSpec
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["SERVERS", "connect_openai_server", "find_address", "first_set"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.in_words import fold_system, in_words
-from ondine_core.strict_schema import strict_schema
-from ondine_core.values import Call, ModelSpec
+from ondine_core.providers.schema_in_prompt import fold_system, in_words
+from ondine_core.providers.strict_schema import strict_schema
+from ondine_core.types.values import Call, ModelSpec
 
 __all__ = [
     "PLAIN_FORM",

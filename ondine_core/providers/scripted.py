@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from ondine_core.errors import ConfigError, ProviderError
-from ondine_core.values import Call, Reply, Usage
+from ondine_core.types.values import Call, Reply, Usage
 
 __all__ = ["ScriptedModel"]
 

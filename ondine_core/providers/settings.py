@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from ondine_core.errors import ConfigError
-from ondine_core.values import Json, ModelSpec
+from ondine_core.types.values import Json, ModelSpec
 
 __all__ = ["check_header", "check_params", "check_settings", "request_fields"]
 

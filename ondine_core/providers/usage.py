@@ -11,8 +11,8 @@ from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
-from ondine_core.charges import MAX_TOKENS, MAX_USD, is_count
-from ondine_core.values import Usage
+from ondine_core.providers.charges import MAX_TOKENS, MAX_USD, is_count
+from ondine_core.types.values import Usage
 
 __all__ = ["stated_usd_in", "stated_usd_of", "usage_of"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ondine_core.store.connect import StoreAddress, parse_address
 from ondine_core.store.database import Durability
 from ondine_core.store.group_commit import Store, warn_in_log
-from ondine_core.store.places import StoreAddress, parse_address
 
 __all__ = [
     "Durability",
@@ -34,7 +34,7 @@ def open_store(
     place: str | Path,
     *,
     durability: Durability = "process",
-    patience_s: float = 30.0,
+    wait_timeout_s: float = 30.0,
     warn: Callable[[str], None] = warn_in_log,
 ) -> Iterator[Store]:
     """Open the store at `place` and close it in the end.
@@ -44,14 +44,14 @@ def open_store(
             `postgresql://user:password@host:5432/database`.
         durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
             survives both and commits slower. A Postgres server has its own settings.
-        patience_s: How long to wait for the lock of another process, or for a server that is gone.
+        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
         warn: Called, from any thread, when a row of the store is damaged; such a row is asked again.
 
     Raises:
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
         StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    store = Store(place, durability=durability, patience_s=patience_s, warn=warn)
+    store = Store(place, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn)
     try:
         yield store
     finally:

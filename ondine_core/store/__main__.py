@@ -22,13 +22,12 @@ from typing import NoReturn, TextIO, get_args
 
 import orjson
 
-from ondine_core.books import Line
-from ondine_core.definition import keys_of_row, keys_of_text, read_definition
+from ondine_core.engine.definition import keys_of_row, keys_of_text, read_definition
 from ondine_core.errors import ConfigError, OndineError
-from ondine_core.store.books import read_answers, read_audit
+from ondine_core.store.connect import connect, find_dagster_store
 from ondine_core.store.database import Database, Row
+from ondine_core.store.ledger_rows import read_answers, read_audit
 from ondine_core.store.origins import Origins, read_definitions, read_origins, read_reply
-from ondine_core.store.places import connect, find_dagster_store
 from ondine_core.store.queries import (
     ANSWER_COLUMNS,
     Column,
@@ -44,7 +43,8 @@ from ondine_core.store.records import DamagedRowError, to_answer
 from ondine_core.store.reservations import list_reservations, settle_reservations
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
-from ondine_core.values import Key
+from ondine_core.types.ledger import UsageTotals
+from ondine_core.types.values import Key
 
 __all__ = ["main"]
 
@@ -268,7 +268,7 @@ def _audit(database: Database, options: argparse.Namespace) -> None:
     sys.stdout.write(f"\n{audit.sent:,} calls left; {audit.paid_twice:,} prompts may have been paid for twice.\n")
 
 
-def _line_row(name: str, line: Line) -> tuple[str, ...]:
+def _line_row(name: str, line: UsageTotals) -> tuple[str, ...]:
     usage = line.usage
     prompt = (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
     tokens = (*prompt, usage.output_tokens, usage.reasoning_tokens)

@@ -18,11 +18,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import orjson
 
-from ondine_core.books import Claim
-from ondine_core.ports import Numbers
 from ondine_core.store.database import Database
 from ondine_core.store.records import ORIGIN_BYTES, Joined, SentRow, split_keys
-from ondine_core.values import Key
+from ondine_core.types.ledger import Claim
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Key
 
 __all__ = ["claim", "join", "leave", "read_claims", "release"]
 
@@ -67,18 +67,18 @@ def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
     if joined.lease:
         database.run(_REMOVE_OVERTAKEN, [joined.lease])
     process = orjson.dumps(tuple(joined.process))
-    database.run_many(_JOIN, [(joined.run, joined.question, joined.lease, process, time.time())])
-    database.run_many(_NOTE_LAST, [(joined.question, joined.run)])
-    if database.counts_to(_COUNT_RUNS, [joined.question], 1):
+    database.run_many(_JOIN, [(joined.run, joined.task, joined.lease, process, time.time())])
+    database.run_many(_NOTE_LAST, [(joined.task, joined.run)])
+    if database.counts_to(_COUNT_RUNS, [joined.task], 1):
         return {}
-    found = database.select_in(_FIND_RUNS, [joined.question])
+    found = database.select_in(_FIND_RUNS, [joined.task])
     others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != joined.run}
     if others:
         # What is being noted at this moment is either seen here, or comes after this and finds another run announced.
         database.keep_out_writers("calls")
         in_flight = [(key, call) for call, keys in database.select(_FIND_IN_FLIGHT) for key in split_keys(keys)]
         held = {key: call for key, call in in_flight if bytes(call[:ORIGIN_BYTES]) in others}
-        database.hold(_lock_of(joined.question))
+        database.hold(_lock_of(joined.task))
         database.run_many(_CLAIM_FOR_OTHERS, sorted(held.items()))
     return others
 
@@ -105,9 +105,9 @@ def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozense
         For calls of runs that are not, or have not been, the only one of their question: the prompts that another call
         has in flight, or that have an answer.
     """
-    runs = {row.row.call[:ORIGIN_BYTES] for row in sent.values() if row.question and not row.is_shared}
+    runs = {row.row.call[:ORIGIN_BYTES] for row in sent.values() if row.task and not row.is_shared}
     alone = {run for run in runs if database.counts_to(_COUNT_LAST, [run], 1)}
-    claiming = {at: row for at, row in sent.items() if row.question and row.row.call[:ORIGIN_BYTES] not in alone}
+    claiming = {at: row for at, row in sent.items() if row.task and row.row.call[:ORIGIN_BYTES] not in alone}
     if not claiming:
         return {}
     keys = {at: split_keys(row.row.keys) for at, row in claiming.items()}
@@ -116,8 +116,8 @@ def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozense
         for key in keys[at]:
             wanted.setdefault(key, row.row.call)
     # A claim that another transaction makes at the same time must be seen, and so must its call.
-    for question in sorted({row.question for row in claiming.values()}):
-        database.hold(_lock_of(question))
+    for task in sorted({row.task for row in claiming.values()}):
+        database.hold(_lock_of(task))
     database.run_many(_CLAIM, sorted(wanted.items()))
     calls = sorted(row.row.call for row in claiming.values())
     unsure = sorted({key for at, row in claiming.items() if not row.is_unanswered for key in keys[at]})
@@ -134,8 +134,8 @@ def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozense
     return taken
 
 
-def _lock_of(question: bytes) -> str:
-    return f"claims:{question.hex()}"
+def _lock_of(task: bytes) -> str:
+    return f"claims:{task.hex()}"
 
 
 def _withdraw(database: Database, calls: Collection[bytes]) -> None:

@@ -19,14 +19,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
-from ondine_core.books import NO_ORIGIN, Audit, Claim, Origin, Sent, Settled
 from ondine_core.errors import StoreError
-from ondine_core.ports import Numbers
-from ondine_core.store import books, claims
+from ondine_core.store import claims, ledger_rows
+from ondine_core.store.connect import connect
 from ondine_core.store.database import Database, Durability
-from ondine_core.store.places import connect
 from ondine_core.store.records import Entry, Joined, Left, Released, Update, clean, to_sent_row, to_settled_rows
-from ondine_core.values import Answer, Failure, Key
+from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Failure, Key
 
 __all__ = ["Store", "warn_in_log"]
 
@@ -55,7 +55,7 @@ class Store:
             `postgresql://user:password@host:5432/database`.
         durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
             survives both and commits slower.
-        patience_s: How long to wait for the lock of another process, or for a server that is gone.
+        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
         warn: Called, from any thread, when a row of the store is damaged.
 
     Raises:
@@ -68,11 +68,11 @@ class Store:
         place: str | Path,
         *,
         durability: Durability = "process",
-        patience_s: float = 30.0,
+        wait_timeout_s: float = 30.0,
         warn: Callable[[str], None] = warn_in_log,
     ) -> None:
         self._warn = warn
-        self._database = connect(place, durability=durability, patience_s=patience_s)
+        self._database = connect(place, durability=durability, wait_timeout_s=wait_timeout_s)
         self.place = self._database.place
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
@@ -86,30 +86,32 @@ class Store:
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
-        found: Mapping[Key, Answer] = await self._request(partial(books.read_answers, keys=keys, warn=self._warn))
+        found: Mapping[Key, Answer] = await self._request(partial(ledger_rows.read_answers, keys=keys, warn=self._warn))
         return found
 
     async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
         """How prompts failed that were asked before and have no answer."""
-        found: Mapping[Key, Failure] = await self._request(partial(books.read_failures, keys=keys, warn=self._warn))
+        found: Mapping[Key, Failure] = await self._request(
+            partial(ledger_rows.read_failures, keys=keys, warn=self._warn)
+        )
         return found
 
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
-        keys: frozenset[Key] = await self._request(books.read_unseen)
+        keys: frozenset[Key] = await self._request(ledger_rows.read_unseen)
         return keys
 
     async def join(  # noqa: PLR0913, PLR0917
         self,
         run: bytes,
-        question: bytes,
+        task: bytes,
         process: Numbers,
         lease: str = "",
         origin: Origin = NO_ORIGIN,
         definition: bytes = b"",
     ) -> Mapping[bytes, Numbers]:
-        """Announce a run of `question`, where it is and for whom; returns the others of the same question."""
-        joined = Joined(run, question, process, clean(lease), origin, definition)
+        """Announce a run of `task`, where it is and for whom; returns the others of the same question."""
+        joined = Joined(run, task, process, clean(lease), origin, definition)
         others: Mapping[bytes, Numbers] = await self._request(joined)
         return others
 
@@ -117,7 +119,7 @@ class Store:
         """Take back that some runs were announced."""
         await self._request(Left(runs))
 
-    async def send(self, sent: Sent) -> frozenset[Key] | None:
+    async def send(self, sent: CallStarted) -> frozenset[Key] | None:
         """Note that a call leaves; returns once the note would survive a kill of the process.
 
         Returns:
@@ -135,13 +137,13 @@ class Store:
         """Let the prompts of some calls be asked by others."""
         await self._request(Released(tuple(calls)))
 
-    async def settle(self, settled: Settled) -> None:
+    async def settle(self, settled: CallFinished) -> None:
         """Keep what became of a call, answers and books together or neither; durable like `send`."""
         await self._request(to_settled_rows(settled))
 
     async def audit(self, run: str) -> Audit:
         """The books of one run."""
-        audit: Audit = await self._request(partial(books.read_audit, run=run))
+        audit: Audit = await self._request(partial(ledger_rows.read_audit, run=run))
         return audit
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
@@ -223,7 +225,7 @@ class Store:
             return None
         names = {entry.name for entry in entries if isinstance(entry, Update)}
         try:
-            updated = write(lambda: books.write_entries(self._database, entries), names)
+            updated = write(lambda: ledger_rows.write_entries(self._database, entries), names)
         except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
             return [error] * len(entries)
         return None if updated is None else [updated.get(at) for at in range(len(entries))]

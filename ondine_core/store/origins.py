@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from ondine_core.store.database import Database
 from ondine_core.store.records import Joined, clean
-from ondine_core.values import Key
+from ondine_core.types.values import Key
 
 __all__ = [
     "KEEP_REPLY",
@@ -57,9 +57,9 @@ def note(database: Database, joined: Joined) -> None:
     origin = joined.origin
     database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [time.time() - REPLIES_KEPT_S])
     names = (clean(origin.run), clean(origin.asset), clean(origin.partition))
-    database.run_many(_NOTE, [(joined.run, *names, joined.question, time.time())])
+    database.run_many(_NOTE, [(joined.run, *names, joined.task, time.time())])
     if joined.definition:
-        database.run_many(_DEFINE, [(joined.question, joined.definition)])
+        database.run_many(_DEFINE, [(joined.task, joined.definition)])
 
 
 def forget_unused(database: Database, before: float) -> None:

@@ -78,7 +78,7 @@ class PostgresDatabase:
 
     Args:
         url: As in `postgresql://user:password@host:5432/database`, or `host=... password=...`.
-        patience_s: How long to wait for a server that is gone, or for the lock of another process. A statement that
+        wait_timeout_s: How long to wait for a server that is gone, or for the lock of another process. A statement that
             the server does not answer in four times as long is taken for a broken connection.
 
     Raises:
@@ -86,10 +86,10 @@ class PostgresDatabase:
         StoreError: The server cannot be reached or refuses.
     """
 
-    def __init__(self, url: str, *, patience_s: float) -> None:
+    def __init__(self, url: str, *, wait_timeout_s: float) -> None:
         self._driver = load_driver()
         self._settings, self.place = parse(url)
-        self._patience_s = patience_s
+        self._wait_timeout_s = wait_timeout_s
         self._writer = f"writer:{secrets.token_hex(8)}"
         self._writes = 0  # begun
         self._confirmed = 0  # the number of the last of them that the server confirmed
@@ -98,7 +98,7 @@ class PostgresDatabase:
         self._assumes = self._is_alone = True
         self._busy_since: float | None = None
         self._closed = threading.Event()
-        self._connection = self._insist_on_connection(time.monotonic() + patience_s, may_come_up)
+        self._connection = self._insist_on_connection(time.monotonic() + wait_timeout_s, may_come_up)
         threading.Thread(target=self._cut_stalled, name="ondine-postgres", daemon=True).start()
         try:
             [(self._lacks_schema, self._table)] = self._insist(self._look)
@@ -136,7 +136,7 @@ class PostgresDatabase:
     def _transact(self, work: Callable[[], T], locks: list[int], results: list[T]) -> T:
         """One attempt; `results` are those of earlier attempts whose end was not seen."""
         connection = self._connection
-        timeout_ms = str(max(1, round(self._patience_s * 1000)))
+        timeout_ms = str(max(1, round(self._wait_timeout_s * 1000)))
         try:
             with connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -195,7 +195,7 @@ class PostgresDatabase:
                 if error.sqlstate == _ASSUMPTION_FAILED:
                     self._assumes = False
                     continue
-                until = until or time.monotonic() + self._patience_s
+                until = until or time.monotonic() + self._wait_timeout_s
                 # A server that has taken writes is made read-only while another one takes over.
                 is_lost = is_about_connection(error, closed=self._connection.closed)
                 is_lost = is_lost or (error.sqlstate == _READ_ONLY and self._confirmed > 0)
@@ -204,7 +204,7 @@ class PostgresDatabase:
                 if is_lost:
                     self._connection.close()
                     if error.sqlstate == _READ_ONLY:
-                        time.sleep(min(_LONGEST_PAUSE_S, self._patience_s / 10))
+                        time.sleep(min(_LONGEST_PAUSE_S, self._wait_timeout_s / 10))
                     # It let us in before, so whatever it says now may pass.
                     self._connection = self._insist_on_connection(until, lambda _: True)
             finally:
@@ -212,7 +212,7 @@ class PostgresDatabase:
 
     def _cut_stalled(self) -> None:
         """On a thread of its own: break a connection over which no answer comes, so that it is made anew."""
-        limit_s = max(4 * self._patience_s, _SHORTEST_ANSWER_LIMIT_S)
+        limit_s = max(4 * self._wait_timeout_s, _SHORTEST_ANSWER_LIMIT_S)
         while not self._closed.wait(limit_s / 4):
             since = self._busy_since
             if since is not None and time.monotonic() - since > limit_s:

@@ -16,7 +16,7 @@ import orjson
 from ondine_core.store.database import Database, Row
 from ondine_core.store.origins import OF_ASSET, forget_unused
 from ondine_core.store.records import DamagedRowError, clean, from_pico, to_failure, to_usage
-from ondine_core.values import Failure, Key, Usage
+from ondine_core.types.values import Failure, Key, Usage
 
 __all__ = [
     "ANSWER_COLUMNS",

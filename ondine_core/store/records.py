@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from ondine_core.books import Origin, Sent, Settled
 from ondine_core.errors import StoreError
-from ondine_core.ports import Numbers
 from ondine_core.store.database import Row
-from ondine_core.values import Answer, Failure, Json, Key, Usage
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Failure, Json, Key, Usage
 
 __all__ = [
     "ORIGIN_BYTES",
@@ -84,10 +84,10 @@ class CallRow(NamedTuple):
 
 
 class SentRow(NamedTuple):
-    """A call that is about to leave, and what decides whether it may; see `Sent`."""
+    """A call that is about to leave, and what decides whether it may; see `CallStarted`."""
 
     row: CallRow
-    question: bytes
+    task: bytes
     is_shared: bool
     is_unanswered: bool
 
@@ -96,7 +96,7 @@ class Joined(NamedTuple):
     """A run that is announced; see `AnswerStore.join`."""
 
     run: bytes
-    question: bytes
+    task: bytes
     process: Numbers
     lease: str
     origin: Origin
@@ -137,7 +137,7 @@ Entry: TypeAlias = SentRow | SettledRows | Update | Joined | Left | Released
 """What one caller wants written."""
 
 
-def to_sent_row(sent: Sent) -> SentRow:
+def to_sent_row(sent: CallStarted) -> SentRow:
     """The row of a call that is about to leave.
 
     Raises:
@@ -157,10 +157,10 @@ def to_sent_row(sent: Sent) -> SentRow:
         sent.sent_at,
         None if most is None else _to_pico(most, ROUND_CEILING),
     )
-    return SentRow(row, sent.question, sent.is_shared, sent.is_unanswered)
+    return SentRow(row, sent.task, sent.is_shared, sent.is_unanswered)
 
 
-def to_settled_rows(settled: Settled) -> SettledRows:
+def to_settled_rows(settled: CallFinished) -> SettledRows:
     """The rows of a call whose outcome was seen.
 
     Raises:
@@ -268,7 +268,7 @@ def _to_answer_row(key: Key, answer: Answer, origin: bytes) -> Row:
     )
 
 
-def _to_failure_row(key: Key, failure: Failure, settled: Settled, origin: bytes) -> Row:
+def _to_failure_row(key: Key, failure: Failure, settled: CallFinished, origin: bytes) -> Row:
     # The key once more: a failure is kept only if that has no answer which might have been taken.
     cost = None if failure.cost_usd is None else str(failure.cost_usd)
     took = (clean(failure.model), failure.attempts, cost)

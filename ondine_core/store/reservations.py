@@ -13,13 +13,20 @@ from functools import partial
 
 import orjson
 
-from ondine_core.budget_state import BudgetState, Holding, read_state, settle_holdings, settle_unattributed, write_state
-from ondine_core.caps import usd_of
-from ondine_core.ports import Numbers
-from ondine_core.processes import has_ended, this_process
-from ondine_core.store.books import write_entries
+from ondine_core.store.budget_state import (
+    BudgetState,
+    Holding,
+    read_state,
+    settle_holdings,
+    settle_unattributed,
+    usd_of,
+    write_state,
+)
 from ondine_core.store.database import Database
+from ondine_core.store.ledger_rows import write_entries
 from ondine_core.store.records import Update
+from ondine_core.types.processes import has_ended, this_process
+from ondine_core.types.protocols import Numbers
 
 __all__ = ["Reservation", "list_reservations", "settle_reservations"]
 

@@ -42,16 +42,16 @@ class SqliteDatabase:
     Args:
         path: The file; missing folders are made. `":memory:"` keeps nothing.
         durability: `"process"` survives kill -9, and a power cut but for the last second; `"power"` survives both.
-        patience_s: How long to wait for the lock of another process.
+        wait_timeout_s: How long to wait for the lock of another process.
         create: Whether to make the file if there is none.
 
     Raises:
         StoreError: The file cannot be created or opened, or is no database.
     """
 
-    def __init__(self, path: str | Path, *, durability: Durability, patience_s: float, create: bool) -> None:
+    def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
         self.place = str(path)
-        self._patience_s = patience_s
+        self._wait_timeout_s = wait_timeout_s
         self._syncs_commits = durability == "power"
         self._small_writes = 0
         self._patient: bool | None = None
@@ -68,7 +68,7 @@ class SqliteDatabase:
                 prepare(self._file, create=create)
             # The store opens it on one thread and uses it on another, never at once.
             self._connection = sqlite3.connect(
-                self._file or ":memory:", timeout=patience_s, isolation_level=None, check_same_thread=False
+                self._file or ":memory:", timeout=wait_timeout_s, isolation_level=None, check_same_thread=False
             )
         try:
             with self._explained():
@@ -185,7 +185,7 @@ class SqliteDatabase:
     def _be_patient(self, *, patient: bool) -> None:
         """Whether to wait for other processes, and for a checkpoint when one is due."""
         if self._patient is not patient:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._patience_s) if patient else 0}")
+            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._wait_timeout_s) if patient else 0}")
             self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT if patient else 0}")
             self._patient = patient
 
@@ -295,7 +295,7 @@ class SqliteDatabase:
 
     def _switch_to_wal(self) -> None:
         # The one statement that does not wait for a lock by itself: of several that open a new file, all but one fail.
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + self._wait_timeout_s
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
@@ -311,7 +311,7 @@ class SqliteDatabase:
         try:
             yield
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
-            advice = _advise(error, self._patience_s)
+            advice = _advise(error, self._wait_timeout_s)
             raise StoreError(f"The answer store {self.place!r} failed: {error}. {advice}") from error
 
 
@@ -330,16 +330,16 @@ _ADVICE = {
     sqlite3.SQLITE_IOERR: "Free some space or check the disk, and run again; what was stored before is safe.",
     sqlite3.SQLITE_READONLY: "Allow this user to write the file and its folder, or name another store.",
     sqlite3.SQLITE_CANTOPEN: "Allow this user to write the file and its folder, or name another store.",
-    sqlite3.SQLITE_BUSY: "Another process has held its lock for longer than {patience_s:g} s: stop that one or wait, "
-    "and run again. Where processes of several machines share a store, let it be a Postgres database.",
+    sqlite3.SQLITE_BUSY: "Another process has held its lock for longer than {wait_timeout_s:g} s: stop that one or "
+    "wait, and run again. Where processes of several machines share a store, let it be a Postgres database.",
 }
 
 
-def _advise(error: Exception, patience_s: float) -> str:
+def _advise(error: Exception, wait_timeout_s: float) -> str:
     if isinstance(error, OSError):
         is_disk = error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
         return _ADVICE[sqlite3.SQLITE_IOERR if is_disk else sqlite3.SQLITE_CANTOPEN]
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the kind, the rest its variety.
     advice = _ADVICE.get(code & 0xFF, "") if code is not None else ""
-    return advice.format(patience_s=patience_s) or "What was stored before is safe."
+    return advice.format(wait_timeout_s=wait_timeout_s) or "What was stored before is safe."

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from ondine_core.report import Progress
 from ondine_core.telemetry.events import AskedBatch, CallEnded, Content, Endpoint, Run
 from ondine_core.telemetry.names import OPERATION, provider_name
-from ondine_core.values import Usage
+from ondine_core.types.progress import Progress
+from ondine_core.types.values import Usage
 
 __all__ = ["Attributes", "of_batch", "of_call", "of_calls", "of_progress", "of_run"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple, Protocol, TypeAlias
 
-from ondine_core.books import Origin, Sent
-from ondine_core.report import Progress
-from ondine_core.values import Message, Usage
+from ondine_core.types.ledger import CallStarted, Origin
+from ondine_core.types.progress import Progress
+from ondine_core.types.values import Message, Usage
 
 __all__ = [
     "AskedBatch",
@@ -176,7 +176,7 @@ class CallEnded(NamedTuple):
 
     at: float
     batch: AskedBatch
-    sent: Sent
+    sent: CallStarted
     duration_s: float
     usage: Usage | None = None
     usd: Decimal | None = None
@@ -195,7 +195,7 @@ class CallsEnded(NamedTuple):
         at: When the last came.
         run: What they were made for.
         endpoint: Who was asked.
-        stage: Why they were made, as in `Sent`.
+        stage: Why they were made, as in `CallStarted`.
         began_at: When the first left, in seconds since the epoch.
         prompts: How many they carried.
         durations_s: Seconds that each took; as many as there were calls.

@@ -28,7 +28,7 @@ from ondine_core.telemetry.events import (
     RunEnded,
 )
 from ondine_core.telemetry.names import OPERATION, provider_name
-from ondine_core.values import Usage
+from ondine_core.types.values import Usage
 
 __all__ = ["Distribution", "Instrument", "Metrics", "Series"]
 

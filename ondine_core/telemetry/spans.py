@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ondine_core.telemetry.attributes import Attributes, of_batch, of_call, of_calls, of_progress, of_run
+from ondine_core.telemetry.call_aggregator import CallAggregator
+from ondine_core.telemetry.call_sampler import Sampler
 from ondine_core.telemetry.events import (
     AskedBatch,
     BatchEnded,
@@ -30,8 +32,6 @@ from ondine_core.telemetry.events import (
     RunStarted,
 )
 from ondine_core.telemetry.names import IN_PROCESS, OPERATION
-from ondine_core.telemetry.rest import Rest
-from ondine_core.telemetry.sampling import Sampler
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -50,7 +50,7 @@ class _Open:
     span: Span
     batches: dict[int, Span] = field(default_factory=dict)
     befell: dict[int, list[Retried | Held | Booked]] = field(default_factory=dict)
-    rest: dict[tuple[Endpoint, str], Rest] = field(default_factory=dict)
+    rest: dict[tuple[Endpoint, str], CallAggregator] = field(default_factory=dict)
 
 
 class Spans:
@@ -177,7 +177,7 @@ class Spans:
             and not self._sampler.takes(batch.began_at)
         ):
             kind = (batch.endpoint, event.sent.stage)
-            rest = opened.rest.get(kind) or opened.rest.setdefault(kind, Rest(batch.run, *kind))
+            rest = opened.rest.get(kind) or opened.rest.setdefault(kind, CallAggregator(batch.run, *kind))
             rest.add(event.at, batch.prompts, event.duration_s, event.usage, event.usd)
             if rest.is_due(event.at):
                 self._calls(opened.rest.pop(kind).event())

@@ -70,12 +70,15 @@ class Stream:
 
     Args:
         observers: Who is told.
-        on_trouble: Told once when an observer fails, and at the end of what it missed; from any thread.
+        on_observer_error: Told once when an observer fails, and at the end of what it missed; from any thread.
         capacity: Most events that wait for one observer.
     """
 
     def __init__(
-        self, observers: Sequence[Opened], on_trouble: Callable[[str], None] = _log.warning, capacity: int = 20_000
+        self,
+        observers: Sequence[Opened],
+        on_observer_error: Callable[[str], None] = _log.warning,
+        capacity: int = 20_000,
     ) -> None:
         self.content = any(opened.content for opened in observers)
         """Whether one of them wants to know what was said."""
@@ -84,7 +87,7 @@ class Stream:
         ]
         self.calls_per_second = None if None in rates else max(filter(None, rates), default=0.0)
         """How many ordinary calls the one wants to be told of one by one who wants most."""
-        self._lanes = [_Lane(opened, on_trouble, capacity) for opened in observers]
+        self._lanes = [_Lane(opened, on_observer_error, capacity) for opened in observers]
         self._new: deque[Event] = deque()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ondine-observers", daemon=True)
@@ -118,8 +121,8 @@ class Stream:
 class _Lane:
     """One observer, its buffer and its thread."""
 
-    def __init__(self, opened: Opened, on_trouble: Callable[[str], None], capacity: int) -> None:
-        self.opened, self._on_trouble, self._capacity = opened, on_trouble, capacity
+    def __init__(self, opened: Opened, on_observer_error: Callable[[str], None], capacity: int) -> None:
+        self.opened, self._on_trouble, self._capacity = opened, on_observer_error, capacity
         self._waiting: deque[Event] = deque()
         self._given, self._ends = threading.Event(), threading.Event()
         self._deadline = float("inf")

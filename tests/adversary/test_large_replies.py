@@ -22,7 +22,7 @@ _CHILD = """
 import asyncio, json, resource, sys
 from ondine_core import Call, ModelSpec, TransientError
 from ondine_core.providers import connect
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 
 async def main():
     model = connect(ModelSpec(sys.argv[2], base_url=sys.argv[1], api_key="none", timeout_s=60))

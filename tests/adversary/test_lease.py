@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from ondine_core import Call, Options, Policy, Reply, enrich
 from ondine_core.errors import StoreError
-from ondine_core.lease import hold_lease
-from ondine_core.policy import Clock
-from ondine_core.processes import Process, this_process
+from ondine_core.limits.lease import hold_lease
 from ondine_core.store import open_store
+from ondine_core.types.clock import Clock
+from ondine_core.types.processes import Process, this_process
 from tests.support.books import KINDS, fresh_place
 from tests.support.provider import Asked, Effect, Provider, Slow
 from tests.support.unreliable import MemoryStore
@@ -126,8 +126,8 @@ def test_lease_of_a_lost_holder_is_free_after_a_term(process: Process, waits_s: 
         await clock.sleep(TTL_S / 3)
         came_at = clock.now()
         async with hold_lease(store, "asset", now=lambda: 2e9, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
-            shortest_s, longest_s = waits_s
-            assert shortest_s <= clock.now() - came_at <= longest_s
+            shortest_s, max_s = waits_s
+            assert shortest_s <= clock.now() - came_at <= max_s
 
     run_virtually(main)
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import ModelSpec, TransientError, enrich_sync
-from ondine_core.batching import STRATEGIES, draw_ids
-from ondine_core.tokens import counter
-from ondine_core.values import Batch, Item
+from ondine_core.batching.strategy import STRATEGIES, draw_ids
+from ondine_core.providers.tokenizer import counter
+from ondine_core.types.values import Batch, Item
 from tests.support.asking import PROMPT, one_call_to, options, texts
-from tests.support.batches import question
+from tests.support.batches import task
 from tests.support.raw_server import Connection, RawServer, completion, http_reply
 
 STRAY = http_reply(completion('{"answer":"stray"}'))
@@ -180,7 +180,7 @@ def test_a_batch_is_not_answered_by_the_reply_to_another_batch() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_ids_take_no_more_tokens_than_counting_and_are_new_in_each_call(name: str) -> None:
     """Three digits are one token: rows cost what they cost when they were counted, and the fixed part is the same."""
-    asked = question(PROMPT, {"answer": "string"})
+    asked = task(PROMPT, {"answer": "string"})
     items = tuple(Item(b"", "", {"text": f"row {number}"}) for number in range(40))
     strategy, rng = STRATEGIES[name], random.Random(7)
     drawn = [draw_ids(40, rng) for _ in range(50)]

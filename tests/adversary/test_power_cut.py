@@ -31,7 +31,7 @@ TRACED = "trace=pwrite64,fsync,fdatasync,ftruncate,unlink,write"
 KEEP = """
 import asyncio, os, signal, sys
 from ondine_core.store import open_store
-from ondine_core.values import Answer
+from ondine_core.types.values import Answer
 from tests.support.books import keep, key_of
 
 async def main():

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from ondine_core import ModelSpec, Options, Policy, Report, enrich_sync
-from ondine_core.books import Settled
 from ondine_core.errors import StoreError
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import main
-from ondine_core.store.places import connect
+from ondine_core.store.connect import connect
 from ondine_core.store.queries import prune
 from ondine_core.store.sqlite_files import store_files
-from ondine_core.values import Answer
+from ondine_core.types.ledger import CallFinished
+from ondine_core.types.values import Answer
 from tests.support.asking import PROMPT, texts
 from tests.support.books import call_to, fresh_place, keep, key_of, keys_in
 from tests.support.postgres import PASSWORD
@@ -35,7 +35,7 @@ ANSWER = Answer({"text": "x" * 500}, "m")
 def ask(provider: Provider, path: Path, rows: int, warnings: list[str] | None = None) -> Report:
     model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
     told = [] if warnings is None else warnings
-    options = Options(store=path, policy=Policy(max_concurrency=4), on_trouble=told.append)
+    options = Options(store=path, policy=Policy(max_concurrency=4), on_observer_error=told.append)
     return enrich_sync(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
 
 
@@ -140,9 +140,10 @@ def test_store_that_was_removed_is_noticed_at_the_next_commit_and_saved(
     assert len(keys_in(path)) == 2 * answers + 1
 
 
-def settled(first: int, count: int) -> list[Settled]:
+def settled(first: int, count: int) -> list[CallFinished]:
     return [
-        Settled(call_to(key_of(n)), "answered", answers=((key_of(n), ANSWER),)) for n in range(first, first + count)
+        CallFinished(call_to(key_of(n)), "answered", answers=((key_of(n), ANSWER),))
+        for n in range(first, first + count)
     ]
 
 

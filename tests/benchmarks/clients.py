@@ -133,7 +133,7 @@ def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
     import aiohttp  # noqa: F401  (which its first call would import, and which the others have imported by then)
 
     from ondine_core import ModelSpec, Options, Policy, enrich_sync
-    from ondine_core.rates import Rates
+    from ondine_core.limits.rates import Rates
 
     per_minute = None if work.requests_per_s is None else round(60 * work.requests_per_s)
 
@@ -205,9 +205,9 @@ def store(work: Workload) -> Run:
     """The store alone: answers of calls that take no time, noted and settled as the engine does."""
     from decimal import Decimal
 
-    from ondine_core.books import Origin, Sent, Settled
     from ondine_core.store import open_store
-    from ondine_core.values import Answer, Usage
+    from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+    from ondine_core.types.values import Answer, Usage
 
     origin, usage, usd = Origin("run", "asset", "partition"), Usage(40, 0, 10), Decimal("0.0001")
 
@@ -217,11 +217,11 @@ def store(work: Workload) -> Run:
         async def loop() -> None:
             for number in numbers:
                 keys = tuple((number + at).to_bytes(16) for at in range(work.batch_size))
-                sent = Sent(number.to_bytes(16), origin, _MODEL, "ask", keys, 0.0)
+                sent = CallStarted(number.to_bytes(16), origin, _MODEL, "ask", keys, 0.0)
                 values = {"sentiment": "positive", "topic": f"row {number}"}
                 answers = tuple((key, Answer(values, _MODEL, 1, work.batch_size, usd, "req-1", 0.0)) for key in keys)
                 await kept.send(sent)
-                await kept.settle(Settled(sent, "answered", usage, usd, answers))
+                await kept.settle(CallFinished(sent, "answered", usage, usd, answers))
 
         with open_store(work.store) as kept:
             await asyncio.gather(*(loop() for _ in range(work.concurrency)))

@@ -8,10 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from ondine_core.cost_tracker import Spend
-from ondine_core.report import Progress
-from ondine_core.values import Failure
-from ondine_dagster.report import progress_metadata
+from ondine_core.types.progress import Progress, Spend
+from ondine_core.types.values import Failure
+from ondine_dagster.reporting.metadata import progress_metadata
 
 ROOT = Path(__file__).parents[2]
 KEY = re.compile(r"ondine/[a-z0-9_/]+")
@@ -28,7 +27,7 @@ def test_every_key_is_on_the_page_and_no_other() -> None:
 def written_keys() -> set[str]:
     """The keys of metadata that `ondine_dagster` writes."""
     found: set[str] = set()
-    for file in (ROOT / "ondine_dagster").glob("*.py"):
+    for file in (ROOT / "ondine_dagster").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found |= made_of(node)

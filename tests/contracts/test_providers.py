@@ -22,9 +22,9 @@ from ondine_core import (
     TransientError,
     Usage,
 )
-from ondine_core.pricing import find_price
-from ondine_core.schema import compile_schema
-from ondine_core.values import Message
+from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.providers.pricing import find_price
+from ondine_core.types.values import Message
 from tests.support.asking import one_call
 from tests.support.clients import (
     CALL,

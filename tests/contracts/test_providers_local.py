@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from ondine_core import Call, ChatModel, FatalError, ModelSpec, ProviderError, TransientError
-from ondine_core.pricing import FREE, find_price
 from ondine_core.providers import connect
+from ondine_core.providers.pricing import FREE, find_price
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.asking import one_call
 from tests.support.clients import CALL, SCHEMA, WORDS
 

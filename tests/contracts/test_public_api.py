@@ -10,14 +10,15 @@ import pytest
 
 import ondine_core
 import ondine_dagster
-from ondine_core import cleaning, errors, sanitizer, telemetry
+from ondine_core import errors, telemetry
 from ondine_core.errors import OndineError
+from ondine_core.preprocessing import cleaning, sanitizer
 
 CORE = """
-    Answer AnswerStore Audit BudgetExhaustedError CalibrationPlan Call Cap ChatModel Clock ConfigError FailedRowsError
-    Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt ProviderError Rates
-    RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel Skipped StoreError Strategy TransientError Usage
-    enrich enrich_sync load_presets open_store openai_compatible preset
+    Answer AnswerStore Audit BatchStrategy BudgetExhaustedError BudgetLimit CalibrationPlan Call ChatModel Clock
+    ConfigError FailedRowsError Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt
+    ProviderError Rates RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel Skipped StoreError
+    TransientError Usage enrich enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = """
     CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource NullRateCheck

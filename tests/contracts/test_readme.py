@@ -12,7 +12,7 @@ import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 
 from ondine_core import ScriptedModel
-from ondine_core.schema import compile_schema
+from ondine_core.prompts.output_schema import compile_schema
 from ondine_dagster import LLMAssetComponent
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from ondine_core import Call, FatalError, ModelSpec, Options, Prompt, enrich_sync
 from ondine_core.providers import connect
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ondine_core import FatalError, ModelSpec, Reply, TransientError
-from ondine_core.ports import ChatModel
 from ondine_core.providers import connect
+from ondine_core.types.protocols import ChatModel
 from tests.support.asking import one_call
 from tests.support.azure_provider import CALL, KEY, AzureProvider, calls
 from tests.support.provider import first, slow, status

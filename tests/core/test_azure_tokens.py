@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from ondine_core import FatalError, Reply, TransientError
-from ondine_core.ports import ChatModel
 from ondine_core.providers import connect
 from ondine_core.providers.azure import connect_azure
+from ondine_core.types.protocols import ChatModel
 from tests.support.asking import one_call
 from tests.support.azure_provider import CALL, AzureProvider, Credential, Token, calls, spec
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.batch_size import AdaptiveSize, adapt, start_size, take_rows
+from ondine_core.batching.batch_size import AdaptiveSize, adapt, start_size, take_rows
 from ondine_core.errors import ConfigError
 
 Owed = Callable[[int], int]

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import Options, Policy, ScriptedModel, enrich
-from ondine_core.batching import ONE_PER_CALL, STRATEGIES, Strategy, explain_fallback, find_strategy
+from ondine_core.batching.strategy import ONE_PER_CALL, STRATEGIES, BatchStrategy, explain_fallback, find_strategy
 from ondine_core.errors import ConfigError
-from ondine_core.prompts import Prompt
-from ondine_core.question import Question
-from ondine_core.schema import Output
-from ondine_core.values import Batch, Call, Failure, Item, Message
-from tests.support.batches import OUTPUT, PROMPT, QUESTION, batch, every_strategy, question
+from ondine_core.prompts.output_schema import Output
+from ondine_core.prompts.task import Task
+from ondine_core.prompts.template import Prompt
+from ondine_core.types.values import Batch, Call, Failure, Item, Message
+from tests.support.batches import OUTPUT, PROMPT, QUESTION, batch, every_strategy, task
 
 # -- one prompt a call ---------------------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ from tests.support.batches import OUTPUT, PROMPT, QUESTION, batch, every_strateg
 @pytest.mark.parametrize("output", ["mood", OUTPUT])
 def test_one_per_call_says_the_prompt_and_no_more(output: Output) -> None:
     """A prompt that travels alone is sent as it is, with the schema that its reply is held to."""
-    asked = question("Classify.\nReview: {review}", output)
+    asked = task("Classify.\nReview: {review}", output)
     call = ONE_PER_CALL.encode(batch(asked, ["q"]), asked)
     assert call == Call((Message("user", "Classify.\nReview: q"),), asked.schema.json_schema)
 
@@ -49,10 +49,10 @@ def test_one_per_call_takes_the_reply_whole(text: str) -> None:
 
 @every_strategy
 @pytest.mark.parametrize("output", ["mood", OUTPUT])
-def test_the_fixed_part_comes_first_and_never_changes(strategy: Strategy, output: Output) -> None:
+def test_the_fixed_part_comes_first_and_never_changes(strategy: BatchStrategy, output: Output) -> None:
     """Instructions and examples are the same bytes in every batch, so that a prefix cache pays; rows come last."""
     prompt = PROMPT if output is OUTPUT else Prompt(PROMPT.text, system=PROMPT.system)
-    asked = question(prompt, output)
+    asked = task(prompt, output)
     first = strategy.encode(batch(asked, ["a", "b"]), asked)
     second = strategy.encode(batch(asked, ["c"] * 3, complaint="no"), asked)
     assert first.messages[:-1] == second.messages[:-1]
@@ -82,7 +82,7 @@ def test_json_is_held_to_by_the_provider() -> None:
 )
 def test_columns_may_be_called_id(template: str, columns: list[str], name: str) -> None:
     """The local id makes room for columns read and written, and is called the same in rows and answers."""
-    asked = question(template, dict.fromkeys(columns, "string"))
+    asked = task(template, dict.fromkeys(columns, "string"))
     call = STRATEGIES["json"].encode(Batch((Item(b"", "", dict.fromkeys(asked.prompt.columns, "x")),)), asked)
     assert json.loads(call.json_schema)["properties"]["answers"]["items"]["required"] == [name, *columns]
     travelling = asked.prompt.columns if len(asked.prompt.columns) > 1 else ["x"]
@@ -99,7 +99,7 @@ def test_columns_may_be_called_id(template: str, columns: list[str], name: str) 
 )
 def test_logic_that_cannot_be_hoisted_travels_with_each_row(template: str, hoisted: bool) -> None:
     """A template of plain placeholders is said once; one with logic is rendered in full for every item."""
-    asked = question(Prompt(template, syntax="jinja2"))
+    asked = task(Prompt(template, syntax="jinja2"))
     call = STRATEGIES["json"].encode(batch(asked, ["tea"]), asked)
     assert ("{review}" in call.messages[0].content) is hoisted
     assert (explain_fallback(asked) is None) is hoisted
@@ -115,7 +115,7 @@ def test_twenty_rows_a_call_send_a_fifth_of_the_prompt(name: str, share: float) 
 
     XML's tags alone cost half as much as such a row.
     """
-    asked = question("Please judge. " * 42 + "\n{text}", {"a": str})
+    asked = task("Please judge. " * 42 + "\n{text}", {"a": str})
     rows = [{"text": f"{number:02d}" + "x" * 78} for number in range(20)]
     items = tuple(Item(b"", asked.prompt.render(row), asked.prompt.fields(row)) for row in rows)
 
@@ -140,11 +140,11 @@ def test_only_fields_that_say_something_are_described() -> None:
         "topic": "string",
         "why": {"type": "string", "description": "in brief"},
     }
-    said = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), question("{review}", kinds)).messages[0].content
+    said = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), task("{review}", kinds)).messages[0].content
     assert said.endswith(
         '\nFields: {"mood":{"enum":["good","bad"],"type":"string"},"why":{"description":"in brief","type":"string"}}'
     )
-    plain = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), question("{review}", {"topic": str})).messages[0].content
+    plain = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), task("{review}", {"topic": str})).messages[0].content
     assert "Fields" not in plain
 
 
@@ -152,7 +152,7 @@ def test_only_fields_that_say_something_are_described() -> None:
 def test_examples_show_values_as_they_are_read(name: str) -> None:
     """An example's list is JSON and its null is nothing, as a reply's would be."""
     output = {"tags": list[str], "topic": {"type": "string", "nullable": True}}
-    asked = question(Prompt("{review}", examples=[("x", {"tags": ["a", "b"], "topic": None})]), output)
+    asked = task(Prompt("{review}", examples=[("x", {"tags": ["a", "b"], "topic": None})]), output)
     shown = STRATEGIES[name].encode(batch(asked, ["q"]), asked).messages[2].content
     (found,) = (STRATEGIES[name].decode(batch(asked, ["q"]), shown, asked) or {}).values()
     assert asked.schema.parse(found) == {"tags": ["a", "b"], "topic": None}
@@ -161,19 +161,19 @@ def test_examples_show_values_as_they_are_read(name: str) -> None:
 # -- a strategy of one's own ---------------------------------------------------------------------------------------
 
 
-def write_lines(batch: Batch, _: Question) -> Call:
+def write_lines(batch: Batch, _: Task) -> Call:
     """Numbered lines, after the template."""
     lines = "\n".join(f"{number}. {item.fields['review']}" for number, item in enumerate(batch.items, 1))
     return Call((Message("user", f"For each line, reply with its number and the mood: {lines}"),))
 
 
-def read_lines(_: Batch, text: str, __: Question) -> Mapping[int, str]:
+def read_lines(_: Batch, text: str, __: Task) -> Mapping[int, str]:
     """The mood on each numbered line; raises for anything else."""
     pairs = [line.split(". ") for line in text.splitlines()]
     return {int(number): json.dumps({"mood": mood}) for number, mood in pairs}
 
 
-LINES = Strategy("lines", write_lines, read_lines)
+LINES = BatchStrategy("lines", write_lines, read_lines)
 
 
 def mood_of(prompt: str) -> Any:

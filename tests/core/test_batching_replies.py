@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching import STRATEGIES, Strategy
-from ondine_core.prompts import Prompt
-from ondine_core.schema import Invalid
-from tests.support.batches import QUESTION, batch, every_strategy, question, reply_with
+from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
+from ondine_core.prompts.output_schema import Invalid
+from ondine_core.prompts.template import Prompt
+from tests.support.batches import QUESTION, batch, every_strategy, reply_with, task
 from tests.support.strategies import TEXTS
 
 # What no notation can carry unchanged is left out: XML knows no control characters, and turns line ends into \\n.
@@ -44,7 +44,7 @@ ANSWERS = st.fixed_dictionaries(
 
 @every_strategy
 @given(st.lists(ANSWERS, min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_answers_come_back_to_their_ids(strategy: Strategy, answers: list[dict[str, Any]], rng: Any) -> None:
+def test_answers_come_back_to_their_ids(strategy: BatchStrategy, answers: list[dict[str, Any]], rng: Any) -> None:
     """In any order, whatever markup the answers contain, each id has its own answer, with its types."""
     numbered = dict(enumerate(answers, 1))
     shuffled = dict(rng.sample(sorted(numbered.items(), key=lambda pair: pair[0]), len(numbered)))
@@ -54,12 +54,12 @@ def test_answers_come_back_to_their_ids(strategy: Strategy, answers: list[dict[s
     assert {number: QUESTION.schema.parse(text) for number, text in found.items()} == numbered
 
 
-ECHO = question("Say again: {review}", {"again": str})
+ECHO = task("Say again: {review}", {"again": str})
 
 
 @every_strategy
 @given(texts=st.lists(st.lists(st.text(max_size=9) | HOSTILE, max_size=4).map("".join), min_size=1, max_size=6))
-def test_what_is_asked_comes_back(strategy: Strategy, texts: list[str]) -> None:
+def test_what_is_asked_comes_back(strategy: BatchStrategy, texts: list[str]) -> None:
     """A model that repeats what it reads gives each row its own text back, whatever that is made of."""
     asked = batch(ECHO, texts)
     form = strategy.encode.args[0]
@@ -76,9 +76,9 @@ def in_xml(text: str) -> str:
 
 
 @every_strategy
-def test_free_text_and_patterns_travel_in_batches_too(strategy: Strategy) -> None:
+def test_free_text_and_patterns_travel_in_batches_too(strategy: BatchStrategy) -> None:
     """What is not a JSON object alone travels in a field of its own."""
-    asked = question(Prompt("Sum up {review}", examples=[("long", "short")]), "summary")
+    asked = task(Prompt("Sum up {review}", examples=[("long", "short")]), "summary")
     found = strategy.decode(
         batch(asked, ["a", "b"]), reply_with(strategy, {2: {"answer": "B"}, 1: {"answer": "A"}}), asked
     )
@@ -99,14 +99,14 @@ def test_no_reply_breaks_a_strategy(texts: list[str], reply: str) -> None:
 A, B = {"mood": "a", "stars": 1, "sure": True, "score": 0.5}, {"mood": "b", "stars": None, "sure": False, "score": 1.0}
 
 
-def answers(text: str, strategy: Strategy, rows: int = 2) -> Mapping[int, Any] | None:
+def answers(text: str, strategy: BatchStrategy, rows: int = 2) -> Mapping[int, Any] | None:
     """The valid answers in a reply, by local id."""
     found = strategy.decode(batch(QUESTION, ["x"] * rows), text, QUESTION)
     parsed = {number: QUESTION.schema.parse(one) for number, one in (found or {}).items()}
     return None if found is None else {number: one for number, one in parsed.items() if not isinstance(one, Invalid)}
 
 
-def written(strategy: Strategy, *records: Mapping[str, Any]) -> str:
+def written(strategy: BatchStrategy, *records: Mapping[str, Any]) -> str:
     form = strategy.encode.args[0]
     return f'{{"answers":{form.write(records)}}}' if form.name == "json" else form.write(records)
 
@@ -132,7 +132,7 @@ def written(strategy: Strategy, *records: Mapping[str, Any]) -> str:
     ],
 )
 def test_answers_are_joined_by_id(
-    strategy: Strategy, records: list[dict[str, Any]], found: Mapping[int, Any] | None
+    strategy: BatchStrategy, records: list[dict[str, Any]], found: Mapping[int, Any] | None
 ) -> None:
     """Whatever a reply repeats, invents, drops or contradicts, a row has the one answer under its id or none."""
     assert answers(written(strategy, *records), strategy) == found
@@ -140,7 +140,7 @@ def test_answers_are_joined_by_id(
 
 @every_strategy
 @pytest.mark.parametrize("fence", ["```\n{}\n```", "```json\n{}\n```\n", "\n\n{}\n"])
-def test_a_fence_around_a_reply_is_stripped(strategy: Strategy, fence: str) -> None:
+def test_a_fence_around_a_reply_is_stripped(strategy: BatchStrategy, fence: str) -> None:
     """A reply in a code fence, or with empty lines around it, is the reply."""
     assert answers(fence.replace("{}", reply_with(strategy, {1: A, 2: B})), strategy) == {1: A, 2: B}
 
@@ -168,7 +168,7 @@ def test_json_may_come_as_a_bare_list() -> None:
 @pytest.mark.parametrize(("value", "text"), [("", ""), (None, ""), (0, "0"), (False, "false"), (["ä"], '["ä"]')])
 def test_free_text_is_what_would_have_been_said_alone(value: Any, text: str) -> None:
     """A value where a text was asked for is the JSON that stands in the reply; nothing is no text."""
-    asked = question("{review}", "summary")
+    asked = task("{review}", "summary")
     found = STRATEGIES["json"].decode(batch(asked, ["a"]), orjson.dumps([{"id": 1, "answer": value}]).decode(), asked)
     assert found == {1: text}
 
@@ -185,7 +185,7 @@ def test_texts_are_read_as_their_schema_says(name: str) -> None:
         "mixed": {"enum": ["1", 2, None]},
         "size": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
     }
-    asked, strategy = question("{review}", kinds), STRATEGIES[name]
+    asked, strategy = task("{review}", kinds), STRATEGIES[name]
     rows = [
         {"text": "null", "maybe": "null", "flag": "True", "list": '["a"]', "choice": "1", "mixed": "1", "size": "7"},
         {"text": "12", "maybe": "", "flag": "false", "list": "[]", "choice": "yes", "mixed": "2", "size": "null"},
@@ -203,7 +203,7 @@ def test_texts_are_read_as_their_schema_says(name: str) -> None:
 
 
 @every_strategy
-def test_a_reply_may_hold_what_no_text_can(strategy: Strategy) -> None:
+def test_a_reply_may_hold_what_no_text_can(strategy: BatchStrategy) -> None:
     """Lone surrogates, as broken decoders leave behind, spoil neither the run nor the other answers."""
     broken = reply_with(strategy, {1: A, 2: B}).replace("b", "\ud800")
     assert 1 in (answers(broken, strategy) or {1: A})

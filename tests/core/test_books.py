@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.books import Audit, Line, Origin, Sent, Settled
-from ondine_core.pricing import Price
+from ondine_core.providers.pricing import Price
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer, Failure, Usage
+from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Origin, UsageTotals
+from ondine_core.types.values import Answer, Failure, Usage
 from tests.support.books import KINDS, call_to, fresh_place, key_of, look
 from tests.support.postgres import server
 
@@ -42,15 +42,15 @@ failures = st.builds(
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[Sent, Settled]:
+def calls(draw: st.DrawFn) -> tuple[CallStarted, CallFinished]:
     """A call, and what may become of it."""
     origin = Origin(draw(st.sampled_from(RUNS)), draw(st.sampled_from("ab")), draw(st.sampled_from(["", "p"])))
     most = draw(st.none() | tokens.map(lambda count: count * PRICE.output))
     stage = draw(st.sampled_from(["ask", "repair"]))
     asked = tuple(draw(st.lists(keys, max_size=3)))
-    sent = Sent(draw(st.binary(min_size=16, max_size=16)), origin, "m", stage, asked, draw(tokens) / 1.0, most)
+    sent = CallStarted(draw(st.binary(min_size=16, max_size=16)), origin, "m", stage, asked, draw(tokens) / 1.0, most)
     usage = Usage(*draw(st.tuples(tokens, tokens, tokens, tokens, tokens)))
-    return sent, Settled(
+    return sent, CallFinished(
         sent,
         draw(st.sampled_from(["answered", "refused"])),
         usage,
@@ -65,12 +65,12 @@ def calls(draw: st.DrawFn) -> tuple[Sent, Settled]:
 class Model:
     """The books in plain Python."""
 
-    open: dict[bytes, Sent] = field(default_factory=dict)
-    seen: list[Settled] = field(default_factory=list)
+    open: dict[bytes, CallStarted] = field(default_factory=dict)
+    seen: list[CallFinished] = field(default_factory=list)
     answers: dict[bytes, Answer] = field(default_factory=dict)
     failures: dict[bytes, Failure] = field(default_factory=dict)
 
-    def settle(self, settled: Settled) -> None:
+    def settle(self, settled: CallFinished) -> None:
         if self.open.pop(settled.sent.call, None):
             self.seen.append(settled)
         self.answers |= dict(settled.answers)
@@ -84,14 +84,14 @@ class Model:
         return Audit(
             self._line([one for one in seen if one.outcome == "answered"]),
             self._line([one for one in seen if one.outcome == "refused"]),
-            Line(len(lost), usd=None if None in lost else sum(lost, Decimal(0))),
+            UsageTotals(len(lost), usd=None if None in lost else sum(lost, Decimal(0))),
             sum(one.paid_twice for one in seen),
         )
 
     @staticmethod
-    def _line(seen: list[Settled]) -> Line:
+    def _line(seen: list[CallFinished]) -> UsageTotals:
         usd = None if any(one.usd is None for one in seen) else sum((one.usd for one in seen), Decimal(0))
-        return Line(len(seen), sum((one.usage for one in seen), Usage()), usd)
+        return UsageTotals(len(seen), sum((one.usage for one in seen), Usage()), usd)
 
 
 # What happens to a call: noted and settled in one breath with others, settled again, or never.
@@ -99,12 +99,12 @@ FATES = ("settled", "settled twice", "never noted", "lost")
 histories = st.lists(st.lists(st.tuples(calls(), st.sampled_from(FATES)), max_size=6), max_size=5)
 
 
-async def live_through(store: Store, model: Model, group: list[tuple[tuple[Sent, Settled], str]]) -> None:
+async def live_through(store: Store, model: Model, group: list[tuple[tuple[CallStarted, CallFinished], str]]) -> None:
     """Calls that are made at the same time."""
-    noted = [call for call, fate in group if fate != "never noted"]
+    noted = [call for call, state in group if state != "never noted"]
     await asyncio.gather(*(store.send(sent) for sent, _ in noted))
     model.open |= {sent.call: sent for sent, _ in noted}
-    seen = [settled for (_, settled), fate in group for _ in range(2 if "twice" in fate else 1) if fate != "lost"]
+    seen = [settled for (_, settled), state in group for _ in range(2 if "twice" in state else 1) if state != "lost"]
     await asyncio.gather(*(store.settle(settled) for settled in seen))
     for settled in seen:
         model.settle(settled)
@@ -122,7 +122,7 @@ def check(store: Store, model: Model) -> None:
     asyncio.run(main())
 
 
-def agree(place: str, history: list[list[tuple[tuple[Sent, Settled], str]]]) -> None:
+def agree(place: str, history: list[list[tuple[tuple[CallStarted, CallFinished], str]]]) -> None:
     """The store is closed and opened between groups, so that nothing of it is in memory only."""
     model = Model()
     called: set[bytes] = set()
@@ -137,7 +137,7 @@ def agree(place: str, history: list[list[tuple[tuple[Sent, Settled], str]]]) -> 
 
 @settings(deadline=None, max_examples=60)
 @given(histories)
-def test_books_agree_with_a_model(history: list[list[tuple[tuple[Sent, Settled], str]]]) -> None:
+def test_books_agree_with_a_model(history: list[list[tuple[tuple[CallStarted, CallFinished], str]]]) -> None:
     """After any sequence of calls, audit, answers, failures and open calls are what a model in plain Python says."""
     with tempfile.TemporaryDirectory() as folder:
         agree(f"{folder}/answers.db", history)
@@ -145,7 +145,9 @@ def test_books_agree_with_a_model(history: list[list[tuple[tuple[Sent, Settled],
 
 @settings(deadline=None, max_examples=25)
 @given(histories)
-def test_books_in_postgres_agree_with_a_model(history: list[list[tuple[tuple[Sent, Settled], str]]]) -> None:
+def test_books_in_postgres_agree_with_a_model(
+    history: list[list[tuple[tuple[CallStarted, CallFinished], str]]],
+) -> None:
     """The same on a server."""
     url = server().url()
     server().execute("DROP SCHEMA IF EXISTS ondine CASCADE", url)
@@ -169,7 +171,7 @@ def test_usd_is_the_sum_of_tokens_times_price(place: str) -> None:
         async def one(usage: Usage) -> None:
             call = call_to()
             await store.send(call)
-            await store.settle(Settled(call, "answered", usage, PRICE.cost(usage)))
+            await store.settle(CallFinished(call, "answered", usage, PRICE.cost(usage)))
 
         await asyncio.gather(*map(one, usages))
         line = (await store.audit("run-1")).answered
@@ -188,9 +190,9 @@ def test_price_finer_than_the_books_is_off_by_half_a_pico_dollar_a_call_at_most(
         for _ in range(10):
             call = call_to()
             await store.send(call)
-            await store.settle(Settled(call, "answered", usd=usd))
+            await store.settle(CallFinished(call, "answered", usd=usd))
         call = call_to()
-        await store.send(Sent(call.call, call.origin, "m", "ask", (), 0.0, usd))
+        await store.send(CallStarted(call.call, call.origin, "m", "ask", (), 0.0, usd))
         audit = await store.audit("run-1")
         assert abs(audit.answered.usd - 10 * usd) <= 10 * Decimal("0.5e-12")
         assert usd <= audit.unknown.usd < usd + Decimal("1e-12")
@@ -206,9 +208,9 @@ def test_days_are_those_on_which_calls_left(place: str) -> None:
     async def main(store: Store) -> None:
         for sent_at in (almost_midnight, almost_midnight + 0.2):
             call = call_to()
-            sent = Sent(call.call, call.origin, "m", "ask", (), sent_at)
+            sent = CallStarted(call.call, call.origin, "m", "ask", (), sent_at)
             await store.send(sent)
-            await store.settle(Settled(sent, "answered"))
+            await store.settle(CallFinished(sent, "answered"))
 
     with open_store(place) as store:
         asyncio.run(main(store))
@@ -222,8 +224,8 @@ SENDER = """
 import asyncio, os, sys
 from decimal import Decimal
 from ondine_core.store import open_store
-from ondine_core.books import Origin, Sent, Settled
-from ondine_core.values import Answer, Usage
+from ondine_core.types.ledger import Origin, CallStarted, CallFinished
+from ondine_core.types.values import Answer, Usage
 
 async def main(place, workers):
     loop = asyncio.get_running_loop()
@@ -238,12 +240,12 @@ async def main(place, workers):
     async def work(worker):
         while True:
             call = os.urandom(16)
-            sent = Sent(call, Origin("run-1", "asset"), "m", "ask", (call,), 0.0, Decimal("0.001"))
+            sent = CallStarted(call, Origin("run-1", "asset"), "m", "ask", (call,), 0.0, Decimal("0.001"))
             await store.send(sent)
             reply = waiting[call.hex().encode()] = loop.create_future()
             os.write(1, call.hex().encode() + b"\\n")
             await reply
-            await store.settle(Settled(sent, "answered", Usage(1), Decimal("0.0005"), ((call, Answer({}, "m")),)))
+            await store.settle(CallFinished(sent, "answered", Usage(1), Decimal("0.0005"), ((call, Answer({}, "m")),)))
 
     with open_store(place) as store:
         listening = asyncio.create_task(listen())

@@ -13,29 +13,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondine_core.batching import ONE_PER_CALL
-from ondine_core.books import Origin
-from ondine_core.budget import Budget, Cap, Hold, Purse
-from ondine_core.caps import units_of, usd_of
-from ondine_core.cost_tracker import CostTracker
-from ondine_core.enrichment import answer, enrich_sync
+from ondine_core.api import answer, enrich_sync
+from ondine_core.batching.packing import pack
+from ondine_core.batching.strategy import ONE_PER_CALL
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError, TransientError
-from ondine_core.options import Options
-from ondine_core.packing import pack
-from ondine_core.policy import Clock, Policy
-from ondine_core.ports import Numbers
-from ondine_core.pricing import FREE, Price
+from ondine_core.limits.budget import Budget, BudgetLimit, BudgetSet, Reservation
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.prompts.task import compile_task
+from ondine_core.providers.pricing import FREE, Price
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.question import compile_question
-from ondine_core.retry import RetryPolicy
-from ondine_core.values import Call, Item, Message, ModelSpec
+from ondine_core.store.budget_state import units_of, usd_of
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Origin
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Call, Item, Message, ModelSpec
 from tests.support.unreliable import MemoryStore, UnreliableModel, schedules
 from tests.support.virtual_clock import run_virtually
 
 # A reply of the unreliable model: 6 fresh input tokens, 4 cached, 3 of output.
 PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.0005"))
 A_REPLY = 6 * PRICE.input + 4 * PRICE.cached_input + 3 * PRICE.output
-QUESTION = compile_question("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=64))
+QUESTION = compile_task("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=64))
 POLICY = Policy(max_concurrency=4, max_repairs=1, retry=RetryPolicy(max_attempts=3))
 NOTHING: Numbers = (0.0, 0.0, 0.0)
 
@@ -229,7 +230,7 @@ ASKS = st.lists(
     max_size=30,
 )
 CAPS = st.lists(st.decimals("0.5", "20", places=10), min_size=1, max_size=3).map(
-    lambda amounts: tuple(Cap(usd, str(number), "ever") for number, usd in enumerate(amounts))
+    lambda amounts: tuple(BudgetLimit(usd, str(number), "ever") for number, usd in enumerate(amounts))
 )
 
 
@@ -240,29 +241,29 @@ def bound_of(length: int) -> Decimal:
     return bound
 
 
-def budget(cap: Cap, store: MemoryStore, clock: Clock, told: Callable[[str], None] = lambda _: None) -> Budget:
+def budget(cap: BudgetLimit, store: MemoryStore, clock: Clock, told: Callable[[str], None] = lambda _: None) -> Budget:
     return Budget(cap, "run", store, now=clock.now, sleep=clock.sleep, on_threshold=told)
 
 
 @settings(deadline=None)
 @given(ASKS, CAPS, st.sampled_from([0.0, 0.3]))
-def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[Cap, ...], store_s: float) -> None:
+def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[BudgetLimit, ...], store_s: float) -> None:
     """At every instant charged is within every cap; in the end exactly what was spent and may have been is charged."""
     store, expected, lost = WatchedStore(store_s), 0, 0
 
     async def main(clock: Clock) -> None:
-        def process() -> Purse:
-            return Purse(tuple(budget(cap, store, clock) for cap in caps))
+        def process() -> BudgetSet:
+            return BudgetSet(tuple(budget(cap, store, clock) for cap in caps))
 
         purses = [process() for _ in range(3)]
 
         async def make(ask: Ask) -> None:
             nonlocal expected, lost
-            purse = process() if ask.outcome == "crashed" else purses[ask.process]
+            budgets = process() if ask.outcome == "crashed" else purses[ask.process]
             bound = bound_of(ask.length)
             with suppress(BudgetExhaustedError, TimeoutError):
                 async with asyncio.timeout(ask.takes_s if ask.outcome == "cancelled" else None):
-                    holds = await purse.hold(bound)
+                    holds = await budgets.hold(bound)
                     if ask.outcome == "cancelled":
                         with suppress(asyncio.CancelledError):
                             await asyncio.Event().wait()
@@ -272,7 +273,7 @@ def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[Cap, ...
                     lost += units_of(bound)
                     return
                 expected += units_of(bound if cost is None else cost)
-                await purse.settle(holds, cost)
+                await budgets.settle(holds, cost)
 
         async with asyncio.TaskGroup() as group:
             for ask in asks:
@@ -281,28 +282,28 @@ def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[Cap, ...
 
     run_virtually(main)
     assert all(store.most_charged.get(cap.cell("run", 0), 0) <= cap.max_cost_usd for cap in caps)
-    assert all(purse == (usd_of(expected + lost), usd_of(expected)) for purse in store.charged)
+    assert all(budgets == (usd_of(expected + lost), usd_of(expected)) for budgets in store.charged)
 
 
 @settings(deadline=None, max_examples=30)
 @given(CAPS, st.integers(0, 30), st.decimals("0", "0.9", places=6), st.integers(1, 3))
-def test_a_purse_is_used_to_the_end(caps: tuple[Cap, ...], length: int, share: Decimal, processes: int) -> None:
+def test_a_purse_is_used_to_the_end(caps: tuple[BudgetLimit, ...], length: int, share: Decimal, processes: int) -> None:
     """Calls that cost less than their worst case go on, in all processes, until not one more would fit."""
     store, calls = WatchedStore(0.01), 0
 
     async def main(clock: Clock) -> None:
-        async def keep_calling(purse: Purse) -> None:
+        async def keep_calling(budgets: BudgetSet) -> None:
             nonlocal calls
             bound = bound_of(length)
             with suppress(BudgetExhaustedError):
                 while calls < 2000:
-                    holds = await purse.hold(bound)
+                    holds = await budgets.hold(bound)
                     calls += 1
                     await clock.sleep(0.1)
-                    await purse.settle(holds, max(bound * share, Decimal("0.02")))
+                    await budgets.settle(holds, max(bound * share, Decimal("0.02")))
 
-        purses = [Purse(tuple(budget(cap, store, clock) for cap in caps)) for _ in range(processes)]
-        await asyncio.gather(*(keep_calling(purse) for purse in purses for _ in range(4)))
+        purses = [BudgetSet(tuple(budget(cap, store, clock) for cap in caps)) for _ in range(processes)]
+        await asyncio.gather(*(keep_calling(budgets) for budgets in purses for _ in range(4)))
 
     run_virtually(main)
     worst = bound_of(length)
@@ -313,7 +314,7 @@ def test_a_purse_is_used_to_the_end(caps: tuple[Cap, ...], length: int, share: D
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
 
-ONE = Cap(Decimal(1), "team", "ever")
+ONE = BudgetLimit(Decimal(1), "team", "ever")
 SIXTY = Decimal("0.6")
 
 
@@ -460,8 +461,8 @@ def test_what_waits_for_one_purse_holds_nothing_of_another() -> None:
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
-        day, month = Cap(Decimal(1), "team", "day"), Cap(Decimal(1), "team", "month")
-        mine = Purse((budget(month, store, clock), budget(day, store, clock)))
+        day, month = BudgetLimit(Decimal(1), "team", "day"), BudgetLimit(Decimal(1), "team", "month")
+        mine = BudgetSet((budget(month, store, clock), budget(day, store, clock)))
         theirs = budget(day, store, clock)
         hold = await theirs.hold(SIXTY)
         waiting = asyncio.ensure_future(mine.hold(bound_of(44)))
@@ -478,9 +479,9 @@ def test_a_budget_named_twice_is_refused() -> None:
     """It would be charged twice for each call."""
 
     async def main(clock: Clock) -> None:
-        twice = [budget(Cap(Decimal(usd), "team", "day"), MemoryStore(), clock) for usd in (1, 2)]
+        twice = [budget(BudgetLimit(Decimal(usd), "team", "day"), MemoryStore(), clock) for usd in (1, 2)]
         with pytest.raises(ConfigError, match="A budget is named twice: max_cost_usd=1 a day of the budget 'team', "):
-            Purse(tuple(twice))
+            BudgetSet(tuple(twice))
 
     run_virtually(main)
 
@@ -495,11 +496,11 @@ def test_a_call_that_is_cancelled_holds_nothing(after_s: float, times: int) -> N
     store = WatchedStore(0.05)
 
     async def main(clock: Clock) -> None:
-        caps = (Cap(Decimal(1), "a", "ever"), Cap(Decimal(1), "b", "ever"))
-        purse = Purse(tuple(budget(cap, store, clock) for cap in caps))
+        caps = (BudgetLimit(Decimal(1), "a", "ever"), BudgetLimit(Decimal(1), "b", "ever"))
+        budgets = BudgetSet(tuple(budget(cap, store, clock) for cap in caps))
 
         async def hold_and_settle() -> None:
-            await purse.settle(await purse.hold(bound_of(0)), Decimal(0))
+            await budgets.settle(await budgets.hold(bound_of(0)), Decimal(0))
 
         call = asyncio.ensure_future(hold_and_settle())
         await clock.sleep(after_s)
@@ -562,13 +563,13 @@ def test_a_store_that_fails_half_way_keeps_no_money() -> None:
 
     async def main(clock: Clock) -> None:
         store = HalfBroken(0.05)
-        purse = Purse(tuple(budget(Cap(Decimal(1), name, "ever"), store, clock) for name in "ab"))
+        budgets = BudgetSet(tuple(budget(BudgetLimit(Decimal(1), name, "ever"), store, clock) for name in "ab"))
         with pytest.raises(StoreError, match="disk full"):
-            await purse.hold(bound_of(0))
+            await budgets.hold(bound_of(0))
         assert store.charged == [(0, 0)]
-        hold = await purse.budgets[0].hold(SIXTY)
+        hold = await budgets.budgets[0].hold(SIXTY)
         with pytest.raises(StoreError, match="disk full"):
-            await purse.settle((Hold("b", 1), hold)[::-1], Decimal("0.1"))
+            await budgets.settle((Reservation("b", 1), hold)[::-1], Decimal("0.1"))
         assert store.charged == [(Decimal("0.1"), Decimal("0.1"))]
 
     run_virtually(main)
@@ -585,7 +586,7 @@ def test_a_new_period_is_a_new_purse(period: Literal["day", "month"], over_s: fl
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
-        cap = Cap(Decimal(1), "team", period)
+        cap = BudgetLimit(Decimal(1), "team", period)
         mine, theirs = budget(cap, store, clock), budget(cap, store, clock)
         await clock.sleep(over_s - 10)
         hold = await theirs.hold(SIXTY)
@@ -629,7 +630,7 @@ def test_a_threshold_is_told_again_when_the_cap_is_raised() -> None:
     async def main(clock: Clock) -> None:
         store = WatchedStore()
         for usd in (1, 1, 2):
-            mine = budget(Cap(Decimal(usd), "team", "month"), store, clock, told.append)
+            mine = budget(BudgetLimit(Decimal(usd), "team", "month"), store, clock, told.append)
             await mine.settle(await mine.hold(Decimal("0.4")), Decimal("0.8") if usd == 2 else Decimal("0.4"))
 
     run_virtually(main)
@@ -644,7 +645,7 @@ def test_the_figures_of_a_purse() -> None:
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
-        mine = budget(Cap(Decimal(4), "team", "ever"), store, clock)
+        mine = budget(BudgetLimit(Decimal(4), "team", "ever"), store, clock)
         await mine.settle(await mine.hold(Decimal(1)), Decimal("0.5"))
         await mine.settle(await mine.hold(Decimal(1)), None)
         await mine.settle(await mine.hold(Decimal(1)), Decimal(0))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.agreement import Agreement, Calibration, Values, compare, wilson
-from ondine_core.calibration import Calibrated, CalibrationPlan, calibrate, next_size, sample
+from ondine_core.batching.agreement import Agreement, Calibration, Values, compare, wilson
+from ondine_core.batching.calibration import Calibrated, CalibrationPlan, calibrate, next_size, sample
 from ondine_core.errors import ConfigError
-from ondine_core.schema import Column, compile_schema
-from ondine_core.values import Json, Key
+from ondine_core.prompts.output_schema import Column, compile_schema
+from ondine_core.types.values import Json, Key
 
 KEYS = [number.to_bytes(16) for number in range(200)]
 LABEL = compile_schema({"label": {"enum": ["a", "b"]}}).columns

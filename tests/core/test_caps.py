@@ -8,14 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ondine_core.caps import Cap, Period, units_of, usd_of
 from ondine_core.errors import ConfigError
+from ondine_core.limits.budget_limit import BudgetLimit, Period
+from ondine_core.store.budget_state import units_of, usd_of
 
 EVE = dt.datetime(2026, 11, 30, 23, 59, 59, tzinfo=dt.UTC).timestamp()
 
 
-def cap(period: Period, name: str = "team") -> Cap:
-    return Cap(Decimal(5), name, period)
+def cap(period: Period, name: str = "team") -> BudgetLimit:
+    return BudgetLimit(Decimal(5), name, period)
 
 
 @pytest.mark.parametrize(
@@ -28,14 +29,16 @@ def cap(period: Period, name: str = "team") -> Cap:
         (cap("ever"), "budget:ever::team"),
     ],
 )
-def test_where_the_numbers_are(cap: Cap, cell: str) -> None:
+def test_where_the_numbers_are(cap: BudgetLimit, cell: str) -> None:
     """Under the name, and the run or the period."""
     assert cap.cell("7f3", EVE) == cell
 
 
 def test_days_are_the_same_everywhere() -> None:
     """They are UTC's, whatever the time zone of the machine."""
-    code = f"from ondine_core.caps import Cap; print(Cap(5, 'team', 'day').cell('', {EVE}))"
+    code = (
+        f"from ondine_core.limits.budget_limit import BudgetLimit; print(BudgetLimit(5, 'team', 'day').cell('', {EVE}))"
+    )
     far_away = {**os.environ, "TZ": "Asia/Tokyo"}
     said = subprocess.run([sys.executable, "-c", code], env=far_away, check=True, capture_output=True, text=True)
     assert said.stdout.strip() == cap("day").cell("", EVE)
@@ -83,7 +86,7 @@ def test_no_two_share_a_purse_by_accident(one: str, run: str, other: str, other_
 def test_a_cap_that_means_nothing_is_refused(arguments: dict, message: str) -> None:
     """The error names the setting, its value, and what is valid."""
     with pytest.raises(ConfigError, match=message):
-        Cap(**arguments)
+        BudgetLimit(**arguments)
 
 
 def test_a_cap_in_words() -> None:
@@ -95,7 +98,7 @@ def test_a_cap_in_words() -> None:
 
 def test_a_number_is_meant_as_it_is_written() -> None:
     """A tenth is a tenth."""
-    assert Cap(0.1) == Cap(Decimal("0.1"))  # type: ignore[arg-type]
+    assert BudgetLimit(0.1) == BudgetLimit(Decimal("0.1"))  # type: ignore[arg-type]
 
 
 USD = st.decimals("1e-9", "1e6", places=15)
@@ -105,7 +108,7 @@ USD = st.decimals("1e-9", "1e6", places=15)
 def test_rounding_never_loosens(usd: Decimal) -> None:
     """What is paid counts at least as much as it is, what may be paid at most; both by less than a nano-dollar."""
     assert usd <= usd_of(units_of(usd)) < usd + Decimal("1e-9")
-    assert usd - Decimal("1e-9") < usd_of(Cap(usd).units) <= usd
+    assert usd - Decimal("1e-9") < usd_of(BudgetLimit(usd).units) <= usd
 
 
 @given(st.integers(0, 2**53))

@@ -14,17 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core import Price
-from ondine_core.charges import Charge, check_usage, decide_charge
-from ondine_core.cost_tracker import CostTracker
-from ondine_core.enrichment import answer
+from ondine_core.api import answer
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
 from ondine_core.errors import BudgetExhaustedError, ConfigError
-from ondine_core.options import Options
-from ondine_core.policy import Clock, Policy
-from ondine_core.pricing import find_price, find_unpriced_part
+from ondine_core.prompts.task import compile_task
+from ondine_core.providers.charges import Charge, check_usage, decide_charge
 from ondine_core.providers.openai_http import chat_reply
+from ondine_core.providers.pricing import find_price, find_unpriced_part
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of, usage_of
-from ondine_core.question import compile_question
-from ondine_core.values import Call, Message, ModelSpec, Reply, Usage
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Call, Message, ModelSpec, Reply, Usage
 from tests.core.test_budget import WatchedStore
 from tests.support.asking import ask, options, texts
 from tests.support.provider import Asked, Canned, Provider
@@ -215,7 +216,7 @@ class Gateway:
         """Nothing to close."""
 
 
-QUESTION = compile_question("Say: {text}", {"answer": str}, ModelSpec("test/gateway", max_output_tokens=MAX_OUTPUT))
+QUESTION = compile_task("Say: {text}", {"answer": str}, ModelSpec("test/gateway", max_output_tokens=MAX_OUTPUT))
 SMALL = st.builds(
     Truth, st.integers(1, 20), st.integers(0, 2), st.integers(0, 2), st.integers(1, 150), st.integers(0, 150)
 )
@@ -507,12 +508,12 @@ def test_a_cap_on_what_cannot_be_priced_is_refused(model: str, params: Json, com
     """Before the first call, with the part that has no price and what to do; without a cap its cost is unknown."""
     spec = ModelSpec(model, api_key="k", params=params, max_output_tokens=50)
     assert complaint in str(find_unpriced_part(spec))
-    question = compile_question("Say: {text}", {"answer": str}, spec)
+    task = compile_task("Say: {text}", {"answer": str}, spec)
 
     async def main(clock: Clock) -> None:
         chosen = Options(max_cost_usd=1, clock=clock, store=WatchedStore())
         with pytest.raises(ConfigError, match=r"cannot bound a call of .*input_cost_per_1k_tokens"):
-            await answer({"text": ["a"]}, question, chosen, Gateway([], PRICE, []))
+            await answer({"text": ["a"]}, task, chosen, Gateway([], PRICE, []))
 
     run_virtually(main)
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ondine_core import ConfigError, Options, ScriptedModel, enrich_sync
-from ondine_core.cleaning import (
+from ondine_core.preprocessing.cleaning import (
     Truncation,
     collapse_punctuation,
     collapse_whitespace,
@@ -24,7 +24,7 @@ from ondine_core.cleaning import (
     strip_markdown,
     truncate,
 )
-from ondine_core.tokens import counter
+from ondine_core.providers.tokenizer import counter
 from tests.support.growth import grows_no_faster_than_its_text
 
 COUNT = counter("openai/gpt-4o-mini")
@@ -319,8 +319,8 @@ def test_rows_are_asked_as_they_were_cleaned() -> None:
     assert report.column("said")[:4] == ["hot!", "hot!", "7", None]
     assert report.column("said")[4].endswith("x […]")
     assert len(model.calls) == 3
-    assert report.treatment is not None
-    assert report.treatment.rows_truncated == 1
+    assert report.preprocess_stats is not None
+    assert report.preprocess_stats.rows_truncated == 1
 
 
 def test_changing_the_steps_asks_only_what_reads_differently(tmp_path: Any) -> None:

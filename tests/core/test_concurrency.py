@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue, CallOutcome, InFlightCall
-from ondine_core.policy import Clock
+from ondine_core.types.clock import Clock
 from tests.support.servers import (
     Server,
     always,
@@ -174,8 +174,8 @@ class Run:
 
     def _end(self, count: int, pause_s: float) -> None:
         for _ in range(min(count, len(self._out))):
-            ticket = self._out.pop(self._rng.randrange(len(self._out)))
-            self._throttle.finish(ticket, self._now, self._rng.choice(self._mood))
+            slot = self._out.pop(self._rng.randrange(len(self._out)))
+            self._throttle.finish(slot, self._now, self._rng.choice(self._mood))
             self._now += pause_s / 10
             self._check()
 
@@ -258,10 +258,10 @@ def test_who_comes_first_enters_first() -> None:
         entered: list[int] = []
 
         async def one(number: int) -> None:
-            ticket = await gate.enter()
+            slot = await gate.enter()
             entered.append(number)
             await clock.sleep(1)
-            gate.leave(ticket, "answered")
+            gate.leave(slot, "answered")
 
         await asyncio.gather(*map(one, range(20)))
         assert entered == list(range(20))
@@ -361,10 +361,10 @@ def test_an_outage_lets_one_probe_through_and_then_everybody() -> None:
         async def one() -> None:
             ending: CallOutcome = "broken"
             while ending == "broken":
-                ticket = await gate.enter()
+                slot = await gate.enter()
                 await clock.sleep(0.05)
                 ending = "broken" if clock.now() < 10 else "answered"
-                gate.leave(ticket, ending)
+                gate.leave(slot, ending)
             served.append(clock.now())
 
         await asyncio.gather(*(one() for _ in range(100)))

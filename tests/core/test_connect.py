@@ -11,7 +11,7 @@ import pytest
 from ondine_core import Call, ConfigError, ModelSpec
 from ondine_core.providers import connect
 from ondine_core.providers.openai_servers import SERVERS
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.asking import one_call
 from tests.support.provider import Provider
 

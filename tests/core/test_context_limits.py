@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.context_limits import (
+from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.providers.context_window import (
     Room,
     estimate_answer_tokens,
     estimate_tokens,
@@ -17,8 +18,7 @@ from ondine_core.context_limits import (
     suggest_batch_size,
     validate_batch_size,
 )
-from ondine_core.schema import compile_schema
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 
 # -- the model's limits --------------------------------------------------------------------------------------------
 

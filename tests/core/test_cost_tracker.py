@@ -4,11 +4,12 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.books import Line, Stage
-from ondine_core.charges import Charge
-from ondine_core.cost_tracker import CostTracker, Spend
-from ondine_core.pricing import FREE, Price
-from ondine_core.values import Usage
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.providers.charges import Charge
+from ondine_core.providers.pricing import FREE, Price
+from ondine_core.types.ledger import CallReason, UsageTotals
+from ondine_core.types.progress import Spend
+from ondine_core.types.values import Usage
 
 PRICE = Price(Decimal("3e-6"), Decimal("15e-6"), Decimal("0.3e-6"))
 USAGES = st.builds(lambda fresh, cached, output: Usage(fresh + cached, cached, output), *[st.integers(0, 10**7)] * 3)
@@ -32,7 +33,7 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
         tracker.sent()
         tracker.lost(Decimal(2))
     total = sum(usages, Usage())
-    stages = {"ask": Line(len(usages), total, PRICE.cost(total))} if usages else {}
+    stages = {"ask": UsageTotals(len(usages), total, PRICE.cost(total))} if usages else {}
     usd, lost_usd = PRICE.cost(total), Decimal(2 * lost)
     assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, usd, stages, unknown_usd=lost_usd)
     assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
@@ -67,7 +68,7 @@ def test_an_unknown_price_is_never_zero() -> None:
     tracker = CostTracker(None)
     tracker.sent()
     assert tracker.answered("ask", Usage(10, 0, 5)) == Charge(None)
-    assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None, {"ask": Line(1, Usage(10, 0, 5), None)})
+    assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None, {"ask": UsageTotals(1, Usage(10, 0, 5), None)})
 
 
 def test_a_free_model_costs_a_known_nothing() -> None:
@@ -99,19 +100,22 @@ def test_a_spend_is_a_snapshot() -> None:
     assert tracker.spend.calls == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from(get_args(Stage)), USAGES)))
-def test_the_stages_add_up_to_the_whole(calls: list[tuple[Stage, Usage]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(get_args(CallReason)), USAGES)))
+def test_the_stages_add_up_to_the_whole(calls: list[tuple[CallReason, Usage]]) -> None:
     """What was spent on first asks, repairs, splits, retries and calibration is what was spent."""
     tracker = CostTracker(PRICE)
     for stage, usage in calls:
         tracker.answered(stage, usage)
-    whole = sum(tracker.spend.stages.values(), Line())
+    whole = sum(tracker.spend.stages.values(), UsageTotals())
     assert (whole.calls, whole.usage, whole.usd) == (len(calls), tracker.spend.usage, tracker.spend.usd)
 
 
 def test_spends_add_up_as_far_as_they_are_known() -> None:
     """Two runs together cost what both cost; if one is unknown, so is the sum."""
-    known, free = Spend(2, 1, 1, Usage(5), Decimal(3), {"ask": Line(1, Usage(5), Decimal(3))}), Spend(usd=Decimal(0))
+    known, free = (
+        Spend(2, 1, 1, Usage(5), Decimal(3), {"ask": UsageTotals(1, Usage(5), Decimal(3))}),
+        Spend(usd=Decimal(0)),
+    )
     assert known + free == known
-    assert (known + known).stages == {"ask": Line(2, Usage(10), Decimal(6))}
+    assert (known + known).stages == {"ask": UsageTotals(2, Usage(10), Decimal(6))}
     assert (known + Spend()).usd is None

@@ -12,21 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.enrichment import answer
+from ondine_core.api import answer
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
 from ondine_core.errors import FatalError, OndineError, TransientError
-from ondine_core.options import Options
-from ondine_core.policy import Clock, Policy
-from ondine_core.pricing import Price
-from ondine_core.question import compile_question
-from ondine_core.rate_limiter import Rates
-from ondine_core.report import Report
-from ondine_core.retry import RetryPolicy
-from ondine_core.values import Answer, Call, Failure, ModelSpec, Reply, Usage
+from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.prompts.task import compile_task
+from ondine_core.providers.pricing import Price
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Answer, Call, Failure, ModelSpec, Reply, Usage
 from tests.support.unreliable import FAULTS, MemoryStore, UnreliableModel, schedules
 from tests.support.virtual_clock import run_virtually
 
-QUESTION = compile_question("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
-RETRY = RetryPolicy(max_attempts=3, longest_outage_s=10)
+QUESTION = compile_task("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
+RETRY = RetryPolicy(max_attempts=3, max_outage_s=10)
 POLICY = Policy(max_concurrency=4, max_repairs=1, retry=RETRY)
 HEALTHY = ((), "none")
 
@@ -76,7 +77,7 @@ def test_terminating(policy: Policy, texts: list[str], schedule: tuple) -> None:
     # A batch of 5 may be repaired once, halved to 3, to 2 and to 1, and repaired when it is alone.
     asks = 1 + policy.max_repairs + (4 if policy.batch_size > 1 else 0)
     # While the provider answers nobody it is probed, at most four times a second.
-    probes = 4 * RETRY.longest_outage_s
+    probes = 4 * RETRY.max_outage_s
     bound = asks * RETRY.max_attempts + probes
     assert all(model.asked.count(text) <= bound for text in set(texts))
 
@@ -186,18 +187,20 @@ def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
     model, store = UnreliableModel(HEALTHY), MemoryStore(commit_s=1000)
 
     async def main(clock: Clock) -> None:
-        options = Options(store=store, policy=POLICY, clock=clock, on_progress=lambda now: told.append(now.rows_done))
+        options = Options(
+            store=store, policy=POLICY, clock=clock, on_progress=lambda now: observer.append(now.rows_done)
+        )
         task = asyncio.create_task(answer({"text": list("abcdefghij")}, QUESTION, options, model))
         # A call is noted for a thousand seconds and made; its answer is kept for a thousand more, and the note of the
         # call that takes its place comes with it or after it.
         await asyncio.wait({task}, timeout=1999)
-        seen.append((len(model.asked), max(told, default=0)))
+        seen.append((len(model.asked), max(observer, default=0)))
         await asyncio.wait({task}, timeout=2)
-        seen.append((len(model.asked), max(told, default=0)))
+        seen.append((len(model.asked), max(observer, default=0)))
         task.cancel()
         await asyncio.wait({task})
 
-    most, told, seen = POLICY.max_concurrency, list[int](), list[tuple[int, int]]()
+    most, observer, seen = POLICY.max_concurrency, list[int](), list[tuple[int, int]]()
     run_virtually(main)
     assert seen == [(most, 0), (2 * most, most)]
 

@@ -23,8 +23,8 @@ from ondine_core import (
     enrich,
     enrich_sync,
 )
+from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.store import open_store
-from ondine_core.thread import run_in_thread
 from tests.support.asking import PROMPT, QUICK, ask, options, texts
 from tests.support.provider import (
     Provider,

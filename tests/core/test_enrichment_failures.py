@@ -143,7 +143,7 @@ def test_unreachable_rows_fail_with_the_reason() -> None:
 
 def test_provider_that_is_gone_ends_the_run() -> None:
     """A provider that answers nobody is probed by a few calls, and in the end the run stops instead of trying all."""
-    retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, longest_outage_s=1.0)
+    retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_outage_s=1.0)
     with Provider(fault=status(503)) as provider, pytest.raises(TransientError, match="503"):
         ask(provider, texts(500), options(retry=retry, max_concurrency=2))
     assert len(provider.books.requests) <= 24

@@ -13,7 +13,7 @@ from ondine_core import Call, ProviderError, TransientError
 from ondine_core.providers.error_body import read_error
 from ondine_core.providers.http_errors import Address, Response, turned_away, unreadable
 from ondine_core.providers.masking import mask
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.asking import ask, options
 from tests.support.provider import Provider, matching, status
 

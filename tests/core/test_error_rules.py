@@ -17,7 +17,7 @@ import pytest
 from ondine_core import Call, FatalError, ModelSpec, ProviderError, RefusedError, TransientError
 from ondine_core.errors import InvalidReplyError
 from ondine_core.providers import connect
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.provider import Asked, Canned, Effect, Provider
 
 LINES = Path(__file__).with_name("refusals.jsonl").read_text(encoding="utf-8").splitlines()

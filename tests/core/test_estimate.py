@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import ConfigError, Options, Policy, Price, Prompt, ScriptedModel, enrich_sync
-from ondine_core.calibration import CalibrationPlan
-from ondine_core.context_limits import USUAL_TOKENS_A_MESSAGE, make_up_answer
-from ondine_core.enrichment import answer, spec_of
-from ondine_core.estimate import Estimate, estimate
-from ondine_core.question import compile_question
-from ondine_core.rates import Rates
+from ondine_core.api import answer, spec_of
+from ondine_core.batching.calibration import CalibrationPlan
+from ondine_core.engine.estimate import Estimate, estimate
+from ondine_core.limits.rates import Rates
+from ondine_core.prompts.task import compile_task
+from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, make_up_answer
+from ondine_core.providers.tokenizer import counter
 from ondine_core.store import open_store
-from ondine_core.tokens import counter
-from ondine_core.values import Call, ModelSpec, Reply, Usage
+from ondine_core.types.values import Call, ModelSpec, Reply, Usage
 
 PROMPT = Prompt("Shout: {text}", system="Be loud.")
 PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
@@ -47,8 +47,8 @@ class Words(ScriptedModel):
 
 
 def estimated(rows: list[dict[str, Any]], model: ScriptedModel, options: Options) -> Estimate:
-    question = compile_question(PROMPT, {"loud": str}, spec_of(model))
-    return asyncio.run(estimate(rows, question, options, model))
+    task = compile_task(PROMPT, {"loud": str}, spec_of(model))
+    return asyncio.run(estimate(rows, task, options, model))
 
 
 TEXTS = st.lists(st.sampled_from(["a", "b c", "d e f", "g"]), max_size=12)
@@ -108,8 +108,8 @@ def test_time_follows_from_the_rates(rates: Rates, least_s: Callable[[Estimate],
 def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
     """Without a price there is no figure; rows without a prompt cost nothing and are counted."""
     model = Words()
-    question = compile_question(Prompt("{{ text.upper() }}", syntax="jinja2"), "loud", ModelSpec("test/unlisted"))
-    found = asyncio.run(estimate([{"text": "a"}, {"text": 3}], question, Options(), model))
+    task = compile_task(Prompt("{{ text.upper() }}", syntax="jinja2"), "loud", ModelSpec("test/unlisted"))
+    found = asyncio.run(estimate([{"text": "a"}, {"text": 3}], task, Options(), model))
     assert found.usd is None
     assert (found.rows, found.rows_unaskable, found.calls) == (2, 1, 1)
 
@@ -117,13 +117,13 @@ def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
 def test_known_answers_tell_how_long_the_others_will_be() -> None:
     """A schema of free text says little; ten answers say it all, and the range around them is narrower."""
     model = Words(loud="THIS IS WHAT YOU SAID. " * 20)
-    question = compile_question(PROMPT, {"loud": str}, spec_of(model))
+    task = compile_task(PROMPT, {"loud": str}, spec_of(model))
     rows = [{"text": f"row {number}"} for number in range(40)]
     with open_store(":memory:") as store:
         options = Options(store=store, price=PRICE)
-        unknown = asyncio.run(estimate(rows, question, options, model))
+        unknown = asyncio.run(estimate(rows, task, options, model))
         enrich_sync(rows[:10], prompt=PROMPT, output={"loud": str}, model=model, options=options)
-        known = asyncio.run(estimate(rows, question, options, model))
+        known = asyncio.run(estimate(rows, task, options, model))
         usage = enrich_sync(rows, prompt=PROMPT, output={"loud": str}, model=model, options=options).spend.usage
     assert (unknown.rows_reused, known.rows_reused) == (0, 10)
     assert unknown.output_tokens[2] < usage.output_tokens
@@ -189,12 +189,12 @@ def test_calls_planned_are_calls_made(
 ) -> None:
     """Whatever makes batches smaller or larger as a run goes on does so in the estimate; 5 % may differ."""
     table = {"text": [f"{LONG} {number}" for number in range(rows)]}
-    question = compile_question("Mood of {text}", output, ModelSpec("scripted/batches", **bounds))
-    schema = question.schema.json_schema
+    task = compile_task("Mood of {text}", output, ModelSpec("scripted/batches", **bounds))
+    schema = task.schema.json_schema
     model = Batches({name: json.loads(make_up_answer(schema))[name] for name in output})
     options = Options(policy=Policy(**policy))
-    expected = asyncio.run(estimate(table, question, options, model))
-    report = asyncio.run(answer(table, question, options, model))
+    expected = asyncio.run(estimate(table, task, options, model))
+    report = asyncio.run(answer(table, task, options, model))
     assert report.progress.rows_failed == 0
     assert expected.calls == pytest.approx(report.spend.calls, rel=0.05, abs=2)
 
@@ -202,14 +202,14 @@ def test_calls_planned_are_calls_made(
 def test_answers_that_are_known_tell_how_many_fit_into_a_reply() -> None:
     """Notes are shorter than texts usually are; after a trial that is known, and calls are planned with more."""
     table = {"text": [f"{LONG} {number}" for number in range(600)]}
-    question = compile_question("Note on {text}", NOTES, ModelSpec("scripted/batches", max_output_tokens=400))
+    task = compile_task("Note on {text}", NOTES, ModelSpec("scripted/batches", max_output_tokens=400))
     model = Batches({"note": "fine"})
     with open_store(":memory:") as store:
         options = Options(store=store, policy=Policy(batch_size=50, max_concurrency=2))
-        before = asyncio.run(estimate(table, question, options, model))
-        asyncio.run(answer({"text": table["text"][:10]}, question, options, model))
-        known = asyncio.run(estimate(table, question, options, model))
-        report = asyncio.run(answer(table, question, options, model))
+        before = asyncio.run(estimate(table, task, options, model))
+        asyncio.run(answer({"text": table["text"][:10]}, task, options, model))
+        known = asyncio.run(estimate(table, task, options, model))
+        report = asyncio.run(answer(table, task, options, model))
     assert known.calls == pytest.approx(report.spend.calls, rel=0.05)
     assert known.calls < before.calls
 
@@ -219,11 +219,9 @@ def test_a_bound_on_replies_that_makes_batches_smaller_is_told() -> None:
     table = {"text": [f"row {number}" for number in range(100)]}
 
     def limit(max_output_tokens: int) -> str | None:
-        question = compile_question(
-            "Note on {text}", NOTES, ModelSpec("scripted/x", max_output_tokens=max_output_tokens)
-        )
+        task = compile_task("Note on {text}", NOTES, ModelSpec("scripted/x", max_output_tokens=max_output_tokens))
         options = Options(policy=Policy(batch_size=20))
-        return asyncio.run(estimate(table, question, options, Batches({}))).limited_by
+        return asyncio.run(estimate(table, task, options, Batches({}))).limited_by
 
     assert limit(100_000) is None
     told = limit(200) or ""
@@ -234,8 +232,8 @@ def test_a_bound_on_replies_that_makes_batches_smaller_is_told() -> None:
 def test_a_prompt_that_does_not_fit_the_window_is_no_call() -> None:
     """A run fails its row without asking."""
     table = {"text": ["short", "long " * 5000]}
-    question = compile_question("{text}", MOODS, ModelSpec("scripted/x"))
+    task = compile_task("{text}", MOODS, ModelSpec("scripted/x"))
     model, options = Batches({"mood": "good"}), Options(policy=Policy(context_window=1000))
-    found = asyncio.run(estimate(table, question, options, model))
-    report = asyncio.run(answer(table, question, options, model))
+    found = asyncio.run(estimate(table, task, options, model))
+    report = asyncio.run(answer(table, task, options, model))
     assert (found.calls, found.prompts_left, found.rows_unaskable) == (1, 1, 1) == (report.spend.calls, 1, 1)

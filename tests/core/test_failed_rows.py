@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from ondine_core.books import Settled
-from ondine_core.enrichment import enrich_sync
+from ondine_core.api import enrich_sync
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError, RefusedError, TransientError
-from ondine_core.options import Options
-from ondine_core.policy import Policy
-from ondine_core.pricing import Price
-from ondine_core.prompts import Prompt
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.prompts.template import Prompt
+from ondine_core.providers.pricing import Price
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.report import Report
-from ondine_core.retry import RetryPolicy
 from ondine_core.store import open_store
-from ondine_core.values import Failure, Reply, Usage
+from ondine_core.types.ledger import CallFinished
+from ondine_core.types.values import Failure, Reply, Usage
 from tests.support.books import KINDS, call_to, fresh_place, key_of
 
 PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))
@@ -31,7 +31,7 @@ PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))
 
 def ask(script, *, rows: int = 6, batch_size: int = 1, store: str | Path = ":memory:", **policy) -> Report:  # noqa: ANN001, ANN003
     model = ScriptedModel(script, max_batch_size=None)
-    chosen = Policy(batch_size=batch_size, retry=RetryPolicy(max_attempts=2, longest_wait_s=0.01), **policy)
+    chosen = Policy(batch_size=batch_size, retry=RetryPolicy(max_attempts=2, max_wait_s=0.01), **policy)
     table = {"text": [f"row {number}" for number in range(rows)]}
     options = Options(store=store, policy=chosen, price=PRICE)
     return enrich_sync(table, prompt="Repeat: {text}", output={"answer": str}, model=model, options=options)
@@ -184,7 +184,7 @@ def test_the_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal 
         failure = Failure("invalid", "why", "openai/m", 4, cost)
         with open_store(fresh_place(kind, tmp_path)) as store:
             await store.send(sent)
-            await store.settle(Settled(sent, "answered", failures=((key_of(1), failure),)))
+            await store.settle(CallFinished(sent, "answered", failures=((key_of(1), failure),)))
             return (await store.get_failures([key_of(1)]))[key_of(1)]
 
     found = asyncio.run(main())

@@ -6,11 +6,21 @@ from decimal import Decimal
 
 import pytest
 
-from ondine_core import Cap, ConfigError, FatalError, ModelSpec, Options, Policy, Price, RetryPolicy, enrich_sync
+from ondine_core import (
+    BudgetLimit,
+    ConfigError,
+    FatalError,
+    ModelSpec,
+    Options,
+    Policy,
+    Price,
+    RetryPolicy,
+    enrich_sync,
+)
 from tests.support.provider import Provider, after, status
 
 TABLE = {"text": [f"row {number}" for number in range(40)]}
-QUICK = RetryPolicy(max_attempts=2, first_wait_s=0.001, longest_wait_s=0.01, longest_outage_s=0.5)
+QUICK = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_wait_s=0.01, max_outage_s=0.5)
 
 
 def ask(first: Provider, second: Provider, told: list[str] | None = None, **options: object):  # noqa: ANN201
@@ -75,5 +85,5 @@ def test_a_cap_needs_the_price_of_each_before_the_first_call() -> None:
     price = Price(Decimal("0.001"), Decimal("0.001"), Decimal("0.001"))
     with Provider() as first, Provider() as second:
         with pytest.raises(ConfigError, match="openai_compatible/second"):
-            ask(first, second, price=price, caps=(Cap(Decimal(1000), "both", "ever"),))
+            ask(first, second, price=price, caps=(BudgetLimit(Decimal(1000), "both", "ever"),))
         assert not first.books.requests

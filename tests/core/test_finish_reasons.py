@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, RetryPolicy, enrich_sync
-from ondine_core.batching import find_strategy
-from ondine_core.finish_reasons import Ending, ending_of
+from ondine_core.batching.strategy import find_strategy
+from ondine_core.providers.finish_reasons import FinishKind, ending_of
 from tests.support.provider import Altered, Asked, Provider, status
 
 HALF = "The kettle boils fast but the lid came lo"
 # Each by the reference or the source of the provider beside it.
-REASONS: list[tuple[str, Ending]] = [
+REASONS: list[tuple[str, FinishKind]] = [
     ("stop", "whole"),  # OpenAI
     ("eos", "whole"),  # Together
     ("eos_token", "whole"),  # Text Generation Inference
@@ -62,13 +62,13 @@ def failed(report: Report) -> list[str]:
 
 
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
-def test_every_known_reason_has_its_ending(reason: str, ending: Ending) -> None:
+def test_every_known_reason_has_its_ending(reason: str, ending: FinishKind) -> None:
     """Only reasons that say so make a reply whole; one that nobody knows makes it cut."""
     assert ending_of(reason) == ending
 
 
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
-def test_half_a_sentence_is_kept_only_if_the_server_calls_it_whole(reason: str, ending: Ending) -> None:
+def test_half_a_sentence_is_kept_only_if_the_server_calls_it_whole(reason: str, ending: FinishKind) -> None:
     """What a row gets follows from why its reply ended: the text, or a failure of the kind that it is."""
     with Provider(lambda _: HALF, fault=lambda _: Altered(choice={"finish_reason": reason})) as provider:
         report = enriched(provider, ["a"])

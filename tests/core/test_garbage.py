@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ondine_core.garbage import seldom_collected
+from ondine_core.engine.gc_tuning import seldom_collected
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from xml.sax.saxutils import escape
 import pytest
 
 from ondine_core import Options, Prompt, Report, enrich_sync
-from ondine_core.batching import find_strategy
-from ondine_core.cleaning import strip_control
-from ondine_core.values import ModelSpec
+from ondine_core.batching.strategy import find_strategy
+from ondine_core.preprocessing.cleaning import strip_control
+from ondine_core.types.values import ModelSpec
 from tests.support.asking import options
 from tests.support.provider import Provider
 
@@ -151,14 +151,14 @@ def repeats(name: str, reply: Callable[[dict[int, str]], str] | None = None) -> 
     return answer
 
 
-def ask(provider: Provider, rows: Sequence[str], chosen: Options, **treatment: Any) -> Report:
+def ask(provider: Provider, rows: Sequence[str], chosen: Options, **preprocess_stats: Any) -> Report:
     return enrich_sync(
         {"text": list(rows)},
         prompt=Prompt(f"{ALONE}{{text}}"),
         output={"answer": str},
         model=ModelSpec("openai_compatible/m", base_url=provider.base_url),
         options=chosen,
-        **treatment,
+        **preprocess_stats,
     )
 
 
@@ -216,8 +216,8 @@ def test_hostile_rows_can_be_cleaned_and_sanitized(name: str) -> None:
     with Provider(repeats(name)) as provider:
         report = ask(provider, rows, chosen, clean=["control"], sanitize="placeholder")
     assert report.failures == {}
-    assert report.treatment is not None
-    assert report.treatment.rows_sanitized == len(rows)
+    assert report.preprocess_stats is not None
+    assert report.preprocess_stats.rows_sanitized == len(rows)
     short = [number for number, row in enumerate(rows) if len(row) <= LONG]
     answers = report.column("answer")
     assert [answers[number] for number in short] == [written(strip_control(rows[number]), name) for number in short]
@@ -229,5 +229,5 @@ def test_every_step_takes_every_row() -> None:
     with Provider(repeats("json")) as provider:
         report = ask(provider, ROWS, options(batch_size=9), clean=clean, sanitize="redact")
     assert report.failures == {}
-    assert report.treatment is not None
-    assert report.treatment.rows_truncated == 2
+    assert report.preprocess_stats is not None
+    assert report.preprocess_stats.rows_truncated == 2

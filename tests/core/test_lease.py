@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import StoreError
-from ondine_core.lease import hold_lease
-from ondine_core.policy import Clock
-from ondine_core.ports import Numbers
+from ondine_core.limits.lease import hold_lease
 from ondine_core.store import open_store
+from ondine_core.types.clock import Clock
+from ondine_core.types.protocols import Numbers
 from tests.support.books import KINDS, fresh_place
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
@@ -210,7 +210,7 @@ def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
 
 HOLDER = """
 import asyncio, sys, time
-from ondine_core.lease import hold_lease
+from ondine_core.limits.lease import hold_lease
 from ondine_core.store import open_store
 
 async def main():

@@ -24,10 +24,10 @@ from ondine_core import (
     Usage,
 )
 from ondine_core.providers import connect
+from ondine_core.providers.http_hooks import Watch, cause_of, rate_headers, request_id
 from ondine_core.providers.litellm import check_release, connect_litellm
 from ondine_core.providers.openai_servers import SERVERS
-from ondine_core.providers.watching import Watch, cause_of, rate_headers, request_id
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import one_call
 from tests.support.clients import CALL, WORDS, import_litellm

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ondine_core.enrichment import enrich, enrich_sync
+from ondine_core.api import enrich, enrich_sync
+from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError, FatalError
-from ondine_core.options import Options
-from ondine_core.ports import TokenCounter
-from ondine_core.prompts import Prompt
+from ondine_core.prompts.template import Prompt
 from ondine_core.providers import connect
 from ondine_core.providers.llama_cpp import continuation
-from ondine_core.values import Call, Message, ModelSpec
+from ondine_core.types.protocols import TokenCounter
+from ondine_core.types.values import Call, Message, ModelSpec
 
 MODEL = "llama_cpp/gemma-3-270m"
 MOODS = Prompt(

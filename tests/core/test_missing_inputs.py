@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from ondine_core import Answer, ConfigError, Failure, Options, Policy, Prompt, Report, Skipped, enrich_sync
-from ondine_core.estimate import estimate
+from ondine_core.engine.estimate import estimate
+from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.prompts.task import compile_task
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.question import compile_question
-from ondine_core.thread import run_in_thread
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 
 OUTPUT = {"mood": str}
 TABLE = {"text": ["good", None, " \t\n", "", "good"], "title": ["a", "b", "c", "d", None]}
@@ -108,8 +108,8 @@ def test_each_kind_of_missing_value_is_missing_and_zero_is_not(table: Any) -> No
 
 def test_an_estimate_counts_them_too() -> None:
     """They take no call."""
-    question = compile_question("{text}", OUTPUT, ModelSpec("scripted/any"))
-    found = run_in_thread(lambda: estimate(TABLE, question, Options(), ScriptedModel({})))
+    task = compile_task("{text}", OUTPUT, ModelSpec("scripted/any"))
+    found = run_in_thread(lambda: estimate(TABLE, task, Options(), ScriptedModel({})))
     assert (found.rows, found.rows_skipped, found.rows_unaskable, found.calls) == (5, 3, 0, 1)
 
 

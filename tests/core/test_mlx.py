@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ondine_core.enrichment import enrich_sync
+from ondine_core.api import enrich_sync
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
 from ondine_core.errors import RefusedError
-from ondine_core.options import Options
-from ondine_core.policy import Policy
 from ondine_core.providers import connect
-from ondine_core.values import Call, Message, ModelSpec, Usage
+from ondine_core.types.values import Call, Message, ModelSpec, Usage
 from tests.support.asking_mlx import (
     ENDLESS,
     MOOD,
@@ -21,7 +21,7 @@ from tests.support.asking_mlx import (
     ask_in_turn,
     ask_together,
     count,
-    question,
+    task,
     texts,
     use,
     write_models,
@@ -124,7 +124,7 @@ def test_a_base_models_answer_ends_with_its_paragraph(models: Path) -> None:
 @pytest.mark.parametrize("name", ["chat", "endless", "base", "blank"])
 def test_a_reply_cannot_leave_its_schema(models: Path, name: str) -> None:
     """Even models that make no sense write the JSON asked for, and end with it."""
-    calls = [question(f"Review {number}", MOOD) for number in range(4)]
+    calls = [task(f"Review {number}", MOOD) for number in range(4)]
     replies = use(models / name, lambda model: ask_together(model, calls), params={"seed": 5}, temperature=0.5)
     for reply in replies:
         assert reply.finish_reason == "stop"
@@ -134,7 +134,7 @@ def test_a_reply_cannot_leave_its_schema(models: Path, name: str) -> None:
 def test_a_schema_without_a_grammar_is_left_to_validation(models: Path) -> None:
     """What cannot be enforced is in the prompt, where the model may follow it."""
     schema = b'{"type": "object", "properties": {"x": false}, "required": ["x"]}'
-    reply = ask(models / "endless", question("Hello", schema))
+    reply = ask(models / "endless", task("Hello", schema))
     assert reply.usage.input_tokens > count(models / "endless", schema.decode())
     assert reply.usage.output_tokens == 40
 
@@ -144,7 +144,7 @@ def test_a_schema_without_a_grammar_is_left_to_validation(models: Path) -> None:
 
 def test_a_seed_decides_alone_and_in_company(models: Path) -> None:
     """The same seed gives the same reply whatever else is asked meanwhile; another seed, or none, another reply."""
-    calls = [question(f"Row {number}") for number in range(6)]
+    calls = [task(f"Row {number}") for number in range(6)]
     seeded: dict[str, Any] = {"temperature": 1.0, "params": {"seed": 7, "top_p": 0.95, "min_p": 0.001, "top_k": 90}}
     together = use(models / "endless", lambda model: ask_together(model, calls), **seeded)
     alone = use(models / "endless", lambda model: ask_in_turn(model, calls), **seeded)

@@ -18,7 +18,7 @@ from tests.support.asking_mlx import ask, write_models  # isort: skip
 from ondine_core.errors import ConfigError, FatalError, RefusedError, TransientError
 from ondine_core.providers import connect
 from ondine_core.providers.mlx.failures import broken_off, not_loaded
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 from tests.support.tiny_mlx import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ ASK_ALL = """
 import asyncio, sys
 from ondine_core.providers import connect
 from ondine_core.providers.mlx.failures import broken_off, not_loaded  # noqa: E402
-from ondine_core.values import Call, Message, ModelSpec
+from ondine_core.types.values import Call, Message, ModelSpec
 
 async def main():
     for name in sys.argv[1:]:
@@ -179,6 +179,6 @@ def test_without_a_network_a_model_must_be_there(tmp_path: Path) -> None:
 def test_without_the_extra_connecting_says_what_to_install() -> None:
     """The packages are looked for when connecting, not at the first row."""
     code = "import sys; sys.modules['mlx_lm'] = None; from ondine_core.providers.mlx import connect_mlx as c; from "
-    code += "ondine_core.values import ModelSpec as M; c(M('mlx/a/b'), 'a/b')"
+    code += "ondine_core.types.values import ModelSpec as M; c(M('mlx/a/b'), 'a/b')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "ConfigError: model='mlx/a/b' needs the package mlx-lm: pip install 'ondine-dagster[mlx]'" in done.stderr

@@ -14,7 +14,7 @@ import pytest
 from ondine_core.errors import TransientError
 from ondine_core.providers import connect
 from ondine_core.providers.mlx import MlxModel
-from ondine_core.values import ModelSpec, Reply
+from ondine_core.types.values import ModelSpec, Reply
 from tests.support.asking_mlx import (
     ENDLESS,
     MOOD,
@@ -22,7 +22,7 @@ from tests.support.asking_mlx import (
     ask_in_turn,
     ask_together,
     ask_with,
-    question,
+    task,
     texts,
     use,
     write_models,
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calls_at_once_are_written_side_by_side(models: Path) -> None:
     """Each gets the reply it gets alone, in a fraction of the steps."""
-    calls = [question(f"Row {number * number}" + "!" * number) for number in range(16)]
+    calls = [task(f"Row {number * number}" + "!" * number) for number in range(16)]
 
     async def both(model: MlxModel) -> tuple[list[Reply], list[Reply], int, int, int]:
         start = model.work
@@ -61,9 +61,9 @@ def test_a_call_joins_those_being_written(models: Path) -> None:
     """It waits neither for a batch to fill nor for one to end."""
 
     async def join(model: MlxModel) -> tuple[Reply, bool]:
-        first = await model(question("short"))
+        first = await model(task("short"))
         long = asyncio.ensure_future(ask_with(models / "endless", "Tell me everything.", max_output_tokens=3000))
-        second = await model(question("short"))
+        second = await model(task("short"))
         was_writing = not long.done()
         long.cancel()
         await asyncio.wait({long})
@@ -81,9 +81,9 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_pa
     folder = models / "endless" if family == "llama" else write_llama_4(tmp_path / "llama4")
 
     async def cancel(model: MlxModel) -> None:
-        (alone,) = await ask_in_turn(model, [question("Row 1")])
+        (alone,) = await ask_in_turn(model, [task("Row 1")])
         long = [asyncio.ensure_future(ask_with(folder, f"Go on {n}", max_output_tokens=30_000)) for n in range(3)]
-        beside = asyncio.ensure_future(model(question("Row 1")))
+        beside = asyncio.ensure_future(model(task("Row 1")))
         while model.work.output_tokens < alone.usage.output_tokens + 8:
             await model.count_tokens([])  # one turn of MLX's thread
         for call in long:
@@ -92,7 +92,7 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_pa
         assert all(call.cancelled() for call in long)
         assert (await beside).text == alone.text
         before = model.work
-        (after,) = await ask_in_turn(model, [question("Row 1")])
+        (after,) = await ask_in_turn(model, [task("Row 1")])
         assert after.text == alone.text
         assert model.work.output_tokens - before.output_tokens == model.work.steps - before.steps
 
@@ -102,10 +102,10 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_pa
 def test_a_model_that_cannot_batch_answers_one_after_another(tmp_path: Path) -> None:
     """mlx-lm has no batches for some families (Llama 4); nothing but the speed is different."""
     folder = write_llama_4(tmp_path / "llama4")
-    calls = [question(f"Row {number}") for number in range(3)]
+    calls = [task(f"Row {number}") for number in range(3)]
     together = use(folder, lambda model: ask_together(model, calls))
     assert texts(together) == texts(use(folder, lambda model: ask_in_turn(model, calls)))
-    assert set(json.loads(ask(folder, question("Row", MOOD)).text)) == {"mood", "stars"}
+    assert set(json.loads(ask(folder, task("Row", MOOD)).text)) == {"mood", "stars"}
 
 
 @pytest.mark.parametrize("window", [None, 96])
@@ -117,7 +117,7 @@ def test_a_common_beginning_is_read_once(tmp_path: Path, window: int | None) -> 
     kinds = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
     folder = write_tiny_model(tmp_path / "model", leaning=ENDLESS, **kinds)
     instructions = "Classify the review. Say good or bad, and how many stars it would give. " * 4
-    calls = [question(f"{instructions}\nReview: {number} {'so ' * number}") for number in range(6)]
+    calls = [task(f"{instructions}\nReview: {number} {'so ' * number}") for number in range(6)]
 
     async def cached_and_afresh(model: MlxModel) -> tuple[list[Reply], list[Reply]]:
         cached = [await model(calls[0]), *await ask_together(model, calls[1:])]
@@ -148,8 +148,8 @@ def test_connections_share_one_model(models: Path) -> None:
             assert isinstance(two, MlxModel)
             stack.push_async_callback(one.aclose)
             stack.push_async_callback(two.aclose)
-            await ask_in_turn(one, [question("Hello")])
-            await ask_in_turn(two, [question("Hello")])
+            await ask_in_turn(one, [task("Hello")])
+            await ask_in_turn(two, [task("Hello")])
             assert one.work == two.work
             assert one.work.output_tokens > 5
 
@@ -163,13 +163,13 @@ def test_a_model_nobody_has_open_makes_room(models: Path) -> None:
         base, chat = (connect(ModelSpec(f"mlx/{models / name}", max_output_tokens=5)) for name in ("base", "chat"))
         assert isinstance(base, MlxModel)
         assert isinstance(chat, MlxModel)
-        await ask_in_turn(base, [question("Hello")])
-        await ask_in_turn(chat, [question("Hello")])
-        await ask_in_turn(base, [question("Hello")])
+        await ask_in_turn(base, [task("Hello")])
+        await ask_in_turn(chat, [task("Hello")])
+        await ask_in_turn(base, [task("Hello")])
         kept = base.work.output_tokens
         await base.aclose()
         await ask_with(models / "endless", "Hello", max_output_tokens=5)
-        await ask_in_turn(base, [question("Hello")])
+        await ask_in_turn(base, [task("Hello")])
         anew = base.work.output_tokens
         await base.aclose()
         await chat.aclose()
@@ -185,7 +185,7 @@ def test_warming_up_comes_before_the_first_call(tmp_path: Path) -> None:
     fresh = write_tiny_model(tmp_path / "fresh", leaning=ENDLESS)
 
     async def work(model: MlxModel) -> int:
-        await model(question("Hello"))
+        await model(task("Hello"))
         return model.work.output_tokens
 
     assert use(fresh, work, settings={"warm_up": True}) == 41
@@ -197,7 +197,7 @@ def test_counting_does_not_load_the_model(tmp_path: Path) -> None:
 
     async def counts(model: MlxModel) -> tuple[list[int], list[int]]:
         before = await model.count_tokens(["ten tokens", ""])
-        await model(question("Hello"))
+        await model(task("Hello"))
         return before, await model.count_tokens(["ten tokens", ""])
 
     assert use(fresh, counts) == ([5, 0], [10, 0])
@@ -217,7 +217,7 @@ def test_the_process_ends_in_peace(models: Path, busy: bool) -> None:
 import asyncio
 from ondine_core.providers import connect
 from ondine_core.providers.mlx.failures import broken_off, not_loaded  # noqa: E402
-from ondine_core.values import Call, Message, ModelSpec
+from ondine_core.types.values import Call, Message, ModelSpec
 
 async def main():
     model = connect(ModelSpec("mlx/{models / "endless"}", max_output_tokens=4000 if {busy} else 4))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.notations import NOTATIONS, Notation
+from ondine_core.batching.formats import NOTATIONS, RowFormat
 
 FORMS = {form.name: form for form in NOTATIONS}
 every_form = pytest.mark.parametrize("form", NOTATIONS, ids=FORMS)
@@ -28,7 +28,7 @@ TABLES = st.lists(NAMES, unique=True, max_size=4).flatmap(
 )
 
 
-def carried(form: Notation, text: str) -> str:
+def carried(form: RowFormat, text: str) -> str:
     """What is left of a text on the way, as the module says."""
     return text if form.name != "xml" else NOT_XML.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
@@ -39,7 +39,7 @@ def numbered(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 @every_form
 @given(rows=TABLES)
-def test_what_is_written_is_read(form: Notation, rows: list[dict[str, str]]) -> None:
+def test_what_is_written_is_read(form: RowFormat, rows: list[dict[str, str]]) -> None:
     """Any texts under any names, markup of our own included, are the same texts of the same records when read."""
     records = form.read(form.write(numbered(rows)))
     expected = [{name: carried(form, text) for name, text in row.items()} for row in rows]
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(form: Notation, rows: list[dict[str, str]]) -> 
 
 @every_form
 @given(rows=TABLES, at=st.integers(0, 400))
-def test_half_a_text_is_no_text(form: Notation, rows: list[dict[str, str]], at: int) -> None:
+def test_half_a_text_is_no_text(form: RowFormat, rows: list[dict[str, str]], at: int) -> None:
     """Of a text that is cut no record is read that was not in it whole."""
     text = form.write(numbered(rows))
     whole = form.read(text) or []
@@ -62,7 +62,7 @@ def test_half_a_text_is_no_text(form: Notation, rows: list[dict[str, str]], at: 
 
 @every_form
 @given(st.text() | st.lists(HOSTILE, max_size=8).map("".join))
-def test_no_text_breaks_a_reader(form: Notation, text: str) -> None:
+def test_no_text_breaks_a_reader(form: RowFormat, text: str) -> None:
     """Whatever a model writes is read as records or as nothing."""
     records = form.read(text)
     assert records is None or all(isinstance(record, dict) for record in records)
@@ -73,7 +73,7 @@ def test_no_text_breaks_a_reader(form: Notation, text: str) -> None:
     "text",
     ["", " ", "Sorry, no.", "null", "7", '"x"', '{"answers":', '{"answers":{}}', "[", "<items>", "<items/>", "id,a"],
 )
-def test_what_holds_no_records_is_refused(form: Notation, text: str) -> None:
+def test_what_holds_no_records_is_refused(form: RowFormat, text: str) -> None:
     """There is nothing to be dug out."""
     assert not [record for record in form.read(text) or () if "id" in record]
 

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pytest
 
 from ondine_core import ConfigError, Options, Report, ScriptedModel, enrich, enrich_sync
-from ondine_core.cost_tracker import Spend
-from ondine_core.progress_bar import progress_bar, progress_figures
-from ondine_core.report import Progress
+from ondine_core.engine.progress_bar import progress_bar, progress_figures
+from ondine_core.types.progress import Progress, Spend
 from tests.support.provider import echo
 
 PROMPT = "Repeat: {text}"

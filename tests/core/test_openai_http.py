@@ -8,10 +8,10 @@ import pytest
 
 from ondine_core import Call, ConfigError, ModelSpec, Reply, Usage
 from ondine_core.errors import FatalError
+from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers import connect
 from ondine_core.providers.openai_http import chat_reply
-from ondine_core.schema import compile_schema
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.asking import one_call, one_call_to
 from tests.support.provider import (
     Fault,

@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core import open_store
-from ondine_core.books import Sent
-from ondine_core.enrichment import answer
+from ondine_core.api import answer
+from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
 from ondine_core.errors import TransientError
-from ondine_core.options import Options
-from ondine_core.policy import Clock, Policy
-from ondine_core.question import compile_question
-from ondine_core.report import Report
-from ondine_core.thread import run_in_thread
-from ondine_core.values import Call, Failure, ModelSpec, Reply, Usage
+from ondine_core.prompts.task import compile_task
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import CallStarted
+from ondine_core.types.values import Call, Failure, ModelSpec, Reply, Usage
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.books import KINDS, ORIGIN, fresh_place, key_of, look
 from tests.support.provider import Books, Provider, error, first, matching, slow, while_set
@@ -156,7 +157,7 @@ def test_a_row_that_another_run_failed_is_asked_here(tmp_path: Path) -> None:
 
 # -- virtual time --------------------------------------------------------------------------------------------------
 
-QUESTION = compile_question("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
+QUESTION = compile_task("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
 POLICY = Policy(max_concurrency=4, max_repairs=1)
 tables = st.lists(st.sampled_from([f"t{n}" for n in range(12)]), min_size=1, max_size=12, unique=True)
 
@@ -232,17 +233,17 @@ def test_a_process_that_stands_still_is_waited_for_as_long_as_a_call_may_take() 
 
     report, took_s = run_virtually(main)
     assert report.column("answer") == ["a", "b", "c"]
-    patience_s = QUESTION.model.timeout_s + 30
-    assert patience_s <= took_s < patience_s + 5
+    wait_timeout_s = QUESTION.model.timeout_s + 30
+    assert wait_timeout_s <= took_s < wait_timeout_s + 5
     assert report.audit.paid_twice == 2
 
 
 # -- the store -----------------------------------------------------------------------------------------------------
 
 
-def sent(run: bytes, number: int, *keys: int, is_shared: bool = True) -> Sent:
+def sent(run: bytes, number: int, *keys: int, is_shared: bool = True) -> CallStarted:
     call = run + number.to_bytes(8, "big")
-    return Sent(call, ORIGIN, "m", "ask", tuple(map(key_of, keys)), 0.0, None, b"q" * 16, is_shared)
+    return CallStarted(call, ORIGIN, "m", "ask", tuple(map(key_of, keys)), 0.0, None, b"q" * 16, is_shared)
 
 
 @by_kind

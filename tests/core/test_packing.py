@@ -7,11 +7,11 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching import STRATEGIES, Strategy
-from ondine_core.context_limits import Room
-from ondine_core.packing import find_room, pack
-from ondine_core.question import compile_question
-from ondine_core.values import Batch, Item, ModelSpec
+from ondine_core.batching.packing import find_room, pack
+from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
+from ondine_core.prompts.task import compile_task
+from ondine_core.providers.context_window import Room
+from ondine_core.types.values import Batch, Item, ModelSpec
 from tests.support.batches import QUESTION, batch, every_strategy
 from tests.support.strategies import ITEMS
 
@@ -103,7 +103,7 @@ def test_only_what_might_not_fit_is_counted(items: list[Item], size: int, window
 
 @every_strategy
 @given(texts=st.lists(st.text('aé<"\n&,x', max_size=400), min_size=1, max_size=12), window=st.integers(400, 3_000))
-def test_calls_stay_in_the_window(strategy: Strategy, texts: list[str], window: int) -> None:
+def test_calls_stay_in_the_window(strategy: BatchStrategy, texts: list[str], window: int) -> None:
     """What is counted is what is sent: markup, escapes, instructions, schema and complaint included."""
     room = find_room(strategy, QUESTION, len, window_tokens=window)
     assert room is not None
@@ -116,7 +116,7 @@ def test_calls_stay_in_the_window(strategy: Strategy, texts: list[str], window: 
 def test_room_is_what_is_known_of_the_model() -> None:
     """Window and longest reply come from the list and the user; without either nothing is counted."""
     spec = ModelSpec("openai/gpt-4", max_output_tokens=900)
-    known = find_room(STRATEGIES["json"], compile_question("{a}", "b", spec))
+    known = find_room(STRATEGIES["json"], compile_task("{a}", "b", spec))
     assert known is not None
     assert (known.window_tokens, known.output_tokens, known.reserved_tokens) == (8192, 900, 900)
     assert find_room(STRATEGIES["json"], QUESTION) is None

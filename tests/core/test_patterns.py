@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from ondine_core import ConfigError, Options, Policy, Prompt, ScriptedModel, enrich_sync
-from ondine_core.schema import Invalid, compile_schema
+from ondine_core.prompts.output_schema import Invalid, compile_schema
 
 AMBIGUOUS = [
     r"(?P<x>(a+)+)$",

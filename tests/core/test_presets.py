@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import ondine_core.presets
-from ondine_core.context_limits import get_context_limit
 from ondine_core.errors import ConfigError
 from ondine_core.presets import PRESETS, load_presets, openai_compatible, preset
 from ondine_core.presets.__main__ import main
 from ondine_core.presets.catalog import FIELDS, WITHDRAWN, _Spec
-from ondine_core.pricing import find_entry, find_price
-from ondine_core.values import ModelSpec
+from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.pricing import find_entry, find_price
+from ondine_core.types.values import ModelSpec
 
 HOSTED = ("openai", "anthropic", "groq", "together_ai", "azure")
 KEY = "sk-sentinel-0123456789abcdef0123"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.pricing import FREE, Price, find_entry, find_price
-from ondine_core.values import Usage
+from ondine_core.providers.pricing import FREE, Price, find_entry, find_price
+from ondine_core.types.values import Usage
 
 PRICE = Price(Decimal("0.15e-6"), Decimal("0.6e-6"), Decimal("0.075e-6"))
 

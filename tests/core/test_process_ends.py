@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ondine_core.processes import Process, has_ended, this_process
+from ondine_core.types.processes import Process, has_ended, this_process
 
-TELL = "from ondine_core.processes import this_process; print(*this_process(), flush=True); input()"
+TELL = "from ondine_core.types.processes import this_process; print(*this_process(), flush=True); input()"
 
 
 @pytest.fixture

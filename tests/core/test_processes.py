@@ -39,8 +39,8 @@ from ondine_core import (
     open_store,
 )
 from ondine_core.errors import Kind
+from ondine_core.prompts.task import cache_key
 from ondine_core.providers import connect
-from ondine_core.question import address
 from ondine_core.store.records import split_keys
 from tests.support.asking import PROMPT, texts
 from tests.support.books import KINDS, fresh_place, look
@@ -148,9 +148,9 @@ def read_audit(place: str) -> Audit:
 
 def unseen_rows(place: str, job: Job) -> Counter[str]:
     """How often each row was asked by a call whose outcome the store has not seen."""
-    question = job.question
-    key_of = address(question)
-    rows = {key_of(question.prompt.render({"text": text})): text for text in job.texts}
+    task = job.task
+    key_of = cache_key(task)
+    rows = {key_of(task.prompt.render({"text": text})): text for text in job.texts}
     return Counter(rows[key] for (keys,) in look(place, "SELECT keys FROM ondine.calls") for key in split_keys(keys))
 
 

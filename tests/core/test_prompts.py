@@ -17,9 +17,9 @@ from jinja2.exceptions import SecurityError, UndefinedError
 
 from ondine_core import Answer, Failure, ScriptedModel, enrich_sync
 from ondine_core.errors import ConfigError
-from ondine_core.prompts import CompiledPrompt, Prompt, compile_prompt
-from ondine_core.schema import compile_schema
-from ondine_core.values import Message
+from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.types.values import Message
 from tests.support.strategies import TEMPLATE_LIKE, TEXTS
 
 LABEL = compile_schema({"label": str})
@@ -101,7 +101,7 @@ def test_values_write_themselves(value: Any, text: str) -> None:
 
 
 RENDERING = """
-from ondine_core.prompts import Prompt, compile_prompt
+from ondine_core.prompts.template import Prompt, compile_prompt
 tags = {f"tag {number}" for number in range(50)}
 row = {"a": tags, "b": [{"k": frozenset(tags)}, (tags, {frozenset("xyz"), None, 1})]}
 for text, syntax in (

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ondine_core import Call, ModelSpec, TransientError
 from ondine_core.providers import connect
-from ondine_core.providers.rate_headers import hold_off_s, retry_after_s
-from ondine_core.values import Message
+from ondine_core.providers.rate_limit_headers import hold_off_s, retry_after_s
+from ondine_core.types.values import Message
 from tests.support.asking import ask, one_call_to, options, texts
 from tests.support.provider import Provider, after, rate_limited, status, telling, while_set
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core.errors import TransientError
-from ondine_core.policy import Clock
-from ondine_core.ports import Numbers
-from ondine_core.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter, Rates
+from ondine_core.limits.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter, Rates
+from ondine_core.types.clock import Clock
+from ondine_core.types.protocols import Numbers
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 

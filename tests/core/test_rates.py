@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError
-from ondine_core.ports import Numbers
-from ondine_core.rates import Heard, Queue, Rates, book
+from ondine_core.limits.rates import Heard, Queue, Rates, book
+from ondine_core.types.protocols import Numbers
 
 START = 1_800_000_000.0
 """Wall clocks read large numbers; the arithmetic has to bear them."""

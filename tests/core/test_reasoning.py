@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
-from ondine_core.reasoning import strip_reasoning
+from ondine_core.providers.reply_text import strip_reasoning
 from tests.support.batches import ids_in
 from tests.support.provider import Altered, Provider
 

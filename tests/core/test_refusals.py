@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from ondine_core import FatalError, Options, Policy, Price, TransientError, enrich_sync
-from ondine_core.enrichment import answer
-from ondine_core.policy import Clock
-from ondine_core.question import compile_question
-from ondine_core.retry import RetryPolicy
-from ondine_core.values import Call, ModelSpec, Reply
+from ondine_core.api import answer
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.prompts.task import compile_task
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Call, ModelSpec, Reply
 from tests.support.asking import QUICK, ask, echo, echo_each, options, texts
 from tests.support.provider import Asked, Effect, Fault, Provider, after, error, first, matching, status
 from tests.support.unreliable import MemoryStore
@@ -249,7 +249,7 @@ def test_a_reply_that_the_provider_refuses_and_the_output_takes_is_an_answer() -
 
 # -- the moment ----------------------------------------------------------------------------------------------------
 
-QUESTION = compile_question("Repeat: {text}", {"answer": str}, ModelSpec("test/m"))
+QUESTION = compile_task("Repeat: {text}", {"answer": str}, ModelSpec("test/m"))
 
 
 class Starting:

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.books import Audit
-from ondine_core.cost_tracker import CostTracker, Spend
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.outcomes import Outcomes
+from ondine_core.engine.report import Report
+from ondine_core.engine.run_state import RunState
 from ondine_core.errors import FatalError, OndineError
-from ondine_core.outcomes import Outcomes
-from ondine_core.pricing import Price
-from ondine_core.report import Progress, Report
-from ondine_core.tally import Tally
-from ondine_core.values import Answer, Failure, Outcome, Usage
+from ondine_core.providers.pricing import Price
+from ondine_core.types.ledger import Audit
+from ondine_core.types.progress import Progress, Spend
+from ondine_core.types.values import Answer, Failure, Outcome, Usage
 
 JSON = st.recursive(
     st.none()
@@ -56,19 +57,19 @@ def exactly(value: Any) -> Any:
     return type(value), repr(value)
 
 
-def tally_of(outcomes: Sequence[Outcome], first: int = 0, price: Price | None = None) -> Tally:
+def tally_of(outcomes: Sequence[Outcome], first: int = 0, price: Price | None = None) -> RunState:
     """A run in which all that was asked came to this, with keys that count from `first`."""
     keys = [(first + number).to_bytes(16) for number in range(len(outcomes))]
-    tally = Tally(len(keys), {}, CostTracker(price), lambda: 2.0, lambda _: None)
-    tally.settle(list(zip(keys, outcomes, strict=True)))
-    return tally
+    run_state = RunState(len(keys), {}, CostTracker(price), lambda: 2.0, lambda _: None)
+    run_state.settle(list(zip(keys, outcomes, strict=True)))
+    return run_state
 
 
 def report_of(outcomes: Sequence[Outcome], first: int = 0, stopped_by: OndineError | None = None) -> Report:
     """The report of that run, of which the output columns are a and b."""
-    tally = tally_of(outcomes, first)
-    kept = Outcomes(list(tally.outcomes), tally.outcomes)
-    return Report(kept, ("a", "b"), tally.progress, 1, (), (), Audit(), None, stopped_by)
+    run_state = tally_of(outcomes, first)
+    kept = Outcomes(list(run_state.outcomes), run_state.outcomes)
+    return Report(kept, ("a", "b"), run_state.progress, 1, (), (), Audit(), None, stopped_by)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------------
@@ -166,16 +167,16 @@ def progress(total: int, done: int, *, reused: int = 0, unaskable: int = 0, usd:
 
 def test_the_total_is_what_was_spent_and_what_was_reused() -> None:
     """It is never less than what was spent, also on rows that failed, and unknown where a part of it is."""
-    tally = tally_of([])
-    tally.reuse({bytes([1] * 16): Answer({"a": 1}, "m", cost_usd=Decimal("0.25"))})
-    tally.reuse({bytes([2] * 16): Failure("invalid", "no", cost_usd=Decimal("0.5"))})
-    assert (tally.progress.reused_usd, tally.progress.cost_usd_total) == (Decimal("0.75"), Decimal("0.75"))
-    paid = replace(tally.progress, spend=Spend(calls=3, usd=Decimal(2)))
+    run_state = tally_of([])
+    run_state.reuse({bytes([1] * 16): Answer({"a": 1}, "m", cost_usd=Decimal("0.25"))})
+    run_state.reuse({bytes([2] * 16): Failure("invalid", "no", cost_usd=Decimal("0.5"))})
+    assert (run_state.progress.reused_usd, run_state.progress.cost_usd_total) == (Decimal("0.75"), Decimal("0.75"))
+    paid = replace(run_state.progress, spend=Spend(calls=3, usd=Decimal(2)))
     assert paid.cost_usd_total == Decimal("2.75")
     assert paid.followed_by(paid).cost_usd_total == Decimal("5.5")
     assert replace(paid, spend=Spend(calls=3)).cost_usd_total is None
-    tally.reuse({bytes([3] * 16): Answer({"a": 1}, "m")})
-    assert tally.progress.cost_usd_total is None
+    run_state.reuse({bytes([3] * 16): Answer({"a": 1}, "m")})
+    assert run_state.progress.cost_usd_total is None
 
 
 def test_forecast_is_what_all_will_have_cost() -> None:
@@ -219,24 +220,24 @@ def test_a_tally_counts_every_row_once(happened: list[tuple[str, Outcome]]) -> N
     unaskable = sum(what == "unaskable" for what, _ in happened)
     rows = sum(copies[n.to_bytes(16)] for n, (what, _) in enumerate(happened) if what != "unaskable") + unaskable
     told: list[Progress] = []
-    tally = Tally(rows, copies, CostTracker(None), lambda: 1.0, told.append)
+    run_state = RunState(rows, copies, CostTracker(None), lambda: 1.0, told.append)
     for number, (what, outcome) in enumerate(happened):
         key = number.to_bytes(16)
         if what == "unaskable":
-            tally.unaskable()
+            run_state.unaskable()
         elif what == "reuse":
-            tally.reuse({key: outcome})
+            run_state.reuse({key: outcome})
         else:
-            tally.settle([(key, outcome)])
-        tally.tell()
-    assert tally.rows_left == 0
-    counts = tally.progress
+            run_state.settle([(key, outcome)])
+        run_state.tell()
+    assert run_state.rows_left == 0
+    counts = run_state.progress
     asked = [(copies[n.to_bytes(16)], what, found) for n, (what, found) in enumerate(happened) if what != "unaskable"]
     assert counts.rows_done == rows
     assert counts.rows_unaskable == unaskable
     assert counts.rows_reused == sum(rows for rows, what, _ in asked if what == "reuse")
     assert counts.rows_failed == unaskable + sum(rows for rows, _, found in asked if isinstance(found, Failure))
-    assert tally.any_answer == any(isinstance(found, Answer) for *_, found in asked)
+    assert run_state.any_answer == any(isinstance(found, Answer) for *_, found in asked)
     done = [progress.rows_done for progress in told]
     assert done == sorted(done)
 
@@ -250,11 +251,11 @@ def test_a_hundred_thousand_rows_are_light() -> None:
     labels = ["positive", "negative", "neutral"]
     tracemalloc.start()
     try:
-        tally = Tally(rows, {}, CostTracker(None), lambda: 1.0, lambda _: None)
+        run_state = RunState(rows, {}, CostTracker(None), lambda: 1.0, lambda _: None)
         for _ in range(rows // 100):
             answer = Answer({"label": rng.choice(labels), "why": "x" * 60}, "openai/gpt-4o-mini", request_id="req-1")
-            tally.settle([(rng.randbytes(16), answer) for _ in range(100)])
-        outcomes = Outcomes(list(tally.outcomes), tally.outcomes)
+            run_state.settle([(rng.randbytes(16), answer) for _ in range(100)])
+        outcomes = Outcomes(list(run_state.outcomes), run_state.outcomes)
         kept, _ = tracemalloc.get_traced_memory()
         for outcome in outcomes:
             assert isinstance(outcome, Answer)
@@ -268,8 +269,8 @@ def test_a_hundred_thousand_rows_are_light() -> None:
 
 def test_a_spend_of_a_tally_is_that_of_its_tracker() -> None:
     """Progress shows what the calls have cost so far."""
-    tally = tally_of([Answer({}, "m")], price=Price(Decimal(1), Decimal(1), Decimal(1)))
-    tally.tracker.sent()
-    tally.tracker.answered("ask", Usage(3, 0, 4))
-    assert tally.progress.spend.usd == 7
-    assert tally.progress.rows_per_s == 0.5
+    run_state = tally_of([Answer({}, "m")], price=Price(Decimal(1), Decimal(1), Decimal(1)))
+    run_state.tracker.sent()
+    run_state.tracker.answered("ask", Usage(3, 0, 4))
+    assert run_state.progress.spend.usd == 7
+    assert run_state.progress.rows_per_s == 0.5

@@ -15,25 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.budget import Budget, Cap
-from ondine_core.budget_state import BudgetState, charge, read_state, settle, settle_holdings, write_state
-from ondine_core.caps import usd_of
 from ondine_core.errors import BudgetExhaustedError
-from ondine_core.processes import Process, this_process
+from ondine_core.limits.budget import Budget, BudgetLimit
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import main
-from tests.support.books import KINDS, fresh_place, look, read_purse
+from ondine_core.store.budget_state import BudgetState, charge, read_state, settle, settle_holdings, usd_of, write_state
+from ondine_core.types.processes import Process, this_process
+from tests.support.books import KINDS, fresh_place, look, read_budget
 
-CAP = Cap(Decimal(1), "team", "ever")
+CAP = BudgetLimit(Decimal(1), "team", "ever")
 HOLDER = """
 import asyncio, sys, time
 from decimal import Decimal
-from ondine_core.budget import Budget, Cap
+from ondine_core.limits.budget import Budget, BudgetLimit
 from ondine_core.store import open_store
 
 async def hold():
     with open_store(sys.argv[1]) as store:
-        budget = Budget(Cap(Decimal(1), "team", "ever"), "r", store, now=time.time, sleep=asyncio.sleep)
+        budget = Budget(BudgetLimit(Decimal(1), "team", "ever"), "r", store, now=time.time, sleep=asyncio.sleep)
         await budget.hold(Decimal(sys.argv[2]))
         await budget.settle(await budget.hold(Decimal("0.1")), Decimal("0.05"))
         print("held", flush=True)
@@ -67,7 +66,7 @@ def test_what_a_killed_process_held_is_spent_and_not_waited_for(kind: str, tmp_p
     """Without a wait: what does not fit beside it is refused at once, what fits is taken, and nothing stays held."""
     place = fresh_place(kind, tmp_path)
     holder = start_holder(place, "0.6")
-    assert read_purse(place, "team") == (Decimal("0.65"), Decimal("0.05"))
+    assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
     kill(holder)
 
     async def use() -> None:
@@ -78,7 +77,7 @@ def test_what_a_killed_process_held_is_spent_and_not_waited_for(kind: str, tmp_p
             await budget.settle(await budget.hold(Decimal("0.3")), Decimal("0.1"))
 
     asyncio.run(use())
-    assert read_purse(place, "team") == (Decimal("0.75"), Decimal("0.75"))
+    assert read_budget(place, "team") == (Decimal("0.75"), Decimal("0.75"))
 
 
 def test_what_a_living_process_holds_stays_held(tmp_path: Path) -> None:
@@ -93,9 +92,9 @@ def test_what_a_living_process_holds_stays_held(tmp_path: Path) -> None:
                 return await budget_in(store).remaining()
 
         assert asyncio.run(look_at_it()) == Decimal("0.35")
-        assert read_purse(place, "team") == (Decimal("0.65"), Decimal("0.05"))
+        assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
         assert main([place, "settle"]) == 0
-        assert read_purse(place, "team") == (Decimal("0.65"), Decimal("0.05"))
+        assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
     finally:
         kill(holder)
 
@@ -113,7 +112,7 @@ def test_reservations_are_listed_and_settled_by_a_command(tmp_path: Path, capsys
         assert f"process {living.pid}, running" in told
         assert main([place, "settle"]) == 0
         assert "$0.200000 that was held counts as spent now" in capsys.readouterr().out
-        assert read_purse(place, "team") == (Decimal("0.6"), Decimal("0.3"))
+        assert read_budget(place, "team") == (Decimal("0.6"), Decimal("0.3"))
         assert main([place, "settle", "--older-than", "0h"]) == 0
         assert "$0.000000" in capsys.readouterr().out
     finally:
@@ -132,9 +131,9 @@ def test_holders_of_other_machines_and_versions_are_settled_by_their_age(tmp_pat
         write(store, "new", charge(BudgetState(), elsewhere, 1e9, time.time()))
         write(store, "unnamed", BudgetState(charged=3e9, settled=1e9))
     assert main([place, "settle"]) == 0
-    assert [read_purse(place, name)[1] for name in ("old", "new", "unnamed")] == [0, 0, 1]
+    assert [read_budget(place, name)[1] for name in ("old", "new", "unnamed")] == [0, 0, 1]
     assert main([place, "settle", "--older-than", "1h"]) == 0
-    assert [read_purse(place, name)[1] for name in ("old", "new", "unnamed")] == [1, 0, 3]
+    assert [read_budget(place, name)[1] for name in ("old", "new", "unnamed")] == [1, 0, 3]
 
 
 def test_prune_keeps_the_record_of_what_budgets_are_charged_with(tmp_path: Path) -> None:

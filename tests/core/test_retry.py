@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError, FatalError, RefusedError, TransientError
-from ondine_core.retry import RetryPolicy, retry
+from ondine_core.limits.retry import RetryPolicy, retry
 
 SEEDS = st.integers(0, 2**32)
 SECONDS = st.floats(0, 1000)
@@ -24,7 +24,7 @@ class Highest(random.Random):
 @given(SEEDS, st.floats(0, 1e5), st.integers(1, 50))
 def test_retry_after_wins(seed: int, asked: float, attempt: int) -> None:
     """The provider's own pause is kept in full, at any attempt and beyond any bound, and spread by at most a tenth."""
-    policy = RetryPolicy(longest_wait_s=1)
+    policy = RetryPolicy(max_wait_s=1)
     wait = policy.wait_s(attempt, TransientError("busy", retry_after_s=asked), random.Random(seed))
     assert asked <= wait <= asked * 1.1
 
@@ -32,7 +32,7 @@ def test_retry_after_wins(seed: int, asked: float, attempt: int) -> None:
 @given(SEEDS, SECONDS, SECONDS, st.integers(1, 10_000))
 def test_jitter_is_bounded(seed: int, first: float, longest: float, attempt: int) -> None:
     """A chosen pause lies between nothing and the doubled first pause, and never beyond the longest."""
-    wait = RetryPolicy(first_wait_s=first, longest_wait_s=longest).wait_s(
+    wait = RetryPolicy(first_wait_s=first, max_wait_s=longest).wait_s(
         attempt, TransientError("busy"), random.Random(seed)
     )
     assert 0 <= wait <= longest
@@ -42,7 +42,7 @@ def test_jitter_is_bounded(seed: int, first: float, longest: float, attempt: int
 @given(SECONDS, SECONDS, st.integers(1, 100))
 def test_the_bound_doubles_up_to_its_cap(first: float, longest: float, attempt: int) -> None:
     """From call to call the longest possible pause never shrinks, at most doubles, and stops at the cap."""
-    policy = RetryPolicy(first_wait_s=first, longest_wait_s=longest)
+    policy = RetryPolicy(first_wait_s=first, max_wait_s=longest)
     now, then = (policy.wait_s(n, TransientError("busy"), Highest()) for n in (attempt, attempt + 1))
     assert now <= then <= min(longest, 2 * now if now < longest else longest)
 
@@ -79,7 +79,7 @@ def tried(policy: RetryPolicy, faults: Sequence[Exception]) -> tuple[object, int
 
 def test_transient_errors_are_retried_at_a_growing_pace() -> None:
     """A call that fails in transit is made again until it succeeds, each pause as the policy says."""
-    policy = RetryPolicy(first_wait_s=1, longest_wait_s=3)
+    policy = RetryPolicy(first_wait_s=1, max_wait_s=3)
     faults = [TransientError("busy")] * 3 + [TransientError("busy", retry_after_s=20)]
     assert tried(policy, faults) == ("reply", 5, [1.0, 2.0, 3.0, 22.0])
 
@@ -100,7 +100,7 @@ def test_nothing_else_is_retried(error: Exception) -> None:
 
 def test_a_pause_beyond_patience_is_not_waited_for() -> None:
     """A provider that asks for more than the policy allows is given up on at once, and the error says so."""
-    policy = RetryPolicy(longest_retry_after_s=60)
+    policy = RetryPolicy(max_retry_after_s=60)
     error = TransientError("Busy.", retry_after_s=61)
     assert tried(policy, [error]) == (error, 1, [])
     assert "61 s, longer than 60 s" in policy.explain(error)

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ondine_core import Answer, ConfigError, ModelSpec, Options, Policy, Prompt, ScriptedModel, enrich_sync
-from ondine_core.sanitizer import RULE_NAMES, Sanitizer, find_sanitizer, redact, restore, sanitize
-from ondine_core.sanitizer.finding import find
+from ondine_core.preprocessing.sanitizer import RULE_NAMES, Sanitizer, find_sanitizer, redact, restore, sanitize
+from ondine_core.preprocessing.sanitizer.finding import find
 from tests.support.asking import QUICK
 from tests.support.pii import corpus
 from tests.support.provider import Provider, after, status
@@ -259,8 +259,8 @@ def test_rows_share_a_prompt_and_get_their_own_data_back() -> None:
     assert report.values(as_kept=True)["who"][:3] == ["by <EMAIL_1>"] * 3
     answers = [outcome for outcome in report.outcomes[1:3] if isinstance(outcome, Answer)]
     assert [answer.values["who"] for answer in answers] == texts[1:3]
-    assert report.treatment is not None
-    assert (report.treatment.rows_sanitized, report.treatment.found) == (3, {"EMAIL": 3})
+    assert report.preprocess_stats is not None
+    assert (report.preprocess_stats.rows_sanitized, report.preprocess_stats.found) == (3, {"EMAIL": 3})
 
 
 def test_reused_answers_are_restored_for_the_rows_of_this_run(tmp_path: Any) -> None:
@@ -321,4 +321,4 @@ def test_without_a_sanitizer_nothing_is_restored() -> None:
     """A row that writes a placeholder, and an answer that does, are texts like any other."""
     report = enrich_sync({"text": ["<EMAIL_1> a@b.com"]}, prompt=PROMPT, output={"who": str}, model=ScriptedModel(who))
     assert report.column("who") == ["<EMAIL_1> a@b.com"]
-    assert report.treatment is None
+    assert report.preprocess_stats is None

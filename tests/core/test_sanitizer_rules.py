@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ondine_core import ConfigError
-from ondine_core.sanitizer import RULE_NAMES, Sanitizer
-from ondine_core.sanitizer.checks import IBAN_LENGTHS
-from ondine_core.sanitizer.finding import find
+from ondine_core.preprocessing.sanitizer import RULE_NAMES, Sanitizer
+from ondine_core.preprocessing.sanitizer.check_digits import IBAN_LENGTHS
+from ondine_core.preprocessing.sanitizer.finding import find
 from tests.support.growth import grows_no_faster_than_its_text
 from tests.support.pii import corpus, scores
 

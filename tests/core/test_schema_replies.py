@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
 from ondine_core.errors import ConfigError
-from ondine_core.schema import Invalid, compile_schema
+from ondine_core.prompts.output_schema import Invalid, compile_schema
 from tests.support.reviews import REPLY, Mood, Part, Review, refusal
 from tests.support.strategies import TEXTS
 

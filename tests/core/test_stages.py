@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching import ONE_PER_CALL, Strategy
+from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy
+from ondine_core.engine.steps import Verdict, dedup, fan_out, judge, render
 from ondine_core.errors import ConfigError
-from ondine_core.prompts import Prompt, compile_prompt
-from ondine_core.question import Question, address
-from ondine_core.schema import Output, compile_schema
-from ondine_core.stages import Verdict, dedup, fan_out, judge, render
-from ondine_core.values import Answer, Batch, Failure, Item, Key, ModelSpec, Reply
+from ondine_core.prompts.output_schema import Output, compile_schema
+from ondine_core.prompts.task import Task, cache_key
+from ondine_core.prompts.template import Prompt, compile_prompt
+from ondine_core.types.values import Answer, Batch, Failure, Item, Key, ModelSpec, Reply
 from tests.support.strategies import TEXTS
 
 SPEC = ModelSpec("openai/gpt-4o-mini")
 
 
-def question(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSpec = SPEC, **settings: Any) -> Question:
+def task(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSpec = SPEC, **settings: Any) -> Task:
     schema = compile_schema(output)
-    return Question(compile_prompt(prompt, schema.dump), schema, replace(spec, **settings))
+    return Task(compile_prompt(prompt, schema.dump), schema, replace(spec, **settings))
 
 
 # -- address -------------------------------------------------------------------------------------------------------
@@ -30,9 +30,9 @@ def question(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSp
 @pytest.mark.parametrize(
     ("asked", "text", "key"),
     [
-        (question(), "Is it good?", "50590d4f9b90a31bb0b1dfc05239b315"),
+        (task(), "Is it good?", "50590d4f9b90a31bb0b1dfc05239b315"),
         (
-            question(
+            task(
                 Prompt("{a}", system="Be brief.", examples=[("x", "pos")]),
                 {"label": {"type": "string", "enum": ["pos", "neg"]}},
                 base_url="http://127.0.0.1:8000/v1",
@@ -44,48 +44,48 @@ def question(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSp
         ),
     ],
 )
-def test_keys_never_change(asked: Question, text: str, key: str) -> None:
+def test_keys_never_change(asked: Task, text: str, key: str) -> None:
     """A known question has its known key: were it another, every stored answer would be paid for again."""
-    assert address(asked)(text).hex() == key
+    assert cache_key(asked)(text).hex() == key
 
 
 @given(TEXTS, TEXTS)
 def test_same_text_same_key(one: str, other: str) -> None:
     """Two rows share a key if and only if their texts are equal, and in any process."""
-    key = address(question())
+    key = cache_key(task())
     assert (key(one) == key(other)) == (one == other)
-    assert key(one) == address(question())(one)
+    assert key(one) == cache_key(task())(one)
     assert len(key(one)) == 16
 
 
 EXAMPLE = Prompt("{a}", examples=[("x", "y")])
 DIFFERENT = {
-    "plain": question(),
-    "model": question(model="openai/gpt-4o"),
-    "base_url": question(base_url="http://127.0.0.1:8000/v1"),
-    "other base_url": question(base_url="http://127.0.0.1:8001/v1"),
-    "temperature": question(temperature=0.0),
-    "other temperature": question(temperature=0.5),
-    "params": question(params={"seed": 1}),
-    "other params": question(params={"seed": 2}),
-    "schema": question(output={"out": str}),
-    "column": question(output="other"),
-    "pattern": question(output=re.compile("(?P<out>x)")),
-    "description": question(output={"out": {"type": "string", "description": "d"}}),
-    "system": question(Prompt("{a}", system="s")),
-    "other system": question(Prompt("{a}", system="s ")),
-    "example": question(EXAMPLE),
-    "example's input": question(Prompt("{a}", examples=[("x ", "y")])),
-    "example's answer": question(Prompt("{a}", examples=[("x", "z")])),
-    "examples": question(Prompt("{a}", examples=[("x", "y"), ("x", "y")])),
-    "system and example": question(Prompt("{a}", system="s", examples=[("x", "y")])),
-    "rendered example": question(Prompt("Q: {a}", examples=[("x", "y")])),
+    "plain": task(),
+    "model": task(model="openai/gpt-4o"),
+    "base_url": task(base_url="http://127.0.0.1:8000/v1"),
+    "other base_url": task(base_url="http://127.0.0.1:8001/v1"),
+    "temperature": task(temperature=0.0),
+    "other temperature": task(temperature=0.5),
+    "params": task(params={"seed": 1}),
+    "other params": task(params={"seed": 2}),
+    "schema": task(output={"out": str}),
+    "column": task(output="other"),
+    "pattern": task(output=re.compile("(?P<out>x)")),
+    "description": task(output={"out": {"type": "string", "description": "d"}}),
+    "system": task(Prompt("{a}", system="s")),
+    "other system": task(Prompt("{a}", system="s ")),
+    "example": task(EXAMPLE),
+    "example's input": task(Prompt("{a}", examples=[("x ", "y")])),
+    "example's answer": task(Prompt("{a}", examples=[("x", "z")])),
+    "examples": task(Prompt("{a}", examples=[("x", "y"), ("x", "y")])),
+    "system and example": task(Prompt("{a}", system="s", examples=[("x", "y")])),
+    "rendered example": task(Prompt("Q: {a}", examples=[("x", "y")])),
 }
 
 
 def test_whatever_changes_the_meaning_changes_the_key() -> None:
     """Model, server, sampling, schema, system message and every example are part of the question."""
-    keys = {name: address(asked)("text") for name, asked in DIFFERENT.items()}
+    keys = {name: cache_key(asked)("text") for name, asked in DIFFERENT.items()}
     assert len(set(keys.values())) == len(keys), keys
 
 
@@ -103,24 +103,24 @@ def test_whatever_changes_the_meaning_changes_the_key() -> None:
 )
 def test_what_cannot_change_an_answer_leaves_the_key(settings: Mapping[str, Any]) -> None:
     """Bounds, patience, keys and the order of parameters may be tuned without asking anything again."""
-    expected = question(params={"a": {"x": 1, "y": 2}, "b": 1}) if settings.get("params") else question()
-    assert address(question(**settings))("text") == address(expected)("text")
+    expected = task(params={"a": {"x": 1, "y": 2}, "b": 1}) if settings.get("params") else task()
+    assert cache_key(task(**settings))("text") == cache_key(expected)("text")
 
 
 @given(st.lists(TEXTS.filter(str.strip), min_size=2, max_size=2), TEXTS)
 def test_neighbours_do_not_run_together(parts: list[str], text: str) -> None:
     """Text moved from one part of a question to the next makes another question."""
     system, said = parts
-    one = question(Prompt("{a}", system=system + said))
-    other = question(Prompt("{a}", system=system))
-    assert address(one)(text) != address(other)(said + text)
+    one = task(Prompt("{a}", system=system + said))
+    other = task(Prompt("{a}", system=system))
+    assert cache_key(one)(text) != cache_key(other)(said + text)
 
 
 @pytest.mark.parametrize("value", [{1}, object(), {1: "x"}], ids=["set", "object", "number as name"])
 def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
     """What could not be sent has no key either; the message names the setting."""
     with pytest.raises(ConfigError, match=r"params=.* cannot be written as JSON"):
-        address(question(params={"p": value}))
+        cache_key(task(params={"p": value}))
 
 
 # -- render and dedup ----------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
 
 def test_render_is_lazy_and_by_index() -> None:
     """Rows are rendered in the order asked for, when asked for, from the columns the prompt reads."""
-    texts = render(question("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]), on_missing="ask")
+    texts = render(task("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]), on_missing="ask")
     assert next(texts) == "3-z"
     assert list(texts) == ["1-x"]
 
@@ -144,9 +144,9 @@ def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
 @given(st.text(st.characters(categories=["Cs", "L", "So"])))
 def test_lone_surrogates_are_replaced(text: str) -> None:
     """What a broken decoder left in a text cannot stop a run: every rendered text can be hashed and sent."""
-    (shown,) = render(question("é{a}").prompt, {"a": [text]}, [0], on_missing="ask")
+    (shown,) = render(task("é{a}").prompt, {"a": [text]}, [0], on_missing="ask")
     assert shown == "é" + "".join("?" if "\ud800" <= char <= "\udfff" else char for char in text)
-    assert address(question())(str(shown))
+    assert cache_key(task())(str(shown))
 
 
 @given(st.lists(st.sampled_from(["x", "y", "z", Failure("prompt", "why")])))
@@ -161,9 +161,9 @@ def test_equal_rows_are_asked_once(texts: list[str | Failure]) -> None:
 
 # -- judge ---------------------------------------------------------------------------------------------------------
 
-NUMBER = question(output={"n": int}, max_output_tokens=50)
+NUMBER = task(output={"n": int}, max_output_tokens=50)
 REPAIRS = 2
-BY_LINE = Strategy("lines", ONE_PER_CALL.encode, lambda _, text, __: dict(enumerate(text.split("\n"), 1)))
+BY_LINE = BatchStrategy("lines", ONE_PER_CALL.encode, lambda _, text, __: dict(enumerate(text.split("\n"), 1)))
 
 
 def batch(size: int = 1, repairs_left: int = REPAIRS, attempt: int = 1) -> Batch:

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.books import Settled
 from ondine_core.errors import StoreError
-from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
-from ondine_core.store.places import connect
-from ondine_core.values import Answer, Failure, Usage
+from ondine_core.store.connect import connect
+from ondine_core.types.ledger import CallFinished
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Failure, Usage
 from tests.support.books import KINDS, call_to, fresh_place, keep, key_of, keys_in, look
 
 TIMEOUT_S = 30.0
@@ -42,7 +42,7 @@ def test_a_store_of_format_5_is_brought_up_to_date(place: str) -> None:
     async def fill(store: Store) -> None:
         await keep(store, (key_of(1), Answer({"n": 1}, "m")))
         failures = ((key_of(9), Failure("refused", "no")),)
-        await store.settle(Settled(call_to(key_of(9)), "refused", failures=failures))
+        await store.settle(CallFinished(call_to(key_of(9)), "refused", failures=failures))
 
     with open_store(place) as store:
         asyncio.run(fill(store))
@@ -95,7 +95,7 @@ def test_text_that_a_database_refuses_is_escaped(place: str) -> None:
         sent = call_to(key_of(1), key_of(2))
         answers, failures = ((key_of(1), Answer({}, "m", request_id=odd)),), ((key_of(2), Failure("invalid", odd)),)
         await store.send(sent)
-        await store.settle(Settled(sent, "answered", answers=answers, failures=failures))
+        await store.settle(CallFinished(sent, "answered", answers=answers, failures=failures))
         assert (await store.get([key_of(1)]))[key_of(1)].request_id == "a\\udcff\\0"
         assert (await store.get_failures([key_of(2)]))[key_of(2)].detail == "a\\udcff\\0"
 
@@ -152,7 +152,7 @@ def test_cancelled_settle_is_kept(place: str) -> None:
             calls = [call_to(key_of(n)) for n in range(50)]
             for call in calls:
                 await store.send(call)
-            settled = [Settled(call, "answered", answers=((call.keys[0], Answer({}, "m")),)) for call in calls]
+            settled = [CallFinished(call, "answered", answers=((call.keys[0], Answer({}, "m")),)) for call in calls]
             tasks = [asyncio.create_task(store.settle(one)) for one in settled]
             await asyncio.sleep(0)
             for task in tasks[::2]:
@@ -185,10 +185,10 @@ def test_answer_outlives_a_failure(outcomes: list[Answer | Failure], left: objec
     """An answer ends a failure, no failure ends an answer, the later of two alike counts; in one commit or several."""
     key = key_of(1)
 
-    def settled(outcome: Answer | Failure) -> Settled:
+    def settled(outcome: Answer | Failure) -> CallFinished:
         if isinstance(outcome, Answer):
-            return Settled(call_to(key), "answered", answers=((key, outcome),))
-        return Settled(call_to(key), "answered", failures=((key, outcome),))
+            return CallFinished(call_to(key), "answered", answers=((key, outcome),))
+        return CallFinished(call_to(key), "answered", failures=((key, outcome),))
 
     async def main(store: Store) -> None:
         if together:
@@ -246,7 +246,7 @@ def test_usage_beyond_belief_fails_its_own_caller_only(place: str) -> None:
     """A provider that reports more tokens than 64 bits hold costs nobody else their answer."""
 
     async def main(store: Store) -> None:
-        absurd = Settled(call_to(key_of(1)), "answered", Usage(2**70))
+        absurd = CallFinished(call_to(key_of(1)), "answered", Usage(2**70))
         dear = replace(call_to(key_of(1)), at_most_usd=Decimal("1e9"))
         kept, *failed = await asyncio.gather(
             keep(store, (key_of(2), ANSWER)), store.settle(absurd), store.send(dear), return_exceptions=True
@@ -289,7 +289,7 @@ def test_close_carries_out_what_is_gathered(place: str) -> None:
     async def main() -> None:
         store = Store(place)
         call = call_to(key_of(1))
-        settling = asyncio.create_task(store.settle(Settled(call, "answered", answers=((key_of(1), ANSWER),))))
+        settling = asyncio.create_task(store.settle(CallFinished(call, "answered", answers=((key_of(1), ANSWER),))))
         await asyncio.sleep(0)
         store.close()
         await settling
@@ -340,7 +340,7 @@ def stop_while_busy(store: Store) -> None:
         look_up = asyncio.create_task(store.get(keys))
         await asyncio.to_thread(keys.busy.wait, TIMEOUT_S)
         settle = asyncio.create_task(
-            store.settle(Settled(call_to(key_of(1)), "answered", answers=((key_of(1), ANSWER),)))
+            store.settle(CallFinished(call_to(key_of(1)), "answered", answers=((key_of(1), ANSWER),)))
         )
         for _ in range(5):
             await asyncio.sleep(0)

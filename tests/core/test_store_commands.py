@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from ondine_core.books import Origin, Sent, Settled
 from ondine_core.errors import ConfigError
-from ondine_core.lease import hold_lease
+from ondine_core.limits.lease import hold_lease
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import default_store, main
-from ondine_core.values import Answer, Failure, Usage
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.values import Answer, Failure, Usage
 from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
 
@@ -51,18 +51,20 @@ async def fill(store: Store) -> None:
         await store.join(run, b"q" * 16, (1.0,), origin=origin)
         await store.leave(run)
         call = run + number.to_bytes(8, "big")
-        sent = Sent(call, origin, model, "ask", (key_of(number),), at, Decimal("0.01"))
+        sent = CallStarted(call, origin, model, "ask", (key_of(number),), at, Decimal("0.01"))
         await store.send(sent)
         if number in (3, 13):
             continue
         if number in (4, 14):
             failures = ((key_of(number), Failure("refused", "no")),)
-            await store.settle(Settled(sent, "refused", failures=failures))
+            await store.settle(CallFinished(sent, "refused", failures=failures))
             continue
         usd = None if number % 2 else Decimal("0.0012345")
         answer = Answer({"text": f'ü "{number}", {{}}\n'}, model, 1, 1, usd, f"req-{number}", at)
         usage = Usage(1000, 100, 20, 5)
-        await store.settle(Settled(sent, "answered", usage, usd, ((key_of(number), answer),), paid_twice=number == 0))
+        await store.settle(
+            CallFinished(sent, "answered", usage, usd, ((key_of(number), answer),), paid_twice=number == 0)
+        )
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from ondine_core.books import Settled
 from ondine_core.errors import StoreError
-from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer, Usage
+from ondine_core.types.ledger import CallFinished
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Usage
 from tests.support.books import call_to, key_of, keys_in
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres import server
@@ -50,7 +50,9 @@ async def work(store: Store, first: int, calls: int = 25) -> None:
         call = call_to(key_of(number))
         await store.send(call)
         await store.update("n", add_one)
-        await store.settle(Settled(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), ((key_of(number), ANSWER),)))
+        await store.settle(
+            CallFinished(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), ((key_of(number), ANSWER),))
+        )
 
 
 async def work_at_once(store: Store, first: int) -> None:
@@ -123,7 +125,7 @@ def test_failed_transaction_leaves_nothing_either(pooler: int, url: str) -> None
                 await store.update("n", add_one)
         assert await store.update("n", add_one) == (2,)
 
-    with open_store(through(pooler, url), patience_s=0.5) as store:
+    with open_store(through(pooler, url), wait_timeout_s=0.5) as store:
         asyncio.run(main(store))
     with psycopg.connect(through(pooler, url), autocommit=True, prepare_threshold=None) as other:
         assert other.execute("SHOW lock_timeout").fetchall() == [("0",)]
@@ -132,7 +134,7 @@ def test_failed_transaction_leaves_nothing_either(pooler: int, url: str) -> None
 def test_statement_mode_is_refused_with_the_remedy(url: str) -> None:
     """A pooler that hands out statements one by one is refused when the store opens, at once."""
     with pgbouncer("statement") as port, pytest.raises(StoreError, match="set pool_mode to transaction or session"):
-        Store(through(port, url), patience_s=20)
+        Store(through(port, url), wait_timeout_s=20)
 
 
 def test_setting_that_the_pooler_refuses_is_named(pooler: int, url: str) -> None:
@@ -140,7 +142,7 @@ def test_setting_that_the_pooler_refuses_is_named(pooler: int, url: str) -> None
     with open_store(through(pooler, url)):
         pass
     with pytest.raises(StoreError, match="Leave `options` and other settings out of the URL"):
-        Store(through(pooler, url) + "?options=-c%20statement_timeout%3D5000", patience_s=20)
+        Store(through(pooler, url) + "?options=-c%20statement_timeout%3D5000", wait_timeout_s=20)
 
 
 def test_pooler_that_is_full_is_waited_for_then_named(url: str) -> None:
@@ -148,7 +150,7 @@ def test_pooler_that_is_full_is_waited_for_then_named(url: str) -> None:
     with pgbouncer("transaction", max_client_conn=1) as port:
         address = through(port, url)
         with open_store(address), pytest.raises(StoreError, match="All connections of the server or pooler are taken"):
-            Store(address, patience_s=0.5)
+            Store(address, wait_timeout_s=0.5)
         first = Store(address)
         timer = threading.Timer(0.5, first.close)
         timer.start()

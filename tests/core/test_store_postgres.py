@@ -15,13 +15,13 @@ from decimal import Decimal
 
 import pytest
 
-from ondine_core.books import Settled
 from ondine_core.errors import ConfigError, OndineError, StoreError
-from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
 from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
-from ondine_core.values import Answer, Usage
+from ondine_core.types.ledger import CallFinished
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Usage
 from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
 from tests.support.latency import LatencyProxy, latency_proxy
 from tests.support.postgres import PASSWORD, USER, server
@@ -44,7 +44,7 @@ async def make_call(store: Store, number: int) -> None:
     call = call_to(key_of(number))
     await store.send(call)
     answers = ((key_of(number), ANSWER),)
-    await store.settle(Settled(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), answers))
+    await store.settle(CallFinished(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), answers))
 
 
 # -- a connection that breaks --------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_server_that_is_about_to_start_is_waited_for(url: str) -> None:
 
 
 def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) -> None:
-    """After `patience_s` callers are told which server and database; once it is back the store works, and reopens."""
+    """After `wait_timeout_s` an error names server and database; once it is back the store works, and reopens."""
 
     async def main(store: Store) -> None:
         await make_call(store, 1)
@@ -211,7 +211,7 @@ def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) ->
         assert (await store.audit("run-1")).sent == 1
         await make_call(store, 3)
 
-    with open_store(url, patience_s=0.2) as store:
+    with open_store(url, wait_timeout_s=0.2) as store:
         asyncio.run(main(store))
     with open_store(url) as store:
         assert asyncio.run(store.audit("run-1")).sent == 2
@@ -219,7 +219,7 @@ def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) ->
 
 
 def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
-    """Numbers that another client keeps locked are a StoreError after `patience_s`; other names are not held up."""
+    """Numbers that another client keeps locked are a StoreError after `wait_timeout_s`; other names are not held up."""
     import psycopg
 
     async def main(store: Store) -> None:
@@ -231,7 +231,7 @@ def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
             assert await store.update("m", add_one) == (1,)
         assert await store.update("n", add_one) == (2,)
 
-    with open_store(url, patience_s=0.1) as store:
+    with open_store(url, wait_timeout_s=0.1) as store:
         asyncio.run(main(store))
 
 
@@ -262,7 +262,7 @@ def test_run_begins_and_ends_with_few_round_trips(url: str) -> None:
         pass
     with latency_proxy(server().port, 0.001) as proxy:
         near = url.replace(str(server().port), str(proxy.port))
-        database = PostgresDatabase(near, patience_s=30.0)
+        database = PostgresDatabase(near, wait_timeout_s=30.0)
         before = proxy.round_trips
         migrate(database)
         assert proxy.round_trips - before == 2
@@ -279,7 +279,7 @@ def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
 
     async def main(store: Store) -> None:
         call = call_to(key_of(1))
-        settled = Settled(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), ((key_of(1), ANSWER),))
+        settled = CallFinished(call, "answered", Usage(10, 0, 1), Decimal("0.000003"), ((key_of(1), ANSWER),))
         await store.send(call)
         await store.settle(settled)
         await asyncio.gather(store.settle(settled), make_call(store, 2))
@@ -306,6 +306,7 @@ def assert_discreet(error: BaseException) -> None:
         ("wrong-" + PASSWORD, "postgres", "password authentication failed.*user and password are right"),
         (PASSWORD, "nowhere", "does not exist"),
     ],
+    ids=["password", "database"],
 )
 def test_server_that_lets_nobody_in_is_told_at_once(password: str, database: str, hint: str) -> None:
     """A wrong password or database is a StoreError that names server and database, and not the password."""
@@ -321,7 +322,7 @@ def test_server_that_is_not_there_is_told(url: str) -> None:
         nobody.bind(("127.0.0.1", 0))
         elsewhere = url.replace(str(server().port), str(nobody.getsockname()[1]))
         with pytest.raises(StoreError, match=r"refused.*Check that the server runs") as caught:
-            Store(elsewhere, patience_s=0.2)
+            Store(elsewhere, wait_timeout_s=0.2)
     assert_discreet(caught.value)
 
 

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from ondine_core.errors import StoreError
-from ondine_core.ports import Numbers
 from ondine_core.store import Store, open_store
-from ondine_core.values import Answer
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer
 from tests.support.asking import ask, options, texts
 from tests.support.books import call_to, keep, key_of, keys_in
 from tests.support.postgres import server
@@ -106,7 +106,7 @@ def test_store_that_was_emptied_is_said_before_the_next_call(spoil: Callable[[st
         with pytest.raises(StoreError):
             await store.update("n", add_one)
 
-    with open_store(url, patience_s=0.5) as store:
+    with open_store(url, wait_timeout_s=0.5) as store:
         asyncio.run(main(store))
 
 
@@ -203,7 +203,7 @@ def test_refusal_that_passes_is_waited_out(
 
 @pytest.mark.parametrize(("refuse", "said"), REFUSALS)
 def test_refusal_that_stays_is_said(refuse: Callable[[str, str], Callable[[], object]], said: str, url: str) -> None:
-    """After `patience_s` the message says what the server refuses; nothing is half written, and the store recovers."""
+    """After `wait_timeout_s` the error says what the server refuses; nothing is half written, the store recovers."""
     guest, address = new_guest(url)
 
     async def main(store: Store) -> None:
@@ -215,7 +215,7 @@ def test_refusal_that_stays_is_said(refuse: Callable[[str, str], Callable[[], ob
         relent()
         await write(store, 3)
 
-    with open_store(address, patience_s=0.5) as store:
+    with open_store(address, wait_timeout_s=0.5) as store:
         asyncio.run(main(store))
     assert keys_in(url) == {key_of(1), key_of(3)}
 
@@ -224,7 +224,7 @@ def test_too_many_clients_are_waited_for_when_a_store_opens(url: str) -> None:
     """A store that finds all connections taken opens when one is free, or says what is used up."""
     _, address = new_guest(url, "CONNECTION LIMIT 1")
     with open_store(address), pytest.raises(StoreError, match="All connections of the server or pooler are taken"):
-        Store(address, patience_s=0.3)
+        Store(address, wait_timeout_s=0.3)
     first = Store(address)
     timer = threading.Timer(0.3, first.close)
     timer.start()
@@ -296,7 +296,7 @@ def test_frozen_session_is_given_up_and_does_its_work_once(url: str) -> None:
             pass  # until what it had received is carried out
         assert await store.update("n", add_one) == (3,)
 
-    with open_store(url, patience_s=0.5) as store:
+    with open_store(url, wait_timeout_s=0.5) as store:
         asyncio.run(main(store))
 
 
@@ -318,7 +318,7 @@ def test_several_processes_may_change_one_number_at_once(url: str) -> None:
 
 
 def test_waiting_for_a_lock_is_no_broken_connection(url: str) -> None:
-    """A lock that another client holds for less than `patience_s` is waited for."""
+    """A lock that another client holds for less than `wait_timeout_s` is waited for."""
 
     async def main(store: Store) -> None:
         await store.update("n", add_one)
@@ -329,5 +329,5 @@ def test_waiting_for_a_lock_is_no_broken_connection(url: str) -> None:
                 await asyncio.wait_for(asyncio.shield(waiting), 0.3)
         assert await waiting == (2,)
 
-    with open_store(url, patience_s=20.0) as store:
+    with open_store(url, wait_timeout_s=20.0) as store:
         asyncio.run(main(store))

@@ -31,13 +31,13 @@ def start(place: str, script: str) -> subprocess.Popen[str]:
     program = f"""
 import asyncio, os
 from ondine_core.store import open_store
-from ondine_core.books import Origin, Sent, Settled
-from ondine_core.values import Answer
+from ondine_core.types.ledger import Origin, CallStarted, CallFinished
+from ondine_core.types.values import Answer
 
 async def keep(store, n):
-    sent = Sent(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
+    sent = CallStarted(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
     await store.send(sent)
-    await store.settle(Settled(sent, "answered", answers=((n.to_bytes(16, "big"), Answer({{"n": n}}, "m")),)))
+    await store.settle(CallFinished(sent, "answered", answers=((n.to_bytes(16, "big"), Answer({{"n": n}}, "m")),)))
 
 async def main():
     with open_store({place!r}) as store:
@@ -125,11 +125,11 @@ def test_store_that_is_not_closed_lets_the_process_end(place: str) -> None:
     program = f"""
 import asyncio, os
 from ondine_core.store import Store
-from ondine_core.books import Origin, Sent, Settled
-from ondine_core.values import Answer
-sent = Sent(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
+from ondine_core.types.ledger import Origin, CallStarted, CallFinished
+from ondine_core.types.values import Answer
+sent = CallStarted(os.urandom(16), Origin("run-1"), "m", "ask", (), 0.0)
 store = Store({place!r})
-asyncio.run(store.settle(Settled(sent, "answered", answers=((bytes(16), Answer({{}}, "m")),))))
+asyncio.run(store.settle(CallFinished(sent, "answered", answers=((bytes(16), Answer({{}}, "m")),))))
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=TIMEOUT_S)
     assert keys_in(place) == {bytes(16)}

@@ -19,7 +19,7 @@ import pytest
 from ondine_core.errors import ConfigError, StoreError
 from ondine_core.store import Store, network_file_system, open_store, passing_file_system
 from ondine_core.store.schema import MIGRATIONS
-from ondine_core.values import Answer
+from ondine_core.types.values import Answer
 from tests.support.books import call_to, keep, key_of, keys_in
 
 TIMEOUT_S = 60.0
@@ -95,7 +95,7 @@ def test_an_event_loop_never_waits_for_another_process(tmp_path: Path) -> None:
         other.close()
         await keeping
 
-    with open_store(path, patience_s=20) as store:
+    with open_store(path, wait_timeout_s=20) as store:
         began = time.monotonic()
         asyncio.run(main(store))
         assert time.monotonic() - began < 10
@@ -316,7 +316,7 @@ def test_damaged_answer_is_named_and_unknown(tmp_path: Path) -> None:
 
 
 def test_lock_of_another_process_is_waited_for_so_long(tmp_path: Path) -> None:
-    """A file that another process keeps locked is a StoreError after `patience_s`, and works when it is let go."""
+    """A file that another process keeps locked is a StoreError after `wait_timeout_s`, and works when it is let go."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -326,7 +326,7 @@ def test_lock_of_another_process_is_waited_for_so_long(tmp_path: Path) -> None:
         other.rollback()
         await keep(store, (key_of(2), ANSWER))
 
-    with open_store(path, patience_s=0.05) as store:
+    with open_store(path, wait_timeout_s=0.05) as store:
         other = sqlite3.connect(path)
         other.execute("BEGIN IMMEDIATE")
         asyncio.run(main(store))
@@ -363,7 +363,7 @@ import asyncio, resource, sys
 from ondine_core.errors import StoreError
 from ondine_core.store import open_store
 from ondine_core.store.schema import MIGRATIONS
-from ondine_core.values import Answer
+from ondine_core.types.values import Answer
 from tests.support.books import keep, key_of
 
 async def main():

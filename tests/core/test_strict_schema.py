@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, Field, HttpUrl, create_model
 
 from ondine_core import ModelSpec, Options, Policy, enrich_sync
-from ondine_core.schema import compile_schema
-from ondine_core.strict_schema import strict_schema
+from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.providers.strict_schema import strict_schema
 from tests.support.openai_description import request_faults
 from tests.support.provider import Asked, Provider
 

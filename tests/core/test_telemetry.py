@@ -35,7 +35,6 @@ from ondine_core import (
     enrich,
     enrich_sync,
 )
-from ondine_core.books import Origin
 from ondine_core.telemetry import (
     BatchEnded,
     Booked,
@@ -53,9 +52,10 @@ from ondine_core.telemetry import (
     RunStarted,
     register_observer,
 )
-from ondine_core.telemetry.rest import Rest
-from ondine_core.telemetry.sampling import Sampler
+from ondine_core.telemetry.call_aggregator import CallAggregator
+from ondine_core.telemetry.call_sampler import Sampler
 from ondine_core.telemetry.stream import Opened, Stream
+from ondine_core.types.ledger import Origin
 from tests.support.asking import PROMPT, ask, echo_each, options, texts
 from tests.support.provider import Fault, Provider, after, error, first, matching, refusal, status, truncated
 
@@ -201,7 +201,7 @@ def test_what_was_not_told_yet_is_told_when_a_run_ends_early() -> None:
 def test_a_rest_is_told_after_two_seconds_or_a_thousand_calls(pauses: list[float], duration_s: float) -> None:
     """However long the calls themselves take."""
     run, endpoint, at = Run(Origin("r"), "m", 1), Endpoint("p", "m"), 1e9
-    rest = Rest(run, endpoint, "ask")
+    rest = CallAggregator(run, endpoint, "ask")
     rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
     assert not rest.is_due(at)
     for pause in pauses:
@@ -376,7 +376,7 @@ def test_an_observer_that_fails_is_told_of_once_and_stops_nobody() -> None:
         raise ValueError(f"a secret {event!r}")
 
     with Provider() as provider:
-        chosen = replace(options(), observers=(fail, seen.append), on_trouble=trouble.append)
+        chosen = replace(options(), observers=(fail, seen.append), on_observer_error=trouble.append)
         report = ask(provider, texts(10), chosen)
     assert report.failures == {}
     assert len(of(CallEnded, seen)) == 10
@@ -390,7 +390,7 @@ def test_an_observer_that_exits_does_not_end_the_run() -> None:
     """Not even where it means to end the program."""
     trouble: list[str] = []
     with Provider() as provider:
-        chosen = replace(options(), observers=(lambda _: sys.exit(1),), on_trouble=trouble.append)
+        chosen = replace(options(), observers=(lambda _: sys.exit(1),), on_observer_error=trouble.append)
         assert ask(provider, texts(3), chosen).failures == {}
     assert "failed with SystemExit" in trouble[0]
 

@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from ondine_core import ConfigError, ProviderError
-from ondine_core.books import Origin
 from ondine_core.telemetry.registry import open_observers
+from ondine_core.types.ledger import Origin
 from tests.support.asking import ask, options, texts
 from tests.support.provider import Provider, error, first, matching, refusal, status
 

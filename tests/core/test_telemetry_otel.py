@@ -16,8 +16,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from ondine_core import ConfigError, Price, ProviderError, Rates, Report
-from ondine_core.books import Origin
 from ondine_core.telemetry.registry import open_observers
+from ondine_core.types.ledger import Origin
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.collector import Collector, Span
 from tests.support.provider import Provider, error, first, matching, refusal, shares, status

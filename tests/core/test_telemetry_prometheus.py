@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ondine_core import Price, Report
-from ondine_core.books import Origin
+from ondine_core.types.ledger import Origin
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.collector import Collector
 from tests.support.provider import Provider, matching, refusal, shares, status
@@ -91,7 +91,7 @@ def test_a_gateway_that_is_gone_is_told_of() -> None:
     with socket.socket() as closed, Provider() as provider:
         closed.bind(("127.0.0.1", 0))
         spec = {"name": "prometheus", "push_gateway": f"http://127.0.0.1:{closed.getsockname()[1]}"}
-        report = observed(provider, spec, on_trouble=trouble.append)
+        report = observed(provider, spec, on_observer_error=trouble.append)
     assert report.failures == {}
     assert len(trouble) == 1
     assert "'prometheus' failed with URLError" in trouble[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ondine_core.books import Origin
+from ondine_core.types.ledger import Origin
 from tests.support.asking import ask, options, texts
 from tests.support.deployment import until
 from tests.support.prometheus import PROGRAMS, empty, prometheus, push_gateway, query

@@ -29,7 +29,7 @@ CLIENT = """
 import asyncio, sys
 from ondine_core import ModelSpec, OndineError
 from ondine_core.providers import connect
-from ondine_core.values import Call, Message
+from ondine_core.types.values import Call, Message
 
 async def main():
     model = connect(ModelSpec("openai_compatible/m", base_url=sys.argv[1], api_key="a key", timeout_s=10))

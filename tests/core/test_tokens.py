@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ondine_core.context_limits import estimate_tokens
-from ondine_core.tokens import counter
+from ondine_core.providers.context_window import estimate_tokens
+from ondine_core.providers.tokenizer import counter
 
 NEW, OLD, OTHER = "openai/gpt-4o-mini", "openai/gpt-4", "mistral/mistral-large-latest"
 PROSE = "The parcel arrived a day late, but what was inside is as good as we'd hoped. "
@@ -173,7 +173,10 @@ def run(code: str, *path: Path, **variables: str) -> list[str]:
     ).stdout.split()
 
 
-COUNT = f"from ondine_core.tokens import counter; print(counter({NEW!r})({PROSE!r}), counter({OLD!r})({PROSE!r}))"
+COUNT = (
+    "from ondine_core.providers.tokenizer import counter; "
+    f"print(counter({NEW!r})({PROSE!r}), counter({OLD!r})({PROSE!r}))"
+)
 
 
 def test_counting_asks_nothing_of_the_network(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_counting_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 def test_nothing_is_loaded_before_the_first_count() -> None:
     """Naming a counter costs nothing; a step that finds every answer in the store never pays for an encoding."""
-    naming = f"from ondine_core.tokens import counter; counter({NEW!r})"
+    naming = f"from ondine_core.providers.tokenizer import counter; counter({NEW!r})"
     assert run(f"{naming}; import sys; print('tiktoken' in sys.modules)") == ["False"]
 
 

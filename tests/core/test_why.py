@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from ondine_core import Prompt, Sanitizer, ScriptedModel, enrich_sync
-from ondine_core.books import Origin
-from ondine_core.definition import keys_of_row, keys_of_text, read_definition, write_definition
+from ondine_core.engine.definition import keys_of_row, keys_of_text, read_definition, write_definition
+from ondine_core.engine.kept_reply import kept_reply
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
+from ondine_core.engine.steps import render
 from ondine_core.errors import ConfigError
-from ondine_core.kept_reply import kept_reply
-from ondine_core.options import Options
-from ondine_core.policy import Policy
-from ondine_core.question import address, compile_question
-from ondine_core.report import Report
-from ondine_core.stages import render
+from ondine_core.prompts.task import cache_key, compile_task
 from ondine_core.store.__main__ import main
-from ondine_core.store.places import connect
-from ondine_core.values import ModelSpec
+from ondine_core.store.connect import connect
+from ondine_core.types.ledger import Origin
+from ondine_core.types.values import ModelSpec
 from tests.support.books import KINDS, fresh_place, look
 
 ORIGIN = Origin("run-7", "shop/moods", "2026-01-05")
@@ -156,12 +156,12 @@ def test_what_is_not_known_is_said(place: str, capsys: pytest.CaptureFixture[str
 def test_the_key_of_a_row_is_that_of_a_run(prompt: str | Prompt, given: Mapping[str, Any]) -> None:
     """From what the store keeps, a row gets the key that it has in a run."""
     spec = ModelSpec("openai/m", base_url="http://h:1/v1", temperature=0, params={"reasoning_effort": "low", "seed": 7})
-    question = compile_question(prompt, {"mood": str}, spec, **given)
+    task = compile_task(prompt, {"mood": str}, spec, **given)
     row = {"review": "<b>ann@example.com</b> " + 20 * "says so. ", "n": 3}
-    (text,) = render(question.prompt, {name: [value] for name, value in row.items()}, [0])
-    definition = read_definition(write_definition(question))
-    assert keys_of_row(definition, row) == [address(question)(str(text))]
-    assert address(question)(str(text)) in keys_of_text(definition, str(text))
+    (text,) = render(task.prompt, {name: [value] for name, value in row.items()}, [0])
+    definition = read_definition(write_definition(task))
+    assert keys_of_row(definition, row) == [cache_key(task)(str(text))]
+    assert cache_key(task)(str(text)) in keys_of_text(definition, str(text))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_key_of_a_row_is_that_of_a_run(prompt: str | Prompt, given: Mapping[
 )
 def test_a_definition_holds_no_secret(spec: ModelSpec) -> None:
     """Where an address or a parameter may be one, no key of a text is told rather than that it is kept."""
-    written = write_definition(compile_question("{a}", "b", spec))
+    written = write_definition(compile_task("{a}", "b", spec))
     assert b"hidden" not in written
     if spec.api_key is None:
         with pytest.raises(ConfigError, match="may hold a secret"):
@@ -193,23 +193,23 @@ def test_a_definition_holds_no_secret(spec: ModelSpec) -> None:
 )
 def test_rows_that_cannot_be_prepared_again_are_named_by_their_text(given: Mapping[str, Any]) -> None:
     """A function, a salt and patterns of one's own are not kept; the text as it was sent has its key."""
-    question = compile_question("{a}", "b", ModelSpec("openai/m"), **given)
-    written = write_definition(question)
+    task = compile_task("{a}", "b", ModelSpec("openai/m"), **given)
+    written = write_definition(task)
     assert b"hidden" not in written
-    assert keys_of_text(read_definition(written), "x") == [address(question)("x")]
+    assert keys_of_text(read_definition(written), "x") == [cache_key(task)("x")]
     with pytest.raises(ConfigError, match="--text"):
         keys_of_row(read_definition(written), {"a": "x"})
 
 
 def test_a_kept_reply_has_no_key_and_an_end() -> None:
     """The provider's key and what looks like one are taken out, a long reply is cut, a short one is as it came."""
-    question = compile_question("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
-    assert kept_reply("fine <b>", question) == "fine <b>"
+    task = compile_task("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
+    assert kept_reply("fine <b>", task) == "fine <b>"
     key = "".join(("sk-", "proj-", "a1B2" * 8))
-    told = kept_reply(f"hidden-key {key}", question)
+    told = kept_reply(f"hidden-key {key}", task)
     assert "hidden" not in told
     assert "sk-proj" not in told
-    careful = replace(question, prompt=compile_question("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)
+    careful = replace(task, prompt=compile_task("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)
     long = kept_reply(7000 * "eve@example.com ", careful)
     assert len(long) < 20_010
     assert "eve" not in long

@@ -14,9 +14,9 @@ import pytest
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, build_llm_asset, llm_asset
-from ondine_dagster.asset_arguments import AssetArguments, LLMAssetArguments
+from ondine_dagster.asset.enrichment import AssetArguments, LLMAssetArguments
 
 PROMPT = "Classify this review.\nReview: {review}"
 

@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from ondine_core.errors import ConfigError, RefusedError
-from ondine_core.prompts import Prompt
+from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster import LLMResource, build_llm_asset, llm_asset
 from tests.support.provider import Provider, after, error, matching

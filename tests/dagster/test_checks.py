@@ -22,7 +22,7 @@ from ondine_dagster import (
     NullRateCheck,
     llm_asset,
 )
-from ondine_dagster.drift import distance, distance_by_chance
+from ondine_dagster.checks.drift import distance, distance_by_chance
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
 

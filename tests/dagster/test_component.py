@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ondine_core.values import Call
+from ondine_core.types.values import Call
 from ondine_dagster import LLMAssetComponent, LLMResource, Prompt, ScriptedModel, llm_asset
 from tests.support.provider import Provider
 

@@ -22,9 +22,9 @@ from ondine_dagster import (
     replay_failed_rows_job,
     shards,
 )
-from ondine_dagster.config import Sample
+from ondine_dagster.config.launchpad import Sample
 from ondine_dagster.frames import frame_of
-from ondine_dagster.trial import choose_rows
+from ondine_dagster.run.trial import choose_rows
 from tests.support.provider import Provider
 
 TEXTS = ["a", "b", "c", "a"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from tests.support.books import read_purse
+from tests.support.books import read_budget
 from tests.support.deployed_figures import DAYS, PARTS, ROWS_A_DAY, ROWS_A_PART, billed, is_complete, keeps_rate
 from tests.support.deployment import Deployment
 from tests.support.provider import Books, Provider
@@ -46,7 +46,7 @@ class Backfilled:
 
     def charged(self, asset: str) -> tuple[Decimal, Decimal]:
         """USD charged to the budget of an asset, and of it what is known to be spent."""
-        return read_purse(self.store, asset)
+        return read_budget(self.store, asset)
 
     @property
     def store(self) -> Path:

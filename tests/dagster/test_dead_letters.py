@@ -16,7 +16,7 @@ from ondine_core.errors import ConfigError, RefusedError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.store.__main__ import main
 from ondine_dagster import ErrorRateCheck, LLMResource, NullRateCheck, llm_asset, replay_failed_rows_job
-from ondine_dagster.resources import default_store
+from ondine_dagster.resource import default_store
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run
 

@@ -102,9 +102,9 @@ def test_free_text_is_compared_without_being_shown() -> None:
 
 def test_a_picture_of_many_labels_is_bounded() -> None:
     """The rarer ones are put together; every row is counted."""
-    letters = [chr(ord("a") + number) for number in range(26)]
-    rows = {"review": letters, "letter": letters}
-    asset_options = {"output": {"letter": {"enum": letters}}}
+    failed_rows_result = [chr(ord("a") + number) for number in range(26)]
+    rows = {"review": failed_rows_result, "letter": failed_rows_result}
+    asset_options = {"output": {"letter": {"enum": failed_rows_result}}}
     llm = ScriptedModel(lambda prompt: {"letter": prompt[-1]})
     result = run(moods_of("a", checks=[golden(rows=rows)], **asset_options), llm=llm)
     table = values(checks_of(result)["golden"].metadata)["ondine/confusion"].splitlines()

@@ -14,9 +14,9 @@ from decimal import Decimal
 import dagster as dg
 import pytest
 
-from ondine_core.books import Audit
+from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.store import open_store
-from ondine_core.thread import run_in_thread
+from ondine_core.types.ledger import Audit
 from tests.support.deployed_figures import CONCURRENCY, DEAREST_USD, ROWS, billed, is_complete
 from tests.support.deployment import Deployment, is_running, until
 from tests.support.provider import Books, Provider, slow, while_set

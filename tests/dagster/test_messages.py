@@ -9,9 +9,9 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from ondine_core.values import Call, Message
+from ondine_core.types.values import Call, Message
 from ondine_dagster import LLMAssetConfig, Prompt, ScriptedModel, llm_asset
-from ondine_dagster.messages import shown_messages
+from ondine_dagster.reporting.messages import shown_messages
 
 SHOWN_IN_PLACE = 999
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ondine_dagster.tables import failed_rows
+from ondine_dagster.frames import failed_rows
 from tests.dagster.test_tables import BY_KIND, FAILED, KINDS, ROWS, answered, joined, values
 
 WITH_TYPE = pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.partitions import check_partition_by, joined, rows_by_partition, shards
+from ondine_dagster.frames import joined
+from ondine_dagster.run.partitions import check_partition_by, rows_by_partition, shards
 
 KINDS = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table], ids=["pandas", "polars", "pyarrow"])
 DAILY = dg.DailyPartitionsDefinition("2026-01-01")

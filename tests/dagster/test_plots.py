@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_dagster.plots import distributions
+from ondine_dagster.reporting.plots import distributions
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -13,10 +13,10 @@ from dagster._core.storage.root import LocalArtifactStorage
 
 from ondine_core.errors import ConfigError
 from ondine_core.presets import PRESETS, preset
-from ondine_core.pricing import Price
+from ondine_core.providers.pricing import Price
 from ondine_core.store.__main__ import default_store as command_line_store
 from ondine_dagster import LLMResource
-from ondine_dagster.resources import default_store, store_warning
+from ondine_dagster.resource import default_store, store_warning
 
 
 @pytest.mark.parametrize("name", PRESETS)

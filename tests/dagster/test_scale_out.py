@@ -20,7 +20,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.support.books import read_purse
+from tests.support.books import read_budget
 from tests.support.deployed_figures import (
     CONCURRENCY,
     PARTS,
@@ -108,7 +108,7 @@ def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) ->
     assert len({place.worker_of(run) for run in launched}) >= 2
 
     assert keeps_rate(books)
-    assert read_purse(place.store, "spread") == (billed(books), billed(books))
+    assert read_budget(place.store, "spread") == (billed(books), billed(books))
     events = place.deployment.materialized("spread")
     assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(books)
 

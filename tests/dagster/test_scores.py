@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_dagster.scores import NO_ANSWER, as_label, score, shown
+from ondine_dagster.checks.scores import NO_ANSWER, as_label, score, shown
 
 LABELS = ("a", "b", "c")
 ROWS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, None])), min_size=1, max_size=30)

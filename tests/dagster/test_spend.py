@@ -16,11 +16,11 @@ import dagster as dg
 import narwhals as nw
 import pytest
 
-from ondine_core.books import Origin, Settled
 from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.store import open_store
-from ondine_core.values import Usage
+from ondine_core.types.ledger import CallFinished, Origin
+from ondine_core.types.values import Usage
 from ondine_dagster import LLMResource, spend_report
 from tests.support.books import KINDS, call_to, fresh_place, key_of
 from tests.support.provider import Asked, Canned, Provider
@@ -36,7 +36,7 @@ def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> dt.date:
             noon = dt.datetime.combine(today - dt.timedelta(days=ago), dt.time(12), dt.UTC).timestamp()
             sent = replace(call_to(key_of(number), origin=Origin("run-1", asset)), model=model, sent_at=noon)
             await store.send(sent)
-            await store.settle(Settled(sent, "answered", Usage(100, 40, 10, 5), usd))
+            await store.settle(CallFinished(sent, "answered", Usage(100, 40, 10, 5), usd))
         lost = replace(call_to(key_of(99), origin=Origin("run-1", "moods")), model="openai/m", at_most_usd=Decimal(3))
         await store.send(replace(lost, sent_at=noon))
 

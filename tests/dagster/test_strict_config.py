@@ -12,7 +12,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers import connect
-from ondine_core.values import ModelSpec
+from ondine_core.types.values import ModelSpec
 from ondine_dagster import LLMAssetConfig, LLMResource, SharedBudget, llm_asset
 
 MODEL = "openai/gpt-4o-mini"

@@ -7,16 +7,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ondine_core.books import Audit
-from ondine_core.cost_tracker import CostTracker, Spend
-from ondine_core.outcomes import Outcomes
-from ondine_core.report import Progress, Report
-from ondine_core.schema import Column
-from ondine_core.tally import Tally
-from ondine_core.values import Answer, Failure, Outcome
-from ondine_dagster.frames import names_of
-from ondine_dagster.markdown import preview
-from ondine_dagster.tables import column_schema, join
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.outcomes import Outcomes
+from ondine_core.engine.report import Report
+from ondine_core.engine.run_state import RunState
+from ondine_core.prompts.output_schema import Column
+from ondine_core.types.ledger import Audit
+from ondine_core.types.progress import Progress, Spend
+from ondine_core.types.values import Answer, Failure, Outcome
+from ondine_dagster.frames import column_schema, join, names_of
+from ondine_dagster.reporting.markdown import preview
 
 ROWS = {"id": [3, 1, 2], "review": ["a", "b", "c"]}
 FAILED = Failure("invalid", "why")
@@ -27,9 +27,9 @@ FRAMES = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table],
 def report(outcomes: Sequence[Outcome], names: Sequence[str] = ("out",)) -> Report:
     progress = Progress(len(outcomes), len(outcomes), 0, 0, Spend(), 1.0)
     keys = [number.to_bytes(16, "big") for number in range(len(outcomes))]
-    tally = Tally(len(outcomes), {}, CostTracker(None), lambda: 1.0, lambda _: None)
-    tally.settle(list(zip(keys, outcomes, strict=True)))
-    return Report(Outcomes(keys, tally.outcomes), tuple(names), progress, len(outcomes), (), (), Audit())
+    run_state = RunState(len(outcomes), {}, CostTracker(None), lambda: 1.0, lambda _: None)
+    run_state.settle(list(zip(keys, outcomes, strict=True)))
+    return Report(Outcomes(keys, run_state.outcomes), tuple(names), progress, len(outcomes), (), (), Audit())
 
 
 def answered(*values: Any) -> Report:

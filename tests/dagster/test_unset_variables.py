@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import dagster as dg
 import pytest
 
-from ondine_dagster.attributes import ResolvedSanitizer
-from ondine_dagster.templates import must_resolve
+from ondine_dagster.component.fields import ResolvedSanitizer
+from ondine_dagster.component.templates import must_resolve
 from tests.dagster.test_component import causes, labels_of, loaded
 
 # What Dagster itself does when it reads YAML.

@@ -10,9 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from ondine_core.cost_tracker import Spend
-from ondine_core.report import Progress
-from ondine_dagster.watch import Watch
+from ondine_core.types.progress import Progress, Spend
+from ondine_dagster.run.progress import Watch
 
 
 @dataclass

@@ -17,7 +17,7 @@ import pytest
 from example_project.definitions import defs
 from example_project.defs.assets import PROMPT, Sentiment, days, reviews
 
-from ondine_core.tokens import counter
+from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
 from tests.support.provider import Provider
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from ondine_core import Call, ChatModel, ModelSpec, Options, Policy, Prompt, Reply, Report, RetryPolicy, enrich_sync
 from ondine_core.providers import connect
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.provider import Provider, echo
 
 PROMPT = "Repeat: {text}"
-QUICK = RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01, longest_outage_s=1.0)
+QUICK = RetryPolicy(first_wait_s=0.001, max_wait_s=0.01, max_outage_s=1.0)
 
 
 def one_call(model: ChatModel, text: str = "Repeat: hello", call: Call | None = None) -> Reply:

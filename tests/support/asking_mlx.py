@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from ondine_core.providers import connect
 from ondine_core.providers.mlx import MlxModel
-from ondine_core.values import Call, Message, ModelSpec, Reply
+from ondine_core.types.values import Call, Message, ModelSpec, Reply
 from tests.support.tiny_mlx import END, write_tiny_model
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "ask_together",
     "ask_with",
     "count",
-    "question",
+    "task",
     "texts",
     "use",
     "write_models",
@@ -61,7 +61,7 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
-def question(text: str, schema: bytes | None = None) -> Call:
+def task(text: str, schema: bytes | None = None) -> Call:
     """A call of one user message."""
     return Call((Message("user", text),), schema)
 
@@ -82,7 +82,7 @@ def use(folder: Path, action: Callable[[MlxModel], Awaitable[T]], **spec: Any) -
 
 def ask(folder: Path, call: Call | str, **spec: Any) -> Reply:
     """The reply to one call."""
-    call = question(call) if isinstance(call, str) else call
+    call = task(call) if isinstance(call, str) else call
     return use(folder, lambda model: model(call), **spec)
 
 
@@ -90,7 +90,7 @@ async def ask_with(folder: Path, text: str, **spec: Any) -> Reply:
     """The reply to one question, over a connection of its own."""
     model = connect(ModelSpec(f"mlx/{folder}", **spec))
     try:
-        return await model(question(text))
+        return await model(task(text))
     finally:
         await model.aclose()
 

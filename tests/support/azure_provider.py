@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from aiohttp import web
 
 from ondine_core import Call, ChatModel, ModelSpec, Reply
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.provider import Provider
 
 API_VERSION = "2024-10-21"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ondine_core.batching import STRATEGIES, Strategy
-from ondine_core.prompts import Prompt
-from ondine_core.question import Question, compile_question
-from ondine_core.schema import Output
-from ondine_core.values import Batch, Item, ModelSpec
+from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
+from ondine_core.prompts.output_schema import Output
+from ondine_core.prompts.task import Task, compile_task
+from ondine_core.prompts.template import Prompt
+from ondine_core.types.values import Batch, Item, ModelSpec
 
 OUTPUT: Mapping[str, Any] = {
     "mood": {"type": "string"},
@@ -26,15 +26,15 @@ PROMPT = Prompt("Classify.\nReview: {review}", system="Be brief.", examples=[EXA
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
 
-def question(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Question:
+def task(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Task:
     """A question to a model of which nothing is known."""
-    return compile_question(prompt, output, ModelSpec("test/model"))
+    return compile_task(prompt, output, ModelSpec("test/model"))
 
 
-QUESTION = question()
+QUESTION = task()
 
 
-def batch(asked: Question, texts: list[str], **options: Any) -> Batch:
+def batch(asked: Task, texts: list[str], **options: Any) -> Batch:
     """One row a text, in the column `review`."""
     rows = [{"review": text} for text in texts]
     items = [Item(bytes([n]), asked.prompt.render(row), asked.prompt.fields(row)) for n, row in enumerate(rows)]
@@ -46,7 +46,7 @@ def ids_in(prompt: str) -> list[int]:
     return [int(number) for number in re.findall(r'"id":(\d+)', prompt)]
 
 
-def reply_with(strategy: Strategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
+def reply_with(strategy: BatchStrategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
     """What a model that obeys would write."""
     form = strategy.encode.args[0]
     text = form.write([{"id": number, **answer} for number, answer in answers.items()])

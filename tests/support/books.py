@@ -10,11 +10,11 @@ from typing import cast
 
 import orjson
 
-from ondine_core.books import Origin, Sent, Settled
-from ondine_core.caps import usd_of
-from ondine_core.ports import AnswerStore
-from ondine_core.store.places import connect
-from ondine_core.values import Answer, Key
+from ondine_core.store.budget_state import usd_of
+from ondine_core.store.connect import connect
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.protocols import AnswerStore
+from ondine_core.types.values import Answer, Key
 from tests.support.postgres import server
 
 KINDS = ("sqlite", "postgres")
@@ -32,16 +32,16 @@ def key_of(number: int) -> Key:
     return number.to_bytes(16, "big")
 
 
-def call_to(*keys: Key, origin: Origin = ORIGIN) -> Sent:
+def call_to(*keys: Key, origin: Origin = ORIGIN) -> CallStarted:
     """A call that has not been made yet."""
-    return Sent(next(_numbers).to_bytes(16, "big"), origin, "openai/m", "ask", keys, sent_at=86400.0)
+    return CallStarted(next(_numbers).to_bytes(16, "big"), origin, "openai/m", "ask", keys, sent_at=86400.0)
 
 
 async def keep(store: AnswerStore, *answers: tuple[Key, Answer]) -> None:
     """Make one call that brings `answers`."""
     sent = call_to(*(key for key, _ in answers))
     await store.send(sent)
-    await store.settle(Settled(sent, "answered", answers=answers))
+    await store.settle(CallFinished(sent, "answered", answers=answers))
 
 
 def keys_in(place: str | Path) -> set[Key]:
@@ -49,7 +49,7 @@ def keys_in(place: str | Path) -> set[Key]:
     return {key for (key,) in look(place, "SELECT key FROM ondine.answers")}
 
 
-def read_purse(place: str | Path, budget: str) -> tuple[Decimal, Decimal]:
+def read_budget(place: str | Path, budget: str) -> tuple[Decimal, Decimal]:
     """USD charged to a budget without a period, and of it what is known to be spent."""
     ((numbers,),) = look(place, f"SELECT numbers FROM ondine.numbers WHERE name = 'budget:ever::{budget}'")  # noqa: S608
     charged, settled, *_ = orjson.loads(bytes(cast("bytes", numbers)))

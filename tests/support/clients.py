@@ -13,11 +13,11 @@ from functools import cache
 from typing import Any
 
 from ondine_core import Call, ChatModel, FatalError, ModelSpec, ProviderError, RefusedError, Reply, TransientError
+from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers import connect
 from ondine_core.providers.azure import connect_azure
 from ondine_core.providers.litellm import connect_litellm
-from ondine_core.schema import compile_schema
-from ondine_core.values import Message
+from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import one_call
 from tests.support.azure_provider import AzureProvider, Credential

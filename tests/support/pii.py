@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ondine_core.sanitizer import RULE_NAMES, Sanitizer
-from ondine_core.sanitizer.finding import find
+from ondine_core.preprocessing.sanitizer import RULE_NAMES, Sanitizer
+from ondine_core.preprocessing.sanitizer.finding import find
 
 _CORPUS = Path(__file__).with_name("pii_corpus.txt")
 _LABEL = re.compile(r"⟦([A-Z_]+):(.*?)⟧", re.DOTALL)

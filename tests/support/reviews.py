@@ -5,7 +5,7 @@ import enum
 
 from pydantic import BaseModel, Field
 
-from ondine_core.schema import Invalid, OutputSchema
+from ondine_core.prompts.output_schema import Invalid, OutputSchema
 
 
 class Mood(enum.Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from ondine_core.values import Item
+from ondine_core.types.values import Item
 
 TEXTS = st.text(max_size=40)
 """Any text of a row, surrogates apart."""

@@ -148,8 +148,8 @@ def _write_tokenizer(folder: Path, chat_template: str | None) -> Mapping[str, in
     """A token a character, spelled by bytes as GPT-2 and its heirs do; returns the tokens as they read."""
     folder.mkdir(parents=True)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    letters = [spelled.pre_tokenize_str(character)[0][0] for character in _CHARACTERS]
-    tokens = (*_SPECIAL, *_THINKING, *letters)
+    failed_rows_result = [spelled.pre_tokenize_str(character)[0][0] for character in _CHARACTERS]
+    tokens = (*_SPECIAL, *_THINKING, *failed_rows_result)
     tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = spelled, decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL])

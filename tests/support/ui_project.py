@@ -9,7 +9,7 @@ import dagster as dg
 import pandas as pd
 
 from ondine_dagster import ErrorRateCheck, LLMResource, llm_asset, spend_report
-from ondine_dagster.markdown import preview
+from ondine_dagster.reporting.markdown import preview
 
 
 @dg.asset(group_name="tickets")

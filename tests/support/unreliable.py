@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ondine_core.books import NO_ORIGIN, Audit, Claim, Line, Origin, Sent, Settled
 from ondine_core.errors import RefusedError, TransientError
-from ondine_core.ports import Numbers
-from ondine_core.values import Answer, Call, Failure, Key, Reply, Usage
+from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin, UsageTotals
+from ondine_core.types.protocols import Numbers
+from ondine_core.types.values import Answer, Call, Failure, Key, Reply, Usage
 
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),
@@ -132,8 +132,8 @@ class MemoryStore:
         self._commit_s = commit_s
         self.answers: dict[Key, Answer] = {}
         self.failures: dict[Key, Failure] = {}
-        self.calls: dict[bytes, Sent] = {}
-        self.lines: list[Settled] = []
+        self.calls: dict[bytes, CallStarted] = {}
+        self.lines: list[CallFinished] = []
         self.numbers: dict[str, Numbers] = {}
         self.runs: dict[bytes, tuple[bytes, Numbers]] = {}
         self.last_run: dict[bytes, bytes] = {}
@@ -152,7 +152,7 @@ class MemoryStore:
     async def join(  # noqa: PLR0913, PLR0917
         self,
         run: bytes,
-        question: bytes,
+        task: bytes,
         process: Numbers,
         lease: str = "",
         origin: Origin = NO_ORIGIN,
@@ -163,18 +163,18 @@ class MemoryStore:
             for other in [other for other, held in self.leases.items() if held == lease]:
                 self.runs.pop(other, None)
             self.leases[run] = lease
-        self.runs[run] = (question, process)
-        self.last_run[question] = run
-        return {other: where for other, (asked, where) in self.runs.items() if asked == question and other != run}
+        self.runs[run] = (task, process)
+        self.last_run[task] = run
+        return {other: where for other, (asked, where) in self.runs.items() if asked == task and other != run}
 
     async def leave(self, *runs: bytes) -> None:
         for run in runs:
             self.runs.pop(run, None)
 
-    async def send(self, sent: Sent) -> frozenset[Key] | None:
+    async def send(self, sent: CallStarted) -> frozenset[Key] | None:
         await asyncio.sleep(self._commit_s)
         taken: frozenset[Key] | None = None
-        if sent.question and (sent.is_shared or self.last_run.get(sent.question) != sent.call[:8]):
+        if sent.task and (sent.is_shared or self.last_run.get(sent.task) != sent.call[:8]):
             known = self.answers if not sent.is_unanswered else {}
             held = {key for key, claim in (await self.get_claims(sent.keys)).items() if claim.run != sent.call[:8]}
             taken = frozenset(key for key in sent.keys if key in known or key in held)
@@ -190,7 +190,7 @@ class MemoryStore:
     async def release(self, calls: Sequence[bytes]) -> None:
         self.released.update(calls)
 
-    async def settle(self, settled: Settled) -> None:
+    async def settle(self, settled: CallFinished) -> None:
         await asyncio.sleep(self._commit_s)
         if self.calls.pop(settled.sent.call, None):
             self.lines.append(settled)
@@ -200,7 +200,7 @@ class MemoryStore:
 
     async def audit(self, run: str) -> Audit:
         lines = [line for line in self.lines if line.sent.origin.run == run]
-        unseen = [Settled(sent, "refused", usd=sent.at_most_usd) for sent in self.calls.values()]
+        unseen = [CallFinished(sent, "refused", usd=sent.at_most_usd) for sent in self.calls.values()]
         return Audit(
             _sum(line for line in lines if line.outcome == "answered"),
             _sum(line for line in lines if line.outcome == "refused"),
@@ -213,5 +213,5 @@ class MemoryStore:
         return self.numbers[name]
 
 
-def _sum(lines: Iterable[Settled]) -> Line:
-    return sum((Line(1, line.usage, line.usd, int(line.at_most)) for line in lines), Line())
+def _sum(lines: Iterable[CallFinished]) -> UsageTotals:
+    return sum((UsageTotals(1, line.usage, line.usd, int(line.at_most)) for line in lines), UsageTotals())

@@ -8,7 +8,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ondine_core.policy import Clock
+from ondine_core.types.clock import Clock
 
 T = TypeVar("T")
 

@@ -22,10 +22,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
-from ondine_core import Cap, ModelSpec, OndineError, Options, Origin, Policy, Price, Rates, enrich_sync
-from ondine_core.context_limits import get_context_limit
+from ondine_core import BudgetLimit, ModelSpec, OndineError, Options, Origin, Policy, Price, Rates, enrich_sync
+from ondine_core.prompts.task import Task, compile_task
 from ondine_core.providers import connect
-from ondine_core.question import Question, compile_question
+from ondine_core.providers.context_window import get_context_limit
 
 REPOSITORY = Path(__file__).parents[2]
 PROMPT, OUTPUT = "Repeat: {text}", {"answer": "string"}
@@ -73,9 +73,9 @@ class Job:
         return ModelSpec("openai_compatible/m", base_url=self.base_url, max_output_tokens=self.max_output_tokens)
 
     @property
-    def question(self) -> Question:
+    def task(self) -> Task:
         """What is asked."""
-        return compile_question(PROMPT, OUTPUT, self.model)
+        return compile_task(PROMPT, OUTPUT, self.model)
 
     def run_here(self) -> dict[str, Any]:
         """What it comes to, for JSON: the answers, or which error ended it."""
@@ -84,7 +84,7 @@ class Job:
             policy=Policy(max_concurrency=self.concurrency, batch_size=self.batch_size),
             rates=Rates(requests_per_minute=self.requests_per_minute, burst=self.burst),
             price=PRICE,
-            caps=(Cap(Decimal(self.budget_usd), "team", "ever"),) if self.budget_usd else (),
+            caps=(BudgetLimit(Decimal(self.budget_usd), "team", "ever"),) if self.budget_usd else (),
             origin=Origin(self.run),
         )
         try:

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from ondine_core import (
     Answer,
+    BudgetLimit,
     Call,
-    Cap,
     ChatModel,
     Failure,
     ModelSpec,
@@ -103,7 +103,7 @@ options = Options(
     policy=Policy(max_concurrency=8),
     rates=Rates(500, 200_000),
     max_cost_usd=Decimal(5),
-    caps=(Cap(Decimal(200), "all", "month"),),
+    caps=(BudgetLimit(Decimal(200), "all", "month"),),
 )
 report = enrich_sync(ROWS, prompt="Label {text}", output=Label, model=model, options=options)
 assert_type(report, Report)

@@ -16,14 +16,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ondine_core.context_limits import estimate_tokens
 from ondine_core.errors import ConfigError, TransientError
+from ondine_core.providers.context_window import estimate_tokens
+from ondine_core.providers.mlx.chat_template import has_chat_template
 from ondine_core.providers.mlx.failures import INSTALL, not_loaded
-from ondine_core.providers.mlx.options import Options, read_options
+from ondine_core.providers.mlx.parameters import Options, read_options
 from ondine_core.providers.mlx.thread import close_writer, on_mlx_thread, open_writer
-from ondine_core.providers.mlx.wording import has_chat_template
 from ondine_core.providers.mlx.writer import Ask, Work, Writer
-from ondine_core.values import Call, ModelSpec, Reply
+from ondine_core.types.values import Call, ModelSpec, Reply
 
 __all__ = ["MlxModel", "connect_mlx"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import eq
 from typing import Any
 
-__all__ = ["Beginnings", "start_generator"]
+__all__ = ["PrefixCache", "start_generator"]
 
 _READ_AT_ONCE = 512  # a cancelled call is noticed, and the others go on, after so many tokens of a prompt
 _WORTH_KEEPING = 64
@@ -89,7 +89,7 @@ class _OneByOne:
         self._waiting.clear()
 
 
-class Beginnings:
+class PrefixCache:
     """What prompts begin with, as the model has it in mind after reading it."""
 
     def __init__(self, model: Any) -> None:

@@ -58,8 +58,8 @@ def _shared_picker(temperature: float, top_p: float, min_p: float, top_k: int) -
     """One object for equal parameters: MLX then picks for all texts of a batch at once."""
     from mlx_lm.sample_utils import make_sampler
 
-    picker: Picker = make_sampler(temp=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
-    return picker
+    sampler: Picker = make_sampler(temp=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
+    return sampler
 
 
 def _seeded_picker(seed: int, temperature: float, top_p: float, min_p: float, top_k: int) -> Picker:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ondine_core.errors import ProviderError, RefusedError
+from ondine_core.providers.mlx.chat_template import decode, encode
 from ondine_core.providers.mlx.failures import broken_off
-from ondine_core.providers.mlx.generation import Beginnings, start_generator
+from ondine_core.providers.mlx.generation import PrefixCache, start_generator
 from ondine_core.providers.mlx.sampling import Grammars, Sampling, make_picker, make_rules
-from ondine_core.providers.mlx.wording import decode, encode
-from ondine_core.values import Call, Message, Reply, Usage
+from ondine_core.types.values import Call, Message, Reply, Usage
 
 __all__ = ["MOST_AT_ONCE", "Ask", "Weights", "Work", "Writer"]
 
@@ -103,7 +103,7 @@ class Writer:
         self._vocabulary = len(self._tokenizer.get_vocab())
         self._ends = sorted(self._tokenizer.eos_token_ids)
         self._grammars = Grammars(self._tokenizer, self._ends)
-        self._beginnings = Beginnings(self._model)
+        self._beginnings = PrefixCache(self._model)
         self._generator = start_generator(self._model, self._ends, MOST_AT_ONCE)
         self._drafts: dict[int, _Draft] = {}
         self.weights, self.work = weights, Work()
@@ -225,7 +225,7 @@ class Writer:
         """Free all memory; the writer is of no use afterwards."""
         self._generator.close()
         self._model = self._generator = None
-        self._beginnings = Beginnings(None)
+        self._beginnings = PrefixCache(None)
         self.forget()
 
 

@@ -1,0 +1,228 @@
+"""The door: a table and a question in, a report out, from a coroutine or from ordinary code.
+
+`enrich` is the whole pipeline without Dagster. `enrich_sync` is its twin for scripts and notebooks: it runs the event
+loop in a thread of its own, so it works under a running loop, and an interrupt that lands in the caller stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from ondine_core.engine.gc_tuning import seldom_collected
+from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.options import Options, open_options_store, open_runtime
+from ondine_core.engine.progress_bar import progress_bar
+from ondine_core.engine.report import Report
+from ondine_core.engine.run import run as ask_rows
+from ondine_core.engine.runtime import Runtime
+from ondine_core.errors import ConfigError
+from ondine_core.limits.lease import hold_lease
+from ondine_core.preprocessing.cleaning import Clean
+from ondine_core.preprocessing.sanitizer import Sanitize
+from ondine_core.prompts.output_schema import Output
+from ondine_core.prompts.task import Task, check_columns, compile_task
+from ondine_core.prompts.template import Prompt
+from ondine_core.providers.scripted import ScriptedModel
+from ondine_core.tables import read
+from ondine_core.telemetry.events import Run
+from ondine_core.telemetry.observing import Observation, observed
+from ondine_core.types.progress import Progress
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import ModelSpec
+
+__all__ = ["answer", "enrich", "enrich_sync", "spec_of"]
+
+
+async def enrich(  # noqa: PLR0913  (by keyword)
+    table: Any,
+    *,
+    prompt: str | Prompt,
+    output: Output,
+    model: str | ModelSpec | ChatModel,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
+    overwrite: bool = False,
+    options: Options | None = None,
+) -> Report:
+    """Ask `prompt` about every row of `table`.
+
+    Args:
+        table: A data frame (pandas, polars, pyarrow), a mapping of column to values, or a sequence of mappings.
+        prompt: The question, with `{column}` where a row's value belongs.
+        output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
+            with named groups, or the name of one free-text column.
+        model: Provider and name as in `"openai/gpt-4o-mini"`, a full `ModelSpec`, or anything that is a `ChatModel`.
+        clean: Steps that clean the texts of a row before it is asked about, in order: names such as `"html"`,
+            functions, `{"truncate": 500}`; see `ondine_core.preprocessing.cleaning`.
+        sanitize: What stands for the personal data and secrets of a row when it is asked about: `"redact"`,
+            `"placeholder"` (given back in its answer), or a `Sanitizer`.
+        overwrite: Whether `table` may have the output columns already, as when a cell of a notebook runs again;
+            `report.to_frame(table)` then replaces them.
+        options: Store, concurrency, rates, progress bar and so on.
+
+    Returns:
+        One outcome a row, in row order, and what it took. `report.to_frame(table)` is the table with the output
+        columns, `report.column(name)` one of them.
+
+    Raises:
+        ConfigError: Prompt, output, model and table do not fit together; nothing was asked.
+        BudgetExhaustedError: `max_cost_usd` is reached. Answers that arrived are in the store.
+        FatalError: No request can succeed. Answers that arrived are in the store.
+        TransientError: The provider stayed unreachable. Answers that arrived are in the store.
+        StoreError: Answers cannot be kept.
+    """
+    spec, opened = _spec_and_model(model)
+    task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
+    options = options or Options()
+    with progress_bar(options.progress_bar) as show:
+
+        def on_progress(progress: Progress) -> None:
+            options.on_progress(progress)
+            show(progress)
+
+        report = await answer(table, task, replace(options, on_progress=on_progress), opened, overwrite=overwrite)
+    return replace(report, overwrite=overwrite)
+
+
+def enrich_sync(  # noqa: PLR0913  (by keyword)
+    table: Any,
+    *,
+    prompt: str | Prompt,
+    output: Output,
+    model: str | ModelSpec | ChatModel,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
+    overwrite: bool = False,
+    options: Options | None = None,
+) -> Report:
+    """`enrich` for code that is not a coroutine; works in notebooks, too. Same arguments, result and errors."""
+    spec, opened = _spec_and_model(model)
+    task = compile_task(prompt, output, spec, clean=clean, sanitize=sanitize)
+    options = options or Options()
+    latest: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        options.on_progress(progress)
+        latest[:] = [progress]
+
+    watched = replace(options, on_progress=on_progress)
+    # The bar is drawn in this thread: a notebook shows what other threads write in another cell, or nowhere.
+    with progress_bar(options.progress_bar) as show:
+
+        def tick() -> None:
+            for progress in latest:
+                show(progress)
+
+        try:
+            report = run_in_thread(lambda: answer(table, task, watched, opened, overwrite=overwrite), tick)
+        finally:
+            tick()
+    return replace(report, overwrite=overwrite)
+
+
+def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
+    """Who is asked, and the model itself if it is open already."""
+    if isinstance(model, str):
+        return ModelSpec(model), None
+    return (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
+
+
+def spec_of(model: ChatModel) -> ModelSpec:
+    """What a model that was handed over open is called in keys and reports: by its class, and its price is unknown.
+
+    Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
+
+    Raises:
+        ConfigError: It is no `ChatModel`.
+    """
+    kind = type(model)
+    if missing := [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]:
+        raise ConfigError(f"A {kind.__qualname__} cannot be asked: it lacks {missing[0]!r}, see ondine_core.ChatModel.")
+    return ModelSpec(
+        f"scripted/{model.name}" if isinstance(model, ScriptedModel) else f"{kind.__module__}/{kind.__qualname__}"
+    )
+
+
+async def answer(
+    table: Any, task: Task, options: Options, model: ChatModel | None = None, *, overwrite: bool = False
+) -> Report:
+    """`enrich` with a question that is compiled already.
+
+    Args:
+        table: As for `enrich`.
+        task: What is asked.
+        options: Store, concurrency, rates and so on.
+        model: Who is asked, if not to be connected by `question.model`; it is left open.
+        overwrite: Whether the table may have the output columns already.
+
+    Raises:
+        OndineError: As for `enrich`.
+    """
+    names, rows, columns = read(table, task.prompt.columns)
+    check_columns(task, names, overwrite=overwrite)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(seldom_collected())
+        store = open_options_store(options, stack)
+        clock = options.clock
+        lease = None
+        if options.lease is not None:
+            holding = hold_lease(
+                store,
+                options.lease,
+                now=clock.now,
+                sleep=clock.sleep,
+                boot=clock.boot,
+                ttl_s=options.lease_ttl_s,
+                on_wait=options.on_wait,
+            )
+            lease = await stack.enter_async_context(holding)
+        # All at the start: a key or a price that is missing for the last of them is an error before the first call.
+        runtime = await open_runtime(task.model, store, options, stack, model)
+        chain = [(task, replace(runtime, lease=lease))]
+        for spec in options.fallbacks:
+            runtime = await open_runtime(spec, store, replace(options, price=None), stack)
+            chain.append((replace(task, model=spec), replace(runtime, lease=lease)))
+        run = Run(options.origin, task.model.model, rows, options.traceparent)
+        observing = observed(run, options.observers, clock, options.on_progress, options.on_observer_error)
+        async with observing as observation:
+            return await _ask_in_turn(chain, columns, rows, options, observation)
+
+
+async def _ask_in_turn(
+    chain: Sequence[tuple[Task, Runtime]],
+    columns: Mapping[str, Sequence[Any]],
+    rows: int,
+    options: Options,
+    observation: Observation,
+) -> Report:
+    """Ask the first about all rows, and each next one about those that are out of reach of those before it."""
+    report: Report | None = None
+    left: Sequence[int] = range(rows)
+    for number, (task, runtime) in enumerate(chain, 1):
+        found = await ask_rows(
+            task,
+            columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
+            len(left),
+            runtime,
+            policy=options.policy,
+            origin=options.origin,
+            partial=number < len(chain),
+            on_progress=partial(_tell, observation.progress, report.progress if report else None),
+            clock=options.clock,
+            emitter=observation.emitter(task.model),
+        )
+        report = found if report is None else report.followed_by(left, found)
+        if report.stopped_by is None:
+            break
+        options.on_fallback(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
+        failures = enumerate(report.outcomes.failures())
+        left = [row for row, failure in failures if failure is not None and failure.reason == "unreachable"]
+    return cast("Report", report)
+
+
+def _tell(on_progress: Callable[[Progress], None], before: Progress | None, progress: Progress) -> None:
+    on_progress(before.followed_by(progress) if before else progress)

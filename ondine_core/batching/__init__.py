@@ -1,0 +1,1 @@
+"""Several prompts in one call: formats, packing, batch size, calibration."""

@@ -1,0 +1,150 @@
+"""How far the answers to the same rows agree, asked alone and asked together: a share a column, and how sure it is.
+
+Floats may differ in their last digits and texts in the space around them; any other difference is one. So free text,
+which says the same in other words, is counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose, sqrt
+from typing import Any, TypeAlias
+
+from ondine_core.prompts.output_schema import Column
+from ondine_core.types.values import Json, Key
+
+__all__ = ["Agreement", "Calibration", "Values", "compare", "wilson"]
+
+Values: TypeAlias = Mapping[str, Json] | None
+"""The answer of a row by column, `None` for a row that failed."""
+
+_Z_95 = 1.959963984540054
+_SAME_NUMBER = 1e-9
+"""Relative, and not for whole numbers: two long identifiers may differ in the last digit only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How often a column has the same value whether rows are asked alone or together.
+
+    Args:
+        column: The output column.
+        agreed: Rows with the same value.
+        compared: Rows with an answer in at least one of the two ways.
+        low: Lower end of Wilson's interval for the share of rows that agree, at 95 %.
+        high: Upper end.
+        decides: Whether the column counts for what is done about it.
+    """
+
+    column: str
+    agreed: int
+    compared: int
+    low: float
+    high: float
+    decides: bool = True
+
+    @property
+    def share(self) -> float:
+        """The share of rows that agree; 1 if there was none to compare."""
+        return self.agreed / self.compared if self.compared else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column!r} agrees in {self.agreed} of {self.compared} rows "
+            f"({self.share:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A comparison: so many rows, asked alone and `batch_size` a call."""
+
+    rows: int
+    batch_size: int
+    columns: tuple[Agreement, ...]
+
+    @property
+    def worst(self) -> Agreement:
+        """The deciding column with the smallest share."""
+        return min((column for column in self.columns if column.decides), key=lambda column: column.share)
+
+
+def wilson(agreed: int, compared: int) -> tuple[float, float]:
+    """The 95 % score interval for a proportion.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
+    Statistical Association 22 (1927), 209-212. Unlike the textbook interval it stays within 0 and 1, and is not of
+    length 0 when all rows agree.
+    """
+    if not compared:
+        return 0.0, 1.0
+    share, z2 = agreed / compared, _Z_95**2
+    middle = (share + z2 / (2 * compared)) / (1 + z2 / compared)
+    half = _Z_95 * sqrt(share * (1 - share) / compared + z2 / (4 * compared**2)) / (1 + z2 / compared)
+    # At the ends it is exact, which floats are not.
+    return (max(0.0, middle - half) if agreed else 0.0), (min(1.0, middle + half) if agreed < compared else 1.0)
+
+
+def compare(
+    alone: Mapping[Key, Values], batched: Mapping[Key, Values], columns: Sequence[Column], batch_size: int
+) -> Calibration:
+    """How far the answers of the same rows agree.
+
+    Numbers are the same within a relative 1e-9 (whole ones when they are equal), texts when they are equal but for
+    space around them, everything else when it is equal. A row that has an answer in one way only disagrees; one that
+    has none in either says nothing.
+
+    Free text never agrees word by word. Its columns are reported and do not decide, unless there are no others.
+
+    Args:
+        alone: Answers of rows asked one a call.
+        batched: Answers of the same rows asked `batch_size` a call.
+        columns: The output columns.
+        batch_size: Rows in a call.
+    """
+    rows = [(alone.get(key), batched.get(key)) for key in dict.fromkeys((*alone, *batched))]
+    pairs = [(one, other) for one, other in rows if one is not None or other is not None]
+    free = {column.name for column in columns if _is_free_text(column.json_schema)}
+    agreements = []
+    for column in columns:
+        agreed = sum(
+            one is not None and other is not None and _same(one.get(column.name), other.get(column.name))
+            for one, other in pairs
+        )
+        decides = column.name not in free or len(free) == len(columns)
+        agreements.append(Agreement(column.name, agreed, len(pairs), *wilson(agreed, len(pairs)), decides))
+    return Calibration(len(rows), batch_size, tuple(agreements))
+
+
+def _same(one: Json, other: Json) -> bool:  # noqa: PLR0911  (one case a kind)
+    match one, other:
+        case (bool(), _) | (_, bool()):
+            return one is other
+        case (int(), int()):
+            return one == other
+        case (int() | float(), int() | float()):
+            return isclose(one, other, rel_tol=_SAME_NUMBER)
+        case (str(), str()):
+            return one.strip() == other.strip()
+        case (list(), list()):
+            return len(one) == len(other) and all(map(_same, one, other))
+        case (dict(), dict()):
+            return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+        case _:
+            return bool(one == other)
+
+
+_CLOSED = ("enum", "const", "format", "pattern")
+
+
+def _is_free_text(kind: Mapping[str, Any]) -> bool:
+    """Whether values hold a text that can be put in other words."""
+    parts = [*kind.get("anyOf", ()), *kind.get("oneOf", ()), *kind.get("properties", {}).values()]
+    if isinstance(kind.get("items"), Mapping):
+        parts.append(kind["items"])
+    if any(map(_is_free_text, parts)):
+        return True
+    types = kind.get("type")
+    is_text = types == "string" or (isinstance(types, list) and "string" in types)
+    return is_text and not any(word in kind for word in _CLOSED)

@@ -1,0 +1,138 @@
+"""How many rows a call carries when nobody says: a size that grows while calls go well and shrinks when they do not.
+
+Nobody can know the number beforehand; it depends on the model, the rows and the answers. So it is measured. A larger
+size is tried by one call at a time, a probe, while all others keep to the size that has proved itself; so a size that
+is too large costs one call, however many are in flight. Probes double until one fails, then go up by a quarter, and
+after each one that fails the wait for the next is twice as long: the share of rows asked in vain goes to nothing. A bad
+reply among many good ones is chance and changes nothing; bad replies in short order halve the size.
+
+There is no clock and no chance in it: the same replies give the same sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+
+from ondine_core.errors import ConfigError
+
+__all__ = ["AdaptiveSize", "adapt", "start_size", "take_rows"]
+
+_FIRST_ROWS = 10
+_MOST_ROWS = 100
+"""Beyond it there is little left to save: of the instructions, 99 % are shared already."""
+_SHARE_OF_TIMEOUT = 0.5
+"""A call that takes half its time-out on a good day is lost on a bad one, and with it all of its rows."""
+_PATIENCE = 4
+_LONGEST_PATIENCE = 160
+_GOOD_FOR_ONE_BAD = 12
+"""So many good calls make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
+_MOST_CREDIT = 3 * _GOOD_FOR_ONE_BAD
+_LOST_AFTER = 100
+"""A probe that is not heard of for so many calls carried fewer rows than it might: they did not fit the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveSize:
+    """What has been learnt so far about how many rows a call can carry.
+
+    Args:
+        rows: The size that has proved itself.
+        most: Never more than this.
+        ceiling: Up to here sizes double; it is where the last probe that failed left from.
+        max_s: The latency that a call should keep under.
+        slowest_s: The longest latency seen at `rows`.
+        probe: The larger size that a call in flight tries, 0 if none does.
+        streak: Good calls of `rows` rows since it last changed.
+        due: The streak at which the next probe leaves.
+        patience: The streak that a probe which failed last made the next one wait for.
+        credit: Good calls, those that bad ones used up apart.
+    """
+
+    rows: int
+    most: int
+    ceiling: int
+    max_s: float = inf
+    slowest_s: float = 0.0
+    probe: int = 0
+    streak: int = 0
+    due: int = 1
+    patience: int = _PATIENCE
+    credit: int = 0
+
+
+def start_size(most: int = _MOST_ROWS, timeout_s: float = inf) -> AdaptiveSize:
+    """The size to begin with.
+
+    Args:
+        most: Most rows that a call may ever carry.
+        timeout_s: Seconds after which a call is lost; sizes whose calls take more than half of it are too large.
+
+    Raises:
+        ConfigError: `most` is not at least 1.
+    """
+    if most < 1:
+        raise ConfigError(f"The largest batch size is {most!r}; it must be at least 1.")
+    return AdaptiveSize(min(_FIRST_ROWS, most), most, most, timeout_s * _SHARE_OF_TIMEOUT)
+
+
+def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
+    """The rows that the next call may carry, and the state thereafter."""
+    larger = _larger(size) if size.streak >= size.due else 0
+    if larger <= size.rows:
+        return size.rows, size
+    return larger, replace(size, probe=larger, due=size.streak + _LOST_AFTER)
+
+
+def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -> AdaptiveSize:
+    """Learn from what became of a call.
+
+    Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
+
+    Args:
+        size: What is known so far.
+        rows: Rows in the call.
+        owed: Rows that have no answer after it; all of them if the reply was cut, unreadable or never came.
+        latency_s: How long it took.
+    """
+    # Small numbers vary, so one row more is allowed than the share: more than a third is bad, up to an eighth is good.
+    lost, slow = owed > rows / 3 + 1, latency_s > size.max_s
+    good = not slow and owed < rows and owed <= rows / 8 + 1
+    if rows > size.rows:
+        return _learn_from_probe(size, rows, latency_s, good=good)
+    if lost or slow:
+        if size.credit >= _GOOD_FOR_ONE_BAD:
+            return replace(size, credit=size.credit - _GOOD_FOR_ONE_BAD)
+        return _shrink(size, rows // 2 if lost else max(rows // 2, int(rows * size.max_s / latency_s)))
+    if not good:
+        return size
+    size = replace(size, credit=min(size.credit + 1, _MOST_CREDIT))
+    if rows < size.rows:
+        return size
+    return replace(size, streak=size.streak + 1, slowest_s=max(size.slowest_s, latency_s))
+
+
+def _learn_from_probe(size: AdaptiveSize, rows: int, latency_s: float, *, good: bool) -> AdaptiveSize:
+    if rows > size.probe:  # no probe: it left before the size shrank
+        return size
+    if good:
+        ceiling = max(size.ceiling, rows)
+        known = AdaptiveSize(rows, size.most, ceiling, size.max_s, latency_s, credit=size.credit)
+        return replace(known, due=0 if rows < ceiling else _PATIENCE)
+    patience = min(2 * size.patience, _LONGEST_PATIENCE)
+    return replace(size, ceiling=size.rows, probe=0, due=size.streak + patience, patience=patience)
+
+
+def _shrink(size: AdaptiveSize, rows: int) -> AdaptiveSize:
+    return AdaptiveSize(max(1, rows), size.most, size.ceiling, size.max_s, due=_PATIENCE)
+
+
+def _larger(size: AdaptiveSize) -> int:
+    if size.rows < size.ceiling:
+        grown = min(2 * size.rows, size.ceiling)
+    else:
+        grown = min(max(size.rows + 1, size.rows * 5 // 4), size.most)
+    if size.slowest_s:
+        # As if every row took its share of the time: that is more than it will take, and closer with each step.
+        grown = int(min(grown, size.rows * size.max_s / size.slowest_s))
+    return grown

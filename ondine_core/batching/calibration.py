@@ -1,0 +1,125 @@
+"""Whether rows asked together get the answers that they get alone: measured on a sample before a large run.
+
+What decides is the share of rows that agree, not its interval. The interval is wide at the sizes people pay for: 49 of
+50 rows leave anything from 0.90 to 1.00. Were its lower end to reach 0.98, no sample under 189 rows could ever pass;
+were its upper end to, a size that spoils every twentieth answer would pass 50 rows more often than not. By the share it
+passes them about one time in four, and one that spoils only every hundredth fails one time in eleven, which costs more
+calls but no answer. The interval is reported with the share, so that nobody takes 49 of 50 for 98 %.
+
+A model that samples disagrees with itself, too; what is measured includes that. At `temperature=0` there is least of
+it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ondine_core.batching.agreement import Calibration, Values, compare
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.output_schema import Column
+from ondine_core.types.values import Key
+
+__all__ = ["Calibrated", "CalibrationPlan", "calibrate", "next_size", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPlan:
+    """How a run is calibrated.
+
+    Args:
+        rows: How many rows are asked in both ways; at least as many as go into one call are.
+        min_agreement: The share of rows that has to agree in every column that decides.
+        on_disagreement: `"lower"` halves the batch size until it is good, `"stop"` does not start the run.
+    """
+
+    rows: int
+    min_agreement: float = 0.98
+    on_disagreement: Literal["lower", "stop"] = "lower"
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ConfigError(f"calibrate={self.rows!r} must be at least 1.")
+        if not 0 <= self.min_agreement <= 1:
+            raise ConfigError(f"min_agreement={self.min_agreement!r} is a share, from 0 to 1.")
+        if self.on_disagreement not in ("lower", "stop"):
+            raise ConfigError(f"on_disagreement={self.on_disagreement!r}; valid are 'lower' and 'stop'.")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What calibrating came to.
+
+    Args:
+        batch_size: The size to use.
+        calibrations: The comparisons made, in order.
+        complaint: What was found wrong with the size asked for, `None` if nothing was.
+        stop: Whether the run must not start.
+    """
+
+    batch_size: int
+    calibrations: tuple[Calibration, ...] = ()
+    complaint: str | None = None
+    stop: bool = False
+
+
+def sample(keys: Sequence[Key], n: int, rng: random.Random) -> list[Key]:
+    """`n` of `keys`, or all if there are fewer, in the order of `keys`, so that neighbours stay neighbours."""
+    return [keys[index] for index in sorted(rng.sample(range(len(keys)), min(n, len(keys))))]
+
+
+def next_size(calibration: Calibration, min_agreement: float) -> int | None:
+    """The size to try instead, half as large; `None` if this one is good."""
+    good = calibration.batch_size == 1 or calibration.worst.share >= min_agreement
+    return None if good else max(1, calibration.batch_size // 2)
+
+
+async def calibrate(  # noqa: PLR0913  (named at every call)
+    ask: Callable[[Sequence[Key], int], Awaitable[Mapping[Key, Values]]],
+    keys: Sequence[Key],
+    batch_size: int,
+    *,
+    columns: Sequence[Column],
+    plan: CalibrationPlan,
+    rng: random.Random,
+) -> Calibrated:
+    """Find a batch size, at most `batch_size`, at which rows get the answers that they get alone.
+
+    Args:
+        ask: Asks the rows of some keys, so many a call, without looking up what is known; a row that failed is `None`
+            in the result or absent from it.
+        keys: The rows of the run.
+        batch_size: The size wanted.
+        columns: The output columns.
+        plan: How many rows to ask, and what to do.
+        rng: Which rows.
+    """
+    chosen = sample(keys, max(plan.rows, batch_size), rng)
+    # A call cannot be tried with more rows than there are.
+    size = tried = min(batch_size, len(chosen))
+    if size <= 1:
+        return Calibrated(batch_size)
+    alone = dict.fromkeys(chosen) | dict(await ask(chosen, 1))
+    made: list[Calibration] = []
+    while size > 1:
+        batched = dict.fromkeys(chosen) | dict(await ask(chosen, size))
+        made.append(compare(alone, batched, columns, size))
+        smaller = next_size(made[-1], plan.min_agreement)
+        if smaller is None:
+            break
+        if plan.on_disagreement == "stop":
+            return Calibrated(tried, tuple(made), _complain(made[0], plan, None), stop=True)
+        size = smaller
+    complaint = None if size == tried else _complain(made[0], plan, size)
+    return Calibrated(batch_size if size == tried else size, tuple(made), complaint)
+
+
+def _complain(first: Calibration, plan: CalibrationPlan, size: int | None) -> str:
+    advice = "lower batch_size or min_agreement, or set on_disagreement='lower'"
+    todo = advice if size is None else f"batch_size={size} is used instead"
+    return (
+        f"With batch_size={first.batch_size}, {first.worst}, which is less than "
+        f"min_agreement={plan.min_agreement!r}; {todo}."
+    )

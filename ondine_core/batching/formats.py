@@ -1,0 +1,157 @@
+"""How records are written and read as text: JSON, JSON lines, CSV and XML.
+
+Whatever a value contains, it stays one value of one record; what cannot be read for sure is left out or refused whole.
+JSON and JSON lines carry every text unchanged, and so does CSV. XML has no control characters and only one kind of line
+end: those it does not have become spaces and line feeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape, quoteattr
+
+import orjson
+
+from ondine_core.types.values import Json
+
+__all__ = ["NOTATIONS", "Record", "RowFormat"]
+
+Record = Mapping[str, Json]
+"""An item or an answer as it travels: its local id, and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """A notation for records.
+
+    Args:
+        name: What it is called.
+        ask: How the model is told to reply; `{example}` is the shape of an answer.
+        write: Records to text.
+        read: Text to records, as far as it can be read; `None` if it cannot be read at all.
+        structured: Whether a provider can be held to it by JSON schema.
+        typed: Whether values keep their JSON types on the way; otherwise they are texts.
+    """
+
+    name: str
+    ask: str
+    write: Callable[[Sequence[Record]], str]
+    read: Callable[[str], list[dict[str, Json]] | None]
+    structured: bool = False
+    typed: bool = True
+
+
+def _write_json(records: Sequence[Record]) -> str:
+    return orjson.dumps(records).decode()
+
+
+def _read_json(text: str) -> list[dict[str, Json]] | None:
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    answers = data.get("answers") if isinstance(data, dict) else data
+    return [answer for answer in answers if isinstance(answer, dict)] if isinstance(answers, list) else None
+
+
+def _write_jsonl(records: Sequence[Record]) -> str:
+    return "\n".join(orjson.dumps(record).decode() for record in records)
+
+
+def _read_jsonl(text: str) -> list[dict[str, Json]] | None:
+    found = []
+    for line in text.split("\n"):
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found or None
+
+
+def _write_csv(records: Sequence[Record]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer.writerow(names)
+    writer.writerows([_cell(record.get(name)) for name in names] for record in records)
+    return out.getvalue().rstrip("\n")
+
+
+def _cell(value: Json) -> str | float:
+    """A value where there are only texts and numbers: whatever is neither is written as JSON, and null as nothing."""
+    if value is None:
+        return ""
+    is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return value if is_plain else orjson.dumps(value).decode()
+
+
+def _read_csv(text: str) -> list[dict[str, Json]] | None:
+    try:
+        header, *rows = filter(None, csv.reader(io.StringIO(text), strict=True))
+    except (csv.Error, ValueError):
+        return None
+    if len(set(header)) < len(header):
+        return None
+    # A row with too few or too many cells has shifted: it is left out, and so asked again.
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)] or None
+
+
+def _write_xml(records: Sequence[Record]) -> str:
+    return "<items>\n" + "\n".join(map(_write_xml_item, records)) + "\n</items>"
+
+
+def _write_xml_item(record: Record) -> str:
+    (name, number), *fields = record.items()
+    return f"<item {name}={quoteattr(str(number))}>{''.join(starmap(_write_xml_field, fields))}</item>"
+
+
+def _write_xml_field(name: str, value: Json) -> str:
+    text = escape(_xml_text(str(_cell(value))))
+    if _XML_NAME.fullmatch(name):
+        return f"<{name}>{text}</{name}>"
+    return f"<field name={quoteattr(_xml_text(name))}>{text}</field>"
+
+
+_XML_NAME = re.compile(r"(?!xml)[a-z_][\w.-]*", re.ASCII | re.IGNORECASE)
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _xml_text(text: str) -> str:
+    return _NOT_XML.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _read_xml(text: str) -> list[dict[str, Json]] | None:
+    if "<!DOCTYPE" in text:  # its entities are how small texts become huge ones
+        return None
+    try:
+        root = ET.fromstring(text)  # noqa: S314
+    except ET.ParseError:
+        return None
+    return [record for item in root if (record := _read_xml_item(item)) is not None] or None
+
+
+def _read_xml_item(item: ET.Element) -> dict[str, Json] | None:
+    """An item's attributes and elements; `None` if one of them is there twice, or holds markup, so that it is cut."""
+    pairs = [*item.items(), *((_xml_name(part), part.text or "") for part in item)]
+    record: dict[str, Json] = dict(pairs)
+    return None if len(record) < len(pairs) or any(len(part) for part in item) else record
+
+
+def _xml_name(part: ET.Element) -> str:
+    return part.get("name", part.tag) if part.tag == "field" else part.tag
+
+
+NOTATIONS = (
+    RowFormat("json", 'Reply {{"answers":{example}}}, one each.', _write_json, _read_json, structured=True),
+    RowFormat("jsonl", "Reply only JSON lines, one each: {example}", _write_jsonl, _read_jsonl),
+    RowFormat("csv", "Reply only CSV with a header, one line each:\n{example}", _write_csv, _read_csv, typed=False),
+    RowFormat("xml", "Reply only XML, one <item> each:\n{example}", _write_xml, _read_xml, typed=False),
+)

@@ -1,0 +1,114 @@
+"""How prompts are grouped into batches: as many as the caller wants and the model has room for, lazily and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.prompts.task import Task
+from ondine_core.providers.context_window import (
+    TOKENS_A_MESSAGE,
+    Room,
+    estimate_answer_tokens,
+    estimate_tokens,
+    get_context_limit,
+    get_output_limit,
+)
+from ondine_core.types.values import Batch, Item
+
+__all__ = ["find_room", "pack"]
+
+
+def find_room(
+    strategy: BatchStrategy,
+    task: Task,
+    count: Callable[[str], int] = estimate_tokens,
+    window_tokens: int | None = None,
+) -> Room | None:
+    """What calls of `strategy` have room for; `None` when nothing is known to limit them.
+
+    Args:
+        strategy: How prompts are put into calls.
+        task: What is asked, and of whom.
+        count: Text to tokens.
+        window_tokens: The model's window, where the user knows better than the list.
+    """
+    window = window_tokens or get_context_limit(task.model.listed_as)
+    output = get_output_limit(task.model)
+    if window is None and output is None:
+        return None
+    blank = Item(b"", "", dict.fromkeys(task.prompt.columns, ""))
+    # A complaint may join the rows later on, when there is no counting any more.
+    call = strategy.encode(Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), task)
+    fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
+    return Room(
+        window,
+        output,
+        fixed + count((call.json_schema or b"").decode()),
+        estimate_answer_tokens(task.schema.json_schema, count),
+        # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
+        min(task.model.max_output_tokens or 0, (window or 0) // 2),
+        (lambda item: count(strategy.carried(item, task))) if window else lambda _: 0,
+        # No encoding in use has more tokens than bytes.
+        (lambda item: len(strategy.carried(item, task).encode())) if window else None,
+    )
+
+
+_ROOM_FOR_COMPLAINT = "mood: input should be 'good' or 'bad'; " * 5
+
+
+def pack(
+    items: Iterable[Item],
+    size: int | Callable[[], int],
+    max_repairs: int,
+    room: Callable[[], Room | None] = lambda: None,
+) -> Iterator[Batch]:
+    """Group `items` into batches, lazily and in order.
+
+    A batch is closed when it has `size` items, or when the next item would not fit into the room; so every batch of two
+    or more fits. An item that does not fit even alone travels alone: whether that fails is the provider's to say.
+    Tokens are counted only where the bound on them does not fit, and where `size` is 1 not at all.
+
+    Args:
+        items: Unique prompts.
+        size: Most items of a batch; a function is asked anew for each batch.
+        max_repairs: How often an item that travels alone may be repaired. A batch of several is repaired at most once:
+            what it still owes then does better in smaller ones.
+        room: What the next call has room for, `None` for whatever comes; asked for each batch.
+    """
+    source = iter(items)
+    held: Item | None = None
+    while True:
+        most, space = size() if callable(size) else size, room()
+        load = _Load(space) if space is not None and most > 1 else None
+        group: list[Item] = []
+        while len(group) < most and (item := held or next(source, None)) is not None:
+            held = None
+            if load and not load.take(item) and group:
+                held = item
+                break
+            group.append(item)
+        if not group:
+            return
+        yield Batch(tuple(group), max_repairs if len(group) == 1 else min(1, max_repairs))
+
+
+class _Load:
+    """What a batch takes of its room: of some items the tokens, of the others the most that they can have."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self._rows, self._tokens, self._at_most = room, 0, 0, 0
+        self._uncounted: list[Item] = []
+
+    def take(self, item: Item) -> bool:
+        """Whether there was room for `item`, too."""
+        self._rows += 1
+        self._uncounted.append(item)
+        self._at_most += (self._room.bound or self._room.weigh)(item)
+        if self._room.fits(self._rows, self._tokens + self._at_most):
+            return True
+        if self._room.bound is not None:
+            self._tokens += sum(map(self._room.weigh, self._uncounted))
+            self._at_most = 0
+            self._uncounted.clear()
+        return self._room.fits(self._rows, self._tokens + self._at_most)

@@ -1,0 +1,66 @@
+"""Whether a prompt fits into a model's window, and whether a server cut it without saying so.
+
+Ollama and LM Studio cut what does not fit and answer the rest, with an ordinary finish reason; only the prompt tokens
+that they report tell it. Counts are on the low side here, since an answer must not be lost to an estimate.
+"""
+
+from __future__ import annotations
+
+from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.tokenizer import fewest_tokens
+from ondine_core.types.values import Call, Failure, ModelSpec, Usage
+
+__all__ = ["find_cut_prompt", "find_oversize", "find_window"]
+
+_CUTTING = ("ollama", "ollama_chat", "lm_studio")
+_SMALLEST_WINDOW = 512
+"""No server has a smaller window by default; smaller figures are no trace of one."""
+_SMALLEST_SHARE = 0.5
+"""Of the counted tokens: a vocabulary of many languages has down to 0.7 of what OpenAI's have (Chinese, DeepSeek)."""
+
+
+def find_window(model: ModelSpec) -> int | None:
+    """The listed window of `model`, except on a server whose user sets it: there the list has the model's default."""
+    return None if model.provider in _CUTTING else get_context_limit(model.listed_as)
+
+
+def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | None:
+    """Why `call` cannot be taken by a model with this window; `None` if it may be, or nothing is known.
+
+    Args:
+        call: What is to be asked.
+        window: Most tokens of prompt and reply.
+        reserved: Tokens that the request sets aside for the reply.
+    """
+    texts = [message.content for message in call.messages]
+    if window is None or sum(len(text.encode()) for text in texts) + reserved <= window:
+        return None  # no vocabulary in use has more tokens than bytes
+    tokens = sum(map(fewest_tokens, texts))
+    if tokens + reserved <= window:
+        return None
+    reply = f" with the {reserved:,} of max_output_tokens" if reserved else ""
+    return Failure(
+        "prompt", f"the prompt of about {tokens:,} tokens{reply} does not fit into the window of {window:,}; shorten it"
+    )
+
+
+def find_cut_prompt(call: Call, usage: Usage, provider: str, window: int | None) -> Failure | None:
+    """That the server read only a part of `call`, if the tokens that it reports tell so.
+
+    A count that is exactly a window (a power of two, as their sizes are) and below what was sent tells it anywhere;
+    half of what was sent tells it of a server that is known to cut.
+    """
+    # Some servers count what they had cached apart.
+    cached = usage.cached_input_tokens
+    read = usage.input_tokens + (cached if cached > usage.input_tokens else 0)
+    is_window = read == window or (read & (read - 1) == 0 and read > _SMALLEST_WINDOW)
+    if read < _SMALLEST_WINDOW or not (is_window or provider in _CUTTING):
+        return None
+    sent = sum(fewest_tokens(message.content) for message in call.messages)
+    if read < sent * _SMALLEST_SHARE or (is_window and read < sent):
+        return Failure(
+            "truncated",
+            f"the server read {read:,} of about {sent:,} tokens of the prompt; raise its window (Ollama: num_ctx or "
+            "OLLAMA_CONTEXT_LENGTH), and set context_window to it",
+        )
+    return None

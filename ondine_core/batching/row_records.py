@@ -1,0 +1,127 @@
+"""What of a row and of its answer travels in a call with many rows: flat records under local ids.
+
+An answer is handed on as the text that the model would have replied had the row been alone in its call, so one parser
+decides what is valid. Where a notation knows texts only, the schema says what a text stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import chain, count
+
+import orjson
+
+from ondine_core.batching.formats import Record
+from ondine_core.prompts.task import Task
+from ondine_core.types.values import Item, Json
+
+__all__ = [
+    "ANY_TEXT",
+    "THE_COLUMN",
+    "answer_record",
+    "answer_text",
+    "item_record",
+    "name_id",
+    "read_id",
+    "reply_fields",
+    "reply_schema",
+]
+
+ANY_TEXT: Mapping[str, Json] = {"type": "string"}
+"""The schema of a text without constraints."""
+
+THE_COLUMN = "x"
+"""What the column of a prompt that reads but one is called in a call with many rows."""
+
+_LONGEST_ID = 20
+
+
+@lru_cache(maxsize=16)
+def reply_fields(task: Task) -> Mapping[str, Mapping[str, Json]]:
+    """The schema of each field of an answer; one invented field for what is not a JSON object."""
+    json_schema = task.schema.json_schema
+    if json_schema is None:
+        return {"answer": ANY_TEXT}
+    fields: Mapping[str, Mapping[str, Json]] = orjson.loads(json_schema)["properties"]
+    return fields
+
+
+@lru_cache(maxsize=16)
+def name_id(task: Task) -> str:
+    """What the local id is called: neither as a column that travels nor as one that is asked for."""
+    taken = {*item_fields(task), *reply_fields(task)}
+    names = chain(("id", "item_id"), (f"item_id_{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def item_fields(task: Task) -> tuple[str, ...]:
+    """What travels of a row: its columns, or its full prompt where the template cannot be said once for all rows.
+
+    A column that travels alone has a short name, since it is said with every row.
+    """
+    if task.prompt.hoisted is None:
+        return ("prompt",)
+    return task.prompt.columns if len(task.prompt.columns) != 1 else (THE_COLUMN,)
+
+
+@lru_cache(maxsize=16)
+def reply_schema(task: Task) -> bytes:
+    """The schema of one answer wrapped into that of all of them."""
+    properties = {name_id(task): {"type": "integer"}, **reply_fields(task)}
+    answer = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    answers = {"answers": {"type": "array", "items": answer}}
+    return orjson.dumps(
+        {"type": "object", "properties": answers, "required": ["answers"], "additionalProperties": False}
+    )
+
+
+def item_record(task: Task, number: int, item: Item) -> Record:
+    """A row as it travels."""
+    columns = task.prompt.columns
+    values = [item.text] if task.prompt.hoisted is None else [item.fields[name] for name in columns]
+    return {name_id(task): number, **dict(zip(item_fields(task), values, strict=True))}
+
+
+def answer_record(task: Task, number: int, text: str) -> Record:
+    """The answer `text` as it travels."""
+    values = orjson.loads(text) if task.schema.json_schema else dict.fromkeys(reply_fields(task), text)
+    return {name_id(task): number, **values}
+
+
+def answer_text(record: Record, task: Task, *, typed: bool) -> str:
+    """The text of an answer from its record, without the id."""
+    fields = reply_fields(task)
+    if task.schema.json_schema is None:
+        (name,) = fields
+        answer = record.get(name)
+        if answer is None or isinstance(answer, str):
+            return answer or ""
+    else:
+        answer = record if typed else {name: _read(text, fields.get(name, {})) for name, text in record.items()}
+    try:
+        return orjson.dumps(answer).decode()
+    except orjson.JSONEncodeError:  # it is nested deeper than anything that is asked for
+        return ""
+
+
+def read_id(value: Json) -> int | None:
+    """The number that `value` is, or says."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_ID:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read(text: Json, kind: Mapping[str, Json]) -> Json:
+    """A text as the JSON that its schema asks for; nothing, or `null`, is null where null is allowed."""
+    options = kind.get("anyOf", [kind])
+    types = [option.get("type") for option in options]
+    choices = [choice for option in options for choice in option.get("enum", ())]
+    if text in ("", "null") and ("null" in types or None in choices):
+        return None
+    if "string" in types or text in choices:
+        return text
+    try:
+        return orjson.loads(str(text).strip().lower() if "boolean" in types else str(text))
+    except orjson.JSONDecodeError:
+        return text

@@ -1,0 +1,199 @@
+"""How prompts travel: a strategy writes a batch as one call and takes the reply apart again.
+
+A strategy is a value made of pure functions. Which one is used is not part of an answer's key: an answer is an
+answer, however many others came in the same call. In a call with many rows the instructions are said once and first,
+byte-identical from call to call, so that a provider's prefix cache discounts them; rows come last, as data, with local
+ids. Answers are joined to rows by id only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import orjson
+
+from ondine_core.batching.formats import NOTATIONS, RowFormat
+from ondine_core.batching.row_records import (
+    ANY_TEXT,
+    THE_COLUMN,
+    answer_record,
+    answer_text,
+    item_record,
+    name_id,
+    read_id,
+    reply_fields,
+    reply_schema,
+)
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.task import Task
+from ondine_core.providers.reply_text import strip_fence
+from ondine_core.types.values import Batch, Call, Item, Message
+
+__all__ = [
+    "CSV",
+    "JSON",
+    "JSONL",
+    "ONE_PER_CALL",
+    "STRATEGIES",
+    "XML",
+    "BatchStrategy",
+    "draw_ids",
+    "explain_fallback",
+    "find_strategy",
+]
+
+
+def _item_text(item: Item, _task: Task) -> str:
+    return item.text
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStrategy:
+    """A way to put prompts into calls.
+
+    Args:
+        name: How it is called in settings and reports.
+        encode: Batch and question to the call that asks for all of its items.
+        decode: Batch, reply text and question to the text of each answer, by its place `1..n` in the batch. One that
+            is absent was not answered, or not in a way that can be told; `None` means that no answer can be read.
+        carried: Item and question to the text that the item adds to a call, for counting its tokens.
+    """
+
+    name: str
+    encode: Callable[[Batch, Task], Call]
+    decode: Callable[[Batch, str, Task], Mapping[int, str] | None]
+    carried: Callable[[Item, Task], str] = _item_text
+
+
+# -- one prompt a call ---------------------------------------------------------------------------------------------
+
+
+def _encode_one(batch: Batch, task: Task) -> Call:
+    (item,) = batch.items
+    note = f"\n\n({_COMPLAINT.format(batch.complaint)})" if batch.complaint else ""
+    messages = (*task.prompt.head, Message("user", item.text + note))
+    return Call(messages, task.schema.json_schema, task.prompt.fixed)
+
+
+_COMPLAINT = "An earlier reply to this could not be used: {}. Reply in exactly the form asked for."
+
+ONE_PER_CALL = BatchStrategy("one", _encode_one, lambda _batch, text, _task: {1: text})
+"""The plain prompt, nothing around it."""
+
+
+# -- many prompts a call -------------------------------------------------------------------------------------------
+
+
+def explain_fallback(task: Task) -> str | None:
+    """Why batches save less than they might, for a template that cannot be said once for all rows; else `None`."""
+    if task.prompt.hoisted is not None:
+        return None
+    return (
+        "The prompt's template has logic that depends on the row, so each row of a batch carries its full prompt. "
+        "With plain placeholders only, the instructions would be sent once a call."
+    )
+
+
+_FEWEST_IDS_A_ROW = 2
+_EXAMPLE_ID = 100
+"""Looks like the id of a row, and is never one."""
+
+
+def draw_ids(count: int, rng: random.Random) -> tuple[int, ...]:
+    """Ids for the rows of one call, in ascending order.
+
+    They are drawn anew for each call, so that the reply to another one is not taken for the reply to this one. Three
+    digits are one token, as one digit is.
+    """
+    digits = max(3, len(str(_FEWEST_IDS_A_ROW * count)))
+    return tuple(sorted(rng.sample(range(10 ** (digits - 1) + 1, 10**digits), count)))
+
+
+def _ids(batch: Batch) -> Sequence[int]:
+    return batch.ids or range(1, len(batch.items) + 1)
+
+
+def _encode(form: RowFormat, batch: Batch, task: Task) -> Call:
+    fixed = _fixed_part(form, task)
+    items = [item_record(task, number, item) for number, item in zip(_ids(batch), batch.items, strict=True)]
+    note = f"\n{_COMPLAINT.format(batch.complaint)}" if batch.complaint else ""
+    schema = reply_schema(task) if form.structured else None
+    return Call((*fixed, Message("user", form.write(items) + note)), schema, fixed[0].content)
+
+
+@lru_cache(maxsize=16)
+def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
+    """Everything that is the same for every batch: the task, the form of a reply, and the examples."""
+    prompt, fields = task.prompt, reply_fields(task)
+    if prompt.hoisted is None:
+        instruction = 'Do for each item what its "prompt" says.'
+    elif len(prompt.columns) == 1:
+        instruction = f'Do for each item ({{{prompt.columns[0]}}}: its "{THE_COLUMN}"):\n{prompt.hoisted}'
+    else:
+        instruction = f"Do for each item ({{column}}: its data):\n{prompt.hoisted}"
+    ask = form.ask.format(example=form.write([{name_id(task): _EXAMPLE_ID, **dict.fromkeys(fields, "...")}]))
+    # That a field is a text goes without saying.
+    telling = {name: kind for name, kind in fields.items() if kind != ANY_TEXT}
+    about = "" if form.structured or not telling else f"\nFields: {orjson.dumps(telling).decode()}"
+    system = "\n\n".join(filter(None, (prompt.system, f"{instruction}\n{ask}{about}")))
+    if not prompt.examples:
+        return (Message("system", system),)
+    items = [
+        item_record(task, number, Item(b"", prompt.render(row), prompt.fields(row)))
+        for number, (row, _) in enumerate(prompt.examples, 1)
+    ]
+    answers = [answer_record(task, number, text) for number, (_, text) in enumerate(prompt.examples, 1)]
+    shown = orjson.dumps({"answers": answers}).decode() if form.structured else form.write(answers)
+    return Message("system", system), Message("user", form.write(items)), Message("assistant", shown)
+
+
+def _decode(form: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
+    # Some notations choke on lone surrogates, which a broken decoder may have left in the reply.
+    records = form.read(strip_fence(text.encode("utf-8", "replace").decode()))
+    if records is None:
+        return None
+    name = name_id(task)
+    places = {number: place for place, number in enumerate(_ids(batch), 1)}
+    found: dict[int, str] = {}
+    doubtful: set[int] = set()
+    miscounted = False
+    for record in records:
+        number = read_id(record.pop(name, None))
+        place = None if number is None else places.get(number)
+        if place is None:
+            miscounted |= number is not None
+            continue
+        answer = answer_text(record, task, typed=form.typed)
+        # Two different answers to one row: which is right is not for us to guess.
+        if found.setdefault(place, answer) != answer:
+            doubtful.add(place)
+    # Who counts from 0 leaves out the last row, and gives each of the others the answer of the next.
+    if miscounted and len(found) < len(batch.items):
+        return None
+    return {place: answer for place, answer in found.items() if place not in doubtful}
+
+
+def _carried(form: RowFormat, item: Item, task: Task) -> str:
+    return form.write([item_record(task, 1, item)])
+
+
+JSON, JSONL, CSV, XML = (
+    BatchStrategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form))
+    for form in NOTATIONS
+)
+STRATEGIES: Mapping[str, BatchStrategy] = {strategy.name: strategy for strategy in (JSON, JSONL, CSV, XML)}
+"""The strategies for several rows a call, by name."""
+
+
+def find_strategy(name: str) -> BatchStrategy:
+    """The strategy called `name`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(f"batch_format={name!r}; valid are {', '.join(map(repr, STRATEGIES))}.")
+    return STRATEGIES[name]

@@ -1,0 +1,1 @@
+"""Runs a task over a table: workers, calls, outcomes, report."""

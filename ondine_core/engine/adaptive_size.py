@@ -1,0 +1,55 @@
+"""How many rows the next call carries, and what there is room for in it: fixed, or found out as replies come."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ondine_core.batching.batch_size import AdaptiveSize, adapt, start_size, take_rows
+from ondine_core.batching.packing import find_room
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.runtime import Runtime
+from ondine_core.prompts.task import Task
+from ondine_core.providers.context_window import Room, learn_answer_tokens
+from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.types.values import Batch, Reply
+
+__all__ = ["Sizes"]
+
+
+class Sizes:
+    """How many rows the next call may carry, and what there is room for in it; learns from replies."""
+
+    def __init__(self, task: Task, runtime: Runtime, policy: Policy, batch_size: int | Literal["auto"]) -> None:
+        most = runtime.model.max_batch_size
+        self._adaptive: AdaptiveSize | None = None
+        if batch_size == "auto":
+            timeout_s = task.model.timeout_s
+            self._adaptive = start_size(most, timeout_s) if most else start_size(timeout_s=timeout_s)
+            self._fixed = 1
+        else:
+            self._fixed = min(batch_size, most or batch_size)
+        self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.most > 1)
+        self.room: Room | None = None
+        if self.several:
+            self.room = find_room(policy.strategy, task, runtime.count, policy.context_window)
+
+    def take(self) -> int:
+        """Rows for the next call."""
+        if self._adaptive is None:
+            return self._fixed
+        rows, self._adaptive = take_rows(self._adaptive)
+        return rows
+
+    @property
+    def asked_for(self) -> int | None:
+        """The fixed size, `None` where it is found out."""
+        return None if self._adaptive else self._fixed
+
+    def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
+        """Take account of the reply to a batch."""
+        rows = len(batch.items)
+        if self.room:
+            cut = ending_of(reply.finish_reason) == "cut"
+            self.room = learn_answer_tokens(self.room, rows, reply.usage.output_tokens, cut=cut)
+        if self._adaptive and batch.attempt == 1:
+            self._adaptive = adapt(self._adaptive, rows=rows, owed=rows - answered, latency_s=reply.latency_s)

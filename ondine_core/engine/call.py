@@ -1,0 +1,371 @@
+"""One call, from the permission to make it to its place in the books.
+
+The order is what keeps the laws. A place among the calls in flight comes first. The worst case is held and the rate
+booked before the call is noted in the books, and it is noted before it leaves: a call that is in no book was never
+made. The place is given up as the answers go to the store, not when they are durable: the store keeps things in the
+order in which they come, so the call that takes the place is noted, and leaves, after that, and a kill costs at most
+what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import lru_cache
+from itertools import count
+from typing import Literal, cast
+
+from ondine_core.engine.call_request import BatchResult, CallRequest
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.other_runs import OtherRuns
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.runtime import Runtime
+from ondine_core.errors import (
+    FatalError,
+    InvalidReplyError,
+    OndineError,
+    ProviderError,
+    RefusedError,
+    StoreError,
+    TransientError,
+)
+from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
+from ondine_core.limits.rate_limiter import RateLimiter
+from ondine_core.providers.charges import Charge, check_usage
+from ondine_core.providers.context_window import TOKENS_A_MESSAGE
+from ondine_core.store.budget_state import usd_of
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.values import Call, Key, Reply, Usage
+
+__all__ = ["Caller"]
+
+
+class Caller:
+    """Makes the calls of one run, and stops making them when told.
+
+    Args:
+        model: What it is called in the books.
+        origin: For whom calls are made.
+        runtime: Model, store, limiter and purse.
+        policy: How hard to try.
+        tracker: Counts.
+        gate: Lets calls leave.
+        clock: Time and chance.
+        others: The runs that ask the same question at the same time.
+
+    Attributes:
+        stopped_by: The first error that ended the run.
+        unseen: Prompts that were asked by calls whose outcome was never seen.
+        has_answers: Whether a row was answered, by this run or an earlier one: so the set-up works.
+        doubted: A refusal that is the set-up's if no row is answered in the end.
+    """
+
+    def __init__(  # noqa: PLR0913  (by keyword)
+        self,
+        *,
+        model: str,
+        origin: Origin,
+        runtime: Runtime,
+        policy: Policy,
+        tracker: CostTracker,
+        gate: AdmissionQueue,
+        clock: Clock,
+        others: OtherRuns,
+    ) -> None:
+        self._model, self._origin, self._runtime, self._policy = model, origin, runtime, policy
+        self._tracker, self._gate, self._clock = tracker, gate, clock
+        self._others, self._numbers = others, count()
+        # Whatever is said in every call is counted once.
+        self._count = lru_cache(maxsize=64)(runtime.count)
+        self._waiting: set[asyncio.Task[object]] = set()
+        self._interrupted: set[asyncio.Task[object]] = set()
+        self._replied = self._answered = self.has_answers = False
+        self.doubted: FatalError | None = None
+        self._doubts = 0
+        self._failing: set[tuple[Key, ...]] = set()  # since the last reply
+        self.stopped_by: OndineError | None = None
+        self.unseen: set[Key] = set()
+
+    async def make(self, request: CallRequest) -> BatchResult:
+        """Make a call, as often as an outage of the provider takes, and keep what comes of it.
+
+        Raises:
+            TransientError: It failed and may be made again.
+            BudgetExhaustedError: It does not fit into the budget.
+            FatalError: No call succeeds, or the run was stopped.
+            StoreError: What came of it cannot be kept.
+        """
+        while True:
+            try:
+                return await self._make_once(request)
+            except TransientError as error:
+                if error.cost_unknown or not self._is_waited_out(error, request.keys):
+                    raise
+                wait_s = error.retry_after_s or 0.0
+            with self.interruptible():
+                await self._clock.sleep(wait_s)
+            request.observer.retried()
+
+    def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
+        """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
+        since, retry = self._gate.limits.closed_since, self._policy.retry
+        if (error.retry_after_s or 0.0) > retry.max_retry_after_s:
+            # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
+            if error.kind == "limited" and (error.retry_after_s or 0.0) <= _MAX_QUOTA_S:
+                self.stop(FatalError(retry.explain(error)))
+            return False
+        if since is None:
+            return False
+        wait_timeout_s = retry.max_outage_s
+        if error.no_connection and not self._replied:
+            wait_timeout_s = min(wait_timeout_s, _FIRST_OUTAGE_S)
+        self._failing.add(keys)
+        if self._clock.elapsed() - since < wait_timeout_s:
+            return True
+        # Where all others were answered it may be this call that the server cannot bear.
+        if len(self._failing) > 1 or not self._answered:
+            self.stop(error)
+        return False
+
+    async def _make_once(self, request: CallRequest) -> BatchResult:
+        with self.interruptible():
+            slot = await self._gate.enter()
+        state = _CallState(slot)
+        try:
+            began, hold = self._clock.elapsed(), None
+            state.bound_usd = self._tracker.bound(request.call)
+            budgets = self._runtime.budgets
+            if budgets and state.bound_usd is not None:
+                with self.interruptible():
+                    hold = await budgets.hold(state.bound_usd)
+            try:
+                if hold:
+                    request.observer.held(usd_of(hold[0].units), self._clock.elapsed() - began)
+                return await self._exchange(request, state)
+            finally:
+                if budgets and hold:
+                    await budgets.settle(hold, state.spent_usd)
+        finally:
+            self._leave(state)
+
+    def _leave(self, state: _CallState) -> None:
+        """Give the place back, once."""
+        slot, state.slot = state.slot, None
+        if slot is not None:
+            self._gate.leave(slot, state.ending, state.retry_after_s)
+
+    async def _exchange(self, request: CallRequest, state: _CallState) -> BatchResult:
+        store, limiter, call = self._runtime.store, self._runtime.limiter, request.call
+        tokens = self._expected_tokens(call) if limiter else 0
+        if limiter:
+            await self._book(limiter, request, tokens)
+        sent = self._new_call(request, state.bound_usd)
+        taken = await store.send(sent)
+        self._others.is_shared |= taken is not None
+        if taken:
+            return BatchResult(taken=taken)
+        if limiter:
+            await limiter.depart()
+        await self._ensure_lease(sent)
+        self._tracker.sent()
+        state.spent_usd = None  # from here on nobody knows, until somebody does
+        try:
+            came, usage = await self._ask(call, sent, state)
+        except BaseException as error:
+            request.observer.on_reply(sent, call, error, state.spent_usd, state.took_s)
+            raise
+        state.ending, self._replied = "answered", True
+        self._failing.clear()
+        charge = Charge(Decimal(0))
+        if usage is not None:
+            charge = self._tracker.answered(request.stage, usage, stated_usd=came.stated_usd, bound_usd=state.bound_usd)
+        usd, bound_usd = charge.usd, state.bound_usd
+        state.spent_usd = usd
+        if usd is not None and bound_usd is not None and usd > bound_usd:
+            self._tracker.exceeded(call, usd)
+        if isinstance(came, RefusedError):
+            failures = (await store.get_failures(request.keys)).values()
+            came.refused_before = any(failure.reason == "refused" for failure in failures)
+        else:
+            self._answered = self.has_answers = True
+        conclusion = request.conclude(came, usd)
+        is_ordinary = not (conclusion.failures or conclusion.retry)
+        request.observer.on_reply(sent, call, came, usd, state.took_s, ordinary=is_ordinary)
+        kept = conclusion if request.keep else BatchResult()
+        since = self._policy.reuse_since
+        again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0
+        outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
+        hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
+        if hold_off_s:
+            self._gate.hold_off(hold_off_s)
+        self._leave(state)
+        settled = CallFinished(
+            sent,
+            outcome,
+            usage or Usage(),
+            usd,
+            kept.answers,
+            kept.failures,
+            again,
+            since,
+            at_most=charge.at_most,
+            replies=kept.replies,
+        )
+        await store.settle(settled)
+        if limiter and usage is not None:
+            limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
+        await self._tell_others(hold_off_s)
+        return conclusion
+
+    async def _book(self, limiter: RateLimiter, request: CallRequest, tokens: int) -> None:
+        began = self._clock.elapsed()
+        with self.interruptible():
+            await limiter.acquire(tokens)
+        request.observer.booked(tokens, self._clock.elapsed() - began)
+
+    def _new_call(self, request: CallRequest, bound_usd: Decimal | None) -> CallStarted:
+        others = self._others
+        return CallStarted(
+            others.run + next(self._numbers).to_bytes(8),  # numbered, since randomness for each would take longer
+            self._origin,
+            self._model,
+            request.stage,
+            request.keys,
+            self._clock.now(),
+            bound_usd,
+            others.task if request.keep else b"",
+            others.is_shared,
+            others.is_known_unanswered(request.keys),
+        )
+
+    async def _ensure_lease(self, sent: CallStarted) -> None:
+        """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
+        lease = self._runtime.lease
+        if lease is None or not lease.is_overdue():
+            return
+        try:
+            await lease.renew()
+        except StoreError:
+            await self._runtime.store.settle(CallFinished(sent, "refused"))  # it never left
+            raise
+
+    async def _ask(self, call: Call, sent: CallStarted, state: _CallState) -> tuple[Reply | RefusedError, Usage | None]:
+        """What came back, and the tokens that were billed for it (`None`: none)."""
+        began = self._clock.elapsed()
+        try:
+            try:
+                reply = await self._runtime.model(call)
+            finally:
+                state.took_s = self._clock.elapsed() - began
+        except RefusedError as error:
+            return error, None if error.usage is None else check_usage(error.usage, "")
+        except InvalidReplyError as error:
+            # Whether it is billed is not known, nor what it took beyond what is shown of it.
+            received = self._count(error.reply.text)
+            return error.reply, Usage(self._expected_tokens(call), output_tokens=received, is_complete=False)
+        except ProviderError as error:
+            if isinstance(error, FatalError):
+                if self._is_about_the_row(error):
+                    return RefusedError(error.refusal, fault="unclear"), None
+                self.stop(error)  # before another call takes the place of this one
+            unknown = isinstance(error, TransientError) and error.cost_unknown
+            state.ending = error.kind if isinstance(error, TransientError) else "broken"
+            if isinstance(error, TransientError):
+                state.retry_after_s = self._capped(error.retry_after_s)
+            if unknown:
+                self._lose(sent)
+            else:
+                state.spent_usd = Decimal(0)
+                self._leave(state)
+                if self._gate.limits.closed_since is not None:
+                    await self._tell_others(state.retry_after_s)
+                await self._runtime.store.settle(CallFinished(sent, "refused"))
+            raise
+        except asyncio.CancelledError:
+            self._lose(sent)
+            raise
+        usage = check_usage(reply.usage, reply.text)
+        return (reply if usage is reply.usage else replace(reply, usage=usage)), usage
+
+    def _is_about_the_row(self, error: FatalError) -> bool:
+        """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""
+        if error.fault == "setup":
+            return self._answered
+        if error.fault == "permission" and not self.has_answers:
+            self._doubts += 1
+            self.doubted = error
+            return self._doubts < _MAX_DOUBTS
+        return error.fault == "permission"
+
+    def _lose(self, sent: CallStarted) -> None:
+        self._tracker.lost(sent.at_most_usd)
+        self.unseen.update(sent.keys)
+
+    def _capped(self, seconds: float | None) -> float:
+        """A wait that a provider asks for; 0 for none, and for one that is too long to wait for."""
+        wait_s = seconds or 0.0
+        return wait_s if 0 < wait_s <= self._policy.retry.max_retry_after_s else 0.0
+
+    async def _tell_others(self, hold_off_s: float) -> None:
+        """Pass on what a provider asks to whoever shares its rate."""
+        if hold_off_s and self._runtime.limiter:
+            await self._runtime.limiter.hold_off(hold_off_s)
+
+    def _expected_tokens(self, call: Call) -> int:
+        """What the rate of tokens is booked for: the prompt's, and the replies' mean length so far."""
+        spend, count = self._tracker.spend, self._count
+        sent = count(call.json_schema.decode()) if call.json_schema else 0
+        sent += sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
+        return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    def stop(self, error: OndineError) -> None:
+        """Let nobody leave any more. Calls in flight are paid for and go on; whoever waits stops waiting."""
+        if self.stopped_by is None:
+            self.stopped_by = error
+            self._interrupted |= self._waiting
+            for task in self._waiting:
+                task.cancel()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A wait that ends with `FatalError` when the run is stopped."""
+        if self.stopped_by is not None:
+            raise FatalError(str(self.stopped_by))
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._waiting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._interrupted and task.uncancel() == 0:
+                raise FatalError(str(self.stopped_by)) from None
+            raise
+        finally:
+            self._waiting.discard(task)
+
+
+@dataclass(slots=True)
+class _CallState:
+    """How a call ended, what it cost (at most `bound_usd`) and how long it took, as far as is known.
+
+    It has a `slot` for as long as it takes a place among the calls in flight.
+    """
+
+    slot: InFlightCall | None
+    ending: CallOutcome | None = None
+    retry_after_s: float = 0.0
+    bound_usd: Decimal | None = None
+    spent_usd: Decimal | None = Decimal(0)
+    took_s: float = 0.0
+
+
+_MAX_QUOTA_S = 31 * 86400.0
+_MAX_DOUBTS = 3
+"""So many refusals without a reason, and no answer: it is the key that has no permission, not the rows."""
+_FIRST_OUTAGE_S = 30.0
+"""A server that has never taken a connection is more likely misnamed than resting."""

@@ -1,0 +1,163 @@
+"""What was asked, without the rows, as a store keeps it: enough to tell the key of a row, or of a text, from it.
+
+A definition must not hold a secret. Parameters and addresses may, so they are left out unless they cannot; then keys
+cannot be told, and whoever asks about one has to name it. A salt and patterns of the user's are left out, and the code
+of functions that clean rows is not known; then a key can be told from the rendered text only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from ondine_core.engine.steps import render
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.cleaning import Step, Truncation, find_steps, name_of
+from ondine_core.preprocessing.preprocess import Preprocessing, find_preprocessing
+from ondine_core.prompts.task import Task, hashed_parts, key_from_parts
+from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.types.values import Json, Key
+
+__all__ = ["Definition", "keys_of_row", "keys_of_text", "read_definition", "write_definition"]
+
+_PLAIN_TEXTS = frozenset({"reasoning_effort", "service_tier", "stop", "truncation", "type", "verbosity"})
+"""Parameters whose texts are no secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What was asked.
+
+    Args:
+        model: Who was asked.
+        parts: What is hashed before the text of a row; `None` if it may hold a secret.
+        prompt: Template, and what was done to rows before it was filled.
+        is_whole: Whether rows are prepared and rendered as they were then.
+    """
+
+    model: str
+    parts: tuple[bytes, bytes] | None
+    prompt: CompiledPrompt
+    is_whole: bool
+
+
+def write_definition(task: Task) -> bytes:
+    """`task` as it is kept."""
+    asked, identity = hashed_parts(task)
+    url, preparation = task.model.base_url, task.prompt.preparation
+    is_open = (url is None or _is_plain_url(url)) and _is_plain(task.model.params, "")
+    kept = _write_preparation(preparation)
+    return orjson.dumps(
+        {
+            "model": task.model.model,
+            "parts": [asked.decode(), identity.decode()] if is_open else None,
+            "template": task.prompt.source,
+            "syntax": task.prompt.syntax,
+            "preparation": kept or {},
+            "is_whole": kept is not None,
+        }
+    )
+
+
+def read_definition(text: bytes) -> Definition:
+    """A definition as `write_definition` wrote it.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        kept = orjson.loads(text)
+        parts = None if kept["parts"] is None else (kept["parts"][0].encode(), kept["parts"][1].encode())
+        preparation = find_preprocessing(kept["preparation"].get("clean", ()), kept["preparation"].get("sanitize"))
+        prompt = compile_prompt(Prompt(kept["template"], syntax=kept["syntax"]), lambda _: "", preparation)
+        return Definition(kept["model"], parts, prompt, kept["is_whole"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConfigError(f"The definition that the store has of this asset is damaged ({error}).") from error
+
+
+def keys_of_text(definition: Definition, text: str) -> list[Key]:
+    """The keys of `text`: as a rendered prompt, and as the value of the only column that the prompt reads."""
+    own = [_key(definition, text)]
+    columns = definition.prompt.columns
+    if len(columns) == 1 and definition.is_whole:
+        own += keys_of_row(definition, {columns[0]: text})
+    return own
+
+
+def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
+    """The key of a row.
+
+    Raises:
+        ConfigError: It lacks a column, or cannot be prepared and rendered as it was then.
+    """
+    columns = definition.prompt.columns
+    if missing := [name for name in columns if name not in row]:
+        raise ConfigError(f"The row lacks {missing[0]!r}; the prompt reads {', '.join(map(repr, columns))}.")
+    if not definition.is_whole:
+        raise ConfigError(
+            "Rows of this asset are cleaned by functions of yours, or sanitized with a salt or patterns, which the "
+            "store does not have. Give the text as it was sent with --text (a dry run shows it), or the key with --key."
+        )
+    (text,) = render(definition.prompt, {name: [row[name]] for name in columns}, [0], on_missing="ask")
+    if not isinstance(text, str):
+        raise ConfigError(f"The row cannot be asked: {text}.")
+    return [_key(definition, text)]
+
+
+def _key(definition: Definition, text: str) -> Key:
+    if definition.parts is None:
+        raise ConfigError(
+            "The key of a text cannot be told here: params or base_url of this asset may hold a secret, so the store "
+            "does not have them. Give the key with --key; `failures` lists those of failed prompts."
+        )
+    return key_from_parts(definition.parts)(text)
+
+
+def _is_plain_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return not (parts.username or parts.password or parts.query or parts.fragment)
+
+
+def _is_plain(value: Json, name: str) -> bool:
+    if isinstance(value, str):
+        return name in _PLAIN_TEXTS
+    if isinstance(value, Mapping):
+        return all(_is_plain(child, key) for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(child, name) for child in value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _write_preparation(preparation: Preprocessing | None) -> Mapping[str, Json] | None:
+    """What is done to rows, as a user would write it; `None` if that cannot be said without code or secrets."""
+    if preparation is None:
+        return {}
+    steps, sanitizer = _write_steps(preparation.steps), preparation.sanitizer
+    if steps is None:
+        return None
+    if sanitizer is None:
+        return {"clean": steps}
+    if sanitizer.patterns or sanitizer.salt is not None:
+        return None
+    return {"clean": steps, "sanitize": {"mode": sanitizer.mode, "rules": list(sanitizer.rules)}}
+
+
+def _write_steps(steps: Sequence[Step]) -> list[Json] | None:
+    written: list[Json] = []
+    for step in steps:
+        if isinstance(step, Truncation):
+            written.append({"truncate": {"max_tokens": step.max_tokens, "model": step.model, "mark": step.mark}})
+            continue
+        try:
+            find_steps([name_of(step)])
+        except ConfigError:
+            return None
+        written.append(name_of(step))
+    return written

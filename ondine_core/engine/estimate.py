@@ -1,0 +1,318 @@
+"""What a run would take, found out without asking anybody: rows, calls, tokens, money and time.
+
+It goes the way of a run as far as that costs nothing: the same prompts, the same look-up of known answers, the same
+packing, and the tokens of the very calls that would leave. How long answers get is the one thing that nobody knows
+beforehand, so what follows from it is a range. Packing learns from replies how long answers are and how many rows a
+call bears; it is shown replies of the likely length that bring every answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import orjson
+
+from ondine_core.batching.calibration import sample
+from ondine_core.batching.packing import pack
+from ondine_core.batching.prompt_window import find_window
+from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.engine.adaptive_size import Sizes
+from ondine_core.engine.options import Options, open_options_store, open_runtime
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.run import look_up
+from ondine_core.engine.runtime import Runtime
+from ondine_core.engine.steps import dedup, items, render
+from ondine_core.engine.workers import choose_strategy, find_oversize_prompt, max_workers
+from ondine_core.limits.rates import Rates
+from ondine_core.prompts.task import Task, cache_key, check_columns
+from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
+from ondine_core.providers.pricing import Price
+from ondine_core.providers.tokenizer import counter
+from ondine_core.tables import read
+from ondine_core.types.protocols import ChatModel, TokenCounter
+from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Usage
+
+__all__ = ["Estimate", "estimate", "sample_calls"]
+
+_BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
+"""Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
+_SPREAD = (0.8, 1.0, 1.25)
+"""How much longer or shorter than those that are known the other answers may be."""
+_SEEN = 200
+"""So many known answers tell how long they are."""
+_BLANKS = 1.3
+"""Models that write a blank after each comma and colon take so many times the tokens, at the most that is likely."""
+_AGAIN = Decimal("1.05")
+"""One call in twenty is made again, at the most that is likely."""
+_ID, _AROUND = '"id": 100, ', '{"answers":[]}'
+_BATCHES_AT_ONCE = 200
+_ROWS_SHOWN = 3
+
+T = TypeVar("T")
+Count: TypeAlias = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
+Range: TypeAlias = tuple[T, T, T]
+"""The least, the likely, and the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would take; of three figures the middle one is the likely one, and the others bound what is plausible.
+
+    Args:
+        rows: All rows.
+        rows_reused: Rows whose answer is in the store.
+        rows_unaskable: Rows that no prompt can be made of.
+        rows_skipped: Rows that are not asked about, since a column is null or blank.
+        prompts: Unique prompts among the rows.
+        prompts_left: Those of them that would be asked.
+        calls: Calls that would carry them if all went well, those that calibrate among them.
+        input_tokens: Of these calls.
+        output_tokens: Of their replies.
+        usd: What they cost, `None` when the price is unknown.
+        least_s: Seconds that they take at least, by the rates that are set; 0 without any.
+        sample: Calls about the first rows, as they would be sent.
+        limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
+    """
+
+    rows: int
+    rows_reused: int
+    rows_unaskable: int
+    rows_skipped: int
+    prompts: int
+    prompts_left: int
+    calls: int
+    input_tokens: int
+    output_tokens: Range[int]
+    usd: Range[Decimal] | None
+    least_s: float
+    sample: tuple[Call, ...] = field(default=(), repr=False)
+    limited_by: str | None = None
+
+
+async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
+    """What `answer` with the same arguments would take; nothing is asked, spent or kept.
+
+    Args:
+        table: As for `answer`.
+        task: What would be asked; of fallbacks nothing is assumed.
+        options: As for `answer`.
+        model: As for `answer`.
+
+    Raises:
+        ConfigError: As for `answer`.
+    """
+    names, rows, columns = read(table, task.prompt.columns)
+    check_columns(task, names)
+    async with AsyncExitStack() as stack:
+        store = open_options_store(options, stack)
+        runtime = await open_runtime(task.model, store, options, stack, model)
+        texts = render(task.prompt, columns, range(rows), on_missing=options.policy.on_missing)
+        keys, first = dedup(texts, cache_key(task))
+        known: set[Key] = set()
+        seen: list[Answer] = []
+        async for found in look_up(store, options.policy, first, task):
+            known |= found.keys()
+            seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
+        pending = [(key, index) for key, index in first.items() if key not in known]
+        count = _counter(task, runtime)
+        lengths = await _measure_answers(task, seen, count)
+        packed, tokens, limited_by = Counter[int](), 0, None
+        oversize: set[Key] = set()
+        window = options.policy.context_window or find_window(task.model)
+        for part in _parts(pending, task, runtime, options, lengths):
+            batches = part.pack(task, columns, options.policy)
+            while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):  # noqa: B023
+                refused = [batch for batch in some if find_oversize_prompt(batch, task, options.policy, window)]
+                oversize |= {item.key for batch in refused for item in batch.items}
+                asked = [batch for batch in some if batch not in refused] if refused else some
+                packed.update(len(batch.items) for batch in asked)
+                tokens += await _count_input(asked, task, options.policy.strategy, count)
+            limited_by = limited_by or part.explain()
+    output = lengths.of_all(packed)
+    calls = packed.total()
+    return Estimate(
+        rows,
+        rows_reused=sum(key in known for key in keys),
+        rows_unaskable=sum(isinstance(key, Failure) or key in oversize for key in keys),
+        rows_skipped=sum(isinstance(key, Skipped) for key in keys),
+        prompts=len(first),
+        prompts_left=len(pending) - len(oversize),
+        calls=calls,
+        input_tokens=tokens,
+        output_tokens=output,
+        usd=_cost(runtime.price, calls, tokens, output),
+        least_s=_least_s(options.rates, calls, tokens + output[0]),
+        sample=sample_calls(
+            task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
+        ),
+        limited_by=limited_by,
+    )
+
+
+def sample_calls(
+    task: Task,
+    columns: Mapping[str, Sequence[Any]],
+    asked: Sequence[tuple[Key, int]],
+    strategy: BatchStrategy,
+    *,
+    together: bool,
+) -> tuple[Call, ...]:
+    """The calls that would carry the first prompts, as they would be sent.
+
+    Args:
+        task: What is asked.
+        columns: The columns that the prompt reads.
+        asked: Keys, and a row that asks for each.
+        strategy: How several prompts are put into one call.
+        together: Whether they are.
+    """
+    prompts = tuple(items(task.prompt, columns, asked[:_ROWS_SHOWN], apart=together))
+    batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
+    return tuple(choose_strategy(batch, strategy).encode(batch, task) for batch in batches)
+
+
+def _counter(task: Task, runtime: Runtime) -> Count:
+    """Counts as the model does, or as near as can be: a run is on the safe side, an estimate is in the middle."""
+    if isinstance(runtime.model, TokenCounter):
+        return runtime.model.count_tokens
+    count = counter(task.model.listed_as, cautious=False)
+    return lambda texts: asyncio.to_thread(lambda: list(map(count, texts)))
+
+
+async def _count_input(batches: Sequence[Batch], task: Task, strategy: BatchStrategy, count: Count) -> int:
+    """The tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
+    calls = [choose_strategy(batch, strategy).encode(batch, task) for batch in batches]
+    texts = [[message.content for message in call.messages] + [(call.json_schema or b"").decode()] for call in calls]
+    unique = list({text for parts in texts for text in parts})
+    tokens: Mapping[str, int] = dict(zip(unique, await count(unique), strict=True))
+    return sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Tokens of answers.
+
+    Args:
+        answers: Of one answer in a batch.
+        number: Of its id.
+        around: Of what stands around the answers of a batch.
+    """
+
+    answers: Range[float]
+    number: int
+    around: int
+
+    def of_reply(self, rows: int, length: float) -> float:
+        """Tokens of a reply with `rows` answers; one that comes alone has neither an id nor anything around it."""
+        return max(1, length - self.number) if rows == 1 else self.around + rows * length
+
+    def of_all(self, packed: Counter[int]) -> Range[int]:
+        """Tokens of all replies, to so many batches of each size."""
+        least, likely, most = (
+            sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
+        )
+        return int(least), int(likely), int(most * _BLANKS)
+
+
+async def _measure_answers(task: Task, seen: Sequence[Answer], count: Count) -> _Lengths:
+    """The tokens of an answer, by those that were seen or else by the schema."""
+    number, around = await count([_ID, _AROUND])
+    if not seen:
+        schema = task.schema.json_schema
+        least, likely, most = await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS])
+        return _Lengths((least, likely, most), number, around)
+    counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
+    shortest, middle, longest = (sum(counts) / len(counts) * share for share in _SPREAD)
+    return _Lengths((shortest, middle, longest), number, around)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Prompts that a run asks in one go, and what it takes.
+
+    Args:
+        pending: Keys, and a row that asks for each.
+        sizes: How many rows a call carries.
+        workers: Batches that are taken before the first reply is seen.
+        lengths: Tokens of answers.
+        calls: Batches packed so far.
+        row_tokens: Tokens that a row of the first of them adds to a call.
+    """
+
+    pending: Sequence[tuple[Key, int]]
+    sizes: Sizes
+    workers: int
+    lengths: _Lengths
+    calls: int = 0
+    row_tokens: int = 0
+
+    def pack(self, task: Task, columns: Mapping[str, Sequence[Any]], policy: Policy) -> Iterator[Batch]:
+        """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
+        prompts = items(task.prompt, columns, self.pending, apart=self.sizes.several)
+        in_flight: deque[Batch] = deque()
+        first_room = self.sizes.room
+        for batch in pack(prompts, self.sizes.take, policy.max_repairs, lambda: self.sizes.room):
+            if first_room and not self.calls:
+                self.row_tokens = sum(map(first_room.weigh, batch.items)) // len(batch.items)
+            self.calls += 1
+            in_flight.append(batch)
+            if len(in_flight) >= self.workers:
+                self._learn(in_flight.popleft())
+            yield batch
+
+    def _learn(self, batch: Batch) -> None:
+        rows = len(batch.items)
+        reply = Reply("", Usage(output_tokens=round(self.lengths.of_reply(rows, self.lengths.answers[1]))))
+        self.sizes.learn(batch, rows, reply)
+
+    def explain(self) -> str | None:
+        """Why there were more calls than the batch size takes, if there were."""
+        size, room = self.sizes.asked_for, self.sizes.room
+        if size is None or room is None or self.calls <= -(-len(self.pending) // size):
+            return None
+        bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only by and by"
+        return f"{bound}; calls carry {len(self.pending) / self.calls:.1f} rows on average."
+
+
+def _parts(
+    pending: Sequence[tuple[Key, int]], task: Task, runtime: Runtime, options: Options, lengths: _Lengths
+) -> Iterator[_Part]:
+    """What a run asks one after the other: a sample alone and in batches, if it calibrates, and then the rest."""
+    policy = options.policy
+    plan, size = policy.calibration, policy.batch_size
+
+    def part(some: Sequence[tuple[Key, int]], batch_size: int | Literal["auto"]) -> _Part:
+        workers = min(max_workers(runtime, policy), max(1, len(some)))
+        return _Part(some, Sizes(task, runtime, policy, batch_size), workers, lengths)
+
+    if plan is not None and size != "auto":
+        chosen = set(sample([key for key, _ in pending], max(plan.rows, size), options.clock.rng))
+        together = min(size, len(chosen))
+        if together > 1:
+            sampled = [(key, row) for key, row in pending if key in chosen]
+            yield part(sampled, 1)
+            yield part(sampled, together)
+            pending = [(key, row) for key, row in pending if key not in chosen]
+    yield part(pending, size)
+
+
+def _cost(price: Price | None, calls: int, tokens: int, replies: Range[int]) -> Range[Decimal] | None:
+    if price is None:
+        return None
+    if not calls:
+        return Decimal(0), Decimal(0), Decimal(0)
+    # A price may depend on the length of a call, so it is that of the mean call, as often as there are calls.
+    least, likely, most = (price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls))) * calls for reply in replies)
+    return least, likely, most * _AGAIN
+
+
+def _least_s(rates: Rates, calls: int, tokens: int) -> float:
+    requests_s, tokens_s = rates.per_second
+    return max(calls / requests_s if requests_s else 0.0, tokens / tokens_s if tokens_s else 0.0)

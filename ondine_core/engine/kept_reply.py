@@ -1,0 +1,29 @@
+"""What a model replied to a prompt that failed, as it may be kept: without personal data, keys, and undue length."""
+
+from __future__ import annotations
+
+from ondine_core.preprocessing.sanitizer import Sanitizer, redact
+from ondine_core.prompts.task import Task
+
+__all__ = ["kept_reply"]
+
+_KEYS = Sanitizer(rules=("api_key",))
+_LONGEST = 20_000
+_LONGEST_READ = 100_000
+_EDGE = 200
+"""Where a text is cut, what the rules would have found may be cut, too."""
+
+
+def kept_reply(text: str, task: Task) -> str:
+    """`text` without the key of the provider and what the sanitizer of `task` finds, cut if it is long."""
+    is_cut = len(text) > _LONGEST_READ
+    text = text[:_LONGEST_READ]
+    if key := task.model.api_key:
+        text = text.replace(key, "***")
+    text = redact(text, _KEYS)
+    preparation = task.prompt.preparation
+    if preparation is not None and preparation.sanitizer is not None:
+        text = redact(text, preparation.sanitizer)
+    if is_cut:
+        text = text[:-_EDGE]
+    return f"{text[:_LONGEST]} […]" if is_cut or len(text) > _LONGEST else text

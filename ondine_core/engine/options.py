@@ -1,0 +1,118 @@
+"""What a run works with, apart from what an answer means: store, limits, prices, caps, observers, time and chance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import get_args
+from uuid import uuid4
+
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.runtime import RunLimits, Runtime, find_runtime
+from ondine_core.errors import ConfigError
+from ondine_core.limits.budget import BudgetLimit
+from ondine_core.limits.rate_limiter import Rates
+from ondine_core.providers import connect
+from ondine_core.providers.pricing import Price
+from ondine_core.store import Durability, open_store, parse_address
+from ondine_core.telemetry.registry import ObserverSpec, check_observers
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Origin
+from ondine_core.types.progress import Progress
+from ondine_core.types.protocols import AnswerStore, ChatModel
+from ondine_core.types.values import ModelSpec
+
+__all__ = ["Options", "open_options_store", "open_runtime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything about a run that does not change what an answer means.
+
+    Args:
+        store: Where answers are kept: a path, or an open store; by default they are forgotten after the run.
+        durability: What a store in a file survives, if it is opened here: `"process"` loses nothing to a kill of the
+            process, and at most about the last second to a power cut or a crash of the system; `"power"` loses
+            nothing to those either, and syncs the disk at every commit.
+        policy: How hard to try, and how much at once.
+        rates: What the provider allows, shared with everybody who uses the same store.
+        price: USD per token; by default the model's list price.
+        max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
+        caps: Further caps, which others may draw from, too.
+        on_threshold: Told once when most of a cap is spent.
+        fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
+        on_fallback: Told when that happens.
+        origin: For whom calls are made, in the books; by default a run of its own.
+        lease: Name under which one process at a time works on this store; others wait, and find its answers then.
+        lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
+        on_progress: Told after every batch, on the event loop; it must return quickly.
+        progress_bar: Whether `enrich` and `enrich_sync` show a progress bar on stderr or in the notebook; by default
+            where stderr is a terminal, and in Jupyter. A step of Dagster never has one.
+        on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
+            dead.
+        observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
+            `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
+        traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
+        on_observer_error: Called, from any thread, when an observer fails, at the end with what it missed, and when a
+            row of the store is damaged.
+        clock: Time and chance.
+    """
+
+    store: str | Path | AnswerStore = field(default=":memory:", repr=False)  # a URL may carry a password
+    durability: Durability = "process"
+    policy: Policy = Policy()
+    rates: Rates = Rates()
+    price: Price | None = None
+    max_cost_usd: Decimal | float | None = None
+    caps: tuple[BudgetLimit, ...] = ()
+    on_threshold: Callable[[str], None] = lambda _: None
+    fallbacks: tuple[ModelSpec, ...] = ()
+    on_fallback: Callable[[str], None] = lambda _: None
+    origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
+    lease: str | None = None
+    lease_ttl_s: float = 30.0
+    progress_bar: bool | None = None
+    on_wait: Callable[[float], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
+    observers: tuple[ObserverSpec, ...] = ()
+    traceparent: str | None = None
+    on_observer_error: Callable[[str], None] = logging.getLogger(__name__).warning
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        check_observers(self.observers)
+        if self.durability not in get_args(Durability):
+            raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")
+        if isinstance(self.store, str | Path):
+            parse_address(self.store)
+        elif not hasattr(self.store, "settle"):
+            raise ConfigError(
+                f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
+            )
+
+
+def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
+    """The store of `options`; one that is opened here is closed with `stack`."""
+    if not isinstance(options.store, str | Path):
+        return options.store
+    return stack.enter_context(open_store(options.store, durability=options.durability, warn=options.on_observer_error))
+
+
+async def open_runtime(
+    spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
+) -> Runtime:
+    """What a run works with; a model that is connected here is closed with `stack`.
+
+    Raises:
+        ConfigError: The model cannot be connected, or a cap needs a figure that is not known.
+    """
+    if model is None:
+        model = connect(spec)
+        stack.push_async_callback(model.aclose)
+    own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
+    terms = RunLimits((*own, *options.caps), options.rates, options.origin, options.on_threshold, options.clock)
+    return find_runtime(model, spec, options.price, store, terms)

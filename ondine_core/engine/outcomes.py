@@ -1,0 +1,97 @@
+"""One outcome a row, kept small: answers are JSON bytes until somebody looks at them.
+
+A million of them as Python objects would not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import overload
+
+import orjson
+
+from ondine_core.types.values import Answer, Failure, Json, Key, RowOutcome, Skipped
+
+__all__ = ["Outcomes", "pack_answer"]
+
+
+class Outcomes(Sequence[RowOutcome]):
+    """One outcome a row, in row order, unpacked when it is looked at."""
+
+    def __init__(
+        self,
+        rows: Sequence[Key | Failure | Skipped],
+        packed: Mapping[Key, bytes | Failure],
+        give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
+    ) -> None:
+        self._rows, self._packed, self._give_back = rows, packed, give_back
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> RowOutcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RowOutcome]: ...
+    def __getitem__(self, index: int | slice) -> RowOutcome | list[RowOutcome]:
+        if isinstance(index, slice):
+            return [self._unpacked(number) for number in range(*index.indices(len(self)))]
+        return self._unpacked(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[RowOutcome]:
+        return map(self._unpacked, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared by its content
+
+    def failures(self) -> Iterator[Failure | None]:
+        """The failure of each row, `None` where there is an answer or the row was skipped."""
+        for row in self._rows:
+            found = self._packed[row] if isinstance(row, bytes) else row
+            yield found if isinstance(found, Failure) else None
+
+    def answered(self) -> Iterator[bool]:
+        """Whether each row has an answer."""
+        return (isinstance(row, bytes) and isinstance(self._packed[row], bytes) for row in self._rows)
+
+    def skipped(self) -> Iterator[Skipped | None]:
+        """Why each row was skipped, `None` where it was not."""
+        return (row if isinstance(row, Skipped) else None for row in self._rows)
+
+    def with_others(self, indices: Sequence[int], others: Outcomes) -> Outcomes:
+        """These, but at `indices` the outcomes of `others`, in that order."""
+        rows = list(self._rows)
+        for index, row in zip(indices, others._rows, strict=True):
+            rows[index] = row
+        return Outcomes(rows, {**self._packed, **others._packed}, self._give_back)
+
+    def as_kept(self, index: int) -> RowOutcome:
+        """The outcome of a row as the store has it, with placeholders for what was taken out of the row."""
+        row = self._rows[index]
+        found = self._packed[row] if isinstance(row, bytes) else row
+        return _unpack(found) if isinstance(found, bytes) else found
+
+    def _unpacked(self, index: int) -> RowOutcome:
+        outcome = self.as_kept(index)
+        # Rows that are asked the same share an answer, in which each finds its own data again.
+        if self._give_back is None or not isinstance(outcome, Answer):
+            return outcome
+        return replace(outcome, values=self._give_back(index, outcome.values))
+
+
+def pack_answer(answer: Answer) -> bytes:
+    """`answer` as JSON."""
+    cost = None if answer.cost_usd is None else str(answer.cost_usd)
+    how = (answer.model, answer.attempts, answer.batch_size, cost, answer.request_id, answer.answered_at)
+    # A copy: what orjson returns keeps the buffer of some kilobytes that it was written into.
+    return bytes(memoryview(orjson.dumps((answer.values, *how))))
+
+
+def _unpack(packed: bytes) -> Answer:
+    values, model, attempts, batch_size, cost, request_id, answered_at = orjson.loads(packed)
+    usd = None if cost is None else Decimal(cost)
+    return Answer(values, model, attempts, batch_size, usd, request_id, answered_at)

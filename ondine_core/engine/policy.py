@@ -1,0 +1,82 @@
+"""How hard a run tries, and how much it asks at once; none of it changes what an answer means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ondine_core.batching.calibration import CalibrationPlan
+from ondine_core.batching.strategy import JSON, BatchStrategy
+from ondine_core.errors import ConfigError
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.types.values import OnMissing, RetriedReason
+
+__all__ = ["RETRY_FAILED_ROWS", "Policy", "is_retry"]
+
+RETRY_FAILED_ROWS = "True, False, or a list of reasons, of 'invalid', 'truncated' and 'refused'"
+"""What `retry_failed_rows` may be."""
+
+
+def is_retry(value: Any) -> bool:
+    """Whether `value` is valid for `retry_failed_rows`."""
+    if isinstance(value, bool):
+        return True
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and all(reason in get_args(RetriedReason) for reason in value)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How hard to try, and how much at once.
+
+    Args:
+        max_concurrency: Most calls in flight; how many there are follows from what the provider takes.
+        max_repairs: How often a prompt whose reply was not valid is asked again with the reason.
+        retry: When a call that failed in transit is made again.
+        reuse_since: Answers in the store are taken if they are from this moment or later, in seconds since the epoch; 0
+            takes all, infinity asks everything anew.
+        retry_failed_rows: Whether rows that were asked before and have no answer are asked again: `True`, `False`, or
+            the reasons for which they are, of `"invalid"`, `"truncated"` and `"refused"`. Rows that were out of reach
+            are always asked again.
+        batch_size: Most prompts in one call; `"auto"` finds out how many go well.
+        strategy: How several prompts are put into one call; one alone travels as it is.
+        calibration: Compares answers of rows asked alone and together before the run; `None` trusts the batch size.
+        keep_replies: Whether what the model replied to prompts that failed goes to the store, sanitized like rows, for
+            thirty days; `python -m ondine_core.store why` shows it.
+        context_window: Tokens that prompt and reply may have together, where the list does not know or is wrong.
+        on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
+            template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call,
+            `"fail"` makes it a failed row, `"ask"` asks nevertheless.
+    """
+
+    max_concurrency: int = 32
+    max_repairs: int = 3
+    retry: RetryPolicy = RetryPolicy()
+    reuse_since: float = 0.0
+    retry_failed_rows: bool | Sequence[RetriedReason] = True
+    batch_size: int | Literal["auto"] = 1
+    strategy: BatchStrategy = JSON
+    calibration: CalibrationPlan | None = None
+    context_window: int | None = None
+    keep_replies: bool = False
+    on_missing: OnMissing = "skip"
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
+        if self.calibration and self.batch_size == "auto":
+            raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
+        if not is_retry(self.retry_failed_rows):
+            raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
+        if self.on_missing not in get_args(OnMissing):
+            raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
+        if self.max_concurrency < 1:
+            raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
+        if self.max_repairs < 0:
+            raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
+
+    def retries(self, reason: str) -> bool:
+        """Whether a row that failed for `reason` in an earlier run is asked again."""
+        chosen = self.retry_failed_rows
+        return chosen if isinstance(chosen, bool) else reason in chosen

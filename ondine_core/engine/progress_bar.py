@@ -1,0 +1,90 @@
+"""A progress bar for scripts and notebooks: rows, rows a second, the time that is left, and USD."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from math import inf
+from shutil import get_terminal_size
+from time import monotonic
+from typing import Any, TextIO
+
+from ondine_core.types.progress import Progress
+
+__all__ = ["progress_bar", "progress_figures"]
+
+_REDRAWN_S = 0.1
+_FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix}]"
+
+
+@contextmanager
+def progress_bar(
+    wanted: bool | None, stream: TextIO | None = None, *, in_jupyter: bool | None = None
+) -> Iterator[Callable[[Progress], None]]:
+    """A function that shows how far a run is; it does nothing where no bar is wanted.
+
+    Args:
+        wanted: Whether to show a bar; by default if `stream` is a terminal, and in Jupyter.
+        stream: Where it is written outside of Jupyter, by default stderr.
+        in_jupyter: Whether this is a notebook; found out by default.
+    """
+    stream = sys.stderr if stream is None else stream
+    notebook = _is_jupyter() if in_jupyter is None else in_jupyter
+    if not (notebook or _is_terminal(stream) if wanted is None else wanted):
+        yield lambda _: None
+        return
+    bar: Any = None
+    drawn = -inf
+
+    def show(progress: Progress) -> None:
+        nonlocal bar, drawn
+        if bar is None:
+            bar = _new_bar(progress.rows_total, stream, notebook=notebook)
+        bar.set_postfix_str(progress_figures(progress), refresh=False)
+        bar.n = progress.rows_done
+        if monotonic() - drawn >= _REDRAWN_S:
+            bar.refresh()
+            drawn = monotonic()
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.refresh()
+            bar.close()
+
+
+def progress_figures(progress: Progress) -> str:
+    """What stands after the bar."""
+    parts = [progress.pace]
+    if progress.remaining_s:
+        minutes, seconds = divmod(round(progress.remaining_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        parts.append(f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left")
+    if progress.rows_failed:
+        parts.append(f"{progress.rows_failed:,} failed")
+    if progress.spend.usd is not None:
+        parts.append(f"{'at most ' if progress.spend.at_most_calls else ''}${progress.spend.usd:.4f}")
+    return ", ".join(parts)
+
+
+def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:
+    if notebook and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as notebook_tqdm
+
+        return notebook_tqdm(total=rows, bar_format=_FORMAT)
+    from tqdm.std import tqdm
+
+    return tqdm(total=rows, bar_format=_FORMAT, file=stream, ncols=get_terminal_size().columns)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _is_jupyter() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config

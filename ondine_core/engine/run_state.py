@@ -1,0 +1,95 @@
+"""The state of a run while it runs: outcomes by key, and the counts that progress shows."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.outcomes import pack_answer
+from ondine_core.types.progress import Progress, add_usd
+from ondine_core.types.values import Failure, Key, Outcome
+
+__all__ = ["RunState"]
+
+
+class RunState:
+    """The state of a run: outcomes by key, and the counts that progress shows."""
+
+    def __init__(
+        self,
+        rows: int,
+        copies: Mapping[Key, int],
+        tracker: CostTracker,
+        elapsed_s: Callable[[], float],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
+        self._done = self._reused = self._failed = self._unaskable = self._skipped = 0
+        self._reused_usd: Decimal | None = Decimal(0)
+        self.any_answer = False
+        self.tracker = tracker
+        self.outcomes: dict[Key, bytes | Failure] = {}
+        self.latencies_s = array("d")
+
+    def unaskable(self) -> None:
+        """Count a row whose prompt could not be rendered."""
+        self._done += 1
+        self._failed += 1
+        self._unaskable += 1
+
+    def skip(self) -> None:
+        """Count a row that is not asked about for want of a value."""
+        self._done += 1
+        self._skipped += 1
+
+    def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
+        """Take outcomes that were in the store."""
+        self._take(outcomes.items())
+        self._reused += sum(self._copies.get(key, 1) for key in outcomes)
+        for outcome in outcomes.values():
+            self._reused_usd = add_usd(self._reused_usd, outcome.cost_usd)
+
+    def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
+        """Take what asking came to."""
+        self._take(outcomes)
+
+    def _take(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
+        for key, outcome in outcomes:
+            failed = isinstance(outcome, Failure)
+            self.outcomes[key] = outcome if isinstance(outcome, Failure) else pack_answer(outcome)
+            rows = self._copies.get(key, 1)
+            self._done += rows
+            self._failed += rows * failed
+            self.any_answer = self.any_answer or not failed
+
+    def tell(self) -> None:
+        """Tell whoever watches."""
+        self._on_progress(self.progress)
+
+    def rows_of(self, key: Key) -> int:
+        """Rows that ask for one prompt."""
+        return self._copies.get(key, 1)
+
+    @property
+    def rows_left(self) -> int:
+        """Rows that have no outcome yet."""
+        return self._rows - self._done
+
+    @property
+    def progress(self) -> Progress:
+        """The counts so far."""
+        spend = self.tracker.spend
+        elapsed_s = self._elapsed_s()
+        return Progress(
+            self._rows,
+            self._done,
+            self._reused,
+            self._failed,
+            spend,
+            elapsed_s,
+            self._unaskable,
+            self._skipped,
+            self._reused_usd,
+        )

@@ -1,0 +1,203 @@
+"""The pure steps of a run, in the order they are taken: render, dedup, judge, fan out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.preprocessing.preprocess import Prepared, prepare
+from ondine_core.preprocessing.sanitizer import has_placeholder, restore
+from ondine_core.prompts.output_schema import Invalid
+from ondine_core.prompts.task import Task
+from ondine_core.prompts.template import CompiledPrompt
+from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
+from ondine_core.types.cell_text import NoTextError
+from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Outcome, Reply, RowOutcome, Skipped
+
+__all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply settled: answers by key, failures by key, and the batches still to be asked."""
+
+    answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    retry: tuple[Batch, ...] = ()
+
+
+def render(
+    prompt: CompiledPrompt,
+    columns: Mapping[str, Sequence[Any]],
+    indices: Iterable[int],
+    note: Callable[[Prepared], None] = lambda _: None,
+    on_missing: OnMissing = "skip",
+) -> Iterator[str | Failure | Skipped]:
+    """The text of the prompt of each row in `indices`, lazily, or why the row has none.
+
+    Args:
+        prompt: What is asked.
+        columns: The columns it reads.
+        indices: The rows.
+        note: Told what was done to each row, if anything is done to rows.
+        on_missing: What is done with a row without a value in a column that the prompt needs.
+    """
+    for index in indices:
+        what = "the row cannot be cleaned"
+        try:
+            row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
+            if prompt.preparation is not None:
+                prepared = prepare(row, prompt.preparation)
+                note(prepared)
+                row = prepared.values
+            what = "the template cannot be filled from this row"
+            missing = None if on_missing == "ask" else prompt.find_missing(row)
+            if missing is None:
+                text = prompt.render(row)
+        except NoTextError as error:
+            yield Failure("prompt", f"{what}: {error}")
+        except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
+            yield Failure("prompt", f"{what} ({type(error).__name__})")
+        else:
+            if missing is None:
+                yield _utf8(text)
+            elif on_missing == "skip":
+                yield Skipped(missing)
+            else:
+                yield Failure("missing", f"column {missing!r} is null or blank")
+
+
+def items(
+    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, apart: bool
+) -> Iterator[Item]:
+    """The prompts of the rows in `pending`, rendered when their turn comes, so that texts need not wait in memory.
+
+    Args:
+        prompt: What is asked.
+        columns: The columns it reads.
+        pending: Keys, and a row that asks for each.
+        apart: Whether the values of the placeholders are wanted, too.
+    """
+    for key, index in pending:
+        row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
+        if prompt.preparation is not None:
+            row = prepare(row, prompt.preparation).values
+        fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
+        yield Item(key, _utf8(prompt.render(row)), fields)
+
+
+def _utf8(text: str) -> str:
+    """`text` without lone surrogates, as broken decoders leave behind: they have no place in UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def dedup(
+    texts: Iterable[str | Failure | Skipped], key: Callable[[str], Key]
+) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+    """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
+    rows: list[Key | Failure | Skipped] = []
+    first: dict[Key, int] = {}
+    for index, text in enumerate(texts):
+        row = key(text) if isinstance(text, str) else text
+        rows.append(row)
+        if isinstance(row, bytes):
+            first.setdefault(row, index)
+    return rows, first
+
+
+def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_repairs: int) -> Verdict:
+    """Decide what a reply means for each prompt of its batch.
+
+    What is valid is kept, and only what is owed is asked again: with the reason while the batch has repairs left, then
+    in halves, then alone, then it fails. A reply that is cut, or cannot be read, is never parsed as if whole: its batch
+    is halved, and alone in its call it fails, since the same call would be cut again. Every batch that is asked again
+    is smaller in (prompts, repairs left), so this ends.
+    """
+    answer = read_answer(reply, task.model.max_output_tokens, "".join(item.text for item in batch.items))
+    if isinstance(answer, Failure):
+        return shrink(batch, answer, max_repairs)
+    try:
+        texts = strategy.decode(batch, answer, task)
+    except Exception as error:  # noqa: BLE001  (a strategy of the user's may stumble over any reply)
+        detail = f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply"
+        return shrink(batch, Failure("invalid", detail), max_repairs)
+    if texts is None:
+        return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
+    answers, owed = [], []
+    for number, item in enumerate(batch.items, 1):
+        values = task.schema.parse(texts[number]) if number in texts else Invalid("no single answer came for it")
+        if isinstance(values, Invalid):
+            owed.append((item, values.reason))
+        else:
+            answers.append((item.key, values))
+    if not owed:
+        return Verdict(tuple(answers))
+    items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
+    if batch.repairs_left:
+        left = max_repairs if len(items) == 1 < len(batch.items) else batch.repairs_left - 1
+        again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_REASONS_TOLD]))
+        return Verdict(tuple(answers), retry=(again,))
+    rest = Batch(items, 0, batch.attempt)
+    verdict = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
+    return replace(verdict, answers=tuple(answers))
+
+
+_REASONS_TOLD = 3
+_TURN_OFF = "raise max_output_tokens, or turn reasoning off (params: reasoning_effort, extra_body)"
+
+
+def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
+    """The text that a reply answers with, or why it has none that is whole.
+
+    Args:
+        reply: What came back.
+        max_output_tokens: What its length was bounded to.
+        asked: The text of the rows.
+    """
+    reason, ending = reply.finish_reason, ending_of(reply.finish_reason)
+    if ending == "tool":
+        return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")
+    if ending != "whole":
+        bound = f"at max_output_tokens={max_output_tokens}" if max_output_tokens else "by the provider"
+        said = "" if reason == "length" else f" (finish_reason {reason!r})"
+        what_helps = "shorten the row" if "context" in reason or reason == "model_length" else "raise max_output_tokens"
+        return Failure("truncated", f"the reply was cut {bound}{said}; {what_helps}")
+    if reply.reasoning_only:
+        return Failure("invalid", f"the reply has no text but for reasoning_content; {_TURN_OFF}")
+    answer = strip_reasoning(reply.text, asked)
+    return Failure("truncated", f"{THOUGHTS_ONLY}; {_TURN_OFF}") if answer is None else answer
+
+
+def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:
+    """Halve a batch that failed as a whole; a prompt that is alone already has failed."""
+    if len(batch.items) == 1:
+        return Verdict(failures=((batch.items[0].key, failure),))
+    middle = len(batch.items) // 2
+    halves = (batch.items[:middle], batch.items[middle:])
+    return Verdict(retry=tuple(Batch(half, max_repairs if len(half) == 1 else 0, batch.attempt + 1) for half in halves))
+
+
+def restorer(
+    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]]
+) -> Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None:
+    """A function from a row and its answer's values to these with the row's own data; `None` if it kept them."""
+    preparation = prompt.preparation
+    if preparation is None or not preparation.restores:
+        return None
+
+    def give_back(index: int, values: Mapping[str, Json]) -> Mapping[str, Json]:
+        # Most answers repeat nothing of their row, which need not be looked at again then.
+        if not any(map(has_placeholder, values.values())):
+            return values
+        raw = prepare({name: columns[name][index] for name in prompt.columns}, preparation).raw
+        return {name: restore(value, raw) for name, value in values.items()} if raw else values
+
+    return give_back
+
+
+def fan_out(rows: Sequence[Key | Failure | Skipped], outcomes: Mapping[Key, Outcome]) -> list[RowOutcome]:
+    """One outcome a row, in row order."""
+    return [outcomes[row] if isinstance(row, bytes) else row for row in rows]

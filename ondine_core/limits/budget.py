@@ -1,0 +1,255 @@
+"""Caps on cost that hold at every instant: the worst case is charged before a call, the difference given back after.
+
+Charged is what has been spent and what calls in flight may yet cost; settled is what is known to be spent. A call
+leaves only if charged stays within every cap it falls under. One that does not fit now may fit when others come back
+cheaper, here or in other processes, so it waits, holding nothing; one that would not fit even then ends the run. A call
+whose outcome was never seen stays charged at its worst case, and so does what a process held that has ended; where that
+cannot be seen, it is not waited for without end. The numbers live in the store, so all processes draw from one purse,
+and a step that is retried from its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+
+from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
+from ondine_core.limits.budget_limit import BudgetLimit, Period, Reservation
+from ondine_core.store.budget_state import (
+    BudgetState,
+    charge,
+    read_state,
+    settle,
+    settle_holdings,
+    units_of,
+    usd_of,
+    write_state,
+)
+from ondine_core.types.processes import has_ended, this_process
+from ondine_core.types.protocols import AnswerStore, Numbers
+
+__all__ = ["Budget", "BudgetLimit", "BudgetSet", "Period", "Reservation"]
+
+_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
+"""Between two looks at what other processes have given back."""
+
+
+class Budget:
+    """The purse of one cap.
+
+    Args:
+        cap: How much there is in it.
+        run: Who has a purse of its own, if the cap is for a run.
+        store: Keeps the numbers.
+        now: Wall clock in seconds, which says what day it is.
+        sleep: Waits for seconds.
+        on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
+        wait_timeout_s: How long nothing may come back from calls of other processes before they are given up for lost.
+    """
+
+    def __init__(  # noqa: PLR0913  (by keyword)
+        self,
+        cap: BudgetLimit,
+        run: str,
+        store: AnswerStore,
+        *,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        on_threshold: Callable[[str], None] = lambda _: None,
+        wait_timeout_s: float = 60.0,
+    ) -> None:
+        self.cap, self._run, self._store = cap, run, store
+        self._now, self._sleep, self._on_threshold, self._wait_timeout_s = now, sleep, on_threshold, wait_timeout_s
+        self._most = cap.units
+        self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
+        self._returned, self._in_flight = asyncio.Event(), 0
+        self._seen: tuple[BudgetState, float] | None = None
+        self._process = this_process()
+
+    async def hold(self, amount: Decimal) -> Reservation:
+        """Charge `amount`, as soon as it fits.
+
+        Raises:
+            BudgetExhaustedError: It will not fit, whatever the calls in flight turn out to cost.
+        """
+        return (await _hold_all((self,), amount))[0]
+
+    async def settle(self, hold: Reservation, cost: Decimal | None) -> None:
+        """Replace a charge by what the call cost; `None` if that is not known, 0 if it was refused."""
+        await _settle_all((self,), (hold,), cost)
+
+    async def charged(self) -> Decimal:
+        """USD spent, and what calls in flight may yet cost."""
+        return usd_of((await self._read()).charged)
+
+    async def remaining(self) -> Decimal:
+        """USD that are neither spent nor held."""
+        return usd_of(max(0, self._most - (await self._read()).charged))
+
+    async def can_afford(self, amount: Decimal) -> bool:
+        """Whether `amount` would fit at once."""
+        return units_of(amount) <= self._most - (await self._read()).charged
+
+    async def usage_percentage(self) -> float:
+        """What is spent, in per cent of the cap; it is this that warnings go by."""
+        return 100 * (await self._read()).settled / self._most
+
+    async def charge(self, units: int) -> Reservation | None:
+        """Charge so many units if they fit now."""
+        hold, fits = Reservation(self.cap.cell(self._run, self._now()), units), False
+
+        def step(numbers: Numbers | None) -> Numbers:
+            nonlocal fits
+            state = read_state(numbers)
+            fits = state.charged + units <= self._most
+            return write_state(charge(state, self._process, units, self._now()) if fits else state)
+
+        await self._store.update(hold.cell, step)
+        self._in_flight += fits
+        return hold if fits else None
+
+    async def replace(self, hold: Reservation, spent: int) -> None:
+        """Replace a charge by the units that were spent, and tell if that passes a threshold."""
+        passed: list[float] = []
+
+        def step(numbers: Numbers | None) -> Numbers:
+            nonlocal passed
+            state = read_state(numbers)
+            if numbers is None:  # the store lost them
+                state = charge(state, self._process, hold.units, self._now())
+            state = settle(state, self._process, hold.units, spent, self._now())
+            # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
+            passed = [share for share in sorted(self.cap.warn_at) if state.warned < share * self._most <= state.settled]
+            return write_state(state._replace(warned=passed[-1] * self._most) if passed else state)
+
+        _, settled, *_ = await self._store.update(hold.cell, step)
+        self._in_flight -= 1
+        self._returned.set()
+        for share in passed:
+            self._on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
+
+    async def wait_for_room(self, units: int) -> None:
+        """Return when so many units would fit; to be called by who has the `turn`."""
+        pause_s = _PAUSE_S
+        while True:
+            self._returned.clear()
+            state = await self._read()
+            if state.charged + units <= self._most:
+                self._seen = None
+                return
+            if self._seen is None or self._seen[0] != state:
+                self._seen, pause_s = (state, self._now()), _PAUSE_S
+            lost = not self._in_flight and self._now() - self._seen[1] >= self._wait_timeout_s
+            if lost or state.settled + units > self._most:
+                raise BudgetExhaustedError(self._explain(state, units, lost=lost))
+            await self._pause(pause_s)
+            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+
+    def _explain(self, state: BudgetState, units: int, *, lost: bool) -> str:
+        settled, held = state.settled, state.charged - state.settled
+        in_flight = f", ${usd_of(held):.6f} is held for calls in flight" if held > 0 else ""
+        in_vain = f" and in {self._wait_timeout_s:g} s nothing of it came back" if lost else ""
+        until = f", or wait until the {self.cap.period} is over (UTC)," if self.cap.period in ("day", "month") else ""
+        return (
+            f"{self.cap} is used up: ${usd_of(settled):.6f} is spent{in_flight}{in_vain}, and the next call may cost "
+            f"${usd_of(units):.6f}. Raise max_cost_usd{until} and run again; what is answered is kept."
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._returned.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _read(self) -> BudgetState:
+        """The numbers, once what processes held that have ended is settled."""
+
+        def step(numbers: Numbers | None) -> Numbers:
+            return write_state(settle_holdings(read_state(numbers), lambda holding: has_ended(holding.process)))
+
+        return read_state(await self._store.update(self.cap.cell(self._run, self._now()), step))
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSet:
+    """All budgets that a call must fit into."""
+
+    budgets: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        if len({(budget.cap.name, budget.cap.period) for budget in self.budgets}) < len(self.budgets):
+            raise ConfigError(f"A budget is named twice: {', '.join(str(budget.cap) for budget in self.budgets)}.")
+
+    async def hold(self, amount: Decimal) -> tuple[Reservation, ...]:
+        """Charge `amount` to every budget or to none, as soon as it fits.
+
+        Raises:
+            BudgetExhaustedError: It will not fit into one of them.
+        """
+        return await _hold_all(self.budgets, amount)
+
+    async def settle(self, holds: tuple[Reservation, ...], cost: Decimal | None) -> None:
+        """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused."""
+        await _settle_all(self.budgets, holds, cost)
+
+
+async def _hold_all(budgets: Sequence[Budget], amount: Decimal) -> tuple[Reservation, ...]:
+    units = units_of(amount)
+    # Whoever comes while others wait waits behind them.
+    waited = next((budget for budget in budgets if budget.turn.locked()), None)
+    taken = waited or await _take(budgets, units)
+    while isinstance(taken, Budget):
+        short = taken
+        async with short.turn:
+            while taken is short:
+                await short.wait_for_room(units)
+                taken = await _take(budgets, units)
+    return taken
+
+
+async def _take(budgets: Sequence[Budget], units: int) -> tuple[Reservation, ...] | Budget:
+    """Charge all budgets, or return the first that has no room."""
+    taking = asyncio.ensure_future(_charge_all(budgets, units))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The store may have charged it already. A task of its own goes on if this one is cancelled once more.
+        await asyncio.shield(asyncio.ensure_future(_give_back(budgets, taking)))
+        raise
+
+
+async def _charge_all(budgets: Sequence[Budget], units: int) -> tuple[Reservation, ...] | Budget:
+    holds: list[Reservation] = []
+    try:
+        for budget in budgets:
+            if (hold := await budget.charge(units)) is None:
+                return budget
+            holds.append(hold)
+        return tuple(holds)
+    finally:
+        if len(holds) < len(budgets):
+            await _settle_all(budgets, holds, Decimal(0))
+
+
+async def _give_back(budgets: Sequence[Budget], taking: asyncio.Future[tuple[Reservation, ...] | Budget]) -> None:
+    with suppress(StoreError):
+        if not isinstance(holds := await taking, Budget):
+            await _settle_all(budgets, holds, Decimal(0))
+
+
+async def _settle_all(budgets: Sequence[Budget], holds: Sequence[Reservation], cost: Decimal | None) -> None:
+    """Settle every hold, also when one fails or the caller is cancelled meanwhile."""
+    spent = [hold.units if cost is None else units_of(cost) for hold in holds]
+    settling = asyncio.gather(*map(Budget.replace, budgets, holds, spent), return_exceptions=True)
+    try:
+        results = await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait({settling})
+        raise
+    for error in filter(None, results):
+        raise error

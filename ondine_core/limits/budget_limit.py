@@ -1,0 +1,76 @@
+"""How much may be spent, by whom and in what time; amounts are counted in whole nano-dollars.
+
+A float, which is what the store keeps, holds these exactly up to nine million dollars. What is to be paid is rounded up
+and what may be paid is rounded down, so a cap can be a nano-dollar stricter than asked, never looser.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, TypeAlias, get_args
+from urllib.parse import quote
+
+from ondine_core.errors import ConfigError
+from ondine_core.store.budget_state import UNIT_USD
+
+__all__ = ["BudgetLimit", "Period", "Reservation"]
+
+Period: TypeAlias = Literal["run", "day", "month", "ever"]
+
+_MOSTUNIT_USDS = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLimit:
+    """How much may be spent, by whom, and in what time.
+
+    Args:
+        max_cost_usd: USD, more than 0.
+        name: Everybody who names it so, on the same store, draws from one purse; empty for a run's own.
+        period: What the amount is for: one run, one day or month (UTC), or all time.
+        warn_at: Shares of it, 0 to 1, of which it is told once that so much is spent.
+    """
+
+    max_cost_usd: Decimal
+    name: str = ""
+    period: Period = "run"
+    warn_at: tuple[float, ...] = (0.75, 0.9)
+
+    def __post_init__(self) -> None:
+        usd = Decimal(str(self.max_cost_usd))  # of a number its decimal text is meant, not its nearest binary fraction
+        object.__setattr__(self, "max_cost_usd", usd)
+        if not (usd.is_finite() and UNIT_USD <= usd < _MOSTUNIT_USDS * UNIT_USD):
+            raise ConfigError(f"max_cost_usd={str(usd)!r} must be more than 0 and less than nine million.")
+        if self.period not in get_args(Period):
+            raise ConfigError(f"period={self.period!r}; valid are {', '.join(map(repr, get_args(Period)))}.")
+        if self.period != "run" and not self.name:
+            raise ConfigError(f"A budget with period={self.period!r} needs a name, by which others find it.")
+        if not all(0 < share <= 1 for share in self.warn_at):
+            raise ConfigError(f"warn_at={self.warn_at!r} must be shares of the cap, more than 0 and at most 1.")
+
+    def __str__(self) -> str:
+        if not self.name:
+            return f"max_cost_usd={self.max_cost_usd:f}"
+        scope = {"run": "a run", "day": "a day", "month": "a month", "ever": "in all"}[self.period]
+        return f"max_cost_usd={self.max_cost_usd:f} {scope} of the budget {self.name!r}"
+
+    def cell(self, run: str, now: float) -> str:
+        """Under which name the store keeps its numbers at the instant `now` (seconds since the epoch)."""
+        today = dt.datetime.fromtimestamp(now, dt.UTC)
+        stamps = {"run": quote(run, safe=""), "day": f"{today:%Y-%m-%d}", "month": f"{today:%Y-%m}", "ever": ""}
+        return f"budget:{self.period}:{stamps[self.period]}:{self.name}"
+
+    @property
+    def units(self) -> int:
+        """The amount in whole units, rounded down."""
+        return int(self.max_cost_usd / UNIT_USD)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An amount that is charged until it is settled, and where; that it is another day by then does not matter."""
+
+    cell: str
+    units: int

@@ -1,0 +1,213 @@
+"""A lease: of all processes that share a store, one at a time works under a name.
+
+Two steps that fill the same partition would pay for the same answers, also if they are two attempts of one run: where
+the first one is taken for dead and is not, as after the loss of a network. A lease is a few numbers in the store, which
+its holder renews in time. When it is free again is never decided by a wall clock, which can be set:
+
+- at once, if the holder's process is known to have ended;
+- on the same machine, when `ttl_s` have passed since the last renewal by the boot clock, which containers share;
+- on another machine, when the numbers have not changed for `ttl_s` of the waiting process's own boot clock.
+
+A holder that was stopped for longer than `ttl_s` asks the store before its next call whether the lease is still held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, cast
+
+from ondine_core.errors import StoreError
+from ondine_core.types.processes import Process, boot_time, has_ended, this_process
+from ondine_core.types.protocols import AnswerStore, Numbers
+
+__all__ = ["Lease", "hold_lease"]
+
+_NOBODY = 0.0
+
+
+@asynccontextmanager
+async def hold_lease(  # noqa: PLR0913  (named at every call)
+    store: AnswerStore,
+    name: str,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+    boot: Callable[[], float] = boot_time,
+    process: Process | None = None,
+    ttl_s: float = 60.0,
+    on_wait: Callable[[float], None] = lambda _: None,
+) -> AsyncIterator[Lease]:
+    """Run the body while holding the lease on `name`, as soon as no other process does.
+
+    Args:
+        store: Shared by all who may want the lease.
+        name: What one at a time may work on.
+        now: Wall clock in seconds; `prune` removes old leases by it.
+        sleep: Waits for seconds.
+        boot: Clock in seconds that all processes of this machine agree on and that is never set.
+        process: Who wants the lease; by default this process.
+        ttl_s: How long the lease outlives a holder that was killed.
+        on_wait: Called, when another holds the lease and now and then while it does, with the seconds after which it
+            would be free if that one were dead.
+
+    Raises:
+        StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
+    """
+    # A float holds 53 bits exactly, and 0 is nobody's.
+    token = float(1 + secrets.randbits(53))
+    lease = Lease(store, f"lease:{name}", token, process or this_process(), now, sleep, boot, ttl_s)
+    try:
+        await lease.take(on_wait)
+        async with _renewed(lease):
+            yield lease
+    finally:
+        # Also when the wait is broken off: the lease may have been granted unheard. If the store is gone, it runs out.
+        with suppress(StoreError):
+            await asyncio.shield(lease.release())
+
+
+@asynccontextmanager
+async def _renewed(lease: Lease) -> AsyncIterator[None]:
+    """Run the body while the lease is renewed; when that fails, the body is cancelled and the reason raised."""
+    holder = cast("asyncio.Task[object]", asyncio.current_task())
+    renewing = asyncio.create_task(lease.keep_renewing())
+    inside, lost = True, None
+
+    def stop(ended: asyncio.Task[None]) -> None:
+        nonlocal lost
+        if not ended.cancelled() and (error := ended.exception()) and inside:
+            lost = error
+            holder.cancel()
+
+    renewing.add_done_callback(stop)
+    try:
+        try:
+            yield
+        finally:
+            inside = False
+            renewing.cancel()
+            # A cancellation that came too late for the body comes out here.
+            await asyncio.wait([renewing])
+    except BaseException as error:
+        # Whoever else cancelled the task is obeyed first.
+        if lost and not holder.uncancel() and isinstance(error, asyncio.CancelledError):
+            raise lost from None
+        raise
+
+
+class _State(NamedTuple):
+    """The numbers of a lease.
+
+    Args:
+        token: Identifies the holder; 0 is nobody.
+        ends_at: When it ends by the holder's wall clock; only `prune` reads it.
+        process: The holder's process, four numbers.
+        ends_at_boot: When it ends by the boot clock of the holder's machine.
+        ttl_s: How long it outlives its last renewal.
+    """
+
+    token: float = _NOBODY
+    ends_at: float = 0.0
+    place: float = 0.0
+    process_id: float = 0.0
+    started_at: float = 0.0
+    machine: float = 0.0
+    ends_at_boot: float = 0.0
+    ttl_s: float = 0.0
+
+    @property
+    def process(self) -> Process:
+        return Process(self.place, self.process_id, self.started_at, self.machine)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A lease that one process holds, or waits for."""
+
+    store: AnswerStore
+    name: str
+    token: float
+    process: Process
+    now: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    boot: Callable[[], float]
+    ttl_s: float
+    valid_until: float = field(default=0.0, init=False)
+    """By the boot clock: until then no other process can have taken it."""
+
+    def is_overdue(self) -> bool:
+        """Whether another process may have taken the lease meanwhile; costs one look at a clock."""
+        return self.boot() >= self.valid_until
+
+    async def renew(self) -> None:
+        """Renew the lease.
+
+        Raises:
+            StoreError: It was lost, or the store failed.
+        """
+        state = _State(*await self.store.update(self.name, self._renewed))
+        if state.token != self.token:
+            raise StoreError(
+                f"The lease on {self.name.removeprefix('lease:')!r} was lost to another process, because this one "
+                f"did not renew it for {self.ttl_s:g} s (was it suspended?). Answers so far are kept; run again."
+            )
+        self.valid_until = state.ends_at_boot
+
+    async def keep_renewing(self) -> None:
+        """Renew the lease for ever.
+
+        Raises:
+            StoreError: It was lost, or the store failed.
+        """
+        while True:
+            await self.sleep(self.ttl_s / 3)
+            await self.renew()
+
+    async def take(self, on_wait: Callable[[float], None]) -> None:
+        """Return when the lease is taken."""
+        seen = _State()
+        seen_at = tell_at = self.boot()
+        while True:
+            state = _State(*await self.store.update(self.name, partial(self._taken, seen, seen_at)))
+            if state.token == self.token:
+                self.valid_until = state.ends_at_boot
+                return
+            if state != seen:
+                seen, seen_at = state, self.boot()
+            left_s = self._left_s(state, seen_at)
+            if self.boot() >= tell_at:
+                on_wait(left_s)
+                tell_at = self.boot() + self.ttl_s / 2
+            # It may be given back early, so it is looked at more often than it can run out.
+            await self.sleep(min(self.ttl_s / 6, max(left_s, self.ttl_s / 60)))
+
+    async def release(self) -> None:
+        """Let the next one take it."""
+        await self.store.update(self.name, self._released)
+
+    def _left_s(self, state: _State, seen_at: float) -> float:
+        """How long the lease is valid yet, if its holder is dead."""
+        if state.machine and state.machine == self.process.machine:
+            return max(0.0, state.ends_at_boot - self.boot())
+        return max(0.0, seen_at + (state.ttl_s or self.ttl_s) - self.boot())
+
+    def _taken(self, seen: _State, seen_at: float, numbers: Numbers | None) -> Numbers:
+        state = _State(*(numbers or ()))
+        if state.token in (_NOBODY, self.token) or has_ended(state.process):
+            return self._held()
+        left_s = self._left_s(state, seen_at if state == seen else self.boot())
+        return self._held() if left_s <= 0 else state
+
+    def _renewed(self, numbers: Numbers | None) -> Numbers:
+        return self._held() if numbers is None or numbers[0] == self.token else numbers
+
+    def _released(self, numbers: Numbers | None) -> Numbers:
+        return _State(ends_at=self.now()) if numbers is None or numbers[0] == self.token else numbers
+
+    def _held(self) -> Numbers:
+        return _State(self.token, self.now() + self.ttl_s, *self.process, self.boot() + self.ttl_s, self.ttl_s)

@@ -1,0 +1,1 @@
+"""What happens to a row before it is rendered: cleaning, truncation, PII replacement."""

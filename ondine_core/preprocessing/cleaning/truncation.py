@@ -1,0 +1,88 @@
+"""A text cut to a number of tokens, at the end of a sentence where there is one.
+
+Tokens are counted as one model counts them, whichever is asked in the end: a row must not become another prompt because
+the model is another.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.tokenizer import counter
+
+__all__ = ["Truncation", "truncate"]
+
+_STRIDE = 1000
+_SENTENCE_ENDS = re.compile(
+    "(?<![.!?\u2026])[.!?\u2026]++[\"'\u00bb\u201d\u2019)\\]]*+(?=\\s)|[\u3002\uff01\uff1f]|(?=\n)"
+)
+_WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """A step of cleaning: `truncate`, ready to be applied to texts.
+
+    Args:
+        max_tokens: Most tokens a text may have, its mark included.
+        model: Whose tokens.
+        mark: Appended where something was cut.
+    """
+
+    max_tokens: int
+    model: str = "openai/gpt-4o-mini"
+    mark: str = " […]"
+
+    def __post_init__(self) -> None:
+        most = self.max_tokens
+        if isinstance(most, bool) or not isinstance(most, int) or most <= len(self.mark.encode()):
+            raise ConfigError(
+                f"max_tokens={most!r} must be a whole number with room for the mark {self.mark!r} and a few words."
+            )
+
+    def __call__(self, text: str) -> str:
+        """`text`, or as many of its sentences as fit; of a single long one, as many words."""
+        if len(text.encode("utf-8", "replace")) <= self.max_tokens:  # no token is shorter than a byte
+            return text
+        count = counter(self.model)
+        reach = _reach(text, self.max_tokens, count)
+        if reach == len(text) and count(text) <= self.max_tokens:
+            return text
+
+        def too_long(end: int) -> bool:
+            return count(text[:end].rstrip() + self.mark) > self.max_tokens
+
+        def longest(ends: Sequence[int]) -> int:
+            fitting = bisect_left(ends, True, key=too_long)
+            return ends[fitting - 1] if fitting else 0
+
+        end = longest(range(reach + 1))
+        for ends in (_WORD_ENDS, _SENTENCE_ENDS):
+            border = longest([match.end() for match in ends.finditer(text, 0, end)])
+            # Rather in the middle of a sentence than without half of what there is room for.
+            end = border if 2 * border >= end else end
+        return text[:end].rstrip() + self.mark
+
+
+def truncate(max_tokens: int, *, model: str = "openai/gpt-4o-mini", mark: str = " […]") -> Truncation:
+    """A step of cleaning that cuts a text to `max_tokens` at the end of a sentence, or of a word where that is too far.
+
+    Raises:
+        ConfigError: There is no room for anything.
+    """
+    return Truncation(max_tokens, model, mark)
+
+
+def _reach(text: str, max_tokens: int, count: Callable[[str], int]) -> int:
+    """How much of `text` is worth looking at: up to where there are more tokens than are wanted."""
+    tokens = 0
+    for start in range(0, len(text), _STRIDE):
+        # Each cut may have made two tokens of one.
+        tokens += count(text[start : start + _STRIDE]) - 1
+        if tokens > max_tokens:
+            return min(start + _STRIDE, len(text))
+    return len(text)

@@ -1,0 +1,139 @@
+"""What is done to a row before it is rendered: it is cleaned, then sanitized.
+
+Both change what is asked, so they belong to the question, and an answer is kept under the text that they leave. They
+are pure: a row prepared again is the same, so what was taken out of it need not be kept anywhere until its answer is
+there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondine_core.preprocessing.cleaning import Clean, Step, Truncation, find_steps, name_of
+from ondine_core.preprocessing.sanitizer import Sanitize, Sanitizer, find_sanitizer, sanitize
+from ondine_core.types.values import Json
+
+__all__ = ["Prepared", "PreprocessStats", "Preprocessing", "find_preprocessing", "prepare", "prepare_example"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What is done to each row.
+
+    Args:
+        steps: Functions that clean its texts, in order.
+        sanitizer: What is taken out of it then.
+    """
+
+    steps: tuple[Step, ...] = ()
+    sanitizer: Sanitizer | None = None
+
+    def __str__(self) -> str:
+        cleaned = ", ".join(map(name_of, self.steps))
+        said = {"clean": cleaned, "sanitize": str(self.sanitizer) if self.sanitizer else ""}
+        return "; ".join(f"{name} {what}" for name, what in said.items() if what)
+
+    @property
+    def identity(self) -> str:
+        """A text that changes when rows are prepared differently; the code of a user's function is not in it."""
+        return f"{self}; {dict(self.sanitizer.patterns) if self.sanitizer else ''}"
+
+    @property
+    def restores(self) -> bool:
+        """Whether answers are to have back what was taken out of their rows."""
+        return self.sanitizer is not None and self.sanitizer.mode == "placeholder"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A row ready to be rendered.
+
+    Args:
+        values: Column to value.
+        raw: What each placeholder in it stands for.
+        truncated: Whether some of a text was cut off.
+        found: How often each rule of the sanitizer found something.
+    """
+
+    values: Mapping[str, Any]
+    raw: Mapping[str, str] = field(default_factory=dict, repr=False)
+    truncated: bool = False
+    found: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class PreprocessStats:
+    """What was done to the rows of a run, so far.
+
+    Args:
+        rows_truncated: Rows with a text of which some was cut off.
+        rows_sanitized: Rows that something was taken out of.
+        found: How often each rule of the sanitizer found something.
+    """
+
+    rows_truncated: int = 0
+    rows_sanitized: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+
+    def note(self, row: Prepared) -> None:
+        """Count one row more."""
+        self.rows_truncated += row.truncated
+        self.rows_sanitized += bool(row.found)
+        self.found.update(row.found)
+
+
+def find_preprocessing(clean: Clean | str, sanitize: Sanitize | None) -> Preprocessing | None:
+    """What a user wants done to each row; `None` for nothing.
+
+    Raises:
+        ConfigError: A step or the sanitizer is not valid.
+    """
+    preparation = Preprocessing(find_steps(clean), find_sanitizer(sanitize))
+    return None if preparation == Preprocessing() else preparation
+
+
+def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> Prepared:
+    """`row` cleaned and sanitized; only texts are cleaned.
+
+    Raises:
+        TypeError: A step of the user's returned no text.
+        Exception: Whatever such a step raises.
+    """
+    truncated = False
+    if preparation.steps:
+        cleaned = {name: _clean(value, preparation.steps) for name, value in row.items()}
+        truncated = any(cut for _, cut in cleaned.values())
+        row = {name: value for name, (value, _) in cleaned.items()}
+    if preparation.sanitizer is None:
+        return Prepared(row, truncated=truncated)
+    sanitized = sanitize(row, preparation.sanitizer)
+    return Prepared(sanitized.values, sanitized.raw, truncated, sanitized.found)
+
+
+def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preprocessing) -> tuple[Mapping[str, Any], Json]:
+    """An example's input and answer, as if it were a row: what is taken out of one is called the same in the other."""
+    cleaned = prepare(row, Preprocessing(preparation.steps)).values
+    if preparation.sanitizer is None:
+        return cleaned, answer
+    plain = answer.model_dump(mode="json") if hasattr(answer, "model_dump") else answer
+    whole = dict(sanitize({**cleaned, _ANSWER: plain}, preparation.sanitizer).values)
+    return whole, whole.pop(_ANSWER)
+
+
+_ANSWER = "\0"  # no column is called so
+
+
+def _clean(value: Any, steps: tuple[Step, ...]) -> tuple[Any, bool]:
+    """`value` cleaned, and whether it was truncated."""
+    if not isinstance(value, str):
+        return value, False
+    truncated = False
+    for step in steps:
+        before, value = value, step(value)
+        if not isinstance(value, str):
+            raise TypeError(f"{name_of(step)} returned a {type(value).__name__}, not a text")
+        truncated = truncated or (isinstance(step, Truncation) and value != before)
+    return value, truncated

@@ -1,0 +1,91 @@
+"""What a user wants taken out of rows, checked where it is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.sanitizer.rules import RULES, Rule
+from ondine_core.preprocessing.sanitizer.user_rules import user_rule
+
+__all__ = ["RULE_NAMES", "Sanitize", "Sanitizer", "find_sanitizer"]
+
+Mode: TypeAlias = Literal["redact", "placeholder", "hash"]
+
+RULE_NAMES: tuple[str, ...] = tuple(dict.fromkeys(rule.name for rule in RULES))
+"""The built-in rules."""
+_SHORTEST_SALT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sanitizer:
+    """What is taken out of rows, and what stands in its place.
+
+    Args:
+        mode: `"redact"` writes `[EMAIL]`; `"placeholder"` writes `<EMAIL_1>`, the same for the same text of a row, and
+            puts the text back where an answer repeats it; `"hash"` writes `[EMAIL#kdfajlmbgoehpicn]`, the same for the
+            same text of any row.
+        rules: Names of the built-in rules to use, by default all.
+        patterns: Rules of your own: a name and a regular expression, of which only the group `value` counts if there
+            is one. They come after the built-in ones where two overlap.
+        salt: For `"hash"`, a secret of at least 16 characters. Without it nobody can tell the text from its hash;
+            there are so few phone numbers that a plain hash of one is soon found out by trying them all.
+
+    Raises:
+        ConfigError: One of them is not valid, or a pattern takes too long on some texts.
+    """
+
+    mode: Mode = "redact"
+    rules: Sequence[str] = RULE_NAMES
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    salt: str | None = field(default=None, repr=False)
+    chosen: tuple[Rule, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"sanitize={self.mode!r}; valid modes are {', '.join(map(repr, get_args(Mode)))}.")
+        if (self.mode == "hash") != (self.salt is not None):
+            raise ConfigError(
+                "A salt belongs to mode='hash', which needs one: a text of your own that you keep secret."
+            )
+        if self.salt is not None and not (isinstance(self.salt, str) and len(self.salt) >= _SHORTEST_SALT):
+            raise ConfigError(
+                f"The salt is too short to be secret; give a text of at least {_SHORTEST_SALT} characters."
+            )
+        names = [self.rules] if isinstance(self.rules, str) else list(self.rules)
+        if unknown := [name for name in names if not isinstance(name, str) or name.upper() not in RULE_NAMES]:
+            valid = ", ".join(repr(name.lower()) for name in RULE_NAMES)
+            raise ConfigError(f"There is no rule {unknown[0]!r}; those are {valid}. Write your own with patterns=.")
+        wanted = {name.upper() for name in names}
+        own = [user_rule(name, pattern) for name, pattern in self.patterns.items()]
+        if not wanted and not own:
+            raise ConfigError("The sanitizer has no rules; leave rules= out for all of them, or sanitize= for none.")
+        object.__setattr__(self, "chosen", (*(rule for rule in RULES if rule.name in wanted), *own))
+
+    def __str__(self) -> str:
+        return f"{self.mode}: {', '.join(dict.fromkeys(rule.name for rule in self.chosen))}"
+
+
+Sanitize: TypeAlias = Sanitizer | Mode | Mapping[str, Any]
+"""How a user asks for it: a sanitizer, a mode, or the arguments of a sanitizer."""
+
+
+def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
+    """The sanitizer that a user means.
+
+    Raises:
+        ConfigError: It is none, or one of its arguments is not valid.
+    """
+    match given:
+        case None | Sanitizer():
+            return given
+        case str():
+            return Sanitizer(given)
+        case Mapping():
+            names = ("mode", "rules", "patterns", "salt")
+            if unknown := [name for name in given if name not in names]:
+                raise ConfigError(f"sanitize has no {unknown[0]!r}; it takes {', '.join(map(repr, names))}.")
+            return Sanitizer(**given)
+    raise ConfigError(f"sanitize={given!r}; give a mode, a Sanitizer, or a mapping with its arguments.")

@@ -1,0 +1,186 @@
+"""What personal data and secrets look like: the rules, as data.
+
+Every pattern is read over folded text (see `folding`), so it names ASCII only. Each finds its matches in time
+proportional to the text, whatever the text: repeats are bounded, or possessive and entered at one place of a run only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ondine_core.preprocessing.sanitizer.check_digits import (
+    Check,
+    card_length,
+    iban_length,
+    ipv6_length,
+    phone_length,
+    secret_length,
+)
+
+__all__ = ["RULES", "Rule"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """What one kind of datum looks like; several rules may share a name.
+
+    Args:
+        name: How marks call it: `[EMAIL]`, `<EMAIL_1>`.
+        pattern: A regular expression. Where it has a group `value`, only that is the datum, and the rest its context.
+        check: How many characters of a match are the datum, for what a pattern cannot say.
+        digits: A text without a number of so many digits, up to three blanks and marks between them, has no match.
+        hints: A text with none of these (in lower case) has no match; empty for no such short cut.
+        folded: Whether the pattern is read over the folded text, or over the text as it stands.
+    """
+
+    name: str
+    pattern: str
+    check: Check | None = None
+    digits: int = 0
+    hints: tuple[str, ...] = ()
+    folded: bool = True
+
+
+_KEYS = {
+    "sk-": "sk-[0-9A-Za-z_-]{16,}+",
+    "k_live_": "[spr]k_live_[0-9A-Za-z]{16,}+",
+    "k_test_": "[spr]k_test_[0-9A-Za-z]{16,}+",
+    "whsec_": "whsec_[0-9A-Za-z]{16,}+",
+    "gsk_": "gsk_[0-9A-Za-z]{16,}+",
+    "hf_": "hf_[0-9A-Za-z]{16,}+",
+    "npm_": "npm_[0-9A-Za-z]{16,}+",
+    "gh": "gh[oprsu]_[0-9A-Za-z]{16,}+",
+    "github_pat_": "github_pat_[0-9A-Za-z_]{16,}+",
+    "glpat-": "glpat-[0-9A-Za-z_-]{16,}+",
+    "dapi": "dapi[0-9a-f]{32}",
+    "pypi-": "pypi-[0-9A-Za-z_-]{16,}+",
+    "xox": "xox[abeoprs]-[0-9A-Za-z-]{10,}+",
+    "akia": "AKIA[0-9A-Z]{16}(?![0-9A-Za-z])",
+    "asia": "ASIA[0-9A-Z]{16}(?![0-9A-Za-z])",
+    "aiza": "AIza[0-9A-Za-z_-]{30,}+",
+    "ya29.": "ya29[.][0-9A-Za-z_-]{16,}+",
+    "sg.": "SG[.][0-9A-Za-z_-]{16,}+[.][0-9A-Za-z_-]{16,}+",
+    "eyj": "eyJ[0-9A-Za-z_-]{8,}+[.][0-9A-Za-z_-]{8,}+(?:[.][0-9A-Za-z_-]*+)?",
+}
+"""What keys and tokens begin with, in lower case, and how they go on: as their issuers document them."""
+_BEFORE_A_VALUE = (
+    "(?:api|access|auth|secret|private)[ _-]?(?:key|token)|secret[ _-]?access[ _-]?key|client[ _-]?secret|secret|token|"
+    "password|passwd|passphrase|pwd"
+)
+# Letters that words in Latin, Greek and Cyrillic script are made of; scripts without blanks between words would run on.
+_LETTERS = "A-Za-z\u00c0-\u024f\u0370-\u052f"
+_IN_NAME = rf"{_LETTERS}0-9_.+-"
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+_EXTENSION = r"(?:[ ,]{0,2}(?:x|ext[.]?|extension|#)[ .:]{0,2}[0-9]{1,6}(?![0-9]))?"
+# Not inside a longer word or number, nor a later part of one.
+_START = "(?<![0-9A-Za-z])(?<![0-9A-Za-z]-)"
+_END = "(?![0-9A-Za-z])(?!-[0-9A-Za-z])"
+_PHONE_WORDS = (
+    "(?:tele)?phone|tele?|telefon[eo]?|teléfono|téléphone|mobile?|m[oó]vil|mob|cell|celular|handy|fax|whatsapp|sms|call|"
+    "ring|hotline|тел|телефон|τηλ|手机|电话|電話|携帯|전화|هاتف"
+)
+_PHONE_HINTS = (
+    *("phone", "tel", "tél", "mob", "mov", "móv", "cel", "handy", "fax", "whatsapp", "sms", "call", "ring", "hotl"),
+    *("тел", "τηλ", "手机", "电话", "電話", "携帯", "전화", "هاتف"),
+)
+_PHONE_LINKS = "[ :.=#-]|number|num|nr|no|me|us|him|her|is|at|on|under|my|our|ist|es|est|al|ao|le"
+
+RULES: tuple[Rule, ...] = (
+    Rule("API_KEY", f"(?<![0-9A-Za-z])(?:{'|'.join(_KEYS.values())})", hints=tuple(_KEYS)),
+    Rule(
+        "API_KEY",
+        "(?i)(?<![0-9a-z])(?:bearer|authorization: ?basic) {1,2}(?P<value>[0-9a-z._~+/-]{16,}+={0,2})",
+        secret_length,
+        hints=("bearer", "authorization"),
+    ),
+    Rule(
+        "API_KEY",
+        rf"""(?i)(?<![a-z])(?:{_BEFORE_A_VALUE})["']?\s{{0,3}}[:=]\s{{0,3}}["']?(?P<value>[^\s"',;<>\[\]]{{8,}}+)""",
+        hints=("key", "secret", "token", "pass", "pwd"),
+    ),
+    Rule(
+        "API_KEY",
+        "-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[0-9A-Za-z+/=\\s\\\\:,]*+(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?",
+        hints=("private key-----",),
+    ),
+    Rule("API_KEY", r"://(?P<value>[^\s/@:<>\[\]]{1,64}:[^\s/@<>\[\]]{1,128})@", hints=("://",)),
+    Rule("IBAN", "(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?:[ -]{0,2}[0-9A-Za-z]){11,31}", iban_length, digits=4),
+    Rule(
+        "CREDIT_CARD",
+        r"(?<![0-9A-Za-z])(?<!^[0-9][.])(?<![^0-9][0-9][.])(?=[2-6])"
+        "(?:[0-9]{14,19}|[0-9]{4}(?:[ .-]{1,2}[0-9]{4}){3}(?:[ .-]{1,2}[0-9]{3})?|"
+        "[0-9]{4}[ .-]{1,2}[0-9]{6}[ .-]{1,2}[0-9]{4,5}|[0-9]{8}[ -][0-9]{8})(?![0-9A-Za-z])",
+        card_length,
+        digits=14,
+    ),
+    Rule(
+        "EMAIL",
+        rf"(?<![{_IN_NAME}])(?<![{_IN_NAME}]')[{_IN_NAME}]++(?:'[{_IN_NAME}]++)*+(?:@|%40)(?![0-9]x[.])"
+        rf"(?:[{_LETTERS}0-9-]{{1,63}}+[.]){{1,30}}(?:xn--[0-9a-z-]{{2,59}}|[{_LETTERS}]{{2,24}})",
+        hints=("@", "%40"),
+    ),
+    Rule(
+        "SSN",
+        rf"{_START}(?!000|666)[0-9]{{3}}(?P<between>[ -])(?!00)[0-9]{{2}}(?P=between)(?!0000)[0-9]{{4}}"
+        rf"{_END}",
+        digits=9,
+    ),
+    Rule(
+        "SSN",
+        "(?i)(?<![a-z])(?:ssn|social security(?: number| no[.]?)?)[^0-9]{0,12}(?P<value>[0-9]{9})(?![0-9])",
+        digits=9,
+        hints=("ssn", "social"),
+    ),
+    Rule(
+        "IP",
+        rf"(?<![0-9A-Za-z])(?<![0-9][.])(?<!ersion )(?<![A-Za-z]-)(?:{_OCTET}[.]){{3}}{_OCTET}(?![0-9A-Za-z])"
+        "(?![.][0-9])",
+        digits=4,
+    ),
+    Rule(
+        "IP",
+        "(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{1,4}:|::)[0-9A-Fa-f:.]{1,43}+(?![0-9A-Za-z])",
+        ipv6_length,
+        digits=1,
+        hints=(":",),
+    ),
+    # With a country's code: +1 and ten digits, or any other by ITU-T E.164, which knows of fifteen.
+    Rule(
+        "PHONE",
+        r"(?<![0-9A-Za-z+])[+](?:1[ .-]{0,2}\(?[2-9][0-9]{2}\)?[ .-]{0,2}[0-9]{3}[ .-]{0,2}[0-9]{4}"
+        rf"|[ (]{{0,2}}[1-9](?:[ ./()-]{{0,3}}[0-9]){{6,14}})(?![0-9]){_EXTENSION}",
+        digits=7,
+        hints=("+",),
+    ),
+    Rule(
+        "PHONE",
+        r"(?<![0-9A-Za-z+])(?<![0-9A-Za-z]-)00[ -]?[1-9](?:[ ./()-]{0,3}[0-9]){8,13}(?![0-9])",
+        digits=11,
+        hints=("00",),
+    ),
+    # North America: three, three and four digits.
+    Rule(
+        "PHONE",
+        rf"{_START}(?:1[ .-]{{1,2}})?(?:\([2-9][0-9]{{2}}\)[ .-]{{0,2}}[0-9]{{3}}[ .-]{{0,2}}|"
+        rf"[2-9][0-9]{{2}}[ ./-]{{1,2}}[0-9]{{3}}[ .-]{{1,2}})[0-9]{{4}}{_END}{_EXTENSION}",
+        digits=10,
+    ),
+    # Elsewhere a national number begins with one zero, which has at least one digit and a gap behind it.
+    Rule(
+        "PHONE",
+        rf"{_START}(?<![0-9]/)\(?0[1-9][0-9]{{0,4}}\)?[ ./-]{{1,3}}[0-9](?:[ ./-]{{0,2}}[0-9]){{4,9}}{_END}(?!/[0-9])",
+        phone_length(9, 12),
+        digits=9,
+    ),
+    Rule(
+        "PHONE",
+        rf"(?i)(?<![a-z])(?:{_PHONE_WORDS})(?![a-z])(?:{_PHONE_LINKS}){{0,8}}"
+        r"(?P<value>[+(]{0,2}[0-9](?:[ ./()-]{0,3}[0-9]){6,14})(?![0-9])",
+        phone_length(7, 15),
+        digits=7,
+        hints=_PHONE_HINTS,
+    ),
+    # A column of phone numbers, with the decimal point that a missing value elsewhere in it brings along.
+    Rule("PHONE", r"\A\s{0,9}(?P<value>1?[2-9][0-9]{9}(?:[.]0)?)\s{0,9}\Z", digits=10),
+)
+"""In order of precedence: where two overlap, the datum is called as by the first."""

@@ -1,0 +1,1 @@
+"""Everything that decides an answer's key: prompt template, output schema, task."""

@@ -1,0 +1,281 @@
+"""What an answer must look like: the output columns, the JSON schema a provider is held to, and the strict parser.
+
+Whatever form the user declares (Pydantic model, JSON schema, mapping of column to type, regular expression, column
+name), one Pydantic `TypeAdapter` validates it, so that "valid" means the same thing everywhere. A reply is parsed as it
+stands: a code fence around it is stripped, nothing else is repaired or guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias, get_args
+
+import orjson
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError, SchemaError
+from pydantic_core.core_schema import ErrorType
+
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.safe_regex import compile_bounded, find_stall
+from ondine_core.prompts.json_schema import as_object, inline, object_type, storable
+from ondine_core.providers.reply_text import strip_fence
+from ondine_core.providers.wire_text import check_text, storable_text
+from ondine_core.types.values import Json
+
+__all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema"]
+
+Output: TypeAlias = type[BaseModel] | Mapping[str, Any] | re.Pattern[str] | str
+"""How a user declares output columns; see `compile_schema`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """An output column: its name and the JSON schema of its values."""
+
+    name: str
+    json_schema: Mapping[str, Json]
+
+    @property
+    def description(self) -> str | None:
+        """What the column means, if the user said so."""
+        return self.json_schema.get("description")
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Why a reply is not an answer, in one line that quotes nothing of the reply's free text."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSchema:
+    """A declared output, ready for use.
+
+    Args:
+        columns: The output columns, in order.
+        json_schema: JSON text of the schema a provider can be held to; `None` for free text and regular expressions.
+        identity: Bytes that change when the meaning of the schema does; part of every answer's key.
+        parse: Reply text to values by column, or why not.
+        dump: A value of the user's (mapping, model, text) to the very text a model should reply.
+    """
+
+    columns: tuple[Column, ...]
+    json_schema: bytes | None
+    identity: bytes
+    parse: Callable[[str], Mapping[str, Json] | Invalid] = field(repr=False, compare=False)
+    dump: Callable[[Any], str] = field(repr=False, compare=False)
+
+
+def compile_schema(output: Output) -> OutputSchema:
+    """Make an `OutputSchema` of what the user declared.
+
+    Args:
+        output: One of: a Pydantic model, a column a field; a JSON schema `{"type": "object", "properties": {...}}`;
+            a mapping of column to Python type (`str`, `int`, `float`, `bool`, `Literal[...]`, `list[str]`, ...) or to a
+            type name or JSON schema (`"string"`, `{"type": "string", "enum": [...]}`); a compiled regular expression,
+            a column a named group; the name of one column of free text.
+
+    Raises:
+        ConfigError: The declaration has no columns, cannot be understood, or contradicts itself.
+    """
+    if isinstance(output, str | Mapping):
+        check_text(output, "output")
+    match output:
+        case str():
+            return _free_text(output)
+        case re.Pattern():
+            return _regular_expression(output)
+        case type() if issubclass(output, RootModel):
+            raise ConfigError(f"{output.__name__!r} is a RootModel, which has no fields to make columns of.")
+        case type() if issubclass(output, BaseModel):
+            return _structured(output, tuple(output.model_fields))
+        case Mapping():
+            schema = as_object(output)
+            return _structured(object_type(schema, "output"), tuple(schema["properties"]))
+        case _:
+            raise ConfigError(
+                f"output={output!r} is not understood; give a Pydantic model, a JSON schema of an object, a mapping of "
+                "column to type, a compiled regular expression with named groups, or a column name."
+            )
+
+
+# -- one free-text column, or named groups -------------------------------------------------------------------------
+
+
+def _free_text(name: str) -> OutputSchema:
+    if not name.strip():
+        raise ConfigError("The output column has an empty name.")
+
+    def parse(text: str) -> Mapping[str, Json] | Invalid:
+        return {name: stripped} if (stripped := storable_text(text).strip()) else Invalid("the reply is empty")
+
+    return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_one, name))
+
+
+def _one(name: str, value: Any) -> str:
+    text = value.get(name) if isinstance(value, Mapping) else value
+    if not isinstance(text, str):
+        raise ConfigError(f"a text for column {name!r} was expected, not {type(text).__name__}.")
+    return text
+
+
+def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
+    names = tuple(pattern.groupindex)
+    if not names or not isinstance(pattern.pattern, str):
+        raise ConfigError(
+            f"The pattern {pattern.pattern!r} is not a text with named groups; write (?P<column>...) for each column."
+        )
+
+    check_text(pattern.pattern, "output")
+    _check_time(pattern)
+    search = compile_bounded(pattern)
+
+    def parse(text: str) -> Mapping[str, Json] | Invalid:
+        try:
+            found = search(storable_text(text))
+        except TimeoutError:
+            return Invalid(f"the reply cannot be matched with {pattern.pattern!r} in reasonable time")
+        return Invalid(f"the reply does not match {pattern.pattern!r}") if found is None else found
+
+    def dump(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.search(value):
+            raise ConfigError(f"a text that matches {pattern.pattern!r} was expected.")
+        return value
+
+    columns = tuple(Column(name, {"type": ["string", "null"]}) for name in names)
+    identity = b"regex:%d:" % pattern.flags + pattern.pattern.encode()
+    return OutputSchema(columns, None, identity, parse, dump)
+
+
+_LONGEST_TRIAL, _STALLED_S = 900, 0.25
+
+
+def _check_time(pattern: re.Pattern[str]) -> None:
+    if (text := find_stall(pattern, max_length=_LONGEST_TRIAL, max_s=_STALLED_S)) is not None:
+        raise ConfigError(
+            f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "
+            "characters, has so many ways to match that it takes for ever. Repeat nothing that is itself "
+            r"repeated, as in (\w+\s?)+; write [\w\s]+ for it."
+        )
+
+
+def _check_patterns(node: Any, *, by_python: bool = False) -> None:
+    """Check the patterns of a Pydantic schema that Python's own engine matches; Pydantic's takes linear time."""
+    if isinstance(node, Mapping):
+        config = node.get("config")
+        by_python = by_python or (isinstance(config, Mapping) and config.get("regex_engine") == "python-re")
+        pattern = node.get("pattern")
+        if isinstance(pattern, re.Pattern):
+            _check_time(pattern)
+        elif isinstance(pattern, str) and by_python:
+            _check_time(re.compile(pattern))
+        for child in node.values():
+            _check_patterns(child, by_python=by_python)
+    elif isinstance(node, list | tuple):
+        for child in node:
+            _check_patterns(child, by_python=by_python)
+
+
+# -- objects -------------------------------------------------------------------------------------------------------
+
+
+def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
+    if not names:
+        raise ConfigError("The output has no columns; each field or property is an output column.")
+    if not all(map(str.strip, names)):
+        raise ConfigError("An output column has an empty name.")
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        _check_patterns(adapter.core_schema)
+        wire = inline(adapter.json_schema(mode="validation"))
+        shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
+    except (PydanticUserError, SchemaError) as error:
+        raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
+    if hidden := [name for name in names if name not in shown]:
+        raise ConfigError(f"The output field {hidden[0]!r} is left out when the model is written; drop exclude=True.")
+    if masked := [name for name in names if _is_masked(shown[name])]:
+        raise ConfigError(
+            f"The output field {masked[0]!r} is a secret, of which only '**********' would be kept; declare it as str."
+        )
+    columns = tuple(Column(name, shown[name]) for name in names)
+    # Names are in it because an alias may stay when the column it fills is renamed.
+    identity = b"json:" + orjson.dumps([names, wire], option=orjson.OPT_SORT_KEYS)
+    form = _Object(adapter, tuple(names), frozenset({*names, *wire["properties"]}))
+    return OutputSchema(columns, orjson.dumps(wire), identity, form.parse, form.dump)
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether a value of this JSON schema, or a part of it, is one that Pydantic writes as asterisks."""
+    if isinstance(node, dict):
+        masked = node.get("writeOnly") is True and node.get("format") == "password"
+        return masked or any(map(_is_masked, node.values()))
+    return isinstance(node, list) and any(map(_is_masked, node))
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A JSON object with a column a property; `known` are the names of its properties and their aliases."""
+
+    adapter: TypeAdapter[Any]
+    names: tuple[str, ...]
+    known: frozenset[str]
+
+    def parse(self, text: str) -> Mapping[str, Json] | Invalid:
+        body = strip_fence(text)
+        if not body:
+            return Invalid("the reply is empty")
+        try:
+            valid = self.adapter.validate_json(body, strict=True)
+            values = self.adapter.dump_python(valid, mode="json", by_alias=False)
+        except ValidationError as error:
+            return Invalid(_reason(error, self.known))
+        except Exception as error:  # noqa: BLE001  (a validator of the user's may raise anything; only its row fails)
+            return Invalid(f"a validator of the output raised {type(error).__name__}")
+        if not storable(values):
+            return Invalid("a number is out of range")
+        return {name: values.get(name) for name in self.names}
+
+    def dump(self, value: Any) -> str:
+        given = value if isinstance(value, Mapping | BaseModel) else _only(self.names, value)
+        if isinstance(given, Mapping) and (unknown := [key for key in given if key not in self.known]):
+            raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
+        try:
+            valid = self.adapter.validate_python(given)
+            # A space after each separator, as models write JSON themselves.
+            text = json.dumps(self.adapter.dump_python(valid, mode="json", by_alias=True), ensure_ascii=False)
+        except ValidationError as error:
+            raise ConfigError(f"{_reason(error, self.known)}.") from None
+        except PydanticSerializationError as error:
+            raise ConfigError(f"it cannot be written as JSON: {error}.") from None
+        if isinstance(found := self.parse(text), Invalid):
+            raise ConfigError(f"written as JSON it is not valid itself: {found.reason}.")
+        return text
+
+
+def _only(names: Sequence[str], value: Any) -> Mapping[str, Any]:
+    if len(names) != 1:
+        raise ConfigError(f"a mapping with {', '.join(map(repr, names))} was expected.")
+    return {names[0]: value}
+
+
+def _reason(error: ValidationError, known: Collection[str]) -> str:
+    """The first complaint of a validation, and how many more there are; nothing of the reply is in it."""
+    first, count = error.errors(include_url=False, include_input=False)[0], error.error_count()
+    if first["type"] == "json_invalid":
+        return "the reply is not the JSON asked for"
+    # A key of the reply's own is text of the reply; only names from the schema are shown.
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
+    what = " ".join(first["msg"].split()) if first["type"] in _PYDANTICS_OWN else "does not pass its validator"
+    what = what if what[1:2].isupper() else what[:1].lower() + what[1:]
+    return f"{where or 'the reply'}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")
+
+
+# Everything else that Pydantic says itself names the rule and not the value.
+_QUOTING = frozenset({"value_error", "assertion_error", "union_tag_invalid"})
+_PYDANTICS_OWN = frozenset(get_args(ErrorType)) - _QUOTING

@@ -1,0 +1,130 @@
+"""Everything that decides what an answer means, and the key that says so.
+
+A question is compiled once, where it is declared: what is wrong with it is an error there, not at the ten-thousandth
+row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import orjson
+
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.cleaning import Clean
+from ondine_core.preprocessing.preprocess import find_preprocessing
+from ondine_core.preprocessing.sanitizer import Sanitize
+from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
+from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
+from ondine_core.types.values import Key, ModelSpec
+
+__all__ = ["Task", "cache_key", "check_columns", "compile_task", "hashed_parts", "key_from_parts"]
+
+_KEY_FORMAT = b"ondine-1"
+"""Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """Everything that decides what an answer means, the row apart. Two are the same only if they are one object.
+
+    Args:
+        prompt: What is asked.
+        schema: What the answer looks like.
+        model: Who is asked, and how.
+    """
+
+    prompt: CompiledPrompt
+    schema: OutputSchema
+    model: ModelSpec
+
+
+def compile_task(
+    prompt: str | Prompt,
+    output: Output,
+    model: ModelSpec,
+    *,
+    clean: Clean | str = (),
+    sanitize: Sanitize | None = None,
+) -> Task:
+    """Check that `prompt` and `output` are sound and fit each other.
+
+    Args:
+        prompt: What is asked.
+        output: The columns wanted.
+        model: Who is asked, and how.
+        clean: Steps that clean the texts of a row before it is rendered.
+        sanitize: What is taken out of a row then.
+
+    Raises:
+        ConfigError: One of them is not valid, an example does not fit, or the prompt reads an output column.
+    """
+    schema = compile_schema(output)
+    compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
+    if both := [column.name for column in schema.columns if column.name in compiled.columns]:
+        raise ConfigError(
+            f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
+        )
+    return Task(compiled, schema, model)
+
+
+def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) -> None:
+    """Check that a table with columns `names` can be asked `task`, with `overwrite` whatever other columns it has.
+
+    Raises:
+        ConfigError: The prompt reads a column that is not there, or an output column would overwrite one that is.
+    """
+    for column in task.prompt.columns:
+        if column not in names:
+            close = get_close_matches(column, [name for name in names if isinstance(name, str)], 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(
+                f"The prompt reads column {column!r}, which the rows do not have; {hint}"
+                f"The columns are {', '.join(map(repr, names))}."
+            )
+    for output in task.schema.columns:
+        if output.name in names and not overwrite:
+            raise ConfigError(
+                f"The output column {output.name!r} is already a column of the rows; rename one of the two, or replace "
+                "it (in enrich: overwrite=True; in an asset, leave the column out of the rows)."
+            )
+
+
+def cache_key(task: Task) -> Callable[[str], Key]:
+    """A function from a rendered prompt to its key.
+
+    What cannot change a valid answer (batch size, time-outs, retries, the bound on output tokens) is left out, so
+    tuning it asks nothing again. The server is left in: the same model name elsewhere may be another model.
+    """
+    return key_from_parts(hashed_parts(task))
+
+
+def hashed_parts(task: Task) -> tuple[bytes, bytes]:
+    """What is hashed into every key before the text of the row."""
+    model = task.model
+    url = model.base_url and model.base_url.rstrip("/")
+    temperature = None if model.temperature is None else float(model.temperature)
+    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
+    head = [[message.role, message.content] for message in task.prompt.head]
+    try:
+        asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise ConfigError(f"params={model.params!r} cannot be written as JSON: {error}.") from None
+    return asked, task.schema.identity
+
+
+def key_from_parts(parts: tuple[bytes, bytes]) -> Callable[[str], Key]:
+    """A function from a rendered prompt to its key, from what `hashed_parts` returned."""
+    start = hashlib.blake2b(digest_size=16, person=_KEY_FORMAT)
+    for part in parts:
+        start.update(len(part).to_bytes(8, "big") + part)
+
+    def key(text: str) -> Key:
+        digest = start.copy()
+        digest.update(text.encode())
+        return digest.digest()
+
+    return key

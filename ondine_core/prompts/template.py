@@ -1,0 +1,282 @@
+"""What is asked about a row: a template with placeholders for columns, a system message and examples.
+
+A prompt is data, not code. So its columns are known before a row is seen, it parses when it is defined rather than when
+it is paid for, and its fingerprint says whether an answer is still the answer to the same question.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.preprocess import Preprocessing, prepare_example
+from ondine_core.providers.wire_text import check_text
+from ondine_core.types.cell_text import ensure_deterministic, is_blank, with_sorted_sets, write_cell
+from ondine_core.types.values import Json, Message
+
+__all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt"]
+
+Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
+"""Input columns (or the only column's text) and the answer wanted for them."""
+
+Render: TypeAlias = Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the user writes it.
+
+    Args:
+        text: The template. `{column}` stands for a column's value; write literal braces doubled, `{{` and `}}`.
+        file: Path of a file to read the template from, instead of `text`.
+        syntax: `"braces"`, or `"jinja2"` for `{{ column }}`, conditions and filters (sandboxed; undefined names fail).
+            A file whose name ends in `.j2` or `.jinja` is Jinja2 unless `syntax` says otherwise.
+        system: System message, the same for every row.
+        examples: Few-shot pairs, `({"review": "..."}, {"sentiment": "positive"})`; a template with one placeholder
+            also takes `("...", {...})`.
+    """
+
+    text: str | None = None
+    file: str | Path | None = None
+    syntax: Literal["braces", "jinja2"] | None = None
+    system: str | None = None
+    examples: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {"text": str, "file": str | Path, "system": str}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind | None):
+                valid = "a path" if name == "file" else "a text"
+                raise ConfigError(f"{name}={value!r} of a prompt is a {type(value).__name__}; give {valid}, or None.")
+        examples: Any = self.examples
+        if isinstance(examples, str | bytes) or not isinstance(examples, Sequence):
+            # Without their value: they are rows with their answers.
+            raise ConfigError(
+                f"examples of a prompt is a {type(examples).__name__}; give a list of pairs (input, answer)."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPrompt:
+    """A prompt that parsed.
+
+    Args:
+        source: Template text as written.
+        syntax: The syntax it is written in.
+        columns: Columns it reads, in order of first use.
+        render: Row to text.
+        system: System message.
+        examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
+        hoisted: The template with `{column}` for each placeholder, to be said once for many rows; `None` for a template
+            whose logic depends on the row.
+        preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
+        needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
+            conditions and defaults only.
+    """
+
+    source: str
+    syntax: str
+    columns: tuple[str, ...]
+    render: Render = field(repr=False, compare=False)
+    system: str | None = None
+    examples: tuple[tuple[Mapping[str, Any], str], ...] = ()
+    hoisted: str | None = None
+    preparation: Preprocessing | None = None
+    needed: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> str:
+        """What the user says to every row; examples are not in it, for they are rows."""
+        return f"{self.system}\n{self.source}" if self.system else self.source
+
+    @property
+    def head(self) -> tuple[Message, ...]:
+        """Messages before the row's own: system, then each example as a question and its answer."""
+        system = (Message("system", self.system),) if self.system else ()
+        turns = ((Message("user", self.render(row)), Message("assistant", answer)) for row, answer in self.examples)
+        return (*system, *(message for turn in turns for message in turn))
+
+    def find_missing(self, row: Mapping[str, Any]) -> str | None:
+        """The first column for want of which there is nothing to ask about `row`; `None` if there is none.
+
+        That is a needed column that is null or blank, or any column when all are.
+        """
+        if not self.needed and all(is_blank(row[name]) for name in self.columns):
+            return self.columns[0]
+        return next((name for name in self.needed if is_blank(row[name])), None)
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The values that the template would write, as texts."""
+        return {name: write_cell(row[name]) for name in self.columns}
+
+
+def compile_prompt(
+    prompt: str | Prompt, dump_answer: Callable[[Json], str], preparation: Preprocessing | None = None
+) -> CompiledPrompt:
+    """Parse `prompt` and render its examples.
+
+    Args:
+        prompt: The prompt, or just its template.
+        dump_answer: Checks an example's answer and writes it in the very form asked of the model.
+        preparation: What is done to a row before it is rendered, and to the input of an example.
+
+    Raises:
+        ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
+    """
+    spec = Prompt(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(spec, Prompt):
+        raise ConfigError(f"prompt={spec!r} is not understood; give a template, or a Prompt.")
+    source, syntax = _source(spec)
+    check_text(source, "The prompt")
+    check_text(spec.system or "", "system of the prompt")
+    columns, render, hoisted, needed = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    if not columns:
+        raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
+    examples = []
+    for number, example in enumerate(spec.examples, 1):
+        if not isinstance(example, tuple | list) or len(example) != 2:  # noqa: PLR2004
+            raise ConfigError(f"Example {number} is not a pair (input, answer).")
+        given, answer = example
+        try:
+            row = _example_row(number, given, columns)
+            if preparation is not None:
+                row, answer = prepare_example(row, answer, preparation)
+            render(row)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"The template cannot be filled from example {number}: {error}.") from error
+        try:
+            examples.append((row, dump_answer(answer)))
+        except ConfigError as error:
+            raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
+    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted, preparation, needed)
+
+
+def _source(spec: Prompt) -> tuple[str, str]:
+    if (spec.text is None) == (spec.file is None):
+        raise ConfigError("A prompt needs exactly one of text= and file=.")
+    if spec.syntax not in (None, "braces", "jinja2"):
+        raise ConfigError(f"Unknown prompt syntax {spec.syntax!r}; valid are 'braces' and 'jinja2'.")
+    if spec.file is None:
+        text, syntax = spec.text or "", spec.syntax or "braces"
+    else:
+        path = Path(spec.file)
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the prompt file {str(path)!r} ({type(error).__name__}).") from error
+        syntax = spec.syntax or ("jinja2" if path.suffix in (".j2", ".jinja", ".jinja2") else "braces")
+    if not text.strip():
+        raise ConfigError("The prompt is empty; write the question, with {column} where a row's value belongs.")
+    return text, syntax
+
+
+def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    if isinstance(given, str):
+        if len(columns) != 1:
+            raise ConfigError(
+                f"Example {number} is a plain text, but the prompt reads {_names(columns)}; write it as a mapping."
+            )
+        return {columns[0]: given}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"The input of example {number} is a {type(given).__name__}; give a mapping of columns.")
+    if missing := [column for column in columns if column not in given]:
+        raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
+    return given
+
+
+_JINJA2 = re.compile(r"(?<!\{)(?:\{\{ \w+(?:\.\w+)*(?: *\|[^{}]*)? \}\}|\{%[^{}]*%\}|\{#[^{}]*#\})(?!\})")
+_JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
+"""What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
+
+
+def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
+    try:
+        pieces = list(string.Formatter().parse(source))
+    except ValueError as error:
+        raise ConfigError(
+            f"The prompt does not parse: {error}. {{column}} marks a placeholder; double literal braces, {{{{ }}}}."
+        ) from None
+    parts: list[tuple[str, str | None]] = []
+    for literal, name, spec, conversion in pieces:
+        plain = name is None or (bool(name.strip()) and not spec and not conversion and not set(name) & set("[]\"'."))
+        if not plain:
+            raise ConfigError(
+                f"The prompt has {{{name}}} where a column name was expected. Double literal braces, {{{{ }}}}, "
+                "or use Prompt(..., syntax='jinja2') for expressions."
+            )
+        parts.append((literal, name))
+    columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
+    if found := _JINJA2.search(source):
+        raise ConfigError(
+            f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
+            "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."
+        )
+    if not columns and (found := _JINJA2_PLACEHOLDER.search(source)):
+        raise ConfigError(
+            f"The prompt reads no column: {found[0]} stands for literal braces. Write {{column}} for a placeholder, or "
+            "Prompt(..., syntax='jinja2')."
+        )
+    hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
+    return columns, partial(_render_braces, tuple(parts)), hoisted, columns
+
+
+def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
+    return "".join([literal + (write_cell(row[name]) if name is not None else "") for literal, name in parts])
+
+
+def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
+    from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # Autoescape is for HTML; a model must see the text as it stands.
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        autoescape=False,
+        finalize=lambda value: "" if value is None else ensure_deterministic(value),
+    )
+    try:
+        tree = environment.parse(source)
+        template = environment.from_string(tree)
+    except TemplateSyntaxError as error:
+        said = str(error.message).rstrip(".")
+        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {said}.") from None
+    if any(True for _ in meta.find_referenced_templates(tree)):
+        raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
+    free = meta.find_undeclared_variables(tree) - environment.globals.keys()
+    ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
+    pieces = [piece for output in tree.body for piece in getattr(output, "nodes", (output,))]
+    plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
+    written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
+    hoisted = "".join(written) if plain else None
+    always = _names_read_always(tree)
+    needed = tuple(name for name in ordered if name in always)
+
+    def render(row: Mapping[str, Any]) -> str:
+        return template.render({name: with_sorted_sets(row[name]) for name in ordered})
+
+    return tuple(ordered), render, hoisted, needed
+
+
+def _names_read_always(node: Any) -> set[str]:
+    """The names that a Jinja2 template reads outside of `if`, `or` and the filter `default`."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.If | nodes.CondExpr | nodes.Or):
+        return set()
+    if isinstance(node, nodes.Filter) and node.name in ("default", "d"):
+        return set()
+    if isinstance(node, nodes.Name):
+        return {node.name}
+    return {name for child in node.iter_child_nodes() for name in _names_read_always(child)}
+
+
+def _names(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"

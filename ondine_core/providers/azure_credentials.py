@@ -1,0 +1,211 @@
+"""How a call proves to Azure OpenAI who makes it: by managed identity, a token fetched beforehand, or a key.
+
+A managed identity's token outlives few long runs, so it is fetched again before it expires, once for all calls; while
+the old one is good, nobody waits for the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.providers.http_errors import ADVICE, quotable
+from ondine_core.providers.openai_servers import first_set
+from ondine_core.providers.settings import check_header
+from ondine_core.types.values import Call, ModelSpec
+
+__all__ = ["Access", "Credential", "choose_access"]
+
+_SCOPE = "https://cognitiveservices.azure.com/.default"
+_TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN",), ("AZURE_OPENAI_API_KEY",)
+_ROLE = "'Cognitive Services OpenAI User'"
+_NETWORK = "or the resource's network rules keep this host out"
+_RENEW_S = 300.0
+_RENEW_SHARE = 0.2
+
+
+class Token(Protocol):
+    """What a credential gives: the token, and when it expires in seconds since the epoch."""
+
+    @property
+    def token(self) -> str:
+        """The secret."""
+
+    @property
+    def expires_on(self) -> float:
+        """Seconds since the epoch."""
+
+
+class Credential(Protocol):
+    """Whatever can fetch tokens, as the credentials of azure-identity can."""
+
+    def get_token(self, *scopes: str) -> Token:
+        """A token for `scopes`; it may block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One way to prove who calls.
+
+    Args:
+        headers: Those of the next call.
+        advice: What to do about the statuses of a refusal.
+        aclose: Lets go of what it holds.
+    """
+
+    headers: Callable[[], Awaitable[Mapping[str, str]]]
+    advice: Mapping[int, str]
+    aclose: Callable[[], Awaitable[None]]
+
+
+def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
+    """The first way that is configured: managed identity, then a token, then a key.
+
+    Raises:
+        ConfigError: None is, or the first is and its package is not installed.
+    """
+    settings, identity = spec.settings, spec.settings.get("managed_identity", False)
+    if not isinstance(identity, bool):
+        raise ConfigError(f"settings: managed_identity={identity!r} is neither true nor false.")
+    if identity or credential is not None:
+        return _by_identity(spec, credential, now)
+    if "client_id" in settings:
+        raise ConfigError("settings: client_id names a managed identity; set managed_identity to true as well.")
+    if token := (settings.get("ad_token") or first_set(_TOKEN)):
+        bearer = str(token).strip()
+        check_header("ad_token", bearer)
+        return _fixed({"Authorization": f"Bearer {bearer}"}, _advice_for_token())
+    if key := (spec.api_key or "").strip() or first_set(_KEY):
+        check_header("api_key", key)
+        return _fixed({"api-key": key}, _advice_for_key())
+    raise ConfigError(
+        f"model={spec.model!r} has no access to Azure OpenAI; configure one of three ways: settings "
+        "managed_identity=true (with client_id if it is user-assigned); settings ad_token or the variable "
+        f"{_TOKEN[0]}; api_key or the variable {_KEY[0]}."
+    )
+
+
+def _fixed(headers: Mapping[str, str], advice: Mapping[int, str]) -> Access:
+    async def same() -> Mapping[str, str]:
+        return headers
+
+    async def nothing() -> None:
+        pass
+
+    return Access(same, advice, nothing)
+
+
+def _advice_for_token() -> Mapping[int, str]:
+    return {
+        **ADVICE,
+        401: f"the AD token has expired (managed_identity renews its own), or its owner lacks the role {_ROLE}",
+        403: f"the owner of the AD token lacks the role {_ROLE} on this resource, {_NETWORK}",
+    }
+
+
+def _advice_for_key() -> Mapping[int, str]:
+    return {
+        **ADVICE,
+        401: f"the key was not accepted; check api_key or {_KEY[0]}, and that it belongs to this endpoint",
+        403: f"the key may not be used here, {_NETWORK}",
+    }
+
+
+# -- managed identity ----------------------------------------------------------------------------------------------
+
+
+def _by_identity(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
+    if credential is None and not _has_azure_identity():
+        raise ConfigError(
+            f"model={spec.model!r} with managed_identity needs the package azure-identity: "
+            "pip install 'ondine-dagster[azure]'"
+        )
+    tokens = _Tokens(credential, spec.settings.get("client_id"), spec.timeout_s, now)
+    missing = f"the identity lacks the role {_ROLE} on this resource (a new assignment takes minutes to hold)"
+    return Access(tokens.headers, {**ADVICE, 401: missing, 403: f"{missing}, {_NETWORK}"}, tokens.aclose)
+
+
+def _has_azure_identity() -> bool:
+    try:
+        return find_spec("azure.identity") is not None
+    except ModuleNotFoundError:  # not even the name space is there
+        return False
+
+
+class _Tokens:
+    """One token for all calls."""
+
+    def __init__(
+        self, credential: Credential | None, client_id: str | None, timeout_s: float, now: Callable[[], float]
+    ) -> None:
+        self._credential, self._client_id, self._timeout_s, self._now = credential, client_id, timeout_s, now
+        self._given = credential is not None
+        self._token, self._expires_at, self._renew_at = "", 0.0, 0.0
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def headers(self) -> Mapping[str, str]:
+        """With a token that is good now."""
+        if self._now() >= self._renew_at and self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch())
+            self._fetching.add_done_callback(self._fetched)
+        if self._fetching is not None and self._now() >= self._expires_at:
+            await self._wait(self._fetching)
+        return {"Authorization": f"Bearer {self._token}"}
+
+    async def _wait(self, fetching: asyncio.Task[None]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.shield(fetching)
+        except TimeoutError:
+            raise TransientError(f"Azure gave no token within {self._timeout_s:g} s.", kind="overloaded") from None
+        except (FatalError, TransientError) as error:
+            raise type(error)(str(error)) from None  # each call has its own: whoever retries it counts on it
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching = None
+        if not task.cancelled():
+            task.exception()  # whoever waits raises it; with a token that is still good, nobody does
+
+    async def _fetch(self) -> None:
+        asked_at = self._now()
+        try:
+            token = await asyncio.to_thread(self._get)
+        except Exception as error:  # noqa: BLE001  (credentials raise what they like)
+            failure: FatalError | TransientError = _no_token(error)
+        else:
+            check_header("The token that Azure gave", token.token)
+            self._token, self._expires_at = token.token, float(token.expires_on)
+            left_s = self._expires_at - asked_at
+            self._renew_at = self._expires_at - min(_RENEW_S, left_s * _RENEW_SHARE)
+            return
+        raise failure
+
+    def _get(self) -> Token:
+        if self._credential is None:
+            from azure.identity import DefaultAzureCredential
+
+            self._credential = DefaultAzureCredential(managed_identity_client_id=self._client_id)
+        return self._credential.get_token(_SCOPE)
+
+    async def aclose(self) -> None:
+        """Stop fetching, and close the credential unless somebody gave it."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+        close: Any = getattr(self._credential, "close", None)
+        if close is not None and not self._given:
+            await asyncio.to_thread(close)
+
+
+def _no_token(error: Exception) -> FatalError | TransientError:
+    said, kinds = quotable(str(error), Call(()), ()), {kind.__name__ for kind in type(error).__mro__}
+    what = f"Azure gave no token for the managed identity ({type(error).__name__}){said}"
+    # By name: a credential of the user's own may well raise it without azure-core being here.
+    if kinds & {"ClientAuthenticationError", "ImportError"}:
+        return FatalError(
+            f"{what}: give this host an identity, name a user-assigned one by settings client_id, or run az login."
+        )
+    return TransientError(f"{what}.")

@@ -1,0 +1,89 @@
+"""What a reply cost: decided here and nowhere else, from what the provider says and from the most it can cost.
+
+A cost that the provider states is taken. Otherwise tokens are priced, and where their counts are missing or contradict
+each other the call is charged at its bound, or at what the counts prove if that is more. A figure that cannot be true
+is a mistake of a server: it neither costs an answer nor ends a run, and it is never taken for 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from ondine_core.providers.pricing import Price
+from ondine_core.types.values import Usage
+
+__all__ = ["MAX_TOKENS", "MAX_USD", "Charge", "check_usage", "decide_charge", "is_count"]
+
+MAX_TOKENS = 2 * 10**7
+"""The most tokens that one call may report: twice the largest context window there is."""
+MAX_USD = Decimal(1000)
+"""The most that one call may state as its cost: ten times the dearest call that any price list allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """USD that a call is charged, `None` if nothing is known of it; `at_most` if the true cost may be less."""
+
+    usd: Decimal | None
+    at_most: bool = False
+
+
+def decide_charge(usage: Usage, stated_usd: Decimal | None, price: Price | None, bound_usd: Decimal | None) -> Charge:
+    """What a call is charged.
+
+    Args:
+        usage: Tokens, as `check_usage` returns them.
+        stated_usd: What the provider says it costs.
+        price: USD per token, `None` when unknown.
+        bound_usd: The most that the call can cost, `None` when unknown.
+    """
+    is_stated = stated_usd is not None and stated_usd.is_finite() and 0 <= stated_usd <= MAX_USD
+    # A 0 beside counts that are missing is what gateways write that do not know.
+    if is_stated and (stated_usd or usage.is_complete):
+        return Charge(stated_usd)
+    if price is None:
+        return Charge(None)
+    if usage.is_complete and not usage.unexplained_tokens:
+        return Charge(price.cost(usage))
+    most = price.cost(usage) if usage.is_complete else bound_usd
+    if most is None:
+        return Charge(None)
+    if bound_usd is not None:
+        most = min(most, bound_usd)
+    usd = max(most, price.proven(usage))
+    return Charge(usd, at_most=usd > 0)
+
+
+def check_usage(usage: Usage | None, text: str) -> Usage:
+    """`usage` of a reply with this text if it can be true, else what is left of it, marked as incomplete."""
+    if usage is None:
+        return Usage(is_complete=False)
+    counts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
+    others = (usage.reasoning_tokens, usage.unexplained_tokens)
+    if not (all(map(is_count, counts)) and all(map(is_count, others))):
+        return _least_of(usage)
+    is_given = usage.input_tokens > 0 and (usage.output_tokens > 0 or not text)
+    has_room = usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
+    if is_given and has_room and sum(others) <= usage.output_tokens:
+        return usage
+    return _least_of(usage)
+
+
+def _least_of(usage: Usage) -> Usage:
+    """What of `usage` can be true."""
+    read, written = _sane(usage.cached_input_tokens), _sane(usage.cache_write_tokens)
+    thought, unexplained = _sane(usage.reasoning_tokens), _sane(usage.unexplained_tokens)
+    sent = max(_sane(usage.input_tokens), read + written)
+    received = max(_sane(usage.output_tokens), thought + unexplained)
+    return Usage(sent, read, received, thought, written, unexplained, is_complete=False)
+
+
+def _sane(count: int) -> int:
+    return count if is_count(count) else 0
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` can be a number of tokens of one call."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS

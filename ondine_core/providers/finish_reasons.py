@@ -1,0 +1,74 @@
+"""Why a reply ended, as data: only a reason on the list of whole ones makes a text an answer.
+
+The words come from the references of the providers and the sources of the servers named beside them. A reason that is
+not listed counts as cut, since half a sentence that is kept is never asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["FinishKind", "ending_of", "native_finish_reason"]
+
+FinishKind: TypeAlias = Literal["whole", "cut", "tool", "broken", "refused"]
+"""The model was done; a bound cut it; it called a tool; the server failed or stopped it; a filter stopped it."""
+
+_WORDS: Mapping[FinishKind, str] = {
+    # OpenAI and most others: stop. Together: eos. Text Generation Inference: eos_token, stop_sequence. Anthropic and
+    # Bedrock: end_turn, stop_sequence. Cohere: COMPLETE, STOP_SEQUENCE. Gemini: STOP. llama.cpp: eos, word. AI21:
+    # endoftext. OpenRouter passes on what OpenAI's Responses API says: completed. Baidu: normal.
+    "whole": "stop eos eos_token end_turn stop_sequence complete completed word endoftext normal",
+    # OpenAI: length. Anthropic: max_tokens, pause_turn, compaction. Mistral: model_length. Gemini: MAX_TOKENS. Bedrock,
+    # Anthropic and z.ai: model_context_window_exceeded. Cohere: ERROR_LIMIT. Watsonx: token_limit, time_limit,
+    # not_finished. llama.cpp: limit. Qwen writes the text null while it is not done. DeepSeek: repetition_truncation.
+    "cut": (
+        "length max_tokens model_length model_context_window_exceeded max_output_tokens token_limit time_limit limit "
+        "incomplete not_finished pause_turn compaction error_limit repetition_truncation null"
+    ),
+    # OpenAI; Anthropic: tool_use; Cohere: TOOL_CALL; Gemini: its malformed and unexpected calls.
+    "tool": (
+        "tool_calls function_call tool_use tool_call malformed_function_call unexpected_tool_call too_many_tool_calls "
+        "malformed_tool_use"
+    ),
+    # OpenRouter, Mistral, vLLM: error. vLLM and SGLang: abort. DeepSeek: insufficient_system_resource. Cohere: TIMEOUT,
+    # USER_CANCEL. z.ai: network_error. Watsonx: cancelled. Ollama: load, unload. Gemini: MALFORMED_RESPONSE, and
+    # FINISH_REASON_UNSPECIFIED. Bedrock: malformed_model_output.
+    "broken": (
+        "error abort aborted insufficient_system_resource timeout user_cancel cancelled canceled network_error load "
+        "unload malformed_response malformed_model_output finish_reason_unspecified missing_thought_signature failed"
+    ),
+    # OpenAI and Azure: content_filter. Anthropic: refusal. Gemini: the rest of its enumeration. Bedrock:
+    # guardrail_intervened, content_filtered. Cohere: ERROR_TOXIC. z.ai: sensitive.
+    "refused": (
+        "content_filter content_filtered content-filter refusal safety recitation blocklist prohibited_content spii "
+        "language other image_safety image_prohibited_content image_recitation image_other no_image escalation "
+        "guardrail_intervened error_toxic sensitive moderation"
+    ),
+}
+_ENDINGS: Mapping[str, FinishKind] = {word: ending for ending, words in _WORDS.items() for word in words.split()}
+
+
+def ending_of(finish_reason: str, *, unknown: FinishKind = "cut") -> FinishKind:
+    """What `finish_reason` says of a reply, `unknown` for a word that is not listed; upper and lower case are alike."""
+    return _ENDINGS.get(finish_reason.strip().lower(), unknown)
+
+
+def native_finish_reason(data: Mapping[str, Any]) -> str | None:
+    """The reason in a response of any dialect, as the provider itself put it; `None` if it is not found.
+
+    Libraries and routers translate reasons that they do not know to `stop`.
+    """
+    candidates = data.get("candidates") or data.get("choices") or ()
+    first = candidates[0] if isinstance(candidates, list) and candidates else {}
+    choice = first if isinstance(first, Mapping) else {}
+    places = (
+        (choice, "native_finish_reason"),  # OpenRouter
+        (choice, "finishReason"),  # Gemini
+        (data, "stop_reason"),  # Anthropic
+        (data, "stopReason"),  # Bedrock
+        (data, "finish_reason"),  # Cohere
+        (choice, "finish_reason"),
+    )
+    found = (place.get(name) for place, name in places)
+    return next((reason for reason in found if isinstance(reason, str) and reason), None)

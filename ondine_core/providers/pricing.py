@@ -1,0 +1,282 @@
+"""What a model's tokens and requests cost: read from the data file that litellm ships, without importing litellm.
+
+Copied price tables rot, so there is none here. An unknown model has no price, never a price of 0, and neither has a
+request of which a part cannot be priced. Some providers charge a call with a long prompt more for each of its tokens,
+so a price is applied call by call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from importlib.util import find_spec
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ondine_core.errors import ConfigError
+from ondine_core.types.values import Json, ModelSpec, Usage
+
+__all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
+
+_PRICE_FILE = "model_prices_and_context_window_backup.json"
+_LOCAL = ("llama_cpp", "mlx", "scripted")
+_INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
+_REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
+_REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
+_DEARER: Mapping[str, tuple[str, ...]] = {
+    "service_tier": ("priority", "fast", "ultrafast"),
+    "speed": ("fast",),
+    "inference_geo": ("us",),
+}
+"""Request fields that make a call dearer than listed, and with which values."""
+_OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
+_ONE_HOUR = re.compile(r"\b1h\b|\b3600\b")
+_SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
+_PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
+_BEYOND = re.compile(rf"(?:{_INPUT}|{_OUTPUT}|{_CACHED}|{_CACHE_WRITE})_above_(\d+)k_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per token, and per request.
+
+    Args:
+        input: For the prompt.
+        output: For the reply.
+        cached_input: For what of the prompt the provider had in its cache.
+        reasoning: For what of the reply was thinking; `None` if that costs as much as the rest.
+        beyond: Prices for longer prompts: each replaces this one, for the whole call, if the prompt has more tokens
+            than the number it comes with.
+        cache_write: For what of the prompt the provider put into its cache; `None` if that costs as much as the rest.
+        per_request: For each request, whatever its length, such as the fee of a model that searches the web.
+    """
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal
+    reasoning: Decimal | None = None
+    beyond: tuple[tuple[int, Price], ...] = ()
+    cache_write: Decimal | None = None
+    per_request: Decimal = Decimal(0)
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "cached_input", "reasoning", "cache_write", "per_request"):
+            usd: Decimal | None = getattr(self, name)
+            if usd is not None and not (usd.is_finite() and usd >= 0):
+                raise ConfigError(f"{name}={str(usd)!r} of a price must be USD, 0 or more.")
+
+    def cost(self, usage: Usage) -> Decimal:
+        """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.
+
+        Tokens of unknown kind are charged as the dearest kind, and may belong to the prompt.
+        """
+        if not usage.unexplained_tokens:
+            return _cost_at(self._up_to(usage.input_tokens)[-1], usage, Decimal(0))
+        return max(
+            _cost_at(price, usage, max(price.dearest_input, price.dearest_output)) for price in self._possible(usage)
+        )
+
+    def proven(self, usage: Usage) -> Decimal:
+        """USD that `usage` costs at least: tokens of unknown kind are charged as the cheapest kind."""
+        return min(
+            _cost_at(price, usage, min(price.input, price.cached_input, price.keeping, price.output, price.thinking))
+            for price in self._possible(usage)
+        )
+
+    def _possible(self, usage: Usage) -> list[Price]:
+        """The prices that may hold, depending on how many tokens of unknown kind belong to the prompt."""
+        shorter = self._up_to(usage.input_tokens)[:-1]
+        return self._up_to(usage.input_tokens + usage.unexplained_tokens)[len(shorter) :]
+
+    def at_most(self, input_tokens: int, output_tokens: int | None) -> Decimal | None:
+        """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking.
+
+        `None` if nobody knows how long the reply can get (`output_tokens` is `None`) and replies are not free.
+        """
+        prices = self._up_to(input_tokens)
+        sent = max(price.dearest_input for price in prices)
+        received = max(price.dearest_output for price in prices)
+        if output_tokens is None and received > 0:
+            return None
+        fee = max(price.per_request for price in prices)
+        return fee + input_tokens * sent + (output_tokens or 0) * received
+
+    @property
+    def keeping(self) -> Decimal:
+        """For a token that the provider puts into its cache."""
+        return self.input if self.cache_write is None else self.cache_write
+
+    @property
+    def thinking(self) -> Decimal:
+        """For a token of reasoning."""
+        return self.output if self.reasoning is None else self.reasoning
+
+    @property
+    def dearest_input(self) -> Decimal:
+        """For a token of the prompt, whatever becomes of it."""
+        return max(self.input, self.cached_input, self.keeping)
+
+    @property
+    def dearest_output(self) -> Decimal:
+        """For a token of the reply, whatever it is."""
+        return max(self.output, self.thinking)
+
+    def _up_to(self, input_tokens: int) -> list[Price]:
+        """The prices of prompts of this length and shorter, its own last."""
+        reached = sorted((tier for tier in self.beyond if input_tokens > tier[0]), key=itemgetter(0))
+        return [self, *(price for _, price in reached)]
+
+
+def _cost_at(price: Price, usage: Usage, unexplained_usd: Decimal) -> Decimal:
+    """USD for `usage` at one price, whatever the length of the prompt."""
+    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+    plain = usage.output_tokens - usage.reasoning_tokens - usage.unexplained_tokens
+    return (
+        price.per_request
+        + fresh * price.input
+        + usage.cached_input_tokens * price.cached_input
+        + usage.cache_write_tokens * price.keeping
+        + plain * price.output
+        + usage.reasoning_tokens * price.thinking
+        + usage.unexplained_tokens * unexplained_usd
+    )
+
+
+FREE = Price(Decimal(0), Decimal(0), Decimal(0))
+"""The price of a model that runs in this process."""
+
+
+def find_price(model: str, params: Mapping[str, Json] | None = None) -> Price | None:
+    """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
+
+    Args:
+        model: Provider and name.
+        params: Further request fields, which may change the fee of a request.
+    """
+    if model.partition("/")[0] in _LOCAL:
+        return FREE
+    entry = find_entry(model) or {}
+    fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
+    prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(entry)]
+    return replace(prices[0][1], beyond=tuple(prices[1:])) if prices else None
+
+
+def find_unpriced_part(spec: ModelSpec) -> str | None:
+    """What a request of `spec` costs beyond the list price of its tokens and that cannot be bounded, in words."""
+    params = dict(spec.params)
+    if isinstance(extra := params.get("extra_body"), Mapping):
+        params |= extra
+    return next(_unpriced_parts(spec, params), None)
+
+
+def _unpriced_parts(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
+    for name, values in _DEARER.items():
+        if params.get(name) in values:
+            yield f"{name}={params[name]!r} costs more than the list says"
+    if _ONE_HOUR.search(repr(params.get("cache_control"))):
+        yield "'cache_control' keeps a prompt for an hour, which costs more than the list says"
+    for name, usd in (find_entry(spec.listed_as) or {}).items():
+        if usd and _OTHER_PART.fullmatch(name):
+            yield f"the model is priced by {name!r} too"
+    if not _always_searches(spec.listed_as):
+        yield from _searches(spec, params)
+
+
+def _searches(spec: ModelSpec, params: Mapping[str, Json]) -> Iterator[str]:
+    for name in _SEARCHES:
+        if params.get(name):
+            yield f"{name!r} lets it search the web, and each search costs"
+    for tool in _listed(params.get("tools")):
+        if isinstance(tool, Mapping) and _PAID_TOOL.search(" ".join((*tool, str(tool.get("type"))))):
+            yield "'tools' names one that the provider runs, and each use costs"
+    if spec.model.endswith(":online"):
+        yield "':online' lets it search the web, and each search costs"
+
+
+def find_max_output_tokens(model: str) -> int | None:
+    """The most tokens that one reply of `model` can have; `None` when that is not known."""
+    found = (find_entry(model) or {}).get("max_output_tokens")
+    return found if isinstance(found, int) else None
+
+
+def find_entry(model: str) -> dict[str, Any] | None:
+    """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it."""
+    provider, _, name = model.partition("/")
+    models = _price_map()
+    if not name or model in models:
+        return models.get(model) if name else None
+    # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.
+    return models[name] if models.get(name, {}).get("litellm_provider") == provider else None
+
+
+def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
+    """The prices of an entry, for the shortest prompts first, each with the length beyond which it holds."""
+    tiers = [tier for tier in entry.get("tiered_pricing", ()) if {"range", _INPUT, _OUTPUT} <= tier.keys()]
+    if tiers:
+        yield from sorted(((int(tier["range"][0]), _price(tier)) for tier in tiers), key=itemgetter(0))
+    elif {_INPUT, _OUTPUT} <= entry.keys():
+        yield 0, _price(entry)
+        lengths = {int(match[1]) for name in entry if (match := _BEYOND.fullmatch(name))}
+        for length in sorted(lengths):
+            above = {
+                name: entry.get(f"{name}_above_{length}k_tokens", entry.get(name))
+                for name in (_INPUT, _OUTPUT, _CACHED, _CACHE_WRITE)
+            }
+            # At xAI a prompt of exactly that length is a long one already.
+            yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
+
+
+def _always_searches(model: str) -> bool:
+    """Whether a model searches once for every request, so that a search is a fee of the request."""
+    provider, _, name = model.partition("/")
+    return provider == "perplexity" or "-search-" in name
+
+
+def _search_fee(model: str, entry: Mapping[str, Any], params: Mapping[str, Json]) -> Decimal:
+    fees = entry.get(_SEARCH)
+    if not isinstance(fees, Mapping) or not _always_searches(model):
+        return Decimal(0)
+    chosen = params.get("web_search_options")
+    size = chosen.get("search_context_size") if isinstance(chosen, Mapping) else None
+    return max(
+        map(_usd, [fees[f"search_context_size_{size}"]] if f"search_context_size_{size}" in fees else fees.values())
+    )
+
+
+def _listed(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
+
+
+def _price(entry: Mapping[str, Any]) -> Price:
+    paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
+    cached, thinking, keeping = (entry.get(name) for name in (_CACHED, _REASONING, _CACHE_WRITE))
+    return Price(
+        paid,
+        answered,
+        paid if cached is None else _usd(cached),
+        None if thinking is None else _usd(thinking),
+        # Where the list says 0, writing is not charged on top of reading the prompt.
+        cache_write=None if keeping is None else max(paid, _usd(keeping)),
+    )
+
+
+def _usd(number: float) -> Decimal:
+    # By way of the shortest decimal text: 1.5e-07 is meant, not its nearest binary fraction.
+    return Decimal(repr(number))
+
+
+@cache
+def _price_map() -> dict[str, dict[str, Any]]:
+    package = find_spec("litellm")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        file = Path(folder) / _PRICE_FILE
+        if file.is_file():
+            models: dict[str, dict[str, Any]] = orjson.loads(file.read_bytes())
+            return models
+    return {}

@@ -1,0 +1,88 @@
+"""Strips what surrounds an answer in a reply: the model's thoughts before it, and a code fence around it.
+
+Reasoning models write their thoughts into the reply unless the server has a parser for them. Only what stands at the
+very beginning is taken for thoughts; the same marks later in an answer are part of it. Thoughts without an end are a
+reply that was cut before its answer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["THOUGHTS_ONLY", "strip_fence", "strip_reasoning"]
+
+THOUGHTS_ONLY: Final = "the reply holds the model's thoughts and no answer"
+
+_PAIRS = (
+    # Qwen, DeepSeek R1 and most others; instruction-tuned imitations of them; Gemini by OpenAI's dialect.
+    *((rf"<{name}(?:\s[^<>]*)?>", rf"</{name}>") for name in ("think", "thinking", "reasoning", "thought", "thoughts")),
+    (r"<seed:think>", r"</seed:think>"),  # Seed-OSS
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
+    (r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
+)
+_OPENED = tuple((re.compile(rf"\s*{start}", re.IGNORECASE), re.compile(end, re.IGNORECASE)) for start, end in _PAIRS)
+# Chat templates of some models write the opening mark into the prompt, so that only the closing one is replied. Such a
+# mark ends its line or has the answer right behind it; within a sentence or in quotes it is spoken of.
+_OPENING = re.compile(r"<(?:think|thinking|reasoning|thought|thoughts)\b", re.IGNORECASE)
+_UNOPENED = re.compile(
+    r"(?:(?<=[^`'\"\s])|(?<=\s))</(?:think|thinking|reasoning|thought|thoughts)>(?=[ \t]*\r?\n|[\w{\[`<#*])"
+    r"|(?:\A|\n)[ \t]*</(?:think|thinking|reasoning|thought|thoughts)>\s*\Z",
+    re.IGNORECASE,
+)
+
+# OpenAI's harmony format (gpt-oss), with its special tokens and, from servers that drop those, without.
+_CHANNELS = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_END_OF_MESSAGE = re.compile(r"<\|(?:return|end|call)\|>\s*\Z")
+_BARE_CHANNELS = re.compile(r"\s*analysis(?=[^\sa-z]|\s*[A-Z]).*?assistant\s?final(?=\S)", re.DOTALL)
+
+
+def strip_reasoning(text: str, asked: str = "") -> str | None:
+    """`text` without the thoughts at its beginning; `None` if there is nothing but thoughts, or no end to them.
+
+    Args:
+        text: A reply.
+        asked: The text of the rows that were asked; marks that they hold may be repeated in an answer.
+    """
+    if _CHANNELS.match(text):
+        return _final_message(text)
+    if bare := _BARE_CHANNELS.match(text):
+        return text[bare.end() :]
+    stripped = text
+    while start_end := next(((found, end) for start, end in _OPENED if (found := start.match(stripped))), None):
+        start, closing = start_end
+        end = closing.search(stripped, start.end())
+        if end is None:
+            return None
+        stripped = stripped[end.end() :]
+    if stripped is not text:
+        return stripped if stripped.strip() else None
+    return _strip_unopened(text, asked)
+
+
+def _final_message(text: str) -> str | None:
+    finals = list(_FINAL.finditer(text))
+    return _END_OF_MESSAGE.sub("", text[finals[-1].end() :]) if finals else None
+
+
+def _strip_unopened(text: str, asked: str) -> str | None:
+    if "</" not in text or text.lstrip()[:1] in ("{", "["):
+        return text
+    end = _UNOPENED.search(text)
+    if end is None or _OPENING.search(text, 0, end.start()) or end.group().strip() in asked:
+        return text
+    answer = text[end.end() :]
+    return answer if answer.strip() else None
+
+
+_FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
+
+
+def strip_fence(text: str) -> str:
+    """`text` without the code fence around it, if there is one, and without surrounding space."""
+    fenced = _FENCE.match(text)
+    return (fenced.group(1) if fenced else text).strip()

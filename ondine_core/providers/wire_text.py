@@ -1,0 +1,37 @@
+"""Text that JSON over UTF-8 can carry: what is sent, stored and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ondine_core.errors import ConfigError
+
+__all__ = ["check_text", "storable_text"]
+
+
+def storable_text(text: str) -> str:
+    """`text` without lone surrogates, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_text(value: Any, where: str) -> None:
+    """Check that every text in `value`, names of mappings included, can be written as UTF-8.
+
+    Raises:
+        ConfigError: One has a lone surrogate, half of a character, which broken decoders leave behind.
+    """
+    match value:
+        case str():
+            if storable_text(value) != value:
+                raise ConfigError(
+                    f"{where} has {value!r}, which holds half of a character (a lone surrogate) that neither JSON nor "
+                    "the store can carry; write the character itself."
+                )
+        case Mapping():
+            for name, child in value.items():
+                check_text(name, where)
+                check_text(child, where)
+        case list() | tuple():
+            for child in value:
+                check_text(child, where)

@@ -1,0 +1,143 @@
+"""The numbers of one budget as the store keeps them, and how they change: pure, so that any process can compute it.
+
+What a process holds for its calls in flight stands under its identity. So when it is known to have ended, what it held
+is settled at its bound: its calls may have been billed, and nobody will ever say what they cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import ROUND_CEILING, Decimal
+from typing import NamedTuple
+
+from ondine_core.types.processes import Process
+from ondine_core.types.protocols import Numbers
+
+__all__ = [
+    "UNIT_USD",
+    "BudgetState",
+    "Holding",
+    "charge",
+    "read_state",
+    "settle",
+    "settle_holdings",
+    "settle_unattributed",
+    "units_of",
+    "usd_of",
+    "write_state",
+]
+
+UNIT_USD = Decimal("1e-9")
+"""In which amounts are counted."""
+_HEAD, _WIDTH = 3, 5
+"""Numbers before the holdings, and of each."""
+
+
+class Holding(NamedTuple):
+    """What one process holds of a budget, when that last changed (seconds since the epoch), and its identity."""
+
+    units: float
+    changed_at: float
+    place: float
+    id: float
+    started_at: float
+
+    @property
+    def process(self) -> Process:
+        """The process that holds it."""
+        return Process(self.place, self.id, self.started_at)
+
+
+class BudgetState(NamedTuple):
+    """The numbers of a budget, in whole units.
+
+    Args:
+        charged: Spent, and held for calls in flight.
+        settled: Spent.
+        warned: The highest threshold that was warned of.
+        holdings: Who holds the difference, as far as it was written down.
+    """
+
+    charged: float = 0.0
+    settled: float = 0.0
+    warned: float = 0.0
+    holdings: tuple[Holding, ...] = ()
+
+    @property
+    def unattributed(self) -> float:
+        """Held by processes of earlier versions, which did not say who they are."""
+        return self.charged - self.settled - sum(holding.units for holding in self.holdings)
+
+
+def read_state(numbers: Numbers | None) -> BudgetState:
+    """The state in the numbers of a store."""
+    if numbers is None:
+        return BudgetState()
+    charged, settled, warned = numbers[:_HEAD]
+    holdings = tuple([Holding(*numbers[at : at + _WIDTH]) for at in range(_HEAD, len(numbers), _WIDTH)])
+    return BudgetState(charged, settled, warned, holdings)
+
+
+def write_state(state: BudgetState) -> Numbers:
+    """The numbers of a state."""
+    return sum(state.holdings, (state.charged, state.settled, state.warned))
+
+
+def charge(state: BudgetState, process: Process, units: float, now: float) -> BudgetState:
+    """Charge `units`, held by `process`."""
+    held, others = _split(state, process)
+    holdings = (*others, _holding(process, held + units, now))
+    return BudgetState(state.charged + units, state.settled, state.warned, holdings)
+
+
+def settle(state: BudgetState, process: Process, units: float, spent: float, now: float) -> BudgetState:
+    """Replace `units` that `process` holds by what was spent.
+
+    What it holds no more, because somebody settled it at its bound, is corrected to what was spent.
+    """
+    held, others = _split(state, process)
+    released = min(held, units)
+    left = held - released
+    return BudgetState(
+        state.charged - units + spent,
+        state.settled + spent - (units - released),
+        state.warned,
+        (*others, _holding(process, left, now)) if left else others,
+    )
+
+
+def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> BudgetState:
+    """Settle at its bound what is held by each process of which `is_over` says that it will not do so."""
+    over = [holding for holding in state.holdings if is_over(holding)]
+    kept = tuple(holding for holding in state.holdings if holding not in over)
+    return state._replace(settled=state.settled + sum(holding.units for holding in over), holdings=kept)
+
+
+def settle_unattributed(state: BudgetState) -> BudgetState:
+    """Settle at its bound what nobody is known to hold."""
+    return state._replace(settled=state.settled + state.unattributed)
+
+
+def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, ...]]:
+    """What `process` holds, and what the others do."""
+    held, others = 0.0, []
+    for holding in state.holdings:
+        if holding.id == process.id and holding.place == process.place and holding.started_at == process.started_at:
+            held += holding.units
+        else:
+            others.append(holding)
+    return held, tuple(others)
+
+
+def _holding(process: Process, units: float, now: float) -> Holding:
+    return Holding(units, now, process.place, process.id, process.started_at)
+
+
+def units_of(usd: Decimal) -> int:
+    """An amount to be paid in whole units, rounded up."""
+    return int((usd / UNIT_USD).to_integral_value(rounding=ROUND_CEILING))
+
+
+def usd_of(units: float) -> Decimal:
+    """An amount in USD."""
+    return int(units) * UNIT_USD

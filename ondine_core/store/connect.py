@@ -1,0 +1,174 @@
+"""Which database a store address names: a Postgres URL or connection string is a schema on a server, a path is a file.
+
+An address often comes from an environment variable or from another tool's settings. Spellings with one meaning are
+understood. Everything else that is not plainly a path is refused, without being quoted: taken for a path, a mistyped
+URL would become a file whose name holds the password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+from ondine_core.errors import ConfigError
+from ondine_core.store.database import Database, Durability
+from ondine_core.store.postgres import PostgresDatabase
+from ondine_core.store.schema import migrate
+from ondine_core.store.sqlite import SqliteDatabase
+
+__all__ = ["StoreAddress", "connect", "find_dagster_store", "parse_address", "store_in"]
+
+_WRAPPING = " \t\r\n\v\f\xa0\ufeff\u200b\u2060\"'`;\u2018\u2019\u201c\u201d"
+"""Blanks, byte order marks and quotes, which env files, shells and copying leave around a value."""
+_SCHEME = re.compile(r"(?:jdbc:)?(?P<scheme>[a-z][a-z0-9.-]+)(?:\+\w+)?:(?P<slashes>/*)(?P<rest>.*)", re.IGNORECASE)
+_KEYWORD = re.compile(
+    r"(?:host|hostaddr|port|dbname|user|password|passfile|service|sslmode|options|connect_timeout|application_name"
+    r"|target_session_attrs)\s*=",
+    re.IGNORECASE,
+)
+"""How a connection string of libpq begins."""
+_SECRET = re.compile(r"://|(?:passw(?:or)?d|passwd|pwd|secret)[\"']?\s*[:=]|^//[^/]*@", re.IGNORECASE)
+_URL_WITHOUT_SCHEME = re.compile(r"(?![/~.]|[a-z]:[/\\]).*:.*@", re.IGNORECASE)
+
+_VALID = "Give the path of a file, or postgresql://user:password@host:5432/database."
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where a store is: the path of a file, or what libpq connects to."""
+
+    kind: Literal["file", "postgres"]
+    text: str = field(repr=False)
+
+
+def parse_address(place: str | Path) -> StoreAddress:
+    """The store that `place` names.
+
+    Raises:
+        ConfigError: It is neither a path nor an address of Postgres; nothing of it is quoted but a scheme.
+    """
+    text = str(place).strip(_WRAPPING)
+    if not text:
+        raise ConfigError(f"The address of the answer store is empty. {_VALID}")
+    if not text.isprintable() and re.search(r"[\x00-\x1f\x7f]", text):
+        raise ConfigError(f"The address of the answer store holds a line break or control character. {_VALID}")
+    found = _SCHEME.fullmatch(text)
+    scheme = found["scheme"].lower() if found else ""
+    if found and found["slashes"]:
+        return _parse_url(scheme, found["slashes"], found["rest"])
+    if found and scheme in ("file", "sqlite"):
+        return StoreAddress("file", _path_of_url(scheme, "", found["rest"]))
+    keyword = _KEYWORD.match(text)
+    if keyword and keyword[0].islower() and ";" not in text:
+        return StoreAddress("postgres", text)
+    is_url_like = scheme.startswith(("postgres", "jdbc", "mysql", "redis", "mongodb", "http"))
+    if keyword or is_url_like or _SECRET.search(text) or _URL_WITHOUT_SCHEME.match(text):
+        raise ConfigError(
+            "The address of the answer store looks like a URL or a connection string, and cannot be read as one "
+            f"(it is not repeated here, since it may hold a password). {_VALID}"
+        )
+    return StoreAddress("file", text)
+
+
+def _parse_url(scheme: str, slashes: str, rest: str) -> StoreAddress:
+    if scheme in ("postgresql", "postgres"):
+        # `Path` makes one slash of two.
+        return StoreAddress("postgres", f"postgresql:{'//' if slashes == '/' else slashes}{rest}")
+    if scheme in ("file", "sqlite"):
+        return StoreAddress("file", _path_of_url(scheme, slashes, rest))
+    # Not the rest of it, which may hold a password.
+    raise ConfigError(f"An answer store cannot be a {scheme!r} URL. {_VALID}")
+
+
+def _path_of_url(scheme: str, slashes: str, rest: str) -> str:
+    """The path in `sqlite:///relative`, `sqlite:////absolute`, `file:///absolute` or `file:relative`."""
+    path: str | None = None
+    if scheme == "sqlite":
+        if len(slashes) == 2:  # noqa: PLR2004
+            path = ":memory:" if rest in ("", ":memory:") else None
+        elif len(slashes) > 2:  # noqa: PLR2004
+            path = slashes[3:] + rest
+    elif len(slashes) == 2:  # noqa: PLR2004
+        path = unquote(rest.removeprefix("localhost")) if rest.startswith("localhost/") else None
+    else:
+        path = unquote(slashes[-1:] + rest)
+    if not path or "?" in rest or _SECRET.search(path):
+        raise ConfigError(
+            f"The {scheme!r} URL of the answer store cannot be read; write sqlite:///relative/path, "
+            "sqlite:////absolute/path or file:///absolute/path, without anything after a question mark, or the path "
+            "alone."
+        )
+    return path
+
+
+def store_in(storage: str | Path) -> str:
+    """The default store of a Dagster instance: beside its own storage, never inside its databases.
+
+    Args:
+        storage: The instance's storage directory.
+    """
+    return str(Path(storage) / "ondine" / "answers.db")
+
+
+def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
+    """The default store of the Dagster instance in `home`, found without Dagster.
+
+    Args:
+        home: What DAGSTER_HOME says.
+        environment: Variables that `dagster.yaml` may name.
+
+    Raises:
+        ConfigError: Its `dagster.yaml` cannot be read.
+    """
+    import yaml
+
+    folder = Path(home).expanduser()
+    file = folder / "dagster.yaml"
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+        given = ((settings or {}).get("local_artifact_storage") or {}).get("config") or {}
+        base = given.get("base_dir", folder)
+        if isinstance(base, Mapping):
+            base = environment[base["env"]]
+        return store_in(Path(base) / "storage")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{str(file)!r} does not say where the instance's storage is ({type(error).__name__}); name the store."
+        ) from error
+
+
+def connect(
+    place: str | Path,
+    *,
+    durability: Durability = "process",
+    wait_timeout_s: float = 30.0,
+    create: bool = True,
+) -> Database:
+    """Open the store at `place`, in the newest format.
+
+    Args:
+        place: A file, or a URL as in `postgresql://user:password@host:5432/database`.
+        durability: Of a file: `"process"` survives kill -9, `"power"` a power cut too. Postgres has its own settings.
+        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
+        create: Whether to make what is not there.
+
+    Raises:
+        ConfigError: The address is of another kind, or the driver for Postgres is not installed.
+        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
+    """
+    address = parse_address(place)
+    database: Database
+    if address.kind == "file":
+        database = SqliteDatabase(address.text, durability=durability, wait_timeout_s=wait_timeout_s, create=create)
+    else:
+        database = PostgresDatabase(address.text, wait_timeout_s=wait_timeout_s)
+    try:
+        migrate(database, create=create)
+    except BaseException:
+        database.close()
+        raise
+    return database

@@ -1,0 +1,186 @@
+"""Tables of any kind: read as columns of Python values, and given new columns in their own kind.
+
+Each kind of missing value is read as `None`. A new column is pandas, polars or pyarrow as its frame is, typed by the
+JSON schema of its values, with null for a missing one. pandas columns are built natively, because its plain integer and
+boolean types cannot hold a null. A pandas column of nulls has a type, too, so that files of partitions can be read
+together; but not one of lists or objects, which pandas cannot read again from a file that names Arrow's type for them.
+Use polars or pyarrow where a whole partition of those may be null.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ondine_core.errors import ConfigError
+from ondine_core.types.values import Json
+
+if TYPE_CHECKING:
+    import narwhals as nw
+
+__all__ = ["new_column", "read"]
+
+_PANDAS = {"integer": "Int64", "boolean": "boolean", "number": "Float64"}
+
+
+def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
+    """The column names of `table`, its length, and the values of the `wanted` columns that it has."""
+    if isinstance(table, Mapping):
+        return _read_columns(table, wanted)
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        names = tuple(dict.fromkeys(name for row in table for name in row)) or tuple(wanted)
+        return names, len(table), {name: [row.get(name) for row in table] for name in wanted}
+    import narwhals as nw
+
+    try:
+        frame = nw.from_native(table, eager_only=True)
+    except TypeError:
+        raise ConfigError(
+            f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
+            "a mapping of column to values, or a list of mappings."
+        ) from None
+    columns = {name: _values(frame.get_column(name)) for name in wanted if name in frame.columns}
+    return tuple(frame.columns), len(frame), columns
+
+
+def _read_columns(
+    table: Mapping[str, Any], wanted: Sequence[str]
+) -> tuple[tuple[str, ...], int, dict[str, Sequence[Any]]]:
+    lengths = {name: -1 if isinstance(values, str | bytes) else len(values) for name, values in table.items()}
+    if len(set(lengths.values())) > 1 or -1 in lengths.values():
+        shown = ", ".join(f"{name!r}: {'a text' if n < 0 else n}" for name, n in lengths.items())
+        raise ConfigError(f"The columns must be sequences of one length; they are {shown}.")
+    # By position: a pandas Series would be read by label.
+    columns: dict[str, Sequence[Any]] = {name: list(table[name]) for name in wanted if name in table}
+    return tuple(table), next(iter(lengths.values()), 0), columns
+
+
+def _values(series: Any) -> Sequence[Any]:
+    """The values as Python objects, every kind of missing as `None`."""
+    values: list[Any] = series.to_list()
+    if not series.null_count():
+        return values
+    return [None if missing else value for value, missing in zip(values, series.is_null().to_list(), strict=True)]
+
+
+def new_column(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
+    """A column of `values` for `frame`, one a row, of the type that `json_schema` says."""
+    import narwhals as nw
+
+    kind = _kind(json_schema)
+    if kind == "date":
+        values = [None if value is None else dt.date.fromisoformat(value) for value in values]
+    elif kind == "date-time":
+        values = [None if value is None else _utc(dt.datetime.fromisoformat(value)) for value in values]
+    elif kind in ("array", "object", "mixed"):
+        values = [_typed(value, json_schema) for value in values]
+    if not frame.implementation.is_pandas():
+        return nw.new_series(name, values, _dtype(json_schema), backend=frame.implementation)
+    index = frame.to_native().index
+    return nw.from_native(_pandas_series(name, values, json_schema, index), series_only=True)
+
+
+def _pandas_series(name: str, values: list[Any], json_schema: Mapping[str, Json], index: Any) -> Any:
+    import pandas as pd
+
+    kind = _kind(json_schema)
+    dtype = _PANDAS.get(kind, "object")
+    if dtype == "object" and all(value is None for value in values):
+        return pd.Series(values, index=index, name=name, dtype=_pandas_dtype_of_nulls(kind))
+    native = pd.Series(values, index=index, name=name, dtype=dtype)
+    # Texts and date-times take the type that the installed pandas gives them.
+    return native.infer_objects() if kind != "array" else native
+
+
+def _pandas_dtype_of_nulls(kind: str) -> Any:
+    """The type of a column without a value, which in a file is that of one with values, as far as pandas has it."""
+    import pandas as pd
+
+    if kind in ("string", "mixed", "date-time"):
+        value = dt.datetime(2026, 1, 1) if kind == "date-time" else ""  # noqa: DTZ001
+        inferred = pd.Series([value], dtype="object").infer_objects().dtype
+        return "string" if inferred == "object" else inferred  # pandas 2 infers no texts
+    if kind == "date" and find_spec("pyarrow") is not None:
+        return "date32[pyarrow]"
+    return "object"
+
+
+def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:
+    """`value` with JSON text wherever its schema has no single type, so that it fits `_dtype`."""
+    schema, kind = _without_null(json_schema), _kind(json_schema)
+    if value is None:
+        return None
+    if kind == "array":
+        return [_typed(item, schema["items"]) for item in value]
+    if kind == "object":
+        return {name: _typed(value.get(name), child) for name, child in schema["properties"].items()}
+    return json.dumps(value, ensure_ascii=False) if kind == "mixed" else value
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    """Frames hold one time zone a column, models write any: UTC, without a mark."""
+    try:
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    except OverflowError:  # the first or last day of the calendar, elsewhere
+        return value.replace(tzinfo=None)
+
+
+def _kind(json_schema: Mapping[str, Json]) -> str:
+    """One of `_DTYPES`, `array`, `object`, or `mixed` for what no single column type holds."""
+    match _without_null(json_schema):
+        case {"type": "string", "format": "date" | "date-time" as form}:
+            return str(form)
+        case {"type": "string" | "integer" | "number" | "boolean" as kind}:
+            return str(kind)
+        case {"type": "array", "items": Mapping()}:
+            return "array"
+        case {"type": "object", "properties": Mapping() as properties} if properties:
+            return "object"
+        case _:
+            return "mixed"
+
+
+def _without_null(json_schema: Mapping[str, Json]) -> Mapping[str, Json]:
+    options = [option for option in json_schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return options[0]  # type: ignore[no-any-return]
+    if isinstance(kinds := json_schema.get("type"), list):
+        named = [kind for kind in kinds if kind != "null"]
+        return {**json_schema, "type": named[0]} if len(named) == 1 else {}
+    return json_schema
+
+
+def _dtype(json_schema: Mapping[str, Json]) -> Any:
+    import narwhals as nw
+
+    schema, kind = _without_null(json_schema), _kind(json_schema)
+    if kind == "array":
+        return nw.List(_nested(schema["items"]))
+    if kind == "object":
+        return nw.Struct({name: _nested(child) for name, child in schema["properties"].items()})
+    return _plain_dtypes().get(kind, nw.String())
+
+
+@cache
+def _plain_dtypes() -> Mapping[str, Any]:
+    import narwhals as nw
+
+    return {
+        "string": nw.String(),
+        "integer": nw.Int64(),
+        "number": nw.Float64(),
+        "boolean": nw.Boolean(),
+        "date": nw.Date(),
+        "date-time": nw.Datetime("us"),
+    }
+
+
+def _nested(json_schema: Mapping[str, Json]) -> Any:
+    """Dates inside a list or an object stay the texts that JSON has for them."""
+    import narwhals as nw
+
+    return nw.String() if _kind(json_schema) in ("date", "date-time") else _dtype(json_schema)

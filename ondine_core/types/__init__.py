@@ -1,0 +1,1 @@
+"""Values that all packages share: rows and answers, ledger entries, progress, protocols and the clock."""

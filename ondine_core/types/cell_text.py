@@ -1,0 +1,82 @@
+"""How the values of a row are written into a prompt: alike in every process, or what is known would be paid again."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Collection
+from typing import Any
+
+__all__ = ["NoTextError", "ensure_deterministic", "in_order", "is_blank", "with_sorted_sets", "write_cell"]
+
+_MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
+"""How the kinds of missing value write themselves; to a model they would read as words."""
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
+
+
+class NoTextError(TypeError):
+    """A value has no text but its address in memory; the message names its type and nothing else of it."""
+
+
+def write_cell(value: Any) -> str:
+    """A value as it stands in a prompt; what is missing is nothing.
+
+    Raises:
+        NoTextError: It has no text but its address in memory.
+    """
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "tolist"):  # NumPy would write a long array with dots in the middle
+        value = value.tolist()
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    text = str(ensure_deterministic(value))
+    return "" if text in _MISSING else text
+
+
+def is_blank(value: Any) -> bool:
+    """Whether `value` is missing: null, NaN, or a text of nothing but white space."""
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    if isinstance(value, int | Collection):
+        return False
+    return str(value) in _MISSING
+
+
+def _plain(value: Any) -> Any:
+    return in_order(value) if isinstance(value, set | frozenset) else str(ensure_deterministic(value))
+
+
+def in_order(values: Collection[Any]) -> list[Any]:
+    """The elements of a set, whose own order is another in every process: the prompt would be another, and be paid."""
+    return sorted(values, key=lambda value: (write_cell(value), type(value).__name__))
+
+
+def with_sorted_sets(value: Any) -> Any:
+    """`value` with lists for the sets in it, since a template may loop over them; itself if it has none."""
+    if isinstance(value, set | frozenset):
+        return [with_sorted_sets(child) for child in in_order(value)]
+    if not isinstance(value, dict | list | tuple):
+        return value
+    old = list(value.values()) if isinstance(value, dict) else value
+    new = [with_sorted_sets(child) for child in old]
+    if all(map(operator.is_, new, old)):
+        return value
+    return dict(zip(value, new, strict=True)) if isinstance(value, dict) else new
+
+
+def ensure_deterministic(value: Any) -> Any:
+    """`value` if it writes itself alike in every process, rather than with its address in memory.
+
+    Raises:
+        NoTextError: It does not, so that its row would be paid again by every run.
+    """
+    if isinstance(value, dict | list | tuple):
+        for child in value.values() if isinstance(value, dict) else value:
+            ensure_deterministic(child)
+    elif not isinstance(value, str | bytes | int | float) and _ADDRESS.search(str(value)):
+        raise NoTextError(
+            f"a value of type {type(value).__name__!r} has no text but its address; give the type a __str__"
+        )
+    return value

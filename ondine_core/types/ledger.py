@@ -1,0 +1,149 @@
+"""The nouns of bookkeeping, frozen: every call is noted before it leaves and settled once its outcome is seen.
+
+What was noted and never settled is what a crash may have cost, so the books are true to the call after one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+from ondine_core.types.values import Answer, Failure, Key, Usage
+
+__all__ = ["NO_ORIGIN", "Audit", "CallFinished", "CallReason", "CallStarted", "Claim", "Origin", "UsageTotals"]
+
+CallReason: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
+"""Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """For whom calls are made: a run, and the asset and partition it fills."""
+
+    run: str
+    asset: str = ""
+    partition: str = ""
+
+
+NO_ORIGIN = Origin("")
+"""Of calls that are made for nothing in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """A call that is about to leave, as it is noted before it does.
+
+    Args:
+        call: Its identity, 16 bytes that no other call has.
+        origin: For whom it is made.
+        model: Who is asked.
+        stage: Why it is made.
+        keys: The prompts it carries.
+        sent_at: Seconds since the epoch.
+        at_most_usd: The most it can cost, `None` when that is not known.
+        task: Identifies what is asked, all but the prompts' own text; calls of two runs can carry the same prompts
+            only if it is the same. Empty for a call that repeats on purpose what may be known.
+        is_shared: Whether other runs are known to ask the same question, or to have asked it since this one began.
+        is_unanswered: Whether the prompts were just looked for in vain among the answers.
+    """
+
+    call: bytes
+    origin: Origin
+    model: str
+    stage: CallReason
+    keys: tuple[Key, ...]
+    sent_at: float
+    at_most_usd: Decimal | None = None
+    task: bytes = b""
+    is_shared: bool = False
+    is_unanswered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A prompt that another run has in flight.
+
+    Args:
+        call: The call that carries it.
+        run: The part of its identity that all calls of that run have in common.
+        process: Where that run is, as it was given to `join`; empty if the run has ended.
+    """
+
+    call: bytes
+    run: bytes
+    process: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """What became of a call whose outcome was seen; of one that was not, nothing is known beyond that it left.
+
+    Args:
+        sent: The call.
+        outcome: `"answered"` if the model replied, `"refused"` if the provider turned the call away.
+        usage: Tokens billed.
+        usd: What they cost, `None` when the price is unknown.
+        answers: Prompts it settled with an answer.
+        failures: Prompts it settled for good without one.
+        paid_twice: How many of the answers had been asked for before by a call whose outcome was never seen.
+        reuse_since: Answers of before this moment were not taken, in seconds since the epoch; against these a failure
+            counts, against later ones it does not.
+        at_most: Whether the true cost may be less than `usd`.
+        replies: What the model replied to some of the prompts that failed, as it may be kept.
+    """
+
+    sent: CallStarted
+    outcome: Literal["answered", "refused"]
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+    answers: tuple[tuple[Key, Answer], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    paid_twice: int = 0
+    reuse_since: float = 0.0
+    at_most: bool = False
+    replies: tuple[tuple[Key, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    """Calls of one kind in the books.
+
+    Args:
+        calls: How many.
+        usage: Their tokens.
+        usd: What they cost, `None` when a price is unknown.
+        at_most_calls: How many of them are in `usd` with the most that they can cost.
+    """
+
+    calls: int = 0
+    usage: Usage = Usage()
+    usd: Decimal | None = Decimal(0)
+    at_most_calls: int = 0
+
+    def __add__(self, other: UsageTotals) -> UsageTotals:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        at_most_calls = self.at_most_calls + other.at_most_calls
+        return UsageTotals(self.calls + other.calls, self.usage + other.usage, usd, at_most_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The books of one run, as the store has them: true to the call also after the process was killed.
+
+    Args:
+        answered: Calls with a reply.
+        refused: Calls the provider turned away.
+        unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
+        paid_twice: Prompts answered that such a call had asked for before.
+    """
+
+    answered: UsageTotals = UsageTotals()
+    refused: UsageTotals = UsageTotals()
+    unknown: UsageTotals = UsageTotals()
+    paid_twice: int = 0
+
+    @property
+    def sent(self) -> int:
+        """All calls that left."""
+        return self.answered.calls + self.refused.calls + self.unknown.calls

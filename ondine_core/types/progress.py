@@ -1,0 +1,148 @@
+"""How far a run is and what it has cost: calls, tokens, USD and row counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from ondine_core.types.ledger import CallReason, UsageTotals
+from ondine_core.types.values import Usage
+
+__all__ = ["Progress", "Spend", "add_usd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Calls, tokens and money.
+
+    Args:
+        calls: Requests sent, retries included.
+        answered: Requests that brought a reply.
+        unknown: Requests that may have been billed although no reply was seen.
+        usage: Tokens of the replies seen.
+        usd: Their cost; `None` when it is not known of all of them.
+        stages: The requests that were billed, by why they were made.
+        at_most_calls: How many of them are in `usd` with the most that they can cost, since the provider did not say.
+        unknown_usd: The most that the unknown ones may have cost, in addition; `None` when that is not known.
+    """
+
+    calls: int = 0
+    answered: int = 0
+    unknown: int = 0
+    usage: Usage = Usage()
+    usd: Decimal | None = None
+    stages: Mapping[CallReason, UsageTotals] = field(default_factory=dict)
+    at_most_calls: int = 0
+    unknown_usd: Decimal | None = Decimal(0)
+
+    def __add__(self, other: Spend) -> Spend:
+        """Both together; a cost is known if both are."""
+        stages = {
+            stage: self.stages.get(stage, UsageTotals()) + other.stages.get(stage, UsageTotals())
+            for stage in dict.fromkeys((*self.stages, *other.stages))
+        }
+        return Spend(
+            self.calls + other.calls,
+            self.answered + other.answered,
+            self.unknown + other.unknown,
+            self.usage + other.usage,
+            add_usd(self.usd, other.usd),
+            stages,
+            self.at_most_calls + other.at_most_calls,
+            add_usd(self.unknown_usd, other.unknown_usd),
+        )
+
+    def __str__(self) -> str:
+        """The cost in words."""
+        cost = "of unknown cost" if self.usd is None else f"{'at most ' if self.at_most_calls else ''}${self.usd:.4f}"
+        if not self.unknown:
+            return cost
+        most = "an unknown amount" if self.unknown_usd is None else f"${self.unknown_usd:.4f}"
+        return f"{cost}, and at most {most} for {self.unknown:,} lost calls"
+
+    @property
+    def refused(self) -> int:
+        """Requests the provider turned away, or that are still on their way."""
+        return self.calls - self.answered - self.unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        rows_total: All rows.
+        rows_done: Those that have an answer, or never will.
+        rows_reused: Those of them that were in the store before the run began.
+        rows_failed: Those of them that never will.
+        spend: Calls, tokens and money so far.
+        elapsed_s: Seconds so far.
+        rows_unaskable: Those that failed for want of a prompt.
+        rows_skipped: Those of `rows_done` that were not asked about, since a column is null or blank.
+        reused_usd: What the reused outcomes cost when they were asked, each prompt once; `None` if that is not known.
+    """
+
+    rows_total: int
+    rows_done: int
+    rows_reused: int
+    rows_failed: int
+    spend: Spend
+    elapsed_s: float
+    rows_unaskable: int = 0
+    rows_skipped: int = 0
+    reused_usd: Decimal | None = Decimal(0)
+
+    @property
+    def rows_asked(self) -> int:
+        """Rows settled by asking; they take the time and the money."""
+        return self.rows_done - self.rows_reused - self.rows_unaskable - self.rows_skipped
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows settled by asking, per second."""
+        return self.rows_asked / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def pace(self) -> str:
+        """Rows per second in words, or that nothing had to be asked."""
+        if self.rows_asked or self.rows_done < self.rows_total:
+            return f"{self.rows_per_s:,.1f} rows/s"
+        return "all known" if self.rows_reused else "nothing to ask"
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds the rest takes at the present pace, `None` before there is one."""
+        return (self.rows_total - self.rows_done) / self.rows_per_s if self.rows_per_s else None
+
+    @property
+    def cost_usd_total(self) -> Decimal | None:
+        """What was spent and what the reused outcomes cost when they were asked; `None` if either is not known."""
+        spent = self.spend.usd if self.spend.calls else Decimal(0)
+        return add_usd(spent, self.reused_usd)
+
+    @property
+    def forecast_usd(self) -> Decimal | None:
+        """What the whole run will have cost if the rest costs as much a row; `None` before that can be said."""
+        if self.spend.usd is None or not self.rows_asked:
+            return None
+        return self.spend.usd * (self.rows_asked + self.rows_total - self.rows_done) / self.rows_asked
+
+    def followed_by(self, rest: Progress) -> Progress:
+        """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
+        return Progress(
+            self.rows_total,
+            self.rows_done - rest.rows_total + rest.rows_done,
+            self.rows_reused + rest.rows_reused,
+            self.rows_failed - rest.rows_total + rest.rows_failed,
+            self.spend + rest.spend,
+            self.elapsed_s + rest.elapsed_s,
+            self.rows_unaskable + rest.rows_unaskable,
+            self.rows_skipped + rest.rows_skipped,
+            add_usd(self.reused_usd, rest.reused_usd),
+        )
+
+
+def add_usd(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """The sum of two amounts, `None` if one is not known."""
+    return None if one is None or other is None else one + other

@@ -1,0 +1,1 @@
+"""From the arguments of `llm_asset` to a Dagster asset."""

@@ -1,0 +1,139 @@
+"""What Dagster knows of an enriched asset before it runs, and what of it cannot be right."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.task import Task, check_columns
+from ondine_core.prompts.template import Prompt
+from ondine_dagster.config.launchpad import LLMAssetConfig
+from ondine_dagster.resource import LLMResource
+from ondine_dagster.run.partitions import check_partition_by
+from ondine_dagster.run.plan import Enrichment
+
+__all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "unknown_argument"]
+
+
+def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
+    """The asset's key, as `@dg.asset` finds it."""
+    if (key := asset_arguments.get("key")) is not None:
+        return dg.AssetKey.from_coercible(key)
+    prefix = asset_arguments.get("key_prefix") or ()
+    path = [prefix] if isinstance(prefix, str) else prefix
+    return dg.AssetKey([*path, asset_arguments.get("name") or function.__name__])
+
+
+def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
+    """Check that what was declared fits together, as far as that can be done without rows.
+
+    Raises:
+        ConfigError: Two columns would have one name, or an argument cannot be kept.
+    """
+    _check_names(enrichment)
+    check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
+    if asset_arguments.get("check_specs"):
+        raise ConfigError(
+            "check_specs cannot be answered from here; take checks=[...], or write the check with "
+            "@dg.asset_check(asset=...)."
+        )
+    declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
+    if isinstance(declared, dg.TableSchema):
+        outputs = {column.name for column in enrichment.task.schema.columns}
+        outputs |= {enrichment.error_column, enrichment.model_column or ""}
+        check_columns(enrichment.task, [column.name for column in declared.columns if column.name not in outputs])
+
+
+def _check_names(enrichment: Enrichment) -> None:
+    """One column would overwrite the other in the table, and with it answers that are paid for."""
+    error_column, added = enrichment.error_column, enrichment.model_column
+    outputs = [column.name for column in enrichment.task.schema.columns]
+    if error_column in outputs:
+        raise ConfigError(
+            f"The output column {error_column!r} has the name of the column that says why a row failed, which is the "
+            "asset's name and '_error'; rename the output column or the asset."
+        )
+    if error_column in enrichment.task.prompt.columns:
+        raise ConfigError(
+            f"The prompt reads column {error_column!r}, but that is the column that says why a row failed, the asset's "
+            "name and '_error'; rename the column of the rows or the asset."
+        )
+    taken = {"an output column": outputs, "a column the prompt reads": enrichment.task.prompt.columns}
+    taken["the column that says why a row failed"] = [error_column]
+    for what, names in taken.items():
+        if added in names:
+            raise ConfigError(f"model_column={added!r} is also {what}; give model_column another name.")
+
+
+def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
+    """`error` of `@dg.asset`, in words that name what was meant if it is about an argument that there is not.
+
+    Args:
+        error: What `@dg.asset` raised.
+        own: The arguments that `llm_asset` has itself.
+    """
+    if (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) is None:
+        return error
+    meant = _place_of(found[1])
+    if meant is None:
+        near = get_close_matches(found[1], {*own, *inspect.signature(dg.asset).parameters}, 1)
+        meant = "".join(f" Did you mean {name!r}?" for name in near)
+    return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {found[1]!r}.{meant}")
+
+
+def _place_of(name: str) -> str | None:
+    """Where an argument of this name belongs, if it is one of another's."""
+    name = {"max_tokens": "max_output_tokens"}.get(name, name)
+    if name in {field.name for field in fields(Prompt)}:
+        return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
+    if name in LLMResource.model_fields:
+        return f" It belongs to the model: LLMResource(..., {name}=...), as the resource or as model=LLMResource(...)."
+    if name in LLMAssetConfig.model_fields:
+        return f" It belongs to a run: set it in the Launchpad, or with RunConfig and LLMAssetConfig({name}=...)."
+    return None
+
+
+def code_version(task: Task, users: str | None) -> str:
+    """Changes with the prompt, its examples, the output, and what is done to rows before they are asked.
+
+    The model is the resource's, and shown in the metadata.
+    """
+    head = [f"{message.role}:{message.content}" for message in task.prompt.head]
+    parts = [task.prompt.syntax, task.prompt.source, *head, task.schema.identity.decode()]
+    if task.prompt.preparation:
+        parts.append(task.prompt.preparation.identity)
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+    return f"{users}-{digest}" if users else digest
+
+
+def definition_metadata(prompt: str | Prompt, task: Task, function: Callable[..., Any]) -> dict[str, Any]:
+    """The prompt, the schema of an answer, and where both are written."""
+    metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
+    if schema := task.schema.json_schema:
+        metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
+    if task.prompt.preparation:
+        metadata["ondine/preparation"] = str(task.prompt.preparation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
+        if places := list(_places(prompt, function)):
+            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=places)
+    return metadata
+
+
+def _places(prompt: str | Prompt, function: Callable[..., Any]) -> Iterator[dg.LocalFileCodeReference]:
+    code = function.__code__
+    if Path(code.co_filename).is_file() and not function.__module__.startswith("ondine_dagster."):
+        yield dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno, label="rows")
+    if isinstance(prompt, Prompt) and prompt.file is not None:
+        yield dg.LocalFileCodeReference(file_path=str(Path(prompt.file).resolve()), line_number=1, label="prompt")

@@ -1,0 +1,155 @@
+"""The user's function as one for Dagster: the same parameters, and those that the step needs besides."""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import dagster as dg
+
+from ondine_core.errors import ConfigError
+from ondine_dagster.checks.evaluation import golden_inputs
+from ondine_dagster.config.launchpad import LLMAssetConfig
+from ondine_dagster.run.plan import Enrichment
+from ondine_dagster.run.step import materialize
+
+__all__ = ["wrap"]
+
+
+def wrap(  # noqa: PLR0913  (one caller)
+    function: Callable[..., Any],
+    enrichment: Enrichment,
+    resource_key: str,
+    ins: Mapping[str, dg.AssetIn],
+    *,
+    as_parameter: bool,
+    configurable: bool,
+) -> Callable[..., Any]:
+    """A function for `@dg.asset` with the parameters of `function`, and others.
+
+    Args:
+        function: Returns the rows to enrich.
+        enrichment: What is added to them.
+        resource_key: The resource that is asked.
+        ins: What Dagster is told of inputs; those that are no parameters are for `**` of `function`.
+        as_parameter: Whether the resource comes as a parameter, or from the context.
+        configurable: Whether there is to be an `LLMAssetConfig`, unless `function` has a config of its own.
+
+    Raises:
+        ConfigError: A parameter of `function` is an input and has the name of the resource.
+    """
+    ins = {name: given for name, given in ins.items() if isinstance(given, dg.AssetIn)}  # Dagster refuses others
+    own = _parameters(function, ins)
+    if as_parameter and resource_key in own:
+        _check_resource(function, own[resource_key])
+    labelled = _labelled(enrichment, own, ins)
+    context_name = next((name for name in own if name in _CONTEXT_NAMES), None)
+    rest = [parameter for name, parameter in own.items() if name != context_name]
+
+    def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+        llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
+        given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
+        rows = function(**given) if context_name is None else function(**{context_name: context}, **given)
+        inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
+        config = arguments.get(_CONFIG)
+        return materialize(
+            context,
+            rows,
+            enrichment,
+            llm,
+            config if isinstance(config, LLMAssetConfig) else LLMAssetConfig(),
+            inputs,
+            {name: arguments[source] for name, source in labelled.items()},
+        )
+
+    added = [inspect.Parameter("context", _KIND)]
+    if as_parameter and resource_key not in own:
+        # Anything may stand in for the resource, a fake among others.
+        added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
+    if configurable and _CONFIG not in own:
+        added.append(inspect.Parameter(_CONFIG, _KIND, annotation=LLMAssetConfig))
+    added += [inspect.Parameter(name, _KIND) for name, source in labelled.items() if name == source]
+    ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    signature = inspect.Signature([*added, *ordered])
+    compute.__signature__ = signature  # type: ignore[attr-defined]
+    # Dagster 1.12 reads these.
+    compute.__annotations__ = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if parameter.annotation is not inspect.Parameter.empty
+    }
+    compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__
+    return compute
+
+
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+"""The only kind of parameter that Dagster takes for an input."""
+_CONFIG = "config"
+"""The parameter by which Dagster hands over the run config."""
+_CONTEXT_NAMES = ("context", "_context", "context_", "_")
+"""What Dagster takes for the context parameter of an asset function."""
+
+_RESOURCE_MARK = typing.get_args(dg.ResourceParam[object])[1:]
+"""What Dagster annotates a parameter with to say that it is a resource."""
+
+
+def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> dict[str, inspect.Parameter]:
+    """The parameters of `function` as keywords, their annotations resolved, so that users may import annotations.
+
+    For `**inputs`, which Dagster would take for one input of that name, there are those of `ins` that are left.
+    """
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a type that exists for type checkers only; Dagster takes it for anything
+        hints = {}
+    named = inspect.signature(function).parameters
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in named.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            valued = [left for left, given in ins.items() if left not in named and not _is_nothing(given)]
+            parameters |= {left: inspect.Parameter(left, _KIND) for left in valued}
+            continue
+        annotation = hints.get(name, parameter.annotation)
+        parameters[name] = parameter.replace(
+            kind=_KIND,
+            annotation=inspect.Parameter.empty if isinstance(annotation, str) else annotation,
+        )
+    return parameters
+
+
+def _is_nothing(given: dg.AssetIn) -> bool:
+    """Whether an input is there for its order alone, and has no value."""
+    kind = given.dagster_type
+    return isinstance(kind, dg.DagsterType) and kind.is_nothing
+
+
+def _labelled(
+    enrichment: Enrichment, own: Mapping[str, inspect.Parameter], ins: Mapping[str, dg.AssetIn]
+) -> dict[str, str]:
+    """The inputs of labelled rows, and where each comes from: an asset that is an input already is no second one."""
+    keys = {}
+    for name, parameter in own.items():
+        if not _is_resource(parameter):
+            given = ins.get(name, dg.AssetIn())
+            keys[given.key or dg.AssetKey([*(given.key_prefix or ()), name])] = name
+    return {name: keys.get(upstream, name) for name, upstream in golden_inputs(enrichment.checks).items()}
+
+
+def _is_resource(parameter: inspect.Parameter) -> bool:
+    """Whether Dagster takes `parameter` for a resource, by its annotation."""
+    kind = parameter.annotation
+    if isinstance(kind, type):
+        return issubclass(kind, dg.ConfigurableResource | dg.ResourceDefinition)
+    return typing.get_origin(kind) is Annotated and typing.get_args(kind)[1:] == _RESOURCE_MARK
+
+
+def _check_resource(function: Callable[..., Any], parameter: inspect.Parameter) -> None:
+    """A resource may be asked for by its key; anything else of that name would be asked in its place."""
+    if not _is_resource(parameter):
+        name = parameter.name
+        raise ConfigError(
+            f"The parameter {name!r} of {function.__name__!r} has the name of resource_key={name!r}, the model that is "
+            f"asked, but is an input. Name it otherwise (ins={{'rows': AssetIn({name!r})}} with a parameter rows), or "
+            "choose another resource_key; if the resource is meant, annotate it with dg.ResourceParam[object]."
+        )

@@ -1,0 +1,1 @@
+"""Asset checks: their types, validation, evaluation."""

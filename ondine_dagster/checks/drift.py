@@ -1,0 +1,127 @@
+"""How the values of a column are distributed, and how far that is from how they were before.
+
+Counts of every column with a closed set of values are metadata of each materialization, under one fixed key, whether or
+not a check asks for them: a check that is added later has something to compare with at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import pi, sqrt
+from typing import Any, TypeAlias
+
+import dagster as dg
+
+from ondine_core.types.values import Json
+
+__all__ = ["DISTRIBUTION", "Before", "Counts", "distance", "distance_by_chance", "find_before", "to_metadata"]
+
+DISTRIBUTION = "ondine/distribution"
+"""Key of the metadata: `{column: [[value, rows], ...]}`."""
+
+Counts: TypeAlias = Mapping[Json, int]
+"""Rows by value."""
+
+_LOOKED_AT = 50
+"""So many earlier materializations are looked through for one that has counts of the column."""
+_DAYS_LOOKED_AT = 10
+"""So many earlier partitions are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """An earlier materialization: its counts of a column, and its partition or, without partitions, its run."""
+
+    counts: Counts
+    name: str
+
+
+def to_metadata(counts: Mapping[str, Counter[Json]]) -> dict[str, dg.MetadataValue[Any]]:
+    """`counts` as metadata; nothing where there are none."""
+    pairs = {name: [[value, rows] for value, rows in found.most_common()] for name, found in counts.items()}
+    return {DISTRIBUTION: dg.MetadataValue.json(pairs)} if pairs else {}
+
+
+def distance(one: Counts, other: Counts) -> float:
+    """The total variation distance of two distributions, 0 to 1: half the sum of the differences of their shares.
+
+    D. A. Levin, Y. Peres, "Markov Chains and Mixing Times", 2nd edition (2017), proposition 4.2. Unlike the population
+    stability index it needs no care for a value that one of the two lacks.
+
+    Args:
+        one: Rows by value, one at least.
+        other: Rows by value, one at least.
+    """
+    return sum(abs(left - right) for left, right in _shares(one, other)) / 2
+
+
+def distance_by_chance(one: Counts, other: Counts) -> float:
+    """The distance to be expected of two samples of these sizes that come from one distribution, the two pooled.
+
+    The difference of two shares is about normal, and the mean of its absolute value is its standard deviation times
+    sqrt(2 / pi).
+    """
+    pooled = Counter(one) + Counter(other)
+    rows = pooled.total()
+    scatter = 1 / sum(one.values()) + 1 / sum(other.values())
+    shares = [found / rows for found in pooled.values()]
+    return sum(sqrt(share * (1 - share) * scatter) for share in shares) / sqrt(2 * pi)
+
+
+def _shares(one: Counts, other: Counts) -> Iterator[tuple[float, float]]:
+    first, second = sum(one.values()), sum(other.values())
+    for value in {**one, **other}:
+        yield one.get(value, 0) / first, other.get(value, 0) / second
+
+
+# -- what was before -----------------------------------------------------------------------------------------------
+
+
+def find_before(context: dg.AssetExecutionContext, column: str) -> Before | None:
+    """The materialization to compare the running one with, `None` if there is none with counts of `column`.
+
+    Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
+    the same partition. A range of partitions counts as its first.
+    """
+    key = context.asset_key_for_output()
+    for partitions in _partitions_before(context, key):
+        wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=partitions)
+        for record in context.instance.fetch_materializations(wanted, limit=_LOOKED_AT).records:
+            made = record.asset_materialization
+            entry = made.metadata.get(DISTRIBUTION) if made else None
+            pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
+            if pairs:
+                return Before(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
+    return None
+
+
+def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[list[str] | None]:
+    """Where to look, in order: in which partition, or (`None`) in the asset."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        yield None
+        return
+    partition, definition = context.partition_keys[0], context.assets_def.partitions_def
+    earlier = _earlier_keys(definition, partition)
+    if earlier is None:
+        yield [partition]
+        return
+    made = context.instance.get_materialized_partitions(key)
+    found = [name for name in earlier if name in made]
+    for name in found[: -_DAYS_LOOKED_AT - 1 : -1]:
+        yield [name]
+
+
+def _earlier_keys(definition: dg.PartitionsDefinition[Any] | None, partition: str) -> list[str] | None:
+    """The partitions before this one in time, and otherwise like it, oldest first; `None` if they are no times."""
+    if isinstance(definition, dg.TimeWindowPartitionsDefinition):
+        keys = definition.get_partition_keys()
+        return list(keys[: keys.index(partition)]) if partition in keys else list(keys)
+    if isinstance(definition, dg.MultiPartitionsDefinition) and isinstance(partition, dg.MultiPartitionKey):
+        for dimension in definition.partitions_defs:
+            now = partition.keys_by_dimension
+            earlier = _earlier_keys(dimension.partitions_def, now[dimension.name])
+            if earlier is not None:
+                return [str(dg.MultiPartitionKey({**now, dimension.name: name})) for name in earlier]
+    return None

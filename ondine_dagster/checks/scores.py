@@ -1,0 +1,147 @@
+"""How well answers meet known labels: accuracy, and precision, recall and F1 of each label.
+
+A row without an answer meets no label. Values are compared as JSON carries them: texts without the space around them,
+numbers as numbers, so that 4 is 4.0, and dates as ISO texts; nothing else is guessed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ondine_core.types.values import Json
+
+__all__ = ["NO_ANSWER", "LabelScore", "Score", "as_label", "score", "shown"]
+
+NO_ANSWER = "(no answer)"
+"""Stands for an answer in the confusion counts; a label is JSON text and never looks like it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """How well one label is met.
+
+    Args:
+        label: The label, as JSON text.
+        expected: Rows that have it.
+        answered: Rows whose answer it is.
+        met: Rows of which both is true.
+    """
+
+    label: str
+    expected: int
+    answered: int
+    met: int
+
+    @property
+    def precision(self) -> float:
+        """Of the rows whose answer it is, the share that has it; 0 if there are none."""
+        return self.met / self.answered if self.answered else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Of the rows that have it, the share whose answer it is; 0 if there are none."""
+        return self.met / self.expected if self.expected else 0.0
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of the two."""
+        return 2 * self.met / (self.expected + self.answered)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well the answers of a column meet its labels.
+
+    Args:
+        column: The output column.
+        confusion: Rows by label and answer, each JSON text; the answer of a row that has none is `NO_ANSWER`.
+    """
+
+    column: str
+    confusion: Mapping[tuple[str, str], int]
+
+    @cached_property
+    def rows(self) -> int:
+        """Labelled rows."""
+        return sum(self.confusion.values())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of rows whose answer is their label."""
+        return sum(rows for (label, answer), rows in self.confusion.items() if label == answer) / self.rows
+
+    @property
+    def f1(self) -> float:
+        """The arithmetic mean of the F1 scores of all labels that were expected or answered.
+
+        The better of the two macro F1 in use: J. Opitz, S. Burst, "Macro F1 and Macro F1", arXiv:1911.03347 (2019).
+        """
+        labels = self.labels
+        return sum(label.f1 for label in labels) / len(labels)
+
+    @cached_property
+    def labels(self) -> tuple[LabelScore, ...]:
+        """The labels that were expected or answered, the most expected first."""
+        expected, answered = Counter[str](), Counter[str]()
+        for (label, answer), rows in self.confusion.items():
+            expected[label] += rows
+            answered[answer] += rows
+        del answered[NO_ANSWER]
+        names = sorted(expected.keys() | answered.keys(), key=lambda name: (-expected[name], name))
+        met = Counter({label: rows for (label, answer), rows in self.confusion.items() if label == answer})
+        return tuple(LabelScore(name, expected[name], answered[name], met[name]) for name in names)
+
+
+def score(column: str, labels: Sequence[Any], answers: Sequence[Any], answered: Sequence[bool]) -> Score:
+    """Compare `answers` with `labels`, row by row.
+
+    Args:
+        column: What the column is called.
+        labels: The labels.
+        answers: The answers, JSON values.
+        answered: Whether there is one; `None` may be an answer.
+    """
+    pairs = zip(labels, answers, answered, strict=True)
+    return Score(
+        column,
+        Counter((as_label(label), as_label(answer) if there else NO_ANSWER) for label, answer, there in pairs),
+    )
+
+
+def shown(label: str) -> str:
+    """A label as people read it: a text without its quotes."""
+    return str(json.loads(label)) if label.startswith('"') else label
+
+
+def as_label(value: Any) -> str:
+    """`value` as JSON text, alike for whatever counts as the same."""
+    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
+
+
+def _plain(value: Any) -> Json:  # noqa: PLR0911  (one case a kind)
+    match value:
+        case bool() | None | int():
+            return value
+        case enum.Enum():
+            return _plain(value.value)
+        case str():
+            return value.strip()
+        case float():
+            return int(value) if value.is_integer() else float(f"{value:.9g}")
+        case dt.date():
+            return value.isoformat()
+        case Mapping():
+            return {str(name): _plain(child) for name, child in value.items()}
+        case list() | tuple():
+            return [_plain(child) for child in value]
+        case _ if hasattr(value, "tolist"):  # of NumPy
+            return _plain(value.tolist())
+        case _:
+            return str(value)

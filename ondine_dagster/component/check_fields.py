@@ -1,0 +1,73 @@
+"""Checks as they are written in YAML: the `type` of one and its arguments.
+
+The models are made of the check classes themselves, so that a check which can be declared in Python can be written.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
+import dataclasses
+import inspect
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+import dagster as dg
+from pydantic import BaseModel, Field, create_model
+
+from ondine_dagster.checks.types import Check
+from ondine_dagster.component.fields import Fields
+from ondine_dagster.component.templates import fill
+
+__all__ = ["ResolvedChecks"]
+
+_SAID = {
+    "blocking": "Whether a failed check stops what is downstream.",
+    "name": "What the check is called; by default what it is about.",
+    "max_rate": "Share of rows, 0 to 1.",
+    "columns": "Output columns; by default all, or those that have labels.",
+    "max_usd": "USD a row.",
+    "column": "An output column with a closed set of values.",
+    "max_distance": "Share of rows, 0 to 1, that would need another value for both distributions to be the same.",
+    "rows": "The labelled rows: the key of an asset that has them, or a list of mappings.",
+    "min_score": "The score that each column has to reach, 0 to 1.",
+    "metric": "Share of labels that were met, or mean of the F1 scores of all labels.",
+}
+
+
+def _fields_of(kind: type[Check]) -> type[BaseModel]:
+    hints = typing.get_type_hints(kind)
+    given: dict[str, Any] = {"type": (Literal[kind.type], Field(description="Which check it is."))}
+    given |= {
+        each.name: (
+            hints[each.name],
+            Field(... if each.default is dataclasses.MISSING else each.default, description=_SAID[each.name]),
+        )
+        for each in dataclasses.fields(kind)
+    }
+    model: type[BaseModel] = create_model(
+        f"{kind.__name__}Fields",
+        __base__=Fields,
+        __doc__=inspect.getdoc(kind),
+        **given,
+    )
+    return model
+
+
+_ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in typing.get_args(Check))]  # noqa: UP007  (of a tuple)
+
+
+def _resolve_checks(context: dg.ResolutionContext, value: str | Sequence[BaseModel]) -> Any:
+    if isinstance(value, str):  # Dagster lets it pass, as it might have been a template; `llm_asset` says what is valid
+        return value
+    written = [check.model_dump(exclude_unset=True) for check in value]
+    return [fill(context.at_path(place), check) for place, check in enumerate(written)]
+
+
+ResolvedChecks: TypeAlias = Annotated[
+    Any,  # in Python also checks
+    dg.Resolver(
+        _resolve_checks,
+        model_field_type=list[Annotated[_ANY_CHECK, Field(discriminator="type")]],
+        description="Asset checks that each materialization answers.",
+        examples=[[{"type": "error_rate", "max_rate": 0.01, "blocking": True}]],
+    ),
+]

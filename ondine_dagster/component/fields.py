@@ -1,0 +1,225 @@
+"""What may be written in YAML for a prompt, an output and a step, and what becomes of it.
+
+Prompts and outputs are passed on as they are written, because braces in them are the model's business; elsewhere, a
+text that is nothing but `{{ ... }}` is a template of Dagster's.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import dagster as dg
+import yaml
+from dagster.components.resolved.core_models import (
+    MultiRunBackfillPolicyModel,
+    SingleRunBackfillPolicyModel,
+    resolve_backfill_policy,
+)
+from pydantic import ConfigDict, Field
+
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.template import Example, Prompt
+from ondine_dagster.component.templates import fill
+
+__all__ = [
+    "Fields",
+    "OpFields",
+    "ResolvedCleaning",
+    "ResolvedOutput",
+    "ResolvedPrompt",
+    "ResolvedSanitizer",
+]
+
+
+class Fields(dg.Model):
+    """Base of what is read from YAML; every step imports it and none reads YAML, so it is built at first use."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+# -- prompts and outputs -------------------------------------------------------------------------------------------
+
+
+class ExampleFields(Fields):
+    """A few-shot example."""
+
+    input: str | dict[str, Any] = Field(description="Columns and their values, or the value of the only column.")
+    answer: Any = Field(description="The answer wanted: output columns and their values, or a text.")
+
+
+class PromptFields(Fields):
+    """A prompt with more than its text."""
+
+    text: str | None = Field(None, description="The template, `{column}` where a row's value belongs.")
+    file: str | None = Field(None, description="File with the template instead, relative to this one.")
+    syntax: Literal["braces", "jinja2"] | None = Field(
+        None,
+        description="'jinja2' for `{{ column }}`, conditions and filters; files named .j2 or .jinja have it anyway.",
+    )
+    system: str | None = Field(None, description="System message, the same for every row.")
+    examples: list[ExampleFields | list[Any]] | str = Field(
+        default=[],
+        description="Few-shot examples, each a mapping of input and answer or a pair of them; or a JSON or YAML file "
+        "with such a list, relative to this one.",
+    )
+
+
+def _resolve_prompt(context: dg.ResolutionContext, value: str | PromptFields) -> str | Prompt:
+    if isinstance(value, str):
+        return value
+    file = None if value.file is None else context.resolve_source_relative_path(value.file)
+    examples = value.examples
+    if isinstance(examples, str):
+        examples = _read_examples(context.resolve_source_relative_path(examples))
+    return Prompt(value.text, file, value.syntax, value.system, [_example(example) for example in examples])
+
+
+def _read_examples(file: Path) -> list[Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"Cannot read the examples in {str(file)!r} ({type(error).__name__}).") from error
+    if not isinstance(found, list):
+        raise ConfigError(f"{str(file)!r} has a {type(found).__name__} where a list of examples was expected.")
+    return found
+
+
+def _example(example: Any) -> Example:
+    match example:
+        case ExampleFields():
+            return example.input, example.answer
+        case {"input": given, "answer": answer, **rest} if not rest:
+            return given, answer
+        case [given, answer]:
+            return given, answer
+    raise ConfigError(
+        f"An example is a pair, or a mapping of input and answer; not {json.dumps(example, default=str)}."
+    )
+
+
+def _resolve_output(context: dg.ResolutionContext, value: str | Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and "(?P<" in value:
+        try:
+            return re.compile(value)
+        except re.error as error:
+            raise ConfigError(f"output={value!r} is no regular expression: {error}.") from None
+    return fill(context, value)
+
+
+ResolvedPrompt: TypeAlias = Annotated[
+    str | Prompt,
+    dg.Resolver(
+        _resolve_prompt,
+        model_field_type=str | PromptFields,
+        inject_before_resolve=False,
+        description="The question about a row, `{column}` where its value belongs; passed on as it stands, without "
+        "Dagster's templating. Or a mapping with text or file, syntax, system and examples.",
+        examples=["Classify this ticket.\n\nTicket: {body}", {"file": "prompt.md"}],
+    ),
+]
+ResolvedOutput: TypeAlias = Annotated[
+    Any,  # an `Output`; Pydantic would make a regular expression of a column name
+    dg.Resolver(
+        _resolve_output,
+        model_field_type=str | dict[str, Any],
+        inject_before_resolve=False,
+        description="The columns wanted: a mapping of column to type or JSON schema, the JSON schema of an object, a "
+        "regular expression with named groups, the name of one free-text column, or a template variable that is a "
+        "Pydantic model.",
+        examples=[{"sentiment": {"type": "string", "enum": ["positive", "negative"]}, "topic": "string"}, "summary"],
+    ),
+]
+
+# -- what is done to rows before they are asked about --------------------------------------------------------------
+
+
+class SanitizerFields(Fields):
+    """The arguments of a `Sanitizer`."""
+
+    mode: Literal["redact", "placeholder", "hash"] = Field("redact", description="What stands in the place of a find.")
+    rules: list[str] = Field(default=[], description="Names of the built-in rules to use; by default all.")
+    patterns: dict[str, str] = Field(default={}, description="Rules of your own: a name and a regular expression.")
+    salt: str | None = Field(None, description="For 'hash': a secret, as in '{{ env.SALT }}'.")
+
+
+def _resolve_sanitizer(context: dg.ResolutionContext, value: str | SanitizerFields) -> Any:
+    return fill(context, value if isinstance(value, str) else value.model_dump(exclude_unset=True))
+
+
+ResolvedCleaning: TypeAlias = Annotated[
+    Any,  # steps may be functions
+    dg.Resolver(
+        fill,
+        model_field_type=str | list[str | dict[str, Any]],
+        inject_before_resolve=False,
+        description="Steps that clean the texts of a row before it is asked about, in order; the stored columns stay "
+        "as they are.",
+        examples=[["html", "whitespace", {"truncate": 500}]],
+    ),
+]
+ResolvedSanitizer: TypeAlias = Annotated[
+    Any,  # in Python also a `Sanitizer`
+    dg.Resolver(
+        _resolve_sanitizer,
+        model_field_type=str | SanitizerFields,
+        inject_before_resolve=False,
+        description="What stands for the personal data and secrets of a row when it is asked about: 'redact' "
+        "([EMAIL]), 'placeholder' (<EMAIL_1>, given back in its answer), or a mapping of mode, rules, patterns, "
+        "and salt.",
+        examples=["redact", {"mode": "placeholder", "patterns": {"TICKET": "T-[0-9]{4}"}}],
+    ),
+]
+
+# -- the step ------------------------------------------------------------------------------------------------------
+
+
+class RetryFields(Fields):
+    """When Dagster runs a crashed step again; calls to the model are retried without it."""
+
+    max_retries: int = Field(1, ge=0, description="Most retries of the step.")
+    delay: float | None = Field(None, ge=0, description="Seconds before a retry.")
+    backoff: Literal["linear", "exponential"] | None = Field(None, description="How the delay grows.")
+    jitter: Literal["full", "plus_minus"] | None = Field(None, description="How chance changes the delay.")
+
+
+def _resolve_retry_policy(_: dg.ResolutionContext, value: RetryFields) -> dg.RetryPolicy:
+    return dg.RetryPolicy(
+        value.max_retries,
+        value.delay,
+        dg.Backoff[value.backoff.upper()] if value.backoff else None,
+        dg.Jitter[value.jitter.upper()] if value.jitter else None,
+    )
+
+
+class OpFields(Fields, dg.Resolvable):
+    """How Dagster runs the step."""
+
+    pool: Annotated[str | None, dg.Resolver.default(description="Concurrency pool that the step takes a slot of.")] = (
+        None
+    )
+    tags: Annotated[dict[str, Any] | None, dg.Resolver.default(description="Tags of the op, for the executor.")] = None
+    retry_policy: Annotated[
+        dg.RetryPolicy | None,
+        dg.Resolver(_resolve_retry_policy, model_field_type=RetryFields, description="What becomes of a crashed step."),
+    ] = None
+    backfill_policy: Annotated[
+        dg.BackfillPolicy | None,
+        dg.Resolver(
+            resolve_backfill_policy,
+            model_field_type=SingleRunBackfillPolicyModel | MultiRunBackfillPolicyModel,
+            description="Partitions in one run of a backfill; by default one.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What was said, as arguments of `@dg.asset`."""
+        given = {
+            "pool": self.pool,
+            "op_tags": self.tags,
+            "retry_policy": self.retry_policy,
+            "backfill_policy": self.backfill_policy,
+        }
+        return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,95 @@
+"""A model of the asset's own, as it is written in YAML: its name, or the fields of an `LLMResource`.
+
+A secret is named there, never written: what is nothing but `{{ env.NAME }}` becomes an `EnvVar`, which is read when a
+step starts and shown nowhere. Other templates are resolved when the definitions load.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
+import re
+from typing import Annotated, Any, TypeAlias
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from ondine_core.errors import ConfigError
+from ondine_dagster.component.fields import Fields
+from ondine_dagster.resource import LLMResource
+
+__all__ = ["ResolvedLLM", "check_key"]
+
+ModelFields = create_model(  # type: ignore[call-overload]
+    "ModelFields",
+    __base__=Fields,
+    __doc__="The fields of an `LLMResource`.",
+    **{
+        name: (
+            # Any field may be a template.
+            field.rebuild_annotation() | str,
+            Field(
+                ... if field.is_required() else field.get_default(call_default_factory=True),
+                description=field.description,
+            ),
+        )
+        for name, field in LLMResource.model_fields.items()
+    },
+)
+_TEXTS = {name for name, field in LLMResource.model_fields.items() if field.annotation in (str, str | None)}
+_READ_LATE = {*_TEXTS, "settings", "observers", "params"}
+"""The fields in which a variable of the environment is read when a step starts."""
+
+
+def _resolve_llm(context: dg.ResolutionContext, value: Any) -> LLMResource:
+    if isinstance(value, str):
+        llm: Any = _named(value) or context.resolve_value(value)
+        return llm if isinstance(llm, LLMResource) else LLMResource(model=llm)
+    given = {
+        name: _settle(context.at_path(name), part, as_it_runs=name in _READ_LATE)
+        for name, part in value.model_dump(exclude_unset=True).items()
+    }
+    return LLMResource(**given)
+
+
+def check_key(llm: Any) -> None:
+    """Refuse a key that is written out.
+
+    Raises:
+        ConfigError: It is; the message does not repeat it.
+    """
+    if isinstance(llm, LLMResource) and not isinstance(llm.api_key, dg.EnvVar | None):
+        raise ConfigError(
+            'The api_key of the model must name a variable, as in "{{ env.OPENAI_API_KEY }}"; '
+            "what is written here can be read in the repository and in the UI."
+        )
+
+
+def _settle(context: dg.ResolutionContext, value: Any, *, as_it_runs: bool) -> Any:
+    """`value` with its templates resolved; with `as_it_runs`, variables of the environment stay names until then."""
+    match value:
+        case str() if as_it_runs and (variable := _named(value)):
+            return variable
+        case dict():
+            return {name: _settle(context.at_path(name), part, as_it_runs=as_it_runs) for name, part in value.items()}
+        case list():
+            return [_settle(context.at_path(i), part, as_it_runs=as_it_runs) for i, part in enumerate(value)]
+    return context.resolve_value(value)
+
+
+def _named(value: str) -> dg.EnvVar | None:
+    found = _VARIABLE.fullmatch(value)
+    return dg.EnvVar(found["dotted"] or found["called"]) if found else None
+
+
+_VARIABLE = re.compile(r"""\s*\{\{\s*env(?:\.(?P<dotted>\w+)|\(\s*(['"])(?P<called>\w+)\2\s*\))\s*\}\}\s*""")
+
+ResolvedLLM: TypeAlias = Annotated[
+    Any,  # in Python also a fake
+    dg.Resolver(
+        _resolve_llm,
+        model_field_name="model",
+        model_field_type=str | ModelFields,
+        inject_before_resolve=False,
+        description="The model this asset asks, instead of the resource `resource_key`: its name, as in "
+        "'openai/gpt-4o-mini', or a mapping with the fields of an LLMResource.",
+        examples=["openai/gpt-4o-mini", {"model": "openai/gpt-4o-mini", "requests_per_minute": 500}],
+    ),
+]

@@ -1,0 +1,1 @@
+"""Run config of the Launchpad, and configuration from environment variables."""

@@ -1,0 +1,102 @@
+"""What one run does differently: the fields that the Launchpad shows, and what they change.
+
+They are about this run only. What an answer means is the definition's, so a run that was configured by hand leaves
+nothing behind but answers that every later run finds.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
+from dataclasses import replace
+from enum import StrEnum
+
+from pydantic import Field
+
+from ondine_core.engine.options import Options
+from ondine_core.errors import ConfigError
+from ondine_core.types.values import ModelSpec
+from ondine_dagster.config.strict import StrictConfig
+from ondine_dagster.config.variables import Count, Positive
+
+__all__ = ["LLMAssetConfig", "Sample", "configure"]
+
+
+class Sample(StrEnum):
+    """Which rows a trial asks about."""
+
+    first = "first"
+    random = "random"
+
+
+class LLMAssetConfig(StrictConfig):
+    """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
+
+    max_rows: Count | None = Field(
+        default=None,
+        description="Trial: ask about this many rows and show them in an observation. Nothing is materialized and no "
+        "check runs; the answers are kept for the real run.",
+    )
+    sample: Sample = Field(
+        default=Sample.first,
+        description="Which rows a trial with max_rows asks about: 'first', or 'random' with a fixed seed, so that a "
+        "repeated trial reuses its answers.",
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="Count rows, prompts, known answers and tokens, estimate cost and time, and stop: nothing is asked "
+        "or spent, and nothing is materialized.",
+    )
+    full_refresh: bool = Field(
+        default=False,
+        description="Ask about every row again, also where the answer is known. Answers of this run are reused when it "
+        "is retried.",
+    )
+    retry_failed_rows: bool | None = Field(
+        default=None,
+        description="Whether rows that failed in an earlier run are asked again, for whatever reason; by default as "
+        "the asset says.",
+    )
+    max_cost_usd: Positive | None = Field(
+        default=None, description="Cap on the cost of this run in USD, instead of the asset's own."
+    )
+    model: str | None = Field(
+        default=None,
+        description="Another model than the resource's, as in 'openai/gpt-4o'; of another provider's, the key comes "
+        "from its usual environment variable.",
+    )
+
+
+def configure(
+    config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool, since: float
+) -> tuple[ModelSpec, Options]:
+    """Who is asked, and how, when `config` has its way.
+
+    Args:
+        config: What this run does differently.
+        spec: Whom the resource would ask.
+        options: How it would.
+        opened: Whether the model is open already, so that there is no choice any more.
+        since: When the run, or the one that it repeats, was created, in seconds since the epoch.
+
+    Raises:
+        ConfigError: Another model is wanted than the one that is open.
+    """
+    policy = options.policy
+    if config.retry_failed_rows is not None:
+        policy = replace(policy, retry_failed_rows=config.retry_failed_rows)
+    if config.full_refresh:
+        policy = replace(policy, reuse_since=since)
+    options = replace(options, policy=policy)
+    if config.max_cost_usd is not None:
+        options = replace(options, max_cost_usd=config.max_cost_usd)
+    if config.model in (None, spec.model):
+        return spec, options
+    if opened:
+        raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
+    return _another(spec, config.model), replace(options, price=None)
+
+
+def _another(spec: ModelSpec, model: str) -> ModelSpec:
+    """`spec` for another model: of the same provider as it stands, else without what only that provider knows."""
+    if model.partition("/")[0] == spec.model.partition("/")[0]:
+        settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
+        return replace(spec, model=model, settings=settings)
+    return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)

@@ -1,0 +1,1 @@
+"""What a run shows in Dagster: metadata, tables, plots."""

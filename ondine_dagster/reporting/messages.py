@@ -1,0 +1,54 @@
+"""Messages of calls as Markdown, sanitized as they are sent, for people to read in Dagster's UI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ondine_core.types.values import Call, Message
+from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
+
+__all__ = ["shown_messages"]
+
+_MOST_SHOWN = 5
+_FRAME = 40
+"""Characters around a message, at the most usual."""
+_CUT = " […] "
+
+
+def shown_messages(calls: Sequence[Call]) -> str:
+    """The messages of `calls`, what all of them begin with once, as short as Dagster shows without a click.
+
+    Texts that are too long are cut in the middle; of many examples the first are shown.
+    """
+    if not calls:
+        return ""
+    head, own = calls[0].messages[:-1], [call.messages[-1] for call in calls]
+    most = _MOST_SHOWN - len(own)
+    left_out = len(head) - most
+    shown = [*head[:most], *own]
+    # The short ones leave their room to the long ones.
+    room, lengths = SHOWN_IN_PLACE - _FRAME * (len(shown) + 1), sorted(len(message.content) for message in shown)
+    longest = 0
+    for number, length in enumerate(lengths):
+        longest = room // (len(lengths) - number)
+        if length <= longest:
+            room -= length
+    parts = [_block(message, max(longest, len(_CUT) + 2)) for message in shown]
+    if left_out > 0:
+        parts.insert(len(head[:most]), f"(and {left_out} messages of examples)")
+    return "\n".join(parts)
+
+
+def _block(message: Message, longest: int) -> str:
+    text = _cut(message.content, longest)
+    # Longer than any in the text, so that nothing in it ends the block.
+    fence = "~" * max([3, *(len(found) + 1 for found in re.findall("~+", text))])
+    return f"**{message.role}**\n{fence}text\n{text}\n{fence}"
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    kept = longest - len(_CUT)
+    return f"{text[: kept - kept // 3]}{_CUT}{text[len(text) - kept // 3 :]}"

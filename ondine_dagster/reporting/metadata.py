@@ -1,0 +1,276 @@
+"""A run in Dagster's terms: metadata with one fixed numeric key a metric, progress, and failures.
+
+Only integers and floats are drawn as plots, and a key that changes its name or type breaks the line, so keys are fixed
+and a figure that is not known is left out; it is never written as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.engine.estimate import Estimate
+from ondine_core.engine.report import Report
+from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
+from ondine_core.types.progress import Progress, Spend
+from ondine_core.types.values import ModelSpec
+from ondine_dagster.reporting.messages import shown_messages
+
+__all__ = [
+    "estimate_line",
+    "estimate_metadata",
+    "failure",
+    "lineage",
+    "progress_line",
+    "progress_metadata",
+    "reasons_metadata",
+    "run_metadata",
+    "share_of",
+    "summary",
+]
+
+_REASONS_SHOWN = 20
+_MINUTE_S = 60
+
+
+def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
+    """The figures of a finished run."""
+    progress = report.progress
+    asked = progress.rows_total - progress.rows_skipped
+    metadata = {
+        "ondine/summary": _summary(progress),
+        "ondine/model": spec.model,
+        "ondine/provider": spec.provider,
+        **_figures(progress),
+        "ondine/rows_succeeded": progress.rows_total - progress.rows_failed - progress.rows_skipped,
+        "ondine/error_rate": round(report.error_rate, 6),
+        "ondine/unique_prompts": report.prompts,
+        "ondine/reuse_rate": round(progress.rows_reused / asked, 6) if asked else 0.0,
+        "ondine/duration_s": round(progress.elapsed_s, 3),
+    }
+    if preprocess_stats := report.preprocess_stats:
+        metadata["ondine/rows_truncated"] = preprocess_stats.rows_truncated
+        metadata["ondine/rows_sanitized"] = preprocess_stats.rows_sanitized
+    audit = report.audit
+    metadata |= {
+        "ondine/requests_answered": audit.answered.calls,
+        "ondine/requests_refused": audit.refused.calls,
+        "ondine/prompts_paid_twice": audit.paid_twice,
+        "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != spec.model),
+    }
+    if (paid := progress.cost_usd_total) is not None:
+        metadata["ondine/cost_usd_total"] = float(paid)
+    if latencies := report.latencies_s:
+        metadata["ondine/latency_p50_s"] = round(latencies[len(latencies) // 2], 4)
+        metadata["ondine/latency_p95_s"] = round(latencies[min(len(latencies) - 1, len(latencies) * 95 // 100)], 4)
+    return metadata
+
+
+def reasons_metadata(report: Report) -> dict[str, Any]:
+    """Why rows failed, with counts, the most frequent reason first; nothing where none did."""
+    if not (failures := report.failures):
+        return {}
+    records = [
+        dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
+    ]
+    schema = dg.TableSchema([dg.TableColumn("rows", "int"), dg.TableColumn("reason", "string")])
+    return {"ondine/failures": dg.MetadataValue.table(records, schema)}
+
+
+def progress_metadata(progress: Progress) -> dict[str, Any]:
+    """The figures of a run that goes on or did not end well.
+
+    They have keys of their own: under those of a finished run, a plot over materializations would show them, too.
+    """
+    figures = {"ondine/summary": progress_line(progress), **_figures(progress)}
+    return {f"ondine/progress/{key.removeprefix('ondine/')}": figure for key, figure in figures.items()}
+
+
+def summary(rows: int, failed: int, skipped: int, *details: str) -> str:
+    """One line about a table: rows, how many failed and were skipped, and what else there is to say of it."""
+    return ", ".join((f"{rows:,} rows", f"{failed:,} failed", *([f"{skipped:,} skipped"] if skipped else []), *details))
+
+
+def _summary(progress: Progress) -> str:
+    reused = [f"{progress.rows_reused:,} reused"] if progress.rows_reused else []
+    cost = [str(progress.spend)] if progress.spend.usd is not None or progress.spend.calls else []
+    details = (*reused, *cost, _duration(progress.elapsed_s))
+    return summary(progress.rows_total, progress.rows_failed, progress.rows_skipped, *details)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / _MINUTE_S)
+    return f"{minutes} min" if minutes < 2 * 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _figures(progress: Progress) -> dict[str, Any]:
+    return {
+        "ondine/rows_total": progress.rows_total,
+        "ondine/rows_done": progress.rows_done,
+        "ondine/rows_reused": progress.rows_reused,
+        "ondine/rows_failed": progress.rows_failed,
+        "ondine/rows_skipped": progress.rows_skipped,
+        "ondine/rows_per_s": round(progress.rows_per_s, 2),
+        **spend_metadata(progress.spend),
+    }
+
+
+def spend_metadata(spend: Spend) -> dict[str, Any]:
+    """Calls, tokens and money."""
+    metadata: dict[str, Any] = {
+        "ondine/requests": spend.calls,
+        "ondine/requests_unknown": spend.unknown,
+        "ondine/input_tokens": spend.usage.input_tokens,
+        "ondine/cached_input_tokens": spend.usage.cached_input_tokens,
+        "ondine/output_tokens": spend.usage.output_tokens,
+        "ondine/cost_known": spend.usd is not None and not spend.at_most_calls and not spend.unknown,
+        "ondine/cost": str(spend),
+    }
+    if spend.usd is not None:
+        metadata["ondine/cost_usd"] = float(spend.usd)
+        metadata["ondine/cost_is_upper_bound"] = spend.at_most_calls > 0
+    if spend.unknown and spend.unknown_usd is not None:
+        metadata["ondine/unknown_cost_usd"] = float(spend.unknown_usd)
+    return metadata
+
+
+def progress_line(progress: Progress) -> str:
+    """How far a run is, for the log."""
+    parts = [f"{progress.rows_done:,} of {progress.rows_total:,} rows", progress.pace]
+    if progress.remaining_s:
+        parts.append(f"about {progress.remaining_s:,.0f} s left")
+    if progress.rows_failed:
+        parts.append(f"{progress.rows_failed:,} failed")
+    if progress.rows_skipped:
+        parts.append(f"{progress.rows_skipped:,} skipped")
+    if progress.spend.usd is not None or progress.spend.calls:
+        parts.append(str(progress.spend))
+    return ", ".join(parts)
+
+
+_ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_by")
+
+
+def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
+    """The figures of a partition that has `rows` of a run's rows, `failed` of which failed and `skipped` were skipped.
+
+    Rows are counted; what was spent on the run is shared out by rows, so that partitions add up to the run.
+    """
+    part = rows / rows_total if rows_total else 0.0
+    shared: dict[str, Any] = {
+        name: round(figure * part) if isinstance(figure, int) else figure * part
+        for name, figure in figures.items()
+        if isinstance(figure, int | float) and not isinstance(figure, bool) and any(kind in name for kind in _ADDED_UP)
+    }
+    if (usd := shared.get("ondine/cost_usd")) is not None:
+        shared["ondine/cost"] = f"{'at most ' if figures.get('ondine/cost_is_upper_bound') else ''}${usd:.4f}"
+    cost = [shared["ondine/cost"]] if "ondine/cost" in shared else []
+    return shared | {
+        "ondine/summary": summary(rows, failed, skipped, *cost),
+        "dagster/partition_row_count": rows,
+        "ondine/rows_total": rows,
+        "ondine/rows_done": rows,
+        "ondine/rows_failed": failed,
+        "ondine/rows_skipped": skipped,
+        "ondine/rows_succeeded": rows - failed - skipped,
+        "ondine/error_rate": round(failed / (rows - skipped), 6) if rows > skipped else 0.0,
+    }
+
+
+# -- a dry run -----------------------------------------------------------------------------------------------------
+
+
+def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
+    """What a run would take."""
+    least, likely, most = found.output_tokens
+    metadata: dict[str, Any] = {
+        "ondine/summary": estimate_line(found),
+        "ondine/dry_run": True,
+        "ondine/model": spec.model,
+        "ondine/estimated_rows": found.rows,
+        "ondine/estimated_rows_reused": found.rows_reused,
+        "ondine/estimated_rows_skipped": found.rows_skipped,
+        "ondine/estimated_unique_prompts": found.prompts,
+        "ondine/estimated_requests": found.calls,
+        "ondine/estimated_input_tokens": found.input_tokens,
+        "ondine/estimated_output_tokens": likely,
+        "ondine/estimated_output_tokens_least": least,
+        "ondine/estimated_output_tokens_most": most,
+        "ondine/cost_known": found.usd is not None,
+    }
+    if found.usd is not None:
+        keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
+        metadata |= zip(keys, map(float, found.usd), strict=True)
+    if found.sample:
+        metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
+    if found.limited_by:
+        metadata["ondine/batches_limited_by"] = found.limited_by
+    if found.least_s:
+        metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
+    return metadata
+
+
+def estimate_line(found: Estimate) -> str:
+    """What a run would take, for the log."""
+    least, likely, most = found.output_tokens
+    parts = [
+        f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
+        f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})",
+        _price_line(found.usd),
+    ]
+    if found.rows_unaskable:
+        parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
+    if found.rows_skipped:
+        parts.append(f"{found.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
+    if found.limited_by:
+        parts.append(found.limited_by.removesuffix("."))
+    if found.least_s:
+        parts.append(f"at least {found.least_s:,.0f} s at the rates that are set")
+    return f"Dry run, nothing was asked: {'; '.join(parts)}."
+
+
+def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
+    if usd is None:
+        return "at an unknown price"
+    least, likely, most = usd
+    return f"about ${likely:.4f} (${least:.4f} to ${most:.4f})"
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+
+def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
+    """`error` as a failed step. What only a person can mend is not retried."""
+    metadata = progress_metadata(progress) if progress else {}
+    for_good = isinstance(error, BudgetExhaustedError | ConfigError | FatalError)
+    if isinstance(error, FailedRowsError):
+        for_good = not error.retry_helps
+    return dg.Failure(
+        f"{type(error).__name__}: {error}",
+        metadata=metadata,
+        allow_retries=not for_good,
+    )
+
+
+def lineage(
+    columns: Sequence[str], asked: Sequence[str], outputs: Sequence[str], upstream: Mapping[dg.AssetKey, Sequence[str]]
+) -> dg.TableColumnLineage:
+    """Where each column comes from.
+
+    Args:
+        columns: The columns of the enriched table.
+        asked: Those that the prompt reads; every output column depends on all of them.
+        outputs: The output columns.
+        upstream: Columns by upstream asset. A column of the same name is taken to be the same column.
+    """
+
+    def sources(names: Sequence[str]) -> list[dg.TableColumnDep]:
+        return [dg.TableColumnDep(key, name) for name in names for key, columns in upstream.items() if name in columns]
+
+    deps = {name: sources(asked if name in outputs else [name]) for name in columns}
+    return dg.TableColumnLineage({name: found for name, found in deps.items() if found})

@@ -1,0 +1,305 @@
+"""The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
+
+import dataclasses
+import re
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import dagster as dg
+from pydantic import Field, field_validator, model_validator
+
+from ondine_core.engine.options import Options
+from ondine_core.engine.policy import Policy
+from ondine_core.errors import ConfigError
+from ondine_core.limits.budget import BudgetLimit, Period
+from ondine_core.limits.rate_limiter import Rates
+from ondine_core.providers import connect
+from ondine_core.providers.addresses import check_address
+from ondine_core.providers.pricing import Price
+from ondine_core.providers.settings import check_params
+from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
+from ondine_core.store.connect import store_in
+from ondine_core.telemetry.registry import check_observers
+from ondine_core.types.values import ModelSpec
+from ondine_dagster.config.strict import StrictConfig, plain_texts
+from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
+
+__all__ = [
+    "LLMResource",
+    "SharedBudget",
+    "default_store",
+    "own_resource",
+    "own_resource_key",
+    "store_warning",
+]
+
+
+class SharedBudget(StrictConfig):
+    """What may be spent by everybody who names this budget, on the same store, in a period."""
+
+    name: str = Field(description="Assets, runs and processes whose resource names it draw from one purse.")
+    max_cost_usd: Positive = Field(description="USD for the period.")
+    period: str = Field(default="month", description="'run', 'day', 'month' (both UTC) or 'ever'.")
+    warn_at: list[NonNegative] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_plain_values(cls, given: Any) -> Any:
+        plain = plain_texts(given)
+        BudgetLimit(Decimal(1), plain.get("name", "unknown"), cast("Period", plain.get("period", "month")))
+        return given
+
+    @field_validator("warn_at")
+    @classmethod
+    def _check_shares(cls, warn_at: list[float]) -> list[float]:
+        written = [share for share in warn_at if isinstance(share, float)]  # others are variables
+        BudgetLimit(Decimal(1), warn_at=tuple(written))
+        return warn_at
+
+    def cap(self) -> BudgetLimit:
+        """The budget as the engine knows it."""
+        amount = Decimal(str(self.max_cost_usd))
+        return BudgetLimit(amount, self.name, cast("Period", self.period), tuple(self.warn_at))
+
+
+class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-arg]
+    """A language model that every `llm_asset` with this resource asks."""
+
+    model: str = Field(
+        description="Provider and model, as in 'openai/gpt-4o-mini', 'anthropic/claude-sonnet-5', 'azure/deployment', "
+        "'openai_compatible/my-model' (with base_url) or 'llama_cpp/gemma-3-270m' (runs in this process, needs no key)."
+    )
+    api_key: str | None = Field(
+        default=None, repr=False, description="Key of the provider; by default its usual environment variable is read."
+    )
+    base_url: str | None = Field(
+        default=None, description="Root of an OpenAI-compatible API up to /v1, if it is not the provider's own."
+    )
+    requests_per_minute: Positive | None = Field(
+        default=None, description="Calls a minute, shared by every process that uses the same store."
+    )
+    tokens_per_minute: Positive | None = Field(
+        default=None, description="Input and output tokens a minute, shared like requests_per_minute."
+    )
+    burst: AtLeastOne = Field(
+        default=1, description="Calls that may leave at once after a pause; needs requests_per_minute."
+    )
+    timeout_s: Positive = Field(default=60.0, description="Seconds one call may take.")
+    max_concurrency: Count = Field(default=32, description="Most calls a step has in flight.")
+    temperature: NonNegative | None = Field(
+        default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
+    )
+    max_output_tokens: Count | None = Field(default=None, description="Most tokens one reply may have.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,  # it may carry a token
+        description="What only the provider knows of: api_version, managed_identity, regions, base_model of azure/...; "
+        "structured_output of OpenAI-compatible servers; warm_up of mlx/... What it does not know is an error.",
+    )
+    provider_name: str | None = Field(
+        default=None, description="What the provider is called in metadata, where the model's name does not tell."
+    )
+    input_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD, where the list price is unknown or not yours."
+    )
+    output_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD, set together with the input's."
+    )
+    cached_input_cost_per_1k_tokens: NonNegative | None = Field(
+        default=None, description="USD for what the provider has in its prompt cache; by default the input's."
+    )
+    fallbacks: list[str] = Field(
+        default_factory=list,
+        description="Models that take over, in this order, the rows that are left when the one before fails for good "
+        "or is out of reach for five minutes; their keys come from their usual environment variables.",
+    )
+    budgets: list[SharedBudget] = Field(
+        default_factory=list,
+        description="Caps on cost across assets, runs and processes; an asset's max_cost_usd is for a materialization.",
+    )
+    context_window: Count | None = Field(
+        default=None, description="Tokens of prompt and reply together, where the list does not know the model."
+    )
+    store: str | None = Field(
+        default=None,
+        repr=False,  # a URL may carry a password
+        description="File that keeps the answers, or a postgresql:// URL where several hosts share them; by default "
+        "ondine/answers.db in the Dagster instance's storage.",
+    )
+    durability: Durability = Field(
+        default="process",
+        description="What a store in a file loses nothing to: 'process', the kill of a process (a power cut costs "
+        "about the last second); or 'power', a power cut or a crash of the system too, with a sync at every commit.",
+    )
+    lease_ttl_s: Positive = Field(
+        default=30.0, description="Seconds after which another run takes over from one whose process was killed."
+    )
+    progress_every_s: Positive = Field(
+        default=10.0, description="Seconds between two progress reports of a running step."
+    )
+    observers: list[Any] = Field(
+        default_factory=list,
+        description="Who is told what happens: 'logging', 'opentelemetry', 'langfuse', 'prometheus' or your own, by "
+        "name, or as a mapping of 'name' and options, such as {'name': 'prometheus', 'push_gateway': 'http://...'}.",
+    )
+
+    if not TYPE_CHECKING:  # which knows the fields
+
+        def __init__(self, **fields: Any) -> None:
+            nested = {name: keep_int_variables(fields[name]) for name in _NESTED & fields.keys()}
+            super().__init__(**fields | nested)
+
+    @field_validator("observers")
+    @classmethod
+    def _check_observers(cls, observers: list[Any]) -> list[Any]:
+        check_observers(observers)
+        return observers
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_plain_values(cls, given: Any) -> Any:
+        """What a step would refuse when it starts is refused here, unless it is a variable that is read only then."""
+        plain = plain_texts(given)
+        fallbacks = given.get("fallbacks")
+        for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
+            if type(model) is str:
+                _check_model(model)
+        if isinstance(params := given.get("params"), dict):
+            check_params(ModelSpec(plain.get("model", "the model"), params=params))
+        if base_url := plain.get("base_url"):
+            check_address(base_url)
+        if store := plain.get("store"):
+            parse_address(store)
+        return given
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, **fields: Any) -> Self:
+        """The resource for `spec`, such as a preset.
+
+        Example:
+            >>> LLMResource.from_spec(preset("gpt-4o-mini"), requests_per_minute=500)
+            ... # doctest: +SKIP
+        """
+        given = {part.name: getattr(spec, part.name) for part in dataclasses.fields(spec)}
+        return cls(**{name: value for name, value in given.items() if value is not None} | fields)
+
+    def spec(self) -> ModelSpec:
+        """Who is asked, and how."""
+        return ModelSpec(
+            self.model,
+            self.api_key or None,
+            self.base_url or None,
+            self.timeout_s,
+            self.temperature,
+            self.max_output_tokens,
+            read_variables(self.params),
+            read_variables(self.settings),
+            self.provider_name,
+        )
+
+    def options(self, store: str) -> Options:
+        """How a step runs, with its answers in `store`."""
+        return Options(
+            store=store,
+            durability=self.durability,
+            policy=Policy(max_concurrency=self.max_concurrency, context_window=self.context_window),
+            rates=Rates(self.requests_per_minute, self.tokens_per_minute, self.burst),
+            price=self._price(),
+            caps=tuple(budget.cap() for budget in self.budgets),
+            lease_ttl_s=self.lease_ttl_s,
+            fallbacks=tuple(self._fallback(model) for model in self.fallbacks),
+            observers=tuple(read_variables(self.observers)),
+        )
+
+    def _fallback(self, model: str) -> ModelSpec:
+        """The settings for `model`: address, key and what only the provider knows of are those of the same provider."""
+        spec = self.spec()
+        if _provider_of(model) == _provider_of(spec.model):
+            return dataclasses.replace(spec, model=model, params={}, provider_name=None)
+        return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
+
+    def _price(self) -> Price | None:
+        given, taken, cached = (
+            None if usd is None else Decimal(str(usd)) / 1000
+            for usd in (
+                self.input_cost_per_1k_tokens,
+                self.output_cost_per_1k_tokens,
+                self.cached_input_cost_per_1k_tokens,
+            )
+        )
+        if given is None and taken is None and cached is None:
+            return None
+        if given is None or taken is None:
+            raise ConfigError("Set both input_cost_per_1k_tokens and output_cost_per_1k_tokens, or neither.")
+        return Price(given, taken, given if cached is None else cached)
+
+
+_NESTED = {"params", "settings", "observers"}
+"""The fields that hold mappings in which Dagster reads no variables."""
+
+
+def _provider_of(model: str) -> str:
+    return model.partition("/")[0]
+
+
+def _check_model(model: str) -> None:
+    """Refuse a name without a provider, in the words of a step; whether there is such a provider is seen there."""
+    provider, _, name = model.partition("/")
+    if not (provider and name):
+        connect(ModelSpec(model))
+
+
+def own_resource(model: Any) -> Any:
+    """The resource of an asset with a model of its own."""
+    if isinstance(model, str):
+        return LLMResource(model=model)
+    return LLMResource.from_spec(model) if isinstance(model, ModelSpec) else model
+
+
+def own_resource_key(asset: dg.AssetKey) -> str:
+    """The key of that resource, which no other asset has."""
+    return re.sub(r"\W", "_", f"llm_for_{asset.to_python_identifier()}")
+
+
+def default_store(instance: dg.DagsterInstance) -> str:
+    """The answer store of a Dagster instance: beside its own storage, never inside its databases."""
+    return store_in(instance.storage_directory())
+
+
+def store_warning(path: str, home: str | None = None) -> str | None:
+    """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well.
+
+    Args:
+        path: The store.
+        home: `DAGSTER_HOME`, which the user chose, be it a temporary directory.
+    """
+    address = parse_address(path)
+    if address.kind == "postgres":
+        return None
+    path = address.text
+    if kind := network_file_system(path):
+        return (
+            f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "
+            "Set LLMResource(store=...) to a file on a local disk."
+        )
+    file = Path(path).resolve()
+    passing = file.is_relative_to(Path(tempfile.gettempdir()).resolve())
+    if home and file.is_relative_to(Path(home).expanduser().resolve()):
+        passing = False
+    if passing or any(part.startswith(".tmp_dagster_home") for part in file.parts):
+        return (
+            f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
+            "Set DAGSTER_HOME, or LLMResource(store=...)."
+        )
+    if kind := passing_file_system(path):
+        return (
+            f"The answer store {path!r} is lost with this container ({kind}), and other machines do not see it: every "
+            "run may pay for every answer again. Set LLMResource(store=...) to a postgresql:// URL, or to a file on a "
+            "volume."
+        )
+    return None

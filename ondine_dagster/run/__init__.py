@@ -1,0 +1,1 @@
+"""One materialization: plan, partitions, step, failed rows."""

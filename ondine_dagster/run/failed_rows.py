@@ -1,0 +1,177 @@
+"""Failed rows as an asset of their own, beside the enriched one: with why, by whom, how often and for how much.
+
+Both come from one step. The failed rows are stored before it is decided whether there are too many of them, so that
+they can be looked at also when that fails the step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.engine.report import Report
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.output_schema import Column
+from ondine_core.prompts.task import Task
+from ondine_core.types.values import Failure
+from ondine_dagster.checks.evaluation import check_specs
+from ondine_dagster.checks.types import Check
+from ondine_dagster.frames import FAILED_COLUMNS, column_schema, failed_rows, names_of
+from ondine_dagster.reporting.metadata import lineage, reasons_metadata, summary
+from ondine_dagster.reporting.preview import shown_failures
+
+__all__ = ["FAILED_OUTPUT", "define", "failed_key", "failed_rows_result", "replay_failed_rows_job"]
+
+FAILED_OUTPUT = "failed"
+"""Name of the step's second output; the first is Dagster's own, `result`."""
+
+_SHARED = (
+    *("ins", "deps", "config_schema", "required_resource_keys", "resource_defs", "hooks", "backfill_policy", "op_tags"),
+    *("retry_policy", "pool", "partitions_def", "compute_kind"),
+)
+"""Arguments of `@dg.asset` that are about the step; the others are in the asset's spec."""
+
+
+def failed_key(key: dg.AssetKey) -> dg.AssetKey:
+    """The asset of the failed rows of `key`."""
+    return dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"])
+
+
+def define(
+    compute: Callable[..., Any],
+    key: dg.AssetKey,
+    arguments: Mapping[str, Any],
+    checks: Mapping[str, Check],
+    *,
+    failed_rows: bool,
+) -> dg.AssetsDefinition:
+    """The asset that `compute` fills: the enriched rows, and the failed ones if they are wanted.
+
+    Args:
+        compute: Yields a result for each.
+        key: The asset of the enriched rows.
+        arguments: For `@dg.asset`.
+        checks: Checks by name.
+        failed_rows: Whether the failed rows are wanted.
+
+    Raises:
+        ConfigError: An argument means something for a single asset only.
+    """
+    if arguments.get("io_manager_def") is not None and (failed_rows or checks):
+        raise ConfigError("An asset with checks or failed_rows takes io_manager_key, not io_manager_def.")
+    # A dry run fills nothing.
+    asset: dg.AssetsDefinition = dg.asset(**{"output_required": False, **arguments})(compute)
+    if not (failed_rows or checks):
+        return asset
+    (spec,) = asset.specs
+    alone = spec.replace_attributes(deps=[])
+    failed = alone.replace_attributes(
+        key=failed_key(key),
+        description=f"The rows of {key.to_user_string()} that have no answer, and why.",
+        metadata={},
+        automation_condition=None,
+        freshness_policy=None,
+    )
+    stored = {name: arguments[name] for name in ("io_manager_key",) if name in arguments}
+    typed = {name: arguments[name] for name in ("dagster_type",) if arguments.get(name) is not None}
+    decorate = dg.multi_asset(
+        name=asset.op.name,
+        outs={
+            "result": dg.AssetOut.from_spec(alone, is_required=False, **stored, **typed),
+            **({FAILED_OUTPUT: dg.AssetOut.from_spec(failed, is_required=False, **stored)} if failed_rows else {}),
+        },
+        check_specs=check_specs(checks, key),
+        can_subset=True,  # otherwise checks must have a result, also in a dry run
+        **{name: arguments[name] for name in _SHARED if name in arguments},
+    )
+    return decorate(compute)
+
+
+def failed_rows_result(  # noqa: PLR0913  (one caller)
+    context: dg.AssetExecutionContext,
+    rows: Any,
+    report: Report,
+    *,
+    task: Task,
+    lengths: Mapping[str, int],
+    upstream: Mapping[dg.AssetKey, Sequence[str]],
+) -> dg.MaterializeResult[Any]:
+    """The failed rows of a run as the second output of its step.
+
+    Args:
+        context: The step's.
+        rows: The frame that was asked about.
+        report: One outcome a row of it.
+        task: What was asked.
+        lengths: Rows of each partition, if there are several.
+        upstream: Column names by upstream asset.
+    """
+    table, names = failed_rows(rows, report), names_of(rows)
+    failures = list(report.outcomes.failures())
+    asked = [row is None for row in report.outcomes.skipped()]
+    added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
+    key = failed_key(context.asset_key_for_output())
+    preview = shown_failures(rows, task=task, report=report)
+    figures = _figures(failures, sum(asked))
+    metadata = {
+        "ondine/summary": figures["ondine/summary"],
+        **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
+        **reasons_metadata(report),
+        **figures,
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        "dagster/column_schema": column_schema(table, added, ""),
+        "dagster/column_lineage": lineage(names, (), (), upstream),
+    }
+    start = 0
+    for partition, length in lengths.items():
+        rows_of_partition = slice(start, start + length)
+        share = _figures(failures[rows_of_partition], sum(asked[rows_of_partition]))
+        share["dagster/partition_row_count"] = share["ondine/rows_failed"]
+        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+        start += length
+    return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata)
+
+
+def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
+    """How many rows failed of those that were not skipped, why, and what that cost."""
+    # Rows with the same prompt share one failure.
+    unique = {id(failure): failure for failure in failures if failure is not None}
+    reasons = Counter(failure.reason for failure in failures if failure is not None)
+    costs = [failure.cost_usd for failure in unique.values()]
+    usd = None if None in costs else sum(filter(None, costs), Decimal(0))
+    cost = [] if usd is None else [f"${usd:.4f}"]
+    figures: dict[str, Any] = {
+        "ondine/summary": summary(len(failures), reasons.total(), len(failures) - asked, *cost),
+        "ondine/rows_failed": reasons.total(),
+        "ondine/error_rate": round(reasons.total() / max(1, asked), 6),
+        **{f"ondine/rows_failed_{reason}": count for reason, count in reasons.items()},
+    }
+    if usd is not None:
+        figures["ondine/cost_usd"] = float(usd)
+    return figures
+
+
+def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, **arguments: Any) -> Any:
+    """A job that asks again the rows of an `llm_asset` that have no answer, and no others.
+
+    It materializes the asset: what is answered comes from the store, so that only what failed (and what is new
+    upstream) is asked, whatever `retry_failed_rows` of the asset says. Launch it for the partitions with failed rows,
+    or on a schedule.
+
+    Args:
+        asset: The asset, with or without `failed_rows=True`.
+        name: Name of the job; by default `replay_<asset>`.
+        **arguments: Everything else `dg.define_asset_job` takes.
+
+    Returns:
+        A job for `dg.Definitions(jobs=[...])`.
+    """
+    selection = dg.AssetSelection.assets(asset)
+    config_type: Any = asset.op.config_schema.config_type if asset.op.config_schema else None
+    if "retry_failed_rows" in getattr(config_type, "fields", ()):
+        arguments.setdefault("config", {"ops": {asset.op.name: {"config": {"retry_failed_rows": True}}}})
+    return dg.define_asset_job(name or f"replay_{asset.op.name}", selection, **arguments)

@@ -1,0 +1,328 @@
+"""Which rows of a table belong to a partition: by the value of a column, or by chance that is always the same.
+
+An upstream table without partitions is loaded whole by every partition of the asset that reads it; this is what picks
+the rows of one. A table with no natural partitions can be cut into shards, so that several runs share the work.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from math import inf, isfinite
+from time import time
+from typing import TYPE_CHECKING, Any, TypeAlias
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from dagster_shared.check import CheckError
+
+from ondine_core.errors import ConfigError
+from ondine_dagster.frames import frame_of, is_only_numbered, joined
+
+if TYPE_CHECKING:
+    import narwhals as nw
+
+__all__ = [
+    "PartitionBy",
+    "check_partition_by",
+    "joined_by_key",
+    "rows_by_partition",
+    "shards",
+]
+
+PartitionBy: TypeAlias = str | Mapping[str, str]
+"""The column that says which partition a row belongs to; with several dimensions, the column of each."""
+
+_KEYS_SHOWN = 3
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
+
+
+def shards(count: int) -> dg.StaticPartitionsDefinition:
+    """`count` partitions for a table that has none by nature: `"1-of-16"`, `"2-of-16"`, ...
+
+    With `partition_by="id"`, a row belongs to the shard that a hash of its id says: the same in every process and
+    Python, and about as many rows in each. Another `count` deals the rows anew; no answer is asked again for it.
+
+    Raises:
+        ConfigError: `count` is not at least 1.
+    """
+    if count < 1:
+        raise ConfigError(f"shards({count!r}): there must be at least one.")
+    return dg.StaticPartitionsDefinition([f"{number}-of-{count}" for number in range(1, count + 1)])
+
+
+def check_partition_by(partition_by: PartitionBy | None, partitions: dg.PartitionsDefinition[Any] | None) -> None:
+    """Check that `partition_by` says of each dimension of `partitions` where rows belong.
+
+    Raises:
+        ConfigError: There are no partitions, it names other dimensions than they have, or it is missing for shards.
+    """
+    if partition_by is None:
+        if any(map(_is_sharded, _dimensions(partitions))):
+            raise ConfigError(
+                "shards(...) needs partition_by, the column whose hash deals the rows, as in partition_by='id'; "
+                "without it every shard would be the whole table."
+            )
+        return
+    if partitions is None:
+        raise ConfigError(f"partition_by={partition_by!r} needs a partitions_def.")
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        names = {dimension.name for dimension in partitions.partitions_defs}
+        if isinstance(partition_by, str) or set(partition_by) != names:
+            raise ConfigError(
+                f"partition_by={partition_by!r} must name a column for each of the dimensions "
+                f"{', '.join(map(repr, sorted(names)))}, as in {{'day': 'created_at'}}."
+            )
+    elif not isinstance(partition_by, str):
+        raise ConfigError(f"partition_by={partition_by!r} must be the name of one column.")
+
+
+def _dimensions(partitions: dg.PartitionsDefinition[Any] | None) -> list[dg.PartitionsDefinition[Any]]:
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return [dimension.partitions_def for dimension in partitions.partitions_defs]
+    return [] if partitions is None else [partitions]
+
+
+def rows_by_partition(
+    table: Any, partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any], keys: Sequence[str]
+) -> dict[str, Any]:
+    """The rows of `table` that belong to each of the partitions `keys`, in their order; a frame of the same kind each.
+
+    With partitions of time a row belongs where its date, date-time or ISO 8601 text falls (one without a time zone is
+    taken to be in that of the partitions); with others, where its value as a text is the key; 1.0 reads like "1", too,
+    and a midnight like its date. Rows that belong to no partition of `keys`, those without a value among them, are in
+    none. A pandas index is kept, unless it only numbers the rows.
+
+    Raises:
+        ConfigError: `table` has no such column, a value is no instant, or no value at all is a key of `partitions`.
+    """
+    import narwhals as nw
+
+    frame = frame_of(table)
+    numbered = is_only_numbered(frame)
+    columns = _columns(partition_by, partitions)
+    dimensions = [kind for _, kind in columns]
+    if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
+        parts = [[_parts_of(partitions, key)[name] for name in partition_by] for key in keys]
+    else:
+        parts = [[key] for key in keys]
+    marks = [_marks(frame, column, kind) for column, kind in columns]
+    found = {}
+    for key, part in zip(keys, parts, strict=True):
+        belongs = [_belongs(kind, name) for kind, name in zip(dimensions, part, strict=True)]
+        mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
+        # narwhals takes an empty mask for no condition at all.
+        rows = frame.filter(mask) if mask else frame
+        found[key] = (nw.maybe_reset_index(rows) if numbered else rows).to_native()
+    return found
+
+
+def count_unassigned(
+    table: Any,
+    partition_by: PartitionBy,
+    partitions: dg.PartitionsDefinition[Any],
+    instance: dg.DagsterInstance | None = None,
+) -> int:
+    """The number of rows that belong to no partition at all, so that no run enriches them.
+
+    They have no value, or one that is no key, or one outside the time that the partitions cover. Where partitions of
+    time have no end, a later row belongs to one that is yet to come.
+
+    Args:
+        table: The rows.
+        partition_by: The column, or the column of each dimension.
+        partitions: The partitions of the asset.
+        instance: Knows the keys of dynamic partitions.
+    """
+    frame = frame_of(table)
+    columns = _columns(partition_by, partitions)
+    tests = [_exists(kind, instance) for _, kind in columns]
+    marks = [_marks(frame, column, kind) for column, kind in columns]
+    return sum(not all(test(mark) for test, mark in zip(tests, row, strict=True)) for row in zip(*marks, strict=True))
+
+
+def _columns(
+    partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any]
+) -> list[tuple[str, dg.PartitionsDefinition[Any]]]:
+    """The column of each dimension, and the dimension."""
+    if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
+        dimensions = partitions.get_partitions_def_for_dimension
+        return [(column, dimensions(name)) for name, column in partition_by.items()]
+    return [(str(partition_by), partitions)]
+
+
+def _parts_of(partitions: dg.MultiPartitionsDefinition, key: str) -> Mapping[str, str]:
+    known = key if isinstance(key, dg.MultiPartitionKey) else partitions.get_partition_key_from_str(key)
+    return known.keys_by_dimension
+
+
+def _marks(frame: nw.DataFrame[Any], column: str, partitions: dg.PartitionsDefinition[Any]) -> list[Any]:
+    """What decides where each row belongs, `None` where it has no value."""
+    if column not in frame.columns:
+        raise ConfigError(
+            f"partition_by names the column {column!r}, which the rows do not have; "
+            f"the columns are {', '.join(map(repr, frame.columns))}."
+        )
+    series = frame.get_column(column)
+    known: frozenset[str] = frozenset()
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        zone = ZoneInfo(partitions.timezone)
+        mark: Callable[[Any], Any] = lambda value: _instant(value, column, zone)  # noqa: E731
+    elif _is_sharded(partitions):
+        mark = _digest
+    else:
+        # Those of dynamic partitions are the instance's to know.
+        listed = isinstance(partitions, dg.StaticPartitionsDefinition)
+        known = frozenset(partitions.get_partition_keys() if listed else ())
+        mark = partial(_readings, known=known)
+    pairs = zip(series.to_list(), series.is_null().to_list(), strict=True)
+    marks = [None if missing else mark(value) for value, missing in pairs]
+    if known:
+        _check_hits(marks, column, str(series.dtype), partitions.get_partition_keys())
+    return marks
+
+
+def _readings(value: Any, known: frozenset[str]) -> tuple[str, ...]:
+    """The keys that `value` may stand for: itself as a text; if that is not `known`, the whole number or date it is.
+
+    A column of numbers that lacks one, and one of dates in pandas, has values of another type than was written.
+    """
+    text = str(value)
+    if text in known:
+        return (text,)
+    if isinstance(value, float | Decimal) and isfinite(value) and value % 1 == 0:
+        return text, str(int(value))
+    if isinstance(value, dt.datetime) and value.time() == dt.time():
+        return text, value.date().isoformat()
+    return (text,)
+
+
+def _check_hits(marks: Sequence[tuple[str, ...] | None], column: str, kind: str, keys: Sequence[str]) -> None:
+    """Refuse a column of which no value is a key: every partition would be empty, and nobody would be told."""
+    readings = {text for mark in marks if mark is not None for text in mark}
+    if readings and readings.isdisjoint(keys):
+        examples = ", ".join(map(repr, keys[:_KEYS_SHOWN])) + (", ..." if len(keys) > _KEYS_SHOWN else "")
+        raise ConfigError(
+            f"partition_by={column!r}: no value of this column ({kind}) is a key of the partitions; "
+            f"the keys are {examples}."
+        )
+
+
+def _is_sharded(partitions: dg.PartitionsDefinition[Any]) -> bool:
+    keys = partitions.get_partition_keys() if isinstance(partitions, dg.StaticPartitionsDefinition) else ()
+    return all(map(_SHARD.fullmatch, keys)) and bool(keys)
+
+
+def _belongs(partitions: dg.PartitionsDefinition[Any], key: str) -> Callable[[Any], bool]:
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        window = partitions.time_window_for_partition_key(key)
+        start, end = window.start.timestamp(), window.end.timestamp()
+        return lambda mark: mark is not None and start <= mark < end
+    if shard := _SHARD.fullmatch(key):
+        number, count = int(shard[1]) - 1, int(shard[2])
+        return lambda mark: mark is not None and mark % count == number
+    return lambda mark: mark is not None and key in mark
+
+
+def _exists(partitions: dg.PartitionsDefinition[Any], instance: dg.DagsterInstance | None) -> Callable[[Any], bool]:
+    """A test of a row's mark: whether there is a partition, or will be one, that it belongs to."""
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        return _is_covered(partitions)
+    if _is_sharded(partitions):
+        return lambda mark: mark is not None
+    known = frozenset(partitions.get_partition_keys(dynamic_partitions_store=instance))
+    return lambda mark: mark is not None and not known.isdisjoint(mark)
+
+
+def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[float | None], bool]:
+    """A test of an instant: whether a window contains it, or, where the partitions have no end yet, will contain it."""
+    first, last = partitions.get_first_partition_window(), partitions.get_last_partition_window()
+    if first is None or last is None:
+        return lambda mark: mark is not None and partitions.end is None
+    begin, end = first.start.timestamp(), last.end.timestamp()
+    is_open = partitions.end is None or partitions.end.timestamp() > time()
+    windows = None
+    if partitions.exclusions:
+        keys = partitions.get_partition_keys()
+        windows = [(window.start.timestamp(), window.end.timestamp()) for window in _windows(partitions, keys)]
+
+    def test(mark: float | None) -> bool:
+        if mark is None or mark < begin:
+            return False
+        if mark >= end:
+            return is_open
+        if windows is None:
+            return True
+        at = bisect_right(windows, (mark, inf)) - 1
+        return mark < windows[at][1]
+
+    return test
+
+
+def _windows(partitions: dg.TimeWindowPartitionsDefinition, keys: Sequence[str]) -> Iterator[dg.TimeWindow]:
+    return (partitions.time_window_for_partition_key(key) for key in keys)
+
+
+def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
+    try:
+        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
+        if not isinstance(moment, dt.datetime):
+            moment = dt.datetime.combine(moment, dt.time())
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"partition_by={column!r} has a value that is no date, date-time or ISO 8601 text ({type(value).__name__})."
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+
+
+def _digest(value: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(str(value).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+# -- several partitions in one run ---------------------------------------------------------------------------------
+
+
+def joined_by_key(
+    context: dg.AssetExecutionContext, tables: Mapping[str, Any], inputs: Iterable[str]
+) -> tuple[Any, dict[str, int]]:
+    """Tables by partition as one frame, and how many rows each partition of the run brought, where that is known.
+
+    The keys are those of the run's partitions, or those of upstream partitions that a mapping gave to the run (a week
+    of days, a rolling window, all days of an asset without partitions). Of upstream partitions every row counts, in the
+    order of the partitions; a key of neither kind is refused, since its rows would be lost.
+
+    Args:
+        context: The step's.
+        tables: What the asset function returned.
+        inputs: Names of the inputs whose partitions may be keys.
+
+    Raises:
+        ConfigError: A key is of no partition that the run knows, there is no table, or they are not of one kind.
+    """
+    own = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    if tables.keys() <= set(own):
+        return joined(tables, own)
+    upstream = dict.fromkeys(key for name in inputs for key in _keys_of_input(context, name))
+    unknown = [key for key in tables if key not in upstream and key not in own]
+    if unknown:
+        raise ConfigError(
+            f"The asset function returned a mapping with the key {unknown[0]!r}, which is a partition neither of this "
+            "run nor of an upstream asset. Return one frame, such as pd.concat(tables.values()), or a mapping from "
+            "partition key to frame."
+        )
+    whole, _ = joined(tables, list(dict.fromkeys((*upstream, *own))))
+    return whole, {}
+
+
+def _keys_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str]:
+    """The upstream partitions that an input loads; none if its asset has none."""
+    try:
+        keys: Sequence[str] = context.asset_partition_keys_for_input(name)
+    except CheckError:
+        return ()
+    return keys

@@ -1,0 +1,170 @@
+"""Who is asked, about what, and how: what the definition, the resource and the run's config come to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import time
+from typing import Any, Literal
+
+import dagster as dg
+
+from ondine_core.api import answer, spec_of
+from ondine_core.batching.calibration import CalibrationPlan
+from ondine_core.batching.strategy import JSON, BatchStrategy, explain_fallback
+from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.options import Options
+from ondine_core.engine.report import Report
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.task import Task
+from ondine_core.telemetry.registry import ObserverSpec
+from ondine_core.types.ledger import Origin
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import OnMissing, RetriedReason
+from ondine_dagster.checks.golden import Ask
+from ondine_dagster.checks.types import Check
+from ondine_dagster.config.launchpad import LLMAssetConfig, configure
+from ondine_dagster.resource import LLMResource, default_store, store_warning
+from ondine_dagster.run.partitions import PartitionBy
+from ondine_dagster.run.progress import Watch
+
+__all__ = ["Enrichment", "OnRowError", "Plan", "ask_as_asset", "plan"]
+
+OnRowError = Literal["null", "drop", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Enrichment:
+    """What an asset adds to its rows; `question.model` is filled in by the resource."""
+
+    task: Task
+    error_column: str
+    on_row_error: OnRowError
+    max_error_rate: float | None
+    batch_size: int | Literal["auto"] = 1
+    strategy: BatchStrategy = JSON
+    calibration: CalibrationPlan | None = None
+    model_column: str | None = None
+    max_cost_usd: float | None = None
+    on_missing: OnMissing = "skip"
+    retry_failed_rows: bool | Sequence[RetriedReason] = True
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    failed_rows: bool = False
+    keep_replies: bool = False
+    partition_by: PartitionBy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step is to do.
+
+    Args:
+        task: What is asked, and of whom.
+        options: How.
+        model: Who is asked, if it is open already.
+    """
+
+    task: Task
+    options: Options
+    model: ChatModel | None
+
+
+def plan(
+    context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, config: LLMAssetConfig, watch: Watch
+) -> Plan:
+    """What the step of `context` is to do.
+
+    Raises:
+        ConfigError: The resource cannot be asked, or not as the run's config wants it.
+    """
+    store, model = default_store(context.instance), None
+    if isinstance(llm, LLMResource):
+        store = llm.store or store
+        spec, options = llm.spec(), llm.options(store)
+        watch.every_s = llm.progress_every_s
+    elif callable(llm):
+        spec, options, model = spec_of(llm), Options(store=store), llm
+    else:
+        raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
+    if warning := store_warning(store, os.environ.get("DAGSTER_HOME")):
+        context.log.warning(warning)
+    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
+        context.log.info(fallback)
+    policy = replace(
+        options.policy,
+        batch_size=enrichment.batch_size,
+        strategy=enrichment.strategy,
+        calibration=enrichment.calibration,
+        keep_replies=enrichment.keep_replies,
+        on_missing=enrichment.on_missing,
+        retry_failed_rows=enrichment.retry_failed_rows,
+    )
+    asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
+    options = replace(
+        options,
+        policy=policy,
+        origin=Origin(context.run.run_id, asset, partition),
+        lease=f"{asset}/{partition}",
+        max_cost_usd=enrichment.max_cost_usd,
+        on_progress=watch.keep,
+        on_wait=watch.wait,
+        on_threshold=watch.warn,
+        on_fallback=watch.warn,
+        observers=tuple(_speaking(spec, watch) for spec in options.observers),
+        on_observer_error=watch.warn,
+        traceparent=context.run.tags.get("traceparent"),
+    )
+    since = _created_at(context) if config.full_refresh else 0.0
+    spec, options = configure(config, spec, options, opened=model is not None, since=since)
+    return Plan(replace(enrichment.task, model=spec), options, model)
+
+
+def _speaking(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
+    """`spec`, with Dagster's log for the observer that logs."""
+    named = {"name": spec} if isinstance(spec, str) else spec
+    if isinstance(named, Mapping) and named.get("name") == "logging":
+        return {"form": "console", "logger": watch, **named}
+    return spec
+
+
+def _partition(context: dg.AssetExecutionContext) -> str:
+    """The partition, the first and last of a range, or nothing."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return ""
+    first, *others = context.partition_keys
+    return f"{first}...{others[-1]}" if others else str(first)
+
+
+def _created_at(context: dg.AssetExecutionContext) -> float:
+    """When the run, or the first of those that it repeats, was created: answers since then are its own."""
+    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
+    return record.create_timestamp.timestamp() if record else time()
+
+
+def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
+    """Asks about labelled rows as those of the asset were asked.
+
+    Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
+    """
+    options = plan.options
+    size = report.calibrated.batch_size if report.calibrated else options.policy.batch_size
+    options = replace(
+        options,
+        policy=replace(options.policy, batch_size=size, calibration=None),
+        lease=f"{options.origin.asset}/labelled rows",
+        on_progress=lambda _: None,
+        on_wait=lambda _: None,
+    )
+
+    def ask(columns: Mapping[str, Sequence[Any]]) -> Report:
+        try:
+            return run_in_thread(lambda: answer(columns, plan.task, options, plan.model), watch.tick)
+        except Exception:
+            raise
+        except BaseException:
+            # An interrupt: what was spent on the rows of the asset stays visible.
+            watch.observe()
+            raise
+
+    return ask

@@ -1,0 +1,103 @@
+"""Report a running step in the log and as observations, from the main thread and not too often.
+
+The event log takes a few hundred events a second, so rows are never reported one by one. Observations stay on the
+asset's page, so they become rarer the longer a run takes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+import dagster as dg
+
+from ondine_core.types.progress import Progress
+from ondine_dagster.reporting.metadata import progress_line, progress_metadata
+
+__all__ = ["Watch"]
+
+_SHARE_OF_ELAPSED = 0.1
+"""The wait for the next observation grows to this share of the time that the run has taken,"""
+_LONGEST_WAIT_S = 600.0
+"""but to no more than this."""
+_CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
+
+class Watch:
+    """Reports a running step from its main thread: a log line every `every_s` seconds, and observations.
+
+    Args:
+        context: The step's.
+        now: Seconds of a clock that never goes back.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, now: Callable[[], float] = monotonic) -> None:
+        self._context, self._now = context, now
+        self._line_due = self._observation_due = self._looked_at = now()
+        self.every_s = 10.0
+        self._said: deque[tuple[int, str]] = deque()
+        self.latest: Progress | None = None
+
+    def keep(self, progress: Progress) -> None:
+        """Called on the event loop's thread; only remembers."""
+        self.latest = progress
+
+    def log(self, level: int, message: str) -> None:
+        """Called on any thread; only remembers."""
+        self._said.append((level, message))
+
+    def warn(self, message: str) -> None:
+        """Called on any thread; only remembers."""
+        self.log(logging.WARNING, message)
+
+    def wait(self, seconds: float) -> None:
+        """Called on the event loop's thread while another process has the lease."""
+        self.warn(
+            "Another process is at work on this asset and partition; this step waits for it and will find its answers. "
+            f"If that process is dead, its work is taken over in {seconds:.0f} s."
+        )
+
+    def tick(self) -> None:
+        """Called in the main thread, several times a second.
+
+        Raises:
+            DagsterExecutionInterruptedError: The run was cancelled, and nobody has told this process.
+        """
+        self.flush()
+        self._heed_cancellation()
+        now = self._now()
+        if self.latest is None:
+            self._line_due = self._observation_due = now + self.every_s
+            return
+        if now >= self._line_due:
+            self._line_due = now + self.every_s
+            self._context.log.info(progress_line(self.latest))
+        if now >= self._observation_due:
+            backed_off_s = min(_SHARE_OF_ELAPSED * self.latest.elapsed_s, _LONGEST_WAIT_S)
+            self._observation_due = now + max(self.every_s, backed_off_s)
+            self.observe()
+
+    def _heed_cancellation(self) -> None:
+        """Stop as if interrupted if the run was cancelled; not every executor reaches the processes of its steps."""
+        if self._now() - self._looked_at < self.every_s:
+            return
+        self._looked_at = self._now()
+        run = self._context.instance.get_run_by_id(self._context.run.run_id)
+        if run and run.status in _CANCELLED:
+            raise dg.DagsterExecutionInterruptedError(f"The run {run.run_id} was cancelled.")
+
+    def flush(self) -> None:
+        """Log what was remembered."""
+        while self._said:
+            self._context.log.log(*self._said.popleft())
+
+    def observe(self) -> None:
+        """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
+        self.flush()
+        if self.latest is not None:
+            partition = self._context.partition_key if self._context.has_partition_key else None
+            metadata = progress_metadata(self.latest)
+            event = dg.AssetObservation(self._context.asset_key_for_output(), partition=partition, metadata=metadata)
+            self._context.log_event(event)
