@@ -62,7 +62,9 @@ def check_usage(usage: Usage | None, text: str) -> Usage:
         return Usage(is_complete=False)
     counts = (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_tokens)
     others = (usage.reasoning_tokens, usage.unexplained_tokens)
-    if not (all(map(is_count, counts)) and all(map(is_count, others))):
+    if not all(map(is_count, (*counts, *others, usage.cache_write_1h_tokens))):
+        return _least_of(usage)
+    if usage.cache_write_1h_tokens > usage.cache_write_tokens:
         return _least_of(usage)
     is_given = usage.input_tokens > 0 and (usage.output_tokens > 0 or not text)
     has_room = usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
@@ -77,7 +79,10 @@ def _least_of(usage: Usage) -> Usage:
     thought, unexplained = _sane(usage.reasoning_tokens), _sane(usage.unexplained_tokens)
     sent = max(_sane(usage.input_tokens), read + written)
     received = max(_sane(usage.output_tokens), thought + unexplained)
-    return Usage(sent, read, received, thought, written, unexplained, is_complete=False)
+    long_lived = min(_sane(usage.cache_write_1h_tokens), written)
+    return Usage(
+        sent, read, received, thought, written, unexplained, is_complete=False, cache_write_1h_tokens=long_lived
+    )
 
 
 def _sane(count: int) -> int:

@@ -22,9 +22,10 @@ _TOTAL = ("total_tokens",)
 _READ_APART, _WRITTEN_APART = "cache_read_input_tokens", "cache_creation_input_tokens"
 _READ = ("cached_tokens", "prompt_cache_hit_tokens", _READ_APART)
 _WRITTEN = ("cache_write_tokens", "cache_creation_tokens", _WRITTEN_APART)
-_THOUGHT = ("reasoning_tokens",)
-_COUNTS = frozenset((*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_THOUGHT))
-_DETAILS = tuple(f"{part}_tokens_details" for part in ("prompt", "input", "completion", "output"))
+_WRITTEN_FOR_1H = ("ephemeral_1h_input_tokens",)
+_THOUGHT = ("reasoning_tokens", "thinking_tokens")
+_COUNTS = frozenset((*_SENT, *_RECEIVED, *_TOTAL, *_READ, *_WRITTEN, *_WRITTEN_FOR_1H, *_THOUGHT))
+_DETAILS = (*(f"{part}_tokens_details" for part in ("prompt", "input", "completion", "output")), "cache_creation")
 _PLAIN = frozenset(
     ("prompt_tokens_details", "completion_tokens_details", "prompt_tokens", "completion_tokens", "total_tokens")
 )
@@ -60,7 +61,15 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     if sent is not None and "prompt_tokens" not in counts and {_READ_APART, _WRITTEN_APART} & counts.keys():
         sent += read + written
     is_complete = None not in counts.values() and bool(sent) and received is not None
-    found = Usage(sent or 0, read, received or 0, _largest(counts, _THOUGHT) or 0, written, is_complete=is_complete)
+    found = Usage(
+        sent or 0,
+        read,
+        received or 0,
+        _largest(counts, _THOUGHT) or 0,
+        written,
+        is_complete=is_complete,
+        cache_write_1h_tokens=_largest(counts, _WRITTEN_FOR_1H) or 0,
+    )
     return _reconcile(found, _largest(counts, _TOTAL) or None)  # LiteLLM writes 0 where its provider gave none
 
 

@@ -87,8 +87,10 @@ class Usage:
     """Tokens of one call or of many.
 
     `input_tokens` includes `cached_input_tokens` and `cache_write_tokens` (read from, and written to, the provider's
-    prompt cache); `output_tokens` includes `reasoning_tokens` and, apart from these, `unexplained_tokens`, which are in
-    the provider's total and in none of its parts. Unless `is_complete`, some counts were missing or could not be true.
+    prompt cache); the latter include `cache_write_1h_tokens`, which are kept for an hour at a higher price.
+    `output_tokens` includes `reasoning_tokens` and, apart from these, `unexplained_tokens`, which are in the provider's
+    total and in none of its parts. Unless `is_complete`, some counts were missing or could not be true. The store keeps
+    what a call cost and no count of `cache_write_1h_tokens`.
     """
 
     input_tokens: int = 0
@@ -98,6 +100,7 @@ class Usage:
     cache_write_tokens: int = 0
     unexplained_tokens: int = 0
     is_complete: bool = True
+    cache_write_1h_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -108,6 +111,7 @@ class Usage:
             self.cache_write_tokens + other.cache_write_tokens,
             self.unexplained_tokens + other.unexplained_tokens,
             self.is_complete and other.is_complete,
+            self.cache_write_1h_tokens + other.cache_write_1h_tokens,
         )
 
 

@@ -290,6 +290,19 @@ def test_a_cap_holds_by_the_bill_at_every_instant(
             {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32, "cache_creation_input_tokens": 20},
             Usage(30, 0, 2, 0, 20),
         ),
+        # Anthropic: what was cached is counted apart, by how long it is kept; thinking is within the output.
+        (
+            {
+                "input_tokens": 4,
+                "cache_read_input_tokens": 100,
+                "cache_creation_input_tokens": 30,
+                "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
+                "output_tokens": 9,
+                "output_tokens_details": {"thinking_tokens": 5},
+                "service_tier": "standard",
+            },
+            Usage(134, 100, 9, 5, 30, cache_write_1h_tokens=20),
+        ),
         # A server that has both dialects and fills one.
         ({"prompt_tokens": 30, "input_tokens": 0, "completion_tokens": 2, "output_tokens": 0}, Usage(30, 0, 2)),
     ],
@@ -432,6 +445,16 @@ def test_a_provider_that_exceeds_its_bound_is_charged_what_it_proves_and_bounded
             ask(provider, texts(50), chosen, max_output_tokens=50)
         calls = len(provider.books.requests)
     assert calls * each <= 45 < (calls + 1) * each
+
+
+def test_tokens_kept_for_an_hour_are_part_of_those_written() -> None:
+    """More of them than were written to the cache cannot be; what can be is kept, and the usage is incomplete."""
+    told = Usage(50, 0, 5, 0, 10, cache_write_1h_tokens=20)
+    assert check_usage(told, "x") == replace(told, cache_write_1h_tokens=10, is_complete=False)
+    assert check_usage(replace(told, cache_write_1h_tokens=-1), "x").cache_write_1h_tokens == 0
+    possible = replace(told, cache_write_1h_tokens=10)
+    assert check_usage(possible, "x") is possible
+    assert (possible + possible).cache_write_1h_tokens == 20
 
 
 def test_usage_of_a_model_of_ones_own_is_checked_too() -> None:
