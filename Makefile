@@ -1,5 +1,5 @@
 # What a contributor types. Arguments for pytest: make test ARGS="-k store"
-.PHONY: help test lint docs benchmark matrix
+.PHONY: help test lint docs benchmark matrix prices
 
 python := .venv/bin/python
 
@@ -24,3 +24,6 @@ matrix:     ## the suite on each Python here, with the oldest and newest depende
 $(python): pyproject.toml
 	python3 -c "import sys; sys.path.insert(0, '.ci'); import bootstrap; bootstrap.python()"
 	@touch $@
+
+prices: $(python)  ## copy prices, limits and tokenizers anew from the newest litellm that is allowed
+	$(python) -m pip install --quiet --upgrade 'litellm>=1.90,<1.107' && $(python) -m ondine_core.providers.model_data

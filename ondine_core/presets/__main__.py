@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -18,6 +17,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.presets.catalog import PRESETS, WITHDRAWN
 from ondine_core.presets.files import load_presets
 from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.model_data import source as data_source
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens, find_price
 from ondine_core.types.values import ModelSpec
 
@@ -75,7 +75,7 @@ def _table(facts: Sequence[Mapping[str, Any]]) -> str:
         ).rstrip()
         for row in rows
     ]
-    source = f"USD per 1,000,000 tokens, window and reply in tokens, from the data of litellm {version('litellm')}."
+    source = f"USD per 1,000,000 tokens, window and reply in tokens, from the data of {data_source()}."
     longer = any(fact["long_prompts_cost_more"] for fact in facts)
     return "\n".join([*lines, "", source, *(["* more for long prompts"] if longer else [])]) + "\n"
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
-
-import orjson
 
 from ondine_core.errors import ConfigError
+from ondine_core.providers.model_data import chat_providers
 from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.settings import check_params
@@ -40,7 +35,7 @@ def connect(spec: ModelSpec) -> ChatModel:
     provider, slash, name = spec.model.partition("/")
     if slash and name and provider in _DIALECTS:
         return _DIALECTS[provider](spec, name)
-    if slash and name and provider in _litellm_providers():
+    if slash and name and provider in chat_providers():
         return _litellm(spec, name)
     raise ConfigError(
         f"model={spec.model!r} is not understood.{_meant(spec.model)} Write provider/name, where provider is one of "
@@ -54,7 +49,7 @@ def _meant(model: str) -> str:
     if not slash:
         hosts = [f"{host}/{model}" for host in ("openai", "anthropic", "gemini") if find_entry(f"{host}/{model}")]
     else:
-        near = get_close_matches(provider, {*_DIALECTS, *_litellm_providers()}, 3)
+        near = get_close_matches(provider, {*_DIALECTS, *chat_providers()}, 3)
         hosts = [f"{host}/{name}" for host in near]
     return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
 
@@ -92,26 +87,3 @@ _DIALECTS: Mapping[str, Callable[[ModelSpec, str], ChatModel]] = {
     "llama_cpp": _llama_cpp,
     "mlx": _mlx,
 }
-
-
-# -- what litellm knows, without importing it ----------------------------------------------------------------------
-
-_ENDPOINTS_FILE = "provider_endpoints_support_backup.json"
-_CONFIGURED_FILE = "llms/openai_like/providers.json"
-
-
-@cache
-def _litellm_providers() -> frozenset[str]:
-    """The providers whose models litellm can chat with, by its own data files."""
-    endpoints = _read(_ENDPOINTS_FILE).get("providers", {})
-    chatting = {name for name, about in endpoints.items() if about["endpoints"].get("chat_completions")}
-    return frozenset(name.partition("/")[0] for name in {*chatting, *_read(_CONFIGURED_FILE)})
-
-
-def _read(file: str) -> dict[str, Any]:
-    package = find_spec("litellm")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        if (path := Path(folder) / file).is_file():
-            found: dict[str, Any] = orjson.loads(path.read_bytes())
-            return found
-    return {}

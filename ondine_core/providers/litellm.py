@@ -34,6 +34,7 @@ from ondine_core.providers.http_hooks import (
     response_behind,
     watch,
 )
+from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.rate_limit_headers import hold_off_s
@@ -103,11 +104,13 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
     - `api_version`, `extra_headers`, `organization`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
 
     Raises:
-        ConfigError: A key is missing, a setting or parameter is not for the user to set, or the release of litellm is
-            one that was published with malicious code.
+        ConfigError: litellm is not installed or is a release that was published with malicious code, a key is missing,
+            or a setting or parameter is not for the user to set.
     """
-    check_release(version("litellm"))
     provider = spec.model.partition("/")[0]
+    if installed_litellm() is None:
+        raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
+    check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(provider, "").split()))
     if (structure := spec.settings.get("structured_output")) not in (None, "json_schema", "words"):
         raise ConfigError(f"settings: structured_output={structure!r} is neither 'json_schema' nor 'words'.")

@@ -1,6 +1,6 @@
-"""What a model's tokens and requests cost: read from the data file that litellm ships, without importing litellm.
+"""What a model's tokens and requests cost, by the data of `model_data`.
 
-Copied price tables rot, so there is none here. An unknown model has no price, never a price of 0, and neither has a
+An unknown model has no price, never a price of 0, and neither has a
 request of which a part cannot be priced. Some providers charge a call with a long prompt more for each of its tokens,
 so a price is applied call by call.
 """
@@ -11,20 +11,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cache
-from importlib.util import find_spec
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
-import orjson
-
 from ondine_core.errors import ConfigError
+from ondine_core.providers.model_data import model_facts
 from ondine_core.types.values import Json, ModelSpec, Usage
 
 __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
 
-_PRICE_FILE = "model_prices_and_context_window_backup.json"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
 _INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
@@ -205,10 +200,10 @@ def find_max_output_tokens(model: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def find_entry(model: str) -> dict[str, Any] | None:
+def find_entry(model: str) -> Mapping[str, Any] | None:
     """What the data file says of `model`, named as in `openai/gpt-4o-mini`; `None` when it does not know it."""
     provider, _, name = model.partition("/")
-    models = _price_map()
+    models = model_facts()
     if not name or model in models:
         return models.get(model) if name else None
     # The map names OpenAI's own models without the provider; another provider's model of that name is not the same.
@@ -269,14 +264,3 @@ def _price(entry: Mapping[str, Any]) -> Price:
 def _usd(number: float) -> Decimal:
     # By way of the shortest decimal text: 1.5e-07 is meant, not its nearest binary fraction.
     return Decimal(repr(number))
-
-
-@cache
-def _price_map() -> dict[str, dict[str, Any]]:
-    package = find_spec("litellm")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        file = Path(folder) / _PRICE_FILE
-        if file.is_file():
-            models: dict[str, dict[str, Any]] = orjson.loads(file.read_bytes())
-            return models
-    return {}

@@ -1,6 +1,6 @@
 """How many tokens a text takes, counted offline: exactly for OpenAI's models, on the safe side for all others.
 
-tiktoken downloads its encodings at first use; here they come from litellm's wheel, and nothing asks the network. Other
+tiktoken downloads its encodings at first use; here they come from `model_data`, and nothing asks the network. Other
 providers keep their tokenizers to themselves or on a hub, so their counts are OpenAI's with a margin that was measured
 (see `_FAMILIES`). What a provider reports after a call is always better; a count is for what must be known before.
 
@@ -9,7 +9,6 @@ Counts are of bare text: the few tokens that frame each message of a chat are no
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -17,10 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
-from pathlib import Path
 
-from ondine_core.providers.context_window import estimate_tokens
+from ondine_core.providers.model_data import ENCODINGS
 
 __all__ = ["counter", "fewest_tokens"]
 
@@ -42,11 +39,8 @@ def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
 
 
 def fewest_tokens(text: str) -> int:
-    """Tokens of `text` in that of OpenAI's vocabularies which takes fewer, without a margin; 0 if neither is there."""
-    counts = [
-        sum(len(encode(piece)) for piece in _pieces(text)) for encode in map(_encoder, _ENCODINGS) if encode is not None
-    ]
-    return min(counts, default=0)
+    """Tokens of `text` in that of OpenAI's vocabularies which takes fewer, without a margin."""
+    return min(sum(len(encode(piece)) for piece in _pieces(text)) for encode in map(_encoder, _ENCODINGS))
 
 
 def _count(model: str, cautious: bool, text: str) -> int:
@@ -109,8 +103,6 @@ def _measure(model: str, *, cautious: bool) -> Callable[[str], int]:
     family = _family(model)
     percent = family.percent if cautious else (100 + family.percent) // 2
     encode = _encoder(family.encoding)
-    if encode is None:
-        return estimate_tokens
 
     def measure(text: str) -> int:
         tokens = sum(len(encode(piece)) for piece in _pieces(text)) if len(text) > _LONGEST else len(encode(text))
@@ -152,35 +144,18 @@ def _pieces(text: str) -> Iterator[str]:
 # -- encodings, from files that are there --------------------------------------------------------------------------
 
 _ENCODINGS = (_O200K, _CL100K)
-_ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 _FOLDER_VARIABLE = "TIKTOKEN_CACHE_DIR"
 _loading = threading.Lock()  # guards the variable above, which tiktoken reads while it loads
 
 
 @cache
-def _encoder(name: str) -> Callable[[str], list[int]] | None:
-    """What encodes a text as `name`, or as the other encoding if that one is not there; `None` if neither is."""
+def _encoder(name: str) -> Callable[[str], list[int]]:
+    """What encodes a text as `name`."""
     import tiktoken
 
-    for encoding in sorted(_ENCODINGS, key=lambda encoding: encoding != name):
-        # The name of a file in tiktoken's cache is the hash of the address that it would be downloaded from.
-        file = hashlib.sha1(_ADDRESS.format(encoding).encode(), usedforsecurity=False).hexdigest()
-        for folder in _folders():
-            if (folder / file).is_file():
-                with _loading, _variable(_FOLDER_VARIABLE, str(folder)):
-                    # Text that looks like a special token is text: it comes out of somebody's row.
-                    return tiktoken.get_encoding(encoding).encode_ordinary
-    return None
-
-
-def _folders() -> Iterator[Path]:
-    package = find_spec("litellm")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        yield Path(folder) / "litellm_core_utils" / "tokenizers"
-    # Where litellm's users and tiktoken's keep encodings of their own.
-    for name in ("CUSTOM_TIKTOKEN_CACHE_DIR", _FOLDER_VARIABLE):
-        if own := os.environ.get(name):
-            yield Path(own)
+    with _loading, _variable(_FOLDER_VARIABLE, str(ENCODINGS)):
+        # Text that looks like a special token is text: it comes out of somebody's row.
+        return tiktoken.get_encoding(name).encode_ordinary
 
 
 @contextmanager

