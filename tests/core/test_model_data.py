@@ -70,5 +70,5 @@ def test_package_has_a_copy_that_knows_the_usual_models() -> None:
     """It was made from a release, on a day, and lists current models with their prices."""
     about = orjson.loads((Path(model_data.__file__).parent / model_data.SOURCE).read_bytes())
     assert set(about) == {"version", "copied_on"}
-    for name in ("gpt-4o-mini", "claude-haiku-4-5", "groq/llama-3.3-70b-versatile"):
+    for name in ("gpt-4o-mini", "claude-haiku-4-5", "groq/openai/gpt-oss-120b"):
         assert model_facts()[name]["input_cost_per_token"] > 0
