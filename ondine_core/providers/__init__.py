@@ -1,7 +1,7 @@
 """From a model's name to something that can be asked.
 
-The part of the name before the first slash picks the dialect. What speaks OpenAI's is asked by a client of our own; for
-every other dialect there is litellm, whose names are those that users know.
+The part of the name before the first slash picks the dialect. OpenAI's and Anthropic's have clients of our own here;
+for every other dialect there is litellm, whose names are those that users know.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def connect(spec: ModelSpec) -> ChatModel:
         return _litellm(spec, name)
     raise ConfigError(
         f"model={spec.model!r} is not understood.{_meant(spec.model)} Write provider/name, where provider is one of "
-        f"{', '.join(_DIALECTS)}, or any other that litellm has (anthropic, bedrock, cohere, gemini, vertex_ai, ...). "
+        f"{', '.join(_DIALECTS)}, or any other that litellm has (bedrock, cohere, vertex_ai, ...). "
         "For any other OpenAI-compatible server: openai_compatible/name with base_url."
     )
 
@@ -55,6 +55,12 @@ def _meant(model: str) -> str:
 
 
 # -- dialects ------------------------------------------------------------------------------------------------------
+
+
+def _anthropic(spec: ModelSpec, name: str) -> ChatModel:
+    from ondine_core.providers.anthropic_http import connect_anthropic
+
+    return connect_anthropic(spec, name)
 
 
 def _azure(spec: ModelSpec, name: str) -> ChatModel:
@@ -83,6 +89,7 @@ def _mlx(spec: ModelSpec, name: str) -> ChatModel:
 
 _DIALECTS: Mapping[str, Callable[[ModelSpec, str], ChatModel]] = {
     **dict.fromkeys(SERVERS, connect_openai_server),
+    "anthropic": _anthropic,
     "azure": _azure,
     "llama_cpp": _llama_cpp,
     "mlx": _mlx,

@@ -18,9 +18,8 @@ from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.addresses import check_address
 from ondine_core.providers.azure_credentials import Access, Credential, choose_access
 from ondine_core.providers.openai_http import OpenAIModel
-from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_settings
+from ondine_core.providers.settings import check_settings, first_set
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.providers.http_errors import ADVICE, quotable
-from ondine_core.providers.openai_servers import first_set
-from ondine_core.providers.settings import check_header
+from ondine_core.providers.settings import check_header, first_set
 from ondine_core.types.values import Call, ModelSpec
 
 __all__ = ["Access", "Credential", "choose_access"]

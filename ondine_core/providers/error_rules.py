@@ -222,7 +222,7 @@ _RULES: tuple[Rule, ...] = (
         "account",
         r"insufficient_(?:user_)?(?:quota|balance|credit|fund)|billing_(?:hard_limit|not_active|error|disabled)|budget_exceeded|"
         r"exceeded_current_quota|exceededbudget|exceededtokenbudget|arrearage|payment_required|personal-team-blocked|"
-        r"freetieronly|weight_exceeds_budget|openrouter_(?:credits|key_limit)",
+        r"freetieronly|weight_exceeds_budget|openrouter_(?:credits|key_limit)|spend_limit_reached|organization_on_hold",
         advice=402,
     ),
     _rule("Anthropic: the limit that the owner set", "account", r"api usage limits", *_REFUSALS, advice=_QUOTA),
@@ -351,6 +351,7 @@ _RULES: tuple[Rule, ...] = (
     _rule(
         "OpenAI, Gemini, Groq, Mistral, Anthropic, vLLM, FastAPI: a parameter or value that is not taken",
         "setup",
+        r"must be greater than `thinking|"
         r"unsupported_(?:parameter|value)|unknown_parameter|extra_forbidden|unsupportedparams|"
         r"(?:unsupported|unrecognized|unknown|unexpected|invalid) (?:\w+ )?(?:parameter|argument|field|keyword|"
         r"option|value|key)|"

@@ -54,8 +54,9 @@ class HttpModel:
         read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
         max_concurrency: Most calls worth having in flight; fewer where the process may not open so many files.
         headers: Further headers of the next call, such as a token that expires; their values are secrets.
+        plain_headers: Further headers of every call whose values are no secrets.
         advice: Statuses after which no request succeeds, and what to do about each.
-        wall: Wall clock, for a `Retry-After` that names a date.
+        wall: Wall clock, for a `Retry-After` or a limit's reset that names a date.
         max_reply_bytes: Most bytes of a reply, compressed or not.
         resolve: Looks host names up; it may block.
     """
@@ -70,6 +71,7 @@ class HttpModel:
         *,
         max_concurrency: int | None = None,
         headers: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+        plain_headers: Mapping[str, str] | None = None,
         advice: Mapping[int, str] = ADVICE,
         wall: Callable[[], float] = time.time,
         max_reply_bytes: int = MAX_REPLY_BYTES,
@@ -79,6 +81,7 @@ class HttpModel:
         self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
         self._body, self._read, self._headers, self._wall = body, read, headers, wall
         self._max_reply_bytes, self._resolve = max_reply_bytes, resolve
+        self._plain_headers = plain_headers or {}
         self._to = Address(urlsplit(url).netloc.rpartition("@")[2], timeout_s, advice)
         self._proxy = _proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
@@ -96,7 +99,7 @@ class HttpModel:
             secret = {_AUTHORIZATION: f"Bearer {self._api_key}", **secret}
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
         own_id = f"{self._own_ids}-{next(self._numbers):08x}"
-        headers = {**secret, _REQUEST_ID: own_id}
+        headers = {**self._plain_headers, **secret, _REQUEST_ID: own_id}
         body = self._body(call)
         started = time.perf_counter()
         try:
@@ -115,11 +118,13 @@ class HttpModel:
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise unreadable(response, call, secrets, self._to) from error
+        named = response.headers.get("x-request-id") or response.headers.get("request-id", "")
         # A header may hold bytes that are no text, which the store could not keep.
-        request_id = response.headers.get("x-request-id", "").encode("ascii", "ignore").decode() or reply.request_id
+        request_id = named.encode("ascii", "ignore").decode() or reply.request_id
         if self._is_of_another_call(own_id, request_id) or self._is_of_another_call(own_id, reply.request_id):
             raise lost(OutOfStepError(), self._to)
-        wait_s = hold_off_s(response.headers, reply.usage.input_tokens + reply.usage.output_tokens)
+        used = reply.usage.input_tokens + reply.usage.output_tokens
+        wait_s = hold_off_s(response.headers, used, reply.usage.output_tokens, response.at)
         latency_s = time.perf_counter() - started
         return Reply(
             reply.text,

@@ -170,7 +170,8 @@ def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable
     match fault:
         case "limited" | "overloaded" | "broken":
             if status == _LIMITED and wait_s is None:
-                wait_s = hold_off_s(response.headers, sum(len(part.content) for part in call.messages) // 4) or None
+                tokens = sum(len(part.content) for part in call.messages) // 4
+                wait_s = hold_off_s(response.headers, tokens, now=response.at) or None
             return TransientError(f"{what}.", retry_after_s=wait_s, kind=fault)
         case "lost":
             return TransientError(f"{what}.", retry_after_s=wait_s, kind="overloaded", cost_unknown=True)

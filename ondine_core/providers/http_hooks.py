@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -23,7 +22,7 @@ from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, de
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Watch", "cause_of", "make_client", "rate_headers", "request_id", "response_behind", "watch"]
+__all__ = ["Watch", "cause_of", "make_client", "request_id", "response_behind", "watch"]
 
 _SECRET = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
@@ -174,20 +173,3 @@ def request_id(seen: Watch) -> str | None:
             return found
     name_of_it = seen.data().get("id")
     return name_of_it if isinstance(name_of_it, str) else None
-
-
-def rate_headers(headers: Mapping[str, str], now: float) -> Mapping[str, str]:
-    """`headers` with what Anthropic says of its limits under the names that OpenAI uses; its resets are dates."""
-    renamed = dict(headers)
-    for kind in ("requests", "tokens"):
-        limit, left, reset = (headers.get(f"anthropic-ratelimit-{kind}-{part}", "") for part in _PARTS)
-        try:
-            reset_s = max(0.0, datetime.fromisoformat(reset).timestamp() - now)
-        except ValueError:
-            continue
-        for part, text in zip(_PARTS, (limit, left, f"{reset_s}"), strict=True):
-            renamed[f"x-ratelimit-{part}-{kind}"] = text
-    return renamed
-
-
-_PARTS = ("limit", "remaining", "reset")

@@ -1,4 +1,4 @@
-"""Every dialect but OpenAI's, by litellm: Anthropic, Bedrock, Vertex AI, Gemini, Cohere and a hundred more.
+"""Every dialect but OpenAI's and Anthropic's, by litellm: Bedrock, Vertex AI, Cohere and a hundred more.
 
 litellm is imported at the first call, for that takes seconds. It tries once, logs nothing and tells nobody. It renames
 errors and would send some calls twice, so its HTTP goes through a client of ours that watches what leaves and what
@@ -29,17 +29,15 @@ from ondine_core.providers.http_hooks import (
     Watch,
     cause_of,
     make_client,
-    rate_headers,
     request_id,
     response_behind,
     watch,
 )
 from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
-from ondine_core.providers.openai_servers import first_set
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.request_form import RequestForm
-from ondine_core.providers.settings import check_header, check_settings
+from ondine_core.providers.settings import check_header, check_settings, first_set
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
@@ -226,7 +224,7 @@ class _LiteLLM:
             choice["finish_reason"] = "length" if ending_of(native) == "cut" else native
         reply = chat_reply(data)
         headers, tokens = seen.headers, reply.usage.input_tokens + reply.usage.output_tokens
-        wait_s = hold_off_s(rate_headers(headers, time.time()), tokens)
+        wait_s = hold_off_s(headers, tokens, reply.usage.output_tokens, time.time())
         stated_usd = stated_usd_of(seen.data())
         if stated_usd is None:
             stated_usd = stated_usd_in(headers)

@@ -6,7 +6,6 @@ takes an ordinary chat-completions request; the others are left to litellm, whic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -16,11 +15,11 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import check_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_settings
+from ondine_core.providers.settings import check_settings, first_set
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["SERVERS", "connect_openai_server", "find_address", "first_set"]
+__all__ = ["SERVERS", "connect_openai_server", "find_address"]
 
 _SETTINGS = ("token_limit_field", "structured_output")
 
@@ -130,8 +129,3 @@ def _structure(spec: ModelSpec, server: Server) -> Structure:
         return structure
     able = (find_entry(spec.model) or {}).get("supports_response_schema")
     return "json_schema" if able else "json_object"
-
-
-def first_set(variables: tuple[str, ...]) -> str | None:
-    """The value of the first of these environment variables that has one."""
-    return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)

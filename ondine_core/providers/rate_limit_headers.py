@@ -1,7 +1,8 @@
 """Waits that a provider asks for: in headers, in fields of a body and in sentences.
 
-OpenAI's headers (`x-ratelimit-remaining-requests`, ...) are used by most that speak its dialect. A limit is taken for a
-bucket that fills evenly, as OpenAI documents it: of what is missing, `reset` says when all of it will be back.
+OpenAI's headers (`x-ratelimit-remaining-requests`, ...) are used by most that speak its dialect; Anthropic has names of
+its own (`anthropic-ratelimit-input-tokens-remaining`, ...), and its resets are dates. A limit is taken for a bucket
+that fills evenly, as both document it: of what is missing, `reset` says when all of it will be back.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 """Numbers from here on are moments, in seconds or milliseconds since 1970, and not durations."""
 
 
-def hold_off_s(headers: Mapping[str, str], tokens: int) -> float:
+def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: float = 0.0) -> float:
     """Seconds until another call like this one fits into the limits that its reply names; 0 if it does already.
 
     Args:
         headers: Of the reply.
         tokens: What the call used.
+        received: Which part of that is the reply.
+        now: Seconds since the epoch, for a limit that is reset at a date.
     """
-    waits_s = (
+    waits_s = [
         _refill_s(headers, prefix, kind, needed)
         for prefix in _PREFIXES
         for kind, needed in (("requests", 1), ("tokens", tokens))
-    )
+    ]
+    needs = (("requests", 1), ("tokens", tokens), ("input-tokens", tokens - received), ("output-tokens", received))
+    waits_s += [_anthropic_refill_s(headers, kind, needed, now) for kind, needed in needs]
     return max(waits_s)
 
 
@@ -45,9 +50,21 @@ def _refill_s(headers: Mapping[str, str], prefix: str, kind: str, needed: int) -
     if left is None or left >= needed:
         return 0.0
     reset_s = _duration_s(headers.get(f"{prefix}x-ratelimit-reset-{kind}"))
+    return _share_s(reset_s, left, _number(headers.get(f"{prefix}x-ratelimit-limit-{kind}")), needed)
+
+
+def _anthropic_refill_s(headers: Mapping[str, str], kind: str, needed: int, now: float) -> float:
+    left = _number(headers.get(f"anthropic-ratelimit-{kind}-remaining"))
+    if left is None or left >= needed:
+        return 0.0
+    reset_s = _until_s(headers.get(f"anthropic-ratelimit-{kind}-reset", ""), now)
+    return _share_s(reset_s, left, _number(headers.get(f"anthropic-ratelimit-{kind}-limit")), needed)
+
+
+def _share_s(reset_s: float | None, left: float, limit: float | None, needed: int) -> float:
+    """Which part of `reset_s`, when all of `limit` will be back, it takes until `needed` of it is."""
     if reset_s is None:
         return 0.0
-    limit = _number(headers.get(f"{prefix}x-ratelimit-limit-{kind}"))
     if limit is None or limit <= left:
         return reset_s
     return reset_s * min(1.0, (needed - left) / (limit - left))

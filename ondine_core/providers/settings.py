@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from ondine_core.errors import ConfigError
 from ondine_core.types.values import Json, ModelSpec
 
-__all__ = ["check_header", "check_params", "check_settings", "request_fields"]
+__all__ = ["check_header", "check_params", "check_settings", "first_set", "request_fields"]
 
 _EXTRA_BODY = "extra_body"
 _LIMIT = "max_output_tokens (settings token_limit_field chooses what it is sent as)"
@@ -78,3 +79,8 @@ def check_header(name: str, value: str) -> None:
         if not " " <= character <= "~":
             kind = "a line end" if character in "\r\n" else f"the character U+{ord(character):04X}"
             raise ConfigError(f"{name} has {kind} at position {at} of {len(value)}; check how it was copied.")
+
+
+def first_set(variables: tuple[str, ...]) -> str | None:
+    """The value of the first of these environment variables that has one."""
+    return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)

@@ -23,6 +23,7 @@ from ondine_core import (
     Usage,
 )
 from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.pricing import find_price
 from ondine_core.types.values import Message
 from tests.support.asking import one_call
@@ -75,7 +76,7 @@ def test_answer_comes_with_usage_and_the_providers_name_for_the_call(client: Cli
         books = provider.books
     assert orjson.loads(reply.text) == {"answer": WORDS}
     assert reply.usage == Usage(books.input_tokens, 3, books.output_tokens)
-    assert (reply.finish_reason, reply.request_id, reply.hold_off_s) == ("stop", "req-1", 0.0)
+    assert (ending_of(reply.finish_reason), reply.request_id, reply.hold_off_s) == ("whole", "req-1", 0.0)
     assert 0 < reply.latency_s < 10
 
 
@@ -92,7 +93,7 @@ def test_schema_reaches_the_provider(client: Client) -> None:
 
 @every_client
 def test_mapping_with_any_keys_is_asked_for_in_words(client: Client) -> None:
-    """Strict mode, and litellm for Anthropic, would close the object, so that it could only come back empty."""
+    """Strict mode, Anthropic's format and litellm would close the object, so that it could only come back empty."""
     schema = compile_schema(create_model("Counts", answer=(dict[str, int], ...))).json_schema
     assert schema is not None
     with client.provider() as provider:
@@ -126,7 +127,7 @@ def test_cost_of_a_reply_follows_from_its_usage(client: Client) -> None:
 def test_cut_answer_is_marked_as_cut(client: Client) -> None:
     """A reply that the bound on output tokens cut is never taken for a whole one."""
     with client.provider(fault=truncated) as provider:
-        assert client.ask(provider).finish_reason == "length"
+        assert ending_of(client.ask(provider).finish_reason) == "cut"
 
 
 @every_client

@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -69,6 +69,10 @@ def _link_identity(spec: ModelSpec) -> ChatModel:
     return connect_azure(spec, spec.model.partition("/")[2], credential=Credential(secret=KEY))
 
 
+def _link_by_tool(spec: ModelSpec) -> ChatModel:
+    return connect(replace(spec, settings={**spec.settings, "structured_output": "tool"}))
+
+
 def _base_url(provider: Provider) -> str:
     return provider.base_url
 
@@ -93,12 +97,13 @@ BY_LITELLM = (
     ),
     Client("litellm by itself", "hosted_vllm/small", OpenAIProvider, _base_url, _link_litellm, "openai/gpt-4o-mini"),
 )
-_CLAUDE, _OLD_CLAUDE = "anthropic/claude-sonnet-4-5", "anthropic/claude-3-haiku-20240307"
+_CLAUDE = "anthropic/claude-sonnet-4-5"
 CLIENTS = (
     WIRE,
     *BY_LITELLM,
-    Client("litellm to Anthropic", _CLAUDE, AnthropicProvider, _address, connect, _CLAUDE),
-    Client("litellm to Anthropic by tool", _OLD_CLAUDE, AnthropicProvider, _address, connect, _CLAUDE),
+    Client("anthropic_http", _CLAUDE, AnthropicProvider, _address, connect, _CLAUDE),
+    Client("anthropic_http by tool", _CLAUDE, AnthropicProvider, _address, _link_by_tool, _CLAUDE),
+    Client("litellm to Anthropic", _CLAUDE, AnthropicProvider, _address, _link_litellm, _CLAUDE),
     Client("azure by key", "azure/small", AzureProvider, _address, connect, "azure/gpt-4o-mini"),
     Client("azure by identity", "azure/small", AzureProvider, _address, _link_identity, "azure/gpt-4o-mini"),
 )

@@ -28,7 +28,9 @@ from ondine_core.providers.model_data import (
 
 _LITELLM_ENCODINGS = "litellm_core_utils/tokenizers"
 _MODES = ("chat", "completion", "responses", None)
-_USED = re.compile(r".*cost.*|max_.*|.*pricing|litellm_provider|mode|deprecation_date|supports_\w+")
+_USED = re.compile(
+    r".*cost.*|max_.*|.*pricing|litellm_provider|mode|deprecation_date|supports_\w+|thinking_\w+|prompt_cache_\w+"
+)
 _TOKENIZERS = (
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",  # cl100k_base; the name is the hash of the address tiktoken asks
     "fb374d419588a4632f3f557e76b4b70aebbca790",  # o200k_base

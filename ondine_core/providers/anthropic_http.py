@@ -1,0 +1,164 @@
+"""Anthropic's messages API over our own HTTP client; what a request says is in `anthropic_request`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from ondine_core.errors import FatalError, ProviderError, RefusedError
+from ondine_core.providers.anthropic_request import (
+    TOOL,
+    Structure,
+    find_anthropic_address,
+    find_anthropic_key,
+    fixed_fields,
+    may_force_tool,
+    message_body,
+    plain_headers,
+    structure_of,
+)
+from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_errors import ADVICE
+from ondine_core.providers.reply_body import max_reply_bytes
+from ondine_core.providers.reply_text import strip_fence, strip_reasoning
+from ondine_core.providers.usage import usage_of
+from ondine_core.types.protocols import ChatModel
+from ondine_core.types.values import Call, Json, ModelSpec, Reply
+
+__all__ = ["connect_anthropic", "message_reply"]
+
+_ADVICE = {**ADVICE, 405: "this is no address of Anthropic's messages API; check base_url"}
+
+
+def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
+    """The model that Anthropic calls `name`.
+
+    `settings` that it has:
+
+    - `structured_output`: `"json_schema"`, `"tool"` or `"words"`; by default what the model has.
+    - `extra_headers`: further headers, such as `anthropic-beta`; `api_version`: the value of `anthropic-version`.
+    - `drop_params`: `True` to leave out parameters that the API or the model does not take; by default an error.
+
+    Raises:
+        ConfigError: The key is missing, or a parameter or setting is not one of this API.
+    """
+    fields = fixed_fields(spec, name)
+    return _AnthropicModel(spec, fields, structure_of(spec, fields))
+
+
+class _AnthropicModel:
+    """A model of Anthropic's, held to schemas in the way that it takes.
+
+    Args:
+        spec: Address, key, time-out and settings.
+        fields: Fields of every request.
+        structure: How the model is held to a schema until the API says that it cannot be.
+    """
+
+    max_batch_size: int | None = None
+
+    def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
+        self._fields, self._structure, self._key = fields, structure, find_anthropic_key(spec)
+        self._heeds_schemas = False  # as far as is known
+        self._http = HttpModel(
+            find_anthropic_address(spec),
+            None,
+            spec.timeout_s,
+            self._write,
+            message_reply,
+            max_reply_bytes=max_reply_bytes(fields["max_tokens"]),
+            headers=self._secret_headers,
+            plain_headers=plain_headers(spec),
+            advice=_ADVICE,
+        )
+        self.max_concurrency = self._http.max_concurrency
+
+    def __repr__(self) -> str:
+        return f"Anthropic({self._fields['model']!r})"
+
+    async def __call__(self, call: Call) -> Reply:
+        """Ask once; see `ChatModel`. A refusal of the schema costs nothing, and the next way is taken."""
+        while True:
+            structure = self._structure
+            try:
+                reply = await self._http(call)
+            except ProviderError as error:
+                if call.json_schema is None or not _refuses_schema(error, structure):
+                    raise
+                if self._structure == structure:  # another call may have learnt it meanwhile
+                    self._structure = self._next(structure)
+            else:
+                self._learn_from(reply, call, structure)
+                return reply
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _secret_headers(self) -> Mapping[str, str]:
+        return self._key
+
+    def _write(self, call: Call) -> bytes:
+        return message_body(self._fields, call, self._structure)
+
+    def _next(self, structure: Structure) -> Structure:
+        return "tool" if structure == "json_schema" and may_force_tool(self._fields) else "words"
+
+    def _learn_from(self, reply: Reply, call: Call, structure: Structure) -> None:
+        """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
+        if self._heeds_schemas or structure == "words" or call.json_schema is None:
+            return
+        if ending_of(reply.finish_reason) != "whole":
+            return
+        text = strip_fence(strip_reasoning(reply.text) or "")
+        self._heeds_schemas = text.startswith("{")
+        if text and not self._heeds_schemas:
+            self._structure = "words"
+
+
+_FORMAT_REFUSED = re.compile(r"output[_ ]config|output[_ ]format|structured[ _-]outputs?|schema|grammar", re.IGNORECASE)
+_TOOL_REFUSED = re.compile(r"\btools?\b|tool_choice|schema", re.IGNORECASE)
+
+
+def _refuses_schema(error: ProviderError, structure: Structure) -> bool:
+    """Whether a call was refused, at no cost, for the way in which the schema was sent."""
+    if structure == "words" or not isinstance(error, FatalError | RefusedError) or error.fault in ("row", "size"):
+        return False
+    said = error.refusal if isinstance(error, FatalError) else str(error)
+    return (_FORMAT_REFUSED if structure == "json_schema" else _TOOL_REFUSED).search(said) is not None
+
+
+# -- replies -------------------------------------------------------------------------------------------------------
+
+
+def message_reply(data: Mapping[str, Any]) -> Reply:
+    """The reply in a message.
+
+    Raises:
+        RefusedError: The model or a classifier declined.
+    """
+    blocks: Sequence[Mapping[str, Any]] = data["content"]
+    usage, reason = usage_of(data), str(data["stop_reason"] or "null")
+    if ending_of(reason) == "refused":
+        category = (data.get("stop_details") or {}).get("category")
+        about = f", category {category!r}" if isinstance(category, str) else ""
+        raise RefusedError(f"The model declined to answer (stop_reason {reason!r}{about}).", usage=usage)
+    text = "".join(block["text"] for block in blocks if block["type"] == "text")
+    for block in blocks:
+        if block["type"] == "tool_use" and block["name"] == TOOL:
+            text = orjson.dumps(block["input"]).decode()
+            reason = "end_turn" if reason == "tool_use" else reason
+            break
+    thought = any(block["type"] in ("thinking", "redacted_thinking") for block in blocks)
+    return Reply(
+        text,
+        usage,
+        reason,
+        data.get("id"),
+        model=data.get("model"),
+        reasoning_only=thought and not text.strip(),
+    )

@@ -1,0 +1,292 @@
+"""What a request to Anthropic's messages API says: fields, blocks of text, schema, thinking and cache breakpoint.
+
+By Anthropic's API reference and SDK. The system text, the examples and the row are separate blocks; the last one that
+is the same in every call carries the breakpoint of the prompt cache. A schema is sent as `output_config.format`, or as
+a tool that the model must call where a model has no such format; one that neither can express, such as a mapping with
+any keys, is said in words, for a closed object would come back empty. The bound on output tokens is always sent, since
+the API requires it; it includes the tokens of thinking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import orjson
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.addresses import check_address
+from ondine_core.providers.pricing import find_entry, find_max_output_tokens
+from ondine_core.providers.schema_in_prompt import in_words
+from ondine_core.providers.settings import check_header, check_settings, first_set, request_fields
+from ondine_core.providers.strict_schema import strict_schema
+from ondine_core.types.values import Call, Json, Message, ModelSpec
+
+__all__ = [
+    "TOOL",
+    "Structure",
+    "find_anthropic_address",
+    "find_anthropic_key",
+    "fixed_fields",
+    "may_force_tool",
+    "message_body",
+    "plain_headers",
+    "structure_of",
+]
+
+Structure: TypeAlias = Literal["json_schema", "tool", "words"]
+"""How a model is held to a schema: by the API's output format, by a tool that it must call, or by words."""
+
+TOOL: Final = "answer"
+"""The name of that tool."""
+
+_ADDRESS = "https://api.anthropic.com"
+_ADDRESSES, _KEYS = ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"), ("ANTHROPIC_API_KEY",)
+_TOKENS = ("ANTHROPIC_AUTH_TOKEN",)
+_API_VERSION = "2023-06-01"
+"""Later versions take no `temperature`, not even of models that have one."""
+_SETTINGS = ("api_version", "drop_params", "extra_headers", "structured_output")
+_MAX_TOKENS = 4096
+"""For a model of which the price list knows no bound: what every Claude can write."""
+
+
+# -- address, key and headers --------------------------------------------------------------------------------------
+
+
+def find_anthropic_address(spec: ModelSpec) -> str:
+    """Where messages are posted; `base_url` is the root of the API, with or without `/v1`.
+
+    Raises:
+        ConfigError: `base_url` is no address.
+    """
+    base_url = spec.base_url or first_set(_ADDRESSES) or _ADDRESS
+    check_address(base_url)
+    root = base_url.rstrip("/").removesuffix("/messages").removesuffix("/v1")
+    return f"{root}/v1/messages"
+
+
+def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
+    """The header that proves who calls; none for an address of the user's without a key.
+
+    Raises:
+        ConfigError: There is no key, or it cannot be sent.
+    """
+    if given := (spec.api_key or "").strip():  # keys are often read from files that end in a line feed
+        check_header("api_key", given)
+        return {"x-api-key": given}
+    if spec.base_url is not None:
+        return {}  # the provider's own key goes to the provider only, never to an address that somebody configured
+    if key := first_set(_KEYS):
+        check_header(_KEYS[0], key)
+        return {"x-api-key": key}
+    if token := first_set(_TOKENS):
+        check_header(_TOKENS[0], token)
+        return {"Authorization": f"Bearer {token}"}
+    raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[0]}.")
+
+
+def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
+    """The headers of every call that are no secrets: the version of the API, and those of the settings.
+
+    Raises:
+        ConfigError: One cannot be sent.
+    """
+    extra = spec.settings.get("extra_headers") or {}
+    if not isinstance(extra, Mapping):
+        raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
+    headers = {"anthropic-version": str(spec.settings.get("api_version") or _API_VERSION)}
+    headers |= {str(name): str(value) for name, value in extra.items()}
+    for name, value in headers.items():
+        check_header(f"extra_headers[{name!r}]", value)
+    return headers
+
+
+# -- fields --------------------------------------------------------------------------------------------------------
+
+_UNKNOWN: Mapping[str, str] = {
+    "seed": "it cannot repeat a reply",
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "repetition_penalty", "min_p"), ""),
+    **dict.fromkeys(("logit_bias", "logprobs", "top_logprobs"), ""),
+    **dict.fromkeys(("functions", "function_call", "modalities", "parallel_tool_calls", "prediction", "store"), ""),
+    **dict.fromkeys(("prompt_cache_key", "prompt_cache_retention", "safety_identifier", "verbosity"), ""),
+    "response_format": "the output's types say how a reply looks",
+    "web_search_options": "name the tool in params tools",
+}
+"""Fields of OpenAI's dialect that this API does not have, and what else there is to say."""
+_SAMPLING = ("temperature", "top_p", "top_k")
+
+
+def fixed_fields(spec: ModelSpec, name: str) -> dict[str, Json]:
+    """The fields of every request for the model `name`.
+
+    Raises:
+        ConfigError: One of them cannot be sent to this API, or to this model.
+    """
+    check_settings(spec, _SETTINGS)
+    entry = find_entry(spec.listed_as)
+    fields = _own_names(request_fields(spec), spec)
+    max_tokens = spec.max_output_tokens or find_max_output_tokens(spec.listed_as) or _MAX_TOKENS
+    if spec.temperature is not None:
+        fields.setdefault("temperature", spec.temperature)
+    effort = fields.pop("reasoning_effort", None)
+    if effort is not None:
+        _set_effort(fields, effort, max_tokens, spec, entry)
+    _check_sampling(fields, spec, entry)
+    return {"model": name, "max_tokens": max_tokens, **fields}
+
+
+def _own_names(fields: Mapping[str, Json], spec: ModelSpec) -> dict[str, Json]:
+    """`fields` under the names of this API; what it does not have is an error, or left out if the user says so."""
+    own: dict[str, Json] = {}
+    for name, value in fields.items():
+        if name in _UNKNOWN:
+            if not spec.settings.get("drop_params"):
+                also = f": {_UNKNOWN[name]}" if _UNKNOWN[name] else ""
+                raise ConfigError(
+                    f"params: Anthropic's API has no {name!r}{also}. Remove it, or leave out all such by settings "
+                    "drop_params=true."
+                )
+        elif name == "stop":
+            own["stop_sequences"] = [value] if isinstance(value, str) else value
+        elif name == "user":
+            own["metadata"] = {"user_id": value}
+        else:
+            own[name] = value
+    return own
+
+
+def _check_sampling(fields: dict[str, Json], spec: ModelSpec, entry: Mapping[str, Any] | None) -> None:
+    """Take out a temperature that says nothing, and refuse those that every call would be refused for."""
+    temperature = fields.get("temperature")
+    if entry is not None and entry.get("supports_sampling_params") is False:
+        if temperature == 1:
+            del fields["temperature"]  # the only one there is
+        given = [name for name in _SAMPLING if name in fields]
+        if given and not spec.settings.get("drop_params"):
+            raise ConfigError(
+                f"{given[0]}={fields[given[0]]!r}: {spec.model!r} takes none; leave it out, or leave out all such by "
+                "settings drop_params=true."
+            )
+        for name in given:
+            del fields[name]
+    elif temperature not in (None, 1) and _thinks(fields):
+        raise ConfigError(f"temperature={temperature!r}: {spec.model!r} takes 1 only while it thinks; leave it out.")
+
+
+def _thinks(fields: Mapping[str, Json]) -> bool:
+    thinking = fields.get("thinking")
+    return isinstance(thinking, Mapping) and thinking.get("type") in ("enabled", "adaptive")
+
+
+# -- thinking ------------------------------------------------------------------------------------------------------
+
+_BUDGETS: Mapping[str, int] = {"minimal": 1024, "low": 1024, "medium": 2048, "high": 4096, "xhigh": 8192, "max": 16384}
+"""Tokens of thinking by effort, for models that take a number of tokens; those that litellm asks for, and asked for."""
+_EFFORTS = ("none", *_BUDGETS)
+
+
+def _set_effort(
+    fields: dict[str, Json], effort: Json, max_tokens: int, spec: ModelSpec, entry: Mapping[str, Any] | None
+) -> None:
+    """Say how much the model thinks, as this model takes it: as an effort, or as a number of tokens."""
+    wrong = f"reasoning_effort={effort!r} of {spec.model!r}"
+    if effort not in _EFFORTS:
+        raise ConfigError(f"{wrong} is not one of {', '.join(map(repr, _EFFORTS))}.")
+    if "thinking" in fields:
+        raise ConfigError(f"{wrong} and params thinking say the same; leave one of them out.")
+    about = {"supports_adaptive_thinking": True, "supports_reasoning": True} if entry is None else entry
+    if effort == "none":
+        if about.get("thinking_always_on"):
+            raise ConfigError(f"{wrong}: this model always thinks; 'low' is the least.")
+        if about.get("supports_reasoning"):
+            fields["thinking"] = {"type": "disabled"}
+    elif about.get("supports_adaptive_thinking"):
+        level = "low" if effort == "minimal" else effort
+        if entry is not None and level in ("xhigh", "max") and not about.get(f"supports_{level}_reasoning_effort"):
+            raise ConfigError(f"{wrong}: this model has no such effort; take 'high' or less.")
+        fields["thinking"] = {"type": "adaptive"}
+        fields["output_config"] = {**(fields.get("output_config") or {}), "effort": level}
+    elif about.get("supports_reasoning"):
+        budget = _BUDGETS[effort]
+        if budget >= max_tokens:
+            raise ConfigError(
+                f"{wrong} thinks with up to {budget:,} tokens, which max_output_tokens={max_tokens} includes; raise "
+                "max_output_tokens, or lower the effort."
+            )
+        fields["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    else:
+        raise ConfigError(f"{wrong}: this model does not think; leave it out.")
+
+
+# -- schema --------------------------------------------------------------------------------------------------------
+
+
+def structure_of(spec: ModelSpec, fields: Mapping[str, Json]) -> Structure:
+    """How the model is held to a schema: as the user says, else as the price list says of the model.
+
+    Raises:
+        ConfigError: The user says something else.
+    """
+    chosen = spec.settings.get("structured_output")
+    if chosen is not None and chosen not in get_args(Structure):
+        raise ConfigError(f"settings: structured_output={chosen!r} is not one of {', '.join(get_args(Structure))}.")
+    entry = find_entry(spec.listed_as)
+    structure: Structure = chosen or ("json_schema" if _has_format(entry) else "tool")
+    return "words" if structure == "tool" and not may_force_tool(fields) else structure
+
+
+def _has_format(entry: Mapping[str, Any] | None) -> bool:
+    """Whether a model has the output format; one that is not in the list is more likely new than old."""
+    return entry is None or bool(entry.get("supports_native_structured_output"))
+
+
+def may_force_tool(fields: Mapping[str, Json]) -> bool:
+    """Whether a request with `fields` can make a model call one tool: not while it thinks, nor beside other tools."""
+    return not _thinks(fields) and "tools" not in fields and "tool_choice" not in fields
+
+
+# -- body ----------------------------------------------------------------------------------------------------------
+
+
+def message_body(
+    fixed: Mapping[str, Json], call: Call, structure: Structure, cache: Mapping[str, str] | None = None
+) -> bytes:
+    """A call as a request with the fields of `fixed`.
+
+    Args:
+        fixed: Fields of every request.
+        call: What is asked.
+        structure: How the model is held to the schema.
+        cache: What marks the end of the part that is the same in every call; `None` marks nothing.
+    """
+    schema = None
+    if call.json_schema is not None:
+        schema = None if structure == "words" else strict_schema(call.json_schema, constraints=False)
+        call = call if schema is not None else in_words(call)
+    body = dict(fixed)
+    *before, row = call.messages
+    blocks = [_block(message, cache if message is before[-1] else None) for message in before]
+    has_system = bool(before) and before[0].role == "system"
+    if has_system:
+        body["system"] = [blocks[0]]
+    messages = [{"role": message.role, "content": [block]} for message, block in zip(before, blocks, strict=True)][
+        has_system:
+    ]
+    body["messages"] = [*messages, {"role": row.role, "content": row.content}]
+    if schema is not None and structure == "json_schema":
+        form = {"type": "json_schema", "schema": orjson.Fragment(schema)}
+        body["output_config"] = {**(body.get("output_config") or {}), "format": form}
+    elif schema is not None:
+        body["tools"] = [{"name": TOOL, "description": _TOOL_USE, "input_schema": orjson.Fragment(schema)}]
+        body["tool_choice"] = {"type": "tool", "name": TOOL, "disable_parallel_tool_use": True}
+    return orjson.dumps(body)
+
+
+_TOOL_USE = "Takes the answer."
+
+
+def _block(message: Message, cache: Mapping[str, str] | None) -> dict[str, Json]:
+    block: dict[str, Json] = {"type": "text", "text": message.content}
+    if cache is not None:
+        block["cache_control"] = cache
+    return block

@@ -1,0 +1,369 @@
+"""Anthropic's messages API: what is sent, and what is made of what comes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+
+from ondine_core import Call, ConfigError, FatalError, ModelSpec, RefusedError, Reply, TransientError, Usage
+from ondine_core.prompts.output_schema import compile_schema
+from ondine_core.providers import connect
+from ondine_core.types.values import Message
+from tests.support.anthropic_provider import AnthropicProvider, failing
+from tests.support.asking import one_call
+from tests.support.clients import CALL, WORDS
+from tests.support.provider import Asked, Fault, status
+
+OLD, CLAUDE, ADAPTIVE = "anthropic/claude-3-haiku", "anthropic/claude-sonnet-4-5", "anthropic/claude-sonnet-5"
+ALWAYS_THINKS = "anthropic/claude-opus-5-5"
+KEY = "sk-ant-1234567890"
+EXAMPLES = Call(
+    (
+        Message("system", "Be brief."),
+        Message("user", "Repeat: a"),
+        Message("assistant", '{"answer": "a"}'),
+        Message("user", f"Repeat: {WORDS}"),
+    ),
+    CALL.json_schema,
+)
+
+
+def asked(fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **spec: Any) -> tuple[Reply, list[Asked]]:
+    """A reply, and the requests it took."""
+    with AnthropicProvider(fault=fault) as provider:
+        given = {"api_key": KEY, "base_url": provider.address, **spec}
+        return one_call(connect(ModelSpec(model, **given)), call=call), provider.books.requests
+
+
+def body(call: Call = CALL, model: str = CLAUDE, **spec: Any) -> Mapping[str, Any]:
+    """The only request that a call took."""
+    _, (request,) = asked(None, call, model, **spec)
+    return request.body
+
+
+def said(*content: Mapping[str, Any], stop_reason: str = "end_turn", **usage: Any) -> Fault:
+    """A message with this content."""
+    usage = {"input_tokens": 3, "output_tokens": 2, **usage}
+    message = {"id": "msg-1", "type": "message", "role": "assistant", "model": "m", "content": list(content)}
+    return status(200, {**message, "stop_reason": stop_reason, "stop_sequence": None, "usage": usage})
+
+
+def text(words: str) -> Mapping[str, Any]:
+    return {"type": "text", "text": words}
+
+
+THOUGHT = {"type": "thinking", "thinking": "Hm.", "signature": "x"}
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def test_system_text_and_examples_are_blocks_and_the_schema_is_the_output_format() -> None:
+    """Each part is where Anthropic looks for it, and a closed object has all of its fields."""
+    sent = body(EXAMPLES, max_output_tokens=70)
+    assert sent["system"] == [{"type": "text", "text": "Be brief."}]
+    assert [(turn["role"], turn["content"]) for turn in sent["messages"]] == [
+        ("user", [{"type": "text", "text": "Repeat: a"}]),
+        ("assistant", [{"type": "text", "text": '{"answer": "a"}'}]),
+        ("user", f"Repeat: {WORDS}"),
+    ]
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    assert sent["output_config"] == {
+        "format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
+    }
+    assert set(sent) == {"model", "max_tokens", "system", "messages", "output_config"}
+
+
+def test_bounds_that_the_format_does_not_know_are_said_in_descriptions() -> None:
+    """A number's range is no keyword of the format, so the model reads it instead."""
+    schema = compile_schema({"score": {"type": "integer", "minimum": 1, "maximum": 5}}).json_schema
+    sent = body(Call((Message("user", "Repeat: 3"),), schema))
+    assert sent["output_config"]["format"]["schema"]["properties"]["score"] == {
+        "type": "integer",
+        "description": "(maximum: 5, minimum: 1)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "sent"),
+    [(CLAUDE, 77, 77), (CLAUDE, None, 64_000), (ADAPTIVE, None, 128_000), ("anthropic/claude-of-tomorrow", None, 4096)],
+)
+def test_bound_on_output_tokens_is_always_sent(model: str, given: int | None, sent: int) -> None:
+    """The API requires it: the user's, else the most that the model can, else what every model can."""
+    assert body(model=model, max_output_tokens=given)["max_tokens"] == sent
+
+
+def test_model_without_output_format_is_held_to_a_tool() -> None:
+    """A model that refuses the format is asked by a tool at once, and the answer is what the tool was called with."""
+    reply, (refused, taken) = asked(model=OLD)
+    assert "output_config" in refused.body
+    assert taken.body["tools"][0]["input_schema"]["required"] == ["answer"]
+    assert taken.body["tool_choice"] == {"type": "tool", "name": "answer", "disable_parallel_tool_use": True}
+    assert orjson.loads(reply.text) == {"answer": WORDS}
+    assert reply.finish_reason == "end_turn"
+
+
+def test_schema_is_said_in_words_where_neither_format_nor_tool_is_taken() -> None:
+    """A gateway may know neither; each is refused once, at no cost."""
+
+    def refuse(request: Asked) -> Any:
+        parts = {"output_config": "output_config: Extra inputs are not permitted", "tools": "tools are not supported"}
+        wrong = next((words for name, words in parts.items() if name in request.body), None)
+        return failing(400, "invalid_request_error", wrong)(request) if wrong else None
+
+    reply, requests = asked(refuse)
+    assert [sorted({"output_config", "tools"} & request.body.keys()) for request in requests] == [
+        ["output_config"],
+        ["tools"],
+        [],
+    ]
+    assert '"required":["answer"]' in requests[-1].body["system"][0]["text"]
+    assert orjson.loads(reply.text) == {"answer": WORDS}
+
+
+def test_server_that_answers_with_plain_text_is_told_the_schema_in_words() -> None:
+    """One that speaks this API and ignores the format would never answer in form."""
+    with AnthropicProvider(fault=said(text("Well, hello"))) as provider:
+        model = connect(ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address))
+        one_call(model, call=CALL)
+        one_call(model, call=CALL)
+    first, second = (request.body for request in provider.books.requests)
+    assert "output_config" in first
+    assert "output_config" not in second
+
+
+def test_refused_row_teaches_nothing() -> None:
+    """A refusal of the content is passed on; the schema goes as before."""
+    with pytest.raises(RefusedError) as caught:
+        asked(failing(400, "invalid_request_error", "Output blocked by content filtering policy; see the schema"))
+    assert caught.value.fault == "row"
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/v1/", "/v1/messages"])
+def test_base_url_may_end_where_users_end_it(path: str) -> None:
+    """With or without the version, one address is meant."""
+    with AnthropicProvider() as provider:
+        spec = ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address + path)
+        assert one_call(connect(spec), call=CALL).finish_reason == "end_turn"
+
+
+# -- key and headers -----------------------------------------------------------------------------------------------
+
+
+def test_key_and_version_are_headers_of_each_request() -> None:
+    """The key goes as Anthropic wants it, and the version of the API is one that takes a temperature."""
+    _, (request,) = asked(settings={"extra_headers": {"anthropic-beta": "x-2026"}})
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    assert headers["x-api-key"] == KEY
+    assert (headers["anthropic-version"], headers["anthropic-beta"]) == ("2023-06-01", "x-2026")
+    assert "authorization" not in headers
+    _, (request,) = asked(settings={"api_version": "2026-10-21"})
+    assert {name.lower(): value for name, value in request.headers.items()}["anthropic-version"] == "2026-10-21"
+
+
+@pytest.mark.parametrize(
+    ("variable", "header", "value"),
+    [("ANTHROPIC_API_KEY", "x-api-key", KEY), ("ANTHROPIC_AUTH_TOKEN", "Authorization", f"Bearer {KEY}")],
+)
+def test_key_of_the_environment_goes_to_the_provider_only(
+    variable: str, header: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the address that the same environment names, and never to a base_url that the user configured."""
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, KEY)
+    with AnthropicProvider() as provider:
+        one_call(connect(ModelSpec(CLAUDE, base_url=provider.address)), call=CALL)
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.address)
+        one_call(connect(ModelSpec(CLAUDE)), call=CALL)
+    elsewhere, there = (request.headers for request in provider.books.requests)
+    assert KEY not in str(elsewhere)
+    assert {name.lower(): sent for name, sent in there.items()}[header.lower()] == value
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_arrive_under_the_names_of_this_api() -> None:
+    """Those that others call differently are renamed, and the rest is sent as it is."""
+    params = {"stop": "END", "user": "u-1", "top_k": 5, "extra_body": {"service_tier": "standard_only"}}
+    sent = body(temperature=0.5, params=params)
+    assert (sent["stop_sequences"], sent["metadata"], sent["top_k"]) == (["END"], {"user_id": "u-1"}, 5)
+    assert (sent["temperature"], sent["service_tier"]) == (0.5, "standard_only")
+    assert "stop" not in sent
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"params": {"seed": 7}}, "has no 'seed': it cannot repeat a reply. Remove it, or .* drop_params=true"),
+        ({"params": {"logit_bias": {"50": 1}}}, "has no 'logit_bias'. Remove it"),
+        ({"model": ADAPTIVE, "temperature": 0.0}, "temperature=0.0: .* takes none"),
+        ({"model": ADAPTIVE, "params": {"top_p": 0.5}}, "top_p=0.5: .* takes none"),
+        ({"temperature": 0.5, "params": {"reasoning_effort": "low"}}, "takes 1 only while it thinks"),
+        ({"params": {"reasoning_effort": "huge"}}, "'huge' .* is not one of 'none', 'minimal', 'low'"),
+        ({"params": {"reasoning_effort": "low", "thinking": {"type": "adaptive"}}}, "say the same"),
+        ({"params": {"reasoning_effort": "low"}, "max_output_tokens": 500}, "up to 1,024 tokens, which max_output"),
+        ({"model": "anthropic/claude-sonnet-4-6", "params": {"reasoning_effort": "xhigh"}}, "has no such effort"),
+        ({"model": ALWAYS_THINKS, "params": {"reasoning_effort": "none"}}, "always thinks"),
+        ({"settings": {"structured_output": "json_object"}}, "is not one of json_schema, tool, words"),
+        ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
+        ({"settings": {"extra_headers": "x"}}, "is not a mapping"),
+        ({"settings": {"extra_headers": {"x": "a\nb"}}}, "has a line end"),
+        ({"base_url": "my-server"}, "is no address"),
+        ({"api_key": "a\nb"}, "api_key has a line end"),
+    ],
+)
+def test_definition_that_no_call_would_succeed_with_is_refused(spec: dict[str, Any], message: str) -> None:
+    """Before any call, and with what to do instead."""
+    with pytest.raises(ConfigError, match=message):
+        connect(ModelSpec(**{"model": CLAUDE, "api_key": KEY, **spec}))
+
+
+def test_what_is_not_taken_is_left_out_on_demand() -> None:
+    """And a temperature of 1, which is the only one that such a model has, is no mistake."""
+    sent = body(model=ADAPTIVE, temperature=0.2, params={"seed": 7}, settings={"drop_params": True})
+    assert not {"temperature", "seed"} & sent.keys()
+    assert "temperature" not in body(model=ADAPTIVE, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "thinking", "level"),
+    [
+        (CLAUDE, "minimal", {"type": "enabled", "budget_tokens": 1024}, None),
+        (CLAUDE, "high", {"type": "enabled", "budget_tokens": 4096}, None),
+        (CLAUDE, "none", {"type": "disabled"}, None),
+        (ADAPTIVE, "minimal", {"type": "adaptive"}, "low"),
+        (ADAPTIVE, "xhigh", {"type": "adaptive"}, "xhigh"),
+        ("anthropic/claude-of-tomorrow", "max", {"type": "adaptive"}, "max"),
+    ],
+)
+def test_effort_is_said_as_the_model_takes_it(
+    model: str, effort: str, thinking: Mapping[str, Any], level: str | None
+) -> None:
+    """As a number of tokens, or as an effort beside the output format; the amounts are those that litellm asks for."""
+    sent = body(model=model, params={"reasoning_effort": effort})
+    assert sent["thinking"] == thinking
+    assert sent["output_config"].get("effort") == level
+    assert sent["output_config"]["format"]["type"] == "json_schema"
+    assert "reasoning_effort" not in sent
+
+
+def test_thinking_model_is_not_made_to_call_a_tool() -> None:
+    """The API refuses both together, so a model without the output format is told the schema in words."""
+    sent = body(params={"reasoning_effort": "low"}, settings={"structured_output": "tool"})
+    assert "tools" not in sent
+    assert '"required":["answer"]' in sent["system"][0]["text"]
+
+
+# -- replies -------------------------------------------------------------------------------------------------------
+
+
+def test_usage_tells_cache_and_thinking_apart() -> None:
+    """What was read from the cache and written to it, for how long, and what was thought."""
+    usage = {
+        "input_tokens": 10,
+        "cache_read_input_tokens": 5,
+        "cache_creation_input_tokens": 7,
+        "cache_creation": {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4},
+        "output_tokens": 9,
+        "output_tokens_details": {"thinking_tokens": 6},
+    }
+    reply, _ = asked(said(text('{"answer": "x"}'), **usage))
+    assert reply.usage == Usage(22, 5, 9, 6, 7, cache_write_1h_tokens=4)
+    assert (reply.text, reply.model, reply.request_id) == ('{"answer": "x"}', "m", "msg-1")
+
+
+def test_thoughts_are_no_part_of_the_text() -> None:
+    """And a reply that has nothing else says so."""
+    reply, _ = asked(said(THOUGHT, text("a"), text("b")))
+    assert (reply.text, reply.reasoning_only) == ("ab", False)
+    reply, _ = asked(said({"type": "redacted_thinking", "data": "x"}, stop_reason="max_tokens"))
+    assert (reply.text, reply.reasoning_only, reply.finish_reason) == ("", True, "max_tokens")
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "pause_turn", "model_context_window_exceeded", "tool_use"])
+def test_stop_reason_is_passed_on(reason: str) -> None:
+    """In the provider's word, so that the table of finish reasons decides what it means."""
+    reply, _ = asked(said(text("half"), stop_reason=reason))
+    assert reply.finish_reason == reason
+
+
+def test_refusal_says_of_which_kind_and_what_it_cost() -> None:
+    """A model that declines is paid all the same; the explanation, which may quote the row, is not repeated."""
+    details = {"type": "refusal", "category": "bio", "explanation": WORDS}
+    usage = {"input_tokens": 30, "output_tokens": 1}
+    message = {"content": [], "stop_reason": "refusal", "stop_details": details, "usage": usage}
+    with pytest.raises(RefusedError, match=r"declined to answer .*'bio'") as caught:
+        asked(status(200, message))
+    assert caught.value.usage == Usage(30, 0, 1)
+    assert WORDS not in str(caught.value)
+
+
+def test_limits_hold_the_next_call() -> None:
+    """The limit that is short holds: of output tokens two of 100 are there, and all of them in a minute."""
+    reset = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    limits = {
+        "anthropic-ratelimit-requests-remaining": "50",
+        "anthropic-ratelimit-output-tokens-limit": "100",
+        "anthropic-ratelimit-output-tokens-remaining": "2",
+        "anthropic-ratelimit-output-tokens-reset": reset,
+    }
+    usage = {"input_tokens": 500, "output_tokens": 51}
+    message = {"content": [text("x")], "stop_reason": "end_turn", "usage": usage}
+    reply, _ = asked(status(200, message, {**limits, "request-id": "req_7"}))
+    assert 29 <= reply.hold_off_s <= 30
+    assert reply.request_id == "req_7"
+    reply, _ = asked(status(200, message, {**limits, "anthropic-ratelimit-output-tokens-reset": "soon"}))
+    assert reply.hold_off_s == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "wait_s"),
+    [
+        (failing(529, "overloaded_error", "Overloaded"), "overloaded", None),
+        (failing(500, "api_error", "Internal server error"), "broken", None),
+        (failing(429, "rate_limit_error", "Please try again in 42s."), "limited", 42),
+    ],
+)
+def test_error_of_the_moment_is_one(fault: Fault, kind: str, wait_s: float | None) -> None:
+    """What the body says decides, as for every other client."""
+    with pytest.raises(TransientError) as caught:
+        asked(fault)
+    assert (caught.value.kind, caught.value.retry_after_s, caught.value.cost_unknown) == (kind, wait_s, False)
+
+
+def test_spend_limit_is_no_rate_limit() -> None:
+    """It has the status of one, and no wait helps."""
+    with pytest.raises(FatalError, match="no credit"):
+        asked(failing(429, "rate_limit_error", "Limit reached.", error_code="contract_spend_limit_reached"))
+
+
+# -- what a step loads ---------------------------------------------------------------------------------------------
+
+_ASK = """
+import sys
+from ondine_core import ModelSpec, Options, enrich_sync
+model = ModelSpec("anthropic/claude-sonnet-4-5", api_key="k", base_url=sys.argv[1])
+enrich_sync(
+    {"text": ["a", "b"]}, prompt="Repeat: {text}", output={"answer": "string"}, model=model,
+    options=Options(store=":memory:"),
+)
+print(*(name for name in ("litellm", "openai", "httpx", "anthropic") if name in sys.modules))
+"""
+
+
+def test_step_with_claude_does_not_import_litellm() -> None:
+    """Which takes seconds in every process; nor any other client library."""
+    with AnthropicProvider() as provider:
+        ran = subprocess.run(
+            [sys.executable, "-c", _ASK, provider.address], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert provider.books.answered == 2
+    assert ran.stdout.strip() == ""
