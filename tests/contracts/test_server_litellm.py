@@ -105,7 +105,9 @@ def test_schema_reaches_the_provider(proxy: LiteLLMProxy, upstream: Provider) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "advice"), [("small", "sk-of-a-stranger", "api_key"), ("large", MASTER_KEY, "model")]
+    ("name", "key", "advice"),
+    [("small", "sk-of-a-stranger", "api_key"), ("large", MASTER_KEY, "model")],
+    ids=["key", "model"],
 )
 def test_what_nobody_is_answered_for_is_told_at_once(
     proxy: LiteLLMProxy, upstream: Provider, name: str, key: str, advice: str
