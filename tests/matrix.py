@@ -5,13 +5,14 @@ in `.matrix/`. Needs `uv`. The tools of the tests themselves are always the newe
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-from tests.support.pythons import VERSIONS, find_pythons, make_environment, uv
+from tests.support.pythons import ENVIRONMENT, VERSIONS, find_pythons, make_environment, uv
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "pyproject.toml"
@@ -42,7 +43,9 @@ def run(version: str, resolution: str, arguments: list[str]) -> str:
     install(folder, interpreter, oldest=resolution == "oldest")
     # Old packages warn of what new Pythons deprecate, and nobody will mend that.
     lenient = ["-W", "default"] if resolution == "oldest" else []
-    ended = subprocess.run([interpreter, "-m", "pytest", "-q", *lenient, *arguments], check=False, cwd=ROOT)
+    command = [interpreter, "-m", "pytest", "-q", *lenient, *arguments]
+    wheel = {ENVIRONMENT: f"{version} {'lowest-direct' if resolution == 'oldest' else 'highest'}"}
+    ended = subprocess.run(command, check=False, cwd=ROOT, env=os.environ | wheel)
     return "failed" if ended.returncode else "passed"
 
 

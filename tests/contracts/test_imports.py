@@ -51,8 +51,8 @@ DAGSTER_LAYERS = """
 """.split("\n")
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+def run(code: str, *options: str) -> str:
+    return subprocess.run([sys.executable, *options, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,17 @@ def test_importing_loads_nothing_heavy(package: str, unwanted: tuple[str, ...]) 
     assert loaded.isdisjoint(unwanted)
 
 
-def test_importing_costs_little_beyond_dagster() -> None:
-    """At most a quarter of what `import dagster` takes; as a ratio, since a busy machine makes both slower."""
+def test_importing_costs_little_beyond_dagster(tmp_path: Path) -> None:
+    """At most a quarter of what `import dagster` takes, where neither was compiled before, as in a new container.
+
+    As a ratio, since a busy machine makes both slower; the first measurement that says so counts.
+    """
     code = (
         "from time import process_time as now; start = now(); import dagster; middle = now(); import ondine_dagster; "
         "print((now() - middle) / (middle - start))"
     )
-    assert min(float(run(code)) for _ in range(3)) <= 0.25
+    options = ("-B", "-X", f"pycache_prefix={tmp_path}")
+    assert any(float(run(code, *options)) <= 0.25 for _ in range(4))
 
 
 @pytest.mark.parametrize(("package", "layers"), [("ondine_core", CORE_LAYERS), ("ondine_dagster", DAGSTER_LAYERS)])

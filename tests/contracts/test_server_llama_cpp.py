@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def model(server: Any, **spec: Any) -> ModelSpec:
     return ModelSpec(
         "openai_compatible/gemma",
-        **{"base_url": f"{server.listening_address}/v1", "api_key": KEY, "timeout_s": 300, **spec},
+        **{"base_url": f"{server.listening_address}/v1", "api_key": KEY, "timeout_s": 300, "temperature": 0.0, **spec},
     )
 
 

@@ -6,6 +6,7 @@ Each bound is one that users asked for; 50 calls in flight and 50 ms an answer u
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import inf
 
 import pytest
@@ -34,6 +35,12 @@ from tests.support.servers import (
 FULL = 50 / 0.05
 
 
+@cache
+def free_of_faults(seconds: float = inf, rows: float = inf) -> Course:
+    """The same calls to a server that answers all of them."""
+    return drive(healthy, seconds, rows=rows)
+
+
 def back_after(course: Course, end_s: float, full: float = FULL) -> float:
     """Seconds from the first answer after an instant until 80 % of full speed is reached for half a second."""
     first = min(at for at, outcome in course.back if outcome == "answered" and at >= end_s)
@@ -49,7 +56,7 @@ def back_after(course: Course, end_s: float, full: float = FULL) -> float:
 @pytest.mark.parametrize("number", [1, 4, 20, 100])
 def test_one_refusal_holds_back_one_call(number: int, asked_s: float, fails: Seconds | None) -> None:
     """One 429 with Retry-After, wherever it comes, costs its wait and no more than a second on top."""
-    fault_free_s = drive(healthy, rows=2000).back[-1][0]
+    fault_free_s = free_of_faults(rows=2000).back[-1][0]
     course = drive(nth(number), rows=2000, retry_after_s=asked_s, fails=fails)
     assert course.back[-1][0] <= fault_free_s + asked_s + 1
     assert len(course.left) == 2001
@@ -93,7 +100,7 @@ def test_some_refusals_by_chance_cost_little(share: float, retry_after_s: float 
     """One call in a hundred or in ten is refused by chance: at least 0.7 of the rows a second of a run without."""
     for seed in range(2):
         course = drive(at_random(share, "limited", seed), 20, retry_after_s=retry_after_s, fails=fails)
-        assert course.per_s(0, 20) >= 0.7 * drive(healthy, 20).per_s(0, 20)
+        assert course.per_s(0, 20) >= 0.7 * free_of_faults(20).per_s(0, 20)
 
 
 # -- a limit on calls in flight --------------------------------------------------------------------------------------

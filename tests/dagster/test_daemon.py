@@ -86,7 +86,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
 
 
 def test_partitions_in_processes_of_their_own_are_paid_once(done: Backfilled) -> None:
-    """Ten partitions in ten processes: every row has its own answer, each was asked once, and the books agree."""
+    """Four partitions in four processes: every row has its own answer, each was asked once, and the books agree."""
     assert [run.status for run in done.paced] == [dg.DagsterRunStatus.SUCCESS] * len(DAYS)
     assert all(is_complete(done.deployment.home, "paced", day, ROWS_A_DAY) for day in DAYS)
     books = done.books["paced"]
@@ -136,7 +136,7 @@ def test_failed_partitions_go_on_once_the_budget_is_raised(done: Backfilled) -> 
 
 
 def test_run_of_several_partitions_stores_each_with_its_own_rows(done: Backfilled) -> None:
-    """Ten partitions in two runs of five: each is materialized, with its own rows, and paid once."""
+    """Four partitions in two runs of two: each is materialized, with its own rows, and paid once."""
     assert [run.status for run in done.ranged] == [dg.DagsterRunStatus.SUCCESS] * 2
     assert all(is_complete(done.deployment.home, "ranged", day, ROWS_A_DAY) for day in DAYS)
     books = done.books["ranged"]

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
+from tests.support.deployment import is_running, until
 from tests.support.provider import Provider, slow, while_set
 from tests.support.step_project import answers
 
@@ -61,16 +61,7 @@ def step_pid(home: Path) -> int:
 
 def wait_until_gone(pid: int, within_s: float) -> None:
     """Wait until no process `pid` runs any more."""
-    started = time.monotonic()
-    while time.monotonic() - started < within_s:
-        try:
-            status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            status = "X"
-        if status in "XZ":
-            return
-        os.sched_yield()
-    raise AssertionError(f"The step still runs after {within_s} s.")
+    until(lambda: not is_running(pid) or None, within_s, f"end of the step {pid}")
 
 
 def stored_table(home: Path) -> pd.DataFrame:

@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) -> None:
-    """Four partitions, one of them launched twice, on two workers: asked once, at one rate, charged to one purse."""
+    """Three partitions, one of them launched twice, on two workers: asked once, at one rate, charged to one purse."""
     launched = [place.deployment.launch("spread", {"dagster/partition": part}) for part in (*PARTS, PARTS[0])]
     runs = [place.deployment.finished(run, 240) for run in launched]
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.packaging.conftest import ROOT, Distributions
-from tests.support.pythons import VERSIONS, find_pythons, make_environment, uv
+from tests.support.pythons import ENVIRONMENT, VERSIONS, find_pythons, make_environment, uv
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +28,12 @@ EXTRAS = {
 }
 
 
+def ends(pythons: Mapping[str, str]) -> dict[str, str]:
+    """The oldest and the newest of the Pythons that are here."""
+    versions = [version for version in VERSIONS if version in pythons]
+    return {"oldest": pythons[versions[0]], "newest": pythons[versions[-1]]}
+
+
 def run(interpreter: str, *arguments: str | Path, where: Path) -> None:
     """Run `interpreter` outside the repository; nothing but its environment can be imported."""
     command = [interpreter, "-I", *map(str, arguments)]
@@ -33,15 +41,20 @@ def run(interpreter: str, *arguments: str | Path, where: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("version", "resolution"),
+    # `make matrix` tries the environments between these two.
+    [os.environ[ENVIRONMENT].split()]
+    if ENVIRONMENT in os.environ
+    else [("oldest", "lowest-direct"), ("newest", "highest")],
+    ids=str,
+)
 def test_the_wheel_does_its_work_in_an_empty_environment(
     version: str, resolution: str, distributions: Distributions, tmp_path: Path
 ) -> None:
     """With its hard dependencies it enriches rows; with pandas beside it, a project outside the repository."""
-    if version not in find_pythons():
-        pytest.skip(f"Python {version} is not here.")
-    interpreter = make_environment(tmp_path / "venv", find_pythons()[version])
+    pythons = find_pythons()
+    interpreter = make_environment(tmp_path / "venv", {**pythons, **ends(pythons)}[version])
     install = ("pip", "install", "--resolution", resolution, "--python", interpreter)
     uv(*install, distributions.wheel)
     uv("pip", "check", "--python", interpreter)
@@ -56,14 +69,21 @@ def test_each_extra_is_tried_here() -> None:
     assert sorted(EXTRAS) == sorted(manifest["project"]["optional-dependencies"])
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment that each extra has for itself, one after the other."""
+    return make_environment(tmp_path_factory.mktemp("extras") / "venv", sys.executable)
+
+
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_extra_brings_what_it_promises(extra: str, distributions: Distributions, tmp_path: Path) -> None:
+def test_an_extra_brings_what_it_promises(
+    extra: str, environment: str, distributions: Distributions, tmp_path: Path
+) -> None:
     """Alone, beside the hard dependencies, without a conflict."""
-    interpreter = make_environment(tmp_path / "venv", sys.executable)
     wanted = f"ondine-dagster[{extra}] @ {distributions.wheel.as_uri()}"
-    uv("pip", "install", "--python", interpreter, wanted)
-    uv("pip", "check", "--python", interpreter)
-    run(interpreter, "-c", f"import ondine_dagster, {EXTRAS[extra]}", where=tmp_path)
+    uv("pip", "install", "--exact", "--python", environment, wanted)  # what another extra brought is removed
+    uv("pip", "check", "--python", environment)
+    run(environment, "-c", f"import ondine_dagster, {EXTRAS[extra]}", where=tmp_path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

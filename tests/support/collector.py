@@ -106,7 +106,7 @@ class Collector:
 
         return Handler
 
-    def wait_for(self, predicate: Callable[[Collector], object], timeout_s: float = 10.0) -> None:
+    def wait_for(self, predicate: Callable[[Collector], object], timeout_s: float = 60.0) -> None:
         """Block until what came satisfies `predicate`; fail after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not predicate(self):

@@ -13,9 +13,9 @@ import pandas as pd
 if TYPE_CHECKING:  # every run of the deployment imports this module, too
     from tests.support.provider import Books
 
-DAYS = [f"2026-01-{day:02}" for day in range(1, 11)]
-PARTS = [f"part-{number}" for number in range(4)]
-ROWS_A_DAY, ROWS_A_PART, ROWS = 8, 20, 240
+DAYS = [f"2026-01-{day:02}" for day in range(1, 5)]
+PARTS = [f"part-{number}" for number in range(3)]
+ROWS_A_DAY, ROWS_A_PART, ROWS = 20, 27, 240
 CONCURRENCY = 4
 PER_S, BURST = 4, 2
 INPUT_USD_PER_1K, OUTPUT_USD_PER_1K = 1.0, 2.0

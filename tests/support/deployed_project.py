@@ -121,7 +121,7 @@ assets = {
         "ranged",
         lambda day: rows_of("ranged", day, ROWS_A_DAY),
         partitions_def=days,
-        backfill_policy=dg.BackfillPolicy.multi_run(5),
+        backfill_policy=dg.BackfillPolicy.multi_run(2),
     ),
     "capped": asked("capped", lambda part: rows_of("capped", part, ROWS_A_PART), partitions_def=parts),
     "spread": asked("spread", lambda part: rows_of("spread", part, ROWS_A_PART), partitions_def=parts),

@@ -23,7 +23,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-_START_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Books:
         self.billed_by_prompt: Counter[str] = Counter()
         self.input_tokens = self.output_tokens = 0
 
-    def wait_for(self, predicate: Callable[[Books], object], timeout_s: float = 10.0) -> None:
+    def wait_for(self, predicate: Callable[[Books], object], timeout_s: float = 60.0) -> None:
         """Block until the books satisfy `predicate`; fail after `timeout_s`."""
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self), timeout_s)

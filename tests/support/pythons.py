@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 VERSIONS = ("3.11", "3.12", "3.13")
+ENVIRONMENT = "TEST_ENVIRONMENT"
+"""A variable with a version and a resolution, for which the wheel is to be tried instead of the usual ones."""
 
 
 @cache
