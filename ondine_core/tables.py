@@ -148,7 +148,8 @@ def _without_null(json_schema: Mapping[str, Json]) -> Mapping[str, Json]:
     options = [option for option in json_schema.get("anyOf", ()) if option.get("type") != "null"]
     if len(options) == 1:
         return options[0]  # type: ignore[no-any-return]
-    if isinstance(kinds := json_schema.get("type"), list):
+    kinds = json_schema.get("type")
+    if isinstance(kinds, list):
         named = [kind for kind in kinds if kind != "null"]
         return {**json_schema, "type": named[0]} if len(named) == 1 else {}
     return json_schema

@@ -85,7 +85,8 @@ def check_frame(value: Any) -> None:
         ) from None
     except DuplicateError as error:
         raise ConfigError(f"The rows have two columns of one name: {error}") from None
-    if odd := [name for name in names if not isinstance(name, str)]:
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd:
         raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
 
 

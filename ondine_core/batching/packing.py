@@ -97,7 +97,10 @@ class _Load:
     """What a batch takes of its room: of some items the tokens, of the others the most that they can have."""
 
     def __init__(self, room: Room) -> None:
-        self._room, self._rows, self._tokens, self._at_most = room, 0, 0, 0
+        self._room = room
+        self._rows = 0
+        self._tokens = 0
+        self._at_most = 0
         self._uncounted: list[Item] = []
 
     def take(self, item: Item) -> bool:

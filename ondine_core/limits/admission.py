@@ -1,4 +1,4 @@
-"""Calls wait here, in the order in which they came, until the limits let them leave."""
+"""First-in, first-out queue of calls that wait until the limits let them leave."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class AdmissionQueue:
 
     async def enter(self) -> InFlightCall:
         """Return when a call may leave; each call that is returned is handed back with `leave`."""
-        place: asyncio.Future[InFlightCall] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        waiter: asyncio.Future[InFlightCall] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
         self._admit()
         try:
-            return await place
+            return await waiter
         except asyncio.CancelledError:
-            if place.cancelled():
+            if waiter.cancelled():
                 with suppress(ValueError):  # it may have been passed over
-                    self._waiting.remove(place)
+                    self._waiting.remove(waiter)
                 self._admit()
             else:  # it was admitted in this very moment
-                self.leave(place.result(), None)
+                self.leave(waiter.result(), None)
             raise
 
     def leave(self, call: InFlightCall, outcome: CallOutcome | None, retry_after_s: float = 0.0) -> None:
@@ -58,9 +58,9 @@ class AdmissionQueue:
         now = self._now()
         ready_at = self.limits.ready_at(now)
         while self._waiting and ready_at <= now:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(self.limits.start(now))
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(self.limits.start(now))
             ready_at = self.limits.ready_at(now)
         alarm_at = ready_at if self._waiting else inf
         if alarm_at == self._alarm_at:

@@ -61,8 +61,13 @@ class Budget:
         on_threshold: Callable[[str], None] = lambda _: None,
         wait_timeout_s: float = 60.0,
     ) -> None:
-        self.cap, self._run, self._store = cap, run, store
-        self._now, self._sleep, self._on_threshold, self._wait_timeout_s = now, sleep, on_threshold, wait_timeout_s
+        self.cap = cap
+        self._run = run
+        self._store = store
+        self._now = now
+        self._sleep = sleep
+        self._on_threshold = on_threshold
+        self._wait_timeout_s = wait_timeout_s
         self._most = cap.units
         self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
         self._returned, self._in_flight = asyncio.Event(), 0
@@ -227,7 +232,8 @@ async def _charge_all(budgets: Sequence[Budget], units: int) -> tuple[Reservatio
     holds: list[Reservation] = []
     try:
         for budget in budgets:
-            if (hold := await budget.charge(units)) is None:
+            hold = await budget.charge(units)
+            if hold is None:
                 return budget
             holds.append(hold)
         return tuple(holds)
@@ -238,7 +244,8 @@ async def _charge_all(budgets: Sequence[Budget], units: int) -> tuple[Reservatio
 
 async def _give_back(budgets: Sequence[Budget], taking: asyncio.Future[tuple[Reservation, ...] | Budget]) -> None:
     with suppress(StoreError):
-        if not isinstance(holds := await taking, Budget):
+        holds = await taking
+        if not isinstance(holds, Budget):
             await _settle_all(budgets, holds, Decimal(0))
 
 

@@ -13,10 +13,25 @@ CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
 """How a call ended: with a reply (a refusal of its content included), turned away for the rate, turned away or timed
 out for want of capacity, or lost for another reason."""
 
-_USUAL, _ADD, _TIMES = 0.02, 0.05, 1.2  # share that may be turned away; added to and multiplied with one due to chance
-_EXCESS, _SURE_EXCESS, _CHANCE_EXCESS = 3.0, 6.0, 10.0  # refusals that are no accident: usually, among few, with chance
-_CALLS, _RAISED_CALLS, _MIN_SPAN_S = 20, 5, 0.1  # among so many calls, or a few after a limit was raised; in this time
-_EXPERIMENTS, _MAX_CHANCE, _MIN_CHANCE, _SMOOTHING = 3, 0.35, 0.005, 0.01  # that show, and follow, refusals by chance
+_USUAL_SHARE = 0.02
+"""Refusals among calls that are taken for accidents."""
+_CHANCE_FACTOR = 1.2
+_CHANCE_MARGIN = 0.05
+"""Where refusals are due to chance: factor and margin on their measured share."""
+_MIN_EXCESS = 3.0
+_SURE_EXCESS = 6.0
+_CHANCE_EXCESS = 10.0
+"""Refusals beyond the usual that are a change: among many calls, among few, and where refusals are due to chance."""
+_MIN_CALLS = 20
+_MIN_CALLS_RAISED = 5
+_MIN_SPAN_S = 0.1
+"""Calls, and the time between first and last, that a change must show in; fewer are enough for a raised limit."""
+_EXPERIMENTS = 3
+_MAX_CHANCE = 0.35
+"""Limits that are lowered in vain before refusals are due to chance, and the largest share that can be."""
+_MIN_CHANCE = 0.005
+_SMOOTHING = 0.01
+"""A share by chance is followed by exponential smoothing, and forgotten below the minimum."""
 
 
 @dataclass(slots=True)
@@ -99,11 +114,11 @@ class ChangeDetector:
         self._calls += 1
         self._refused += refused
         self._limited += call.outcome == "limited"
-        usual = _TIMES * self._chance + _ADD if self._chance else _USUAL
+        usual = _CHANCE_FACTOR * self._chance + _CHANCE_MARGIN if self._chance else _USUAL_SHARE
         self._excess = max(0.0, self._excess + refused - usual)
 
     def _is_excessive(self, span_s: float, raised: bool) -> bool:
         if span_s <= (0.0 if raised else _MIN_SPAN_S) or self._calls == self._refused:
             return False
-        enough = self._calls >= (_RAISED_CALLS if raised else _CALLS) or self._excess >= _SURE_EXCESS
-        return enough and self._excess >= (_CHANCE_EXCESS if self._chance else _EXCESS)
+        enough = self._calls >= (_MIN_CALLS_RAISED if raised else _MIN_CALLS) or self._excess >= _SURE_EXCESS
+        return enough and self._excess >= (_CHANCE_EXCESS if self._chance else _MIN_EXCESS)

@@ -1,4 +1,4 @@
-"""Decides when a call may leave, from how the calls before it have ended; tells no time and waits for nothing."""
+"""Decides when the next call may leave, from how earlier calls ended; it tells no time and does not wait."""
 
 from __future__ import annotations
 
@@ -10,20 +10,36 @@ from ondine_core.limits.rate_estimator import ProbedLimit, RateEstimator
 
 __all__ = ["AdaptiveConcurrency", "Setting"]
 
-_START, _START_SHARE, _START_S = (
-    4.0,
-    1 / 12,
-    0.1,
-)  # calls at first; of those allowed; what a named rate brings in so long
-_GROWTH, _GROWTH_PER_S, _MAX_GROWTH_PER_S = 0.2, 0.25, 1.0  # calls more for an answer; for each second that it took
-_GROWTH_SCALE, _MAX_GROWTH_SHARE = 20.0, 1 / 100  # more with the square of the calls in flight; of those allowed
-_MIN_FEEDBACK_S, _FEEDBACK_LATENCIES = 1.0, 4  # until it shows that a limit is too high
-_REST_LATENCIES, _MAX_REST_S = 4, 5.0  # until the place of a refused call is free, unless another is answered before
-_FAILED, _OTHERS = 10, 0.1  # all calls fail: so many, and but for this share all that left since the first of them
-_SILENT_LATENCIES = 2  # a call that is in flight for so long is judged without its outcome
-_PROBE_S, _MAX_PROBE_S, _MAX_LIMITED_PROBE_S = 0.25, 2.0, 4.0  # from one probe to the next, doubling
-_SPREAD = 1.25  # where calls in flight are limited, calls leave evenly, this much faster than they come back
-_FEW_REFUSALS = 0.15  # of a rate that was measured somewhat too high; more show that it is not the rate
+_START = 4.0
+_START_SHARE = 1 / 12
+_START_S = 0.1
+"""A run starts with the most of: so many calls in flight, a share of those allowed, and seconds of a named rate."""
+_GROWTH = 0.2
+_GROWTH_PER_S = 0.25
+_MAX_GROWTH_PER_S = 1.0
+"""Calls in flight that an answer adds; more for each second that the answer took, up to a maximum."""
+_GROWTH_SCALE = 20.0
+_MAX_GROWTH_SHARE = 1 / 100
+"""Added besides: (calls in flight / scale) ** 2, at most a share of the calls allowed."""
+_MIN_FEEDBACK_S = 1.0
+_FEEDBACK_LATENCIES = 4
+"""Time until it shows that a limit is too high: latencies, at least some seconds."""
+_REST_LATENCIES = 4
+_MAX_REST_S = 5.0
+"""How long the slot of a refused call stays empty, unless another call is answered before."""
+_ALL_FAIL_CALLS = 10
+_ALL_FAIL_OTHERS = 0.1
+"""All calls fail: failures in a row, and the share of others among the calls that left since the first of them."""
+_SILENT_LATENCIES = 2
+"""A call that has been in flight for longer is judged without its outcome."""
+_PROBE_S = 0.25
+_MAX_PROBE_S = 2.0
+_MAX_LIMITED_PROBE_S = 4.0
+"""Seconds between probes, doubled each time up to a maximum; a longer one after a rate limit."""
+_SPREAD = 1.25
+"""Where calls in flight are limited, calls leave evenly, this much faster than they come back."""
+_FEW_REFUSALS = 0.15
+"""Share of refusals that a rate leads to which was measured somewhat too high; more refusals have another cause."""
 _HISTORY = 200
 
 
@@ -52,7 +68,7 @@ class AdaptiveConcurrency:
         self._latency_s = 0.0
         self._probe: InFlightCall | None = None
         self._probe_wait_s = _PROBE_S
-        self._resting: list[float] = []  # until when places stay empty
+        self._resting: list[float] = []  # until when slots stay empty
         self._departed = self._last_answered = self._failed = self.in_flight = 0
         self._first_failed = InFlightCall(now)  # of those that failed in a row
         self.closed_since: float | None = None  # since when all calls fail
@@ -67,12 +83,12 @@ class AdaptiveConcurrency:
         """When the next call may leave; infinity while that depends on another coming back."""
         if self.closed_since is not None:
             return inf if self._probe else max(self._held_until, self._probe_at)
-        places = self.limit - self.in_flight
-        if places <= 0:
+        free = self.limit - self.in_flight
+        if free <= 0:
             return inf
         ready_at = max(now, self._held_until, self._rate.next_at)
         resting = [until for until in self._resting if until > ready_at] if self._resting else ()
-        return ready_at if len(resting) < places else sorted(resting)[-places]
+        return ready_at if len(resting) < free else sorted(resting)[-free]
 
     def start(self, now: float) -> InFlightCall:
         """Record that a call leaves; it is handed back with `finish`."""
@@ -107,7 +123,8 @@ class AdaptiveConcurrency:
         if self.closed_since is None:
             known_until = now - _SILENT_LATENCIES * self._latency_s - 0.05
             is_raised = self._rate.limit.is_raised or self._window.is_raised
-            if found := self._detector.advance(known_until, raised=is_raised):
+            found = self._detector.advance(known_until, raised=is_raised)
+            if found:
                 self._lower(found, now)
         elif self._is_silent(now):
             self._probe_at = max(self._probe_at, now + retry_after_s)
@@ -171,7 +188,9 @@ class AdaptiveConcurrency:
         other failures may be due to chance, so nothing must have been answered for a while, too.
         """
         left = max(self._failed, call.number - self._first_failed.number + 1)
-        if self._failed < min(_FAILED, 3 + self.limit) or left - self._failed > max(1.0, _OTHERS * left):
+        if self._failed < min(_ALL_FAIL_CALLS, 3 + self.limit) or left - self._failed > max(
+            1.0, _ALL_FAIL_OTHERS * left
+        ):
             return False
         return call.outcome == "limited" or self._is_silent(now)
 
@@ -192,7 +211,9 @@ class AdaptiveConcurrency:
 
     def _lower(self, found: Rejections, now: float) -> None:
         """Lower the calls in flight; if that did not help, the calls a second; if neither helps, both are as before."""
-        rate, window, refused_s = self._rate.limit, self._window, now - found.since
+        rate = self._rate.limit
+        window = self._window
+        refused_s = now - found.since
         fewer_failed = window.value is not None and not window.is_raised
         slower_failed = rate.value is not None and not rate.is_raised and found.share > _FEW_REFUSALS
         if self._detector.record_failure_rate(found.share):

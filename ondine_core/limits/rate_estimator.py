@@ -1,4 +1,7 @@
-"""Spaces calls in time: fewer calls in flight bound the rate only while every call takes equally long."""
+"""Estimates the rate at which a provider lets calls through, and spaces calls at it.
+
+Fewer calls in flight bound the rate only while every call takes equally long.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,26 @@ from ondine_core.limits.change_detector import InFlightCall
 
 __all__ = ["ProbedLimit", "RateEstimator"]
 
-_HOLD_FACTOR, _MAX_HOLDS = 4.0, 16.0  # growth of the hold time whenever more was tried in vain, and its bound
-_USED, _RISEN = 0.985, 1.5  # share of a limit that is used; growth that shows a new limit
-_STEEPNESS, _MAX_EXPONENT = 2.0, 100.0  # it grows by exp(steepness * t**2), t in hold times after the first
-_PERIOD_S, _MIN_PER_S = 1.0, 0.1  # over which a limit is taken to count calls; the lowest rate
-_CATCH_UP_S = 0.02  # a sleep ends late by milliseconds, and what it held back may leave at once
+_HOLD_FACTOR = 4.0
+_MAX_HOLDS = 16.0
+"""The hold time grows by this factor whenever more was tried in vain, up to so many feedback times."""
+_USED_SHARE = 0.985
+"""The share of a measured limit that is used."""
+_RISEN = 1.5
+"""A limit that could be exceeded by this factor is a new limit."""
+_STEEPNESS = 2.0
+_MAX_EXPONENT = 100.0
+"""A limit grows by exp(steepness * t**2), t in hold times after the first."""
+_PERIOD_S = 1.0
+"""The period over which a provider's limit is taken to count calls."""
+_MIN_PER_S = 0.1
+"""The lowest rate."""
+_CATCH_UP_S = 0.02
+"""A sleep ends late by milliseconds; what it held back in that time may leave at once."""
 
 
 class ProbedLimit:
-    """A limit that was measured: kept for a while, then raised ever faster until calls are turned away again."""
+    """A measured limit: kept for a hold time, then raised ever faster until calls are refused again."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -36,11 +50,11 @@ class ProbedLimit:
 
     def lower(self, measured: float, allowed_s: float, feedback_s: float) -> None:
         """Lower the limit to what was let through; it was not too high `allowed_s` ago, as `feedback_s` show."""
-        measured *= _USED
+        measured *= _USED_SHARE
         if self.value is None:
             self._hold_s = feedback_s
         elif self.is_raised:
-            allowed = _USED * self._after(self._used_s - allowed_s)
+            allowed = _USED_SHARE * self._after(self._used_s - allowed_s)
             has_risen = allowed > _RISEN * self._measured
             self._hold_s = feedback_s if has_risen else min(_MAX_HOLDS * feedback_s, _HOLD_FACTOR * self._hold_s)
             measured = max(allowed, min(measured, 0.95 * self.value))

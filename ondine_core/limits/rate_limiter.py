@@ -63,7 +63,9 @@ class RateLimiter:
     ) -> None:
         self._what, self._name = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts
-        self._store, self._now, self._sleep = store, now, sleep
+        self._store = store
+        self._now = now
+        self._sleep = sleep
         self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
         self._heard = Heard()
         self._unwanted: dict[float, _Booking] = {}
@@ -99,7 +101,8 @@ class RateLimiter:
         Bookings keep to the rate, and an event loop that was busy lets several of them go at once: a provider that
         counts the requests of any second would turn the last of them away. Here those of this process go one by one.
         """
-        if (rate := self._rates[0]) is None or rate < 1:
+        rate = self._rates[0]
+        if rate is None or rate < 1:
             return  # with seconds between two calls, milliseconds do not matter
         spacing_s = 1 / (_CATCH_UP * rate)
         early_s = (self._bursts[0] - 1) * spacing_s + _LATE_S
@@ -107,7 +110,8 @@ class RateLimiter:
             now = self._now()
             # It is never further away, unless the clock was set back.
             free_at = min(self._free_at, now + early_s + spacing_s)
-            if (wait_s := free_at - early_s - now) > 0:
+            wait_s = free_at - early_s - now
+            if wait_s > 0:
                 await self._sleep(wait_s)
             self._free_at = max(self._now(), free_at) + spacing_s
 
@@ -151,7 +155,8 @@ class RateLimiter:
         It costs no trip to the store: everybody learns it with this process's next booking, and what was booked too
         much is there for whoever has not booked by then.
         """
-        if rate := self._rates[1]:
+        rate = self._rates[1]
+        if rate:
             self._heard = self._heard.used((used_tokens - booked_tokens) / rate, self._now())
 
     async def _book(self, tokens: int, until: float) -> _Booking:
@@ -180,7 +185,8 @@ class RateLimiter:
         try:
             booked = await asyncio.shield(booking)
             # The sooner of the two, since the clock may have been set meanwhile.
-            if (wait_s := min(booked.wait_s, booked.at - self._now())) > 0:
+            wait_s = min(booked.wait_s, booked.at - self._now())
+            if wait_s > 0:
                 await self._sleep(wait_s)
         except asyncio.CancelledError:
             # A task of its own, which goes on if this one is cancelled once more.

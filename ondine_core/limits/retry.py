@@ -66,7 +66,8 @@ class RetryPolicy:
         A `Retry-After` wins and is spread by up to a tenth, so that not all callers return at once. Otherwise "full
         jitter": uniform between 0 and the doubled pause (M. Brooker, "Exponential Backoff and Jitter", AWS, 2015).
         """
-        if (asked := error.retry_after_s) is not None:
+        asked = error.retry_after_s
+        if asked is not None:
             return asked * (1 + rng.random() / 10)
         return rng.random() * min(self.max_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 32))
 

@@ -101,7 +101,8 @@ def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
         ConfigError: It is, or may be, the JSON schema of a value that has no columns.
     """
     of_words = all(key in _KNOWN or str(key).startswith("$") for key in output)
-    if isinstance(properties := output.get("properties"), Mapping) and (
+    properties = output.get("properties")
+    if isinstance(properties, Mapping) and (
         output.get("type") == "object" or ("type" not in output and of_words and not _says_type(properties))
     ):
         return output
@@ -141,13 +142,15 @@ def _annotation(kind: Any, where: str) -> Any:
         raise ConfigError(f"{where}={kind!r} is not a type; for a choice write {{'enum': [...]}} or Literal[...].")
     if not isinstance(kind, Mapping):
         return kind
-    if unknown := [key for key in kind if key not in _KNOWN]:
+    unknown = [key for key in kind if key not in _KNOWN]
+    if unknown:
         raise ConfigError(
             f"{where} uses {unknown[0]!r}, which is not supported; valid are {', '.join(sorted(_KNOWN))}."
         )
     names = kind["type"] if isinstance(kind.get("type"), list) else [kind.get("type")]
     sayable = {key for name in names for key in _OF_TYPE.get(str(name), ())}
-    if misplaced := [key for key in kind if key in _CONSTRAINTS and key not in sayable]:
+    misplaced = [key for key in kind if key in _CONSTRAINTS and key not in sayable]
+    if misplaced:
         raise ConfigError(f"{where} has {misplaced[0]!r}, which says nothing about type {kind.get('type')!r}.")
     if "enum" in kind and not isinstance(kind["enum"], list | tuple):
         raise ConfigError(f"{where} has enum={kind['enum']!r}; give a list of values, as in {_as_list(kind['enum'])}.")
@@ -222,12 +225,14 @@ def _base(kind: Mapping[str, Any], where: str) -> Any:  # noqa: PLR0911  (one ca
 
 def object_type(kind: Mapping[str, Any], where: str) -> Any:
     """A typed dictionary rather than a model: its keys may be any text, also what a model keeps for itself."""
-    if odd := [name for name in kind["properties"] if not isinstance(name, str)]:
+    odd = [name for name in kind["properties"] if not isinstance(name, str)]
+    if odd:
         raise ConfigError(f"{where} has a column named {odd[0]!r}; names are texts, so quote it: '{odd[0]}'.")
     if not isinstance(kind.get("required", []), list | tuple | set):
         raise ConfigError(f"{where} has required={kind['required']!r}; give a list of names.")
     required = set(kind.get("required", kind["properties"]))
-    if unknown := sorted(required - set(kind["properties"])):
+    unknown = sorted(required - set(kind["properties"]))
+    if unknown:
         raise ConfigError(f"{where} requires {unknown[0]!r}, which is not one of its properties.")
     fields = {}
     for name, child in kind["properties"].items():

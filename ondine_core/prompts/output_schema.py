@@ -113,7 +113,8 @@ def _free_text(name: str) -> OutputSchema:
         raise ConfigError("The output column has an empty name.")
 
     def parse(text: str) -> Mapping[str, Json] | Invalid:
-        return {name: stripped} if (stripped := storable_text(text).strip()) else Invalid("the reply is empty")
+        stripped = storable_text(text).strip()
+        return {name: stripped} if stripped else Invalid("the reply is empty")
 
     return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_one, name))
 
@@ -157,7 +158,8 @@ _LONGEST_TRIAL, _STALLED_S = 900, 0.25
 
 
 def _check_time(pattern: re.Pattern[str]) -> None:
-    if (text := find_stall(pattern, max_length=_LONGEST_TRIAL, max_s=_STALLED_S)) is not None:
+    text = find_stall(pattern, max_length=_LONGEST_TRIAL, max_s=_STALLED_S)
+    if text is not None:
         raise ConfigError(
             f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "
             "characters, has so many ways to match that it takes for ever. Repeat nothing that is itself "
@@ -197,9 +199,11 @@ def _structured(kind: Any, names: Sequence[str]) -> OutputSchema:
         shown = inline(adapter.json_schema(mode="serialization", by_alias=False))["properties"]
     except (PydanticUserError, SchemaError) as error:
         raise ConfigError(f"The output is not understood: {' '.join(str(error).split())}") from None
-    if hidden := [name for name in names if name not in shown]:
+    hidden = [name for name in names if name not in shown]
+    if hidden:
         raise ConfigError(f"The output field {hidden[0]!r} is left out when the model is written; drop exclude=True.")
-    if masked := [name for name in names if _is_masked(shown[name])]:
+    masked = [name for name in names if _is_masked(shown[name])]
+    if masked:
         raise ConfigError(
             f"The output field {masked[0]!r} is a secret, of which only '**********' would be kept; declare it as str."
         )
@@ -253,7 +257,8 @@ class _Object:
             raise ConfigError(f"{_reason(error, self.known)}.") from None
         except PydanticSerializationError as error:
             raise ConfigError(f"it cannot be written as JSON: {error}.") from None
-        if isinstance(found := self.parse(text), Invalid):
+        found = self.parse(text)
+        if isinstance(found, Invalid):
             raise ConfigError(f"written as JSON it is not valid itself: {found.reason}.")
         return text
 

@@ -38,7 +38,9 @@ _SETTINGS = (
     "region",
     "regions",
 )
-_ENDPOINT, _VERSION, _REGION = ("AZURE_OPENAI_ENDPOINT",), ("AZURE_OPENAI_API_VERSION",), ("AZURE_OPENAI_REGION",)
+_ENDPOINT = ("AZURE_OPENAI_ENDPOINT",)
+_VERSION = ("AZURE_OPENAI_API_VERSION",)
+_REGION = ("AZURE_OPENAI_REGION",)
 # These call the bound on output tokens max_completion_tokens and refuse its old name; older ones know only that.
 _REASONING = re.compile(r"(?:^|[^a-z0-9])(?:o[1-9]|gpt-?[5-9])")
 _SET_ASIDE_S = 10.0
@@ -140,7 +142,9 @@ class _Azure:
 
     def __init__(self, name: str, models: Mapping[str, OpenAIModel], access: Access) -> None:
         self.max_concurrency = next(iter(models.values())).max_concurrency
-        self._name, self._models, self._access = name, models, access
+        self._name = name
+        self._models = models
+        self._access = access
         self._free_at = dict.fromkeys(models, 0.0)
 
     def __repr__(self) -> str:

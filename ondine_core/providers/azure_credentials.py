@@ -74,11 +74,13 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
         return _by_identity(spec, credential, now)
     if "client_id" in settings:
         raise ConfigError("settings: client_id names a managed identity; set managed_identity to true as well.")
-    if token := (settings.get("ad_token") or first_set(_TOKEN)):
+    token = settings.get("ad_token") or first_set(_TOKEN)
+    if token:
         bearer = str(token).strip()
         check_header("ad_token", bearer)
         return _fixed({"Authorization": f"Bearer {bearer}"}, _advice_for_token())
-    if key := (spec.api_key or "").strip() or first_set(_KEY):
+    key = (spec.api_key or "").strip() or first_set(_KEY)
+    if key:
         check_header("api_key", key)
         return _fixed({"api-key": key}, _advice_for_key())
     raise ConfigError(
@@ -141,9 +143,14 @@ class _Tokens:
     def __init__(
         self, credential: Credential | None, client_id: str | None, timeout_s: float, now: Callable[[], float]
     ) -> None:
-        self._credential, self._client_id, self._timeout_s, self._now = credential, client_id, timeout_s, now
+        self._credential = credential
+        self._client_id = client_id
+        self._timeout_s = timeout_s
+        self._now = now
         self._given = credential is not None
-        self._token, self._expires_at, self._renew_at = "", 0.0, 0.0
+        self._token = ""
+        self._expires_at = 0.0
+        self._renew_at = 0.0
         self._fetching: asyncio.Task[None] | None = None
 
     async def headers(self) -> Mapping[str, str]:

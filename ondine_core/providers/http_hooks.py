@@ -97,7 +97,8 @@ async def _comes(response: httpx.Response) -> None:
     # Unpacked here, where its size is bounded, and not by httpx.
     encoding = response.headers.pop("content-encoding", "")
     response.stream = _bounded(response.stream, encoding)
-    if (seen := _watch.get()) is not None:
+    seen = _watch.get()
+    if seen is not None:
         seen.came = response
 
 
@@ -169,7 +170,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 def request_id(seen: Watch) -> str | None:
     """The provider's name for the call: of the header, else of the body."""
     for name in _REQUEST_IDS:
-        if found := seen.headers.get(name, "").encode("ascii", "ignore").decode():
+        found = seen.headers.get(name, "").encode("ascii", "ignore").decode()
+        if found:
             return found
     name_of_it = seen.data().get("id")
     return name_of_it if isinstance(name_of_it, str) else None

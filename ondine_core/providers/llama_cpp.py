@@ -122,9 +122,13 @@ class _LlamaCpp:
             **request_fields(spec),
         }
         if server.has_chat_template:
-            path, body, read = "chat/completions", partial(chat_body, fixed), chat_reply
+            path = "chat/completions"
+            body = partial(chat_body, fixed)
+            read = chat_reply
         else:
-            path, body, read = "completions", partial(_completion_body, fixed), _completion_reply
+            path = "completions"
+            body = partial(_completion_body, fixed)
+            read = _completion_reply
         url = f"{server.address}/v1/{path}"
         return HttpModel(url, server.api_key, spec.timeout_s, body, read, max_concurrency=self._slots)
 
@@ -211,9 +215,13 @@ def _start_server(weights: Path, threads: int, slots: int) -> _Server:
     params.model.path = str(weights)
     params.n_parallel, params.n_ctx = slots, _CONTEXT_TOKENS * slots
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [api_key]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [api_key]
     # The whole window stays cached: with a sliding one, the instructions would be read again for every row.
-    params.swa_full, params.verbosity, params.ui = True, -1, False
+    params.swa_full = True
+    params.verbosity = -1
+    params.ui = False
     try:
         handle = xllamacpp.Server(params)
     except RuntimeError as error:
@@ -246,7 +254,8 @@ def _assemble_gemma() -> Path:
         with draft.open("wb") as file:
             for part in chunk_paths():
                 file.write(Path(part).read_bytes())
-        if (found := _sha256(draft)) != _GEMMA_SHA256:
+        found = _sha256(draft)
+        if found != _GEMMA_SHA256:
             raise FatalError(
                 f"The weights of {_GEMMA} have SHA-256 {found}, not {_GEMMA_SHA256}; reinstall: {_INSTALL}"
             )

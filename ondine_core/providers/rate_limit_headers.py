@@ -82,7 +82,8 @@ def _number(text: str | None) -> float | None:
 
 def _duration_s(text: str | None) -> float | None:
     """Seconds from `6m0s`, `20ms` or a plain number of them."""
-    if (number := _number(text)) is not None:
+    number = _number(text)
+    if number is not None:
         return number if number >= 0 else None
     parts = _PART.findall(text or "")
     if not text or "".join(amount + unit for amount, unit in parts) != text:
@@ -94,7 +95,8 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds from `retry-after-ms`, or from `Retry-After` in seconds or as an HTTP date (RFC 9110, 10.2.3)."""
     for prefix in _PREFIXES:
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-            if (text := headers.get(prefix + name)) is not None and (wait_s := _asked_s(text, unit_s, now)) is not None:
+            text = headers.get(prefix + name)
+            if text is not None and (wait_s := _asked_s(text, unit_s, now)) is not None:
                 return wait_s
     return None
 
@@ -151,7 +153,8 @@ def wait_in_text_s(text: str, now: float) -> float | None:
     """Seconds from a sentence such as "Please try again in 1m26.4s" or "retry after 10 seconds"; `None` without one."""
     text = text.lower()
     for asked in _ASKS_TO_WAIT.finditer(text):
-        if (seconds := _leading_wait_s(text[asked.end() :], now)) is not None:
+        seconds = _leading_wait_s(text[asked.end() :], now)
+        if seconds is not None:
             return seconds
     return None
 
@@ -183,11 +186,14 @@ def _sum_s(seconds: Any, nanos: int, now: float) -> float | None:
 
 def _leading_wait_s(text: str, now: float) -> float | None:
     """Seconds from the wait that `text`, in small letters, begins with."""
-    if date := _ISO_DATE.match(text):
+    date = _ISO_DATE.match(text)
+    if date:
         return _until_s(date.group(), now)
-    if found := _IN_WORDS.match(text):
+    found = _IN_WORDS.match(text)
+    if found:
         return valid_wait_s(sum(float(amount) * _WORDS_S[unit] for amount, unit in _ONE_AMOUNT.findall(found.group())))
-    if (iso := _ISO_DURATION.match(text)) and any(iso.groups()):
+    iso = _ISO_DURATION.match(text)
+    if iso and any(iso.groups()):
         days, hours, minutes, seconds = (float(part or 0) for part in iso.groups())
         return valid_wait_s(days * 86400 + hours * 3600 + minutes * 60 + seconds)
     plain = re.match(r"(\d+(?:\.\d+)?)(?=[.,;)]*(?:\s|$))(?! ?[a-z%/])", text)

@@ -158,9 +158,11 @@ def default_store(environment: Mapping[str, str]) -> str:
     Raises:
         ConfigError: The environment does not say.
     """
-    if place := environment.get("ONDINE_STORE"):
+    place = environment.get("ONDINE_STORE")
+    if place:
         return place
-    if home := environment.get("DAGSTER_HOME"):
+    home = environment.get("DAGSTER_HOME")
+    if home:
         return find_dagster_store(home, environment)
     raise ConfigError("DAGSTER_HOME is not set either.")
 
@@ -306,7 +308,8 @@ def _failures(database: Database, options: argparse.Namespace) -> None:
     ]
     sys.stdout.write("\n")
     _write_table([header, *rows], texts=(0, 1, 2, 3, 4, 8))
-    if (left := sum(counts.values()) - len(failed)) > 0:
+    left = sum(counts.values()) - len(failed)
+    if left > 0:
         sys.stdout.write(f"\n{left:,} more; --limit N shows N of them.\n")
 
 
@@ -323,7 +326,8 @@ def _why(database: Database, options: argparse.Namespace) -> None:
     told = 0
     for key in keys:
         lines = []
-        if (answer := answers.get(key)) is not None:
+        answer = answers.get(key)
+        if answer is not None:
             asked = f"{_times(answer.attempts)}; the answer came in a call with {answer.batch_size:,} prompts"
             lines = [("answer", json.dumps(answer.values, ensure_ascii=False)), ("model", answer.model)]
             lines += [("when", _instant(answer.answered_at)), *_origin_lines(answered_for[key]), ("asked", asked)]

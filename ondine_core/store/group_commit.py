@@ -208,7 +208,8 @@ class Store:
 
     def _carry_out(self, requests: Sequence[_Request]) -> None:
         writes = [(work, future) for work, future in requests if not callable(work)]
-        if outcomes := self._write([entry for entry, _ in writes], self._database.write):
+        outcomes = self._write([entry for entry, _ in writes], self._database.write)
+        if outcomes:
             _resolve([future for _, future in writes], outcomes)
         for work, future in requests:
             if callable(work):

@@ -128,7 +128,8 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     database.run_many(_ANSWER, [answers[key] for key in sorted(answers)])
     database.run_in(_REMOVE_FAILURES, sorted(answers))
     database.run_many(_FAIL, [failures[key] for key in sorted(failures)])
-    if replies := {row[0]: row for one in settled for row in one.replies}:
+    replies = {row[0]: row for one in settled for row in one.replies}
+    if replies:
         database.run_many(origins.KEEP_REPLY, [replies[key] for key in sorted(replies)])
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
 

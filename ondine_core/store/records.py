@@ -166,7 +166,9 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
     Raises:
         StoreError: A figure is beyond what 64 bits can add up.
     """
-    sent, usage, usd = settled.sent, settled.usage, settled.usd
+    sent = settled.sent
+    usage = settled.usage
+    usd = settled.usd
     origin = sent.origin
     amounts = (
         1,

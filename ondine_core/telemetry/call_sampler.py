@@ -16,7 +16,9 @@ class Sampler:
 
     def __init__(self, per_second: float | None) -> None:
         self._per_second = per_second
-        self._left, self._at, self._again_at = float(_BURST), 0.0, 0.0
+        self._left = float(_BURST)
+        self._at = 0.0
+        self._again_at = 0.0
 
     def takes(self, at: float) -> bool:
         """Whether the one that begins at that second is one of them."""

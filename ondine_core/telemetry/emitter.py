@@ -110,13 +110,19 @@ class LiveEventEmitter(EventEmitter):
         clock: Clock,
         content: bool,
     ) -> None:
-        self.emit, self._run, self._endpoint, self._numbers, self._sampler = emit, run, endpoint, numbers, sampler
+        self.emit = emit
+        self._run = run
+        self._endpoint = endpoint
+        self._numbers = numbers
+        self._sampler = sampler
         self.now, self.content = clock.now, content
         self._rest: dict[str, CallAggregator] = {}
 
     def begin(self, batch: Batch) -> BatchObserver:
         """Somebody begins to ask a batch."""
-        began_at, number, prompts = self.now(), next(self._numbers), len(batch.items)
+        began_at = self.now()
+        number = next(self._numbers)
+        prompts = len(batch.items)
         asked = AskedBatch(self._run, self._endpoint, number, prompts, batch.attempt, began_at)
         return _LiveBatchObserver(self, asked, alone=self._sampler.takes(began_at))
 
@@ -146,7 +152,10 @@ class _LiveBatchObserver(BatchObserver):
     __slots__ = ("_alone", "_attempt", "_batch", "_booked", "_emitter", "_held")
 
     def __init__(self, emitter: LiveEventEmitter, batch: AskedBatch, *, alone: bool) -> None:
-        self._emitter, self._batch, self._attempt, self._alone = emitter, batch, 1, alone
+        self._emitter = emitter
+        self._batch = batch
+        self._attempt = 1
+        self._alone = alone
         self._held: tuple[float, Decimal, float] | None = None
         self._booked: tuple[float, int, float] | None = None
 

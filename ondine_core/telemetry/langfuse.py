@@ -45,7 +45,8 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
     keys = [os.environ.get(name, "").strip() for name in _KEYS]
-    if missing := [name for name, key in zip(_KEYS, keys, strict=True) if not key]:
+    missing = [name for name, key in zip(_KEYS, keys, strict=True) if not key]
+    if missing:
         raise ConfigError(f"The observer 'langfuse' needs the variable {' and '.join(missing)}.")
     where = host or next((found for name in _HOSTS if (found := os.environ.get(name, "").strip())), _CLOUD)
     exporter = OTLPSpanExporter(

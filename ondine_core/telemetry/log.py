@@ -135,7 +135,8 @@ _NAMES: dict[type, str] = {
 
 
 def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
-    if (progress := event.progress) is None:
+    progress = event.progress
+    if progress is None:
         return {}
     spend = progress.spend
     figures = {
@@ -214,4 +215,6 @@ class _Handing:
         def at(level: int) -> Callable[[str], object]:
             return lambda line: to.log(level, line)
 
-        self.debug, self.info, self.warning = at(logging.DEBUG), at(logging.INFO), at(logging.WARNING)
+        self.debug = at(logging.DEBUG)
+        self.info = at(logging.INFO)
+        self.warning = at(logging.WARNING)

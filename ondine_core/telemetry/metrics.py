@@ -61,7 +61,9 @@ class Distribution:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds, self.counts = bounds, [0] * (len(bounds) + 1)
-        self.sum, self.lowest, self.highest = 0.0, float("inf"), float("-inf")
+        self.sum = 0.0
+        self.lowest = float("inf")
+        self.highest = float("-inf")
 
     def add(self, values: Sequence[float]) -> None:
         """Take values; one that equals a bound is below it."""
@@ -74,7 +76,10 @@ class Distribution:
     def copy(self) -> Distribution:
         """What it is now."""
         other = Distribution(self.bounds)
-        other.counts, other.sum, other.lowest, other.highest = [*self.counts], self.sum, self.lowest, self.highest
+        other.counts = [*self.counts]
+        other.sum = self.sum
+        other.lowest = self.lowest
+        other.highest = self.highest
         return other
 
 
@@ -175,7 +180,8 @@ class Metrics:
         if usages:
             self._distribution(TOKENS, (*model, "input", asset)).add([usage.input_tokens for usage in usages])
             self._distribution(TOKENS, (*model, "output", asset)).add([usage.output_tokens for usage in usages])
-        if costs := [usd for usd in usds if usd is not None]:
+        costs = [usd for usd in usds if usd is not None]
+        if costs:
             self._totals[COST, (*model, stage, asset)] += sum(costs)
 
     def _waited(self, reason: str, run: Run, seconds: Sequence[float]) -> None:
@@ -184,7 +190,8 @@ class Metrics:
 
     def _progress(self, event: Progressed | RunEnded) -> None:
         told, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
-        if (progress := event.progress) is not None:
+        progress = event.progress
+        if progress is not None:
             now = {"answered": progress.rows_done - progress.rows_failed - progress.rows_skipped}
             if progress.rows_skipped:
                 now["skipped"] = progress.rows_skipped

@@ -51,8 +51,12 @@ class Observation:
 class _Live(Observation):
     def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
         super().__init__(on_progress)
-        self._run, self._stream, self._clock = run, stream, clock
-        self._numbers, self._sampler, self._due = count(1), Sampler(stream.calls_per_second), clock.elapsed()
+        self._run = run
+        self._stream = stream
+        self._clock = clock
+        self._numbers = count(1)
+        self._sampler = Sampler(stream.calls_per_second)
+        self._due = clock.elapsed()
         self.feeds: list[LiveEventEmitter] = []
         self.latest: Progress | None = None
 

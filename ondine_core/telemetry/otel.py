@@ -84,7 +84,10 @@ class Exporting:
         owned: bool,
         content: bool,
     ) -> None:
-        self._spans, self._provider, self._exporter, self._owned = spans, provider, exporter, owned
+        self._spans = spans
+        self._provider = provider
+        self._exporter = exporter
+        self._owned = owned
         self.content, self.calls_per_second = content, spans.calls_per_second
         self.wants = Spans.wants | (Metrics.wants if exporter else frozenset())
         self._metrics, self._began_ns = Metrics(), time.time_ns()
@@ -121,7 +124,8 @@ class Exporting:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         now_ns = time.time_ns()
-        if metrics := [_metric(*read, self._began_ns, now_ns) for read in self._metrics.read().items()]:
+        metrics = [_metric(*read, self._began_ns, now_ns) for read in self._metrics.read().items()]
+        if metrics:
             scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
             exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
 

@@ -57,7 +57,9 @@ class _Pushing:
     def __init__(self, gateway: str, job: str, every_s: float) -> None:
         from prometheus_client import CollectorRegistry
 
-        self._gateway, self._job, self._every_s = gateway, job, every_s
+        self._gateway = gateway
+        self._job = job
+        self._every_s = every_s
         self._metrics, self._registry = Metrics(), CollectorRegistry()
         self._registry.register(_Collector(self._metrics))
         # A step that is attempted again has the same run, asset and partition.

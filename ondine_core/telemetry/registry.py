@@ -118,7 +118,8 @@ def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Obser
         raise ConfigError(f"observers: {sorted(options)!r} lacks a name, as in {{'name': 'opentelemetry'}}.")
     factory = _FACTORIES.get(name) or _announced(name)
     parameters = inspect.signature(factory).parameters
-    if unknown := [option for option in options if option not in parameters]:
+    unknown = [option for option in options if option not in parameters]
+    if unknown:
         known = ", ".join(map(repr, parameters)) or "none"
         raise ConfigError(f"observers: {name!r} has no option {unknown[0]!r}; it has {known}.")
     return name, factory, options

@@ -73,7 +73,9 @@ class Spans:
         calls_per_second: float | None = 10.0,
         describe: Describe = lambda _kind, _attributes: {},
     ) -> None:
-        self._tracer, self._parent, self._describe = tracer, parent, describe
+        self._tracer = tracer
+        self._parent = parent
+        self._describe = describe
         self.calls_per_second, self._sampler = calls_per_second, Sampler(calls_per_second)
         self._runs: dict[Run, _Open] = {}
 
@@ -136,7 +138,8 @@ class Spans:
 
     def _befall(self, event: Retried | Held | Booked) -> None:
         opened, number = self._runs[event.batch.run], event.batch.number
-        if span := opened.batches.get(number):
+        span = opened.batches.get(number)
+        if span:
             span.add_event(*_described(event), _ns(event.at))
         else:
             opened.befell.setdefault(number, []).append(event)
@@ -160,7 +163,8 @@ class Spans:
         if event.error_type is not None:
             self._record(event.batch)
         opened.befell.pop(number, None)
-        if span := opened.batches.pop(number, None):
+        span = opened.batches.pop(number, None)
+        if span:
             settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
             span.set_attributes({f"ondine.prompts.{name}": number for name, number in settled.items()})
             _fail(span, event.error_type, None)

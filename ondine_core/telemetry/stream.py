@@ -111,7 +111,8 @@ class Stream:
         self._hand_on()
 
     def _hand_on(self) -> None:
-        if not (events := [self._new.popleft() for _ in range(len(self._new))]):
+        events = [self._new.popleft() for _ in range(len(self._new))]
+        if not events:
             return
         bare = [_without_content(event) for event in events] if self.content else events
         for lane in self._lanes:
@@ -122,7 +123,9 @@ class _Lane:
     """One observer, its buffer and its thread."""
 
     def __init__(self, opened: Opened, on_observer_error: Callable[[str], None], capacity: int) -> None:
-        self.opened, self._on_trouble, self._capacity = opened, on_observer_error, capacity
+        self.opened = opened
+        self._on_trouble = on_observer_error
+        self._capacity = capacity
         self._waiting: deque[Event] = deque()
         self._given, self._ends = threading.Event(), threading.Event()
         self._deadline = float("inf")
@@ -168,14 +171,17 @@ class _Lane:
         self._close()
 
     def _observe_waiting(self) -> None:
-        observe, take, began = self.opened.observe, self._waiting.popleft, time.thread_time()
+        observe = self.opened.observe
+        take = self._waiting.popleft
+        began = time.thread_time()
         while self._waiting and time.monotonic() < self._deadline:
             try:
                 for _ in range(min(_AT_ONCE, len(self._waiting))):
                     observe(take())
             except BaseException as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
                 self._has_failed(error)
-            if (took_s := time.thread_time() - began) > _TURN_S:
+            took_s = time.thread_time() - began
+            if took_s > _TURN_S:
                 if len(self._waiting) < self._capacity // 2:
                     self._ends.wait(took_s)
                 began = time.thread_time()

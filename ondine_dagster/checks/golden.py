@@ -81,7 +81,8 @@ def _conclude(check: GoldenCheck, scores: Sequence[Score], task: Task, report: R
         **spend_metadata(report.spend),
         "ondine/scores": _score_table(scores, closed),
     }
-    if few := [one for one in scores if one.column in closed]:
+    few = [one for one in scores if one.column in closed]
+    if few:
         metadata["ondine/labels"] = _label_table(few)
         metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
     return reached[worst] >= check.min_score, f"The {said}.", metadata

@@ -82,7 +82,8 @@ def _parse(given: Mapping[str, Any]) -> Check:
     if kind is None:
         raise ConfigError(f"A check has type={given.get('type')!r}; valid are {', '.join(map(repr, _TYPES))}.")
     valid = [each.name for each in fields(kind)]
-    if unknown := [name for name in arguments if name not in valid]:
+    unknown = [name for name in arguments if name not in valid]
+    if unknown:
         raise ConfigError(f"The check {kind.type!r} has no {unknown[0]!r}; valid are {', '.join(map(repr, valid))}.")
     try:
         return kind(**arguments)
@@ -131,7 +132,8 @@ def labelled_columns(check: GoldenCheck, task: Task, names: Sequence[str]) -> tu
     Raises:
         ConfigError: The rows lack a column that the prompt reads, or labels.
     """
-    if missing := [column for column in task.prompt.columns if column not in names]:
+    missing = [column for column in task.prompt.columns if column not in names]
+    if missing:
         raise ConfigError(f"The rows of a golden check lack {missing[0]!r}, which the prompt reads.")
     wanted = columns_of(check, task)
     if check.columns is not None and (missing := [column for column in wanted if column not in names]):
@@ -153,7 +155,8 @@ def check_labels(labels: Mapping[str, Sequence[Any]], task: Task) -> None:
         if column.name not in labels or allowed is None:
             continue
         possible = {as_label(value) for value in allowed} | {as_label(None)}
-        if odd := sum(as_label(value) not in possible for value in labels[column.name]):
+        odd = sum(as_label(value) not in possible for value in labels[column.name])
+        if odd:
             raise ConfigError(
                 f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
             )
@@ -170,7 +173,8 @@ def _is_number(value: Any) -> bool:
 
 def _check_columns(names: Sequence[str], task: Task) -> None:
     outputs = [column.name for column in task.schema.columns]
-    if unknown := [name for name in names if name not in outputs]:
+    unknown = [name for name in names if name not in outputs]
+    if unknown:
         raise ConfigError(f"A check is about {unknown[0]!r}; the output columns are {', '.join(map(repr, outputs))}.")
     if not names:
         raise ConfigError("A check names no columns; leave columns= out for all.")

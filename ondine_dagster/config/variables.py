@@ -32,7 +32,8 @@ class _OrVariable:
 def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(value, dg.EnvVar | _IntEnvVar):
         return value
-    if (name := _name_of(value)) is None:
+    name = _name_of(value)
+    if name is None:
         return validate(value)
     try:
         return validate(_read(name))
@@ -56,7 +57,8 @@ def read_variables(value: Any) -> Any:
     Raises:
         ConfigError: A variable is not set, or holds no whole number where one is needed.
     """
-    if (name := _name_of(value)) is not None:
+    name = _name_of(value)
+    if name is not None:
         return _read(name)
     match value:
         case {"env": str(name), "type": "int"}:

@@ -22,8 +22,13 @@ _BINS = 8
 _LABEL_LENGTH = 24
 _HUGE = 1e300
 
-_ROW, _LEFT, _BAR = 18, 190, 220
-_INK, _FILL, _NO_VALUE, _FAILED = "#8a94a6", "#5b8def", "#b0b7c3", "#d9534f"
+_ROW = 18
+_LEFT = 190
+_BAR = 220
+_INK = "#8a94a6"
+_FILL = "#5b8def"
+_NO_VALUE = "#b0b7c3"
+_FAILED = "#d9534f"
 
 _Bar: TypeAlias = tuple[str, int, str]
 """Label, rows and colour."""

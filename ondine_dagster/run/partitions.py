@@ -223,7 +223,8 @@ def _belongs(partitions: dg.PartitionsDefinition[Any], key: str) -> Callable[[An
         window = partitions.time_window_for_partition_key(key)
         start, end = window.start.timestamp(), window.end.timestamp()
         return lambda mark: mark is not None and start <= mark < end
-    if shard := _SHARD.fullmatch(key):
+    shard = _SHARD.fullmatch(key)
+    if shard:
         number, count = int(shard[1]) - 1, int(shard[2])
         return lambda mark: mark is not None and mark % count == number
     return lambda mark: mark is not None and key in mark

@@ -59,7 +59,8 @@ def _between_tags(text: str) -> Iterator[str]:
         name = (tag["name"] or "").lower()
         if name and name not in _ELEMENTS:
             continue
-        if (end := find_end(tag)) is None:
+        end = find_end(tag)
+        if end is None:
             continue
         yield text[kept : tag.start()]
         yield "\n" if name in _BLOCKS else " " if name in _CELLS else ""
@@ -91,7 +92,8 @@ def _find_end(text: str, missing: set[str], tag: re.Match[str]) -> int | None:
         return None
     name = (tag["name"] or "").lower()
     if name in _DROPPED and tag[0][1] != "/" and name not in missing:
-        if closing := re.compile(rf"</{name}\s{{0,9}}>", re.IGNORECASE).search(text, stop.end()):
+        closing = re.compile(rf"</{name}\s{{0,9}}>", re.IGNORECASE).search(text, stop.end())
+        if closing:
             return closing.end()
         missing.add(name)
     return stop.end()

@@ -96,7 +96,8 @@ class _Marks:
 
     def _mark(self, name: str, text: str) -> str:
         self.found[name] += 1
-        if (mark := self._given.get((name, text))) is None:
+        mark = self._given.get((name, text))
+        if mark is None:
             mark = self._given[name, text] = self._new(name, text)
         return mark
 

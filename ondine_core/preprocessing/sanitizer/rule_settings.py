@@ -55,7 +55,8 @@ class Sanitizer:
                 f"The salt is too short to be secret; give a text of at least {_SHORTEST_SALT} characters."
             )
         names = [self.rules] if isinstance(self.rules, str) else list(self.rules)
-        if unknown := [name for name in names if not isinstance(name, str) or name.upper() not in RULE_NAMES]:
+        unknown = [name for name in names if not isinstance(name, str) or name.upper() not in RULE_NAMES]
+        if unknown:
             valid = ", ".join(repr(name.lower()) for name in RULE_NAMES)
             raise ConfigError(f"There is no rule {unknown[0]!r}; those are {valid}. Write your own with patterns=.")
         wanted = {name.upper() for name in names}
@@ -85,7 +86,8 @@ def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
             return Sanitizer(given)
         case Mapping():
             names = ("mode", "rules", "patterns", "salt")
-            if unknown := [name for name in given if name not in names]:
+            unknown = [name for name in given if name not in names]
+            if unknown:
                 raise ConfigError(f"sanitize has no {unknown[0]!r}; it takes {', '.join(map(repr, names))}.")
             return Sanitizer(**given)
     raise ConfigError(f"sanitize={given!r}; give a mode, a Sanitizer, or a mapping with its arguments.")

@@ -39,7 +39,8 @@ def user_rule(name: str, pattern: str) -> Rule:
         raise ConfigError(f"The pattern of {name!r} is a {type(pattern).__name__}; write it as a text.")
     if compiled.search("") is not None:
         raise ConfigError(f"The pattern of {name!r} matches the empty text, so it would be found everywhere.")
-    if (text := find_stall(compiled, max_length=_LONGEST, max_s=_STALLED_S)) is not None:
+    text = find_stall(compiled, max_length=_LONGEST, max_s=_STALLED_S)
+    if text is not None:
         raise ConfigError(
             f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
             rf"more than {_STALLED_S:g} s. Bound its repeats, as in \w{{1,64}} for \w+, and start it with \b."

@@ -41,7 +41,8 @@ def connect_mlx(spec: ModelSpec, name: str) -> MlxModel:
     Raises:
         ConfigError: A package is missing, there is no such folder, or an option is not valid.
     """
-    if missing := [package for package in ("mlx", "mlx_lm") if find_spec(package) is None]:
+    missing = [package for package in ("mlx", "mlx_lm") if find_spec(package) is None]
+    if missing:
         raise ConfigError(f"model={spec.model!r} needs the package {missing[0].replace('_', '-')}: {INSTALL}")
     folder = Path(name).expanduser()
     if folder.is_dir():
