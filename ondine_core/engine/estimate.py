@@ -39,7 +39,7 @@ from ondine_core.tables import read
 from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Usage
 
-__all__ = ["Estimate", "estimate", "sample_calls"]
+__all__ = ["Estimate", "estimate", "example_calls"]
 
 _BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
 """Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
@@ -149,14 +149,22 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         output_tokens=output,
         usd=_cost(runtime.price, calls, tokens, output),
         least_s=_least_s(options.rates, calls, tokens + output[0]),
-        sample=sample_calls(
+        sample=_sample_calls(
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
         limited_by=limited_by,
     )
 
 
-def sample_calls(
+def example_calls(table: Any, task: Task, policy: Policy) -> tuple[Call, ...]:
+    """The calls that carry the first prompts of `table`, as they are sent; nothing is asked."""
+    _, rows, columns = read(table, task.prompt.columns)
+    texts = render(task.prompt, columns, range(rows), on_missing=policy.on_missing)
+    _, first = dedup(texts, cache_key(task))
+    return _sample_calls(task, columns, list(first.items()), policy.strategy, together=policy.batch_size != 1)
+
+
+def _sample_calls(
     task: Task,
     columns: Mapping[str, Sequence[Any]],
     asked: Sequence[tuple[Key, int]],

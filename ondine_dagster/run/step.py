@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.api import answer
-from ondine_core.engine.estimate import estimate
+from ondine_core.engine.estimate import estimate, example_calls
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError, FailedRowsError, OndineError
@@ -91,7 +91,8 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         raise
     watch.flush()
     if config.max_rows is not None:
-        _show_trial(context, trial_metadata(rows, rows_available, todo.task, report, enrichment.error_column))
+        calls = example_calls(rows, todo.task, todo.options.policy)
+        _show_trial(context, trial_metadata(rows, rows_available, todo.task, report, enrichment.error_column, calls))
         _log_report(context, report)
         _log_failures(context, report)
         return

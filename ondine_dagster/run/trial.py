@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
 from ondine_core.engine.report import Report
 from ondine_core.prompts.task import Task
+from ondine_core.types.values import Call
 from ondine_dagster.config.launchpad import Sample
 from ondine_dagster.frames import frame_of, join
+from ondine_dagster.reporting.messages import shown_messages
 from ondine_dagster.reporting.metadata import reasons_metadata, run_metadata
 from ondine_dagster.reporting.preview import shown_rows
 
@@ -31,7 +34,9 @@ def choose_rows(table: Any, max_rows: int, sample: Sample) -> Any:
     return frame[sorted(shuffled[:max_rows])].to_native()
 
 
-def trial_metadata(rows: Any, rows_available: int, task: Task, report: Report, error_column: str) -> dict[str, Any]:
+def trial_metadata(  # noqa: PLR0913, PLR0917  (one caller)
+    rows: Any, rows_available: int, task: Task, report: Report, error_column: str, calls: Sequence[Call]
+) -> dict[str, Any]:
     """The rows and figures of a trial, under keys of their own, so that plots show materializations only.
 
     Args:
@@ -40,6 +45,7 @@ def trial_metadata(rows: Any, rows_available: int, task: Task, report: Report, e
         task: What was asked.
         report: One outcome a row of `rows`.
         error_column: Name of the column that says why a row failed.
+        calls: Calls that carried the first prompts.
     """
     outputs = task.schema.columns
     failed = [error_column] if report.progress.rows_failed else []
@@ -59,5 +65,6 @@ def trial_metadata(rows: Any, rows_available: int, task: Task, report: Report, e
     return {
         "ondine/trial/summary": run["ondine/summary"],
         "ondine/trial/rows": dg.MetadataValue.md(shown),
+        "ondine/trial/messages": dg.MetadataValue.md(shown_messages(calls)),
         **{f"ondine/trial/{name.removeprefix('ondine/')}": figure for name, figure in figures.items()},
     }

@@ -130,6 +130,7 @@ def test_a_trial_shows_rows_and_leaves_the_table_alone(
     found = observed(result)
     assert found["ondine/trial/rows"].split("\n")[2:] == ["| A | a |", "| B | b |"]
     assert (found["ondine/trial/rows_total"], found["ondine/trial/rows_available"]) == (2, 4)
+    assert "**user**\n~~~text\nShout: a\n~~~" in found["ondine/trial/messages"]
     assert found["ondine/trial/cost_usd"] == 0
     assert all(name.startswith("ondine/trial/") for name in found)
     whole = run(asset, instance, llm)
