@@ -61,12 +61,13 @@ class TransientError(ProviderError):
         kind: `"limited"` if the call was turned away for the rate, `"overloaded"` if for want of capacity (time-outs
             among them), `"broken"` for everything else.
         no_connection: No server took the connection; that is more often a wrong address than an outage.
+        no_capacity: The provider has no capacity at the price tier that was asked for.
 
     Attributes:
         times_lost: How many attempts at the same call may have been billed unseen, as counted by whoever retries it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (by keyword)
         self,
         message: str,
         *,
@@ -74,10 +75,12 @@ class TransientError(ProviderError):
         cost_unknown: bool = False,
         kind: Kind = "broken",
         no_connection: bool = False,
+        no_capacity: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.no_connection = no_connection
+        self.no_capacity = no_capacity
         self.retry_after_s = retry_after_s
         self.cost_unknown = cost_unknown
         self.times_lost = int(cost_unknown)
@@ -90,6 +93,7 @@ class RefusedError(ProviderError):
         message: What happened.
         usage: Tokens that were billed although nothing useful came of them, `None` when none were.
         stated_usd: What the provider says they cost, `None` where it does not.
+        tier: The price class at which they were billed, in the provider's words.
         fault: `"row"` if the content is refused, `"size"` if the length is, `"unclear"` if the provider does not say:
             then it may refuse every request, and a run stops when it repeats the same refusal.
 
@@ -103,11 +107,13 @@ class RefusedError(ProviderError):
         *,
         usage: Usage | None = None,
         stated_usd: Decimal | None = None,
+        tier: str | None = None,
         fault: Literal["row", "size", "unclear"] = "row",
     ) -> None:
         super().__init__(message)
         self.usage = usage
         self.stated_usd = stated_usd
+        self.tier = tier
         self.fault = fault
         self.refused_before = False
 

@@ -19,10 +19,11 @@ from ondine_core.providers import connect
 from ondine_core.providers.addresses import check_address
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.settings import check_params
+from ondine_core.providers.tiers import find_tiers
 from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
-from ondine_core.types.values import ModelSpec
+from ondine_core.types.values import ModelSpec, Tier
 from ondine_dagster.config.strict import StrictConfig, plain_texts
 from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 
@@ -86,7 +87,22 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     burst: AtLeastOne = Field(
         default=1, description="Calls that may leave at once after a pause; needs requests_per_minute."
     )
-    timeout_s: Positive = Field(default=60.0, description="Seconds one call may take.")
+    timeout_s: Positive | None = Field(
+        default=None, description="Seconds one call may take; by default 60, at the flex tier 900."
+    )
+    tier: Tier = Field(
+        default="standard",
+        description="The provider's price class: 'standard', 'flex' (cheaper, waits for capacity) or 'priority' "
+        "(dearer). Changing it asks nothing again; what the model does not have is an error.",
+    )
+    tier_patience_s: NonNegative = Field(
+        default=900.0, description="Seconds for which the flex tier may have no capacity for any call."
+    )
+    tier_fallback: bool = Field(
+        default=False,
+        description="Whether the rest of the run then goes at the standard tier, at its price; otherwise the step "
+        "fails, and keeps its answers.",
+    )
     max_concurrency: Count = Field(default=32, description="Most calls a step has in flight.")
     temperature: NonNegative | None = Field(
         default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
@@ -200,6 +216,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             read_variables(self.params),
             read_variables(self.settings),
             self.provider_name,
+            self.tier,
         )
 
     def options(self, store: str) -> Options:
@@ -207,7 +224,12 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         return Options(
             store=store,
             durability=self.durability,
-            policy=Policy(max_concurrency=self.max_concurrency, context_window=self.context_window),
+            policy=Policy(
+                max_concurrency=self.max_concurrency,
+                context_window=self.context_window,
+                tier_patience_s=self.tier_patience_s,
+                tier_fallback=self.tier_fallback,
+            ),
             rates=Rates(self.requests_per_minute, self.tokens_per_minute, self.burst),
             price=self._price(),
             caps=tuple(budget.cap() for budget in self.budgets),
@@ -220,7 +242,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         """The settings for `model`: address, key and what only the provider knows of are those of the same provider."""
         spec = self.spec()
         if _provider_of(model) == _provider_of(spec.model):
-            return dataclasses.replace(spec, model=model, params={}, provider_name=None)
+            other = dataclasses.replace(spec, model=model, params={}, provider_name=None)
+            return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")
         return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
 
     def _price(self) -> Price | None:

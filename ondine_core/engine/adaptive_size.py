@@ -23,7 +23,7 @@ class Sizes:
         most = runtime.model.max_batch_size
         self._adaptive: AdaptiveSize | None = None
         if batch_size == "auto":
-            timeout_s = task.model.timeout_s
+            timeout_s = task.model.max_call_s
             self._adaptive = start_size(most, timeout_s) if most else start_size(timeout_s=timeout_s)
             self._fixed = 1
         else:

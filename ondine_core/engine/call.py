@@ -36,10 +36,11 @@ from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.limits.rate_limiter import RateLimiter
 from ondine_core.providers.charges import Charge, check_usage
 from ondine_core.providers.context_window import TOKENS_A_MESSAGE
+from ondine_core.providers.tiers import billed_tier
 from ondine_core.store.budget_state import usd_of
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin
-from ondine_core.types.values import Call, Key, Reply, Usage
+from ondine_core.types.values import Call, Key, Reply, Tier, Usage
 
 __all__ = ["Caller"]
 
@@ -56,6 +57,7 @@ class Caller:
         gate: Lets calls leave.
         clock: Time and chance.
         others: The runs that ask the same question at the same time.
+        tier: The price tier at which calls are made.
 
     Attributes:
         stopped_by: The first error that ended the run.
@@ -75,7 +77,10 @@ class Caller:
         gate: AdmissionQueue,
         clock: Clock,
         others: OtherRuns,
+        tier: Tier = "standard",
     ) -> None:
+        self._tier = tier
+        self._no_capacity_since: float | None = None  # and no answer since
         self._model, self._origin, self._runtime, self._policy = model, origin, runtime, policy
         self._tracker, self._gate, self._clock = tracker, gate, clock
         self._others, self._numbers = others, count()
@@ -99,16 +104,41 @@ class Caller:
             FatalError: No call succeeds, or the run was stopped.
             StoreError: What came of it cannot be kept.
         """
+        refused = 0  # for want of capacity
         while True:
             try:
                 return await self._make_once(request)
             except TransientError as error:
-                if error.cost_unknown or not self._is_waited_out(error, request.keys):
+                if error.no_capacity:
+                    refused += 1
+                    wait_s = self._capacity_wait_s(error, refused)
+                elif error.cost_unknown or not self._is_waited_out(error, request.keys):
                     raise
-                wait_s = error.retry_after_s or 0.0
+                else:
+                    wait_s = error.retry_after_s or 0.0
             with self.interruptible():
                 await self._clock.sleep(wait_s)
             request.observer.retried()
+
+    def _capacity_wait_s(self, error: TransientError, refused: int) -> float:
+        """How long to wait until capacity is asked for again; when patience is at its end, the tier or the run ends."""
+        if self._tier == "standard":
+            return 0.0  # since this call left
+        retry, patience_s, now = self._policy.retry, self._policy.tier_patience_s, self._clock.elapsed()
+        if self._no_capacity_since is None:
+            self._no_capacity_since = now
+        left_s = self._no_capacity_since + patience_s - now
+        if left_s > 0:
+            return min(self._capped(retry.wait_s(refused, error, self._clock.rng)), left_s)
+        what = f"{self._model!r} had no capacity at the tier {self._tier!r} for {patience_s:g} s"
+        if self._policy.tier_fallback:
+            self._tier = "standard"
+            self._runtime.on_fallback(f"{what}; the rest goes at the tier 'standard', at its price.")
+            return 0.0
+        self.stop(
+            TransientError(f"{what}. Run again later, or set tier_fallback=True to go on at the tier 'standard'.")
+        )
+        raise error
 
     def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
@@ -134,6 +164,7 @@ class Caller:
     async def _make_once(self, request: CallRequest) -> BatchResult:
         with self.interruptible():
             slot = await self._gate.enter()
+        request = replace(request, call=replace(request.call, tier=self._tier))
         state = _CallState(slot)
         try:
             began, hold = self._clock.elapsed(), None
@@ -180,9 +211,16 @@ class Caller:
             raise
         state.ending, self._replied = "answered", True
         self._failing.clear()
+        self._no_capacity_since = None
         charge = Charge(Decimal(0))
         if usage is not None:
-            charge = self._tracker.answered(request.stage, usage, stated_usd=came.stated_usd, bound_usd=state.bound_usd)
+            charge = self._tracker.answered(
+                request.stage,
+                usage,
+                stated_usd=came.stated_usd,
+                bound_usd=state.bound_usd,
+                tier=billed_tier(came.tier, call.tier),
+            )
         usd, bound_usd = charge.usd, state.bound_usd
         state.spent_usd = usd
         if usd is not None and bound_usd is not None and usd > bound_usd:
@@ -272,6 +310,8 @@ class Caller:
                 if self._is_about_the_row(error):
                     return RefusedError(error.refusal, fault="unclear"), None
                 self.stop(error)  # before another call takes the place of this one
+            if isinstance(error, TransientError):
+                error.no_capacity = error.no_capacity and call.tier != "standard"
             unknown = isinstance(error, TransientError) and error.cost_unknown
             state.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):

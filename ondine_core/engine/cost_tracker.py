@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import reduce
 from operator import add
+from typing import get_args
 
 from ondine_core.providers.charges import Charge, decide_charge
 from ondine_core.providers.pricing import Price
 from ondine_core.types.ledger import CallReason, UsageTotals
 from ondine_core.types.progress import Spend, add_usd
-from ondine_core.types.values import Call, Usage
+from ondine_core.types.values import Call, Tier, Usage
 
 __all__ = ["CostTracker"]
 
@@ -24,10 +26,18 @@ class CostTracker:
     Args:
         price: Price of the model, `None` when unknown.
         max_output_tokens: The most tokens that one reply can have, `None` when unknown.
+        tier_prices: Prices by tier; by default `price` holds at each.
     """
 
-    def __init__(self, price: Price | None, max_output_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        price: Price | None,
+        max_output_tokens: int | None = None,
+        tier_prices: Mapping[Tier, Price] | None = None,
+    ) -> None:
         self._price, self._max_output_tokens = price, max_output_tokens
+        same = {} if price is None else dict.fromkeys(get_args(Tier), price)
+        self._tier_prices = same if tier_prices is None else tier_prices
         self._calls = self._answered = self._unknown = 0
         self._unknown_usd: Decimal | None = Decimal(0)
         self._excess = Decimal(1)
@@ -47,11 +57,14 @@ class CostTracker:
             self._excess = max(self._excess, usd / bound)
 
     def _list_bound(self, call: Call) -> Decimal | None:
-        if self._price is None:
-            return None
+        # A provider may answer at the standard tier what was asked at another.
+        prices = [self._tier_prices.get(tier) for tier in {call.tier, "standard"}]
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
         texts = sum(_length(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
-        return self._price.at_most(texts + len(call.json_schema or b""), self._max_output_tokens)
+        length = texts + len(call.json_schema or b"")
+        bounds = [None if price is None else price.at_most(length, self._max_output_tokens) for price in prices]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None
 
     def sent(self) -> None:
         """Count a request that leaves."""
@@ -63,7 +76,13 @@ class CostTracker:
         self._unknown_usd = add_usd(self._unknown_usd, bound_usd)
 
     def answered(
-        self, stage: CallReason, usage: Usage, *, stated_usd: Decimal | None = None, bound_usd: Decimal | None = None
+        self,
+        stage: CallReason,
+        usage: Usage,
+        *,
+        stated_usd: Decimal | None = None,
+        bound_usd: Decimal | None = None,
+        tier: Tier | None = "standard",
     ) -> Charge:
         """Count a request that was billed.
 
@@ -72,13 +91,23 @@ class CostTracker:
             usage: Its tokens.
             stated_usd: What the provider says it costs.
             bound_usd: What `bound` said of it.
+            tier: The price tier at which it was answered, `None` for one that is not known.
         """
         self._answered += 1
         # Call by call: what a token costs may depend on how long its prompt was.
-        charge = decide_charge(usage, stated_usd, self._price, bound_usd)
+        price = self._tier_prices.get(tier) if tier else None
+        charge = decide_charge(usage, stated_usd, price, bound_usd)
+        if charge.usd is None and price is None and self._tier_prices:
+            charge = self._charge_dearest(usage, bound_usd)
         old = self._stages.get(stage, UsageTotals())
         self._stages[stage] = old + UsageTotals(1, usage, charge.usd, int(charge.at_most))
         return charge
+
+    def _charge_dearest(self, usage: Usage, bound_usd: Decimal | None) -> Charge:
+        """The charge for a reply of a tier without a known price: the most that the other tiers come to."""
+        charges = [decide_charge(usage, None, price, bound_usd) for price in self._tier_prices.values()]
+        known = [charge.usd for charge in charges if charge.usd is not None]
+        return Charge(max((*known, bound_usd or Decimal(0)), default=None), at_most=True)
 
     @property
     def spend(self) -> Spend:

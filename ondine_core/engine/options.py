@@ -45,7 +45,7 @@ class Options:
         caps: Further caps, which others may draw from, too.
         on_threshold: Told once when most of a cap is spent.
         fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
-        on_fallback: Told when that happens.
+        on_fallback: Told when that happens, and when the rest of a run goes at the standard price tier.
         origin: For whom calls are made, in the books; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
@@ -114,5 +114,12 @@ async def open_runtime(
         model = connect(spec)
         stack.push_async_callback(model.aclose)
     own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
-    terms = RunLimits((*own, *options.caps), options.rates, options.origin, options.on_threshold, options.clock)
+    terms = RunLimits(
+        (*own, *options.caps),
+        options.rates,
+        options.origin,
+        options.on_threshold,
+        options.clock,
+        options.on_fallback,
+    )
     return find_runtime(model, spec, options.price, store, terms)

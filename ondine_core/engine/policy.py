@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, get_args
 
 from ondine_core.batching.calibration import CalibrationPlan
@@ -48,6 +49,9 @@ class Policy:
         on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
             template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call,
             `"fail"` makes it a failed row, `"ask"` asks nevertheless.
+        tier_patience_s: Seconds for which the flex tier may have no capacity for any call.
+        tier_fallback: Whether the rest of the run then goes at the standard tier, at its price; otherwise the run ends
+            and keeps its answers.
     """
 
     max_concurrency: int = 32
@@ -61,6 +65,8 @@ class Policy:
     context_window: int | None = None
     keep_replies: bool = False
     on_missing: OnMissing = "skip"
+    tier_patience_s: float = 900.0
+    tier_fallback: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and self.batch_size < 1:
@@ -73,6 +79,8 @@ class Policy:
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
+        if not 0 <= self.tier_patience_s < inf:
+            raise ConfigError(f"tier_patience_s={self.tier_patience_s!r} must be a number of seconds, 0 or more.")
         if self.max_repairs < 0:
             raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
 

@@ -80,7 +80,7 @@ async def run(  # noqa: PLR0913  (named at every call)
     run_state = RunState(
         rows,
         copies,
-        CostTracker(runtime.price, runtime.max_output_tokens),
+        CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices),
         lambda: clock.elapsed() - started,
         on_progress,
     )
@@ -95,7 +95,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         key_of(""),
         lambda some: look_up(runtime.store, policy, some, task),
         clock.elapsed,
-        task.model.timeout_s,
+        task.model.max_call_s,
         runtime.lease.name if runtime.lease else "",
         origin,
         write_definition(task),
@@ -111,6 +111,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         gate=AdmissionQueue(limits, clock.elapsed, clock.sleep),
         clock=clock,
         others=others,
+        tier=task.model.tier,
     )
     asker, calibrated, stopped_by = Asker(task, runtime, policy, caller, clock, emitter, others), None, None
     async with others.joined():

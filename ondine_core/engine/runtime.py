@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import ConfigError
@@ -11,12 +11,13 @@ from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.limits.lease import Lease
 from ondine_core.limits.rate_limiter import RateLimiter, Rates
 from ondine_core.providers.context_window import estimate_tokens, get_output_limit
-from ondine_core.providers.pricing import Price, find_price, find_unpriced_part
+from ondine_core.providers.pricing import Price, find_unpriced_part
+from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import AnswerStore, ChatModel
-from ondine_core.types.values import ModelSpec
+from ondine_core.types.values import ModelSpec, Tier
 
 __all__ = ["RunLimits", "Runtime", "find_runtime"]
 
@@ -32,12 +33,14 @@ class Runtime:
     Args:
         model: Who is asked.
         store: Keeps answers; what it knows already is not asked.
-        price: USD per token, `None` when unknown.
+        price: USD per token at the tier that is asked for, `None` when unknown.
         max_output_tokens: The most tokens that one reply can have, `None` when unknown.
         limiter: Holds calls back to a shared rate.
         budgets: Holds calls back to a cap on cost.
         count: Text to tokens, as the model counts.
         lease: Must be held while calls leave.
+        tier_prices: USD per token by tier; `None` if `price` holds at each.
+        on_fallback: Told when the rest of the run goes at another tier.
     """
 
     model: ChatModel
@@ -48,6 +51,8 @@ class Runtime:
     budgets: BudgetSet | None = None
     count: Callable[[str], int] = estimate_tokens
     lease: Lease | None = None
+    tier_prices: Mapping[Tier, Price] | None = None
+    on_fallback: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class RunLimits:
         origin: For whom calls are made.
         on_threshold: Told once when most of a cap is spent.
         clock: Time and chance.
+        on_fallback: Told when the rest of the run goes at another tier.
     """
 
     caps: tuple[BudgetLimit, ...]
@@ -67,6 +73,7 @@ class RunLimits:
     origin: Origin
     on_threshold: Callable[[str], None]
     clock: Clock
+    on_fallback: Callable[[str], None] = lambda _: None
 
 
 def find_runtime(
@@ -75,18 +82,30 @@ def find_runtime(
     """What a run that asks `model` works with; `price` is the user's, else the list's holds.
 
     Raises:
-        ConfigError: A cap needs a figure that is not known.
+        ConfigError: A cap needs a figure that is not known, or the model has no such price tier.
     """
+    check_tier(spec)
     clock, limiter = terms.clock, None
     if terms.rates:
         limiter = RateLimiter(_bucket(spec), _used(terms.rates), store, now=clock.now, sleep=clock.sleep)
     unpriced = None if price else find_unpriced_part(spec)
-    known = price or (None if unpriced else find_price(spec.listed_as, spec.params))
+    listed = {} if unpriced else find_tier_prices(spec)
+    known = price or listed.get(spec.tier)
     longest = get_output_limit(spec)
     if terms.caps:
         _check_bounded(spec, known, longest, terms.caps[0], unpriced)
     budgets = _budgets(spec, store, terms) if terms.caps else None
-    return Runtime(model, store, known, longest, limiter, budgets, counter(spec.listed_as))
+    return Runtime(
+        model,
+        store,
+        known,
+        longest,
+        limiter,
+        budgets,
+        counter(spec.listed_as),
+        tier_prices=None if price else listed,
+        on_fallback=terms.on_fallback,
+    )
 
 
 def _used(rates: Rates) -> Rates:
@@ -135,7 +154,7 @@ def _budgets(spec: ModelSpec, store: AnswerStore, terms: RunLimits) -> BudgetSet
             now=clock.now,
             sleep=clock.sleep,
             on_threshold=terms.on_threshold,
-            wait_timeout_s=max(_WAIT_TIMEOUT_S, 2 * spec.timeout_s),
+            wait_timeout_s=max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s),
         )
         for cap in terms.caps
     )

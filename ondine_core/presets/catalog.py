@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import find_fault
-from ondine_core.types.values import ModelSpec
+from ondine_core.types.values import ModelSpec, Tier
 
 __all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
 
@@ -117,16 +117,18 @@ class _Spec(BaseModel):
     model: Annotated[str, Field(pattern=r"^[^/\s]+/.*\S$")]
     api_key: str | None = None
     base_url: Annotated[str, AfterValidator(_address)] | None = None
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: PositiveFloat | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     max_output_tokens: PositiveInt | None = None
     params: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     provider_name: Annotated[str, Field(min_length=1)] | None = None
+    tier: Tier = "standard"
 
 
 FIELDS = tuple(field.name for field in fields(ModelSpec))
-_SHOWN = ("model", "timeout_s", "temperature", "max_output_tokens", "provider_name")  # the others may hold a secret
+# The others may hold a secret.
+_SHOWN = ("model", "timeout_s", "temperature", "max_output_tokens", "provider_name", "tier")
 
 
 def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:

@@ -14,6 +14,7 @@ from ondine_core.providers.model_data import chat_providers
 from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.settings import check_params
+from ondine_core.providers.tiers import check_tier
 from ondine_core.providers.wire_text import check_text, storable_text
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
@@ -25,13 +26,14 @@ def connect(spec: ModelSpec) -> ChatModel:
     """The model that `spec` names, ready to be asked.
 
     Raises:
-        ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, or `params` has
-            what is decided elsewhere.
+        ConfigError: The provider is unknown, its key or address is missing, it knows no such setting, the model has
+            no such price tier, or `params` has what is decided elsewhere.
     """
     check_text((spec.model, spec.base_url or ""), "model")
     if storable_text(spec.api_key or "") != (spec.api_key or ""):
         raise ConfigError("api_key holds half of a character (a lone surrogate), which no header can carry.")
     check_params(spec)
+    check_tier(spec)
     provider, slash, name = spec.model.partition("/")
     if slash and name and provider in _DIALECTS:
         return _DIALECTS[provider](spec, name)

@@ -125,7 +125,7 @@ def _by_identity(spec: ModelSpec, credential: Credential | None, now: Callable[[
             f"model={spec.model!r} with managed_identity needs the package azure-identity: "
             "pip install 'ondine-dagster[azure]'"
         )
-    tokens = _Tokens(credential, spec.settings.get("client_id"), spec.timeout_s, now)
+    tokens = _Tokens(credential, spec.settings.get("client_id"), spec.max_call_s, now)
     missing = f"the identity lacks the role {_ROLE} on this resource (a new assignment takes minutes to hold)"
     return Access(tokens.headers, {**ADVICE, 401: missing, 403: f"{missing}, {_NETWORK}"}, tokens.aclose)
 

@@ -15,7 +15,18 @@ from typing import Literal, TypeAlias
 __all__ = ["Fault", "Rule", "find_rule"]
 
 Fault: TypeAlias = Literal[
-    "row", "size", "reply", "setup", "account", "permission", "unclear", "limited", "overloaded", "broken", "lost"
+    "row",
+    "size",
+    "reply",
+    "setup",
+    "account",
+    "permission",
+    "unclear",
+    "limited",
+    "capacity",
+    "overloaded",
+    "broken",
+    "lost",
 ]
 """What is at fault.
 
@@ -26,7 +37,8 @@ Fault: TypeAlias = Literal[
 - `account`: credit, key, quota or model: the run stops at any time.
 - `permission`: a refusal without a reason (403): the set-up's until something was answered, then the row's.
 - `unclear`: another refusal: its row fails; the run stops when it repeats.
-- `limited`, `overloaded`, `broken`: the moment: the call is made again.
+- `limited`, `capacity`, `overloaded`, `broken`: the moment: the call is made again. `capacity` is that of the price
+  tier, which another may have.
 - `lost`: the moment, after the request was passed on: the call is made again, and this one may be billed all the same.
 """
 
@@ -105,7 +117,7 @@ _RULES: tuple[Rule, ...] = (
     _rule("Azure OpenAI, at its peak load", "limited", r"peak load", 429),
     _rule(
         "OpenAI flex, Mistral, Groq flex: no capacity",
-        "overloaded",
+        "capacity",
         r"resource_unavailable|capacity|overloaded",
         429,
         498,

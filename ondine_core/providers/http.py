@@ -136,6 +136,7 @@ class HttpModel:
             reply.model,
             reply.reasoning_only,
             stated_usd_in(response.headers) if reply.stated_usd is None else reply.stated_usd,
+            reply.tier,
         )
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:

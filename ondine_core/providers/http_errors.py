@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
+from ondine_core.errors import FatalError, InvalidReplyError, Kind, ProviderError, RefusedError, TransientError
 from ondine_core.providers.error_body import ErrorBody, read_error
 from ondine_core.providers.error_rules import Fault, find_rule
 from ondine_core.providers.http_connection import NotSentError, OutOfStepError, ReplyTooLargeError
@@ -45,7 +45,7 @@ _FAULTS: Mapping[int, Fault] = {
     429: "limited",
     446: "row",
     451: "row",
-    498: "overloaded",
+    498: "capacity",
     499: "broken",
     503: "overloaded",
     504: "overloaded",
@@ -168,11 +168,12 @@ def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable
     if isinstance(advice, int):
         advice = to.advice.get(advice)
     match fault:
-        case "limited" | "overloaded" | "broken":
+        case "limited" | "capacity" | "overloaded" | "broken":
             if status == _LIMITED and wait_s is None:
                 tokens = sum(len(part.content) for part in call.messages) // 4
                 wait_s = hold_off_s(response.headers, tokens, now=response.at) or None
-            return TransientError(f"{what}.", retry_after_s=wait_s, kind=fault)
+            kind: Kind = "overloaded" if fault == "capacity" else fault
+            return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind, no_capacity=fault == "capacity")
         case "lost":
             return TransientError(f"{what}.", retry_after_s=wait_s, kind="overloaded", cost_unknown=True)
         case "row" | "size" | "unclear":

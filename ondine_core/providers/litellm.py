@@ -38,6 +38,7 @@ from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.request_form import RequestForm
 from ondine_core.providers.settings import check_header, check_settings, first_set
+from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
@@ -163,15 +164,16 @@ class _LiteLLM:
         if self._ready is None or (self._ready.done() and self._ready.exception()):
             self._ready = asyncio.ensure_future(asyncio.to_thread(self._load))
         loaded = await asyncio.shield(self._ready)
-        request = orjson.loads(chat_body(self._fixed, call, loaded.form))
+        fixed = {**self._fixed, **tier_fields(self._spec, call.tier)}
+        request = orjson.loads(chat_body(fixed, call, loaded.form))
         started = time.perf_counter()
         with watch() as seen:
             try:
-                async with asyncio.timeout(self._spec.timeout_s):
+                async with asyncio.timeout(self._spec.max_call_s):
                     answer = await loaded.litellm.acompletion(
                         **{**request, **self._options},
                         model=self._spec.model,
-                        timeout=self._spec.timeout_s,
+                        timeout=self._spec.max_call_s,
                         client=loaded.client,
                     )
                     data = answer.model_dump()
@@ -233,7 +235,7 @@ class _LiteLLM:
         )
 
     def _failure(self, error: Exception, seen: Watch, call: Call) -> ProviderError:
-        to = Address(seen.host or self._name, self._spec.timeout_s)
+        to = Address(seen.host or self._name, self._spec.max_call_s)
         secrets = (self._key or "", *seen.secrets)
         if isinstance(error, ProviderError):
             return error

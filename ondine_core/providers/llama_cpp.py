@@ -130,7 +130,7 @@ class _LlamaCpp:
             body = partial(_completion_body, fixed)
             read = _completion_reply
         url = f"{server.address}/v1/{path}"
-        return HttpModel(url, server.api_key, spec.timeout_s, body, read, max_concurrency=self._slots)
+        return HttpModel(url, server.api_key, spec.max_call_s, body, read, max_concurrency=self._slots)
 
 
 # -- a base model's prompt -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import orjson
@@ -18,9 +18,10 @@ from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.reply_text import strip_fence, strip_reasoning
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
+from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import Call, ModelSpec, Reply
+from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 
 __all__ = ["OpenAIModel", "chat_body", "chat_reply", "connect_openai"]
 
@@ -64,12 +65,13 @@ class OpenAIModel:
     ) -> None:
         temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
         self._fixed = {**fixed, **temperature, **request_fields(spec)}
+        self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._form, self._max_output_tokens = form, spec.max_output_tokens
         self._heeds_schemas = False  # as far as is known
         self._http = HttpModel(
             url,
             api_key,
-            spec.timeout_s,
+            spec.max_call_s,
             self._write,
             chat_reply,
             max_reply_bytes=max_reply_bytes(spec.max_output_tokens),
@@ -114,7 +116,7 @@ class OpenAIModel:
             self._form = replace(self._form, structure="words")
 
     def _write(self, call: Call) -> bytes:
-        fixed = self._fixed
+        fixed = {**self._fixed, **self._tier_fields[call.tier]}
         if self._max_output_tokens is not None:
             fixed = {**fixed, self._form.limit_field: self._max_output_tokens}
         return chat_body(fixed, call, self._form)
@@ -151,7 +153,10 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
     ending = ending_of(finish_reason)
     if message.get("refusal") or ending == "refused":
         raise RefusedError(
-            "The model declined to answer (content filter).", usage=usage_of(data), stated_usd=stated_usd_of(data)
+            "The model declined to answer (content filter).",
+            usage=usage_of(data),
+            stated_usd=stated_usd_of(data),
+            tier=_tier(data),
         )
     if ending == "broken":
         raise TransientError(
@@ -167,6 +172,7 @@ def chat_reply(data: Mapping[str, Any]) -> Reply:
         model=_text(data, "model"),
         stated_usd=stated_usd_of(data),
         reasoning_only=bool(thoughts) and not text.strip(),
+        tier=_tier(data),
     )
 
 
@@ -186,6 +192,12 @@ def _content_text(content: Any) -> str:
     if isinstance(content, str) or not content:
         return content or ""
     return "".join(part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text"))
+
+
+def _tier(data: Mapping[str, Any]) -> str | None:
+    """The price tier that a completion names: beside its usage, or in it as Anthropic does."""
+    usage = data.get("usage")
+    return _text(data, "service_tier") or (_text(usage, "service_tier") if isinstance(usage, dict) else None)
 
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import model_facts
-from ondine_core.types.values import Json, ModelSpec, Usage
+from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
 __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
 
@@ -25,7 +25,6 @@ _INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cac
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
 _REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
 _DEARER: Mapping[str, tuple[str, ...]] = {
-    "service_tier": ("priority", "fast", "ultrafast"),
     "speed": ("fast",),
     "inference_geo": ("us",),
 }
@@ -147,18 +146,20 @@ FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 """The price of a model that runs in this process."""
 
 
-def find_price(model: str, params: Mapping[str, Json] | None = None) -> Price | None:
+def find_price(model: str, params: Mapping[str, Json] | None = None, tier: Tier = "standard") -> Price | None:
     """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
 
     Args:
         model: Provider and name.
         params: Further request fields, which may change the fee of a request.
+        tier: The price class; a model that is not listed with prices of its own for it has none.
     """
     if model.partition("/")[0] in _LOCAL:
         return FREE
     entry = find_entry(model) or {}
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
-    prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(entry)]
+    at_tier = entry if tier == "standard" else _at_tier(entry, tier)
+    prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(at_tier)]
     return replace(prices[0][1], beyond=tuple(prices[1:])) if prices else None
 
 
@@ -225,6 +226,29 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
             }
             # At xAI a prompt of exactly that length is a long one already.
             yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
+
+
+def _at_tier(entry: Mapping[str, Any], tier: Tier) -> dict[str, Any]:
+    """The prices of an entry at another tier than the standard one, by the names of the latter; nothing if it has none.
+
+    Some lists leave a figure out. In its place stands the standard tier's at a tier that is cheaper; otherwise it is
+    taken to cost as much as what the tier charges most for of its kind.
+    """
+    suffix = f"_{tier}"
+    own = {name.removesuffix(suffix): usd for name, usd in entry.items() if name.endswith(suffix)}
+    if not {_INPUT, _OUTPUT} <= own.keys() or not {_INPUT, _OUTPUT} <= entry.keys():
+        return {}
+    is_cheaper = own[_INPUT] <= entry[_INPUT]
+    for name, kind in ((_CACHED, _INPUT), (_CACHE_WRITE, _INPUT), (_REASONING, _OUTPUT)):
+        if name in own or entry.get(name) is None:
+            continue
+        is_same = entry[name] == entry[kind]
+        listed = entry[name] if is_cheaper else max(entry[name], own[kind])
+        own[name] = own[kind] if is_same else listed
+    for name, usd in entry.items():
+        if name not in own and usd is not None and _BEYOND.fullmatch(name):
+            own[name] = max(usd, own.get(name.partition("_above_")[0], 0))
+    return {**own, "litellm_provider": entry.get("litellm_provider")}
 
 
 def _always_searches(model: str) -> bool:

@@ -19,6 +19,7 @@ _OURS = {
     "messages": "the prompt",
     "model": "model",
     "n": "one reply a prompt",
+    "service_tier": "tier",
     "stream": "whole replies",
     "stream_options": "whole replies",
     "timeout": "timeout_s",

@@ -26,6 +26,7 @@ __all__ = [
     "RetriedReason",
     "RowOutcome",
     "Skipped",
+    "Tier",
     "Usage",
 ]
 
@@ -34,6 +35,13 @@ Json: TypeAlias = Any
 
 Key: TypeAlias = bytes
 """The content address of an answer: 16 bytes of BLAKE2b over model, parameters, schema and messages."""
+
+
+Tier: TypeAlias = Literal["standard", "flex", "priority"]
+"""A provider's price class: what a call costs, and how long it may wait. It is in no answer's key."""
+
+_TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0}
+"""Calls at the flex tier wait for capacity at the provider; OpenAI recommends a quarter of an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +60,30 @@ class ModelSpec:
         model: Provider and name as in `openai/gpt-4o-mini`; a path after `llama_cpp/` names a local file.
         api_key: Key of the provider; without it the provider's usual environment variable is read.
         base_url: Root of an OpenAI-compatible API, up to and including `/v1`.
-        timeout_s: Seconds one call may take in all.
+        timeout_s: Seconds one call may take in all; by default 60, at the flex tier 900.
         temperature: Sampling temperature; `None` leaves it to the provider.
         max_output_tokens: Most tokens one reply may have; `None` leaves it to the provider.
         params: Further request fields, sent as they are (`top_p`, `seed`, `reasoning_effort`, ...).
         settings: What only this provider knows of, such as an API version; it says itself what is valid.
         provider_name: What the provider is called in reports, where the model's name does not tell.
+        tier: The provider's price class; not every model has every one.
     """
 
     model: str
     api_key: str | None = field(default=None, repr=False)
     base_url: str | None = field(default=None, repr=False)  # it may carry a password
-    timeout_s: float = 60.0
+    timeout_s: float | None = None
     temperature: float | None = None
     max_output_tokens: int | None = None
     params: Mapping[str, Json] = field(default_factory=dict)
     settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # it may carry a token
     provider_name: str | None = None
+    tier: Tier = "standard"
+
+    @property
+    def max_call_s(self) -> float:
+        """Seconds one call may take in all."""
+        return _TIMEOUT_S[self.tier] if self.timeout_s is None else self.timeout_s
 
     @property
     def provider(self) -> str:
@@ -123,11 +138,13 @@ class Call:
         messages: What to say.
         json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
         fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
+        tier: The price class in which it is asked.
     """
 
     messages: tuple[Message, ...]
     json_schema: bytes | None = None
     fixed: str = field(default="", repr=False, compare=False)
+    tier: Tier = "standard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +155,7 @@ class Reply:
     `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
     answered, in the provider's words, which may be more exact than those it was asked by. `reasoning_only` says that
     the model's thoughts came in a field of their own, and no text. `stated_usd` is what the provider says the call
-    costs, `None` where it does not.
+    costs, `None` where it does not. `tier` is the price class at which it was answered, in the provider's words.
     """
 
     text: str
@@ -150,6 +167,7 @@ class Reply:
     model: str | None = None
     reasoning_only: bool = False
     stated_usd: Decimal | None = None
+    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import dagster as dg
 from ondine_core.engine.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.template import Prompt
-from ondine_core.types.values import ModelSpec, OnMissing
+from ondine_core.types.values import ModelSpec, OnMissing, Tier
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.plan import OnRowError
 
@@ -185,6 +185,10 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "retry_failed_rows": (is_retry, RETRY_FAILED_ROWS),
     "failed_rows": (lambda value: isinstance(value, bool), "True or False"),
+    "tier": (
+        lambda value: value is None or (isinstance(value, str) and value in typing.get_args(Tier)),
+        f"one of {', '.join(map(repr, typing.get_args(Tier)))}, or None for the resource's",
+    ),
     "keep_replies": (lambda value: isinstance(value, bool), "True or False"),
 }
 """Arguments, which of their values are valid, and how that is said."""

@@ -20,7 +20,7 @@ from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason
+from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason, Tier
 from ondine_dagster.asset.arguments import check_function, check_twin, with_valid_arguments
 from ondine_dagster.asset.definition import check_arguments, code_version, definition_metadata, key_of, unknown_argument
 from ondine_dagster.asset.enrichment import AssetArguments, LLMAssetArguments
@@ -59,6 +59,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     failed_rows: bool = False,
     keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
+    tier: Tier | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Unpack[AssetArguments],
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -109,6 +110,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             days; `python -m ondine_core.store why` shows it, and no log, error or metadata does.
         partition_by: The column that says which partition a row belongs to (with several dimensions, the column of
             each), for an upstream table that has no partitions: only the rows of the run's partitions are enriched.
+        tier: The provider's price class, instead of the resource's: `"standard"`, `"flex"` (cheaper, waits for
+            capacity) or `"priority"` (dearer). It is not part of an answer's identity; what the model does not have is
+            an error when the step starts.
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
             `DriftCheck`, `GoldenCheck`, or mappings with their `type` and arguments.
         **asset_arguments: Everything else `@dg.asset` takes.
@@ -137,6 +141,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             failed_rows=failed_rows,
             keep_replies=keep_replies,
             partition_by=partition_by,
+            tier=tier,
         )
         check_arguments(enrichment, asset_arguments)
         arguments = dict(asset_arguments)

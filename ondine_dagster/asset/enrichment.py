@@ -11,7 +11,7 @@ import dagster as dg
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason
+from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason, Tier
 from ondine_dagster.checks.types import Check
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import PartitionBy
@@ -82,3 +82,4 @@ class LLMAssetArguments(_SharedArguments, total=False):
     resource_key: str | None
     retry_failed_rows: bool | Sequence[RetriedReason]
     sanitize: Sanitize | None
+    tier: Tier | None

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.values import OnMissing, RetriedReason
+from ondine_core.types.values import OnMissing, RetriedReason, Tier
 from ondine_dagster.asset.decorator import llm_asset
 from ondine_dagster.component.check_fields import ResolvedChecks
 from ondine_dagster.component.fields import (
@@ -149,6 +149,14 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         must_resolve(
             "For an upstream without partitions: the column that says which partition a row belongs to; with several "
             "dimensions, the column of each."
+        ),
+    ] = None
+    tier: Annotated[
+        Tier | None,
+        must_resolve(
+            "The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity) "
+            "or 'priority' (dearer). Changing it asks nothing again.",
+            Tier | str | None,
         ),
     ] = None
     checks: ResolvedChecks = ()

@@ -26,6 +26,14 @@ class Sample(StrEnum):
     random = "random"
 
 
+class TierName(StrEnum):
+    """The price class of the calls of a run."""
+
+    standard = "standard"
+    flex = "flex"
+    priority = "priority"
+
+
 class LLMAssetConfig(StrictConfig):
     """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
 
@@ -62,6 +70,11 @@ class LLMAssetConfig(StrictConfig):
         description="Another model than the resource's, as in 'openai/gpt-4o'; of another provider's, the key comes "
         "from its usual environment variable.",
     )
+    tier: TierName | None = Field(
+        default=None,
+        description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
+        "waits for capacity) or 'priority' (dearer). It asks nothing again.",
+    )
 
 
 def configure(
@@ -88,10 +101,14 @@ def configure(
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)
     if config.model in (None, spec.model):
-        return spec, options
+        return _at_tier(spec, config), options
     if opened:
         raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
-    return _another(spec, config.model), replace(options, price=None)
+    return _at_tier(_another(spec, config.model), config), replace(options, price=None)
+
+
+def _at_tier(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
+    return spec if config.tier is None else replace(spec, tier=config.tier.value)
 
 
 def _another(spec: ModelSpec, model: str) -> ModelSpec:

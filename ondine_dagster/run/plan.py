@@ -21,7 +21,7 @@ from ondine_core.prompts.task import Task
 from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import OnMissing, RetriedReason
+from ondine_core.types.values import OnMissing, RetriedReason, Tier
 from ondine_dagster.checks.golden import Ask
 from ondine_dagster.checks.types import Check
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
@@ -53,6 +53,7 @@ class Enrichment:
     failed_rows: bool = False
     keep_replies: bool = False
     partition_by: PartitionBy | None = None
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def plan(
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),
     )
+    if enrichment.tier is not None:
+        spec = replace(spec, tier=enrichment.tier)
     since = _created_at(context) if config.full_refresh else 0.0
     spec, options = configure(config, spec, options, opened=model is not None, since=since)
     return Plan(replace(enrichment.task, model=spec), options, model)

@@ -521,7 +521,6 @@ def test_a_fee_for_each_request_is_in_the_price(model: str, params: Json, fee: s
         ("openai/gpt-4o", {"tools": [{"type": "web_search_preview"}]}, "tools"),
         ("gemini/gemini-2.5-flash", {"tools": [{"googleSearch": {}}]}, "tools"),
         ("openai/gpt-4o", {"extra_body": {"web_search_options": {"x": 1}}}, "web_search_options"),
-        ("openai/gpt-4o", {"service_tier": "priority"}, "service_tier='priority'"),
         ("anthropic/claude-sonnet-4-5", {"inference_geo": "us"}, "inference_geo='us'"),
         ("anthropic/claude-sonnet-4-5", {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "cache_control"),
         ("openrouter/openai/gpt-4o:online", {}, ":online"),

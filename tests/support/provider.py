@@ -23,6 +23,8 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
+from tests.support.meter import Meter, prompt_text
+
 _START_TIMEOUT_S = 60.0
 
 
@@ -278,11 +280,12 @@ class Provider:
         fault: What befalls a request before it is answered.
         cached_tokens: Prompt tokens of each call that the usage calls cached.
         count: Text to tokens; with it calls are billed as OpenAI does, without it by a quarter of their characters.
+        meter: Counts and bills calls by price tier and prompt cache instead.
     """
 
     path = "/v1/chat/completions"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (by keyword)
         self,
         answer: Callable[[str], Any] = echo,
         *,
@@ -290,8 +293,9 @@ class Provider:
         fault: Fault | None = None,
         cached_tokens: int = 0,
         count: Callable[[str], int] | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        self._count = count
+        self._count, self._meter = count, meter
         self._answer, self._latency_s, self._cached_tokens = answer, latency_s, cached_tokens
         self._fault: Fault = fault or (lambda _: None)
         self.books = Books()
@@ -360,6 +364,8 @@ class Provider:
         except (asyncio.CancelledError, ConnectionError):
             self.books.left(client_gone=True)
             raise
+        if self._meter:
+            self._meter.keep(prompt_text(body))
         self.books.left(answered=not isinstance(effect, Cut))
         if isinstance(effect, Cut):
             request.transport.abort()
@@ -393,6 +399,9 @@ class Provider:
                 "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
             },
         }
+        if self._meter:
+            used, tier = self._meter.bill(prompt_text(asked.body), text, asked.body.get("service_tier", "default"))
+            completion |= {"usage": used, "service_tier": tier}
         headers = {"Content-Type": "application/json", "x-request-id": f"req-{number}"}
         return orjson.dumps(completion), headers
 

@@ -54,7 +54,7 @@ def connect_mlx(spec: ModelSpec, name: str) -> MlxModel:
             f"model={spec.model!r}: there is no folder {name!r}; give the path of one, or a repository of Hugging Face "
             "such as 'mlx/mlx-community/Qwen3-4B-4bit'."
         )
-    return MlxModel(read_options(spec, name), spec.timeout_s)
+    return MlxModel(read_options(spec, name), spec.max_call_s)
 
 
 class MlxModel:

@@ -1,0 +1,298 @@
+"""Price tiers: how they are asked for, what they cost, and what happens when one has no capacity."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ondine_core import BudgetExhaustedError, ConfigError, ModelSpec, Options, Policy, TransientError, enrich_sync
+from ondine_core.api import answer
+from ondine_core.engine.report import Report
+from ondine_core.prompts.task import cache_key, compile_task
+from ondine_core.providers import connect
+from ondine_core.providers.pricing import find_entry, find_price
+from ondine_core.providers.tiers import billed_tier, check_tier, find_tier_prices, find_tiers, tier_fields
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Call, Reply, Tier, Usage
+from tests.support.asking import QUICK, echo_each, texts
+from tests.support.meter import Meter, rates_of
+from tests.support.provider import Provider, error, first
+from tests.support.unreliable import MemoryStore
+from tests.support.virtual_clock import run_virtually
+
+MODEL = "openai/gpt-5-mini"
+ENTRY = find_entry(MODEL) or {}
+RATES = {"default": rates_of(ENTRY), "flex": rates_of(ENTRY, "flex"), "priority": rates_of(ENTRY, "priority")}
+ROWS = 12
+PROMPT = "Repeat: {text}"
+
+
+def spec_for(provider: Provider, tier: Tier, **changes: Any) -> ModelSpec:
+    return ModelSpec(MODEL, "k", provider.base_url, max_output_tokens=64, tier=tier, **changes)
+
+
+def ask(provider: Provider, tier: Tier, options: Options, rows: int = ROWS) -> Report:
+    return enrich_sync(
+        texts(rows), prompt=PROMPT, output={"answer": "string"}, model=spec_for(provider, tier), options=options
+    )
+
+
+# -- what there is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "tiers"),
+    [
+        (MODEL, ("standard", "flex", "priority")),
+        ("openai/gpt-4o-mini", ("standard", "priority")),
+        ("openai/a-model-of-tomorrow", ("standard", "flex", "priority")),
+        ("azure/gpt-4.1", ("standard", "priority")),
+        ("gemini/gemini-2.5-flash", ("standard", "flex", "priority")),
+        ("groq/openai/gpt-oss-120b", ("standard", "flex", "priority")),
+        ("anthropic/claude-sonnet-4-5", ("standard", "priority")),
+        ("mistral/mistral-small-latest", ("standard",)),
+        ("openai_compatible/m", ("standard",)),
+        ("llama_cpp/gemma-3-270m", ("standard",)),
+    ],
+)
+def test_which_model_has_which_tiers(model: str, tiers: tuple[Tier, ...]) -> None:
+    """By the table of providers, and by the price list where that says it; a model it does not know may have all."""
+    assert find_tiers(ModelSpec(model)) == tiers
+
+
+def test_a_tier_that_the_model_does_not_have_is_an_error_that_names_those_it_has() -> None:
+    """Before any call, and for a text that is no tier as well."""
+    with pytest.raises(ConfigError, match=r"tier='flex'.*gpt-4o-mini.*it has 'standard', 'priority'"):
+        connect(ModelSpec("openai/gpt-4o-mini", "k", tier="flex"))
+    with pytest.raises(ConfigError, match="tier='cheap' is not one of 'standard', 'flex', 'priority'"):
+        check_tier(ModelSpec(MODEL, tier="cheap"))  # type: ignore[arg-type]
+
+
+def test_a_tier_among_the_parameters_is_an_error_that_names_the_field() -> None:
+    """There it would be a part of every key, and priced at the standard rate."""
+    with pytest.raises(ConfigError, match=r"'service_tier'.*it follows from tier"):
+        connect(ModelSpec(MODEL, "k", params={"service_tier": "flex"}))
+
+
+def test_a_tier_is_no_part_of_a_key() -> None:
+    """Changing it asks nothing again."""
+    tasks = [compile_task(PROMPT, "answer", ModelSpec(MODEL, tier=tier)) for tier in ("standard", "flex", "priority")]
+    assert len({cache_key(task)("x") for task in tasks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "word"),
+    [(MODEL, "flex", "flex"), ("groq/m", "priority", "performance"), ("anthropic/m", "priority", "auto")],
+)
+def test_each_provider_is_asked_in_its_words(model: str, tier: Tier, word: str) -> None:
+    """The standard tier is asked for by saying nothing."""
+    assert tier_fields(ModelSpec(model), tier) == {"service_tier": word}
+    assert tier_fields(ModelSpec(model), "standard") == {}
+
+
+def test_what_replies_call_the_tiers() -> None:
+    """A reply that says nothing was answered as it was asked; a name that is not known is not guessed."""
+    assert billed_tier(None, "flex") == billed_tier("auto", "flex") == billed_tier("Flex", "standard") == "flex"
+    assert billed_tier("default", "flex") == billed_tier("on_demand", "flex") == "standard"
+    assert billed_tier("performance", "standard") == "priority"
+    assert billed_tier("hyperspeed", "flex") is None
+
+
+# -- what they cost ------------------------------------------------------------------------------------------------
+
+
+def test_each_tier_has_its_own_prices() -> None:
+    """Of input, output and what is cached; long prompts included."""
+    flex = find_price(MODEL, tier="flex")
+    assert flex is not None
+    assert (flex.input, flex.output) == (Decimal("1.25e-7"), Decimal("0.000001"))
+    assert flex.cached_input == Decimal("1.25e-8")
+    long = find_price("openai/gpt-5.6", tier="priority")
+    assert long is not None
+    ((length, beyond),) = long.beyond
+    assert (length, beyond.input, beyond.keeping) == (272_000, Decimal("0.000016"), Decimal("0.00002"))
+
+
+def test_a_tier_with_a_figure_missing_is_never_priced_too_low() -> None:
+    """A model with no price of output has no tier; a price of cached input that is missing is not the cheaper one."""
+    assert find_price("openai/gpt-5-nano", tier="priority") is None
+    for name in ("azure/gpt-5.4", "gemini/gemini-2.5-flash", "openai/gpt-5.6"):
+        for tier in ("flex", "priority"):
+            plain, other = find_price(name), find_price(name, tier=tier)
+            assert plain is not None
+            assert other is not None
+            assert other.cached_input >= min(plain.cached_input, plain.cached_input * other.input / plain.input)
+
+
+def test_groq_has_flex_at_the_price_of_the_standard_tier() -> None:
+    """And no list price for capacity by contract."""
+    prices = find_tier_prices(ModelSpec("groq/openai/gpt-oss-120b"))
+    assert prices["flex"] == prices["standard"]
+    assert "priority" not in prices
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("reply", ["as asked", "downgraded", "now and then"])
+@pytest.mark.parametrize("tier", ["standard", "flex", "priority"])
+def test_the_cost_of_a_run_is_the_bill_of_the_provider(tier: Tier, reply: str, batch_size: int) -> None:
+    """To the last digit, by the tier that each reply names, within a cap that has room for one call at a time."""
+
+    def answered_at(asked: str, number: int) -> str:
+        return "default" if reply == "downgraded" or (reply == "now and then" and number % 3) else asked
+
+    meter = Meter(RATES, answered_at=answered_at)
+    with Provider(echo_each, meter=meter) as provider:
+        options = Options(policy=Policy(batch_size=batch_size, max_concurrency=4), max_cost_usd=Decimal("0.05"))
+        report = ask(provider, tier, options)
+        bodies = [asked.body for asked in provider.books.requests]
+    assert report.progress.rows_failed == 0
+    assert report.progress.spend.usd == meter.usd > 0
+    assert not report.progress.spend.at_most_calls
+    assert {body.get("service_tier", "standard") for body in bodies} == {tier}
+
+
+@pytest.mark.parametrize("tier", ["standard", "flex", "priority"])
+def test_a_cap_holds_at_every_tier(tier: Tier) -> None:
+    """Calls are reserved at the dearest tier that may answer, here the standard one instead of flex."""
+    meter = Meter(RATES, answered_at=lambda asked, number: "default" if number % 2 else asked)
+    cap = Decimal("0.0008")
+    with Provider(echo_each, meter=meter) as provider, pytest.raises(BudgetExhaustedError):
+        ask(provider, tier, Options(max_cost_usd=cap, policy=Policy(max_concurrency=4)), rows=100)
+    assert 0 < meter.usd <= cap
+
+
+def test_a_reply_of_an_unknown_tier_is_charged_at_its_bound() -> None:
+    """Never at nothing, and the figure is called a bound."""
+    meter = Meter({**RATES, "hyperspeed": RATES["priority"]}, answered_at=lambda *_: "hyperspeed")
+    with Provider(echo_each, meter=meter) as provider:
+        report = ask(provider, "priority", Options(), rows=3)
+    spend = report.progress.spend
+    assert spend.usd is not None
+    assert spend.usd >= meter.usd
+    assert spend.at_most_calls == 3
+
+
+def test_changing_the_tier_asks_nothing_again(tmp_path: Any) -> None:
+    """The answers of one tier are those of every other."""
+    with Provider(echo_each, meter=Meter(RATES)) as provider:
+        for tier in ("flex", "standard", "priority"):
+            report = ask(provider, tier, Options(store=tmp_path / "answers.db"))
+            assert report.progress.rows_failed == 0
+        assert len(provider.books.requests) == ROWS
+
+
+def test_calls_at_the_flex_tier_may_take_longer() -> None:
+    """Unless the user says how long."""
+    assert ModelSpec(MODEL).max_call_s == 60
+    assert ModelSpec(MODEL, tier="flex").max_call_s == 900
+    assert ModelSpec(MODEL, tier="flex", timeout_s=5).max_call_s == 5
+
+
+# -- no capacity ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "resource_unavailable"), (498, "capacity_exceeded"), (498, None)])
+def test_want_of_capacity_is_no_attempt(status: int, code: str | None) -> None:
+    """OpenAI says it with 429 and a code, Groq with 498: it is waited for, at no cost."""
+    meter = Meter(RATES)
+    with Provider(echo_each, meter=meter, fault=first(4, error(status, "Resource unavailable", code))) as provider:
+        report = ask(provider, "flex", Options(policy=Policy(max_concurrency=4, retry=replace(QUICK, max_attempts=1))))
+    assert report.progress.rows_failed == 0
+    assert report.progress.spend.usd == meter.usd
+    assert {outcome.attempts for outcome in report.outcomes} == {1}
+
+
+class FlexModel:
+    """A model whose flex tier has no capacity for some time; it notes what it answered, and at which tier."""
+
+    max_concurrency = None
+    max_batch_size = None
+
+    def __init__(self, clock: Clock, has_capacity: Callable[[float], bool]) -> None:
+        self._clock, self._has_capacity = clock, has_capacity
+        self.answered: list[tuple[str, Tier]] = []
+
+    async def __call__(self, call: Call) -> Reply:
+        await asyncio.sleep(0.5)
+        if call.tier == "flex" and not self._has_capacity(self._clock.elapsed()):
+            raise TransientError("No capacity.", kind="overloaded", no_capacity=True)
+        text = call.messages[-1].content
+        self.answered.append((text, call.tier))
+        return Reply('{"answer": "x"}', Usage(100, 0, 10), tier=call.tier)
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
+
+
+def run_at_flex(
+    has_capacity: Callable[[float], bool], rows: int = 200, **policy: Any
+) -> tuple[Report | Exception, FlexModel, list[str]]:
+    told: list[str] = []
+    models: list[FlexModel] = []
+
+    async def main(clock: Clock) -> Report | Exception:
+        model = FlexModel(clock, has_capacity)
+        models.append(model)
+        task = compile_task(PROMPT, {"answer": "string"}, ModelSpec(MODEL, tier="flex", max_output_tokens=64))
+        options = Options(
+            policy=Policy(**policy), clock=clock, store=MemoryStore(), on_fallback=told.append, max_cost_usd=1
+        )
+        try:
+            return await answer(texts(rows), task, options, model)
+        except TransientError as failed:
+            return failed
+
+    return run_virtually(main), models[0], told
+
+
+def test_an_outage_of_the_flex_tier_of_half_a_minute_is_waited_out() -> None:
+    """Nothing is lost, nothing paid twice, and all is answered at flex."""
+    report, model, told = run_at_flex(lambda now: not 3 < now < 33)
+    assert isinstance(report, Report)
+    assert report.progress.rows_failed == 0
+    assert {tier for _, tier in model.answered} == {"flex"}
+    assert len(model.answered) == len({text for text, _ in model.answered}) == 200
+    price = find_price(MODEL, tier="flex")
+    assert price is not None
+    assert report.progress.spend.usd == 200 * price.cost(Usage(100, 0, 10))
+    assert not told
+
+
+def test_without_end_the_rest_goes_at_the_standard_tier_if_that_is_wanted() -> None:
+    """After `tier_patience_s`, at its price, and the user is told."""
+    report, model, told = run_at_flex(lambda now: now < 3, tier_patience_s=60, tier_fallback=True)
+    assert isinstance(report, Report)
+    assert report.progress.rows_failed == 0
+    assert len(model.answered) == len({text for text, _ in model.answered}) == 200
+    tiers = [tier for _, tier in model.answered]
+    assert 0 < tiers.count("flex") < 200
+    prices = {tier: find_price(MODEL, tier=tier) for tier in ("flex", "standard")}
+    expected = sum(price.cost(Usage(100, 0, 10)) for tier in tiers if (price := prices[tier]))
+    assert report.progress.spend.usd == expected
+    assert 60 <= report.progress.elapsed_s < 120
+    (message,) = told
+    assert "no capacity at the tier 'flex' for 60 s" in message
+
+
+def test_without_end_and_without_fallback_the_run_ends_and_keeps_its_answers() -> None:
+    """The error says what to do; nothing was asked at a dearer tier."""
+    failed, model, told = run_at_flex(lambda now: now < 3, tier_patience_s=60)
+    assert isinstance(failed, TransientError)
+    assert "tier_fallback=True" in str(failed)
+    assert {tier for _, tier in model.answered} == {"flex"}
+    assert not told
+
+
+def test_a_price_of_ones_own_holds_at_every_tier() -> None:
+    """Whoever says what a token costs has a contract."""
+    price = find_price("openai/gpt-4o")
+    assert price is not None
+    with Provider(echo_each, meter=Meter(RATES)) as provider:
+        report = ask(provider, "flex", replace(Options(), price=price), rows=2)
+        spend = report.progress.spend
+    assert spend.usd == price.cost(spend.usage)

@@ -1,0 +1,138 @@
+"""How a provider counts, caches and bills: tokens by length, a prompt cache with a life, prices by tier.
+
+It shares nothing with the code that it checks. The cache knows prefixes in steps. An entry exists once a call that
+wrote it is answered, and lives from its last use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+_CHARACTERS_A_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """USD a token."""
+
+    input: Decimal
+    read: Decimal
+    write: Decimal
+    output: Decimal
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a provider caches: prefixes from so many tokens, in steps, for so long after their last use."""
+
+    min_tokens: int = 1024
+    step: int = 128
+    life_s: float = 300.0
+
+
+def rates_of(entry: Mapping[str, Any], tier: str = "") -> Rates:
+    """The prices of an entry of the price list, at a tier (`""` is the standard one)."""
+    suffix = f"_{tier}" if tier else ""
+
+    def usd(name: str, other: str) -> Decimal:
+        return Decimal(repr(entry.get(f"{name}{suffix}", entry[f"{other}{suffix}"])))
+
+    return Rates(
+        usd("input_cost_per_token", "input_cost_per_token"),
+        usd("cache_read_input_token_cost", "input_cost_per_token"),
+        usd("cache_creation_input_token_cost", "input_cost_per_token"),
+        usd("output_cost_per_token", "output_cost_per_token"),
+    )
+
+
+def prompt_text(body: Mapping[str, Any]) -> str:
+    """What of a request goes into the prompt, in the order in which a provider reads it."""
+    schema = orjson.dumps(body.get("response_format", "")).decode()
+    return schema + "".join(f"<{message['role']}>{message['content']}" for message in body["messages"])
+
+
+def tokens_of(text: str) -> int:
+    """Tokens of a text."""
+    return max(1, len(text) // _CHARACTERS_A_TOKEN)
+
+
+class Meter:
+    """Counts and bills calls.
+
+    Args:
+        rates: Prices by the name of a tier, as replies call it.
+        cache: What is cached; `None` caches nothing.
+        answered_at: The tier at which a call is answered, from the tier that it asks for and its number.
+        now: Seconds.
+
+    Attributes:
+        usd: The bill.
+        input_tokens, read_tokens: Of all calls, and of all but the first: what they sent, and what of it was cached.
+        by_tier: Calls by the tier at which they were answered.
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[str, Rates],
+        cache: Cache | None = None,
+        answered_at: Callable[[str, int], str] = lambda asked, _: asked,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rates, self._cache, self._answered_at, self._now = rates, cache, answered_at, now
+        self._alive_until: dict[bytes, float] = {}
+        self.usd = Decimal(0)
+        self.calls = self.input_tokens = self.read_tokens = self.written_tokens = 0
+        self.by_tier: dict[str, int] = {}
+
+    def bill(self, prompt: str, answer: str, asked_tier: str) -> tuple[dict[str, Any], str]:
+        """Bill a call; returns its usage as OpenAI writes it, and the tier that it was answered at."""
+        tier = self._answered_at(asked_tier, self.calls)
+        sent, received, read = tokens_of(prompt), tokens_of(answer), self._read(prompt)
+        written = self._cacheable(prompt) - read if self._writes_cost(tier) else 0
+        rates = self._rates[tier]
+        fresh = sent - read - written
+        self.usd += fresh * rates.input + read * rates.read + written * rates.write + received * rates.output
+        self.calls += 1
+        self.input_tokens += sent
+        self.read_tokens += read
+        self.written_tokens += written
+        self.by_tier[tier] = self.by_tier.get(tier, 0) + 1
+        details = {"cached_tokens": read, **({"cache_write_tokens": written} if written else {})}
+        return {"prompt_tokens": sent, "completion_tokens": received, "prompt_tokens_details": details}, tier
+
+    def keep(self, prompt: str) -> None:
+        """The call with this prompt is answered: from now on its prefixes are cached."""
+        if self._cache:
+            for prefix in self._prefixes(prompt).values():
+                self._alive_until[prefix] = self._now() + self._cache.life_s
+
+    def _read(self, prompt: str) -> int:
+        now = self._now()
+        alive = [length for length, prefix in self._prefixes(prompt).items() if self._alive_until.get(prefix, 0) > now]
+        return max(alive, default=0)
+
+    def _cacheable(self, prompt: str) -> int:
+        return max(self._prefixes(prompt), default=0)
+
+    def _writes_cost(self, tier: str) -> bool:
+        return self._rates[tier].write > self._rates[tier].input
+
+    def _prefixes(self, prompt: str) -> dict[int, bytes]:
+        """Digests of the prefixes that can be cached, by their tokens."""
+        if self._cache is None:
+            return {}
+        first = -(-self._cache.min_tokens // self._cache.step) * self._cache.step
+        digest, done, found = blake2b(digest_size=12), 0, {}
+        for length in range(first, tokens_of(prompt) + 1, self._cache.step):
+            end = length * _CHARACTERS_A_TOKEN
+            digest.update(prompt[done:end].encode())
+            done = end
+            found[length] = digest.digest()
+        return found
