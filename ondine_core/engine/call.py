@@ -293,12 +293,8 @@ class Caller:
 
     async def _ask(self, call: Call, sent: CallStarted, state: _CallState) -> tuple[Reply | RefusedError, Usage | None]:
         """What came back, and the tokens that were billed for it (`None`: none)."""
-        began = self._clock.elapsed()
         try:
-            try:
-                reply = await self._runtime.model(call)
-            finally:
-                state.took_s = self._clock.elapsed() - began
+            reply = await self._call_model(call, state)
         except RefusedError as error:
             return error, None if error.usage is None else check_usage(error.usage, "")
         except InvalidReplyError as error:
@@ -310,8 +306,6 @@ class Caller:
                 if self._is_about_the_row(error):
                     return RefusedError(error.refusal, fault="unclear"), None
                 self.stop(error)  # before another call takes the place of this one
-            if isinstance(error, TransientError):
-                error.no_capacity = error.no_capacity and call.tier != "standard"
             unknown = isinstance(error, TransientError) and error.cost_unknown
             state.ending = error.kind if isinstance(error, TransientError) else "broken"
             if isinstance(error, TransientError):
@@ -330,6 +324,17 @@ class Caller:
             raise
         usage = check_usage(reply.usage, reply.text)
         return (reply if usage is reply.usage else replace(reply, usage=usage)), usage
+
+    async def _call_model(self, call: Call, state: _CallState) -> Reply:
+        began = self._clock.elapsed()
+        try:
+            return await self._runtime.model(call)
+        except TransientError as error:
+            # At the standard tier there is no other capacity to wait for.
+            error.no_capacity = error.no_capacity and call.tier != "standard"
+            raise
+        finally:
+            state.took_s = self._clock.elapsed() - began
 
     def _is_about_the_row(self, error: FatalError) -> bool:
         """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""

@@ -34,10 +34,11 @@ from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import Task, cache_key, check_columns
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
 from ondine_core.providers.pricing import Price
+from ondine_core.providers.tiers import find_tiers
 from ondine_core.providers.tokenizer import counter
 from ondine_core.tables import read
 from ondine_core.types.protocols import ChatModel, TokenCounter
-from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Usage
+from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage
 
 __all__ = ["Estimate", "estimate", "example_calls"]
 
@@ -79,6 +80,7 @@ class Estimate:
         least_s: Seconds that they take at least, by the rates that are set; 0 without any.
         sample: Calls about the first rows, as they would be sent.
         limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
+        usd_by_tier: What they cost at each price tier that the model has, as far as that is known.
     """
 
     rows: int
@@ -94,6 +96,7 @@ class Estimate:
     least_s: float
     sample: tuple[Call, ...] = field(default=(), repr=False)
     limited_by: str | None = None
+    usd_by_tier: Mapping[Tier, Range[Decimal]] = field(default_factory=dict)
 
 
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -153,6 +156,11 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
         limited_by=limited_by,
+        usd_by_tier={
+            tier: usd
+            for tier in find_tiers(task.model)
+            if (usd := _cost((runtime.tier_prices or {}).get(tier), calls, tokens, output)) is not None
+        },
     )
 
 

@@ -206,6 +206,13 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     if found.usd is not None:
         keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
         metadata |= zip(keys, map(float, found.usd), strict=True)
+    if len(found.usd_by_tier) > 1:
+        columns = [dg.TableColumn("tier", "string"), *(dg.TableColumn(name, "float") for name in _TIER_COLUMNS)]
+        records = [
+            dg.TableRecord({"tier": tier, **dict(zip(_TIER_COLUMNS, map(float, usd), strict=True))})
+            for tier, usd in found.usd_by_tier.items()
+        ]
+        metadata["ondine/estimated_cost_by_tier"] = dg.MetadataValue.table(records, dg.TableSchema(columns))
     if found.sample:
         metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
     if found.limited_by:
@@ -213,6 +220,9 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     if found.least_s:
         metadata["ondine/estimated_duration_s_least"] = round(found.least_s, 1)
     return metadata
+
+
+_TIER_COLUMNS = ("usd_least", "usd", "usd_most")
 
 
 def estimate_line(found: Estimate) -> str:
@@ -223,6 +233,8 @@ def estimate_line(found: Estimate) -> str:
         f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})",
         _price_line(found.usd),
     ]
+    if len(found.usd_by_tier) > 1:
+        parts.append("at each tier about " + ", ".join(f"{t} ${usd[1]:.4f}" for t, usd in found.usd_by_tier.items()))
     if found.rows_unaskable:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
     if found.rows_skipped:

@@ -1,0 +1,92 @@
+"""The price tier of an asset, from each place where it can be set to the request that leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.pricing import find_entry
+from ondine_dagster import LLMResource, build_llm_asset, llm_asset
+from tests.support.asking import echo_each
+from tests.support.meter import Meter, rates_of
+from tests.support.provider import Provider
+
+MODEL = "openai/gpt-5-mini"
+ENTRY = find_entry(MODEL) or {}
+ARGUMENTS: dict[str, Any] = {"prompt": "Repeat: {text}", "output": {"answer": "string"}}
+
+
+def run(
+    asset: dg.AssetsDefinition, resource: dict[str, Any], config: dict[str, Any] | None = None, model: str = MODEL
+) -> tuple[dg.ExecuteInProcessResult, list[Any], Meter]:
+    meter = Meter(
+        {"default": rates_of(ENTRY), "flex": rates_of(ENTRY, "flex"), "priority": rates_of(ENTRY, "priority")}
+    )
+    with Provider(echo_each, meter=meter) as provider:
+        llm = LLMResource(model=model, api_key="k", base_url=provider.base_url, max_output_tokens=64, **resource)
+        result = dg.materialize(
+            [asset],
+            resources={"llm": llm},
+            run_config={"ops": {asset.op.name: {"config": config or {}}}},
+            raise_on_error=False,
+        )
+        return result, [asked.body for asked in provider.books.requests], meter
+
+
+def rows() -> pd.DataFrame:
+    return pd.DataFrame({"text": ["a", "b", "c"]})
+
+
+@pytest.mark.parametrize(
+    ("resource", "argument", "config", "tier"),
+    [
+        ({}, {}, {}, None),
+        ({"tier": "flex"}, {}, {}, "flex"),
+        ({"tier": "flex"}, {"tier": "priority"}, {}, "priority"),
+        ({"tier": "flex"}, {"tier": "standard"}, {}, None),
+        ({}, {"tier": "priority"}, {"tier": "flex"}, "flex"),
+    ],
+)
+def test_the_launchpad_goes_before_the_asset_and_the_asset_before_the_resource(
+    resource: dict[str, Any], argument: dict[str, Any], config: dict[str, Any], tier: str | None
+) -> None:
+    """And the cost is the bill of the provider."""
+    result, bodies, meter = run(llm_asset(**ARGUMENTS, **argument, name="shouts")(rows), resource, config)
+    assert result.success
+    assert {body.get("service_tier") for body in bodies} == {tier}
+    (event,) = result.asset_materializations_for_node("shouts")
+    assert event.metadata["ondine/cost_usd"].value == float(meter.usd)
+
+
+def test_a_tier_that_the_model_does_not_have_fails_the_step_before_any_call() -> None:
+    """With those that it has."""
+    asset = llm_asset(**ARGUMENTS, tier="flex", name="shouts")(rows)
+    result, bodies, _ = run(asset, {}, model="openai/gpt-4o-mini")
+    assert not result.success
+    assert not bodies
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert "it has 'standard', 'priority'" in str(failure.event_specific_data)
+
+
+def test_a_text_that_is_no_tier_is_an_error_of_the_definition() -> None:
+    """With those that there are."""
+    with pytest.raises(ConfigError, match="tier='cheap' must be one of 'standard', 'flex', 'priority'"):
+        build_llm_asset(name="x", upstream="y", **ARGUMENTS, tier="cheap")  # type: ignore[typeddict-item]
+
+
+def test_a_dry_run_shows_the_cost_of_each_tier_side_by_side() -> None:
+    """In the log and as a table of its observation."""
+    result, bodies, _ = run(llm_asset(**ARGUMENTS, name="shouts")(rows), {}, {"dry_run": True})
+    assert not bodies
+    (event,) = result.get_asset_observation_events()
+    found = event.asset_observation_data.asset_observation.metadata
+    table = found["ondine/estimated_cost_by_tier"].records
+    usd = {record.data["tier"]: record.data["usd"] for record in table}
+    assert set(usd) == {"standard", "flex", "priority"}
+    assert usd["standard"] == found["ondine/estimated_cost_usd"].value
+    assert usd["flex"] == pytest.approx(usd["standard"] / 2)
+    assert usd["priority"] > usd["standard"]
