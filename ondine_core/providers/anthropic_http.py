@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -25,9 +25,10 @@ from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.reply_text import strip_fence, strip_reasoning
+from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import Call, Json, ModelSpec, Reply
+from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
 __all__ = ["connect_anthropic", "message_reply"]
 
@@ -63,11 +64,12 @@ class _AnthropicModel:
 
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
         self._fields, self._structure, self._key = fields, structure, find_anthropic_key(spec)
+        self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._heeds_schemas = False  # as far as is known
         self._http = HttpModel(
             find_anthropic_address(spec),
             None,
-            spec.timeout_s,
+            spec.max_call_s,
             self._write,
             message_reply,
             max_reply_bytes=max_reply_bytes(fields["max_tokens"]),
@@ -103,7 +105,7 @@ class _AnthropicModel:
         return self._key
 
     def _write(self, call: Call) -> bytes:
-        return message_body(self._fields, call, self._structure)
+        return message_body({**self._fields, **self._tier_fields[call.tier]}, call, self._structure)
 
     def _next(self, structure: Structure) -> Structure:
         return "tool" if structure == "json_schema" and may_force_tool(self._fields) else "words"
@@ -143,10 +145,11 @@ def message_reply(data: Mapping[str, Any]) -> Reply:
     """
     blocks: Sequence[Mapping[str, Any]] = data["content"]
     usage, reason = usage_of(data), str(data["stop_reason"] or "null")
+    tier = (data.get("usage") or {}).get("service_tier")
     if ending_of(reason) == "refused":
         category = (data.get("stop_details") or {}).get("category")
         about = f", category {category!r}" if isinstance(category, str) else ""
-        raise RefusedError(f"The model declined to answer (stop_reason {reason!r}{about}).", usage=usage)
+        raise RefusedError(f"The model declined to answer (stop_reason {reason!r}{about}).", usage=usage, tier=tier)
     text = "".join(block["text"] for block in blocks if block["type"] == "text")
     for block in blocks:
         if block["type"] == "tool_use" and block["name"] == TOOL:
@@ -161,4 +164,5 @@ def message_reply(data: Mapping[str, Any]) -> Reply:
         data.get("id"),
         model=data.get("model"),
         reasoning_only=thought and not text.strip(),
+        tier=tier,
     )

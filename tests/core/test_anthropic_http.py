@@ -192,10 +192,10 @@ def test_key_of_the_environment_goes_to_the_provider_only(
 
 def test_parameters_arrive_under_the_names_of_this_api() -> None:
     """Those that others call differently are renamed, and the rest is sent as it is."""
-    params = {"stop": "END", "user": "u-1", "top_k": 5, "extra_body": {"service_tier": "standard_only"}}
+    params = {"stop": "END", "user": "u-1", "top_k": 5, "extra_body": {"container": "c-1"}}
     sent = body(temperature=0.5, params=params)
     assert (sent["stop_sequences"], sent["metadata"], sent["top_k"]) == (["END"], {"user_id": "u-1"}, 5)
-    assert (sent["temperature"], sent["service_tier"]) == (0.5, "standard_only")
+    assert (sent["temperature"], sent["container"]) == (0.5, "c-1")
     assert "stop" not in sent
 
 
