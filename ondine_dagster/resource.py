@@ -23,7 +23,7 @@ from ondine_core.providers.tiers import find_tiers
 from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
-from ondine_core.types.values import ModelSpec, Tier
+from ondine_core.types.values import ModelSpec, PromptCache, Tier
 from ondine_dagster.config.strict import StrictConfig, plain_texts
 from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 
@@ -108,8 +108,18 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
     )
     max_output_tokens: Count | None = Field(default=None, description="Most tokens one reply may have.")
+    reasoning_effort: str | None = Field(
+        default=None,
+        description="How much a model thinks before it answers: 'none', 'minimal', 'low', 'medium', 'high', ..., as "
+        "far as it has them; by default the provider's own. Thinking is paid for, and part of max_output_tokens.",
+    )
+    prompt_cache: PromptCache = Field(
+        default="auto",
+        description="Whether the provider caches what all calls begin with: 'auto', 'off', or '1h' to keep it for an "
+        "hour where it offers that. Changing it asks nothing again.",
+    )
     params: dict[str, Any] = Field(
-        default_factory=dict, description="Further request fields, sent as they are: top_p, seed, reasoning_effort, ..."
+        default_factory=dict, description="Further request fields, sent as they are: top_p, seed, ..."
     )
     settings: dict[str, Any] = Field(
         default_factory=dict,
@@ -186,7 +196,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             if type(model) is str:
                 _check_model(model)
         if isinstance(params := given.get("params"), dict):
-            check_params(ModelSpec(plain.get("model", "the model"), params=params))
+            effort = plain.get("reasoning_effort")
+            check_params(ModelSpec(plain.get("model", "the model"), params=params, reasoning_effort=effort))
         if base_url := plain.get("base_url"):
             check_address(base_url)
         if store := plain.get("store"):
@@ -217,6 +228,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             read_variables(self.settings),
             self.provider_name,
             self.tier,
+            prompt_cache=self.prompt_cache,
+            reasoning_effort=self.reasoning_effort or None,
         )
 
     def options(self, store: str) -> Options:
@@ -242,7 +255,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         """The settings for `model`: address, key and what only the provider knows of are those of the same provider."""
         spec = self.spec()
         if _provider_of(model) == _provider_of(spec.model):
-            other = dataclasses.replace(spec, model=model, params={}, provider_name=None)
+            other = dataclasses.replace(spec, model=model, params={}, provider_name=None, reasoning_effort=None)
             return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")
         return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
 

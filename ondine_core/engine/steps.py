@@ -146,7 +146,7 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
 
 
 _REASONS_TOLD = 3
-_TURN_OFF = "raise max_output_tokens, or turn reasoning off (params: reasoning_effort, extra_body)"
+_TURN_OFF = "raise max_output_tokens, or lower reasoning_effort (some servers have a switch in extra_body instead)"
 
 
 def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str | Failure:
@@ -163,12 +163,21 @@ def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str 
     if ending != "whole":
         bound = f"at max_output_tokens={max_output_tokens}" if max_output_tokens else "by the provider"
         said = "" if reason == "length" else f" (finish_reason {reason!r})"
+        if _was_thinking(reply, asked):
+            return Failure("truncated", f"the reply was cut {bound}{said} while the model was thinking; {_TURN_OFF}")
         what_helps = "shorten the row" if "context" in reason or reason == "model_length" else "raise max_output_tokens"
         return Failure("truncated", f"the reply was cut {bound}{said}; {what_helps}")
     if reply.reasoning_only:
         return Failure("invalid", f"the reply has no text but for reasoning_content; {_TURN_OFF}")
     answer = strip_reasoning(reply.text, asked)
     return Failure("truncated", f"{THOUGHTS_ONLY}; {_TURN_OFF}") if answer is None else answer
+
+
+def _was_thinking(reply: Reply, asked: str) -> bool:
+    """Whether a reply that was cut had not begun with its answer."""
+    if reply.text.strip():
+        return strip_reasoning(reply.text, asked) is None
+    return reply.reasoning_only or reply.usage.reasoning_tokens > 0
 
 
 def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:

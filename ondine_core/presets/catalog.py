@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import find_fault
-from ondine_core.types.values import ModelSpec, Tier
+from ondine_core.types.values import ModelSpec, PromptCache, Tier
 
 __all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
 
@@ -124,11 +124,12 @@ class _Spec(BaseModel):
     settings: dict[str, Any] = {}
     provider_name: Annotated[str, Field(min_length=1)] | None = None
     tier: Tier = "standard"
+    prompt_cache: PromptCache = "auto"
+    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
 
 
 FIELDS = tuple(field.name for field in fields(ModelSpec))
-# The others may hold a secret.
-_SHOWN = ("model", "timeout_s", "temperature", "max_output_tokens", "provider_name", "tier")
+_SHOWN = frozenset(FIELDS) - {"api_key", "base_url", "params", "settings"}  # these may hold a secret
 
 
 def change(spec: ModelSpec, changes: Mapping[str, Any], where: str) -> ModelSpec:

@@ -107,7 +107,7 @@ def hashed_parts(task: Task) -> tuple[bytes, bytes]:
     model = task.model
     url = model.base_url and model.base_url.rstrip("/")
     temperature = None if model.temperature is None else float(model.temperature)
-    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.params}
+    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.request_params}
     head = [[message.role, message.content] for message in task.prompt.head]
     try:
         asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)

@@ -12,6 +12,7 @@ from ondine_core.errors import FatalError, ProviderError, RefusedError
 from ondine_core.providers.anthropic_request import (
     TOOL,
     Structure,
+    cache_mark,
     find_anthropic_address,
     find_anthropic_key,
     fixed_fields,
@@ -65,6 +66,7 @@ class _AnthropicModel:
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
         self._fields, self._structure, self._key = fields, structure, find_anthropic_key(spec)
         self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
+        self._cache_mark = cache_mark(spec)
         self._heeds_schemas = False  # as far as is known
         self._http = HttpModel(
             find_anthropic_address(spec),
@@ -105,7 +107,8 @@ class _AnthropicModel:
         return self._key
 
     def _write(self, call: Call) -> bytes:
-        return message_body({**self._fields, **self._tier_fields[call.tier]}, call, self._structure)
+        fields = {**self._fields, **self._tier_fields[call.tier]}
+        return message_body(fields, call, self._structure, self._cache_mark)
 
     def _next(self, structure: Structure) -> Structure:
         return "tool" if structure == "json_schema" and may_force_tool(self._fields) else "words"

@@ -20,11 +20,12 @@ from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.schema_in_prompt import in_words
 from ondine_core.providers.settings import check_header, check_settings, first_set, request_fields
 from ondine_core.providers.strict_schema import strict_schema
-from ondine_core.types.values import Call, Json, Message, ModelSpec
+from ondine_core.types.values import Call, Json, ModelSpec
 
 __all__ = [
     "TOOL",
     "Structure",
+    "cache_mark",
     "find_anthropic_address",
     "find_anthropic_key",
     "fixed_fields",
@@ -248,16 +249,19 @@ def may_force_tool(fields: Mapping[str, Json]) -> bool:
 # -- body ----------------------------------------------------------------------------------------------------------
 
 
-def message_body(
-    fixed: Mapping[str, Json], call: Call, structure: Structure, cache: Mapping[str, str] | None = None
-) -> bytes:
+def cache_mark(spec: ModelSpec) -> Mapping[str, str]:
+    """What marks the end of the part that all calls have in common; it is kept for five minutes by default."""
+    return {"type": "ephemeral", "ttl": "1h"} if spec.prompt_cache == "1h" else {"type": "ephemeral"}
+
+
+def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, mark: Mapping[str, str]) -> bytes:
     """A call as a request with the fields of `fixed`.
 
     Args:
         fixed: Fields of every request.
         call: What is asked.
         structure: How the model is held to the schema.
-        cache: What marks the end of the part that is the same in every call; `None` marks nothing.
+        mark: What marks the end of the part to be cached, if the call says that it is to be.
     """
     schema = None
     if call.json_schema is not None:
@@ -265,7 +269,9 @@ def message_body(
         call = call if schema is not None else in_words(call)
     body = dict(fixed)
     *before, row = call.messages
-    blocks = [_block(message, cache if message is before[-1] else None) for message in before]
+    blocks: list[dict[str, Json]] = [{"type": "text", "text": message.content} for message in before]
+    if blocks and call.cache_prefix:
+        blocks[-1]["cache_control"] = mark
     has_system = bool(before) and before[0].role == "system"
     if has_system:
         body["system"] = [blocks[0]]
@@ -283,10 +289,3 @@ def message_body(
 
 
 _TOOL_USE = "Takes the answer."
-
-
-def _block(message: Message, cache: Mapping[str, str] | None) -> dict[str, Json]:
-    block: dict[str, Json] = {"type": "text", "text": message.content}
-    if cache is not None:
-        block["cache_control"] = cache
-    return block

@@ -151,7 +151,7 @@ class _LiteLLM:
     def __init__(self, spec: ModelSpec, key: str | None, name: str) -> None:
         self._spec, self._key, self._name = spec, key, name
         fixed = {"temperature": spec.temperature, "max_tokens": spec.max_output_tokens}
-        self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.params)
+        self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.request_params)
         settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
         self._options = {**settings, "api_base": spec.base_url, "api_key": key, "num_retries": 0, "max_retries": 0}
         self._ready: asyncio.Future[_Loaded] | None = None

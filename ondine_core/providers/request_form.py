@@ -138,7 +138,7 @@ def check_temperature(spec: ModelSpec, model: str) -> None:
         ConfigError: The temperature is another one.
     """
     temperature = spec.params.get("temperature", spec.temperature)
-    effort = spec.params.get("reasoning_effort")
+    effort = spec.request_params.get("reasoning_effort")
     reasons = effort not in (None, "none") and _AT_ONE_WHILE_REASONING.search(model.lower())
     if temperature not in (None, 1) and (reasons or _AT_ONE_TEMPERATURE.search(model.lower())):
         raise ConfigError(

@@ -36,17 +36,19 @@ def check_params(spec: ModelSpec) -> None:
     extra = _extra_body(spec)
     if both := sorted(spec.params.keys() & extra.keys()):
         raise ConfigError(f"params: {both[0]!r} of {spec.model!r} is set twice, once of them in extra_body.")
+    if spec.reasoning_effort is not None and "reasoning_effort" in (*spec.params, *extra):
+        raise ConfigError(f"reasoning_effort of {spec.model!r} is set twice, once of them in params.")
     for name in (*spec.params, *extra):
         if name in _OURS:
             raise ConfigError(f"params: {name!r} of {spec.model!r} is not yours to set; it follows from {_OURS[name]}.")
 
 
 def request_fields(spec: ModelSpec) -> dict[str, Json]:
-    """The further fields of a request: `spec.params`, and beside them what its `extra_body` holds.
+    """The further fields of a request: those of `spec`, and beside them what `extra_body` in its `params` holds.
 
     OpenAI's package takes fields that it does not know by that name; in a request it has no meaning.
     """
-    return {**{name: value for name, value in spec.params.items() if name != _EXTRA_BODY}, **_extra_body(spec)}
+    return {**{name: value for name, value in spec.request_params.items() if name != _EXTRA_BODY}, **_extra_body(spec)}
 
 
 def _extra_body(spec: ModelSpec) -> Mapping[str, Json]:

@@ -22,6 +22,7 @@ __all__ = [
     "ModelSpec",
     "OnMissing",
     "Outcome",
+    "PromptCache",
     "Reply",
     "RetriedReason",
     "RowOutcome",
@@ -43,6 +44,9 @@ Tier: TypeAlias = Literal["standard", "flex", "priority"]
 _TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0}
 """Calls at the flex tier wait for capacity at the provider; OpenAI recommends a quarter of an hour."""
 
+PromptCache: TypeAlias = Literal["auto", "off", "1h"]
+"""Whether the provider caches what all calls begin with: for as long as it usually does, not at all, or for an hour."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -63,10 +67,12 @@ class ModelSpec:
         timeout_s: Seconds one call may take in all; by default 60, at the flex tier 900.
         temperature: Sampling temperature; `None` leaves it to the provider.
         max_output_tokens: Most tokens one reply may have; `None` leaves it to the provider.
-        params: Further request fields, sent as they are (`top_p`, `seed`, `reasoning_effort`, ...).
+        params: Further request fields, sent as they are (`top_p`, `seed`, ...).
         settings: What only this provider knows of, such as an API version; it says itself what is valid.
         provider_name: What the provider is called in reports, where the model's name does not tell.
         tier: The provider's price class; not every model has every one.
+        prompt_cache: Whether the provider caches what all calls begin with; it is in no answer's key.
+        reasoning_effort: How much a model thinks before it answers, as in `"low"`; `None` leaves it to the provider.
     """
 
     model: str
@@ -79,11 +85,20 @@ class ModelSpec:
     settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # it may carry a token
     provider_name: str | None = None
     tier: Tier = "standard"
+    prompt_cache: PromptCache = "auto"
+    reasoning_effort: str | None = None
 
     @property
     def max_call_s(self) -> float:
         """Seconds one call may take in all."""
         return _TIMEOUT_S[self.tier] if self.timeout_s is None else self.timeout_s
+
+    @property
+    def request_params(self) -> Mapping[str, Json]:
+        """`params` with the effort among them, as it may be written there, too: the same key comes of both."""
+        return (
+            self.params if self.reasoning_effort is None else {**self.params, "reasoning_effort": self.reasoning_effort}
+        )
 
     @property
     def provider(self) -> str:
@@ -139,12 +154,14 @@ class Call:
         json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
         fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
         tier: The price class in which it is asked.
+        cache_prefix: Whether the provider is to cache everything before the last message, where it has to be told.
     """
 
     messages: tuple[Message, ...]
     json_schema: bytes | None = None
     fixed: str = field(default="", repr=False, compare=False)
     tier: Tier = "standard"
+    cache_prefix: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ def plain_texts(given: Mapping[str, Any]) -> dict[str, str]:
 
 _ELSEWHERE = {
     "max_cost_usd": "budgets",
-    "reasoning_effort": "params",
     "rpm": "requests_per_minute",
     "seed": "params",
     "top_p": "params",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,6 +79,31 @@ def test_system_text_and_examples_are_blocks_and_the_schema_is_the_output_format
         "format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}
     }
     assert set(sent) == {"model", "max_tokens", "system", "messages", "output_config"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "mark"),
+    [({}, {"type": "ephemeral"}), ({"prompt_cache": "1h"}, {"type": "ephemeral", "ttl": "1h"})],
+    ids=["5m", "1h"],
+)
+def test_last_fixed_block_carries_the_breakpoint_of_the_cache(spec: Mapping[str, Any], mark: Mapping[str, str]) -> None:
+    """The examples if there are some, else the system text; the row never does, and without being told nothing does."""
+    shown = body(replace(EXAMPLES, cache_prefix=True), **spec)
+    assert shown["messages"][1]["content"] == [{"type": "text", "text": '{"answer": "a"}', "cache_control": mark}]
+    assert orjson.dumps(shown).count(b"cache_control") == 1
+    plain = body(replace(CALL, cache_prefix=True), **spec)
+    assert plain["system"] == [{"type": "text", "text": "Be brief.", "cache_control": mark}]
+    assert orjson.dumps(plain).count(b"cache_control") == 1
+    bare = body(Call((Message("user", "Repeat: x"),), cache_prefix=True), **spec)
+    assert b"cache_control" not in orjson.dumps([bare, body(EXAMPLES, **spec)])
+
+
+def test_schema_in_words_is_in_the_cached_part() -> None:
+    """It is the same in all calls, so it is before the breakpoint, also where there is no system text."""
+    call = Call((Message("user", "Repeat: x"),), CALL.json_schema, cache_prefix=True)
+    (block,) = body(call, settings={"structured_output": "words"})["system"]
+    assert block["cache_control"] == {"type": "ephemeral"}
+    assert '"required":["answer"]' in block["text"]
 
 
 def test_bounds_that_the_format_does_not_know_are_said_in_descriptions() -> None:

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
+from ondine_core import ConfigError, Failure, ModelSpec, Options, Policy, Report, enrich_sync
+from ondine_core.prompts.task import cache_key, compile_task
+from ondine_core.providers import connect
 from ondine_core.providers.reply_text import strip_reasoning
+from tests.support.asking import one_call_to
 from tests.support.batches import ids_in
-from tests.support.provider import Altered, Provider
+from tests.support.provider import Altered, Provider, status
 
 MOOD = {"mood": {"type": "string", "enum": ["good", "bad"]}}
 SCORE = re.compile(r"(?P<score>\d+)/10")
@@ -95,7 +99,7 @@ def test_thoughts_without_an_answer_are_a_cut_reply(text: str, output: Any) -> N
         report = enriched(provider, output)
     (failure,) = failures(report)
     assert (failure.reason, len(provider.books.requests)) == ("truncated", 1)
-    assert "turn reasoning off" in failure.detail
+    assert "lower reasoning_effort" in failure.detail
 
 
 @pytest.mark.parametrize(
@@ -155,3 +159,59 @@ def test_answer_that_is_only_in_the_thoughts_is_named_and_not_taken(field: str, 
         (failure,) = failures(enriched(provider, MOOD))
     assert (failure.reason, len(provider.books.requests)) == ("invalid", 1)
     assert "reasoning_content" in failure.detail
+
+
+@pytest.mark.parametrize(
+    ("message", "usage"),
+    [
+        ({"content": "", "reasoning_content": "Hm"}, {}),
+        ({"content": None}, {"completion_tokens_details": {"reasoning_tokens": 40}}),
+        ({"content": "<think>Hm, wait"}, {}),
+    ],
+    ids=["field", "count", "text"],
+)
+def test_reply_that_was_cut_while_thinking_says_so(message: Mapping[str, Any], usage: Mapping[str, Any]) -> None:
+    """The bound on output tokens includes what a model thinks, so that is what the row's failure tells to change."""
+    counts = {"prompt_tokens": 9, "completion_tokens": 40, **usage}
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "length"}
+    with Provider(fault=status(200, {"choices": [choice], "usage": counts})) as provider:
+        (failure,) = failures(enriched(provider, "label"))
+    assert failure.reason == "truncated"
+    assert "was cut by the provider while the model was thinking; raise max_output_tokens, or lower" in failure.detail
+
+
+def test_reply_that_was_cut_in_its_answer_says_no_more() -> None:
+    """Thinking that had ended is not what cut it."""
+    choice = {"message": {"content": "<think>Hm</think>half", "reasoning_content": "Hm"}, "finish_reason": "length"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 30}}
+    with Provider(fault=status(200, {"choices": [choice], "usage": usage})) as provider:
+        (failure,) = failures(enriched(provider, "label"))
+    assert failure.detail == "the reply was cut by the provider; raise max_output_tokens"
+
+
+# -- how much a model thinks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-sonnet-4-5", "openai_compatible/m"])
+def test_effort_is_the_same_question_as_in_params(model: str) -> None:
+    """A field of its own changes no key: who wrote it into params finds the answers, and another effort asks anew."""
+
+    def key(**spec: Any) -> bytes:
+        return cache_key(compile_task("Rate: {text}", {"label": "string"}, ModelSpec(model, **spec)))("Rate: x")
+
+    assert key(reasoning_effort="low") == key(params={"reasoning_effort": "low"})
+    assert len({key(), key(reasoning_effort="low"), key(reasoning_effort="high")}) == 3
+    assert key(params={"seed": 1}, reasoning_effort="low") == key(params={"reasoning_effort": "low", "seed": 1})
+    assert key(prompt_cache="1h") == key()
+
+
+def test_effort_is_sent_and_is_set_once() -> None:
+    """As the request field that OpenAI has for it; beside the same one in params it is an error."""
+    with Provider() as provider:
+        one_call_to(provider.base_url, reasoning_effort="low")
+    assert provider.books.requests[0].body["reasoning_effort"] == "low"
+    for params in ({"reasoning_effort": "high"}, {"extra_body": {"reasoning_effort": "high"}}):
+        with pytest.raises(ConfigError, match="is set twice"):
+            one_call_to("http://127.0.0.1:9/v1", reasoning_effort="low", params=params)
+    with pytest.raises(ConfigError, match="which take 1 only"):
+        connect(ModelSpec("openai/gpt-5.1", api_key="k", temperature=0.2, reasoning_effort="high"))

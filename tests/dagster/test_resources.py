@@ -28,6 +28,18 @@ def test_a_preset_becomes_a_resource_and_stays_itself(name: str) -> None:
     assert llm.options("answers.db").policy.max_concurrency == 3
 
 
+def test_effort_and_prompt_cache_reach_the_model_and_not_a_fallback() -> None:
+    """They are fields of the resource; another model may have other efforts, so a fallback gets none."""
+    llm = LLMResource(model="openai/gpt-5", reasoning_effort="low", prompt_cache="1h", fallbacks=["openai/gpt-4o"])
+    assert (llm.spec().reasoning_effort, llm.spec().prompt_cache) == ("low", "1h")
+    (fallback,) = llm.options("answers.db").fallbacks
+    assert (fallback.reasoning_effort, fallback.prompt_cache) == (None, "1h")
+    with pytest.raises(ValueError, match="set twice"):
+        LLMResource(model="openai/gpt-5", reasoning_effort="low", params={"reasoning_effort": "low"})
+    with pytest.raises(ValueError, match="prompt_cache"):
+        LLMResource(model="openai/m", prompt_cache="2h")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("cached", "costs"), [(None, "0.000002"), (0.0005, "0.0000005")])
 def test_prices_of_your_own(cached: float | None, costs: str) -> None:
     """USD per thousand tokens become a price per token; what is cached costs as much as the rest unless you say so."""

@@ -100,12 +100,12 @@ def read_options(spec: ModelSpec, name: str) -> Options:
     """
     given = {field: value for field in _FIELDS if (value := getattr(spec, field)) is not None}
     _check("", given, _FIELDS)
-    _check("params", spec.params, _PARAMS)
+    _check("params", spec.request_params, _PARAMS)
     check_settings(spec, _SETTINGS)
     _check("settings", spec.settings, _SETTINGS)
     if spec.base_url is not None:
         raise ConfigError(f"model={spec.model!r} runs in this process and takes no base_url.")
-    params = dict(spec.params)
+    params = dict(spec.request_params)
     adapter = params.pop("adapter_path", None)
     if adapter is not None and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
         raise ConfigError(f"params['adapter_path']={adapter!r} is no folder of a LoRA adapter (adapter_config.json).")
