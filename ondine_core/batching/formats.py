@@ -20,7 +20,7 @@ import orjson
 
 from ondine_core.types.values import Json
 
-__all__ = ["NOTATIONS", "Record", "RowFormat"]
+__all__ = ["ROW_FORMATS", "Record", "RowFormat"]
 
 Record = Mapping[str, Json]
 """An item or an answer as it travels: its local id, and its fields."""
@@ -28,7 +28,7 @@ Record = Mapping[str, Json]
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A notation for records.
+    """A format in which the rows and the answers of a call are written.
 
     Args:
         name: What it is called.
@@ -149,7 +149,7 @@ def _xml_name(part: ET.Element) -> str:
     return part.get("name", part.tag) if part.tag == "field" else part.tag
 
 
-NOTATIONS = (
+ROW_FORMATS = (
     RowFormat("json", 'Reply {{"answers":{example}}}, one each.', _write_json, _read_json, structured=True),
     RowFormat("jsonl", "Reply only JSON lines, one each: {example}", _write_jsonl, _read_jsonl),
     RowFormat("csv", "Reply only CSV with a header, one line each:\n{example}", _write_csv, _read_csv, typed=False),

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 
 import orjson
 
-from ondine_core.batching.formats import NOTATIONS, RowFormat
+from ondine_core.batching.formats import ROW_FORMATS, RowFormat
 from ondine_core.batching.row_records import (
     ANY_TEXT,
     THE_COLUMN,
@@ -43,6 +43,7 @@ __all__ = [
     "draw_ids",
     "explain_fallback",
     "find_strategy",
+    "strategy_for",
 ]
 
 
@@ -56,10 +57,10 @@ class BatchStrategy:
 
     Args:
         name: How it is called in settings and reports.
-        encode: Batch and question to the call that asks for all of its items.
-        decode: Batch, reply text and question to the text of each answer, by its place `1..n` in the batch. One that
+        encode: Batch and task to the call that asks for all of its items.
+        decode: Batch, reply text and task to the text of each answer, by its place `1..n` in the batch. One that
             is absent was not answered, or not in a way that can be told; `None` means that no answer can be read.
-        carried: Item and question to the text that the item adds to a call, for counting its tokens.
+        carried: Item and task to the text that the item adds to a call, for counting its tokens.
     """
 
     name: str
@@ -180,10 +181,12 @@ def _carried(form: RowFormat, item: Item, task: Task) -> str:
     return form.write([item_record(task, 1, item)])
 
 
-JSON, JSONL, CSV, XML = (
-    BatchStrategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form))
-    for form in NOTATIONS
-)
+def strategy_for(form: RowFormat) -> BatchStrategy:
+    """The strategy that writes the rows of a call, and reads its answers, in the format `form`."""
+    return BatchStrategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form))
+
+
+JSON, JSONL, CSV, XML = map(strategy_for, ROW_FORMATS)
 STRATEGIES: Mapping[str, BatchStrategy] = {strategy.name: strategy for strategy in (JSON, JSONL, CSV, XML)}
 """The strategies for several rows a call, by name."""
 

@@ -11,6 +11,7 @@ and a step that is retried from its own.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 
 
 class Budget:
-    """The purse of one cap.
+    """What is spent and reserved of one `BudgetLimit`, shared by all processes on the store.
 
     Args:
         cap: How much there is in it.
@@ -56,8 +57,8 @@ class Budget:
         run: str,
         store: AnswerStore,
         *,
-        now: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         on_threshold: Callable[[str], None] = lambda _: None,
         wait_timeout_s: float = 60.0,
     ) -> None:

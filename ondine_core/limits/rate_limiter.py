@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class _Booking:
 
 
 class RateLimiter:
-    """Holds callers back to a rate that all users of `name` in `store` share.
+    """Delays callers so that all users of `name` in `store` together keep to a rate.
 
     Args:
         name: What is limited, for instance a model at a provider by one key; other names have rates of their own.
@@ -58,8 +59,8 @@ class RateLimiter:
         rates: Rates,
         store: AnswerStore,
         *,
-        now: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._what, self._name = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts

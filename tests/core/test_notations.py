@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.batching.formats import NOTATIONS, RowFormat
+from ondine_core.batching.formats import ROW_FORMATS, RowFormat
 
-FORMS = {form.name: form for form in NOTATIONS}
-every_form = pytest.mark.parametrize("form", NOTATIONS, ids=FORMS)
+FORMS = {form.name: form for form in ROW_FORMATS}
+every_form = pytest.mark.parametrize("form", ROW_FORMATS, ids=FORMS)
 
 NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HOSTILE = st.sampled_from(
