@@ -70,10 +70,8 @@ _DECIDED = (
     "custom_llm_provider mock_response"
 )
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
     "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
 }
 """Where litellm looks for the keys of those who have nothing but a key; asked early, the question costs no import."""
 _BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")

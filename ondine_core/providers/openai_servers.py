@@ -35,6 +35,7 @@ class Server:
         structure: How its models are held to a schema; `None`: by what the price file says of each.
         needs_key: Whether it answers nobody without a key.
         constraints: Whether its strict mode knows patterns, formats and bounds.
+        any_choices: Whether its strict mode knows choices of numbers.
     """
 
     base_url: str | None
@@ -43,6 +44,7 @@ class Server:
     structure: Structure | None = "json_schema"
     needs_key: bool = True
     constraints: bool = True
+    any_choices: bool = True
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
@@ -50,6 +52,13 @@ _FIREWORKS = ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY"
 
 SERVERS: Mapping[str, Server] = {
     "openai": Server("https://api.openai.com/v1", ("OPENAI_API_KEY",), ("OPENAI_BASE_URL", "OPENAI_API_BASE")),
+    # What its schema cannot say (https://ai.google.dev/api/caching#Schema) is said in descriptions.
+    "gemini": Server(
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        constraints=False,
+        any_choices=False,
+    ),
     "groq": Server("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_API_BASE",), None),
     "together_ai": Server("https://api.together.xyz/v1", _TOGETHER, ("TOGETHER_AI_API_BASE",)),
     "fireworks_ai": Server("https://api.fireworks.ai/inference/v1", _FIREWORKS, ("FIREWORKS_API_BASE",)),
@@ -91,7 +100,7 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     limit_field = limit_field_of(spec, name)
     if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"  # which all models there know, and some only that
-    form = RequestForm(_structure(spec, server), server.constraints, limit_field)
+    form = RequestForm(_structure(spec, server), server.constraints, server.any_choices, limit_field)
     return connect_openai(spec, name, base_url, _key(spec, server), form)
 
 

@@ -39,12 +39,14 @@ class RequestForm:
     Args:
         structure: How its models are held to a schema.
         constraints: Whether its strict mode knows patterns, formats and bounds.
+        any_choices: Whether its strict mode knows choices of numbers.
         limit_field: What it calls the bound on output tokens.
         system_role: Whether a conversation may begin with a system message.
     """
 
     structure: Structure = "json_schema"
     constraints: bool = True
+    any_choices: bool = True
     limit_field: LimitField = "max_tokens"
     system_role: bool = True
 
@@ -54,7 +56,8 @@ class RequestForm:
             schema, json_mode = None, False
         else:
             strict = self.structure == "json_schema"
-            schema = strict_schema(call.json_schema, constraints=self.constraints) if strict else None
+            known = {"constraints": self.constraints, "any_choices": self.any_choices}
+            schema = strict_schema(call.json_schema, **known) if strict else None
             json_mode = self.structure == "json_object"
             call = call if schema is not None else in_words(call)
         return call if self.system_role else fold_system(call), schema, json_mode
@@ -99,7 +102,10 @@ _LIMIT_REFUSED = re.compile(
     re.IGNORECASE,
 )
 _SCHEMA_REFUSED = re.compile(
-    r"response[_ .]?format|json[_ ]?schema|structured[_ ]outputs?|guided_|grammar", re.IGNORECASE
+    r"response[_ .]?format|json[_ ]?schema|structured[_ ]outputs?|guided_|grammar"
+    # Gemini, of which the latter is all that it says of a union of types or of a schema that is too large.
+    r"|response[_ ]?schema|request contains an invalid argument",
+    re.IGNORECASE,
 )
 
 

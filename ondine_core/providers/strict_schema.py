@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -55,58 +56,68 @@ class _NotStrictError(Exception):
     """The schema is not in the subset, and nothing of the same meaning is."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Subset:
+    """What a server's strict mode knows; see `strict_schema`."""
+
+    constraints: bool
+    any_choices: bool
+
+
 @lru_cache(maxsize=64)
-def strict_schema(json_schema: bytes, *, constraints: bool = True) -> bytes | None:
+def strict_schema(json_schema: bytes, *, constraints: bool = True, any_choices: bool = True) -> bytes | None:
     """`json_schema`, an inlined one, in the subset of strict mode; `None` if that cannot be.
 
     Args:
         json_schema: JSON text.
         constraints: Whether the server knows patterns, formats and bounds; Azure and Cerebras do not.
+        any_choices: Whether it knows choices of numbers and of an empty text; Gemini knows those of other texts only.
     """
     try:
-        strict = _rewrite(orjson.loads(json_schema), constraints=constraints)
+        strict = _rewrite(orjson.loads(json_schema), _Subset(constraints, any_choices))
         _check_limits(strict)
     except _NotStrictError:
         return None
     return orjson.dumps(strict) if strict.get("type") == "object" else None
 
 
-def _rewrite(node: Any, *, constraints: bool) -> dict[str, Any]:
+def _rewrite(node: Any, subset: _Subset) -> dict[str, Any]:
     if not isinstance(node, Mapping) or node.keys() & _BEYOND:
         raise _NotStrictError
     if "allOf" in node:
         node = _merge(node)
-    shape = _shape(node, constraints=constraints)
-    kept = _CONSTRAINTS.get(str(shape.get("type")), ()) if constraints else ()
+    shape = _shape(node, subset)
+    kept = _CONSTRAINTS.get(str(shape.get("type")), ()) if subset.constraints else ()
     allowed = {key: node[key] for key in kept if key in node and key not in shape and _is_allowed(key, node[key])}
     kept_keys = {*allowed, *shape}
-    hints = [f"{key}: {_text(node[key])}" for key in _SAID_IN_WORDS if key in node and key not in kept_keys]
+    sayable = _SAID_IN_WORDS if subset.any_choices else (*_SAID_IN_WORDS, "enum", "const")
+    hints = [f"{key}: {_text(node[key])}" for key in sayable if key in node and key not in kept_keys]
     said = " ".join(filter(None, (node.get("description"), f"({', '.join(hints)})" if hints else "")))
     return {**shape, **allowed, **({"description": said} if said else {})}
 
 
-def _shape(node: Mapping[str, Any], *, constraints: bool) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)
+def _shape(node: Mapping[str, Any], subset: _Subset) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)
     match node:
         case {"anyOf": [_, *_] as options} | {"oneOf": [_, *_] as options}:
             if "properties" in node:
                 raise _NotStrictError
-            return _any_of(_rewrite(option, constraints=constraints) for option in options)
+            return _any_of(_rewrite(option, subset) for option in options)
         case {"enum": [_, *_] as values}:
-            return _choices(values)
+            return _choices(values, subset)
         case {"const": value}:
-            return _choices([value])
+            return _choices([value], subset)
         case {"type": [_, *_] as types}:
             bare = {key: value for key, value in node.items() if key != "description"}
-            return _any_of(_shape({**bare, "type": name}, constraints=constraints) for name in types)
+            return _any_of(_shape({**bare, "type": name}, subset) for name in types)
         case {"properties": Mapping() as properties}:
-            inner = {name: _rewrite(child, constraints=constraints) for name, child in properties.items()}
+            inner = {name: _rewrite(child, subset) for name, child in properties.items()}
             return {"type": "object", "properties": inner, "required": [*inner], "additionalProperties": False}
         case {"type": "array", "prefixItems": [_, *_] as parts} if node.get("items", False) is False:
-            items = _any_of(_rewrite(part, constraints=constraints) for part in parts)
-            exactly = {"minItems": len(parts), "maxItems": len(parts)} if constraints else {}
+            items = _any_of(_rewrite(part, subset) for part in parts)
+            exactly = {"minItems": len(parts), "maxItems": len(parts)} if subset.constraints else {}
             return {"type": "array", "items": items, **exactly}
         case {"type": "array", "items": items} if "prefixItems" not in node:
-            return {"type": "array", "items": _rewrite(items, constraints=constraints)}
+            return {"type": "array", "items": _rewrite(items, subset)}
         case {"type": "string" | "number" | "integer" | "boolean" | "null" as name}:
             return {"type": name}
         case _:
@@ -129,15 +140,22 @@ def _any_of(options: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return unique[0] if len(unique) == 1 else {"anyOf": unique}
 
 
-def _choices(values: list[Any]) -> dict[str, Any]:
+def _choices(values: list[Any], subset: _Subset) -> dict[str, Any]:
     """A choice of `values`, with the type beside it that strict mode wants."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
         by_type.setdefault(_type_of(value), []).append(value)
     return _any_of(
-        {"type": name} if name == "null" or set(some) == {True, False} else {"type": name, "enum": some}
+        {"type": name} if _is_plain(name, some, subset) else {"type": name, "enum": some}
         for name, some in by_type.items()
     )
+
+
+def _is_plain(name: str, values: list[Any], subset: _Subset) -> bool:
+    """Whether a choice of these values of one type is said by the type alone."""
+    if name == "null" or set(values) == {True, False}:
+        return True
+    return not subset.any_choices and (name != "string" or "" in values)
 
 
 def _type_of(value: Any) -> str:

@@ -13,7 +13,7 @@ from ondine_core.providers import connect
 from ondine_core.providers.openai_servers import SERVERS
 from ondine_core.types.values import Message
 from tests.support.asking import one_call
-from tests.support.provider import Provider
+from tests.support.provider import Provider, first, status
 
 KEY = "sk-from-the-environment"
 
@@ -143,6 +143,28 @@ def sent(model: str, monkeypatch: pytest.MonkeyPatch, call: Call = HELD, **setti
             monkeypatch.setenv(variable, provider.base_url if variable in server.addresses else KEY)
         one_call(connect(ModelSpec(model, settings=settings)), call=call)
     return provider.books.requests[0].body
+
+
+def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
+    """With the model's bare name and the key as a bearer token; a schema that it refuses is said in words."""
+    refused = [
+        {"error": {"code": 400, "message": "Request contains an invalid argument.", "status": "INVALID_ARGUMENT"}}
+    ]
+    assert SERVERS["gemini"].base_url == "https://generativelanguage.googleapis.com/v1beta/openai"
+    schema = b'{"type":"object","properties":{"grade":{"type":"integer","enum":[1,2]}}}'
+    call = Call(HELD.messages, schema)
+    with Provider(fault=first(1, status(400, refused))) as provider:
+        model = connect(ModelSpec("gemini/gemini-2.5-flash", api_key=KEY, base_url=provider.base_url))
+        one_call(model, call=call)
+    structured, plain = (request.body for request in provider.books.requests)
+    assert structured["model"] == "gemini-2.5-flash"
+    assert structured["response_format"]["json_schema"]["schema"]["properties"]["grade"] == {
+        "type": "integer",
+        "description": "(enum: [1,2])",
+    }
+    assert "response_format" not in plain
+    assert '"enum":[1,2]' in plain["messages"][0]["content"]
+    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from ondine_core import FatalError, ModelSpec, RefusedError, Reply, TransientError, Usage
-from ondine_core.providers import connect
+from ondine_core.providers.litellm import connect_litellm
 from tests.support.asking import one_call
 from tests.support.clients import CALL, WORDS, import_litellm
 from tests.support.provider import Provider
@@ -72,7 +72,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class")
 def ask(model: str, provider: Provider) -> Reply:
     import_litellm()
     address = provider.base_url.removesuffix("/v1")
-    return one_call(connect(ModelSpec(model, base_url=address, timeout_s=20, **DIALECTS[model][1])), call=CALL)
+    spec = ModelSpec(model, base_url=address, timeout_s=20, **DIALECTS[model][1])
+    return one_call(connect_litellm(spec, model.partition("/")[2]), call=CALL)
 
 
 @every_dialect

@@ -298,3 +298,27 @@ def test_any_combination_is_within_strict_mode_or_said_in_words(kind: Any) -> No
     assert schema is not None
     strict = strict_schema(schema)
     assert strict is None or faults(orjson.loads(strict)) == []
+
+
+def test_choices_that_gemini_does_not_know_are_said_in_descriptions() -> None:
+    """It knows those of texts that are not empty; of others the type is sent, and the rest is said in words."""
+    properties = {
+        "grade": {"type": "integer", "enum": [1, 2, 3]},
+        "side": {"type": "string", "enum": ["left", ""]},
+        "mood": {"type": "string", "enum": ["good", "bad"]},
+        "fixed": {"const": 7, "description": "Always."},
+        "grade_or_none": {"anyOf": [{"type": "integer", "enum": [1, 2]}, {"type": "null"}]},
+    }
+    schema = orjson.dumps({"type": "object", "properties": properties})
+    plain = strict_schema(schema, constraints=False)
+    sent = strict_schema(schema, constraints=False, any_choices=False)
+    assert plain is not None
+    assert sent is not None
+    assert orjson.loads(plain)["properties"]["grade"] == {"type": "integer", "enum": [1, 2, 3]}
+    assert orjson.loads(sent)["properties"] == {
+        "grade": {"type": "integer", "description": "(enum: [1,2,3])"},
+        "side": {"type": "string", "description": '(enum: ["left",""])'},
+        "mood": {"type": "string", "enum": ["good", "bad"]},
+        "fixed": {"type": "integer", "description": "Always. (const: 7)"},
+        "grade_or_none": {"anyOf": [{"type": "integer", "description": "(enum: [1,2])"}, {"type": "null"}]},
+    }
