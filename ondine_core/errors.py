@@ -36,7 +36,7 @@ __all__ = [
 
 
 Kind: TypeAlias = Literal["limited", "overloaded", "broken"]
-"""What ails a provider that gave no answer but may give one later."""
+"""Why a provider gave no answer now and may give one later."""
 
 
 class OndineError(Exception):
@@ -64,7 +64,7 @@ class TransientError(ProviderError):
         no_capacity: The provider has no capacity at the price tier that was asked for.
 
     Attributes:
-        times_lost: How many attempts at the same call may have been billed unseen, as counted by whoever retries it.
+        times_lost: How many attempts at the same call may have been billed unseen, as counted by the retry loop.
     """
 
     def __init__(  # noqa: PLR0913  (by keyword)

@@ -51,7 +51,7 @@ def frame_of(table: Any) -> nw.DataFrame[Any]:
     Raises:
         TypeError: It is none.
     """
-    import narwhals as nw  # a tenth of a second, which whoever only loads definitions does not need to spend
+    import narwhals as nw  # takes a tenth of a second, which loading definitions does not need
 
     return nw.from_native(table, eager_only=True)
 

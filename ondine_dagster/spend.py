@@ -1,6 +1,6 @@
-"""What was spent, by asset, model and day, as an asset of its own: drawn from the books, which know every call.
+"""What was spent, by asset, model and day, as an asset of its own, from the ledger of the store.
 
-The books are true to the call also where no materialization tells: of runs that failed, were terminated or killed.
+The ledger has every call, also of runs without a materialization: those that failed, were terminated or killed.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -46,7 +46,7 @@ def spend_report(
 
     Args:
         name: Name of the asset.
-        days: Only the last so many days, today among them; by default all that the books hold.
+        days: Only the last days, today included; by default all that the ledger has.
         frame: The kind of table.
         resource_key: The `LLMResource` whose store is read.
         store: The store to read instead: a file, or a `postgresql://` URL. Then no resource is needed.

@@ -58,7 +58,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A comparison: so many rows, asked alone and `batch_size` a call."""
+    """A comparison of rows that were asked alone and `batch_size` a call."""
 
     rows: int
     batch_size: int

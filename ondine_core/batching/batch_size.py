@@ -1,6 +1,6 @@
-"""How many rows a call carries when nobody says: a size that grows while calls go well and shrinks when they do not.
+"""Adaptive batch size: grows while calls succeed and shrinks when they do not.
 
-Nobody can know the number beforehand; it depends on the model, the rows and the answers. So it is measured. A larger
+The best number is not known beforehand; it depends on the model, the rows and the answers. So it is measured. A larger
 size is tried by one call at a time, a probe, while all others keep to the size that has proved itself; so a size that
 is too large costs one call, however many are in flight. Probes double until one fails, then go up by a quarter, and
 after each one that fails the wait for the next is twice as long: the share of rows asked in vain goes to nothing. A bad
@@ -29,7 +29,7 @@ _GOOD_FOR_ONE_BAD = 12
 """So many good calls make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
 _MOST_CREDIT = 3 * _GOOD_FOR_ONE_BAD
 _LOST_AFTER = 100
-"""A probe that is not heard of for so many calls carried fewer rows than it might: they did not fit the window."""
+"""A probe without an outcome for this many calls carried fewer rows than it might: they did not fit the window."""
 
 
 @dataclass(frozen=True, slots=True)

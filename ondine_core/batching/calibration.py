@@ -4,7 +4,7 @@ What decides is the share of rows that agree, not its interval. The interval is 
 50 rows leave anything from 0.90 to 1.00. Were its lower end to reach 0.98, no sample under 189 rows could ever pass;
 were its upper end to, a size that spoils every twentieth answer would pass 50 rows more often than not. By the share it
 passes them about one time in four, and one that spoils only every hundredth fails one time in eleven, which costs more
-calls but no answer. The interval is reported with the share, so that nobody takes 49 of 50 for 98 %.
+calls but no answer. The interval is reported with the share, so that 49 of 50 are not taken for 98 %.
 
 A model that samples disagrees with itself, too; what is measured includes that. At `temperature=0` there is least of
 it.
@@ -88,8 +88,8 @@ async def calibrate(  # noqa: PLR0913  (named at every call)
     """Find a batch size, at most `batch_size`, at which rows get the answers that they get alone.
 
     Args:
-        ask: Asks the rows of some keys, so many a call, without looking up what is known; a row that failed is `None`
-            in the result or absent from it.
+        ask: Asks the rows of some keys, a number of rows a call, without looking up known answers; a failed row is
+            `None` in the result or absent from it.
         keys: The rows of the run.
         batch_size: The size wanted.
         columns: The output columns.

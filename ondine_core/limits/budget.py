@@ -4,7 +4,7 @@ Charged is what has been spent and what calls in flight may yet cost; settled is
 leaves only if charged stays within every cap it falls under. One that does not fit now may fit when others come back
 cheaper, here or in other processes, so it waits, holding nothing; one that would not fit even then ends the run. A call
 whose outcome was never seen stays charged at its worst case, and so does what a process held that has ended; where that
-cannot be seen, it is not waited for without end. The numbers live in the store, so all processes draw from one purse,
+cannot be seen, it is not waited for without end. The numbers live in the store, so all processes draw from one budget,
 and a step that is retried from its own.
 """
 
@@ -43,7 +43,7 @@ class Budget:
 
     Args:
         cap: How much there is in it.
-        run: Who has a purse of its own, if the cap is for a run.
+        run: Id of the run, which has a budget of its own if the limit is per run.
         store: Keeps the numbers.
         now: Wall clock in seconds, which says what day it is.
         sleep: Waits for seconds.
@@ -104,7 +104,7 @@ class Budget:
         return 100 * (await self._read()).settled / self._most
 
     async def charge(self, units: int) -> Reservation | None:
-        """Charge so many units if they fit now."""
+        """Charge `units` if they fit now."""
         hold, fits = Reservation(self.cap.cell(self._run, self._now()), units), False
 
         def step(numbers: Numbers | None) -> Numbers:
@@ -138,7 +138,7 @@ class Budget:
             self._on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
 
     async def wait_for_room(self, units: int) -> None:
-        """Return when so many units would fit; to be called by who has the `turn`."""
+        """Return when `units` would fit; the caller holds the `turn`."""
         pause_s = _PAUSE_S
         while True:
             self._returned.clear()

@@ -58,7 +58,7 @@ async def hold_lease(  # noqa: PLR0913  (named at every call)
     Raises:
         StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
     """
-    # A float holds 53 bits exactly, and 0 is nobody's.
+    # A float holds 53 bits exactly, and 0 means no holder.
     token = float(1 + secrets.randbits(53))
     lease = Lease(store, f"lease:{name}", token, process or this_process(), now, sleep, boot, ttl_s)
     try:
@@ -104,7 +104,7 @@ class _State(NamedTuple):
     """The numbers of a lease.
 
     Args:
-        token: Identifies the holder; 0 is nobody.
+        token: Identifies the holder; 0 for none.
         ends_at: When it ends by the holder's wall clock; only `prune` reads it.
         process: The holder's process, four numbers.
         ends_at_boot: When it ends by the boot clock of the holder's machine.

@@ -14,7 +14,7 @@ __all__ = ["ProbedLimit", "RateEstimator"]
 
 _HOLD_FACTOR = 4.0
 _MAX_HOLDS = 16.0
-"""The hold time grows by this factor whenever more was tried in vain, up to so many feedback times."""
+"""The hold time grows by this factor whenever more was tried in vain, up to this many feedback times."""
 _USED_SHARE = 0.985
 """The share of a measured limit that is used."""
 _RISEN = 1.5

@@ -1,8 +1,8 @@
 """Holds callers back to rates that every process with the same store shares.
 
-A booking is final, so callers leave in the order they came and nobody polls. A caller that is cancelled gives its
-booking back if nobody has booked after it. What a killed process had booked passes like any other booking, so each
-books only a little ahead, and nobody has to clean up.
+A booking is final, so callers leave in the order they came, without polling. A cancelled caller gives its booking back
+if there is no later one. The bookings of a killed process pass like any other; since each process books only a little
+ahead, nothing has to be cleaned up.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ class RateLimiter:
         await self._change(lambda queue, _: Queue(made=queue.made))
 
     async def hold_off(self, seconds: float) -> None:
-        """Let nobody who has not booked yet leave within `seconds`, as a provider's `Retry-After` asks.
+        """Let no caller that has not booked yet leave within `seconds`, as a provider's `Retry-After` asks.
 
-        Whoever asks so has nothing to spare, so no burst follows. Of several the longest holds.
+        After a hold-off the bucket starts empty; overlapping hold-offs use the longest.
         """
 
         def step(queue: Queue, now: float) -> Queue:
@@ -154,7 +154,7 @@ class RateLimiter:
         """Make up for what a call used more or less than was booked for it.
 
         It costs no trip to the store: everybody learns it with this process's next booking, and what was booked too
-        much is there for whoever has not booked by then.
+        much is there for callers that have not booked by then.
         """
         rate = self._rates[1]
         if rate:

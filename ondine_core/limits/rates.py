@@ -6,7 +6,7 @@ that the token rate held back would leave together and break the request rate.
 
 What processes share is not these instants but what is owed, in requests and tokens as of the last writer's clock. So a
 rate that was set wrongly leaves no queue of hours behind once it is set right, and a host whose clock runs far ahead
-holds nobody up: who finds the last writer more than a minute in his future counts what is owed from his own present.
+delays no caller: a process that finds the last writer more than a minute in its future counts from its own present.
 Clocks that differ by less keep the rates but for windows as short as the difference, which those behind wait longer.
 """
 
@@ -32,7 +32,7 @@ class Rates:
         requests_per_minute: Calls a minute.
         tokens_per_minute: Tokens a minute, input and output together.
         burst: Requests that may leave at once after a pause, and with them as many tokens as the token rate brings
-            while the request rate brings so many requests. 1 is no burst, of requests or of tokens.
+            while the request rate brings as many requests. 1 is no burst, of requests or of tokens.
     """
 
     requests_per_minute: float | None = None
@@ -148,9 +148,9 @@ class Heard:
         return replace(self, since=self.since or now, tokens_s=self.tokens_s + more_s)
 
     def applied(self, queue: Queue, now: float) -> Queue:
-        """The queue in the light of it; whoever has booked keeps his booking."""
+        """The queue after the correction; existing bookings stay."""
         requests, tokens = queue.free_at
         moved = max(tokens, self.since) + self.tokens_s
-        # A provider counts by the minute: what nobody foresaw holds nobody up for longer.
+        # A provider counts by the minute: so an unforeseen amount delays no caller for longer.
         tokens = moved if self.tokens_s < 0 else max(tokens, min(moved, now + _MINUTE_S))
         return replace(queue, free_at=(requests, tokens))

@@ -27,8 +27,8 @@ class RetryPolicy:
         max_wait_s: Longest pause this policy chooses itself; a provider's `Retry-After` may be longer.
         max_lost: Calls in all that may have been billed without a reply, as after a time-out.
         max_retry_after_s: A provider that asks for a longer pause than this is not waited for.
-        max_outage_s: How long a provider may answer nobody before the run ends. Its outage is waited out, probed by
-            one call at a time, and counts as nobody's attempt.
+        max_outage_s: How long no call may be answered before the run ends. An outage is waited out, probed by one call
+            at a time, and is not an attempt of any call.
     """
 
     max_attempts: int = 12

@@ -1,7 +1,7 @@
 """Between JSON schema and Python types: what a user writes in YAML as a type, and what a provider is sent as a schema.
 
 Only the keywords that Pydantic can check are taken; any other is an error when the schema is declared, since a
-constraint that nobody checks is worse than none.
+constraint that is not checked is worse than none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a call proves to Azure OpenAI who makes it: by managed identity, a token fetched beforehand, or a key.
 
 A managed identity's token outlives few long runs, so it is fetched again before it expires, once for all calls; while
-the old one is good, nobody waits for the new one.
+the old one is good, no call waits for the new one.
 """
 
 from __future__ import annotations
@@ -169,12 +169,12 @@ class _Tokens:
         except TimeoutError:
             raise TransientError(f"Azure gave no token within {self._timeout_s:g} s.", kind="overloaded") from None
         except (FatalError, TransientError) as error:
-            raise type(error)(str(error)) from None  # each call has its own: whoever retries it counts on it
+            raise type(error)(str(error)) from None  # each call has an error of its own, which the retry loop counts on
 
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching = None
         if not task.cancelled():
-            task.exception()  # whoever waits raises it; with a token that is still good, nobody does
+            task.exception()  # a waiter raises it; with a token that is still good, there is none
 
     async def _fetch(self) -> None:
         asked_at = self._now()

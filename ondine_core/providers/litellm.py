@@ -1,8 +1,8 @@
 """Every dialect but OpenAI's and Anthropic's, by litellm: Bedrock, Vertex AI, Cohere and a hundred more.
 
-litellm is imported at the first call, for that takes seconds. It tries once, logs nothing and tells nobody. It renames
-errors and would send some calls twice, so its HTTP goes through a client of ours that watches what leaves and what
-comes back (`watching`): what a failure means is decided by the response itself, as for every other provider. To a few,
+litellm is imported at the first call, since that takes seconds. It tries once, logs nothing and sends no telemetry. It
+renames errors and would send some calls twice, so its HTTP goes through a client of ours that observes requests and
+responses (`http_hooks`): what a failure means is decided by the response itself, as for every other provider. To a few,
 Cohere among them, it sends by a client of its own: their responses are known, but a lost call may be sent twice.
 """
 

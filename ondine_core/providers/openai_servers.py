@@ -33,7 +33,7 @@ class Server:
         keys: Variables that may hold a key, by precedence; none: it needs no key.
         addresses: Variables that may hold another address.
         structure: How its models are held to a schema; `None`: by what the price file says of each.
-        needs_key: Whether it answers nobody without a key.
+        needs_key: Whether it requires a key.
         constraints: Whether its strict mode knows patterns, formats and bounds.
         any_choices: Whether its strict mode knows choices of numbers.
     """

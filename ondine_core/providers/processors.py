@@ -48,7 +48,7 @@ def thread_count(cores: int, measure: Callable[[int], Sequence[float]]) -> int:
 
 
 def measure_shares(threads: int) -> list[float]:
-    """The part of the time for which each of so many busy threads runs, in a measurement of 0.3 s."""
+    """The share of the time for which each of `threads` busy threads runs, measured for 0.3 s."""
     shares: list[float] = []
     start = threading.Barrier(threads)
     block = bytes(1 << 18)

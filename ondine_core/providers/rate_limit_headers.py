@@ -125,7 +125,7 @@ def limits_reset_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def valid_wait_s(seconds: float) -> float | None:
-    """`seconds`, or `None` for what nobody means: a negative, infinite or absurdly long wait."""
+    """`seconds`, or `None` for a wait that cannot be meant: negative, infinite or absurdly long."""
     return seconds if isfinite(seconds) and 0 <= seconds <= _MAX_WAIT_S else None
 
 

@@ -1,4 +1,4 @@
-"""Where answers are kept, and the books: one file that the processes of this machine share, or a Postgres schema.
+"""The store of answers and of the ledger: a file that the processes of this machine share, or a Postgres schema.
 
 The store is the checkpoint. It knows no rows, only that a question with this content had this answer, and which calls
 were made to learn it.

@@ -108,10 +108,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     spend = add("spend", _spend, "calls, tokens and USD, added up")
     filter_by(spend, "only calls from this day (UTC) on")
     spend.add_argument("--by", choices=get_args(Column), default="asset", help="told apart by (default: asset)")
-    add("audit", _audit, "the books of one run").add_argument("run", metavar="RUN", help="as `spend --by run` lists it")
+    add("audit", _audit, "the ledger of one run").add_argument(
+        "run", metavar="RUN", help="as `spend --by run` lists it"
+    )
     failures = add("failures", _failures, "prompts that have no answer, with key and reason, the newest first")
     filter_by(failures, "only what was asked since")
-    failures.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)")
+    failures.add_argument("--limit", type=_count, default=50, metavar="N", help="at most N (default: 50)")
     why = add("why", _why, "what is known of a row, a text or a key: answer or failure, run, cost, and the kept reply")
     why.add_argument("--asset", metavar="ASSET", help="which asset asked; otherwise all are tried")
     asked = why.add_mutually_exclusive_group(required=True)
@@ -257,7 +259,7 @@ def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
 def _audit(database: Database, options: argparse.Namespace) -> None:
     audit = database.read(lambda: read_audit(database, options.run))
     if not audit.sent:
-        raise ConfigError(f"No call of a run {options.run!r} is in the books; `spend --by run` lists the runs.")
+        raise ConfigError(f"No call of a run {options.run!r} is in the ledger; `spend --by run` lists the runs.")
     header = ("calls", "number", "input tokens", "from cache", "to cache", "output tokens", "reasoning", "USD")
     _write_table(
         [
@@ -401,7 +403,7 @@ def _printable(text: str) -> str:
 def _prune(database: Database, options: argparse.Namespace) -> None:
     before = time.time() - (options.older_than or 0.0)
     is_dated = options.older_than is not None
-    # The books are what a budget is explained by, so only their age makes them go.
+    # The ledger explains what a budget was spent on, so its entries are pruned by age only.
     pruned = prune(database, before, asset=options.asset, ledger=is_dated, dry_run=options.dry_run)
     if not options.dry_run:
         database.compact()

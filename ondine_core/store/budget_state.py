@@ -1,7 +1,7 @@
 """The numbers of one budget as the store keeps them, and how they change: pure, so that any process can compute it.
 
 What a process holds for its calls in flight stands under its identity. So when it is known to have ended, what it held
-is settled at its bound: its calls may have been billed, and nobody will ever say what they cost.
+is settled at its bound: its calls may have been billed, and what they cost will never be known.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> B
 
 
 def settle_unattributed(state: BudgetState) -> BudgetState:
-    """Settle at its bound what nobody is known to hold."""
+    """Settle at its bound what no known process holds."""
     return state._replace(settled=state.settled + state.unattributed)
 
 

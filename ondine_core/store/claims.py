@@ -40,7 +40,7 @@ _LEAVE = "DELETE FROM ondine.runs WHERE run IN ?"
 _REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {ORIGIN_BYTES}) IN ?"  # noqa: S608
 _FIND_IN_FLIGHT = "SELECT call, keys FROM ondine.calls"
 _CLAIM_FOR_OTHERS = "INSERT INTO ondine.claims (key, call) VALUES (?, ?) ON CONFLICT DO NOTHING"
-# A run that lost a call asks again under another one; nobody waits for a call that is over or a run that is gone.
+# A run that lost a call asks again under another one; no other run waits for a call that is over or a run that is gone.
 _CLAIM = f"""
     INSERT INTO ondine.claims AS old (key, call) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET call = excluded.call
     WHERE substr(old.call, 1, {ORIGIN_BYTES}) = substr(excluded.call, 1, {ORIGIN_BYTES})

@@ -30,7 +30,7 @@ _ON_ITS_WAY = re.compile(
     "|query_wait_timeout|timed.out waiting|all servers down",
     re.IGNORECASE,
 )
-"""What a server or pooler says that lets nobody in at the moment, but will. In other languages it is not waited for."""
+"""Messages of a server or pooler that refuses connections for the moment. In other languages it is not waited for."""
 
 _TRY_LATER = ("08", "57P", "53300")
 """The connection failed, the server is on its way down or up, all connections are taken."""
@@ -154,7 +154,7 @@ def is_about_connection(error: psycopg.Error, *, closed: bool = False) -> bool:
 
 
 def may_come_up(error: psycopg.Error) -> bool:
-    """Whether a connection that could not be made may be made in a moment: nobody listens yet, or not to everybody.
+    """Whether a connection that could not be made may succeed in a moment: the server starts, or is full.
 
     A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.
     """

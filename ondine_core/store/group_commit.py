@@ -1,7 +1,7 @@
 """A store for coroutines: what gathers in one turn of an event loop is written in one transaction.
 
-A few entries are written by the event loop itself if nobody is in the way: that takes a fraction of a millisecond, and
-handing them to another thread and back takes several. Everything else is for one thread, which writes whatever has
+A few entries are written by the event loop itself if no other process is writing: that takes a fraction of a
+millisecond, and handing them to another thread and back takes several. Everything else is for one thread, which writes whatever has
 piled up since its last commit. Group commit by back-pressure needs no timer: while a commit runs, requests gather for
 the next. Nothing overtakes: what was asked for first is durable first, and a reader sees whatever its process has
 settled.
@@ -138,11 +138,11 @@ class Store:
         await self._request(Released(tuple(calls)))
 
     async def settle(self, settled: CallFinished) -> None:
-        """Keep what became of a call, answers and books together or neither; durable like `send`."""
+        """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""
         await self._request(to_settled_rows(settled))
 
     async def audit(self, run: str) -> Audit:
-        """The books of one run."""
+        """The ledger of one run."""
         audit: Audit = await self._request(partial(ledger_rows.read_audit, run=run))
         return audit
 
@@ -227,24 +227,24 @@ class Store:
         names = {entry.name for entry in entries if isinstance(entry, Update)}
         try:
             updated = write(lambda: ledger_rows.write_entries(self._database, entries), names)
-        except Exception as error:  # noqa: BLE001  (whoever waits for the group raises it)
+        except Exception as error:  # noqa: BLE001  (the waiters of the group raise it)
             return [error] * len(entries)
         return None if updated is None else [updated.get(at) for at in range(len(entries))]
 
     def _read(self, query: _Query) -> Any:
         try:
             return self._database.read(lambda: query(self._database))
-        except Exception as error:  # noqa: BLE001  (whoever waits raises it)
+        except Exception as error:  # noqa: BLE001  (the waiter raises it)
             return error
 
 
 def _resolve(futures: Sequence[asyncio.Future[Any]], outcomes: Iterable[Any]) -> None:
-    """Wake whoever waits, each event loop once."""
+    """Wake the waiters, each event loop once."""
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
     for future, outcome in zip(futures, outcomes, strict=True):
         loops.setdefault(future.get_loop(), []).append((future, outcome))
     for loop, waiting in loops.items():
-        with suppress(RuntimeError):  # it was closed; nobody waits any more
+        with suppress(RuntimeError):  # the loop was closed, so nothing waits
             loop.call_soon_threadsafe(_wake, waiting)
 
 

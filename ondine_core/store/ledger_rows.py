@@ -1,8 +1,8 @@
 """What is written and read in a store, in statements that both databases run.
 
 A call is noted in `calls` before it leaves. When its outcome is seen it moves to the `ledger`, and only if the note is
-there: otherwise it was counted before. So what remains in `calls` are the calls whose outcome nobody has seen, and the
-books are right after a kill, whenever it comes.
+there: otherwise it was counted before. So what remains in `calls` are the calls whose outcome was not seen, and the
+ledger is right after a kill, whenever it comes.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def read_unseen(database: Database) -> frozenset[Key]:
 
 
 def read_audit(database: Database, run: str) -> Audit:
-    """The books of one run."""
+    """The ledger of one run."""
     seen: dict[str, list[int]] = {outcome: amounts for outcome, *amounts in database.select(_AUDIT, 2 * [clean(run)])}
     return Audit(
         _line(seen.get("answered")),

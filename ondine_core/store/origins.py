@@ -73,7 +73,7 @@ def forget_unused(database: Database, before: float) -> None:
         }
         return sorted(origin for (origin,) in database.select(_FIND_OLD, [before]) if origin not in used)
 
-    # Read beforehand, since that may take long and nobody else may write meanwhile.
+    # Read before the transaction, since reading may take long and a transaction blocks other writers.
     unused = database.read(find)
 
     def remove() -> None:

@@ -356,7 +356,7 @@ def _lock_number(name: str) -> int:
 
 @lru_cache(maxsize=512)
 def _own(sql: str, *, rows: int = 1) -> str:
-    """`sql` as Postgres takes it, for so many rows after `VALUES`."""
+    """`sql` for Postgres, with the number of rows after `VALUES`."""
     if sql.lstrip().startswith(("CREATE TABLE", "ALTER TABLE")):
         return re.sub("|".join(_TYPES), lambda found: _TYPES[found[0]], sql)
     values = re.search(r" VALUES (\([?, ]+\))", sql)

@@ -208,7 +208,7 @@ def read_failed_prompts(
         since: Only those that were asked since this instant, in seconds since the epoch.
         asset: Only those that were asked for this asset last.
         keys: Only those with one of these keys, whatever since and asset.
-        limit: At most so many.
+        limit: Maximum number of rows.
     """
     where, values = _failed_where(since, asset)
     sql = f"{_FAILED} {where} ORDER BY f.failed_at DESC, f.key LIMIT {int(limit)}"

@@ -1,4 +1,4 @@
-"""Values as rows and rows as values: pure, and done by the caller, so that one which cannot be kept fails nobody else.
+"""Converts values to rows and rows to values; done by the caller, so that a bad value fails its own call only.
 
 Text comes from providers too and may hold what a database refuses (a lone surrogate, a NUL); it is escaped, since an
 answer that was paid for may not be lost over an odd header.

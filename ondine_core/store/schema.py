@@ -90,7 +90,7 @@ def migrate(database: Database, *, create: bool = True) -> None:
         StoreError: It is empty and `create` is not set, belongs to something else, or has a newer format.
     """
     if database.read(lambda: _check(database, create=create)) < len(MIGRATIONS):
-        # Checked again, since whoever else opened it at the same time may have been quicker.
+        # Checked again, since another process may have opened it in the meantime.
         database.write(lambda: _apply(database, _check(database, create=create)), ["format"])
 
 

@@ -131,7 +131,7 @@ class SqliteDatabase:
         return result
 
     def _check_files(self) -> None:
-        """Find out, before a commit is reported, whether it went to files that nobody can open any more.
+        """Check, before a commit is reported, that its files were not deleted or replaced.
 
         Raises:
             StoreError: The files were removed or replaced; all that is in them is saved, if that is possible.
@@ -317,7 +317,7 @@ class SqliteDatabase:
 
 @cache
 def _own(sql: str, *, values: int = 0, rows: int = 1) -> str:
-    """`sql` as SQLite takes it, for so many values after `IN` and so many rows after `VALUES`."""
+    """`sql` for SQLite, with the number of values after `IN` and of rows after `VALUES`."""
     sql = re.sub(r" IN \?", f" IN ({','.join('?' * values)})", sql.replace("ondine.", ""))
     return re.sub(r" VALUES (\([?, ]+\))", lambda row: f" VALUES {','.join([row[1]] * rows)}", sql)
 

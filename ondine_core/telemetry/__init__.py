@@ -1,4 +1,4 @@
-"""What happens in a run, for whoever wants to watch: events as frozen values, and observers that take them."""
+"""Events of a run as frozen values, and the observers that receive them."""
 
 from __future__ import annotations
 

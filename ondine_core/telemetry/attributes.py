@@ -31,7 +31,7 @@ def of_run(run: Run) -> Attributes:
 
 
 def of_progress(progress: Progress) -> Attributes:
-    """What a run came to. Its tokens have names of their own, so that nobody adds them to those of its calls."""
+    """What a run came to. Its tokens have names of their own, so that they are not added to those of its calls."""
     spend = progress.spend
     return {
         "ondine.rows.done": progress.rows_done,

@@ -18,7 +18,7 @@ _LONGEST_S = 2.0
 
 @dataclass(slots=True)
 class CallAggregator:
-    """Calls to one model, made for one reason, that nobody has been told of yet."""
+    """Calls to one model, made for one reason, that no event has reported yet."""
 
     run: Run
     endpoint: Endpoint

@@ -8,7 +8,7 @@ _BURST = 100
 
 
 class Sampler:
-    """Takes so many a second; and a hundred more at once at the start, or when there were fewer for a while.
+    """Takes a number of calls a second, and a hundred more at once at the start or after a quieter time.
 
     Args:
         per_second: How many; `None` takes all.

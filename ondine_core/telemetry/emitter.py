@@ -40,7 +40,7 @@ Failed: TypeAlias = Iterable[tuple[Failure, int]]
 
 
 class BatchObserver:
-    """Hears what becomes of a batch; this one tells nobody."""
+    """Reports the outcome of a batch; this one does nothing."""
 
     __slots__ = ()
 
@@ -73,7 +73,7 @@ class BatchObserver:
 
 
 class EventEmitter:
-    """Hears what one model brings about in a run; this one tells nobody."""
+    """Reports what happens with one model in a run; this one does nothing."""
 
     def begin(self, batch: Batch) -> BatchObserver:  # noqa: ARG002  (for those who listen)
         """Somebody begins to ask a batch."""

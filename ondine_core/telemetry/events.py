@@ -43,7 +43,7 @@ class Run:
     """A table that is asked about; two are the same only if they are one object.
 
     Args:
-        origin: Run id, asset and partition, as in the books.
+        origin: Run id, asset and partition, as in the ledger.
         model: Who is asked first, as the user names it.
         rows: How many rows there are.
         traceparent: The trace it is a part of, in W3C's notation, if the caller named one.
@@ -161,9 +161,9 @@ class CallEnded(NamedTuple):
     Args:
         at: When.
         batch: What it carried.
-        sent: Its place in the books: its id, why it was made, and the most that it could cost.
+        sent: Its entry in the ledger: its id, why it was made, and the most that it could cost.
         duration_s: Seconds the model took.
-        usage: Tokens billed; `None` if none were, or nobody knows.
+        usage: Tokens billed; `None` if none were, or if that is not known.
         usd: What they cost, `None` when the price or the tokens are not known.
         finish_reason: The provider's word for why the reply ended.
         request_id: The provider's name for the call.
@@ -189,7 +189,7 @@ class CallEnded(NamedTuple):
 
 
 class CallsEnded(NamedTuple):
-    """Calls to one model that brought an answer to all their prompts, where nobody wants to be told of each.
+    """Calls to one model that answered all their prompts, in one event, where no observer wants one for each.
 
     Args:
         at: When the last came.
@@ -276,9 +276,9 @@ class Observer(Protocol):
 
     - `wants`: the event types that it is told of; by default all.
     - `content`: whether calls carry what was said.
-    - `calls_per_second`: so many ordinary calls it is told of one by one (and a hundred more at the start), with their
-      batches, holds and bookings, and of others together, as `CallsEnded`. By default of all one by one. With several
-      observers, it is as the one wants it who wants most.
+    - `calls_per_second`: how many ordinary calls a second have events of their own (and a hundred more at the start),
+      with their batches, reservations and bookings; others are reported together, as `CallsEnded`. By default all
+      have their own. With several observers the highest number counts.
     - `close(timeout_s)`: called once, after the last event, if it was opened by name.
     """
 

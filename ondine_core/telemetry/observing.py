@@ -30,7 +30,7 @@ _INTERRUPTED_WAIT_TIMEOUT_S = 0.8
 
 
 class Observation:
-    """What is told of a run; of one that nobody observes, only how far it is.
+    """Emits the events of a run; of a run without observers, its progress only.
 
     Args:
         on_progress: Told after every batch, too.
@@ -98,7 +98,7 @@ async def observed(
         run: What is observed.
         observers: Who observes.
         clock: Time.
-        on_progress: Told how far it is, whoever observes.
+        on_progress: Called with the progress, with or without observers.
         on_observer_error: Told what observers missed and that they failed, from any thread.
 
     Raises:

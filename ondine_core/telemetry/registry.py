@@ -96,7 +96,7 @@ def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
 
 
 def _heeded(opened: Opened) -> Opened:
-    """With what the observer wants, which nobody has checked before."""
+    """With the attributes of the observer, checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < inf):
         raise ConfigError(

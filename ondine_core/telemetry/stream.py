@@ -96,7 +96,7 @@ class Stream:
         """Takes an event, from the run's own thread, where every microsecond counts; all else is done in others."""
 
     def close(self, timeout_s: float) -> None:
-        """Let the observers finish, for so many seconds at most; what they have not seen then, they miss."""
+        """Let the observers finish, for at most some seconds; later events are dropped."""
         deadline = time.monotonic() + timeout_s
         self._ends.set()
         self._thread.join(timeout_s)

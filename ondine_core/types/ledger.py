@@ -1,6 +1,6 @@
 """The nouns of bookkeeping, frozen: every call is noted before it leaves and settled once its outcome is seen.
 
-What was noted and never settled is what a crash may have cost, so the books are true to the call after one.
+A call that was started and never finished is what a crash may have cost, so the ledger is exact after one.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CallFinished:
 
 @dataclass(frozen=True, slots=True)
 class UsageTotals:
-    """Calls of one kind in the books.
+    """Totals of the calls of one kind in the ledger.
 
     Args:
         calls: How many.
@@ -129,7 +129,7 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The books of one run, as the store has them: true to the call also after the process was killed.
+    """The ledger of one run, as the store has it: exact also after the process was killed.
 
     Args:
         answered: Calls with a reply.

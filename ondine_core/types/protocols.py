@@ -50,7 +50,7 @@ class TokenCounter(Protocol):
 
 
 class AnswerStore(Protocol):
-    """Answers by content address, the checkpoint of every run; the books; and a few numbers all processes share."""
+    """Answers by content hash (the checkpoint of every run), the ledger, and numbers that all processes share."""
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
@@ -99,10 +99,10 @@ class AnswerStore(Protocol):
         """Let the prompts of some calls be asked by others, although what became of these calls is not known."""
 
     async def settle(self, settled: CallFinished) -> None:
-        """Keep what became of a call, answers and books together or neither; durable like `send`."""
+        """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""
 
     async def audit(self, run: str) -> Audit:
-        """The books of one run."""
+        """The ledger of one run."""
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones.

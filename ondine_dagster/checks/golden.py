@@ -89,7 +89,7 @@ def _conclude(check: GoldenCheck, scores: Sequence[Score], task: Task, report: R
 
 
 def _is_nullable(name: str, task: Task) -> bool:
-    """Whether a missing label of column `name` says that null is the answer, rather than that nobody knows it."""
+    """Whether a missing label of column `name` says that null is the right answer, rather than an unknown one."""
     (schema,) = (column.json_schema for column in task.schema.columns if column.name == name)
     options = schema.get("anyOf", [schema])
     return any(option.get("type") == "null" or None in option.get("enum", ()) for option in options)

@@ -1,4 +1,4 @@
-"""What of a run may be shown to whoever may look at its metadata.
+"""Rows and answers as metadata, which everybody with access to the Dagster UI may read.
 
 Where rows are sanitized, they are shown as the model saw them and answers as it gave them: metadata is read by more
 people than the table is.

@@ -63,7 +63,7 @@ class Watch:
         """Called in the main thread, several times a second.
 
         Raises:
-            DagsterExecutionInterruptedError: The run was cancelled, and nobody has told this process.
+            DagsterExecutionInterruptedError: The run was cancelled, and no signal has reached this process.
         """
         self.flush()
         self._heed_cancellation()

@@ -120,7 +120,7 @@ def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "10 calls left; 1 prompts" in told
     assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0", "0.010000"]
     assert main([place, "audit", "run-7"]) == 2
-    assert "run 'run-7' is in the books; `spend --by run`" in capsys.readouterr().err
+    assert "run 'run-7' is in the ledger; `spend --by run`" in capsys.readouterr().err
 
 
 def test_prune_removes_what_is_old(run: Command, place: str) -> None:

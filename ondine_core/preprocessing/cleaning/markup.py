@@ -86,7 +86,7 @@ def _find_end(text: str, missing: set[str], tag: re.Match[str]) -> int | None:
             return None
         if stop[0] == ">":
             break
-        # A quote that nobody closes is a character like any other.
+        # A quote that is not closed is a character like any other.
         at = after(stop["quote"], stop.end()) or stop.end()
     else:
         return None

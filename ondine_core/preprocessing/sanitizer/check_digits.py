@@ -110,5 +110,5 @@ def phone_length(fewest: int, most: int) -> Check:
 
 
 def secret_length(match: str) -> int:
-    """Letters and digits mixed, as nobody writes in a sentence."""
+    """Letters and digits mixed, as in no ordinary word."""
     return len(match) if any(map(str.isdigit, match)) and any(map(str.isalpha, match)) else 0

@@ -30,7 +30,7 @@ class Sanitizer:
         rules: Names of the built-in rules to use, by default all.
         patterns: Rules of your own: a name and a regular expression, of which only the group `value` counts if there
             is one. They come after the built-in ones where two overlap.
-        salt: For `"hash"`, a secret of at least 16 characters. Without it nobody can tell the text from its hash;
+        salt: For `"hash"`, a secret of at least 16 characters. Without it the text cannot be found from its hash;
             there are so few phone numbers that a plain hash of one is soon found out by trying them all.
 
     Raises:

@@ -28,7 +28,7 @@ class Rule:
         name: How marks call it: `[EMAIL]`, `<EMAIL_1>`.
         pattern: A regular expression. Where it has a group `value`, only that is the datum, and the rest its context.
         check: How many characters of a match are the datum, for what a pattern cannot say.
-        digits: A text without a number of so many digits, up to three blanks and marks between them, has no match.
+        digits: A text without a number of this many digits, up to three blanks and marks between them, has no match.
         hints: A text with none of these (in lower case) has no match; empty for no such short cut.
         folded: Whether the pattern is read over the folded text, or over the text as it stands.
     """

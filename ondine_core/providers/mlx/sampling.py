@@ -27,7 +27,7 @@ class Sampling:
     Args:
         temperature: 0 takes the likeliest.
         top_p: Only the likeliest tokens that have this probability together.
-        top_k: Only so many of the likeliest tokens; 0 for all.
+        top_k: Only the likeliest tokens, this many; 0 for all.
         min_p: Only tokens that have this part of the likeliest one's probability.
         seed: The same prompt gives the same reply again, whatever else is asked meanwhile.
         repetition_penalty: What a token's likelihood is divided by if it was there before.

@@ -2,9 +2,9 @@
 
 MLX takes calls from one thread only. Everything that touches it is done here, in turns: what has arrived is taken in,
 then each model writes one more token of every text it is at. So a call joins the others whenever it arrives and leaves
-them when it is done; nobody waits for a batch to fill or to end.
+them when it is done; no call waits for a batch to fill or to end.
 
-A model stays loaded for whoever asks next, until another one is needed and nobody has it open: two may not fit.
+A model stays loaded for later calls, until another one is needed and no run has it open: two may not fit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def on_mlx_thread(task: Callable[[], T]) -> Future[T]:
             return
         try:
             done.set_result(task())
-        except Exception as error:  # noqa: BLE001  (whoever waits shall see it; the thread goes on)
+        except Exception as error:  # noqa: BLE001  (the waiting call raises it; the thread goes on)
             done.set_exception(error)
         except BaseException as error:  # noqa: BLE001  (what Rust calls a panic)
             done.set_exception(RuntimeError(repr(error)))
