@@ -1,10 +1,10 @@
 """A store for coroutines: what gathers in one turn of an event loop is written in one transaction.
 
 A few entries are written by the event loop itself if no other process is writing: that takes a fraction of a
-millisecond, and handing them to another thread and back takes several. Everything else is for one thread, which writes whatever has
-piled up since its last commit. Group commit by back-pressure needs no timer: while a commit runs, requests gather for
-the next. Nothing overtakes: what was asked for first is durable first, and a reader sees whatever its process has
-settled.
+millisecond, and handing them to another thread and back takes several. Everything else is for one thread, which writes
+whatever has piled up since its last commit. Group commit by back-pressure needs no timer: while a commit runs, requests
+gather for the next. Order is kept: what was requested first is durable first, and a reader sees whatever its process
+has settled.
 """
 
 from __future__ import annotations
