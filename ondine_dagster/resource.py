@@ -103,6 +103,11 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="Whether the rest of the run then goes at the standard tier, at its price; otherwise the step "
         "fails, and keeps its answers.",
     )
+    prompt_cache: PromptCache = Field(
+        default="auto",
+        description="Whether the provider is asked to cache the fixed part of prompts: 'auto', 'off', or '1h' for an "
+        "hour at a higher price for writing, where there is a choice. Changing it asks nothing again.",
+    )
     max_concurrency: Count = Field(default=32, description="Most calls a step has in flight.")
     temperature: NonNegative | None = Field(
         default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
@@ -112,11 +117,6 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         default=None,
         description="How much a model thinks before it answers: 'none', 'minimal', 'low', 'medium', 'high', ..., as "
         "far as it has them; by default the provider's own. Thinking is paid for, and part of max_output_tokens.",
-    )
-    prompt_cache: PromptCache = Field(
-        default="auto",
-        description="Whether the provider caches what all calls begin with: 'auto', 'off', or '1h' to keep it for an "
-        "hour where it offers that. Changing it asks nothing again.",
     )
     params: dict[str, Any] = Field(
         default_factory=dict, description="Further request fields, sent as they are: top_p, seed, ..."

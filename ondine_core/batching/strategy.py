@@ -76,7 +76,9 @@ def _encode_one(batch: Batch, task: Task) -> Call:
     (item,) = batch.items
     note = f"\n\n({_COMPLAINT.format(batch.complaint)})" if batch.complaint else ""
     messages = (*task.prompt.head, Message("user", item.text + note))
-    return Call(messages, task.schema.json_schema, task.prompt.fixed)
+    lead = task.prompt.lead
+    fixed_chars = len(lead) if item.text.startswith(lead) else 0
+    return Call(messages, task.schema.json_schema, task.prompt.fixed, fixed_chars=fixed_chars)
 
 
 _COMPLAINT = "An earlier reply to this could not be used: {}. Reply in exactly the form asked for."

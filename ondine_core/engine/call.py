@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Literal, cast
 
+from ondine_core.engine.cached_prefix import CachedPrefixes
 from ondine_core.engine.call_request import BatchResult, CallRequest
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.other_runs import OtherRuns
@@ -36,6 +37,7 @@ from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.limits.rate_limiter import RateLimiter
 from ondine_core.providers.charges import Charge, check_usage
 from ondine_core.providers.context_window import TOKENS_A_MESSAGE
+from ondine_core.providers.prompt_cache import prefix_of
 from ondine_core.providers.tiers import billed_tier
 from ondine_core.store.budget_state import usd_of
 from ondine_core.types.clock import Clock
@@ -58,6 +60,7 @@ class Caller:
         clock: Time and chance.
         others: The runs that ask the same question at the same time.
         tier: The price tier at which calls are made.
+        cache_life_s: Seconds for which the provider caches a prefix; `None` if it does not.
 
     Attributes:
         stopped_by: The first error that ended the run.
@@ -78,7 +81,9 @@ class Caller:
         clock: Clock,
         others: OtherRuns,
         tier: Tier = "standard",
+        cache_life_s: float | None = None,
     ) -> None:
+        self._prefixes = None if cache_life_s is None else CachedPrefixes(cache_life_s, clock.elapsed)
         self._tier = tier
         self._no_capacity_since: float | None = None  # and no answer since
         self._model, self._origin, self._runtime, self._policy = model, origin, runtime, policy
@@ -162,6 +167,21 @@ class Caller:
         return False
 
     async def _make_once(self, request: CallRequest) -> BatchResult:
+        leads = await self._await_prefix(request.call)
+        try:
+            return await self._make_in_turn(request)
+        finally:
+            if leads and self._prefixes:
+                self._prefixes.leave(prefix_of(request.call))
+
+    async def _await_prefix(self, call: Call) -> bool:
+        """Wait until the prefix of `call` is in the provider's cache; whether `call` is what brings it there."""
+        if self._prefixes is None or not call.cache_prefix:
+            return False
+        with self.interruptible():
+            return await self._prefixes.enter(prefix_of(call))
+
+    async def _make_in_turn(self, request: CallRequest) -> BatchResult:
         with self.interruptible():
             slot = await self._gate.enter()
         request = replace(request, call=replace(request.call, tier=self._tier))
@@ -209,18 +229,9 @@ class Caller:
         except BaseException as error:
             request.observer.on_reply(sent, call, error, state.spent_usd, state.took_s)
             raise
-        state.ending, self._replied = "answered", True
-        self._failing.clear()
-        self._no_capacity_since = None
-        charge = Charge(Decimal(0))
-        if usage is not None:
-            charge = self._tracker.answered(
-                request.stage,
-                usage,
-                stated_usd=came.stated_usd,
-                bound_usd=state.bound_usd,
-                tier=billed_tier(came.tier, call.tier),
-            )
+        state.ending = "answered"
+        self._note_reply(call)
+        charge = self._charge(request, came, usage, state.bound_usd)
         usd, bound_usd = charge.usd, state.bound_usd
         state.spent_usd = usd
         if usd is not None and bound_usd is not None and usd > bound_usd:
@@ -258,6 +269,22 @@ class Caller:
             limiter.correct(tokens, usage.input_tokens + usage.output_tokens)
         await self._tell_others(hold_off_s)
         return conclusion
+
+    def _note_reply(self, call: Call) -> None:
+        """The provider replies, at present: there is no outage, it has capacity, and it knows the prefix of `call`."""
+        self._replied = True
+        self._failing.clear()
+        self._no_capacity_since = None
+        if self._prefixes and call.cache_prefix:
+            self._prefixes.answered(prefix_of(call))
+
+    def _charge(
+        self, request: CallRequest, came: Reply | RefusedError, usage: Usage | None, bound_usd: Decimal | None
+    ) -> Charge:
+        if usage is None:
+            return Charge(Decimal(0))
+        tier = billed_tier(came.tier, request.call.tier)
+        return self._tracker.answered(request.stage, usage, stated_usd=came.stated_usd, bound_usd=bound_usd, tier=tier)
 
     async def _book(self, limiter: RateLimiter, request: CallRequest, tokens: int) -> None:
         began = self._clock.elapsed()

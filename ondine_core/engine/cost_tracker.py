@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from functools import reduce
 from operator import add
@@ -40,6 +41,7 @@ class CostTracker:
         self._tier_prices = same if tier_prices is None else tier_prices
         self._calls = self._answered = self._unknown = 0
         self._unknown_usd: Decimal | None = Decimal(0)
+        self._cache_saved_usd = Decimal(0)
         self._excess = Decimal(1)
         self._stages: dict[CallReason, UsageTotals] = {}
 
@@ -99,6 +101,8 @@ class CostTracker:
         charge = decide_charge(usage, stated_usd, price, bound_usd)
         if charge.usd is None and price is None and self._tier_prices:
             charge = self._charge_dearest(usage, bound_usd)
+        if price is not None and stated_usd is None and usage.is_complete:
+            self._cache_saved_usd += price.cost(_uncached(usage)) - price.cost(usage)
         old = self._stages.get(stage, UsageTotals())
         self._stages[stage] = old + UsageTotals(1, usage, charge.usd, int(charge.at_most))
         return charge
@@ -125,7 +129,13 @@ class CostTracker:
             dict(self._stages),
             total.at_most_calls,
             self._unknown_usd,
+            self._cache_saved_usd,
         )
+
+
+def _uncached(usage: Usage) -> Usage:
+    """`usage` as it would be without a prompt cache."""
+    return replace(usage, cached_input_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
 
 
 def _length(text: str) -> int:

@@ -32,6 +32,7 @@ from ondine_core.engine.steps import dedup, items, render
 from ondine_core.engine.workers import choose_strategy, find_oversize_prompt, max_workers
 from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import Task, cache_key, check_columns
+from ondine_core.prompts.template import explain_uncacheable
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.tiers import find_tiers
@@ -81,6 +82,7 @@ class Estimate:
         sample: Calls about the first rows, as they would be sent.
         limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
         usd_by_tier: What they cost at each price tier that the model has, as far as that is known.
+        advice: What of the prompt no prompt cache can reuse, and what to move; `None` if that is little.
     """
 
     rows: int
@@ -97,6 +99,7 @@ class Estimate:
     sample: tuple[Call, ...] = field(default=(), repr=False)
     limited_by: str | None = None
     usd_by_tier: Mapping[Tier, Range[Decimal]] = field(default_factory=dict)
+    advice: str | None = None
 
 
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -156,6 +159,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
         limited_by=limited_by,
+        advice=None if part.sizes.several else explain_uncacheable(task.prompt, runtime.count),
         usd_by_tier={
             tier: usd
             for tier in find_tiers(task.model)

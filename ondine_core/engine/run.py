@@ -25,6 +25,7 @@ from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
 from ondine_core.preprocessing.preprocess import PreprocessStats
 from ondine_core.prompts.task import Task, cache_key
+from ondine_core.providers.prompt_cache import find_cache_rule
 from ondine_core.telemetry.emitter import EventEmitter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
@@ -112,6 +113,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         clock=clock,
         others=others,
         tier=task.model.tier,
+        cache_life_s=rule.life_s if (rule := find_cache_rule(task.model)) else None,
     )
     asker, calibrated, stopped_by = Asker(task, runtime, policy, caller, clock, emitter, others), None, None
     async with others.joined():

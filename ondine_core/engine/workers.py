@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from ondine_core.batching.packing import pack
@@ -31,6 +32,7 @@ from ondine_core.engine.steps import Verdict, items, judge, shrink
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.limits.retry import retry
 from ondine_core.prompts.task import Task
+from ondine_core.providers.prompt_cache import Prefix, find_cache_rule, prefix_of
 from ondine_core.telemetry.emitter import BatchObserver, EventEmitter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallReason
@@ -71,6 +73,8 @@ class Asker:
         self._emitter, self._others = emitter, others
         self._window = policy.context_window or find_window(task.model)
         self._workers = max_workers(runtime, policy)
+        self._cache_rule = find_cache_rule(task.model)
+        self._count_prefix = lru_cache(maxsize=64)(partial(_count_prefix, runtime.count))
         self._unreachable_in_a_row = 0
         self._refusals = RefusalStreak()
 
@@ -100,7 +104,8 @@ class Asker:
         sizes = Sizes(self._task, self._runtime, self._policy, batch_size)
         prompts = items(self._task.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
-        part = _Part(batches, run_state, sizes, as_stage, keep)
+        is_shared = run_state.rows_left > (1 if batch_size == "auto" else batch_size)
+        part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, together=batch_size != 1)
         self._caller.has_answers |= run_state.any_answer
         try:
             async with asyncio.TaskGroup() as group:
@@ -211,6 +216,7 @@ class Asker:
         strategy = choose_strategy(batch, self._policy.strategy)
         batch = replace(batch, ids=draw_ids(len(batch.items), self._clock.rng))
         call = strategy.encode(batch, self._task)
+        call = replace(call, cache_prefix=self._caches(call, batch, part))
         stage = part.as_stage or _stage(batch, again=tried.calls > 0)
         if tried.calls:
             observer.retried()
@@ -232,6 +238,13 @@ class Asker:
             raise
         self._unreachable_in_a_row = 0
         return conclusion
+
+    def _caches(self, call: Call, batch: Batch, part: _Part) -> bool:
+        """Whether other calls of the run begin like `call`, and that is long enough to be cached."""
+        is_usual = (len(batch.items) > 1) == part.together
+        if self._cache_rule is None or not (part.is_shared and is_usual):
+            return False
+        return self._count_prefix(prefix_of(call)) >= self._cache_rule.min_tokens
 
     def _conclude(  # noqa: PLR0913, PLR0917  (one caller)
         self,
@@ -316,6 +329,10 @@ class _Part:
     sizes: Sizes
     as_stage: CallReason | None
     keep: bool
+    is_shared: bool
+    """Whether there is more than one call."""
+    together: bool
+    """Whether calls carry several rows."""
     ready: deque[Batch] = field(default_factory=deque)
     """Batches of prompts that another run had in flight and does not have any more."""
     paid: dict[Key, Decimal | None] = field(default_factory=dict)
@@ -332,6 +349,12 @@ class _Tried:
 
     calls: int = 0
     lost: int = 0
+
+
+def _count_prefix(count: Callable[[str], int], prefix: Prefix) -> int:
+    """Tokens of the part that calls have in common."""
+    texts = [*(message.content for message in prefix.messages), prefix.start, (prefix.json_schema or b"").decode()]
+    return sum(map(count, texts))
 
 
 def max_in_flight(runtime: Runtime, policy: Policy) -> int:

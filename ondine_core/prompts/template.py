@@ -20,7 +20,7 @@ from ondine_core.providers.wire_text import check_text
 from ondine_core.types.cell_text import ensure_deterministic, is_blank, with_sorted_sets, write_cell
 from ondine_core.types.values import Json, Message
 
-__all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt"]
+__all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt", "explain_uncacheable"]
 
 Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
 """Input columns (or the only column's text) and the answer wanted for them."""
@@ -78,6 +78,8 @@ class CompiledPrompt:
         preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
         needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
             conditions and defaults only.
+        lead: Text before the first column: with it the prompt of every row begins.
+        rest: Text after it, as far as it is the same for every row.
     """
 
     source: str
@@ -89,6 +91,8 @@ class CompiledPrompt:
     hoisted: str | None = None
     preparation: Preprocessing | None = None
     needed: tuple[str, ...] = ()
+    lead: str = ""
+    rest: str = ""
 
     @property
     def fixed(self) -> str:
@@ -135,7 +139,7 @@ def compile_prompt(
     source, syntax = _source(spec)
     check_text(source, "The prompt")
     check_text(spec.system or "", "system of the prompt")
-    columns, render, hoisted, needed = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    columns, render, hoisted, needed, texts = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
     examples = []
@@ -156,7 +160,19 @@ def compile_prompt(
             examples.append((row, dump_answer(answer)))
         except ConfigError as error:
             raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
-    return CompiledPrompt(source, syntax, columns, render, spec.system, tuple(examples), hoisted, preparation, needed)
+    return CompiledPrompt(
+        source,
+        syntax,
+        columns,
+        render,
+        spec.system,
+        tuple(examples),
+        hoisted,
+        preparation,
+        needed,
+        lead=texts[0],
+        rest=texts[1],
+    )
 
 
 def _source(spec: Prompt) -> tuple[str, str]:
@@ -197,7 +213,11 @@ _JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
 """What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
 
 
-def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
+_Compiled: TypeAlias = tuple[tuple[str, ...], Render, str | None, tuple[str, ...], tuple[str, str]]
+"""Columns, row to text, template to be said once, columns that are needed, and the text before and after the first."""
+
+
+def _compile_braces(source: str) -> _Compiled:
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
@@ -225,14 +245,17 @@ def _compile_braces(source: str) -> tuple[tuple[str, ...], Render, str | None, t
             "Prompt(..., syntax='jinja2')."
         )
     hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
-    return columns, partial(_render_braces, tuple(parts)), hoisted, columns
+    first = next((at for at, (_, name) in enumerate(parts) if name is not None), len(parts))
+    literals = [literal for literal, _ in parts]
+    texts = "".join(literals[: first + 1]), "".join(literals[first + 1 :])
+    return columns, partial(_render_braces, tuple(parts)), hoisted, columns, texts
 
 
 def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
     return "".join([literal + (write_cell(row[name]) if name is not None else "") for literal, name in parts])
 
 
-def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None, tuple[str, ...]]:
+def _compile_jinja2(source: str) -> _Compiled:
     from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -262,7 +285,14 @@ def _compile_jinja2(source: str) -> tuple[tuple[str, ...], Render, str | None, t
     def render(row: Mapping[str, Any]) -> str:
         return template.render({name: with_sorted_sets(row[name]) for name in ordered})
 
-    return tuple(ordered), render, hoisted, needed
+    return tuple(ordered), render, hoisted, needed, _fixed_texts(pieces)
+
+
+def _fixed_texts(pieces: Sequence[Any]) -> tuple[str, str]:
+    """The text before the first piece of a Jinja2 template that depends on the row, and the text between the others."""
+    literals = [getattr(piece, "data", None) for piece in pieces]
+    first = next((at for at, literal in enumerate(literals) if literal is None), len(literals))
+    return "".join(map(str, literals[:first])), "".join(literal for literal in literals[first:] if literal)
 
 
 def _names_read_always(node: Any) -> set[str]:
@@ -276,6 +306,33 @@ def _names_read_always(node: Any) -> set[str]:
     if isinstance(node, nodes.Name):
         return {node.name}
     return {name for child in node.iter_child_nodes() for name in _names_read_always(child)}
+
+
+_LEAST_AFTER, _LEAST_FIXED = 128, 512
+"""Tokens after the first column that are worth a word, and of all fixed text: no provider caches less."""
+
+
+def _estimate_tokens(text: str) -> int:
+    return -(-len(text) // 4)
+
+
+def explain_uncacheable(prompt: CompiledPrompt, count: Callable[[str], int] = _estimate_tokens) -> str | None:
+    """What of `prompt` no prompt cache can reuse since it comes after the first column; `None` if that is little.
+
+    Args:
+        prompt: As it is sent with one row a call; with several, instructions come first in any case.
+        count: Text to tokens.
+    """
+    after = count(prompt.rest)
+    fixed = after + count(prompt.lead) + sum(count(message.content) for message in prompt.head)
+    if after < _LEAST_AFTER or fixed < _LEAST_FIXED:
+        return None
+    column = f"{{{prompt.columns[0]}}}"
+    return (
+        f"About {after:,} tokens of the prompt come after its first column, {column}. A provider's prompt cache reuses "
+        f"only what calls begin with, so they are paid in full for every row. Move {column} to the end, or what is the "
+        "same for every row into system; either changes the question, so rows are asked again."
+    )
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -269,8 +269,10 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
         call = call if schema is not None else in_words(call)
     body = dict(fixed)
     *before, row = call.messages
-    blocks: list[dict[str, Json]] = [{"type": "text", "text": message.content} for message in before]
-    if blocks and call.cache_prefix:
+    start, rest = row.content[: call.fixed_chars], row.content[call.fixed_chars :]
+    in_row = call.cache_prefix and bool(start.strip() and rest.strip())
+    blocks: list[dict[str, Json]] = [_block(message.content) for message in before]
+    if blocks and call.cache_prefix and not in_row:
         blocks[-1]["cache_control"] = mark
     has_system = bool(before) and before[0].role == "system"
     if has_system:
@@ -278,7 +280,10 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
     messages = [{"role": message.role, "content": [block]} for message, block in zip(before, blocks, strict=True)][
         has_system:
     ]
-    body["messages"] = [*messages, {"role": row.role, "content": row.content}]
+    content: Json = row.content
+    if in_row:
+        content = [{**_block(start), "cache_control": mark}, _block(rest)]
+    body["messages"] = [*messages, {"role": row.role, "content": content}]
     if schema is not None and structure == "json_schema":
         form = {"type": "json_schema", "schema": orjson.Fragment(schema)}
         body["output_config"] = {**(body.get("output_config") or {}), "format": form}
@@ -289,3 +294,7 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
 
 
 _TOOL_USE = "Takes the answer."
+
+
+def _block(text: str) -> dict[str, Json]:
+    return {"type": "text", "text": text}

@@ -14,6 +14,7 @@ from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, Ref
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_errors import ADVICE
+from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.reply_text import strip_fence, strip_reasoning
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
@@ -65,6 +66,7 @@ class OpenAIModel:
     ) -> None:
         temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
         self._fixed = {**fixed, **temperature, **request_fields(spec)}
+        self._cache_key_field = cache_key_field(urlsplit(url).hostname)
         self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._form, self._max_output_tokens = form, spec.max_output_tokens
         self._heeds_schemas = False  # as far as is known
@@ -117,6 +119,8 @@ class OpenAIModel:
 
     def _write(self, call: Call) -> bytes:
         fixed = {**self._fixed, **self._tier_fields[call.tier]}
+        if self._cache_key_field and call.cache_prefix:
+            fixed = {self._cache_key_field: prefix_id(prefix_of(call)), **fixed}
         if self._max_output_tokens is not None:
             fixed = {**fixed, self._form.limit_field: self._max_output_tokens}
         return chat_body(fixed, call, self._form)

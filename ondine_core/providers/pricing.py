@@ -23,6 +23,7 @@ __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price"
 _LOCAL = ("llama_cpp", "mlx", "scripted")
 _INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
+_CACHE_WRITE_1H = f"{_CACHE_WRITE}_above_1hr"
 _REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
 _DEARER: Mapping[str, tuple[str, ...]] = {
     "speed": ("fast",),
@@ -49,6 +50,7 @@ class Price:
             than the number it comes with.
         cache_write: For what of the prompt the provider put into its cache; `None` if that costs as much as the rest.
         per_request: For each request, whatever its length, such as the fee of a model that searches the web.
+        cache_write_1h: For what of the prompt is kept there for an hour; `None` if that costs as much as the rest.
     """
 
     input: Decimal
@@ -58,9 +60,10 @@ class Price:
     beyond: tuple[tuple[int, Price], ...] = ()
     cache_write: Decimal | None = None
     per_request: Decimal = Decimal(0)
+    cache_write_1h: Decimal | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input", "output", "cached_input", "reasoning", "cache_write", "per_request"):
+        for name in ("input", "output", "cached_input", "reasoning", "cache_write", "per_request", "cache_write_1h"):
             usd: Decimal | None = getattr(self, name)
             if usd is not None and not (usd.is_finite() and usd >= 0):
                 raise ConfigError(f"{name}={str(usd)!r} of a price must be USD, 0 or more.")
@@ -107,6 +110,11 @@ class Price:
         return self.input if self.cache_write is None else self.cache_write
 
     @property
+    def keeping_1h(self) -> Decimal:
+        """For a token that the provider keeps in its cache for an hour."""
+        return self.keeping if self.cache_write_1h is None else self.cache_write_1h
+
+    @property
     def thinking(self) -> Decimal:
         """For a token of reasoning."""
         return self.output if self.reasoning is None else self.reasoning
@@ -114,7 +122,7 @@ class Price:
     @property
     def dearest_input(self) -> Decimal:
         """For a token of the prompt, whatever becomes of it."""
-        return max(self.input, self.cached_input, self.keeping)
+        return max(self.input, self.cached_input, self.keeping, self.keeping_1h)
 
     @property
     def dearest_output(self) -> Decimal:
@@ -135,7 +143,8 @@ def _cost_at(price: Price, usage: Usage, unexplained_usd: Decimal) -> Decimal:
         price.per_request
         + fresh * price.input
         + usage.cached_input_tokens * price.cached_input
-        + usage.cache_write_tokens * price.keeping
+        + (usage.cache_write_tokens - usage.cache_write_1h_tokens) * price.keeping
+        + usage.cache_write_1h_tokens * price.keeping_1h
         + plain * price.output
         + usage.reasoning_tokens * price.thinking
         + usage.unexplained_tokens * unexplained_usd
@@ -146,19 +155,24 @@ FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 """The price of a model that runs in this process."""
 
 
-def find_price(model: str, params: Mapping[str, Json] | None = None, tier: Tier = "standard") -> Price | None:
+def find_price(
+    model: str, params: Mapping[str, Json] | None = None, tier: Tier = "standard", *, hour: bool = False
+) -> Price | None:
     """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
 
     Args:
         model: Provider and name.
         params: Further request fields, which may change the fee of a request.
         tier: The price class; a model that is not listed with prices of its own for it has none.
+        hour: Whether prompts are kept in the provider's cache for an hour, which may cost more.
     """
     if model.partition("/")[0] in _LOCAL:
         return FREE
     entry = find_entry(model) or {}
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
     at_tier = entry if tier == "standard" else _at_tier(entry, tier)
+    if not hour:
+        at_tier = {name: usd for name, usd in at_tier.items() if not name.startswith(_CACHE_WRITE_1H)}
     prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(at_tier)]
     return replace(prices[0][1], beyond=tuple(prices[1:])) if prices else None
 
@@ -222,7 +236,7 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
         for length in sorted(lengths):
             above = {
                 name: entry.get(f"{name}_above_{length}k_tokens", entry.get(name))
-                for name in (_INPUT, _OUTPUT, _CACHED, _CACHE_WRITE)
+                for name in (_INPUT, _OUTPUT, _CACHED, _CACHE_WRITE, _CACHE_WRITE_1H)
             }
             # At xAI a prompt of exactly that length is a long one already.
             yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
@@ -274,7 +288,8 @@ def _listed(value: Json) -> list[Json]:
 
 def _price(entry: Mapping[str, Any]) -> Price:
     paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
-    cached, thinking, keeping = (entry.get(name) for name in (_CACHED, _REASONING, _CACHE_WRITE))
+    cached, thinking = entry.get(_CACHED), entry.get(_REASONING)
+    keeping, keeping_1h = entry.get(_CACHE_WRITE), entry.get(_CACHE_WRITE_1H)
     return Price(
         paid,
         answered,
@@ -282,6 +297,7 @@ def _price(entry: Mapping[str, Any]) -> Price:
         None if thinking is None else _usd(thinking),
         # Where the list says 0, writing is not charged on top of reading the prompt.
         cache_write=None if keeping is None else max(paid, _usd(keeping)),
+        cache_write_1h=None if keeping_1h is None else max(paid, _usd(keeping_1h)),
     )
 
 

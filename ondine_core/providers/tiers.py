@@ -106,7 +106,7 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
     prices: dict[Tier, Price] = {}
     for tier in get_args(Tier):
         listed: Tier = "standard" if provider and tier in provider.at_list_price else tier
-        price = find_price(spec.listed_as, spec.params, listed)
+        price = find_price(spec.listed_as, spec.params, listed, hour=spec.prompt_cache == "1h")
         if price is not None:
             prices[tier] = price
     return prices

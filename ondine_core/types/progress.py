@@ -25,6 +25,8 @@ class Spend:
         stages: The requests that were billed, by why they were made.
         at_most_calls: How many of them are in `usd` with the most that they can cost, since the provider did not say.
         unknown_usd: The most that the unknown ones may have cost, in addition; `None` when that is not known.
+        cache_saved_usd: How much more the replies would have cost without the provider's prompt cache; less than 0
+            where writing to it cost more than reading saved.
     """
 
     calls: int = 0
@@ -35,6 +37,7 @@ class Spend:
     stages: Mapping[CallReason, UsageTotals] = field(default_factory=dict)
     at_most_calls: int = 0
     unknown_usd: Decimal | None = Decimal(0)
+    cache_saved_usd: Decimal = Decimal(0)
 
     def __add__(self, other: Spend) -> Spend:
         """Both together; a cost is known if both are."""
@@ -51,6 +54,7 @@ class Spend:
             stages,
             self.at_most_calls + other.at_most_calls,
             add_usd(self.unknown_usd, other.unknown_usd),
+            self.cache_saved_usd + other.cache_saved_usd,
         )
 
     def __str__(self) -> str:

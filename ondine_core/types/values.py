@@ -41,11 +41,11 @@ Key: TypeAlias = bytes
 Tier: TypeAlias = Literal["standard", "flex", "priority"]
 """A provider's price class: what a call costs, and how long it may wait. It is in no answer's key."""
 
+PromptCache: TypeAlias = Literal["auto", "off", "1h"]
+"""Whether the fixed part of prompts is kept in the provider's cache, and for how long. It is in no answer's key."""
+
 _TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0}
 """Calls at the flex tier wait for capacity at the provider; OpenAI recommends a quarter of an hour."""
-
-PromptCache: TypeAlias = Literal["auto", "off", "1h"]
-"""Whether the provider caches what all calls begin with: for as long as it usually does, not at all, or for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ class ModelSpec:
         settings: What only this provider knows of, such as an API version; it says itself what is valid.
         provider_name: What the provider is called in reports, where the model's name does not tell.
         tier: The provider's price class; not every model has every one.
-        prompt_cache: Whether the provider caches what all calls begin with; it is in no answer's key.
+        prompt_cache: Whether the provider is asked to cache the fixed part of prompts: `"auto"`, `"off"`, or `"1h"`,
+            for an hour at a higher price for writing, where there is a choice.
         reasoning_effort: How much a model thinks before it answers, as in `"low"`; `None` leaves it to the provider.
     """
 
@@ -154,13 +155,16 @@ class Call:
         json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
         fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
         tier: The price class in which it is asked.
-        cache_prefix: Whether the provider is to cache everything before the last message, where it has to be told.
+        fixed_chars: So many characters at the start of the last message are the same for every row; the messages before
+            it are the same as a whole.
+        cache_prefix: Whether other calls begin with the same part, so that the provider should cache it.
     """
 
     messages: tuple[Message, ...]
     json_schema: bytes | None = None
     fixed: str = field(default="", repr=False, compare=False)
     tier: Tier = "standard"
+    fixed_chars: int = field(default=0, compare=False)
     cache_prefix: bool = False
 
 

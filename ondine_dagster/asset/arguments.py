@@ -20,7 +20,7 @@ import dagster as dg
 from ondine_core.engine.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.template import Prompt
-from ondine_core.types.values import ModelSpec, OnMissing, Tier
+from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, Tier
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.plan import OnRowError
 
@@ -188,6 +188,10 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tier": (
         lambda value: value is None or (isinstance(value, str) and value in typing.get_args(Tier)),
         f"one of {', '.join(map(repr, typing.get_args(Tier)))}, or None for the resource's",
+    ),
+    "prompt_cache": (
+        lambda value: value is None or (isinstance(value, str) and value in typing.get_args(PromptCache)),
+        f"one of {', '.join(map(repr, typing.get_args(PromptCache)))}, or None for the resource's",
     ),
     "keep_replies": (lambda value: isinstance(value, bool), "True or False"),
 }

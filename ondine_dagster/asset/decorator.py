@@ -20,7 +20,7 @@ from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason, Tier
+from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.asset.arguments import check_function, check_twin, with_valid_arguments
 from ondine_dagster.asset.definition import check_arguments, code_version, definition_metadata, key_of, unknown_argument
 from ondine_dagster.asset.enrichment import AssetArguments, LLMAssetArguments
@@ -60,6 +60,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
     tier: Tier | None = None,
+    prompt_cache: PromptCache | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Unpack[AssetArguments],
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -113,6 +114,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         tier: The provider's price class, instead of the resource's: `"standard"`, `"flex"` (cheaper, waits for
             capacity) or `"priority"` (dearer). It is not part of an answer's identity; what the model does not have is
             an error when the step starts.
+        prompt_cache: Whether the provider is asked to cache the fixed part of prompts, instead of the resource's:
+            `"auto"`, `"off"`, or `"1h"`, for an hour where there is a choice. It is not part of an answer's identity.
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
             `DriftCheck`, `GoldenCheck`, or mappings with their `type` and arguments.
         **asset_arguments: Everything else `@dg.asset` takes.
@@ -142,13 +145,14 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             keep_replies=keep_replies,
             partition_by=partition_by,
             tier=tier,
+            prompt_cache=prompt_cache,
         )
         check_arguments(enrichment, asset_arguments)
         arguments = dict(asset_arguments)
         if not {"kinds", "compute_kind"} & arguments.keys():
             arguments["kinds"] = {"llm"}
         arguments["code_version"] = code_version(task, asset_arguments.get("code_version"))
-        metadata = definition_metadata(prompt, task, function)
+        metadata = definition_metadata(prompt, enrichment, function)
         arguments["metadata"] = metadata | dict(asset_arguments.get("metadata") or {})
         asked = resource_key or "llm"
         if model is not None:

@@ -17,7 +17,7 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task, check_columns
-from ondine_core.prompts.template import Prompt
+from ondine_core.prompts.template import Prompt, explain_uncacheable
 from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import check_partition_by
@@ -117,11 +117,14 @@ def code_version(task: Task, users: str | None) -> str:
     return f"{users}-{digest}" if users else digest
 
 
-def definition_metadata(prompt: str | Prompt, task: Task, function: Callable[..., Any]) -> dict[str, Any]:
-    """The prompt, the schema of an answer, and where both are written."""
+def definition_metadata(prompt: str | Prompt, enrichment: Enrichment, function: Callable[..., Any]) -> dict[str, Any]:
+    """The prompt, the schema of an answer, where both are written, and what would make the prompt cheaper."""
+    task = enrichment.task
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
     if schema := task.schema.json_schema:
         metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
+    if enrichment.batch_size == 1 and (advice := explain_uncacheable(task.prompt)):
+        metadata["ondine/prompt_advice"] = advice
     if task.prompt.preparation:
         metadata["ondine/preparation"] = str(task.prompt.preparation)
     with warnings.catch_warnings():

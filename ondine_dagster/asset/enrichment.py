@@ -11,7 +11,7 @@ import dagster as dg
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import ModelSpec, OnMissing, RetriedReason, Tier
+from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.types import Check
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import PartitionBy
@@ -79,6 +79,7 @@ class LLMAssetArguments(_SharedArguments, total=False):
     on_missing: OnMissing
     on_row_error: OnRowError
     partition_by: PartitionBy | None
+    prompt_cache: PromptCache | None
     resource_key: str | None
     retry_failed_rows: bool | Sequence[RetriedReason]
     sanitize: Sanitize | None

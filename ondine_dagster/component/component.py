@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.values import OnMissing, RetriedReason, Tier
+from ondine_core.types.values import OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.asset.decorator import llm_asset
 from ondine_dagster.component.check_fields import ResolvedChecks
 from ondine_dagster.component.fields import (
@@ -157,6 +157,14 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             "The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity) "
             "or 'priority' (dearer). Changing it asks nothing again.",
             Tier | str | None,
+        ),
+    ] = None
+    prompt_cache: Annotated[
+        PromptCache | None,
+        must_resolve(
+            "Whether the provider caches the fixed part of prompts, instead of the resource's: 'auto', 'off', or '1h' "
+            "for an hour, where there is a choice. Changing it asks nothing again.",
+            PromptCache | str | None,
         ),
     ] = None
     checks: ResolvedChecks = ()

@@ -34,6 +34,14 @@ class TierName(StrEnum):
     priority = "priority"
 
 
+class PromptCacheName(StrEnum):
+    """Whether the provider caches the fixed part of prompts in a run."""
+
+    auto = "auto"
+    off = "off"
+    hour = "1h"
+
+
 class LLMAssetConfig(StrictConfig):
     """Run config of an `llm_asset`. An asset function may take a subclass of it as `config`, with fields of its own."""
 
@@ -75,6 +83,11 @@ class LLMAssetConfig(StrictConfig):
         description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
         "waits for capacity) or 'priority' (dearer). It asks nothing again.",
     )
+    prompt_cache: PromptCacheName | None = Field(
+        default=None,
+        description="Whether the provider caches the fixed part of prompts in this run, instead of the asset's own: "
+        "'auto', 'off', or 'hour' for an hour where there is a choice. It asks nothing again.",
+    )
 
 
 def configure(
@@ -101,14 +114,18 @@ def configure(
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)
     if config.model in (None, spec.model):
-        return _at_tier(spec, config), options
+        return _asked_so(spec, config), options
     if opened:
         raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
-    return _at_tier(_another(spec, config.model), config), replace(options, price=None)
+    return _asked_so(_another(spec, config.model), config), replace(options, price=None)
 
 
-def _at_tier(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
-    return spec if config.tier is None else replace(spec, tier=config.tier.value)
+def _asked_so(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
+    if config.tier is not None:
+        spec = replace(spec, tier=config.tier.value)
+    if config.prompt_cache is not None:
+        spec = replace(spec, prompt_cache=config.prompt_cache.value)
+    return spec
 
 
 def _another(spec: ModelSpec, model: str) -> ModelSpec:

@@ -54,6 +54,11 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
     if preprocess_stats := report.preprocess_stats:
         metadata["ondine/rows_truncated"] = preprocess_stats.rows_truncated
         metadata["ondine/rows_sanitized"] = preprocess_stats.rows_sanitized
+    usage = progress.spend.usage
+    if usage.input_tokens:
+        metadata["ondine/cache_read_share"] = round(usage.cached_input_tokens / usage.input_tokens, 6)
+    if progress.spend.usd is not None:
+        metadata["ondine/cache_saved_usd"] = float(progress.spend.cache_saved_usd)
     audit = report.audit
     metadata |= {
         "ondine/requests_answered": audit.answered.calls,
@@ -215,6 +220,8 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         metadata["ondine/estimated_cost_by_tier"] = dg.MetadataValue.table(records, dg.TableSchema(columns))
     if found.sample:
         metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
+    if found.advice:
+        metadata["ondine/prompt_advice"] = found.advice
     if found.limited_by:
         metadata["ondine/batches_limited_by"] = found.limited_by
     if found.least_s:
@@ -239,6 +246,8 @@ def estimate_line(found: Estimate) -> str:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
     if found.rows_skipped:
         parts.append(f"{found.rows_skipped:,} rows skipped, since a column that the prompt reads is null or blank")
+    if found.advice:
+        parts.append(found.advice.removesuffix("."))
     if found.limited_by:
         parts.append(found.limited_by.removesuffix("."))
     if found.least_s:

@@ -21,7 +21,7 @@ from ondine_core.prompts.task import Task
 from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import OnMissing, RetriedReason, Tier
+from ondine_core.types.values import OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.golden import Ask
 from ondine_dagster.checks.types import Check
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
@@ -54,6 +54,7 @@ class Enrichment:
     keep_replies: bool = False
     partition_by: PartitionBy | None = None
     tier: Tier | None = None
+    prompt_cache: PromptCache | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def plan(
     )
     if enrichment.tier is not None:
         spec = replace(spec, tier=enrichment.tier)
+    if enrichment.prompt_cache is not None:
+        spec = replace(spec, prompt_cache=enrichment.prompt_cache)
     since = _created_at(context) if config.full_refresh else 0.0
     spec, options = configure(config, spec, options, opened=model is not None, since=since)
     return Plan(replace(enrichment.task, model=spec), options, model)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from decimal import Decimal
 from typing import get_args
 
@@ -35,7 +36,9 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
     total = sum(usages, Usage())
     stages = {"ask": UsageTotals(len(usages), total, PRICE.cost(total))} if usages else {}
     usd, lost_usd = PRICE.cost(total), Decimal(2 * lost)
-    assert tracker.spend == Spend(len(usages) + lost, len(usages), lost, total, usd, stages, unknown_usd=lost_usd)
+    saved = total.cached_input_tokens * (PRICE.input - PRICE.cached_input)
+    expected = Spend(len(usages) + lost, len(usages), lost, total, usd, stages, unknown_usd=lost_usd)
+    assert tracker.spend == replace(expected, cache_saved_usd=saved)
     assert sum((cost for cost in costs if cost is not None), Decimal(0)) == tracker.spend.usd
 
 

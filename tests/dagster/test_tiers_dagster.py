@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from ondine_core.errors import ConfigError
+from ondine_core.prompts.template import Prompt
 from ondine_core.providers.pricing import find_entry
 from ondine_dagster import LLMResource, build_llm_asset, llm_asset
 from tests.support.asking import echo_each
-from tests.support.meter import Meter, rates_of
+from tests.support.meter import Cache, Meter, rates_of
 from tests.support.provider import Provider
 
 MODEL = "openai/gpt-5-mini"
@@ -21,9 +22,13 @@ ARGUMENTS: dict[str, Any] = {"prompt": "Repeat: {text}", "output": {"answer": "s
 
 
 def run(
-    asset: dg.AssetsDefinition, resource: dict[str, Any], config: dict[str, Any] | None = None, model: str = MODEL
+    asset: dg.AssetsDefinition,
+    resource: dict[str, Any],
+    config: dict[str, Any] | None = None,
+    model: str = MODEL,
+    meter: Meter | None = None,
 ) -> tuple[dg.ExecuteInProcessResult, list[Any], Meter]:
-    meter = Meter(
+    meter = meter or Meter(
         {"default": rates_of(ENTRY), "flex": rates_of(ENTRY, "flex"), "priority": rates_of(ENTRY, "priority")}
     )
     with Provider(echo_each, meter=meter) as provider:
@@ -90,3 +95,36 @@ def test_a_dry_run_shows_the_cost_of_each_tier_side_by_side() -> None:
     assert usd["standard"] == found["ondine/estimated_cost_usd"].value
     assert usd["flex"] == pytest.approx(usd["standard"] / 2)
     assert usd["priority"] > usd["standard"]
+
+
+LONG = "one two six ten " * 300
+
+
+@pytest.mark.parametrize("config", [{}, {"prompt_cache": "off"}])
+def test_what_the_cache_read_and_saved_is_in_the_metadata(config: dict[str, Any]) -> None:
+    """The Launchpad can turn it off for a run; a provider whose cache is automatic reads from it all the same."""
+    meter = Meter({"default": rates_of(ENTRY)}, Cache())
+    prompt = Prompt("Repeat: {text}", system=LONG)
+    asset = llm_asset(prompt=prompt, output={"answer": "string"}, prompt_cache="auto", name="shouts")(rows)
+    result, _, _ = run(asset, {"max_concurrency": 1}, config, meter=meter)
+    (event,) = result.asset_materializations_for_node("shouts")
+    assert event.metadata["ondine/cache_read_share"].value == pytest.approx(
+        meter.read_tokens / meter.input_tokens, abs=1e-6
+    )
+    rates = rates_of(ENTRY)
+    assert event.metadata["ondine/cache_saved_usd"].value == float(meter.read_tokens * (rates.input - rates.read))
+    assert meter.read_tokens > 0
+
+
+def test_a_prompt_whose_instructions_come_last_is_told_at_definition_and_in_a_dry_run() -> None:
+    """Where rows travel alone; in batches the instructions come first in any case."""
+    prompt = "{text}\n" + LONG
+    asset = llm_asset(prompt=prompt, output={"answer": "string"}, name="shouts")(rows)
+    told = asset.metadata_by_key[asset.key]["ondine/prompt_advice"]
+    assert "Move {text} to the end" in str(told)
+    result, _, _ = run(asset, {}, {"dry_run": True})
+    (event,) = result.get_asset_observation_events()
+    advice = event.asset_observation_data.asset_observation.metadata["ondine/prompt_advice"]
+    assert "tokens of the prompt come after its first column, {text}" in str(advice.value)
+    batched = llm_asset(prompt=prompt, output={"answer": "string"}, batch_size=2, name="shouts")(rows)
+    assert "ondine/prompt_advice" not in batched.metadata_by_key[batched.key]

@@ -30,11 +30,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cache:
-    """What a provider caches: prefixes from so many tokens, in steps, for so long after their last use."""
+    """What a provider caches: prefixes from so many tokens, in steps, for so long after their last use.
+
+    With `is_marked`, only the prefix that a call marks, whatever its length is a multiple of.
+    """
 
     min_tokens: int = 1024
     step: int = 128
     life_s: float = 300.0
+    is_marked: bool = False
 
 
 def rates_of(entry: Mapping[str, Any], tier: str = "") -> Rates:
@@ -74,7 +78,8 @@ class Meter:
 
     Attributes:
         usd: The bill.
-        input_tokens, read_tokens: Of all calls, and of all but the first: what they sent, and what of it was cached.
+        input_tokens, read_tokens, written_tokens: What calls sent, and what of it was read from and put into the cache.
+        cacheable_tokens: What of all calls but the first could have been read.
         by_tier: Calls by the tier at which they were answered.
     """
 
@@ -88,17 +93,19 @@ class Meter:
         self._rates, self._cache, self._answered_at, self._now = rates, cache, answered_at, now
         self._alive_until: dict[bytes, float] = {}
         self.usd = Decimal(0)
-        self.calls = self.input_tokens = self.read_tokens = self.written_tokens = 0
+        self.calls = self.input_tokens = self.read_tokens = self.written_tokens = self.cacheable_tokens = 0
         self.by_tier: dict[str, int] = {}
 
-    def bill(self, prompt: str, answer: str, asked_tier: str) -> tuple[dict[str, Any], str]:
-        """Bill a call; returns its usage as OpenAI writes it, and the tier that it was answered at."""
+    def bill(self, prompt: str, answer: str, asked_tier: str, marked: int | None = None) -> tuple[dict[str, Any], str]:
+        """Bill a call that marks so many characters; returns its usage as OpenAI writes it, and the tier."""
         tier = self._answered_at(asked_tier, self.calls)
-        sent, received, read = tokens_of(prompt), tokens_of(answer), self._read(prompt)
-        written = self._cacheable(prompt) - read if self._writes_cost(tier) else 0
+        sent, received, read = tokens_of(prompt), tokens_of(answer), self._read(prompt, marked)
+        cacheable = max(self._prefixes(prompt, marked), default=0)
+        written = cacheable - read if self._rates[tier].write > self._rates[tier].input else 0
         rates = self._rates[tier]
         fresh = sent - read - written
         self.usd += fresh * rates.input + read * rates.read + written * rates.write + received * rates.output
+        self.cacheable_tokens += cacheable if self.calls else 0
         self.calls += 1
         self.input_tokens += sent
         self.read_tokens += read
@@ -107,27 +114,24 @@ class Meter:
         details = {"cached_tokens": read, **({"cache_write_tokens": written} if written else {})}
         return {"prompt_tokens": sent, "completion_tokens": received, "prompt_tokens_details": details}, tier
 
-    def keep(self, prompt: str) -> None:
+    def keep(self, prompt: str, marked: int | None = None) -> None:
         """The call with this prompt is answered: from now on its prefixes are cached."""
         if self._cache:
-            for prefix in self._prefixes(prompt).values():
+            for prefix in self._prefixes(prompt, marked).values():
                 self._alive_until[prefix] = self._now() + self._cache.life_s
 
-    def _read(self, prompt: str) -> int:
-        now = self._now()
-        alive = [length for length, prefix in self._prefixes(prompt).items() if self._alive_until.get(prefix, 0) > now]
-        return max(alive, default=0)
+    def _read(self, prompt: str, marked: int | None) -> int:
+        now, prefixes = self._now(), self._prefixes(prompt, marked)
+        return max((length for length, prefix in prefixes.items() if self._alive_until.get(prefix, 0) > now), default=0)
 
-    def _cacheable(self, prompt: str) -> int:
-        return max(self._prefixes(prompt), default=0)
-
-    def _writes_cost(self, tier: str) -> bool:
-        return self._rates[tier].write > self._rates[tier].input
-
-    def _prefixes(self, prompt: str) -> dict[int, bytes]:
+    def _prefixes(self, prompt: str, marked: int | None) -> dict[int, bytes]:
         """Digests of the prefixes that can be cached, by their tokens."""
         if self._cache is None:
             return {}
+        if self._cache.is_marked:
+            length = tokens_of(prompt[:marked]) if marked else 0
+            long_enough = length >= self._cache.min_tokens
+            return {length: blake2b(prompt[:marked].encode(), digest_size=12).digest()} if long_enough else {}
         first = -(-self._cache.min_tokens // self._cache.step) * self._cache.step
         digest, done, found = blake2b(digest_size=12), 0, {}
         for length in range(first, tokens_of(prompt) + 1, self._cache.step):

@@ -1,0 +1,84 @@
+"""Prompt caches of providers: what is cached from how many tokens on, for how long, and which calls share a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+
+import orjson
+
+from ondine_core.providers.pricing import find_entry
+from ondine_core.types.values import Call, Message, ModelSpec
+
+__all__ = ["CacheRule", "Prefix", "cache_key_field", "find_cache_rule", "prefix_id", "prefix_of"]
+
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRule:
+    """What a provider caches. An entry exists once the first call with its prefix is answered.
+
+    Args:
+        min_tokens: A shorter prefix is not cached; the list may know another figure of a model.
+        life_s: Seconds from its last use for which an entry lives, at least.
+        has_hour: Whether a life of an hour can be asked for.
+    """
+
+    min_tokens: int = 1024
+    life_s: float = 300.0
+    has_hour: bool = False
+
+
+_PROVIDERS: Mapping[str, CacheRule] = {
+    "openai": CacheRule(),
+    "azure": CacheRule(),
+    "anthropic": CacheRule(has_hour=True),
+    "gemini": CacheRule(min_tokens=2048),
+    "groq": CacheRule(),
+    "mistral": CacheRule(),
+    "deepseek": CacheRule(min_tokens=64),
+    "xai": CacheRule(),
+}
+_KEY_FIELDS: Mapping[str, str] = {"api.openai.com": "prompt_cache_key", "api.mistral.ai": "prompt_cache_key"}
+"""The request field that brings calls with one prefix together, by host: other servers may refuse it."""
+
+
+def find_cache_rule(spec: ModelSpec) -> CacheRule | None:
+    """What is cached of the calls to the model of `spec`; `None` if nothing is known, or if it is turned off."""
+    rule = _PROVIDERS.get(spec.model.partition("/")[0])
+    if rule is None or spec.prompt_cache == "off":
+        return None
+    listed = (find_entry(spec.listed_as) or {}).get("prompt_cache_min_tokens")
+    life_s = _HOUR_S if spec.prompt_cache == "1h" and rule.has_hour else rule.life_s
+    return replace(rule, min_tokens=int(listed or rule.min_tokens), life_s=life_s)
+
+
+def cache_key_field(host: str | None) -> str | None:
+    """The request field for the identity of a prefix at the server `host`, if it has one."""
+    return _KEY_FIELDS.get(host or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The part of a call that is the same for every row: schema, messages, and the start of the last message."""
+
+    json_schema: bytes | None
+    messages: tuple[Message, ...]
+    start: str
+
+
+def prefix_of(call: Call) -> Prefix:
+    """The fixed part of `call`."""
+    *before, last = call.messages
+    return Prefix(call.json_schema, tuple(before), last.content[: call.fixed_chars])
+
+
+@lru_cache(maxsize=64)
+def prefix_id(prefix: Prefix) -> str:
+    """An identity of `prefix`, the same in every process: 32 hexadecimal characters."""
+    parts = [[message.role, message.content] for message in prefix.messages]
+    text = orjson.dumps([(prefix.json_schema or b"").decode(), parts, prefix.start])
+    return blake2b(text, digest_size=16).hexdigest()
