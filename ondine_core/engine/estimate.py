@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
+from operator import add
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import orjson
@@ -35,6 +36,7 @@ from ondine_core.prompts.task import Task, cache_key, check_columns
 from ondine_core.prompts.template import explain_uncacheable
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
 from ondine_core.providers.pricing import Price
+from ondine_core.providers.reasoning import expected_reasoning_tokens
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.providers.tokenizer import counter
 from ondine_core.tables import read
@@ -76,13 +78,14 @@ class Estimate:
         prompts_left: Those of them that would be asked.
         calls: Calls that would carry them if all went well, those that calibrate among them.
         input_tokens: Of these calls.
-        output_tokens: Of their replies.
+        output_tokens: Of their replies, thinking included.
         usd: What they cost, `None` when the price is unknown.
         least_s: Seconds that they take at least, by the rates that are set; 0 without any.
         sample: Calls about the first rows, as they would be sent.
         limited_by: What makes calls carry fewer rows than asked for, in a sentence; `None` if nothing does.
         usd_by_tier: What they cost at each price tier that the model has, as far as that is known.
         advice: What of the prompt no prompt cache can reuse, and what to move; `None` if that is little.
+        reasoning_tokens: Which of the output tokens are thinking.
     """
 
     rows: int
@@ -100,6 +103,7 @@ class Estimate:
     limited_by: str | None = None
     usd_by_tier: Mapping[Tier, Range[Decimal]] = field(default_factory=dict)
     advice: str | None = None
+    reasoning_tokens: Range[int] = (0, 0, 0)
 
 
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -141,8 +145,10 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
                 packed.update(len(batch.items) for batch in asked)
                 tokens += await _count_input(asked, task, options.policy.strategy, count)
             limited_by = limited_by or part.explain()
-    output = lengths.of_all(packed)
     calls = packed.total()
+    least, likely, most = (thought * calls for thought in expected_reasoning_tokens(task.model))
+    thoughts = least, likely, most
+    output = _add(lengths.of_all(packed), thoughts)
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
@@ -153,7 +159,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         calls=calls,
         input_tokens=tokens,
         output_tokens=output,
-        usd=_cost(runtime.price, calls, tokens, output),
+        usd=_cost(runtime.price, calls, tokens, output, thoughts),
         least_s=_least_s(options.rates, calls, tokens + output[0]),
         sample=_sample_calls(
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
@@ -163,8 +169,9 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         usd_by_tier={
             tier: usd
             for tier in find_tiers(task.model)
-            if (usd := _cost((runtime.tier_prices or {}).get(tier), calls, tokens, output)) is not None
+            if (usd := _cost((runtime.tier_prices or {}).get(tier), calls, tokens, output, thoughts)) is not None
         },
+        reasoning_tokens=thoughts,
     )
 
 
@@ -323,13 +330,23 @@ def _parts(
     yield part(pending, size)
 
 
-def _cost(price: Price | None, calls: int, tokens: int, replies: Range[int]) -> Range[Decimal] | None:
+def _add(some: Range[int], others: Range[int]) -> Range[int]:
+    least, likely, most = map(add, some, others)
+    return least, likely, most
+
+
+def _cost(
+    price: Price | None, calls: int, tokens: int, replies: Range[int], thoughts: Range[int]
+) -> Range[Decimal] | None:
     if price is None:
         return None
     if not calls:
         return Decimal(0), Decimal(0), Decimal(0)
     # A price may depend on the length of a call, so it is that of the mean call, as often as there are calls.
-    least, likely, most = (price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls))) * calls for reply in replies)
+    least, likely, most = (
+        price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls), thought // calls)) * calls
+        for reply, thought in zip(replies, thoughts, strict=True)
+    )
     return least, likely, most * _AGAIN
 
 

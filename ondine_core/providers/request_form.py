@@ -21,6 +21,7 @@ __all__ = [
     "LimitField",
     "RequestForm",
     "Structure",
+    "always_reasons",
     "check_temperature",
     "limit_field_of",
 ]
@@ -135,6 +136,11 @@ def limit_field_of(spec: ModelSpec, model: str) -> LimitField:
     return found
 
 
+def always_reasons(model: str) -> bool:
+    """Whether the name of a model is one of OpenAI's that reason whatever they are asked: the o series and GPT-5."""
+    return _AT_ONE_TEMPERATURE.search(model.lower()) is not None
+
+
 def check_temperature(spec: ModelSpec, model: str) -> None:
     """Refuse a temperature that every call of `model` would be refused for.
 
@@ -146,7 +152,7 @@ def check_temperature(spec: ModelSpec, model: str) -> None:
     temperature = spec.params.get("temperature", spec.temperature)
     effort = spec.request_params.get("reasoning_effort")
     reasons = effort not in (None, "none") and _AT_ONE_WHILE_REASONING.search(model.lower())
-    if temperature not in (None, 1) and (reasons or _AT_ONE_TEMPERATURE.search(model.lower())):
+    if temperature not in (None, 1) and (reasons or always_reasons(model)):
         raise ConfigError(
             f"temperature={temperature!r}: {spec.model!r} is of a family of reasoning models, which take 1 only; "
             "leave it out."

@@ -133,6 +133,7 @@ def spend_metadata(spend: Spend) -> dict[str, Any]:
         "ondine/input_tokens": spend.usage.input_tokens,
         "ondine/cached_input_tokens": spend.usage.cached_input_tokens,
         "ondine/output_tokens": spend.usage.output_tokens,
+        "ondine/reasoning_tokens": spend.usage.reasoning_tokens,
         "ondine/cost_known": spend.usd is not None and not spend.at_most_calls and not spend.unknown,
         "ondine/cost": str(spend),
     }
@@ -206,6 +207,7 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         "ondine/estimated_output_tokens": likely,
         "ondine/estimated_output_tokens_least": least,
         "ondine/estimated_output_tokens_most": most,
+        "ondine/estimated_reasoning_tokens": found.reasoning_tokens[1],
         "ondine/cost_known": found.usd is not None,
     }
     if found.usd is not None:
@@ -237,7 +239,8 @@ def estimate_line(found: Estimate) -> str:
     least, likely, most = found.output_tokens
     parts = [
         f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
-        f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})",
+        f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})"
+        + (f", about {found.reasoning_tokens[1]:,} of them thinking" if found.reasoning_tokens[1] else ""),
         _price_line(found.usd),
     ]
     if len(found.usd_by_tier) > 1:

@@ -22,6 +22,7 @@ from ondine_core.engine.estimate import Estimate, estimate
 from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, make_up_answer
+from ondine_core.providers.pricing import find_price
 from ondine_core.providers.tokenizer import counter
 from ondine_core.store import open_store
 from ondine_core.types.values import Call, ModelSpec, Reply, Usage
@@ -237,3 +238,47 @@ def test_a_prompt_that_does_not_fit_the_window_is_no_call() -> None:
     found = asyncio.run(estimate(table, task, options, model))
     report = asyncio.run(answer(table, task, options, model))
     assert (found.calls, found.prompts_left, found.rows_unaskable) == (1, 1, 1) == (report.spend.calls, 1, 1)
+
+
+# -- thinking ------------------------------------------------------------------------------------------------------
+
+
+def thinking(model: str = "openai/gpt-5.4", **spec: Any) -> Estimate:
+    task = compile_task(PROMPT, {"loud": str}, ModelSpec(model, api_key="k", **spec))
+    return asyncio.run(estimate([{"text": str(n)} for n in range(10)], task, Options(store=":memory:")))
+
+
+def test_thinking_is_in_the_output_and_in_the_cost() -> None:
+    """More effort takes more, in tokens and money; how much is the likely figure of a range."""
+    none, low, high = (thinking(reasoning_effort=effort) for effort in ("none", "low", "high"))
+    assert none.reasoning_tokens == (0, 0, 0)
+    for some in (low, high):
+        assert some.output_tokens == tuple(map(sum, zip(none.output_tokens, some.reasoning_tokens, strict=True)))
+        assert some.usd is not None
+    assert low.reasoning_tokens[1] < high.reasoning_tokens[1]
+    assert none.usd is not None
+    price = find_price("openai/gpt-5.4")
+    assert price is not None
+    assert high.usd is not None
+    assert high.usd[1] - none.usd[1] == high.reasoning_tokens[1] * price.output
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "likely"),
+    [
+        ("openai/gpt-5-mini", {}, True),
+        ("openai/gpt-5.4", {}, False),
+        ("openai/gpt-4o-mini", {}, False),
+        ("anthropic/claude-opus-5-5", {}, True),
+        ("anthropic/claude-sonnet-4-5", {"params": {"thinking": {"type": "enabled", "budget_tokens": 4000}}}, True),
+        ("anthropic/claude-sonnet-4-5", {"params": {"reasoning_effort": "low"}}, True),
+    ],
+)
+def test_models_that_think_unasked_are_expected_to(model: str, spec: dict[str, Any], likely: bool) -> None:
+    """Those that always think, and those that are told to in any way."""
+    assert (thinking(model, **spec).reasoning_tokens[1] > 0) is likely
+
+
+def test_bound_on_output_tokens_bounds_thinking() -> None:
+    """It includes what a model thinks."""
+    assert thinking(reasoning_effort="high", max_output_tokens=300).reasoning_tokens == (2000, 3000, 3000)

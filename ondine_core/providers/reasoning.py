@@ -1,0 +1,59 @@
+"""Estimate the tokens that a model thinks for one call, before any call was made.
+
+No provider says beforehand how much a model thinks. These ranges are rough assumptions for short questions about rows
+of a table, not measurements. Replies count what was thought, and a bound on output tokens includes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ondine_core.providers.pricing import find_entry
+from ondine_core.providers.request_form import always_reasons
+from ondine_core.types.values import Json, ModelSpec
+
+__all__ = ["expected_reasoning_tokens"]
+
+_BY_EFFORT: Mapping[str, tuple[int, int, int]] = {
+    "none": (0, 0, 0),
+    "minimal": (0, 50, 500),
+    "low": (0, 200, 1_500),
+    "medium": (50, 600, 5_000),
+    "high": (200, 2_000, 15_000),
+    "xhigh": (400, 4_000, 30_000),
+    "max": (400, 6_000, 60_000),
+}
+"""At least, likely and at most, a call."""
+_DEFAULT = "medium"
+
+
+def expected_reasoning_tokens(spec: ModelSpec) -> tuple[int, int, int]:
+    """Tokens that the model of `spec` thinks for one call: at least, likely and at most."""
+    least, likely, most = _by_setting(spec)
+    bound = spec.max_output_tokens
+    return (least, likely, most) if bound is None else (min(least, bound), min(likely, bound), min(most, bound))
+
+
+def _by_setting(spec: ModelSpec) -> tuple[int, int, int]:
+    budget = _budget(spec.params.get("thinking"))
+    if budget is not None:
+        return 0, budget // 4, budget
+    effort = spec.request_params.get("reasoning_effort")
+    if effort is None and _thinks_unasked(spec):
+        effort = _DEFAULT
+    if effort is None:
+        return _BY_EFFORT["none"]
+    return _BY_EFFORT.get(str(effort), _BY_EFFORT[_DEFAULT])
+
+
+def _budget(thinking: Json) -> int | None:
+    """The tokens of thinking that a request of Anthropic's API allows."""
+    budget: Any = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    return budget if isinstance(budget, int) else None
+
+
+def _thinks_unasked(spec: ModelSpec) -> bool:
+    """Whether a model thinks although nobody says how much."""
+    entry = find_entry(spec.listed_as) or {}
+    return bool(entry.get("thinking_always_on")) or always_reasons(spec.listed_as)
