@@ -15,6 +15,7 @@ import orjson
 
 from ondine_core.errors import ConfigError
 from ondine_core.presets.catalog import PRESETS, WITHDRAWN
+from ondine_core.presets.cost import CostLine, Workload, compare_costs
 from ondine_core.presets.files import load_presets
 from ondine_core.providers.context_window import get_context_limit
 from ondine_core.providers.model_data import source as data_source
@@ -28,7 +29,9 @@ _HEADER = ("preset", "model", "input", "cached", "output", "window", "reply", "u
 
 
 def main(arguments: Sequence[str]) -> int:
-    """List presets; returns the exit code."""
+    """List presets, or with `cost` what many rows cost; returns the exit code."""
+    if arguments[:1] == ["cost"]:
+        return _show_costs(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m ondine_core.presets", description="List presets with prices and context windows."
     )
@@ -43,6 +46,78 @@ def main(arguments: Sequence[str]) -> int:
     facts = [_facts(name, spec) for name, spec in presets.items()]
     sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n" if options.json else _table(facts))
     return 0
+
+
+def _show_costs(arguments: Sequence[str]) -> int:
+    """Compare what a table costs with each preset; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ondine_core.presets cost",
+        description="What many rows cost, by model, price tier, prompt cache and rows a call.",
+    )
+    parser.add_argument("--rows", type=_count, default=1_000_000, help="rows of the table")
+    parser.add_argument("--input-tokens", type=_count, default=55, help="tokens of a row")
+    parser.add_argument("--output-tokens", type=_count, default=10, help="tokens of an answer")
+    parser.add_argument("--prefix-tokens", type=_count, default=400, help="tokens that are the same for every row")
+    parser.add_argument("--batch-size", type=_count, default=20, help="rows a call, besides one")
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null is not to be had")
+    options = parser.parse_args(arguments)
+    work = Workload(options.rows, options.input_tokens, options.output_tokens, options.prefix_tokens)
+    sizes = sorted({1, options.batch_size})
+    lines = sorted(compare_costs(PRESETS.values(), work, sizes), key=lambda line: line.usd[1][0])
+    if options.json:
+        facts = [
+            {
+                "model": line.model,
+                "tier": line.tier,
+                "usd": [
+                    {"rows_a_call": size, "plain": float(plain), "cached": None if cached is None else float(cached)}
+                    for size, (plain, cached) in line.usd.items()
+                ],
+            }
+            for line in lines
+        ]
+        sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return 0
+    sys.stdout.write(_cost_table(work, sizes, lines))
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _cost_table(work: Workload, sizes: Sequence[int], lines: Sequence[CostLine]) -> str:
+    header = ["model", "tier"]
+    for size in sizes:
+        rows = "1 row" if size == 1 else f"{size} rows"
+        header += [f"{rows} a call", "cached"]
+    table = [header]
+    for line in lines:
+        cells = [line.model, line.tier]
+        for plain, cached in line.usd.values():
+            cells += [f"{plain:,.2f}", "-" if cached is None else f"{cached:,.2f}"]
+        table.append(cells)
+    about = (
+        f"USD for {work.rows:,} rows of {work.input_tokens:,} tokens, answers of {work.output_tokens:,} and "
+        f"{work.prefix_tokens:,} that are the same for every row.\n"
+        "-: no prompt cache, or the prefix is too short for it."
+    )
+    return "\n".join([*_aligned(table, first_figure=2), "", about, f"Prices from the data of {data_source()}."]) + "\n"
+
+
+def _aligned(rows: Sequence[Sequence[str]], first_figure: int) -> list[str]:
+    """The rows as lines; columns from `first_figure` on are figures, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index >= first_figure else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _facts(name: str, spec: ModelSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from ondine_core.errors import ConfigError
 from ondine_core.presets import PRESETS, load_presets, openai_compatible, preset
 from ondine_core.presets.__main__ import main
 from ondine_core.presets.catalog import FIELDS, WITHDRAWN, _Spec
+from ondine_core.presets.cost import Workload, cost_of
 from ondine_core.providers.context_window import get_context_limit
-from ondine_core.providers.pricing import find_entry, find_price
+from ondine_core.providers.pricing import Price, find_entry, find_price
 from ondine_core.types.values import ModelSpec
 
 HOSTED = ("openai", "anthropic", "groq", "together_ai", "azure")
@@ -341,3 +343,53 @@ def test_the_listing_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [line.split()[0] for line in listed.splitlines()[1:3]] == ["house", "cheap"]
     assert main([str(tmp_path / "missing.yaml")]) == 2
     assert capsys.readouterr().err.startswith("error: The presets in ")
+
+
+# -- what many rows cost -------------------------------------------------------------------------------------------
+
+
+PRICE = Price(Decimal("1e-6"), Decimal("5e-6"), Decimal("1e-7"), cache_write=Decimal("1.25e-6"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "cached", "usd"),
+    [
+        # 10 calls of 2,000 + 55 tokens, answers of 10.
+        (10, 1, False, "0.02105"),
+        # The first call writes 2,000 tokens to the cache, nine read them.
+        (10, 1, True, "0.00535"),
+        # 5 calls of 2,060 + 2 x 63 tokens, answers of 2 x 16.
+        (10, 2, False, "0.01173"),
+        (10, 2, True, "0.004829"),
+        # The last call has one row.
+        (3, 2, False, "0.004549"),
+    ],
+)
+def test_what_rows_cost_is_the_sum_of_their_calls(rows: int, batch_size: int, usd: str, *, cached: bool) -> None:
+    """By hand: input, cached input, writing to the cache, output, and what a batch adds."""
+    assert cost_of(Workload(rows, 55, 10, 2000), PRICE, batch_size, cached=cached) == Decimal(usd)
+
+
+def test_costs_are_compared_by_model_tier_cache_and_rows_a_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command of the guide; a prefix that is too short for a cache has no figure, and no figure is 0."""
+    figures = ["--rows", "1000000", "--input-tokens", "55", "--output-tokens", "10", "--prefix-tokens", "1500"]
+    assert main(["cost", *figures, "--json"]) == 0
+    lines = {(line["model"], line["tier"]): line["usd"] for line in json.loads(capsys.readouterr().out)}
+    alone, together = lines["openai/gpt-5-mini", "standard"]
+    assert alone["plain"] == pytest.approx(1e6 * (1555 * 2.5e-7 + 10 * 2e-6))
+    assert alone["cached"] == pytest.approx(1e6 * (1500 * 2.5e-8 + 55 * 2.5e-7 + 10 * 2e-6), rel=1e-4)
+    assert together["cached"] < together["plain"] < alone["cached"] < alone["plain"]
+    assert lines["openai/gpt-5-mini", "flex"][0]["plain"] == pytest.approx(alone["plain"] / 2)
+    assert not any(model.startswith(("mlx/", "llama_cpp/", "ollama/")) for model, _ in lines)
+    assert main(["cost", "--prefix-tokens", "400"]) == 0
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.split()[:2] == ["openai/gpt-5-mini", "standard"])
+    assert row.split()[1:] == ["standard", "133.75", "-", row.split()[4], "-"]
+
+
+@pytest.mark.parametrize("wrong", [["--rows", "0"], ["--rows", "many"], ["--unknown"]])
+def test_a_workload_that_is_none_is_an_error(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With the argument."""
+    with pytest.raises(SystemExit):
+        main(["cost", *wrong])
+    assert wrong[0] in capsys.readouterr().err

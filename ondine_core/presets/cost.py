@@ -1,0 +1,91 @@
+"""What many rows cost, by model, price tier, prompt cache and rows a call, from the price data that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from ondine_core.providers.pricing import FREE, Price
+from ondine_core.providers.prompt_cache import find_cache_rule
+from ondine_core.providers.tiers import find_tier_prices, find_tiers
+from ondine_core.types.values import ModelSpec, Tier, Usage
+
+__all__ = ["CostLine", "Workload", "compare_costs", "cost_of"]
+
+_TOLD, _ROW_AROUND, _ANSWER_AROUND = 60, 8, 6
+"""Tokens that a call with several rows adds: once for how to reply, and around each row and each answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A table to be asked about.
+
+    Args:
+        rows: How many rows.
+        input_tokens: Of a row.
+        output_tokens: Of an answer.
+        prefix_tokens: Of what is the same for every row: system message, instructions, examples, schema.
+    """
+
+    rows: int
+    input_tokens: int
+    output_tokens: int
+    prefix_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """What a workload costs with one model at one tier.
+
+    Args:
+        model: Provider and name.
+        tier: The price tier.
+        usd: By rows a call, without and with the prompt cache; `None` where the prefix is too short for it, or nothing
+            is known of one.
+    """
+
+    model: str
+    tier: Tier
+    usd: Mapping[int, tuple[Decimal, Decimal | None]]
+
+
+def compare_costs(specs: Iterable[ModelSpec], work: Workload, batch_sizes: Iterable[int]) -> Iterator[CostLine]:
+    """What `work` costs with each model that is billed by the token and whose price is known, at each of its tiers."""
+    sizes = tuple(batch_sizes)
+    for spec in specs:
+        prices, rule = find_tier_prices(spec), find_cache_rule(spec)
+        for tier in find_tiers(spec):
+            price = prices.get(tier)
+            if price is None or price == FREE:
+                continue
+            usd = {}
+            for size in sizes:
+                is_cached = rule is not None and _prefix(work, size) >= rule.min_tokens
+                cached = cost_of(work, price, size, cached=True) if is_cached else None
+                usd[size] = cost_of(work, price, size, cached=False), cached
+            yield CostLine(spec.model, tier, usd)
+
+
+def cost_of(work: Workload, price: Price, batch_size: int, *, cached: bool) -> Decimal:
+    """USD for `work` at one price, `batch_size` rows a call; with `cached` the first call writes the prefix."""
+    calls, left = divmod(work.rows, batch_size)
+    total = Decimal(0)
+    for rows, times in ((batch_size, calls), (left, 1)):
+        if rows and times:
+            total += times * price.cost(_usage(work, rows, batch_size, read=_prefix(work, batch_size) * cached))
+    if cached and work.rows:
+        prefix = _prefix(work, batch_size)
+        total += price.cost(Usage(prefix, 0, 0, 0, prefix)) - price.cost(Usage(prefix, prefix))
+    return total
+
+
+def _prefix(work: Workload, batch_size: int) -> int:
+    return work.prefix_tokens + (_TOLD if batch_size > 1 else 0)
+
+
+def _usage(work: Workload, rows: int, batch_size: int, *, read: int) -> Usage:
+    """The tokens of a call with so many rows, `read` of them from the cache."""
+    around = (_ROW_AROUND, _ANSWER_AROUND) if batch_size > 1 else (0, 0)
+    sent = _prefix(work, batch_size) + rows * (work.input_tokens + around[0])
+    return Usage(sent, read, rows * (work.output_tokens + around[1]))
