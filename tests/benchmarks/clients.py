@@ -18,6 +18,7 @@ from tests.benchmarks.workload import PROMPT, SCHEMA, Workload
 __all__ = ["CLIENTS", "Outcome"]
 
 _MODEL, _KEY = "bench", "no-key"
+_CLAUDE = "anthropic/claude-sonnet-4-5"
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
 
 
@@ -108,17 +109,20 @@ def openai_sdk(work: Workload) -> Run:
     return run
 
 
-def litellm_loop(work: Workload) -> Run:
+def litellm_loop(work: Workload, model: str = f"openai/{_MODEL}") -> Run:
     """A loop around litellm's `acompletion`."""
     import litellm
     import orjson
 
+    # The root of the API is what litellm wants for Anthropic.
+    base_url = work.base_url.removesuffix("/v1") if model.startswith("anthropic/") else work.base_url
+
     async def ask(text: str) -> tuple[Any, int, int]:
         completion: Any = await litellm.acompletion(
-            model=f"openai/{_MODEL}",
+            model=model,
             messages=_messages(text),
             response_format=_FORMAT,
-            base_url=work.base_url,
+            base_url=base_url,
             api_key=_KEY,
         )
         usage = completion.usage
@@ -128,7 +132,7 @@ def litellm_loop(work: Workload) -> Run:
     return lambda: _in_loops(work, ask)
 
 
-def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
+def ondine(work: Workload, observers: tuple[Any, ...] = (), model: str = f"openai_compatible/{_MODEL}") -> Run:
     """`ondine_core.enrich_sync`, answers kept in a file."""
     import aiohttp  # noqa: F401  (which its first call would import, and which the others have imported by then)
 
@@ -142,7 +146,7 @@ def ondine(work: Workload, observers: tuple[Any, ...] = ()) -> Run:
             {"review": work.reviews},
             prompt=PROMPT,
             output=SCHEMA,
-            model=ModelSpec(f"openai_compatible/{_MODEL}", api_key=_KEY, base_url=work.base_url),
+            model=ModelSpec(model, api_key=_KEY, base_url=work.base_url),
             options=Options(
                 store=work.store or ":memory:",
                 policy=Policy(max_concurrency=work.concurrency, batch_size=work.batch_size),
@@ -237,6 +241,8 @@ CLIENTS: dict[str, Callable[[Workload], Run]] = {
     "step": step,
     "openai": openai_sdk,
     "litellm": litellm_loop,
+    "ondine to Claude": partial(ondine, model=_CLAUDE),
+    "litellm to Claude": partial(litellm_loop, model=_CLAUDE),
     "plain step": plain_step,
     "step twice": step_twice,
     "store": store,

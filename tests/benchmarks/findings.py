@@ -72,6 +72,10 @@ def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     yield from one.difference("CPU ms/row beyond aiohttp's", "ondine", "aiohttp", cpu_ms, at_most=0.5)
     few = _Pairs(runs, "50 in flight")
     yield from few.ratio("rows/s with 50 in flight, beside aiohttp", "ondine", "aiohttp", rows_per_s, at_least=0.9)
+    claude = _Pairs(runs, "Anthropic")
+    yield from claude.ratio(
+        "rows/s to Anthropic, beside litellm", "ondine to Claude", "litellm to Claude", rows_per_s, at_least=5
+    )
     told = _Pairs(runs, "observers")
     yield from told.ratio("rows/s with all observers, beside none", "observed", "ondine", rows_per_s, at_least=0.95)
     together = _Pairs(runs, "batches")

@@ -1,4 +1,4 @@
-"""A chat-completions provider for load: one process that spends as little as possible on a request.
+"""A provider of chat completions and of Anthropic's messages for load, which spends as little as it can on a request.
 
 It reads HTTP by hand, which serves well-behaved clients on the loopback and nobody else. A limit counts requests in a
 window that slides; what exceeds it is turned away at once, with or without a word on when to come back.
@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -100,7 +101,8 @@ class Connection(asyncio.Protocol):
 
     def _serve(self, head: bytes, body: bytes) -> None:
         books = self._books
-        if not head.startswith(b"post /v1/chat/"):  # telemetry may be sent here, too
+        is_message = head.startswith(b"post /v1/messages")
+        if not is_message and not head.startswith(b"post /v1/chat/"):  # telemetry may be sent here, too
             self._write(_response(b"200 OK", orjson.dumps(books.report())))
             if b" /reset" in head:
                 books.reset()
@@ -114,34 +116,53 @@ class Connection(asyncio.Protocol):
             return
         books.in_flight += 1
         books.peak_in_flight = max(books.peak_in_flight, books.in_flight)
-        self._loop.call_later(books.latency_s, self._answer, body)
+        self._loop.call_later(books.latency_s, self._answer, body, _message if is_message else _completion)
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytes, write: Callable[[str, str, int, int], dict[str, Any]]) -> None:
         books, asked = self._books, orjson.loads(body)
-        text = asked["messages"][-1]["content"]
-        content = orjson.dumps(_answers(text)).decode()
-        sent, written = sum(len(message["content"]) for message in asked["messages"]) // 4, len(content) // 4
+        texts = [_text(message["content"]) for message in asked["messages"]]
+        content = orjson.dumps(_answers(texts[-1])).decode()
+        sent, written = sum(map(len, texts)) // 4, len(content) // 4
         books.in_flight -= 1
         books.input_tokens += sent
         books.output_tokens += written
         books.answered_at.append(time.monotonic())
-        message = {"role": "assistant", "content": content}
-        completion = {
-            "id": f"chatcmpl-{books.requests}",
-            "object": "chat.completion",
-            "created": 1,
-            "model": asked["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": sent, "completion_tokens": written, "total_tokens": sent + written},
-        }
-        self._write(_response(b"200 OK", orjson.dumps(completion)))
+        self._write(_response(b"200 OK", orjson.dumps(write(asked["model"], content, sent, written))))
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)  # type: ignore[attr-defined]  # it is a stream's
 
 
+def _completion(model: str, content: str, sent: int, written: int) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": sent, "completion_tokens": written, "total_tokens": sent + written},
+    }
+
+
+def _message(model: str, content: str, sent: int, written: int) -> dict[str, Any]:
+    return {
+        "id": "msg-1",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [{"type": "text", "text": content}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": sent, "output_tokens": written},
+    }
+
+
 _REFUSAL = b'{"error":{"message":"Rate limit reached.","type":"requests","code":"rate_limit_exceeded"}}'
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _answers(text: str) -> dict[str, Any]:

@@ -67,9 +67,14 @@ def _in_turn(scale: Scale, scenario: str, clients: tuple[str, ...], concurrency:
     with serving(LATENCY_MS) as server:
         for repetition in range(scale.repetitions):
             for client in clients:
-                rows = scale.slow_rows if client in ("openai", "litellm") else scale.rows
+                rows = scale.slow_rows if client.startswith(("openai", "litellm")) else scale.rows
                 found = _run(client, Workload(server.base_url, rows, concurrency), server)
                 yield {"scenario": scenario, "client": client, "repetition": repetition, **found}
+
+
+def anthropic(scale: Scale) -> Iterator[Measured]:
+    """Anthropic's messages API, by our own client and by litellm, with 256 calls in flight."""
+    yield from _in_turn(scale, "Anthropic", ("ondine to Claude", "litellm to Claude"), 256)
 
 
 def observers(scale: Scale) -> Iterator[Measured]:
@@ -156,6 +161,7 @@ def step_overhead(scale: Scale) -> Iterator[Measured]:
 SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
     "compare": compare,
     "few": compare_few,
+    "anthropic": anthropic,
     "observers": observers,
     "batches": batches,
     "cached": cached,
