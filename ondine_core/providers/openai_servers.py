@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import check_address
+from ondine_core.providers.anthropic_request import find_anthropic_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_settings, first_set
@@ -107,6 +108,8 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
 def find_address(spec: ModelSpec) -> str | None:
     """Where the model of `spec` is asked, as far as `spec`, the variables and the table say."""
     provider = spec.model.partition("/")[0]
+    if provider == "anthropic":
+        return find_anthropic_address(spec)
     server = SERVERS.get(provider)
     return spec.base_url or (_own_address(provider, server) if server else None)
 

@@ -15,6 +15,7 @@ import pytest
 from ondine_core import Call, ConfigError, FatalError, ModelSpec, RefusedError, Reply, TransientError, Usage
 from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers import connect
+from ondine_core.providers.openai_servers import find_address
 from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider, failing
 from tests.support.asking import one_call
@@ -211,6 +212,14 @@ def test_key_of_the_environment_goes_to_the_provider_only(
     elsewhere, there = (request.headers for request in provider.books.requests)
     assert KEY not in str(elsewhere)
     assert {name.lower(): sent for name, sent in there.items()}[header.lower()] == value
+
+
+def test_where_it_is_asked_is_known_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces and metrics name the server."""
+    for name in ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_address(ModelSpec(CLAUDE)) == "https://api.anthropic.com/v1/messages"
+    assert find_address(ModelSpec(CLAUDE, base_url="http://h:1/v1")) == "http://h:1/v1/messages"
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
