@@ -29,7 +29,8 @@ from tests.support.provider import Provider
 ROOT = Path(__file__).parents[2]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 DAY = "2026-01-05"
-PATIENCE_S = 150
+PATIENCE_S = 600
+"""Nothing is promised of how long Dagster and the browser take."""
 
 WORKSPACE = """
 load_from:

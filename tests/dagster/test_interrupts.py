@@ -39,13 +39,13 @@ class Place:
 
     def wait_for_rows(self, asset: str, count: int) -> None:
         """Until so many rows of an asset are answered."""
-        self.books[asset].wait_for(lambda books: books.answered >= count, 120)
+        self.books[asset].wait_for(lambda books: books.answered >= count, 600)
 
     def wait_until_stuck(self, asset: str) -> None:
         """Make the provider slow, until all calls that may be in flight are with it."""
         before = len(self.books[asset].requests)
         self.is_slow.set()
-        self.books[asset].wait_for(lambda books: len(books.requests) >= before + CONCURRENCY, 30)
+        self.books[asset].wait_for(lambda books: len(books.requests) >= before + CONCURRENCY, 120)
 
     def pids(self, run: str) -> tuple[int, int]:
         """The processes of a run: its step's latest, and its worker."""
@@ -174,11 +174,11 @@ def test_step_that_outlives_its_run_worker_is_waited_for(place: Place) -> None:
     assert is_running(orphan)
 
     again = place.deployment.launch("orphaned")
-    until(lambda: "Another process is at work" in place.deployment.log(again) or None, 120, "run that waits")
+    until(lambda: "Another process is at work" in place.deployment.log(again) or None, 600, "run that waits")
     assert place.books["orphaned"].answered < ROWS
     place.is_slow.clear()
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
-    until(lambda: len(place.deployment.materialized("orphaned")) == 2 or None, 60, "end of both steps")
+    until(lambda: len(place.deployment.materialized("orphaned")) == 2 or None, 600, "end of both steps")
     place.assert_complete("orphaned", 0)
     events = place.deployment.materialized("orphaned")
     assert sorted(event.metadata["ondine/requests"].value for event in events) == [0, ROWS]

@@ -25,7 +25,9 @@ import dagster as dg
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 600.0
+_END_TIMEOUT_S = 600.0
+"""Long enough for any machine: nothing is promised of how long Dagster itself takes."""
 _PAUSE_S = 0.1
 
 
@@ -187,7 +189,7 @@ class Deployment:
                     raise
                 return None
 
-        return str(until(repeat, 120, "new backfill")["backfillId"])
+        return str(until(repeat, _END_TIMEOUT_S, "new backfill")["backfillId"])
 
     def terminate(self, run: str) -> None:
         """Press Terminate."""
@@ -203,7 +205,7 @@ class Deployment:
 
     # -- what became of it ---------------------------------------------------------------------------------------------
 
-    def finished(self, run: str, within_s: float = 120.0) -> dg.DagsterRun:
+    def finished(self, run: str, within_s: float = _END_TIMEOUT_S) -> dg.DagsterRun:
         """The run, once it is over."""
 
         def look() -> dg.DagsterRun | None:
@@ -229,7 +231,7 @@ class Deployment:
         """The run that Dagster launched since another had failed."""
         return until(
             lambda: next((one.run_id for one in self.runs({"dagster/parent_run_id": run})), None),
-            120,
+            _END_TIMEOUT_S,
             "automatic retry",
         )
 
