@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "callers that are late leave together",
         "rate_limiter.py",
-        "if (wait_s := free_at - early_s - now) > 0:",
-        "if (wait_s := free_at - early_s - now) > 60:",
+        "free_at - early_s - now\n            if wait_s > 0:",
+        "free_at - early_s - now\n            if wait_s > 60:",
         "late_do_not_leave_together",
     ),
     Mutant("calls in flight are not counted", "concurrency.py", "self.in_flight += 1\n", "pass\n", "bounded"),
