@@ -1,0 +1,41 @@
+"""Words that the code had of its own, and the field's words that stand in their place: none of the old ones comes back."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+OLD = frozenset(
+    """
+    Errand Conclude _Fate Conclusion Verdict Means Terms Suspect Ticket Ending acquit blame Pacer _Flood ride_s Gate
+    Throttle Purse Cap Hold Sent Settled Line Stage Question Tally Told Feed Rest Notation Strategy Preparation
+    Treatment steady in_words watching wording Beginnings picker Evidence _say _rehearse letters on_trouble patience_s
+    errand fate purse tally notation ticket
+    """.split()
+)
+
+
+def names(file: Path) -> set[str]:
+    """The identifiers of a module, without its texts and comments."""
+    tokens = tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline)
+    return {token.string for token in tokens if token.type == tokenize.NAME}
+
+
+def test_the_code_speaks_the_field_s_language() -> None:
+    """No identifier of the two packages is a word that readers had to learn here."""
+    for package in ("ondine_core", "ondine_dagster"):
+        for file in (ROOT / package).rglob("*.py"):
+            found = names(file)
+            assert not found & OLD, file
+            assert not [name for name in found if name.startswith("longest_") and name.endswith("_s")], file
+
+
+def test_so_do_the_documents() -> None:
+    """Nor does a page name one of them as code, or speak of purses and books."""
+    for page in (*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+        text = page.read_text(encoding="utf-8")
+        assert not set(re.findall(r"`(\w+)`", text)) & OLD, page
+        assert not re.findall(r"\b(?:purses?|books|errand)\b", text), page
