@@ -140,7 +140,8 @@ def spec_of(model: ChatModel) -> ModelSpec:
         ConfigError: It is no `ChatModel`.
     """
     kind = type(model)
-    if missing := [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]:
+    missing = [name for name in ("max_concurrency", "max_batch_size", "aclose") if not hasattr(model, name)]
+    if missing:
         raise ConfigError(f"A {kind.__qualname__} cannot be asked: it lacks {missing[0]!r}, see ondine_core.ChatModel.")
     return ModelSpec(
         f"scripted/{model.name}" if isinstance(model, ScriptedModel) else f"{kind.__module__}/{kind.__qualname__}"

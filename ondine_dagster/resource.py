@@ -195,12 +195,15 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
             if type(model) is str:
                 _check_model(model)
-        if isinstance(params := given.get("params"), dict):
+        params = given.get("params")
+        if isinstance(params, dict):
             effort = plain.get("reasoning_effort")
             check_params(ModelSpec(plain.get("model", "the model"), params=params, reasoning_effort=effort))
-        if base_url := plain.get("base_url"):
+        base_url = plain.get("base_url")
+        if base_url:
             check_address(base_url)
-        if store := plain.get("store"):
+        store = plain.get("store")
+        if store:
             parse_address(store)
         return given
 
@@ -318,7 +321,8 @@ def store_warning(path: str, home: str | None = None) -> str | None:
     if address.kind == "postgres":
         return None
     path = address.text
-    if kind := network_file_system(path):
+    kind = network_file_system(path)
+    if kind:
         return (
             f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "
             "Set LLMResource(store=...) to a file on a local disk."
@@ -332,7 +336,8 @@ def store_warning(path: str, home: str | None = None) -> str | None:
             f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
             "Set DAGSTER_HOME, or LLMResource(store=...)."
         )
-    if kind := passing_file_system(path):
+    kind = passing_file_system(path)
+    if kind:
         return (
             f"The answer store {path!r} is lost with this container ({kind}), and other machines do not see it: every "
             "run may pay for every answer again. Set LLMResource(store=...) to a postgresql:// URL, or to a file on a "

@@ -77,7 +77,7 @@ class Caller:
         runtime: Runtime,
         policy: Policy,
         tracker: CostTracker,
-        gate: AdmissionQueue,
+        admission: AdmissionQueue,
         clock: Clock,
         others: OtherRuns,
         tier: Tier = "standard",
@@ -86,8 +86,13 @@ class Caller:
         self._prefixes = None if cache_life_s is None else CachedPrefixes(cache_life_s, clock.elapsed)
         self._tier = tier
         self._no_capacity_since: float | None = None  # and no answer since
-        self._model, self._origin, self._runtime, self._policy = model, origin, runtime, policy
-        self._tracker, self._gate, self._clock = tracker, gate, clock
+        self._model = model
+        self._origin = origin
+        self._runtime = runtime
+        self._policy = policy
+        self._tracker = tracker
+        self._admission = admission
+        self._clock = clock
         self._others, self._numbers = others, count()
         # Whatever is said in every call is counted once.
         self._count = lru_cache(maxsize=64)(runtime.count)
@@ -129,7 +134,9 @@ class Caller:
         """How long to wait until capacity is asked for again; when patience is at its end, the tier or the run ends."""
         if self._tier == "standard":
             return 0.0  # since this call left
-        retry, patience_s, now = self._policy.retry, self._policy.tier_patience_s, self._clock.elapsed()
+        retry = self._policy.retry
+        patience_s = self._policy.tier_patience_s
+        now = self._clock.elapsed()
         if self._no_capacity_since is None:
             self._no_capacity_since = now
         left_s = self._no_capacity_since + patience_s - now
@@ -147,7 +154,7 @@ class Caller:
 
     def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
         """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
-        since, retry = self._gate.limits.closed_since, self._policy.retry
+        since, retry = self._admission.limits.closed_since, self._policy.retry
         if (error.retry_after_s or 0.0) > retry.max_retry_after_s:
             # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
             if error.kind == "limited" and (error.retry_after_s or 0.0) <= _MAX_QUOTA_S:
@@ -183,7 +190,7 @@ class Caller:
 
     async def _make_in_turn(self, request: CallRequest) -> BatchResult:
         with self.interruptible():
-            slot = await self._gate.enter()
+            slot = await self._admission.enter()
         request = replace(request, call=replace(request.call, tier=self._tier))
         state = _CallState(slot)
         try:
@@ -207,10 +214,12 @@ class Caller:
         """Give the place back, once."""
         slot, state.slot = state.slot, None
         if slot is not None:
-            self._gate.leave(slot, state.ending, state.retry_after_s)
+            self._admission.leave(slot, state.ending, state.retry_after_s)
 
     async def _exchange(self, request: CallRequest, state: _CallState) -> BatchResult:
-        store, limiter, call = self._runtime.store, self._runtime.limiter, request.call
+        store = self._runtime.store
+        limiter = self._runtime.limiter
+        call = request.call
         tokens = self._expected_tokens(call) if limiter else 0
         if limiter:
             await self._book(limiter, request, tokens)
@@ -250,7 +259,7 @@ class Caller:
         outcome: Literal["answered", "refused"] = "refused" if usage is None else "answered"
         hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
         if hold_off_s:
-            self._gate.hold_off(hold_off_s)
+            self._admission.hold_off(hold_off_s)
         self._leave(state)
         settled = CallFinished(
             sent,
@@ -342,7 +351,7 @@ class Caller:
             else:
                 state.spent_usd = Decimal(0)
                 self._leave(state)
-                if self._gate.limits.closed_since is not None:
+                if self._admission.limits.closed_since is not None:
                     await self._tell_others(state.retry_after_s)
                 await self._runtime.store.settle(CallFinished(sent, "refused"))
             raise

@@ -55,7 +55,8 @@ class CostTracker:
 
         Some count reasoning apart from the bound on output tokens, or add to the prompt what was not sent.
         """
-        if bound := self._list_bound(call):
+        bound = self._list_bound(call)
+        if bound:
             self._excess = max(self._excess, usd / bound)
 
     def _list_bound(self, call: Call) -> Decimal | None:

@@ -95,7 +95,8 @@ def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
         ConfigError: It lacks a column, or cannot be prepared and rendered as it was then.
     """
     columns = definition.prompt.columns
-    if missing := [name for name in columns if name not in row]:
+    missing = [name for name in columns if name not in row]
+    if missing:
         raise ConfigError(f"The row lacks {missing[0]!r}; the prompt reads {', '.join(map(repr, columns))}.")
     if not definition.is_whole:
         raise ConfigError(

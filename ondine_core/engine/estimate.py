@@ -133,7 +133,9 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         pending = [(key, index) for key, index in first.items() if key not in known]
         count = _counter(task, runtime)
         lengths = await _measure_answers(task, seen, count)
-        packed, tokens, limited_by = Counter[int](), 0, None
+        packed = Counter[int]()
+        tokens = 0
+        limited_by = None
         oversize: set[Key] = set()
         window = options.policy.context_window or find_window(task.model)
         for part in _parts(pending, task, runtime, options, lengths):

@@ -18,7 +18,8 @@ def kept_reply(text: str, task: Task) -> str:
     """`text` without the key of the provider and what the sanitizer of `task` finds, cut if it is long."""
     is_cut = len(text) > _LONGEST_READ
     text = text[:_LONGEST_READ]
-    if key := task.model.api_key:
+    key = task.model.api_key
+    if key:
         text = text.replace(key, "***")
     text = redact(text, _KEYS)
     preparation = task.prompt.preparation

@@ -26,7 +26,9 @@ class Outcomes(Sequence[RowOutcome]):
         packed: Mapping[Key, bytes | Failure],
         give_back: Callable[[int, Mapping[str, Json]], Mapping[str, Json]] | None = None,
     ) -> None:
-        self._rows, self._packed, self._give_back = rows, packed, give_back
+        self._rows = rows
+        self._packed = packed
+        self._give_back = give_back
 
     def __len__(self) -> int:
         return len(self._rows)

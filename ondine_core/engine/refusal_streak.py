@@ -29,7 +29,9 @@ class RefusalStreak:
 
     def end(self) -> None:
         """Note an answer."""
-        self.words, self.alike, self.count = "", 0, 0
+        self.words = ""
+        self.alike = 0
+        self.count = 0
 
     def add(self, error: RefusedError, *, any_answer: bool) -> FatalError | None:
         """Note a refusal, and return why the run should end, if it should.

@@ -21,7 +21,9 @@ from ondine_core.types.values import Answer, Json, Outcome, Skipped
 
 __all__ = ["Report"]
 
-_ROWS_SHOWN, _LONGEST_SHOWN, _REASONS_SHOWN = 5, 100, 5
+_ROWS_SHOWN = 5
+_LONGEST_SHOWN = 100
+_REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)

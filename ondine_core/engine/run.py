@@ -109,13 +109,15 @@ async def run(  # noqa: PLR0913  (named at every call)
         runtime=runtime,
         policy=policy,
         tracker=run_state.tracker,
-        gate=AdmissionQueue(limits, clock.elapsed, clock.sleep),
+        admission=AdmissionQueue(limits, clock.elapsed, clock.sleep),
         clock=clock,
         others=others,
         tier=task.model.tier,
         cache_life_s=rule.life_s if (rule := find_cache_rule(task.model)) else None,
     )
-    asker, calibrated, stopped_by = Asker(task, runtime, policy, caller, clock, emitter, others), None, None
+    asker = Asker(task, runtime, policy, caller, clock, emitter, others)
+    calibrated = None
+    stopped_by = None
     async with others.joined():
         async for found in look_up(runtime.store, policy, first, task):
             run_state.reuse(found)

@@ -25,7 +25,10 @@ class RunState:
         elapsed_s: Callable[[], float],
         on_progress: Callable[[Progress], None],
     ) -> None:
-        self._rows, self._copies, self._elapsed_s, self._on_progress = rows, copies, elapsed_s, on_progress
+        self._rows = rows
+        self._copies = copies
+        self._elapsed_s = elapsed_s
+        self._on_progress = on_progress
         self._done = self._reused = self._failed = self._unaskable = self._skipped = 0
         self._reused_usd: Decimal | None = Decimal(0)
         self.any_answer = False

@@ -17,11 +17,11 @@ from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.types.cell_text import NoTextError
 from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Outcome, Reply, RowOutcome, Skipped
 
-__all__ = ["Verdict", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
+__all__ = ["ParsedReply", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ParsedReply:
     """What a reply settled: answers by key, failures by key, and the batches still to be asked."""
 
     answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
@@ -108,7 +108,7 @@ def dedup(
     return rows, first
 
 
-def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_repairs: int) -> Verdict:
+def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_repairs: int) -> ParsedReply:
     """Decide what a reply means for each prompt of its batch.
 
     What is valid is kept, and only what is owed is asked again: with the reason while the batch has repairs left, then
@@ -134,15 +134,15 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
         else:
             answers.append((item.key, values))
     if not owed:
-        return Verdict(tuple(answers))
+        return ParsedReply(tuple(answers))
     items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
     if batch.repairs_left:
         left = max_repairs if len(items) == 1 < len(batch.items) else batch.repairs_left - 1
         again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_REASONS_TOLD]))
-        return Verdict(tuple(answers), retry=(again,))
+        return ParsedReply(tuple(answers), retry=(again,))
     rest = Batch(items, 0, batch.attempt)
-    verdict = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
-    return replace(verdict, answers=tuple(answers))
+    parsed = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
+    return replace(parsed, answers=tuple(answers))
 
 
 _REASONS_TOLD = 3
@@ -180,13 +180,15 @@ def _was_thinking(reply: Reply, asked: str) -> bool:
     return reply.reasoning_only or reply.usage.reasoning_tokens > 0
 
 
-def shrink(batch: Batch, failure: Failure, max_repairs: int) -> Verdict:
+def shrink(batch: Batch, failure: Failure, max_repairs: int) -> ParsedReply:
     """Halve a batch that failed as a whole; a prompt that is alone already has failed."""
     if len(batch.items) == 1:
-        return Verdict(failures=((batch.items[0].key, failure),))
+        return ParsedReply(failures=((batch.items[0].key, failure),))
     middle = len(batch.items) // 2
     halves = (batch.items[:middle], batch.items[middle:])
-    return Verdict(retry=tuple(Batch(half, max_repairs if len(half) == 1 else 0, batch.attempt + 1) for half in halves))
+    return ParsedReply(
+        retry=tuple(Batch(half, max_repairs if len(half) == 1 else 0, batch.attempt + 1) for half in halves)
+    )
 
 
 def restorer(

@@ -28,7 +28,7 @@ from ondine_core.engine.policy import Policy
 from ondine_core.engine.refusal_streak import RefusalStreak
 from ondine_core.engine.run_state import RunState
 from ondine_core.engine.runtime import Runtime
-from ondine_core.engine.steps import Verdict, items, judge, shrink
+from ondine_core.engine.steps import ParsedReply, items, judge, shrink
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.limits.retry import retry
 from ondine_core.prompts.task import Task
@@ -69,7 +69,11 @@ class Asker:
         emitter: EventEmitter,
         others: OtherRuns,
     ) -> None:
-        self._task, self._runtime, self._policy, self._caller, self._clock = task, runtime, policy, caller, clock
+        self._task = task
+        self._runtime = runtime
+        self._policy = policy
+        self._caller = caller
+        self._clock = clock
         self._emitter, self._others = emitter, others
         self._window = policy.context_window or find_window(task.model)
         self._workers = max_workers(runtime, policy)
@@ -115,7 +119,8 @@ class Asker:
             raise errors.exceptions[0] from None
         if self._caller.doubted is not None and not self._caller.has_answers:
             self._caller.stop(self._caller.doubted)
-        if (stopped_by := self._caller.stopped_by) is not None:
+        stopped_by = self._caller.stopped_by
+        if stopped_by is not None:
             if isinstance(stopped_by, BudgetExhaustedError):
                 raise BudgetExhaustedError(
                     f"{stopped_by} {run_state.rows_left:,} rows have no answer yet."
@@ -172,7 +177,9 @@ class Asker:
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
         """Ask one batch and keep what comes of it; returns the batches still owed."""
-        observer, why, tried = self._emitter.begin(batch), None, _Tried()
+        observer = self._emitter.begin(batch)
+        why = None
+        tried = _Tried()
         try:
             oversize = self._refuse_oversize(batch, part)
             if oversize is not None:
@@ -259,17 +266,17 @@ class Asker:
         if isinstance(came, RefusedError):
             self._note_refusal(batch, came, part.run_state)
             # One row may be what the whole batch was refused for.
-            verdict = shrink(batch, Failure("refused", str(came)), self._policy.max_repairs)
-            return self._charge(batch, verdict, usd, part)
+            parsed = shrink(batch, Failure("refused", str(came)), self._policy.max_repairs)
+            return self._charge(batch, parsed, usd, part)
         self._refusals.end()
         part.run_state.latencies_s.append(came.latency_s)
         cut = find_cut_prompt(call, came.usage, self._task.model.provider, self._window)
         if cut is None:
-            verdict = judge(batch, came, self._task, strategy, self._policy.max_repairs)
+            parsed = judge(batch, came, self._task, strategy, self._policy.max_repairs)
         else:
-            verdict = shrink(batch, cut, self._policy.max_repairs)
-        part.sizes.learn(batch, len(verdict.answers), came)
-        conclusion = self._charge(batch, verdict, usd, part, came.request_id)
+            parsed = shrink(batch, cut, self._policy.max_repairs)
+        part.sizes.learn(batch, len(parsed.answers), came)
+        conclusion = self._charge(batch, parsed, usd, part, came.request_id)
         if not (self._policy.keep_replies and conclusion.failures and came.text):
             return conclusion
         reply = kept_reply(came.text, self._task)
@@ -281,25 +288,28 @@ class Asker:
             return
         if error.refused_before and run_state.any_answer:
             return
-        if (stop := self._refusals.add(error, any_answer=run_state.any_answer)) is not None:
+        stop = self._refusals.add(error, any_answer=run_state.any_answer)
+        if stop is not None:
             self._caller.stop(stop)
 
     def _charge(
-        self, batch: Batch, verdict: Verdict, usd: Decimal | None, part: _Part, request_id: str | None = None
+        self, batch: Batch, parsed: ParsedReply, usd: Decimal | None, part: _Part, request_id: str | None = None
     ) -> BatchResult:
         """A verdict with what it took: answers bear the cost of the call that brought them, failures that of all."""
-        name, at, size = self._task.model.model, self._clock.now(), len(batch.items)
+        name = self._task.model.model
+        at = self._clock.now()
+        size = len(batch.items)
         share = None if usd is None else usd / size
         answers = tuple(
-            [(key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in verdict.answers]
+            [(key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in parsed.answers]
         )
         if part.paid:
             for key, _ in answers:
                 part.paid.pop(key, None)
-        for item in (item for owed in verdict.retry for item in owed.items):
+        for item in (item for owed in parsed.retry for item in owed.items):
             part.paid[item.key] = _sum(part.paid.get(item.key, Decimal(0)), share)
-        failures = tuple((key, self._fail(batch, key, failure, share, part)) for key, failure in verdict.failures)
-        return BatchResult(answers, failures, verdict.retry)
+        failures = tuple((key, self._fail(batch, key, failure, share, part)) for key, failure in parsed.failures)
+        return BatchResult(answers, failures, parsed.retry)
 
     def _fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None, part: _Part) -> Failure:
         cost = _sum(part.paid.pop(key, Decimal(0)), share)

@@ -104,7 +104,8 @@ def openai_compatible(base_url: str, model: str, provider_name: str | None = Non
 
 
 def _address(base_url: str) -> str:
-    if fault := find_fault(base_url):
+    fault = find_fault(base_url)
+    if fault:
         raise ValueError(f"it {fault}")
     return base_url
 

@@ -64,7 +64,8 @@ def compile_task(
     """
     schema = compile_schema(output)
     compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
-    if both := [column.name for column in schema.columns if column.name in compiled.columns]:
+    both = [column.name for column in schema.columns if column.name in compiled.columns]
+    if both:
         raise ConfigError(
             f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
         )

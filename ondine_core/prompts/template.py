@@ -51,7 +51,8 @@ class Prompt:
     def __post_init__(self) -> None:
         kinds: dict[str, Any] = {"text": str, "file": str | Path, "system": str}
         for name, kind in kinds.items():
-            if not isinstance(value := getattr(self, name), kind | None):
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
                 valid = "a path" if name == "file" else "a text"
                 raise ConfigError(f"{name}={value!r} of a prompt is a {type(value).__name__}; give {valid}, or None.")
         examples: Any = self.examples
@@ -203,7 +204,8 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
         return {columns[0]: given}
     if not isinstance(given, Mapping):
         raise ConfigError(f"The input of example {number} is a {type(given).__name__}; give a mapping of columns.")
-    if missing := [column for column in columns if column not in given]:
+    missing = [column for column in columns if column not in given]
+    if missing:
         raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
     return given
 
@@ -234,7 +236,8 @@ def _compile_braces(source: str) -> _Compiled:
             )
         parts.append((literal, name))
     columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
-    if found := _JINJA2.search(source):
+    found = _JINJA2.search(source)
+    if found:
         raise ConfigError(
             f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
             "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."

@@ -27,5 +27,6 @@ def check_address(base_url: str, name: str = "base_url") -> None:
     Raises:
         ConfigError: It cannot be an address, or it holds a password.
     """
-    if fault := find_fault(base_url):
+    fault = find_fault(base_url)
+    if fault:
         raise ConfigError(f"{name if '@' in base_url else f'{name}={base_url!r}'} {fault}.")

@@ -64,7 +64,9 @@ class _AnthropicModel:
     max_batch_size: int | None = None
 
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
-        self._fields, self._structure, self._key = fields, structure, find_anthropic_key(spec)
+        self._fields = fields
+        self._structure = structure
+        self._key = find_anthropic_key(spec)
         self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._cache_mark = cache_mark(spec)
         self._heeds_schemas = False  # as far as is known

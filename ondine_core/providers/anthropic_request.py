@@ -17,7 +17,7 @@ import orjson
 from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import check_address
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
-from ondine_core.providers.schema_in_prompt import in_words
+from ondine_core.providers.schema_in_prompt import with_schema_in_prompt
 from ondine_core.providers.settings import check_header, check_settings, first_set, request_fields
 from ondine_core.providers.strict_schema import strict_schema
 from ondine_core.types.values import Call, Json, ModelSpec
@@ -72,15 +72,18 @@ def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     Raises:
         ConfigError: There is no key, or it cannot be sent.
     """
-    if given := (spec.api_key or "").strip():  # keys are often read from files that end in a line feed
+    given = (spec.api_key or "").strip()
+    if given:  # keys are often read from files that end in a line feed
         check_header("api_key", given)
         return {"x-api-key": given}
     if spec.base_url is not None:
         return {}  # the provider's own key goes to the provider only, never to an address that somebody configured
-    if key := first_set(_KEYS):
+    key = first_set(_KEYS)
+    if key:
         check_header(_KEYS[0], key)
         return {"x-api-key": key}
-    if token := first_set(_TOKENS):
+    token = first_set(_TOKENS)
+    if token:
         check_header(_TOKENS[0], token)
         return {"Authorization": f"Bearer {token}"}
     raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[0]}.")
@@ -266,7 +269,7 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
     schema = None
     if call.json_schema is not None:
         schema = None if structure == "words" else strict_schema(call.json_schema, constraints=False)
-        call = call if schema is not None else in_words(call)
+        call = call if schema is not None else with_schema_in_prompt(call)
     body = dict(fixed)
     *before, row = call.messages
     start, rest = row.content[: call.fixed_chars], row.content[call.fixed_chars :]

@@ -78,8 +78,13 @@ class HttpModel:
         resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         check_header("api_key", api_key or "")
-        self._url, self._api_key, self._timeout_s = url, api_key, timeout_s
-        self._body, self._read, self._headers, self._wall = body, read, headers, wall
+        self._url = url
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+        self._body = body
+        self._read = read
+        self._headers = headers
+        self._wall = wall
         self._max_reply_bytes, self._resolve = max_reply_bytes, resolve
         self._plain_headers = plain_headers or {}
         self._to = Address(urlsplit(url).netloc.rpartition("@")[2], timeout_s, advice)
@@ -153,7 +158,8 @@ class HttpModel:
                 if not error.reused:
                     raise
                 continue
-            if encoding := came.headers.get("Content-Encoding"):
+            encoding = came.headers.get("Content-Encoding")
+            if encoding:
                 content = decompress(content, encoding, self._max_reply_bytes)
             check_parsable(content)
             return Response(came.status, came.headers, content, self._wall())

@@ -147,7 +147,8 @@ class _Connection(ResponseHandler):
         super().data_received(data)
         if self._reply is None:
             return
-        if (error := self.exception()) is not None:  # what follows the reply is not HTTP
+        error = self.exception()
+        if error is not None:  # what follows the reply is not HTTP
             self._reply.set_exception(error)
         elif self._reply.is_eof():
             self._is_used, self._expects_reply = True, False

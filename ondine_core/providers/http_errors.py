@@ -87,7 +87,8 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     host = to.host
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
-    if (unsent := _never_read(error, host)) is not None:
+    unsent = _never_read(error, host)
+    if unsent is not None:
         return unsent
     if isinstance(error, OutOfStepError):
         return TransientError(f"{host!r} sent a reply to another request; it was not used.", cost_unknown=True)

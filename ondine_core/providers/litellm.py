@@ -109,9 +109,11 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
         raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
     check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(provider, "").split()))
-    if (structure := spec.settings.get("structured_output")) not in (None, "json_schema", "words"):
+    structure = spec.settings.get("structured_output")
+    if structure not in (None, "json_schema", "words"):
         raise ConfigError(f"settings: structured_output={structure!r} is neither 'json_schema' nor 'words'.")
-    if decided := sorted(spec.params.keys() & set(_DECIDED.split())):
+    decided = sorted(spec.params.keys() & set(_DECIDED.split()))
+    if decided:
         raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
     if spec.base_url is not None:
         check_address(spec.base_url)
@@ -121,7 +123,8 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 def _key(spec: ModelSpec, provider: str) -> str | None:
     for name, value in (spec.settings.get("extra_headers") or {}).items():
         check_header(f"extra_headers[{name!r}]", str(value))
-    if given := (spec.api_key or "").strip():
+    given = (spec.api_key or "").strip()
+    if given:
         check_header("api_key", given)
         return given
     if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
@@ -147,7 +150,9 @@ class _LiteLLM:
     max_batch_size: int | None = None
 
     def __init__(self, spec: ModelSpec, key: str | None, name: str) -> None:
-        self._spec, self._key, self._name = spec, key, name
+        self._spec = spec
+        self._key = key
+        self._name = name
         fixed = {"temperature": spec.temperature, "max_tokens": spec.max_output_tokens}
         self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.request_params)
         settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
@@ -237,7 +242,8 @@ class _LiteLLM:
         secrets = (self._key or "", *seen.secrets)
         if isinstance(error, ProviderError):
             return error
-        if (response := seen.response() or response_behind(error)) is not None:
+        response = seen.response() or response_behind(error)
+        if response is not None:
             judge = unreadable if response.status == _OK else turned_away
             return judge(response, call, secrets, to)
         if seen.left:

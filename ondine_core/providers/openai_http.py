@@ -205,4 +205,5 @@ def _tier(data: Mapping[str, Any]) -> str | None:
 
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:
-    return found if isinstance(found := data.get(name), str) else None
+    found = data.get(name)
+    return found if isinstance(found, str) else None

@@ -122,7 +122,8 @@ def _own_address(provider: str, server: Server) -> str | None:
 
 
 def _key(spec: ModelSpec, server: Server) -> str | None:
-    if given := (spec.api_key or "").strip():  # keys are often read from files that end in a line feed
+    given = (spec.api_key or "").strip()
+    if given:  # keys are often read from files that end in a line feed
         return given
     if spec.base_url is not None:
         return None  # the provider's own key goes to the provider only, never to an address that somebody configured
@@ -136,7 +137,8 @@ def _structure(spec: ModelSpec, server: Server) -> Structure:
     chosen = spec.settings.get("structured_output")
     if chosen is not None and chosen not in get_args(Structure):
         raise ConfigError(f"settings: structured_output={chosen!r} is not one of {', '.join(get_args(Structure))}.")
-    if found := chosen or server.structure:
+    found = chosen or server.structure
+    if found:
         structure: Structure = found
         return structure
     able = (find_entry(spec.model) or {}).get("supports_response_schema")

@@ -21,7 +21,9 @@ from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 __all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
 
 _LOCAL = ("llama_cpp", "mlx", "scripted")
-_INPUT, _OUTPUT, _CACHED = "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost"
+_INPUT = "input_cost_per_token"
+_OUTPUT = "output_cost_per_token"
+_CACHED = "cache_read_input_token_cost"
 _REASONING, _CACHE_WRITE = "output_cost_per_reasoning_token", "cache_creation_input_token_cost"
 _CACHE_WRITE_1H = f"{_CACHE_WRITE}_above_1hr"
 _REQUEST, _SEARCH = "input_cost_per_request", "search_context_cost_per_query"
@@ -180,7 +182,8 @@ def find_price(
 def find_unpriced_part(spec: ModelSpec) -> str | None:
     """What a request of `spec` costs beyond the list price of its tokens and that cannot be bounded, in words."""
     params = dict(spec.params)
-    if isinstance(extra := params.get("extra_body"), Mapping):
+    extra = params.get("extra_body")
+    if isinstance(extra, Mapping):
         params |= extra
     return next(_unpriced_parts(spec, params), None)
 

@@ -50,7 +50,8 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
     """
     if _CHANNELS.match(text):
         return _final_message(text)
-    if bare := _BARE_CHANNELS.match(text):
+    bare = _BARE_CHANNELS.match(text)
+    if bare:
         return text[bare.end() :]
     stripped = text
     while start_end := next(((found, end) for start, end in _OPENED if (found := start.match(stripped))), None):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.schema_in_prompt import fold_system, in_words
+from ondine_core.providers.schema_in_prompt import fold_system, with_schema_in_prompt
 from ondine_core.providers.strict_schema import strict_schema
 from ondine_core.types.values import Call, ModelSpec
 
@@ -60,7 +60,7 @@ class RequestForm:
             known = {"constraints": self.constraints, "any_choices": self.any_choices}
             schema = strict_schema(call.json_schema, **known) if strict else None
             json_mode = self.structure == "json_object"
-            call = call if schema is not None else in_words(call)
+            call = call if schema is not None else with_schema_in_prompt(call)
         return call if self.system_role else fold_system(call), schema, json_mode
 
     def adapt(self, message: str, call: Call, *, has_limit: bool) -> RequestForm | None:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from ondine_core.types.values import Call, Message
 
-__all__ = ["fold_system", "in_words"]
+__all__ = ["fold_system", "with_schema_in_prompt"]
 
 
-def in_words(call: Call) -> Call:
+def with_schema_in_prompt(call: Call) -> Call:
     """The same call with its schema in the system message."""
     if call.json_schema is None:
         return call

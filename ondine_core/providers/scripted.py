@@ -50,7 +50,9 @@ class ScriptedModel:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._answer = answers if callable(answers) else _look_up(answers)
-        self._latency_s, self._faults, self._sleep = latency_s, iter(faults), sleep
+        self._latency_s = latency_s
+        self._faults = iter(faults)
+        self._sleep = sleep
         self.max_batch_size, self.name = max_batch_size, name
         self.calls: list[Call] = []
 

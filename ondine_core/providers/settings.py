@@ -34,7 +34,8 @@ def check_params(spec: ModelSpec) -> None:
         ConfigError: It has; the message says by what.
     """
     extra = _extra_body(spec)
-    if both := sorted(spec.params.keys() & extra.keys()):
+    both = sorted(spec.params.keys() & extra.keys())
+    if both:
         raise ConfigError(f"params: {both[0]!r} of {spec.model!r} is set twice, once of them in extra_body.")
     if spec.reasoning_effort is not None and "reasoning_effort" in (*spec.params, *extra):
         raise ConfigError(f"reasoning_effort of {spec.model!r} is set twice, once of them in params.")

@@ -95,7 +95,9 @@ def _plain_usage(usage: Mapping[str, Any]) -> Usage | None:
 def _reconcile(usage: Usage, total: int | None) -> Usage:
     """`usage` with the tokens that its parts prove of each other, and the total of them all."""
     cached = usage.cached_input_tokens + usage.cache_write_tokens
-    sent, received, thought = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
+    sent = usage.input_tokens
+    received = usage.output_tokens
+    thought = usage.reasoning_tokens
     missing = 0 if total is None else total - sent - received
     if not missing and cached <= sent and thought <= received:
         return usage

@@ -158,7 +158,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         if model is not None:
             asked = own_resource_key(key)
             arguments["resource_defs"] = {**(asset_arguments.get("resource_defs") or {}), asked: own_resource(model)}
-        if required := asset_arguments.get("required_resource_keys"):
+        required = asset_arguments.get("required_resource_keys")
+        if required:
             arguments["required_resource_keys"] = {*required, asked}
         ins = asset_arguments.get("ins") or {}
         labelled, configurable = golden_inputs(enrichment.checks), "config_schema" not in asset_arguments

@@ -28,7 +28,8 @@ __all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "
 
 def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
     """The asset's key, as `@dg.asset` finds it."""
-    if (key := asset_arguments.get("key")) is not None:
+    key = asset_arguments.get("key")
+    if key is not None:
         return dg.AssetKey.from_coercible(key)
     prefix = asset_arguments.get("key_prefix") or ()
     path = [prefix] if isinstance(prefix, str) else prefix
@@ -83,7 +84,8 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
         error: What `@dg.asset` raised.
         own: The arguments that `llm_asset` has itself.
     """
-    if (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) is None:
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
         return error
     meant = _place_of(found[1])
     if meant is None:
@@ -121,7 +123,8 @@ def definition_metadata(prompt: str | Prompt, enrichment: Enrichment, function: 
     """The prompt, the schema of an answer, where both are written, and what would make the prompt cheaper."""
     task = enrichment.task
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
-    if schema := task.schema.json_schema:
+    schema = task.schema.json_schema
+    if schema:
         metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
     if enrichment.batch_size == 1 and (advice := explain_uncacheable(task.prompt)):
         metadata["ondine/prompt_advice"] = advice
@@ -129,7 +132,8 @@ def definition_metadata(prompt: str | Prompt, enrichment: Enrichment, function: 
         metadata["ondine/preparation"] = str(task.prompt.preparation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
-        if places := list(_places(prompt, function)):
+        places = list(_places(prompt, function))
+        if places:
             metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=places)
     return metadata
 

@@ -79,7 +79,9 @@ def wrap(  # noqa: PLR0913  (one caller)
         for name, parameter in signature.parameters.items()
         if parameter.annotation is not inspect.Parameter.empty
     }
-    compute.__name__, compute.__doc__, compute.__module__ = function.__name__, function.__doc__, function.__module__
+    compute.__name__ = function.__name__
+    compute.__doc__ = function.__doc__
+    compute.__module__ = function.__module__
     return compute
 
 

@@ -18,7 +18,7 @@ import dagster as dg
 from ondine_core.engine.report import Report
 from ondine_core.prompts.task import Task
 from ondine_dagster.checks.drift import Before, Counts, distance, distance_by_chance, find_before
-from ondine_dagster.checks.golden import Ask, Verdict, judge_golden
+from ondine_dagster.checks.golden import Ask, CheckOutcome, judge_golden
 from ondine_dagster.checks.scores import as_label, shown
 from ondine_dagster.checks.types import Check, CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
 from ondine_dagster.checks.validation import closed_columns, columns_of
@@ -112,18 +112,18 @@ def check_results(  # noqa: PLR0913  (by keyword)
         match check:
             case GoldenCheck():
                 rows = check.rows if check.upstream is None else inputs[check.upstream]
-                verdict = judge_golden(check, rows, evidence.task, ask)
+                outcome = judge_golden(check, rows, evidence.task, ask)
             case DriftCheck():
                 now = Counter(evidence.answered(check.column))
-                verdict = _judge_drift(check, now, find_before(context, check.column))
+                outcome = _judge_drift(check, now, find_before(context, check.column))
             case _:
-                verdict = _judge(check, evidence)
-        results.append(_result(name, check, verdict, asset))
+                outcome = _judge(check, evidence)
+        results.append(_result(name, check, outcome, asset))
     return results
 
 
-def _result(name: str, check: Check, verdict: Verdict, asset: dg.AssetKey) -> dg.AssetCheckResult:
-    passed, said, metadata = verdict
+def _result(name: str, check: Check, outcome: CheckOutcome, asset: dg.AssetKey) -> dg.AssetCheckResult:
+    passed, said, metadata = outcome
     severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
     return dg.AssetCheckResult(
         passed=passed, asset_key=asset, check_name=name, severity=severity, description=said, metadata=metadata
@@ -147,7 +147,7 @@ def _describe(check: Check) -> str:
 # -- one verdict a kind --------------------------------------------------------------------------------------------
 
 
-def _judge(check: ErrorRateCheck | NullRateCheck | CostPerRowCheck, evidence: CheckContext) -> Verdict:
+def _judge(check: ErrorRateCheck | NullRateCheck | CostPerRowCheck, evidence: CheckContext) -> CheckOutcome:
     progress = evidence.report.progress
     match check:
         case ErrorRateCheck(max_rate=most):
@@ -177,7 +177,7 @@ def _null_rate(values: Sequence[Any]) -> float:
     return sum(value is None for value in values) / len(values) if values else 0.0
 
 
-def _judge_drift(check: DriftCheck, now: Counts, before: Before | None) -> Verdict:
+def _judge_drift(check: DriftCheck, now: Counts, before: Before | None) -> CheckOutcome:
     if before is None:
         return True, "There is no earlier materialization to compare with.", {}
     if not now:

@@ -24,19 +24,19 @@ from ondine_dagster.checks.validation import check_labels, labelled_columns
 from ondine_dagster.reporting.markdown import markdown
 from ondine_dagster.reporting.metadata import spend_metadata
 
-__all__ = ["Ask", "Verdict", "judge_golden"]
+__all__ = ["Ask", "CheckOutcome", "judge_golden"]
 
 Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
 """Asks about rows, given the columns that the prompt reads."""
 
-Verdict: TypeAlias = tuple[bool, str, Mapping[str, Any]]
+CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
 """Whether a check passed, a sentence about it, and its figures."""
 
 _LABELS_SHOWN = 12
 """More do not fit beside each other."""
 
 
-def judge_golden(check: GoldenCheck, rows: Any, task: Task, ask: Ask) -> Verdict:
+def judge_golden(check: GoldenCheck, rows: Any, task: Task, ask: Ask) -> CheckOutcome:
     """Ask about labelled rows and compare.
 
     Args:
@@ -67,7 +67,7 @@ def judge_golden(check: GoldenCheck, rows: Any, task: Task, ask: Ask) -> Verdict
     return _conclude(check, scores, task, report)
 
 
-def _conclude(check: GoldenCheck, scores: Sequence[Score], task: Task, report: Report) -> Verdict:
+def _conclude(check: GoldenCheck, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
     reached = {one.column: one.accuracy if check.metric == "accuracy" else one.f1 for one in scores}
     worst = min(reached, key=reached.__getitem__)
     said = f"{check.metric} of {worst!r} is {reached[worst]:.3f}, at least {check.min_score:g} is wanted"

@@ -260,7 +260,8 @@ def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:
     """`message` with the place in the file of the attribute that it names first, be it in the singular."""
-    if (tree := context.source_position_tree) is None:
+    tree = context.source_position_tree
+    if tree is None:
         return message
     names = {word: name for name in attributes for word in (name, name.removesuffix("s"))}
     named = [names[word] for word in re.findall(r"\w+", message) if word in names]

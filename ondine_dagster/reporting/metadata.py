@@ -51,7 +51,8 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
         "ondine/reuse_rate": round(progress.rows_reused / asked, 6) if asked else 0.0,
         "ondine/duration_s": round(progress.elapsed_s, 3),
     }
-    if preprocess_stats := report.preprocess_stats:
+    preprocess_stats = report.preprocess_stats
+    if preprocess_stats:
         metadata["ondine/rows_truncated"] = preprocess_stats.rows_truncated
         metadata["ondine/rows_sanitized"] = preprocess_stats.rows_sanitized
     usage = progress.spend.usage
@@ -66,9 +67,11 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
         "ondine/prompts_paid_twice": audit.paid_twice,
         "ondine/rows_by_fallback": sum(count for name, count in report.models.items() if name != spec.model),
     }
-    if (paid := progress.cost_usd_total) is not None:
+    paid = progress.cost_usd_total
+    if paid is not None:
         metadata["ondine/cost_usd_total"] = float(paid)
-    if latencies := report.latencies_s:
+    latencies = report.latencies_s
+    if latencies:
         metadata["ondine/latency_p50_s"] = round(latencies[len(latencies) // 2], 4)
         metadata["ondine/latency_p95_s"] = round(latencies[min(len(latencies) - 1, len(latencies) * 95 // 100)], 4)
     return metadata
@@ -76,7 +79,8 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
 
 def reasons_metadata(report: Report) -> dict[str, Any]:
     """Why rows failed, with counts, the most frequent reason first; nothing where none did."""
-    if not (failures := report.failures):
+    failures = report.failures
+    if not failures:
         return {}
     records = [
         dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
@@ -173,7 +177,8 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
         for name, figure in figures.items()
         if isinstance(figure, int | float) and not isinstance(figure, bool) and any(kind in name for kind in _ADDED_UP)
     }
-    if (usd := shared.get("ondine/cost_usd")) is not None:
+    usd = shared.get("ondine/cost_usd")
+    if usd is not None:
         shared["ondine/cost"] = f"{'at most ' if figures.get('ondine/cost_is_upper_bound') else ''}${usd:.4f}"
     cost = [shared["ondine/cost"]] if "ondine/cost" in shared else []
     return shared | {

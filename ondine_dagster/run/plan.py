@@ -86,10 +86,13 @@ def plan(
         spec, options = llm.spec(), llm.options(store)
         watch.every_s = llm.progress_every_s
     elif callable(llm):
-        spec, options, model = spec_of(llm), Options(store=store), llm
+        spec = spec_of(llm)
+        options = Options(store=store)
+        model = llm
     else:
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
-    if warning := store_warning(store, os.environ.get("DAGSTER_HOME")):
+    warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
+    if warning:
         context.log.warning(warning)
     if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
         context.log.info(fallback)

@@ -171,7 +171,8 @@ def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
     context.log.info(progress_line(report.progress))
     if report.calibrated and report.calibrated.complaint:
         context.log.warning(report.calibrated.complaint)
-    if skipped := report.progress.rows_skipped:
+    skipped = report.progress.rows_skipped
+    if skipped:
         by_column = Counter(row.column for row in report.outcomes.skipped() if row)
         counts = ", ".join(f"{name!r}: {count:,}" for name, count in by_column.most_common())
         context.log.warning(
@@ -293,6 +294,7 @@ def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrich
 def _log_failures(context: dg.AssetExecutionContext, report: Report) -> str:
     """Warn of failed rows, if there are any, and return the most frequent reasons."""
     reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.failures.most_common(3))
-    if failed := report.progress.rows_failed:
+    failed = report.progress.rows_failed
+    if failed:
         context.log.warning(f"{failed:,} of {report.progress.rows_total:,} rows failed: {reasons}")  # noqa: G004
     return reasons

@@ -1,4 +1,4 @@
-"""Words that the code had of its own, and the field's words that stand in their place: none of the old ones comes back."""
+"""Identifiers that readers had to learn here and nowhere else: replaced by the words of the field, and kept out."""
 
 from __future__ import annotations
 

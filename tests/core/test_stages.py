@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy
-from ondine_core.engine.steps import Verdict, dedup, fan_out, judge, render
+from ondine_core.engine.steps import ParsedReply, dedup, fan_out, judge, render
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Output, compile_schema
 from ondine_core.prompts.task import Task, cache_key
@@ -170,27 +170,27 @@ def batch(size: int = 1, repairs_left: int = REPAIRS, attempt: int = 1) -> Batch
     return Batch(tuple(Item(bytes([number]), "q") for number in range(size)), repairs_left, attempt)
 
 
-def judged(text: str, asked: Batch, finish_reason: str = "stop") -> Verdict:
+def judged(text: str, asked: Batch, finish_reason: str = "stop") -> ParsedReply:
     """The verdict on a reply of one line a prompt."""
     return judge(asked, Reply(text, finish_reason=finish_reason), NUMBER, BY_LINE, REPAIRS)
 
 
 def test_a_valid_reply_is_an_answer() -> None:
     """What fits the schema is kept and nothing is owed."""
-    assert judged('{"n": 1}', batch()) == Verdict(answers=((b"\0", {"n": 1}),))
+    assert judged('{"n": 1}', batch()) == ParsedReply(answers=((b"\0", {"n": 1}),))
 
 
 @pytest.mark.parametrize("left", [1, 2])
 def test_an_invalid_reply_is_asked_again_with_the_reason(left: int) -> None:
     """While repairs are left, the same prompt is asked once more, alone and with what was wrong."""
     again = Batch(batch().items, left - 1, 2, "n: input should be a valid integer")
-    assert judged('{"n": "1"}', batch(repairs_left=left)) == Verdict(retry=(again,))
+    assert judged('{"n": "1"}', batch(repairs_left=left)) == ParsedReply(retry=(again,))
 
 
 def test_a_reply_that_stays_invalid_fails() -> None:
     """Without repairs left the row fails, with the last reason and how often it was asked."""
     failure = Failure("invalid", "the reply is not the JSON asked for (asked 3 times)")
-    assert judged("secret", batch(repairs_left=0, attempt=3)) == Verdict(failures=((b"\0", failure),))
+    assert judged("secret", batch(repairs_left=0, attempt=3)) == ParsedReply(failures=((b"\0", failure),))
 
 
 @pytest.mark.parametrize("text", ['{"n": 1}', '{"n": 1'])
@@ -225,18 +225,18 @@ def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind
     decoded = None if kind == "unreadable" else {**texts, 99: '{"n": 9}'}
     strategy = replace(BY_LINE, decode=lambda *_: decoded)
     reply = Reply("", finish_reason="length" if kind == "length" else "stop")
-    verdict = judge(asked, reply, NUMBER, strategy, REPAIRS)
-    owed = [item.key for retried in verdict.retry for item in retried.items]
-    settled = [key for key, _ in (*verdict.answers, *verdict.failures)]
+    parsed = judge(asked, reply, NUMBER, strategy, REPAIRS)
+    owed = [item.key for retried in parsed.retry for item in retried.items]
+    settled = [key for key, _ in (*parsed.answers, *parsed.failures)]
     assert sorted(owed + settled) == [item.key for item in asked.items]
     if kind == "stop":
         good = {asked.items[number - 1].key for number, line in texts.items() if line != "bad"}
-        assert {key for key, _ in verdict.answers} == good
+        assert {key for key, _ in parsed.answers} == good
     else:
-        assert not verdict.answers
+        assert not parsed.answers
     size = (len(asked.items), asked.repairs_left)
-    assert all((len(retried.items), retried.repairs_left) < size for retried in verdict.retry)
-    assert all(retried.attempt == 2 for retried in verdict.retry)
+    assert all((len(retried.items), retried.repairs_left) < size for retried in parsed.retry)
+    assert all(retried.attempt == 2 for retried in parsed.retry)
 
 
 # -- fan out -------------------------------------------------------------------------------------------------------

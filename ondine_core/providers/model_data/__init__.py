@@ -24,7 +24,9 @@ __all__ = ["ENCODINGS", "Source", "chat_providers", "installed_litellm", "model_
 _HERE = Path(__file__).parent
 ENCODINGS = _HERE / "encodings"
 """The folder in which tiktoken finds `cl100k_base` and `o200k_base` without a download."""
-PRICES, PROVIDERS, SOURCE = "models.json", "providers.json", "source.json"
+PRICES = "models.json"
+PROVIDERS = "providers.json"
+SOURCE = "source.json"
 """The other files of the copy."""
 LITELLM_PRICES = "model_prices_and_context_window_backup.json"
 _LITELLM_ENDPOINTS = "provider_endpoints_support_backup.json"
