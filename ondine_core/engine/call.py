@@ -135,14 +135,14 @@ class Caller:
         if self._tier == "standard":
             return 0.0  # since this call left
         retry = self._policy.retry
-        patience_s = self._policy.tier_patience_s
+        wait_timeout_s = self._policy.tier_patience_s
         now = self._clock.elapsed()
         if self._no_capacity_since is None:
             self._no_capacity_since = now
-        left_s = self._no_capacity_since + patience_s - now
+        left_s = self._no_capacity_since + wait_timeout_s - now
         if left_s > 0:
             return min(self._capped(retry.wait_s(refused, error, self._clock.rng)), left_s)
-        what = f"{self._model!r} had no capacity at the tier {self._tier!r} for {patience_s:g} s"
+        what = f"{self._model!r} had no capacity at the tier {self._tier!r} for {wait_timeout_s:g} s"
         if self._policy.tier_fallback:
             self._tier = "standard"
             self._runtime.on_fallback(f"{what}; the rest goes at the tier 'standard', at its price.")
