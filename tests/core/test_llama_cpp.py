@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -94,10 +95,12 @@ def test_a_cut_answer_is_truncated_and_not_an_answer() -> None:
 
 
 def test_an_interrupt_stops_the_generation() -> None:
-    """Cancelling ends the call at once, not when the model has finished writing."""
+    """Cancelling ends the call at once, not when the model has finished writing.
+
+    Processor time is measured, of which writing it all takes many seconds on any machine.
+    """
 
     async def main() -> float:
-        loop = asyncio.get_running_loop()
         await enrich(
             [{"text": "warm up"}], prompt=STORY, output="text_out", model=ModelSpec(MODEL, max_output_tokens=1)
         )
@@ -110,10 +113,10 @@ def test_an_interrupt_stops_the_generation() -> None:
             )
         )
         await asyncio.wait({task}, timeout=0.3)
-        started = loop.time()
+        started = process_time()
         task.cancel()
         await asyncio.wait({task})
-        return loop.time() - started
+        return process_time() - started
 
     assert asyncio.run(main()) < 1
 
