@@ -29,7 +29,7 @@ from tests.support.asking_mlx import (
 )
 from tests.support.tiny_mlx import write_llama_4, write_tiny_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

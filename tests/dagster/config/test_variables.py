@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ondine_dagster import LLMResource, SharedBudget, llm_asset
-from tests.dagster.test_component import causes
+from tests.dagster.component.test_component import causes
 from tests.support.provider import Provider, error, first
 
 SET = {"TENANT": "acme", "SEED": "7", "SHARE": "0.5", "RATE": "600", "USD": "2.5", "MODEL": "openai_compatible/other"}

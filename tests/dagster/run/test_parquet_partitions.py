@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ondine_dagster.frames import failed_rows
-from tests.dagster.test_tables import BY_KIND, FAILED, KINDS, ROWS, answered, joined, values
+from tests.dagster.reporting.test_tables import BY_KIND, FAILED, KINDS, ROWS, answered, joined, values
 
 WITH_TYPE = pytest.mark.parametrize(
     ("json_schema", "value"),

@@ -43,7 +43,7 @@ def write_litellm(folder: Path, version: str) -> None:
 def test_newer_data_is_used_without_importing_litellm(version: str, seen: str, tmp_path: Path) -> None:
     """An installed litellm refreshes the prices if it is newer than the copy, and is not read if it is older."""
     write_litellm(tmp_path, version)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
     ran = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True, env=environment)
     assert ran.stdout.strip().endswith(seen)

@@ -21,7 +21,7 @@ from ondine_core.providers.mlx.failures import broken_off, not_loaded
 from ondine_core.types.values import ModelSpec
 from tests.support.tiny_mlx import write_tiny_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TESTS = (
-    *(f"tests/core/test_{name}.py" for name in ("engine", "budget", "charges", "rate_limiter", "other_runs")),
-    *(f"tests/adversary/test_{name}.py" for name in ("lease", "store")),
+    "tests/core/engine/test_engine.py",
+    "tests/core/engine/test_other_runs.py",
+    "tests/core/limits/test_budget.py",
+    "tests/core/limits/test_rate_limiter.py",
+    "tests/core/providers/test_charges.py",
+    "tests/adversary/test_lease.py",
+    "tests/adversary/test_store.py",
 )
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1

@@ -26,7 +26,7 @@ from ondine_core.providers.pricing import find_price, find_unpriced_part
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of, usage_of
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Call, Message, ModelSpec, Reply, Usage
-from tests.core.test_budget import WatchedStore
+from tests.core.limits.test_budget import WatchedStore
 from tests.support.asking import ask, options, texts
 from tests.support.provider import Asked, Canned, Provider
 from tests.support.virtual_clock import run_virtually

@@ -16,7 +16,7 @@ from ondine_core.preprocessing.sanitizer.finding import find
 from tests.support.growth import grows_no_faster_than_its_text
 from tests.support.pii import corpus, scores
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text(encoding="utf-8")
 RULES = Sanitizer().chosen
 
 

@@ -15,7 +15,7 @@ from tests.support.deployment import until
 from tests.support.prometheus import PROGRAMS, empty, prometheus, push_gateway, query
 from tests.support.provider import Provider
 
-GUIDE = Path(__file__).parents[2] / "docs" / "observability.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "observability.md"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(None in PROGRAMS, reason="apt install prometheus prometheus-pushgateway"),

@@ -180,7 +180,7 @@ def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: 
     with Provider(lambda prompt: {"answer": prompt.rpartition("Text: ")[2]}, latency_s=0.2) as provider:
         environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "TEST_BASE_URL": provider.base_url}
         command = [sys.executable, "-m", "tests.support.golden_project"]
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         runs = [subprocess.Popen([*command, name], cwd=root, env=environment) for name in "abc"]
         assert [run.wait(timeout=300) for run in runs] == [0] * 3
         asked = provider.books.calls_by_prompt

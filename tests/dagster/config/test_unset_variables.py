@@ -10,7 +10,7 @@ import pytest
 
 from ondine_dagster.component.fields import ResolvedSanitizer
 from ondine_dagster.component.templates import must_resolve
-from tests.dagster.test_component import causes, labels_of, loaded
+from tests.dagster.component.test_component import causes, labels_of, loaded
 
 # What Dagster itself does when it reads YAML.
 pytestmark = [

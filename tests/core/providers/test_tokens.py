@@ -163,7 +163,7 @@ def run(code: str, *path: Path, **variables: str) -> list[str]:
     mine = {
         name: value for name, value in os.environ.items() if "CACHE_DIR" not in name and "PROXY" not in name.upper()
     }
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     python_path = os.pathsep.join(map(str, [*path, root]))
     environment = {**mine, **nowhere, "PYTHONPATH": python_path, **variables}
     return subprocess.run(

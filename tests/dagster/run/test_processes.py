@@ -18,7 +18,7 @@ from tests.support.step_project import answers
 
 ROWS = 400
 CONCURRENCY = 8
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 HANGS = threading.Event()
