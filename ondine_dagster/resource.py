@@ -40,7 +40,7 @@ __all__ = [
 class SharedBudget(StrictConfig):
     """What may be spent by everybody who names this budget, on the same store, in a period."""
 
-    name: str = Field(description="Assets, runs and processes whose resource names it draw from one purse.")
+    name: str = Field(description="Assets, runs and processes whose resource names it draw from one budget.")
     max_cost_usd: Positive = Field(description="USD for the period.")
     period: str = Field(default="month", description="'run', 'day', 'month' (both UTC) or 'ever'.")
     warn_at: list[NonNegative] = Field(default=[0.75, 0.9], description="Shares at which a warning is logged once.")

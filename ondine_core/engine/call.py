@@ -1,10 +1,9 @@
-"""One call, from the permission to make it to its place in the books.
+"""Makes one call: admission, reservation, ledger entry, request, settlement.
 
-The order is what keeps the laws. A place among the calls in flight comes first. The worst case is held and the rate
-booked before the call is noted in the books, and it is noted before it leaves: a call that is in no book was never
-made. The place is given up as the answers go to the store, not when they are durable: the store keeps things in the
-order in which they come, so the call that takes the place is noted, and leaves, after that, and a kill costs at most
-what is in flight.
+The order keeps the laws. A concurrency slot comes first. The worst-case cost is reserved and the rate booked before the
+call is recorded in the ledger, and it is recorded before it leaves: a call that is not in the ledger was never made.
+The slot is freed when the answers are queued for commit, not when they are durable: the store is FIFO, so the next call
+is recorded, and leaves, after that commit, and a kill costs at most the calls in flight.
 """
 
 from __future__ import annotations
@@ -48,17 +47,17 @@ __all__ = ["Caller"]
 
 
 class Caller:
-    """Makes the calls of one run, and stops making them when told.
+    """Makes the calls of one run, until it is stopped.
 
     Args:
-        model: What it is called in the books.
-        origin: For whom calls are made.
-        runtime: Model, store, limiter and purse.
+        model: Name of the model in the ledger.
+        origin: Run, asset and partition of the calls.
+        runtime: Model, store, limiter and budgets.
         policy: How hard to try.
-        tracker: Counts.
-        gate: Lets calls leave.
+        tracker: Adds up what calls cost.
+        admission: Queue of calls that wait for a concurrency slot.
         clock: Time and chance.
-        others: The runs that ask the same question at the same time.
+        others: Other runs with the same task.
         tier: The price tier at which calls are made.
         cache_life_s: Seconds for which the provider caches a prefix; `None` if it does not.
 
@@ -153,7 +152,7 @@ class Caller:
         raise error
 
     def _is_waited_out(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
-        """Whether nobody is answered at present: that is no failure of this call, unless it goes on for too long."""
+        """Whether no call is answered at present: that is no failure of this call, unless it goes on for too long."""
         since, retry = self._admission.limits.closed_since, self._policy.retry
         if (error.retry_after_s or 0.0) > retry.max_retry_after_s:
             # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
@@ -232,7 +231,7 @@ class Caller:
             await limiter.depart()
         await self._ensure_lease(sent)
         self._tracker.sent()
-        state.spent_usd = None  # from here on nobody knows, until somebody does
+        state.spent_usd = None  # not known until the call comes back
         try:
             came, usage = await self._ask(call, sent, state)
         except BaseException as error:
@@ -392,7 +391,7 @@ class Caller:
         return wait_s if 0 < wait_s <= self._policy.retry.max_retry_after_s else 0.0
 
     async def _tell_others(self, hold_off_s: float) -> None:
-        """Pass on what a provider asks to whoever shares its rate."""
+        """Pass on the wait that a provider asks for to the other users of its rate."""
         if hold_off_s and self._runtime.limiter:
             await self._runtime.limiter.hold_off(hold_off_s)
 
@@ -406,7 +405,7 @@ class Caller:
     # -- stopping --------------------------------------------------------------------------------------------------
 
     def stop(self, error: OndineError) -> None:
-        """Let nobody leave any more. Calls in flight are paid for and go on; whoever waits stops waiting."""
+        """Let no further call leave. Calls in flight are paid for and go on; waiting ones are cancelled."""
         if self.stopped_by is None:
             self.stopped_by = error
             self._interrupted |= self._waiting

@@ -1,4 +1,4 @@
-"""A call to be made, and what it comes to: what passes between who asks batches and who makes calls."""
+"""Request and result that workers and `Caller` exchange."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BatchResult", "CallRequest", "InterpretReply"]
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a call settled, and what is to be asked again."""
+    """Outcomes that a call brought, and batches to ask again."""
 
     answers: tuple[tuple[Key, Answer], ...] = ()
     failures: tuple[tuple[Key, Failure], ...] = ()
@@ -29,7 +29,7 @@ class BatchResult:
 
 
 InterpretReply: TypeAlias = Callable[[Reply | RefusedError, Decimal | None], BatchResult]
-"""From what came back, and what it cost in USD, to what it means."""
+"""From a reply or refusal, and its cost in USD, to a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class CallRequest:
     """A call to be made.
 
     Args:
-        call: What is asked.
-        keys: The prompts it carries.
+        call: The request to the model.
+        keys: Keys of the prompts it carries.
         stage: Why it is made.
-        conclude: What is made of what comes back.
-        keep: Whether its answers go to the store; its place in the books it has in any case.
-        observer: Hears what becomes of it.
+        conclude: Interprets what comes back.
+        keep: Whether its answers go to the store; the ledger has the call in any case.
+        observer: Receives its events.
     """
 
     call: Call

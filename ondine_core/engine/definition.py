@@ -1,7 +1,7 @@
 """What was asked, without the rows, as a store keeps it: enough to tell the key of a row, or of a text, from it.
 
 A definition must not hold a secret. Parameters and addresses may, so they are left out unless they cannot; then keys
-cannot be told, and whoever asks about one has to name it. A salt and patterns of the user's are left out, and the code
+cannot be computed, and has to be named to be looked up. A salt and patterns of the user's are left out, and the code
 of functions that clean rows is not known; then a key can be told from the rendered text only.
 """
 

@@ -1,7 +1,7 @@
 """What a run would take, found out without asking anybody: rows, calls, tokens, money and time.
 
 It goes the way of a run as far as that costs nothing: the same prompts, the same look-up of known answers, the same
-packing, and the tokens of the very calls that would leave. How long answers get is the one thing that nobody knows
+packing, and the tokens of the very calls that would leave. How long answers get is the one thing that is not known
 beforehand, so what follows from it is a range. Packing learns from replies how long answers are and how many rows a
 call bears; it is shown replies of the likely length that bring every answer.
 """
@@ -52,7 +52,7 @@ _SPREAD = (0.8, 1.0, 1.25)
 _SEEN = 200
 """So many known answers tell how long they are."""
 _BLANKS = 1.3
-"""Models that write a blank after each comma and colon take so many times the tokens, at the most that is likely."""
+"""Models that write a blank after each comma and colon take this many times the tokens, at the most that is likely."""
 _AGAIN = Decimal("1.05")
 """One call in twenty is made again, at the most that is likely."""
 _ID, _AROUND = '"id": 100, ', '{"answers":[]}'
@@ -243,7 +243,7 @@ class _Lengths:
         return max(1, length - self.number) if rows == 1 else self.around + rows * length
 
     def of_all(self, packed: Counter[int]) -> Range[int]:
-        """Tokens of all replies, to so many batches of each size."""
+        """Tokens of all replies, from the number of batches of each size."""
         least, likely, most = (
             sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
         )

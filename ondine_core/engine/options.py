@@ -46,7 +46,7 @@ class Options:
         on_threshold: Told once when most of a cap is spent.
         fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
         on_fallback: Told when that happens, and when the rest of a run goes at the standard price tier.
-        origin: For whom calls are made, in the books; by default a run of its own.
+        origin: Run, asset and partition, for the ledger; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
         on_progress: Told after every batch, on the event loop; it must return quickly.

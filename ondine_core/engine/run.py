@@ -1,4 +1,4 @@
-"""The one module that orchestrates: it asks what has no answer yet, keeps every answer, and reports on all rows."""
+"""Runs a task over a table: look up known answers, ask the rest, store every answer, report on all rows."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ async def run(  # noqa: PLR0913  (named at every call)
         task: What is asked, of whom, and what an answer looks like.
         columns: The columns the prompt reads, each of length `rows`.
         rows: How many rows there are.
-        runtime: Model, store, price, limiter and purse.
+        runtime: Model, store, price, limiter and budgets.
         policy: How hard to try.
-        origin: For whom, in the books.
+        origin: Run, asset and partition, for the ledger.
         partial: When the model fails for good, report so, with a failure for each row that it left unanswered, instead
             of raising.
         on_progress: Told after every batch, on the event loop; it must return quickly.
         clock: Time and chance.
-        emitter: Hears what becomes of batches and calls.
+        emitter: Emits the events of batches and calls.
 
     Raises:
         FatalError: No request can succeed; calls in flight were awaited and their answers kept.

@@ -68,7 +68,7 @@ class RunState:
             self.any_answer = self.any_answer or not failed
 
     def tell(self) -> None:
-        """Tell whoever watches."""
+        """Report progress."""
         self._on_progress(self.progress)
 
     def rows_of(self, key: Key) -> int:

@@ -1,4 +1,4 @@
-"""What a run works with, put together from what the user said: price, rates, purse."""
+"""What a run works with, built from the user's settings: model, store, price, rate limiter, budgets."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _bucket(spec: ModelSpec) -> str:
 def _check_bounded(
     spec: ModelSpec, price: Price | None, max_output_tokens: int | None, cap: BudgetLimit, unpriced: str | None
 ) -> None:
-    """Refuse a cap on calls of which nobody can say what they cost at most."""
+    """Refuse a cap on calls whose maximum cost is not known."""
     if unpriced is not None:
         raise ConfigError(
             f"{cap} cannot bound a call of {spec.model!r}: {unpriced}. Leave that out, or set what a call costs: "
@@ -143,7 +143,7 @@ def _check_bounded(
 
 
 def _budgets(spec: ModelSpec, store: AnswerStore, terms: RunLimits) -> BudgetSet:
-    # A run's own purse is for one materialization; a named one is for all that name it.
+    # A run's own budget is for one materialization; a named one is shared by all that name it.
     origin, clock = terms.origin, terms.clock
     own = f"{origin.run}/{origin.asset}/{origin.partition}"
     budgets = (

@@ -1,8 +1,8 @@
-"""Workers around one model: they take batches, ask what is owed of them until nothing is, and keep what comes of it.
+"""Workers that send batches to one model until every prompt has an outcome.
 
-Workers share one lazy iterator of batches. A worker takes a batch, asks, and when its answers are durable asks what is
-still owed of it, then takes the next; there is no queue to shut down. There are more workers than calls in flight, so
-that one which waits before it tries again leaves its place to another.
+Workers share one lazy iterator of batches. A worker takes a batch, asks, retries what has no outcome yet in smaller
+batches, then takes the next batch; there is no queue to shut down. There are more workers than concurrency slots, so
+that a worker which waits before a retry leaves its slot to another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply
 __all__ = ["Asker", "choose_strategy", "find_oversize_prompt", "max_in_flight", "max_workers"]
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
-"""So many prompts in a row without a reply, each after all its retries: the provider is gone."""
+"""Prompts in a row without a reply, each after all its retries, after which the provider is taken to be gone."""
 _WORKERS_A_CALL = 4
 """With three calls in ten failing, two of these wait at any time before they try again."""
 
@@ -55,8 +55,8 @@ class Asker:
         policy: How hard to try.
         caller: Makes the calls.
         clock: Time and chance.
-        emitter: Hears what becomes of every batch.
-        others: The runs that ask the same question at the same time.
+        emitter: Emits the events of every batch.
+        others: Other runs with the same task.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  (one caller)

@@ -199,7 +199,7 @@ def learn_answer_tokens(room: Room, rows: int, output_tokens: int, *, cut: bool 
     """
     if not output_tokens:
         return room
-    # A quarter is added since rows differ; a cut reply would have been longer by nobody knows how much.
+    # A quarter is added since rows differ; a cut reply would have been longer by an unknown amount.
     seen = -(-output_tokens * (8 if cut else 5) // (rows * 4))
     gap = seen - room.answer_tokens
     return replace(room, answer_tokens=max(1, room.answer_tokens + (gap if gap > 0 else int(gap / 8))))

@@ -52,7 +52,7 @@ class HttpModel:
         timeout_s: Seconds one call may take in all.
         body: Writes a call as JSON.
         read: Takes the reply out of the decoded JSON; its `latency_s` is filled in here.
-        max_concurrency: Most calls worth having in flight; fewer where the process may not open so many files.
+        max_concurrency: Most calls worth having in flight; fewer where the process may open fewer files.
         headers: Further headers of the next call, such as a token that expires; their values are secrets.
         plain_headers: Further headers of every call whose values are no secrets.
         advice: Statuses after which no request succeeds, and what to do about each.

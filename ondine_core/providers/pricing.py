@@ -94,9 +94,9 @@ class Price:
         return self._up_to(usage.input_tokens + usage.unexplained_tokens)[len(shorter) :]
 
     def at_most(self, input_tokens: int, output_tokens: int | None) -> Decimal | None:
-        """The most USD that a call of at most so many tokens can cost, whatever of it is cached or thinking.
+        """The most USD that a call of at most these tokens can cost, whatever part is cached or reasoning.
 
-        `None` if nobody knows how long the reply can get (`output_tokens` is `None`) and replies are not free.
+        `None` if the length of the reply is not bounded (`output_tokens` is `None`) and replies are not free.
         """
         prices = self._up_to(input_tokens)
         sent = max(price.dearest_input for price in prices)
@@ -123,7 +123,7 @@ class Price:
 
     @property
     def dearest_input(self) -> Decimal:
-        """For a token of the prompt, whatever becomes of it."""
+        """For a token of the prompt: fresh, cached or written to the cache, whichever is dearest."""
         return max(self.input, self.cached_input, self.keeping, self.keeping_1h)
 
     @property

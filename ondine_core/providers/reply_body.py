@@ -25,7 +25,7 @@ _RAW_DEFLATE = -15
 
 
 def max_reply_bytes(max_output_tokens: int | None) -> int:
-    """A generous bound on the bytes of a reply of at most so many tokens."""
+    """A generous bound on the bytes of a reply with at most `max_output_tokens` tokens."""
     if max_output_tokens is None:
         return MAX_REPLY_BYTES
     return min(MAX_REPLY_BYTES, _BYTES_BESIDES + _BYTES_A_TOKEN * max_output_tokens)

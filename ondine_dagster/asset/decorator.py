@@ -85,7 +85,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             id; what is missing or invalid is asked again in smaller batches. It is not part of an answer's identity:
             changing it asks nothing again. `"auto"` grows it while all goes well and shrinks it when it does not.
         batch_format: How rows and answers are written in such a call: `"json"`, `"jsonl"`, `"csv"` or `"xml"`.
-        calibrate: Before the run, ask so many sampled rows alone and together, and compare. Where the share of rows
+        calibrate: Before the run, ask this many sampled rows alone and together, and compare. Where the share of rows
             that agree is less than `min_agreement` in a column (free text apart), `on_disagreement` says what is done.
         min_agreement: A share, 0 to 1.
         on_disagreement: `"lower"` halves `batch_size` until rows agree, `"stop"` fails the step.
@@ -98,7 +98,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
             template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call and
             counts it apart, `"fail"` makes it a failed row without a call, `"ask"` asks nevertheless.
-        on_row_error: What becomes of a row without an answer: `"null"` (nulls, and the reason in `<asset>_error`),
+        on_row_error: How a row without an answer is stored: `"null"` (nulls, and the reason in `<asset>_error`),
             `"drop"`, or `"raise"`, which fails the step once all other rows are answered and kept.
         max_error_rate: Share of failed rows, 0 to 1, above which the step fails; by default it fails when no row got
             an answer.

@@ -118,7 +118,7 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = "skip"
     on_row_error: Annotated[
         OnRowError,
-        _said("What becomes of a row without an answer: 'null', 'drop', or 'raise', which fails the step at the end."),
+        _said("How a row without an answer is stored: 'null', 'drop', or 'raise', which fails the step at the end."),
     ] = "null"
     max_error_rate: Annotated[
         Share | None,
@@ -265,6 +265,6 @@ def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[s
         return message
     names = {word: name for name in attributes for word in (name, name.removesuffix("s"))}
     named = [names[word] for word in re.findall(r"\w+", message) if word in names]
-    # Without the lines themselves, which may hold what nobody should see.
+    # Without the lines themselves, which may hold secrets.
     source = tree.source_error(yaml_path=[*context.path, *named[:1]], inline_error_message="", value_error=True)
     return f"{source.file_name}:{source.start_line_no} - {source.location}: {message}"

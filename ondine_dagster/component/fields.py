@@ -1,4 +1,4 @@
-"""What may be written in YAML for a prompt, an output and a step, and what becomes of it.
+"""YAML fields of a prompt, an output and a step, and what they resolve to.
 
 Prompts and outputs are passed on as they are written, because braces in them are the model's business; elsewhere, a
 text that is nothing but `{{ ... }}` is a template of Dagster's.
@@ -203,7 +203,7 @@ class OpFields(Fields, dg.Resolvable):
     tags: Annotated[dict[str, Any] | None, dg.Resolver.default(description="Tags of the op, for the executor.")] = None
     retry_policy: Annotated[
         dg.RetryPolicy | None,
-        dg.Resolver(_resolve_retry_policy, model_field_type=RetryFields, description="What becomes of a crashed step."),
+        dg.Resolver(_resolve_retry_policy, model_field_type=RetryFields, description="Retries of a crashed step."),
     ] = None
     backfill_policy: Annotated[
         dg.BackfillPolicy | None,

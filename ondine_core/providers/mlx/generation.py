@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["PrefixCache", "start_generator"]
 
-_READ_AT_ONCE = 512  # a cancelled call is noticed, and the others go on, after so many tokens of a prompt
+_READ_AT_ONCE = 512  # a cancelled call is noticed, and the others go on, after this many tokens of a prompt
 _WORTH_KEEPING = 64
 _KEPT = 4
 
