@@ -21,6 +21,8 @@ from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
 from tests.support.provider import Provider
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TABLE = pd.read_csv(ROOT / "example_project/src/example_project/data/reviews.csv", keep_default_na=False)
 

@@ -233,7 +233,7 @@ def test_a_process_that_stands_still_is_waited_for_as_long_as_a_call_may_take() 
 
     report, took_s = run_virtually(main)
     assert report.column("answer") == ["a", "b", "c"]
-    wait_timeout_s = QUESTION.model.timeout_s + 30
+    wait_timeout_s = QUESTION.model.max_call_s + 30
     assert wait_timeout_s <= took_s < wait_timeout_s + 5
     assert report.audit.paid_twice == 2
 

@@ -106,7 +106,8 @@ def test_partitions_in_processes_of_their_own_keep_to_one_rate(done: Backfilled)
 
 def test_runs_went_on_at_once(done: Backfilled) -> None:
     """What is promised of many runs at once was not seen one after the other."""
-    records = [done.deployment.instance.get_run_record_by_id(run.run_id) for run in done.paced]
+    runs = (*done.paced, *done.ranged, *done.capped, *done.repeated)
+    records = [done.deployment.instance.get_run_record_by_id(run.run_id) for run in runs]
     spans = [(record.start_time, record.end_time) for record in records if record]
     assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) >= 2
 
