@@ -190,7 +190,8 @@ class Caller:
     async def _make_in_turn(self, request: CallRequest) -> BatchResult:
         with self.interruptible():
             slot = await self._admission.enter()
-        request = replace(request, call=replace(request.call, tier=self._tier))
+        if request.call.tier != self._tier:
+            request = replace(request, call=replace(request.call, tier=self._tier))
         state = _CallState(slot)
         try:
             began, hold = self._clock.elapsed(), None

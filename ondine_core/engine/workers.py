@@ -223,7 +223,8 @@ class Asker:
         strategy = choose_strategy(batch, self._policy.strategy)
         batch = replace(batch, ids=draw_ids(len(batch.items), self._clock.rng))
         call = strategy.encode(batch, self._task)
-        call = replace(call, cache_prefix=self._caches(call, batch, part))
+        if self._caches(call, batch, part):
+            call = replace(call, cache_prefix=True)
         stage = part.as_stage or _stage(batch, again=tried.calls > 0)
         if tried.calls:
             observer.retried()
@@ -251,7 +252,10 @@ class Asker:
         is_usual = (len(batch.items) > 1) == part.together
         if self._cache_rule is None or not (part.is_shared and is_usual):
             return False
-        return self._count_prefix(prefix_of(call)) >= self._cache_rule.min_tokens
+        prefix = prefix_of(call)
+        if _max_tokens(prefix) < self._cache_rule.min_tokens:  # which needs no tokenizer
+            return False
+        return self._count_prefix(prefix) >= self._cache_rule.min_tokens
 
     def _conclude(  # noqa: PLR0913, PLR0917  (one caller)
         self,
@@ -359,6 +363,12 @@ class _Tried:
 
     calls: int = 0
     lost: int = 0
+
+
+def _max_tokens(prefix: Prefix) -> int:
+    """A bound on the tokens of `prefix`: no token is shorter than a byte, and no character longer than four."""
+    characters = sum(len(message.content) for message in prefix.messages) + len(prefix.start)
+    return 4 * characters + len(prefix.json_schema or b"")
 
 
 def _count_prefix(count: Callable[[str], int], prefix: Prefix) -> int:
