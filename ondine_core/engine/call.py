@@ -93,7 +93,7 @@ class Caller:
         self._admission = admission
         self._clock = clock
         self._others, self._numbers = others, count()
-        # Whatever is said in every call is counted once.
+        # Texts that every call repeats are counted once.
         self._count = lru_cache(maxsize=64)(runtime.count)
         self._waiting: set[asyncio.Task[object]] = set()
         self._interrupted: set[asyncio.Task[object]] = set()
@@ -434,7 +434,7 @@ class Caller:
 class _CallState:
     """How a call ended, what it cost (at most `bound_usd`) and how long it took, as far as is known.
 
-    It has a `slot` for as long as it takes a place among the calls in flight.
+    It has a `slot` for as long as it counts as a call in flight.
     """
 
     slot: InFlightCall | None
@@ -447,6 +447,6 @@ class _CallState:
 
 _MAX_QUOTA_S = 31 * 86400.0
 _MAX_DOUBTS = 3
-"""So many refusals without a reason, and no answer: it is the key that has no permission, not the rows."""
+"""After this many refusals without a reason and without an answer, the key is taken to lack permission."""
 _FIRST_OUTAGE_S = 30.0
-"""A server that has never taken a connection is more likely misnamed than resting."""
+"""A server that never accepted a connection probably has another address, so it is waited for less long."""

@@ -118,7 +118,7 @@ def _used(rates: Rates) -> Rates:
 
 
 def _bucket(spec: ModelSpec) -> str:
-    """Whoever asks the same model at the same address shares its rates."""
+    """Name of the shared rates: the same for all runs that ask the same model at the same address."""
     return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
 
 

@@ -13,7 +13,7 @@ __all__ = ["AdaptiveConcurrency", "Setting"]
 _START = 4.0
 _START_SHARE = 1 / 12
 _START_S = 0.1
-"""A run starts with the most of: so many calls in flight, a share of those allowed, and seconds of a named rate."""
+"""A run starts with the largest of: these calls in flight, a share of those allowed, some seconds of a named rate."""
 _GROWTH = 0.2
 _GROWTH_PER_S = 0.25
 _MAX_GROWTH_PER_S = 1.0

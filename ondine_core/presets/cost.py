@@ -85,7 +85,7 @@ def _prefix(work: Workload, batch_size: int) -> int:
 
 
 def _usage(work: Workload, rows: int, batch_size: int, *, read: int) -> Usage:
-    """The tokens of a call with so many rows, `read` of them from the cache."""
+    """The tokens of a call with `rows` rows, `read` of them from the cache."""
     around = (_ROW_AROUND, _ANSWER_AROUND) if batch_size > 1 else (0, 0)
     sent = _prefix(work, batch_size) + rows * (work.input_tokens + around[0])
     return Usage(sent, read, rows * (work.output_tokens + around[1]))

@@ -76,7 +76,7 @@ defs = dg.Definitions(
 
 
 def fill(*rows: int) -> None:
-    """Materialize `ticket_teams` with so many rows each time, then the spend report, and the asset that fails."""
+    """Materialize `ticket_teams` once for each number of rows, then the spend report, and the asset that fails."""
     full_refresh = {"ops": {"ticket_teams": {"config": {"full_refresh": True}}}}
     with dg.DagsterInstance.get() as instance:
         for number in rows:
