@@ -42,6 +42,8 @@ __all__ = ["Asker", "choose_strategy", "find_oversize_prompt", "max_in_flight", 
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """Prompts in a row without a reply, each after all its retries, after which the provider is taken to be gone."""
+_FEW_ODD_CALLS = 2
+"""So many rows that are asked alone beside batches, or together beside single rows, are not worth a cache entry."""
 _WORKERS_A_CALL = 4
 """With three calls in ten failing, two of these wait at any time before they try again."""
 
@@ -80,6 +82,7 @@ class Asker:
         self._cache_rule = find_cache_rule(task.model)
         self._count_prefix = lru_cache(maxsize=64)(partial(_count_prefix, runtime.count))
         self._unreachable_in_a_row = 0
+        self._odd_calls = 0
         self._refusals = RefusalStreak()
 
     async def ask_all(  # noqa: PLR0913  (by keyword)
@@ -249,9 +252,12 @@ class Asker:
 
     def _caches(self, call: Call, batch: Batch, part: _Part) -> bool:
         """Whether other calls of the run begin like `call`, and that is long enough to be cached."""
-        is_usual = (len(batch.items) > 1) == part.together
-        if self._cache_rule is None or not (part.is_shared and is_usual):
+        if self._cache_rule is None or not part.is_shared:
             return False
+        if (len(batch.items) > 1) != part.together:
+            self._odd_calls += 1
+            if self._odd_calls <= _FEW_ODD_CALLS:
+                return False
         prefix = prefix_of(call)
         if _max_tokens(prefix) < self._cache_rule.min_tokens:  # which needs no tokenizer
             return False

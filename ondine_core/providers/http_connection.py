@@ -148,7 +148,9 @@ class _Connection(ResponseHandler):
         if self._reply is None:
             return
         error = self.exception()
-        if error is not None:  # what follows the reply is not HTTP
+        if error is not None:  # what follows is not HTTP; aiohttp's own error of its parser is no `ClientError`
+            if not isinstance(error, aiohttp.ClientError):
+                error = aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).")
             self._reply.set_exception(error)
         elif self._reply.is_eof():
             self._is_used, self._expects_reply = True, False

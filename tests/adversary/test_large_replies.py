@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain, repeat
+from time import sleep
 
 import pytest
 
@@ -188,6 +189,22 @@ def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(http_reply(body, "Content-Encoding: gzip"))
+
+    with RawServer(script) as server, pytest.raises(TransientError) as caught:
+        one_call_to(server.base_url)
+    assert caught.value.cost_unknown
+
+
+@pytest.mark.parametrize("rest", [b"0\r\n" + b"x: y\r\n" * 10_000, b"no number\r\n"], ids=["trailers", "chunk size"])
+def test_a_reply_that_stops_being_http_is_lost(rest: bytes) -> None:
+    """What breaks the protocol after the headers are read is a lost reply, whose cost is not known."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(plain("200 OK", "Transfer-Encoding: chunked"))
+        sleep(0.1)  # so that the client has the headers on their own
+        connection.send(rest)
+        connection.read_head()
 
     with RawServer(script) as server, pytest.raises(TransientError) as caught:
         one_call_to(server.base_url)

@@ -56,8 +56,8 @@ class AnthropicProvider(Provider):
             stop_reason = "refusal"
         content = _content(asked, text)
         uses_tool = any(block["type"] == "tool_use" for block in content)
-        input_tokens, output_tokens = len(asked.prompt) // 4, len(text or "") // 4
-        self.books.billed(asked, input_tokens, output_tokens)
+        usage = self._usage(asked, text or "")
+        self.books.billed(asked, usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
         message = {
             "id": f"msg-{number}",
             "type": "message",
@@ -66,17 +66,38 @@ class AnthropicProvider(Provider):
             "content": content,
             "stop_reason": stop_reason or ("tool_use" if uses_tool else "end_turn"),
             "stop_sequence": None,
-            "usage": {
-                # Unlike OpenAI, Anthropic does not count what was cached among the input tokens.
-                "input_tokens": input_tokens - self._cached_tokens,
-                "cache_read_input_tokens": self._cached_tokens,
-                "cache_creation_input_tokens": 0,
-                "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
-                "output_tokens": output_tokens,
-                "service_tier": "standard",
-            },
+            "usage": usage,
         }
         return orjson.dumps(message), {"Content-Type": "application/json", "request-id": f"req-{number}"}
+
+    def _usage(self, asked: Asked, text: str) -> dict[str, Any]:
+        """Unlike OpenAI, Anthropic does not count what was cached among the input tokens."""
+        sent, read, written, output = len(asked.prompt) // 4, self._cached_tokens, 0, len(text) // 4
+        prompt, marked = self._read(asked.body)
+        tier = "standard"
+        if self._meter:
+            used, tier = self._meter.bill(prompt, text, asked.body.get("service_tier", "standard_only"), marked)
+            details = used["prompt_tokens_details"]
+            sent, output = used["prompt_tokens"], used["completion_tokens"]
+            read, written = details["cached_tokens"], details.get("cache_write_tokens", 0)
+        lives = {block["cache_control"].get("ttl", "5m") for block in _blocks(asked.body) if "cache_control" in block}
+        by_life = {f"ephemeral_{life}_input_tokens": written if life in lives else 0 for life in ("5m", "1h")}
+        return {
+            "input_tokens": sent - read - written,
+            "cache_read_input_tokens": read,
+            "cache_creation_input_tokens": written,
+            "cache_creation": by_life,
+            "output_tokens": output,
+            "service_tier": tier,
+        }
+
+    def _read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
+        """Tools, system text and messages, in this order; the last marked block ends what is cached."""
+        text, marked = orjson.dumps([body.get("tools"), body.get("output_config")]).decode(), None
+        for block in _blocks(body):
+            text += block["text"]
+            marked = len(text) if "cache_control" in block else marked
+        return text, marked
 
 
 def _content(asked: Asked, text: str | None) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import thread_time
 
-_SHORT, _FACTOR = 2_500, 4
+_SHORT = 1_000
+_FACTOR = 16
 _TIMES = 3
-_MOST = 8.0
-"""Four times the text takes about four times as long; by its square it would take sixteen times as long. So both the
-linear and the quadratic are off by two from what a busy machine would have to add."""
+_MOST = 64.0
+"""Sixteen times the text takes about 16 times as long; by its square it would take 256 times as long. Each is a factor
+of four from the limit, more than a busy machine adds."""
 _QUICK_S = 0.01
-"""What takes less for the longer text cannot grow with its square: 50,000,000 steps would take longer."""
+"""What takes less for the longer text cannot grow with its square: 128,000,000 steps would take longer."""
 _TRIES = 4
 
 
@@ -29,7 +30,7 @@ def grows_no_faster_than_its_text(function: Callable[[str], object], unit: str) 
         ratios.append(_time(function, long, _TIMES) / max(_time(function, short, _TIMES), 1e-9))
         if ratios[-1] <= _MOST:
             return
-    raise AssertionError(f"Four times as much of {unit!r} takes {min(ratios):.1f} times as long.")
+    raise AssertionError(f"{_FACTOR} times as much of {unit!r} takes {min(ratios):.1f} times as long.")
 
 
 def _time(function: Callable[[str], object], text: str, times: int) -> float:

@@ -365,7 +365,7 @@ class Provider:
             self.books.left(client_gone=True)
             raise
         if self._meter:
-            self._meter.keep(prompt_text(body))
+            self._meter.keep(*self._read(body))
         self.books.left(answered=not isinstance(effect, Cut))
         if isinstance(effect, Cut):
             request.transport.abort()
@@ -400,10 +400,15 @@ class Provider:
             },
         }
         if self._meter:
-            used, tier = self._meter.bill(prompt_text(asked.body), text, asked.body.get("service_tier", "default"))
+            prompt, marked = self._read(asked.body)
+            used, tier = self._meter.bill(prompt, text, asked.body.get("service_tier", "default"), marked)
             completion |= {"usage": used, "service_tier": tier}
         headers = {"Content-Type": "application/json", "x-request-id": f"req-{number}"}
         return orjson.dumps(completion), headers
+
+    def _read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
+        """What of a request goes into the prompt, and how many characters of it the request marks for the cache."""
+        return prompt_text(body), None
 
     def _bill(self, asked: Asked, text: str) -> tuple[int, int]:
         if self._count is None:

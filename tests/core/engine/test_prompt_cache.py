@@ -28,6 +28,7 @@ from ondine_core.providers.request_form import PLAIN_FORM
 from ondine_core.providers.tiers import find_tier_prices
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Batch, Call, Item, PromptCache, Reply, Tier, Usage
+from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import echo_each, one_call, texts
 from tests.support.meter import Cache, Meter, rates_of
 from tests.support.provider import Asked, Effect, Provider, echo, error
@@ -346,3 +347,45 @@ def test_the_cost_of_a_run_is_the_bill_of_the_provider(
     # The cache of this provider is automatic: turned off, calls only do not wait for one another.
     if prompt_cache != "off" and not fallback:
         assert meter.read_tokens == meter.cacheable_tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("prompt_cache", ["auto", "off", "1h"])
+@pytest.mark.parametrize(
+    ("tier", "answered_at"), [("standard", "standard"), ("priority", "standard"), ("priority", "priority")]
+)
+def test_the_cost_of_a_run_is_the_bill_of_anthropic(
+    tier: Tier, answered_at: str, prompt_cache: PromptCache, batch_size: int
+) -> None:
+    """What is written into the cache, for five minutes or an hour, has its own price; both tiers cost the same."""
+    entry = find_entry(CLAUDE) or {}
+    rates = rates_of(entry)
+    if prompt_cache == "1h":
+        rates = replace(rates, write=Decimal(repr(entry["cache_creation_input_token_cost_above_1hr"])))
+    meter = Meter({"standard": rates, "priority": rates}, Cache(step=1, is_marked=True), lambda *_: answered_at)
+    with AnthropicProvider(echo_each, meter=meter) as provider:
+        spec = ModelSpec(CLAUDE, "k", provider.address, max_output_tokens=256, tier=tier, prompt_cache=prompt_cache)
+        policy = Policy(max_concurrency=4, batch_size=batch_size)
+        options = Options(policy=policy, max_cost_usd=Decimal("0.5"))
+        report = enrich_sync(texts(12), prompt=PROMPT, output=OUTPUT, model=spec, options=options)
+    spend = report.progress.spend
+    assert report.progress.rows_failed == 0
+    assert spend.usage.cached_input_tokens == meter.read_tokens == meter.cacheable_tokens
+    assert spend.usage.cache_write_tokens == meter.written_tokens
+    assert (meter.written_tokens > 0) == (prompt_cache != "off")
+    assert spend.usd == meter.usd > 0
+    assert not spend.at_most_calls
+
+
+def test_batches_that_are_split_into_single_rows_are_cached_all_the_same() -> None:
+    """Where a reply has no room for four answers, most calls carry one row: their prefix is another than a batch's."""
+    rates = rates_of(find_entry(CLAUDE) or {})
+    meter = Meter({"standard": rates}, Cache(step=1, is_marked=True), lambda *_: "standard")
+    with AnthropicProvider(echo_each, meter=meter) as provider:
+        spec = ModelSpec(CLAUDE, "k", provider.address, max_output_tokens=32)
+        options = Options(policy=Policy(max_concurrency=1, batch_size=4))
+        report = enrich_sync(texts(40), prompt=PROMPT, output=OUTPUT, model=spec, options=options)
+    assert report.progress.rows_failed == 0
+    assert report.progress.spend.usd == meter.usd
+    assert meter.calls > 20
+    assert meter.read_tokens >= 0.7 * meter.input_tokens
