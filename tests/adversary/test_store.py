@@ -33,7 +33,7 @@ ANSWER = Answer({"text": "x" * 500}, "m")
 
 
 def ask(provider: Provider, path: Path, rows: int, warnings: list[str] | None = None) -> Report:
-    model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
+    model = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=10)
     told = [] if warnings is None else warnings
     options = Options(store=path, policy=Policy(max_concurrency=4), on_observer_error=told.append)
     return enrich_sync(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=options)

@@ -48,6 +48,7 @@ class Job:
         budget_usd: What it may cost together with all others that have such a budget.
         requests_per_minute: What all together may ask.
         burst: How much of it at once.
+        timeout_s: Seconds one call may take.
     """
 
     base_url: str
@@ -61,6 +62,7 @@ class Job:
     budget_usd: str | None = None
     requests_per_minute: float | None = None
     burst: float = 1
+    timeout_s: float = 60.0
 
     @property
     def texts(self) -> list[str]:
@@ -70,7 +72,12 @@ class Job:
     @property
     def model(self) -> ModelSpec:
         """Who is asked, and how."""
-        return ModelSpec("openai_compatible/m", base_url=self.base_url, max_output_tokens=self.max_output_tokens)
+        return ModelSpec(
+            "openai_compatible/m",
+            base_url=self.base_url,
+            timeout_s=self.timeout_s,
+            max_output_tokens=self.max_output_tokens,
+        )
 
     @property
     def task(self) -> Task:

@@ -74,7 +74,7 @@ def test_what_a_killed_process_had_in_flight_is_taken_over(workers: Workers, kin
     """It is known to have ended, so nobody waits for it; what it had in flight may be paid twice, nothing else."""
     place, hangs = fresh_place(kind, tmp_path), threading.Event()
     with Provider(echo_each, latency_s=0.02, fault=while_set(hangs, slow(3_600))) as provider:
-        job = Job(provider.base_url, place, rows=60, concurrency=4)
+        job = Job(provider.base_url, place, rows=60, concurrency=4, timeout_s=15)
         hangs.set()
         killed = workers.start(job)
         provider.books.wait_for(lambda books: len(books.requests) == job.concurrency, 30)
@@ -83,7 +83,7 @@ def test_what_a_killed_process_had_in_flight_is_taken_over(workers: Workers, kin
         hangs.clear()
         assert max(asked(provider.books).values()) == 1
         workers.kill(killed)
-        os.kill(other, signal.SIGTERM)  # its own calls hang, too
+        os.kill(other, signal.SIGTERM)  # its own calls hang, too, and are awaited
         workers.wait(other)
         last = workers.start(replace(job, run="last"))
         assert workers.wait(last) == {"answers": job.texts, "error": None}
