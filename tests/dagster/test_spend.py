@@ -143,7 +143,7 @@ def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
 
 def test_by_default_that_is_the_instances_own(tmp_path: Path) -> None:
     """A bare model keeps its answers there, too."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(moods_of("good", "bad", "good"), llm=ScriptedModel(answer), instance=instance)
         table = run(spend_report(), instance=instance).output_for_node("llm_spend")
     assert table[["asset", "model", "calls"]].to_numpy().tolist() == [["moods", "scripted/ScriptedModel", 2]]

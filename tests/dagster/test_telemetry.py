@@ -32,7 +32,7 @@ def materialize(
         output_cost_per_1k_tokens=0.002,
         observers=observers,
     )
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         result = dg.materialize(
             [answers],
             resources={"llm": llm},

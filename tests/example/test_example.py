@@ -70,7 +70,7 @@ def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, A
 
 def test_the_embedded_model_beats_the_majority_and_a_re_run_asks_nothing(tmp_path: Path) -> None:
     """A real model classifies a day of reviews clearly better than guessing; the second run is free."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         results = [run_day(instance, "2026-01-07") for _ in range(2)]
     first, second = map(figures_by_asset, results)
     report, asked = first["sentiment_report"], first["review_sentiment"]["ondine/requests"]
@@ -92,7 +92,7 @@ def test_the_day_is_scheduled_and_its_departments_follow_by_themselves(tmp_path:
     """The schedule asks for the day that is over; the condition waits for its reviews."""
     definitions, six = defs(), dt.datetime(2026, 1, 10, 6, tzinfo=dt.UTC)
     schedule = definitions.resolve_schedule_def("classify_reviews_schedule")
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         tick = schedule.evaluate_tick(dg.build_schedule_context(instance, scheduled_execution_time=six))
         before = dg.evaluate_automation_conditions(definitions, instance, evaluation_time=six)
         seven = {"defs": definitions, "instance": instance, "evaluation_time": six + dt.timedelta(minutes=61)}
@@ -150,7 +150,7 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
 
     with (
         Provider(answer, count=counter("openai/gpt-4o-mini")) as provider,
-        dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
+        dg.DagsterInstance.ephemeral(str(tmp_path)) as instance,
     ):
         llm = LLMResource(model="openai/gpt-4o-mini", api_key="k", base_url=provider.base_url)
         dry = dg.RunConfig(ops={"review_sentiment": LLMAssetConfig(dry_run=True)})

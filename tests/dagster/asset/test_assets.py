@@ -369,7 +369,7 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
 
 def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> None:
     """Without a store of one's own, two runs of one instance share one."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first, second = ScriptedModel(answer), ScriptedModel(answer)
         materialize(reviews, review_sentiment, llm=first, instance=instance)
         materialize(reviews, review_sentiment, llm=second, instance=instance)
@@ -391,7 +391,7 @@ def test_a_cap_on_cost_stops_the_step_for_good_and_a_higher_one_resumes(tmp_path
 
         return moods
 
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, Provider(answer) as provider:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance, Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
         result = materialize(moods(0.0005), llm=llm, instance=instance, raise_on_error=False)
         said = failure_of(result).user_failure_data.description
@@ -487,7 +487,7 @@ def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(
     tmp_path: Path, options: dict[str, Any], rule: str
 ) -> None:
     """The step says which rule was broken; a re-run asks only the failed row."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         result = materialize(
             reviews,
             broken_asset(**options),

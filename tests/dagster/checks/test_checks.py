@@ -216,7 +216,7 @@ def test_distance_by_chance_is_what_chance_does() -> None:
 def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
     """The first has nothing to compare with; the second is as far from it as its shares differ, nulls and all."""
     drift = [DriftCheck(column=column, max_distance=0.2) for column in ("mood", "topic", "angry")]
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first = run(moods_of("good", "good price", "bad", "bad angry", "junk", checks=drift), instance=instance)
         assert metadata_of(first, "moods")["ondine/distribution"] == {
             "mood": [["good", 2], ["bad", 2]],
@@ -243,7 +243,7 @@ def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
 def test_drift_passes_where_nothing_changed_and_looks_back_beyond_what_tells_nothing(tmp_path: Path) -> None:
     """A materialization reported from elsewhere, without figures, is not one to compare with."""
     asset = moods_of("good", "bad", checks=[DriftCheck(column="mood", max_distance=0)])
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(asset, instance=instance)
         instance.report_runless_asset_event(dg.AssetMaterialization("moods"))
         check = checks_of(run(asset, instance=instance))["drift_mood"]
@@ -272,7 +272,7 @@ def drift_of(asset: dg.AssetsDefinition, partition: str, instance: dg.DagsterIns
 def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
     """Not from the day itself, nor from a later one, in whatever order days are filled."""
     texts = {"2026-01-02": ["good", "bad"], "2026-01-05": ["good"], "2026-01-09": ["bad"]}
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(DAYS, texts)
         assert "no earlier" in drift_of(asset, "2026-01-09", instance)
         assert "no earlier" in drift_of(asset, "2026-01-02", instance)
@@ -284,7 +284,7 @@ def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
 def test_drift_of_a_partition_that_is_no_time_is_from_itself(tmp_path: Path) -> None:
     """What one tenant's reviews are like says nothing about another's."""
     texts = {"de": ["good"], "fr": ["bad"]}
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(dg.StaticPartitionsDefinition(["de", "fr"]), texts)
         assert "no earlier" in drift_of(asset, "de", instance)
         assert "no earlier" in drift_of(asset, "fr", instance)
@@ -304,7 +304,7 @@ def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Pa
         for day, tenant, mood in [("2026-01-01", "de", "good"), ("2026-01-02", "fr", "bad")]
     }
     texts[str(key("2026-01-03", "de"))] = ["good"]
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(both, texts)
         assert "no earlier" in drift_of(asset, key("2026-01-01", "de"), instance)
         assert "no earlier" in drift_of(asset, key("2026-01-02", "fr"), instance)
@@ -335,7 +335,7 @@ def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> N
     resources = {"llm": ScriptedModel(answer), "io_manager": Memory()}
     job = dg.Definitions(assets=[moods], resources=resources).resolve_implicit_global_asset_job_def()
     tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first = job.execute_in_process(instance=instance, tags=tags)
         made = [event.step_materialization_data.materialization for event in first.get_asset_materialization_events()]
         found = {(one.asset_key.path[-1], one.partition): values(one.metadata) for one in made}

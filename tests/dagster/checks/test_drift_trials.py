@@ -29,7 +29,7 @@ def try_out(instance: dg.DagsterInstance, asset: Any, **options: Any) -> None:
 def test_a_trial_is_no_baseline(trials: int, tmp_path: Path) -> None:
     """Nothing changed, so a whole run after one or many trials passes; it is compared with the whole run before."""
     asset = moods_of("good", "bad", "bad", "bad", checks=DRIFT)
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first = run(asset, instance=instance).run_id[:8]
         for _ in range(trials):
             try_out(instance, asset)
@@ -43,7 +43,7 @@ def test_the_trial_of_a_day_is_passed_over(tmp_path: Path) -> None:
     def moods():  # noqa: ANN202
         return pd.DataFrame({"review": ["good", "bad"]})
 
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         drift_of(instance, moods, partition_key="2026-01-02")
         try_out(instance, moods, partition_key="2026-01-03")
         assert "True The distance from 2026-01-02" in drift_of(instance, moods, partition_key="2026-01-04")

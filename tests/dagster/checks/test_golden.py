@@ -163,7 +163,7 @@ def test_partitions_share_the_answers(tmp_path: Path) -> None:
         return pd.DataFrame({"review": [f"good {context.partition_key}"]})
 
     llm = ScriptedModel(answer)
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(labelled, instance=instance)
         for partition in ("de", "fr"):
             result = run(moods, labelled, llm=llm, partition_key=partition, instance=instance, selection=[moods])
@@ -224,7 +224,7 @@ def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
     upstream = [labelled("right", "good"), labelled("wrong", "bad")]
     moods = moods_of("good", checks=[golden(rows="right", name="one"), golden(rows="wrong", name="two")])
     llm = ScriptedModel(answer)
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(*upstream, moods, llm=llm, instance=instance)
         calls = len(llm.calls)
         only = dg.AssetSelection.checks(dg.AssetCheckKey(moods.key, "two"))
@@ -245,7 +245,7 @@ def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_pa
     rows = [{"review": "a labelled one", "mood": "good"}]
     llm = ScriptedModel(script, latency_s=0.2)
     moods = moods_of("good", "bad", checks=[golden(rows=rows)])
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         assert not run(moods, llm=llm, instance=instance).success
         wanted = dg.AssetRecordsFilter(asset_key=moods.key)
         record = instance.fetch_observations(wanted, limit=1).records[0]

@@ -49,7 +49,7 @@ def checked_shouts() -> pd.DataFrame:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as found:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as found:
         yield found
 
 

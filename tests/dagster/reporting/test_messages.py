@@ -23,7 +23,7 @@ def rehearse(tmp_path: Path, **arguments: Any) -> str:
 
     llm = ScriptedModel({"": {"mood": "good"}}, max_batch_size=None)
     config = dg.RunConfig(ops={"moods": LLMAssetConfig(dry_run=True)})
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         result = dg.materialize([moods], resources={"llm": llm}, instance=instance, run_config=config)
     assert not llm.calls
     (event,) = [event for event in result.all_events if event.is_asset_observation]

@@ -256,7 +256,7 @@ def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, faile
     job = replay_failed_rows_job(asset, description="Once more.")
     assert (job.name, job.description) == ("replay_moods", "Once more.")
     mended = ScriptedModel(lambda _: {"mood": "good", "topic": None, "angry": False, "summary": None})
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(asset, instance=instance)
         definitions = dg.Definitions(assets=[asset], jobs=[job], resources={"llm": mended})
         result = definitions.resolve_job_def("replay_moods").execute_in_process(instance=instance)
