@@ -7,16 +7,17 @@ and a figure that is not known is left out; it is never written as 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 
-from ondine_core.engine.estimate import Estimate
+from ondine_core.engine.estimate import Estimate, Range
 from ondine_core.engine.report import Report
 from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
 from ondine_core.types.progress import Progress, Spend
-from ondine_core.types.values import ModelSpec
+from ondine_core.types.values import ModelSpec, Tier
 from ondine_dagster.reporting.messages import shown_messages
 
 __all__ = [
@@ -220,10 +221,7 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         metadata |= zip(keys, map(float, found.usd), strict=True)
     if len(found.usd_by_tier) > 1:
         columns = [dg.TableColumn("tier", "string"), *(dg.TableColumn(name, "float") for name in _TIER_COLUMNS)]
-        records = [
-            dg.TableRecord({"tier": tier, **dict(zip(_TIER_COLUMNS, map(float, usd), strict=True))})
-            for tier, usd in found.usd_by_tier.items()
-        ]
+        records = [_tier_record(tier, usd, spec) for tier, usd in found.usd_by_tier.items()]
         metadata["ondine/estimated_cost_by_tier"] = dg.MetadataValue.table(records, dg.TableSchema(columns))
     if found.sample:
         metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
@@ -236,7 +234,13 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     return metadata
 
 
-_TIER_COLUMNS = ("usd_least", "usd", "usd_most")
+_TIER_COLUMNS = ("usd_least", "usd", "usd_most", "call_s_most")
+
+
+def _tier_record(tier: Tier, usd: Range[Decimal], spec: ModelSpec) -> dg.TableRecord:
+    """What a run would cost at a tier, and how long one call may take there."""
+    figures = (*map(float, usd), replace(spec, tier=tier).max_call_s)
+    return dg.TableRecord({"tier": tier, **dict(zip(_TIER_COLUMNS, figures, strict=True))})
 
 
 def estimate_line(found: Estimate) -> str:

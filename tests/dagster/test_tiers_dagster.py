@@ -83,7 +83,7 @@ def test_a_text_that_is_no_tier_is_an_error_of_the_definition() -> None:
         build_llm_asset(name="x", upstream="y", **ARGUMENTS, tier="cheap")  # type: ignore[typeddict-item]
 
 
-def test_a_dry_run_shows_the_cost_of_each_tier_side_by_side() -> None:
+def test_a_dry_run_shows_cost_and_time_of_each_tier_side_by_side() -> None:
     """In the log and as a table of its observation."""
     result, bodies, _ = run(llm_asset(**ARGUMENTS, name="shouts")(rows), {}, {"dry_run": True})
     assert not bodies
@@ -95,6 +95,11 @@ def test_a_dry_run_shows_the_cost_of_each_tier_side_by_side() -> None:
     assert usd["standard"] == found["ondine/estimated_cost_usd"].value
     assert usd["flex"] == pytest.approx(usd["standard"] / 2)
     assert usd["priority"] > usd["standard"]
+    assert {record.data["tier"]: record.data["call_s_most"] for record in table} == {
+        "standard": 60,
+        "flex": 900,
+        "priority": 60,
+    }
 
 
 LONG = "one two six ten " * 300

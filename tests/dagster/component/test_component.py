@@ -210,6 +210,7 @@ def test_every_argument_of_the_decorator_is_an_attribute() -> None:
         {"on_row_error": "raise"},
         {"max_error_rate": 0.1},
         {"max_cost_usd": 5},
+        {"tier": "flex", "prompt_cache": "off"},
         {"clean": ["html", {"truncate": {"max_tokens": 12, "mark": "."}}]},
         {"clean": "html", "sanitize": "redact"},
         {"sanitize": {"mode": "placeholder", "rules": ["email"], "patterns": {"TICKET": r"T-\d{4}"}}},
