@@ -62,8 +62,8 @@ class Spend:
         cost = "of unknown cost" if self.usd is None else f"{'at most ' if self.at_most_calls else ''}${self.usd:.4f}"
         if not self.unknown:
             return cost
-        most = "an unknown amount" if self.unknown_usd is None else f"${self.unknown_usd:.4f}"
-        return f"{cost}, and at most {most} for {self.unknown:,} lost calls"
+        lost = "an unknown amount" if self.unknown_usd is None else f"at most ${self.unknown_usd:.4f}"
+        return f"{cost}, and {lost} for {self.unknown:,} lost calls"
 
     @property
     def refused(self) -> int:

@@ -60,16 +60,17 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     The asset is the table `upstream` with the output columns, as `llm_asset` makes it. In a subclass, `rows` chooses
     what is asked about and `get_asset_spec` changes what Dagster knows of the asset; both may call `super()`.
 
-    Example:
-        ```yaml
-        type: ondine_dagster.LLMAssetComponent
-        attributes:
-          asset: {key: ticket_labels, group_name: enrich}
-          upstream: support_tickets
-          prompt: {file: prompt.md}
-          output: {sentiment: {type: string, enum: [positive, negative]}, topic: string}
-          model: openai/gpt-4o-mini
-        ```
+    In YAML:
+
+    ```yaml
+    type: ondine_dagster.LLMAssetComponent
+    attributes:
+      asset: {key: ticket_labels, group_name: enrich}
+      upstream: support_tickets
+      prompt: {file: prompt.md}
+      output: {sentiment: {type: string, enum: [positive, negative]}, topic: string}
+      model: openai/gpt-4o-mini
+    ```
     """
 
     asset: Annotated[
