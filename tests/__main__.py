@@ -15,8 +15,8 @@ interpreter = python()
 pytest = (interpreter, "-m", "pytest")
 ruff = (interpreter, "-m", "ruff")
 types = (interpreter, "-m", "mypy")
-# Two processes more than processors, since many tests wait: for daemons, downloads, a browser.
-lanes = ("-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
+# One process more than processors, since many tests wait: for daemons, downloads, a browser.
+lanes = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
 for command in ((*ruff, "check", "."), (*ruff, "format", "--check", ".")):
     run(*command)
 if sys.argv[1:]:
