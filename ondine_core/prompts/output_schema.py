@@ -247,7 +247,8 @@ class _Object:
 
     def dump(self, value: Any) -> str:
         given = value if isinstance(value, Mapping | BaseModel) else _only(self.names, value)
-        if isinstance(given, Mapping) and (unknown := [key for key in given if key not in self.known]):
+        unknown = [key for key in given if key not in self.known] if isinstance(given, Mapping) else []
+        if unknown:
             raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
         try:
             valid = self.adapter.validate_python(given)

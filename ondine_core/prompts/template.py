@@ -242,7 +242,8 @@ def _compile_braces(source: str) -> _Compiled:
             f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
             "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."
         )
-    if not columns and (found := _JINJA2_PLACEHOLDER.search(source)):
+    found = _JINJA2_PLACEHOLDER.search(source)
+    if found and not columns:
         raise ConfigError(
             f"The prompt reads no column: {found[0]} stands for literal braces. Write {{column}} for a placeholder, or "
             "Prompt(..., syntax='jinja2')."

@@ -54,8 +54,8 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
     if bare:
         return text[bare.end() :]
     stripped = text
-    while start_end := next(((found, end) for start, end in _OPENED if (found := start.match(stripped))), None):
-        start, closing = start_end
+    while opening := _find_opening(stripped):
+        start, closing = opening
         end = closing.search(stripped, start.end())
         if end is None:
             return None
@@ -63,6 +63,15 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
     if stripped is not text:
         return stripped if stripped.strip() else None
     return _strip_unopened(text, asked)
+
+
+def _find_opening(text: str) -> tuple[re.Match[str], re.Pattern[str]] | None:
+    """The mark with which `text` opens thoughts, and what closes them."""
+    for start, closing in _OPENED:
+        found = start.match(text)
+        if found:
+            return found, closing
+    return None
 
 
 def _final_message(text: str) -> str | None:

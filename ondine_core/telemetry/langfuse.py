@@ -84,6 +84,7 @@ def _describe(kind: Literal["run", "batch", "call"], attributes: Attributes) -> 
         "langfuse.session.id": attributes["ondine.run.id"],
         "langfuse.observation.type": "generation" if kind == "call" else "span",
     }
-    if kind == "call" and (usd := attributes.get("ondine.cost.usd")) is not None:
+    usd = attributes.get("ondine.cost.usd")
+    if kind == "call" and usd is not None:
         described["langfuse.observation.cost_details"] = orjson.dumps({"total": usd}).decode()
     return described

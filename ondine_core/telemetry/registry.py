@@ -89,7 +89,8 @@ def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
         return [_heeded(one) for one in opened]
     except BaseException:
         for one in opened:
-            if one.owned and (close := getattr(one.observe, "close", None)):
+            close = getattr(one.observe, "close", None)
+            if one.owned and close:
                 with suppress(Exception):
                     close(0.0)
         raise

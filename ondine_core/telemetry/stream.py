@@ -187,7 +187,8 @@ class _Lane:
                 began = time.thread_time()
 
     def _close(self) -> None:
-        if self.opened.owned and (close := getattr(self.opened.observe, "close", None)):
+        close = getattr(self.opened.observe, "close", None)
+        if self.opened.owned and close:
             try:
                 close(max(0.0, self._deadline - time.monotonic()))
             except BaseException as error:  # noqa: BLE001  (as above)

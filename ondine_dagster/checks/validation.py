@@ -136,7 +136,8 @@ def labelled_columns(check: GoldenCheck, task: Task, names: Sequence[str]) -> tu
     if missing:
         raise ConfigError(f"The rows of a golden check lack {missing[0]!r}, which the prompt reads.")
     wanted = columns_of(check, task)
-    if check.columns is not None and (missing := [column for column in wanted if column not in names]):
+    missing = [column for column in wanted if column not in names]
+    if check.columns is not None and missing:
         raise ConfigError(f"The rows of a golden check lack the labels {missing[0]!r}.")
     found = tuple(column for column in wanted if column in names)
     if not found:

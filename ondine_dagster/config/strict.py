@@ -45,6 +45,7 @@ _ELSEWHERE = {
 
 
 def _unknown_field(kind: str, name: str, known: set[str]) -> str:
-    near = [meant] if (meant := _ELSEWHERE.get(name)) in known else get_close_matches(name, known, 1)
+    meant = _ELSEWHERE.get(name)
+    near = [meant] if meant in known else get_close_matches(name, known, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{kind} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."
