@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile("first-find", deadline=None, phases=[Phase.explicit, P
 # Dozens of processes import the same packages; compiling them anew takes longer than the rest of the import.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell that runs this in the background has SIGINT ignored, Dagster copies that to SIGTERM, and children inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test may need the internet: neither Dagster's telemetry nor litellm's price list.
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"

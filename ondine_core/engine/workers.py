@@ -42,8 +42,9 @@ __all__ = ["Asker", "choose_strategy", "find_oversize_prompt", "max_in_flight", 
 
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """Prompts in a row without a reply, each after all its retries, after which the provider is taken to be gone."""
-_FEW_ODD_CALLS = 2
-"""So many rows that are asked alone beside batches, or together beside single rows, are not worth a cache entry."""
+_UNUSUAL_CALLS_NOT_CACHED = 2
+"""The first calls with one row among batches, or with several among single rows, are not cached: their prefix differs
+from that of the other calls, and most runs have too few of them to repay what writing a cache entry costs."""
 _WORKERS_A_CALL = 4
 """With three calls in ten failing, two of these wait at any time before they try again."""
 
@@ -82,7 +83,7 @@ class Asker:
         self._cache_rule = find_cache_rule(task.model)
         self._count_prefix = lru_cache(maxsize=64)(partial(_count_prefix, runtime.count))
         self._unreachable_in_a_row = 0
-        self._odd_calls = 0
+        self._unusual_calls = 0
         self._refusals = RefusalStreak()
 
     async def ask_all(  # noqa: PLR0913  (by keyword)
@@ -255,8 +256,8 @@ class Asker:
         if self._cache_rule is None or not part.is_shared:
             return False
         if (len(batch.items) > 1) != part.together:
-            self._odd_calls += 1
-            if self._odd_calls <= _FEW_ODD_CALLS:
+            self._unusual_calls += 1
+            if self._unusual_calls <= _UNUSUAL_CALLS_NOT_CACHED:
                 return False
         prefix = prefix_of(call)
         if _max_tokens(prefix) < self._cache_rule.min_tokens:  # which needs no tokenizer

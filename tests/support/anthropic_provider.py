@@ -71,15 +71,20 @@ class AnthropicProvider(Provider):
         return orjson.dumps(message), {"Content-Type": "application/json", "request-id": f"req-{number}"}
 
     def _usage(self, asked: Asked, text: str) -> dict[str, Any]:
-        """Unlike OpenAI, Anthropic does not count what was cached among the input tokens."""
-        sent, read, written, output = len(asked.prompt) // 4, self._cached_tokens, 0, len(text) // 4
-        prompt, marked = self._read(asked.body)
+        """The usage of a reply. Unlike OpenAI, Anthropic does not count what was cached among the input tokens."""
+        sent = len(asked.prompt) // 4
+        read = self._cached_tokens
+        written = 0
+        output = len(text) // 4
         tier = "standard"
         if self._meter:
+            prompt, marked = self._read(asked.body)
             used, tier = self._meter.bill(prompt, text, asked.body.get("service_tier", "standard_only"), marked)
             details = used["prompt_tokens_details"]
-            sent, output = used["prompt_tokens"], used["completion_tokens"]
-            read, written = details["cached_tokens"], details.get("cache_write_tokens", 0)
+            sent = used["prompt_tokens"]
+            output = used["completion_tokens"]
+            read = details["cached_tokens"]
+            written = details.get("cache_write_tokens", 0)
         lives = {block["cache_control"].get("ttl", "5m") for block in _blocks(asked.body) if "cache_control" in block}
         by_life = {f"ephemeral_{life}_input_tokens": written if life in lives else 0 for life in ("5m", "1h")}
         return {
@@ -93,7 +98,8 @@ class AnthropicProvider(Provider):
 
     def _read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
         """Tools, system text and messages, in this order; the last marked block ends what is cached."""
-        text, marked = orjson.dumps([body.get("tools"), body.get("output_config")]).decode(), None
+        text = orjson.dumps([body.get("tools"), body.get("output_config")]).decode()
+        marked = None
         for block in _blocks(body):
             text += block["text"]
             marked = len(text) if "cache_control" in block else marked

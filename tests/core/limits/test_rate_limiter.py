@@ -476,7 +476,7 @@ def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[floa
 # -- departures of callers that are late ---------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(
     st.sampled_from([120, 600, 18_000]),
     st.lists(st.tuples(st.floats(0, 4), st.floats(0.001, 0.3)), max_size=4),

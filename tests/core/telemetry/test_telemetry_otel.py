@@ -341,7 +341,6 @@ def test_an_interrupted_process_has_told_everything(collector: Collector) -> Non
     code = """
 import os, signal, sys
 from ondine_core import ModelSpec, Options, Policy, enrich_sync
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have had it ignored
 sent = []
 def interrupt(progress):
     if progress.rows_done >= 20 and not sent:
