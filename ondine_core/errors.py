@@ -6,8 +6,10 @@ OndineError
 │   ├── TransientError   asking the same again may succeed
 │   ├── RefusedError     this request never succeeds, others may: one row fails
 │   ├── InvalidReplyError the provider refused what its model wrote: asking again may succeed
+│   ├── JobLostError     the account has no such batch job, or no results of it (any more)
 │   └── FatalError       no request succeeds until someone acts (key, permission, model name)
 ├── BudgetExhaustedError the cap on cost is reached: raise it and run again, nothing is lost
+├── JobsUnderWayError    batch jobs are not done yet: run again later, nothing is asked twice
 ├── FailedRowsError      more rows failed than the user allows
 └── StoreError           the answer store cannot be opened, read or written
 
@@ -16,6 +18,7 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
@@ -27,12 +30,36 @@ __all__ = [
     "FailedRowsError",
     "FatalError",
     "InvalidReplyError",
+    "JobLostError",
+    "JobUnderWay",
+    "JobsUnderWayError",
     "OndineError",
     "ProviderError",
     "RefusedError",
     "StoreError",
     "TransientError",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class JobUnderWay:
+    """A batch job that has not been read.
+
+    Args:
+        marker: Our name of it, 16 hexadecimal digits.
+        job_id: The provider's name of it, `None` if that is not known yet.
+        state: The provider's word for what it does.
+        requests: How many it has.
+        done: How many of them are known to be done.
+        held_usd: What is held of budgets for it, at most; `None` if a price is not known.
+    """
+
+    marker: str
+    job_id: str | None
+    state: str
+    requests: int
+    done: int
+    held_usd: Decimal | None
 
 
 Kind: TypeAlias = Literal["limited", "overloaded", "broken"]
@@ -131,6 +158,10 @@ class InvalidReplyError(ProviderError):
         self.reply = reply
 
 
+class JobLostError(ProviderError):
+    """The account has no batch job of this id, or no results of it: they were deleted, or are another account's."""
+
+
 class FatalError(ProviderError):
     """No request can succeed until someone acts: wrong key, missing permission, unknown model, no credit.
 
@@ -152,6 +183,21 @@ class FatalError(ProviderError):
 
 class BudgetExhaustedError(OndineError):
     """The cap on cost does not allow another call; the answers that arrived are stored."""
+
+
+class JobsUnderWayError(OndineError):
+    """Batch jobs of the provider have not ended; a later run reads their results, and asks nothing of them again.
+
+    Args:
+        message: What is under way.
+        jobs: Each of the jobs.
+        rows_left: Rows that have no outcome yet.
+    """
+
+    def __init__(self, message: str, jobs: tuple[JobUnderWay, ...] = (), rows_left: int = 0) -> None:
+        super().__init__(message)
+        self.jobs = jobs
+        self.rows_left = rows_left
 
 
 class FailedRowsError(OndineError):

@@ -1,0 +1,154 @@
+"""A provider's batch job: many requests that are handed in at once and answered within hours, at a lower price."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ondine_core.errors import ProviderError
+from ondine_core.types.values import Call, Reply
+
+__all__ = ["JobApi", "JobLimits", "JobProblem", "JobReply", "JobStatus", "NewJob"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """The most that one job may hold.
+
+    Args:
+        requests: Requests.
+        bytes: Bytes of all requests as they are handed in.
+    """
+
+    requests: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that is about to be created.
+
+    Args:
+        marker: Names the job, 16 hexadecimal digits; each custom id is the marker, a hyphen and a number.
+        file: The requests as `JobApi.write` wrote them, one a line.
+        requests: How many there are.
+    """
+
+    marker: str
+    file: Path
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobProblem:
+    """Why a provider does not run a job.
+
+    Args:
+        message: In the provider's words, without text of rows and without keys.
+        line: The line of the file that it is about, counted from 1; `None` if it is about the job.
+        is_quota: Whether the account has too much under way, so that a smaller or later job may be taken.
+    """
+
+    message: str
+    line: int | None = None
+    is_quota: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What a provider says of a job.
+
+    Args:
+        has_ended: Whether nothing of it runs any more, so that its results may be read.
+        state: The provider's word for it.
+        done: Requests that were answered, as far as is known.
+        failed: Requests that were not, as far as is known.
+        total: Requests in all, `None` if that is not known.
+        problems: Why it was not run.
+        bills_silence: Whether a request without any result may have been billed.
+    """
+
+    has_ended: bool
+    state: str
+    done: int = 0
+    failed: int = 0
+    total: int | None = None
+    problems: tuple[JobProblem, ...] = ()
+    bills_silence: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class JobReply:
+    """What came of one request of a job.
+
+    Args:
+        custom_id: The request.
+        came: The reply; why there is none; `None` if the request was not run (expired, cancelled), and so not billed.
+    """
+
+    custom_id: str
+    came: Reply | ProviderError | None
+
+
+class JobApi(Protocol):
+    """A provider's batch API, for one model. Failures are those of a `ChatModel`; nothing is tried twice.
+
+    Attributes:
+        limits: The most that one job may hold.
+        account: Tells accounts apart without telling the key.
+        carries_marker: Whether `find` can tell for certain that a job was not created.
+        create_timeout_s: Seconds after which a request that creates a job has been read or never will be.
+    """
+
+    limits: JobLimits
+    account: str
+    carries_marker: bool
+    create_timeout_s: float
+
+    def write(self, call: Call, custom_id: str) -> bytes:
+        """`call` as one request of a job, as JSON without a line feed."""
+
+    async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
+        """Create a job and return the provider's id of it.
+
+        Args:
+            job: What it is to be.
+            about_to_create: Awaited right before the request that creates it, after all that is free of charge, such as
+                uploading the file.
+        """
+
+    async def find(self, marker: str, since: float, requests: int) -> str | None:
+        """The provider's id of the job with this marker; `None` if there is none.
+
+        Args:
+            marker: Names the job.
+            since: When it was created at the earliest, in seconds since the epoch; clocks may differ by minutes.
+            requests: How many requests it has.
+
+        Raises:
+            TransientError: It cannot be told yet, for instance while a job runs that may be it.
+        """
+
+    async def get_status(self, job_id: str) -> JobStatus:
+        """What the provider says of a job.
+
+        Raises:
+            JobLostError: The account has no such job.
+        """
+
+    def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
+        """What came of the requests of a job that has ended, in any order; nothing of it is kept in memory.
+
+        Ids that are not ours, or that come twice, are passed on as they are.
+
+        Raises:
+            JobLostError: There are no results any more.
+        """
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask that no further request of a job be run; it ends within minutes. A job that has ended stays so."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
