@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
@@ -23,7 +22,7 @@ from ondine_core.providers.settings import check_settings, first_set
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
-__all__ = ["connect_azure"]
+__all__ = ["Deployment", "connect_azure", "find_deployment"]
 
 _API_VERSION = "2024-10-21"
 """The last dated version that is no preview; it knows structured output."""
@@ -73,6 +72,59 @@ def connect_azure(
     Raises:
         ConfigError: Endpoint or access is not configured, or a setting is wrong.
     """
+    found = find_deployment(spec, name, credential=credential, now=now)
+    access, version = found.access, found.version
+    path = "v1" if found.is_undated else f"deployments/{quote(name, safe='')}"
+    fixed = {"model": name} if found.is_undated else {}
+    models = {
+        region: OpenAIModel(
+            f"{root}/{path}/chat/completions?api-version={quote(version)}",
+            None,
+            spec,
+            fixed,
+            found.form,
+            headers=access.headers,
+            advice=access.advice,
+        )
+        for region, root in found.roots.items()
+    }
+    return _Azure(name, models, access)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """How a deployment is reached.
+
+    Args:
+        access: Proves who calls.
+        version: The api version.
+        form: How requests are written.
+        roots: Address of the API, up to `/openai`, by region; the one to ask first first.
+    """
+
+    access: Access
+    version: str
+    form: RequestForm
+    roots: Mapping[str, str]
+
+    @property
+    def is_undated(self) -> bool:
+        """Whether the version is of the API whose addresses do not name deployments."""
+        return self.version in _UNDATED
+
+
+def find_deployment(
+    spec: ModelSpec,
+    name: str,
+    *,
+    credential: Credential | None = None,
+    now: Callable[[], float] = time.time,
+) -> Deployment:
+    """How the deployment `name` is reached; the arguments are those of `connect_azure`.
+
+    Raises:
+        ConfigError: Endpoint or access is not configured, or a setting is wrong.
+    """
     check_settings(spec, _SETTINGS)
     access = choose_access(spec, credential, now)
     version = str(spec.settings.get("api_version") or first_set(_VERSION) or _API_VERSION)
@@ -80,33 +132,25 @@ def connect_azure(
     access = replace(
         access, advice={**access.advice, 404: f"{missing}; check model, base_url and settings api_version"}
     )
-    fixed, form = _request(spec, name, version)
-    models = {
-        region: OpenAIModel(
-            _url(endpoint, name, version), None, spec, fixed, form, headers=access.headers, advice=access.advice
-        )
-        for region, endpoint in _endpoints(spec).items()
-    }
-    return _Azure(name, models, access)
+    roots = {region: _root(endpoint) for region, endpoint in _endpoints(spec).items()}
+    return Deployment(access, version, _form(spec, name, version), roots)
 
 
-def _request(spec: ModelSpec, name: str, version: str) -> tuple[dict[str, Any], RequestForm]:
-    """The fields of every request, and how requests are written."""
+def _form(spec: ModelSpec, name: str, version: str) -> RequestForm:
+    """How requests are written."""
     base = str(spec.settings.get("base_model") or name)
     check_temperature(spec, base)
     limit_field = limit_field_of(spec, base)
     is_new = version in _UNDATED or _REASONING.search(base.lower())
     if is_new and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"
-    fixed = {"model": name} if version in _UNDATED else {}
-    return fixed, RequestForm(constraints=False, limit_field=limit_field)
+    return RequestForm(constraints=False, limit_field=limit_field)
 
 
-def _url(endpoint: str, name: str, version: str) -> str:
+def _root(endpoint: str) -> str:
     parts = urlsplit(endpoint)
-    root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/openai/v1').removesuffix('/openai')}"
-    path = "v1" if version in _UNDATED else f"deployments/{quote(name, safe='')}"
-    return f"{root}/openai/{path}/chat/completions?api-version={quote(version)}"
+    path = parts.path.rstrip("/").removesuffix("/openai/v1").removesuffix("/openai")
+    return f"{parts.scheme}://{parts.netloc}{path}/openai"
 
 
 def _endpoints(spec: ModelSpec) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -54,11 +54,13 @@ class Access:
         headers: Those of the next call.
         advice: What to do about the statuses of a refusal.
         aclose: Lets go of what it holds.
+        api_key: The key that is sent, if one is.
     """
 
     headers: Callable[[], Awaitable[Mapping[str, str]]]
     advice: Mapping[int, str]
     aclose: Callable[[], Awaitable[None]]
+    api_key: str | None = field(default=None, repr=False)
 
 
 def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
@@ -82,7 +84,7 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
     key = (spec.api_key or "").strip() or first_set(_KEY)
     if key:
         check_header("api_key", key)
-        return _fixed({"api-key": key}, _advice_for_key())
+        return replace(_fixed({"api-key": key}, _advice_for_key()), api_key=key)
     raise ConfigError(
         f"model={spec.model!r} has no access to Azure OpenAI; configure one of three ways: settings "
         "managed_identity=true (with client_id if it is user-assigned); settings ad_token or the variable "

@@ -30,9 +30,9 @@ from ondine_core.providers.settings import check_header
 from ondine_core.providers.usage import stated_usd_in
 from ondine_core.types.values import Call, Reply
 
-__all__ = ["HttpModel"]
+__all__ = ["CONNECT_TIMEOUT_S", "HttpModel", "decode", "proxy_for"]
 
-_CONNECT_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_S = 15.0
 _CONNECT_SHARE = 0.9
 _OK = 200
 _AUTHORIZATION, _REQUEST_ID = istr("Authorization"), istr("X-Request-Id")
@@ -88,7 +88,7 @@ class HttpModel:
         self._max_reply_bytes, self._resolve = max_reply_bytes, resolve
         self._plain_headers = plain_headers or {}
         self._to = Address(urlsplit(url).netloc.rpartition("@")[2], timeout_s, advice)
-        self._proxy = _proxy_for(url)
+        self._proxy = proxy_for(url)
         self._session: aiohttp.ClientSession | None = None
         self._own_ids, self._numbers = f"ondine-{token_hex(8)}", count()
         self.max_concurrency = min(filter(None, (max_concurrency, max_calls())), default=None)
@@ -118,10 +118,10 @@ class HttpModel:
         if failure:
             raise failure  # out here, where it has no context: that may name the whole address, or hold the key
         try:
-            reply = self._read(_decode(response.content))
+            reply = self._read(decode(response.content))
         except ProviderError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise unreadable(response, call, secrets, self._to) from error
         named = response.headers.get("x-request-id") or response.headers.get("request-id", "")
         # A header may hold bytes that are no text, which the store could not keep.
@@ -181,7 +181,7 @@ class HttpModel:
             connector=Connector(self._max_reply_bytes, self._resolve),
             # What ends before a connection is there has cost nothing; the total would not tell.
             timeout=aiohttp.ClientTimeout(
-                total=self._timeout_s, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s * _CONNECT_SHARE)
+                total=self._timeout_s, connect=min(CONNECT_TIMEOUT_S, self._timeout_s * _CONNECT_SHARE)
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,
@@ -190,7 +190,7 @@ class HttpModel:
         return self._session
 
 
-def _decode(content: bytes) -> Any:
+def decode(content: bytes) -> Any:
     """A body as JSON; NaN and Infinity, which some servers write into figures, are no reason to lose an answer."""
     try:
         return orjson.loads(content)
@@ -206,7 +206,7 @@ def _sendable(body: bytes) -> bytes | BytesIO:
     return body if len(body) <= _LARGE else BytesIO(body)
 
 
-def _proxy_for(url: str) -> str | None:
+def proxy_for(url: str) -> str | None:
     """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
 
     aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.

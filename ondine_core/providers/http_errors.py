@@ -128,39 +128,44 @@ def _turned_away_by_proxy(status: int, host: str) -> ProviderError:
     return FatalError(f"{what}; check HTTPS_PROXY, the credentials in it, and NO_PROXY.")
 
 
-def turned_away(response: Response, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:
+def turned_away(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
     """What a response means that is no answer.
 
     Args:
         response: What came back.
-        call: What was asked; no row's text is quoted.
+        call: What was asked; no row's text is quoted. `None` if it is not at hand: then only codes are.
         secrets: Keys and tokens that were sent; they are masked.
         to: Whom it was asked.
     """
     return _classify(response, read_error(response.content, response.at), call, secrets, to)
 
 
-def unreadable(response: Response, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:
+def unreadable(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
     """What a 200 means that holds no answer: gateways report errors so, with a status or words of their own."""
     body = read_error(response.content, response.at)
     if body.status is not None:
         return _classify(Response(body.status, {}, response.content, response.at), body, call, secrets, to)
-    said = mask(" ".join((*body.codes, body.message)), call, secrets)
+    said = mask(" ".join((*body.codes, body.message)), call or _NO_CALL, secrets)
     if not body.is_page and find_rule(_BAD_REQUEST, said, names_a_wait=body.wait_s is not None) is not None:
         return _classify(Response(_BAD_REQUEST, {}, response.content, response.at), body, call, secrets, to)
     return TransientError("The provider replied 200 with a body that is not a chat completion.", cost_unknown=True)
 
 
 _BAD_REQUEST = 400
+_NO_CALL = Call(())
 
 
-def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable[str], to: Address) -> ProviderError:
+def _classify(
+    response: Response, body: ErrorBody, call: Call | None, secrets: Iterable[str], to: Address
+) -> ProviderError:
     status, wait_s = response.status, _wait_s(response, body)
     secrets = tuple(secrets)
-    message = mask(body.message, call, secrets)
-    codes = [code for code in body.codes if mask(code, call, secrets) == code]
-    about = f" (about {field_name!r})" if (field_name := body.request_field) and field_name not in message else ""
-    what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(message) + about
+    sent = call or _NO_CALL
+    message = mask(body.message, sent, secrets)
+    quoted = "" if call is None else message
+    codes = [code for code in body.codes if mask(code, sent, secrets) == code]
+    about = f" (about {field_name!r})" if (field_name := body.request_field) and field_name not in quoted else ""
+    what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(quoted) + about
     if status < _BAD_REQUEST:
         return FatalError(f"{what}, which is no chat completion; check base_url.")
     rule = find_rule(status, f"{' '.join(codes)} {message}".strip(), names_a_wait=wait_s is not None)
@@ -171,7 +176,7 @@ def _classify(response: Response, body: ErrorBody, call: Call, secrets: Iterable
     match fault:
         case "limited" | "capacity" | "overloaded" | "broken":
             if status == _LIMITED and wait_s is None:
-                tokens = sum(len(part.content) for part in call.messages) // 4
+                tokens = sum(len(part.content) for part in sent.messages) // 4
                 wait_s = hold_off_s(response.headers, tokens, now=response.at) or None
             kind: Kind = "overloaded" if fault == "capacity" else fault
             return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind, no_capacity=fault == "capacity")

@@ -24,7 +24,7 @@ from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 
-__all__ = ["OpenAIModel", "chat_body", "chat_reply", "connect_openai"]
+__all__ = ["ChatWriter", "OpenAIModel", "chat_advice", "chat_body", "chat_reply", "connect_openai"]
 
 
 def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None, form: RequestForm) -> ChatModel:
@@ -38,10 +38,10 @@ def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | No
         form: How requests are written until the server says otherwise.
     """
     url = f"{base_url.rstrip('/')}/chat/completions"
-    return OpenAIModel(url, api_key, spec, {"model": model}, form, advice=_advice(base_url.rstrip("/")))
+    return OpenAIModel(url, api_key, spec, {"model": model}, form, advice=chat_advice(base_url.rstrip("/")))
 
 
-def _advice(base_url: str) -> Mapping[int, str]:
+def chat_advice(base_url: str) -> Mapping[int, str]:
     """What to do about each status; most servers have this API below /v1."""
     if re.search(r"/v\d", urlsplit(base_url).path):
         return ADVICE
@@ -64,10 +64,7 @@ class OpenAIModel:
     def __init__(
         self, url: str, api_key: str | None, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm, **http: Any
     ) -> None:
-        temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
-        self._fixed = {**fixed, **temperature, **request_fields(spec)}
-        self._cache_key_field = cache_key_field(urlsplit(url).hostname)
-        self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
+        self._writer = ChatWriter(spec, fixed, url)
         self._form, self._max_output_tokens = form, spec.max_output_tokens
         self._heeds_schemas = False  # as far as is known
         self._http = HttpModel(
@@ -118,16 +115,37 @@ class OpenAIModel:
             self._form = replace(self._form, structure="words")
 
     def _write(self, call: Call) -> bytes:
-        fixed = {**self._fixed, **self._tier_fields[call.tier]}
-        if self._cache_key_field and call.cache_prefix:
-            fixed = {self._cache_key_field: prefix_id(prefix_of(call)), **fixed}
-        if self._max_output_tokens is not None:
-            fixed = {**fixed, self._form.limit_field: self._max_output_tokens}
-        return chat_body(fixed, call, self._form)
+        return self._writer.write(call, self._form)
 
 
 _MAX_FORMS = 4
 """A system message, a schema and the name of a bound can be refused, and each once."""
+
+
+class ChatWriter:
+    """Writes the calls of one model as chat-completions requests.
+
+    Args:
+        spec: Temperature, bound on output tokens, further parameters.
+        fixed: Fields of every request.
+        url: Where calls go; some fields are known at some hosts only.
+    """
+
+    def __init__(self, spec: ModelSpec, fixed: Mapping[str, Any], url: str) -> None:
+        temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
+        self._fixed = {**fixed, **temperature, **request_fields(spec)}
+        self._cache_key_field = cache_key_field(urlsplit(url).hostname)
+        self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
+        self._max_output_tokens = spec.max_output_tokens
+
+    def write(self, call: Call, form: RequestForm) -> bytes:
+        """`call` in the form that the server takes."""
+        fixed = {**self._fixed, **self._tier_fields[call.tier]}
+        if self._cache_key_field and call.cache_prefix:
+            fixed = {self._cache_key_field: prefix_id(prefix_of(call)), **fixed}
+        if self._max_output_tokens is not None:
+            fixed = {**fixed, form.limit_field: self._max_output_tokens}
+        return chat_body(fixed, call, form)
 
 
 def chat_body(fixed: Mapping[str, Any], call: Call, form: RequestForm = PLAIN_FORM) -> bytes:

@@ -7,7 +7,7 @@ takes an ordinary chat-completions request; the others are left to litellm, whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from ondine_core.providers.settings import check_settings, first_set
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["SERVERS", "connect_openai_server", "find_address"]
+__all__ = ["SERVERS", "ServerAccess", "connect_openai_server", "find_access", "find_address"]
 
 _SETTINGS = ("token_limit_field", "structured_output")
 
@@ -81,6 +81,15 @@ SERVERS: Mapping[str, Server] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """Where a model is asked, with which key, and how requests are written until the server says otherwise."""
+
+    base_url: str
+    api_key: str | None = field(repr=False)
+    form: RequestForm
+
+
 def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     """The model `name` of a server in the table.
 
@@ -89,6 +98,16 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     """
     from ondine_core.providers.openai_http import connect_openai
 
+    access = find_access(spec, name)
+    return connect_openai(spec, name, access.base_url, access.api_key, access.form)
+
+
+def find_access(spec: ModelSpec, name: str) -> ServerAccess:
+    """How the model `name` of a server in the table is asked.
+
+    Raises:
+        ConfigError: Its key or address is missing or wrong, or a setting is.
+    """
     check_settings(spec, _SETTINGS)
     check_temperature(spec, name)
     provider = spec.model.partition("/")[0]
@@ -102,7 +121,7 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
     if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"  # which all models there know, and some only that
     form = RequestForm(_structure(spec, server), server.constraints, server.any_choices, limit_field)
-    return connect_openai(spec, name, base_url, _key(spec, server), form)
+    return ServerAccess(base_url, _key(spec, server), form)
 
 
 def find_address(spec: ModelSpec) -> str | None:

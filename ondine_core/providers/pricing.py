@@ -33,6 +33,13 @@ _DEARER: Mapping[str, tuple[str, ...]] = {
 }
 """Request fields that make a call dearer than listed, and with which values."""
 _OTHER_PART = re.compile(r"citation_cost_per_token|(?:input|output)_cost_per_(?:character|second)|cost_per_second")
+_SUFFIXES: Mapping[Tier, str] = {"flex": "_flex", "priority": "_priority", "batch": "_batches"}
+_HALF_IN_BATCHES: Mapping[str, bool] = {
+    "anthropic": True,
+    **dict.fromkeys(("azure", "gemini", "groq", "openai"), False),
+}
+"""Providers that document half of the list price for a batch job, and whether also for what is read from the cache."""
+_HALVED = re.compile(r"(?:input|output|cache_\w+_input)_(?:cost_per_(?:reasoning_)?token|token_cost)(?:_above_\w+)?")
 _ONE_HOUR = re.compile(r"\b1h\b|\b3600\b")
 _SEARCHES = ("web_search_options", "search_parameters", "enable_search", "plugins")
 _PAID_TOOL = re.compile(r"search|code_interpreter|code_execution|grounding|url_context", re.IGNORECASE)
@@ -172,7 +179,7 @@ def find_price(
         return FREE
     entry = find_entry(model) or {}
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})
-    at_tier = entry if tier == "standard" else _at_tier(entry, tier)
+    at_tier = entry if tier == "standard" else _at_tier(entry, tier, model.partition("/")[0])
     if not hour:
         at_tier = {name: usd for name, usd in at_tier.items() if not name.startswith(_CACHE_WRITE_1H)}
     prices = [(length, replace(price, per_request=fee)) for length, price in _by_length(at_tier)]
@@ -245,27 +252,44 @@ def _by_length(entry: Mapping[str, Any]) -> Iterator[tuple[int, Price]]:
             yield length * 1000 - (entry.get("litellm_provider") == "xai"), _price(above)
 
 
-def _at_tier(entry: Mapping[str, Any], tier: Tier) -> dict[str, Any]:
+def _at_tier(entry: Mapping[str, Any], tier: Tier, provider: str) -> dict[str, Any]:
     """The prices of an entry at another tier than the standard one, by the names of the latter; nothing if it has none.
 
     Some lists leave a figure out. In its place stands the standard tier's at a tier that is cheaper; otherwise it is
-    taken to cost as much as what the tier charges most for of its kind.
+    taken to cost as much as what the tier charges most for of its kind. In a batch job, what is read from the cache is
+    taken to cost as much as the rest of the prompt: not every provider grants both discounts at once.
     """
-    suffix = f"_{tier}"
+    suffix = _SUFFIXES[tier]
     own = {name.removesuffix(suffix): usd for name, usd in entry.items() if name.endswith(suffix)}
-    if not {_INPUT, _OUTPUT} <= own.keys() or not {_INPUT, _OUTPUT} <= entry.keys():
+    halved = _halve(entry, provider) if tier == "batch" and provider in _HALF_IN_BATCHES else {}
+    if not {_INPUT, _OUTPUT} <= entry.keys():
         return {}
+    if not {_INPUT, _OUTPUT} <= own.keys():
+        return {**halved, "litellm_provider": entry.get("litellm_provider")} if halved else {}
     is_cheaper = own[_INPUT] <= entry[_INPUT]
-    for name, kind in ((_CACHED, _INPUT), (_CACHE_WRITE, _INPUT), (_REASONING, _OUTPUT)):
+    if _CACHE_WRITE_1H in halved:
+        own.setdefault(_CACHE_WRITE_1H, halved[_CACHE_WRITE_1H])
+    for name, kind in (
+        (_CACHED, _INPUT),
+        (_CACHE_WRITE, _INPUT),
+        (_CACHE_WRITE_1H, _INPUT),
+        (_REASONING, _OUTPUT),
+    ):
         if name in own or entry.get(name) is None:
             continue
-        is_same = entry[name] == entry[kind]
+        is_same = entry[name] == entry[kind] or (tier == "batch" and name == _CACHED)
         listed = entry[name] if is_cheaper else max(entry[name], own[kind])
         own[name] = own[kind] if is_same else listed
     for name, usd in entry.items():
         if name not in own and usd is not None and _BEYOND.fullmatch(name):
             own[name] = max(usd, own.get(name.partition("_above_")[0], 0))
     return {**own, "litellm_provider": entry.get("litellm_provider")}
+
+
+def _halve(entry: Mapping[str, Any], provider: str) -> dict[str, Any]:
+    """Half of each standard price of a token in an entry, as far as `provider` grants it."""
+    names = [name for name in entry if _HALVED.fullmatch(name) and entry[name] is not None]
+    return {name: entry[name] / 2 for name in names if _HALF_IN_BATCHES[provider] or not name.startswith(_CACHED)}
 
 
 def _always_searches(model: str) -> bool:

@@ -14,7 +14,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.pricing import Price, find_entry, find_price
 from ondine_core.types.values import ModelSpec, Tier
 
-__all__ = ["billed_tier", "check_tier", "find_tier_prices", "find_tiers", "tier_fields"]
+__all__ = ["JOB_PROVIDERS", "billed_tier", "check_tier", "find_tier_prices", "find_tiers", "has_jobs", "tier_fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +23,35 @@ class ProviderTiers:
 
     Args:
         words: What the request field `service_tier` says for each.
-        at_list_price: Those that cost as much as the standard tier.
+        at_list_price: Those that cost as much as the standard tier, at most, where the price data does not say.
         is_listed: Whether the price data says which models have which; otherwise all models are taken to have all.
+        has_jobs: Whether it has a batch API, which is the tier `"batch"`.
     """
 
     words: Mapping[Tier, str]
     at_list_price: tuple[Tier, ...] = ()
     is_listed: bool = True
+    has_jobs: bool = False
 
 
 _BOTH: Final[Mapping[Tier, str]] = {"flex": "flex", "priority": "priority"}
 _PROVIDERS: Mapping[str, ProviderTiers] = {
-    "openai": ProviderTiers(_BOTH),
-    "azure": ProviderTiers(_BOTH),
-    "gemini": ProviderTiers(_BOTH),
+    "openai": ProviderTiers(_BOTH, has_jobs=True),
+    "azure": ProviderTiers(_BOTH, has_jobs=True),
+    "gemini": ProviderTiers(_BOTH, has_jobs=True),
     "bedrock": ProviderTiers(_BOTH),
     "fireworks_ai": ProviderTiers({"priority": "priority"}),
     "openrouter": ProviderTiers(_BOTH, is_listed=False),
     # Flex has higher limits at the same price; performance is capacity that is paid for by contract.
-    "groq": ProviderTiers({"flex": "flex", "priority": "performance"}, ("flex",), is_listed=False),
+    "groq": ProviderTiers({"flex": "flex", "priority": "performance"}, ("flex",), is_listed=False, has_jobs=True),
     # Committed capacity where there is some, otherwise the standard tier.
-    "anthropic": ProviderTiers({"priority": "auto"}, ("priority",), is_listed=False),
+    "anthropic": ProviderTiers({"priority": "auto"}, ("priority",), is_listed=False, has_jobs=True),
+    # Batches are cheaper at Mistral, and at Together for some models; the price data does not say by how much.
+    "mistral": ProviderTiers({}, ("batch",), has_jobs=True),
+    "together_ai": ProviderTiers({}, ("batch",), has_jobs=True),
 }
+JOB_PROVIDERS: Final = tuple(name for name, provider in _PROVIDERS.items() if provider.has_jobs)
+"""The providers with a batch API."""
 _NAMES: Mapping[str, Tier] = {
     "default": "standard",
     "standard": "standard",
@@ -53,6 +60,7 @@ _NAMES: Mapping[str, Tier] = {
     "flex": "flex",
     "priority": "priority",
     "performance": "priority",
+    "batch": "batch",
 }
 """What replies call the tiers."""
 
@@ -64,7 +72,14 @@ def find_tiers(spec: ModelSpec) -> tuple[Tier, ...]:
         return ("standard",)
     entry = find_entry(spec.listed_as)
     is_open = entry is None or not provider.is_listed
-    return ("standard", *(tier for tier in provider.words if is_open or find_price(spec.listed_as, tier=tier)))
+    live = (tier for tier in provider.words if is_open or find_price(spec.listed_as, tier=tier))
+    return ("standard", *live, *(("batch",) if provider.has_jobs else ()))
+
+
+def has_jobs(spec: ModelSpec) -> bool:
+    """Whether the provider of `spec` has a batch API that is known here."""
+    provider = _provider_of(spec)
+    return provider is not None and provider.has_jobs
 
 
 def check_tier(spec: ModelSpec) -> None:
@@ -77,11 +92,14 @@ def check_tier(spec: ModelSpec) -> None:
         raise ConfigError(f"tier={spec.tier!r} is not one of {', '.join(map(repr, get_args(Tier)))}.")
     tiers = find_tiers(spec)
     if spec.tier not in tiers:
-        raise ConfigError(f"tier={spec.tier!r}: {spec.model!r} has no such tier; it has {', '.join(map(repr, tiers))}.")
+        where = f" Those with a batch API are {', '.join(JOB_PROVIDERS)}." if spec.tier == "batch" else ""
+        raise ConfigError(
+            f"tier={spec.tier!r}: {spec.model!r} has no such tier; it has {', '.join(map(repr, tiers))}.{where}"
+        )
 
 
 def tier_fields(spec: ModelSpec, tier: Tier) -> dict[str, str]:
-    """The request fields that ask for `tier`; none for the standard one."""
+    """The request fields that ask for `tier`; none for the standard one, nor for a batch job, which has no field."""
     provider = _provider_of(spec)
     if provider is None or tier not in provider.words:
         return {}
@@ -104,9 +122,13 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
     """The list prices of the tiers of the model of `spec`, as far as they are known."""
     provider = _provider_of(spec)
     prices: dict[Tier, Price] = {}
+    hour = spec.prompt_cache == "1h"
     for tier in get_args(Tier):
-        listed: Tier = "standard" if provider and tier in provider.at_list_price else tier
-        price = find_price(spec.listed_as, spec.params, listed, hour=spec.prompt_cache == "1h")
+        if tier == "batch" and not has_jobs(spec):
+            continue
+        price = find_price(spec.listed_as, spec.params, tier, hour=hour)
+        if price is None and provider and tier in provider.at_list_price:
+            price = prices.get("standard")
         if price is not None:
             prices[tier] = price
     return prices

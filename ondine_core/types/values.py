@@ -38,13 +38,14 @@ Key: TypeAlias = bytes
 """The content address of an answer: 16 bytes of BLAKE2b over model, parameters, schema and messages."""
 
 
-Tier: TypeAlias = Literal["standard", "flex", "priority"]
-"""A provider's price class: what a call costs, and how long it may wait. It is in no answer's key."""
+Tier: TypeAlias = Literal["standard", "flex", "priority", "batch"]
+"""A provider's price class: what a call costs, and how long it may wait. It is in no answer's key. At `"batch"` calls
+are handed in together and answered within a day."""
 
 PromptCache: TypeAlias = Literal["auto", "off", "1h"]
 """Whether the fixed part of prompts is kept in the provider's cache, and for how long. It is in no answer's key."""
 
-_TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0}
+_TIMEOUT_S: Mapping[Tier, float] = {"standard": 60.0, "flex": 900.0, "priority": 60.0, "batch": 60.0}
 """Calls at the flex tier wait for capacity at the provider; OpenAI recommends a quarter of an hour."""
 
 

@@ -32,6 +32,7 @@ class TierName(StrEnum):
     standard = "standard"
     flex = "flex"
     priority = "priority"
+    batch = "batch"
 
 
 class PromptCacheName(StrEnum):
@@ -81,7 +82,7 @@ class LLMAssetConfig(StrictConfig):
     tier: TierName | None = Field(
         default=None,
         description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
-        "waits for capacity) or 'priority' (dearer). It asks nothing again.",
+        "waits for capacity), 'priority' (dearer) or 'batch' (cheaper, answered within a day). It asks nothing again.",
     )
     prompt_cache: PromptCacheName | None = Field(
         default=None,

@@ -237,9 +237,14 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
 _TIER_COLUMNS = ("usd_least", "usd", "usd_most", "call_s_most")
 
 
+_BATCH_JOB_S = 86_400.0
+"""Providers promise the answers of a batch job within a day."""
+
+
 def _tier_record(tier: Tier, usd: Range[Decimal], spec: ModelSpec) -> dg.TableRecord:
     """What a run would cost at a tier, and how long one call may take there."""
-    figures = (*map(float, usd), replace(spec, tier=tier).max_call_s)
+    call_s = _BATCH_JOB_S if tier == "batch" else replace(spec, tier=tier).max_call_s
+    figures = (*map(float, usd), call_s)
     return dg.TableRecord({"tier": tier, **dict(zip(_TIER_COLUMNS, figures, strict=True))})
 
 

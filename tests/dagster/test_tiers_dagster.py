@@ -91,14 +91,15 @@ def test_a_dry_run_shows_cost_and_time_of_each_tier_side_by_side() -> None:
     found = event.asset_observation_data.asset_observation.metadata
     table = found["ondine/estimated_cost_by_tier"].records
     usd = {record.data["tier"]: record.data["usd"] for record in table}
-    assert set(usd) == {"standard", "flex", "priority"}
+    assert set(usd) == {"standard", "flex", "priority", "batch"}
     assert usd["standard"] == found["ondine/estimated_cost_usd"].value
-    assert usd["flex"] == pytest.approx(usd["standard"] / 2)
+    assert usd["flex"] == usd["batch"] == pytest.approx(usd["standard"] / 2)
     assert usd["priority"] > usd["standard"]
     assert {record.data["tier"]: record.data["call_s_most"] for record in table} == {
         "standard": 60,
         "flex": 900,
         "priority": 60,
+        "batch": 86_400,
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,6 +15,7 @@ from ondine_core.api import answer
 from ondine_core.engine.report import Report
 from ondine_core.prompts.task import cache_key, compile_task
 from ondine_core.providers import connect
+from ondine_core.providers.jobs import connect_jobs
 from ondine_core.providers.pricing import find_entry, find_price
 from ondine_core.providers.tiers import billed_tier, check_tier, find_tier_prices, find_tiers, tier_fields
 from ondine_core.types.clock import Clock
@@ -48,14 +49,16 @@ def ask(provider: Provider, tier: Tier, options: Options, rows: int = ROWS) -> R
 @pytest.mark.parametrize(
     ("model", "tiers"),
     [
-        (MODEL, ("standard", "flex", "priority")),
-        ("openai/gpt-4o-mini", ("standard", "priority")),
-        ("openai/a-model-of-tomorrow", ("standard", "flex", "priority")),
-        ("azure/gpt-4.1", ("standard", "priority")),
-        ("gemini/gemini-2.5-flash", ("standard", "flex", "priority")),
-        ("groq/openai/gpt-oss-120b", ("standard", "flex", "priority")),
-        ("anthropic/claude-sonnet-4-5", ("standard", "priority")),
-        ("mistral/mistral-small-latest", ("standard",)),
+        (MODEL, ("standard", "flex", "priority", "batch")),
+        ("openai/gpt-4o-mini", ("standard", "priority", "batch")),
+        ("openai/a-model-of-tomorrow", ("standard", "flex", "priority", "batch")),
+        ("azure/gpt-4.1", ("standard", "priority", "batch")),
+        ("gemini/gemini-2.5-flash", ("standard", "flex", "priority", "batch")),
+        ("groq/openai/gpt-oss-120b", ("standard", "flex", "priority", "batch")),
+        ("anthropic/claude-sonnet-4-5", ("standard", "priority", "batch")),
+        ("mistral/mistral-small-latest", ("standard", "batch")),
+        ("together_ai/any", ("standard", "batch")),
+        ("xai/grok-4", ("standard",)),
         ("openai_compatible/m", ("standard",)),
         ("llama_cpp/gemma-3-270m", ("standard",)),
     ],
@@ -73,6 +76,13 @@ def test_a_tier_that_the_model_does_not_have_is_an_error_that_names_those_it_has
         check_tier(ModelSpec(MODEL, tier="cheap"))  # type: ignore[arg-type]
 
 
+def test_a_provider_without_a_batch_api_is_an_error_that_names_those_with_one() -> None:
+    """Before any call; also where it is asked for a job right away."""
+    for refuse in (check_tier, connect_jobs):
+        with pytest.raises(ConfigError, match=r"tier='batch': 'xai/grok-4'.*openai, azure, gemini, groq, anthropic"):
+            refuse(ModelSpec("xai/grok-4", "k", tier="batch"))
+
+
 def test_a_tier_among_the_parameters_is_an_error_that_names_the_field() -> None:
     """There it would be a part of every key, and priced at the standard rate."""
     with pytest.raises(ConfigError, match=r"'service_tier'.*it follows from tier"):
@@ -81,7 +91,7 @@ def test_a_tier_among_the_parameters_is_an_error_that_names_the_field() -> None:
 
 def test_a_tier_is_no_part_of_a_key() -> None:
     """Changing it asks nothing again."""
-    tasks = [compile_task(PROMPT, "answer", ModelSpec(MODEL, tier=tier)) for tier in ("standard", "flex", "priority")]
+    tasks = [compile_task(PROMPT, "answer", ModelSpec(MODEL, tier=tier)) for tier in get_args(Tier)]
     assert len({cache_key(task)("x") for task in tasks}) == 1
 
 
@@ -90,9 +100,9 @@ def test_a_tier_is_no_part_of_a_key() -> None:
     [(MODEL, "flex", "flex"), ("groq/m", "priority", "performance"), ("anthropic/m", "priority", "auto")],
 )
 def test_each_provider_is_asked_in_its_words(model: str, tier: Tier, word: str) -> None:
-    """The standard tier is asked for by saying nothing."""
+    """The standard tier is asked for by saying nothing, and the tier of batch jobs by handing them in."""
     assert tier_fields(ModelSpec(model), tier) == {"service_tier": word}
-    assert tier_fields(ModelSpec(model), "standard") == {}
+    assert tier_fields(ModelSpec(model), "standard") == tier_fields(ModelSpec(model), "batch") == {}
 
 
 def test_what_replies_call_the_tiers() -> None:
@@ -100,6 +110,7 @@ def test_what_replies_call_the_tiers() -> None:
     assert billed_tier(None, "flex") == billed_tier("auto", "flex") == billed_tier("Flex", "standard") == "flex"
     assert billed_tier("default", "flex") == billed_tier("on_demand", "flex") == "standard"
     assert billed_tier("performance", "standard") == "priority"
+    assert billed_tier(None, "batch") == billed_tier("batch", "standard") == "batch"
     assert billed_tier("hyperspeed", "flex") is None
 
 
@@ -122,11 +133,39 @@ def test_a_tier_with_a_figure_missing_is_never_priced_too_low() -> None:
     """A model with no price of output has no tier; a price of cached input that is missing is not the cheaper one."""
     assert find_price("openai/gpt-5-nano", tier="priority") is None
     for name in ("azure/gpt-5.4", "gemini/gemini-2.5-flash", "openai/gpt-5.6"):
-        for tier in ("flex", "priority"):
+        for tier in ("flex", "priority", "batch"):
             plain, other = find_price(name), find_price(name, tier=tier)
             assert plain is not None
             assert other is not None
             assert other.cached_input >= min(plain.cached_input, plain.cached_input * other.input / plain.input)
+
+
+def test_a_batch_job_costs_what_is_listed_or_half_where_that_is_documented() -> None:
+    """At Anthropic also of the prompt cache; nobody else is taken to grant both discounts where no list says so."""
+    listed, claude, unlisted = (
+        find_tier_prices(ModelSpec(name, prompt_cache="1h"))["batch"]
+        for name in ("openai/gpt-4.1", "anthropic/claude-sonnet-4-5", "groq/openai/gpt-oss-120b")
+    )
+    assert (listed.input, listed.output, listed.cached_input) == (Decimal("1e-6"), Decimal("4e-6"), Decimal("1e-6"))
+    assert (claude.input, claude.cached_input, claude.keeping) == (
+        Decimal("1.5e-6"),
+        Decimal("1.5e-7"),
+        Decimal("1.875e-6"),
+    )
+    assert claude.keeping_1h == Decimal("3e-6")
+    assert (unlisted.input, unlisted.output, unlisted.cached_input) == (
+        Decimal("7.5e-8"),
+        Decimal("3e-7"),
+        Decimal("7.5e-8"),
+    )
+
+
+def test_a_discount_that_nobody_states_is_not_taken() -> None:
+    """Mistral and Together have one, of an amount that is not known: the list price is the bound. Others have none."""
+    prices = find_tier_prices(ModelSpec("mistral/mistral-small-latest"))
+    assert prices["batch"] == prices["standard"]
+    assert "batch" not in find_tier_prices(ModelSpec("together_ai/of-tomorrow"))
+    assert "batch" not in find_tier_prices(ModelSpec("bedrock/amazon.nova-lite-v1:0"))
 
 
 def test_groq_has_flex_at_the_price_of_the_standard_tier() -> None:
@@ -190,6 +229,7 @@ def test_calls_at_the_flex_tier_may_take_longer() -> None:
     """Unless the user says how long."""
     assert ModelSpec(MODEL).max_call_s == 60
     assert ModelSpec(MODEL, tier="flex").max_call_s == 900
+    assert ModelSpec(MODEL, tier="batch").max_call_s == 60
     assert ModelSpec(MODEL, tier="flex", timeout_s=5).max_call_s == 5
 
 

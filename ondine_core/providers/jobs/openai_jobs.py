@@ -1,0 +1,319 @@
+"""Batch APIs of OpenAI's shape: a file goes up, a job is made of it, and files of results come down.
+
+Azure, Groq, Mistral and Together have the same in other words, which are data here. By their API references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+
+from ondine_core.errors import TransientError
+from ondine_core.providers.azure import find_deployment
+from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
+from ondine_core.providers.jobs.job_http import (
+    CLOCK_SLACK_S,
+    LATE_S,
+    JobHttp,
+    Target,
+    constant,
+    epoch_s,
+    fingerprint,
+    problem_of,
+)
+from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.openai_http import ChatWriter, chat_advice, chat_reply
+from ondine_core.providers.openai_servers import find_access
+from ondine_core.providers.reply_body import max_reply_bytes
+from ondine_core.providers.settings import check_header
+from ondine_core.types.values import Call, ModelSpec
+
+__all__ = ["connect_azure_jobs", "connect_openai_jobs"]
+
+MARKER: Final = "ondine_job"
+"""The metadata field that names a job."""
+_MAX_PAGES = 200
+_PAGE = "100"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a provider's batch API differs from OpenAI's.
+
+    Args:
+        limits: The most that one job may hold.
+        jobs: Path of the jobs.
+        files: Path to which files are posted.
+        purpose: What files are for.
+        endpoint: What the requests of a job are posted to, in the words of the API.
+        is_named: Whether each line says to what it is posted.
+        has_metadata: Whether a job has metadata; without, the name of its file is its marker.
+        of_job: Further fields of a new job.
+        unbilled: States after which a request without a result was not billed.
+    """
+
+    limits: JobLimits = JobLimits(50_000, 200 * 10**6)
+    jobs: str = "batches"
+    files: str = "files"
+    purpose: str = "batch"
+    endpoint: str = "/v1/chat/completions"
+    is_named: bool = True
+    has_metadata: bool = True
+    of_job: Mapping[str, Any] = field(default_factory=lambda: {"completion_window": "24h"})
+    unbilled: frozenset[str] = frozenset({"failed", "expired", "cancelled"})
+
+    @property
+    def is_mistral(self) -> bool:
+        """Whether jobs have the shape of Mistral's, of several files and of one model."""
+        return self.jobs != "batches"
+
+
+_DIALECTS: Mapping[str, Dialect] = {
+    "openai": Dialect(),
+    "azure": Dialect(endpoint="/chat/completions"),
+    "groq": Dialect(),
+    "mistral": Dialect(
+        JobLimits(1_000_000, 500 * 10**6),
+        jobs="batch/jobs",
+        is_named=False,
+        of_job={"timeout_hours": 24},
+        unbilled=frozenset({"cancelled"}),
+    ),
+    "together_ai": Dialect(
+        JobLimits(50_000, 100 * 10**6),
+        files="files/upload",
+        purpose="batch-api",
+        is_named=False,
+        has_metadata=False,
+        unbilled=frozenset({"expired", "cancelled"}),
+    ),
+}
+_ENDED = frozenset({"completed", "success", "failed", "expired", "timeout_exceeded", "cancelled"})
+_NOT_RUN = frozenset({"batch_expired", "batch_cancelled", "batch_canceled"})
+_AT_FAULT = frozenset({"server_error", "internal_error", "internal_server_error", "timeout", "service_unavailable"})
+
+
+def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
+    """The batch API for the model `name` of OpenAI, Groq, Mistral or Together.
+
+    Raises:
+        ConfigError: The key or address is missing or wrong, or a setting is.
+    """
+    access = find_access(spec, name)
+    root, key = access.base_url.rstrip("/"), access.api_key
+    dialect = _DIALECTS[spec.model.partition("/")[0]]
+    secret = {"Authorization": f"Bearer {key}"} if key else {}
+    if key:
+        check_header("api_key", key)
+    fixed = {} if dialect.is_mistral else {"model": name}
+    writer = ChatWriter(spec, fixed, root)
+    target = Target(root, constant(secret), fingerprint(key or "", root), advice=chat_advice(root))
+    write = partial(writer.write, form=access.form)
+    return _OpenAIJobs(spec, dialect, write, target)
+
+
+def connect_azure_jobs(spec: ModelSpec, name: str) -> JobApi:
+    """The batch API for the global-batch deployment `name` of Azure OpenAI, in the first region only.
+
+    A job runs where its file is, so there is nothing to go on to when a region turns it away. Settings are those of
+    `connect_azure`. Its account is its endpoint and its key; tokens are renewed, so with them it is the endpoint alone.
+
+    Raises:
+        ConfigError: Endpoint or access is not configured, or a setting is wrong.
+    """
+    found = find_deployment(spec, name)
+    root = next(iter(found.roots.values()))
+    target = Target(
+        f"{root}/v1" if found.is_undated else root,
+        found.access.headers,
+        fingerprint(found.access.api_key or "", root),
+        query={"api-version": found.version},
+        advice=found.access.advice,
+    )
+    writer = ChatWriter(spec, {"model": name}, root)
+    write = partial(writer.write, form=found.form)
+    return _OpenAIJobs(spec, _DIALECTS["azure"], write, target, found.access.aclose)
+
+
+class _OpenAIJobs:
+    """One model behind one batch API.
+
+    Args:
+        spec: Time-out and bound on output tokens.
+        dialect: How the API differs from OpenAI's.
+        write_body: Writes a call as the body of a live request.
+        target: Where requests go.
+        aclose: Lets go of what proves who calls.
+    """
+
+    carries_marker = True
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dialect: Dialect,
+        write_body: Callable[[Call], bytes],
+        target: Target,
+        aclose: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.limits, self.account = dialect.limits, target.account
+        self.create_timeout_s = spec.max_call_s + LATE_S
+        self._dialect, self._write_body, self._aclose = dialect, write_body, aclose
+        self._model = spec.model.partition("/")[2]
+        self._http = JobHttp(target, spec.max_call_s, max_reply_bytes(spec.max_output_tokens))
+
+    def __repr__(self) -> str:
+        return f"OpenAIJobs({self._http.to.host!r})"
+
+    def write(self, call: Call, custom_id: str) -> bytes:
+        """`call` as a line of the file."""
+        posted = {"method": "POST", "url": self._dialect.endpoint} if self._dialect.is_named else {}
+        return orjson.dumps({"custom_id": custom_id, **posted, "body": orjson.Fragment(self._write_body(call))})
+
+    async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
+        """Upload the file, and create a job of it; see `JobApi`."""
+        dialect, name = self._dialect, _file_name(job.marker)
+        fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
+        file = await self._http.upload(dialect.files, job.file, name, fields)
+        body = {"endpoint": dialect.endpoint, **dialect.of_job}
+        if dialect.is_mistral:
+            body |= {"input_files": [_id_of(file)], "model": self._model}
+        else:
+            body["input_file_id"] = _id_of(file)
+        if dialect.has_metadata:
+            body["metadata"] = {MARKER: job.marker}
+        await about_to_create()
+        made = await self._http.post(dialect.jobs, body, creates=True)
+        return _id_of(made.get("job", made), creates=True)
+
+    async def find(self, marker: str, since: float, requests: int) -> str | None:
+        """Look through the jobs since then; see `JobApi`."""
+        del requests  # the marker is enough
+        async for job in self._list(since - CLOCK_SLACK_S):
+            if self._dialect.has_metadata:
+                is_it = (job.get("metadata") or {}).get(MARKER) == marker
+            else:
+                path = f"files/{quote(str(job.get('input_file_id')), safe='')}"
+                file = await self._http.get(path)
+                is_it = file.get("filename") == _file_name(marker)
+            if is_it:
+                return _id_of(job)
+        return None
+
+    async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
+        """The jobs that were created since then, the newest pages first."""
+        dialect = self._dialect
+        params = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
+        for number in range(1, _MAX_PAGES + 1):
+            page = await self._http.get(dialect.jobs, params)
+            jobs = page if isinstance(page, list) else page.get("data") or []
+            recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
+            for job in recent:
+                yield job
+            cursor = None if isinstance(page, list) else (page.get("paging") or {}).get("next_cursor")
+            if cursor:
+                params["cursor"] = cursor  # of Groq
+            elif dialect.is_mistral and len(jobs) == int(_PAGE):
+                params["page"] = str(number)
+            elif jobs and not isinstance(page, list) and page.get("has_more"):
+                params["after"] = jobs[-1]["id"]
+            else:
+                return
+            if not recent:
+                return
+        raise TransientError(f"{self._http.to.host!r} lists too many batch jobs to find one among them.")
+
+    async def get_status(self, job_id: str) -> JobStatus:
+        """What the provider says of a job."""
+        job = await self._get(job_id)
+        state = str(job.get("status"))
+        word = state.lower()
+        counts = job.get("request_counts") or {}
+        done = int(counts.get("completed") or job.get("succeeded_requests") or 0)
+        has_files = any(self._files(job))
+        is_unbilled = word in self._dialect.unbilled or (word == "failed" and not done and not has_files)
+        return JobStatus(
+            word in _ENDED,
+            state,
+            done,
+            int(counts.get("failed") or job.get("failed_requests") or 0),
+            counts.get("total") or job.get("total_requests"),
+            tuple(_problems(job)) if word == "failed" else (),
+            bills_silence=not is_unbilled,
+        )
+
+    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
+        """What came of the requests: first those with a reply, then those without."""
+        for file_id in filter(None, self._files(await self._get(job_id))):
+            path = f"files/{quote(file_id, safe='')}/content"
+            async for line in self._http.lines(path, f"results of the batch job {job_id!r}"):
+                yield read_row(line, self._read)
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask that no further request of a job be run."""
+        if not (await self.get_status(job_id)).has_ended:
+            await self._http.post(f"{self._path(job_id)}/cancel", missing=f"batch job {job_id!r}")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+        if self._aclose:
+            await self._aclose()
+
+    async def _get(self, job_id: str) -> Mapping[str, Any]:
+        job: Mapping[str, Any] = await self._http.get(self._path(job_id), missing=f"batch job {job_id!r}")
+        return job
+
+    def _path(self, job_id: str) -> str:
+        return f"{self._dialect.jobs}/{quote(job_id, safe='')}"
+
+    def _files(self, job: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """The files of those that were answered and of those that were not; either may be missing."""
+        suffix = "" if self._dialect.is_mistral else "_id"
+        return job.get(f"output_file{suffix}"), job.get(f"error_file{suffix}")
+
+    def _read(self, row: Mapping[str, Any]) -> JobReply:
+        custom_id, response, error = str(row["custom_id"]), row.get("response"), row.get("error") or {}
+        if not isinstance(error, dict):
+            error = {"message": str(error)}
+        code = str(error.get("code") or "")
+        if code in _NOT_RUN:
+            return JobReply(custom_id, None)
+        if response:
+            status = int(response.get("status_code") or 200)
+            came = read_reply(status, response["body"], chat_reply, self._http.to)
+        else:
+            status = 500 if code in _AT_FAULT else int(code) if code.isdigit() else 400
+            came = read_reply(status, {"error": error}, chat_reply, self._http.to)
+        return JobReply(custom_id, came)
+
+
+def _file_name(marker: str) -> str:
+    return f"ondine-{marker}.jsonl"
+
+
+def _id_of(made: Any, *, creates: bool = False) -> str:
+    found = made.get("id") if isinstance(made, dict) else None
+    if not isinstance(found, str) or not found:
+        raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
+    return found
+
+
+def _problems(job: Mapping[str, Any]) -> list[JobProblem]:
+    """Why a job was not run."""
+    errors = job.get("errors") or job.get("error") or []
+    if isinstance(errors, dict):
+        errors = errors.get("data") or [errors]
+    if isinstance(errors, str):
+        errors = [{"message": errors}]
+    found = [
+        problem_of(str(error.get("message") or "no reason given"), str(error.get("code") or ""), error.get("line"))
+        for error in errors
+        if isinstance(error, dict)
+    ]
+    return found or [problem_of("The provider gives no reason.")]

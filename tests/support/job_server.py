@@ -1,0 +1,426 @@
+"""Batch APIs of providers on the loopback: jobs with a clock that can be moved, scripted faults and exact books.
+
+The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of its
+own (`python -m tests.support.job_server openai <port>`), which a client's death does not touch; then `control` moves its
+clock, sets its faults and reads its books. Rows are answered evenly over the time that a job takes, so a job that is
+cancelled or expires has answered its share of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from importlib import import_module
+from typing import Any, ClassVar, Self
+
+import orjson
+from aiohttp import web
+
+from tests.support.asking import echo_each
+from tests.support.meter import Meter, Rates
+
+_START_TIMEOUT_S = 60.0
+_FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
+DEEP = b"[" * 3000 + b"]" * 3000
+
+
+@dataclass
+class Faults:
+    """What befalls jobs; all of it can be changed at any time, and `control` sets it by name.
+
+    Args:
+        takes_s: Seconds that a job takes.
+        window_s: Seconds after which a job expires.
+        results_life_s: Seconds after its end for which a job's results are kept.
+        failing: By a part of a prompt: status, code and message of its error; status 200 names a finish reason instead.
+        silent: Parts of prompts that are billed and named in no file of results.
+        mangled: What is done to results: `shuffle`, `duplicate`, `alien`, `garbage` and `deep` (a line too many of each
+            kind, under an id of ours), `huge`.
+        refuse_create: Status, body and headers for the next requests that create a job, which create none.
+        cut_create: Of the next requests that create a job, so many do, and are not answered.
+        invalid_line: The line at which validation of the next jobs fails.
+        is_full: Whether a job fails since too much is under way.
+        page_size: Most jobs in a page of the list.
+        status_errors: Statuses of the next requests about a job.
+        cut_results: Of the next downloads, so many break in the middle.
+    """
+
+    takes_s: float = 0.0
+    window_s: float = 86_400.0
+    results_life_s: float = 29 * 86_400.0
+    failing: dict[str, Any] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+    mangled: list[str] = field(default_factory=list)
+    refuse_create: list[Any] = field(default_factory=list)
+    cut_create: int = 0
+    invalid_line: int | None = None
+    is_full: bool = False
+    page_size: int = 100
+    status_errors: list[int] = field(default_factory=list)
+    cut_results: int = 0
+
+
+@dataclass
+class Row:
+    """A request of a job: its id, what is asked, and what came of it."""
+
+    custom_id: str
+    body: Mapping[str, Any]
+    came: str = ""
+    """`answered`, `failed`, `expired` or `cancelled`, and nothing while it waits."""
+    text: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """A job; `ending` is `completed`, `expired`, `cancelled` or `failed`, and nothing while it runs."""
+
+    id: str
+    key: str
+    rows: list[Row]
+    created_at: float
+    marker: Any
+    input_file: str = ""
+    ending: str = ""
+    ended_at: float = 0.0
+    cancelled_at: float | None = None
+    problems: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class JobBooks:
+    """What the server saw and billed.
+
+    Attributes:
+        billed: How often each prompt was billed.
+        billed_ids: How often each custom id was.
+        created: Ids of the jobs.
+        requests: Methods and paths, in order.
+        usd: The bill.
+    """
+
+    billed: Counter[str] = field(default_factory=Counter)
+    billed_ids: Counter[str] = field(default_factory=Counter)
+    created: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    usd: Decimal = Decimal(0)
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class JobServer:
+    """A batch API, as a context manager.
+
+    Args:
+        answer: Last user message to answer, a text or a JSON value.
+        keys: The keys that there are; with none every key is an account.
+        meter: Counts and bills; it knows the tier `batch`.
+        faults: What befalls jobs.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        answer: Callable[[str], Any] = echo_each,
+        *,
+        keys: Sequence[str] = (),
+        meter: Meter | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self._answer, self._keys = answer, tuple(keys)
+        self._meter = meter or Meter({"batch": _FREE})
+        self.faults, self.books = faults or Faults(), JobBooks()
+        self.jobs: dict[str, Job] = {}
+        self._skew_s = 0.0
+        self._lock = threading.RLock()
+        self._origin = ""
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        started: Future[int] = Future()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="job-server")
+        self._thread.start()
+        self._origin = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return self._origin
+
+    @property
+    def base_url(self) -> str:
+        """What a model is connected to."""
+        return f"{self._origin}/v1"
+
+    async def _serve(self, started: Future[int]) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            runner = await self.listen(0)
+            started.set_result(runner.addresses[0][1])
+        except BaseException as failed:
+            started.set_exception(failed)
+            raise
+        await self._ended.wait()
+        await runner.cleanup()
+
+    async def listen(self, port: int) -> web.AppRunner:
+        """Serve from now on."""
+        app = web.Application(client_max_size=2**30, middlewares=[self._note])
+        app.router.add_routes([*self.routes(), web.post("/control/{what}", self._control)])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        return runner
+
+    def routes(self) -> list[web.RouteDef]:
+        """The dialect's addresses."""
+        raise NotImplementedError
+
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if not request.path.startswith("/control"):
+            self.books.requests.append(f"{request.method} {request.path}")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    # -- clock and control ---------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the epoch, as the server sees them."""
+        return time.time() + self._skew_s
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and let happen what is due."""
+        with self._lock:
+            self._skew_s += seconds
+            for job in self.jobs.values():
+                self.settle(job)
+
+    async def _control(self, request: web.Request) -> web.Response:
+        said = await request.json()
+        match request.match_info["what"]:
+            case "advance":
+                self.advance(said["seconds"])
+            case "faults":
+                for name, value in said.items():
+                    setattr(self.faults, name, value)
+            case "books":
+                books = {**asdict(self.books), "usd": str(self.books.usd)}
+                return web.json_response(books)
+        return web.json_response({})
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    def account(self, request: web.Request) -> str | None:
+        """The account of a request; `None` if its key is not accepted."""
+        shown = next((request.headers[name] for name in self.key_headers if name in request.headers), "")
+        key = shown.removeprefix("Bearer ")
+        return key if key in self._keys or not self._keys else None
+
+    key_headers: ClassVar[tuple[str, ...]] = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
+
+    def create(self, key: str, rows: list[Row], marker: Any, input_file: str = "") -> Job:
+        """Create a job."""
+        with self._lock:
+            job = Job(self.new_id(), key, rows, self.now(), marker, input_file)
+            self.jobs[job.id] = job
+            self.books.created.append(job.id)
+            faults = self.faults
+            if faults.invalid_line is not None:
+                self._end(job, "failed", 0)
+                job.problems = [{"code": "invalid_request", "message": "Bad.", "line": faults.invalid_line}]
+            elif faults.is_full:
+                self._end(job, "failed", 0)
+                message = "Enqueued token limit reached for the model in the organization. Limit: 90,000."
+                job.problems = [{"code": "token_limit_exceeded", "message": message, "line": None}]
+            return job
+
+    def new_id(self) -> str:
+        """The id of the next job."""
+        return f"batch_{len(self.jobs) + 1}"
+
+    def settle(self, job: Job) -> None:
+        """Let happen to a job what is due."""
+        with self._lock:
+            if job.ending:
+                return
+            age_s, faults = self.now() - job.created_at, self.faults
+            rate = len(job.rows) / faults.takes_s if faults.takes_s else len(job.rows) * 1e12
+            if job.cancelled_at is not None:
+                ran_s = job.cancelled_at - job.created_at
+                self._end(job, "cancelled", int(rate * ran_s))
+            elif age_s >= faults.takes_s and faults.takes_s <= faults.window_s:
+                self._end(job, "completed", len(job.rows))
+            elif age_s >= faults.window_s:
+                self._end(job, "expired", int(rate * faults.window_s))
+
+    def done_of(self, job: Job) -> int:
+        """Rows that are answered so far."""
+        if job.ending:
+            return sum(row.came == "answered" for row in job.rows)
+        share = (self.now() - job.created_at) / self.faults.takes_s if self.faults.takes_s else 0.0
+        return int(share * len(job.rows))
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job; one that has ended stays so."""
+        self.settle(job)
+        if not job.ending:
+            job.cancelled_at = self.now()
+
+    def _end(self, job: Job, ending: str, answered: int) -> None:
+        job.ending, job.ended_at = ending, self.now()
+        if ending == "failed":
+            return
+        for row in job.rows[:answered]:
+            self._run(row)
+        for row in job.rows[answered:]:
+            row.came = "cancelled" if ending == "cancelled" else "expired"
+
+    def _run(self, row: Row) -> None:
+        prompt = self.prompt_of(row.body)
+        failure = self.failure_of(row)
+        if failure and failure[0] != web.HTTPOk.status_code:
+            row.came = "failed"
+            return
+        answer = self._answer(prompt)
+        row.came = "answered"
+        row.text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
+        text, marked = self.read(row.body)
+        before = self._meter.usd
+        row.usage, _ = self._meter.bill(text, row.text, "batch", marked)
+        self._meter.keep(text, marked)
+        self.books.usd += self._meter.usd - before
+        self.books.billed[prompt] += 1
+        self.books.billed_ids[row.custom_id] += 1
+        self.books.input_tokens += row.usage["prompt_tokens"]
+        self.books.output_tokens += row.usage["completion_tokens"]
+
+    def failure_of(self, row: Row) -> tuple[int, str, str] | None:
+        """Status, code and message of the error that a row meets."""
+        prompt = self.prompt_of(row.body)
+        found = next((error for part, error in self.faults.failing.items() if part in prompt), None)
+        return tuple(found) if found else None
+
+    def is_silent(self, row: Row) -> bool:
+        """Whether nothing is said of a row."""
+        return any(part in self.prompt_of(row.body) for part in self.faults.silent)
+
+    def prompt_of(self, body: Mapping[str, Any]) -> str:
+        """The last user message."""
+        raise NotImplementedError
+
+    def read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
+        """What of a request goes into the prompt, and how much of it is marked for the cache."""
+        raise NotImplementedError
+
+    # -- HTTP ----------------------------------------------------------------------------------------------------------
+
+    def find_job(self, request: web.Request, job_id: str) -> Job | None:
+        """The job of the account of a request, settled."""
+        job = self.jobs.get(job_id)
+        if job is None or job.key != self.account(request):
+            return None
+        self.settle(job)
+        return job
+
+    def are_gone(self, job: Job) -> bool:
+        """Whether the results of a job are no longer kept."""
+        return self.now() > job.ended_at + self.faults.results_life_s
+
+    def refusal_of_create(self) -> web.Response | None:
+        """The response to a request that creates no job."""
+        if not self.faults.refuse_create:
+            return None
+        status, body, headers = self.faults.refuse_create.pop(0)
+        return web.json_response(body, status=status, headers=headers)
+
+    def cut_if_asked(self, request: web.Request) -> None:
+        """Break the connection of a request that has created a job."""
+        if self.faults.cut_create:
+            self.faults.cut_create -= 1
+            assert request.transport
+            request.transport.abort()
+
+    async def send_lines(self, request: web.Request, lines: Iterator[bytes]) -> web.StreamResponse:
+        """A file of results."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        buffer = bytearray()
+        for line in self._mangled(lines):
+            buffer += line + b"\n"
+            if len(buffer) > 2**16:
+                await response.write(bytes(buffer))
+                buffer.clear()
+        if self.faults.cut_results:
+            self.faults.cut_results -= 1
+            await response.write(bytes(buffer[: len(buffer) // 2]))
+            assert request.transport
+            request.transport.abort()
+            return response
+        await response.write(bytes(buffer))
+        return response
+
+    def _mangled(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        kinds = self.faults.mangled
+        if not kinds:
+            return lines
+        found = list(lines)
+        if found and "duplicate" in kinds:
+            found.append(found[0])
+        if found and "alien" in kinds:
+            found.append(self.alien(found[0]))
+        if found and "garbage" in kinds:
+            found[-1] = found[-1][: len(found[-1]) // 2]
+        if found and "deep" in kinds:
+            found[0] = found[0].replace(b'"choices":', b'"deep":' + DEEP + b',"choices":')
+        if found and "huge" in kinds:
+            found[0] = found[0][:-1] + b',"padding":"' + b"x" * 2**23 + b'"}'
+        if "shuffle" in kinds:
+            random.Random(0).shuffle(found)
+        return iter(found)
+
+    def alien(self, line: bytes) -> bytes:
+        """A line of another job."""
+        data = orjson.loads(line)
+        data["custom_id"] = "0123456789abcdef-0"
+        return orjson.dumps(data)
+
+
+def control(origin: str, what: str, **said: Any) -> Any:
+    """Move the clock (`advance`, seconds), set faults (`faults`) or read the books (`books`) of a server's process."""
+    request = urllib.request.Request(f"{origin}/control/{what}", orjson.dumps(said))  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as came:  # noqa: S310
+        return orjson.loads(came.read())
+
+
+def servers() -> Mapping[str, type[JobServer]]:
+    """The servers by the provider that they stand for."""
+    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai",)]
+    return {name: server for module in modules for name, server in module.SERVERS.items()}
+
+
+async def _run_process(server: JobServer, port: int) -> None:
+    await server.listen(port)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_run_process(servers()[sys.argv[1]](), int(sys.argv[2])))
