@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -96,6 +96,7 @@ class Asker:
         batch_size: int | Literal["auto"],
         as_stage: CallReason | None = None,
         keep: bool = True,
+        ready: Iterable[Batch] = (),
     ) -> None:
         """Ask the prompts of some rows.
 
@@ -106,6 +107,7 @@ class Asker:
             batch_size: Most rows a call.
             as_stage: Why all of these calls are made, if it is for one reason.
             keep: Whether answers go to the store.
+            ready: Batches to ask before these.
 
         Raises:
             OndineError: What ended the run.
@@ -114,7 +116,7 @@ class Asker:
         prompts = items(self._task.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         is_shared = run_state.rows_left > (1 if batch_size == "auto" else batch_size)
-        part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, together=batch_size != 1)
+        part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, batch_size != 1, deque(ready))
         self._caller.has_answers |= run_state.any_answer
         try:
             async with asyncio.TaskGroup() as group:

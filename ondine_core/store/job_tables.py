@@ -97,7 +97,7 @@ def begin(database: Database, record: JobRecord) -> None:
             *(clean(origin.run), clean(origin.asset), clean(origin.partition)),
             clean(record.model),
             record.account,
-            orjson.dumps(record.owner),
+            orjson.dumps(tuple(record.owner)),
             record.created_at,
             record.answer_by,
             orjson.dumps(record.cells),
@@ -302,7 +302,8 @@ def _read_states(database: Database, cells: Sequence[str]) -> dict[str, BudgetSt
     if not cells:
         return {}
     found = database.read_numbers(sorted(cells))
-    return {cell: read_state(None if (held := found[cell]) is None else tuple(orjson.loads(held))) for cell in cells}
+    numbers = {cell: held for cell, held in found.items() if held is not None}
+    return {cell: read_state(tuple(orjson.loads(numbers[cell])) if cell in numbers else None) for cell in cells}
 
 
 # -- materializations that wait ------------------------------------------------------------------------------------
