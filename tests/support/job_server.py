@@ -1,9 +1,9 @@
 """Batch APIs of providers on the loopback: jobs with a clock that can be moved, scripted faults and exact books.
 
-The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of its
-own (`python -m tests.support.job_server openai <port>`), which a client's death does not touch; then `control` moves its
-clock, sets its faults and reads its books. Rows are answered evenly over the time that a job takes, so a job that is
-cancelled or expires has answered its share of them.
+The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of
+its own (`python -m tests.support.job_server openai <port>`), which a client's death does not touch; then `control`
+moves its clock, sets its faults and reads its books. Rows are answered evenly over the time that a job takes, so a job
+that is cancelled or expires has answered its share of them.
 """
 
 from __future__ import annotations
@@ -400,7 +400,7 @@ class JobServer:
     def alien(self, line: bytes) -> bytes:
         """A line of another job."""
         data = orjson.loads(line)
-        data["custom_id"] = "0123456789abcdef-0"
+        data["custom_id"] = "fedcba9876543210-0"
         return orjson.dumps(data)
 
 
