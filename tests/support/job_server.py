@@ -390,7 +390,7 @@ class JobServer:
         if found and "garbage" in kinds:
             found[-1] = found[-1][: len(found[-1]) // 2]
         if found and "deep" in kinds:
-            found[0] = found[0].replace(b'"choices":', b'"deep":' + DEEP + b',"choices":')
+            found[0] = found[0][:-1] + b',"deep":' + DEEP + b"}"
         if found and "huge" in kinds:
             found[0] = found[0][:-1] + b',"padding":"' + b"x" * 2**23 + b'"}'
         if "shuffle" in kinds:
@@ -413,7 +413,7 @@ def control(origin: str, what: str, **said: Any) -> Any:
 
 def servers() -> Mapping[str, type[JobServer]]:
     """The servers by the provider that they stand for."""
-    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai",)]
+    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai", "anthropic")]
     return {name: server for module in modules for name, server in module.SERVERS.items()}
 
 

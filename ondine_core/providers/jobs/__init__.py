@@ -38,6 +38,12 @@ def _openai(spec: ModelSpec, name: str) -> JobApi:
     return connect_openai_jobs(spec, name)
 
 
+def _anthropic(spec: ModelSpec, name: str) -> JobApi:
+    from ondine_core.providers.jobs.anthropic_jobs import connect_anthropic_jobs
+
+    return connect_anthropic_jobs(spec, name)
+
+
 def _azure(spec: ModelSpec, name: str) -> JobApi:
     from ondine_core.providers.jobs.openai_jobs import connect_azure_jobs
 
@@ -46,5 +52,6 @@ def _azure(spec: ModelSpec, name: str) -> JobApi:
 
 _DIALECTS: Mapping[str, Callable[[ModelSpec, str], JobApi]] = {
     **dict.fromkeys(("openai", "groq", "mistral", "together_ai"), _openai),
+    "anthropic": _anthropic,
     "azure": _azure,
 }

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
+from io import SEEK_END
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "constant",
     "epoch_s",
     "fingerprint",
+    "id_of",
     "problem_of",
 ]
 
@@ -85,6 +87,14 @@ def epoch_s(at: Any) -> float:
         return datetime.fromisoformat(at).timestamp()
     except (TypeError, ValueError):
         return inf
+
+
+def id_of(made: Any, *, creates: bool = False, field: str = "id") -> str:
+    """The provider's name of what it shows; with `creates` it may have been created all the same if there is none."""
+    found = made.get(field) if isinstance(made, dict) else None
+    if not isinstance(found, str) or not found:
+        raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
+    return found
 
 
 def fingerprint(secret: str, address: str) -> str:
@@ -152,15 +162,16 @@ class JobHttp:
         """The JSON at `path`; `missing` says what is lost if there is nothing (any more)."""
         return _parse(await self.send("GET", path, params=params, missing=missing))
 
-    async def post(self, path: str, body: Any = None, *, creates: bool = False, missing: str | None = None) -> Any:
-        """Post JSON and return what comes back; with `creates` it creates a job."""
+    async def post(self, path: str, body: Any = None, *, creates: bool = False, **options: Any) -> Any:
+        """Post JSON and return what comes back; with `creates` it creates a job. `options` are those of `send`."""
         content = b"" if body is None else orjson.dumps(body)
-        return _parse(await self.send("POST", path, lambda: content, _JSON, creates=creates, missing=missing), creates)
+        options = {"data": lambda: content, "headers": _JSON, **options}
+        return _parse(await self.send("POST", path, **options, creates=creates), creates)
 
     async def upload(self, path: str, file: Path, name: str, fields: Mapping[str, str]) -> Any:
         """Post a file as a form with `fields`, read from disk piece by piece, and return the JSON that comes back."""
-        opened = await asyncio.to_thread(file.open, "rb")
-        with opened:
+        with await asyncio.to_thread(file.open, "rb") as opened:
+            size = opened.seek(0, SEEK_END)
 
             def form() -> aiohttp.FormData:
                 opened.seek(0)
@@ -168,19 +179,19 @@ class JobHttp:
                 made.add_field("file", opened, filename=name, content_type="application/jsonl")
                 return made
 
-            return _parse(await self.send("POST", path, form, total_s=self.file_timeout_s(file)))
+            return _parse(await self.send("POST", path, data=form, total_s=self.transfer_timeout_s(size)))
 
-    def file_timeout_s(self, file: Path) -> float:
-        """Seconds that a request may take that carries `file`."""
-        return self._timeout_s + file.stat().st_size / _SLOWEST_BYTES_S
+    def transfer_timeout_s(self, size: int) -> float:
+        """Seconds that a request may take that carries so many bytes."""
+        return self._timeout_s + size / _SLOWEST_BYTES_S
 
     async def send(  # noqa: PLR0913  (by keyword)
         self,
         method: str,
         path: str,
+        *,
         data: Callable[[], Any] = lambda: None,
         headers: Mapping[str, str] | None = None,
-        *,
         params: Mapping[str, str] | None = None,
         total_s: float | None = None,
         creates: bool = False,
@@ -190,7 +201,7 @@ class JobHttp:
 
         Args:
             method: The verb.
-            path: Below the root; a whole address is sent no secret.
+            path: What follows the root; a whole address is sent no secret.
             data: Makes the body.
             headers: Further headers.
             params: Further parameters of the address.
@@ -259,7 +270,7 @@ class JobHttp:
         self, method: str, path: str, params: Mapping[str, str] | None, headers: Mapping[str, str], **options: Any
     ) -> Any:
         is_elsewhere = "://" in path
-        url = path if is_elsewhere else f"{self._target.root}/{path}"
+        url = path if is_elsewhere else f"{self._target.root}{path}"
         ours = {} if is_elsewhere else self._target.plain_headers
         query = {} if is_elsewhere else {**self._target.query, **(params or {})}
         return (self._session or self._open()).request(

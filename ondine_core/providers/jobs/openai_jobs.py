@@ -24,6 +24,7 @@ from ondine_core.providers.jobs.job_http import (
     constant,
     epoch_s,
     fingerprint,
+    id_of,
     problem_of,
 )
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
@@ -58,8 +59,8 @@ class Dialect:
     """
 
     limits: JobLimits = JobLimits(50_000, 200 * 10**6)
-    jobs: str = "batches"
-    files: str = "files"
+    jobs: str = "/batches"
+    files: str = "/files"
     purpose: str = "batch"
     endpoint: str = "/v1/chat/completions"
     is_named: bool = True
@@ -70,7 +71,7 @@ class Dialect:
     @property
     def is_mistral(self) -> bool:
         """Whether jobs have the shape of Mistral's, of several files and of one model."""
-        return self.jobs != "batches"
+        return self.jobs != "/batches"
 
 
 _DIALECTS: Mapping[str, Dialect] = {
@@ -79,14 +80,14 @@ _DIALECTS: Mapping[str, Dialect] = {
     "groq": Dialect(),
     "mistral": Dialect(
         JobLimits(1_000_000, 500 * 10**6),
-        jobs="batch/jobs",
+        jobs="/batch/jobs",
         is_named=False,
         of_job={"timeout_hours": 24},
         unbilled=frozenset({"cancelled"}),
     ),
     "together_ai": Dialect(
         JobLimits(50_000, 100 * 10**6),
-        files="files/upload",
+        files="/files/upload",
         purpose="batch-api",
         is_named=False,
         has_metadata=False,
@@ -182,14 +183,14 @@ class _OpenAIJobs:
         file = await self._http.upload(dialect.files, job.file, name, fields)
         body = {"endpoint": dialect.endpoint, **dialect.of_job}
         if dialect.is_mistral:
-            body |= {"input_files": [_id_of(file)], "model": self._model}
+            body |= {"input_files": [id_of(file)], "model": self._model}
         else:
-            body["input_file_id"] = _id_of(file)
+            body["input_file_id"] = id_of(file)
         if dialect.has_metadata:
             body["metadata"] = {MARKER: job.marker}
         await about_to_create()
         made = await self._http.post(dialect.jobs, body, creates=True)
-        return _id_of(made.get("job", made), creates=True)
+        return id_of(made.get("job", made), creates=True)
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look through the jobs since then; see `JobApi`."""
@@ -198,11 +199,11 @@ class _OpenAIJobs:
             if self._dialect.has_metadata:
                 is_it = (job.get("metadata") or {}).get(MARKER) == marker
             else:
-                path = f"files/{quote(str(job.get('input_file_id')), safe='')}"
+                path = f"/files/{quote(str(job.get('input_file_id')), safe='')}"
                 file = await self._http.get(path)
                 is_it = file.get("filename") == _file_name(marker)
             if is_it:
-                return _id_of(job)
+                return id_of(job)
         return None
 
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
@@ -250,7 +251,7 @@ class _OpenAIJobs:
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
         """What came of the requests: first those with a reply, then those without."""
         for file_id in filter(None, self._files(await self._get(job_id))):
-            path = f"files/{quote(file_id, safe='')}/content"
+            path = f"/files/{quote(file_id, safe='')}/content"
             async for line in self._http.lines(path, f"results of the batch job {job_id!r}"):
                 yield read_row(line, self._read)
 
@@ -295,13 +296,6 @@ class _OpenAIJobs:
 
 def _file_name(marker: str) -> str:
     return f"ondine-{marker}.jsonl"
-
-
-def _id_of(made: Any, *, creates: bool = False) -> str:
-    found = made.get("id") if isinstance(made, dict) else None
-    if not isinstance(found, str) or not found:
-        raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
-    return found
 
 
 def _problems(job: Mapping[str, Any]) -> list[JobProblem]:
