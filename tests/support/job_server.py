@@ -245,10 +245,10 @@ class JobServer:
             self.books.created.append(job.id)
             faults = self.faults
             if faults.invalid_line is not None:
-                self._end(job, "failed", 0)
+                self.end(job, "failed", 0)
                 job.problems = [{"code": "invalid_request", "message": "Bad.", "line": faults.invalid_line}]
             elif faults.is_full:
-                self._end(job, "failed", 0)
+                self.end(job, "failed", 0)
                 message = "Enqueued token limit reached for the model in the organization. Limit: 90,000."
                 job.problems = [{"code": "token_limit_exceeded", "message": message, "line": None}]
             return job
@@ -266,11 +266,11 @@ class JobServer:
             rate = len(job.rows) / faults.takes_s if faults.takes_s else len(job.rows) * 1e12
             if job.cancelled_at is not None:
                 ran_s = job.cancelled_at - job.created_at
-                self._end(job, "cancelled", int(rate * ran_s))
+                self.end(job, "cancelled", int(rate * ran_s))
             elif age_s >= faults.takes_s and faults.takes_s <= faults.window_s:
-                self._end(job, "completed", len(job.rows))
+                self.end(job, "completed", len(job.rows))
             elif age_s >= faults.window_s:
-                self._end(job, "expired", int(rate * faults.window_s))
+                self.end(job, "expired", int(rate * faults.window_s))
 
     def done_of(self, job: Job) -> int:
         """Rows that are answered so far."""
@@ -285,7 +285,8 @@ class JobServer:
         if not job.ending:
             job.cancelled_at = self.now()
 
-    def _end(self, job: Job, ending: str, answered: int) -> None:
+    def end(self, job: Job, ending: str, answered: int) -> None:
+        """End a job of which so many rows were answered."""
         job.ending, job.ended_at = ending, self.now()
         if ending == "failed":
             return
@@ -413,7 +414,7 @@ def control(origin: str, what: str, **said: Any) -> Any:
 
 def servers() -> Mapping[str, type[JobServer]]:
     """The servers by the provider that they stand for."""
-    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai", "anthropic")]
+    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai", "anthropic", "gemini")]
     return {name: server for module in modules for name, server in module.SERVERS.items()}
 
 

@@ -50,8 +50,15 @@ def _azure(spec: ModelSpec, name: str) -> JobApi:
     return connect_azure_jobs(spec, name)
 
 
+def _gemini(spec: ModelSpec, name: str) -> JobApi:
+    from ondine_core.providers.jobs.gemini_jobs import connect_gemini_jobs
+
+    return connect_gemini_jobs(spec, name)
+
+
 _DIALECTS: Mapping[str, Callable[[ModelSpec, str], JobApi]] = {
     **dict.fromkeys(("openai", "groq", "mistral", "together_ai"), _openai),
     "anthropic": _anthropic,
     "azure": _azure,
+    "gemini": _gemini,
 }

@@ -52,6 +52,8 @@ LATE_S = 240.0
 
 _NO_CALL = Call(())
 _GONE = (404, 410)
+_FORBIDDEN, _MAY_BE_GONE = 403, b"may not exist"
+"""How Google refuses what is not there."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNKNOWN_STATUSES = frozenset({500, 502, 504, 520, 522, 524})
 """Statuses after which a job may have been created all the same."""
@@ -286,7 +288,8 @@ class JobHttp:
     def _classify(
         self, response: Response, secret: Mapping[str, str], *, creates: bool = False, missing: str | None = None
     ) -> ProviderError:
-        if missing and response.status in _GONE:
+        is_gone = response.status in _GONE or (response.status == _FORBIDDEN and _MAY_BE_GONE in response.content)
+        if missing and is_gone:
             return JobLostError(f"{self.to.host!r} replied {response.status}: this key finds no {missing} (any more).")
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
         failure = turned_away(response, _NO_CALL if self._target.is_quotable else None, secrets, self.to)
