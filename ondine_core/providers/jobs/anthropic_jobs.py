@@ -6,9 +6,8 @@ A batch carries no name of ours, but the ids of its requests begin with the mark
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
-from io import SEEK_END
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
@@ -35,6 +34,8 @@ from ondine_core.providers.jobs.job_http import (
     epoch_s,
     fingerprint,
     id_of,
+    reading,
+    size_of,
 )
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
 from ondine_core.providers.reply_body import max_reply_bytes
@@ -103,14 +104,14 @@ class _AnthropicJobs:
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         """Create a job of the requests in the file; see `JobApi`."""
-        with await asyncio.to_thread(job.file.open, "rb") as file:
-            size = file.seek(0, SEEK_END) - 1  # without the last line feed
-            length = str(len(_BEGIN) + size + len(_END))
-            await about_to_create()
+        size = await size_of(job.file) - 1  # without the last line feed
+        length = str(len(_BEGIN) + size + len(_END))
+        await about_to_create()
+        with ExitStack() as opened:
             made = await self._http.post(
                 "",
                 headers={"Content-Type": "application/json", "Content-Length": length},
-                data=lambda: _as_list(file, size),
+                data=lambda: _as_list(opened.enter_context(job.file.open("rb")), size),
                 total_s=self._http.transfer_timeout_s(size),
                 creates=True,
             )
@@ -120,42 +121,50 @@ class _AnthropicJobs:
         """Look at the first result of each batch of that size since then; see `JobApi`."""
         undecided = ""
         async for batch in self._list(since - CLOCK_SLACK_S):
-            if sum(batch["request_counts"].values()) != requests:
-                continue
-            if batch["processing_status"] != "ended":
-                undecided = batch["id"]
-                continue
-            with suppress(JobLostError):
-                async for reply in self.read_results(batch["id"]):
-                    if reply.custom_id.startswith(f"{marker}-"):
-                        return id_of(batch)
-                    break
+            with reading():
+                batch_id, is_candidate = str(batch["id"]), sum(batch["request_counts"].values()) == requests
+                has_ended = batch["processing_status"] == "ended"
+            if is_candidate and not has_ended:
+                undecided = batch_id
+            elif is_candidate and (await self._first_id(batch_id)).startswith(f"{marker}-"):
+                return batch_id
         if undecided:
             raise TransientError(
                 f"It cannot be told yet whether the batch {undecided!r}, which still runs, is the one looked for."
             )
         return None
 
+    async def _first_id(self, job_id: str) -> str:
+        """The id of the first request in the results of a job; nothing if there are none any more."""
+        async with aclosing(self.read_results(job_id)) as results:
+            with suppress(JobLostError):
+                async for reply in results:
+                    return reply.custom_id
+        return ""
+
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         params = {"limit": "100"}
         for _ in range(_MAX_PAGES):
             page = await self._http.get("", params)
-            recent = [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since]
+            with reading():
+                recent = [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since]
+                last = page["last_id"] if recent and page.get("has_more") else None
             for batch in recent:
                 yield batch
-            if not page.get("has_more") or not recent:
+            if last is None:
                 return
-            params["after_id"] = page["last_id"]
+            params["after_id"] = last
         raise TransientError("Anthropic lists too many batches to find one among them.")
 
     async def get_status(self, job_id: str) -> JobStatus:
         """What the provider says of a job."""
         batch = await self._http.get(_path(job_id), missing=f"batch {job_id!r}")
-        counts, state = batch["request_counts"], str(batch["processing_status"])
-        failed = sum(counts.get(name) or 0 for name in ("errored", "canceled", "expired"))
-        return JobStatus(state == "ended", state, counts.get("succeeded") or 0, failed, sum(counts.values()))
+        with reading():
+            counts, state = batch["request_counts"], str(batch["processing_status"])
+            failed = sum(counts.get(name) or 0 for name in ("errored", "canceled", "expired"))
+            return JobStatus(state == "ended", state, counts.get("succeeded") or 0, failed, sum(counts.values()))
 
-    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
+    async def read_results(self, job_id: str) -> AsyncGenerator[JobReply]:
         """What came of the requests."""
         async for line in self._http.lines(f"{_path(job_id)}/results", f"results of the batch {job_id!r}"):
             yield read_row(line, self._read)
@@ -187,7 +196,6 @@ def _path(job_id: str) -> str:
 
 async def _as_list(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
     """The first `size` bytes of a file, each line of which is JSON, as a list, read piece by piece."""
-    file.seek(0)
     yield _BEGIN
     while size > 0:
         chunk = await asyncio.to_thread(file.read, min(size, _CHUNK))

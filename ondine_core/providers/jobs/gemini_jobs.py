@@ -6,11 +6,9 @@ they are read as live ones. By the API reference at https://ai.google.dev/api/ba
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
-from io import SEEK_END
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -18,7 +16,17 @@ import orjson
 
 from ondine_core.errors import ConfigError, RefusedError, TransientError
 from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
-from ondine_core.providers.jobs.job_http import LATE_S, JobHttp, Target, constant, fingerprint, id_of, problem_of
+from ondine_core.providers.jobs.job_http import (
+    LATE_S,
+    JobHttp,
+    Target,
+    constant,
+    fingerprint,
+    id_of,
+    problem_of,
+    reading,
+    size_of,
+)
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
 from ondine_core.providers.openai_http import chat_reply
 from ondine_core.providers.openai_servers import find_access
@@ -119,31 +127,31 @@ class _GeminiJobs:
         return id_of(await self._http.post(path, body, creates=True), creates=True, field="name")
 
     async def _upload(self, job: NewJob, name: str) -> str:
-        with await asyncio.to_thread(job.file.open, "rb") as file:
-            size = file.seek(0, SEEK_END)
-            file.seek(0)
-            begun = await self._http.send(
-                "POST",
-                f"/upload{self._version}/files",
-                data=lambda: orjson.dumps({"file": {"display_name": name}}),
-                headers={
-                    "Content-Type": "application/json",
-                    "X-Goog-Upload-Protocol": "resumable",
-                    "X-Goog-Upload-Command": "start",
-                    "X-Goog-Upload-Header-Content-Length": str(size),
-                    "X-Goog-Upload-Header-Content-Type": "application/jsonl",
-                },
-            )
-            address = begun.headers.get("X-Goog-Upload-URL")
-            if not address:
-                raise TransientError("Gemini named no address for the upload of a file.")
+        size = await size_of(job.file)
+        begun = await self._http.send(
+            "POST",
+            f"/upload{self._version}/files",
+            data=lambda: orjson.dumps({"file": {"display_name": name}}),
+            headers={
+                "Content-Type": "application/json",
+                "X-Goog-Upload-Protocol": "resumable",
+                "X-Goog-Upload-Command": "start",
+                "X-Goog-Upload-Header-Content-Length": str(size),
+                "X-Goog-Upload-Header-Content-Type": "application/jsonl",
+            },
+        )
+        address = begun.headers.get("X-Goog-Upload-URL", "")
+        if "://" not in address:
+            raise TransientError("Gemini named no address for the upload of a file.")
+        with ExitStack() as opened:
             made = await self._http.post(
                 address,
-                data=lambda: file,
+                data=lambda: opened.enter_context(job.file.open("rb")),
                 headers={"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"},
                 total_s=self._http.transfer_timeout_s(size),
             )
-        return id_of(made.get("file"), field="name")
+        with reading():
+            return id_of(made["file"], field="name")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look for the name that the job would have; see `JobApi`."""
@@ -151,37 +159,27 @@ class _GeminiJobs:
         params = {"pageSize": "100"}
         for _ in range(_MAX_PAGES):
             page = await self._http.get(f"{self._version}/batches", params)
-            for job in page.get("operations") or ():
-                if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
-                    return id_of(job, field="name")
-            if not page.get("nextPageToken"):
-                return None
-            params["pageToken"] = page["nextPageToken"]
+            with reading():
+                for job in page.get("operations") or ():
+                    if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
+                        return id_of(job, field="name")
+                if not page.get("nextPageToken"):
+                    return None
+                params["pageToken"] = page["nextPageToken"]
         raise TransientError("Gemini lists too many batches to find one among them.")
 
     async def get_status(self, job_id: str) -> JobStatus:
         """What the provider says of a job."""
         job = await self._get(job_id)
-        about = job.get("metadata") or {}
-        state = str(about.get("state"))
-        word, stats = _word(state), about.get("batchStats") or {}
-        done = int(stats.get("successfulRequestCount") or 0)
-        is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
-        return JobStatus(
-            word in _ENDED,
-            state,
-            done,
-            int(stats.get("failedRequestCount") or 0),
-            int(stats["requestCount"]) if "requestCount" in stats else None,
-            _problems(job) if word == "FAILED" else (),
-            bills_silence=not is_unbilled,
-        )
+        with reading():
+            return _status(job)
 
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
         """What came of the requests; of a job that expired nothing is kept."""
         job = await self._get(job_id)
-        output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
-        file = output.get("responsesFile")
+        with reading():
+            output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
+            file = str(output.get("responsesFile") or "")
         if not file:
             return
         path = f"/download{self._version}/{quote(file, safe='/')}:download?alt=media"
@@ -229,10 +227,9 @@ def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
         config["maxOutputTokens"] = spec.max_output_tokens
     for field, value in request_fields(spec).items():
         if field == "reasoning_effort":
-            is_old = re.search(r"gemini-(?:1|2)\b", name) is not None
-            config["thinkingConfig"] = (
-                {"thinkingBudget": _BUDGETS.get(value, -1)} if is_old else {"thinkingLevel": value}
-            )
+            has_budget = re.search(r"gemini-(?:1|2)\b", name) is not None
+            budget = {"thinkingBudget": _BUDGETS.get(value, -1)}
+            config["thinkingConfig"] = budget if has_budget else {"thinkingLevel": value}
         elif field in _FIELDS:
             config[_FIELDS[field]] = [value] if field == "stop" and isinstance(value, str) else value
         else:
@@ -280,6 +277,23 @@ def _native_reply(data: Mapping[str, Any]) -> Reply:
 def _word(state: str) -> str:
     """A state without the prefix, of which there are two."""
     return state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")
+
+
+def _status(job: Mapping[str, Any]) -> JobStatus:
+    about = job.get("metadata") or {}
+    state = str(about.get("state"))
+    word, stats = _word(state), about.get("batchStats") or {}
+    done = int(stats.get("successfulRequestCount") or 0)
+    is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
+    return JobStatus(
+        word in _ENDED,
+        state,
+        done,
+        int(stats.get("failedRequestCount") or 0),
+        int(stats["requestCount"]) if "requestCount" in stats else None,
+        _problems(job) if word == "FAILED" else (),
+        bills_silence=not is_unbilled,
+    )
 
 
 def _problems(job: Mapping[str, Any]) -> tuple[JobProblem, ...]:

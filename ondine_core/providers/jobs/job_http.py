@@ -10,11 +10,11 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
-from io import SEEK_END
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ __all__ = [
     "fingerprint",
     "id_of",
     "problem_of",
+    "reading",
+    "size_of",
 ]
 
 CLOCK_SLACK_S = 300.0
@@ -61,6 +63,8 @@ _SLOWEST_BYTES_S = 2**17
 """A line that carries less than 1 Mbit/s is given up."""
 _PAUSE_S = 60.0
 _CHUNK = 2**16
+_OK = 200
+_MAX_REQUESTS = 5
 _ANY_SIZE = 2**62
 _HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _JSON: Mapping[str, str] = {"Content-Type": "application/json"}
@@ -97,6 +101,23 @@ def id_of(made: Any, *, creates: bool = False, field: str = "id") -> str:
     if not isinstance(found, str) or not found:
         raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
     return found
+
+
+async def size_of(file: Path) -> int:
+    """Bytes of a file."""
+    return (await asyncio.to_thread(file.stat)).st_size
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """What is read in here has the form that the provider documents, or the request may be made again."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        kind = type(error).__name__
+        raise TransientError(
+            f"The provider's reply about a batch job has another form than expected ({kind})."
+        ) from None
 
 
 def fingerprint(secret: str, address: str) -> str:
@@ -172,13 +193,13 @@ class JobHttp:
 
     async def upload(self, path: str, file: Path, name: str, fields: Mapping[str, str]) -> Any:
         """Post a file as a form with `fields`, read from disk piece by piece, and return the JSON that comes back."""
-        with await asyncio.to_thread(file.open, "rb") as opened:
-            size = opened.seek(0, SEEK_END)
+        size = await size_of(file)
+        with ExitStack() as opened:
 
             def form() -> aiohttp.FormData:
-                opened.seek(0)
                 made = aiohttp.FormData(dict(fields))
-                made.add_field("file", opened, filename=name, content_type="application/jsonl")
+                content = opened.enter_context(file.open("rb"))
+                made.add_field("file", content, filename=name, content_type="application/jsonl")
                 return made
 
             return _parse(await self.send("POST", path, data=form, total_s=self.transfer_timeout_s(size)))
@@ -235,29 +256,29 @@ class JobHttp:
 
     async def lines(self, path: str, missing: str) -> AsyncIterator[Line]:
         """The lines of the file at `path`, as they arrive; empty ones are left out."""
-        failure: ProviderError | None = None
+        failure: ProviderError = TransientError(f"{self.to.host!r} cannot be asked for a file.")
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=_PAUSE_S)
-        for _ in range(2):
+        for _ in range(_MAX_REQUESTS):
             secret = await self._secret_headers(path)
             request = self._request("GET", path, None, secret, timeout=timeout)
             try:
                 async with request as came:
-                    if came.status in _REDIRECTS and "Location" in came.headers:
-                        path = urljoin(str(came.url), came.headers["Location"])  # a file store, which gets no key
+                    elsewhere = came.headers.get("Location") if came.status in _REDIRECTS else None
+                    if elsewhere is not None:
+                        path = urljoin(str(came.url), elsewhere)  # a file store, which gets no key
                         continue
-                    if came.status != 200:  # noqa: PLR2004
-                        response = Response(came.status, came.headers, await _read_bounded(came), time.time())
-                        failure = self._classify(response, secret, missing=missing)
-                    else:
+                    if came.status == _OK and not _is_packed(came):
                         async for line in _split(came.content, self._max_line_bytes):
                             yield line
+                        return
+                    response = Response(came.status, came.headers, await _read_bounded(came), time.time())
+                    failure = self._classify(response, secret, missing=missing)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = lost(error, self.to)
+                if isinstance(error, NotSentError) and error.reused:
+                    continue
             break
-        else:
-            failure = TransientError(f"{self.to.host!r} redirects to another redirect.")
-        if failure:
-            raise _free_of_charge(failure)
+        raise _free_of_charge(failure)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -327,6 +348,10 @@ def _parse(response: Response, creates: bool = False) -> Any:
     except (ValueError, RecursionError, TransientError):
         unreadable = TransientError("The provider's reply about a batch job is no JSON.", cost_unknown=creates)
     raise unreadable
+
+
+def _is_packed(came: aiohttp.ClientResponse) -> bool:
+    return came.headers.get("Content-Encoding", "identity") not in ("", "identity")
 
 
 async def _read_bounded(came: aiohttp.ClientResponse) -> bytes:

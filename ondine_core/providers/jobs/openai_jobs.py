@@ -5,6 +5,7 @@ Azure, Groq, Mistral and Together have the same in other words, which are data h
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from ondine_core.providers.jobs.job_http import (
     fingerprint,
     id_of,
     problem_of,
+    reading,
 )
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
 from ondine_core.providers.openai_http import ChatWriter, chat_advice, chat_reply
@@ -40,6 +42,7 @@ MARKER: Final = "ondine_job"
 """The metadata field that names a job."""
 _MAX_PAGES = 200
 _PAGE = "100"
+_FILE_CHECKS, _FILE_CHECK_S = 60, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Dialect:
         is_named: Whether each line says to what it is posted.
         has_metadata: Whether a job has metadata; without, the name of its file is its marker.
         of_job: Further fields of a new job.
+        processes_files: Whether a file can be used only once it was processed.
         unbilled: States after which a request without a result was not billed.
     """
 
@@ -65,6 +69,7 @@ class Dialect:
     endpoint: str = "/v1/chat/completions"
     is_named: bool = True
     has_metadata: bool = True
+    processes_files: bool = False
     of_job: Mapping[str, Any] = field(default_factory=lambda: {"completion_window": "24h"})
     unbilled: frozenset[str] = frozenset({"failed", "expired", "cancelled"})
 
@@ -76,7 +81,7 @@ class Dialect:
 
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect(),
-    "azure": Dialect(endpoint="/chat/completions"),
+    "azure": Dialect(endpoint="/chat/completions", processes_files=True),
     "groq": Dialect(),
     "mistral": Dialect(
         JobLimits(1_000_000, 500 * 10**6),
@@ -180,31 +185,44 @@ class _OpenAIJobs:
         """Upload the file, and create a job of it; see `JobApi`."""
         dialect, name = self._dialect, _file_name(job.marker)
         fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
-        file = await self._http.upload(dialect.files, job.file, name, fields)
+        file = id_of(await self._http.upload(dialect.files, job.file, name, fields))
+        if dialect.processes_files:
+            await self._wait_for(file)
         body = {"endpoint": dialect.endpoint, **dialect.of_job}
         if dialect.is_mistral:
-            body |= {"input_files": [id_of(file)], "model": self._model}
+            body |= {"input_files": [file], "model": self._model}
         else:
-            body["input_file_id"] = id_of(file)
+            body["input_file_id"] = file
         if dialect.has_metadata:
             body["metadata"] = {MARKER: job.marker}
         await about_to_create()
         made = await self._http.post(dialect.jobs, body, creates=True)
-        return id_of(made.get("job", made), creates=True)
+        is_wrapped = isinstance(made, dict) and "job" in made
+        return id_of(made["job"] if is_wrapped else made, creates=True)
+
+    async def _wait_for(self, file: str) -> None:
+        """Wait until a file can be used."""
+        for _ in range(_FILE_CHECKS):
+            about = await self._http.get(f"/files/{quote(file, safe='')}")
+            if about.get("status") not in ("pending", "running"):
+                return
+            await asyncio.sleep(_FILE_CHECK_S)
+        raise TransientError(f"{self._http.to.host!r} has not processed the file of a batch job yet.")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look through the jobs since then; see `JobApi`."""
         del requests  # the marker is enough
         async for job in self._list(since - CLOCK_SLACK_S):
-            if self._dialect.has_metadata:
-                is_it = (job.get("metadata") or {}).get(MARKER) == marker
-            else:
-                path = f"/files/{quote(str(job.get('input_file_id')), safe='')}"
-                file = await self._http.get(path)
-                is_it = file.get("filename") == _file_name(marker)
-            if is_it:
+            if await self._is_marked(job, marker):
                 return id_of(job)
         return None
+
+    async def _is_marked(self, job: Mapping[str, Any], marker: str) -> bool:
+        if self._dialect.has_metadata:
+            with reading():
+                return bool((job.get("metadata") or {}).get(MARKER) == marker)
+        file = await self._http.get(f"/files/{quote(str(job.get('input_file_id')), safe='')}")
+        return isinstance(file, dict) and file.get("filename") == _file_name(marker)
 
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         """The jobs that were created since then, the newest pages first."""
@@ -212,26 +230,31 @@ class _OpenAIJobs:
         params = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
         for number in range(1, _MAX_PAGES + 1):
             page = await self._http.get(dialect.jobs, params)
-            jobs = page if isinstance(page, list) else page.get("data") or []
-            recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
+            with reading():
+                about: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
+                jobs = about.get("data") or []
+                recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
+                cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
+                if cursor:
+                    params["cursor"] = str(cursor)
+                elif dialect.is_mistral:
+                    params["page"] = str(number)
+                elif about.get("has_more"):
+                    params["after"] = str(jobs[-1]["id"])
+                has_more = cursor or about.get("has_more") or (dialect.is_mistral and len(jobs) == int(_PAGE))
             for job in recent:
                 yield job
-            cursor = None if isinstance(page, list) else (page.get("paging") or {}).get("next_cursor")
-            if cursor:
-                params["cursor"] = cursor  # of Groq
-            elif dialect.is_mistral and len(jobs) == int(_PAGE):
-                params["page"] = str(number)
-            elif jobs and not isinstance(page, list) and page.get("has_more"):
-                params["after"] = jobs[-1]["id"]
-            else:
-                return
-            if not recent:
+            if not recent or not has_more:
                 return
         raise TransientError(f"{self._http.to.host!r} lists too many batch jobs to find one among them.")
 
     async def get_status(self, job_id: str) -> JobStatus:
         """What the provider says of a job."""
         job = await self._get(job_id)
+        with reading():
+            return self._status(job)
+
+    def _status(self, job: Mapping[str, Any]) -> JobStatus:
         state = str(job.get("status"))
         word = state.lower()
         counts = job.get("request_counts") or {}
@@ -250,7 +273,10 @@ class _OpenAIJobs:
 
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
         """What came of the requests: first those with a reply, then those without."""
-        for file_id in filter(None, self._files(await self._get(job_id))):
+        job = await self._get(job_id)
+        with reading():
+            files = self._files(job)
+        for file_id in filter(None, files):
             path = f"/files/{quote(file_id, safe='')}/content"
             async for line in self._http.lines(path, f"results of the batch job {job_id!r}"):
                 yield read_row(line, self._read)
@@ -276,7 +302,8 @@ class _OpenAIJobs:
     def _files(self, job: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The files of those that were answered and of those that were not; either may be missing."""
         suffix = "" if self._dialect.is_mistral else "_id"
-        return job.get(f"output_file{suffix}"), job.get(f"error_file{suffix}")
+        output, errors = (job.get(f"{kind}_file{suffix}") for kind in ("output", "error"))
+        return output, errors
 
     def _read(self, row: Mapping[str, Any]) -> JobReply:
         custom_id, response, error = str(row["custom_id"]), row.get("response"), row.get("error") or {}
