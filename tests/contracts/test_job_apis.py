@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,11 @@ from ondine_core.providers.job_api import JobApi, JobReply, NewJob
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.providers.tiers import JOB_PROVIDERS
 from ondine_core.types.values import Call, Message, ModelSpec, Reply
-from tests.support.job_server import JobServer, servers
+from tests.support.job_server import Faults, JobServer, control, servers
+from tests.support.raw_server import Connection, RawServer, completion, http_reply
+from tests.support.server_process import free_port, run_server
 
+ROOT = Path(__file__).parents[2]
 MARKER = "0123456789abcdef"
 MODELS = {"azure": "azure/small", "anthropic": "anthropic/claude-sonnet-4-5", "gemini": "gemini/gemini-2.5-flash"}
 SCHEMA = (
@@ -450,3 +457,176 @@ def test_the_tier_is_offered_for_those_that_are_here() -> None:
         assert connect_jobs(ModelSpec(model, "k", "http://127.0.0.1:9", tier="batch")).limits.requests >= 50_000
     with pytest.raises(ConfigError, match="needs a key"):
         connect_jobs(ModelSpec("groq/m", tier="batch"))
+
+
+# -- large jobs, and where secrets go ------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_process(name: str, log: Path) -> Iterator[JobServer]:
+    """A server in a process of its own, of which this one knows the address."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.support.job_server", name, str(port)]
+    origin = f"http://127.0.0.1:{port}"
+    with run_server(command, f"{origin}/control/ready", log, {**os.environ, "PYTHONPATH": str(ROOT)}):
+        stand_in = servers()[name]()
+        stand_in.address = origin
+        yield stand_in
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
+def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Path) -> None:
+    """Neither the file nor the results are held, however many there are."""
+    rows = 100_000
+    with in_process(name, tmp_path / "log") as server:
+        client = Client(server, tmp_path)
+        file = tmp_path / "large.jsonl"
+
+        async def write(api: JobApi) -> None:
+            with file.open("wb") as lines:
+                for number in range(rows):
+                    call = Call((Message("user", f"Repeat: row {number}"),))
+                    lines.write(api.write(call, f"{MARKER}-{number}") + b"\n")
+
+        async def submit(api: JobApi) -> str:
+            return await api.submit(NewJob(MARKER, file, rows), nothing)
+
+        async def read(api: JobApi) -> Counter[bool]:
+            found = api.read_results(job_id)
+            return Counter([isinstance(reply.came, Reply) async for reply in found])
+
+        client.using(write)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        job_id = client.using(submit)
+        assert client.status(job_id).has_ended
+        assert client.using(read) == {True: rows}
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert file.stat().st_size > 14 * 2**20
+    assert grown_kib < 12 * 2**10
+
+
+def test_a_server_of_its_own_process_keeps_its_jobs_when_a_client_is_gone(tmp_path: Path) -> None:
+    """Its clock, faults and books are reached from outside."""
+    with in_process("openai", tmp_path / "log") as server:
+        client = Client(server, tmp_path)
+        control(server.origin, "faults", takes_s=HALF_A_DAY_S)
+        job_id = client.submit()
+        assert not client.status(job_id).has_ended
+        control(server.origin, "advance", seconds=DAY_S)
+        assert client.status(job_id).has_ended
+        assert control(server.origin, "books")["billed_ids"] == dict.fromkeys(sorted(ids(0, 1, 2, 3)), 1)
+
+
+def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
+    """A redirect is followed to the file, once, and no secret goes along."""
+    heads: list[bytes] = []
+    line = b'{"custom_id":"a-0","response":{"status_code":200,"body":' + completion("x") + b"}}\n"
+
+    def script(connection: Connection) -> None:
+        while head := connection.read_head():
+            heads.append(head)
+            if head.startswith(b"GET /v1/batches"):
+                connection.send(http_reply(b'{"id":"b","status":"completed","output_file_id":"f"}'))
+            elif head.startswith(b"GET /v1/files"):
+                connection.send(http_reply(b"", f"Location: {server.base_url}/store", status="302 Found"))
+            else:
+                connection.send(http_reply(line))
+
+    with RawServer(script) as server:
+        spec = ModelSpec("together_ai/m", "sk-very-secret", server.base_url, tier="batch")
+
+        async def read() -> list[JobReply]:
+            api = connect_jobs(spec)
+            found = [reply async for reply in api.read_results("b")]
+            await api.aclose()
+            return found
+
+        (reply,) = asyncio.run(read())
+    assert isinstance(reply.came, Reply)
+    assert [b"sk-very-secret" in head for head in heads] == [True, True, False]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'"text"', b"not JSON", b"[" * 3000 + b"]" * 3000, b'{"status": 5}'])
+def test_whatever_is_said_of_a_job_is_survived(body: bytes, server: JobServer) -> None:
+    """It is a matter of the moment, or says nothing of an end."""
+
+    def script(connection: Connection) -> None:
+        while connection.read_head():
+            connection.send(http_reply(body))
+
+    with RawServer(script) as raw:
+        spec = replace(spec_for(server), base_url=raw.base_url)
+
+        async def act(ask: Callable[[JobApi], Awaitable[Any]]) -> Any:
+            api = connect_jobs(spec)
+            try:
+                return await ask(api)
+            except TransientError as failed:
+                return failed
+            finally:
+                await api.aclose()
+
+        status = asyncio.run(act(lambda api: api.get_status("b")))
+        assert isinstance(status, TransientError) or not status.has_ended
+        found = asyncio.run(act(lambda api: api.find(MARKER, 0.0, 4)))
+        assert found is None or isinstance(found, TransientError)
+
+
+# -- what only one provider has ------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_anthropic_that_still_runs_may_be_the_one(tmp_path: Path) -> None:
+    """Its requests cannot be seen yet, so it cannot be told; one of another size is none."""
+    with servers()["anthropic"](faults=Faults(takes_s=HALF_A_DAY_S)) as server:
+        client = Client(server, tmp_path)
+        since = server.now()
+        job_id = client.submit()
+        with pytest.raises(TransientError, match="cannot be told yet"):
+            client.find(since=since)
+        assert client.find(since=since, requests=5) is None
+        server.advance(DAY_S)
+        assert client.find(since=since) == job_id
+        assert client.find("f" * 16, since) is None
+
+
+def test_anthropic_caches_the_fixed_part_in_a_batch_too() -> None:
+    """The breakpoint is where live calls have it, with the life that is asked for."""
+    with servers()["anthropic"]() as server:
+        api = connect_jobs(spec_for(server, prompt_cache="1h"))
+        call = Call((Message("system", "Be brief."), Message("user", "Repeat: x")), cache_prefix=True)
+        params = orjson.loads(api.write(call, f"{MARKER}-0"))["params"]
+        assert params["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+        asyncio.run(api.aclose())
+
+
+def test_gemini_is_asked_in_its_own_words() -> None:
+    """With the parameters of live calls; one that has no name there is an error before any job."""
+    params = {"top_p": 0.5, "stop": "END", "seed": 7, "reasoning_effort": "low"}
+    spec = ModelSpec("gemini/gemini-2.5-flash", "k", temperature=0.0, max_output_tokens=9, params=params, tier="batch")
+    call = Call((Message("system", "Be brief."), Message("assistant", "Yes?"), Message("user", "x")), SCHEMA)
+    request = orjson.loads(connect_jobs(spec).write(call, "a-0"))["request"]
+    config = request["generationConfig"]
+    assert config.pop("responseJsonSchema")["properties"]["answer"]["type"] == "string"
+    assert config == {
+        "temperature": 0.0,
+        "maxOutputTokens": 9,
+        "topP": 0.5,
+        "stopSequences": ["END"],
+        "seed": 7,
+        "thinkingConfig": {"thinkingBudget": 1024},
+        "responseMimeType": "application/json",
+    }
+    assert [turn["role"] for turn in request["contents"]] == ["model", "user"]
+    assert request["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
+    with pytest.raises(ConfigError, match="'logit_bias' cannot be said to Gemini's batch API"):
+        connect_jobs(replace(spec, params={"logit_bias": {}}))
+
+
+def test_an_account_at_azure_is_its_endpoint_where_tokens_are_used() -> None:
+    """A token is renewed, and the jobs stay those of the resource; a key is an account of its own."""
+    spec = ModelSpec("azure/small", None, "https://one.openai.azure.com", tier="batch")
+    by_token = [connect_jobs(replace(spec, settings={"ad_token": token})).account for token in ("t1", "t2")]
+    assert by_token[0] == by_token[1]
+    by_key = {connect_jobs(replace(spec, api_key=key)).account for key in ("k1", "k2")}
+    assert len({*by_key, *by_token}) == 3

@@ -17,7 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -144,7 +144,7 @@ class JobServer:
         self.jobs: dict[str, Job] = {}
         self._skew_s = 0.0
         self._lock = threading.RLock()
-        self._origin = ""
+        self.address = ""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class JobServer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="job-server")
         self._thread.start()
-        self._origin = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}"
+        self.address = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,12 +163,12 @@ class JobServer:
     @property
     def origin(self) -> str:
         """Scheme, host and port."""
-        return self._origin
+        return self.address
 
     @property
     def base_url(self) -> str:
         """What a model is connected to."""
-        return f"{self._origin}/v1"
+        return f"{self.address}/v1"
 
     async def _serve(self, started: Future[int]) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
@@ -184,7 +184,9 @@ class JobServer:
     async def listen(self, port: int) -> web.AppRunner:
         """Serve from now on."""
         app = web.Application(client_max_size=2**30, middlewares=[self._note])
-        app.router.add_routes([*self.routes(), web.post("/control/{what}", self._control)])
+        app.router.add_routes(
+            [*self.routes(), web.get("/control/ready", self._ready), web.post("/control/{what}", self._control)]
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -214,6 +216,9 @@ class JobServer:
             for job in self.jobs.values():
                 self.settle(job)
 
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.json_response({})
+
     async def _control(self, request: web.Request) -> web.Response:
         said = await request.json()
         match request.match_info["what"]:
@@ -223,7 +228,7 @@ class JobServer:
                 for name, value in said.items():
                     setattr(self.faults, name, value)
             case "books":
-                books = {**asdict(self.books), "usd": str(self.books.usd)}
+                books = {**vars(self.books), "usd": str(self.books.usd)}
                 return web.json_response(books)
         return web.json_response({})
 
