@@ -1,9 +1,9 @@
 """Batch APIs of providers on the loopback: jobs with a clock that can be moved, scripted faults and exact books.
 
 The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of
-its own (`python -m tests.support.job_server openai <port>`), which a client's death does not touch; then `control`
-moves its clock, sets its faults and reads its books. Rows are answered evenly over the time that a job takes, so a job
-that is cancelled or expires has answered its share of them.
+its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model), which a client's
+death does not touch; then `control` moves its clock, sets its faults and reads its books. Rows are answered evenly over
+the time that a job takes, so a job that is cancelled or expires has answered its share of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any, ClassVar, Self
 import orjson
 from aiohttp import web
 
+from ondine_core.providers.pricing import find_entry
 from tests.support.asking import echo_each
-from tests.support.meter import Meter, Rates
+from tests.support.meter import Meter, Rates, rates_of
 
 _START_TIMEOUT_S = 60.0
 _FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
@@ -51,6 +52,7 @@ class Faults:
         is_full: Whether a job fails since too much is under way.
         page_size: Most jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
+        ends_before_cancel: Whether a job ends right before it is to be cancelled.
         cut_results: Of the next downloads, so many break in the middle.
     """
 
@@ -67,6 +69,7 @@ class Faults:
     page_size: int = 100
     status_errors: list[int] = field(default_factory=list)
     cut_results: int = 0
+    ends_before_cancel: bool = False
 
 
 @dataclass
@@ -284,11 +287,15 @@ class JobServer:
         share = (self.now() - job.created_at) / self.faults.takes_s if self.faults.takes_s else 0.0
         return int(share * len(job.rows))
 
+    def can_cancel(self, job: Job) -> bool:
+        """Whether a job still runs when it is to be cancelled."""
+        if self.faults.ends_before_cancel and not job.ending:
+            self.end(job, "completed", len(job.rows))
+        return not job.ending
+
     def cancel(self, job: Job) -> None:
-        """Stop a job; one that has ended stays so."""
-        self.settle(job)
-        if not job.ending:
-            job.cancelled_at = self.now()
+        """Stop a job."""
+        job.cancelled_at = self.now()
 
     def end(self, job: Job, ending: str, answered: int) -> None:
         """End a job of which so many rows were answered."""
@@ -429,4 +436,6 @@ async def _run_process(server: JobServer, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run_process(servers()[sys.argv[1]](), int(sys.argv[2])))
+    provider, port, *model = sys.argv[1:]
+    priced = Meter({"batch": rates_of(find_entry(model[0]) or {}, "batches")}) if model else None
+    asyncio.run(_run_process(servers()[provider](meter=priced), int(port)))

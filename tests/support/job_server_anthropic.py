@@ -72,7 +72,7 @@ class AnthropicJobServer(JobServer):
         job = self.find_job(request, request.match_info["id"])
         if job is None:
             return _not_found()
-        if job.ending:
+        if not self.can_cancel(job):
             return _refuse(400, "invalid_request_error", "The batch has ended.")
         self.cancel(job)
         return web.json_response(self.shown(job))

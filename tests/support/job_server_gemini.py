@@ -101,6 +101,8 @@ class GeminiJobServer(JobServer):
         job = self.find_job(request, request.match_info["id"])
         if job is None:
             return _not_found()
+        if not self.can_cancel(job):
+            return _refuse(400, "FAILED_PRECONDITION", "The batch has ended.")
         self.cancel(job)
         return web.json_response({})
 

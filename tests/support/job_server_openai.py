@@ -109,7 +109,7 @@ class OpenAIJobServer(JobServer):
 
     def _lines(self, job: Job, *, is_output: bool) -> Iterator[bytes]:
         for number, row in enumerate(job.rows):
-            if (row.came == "answered") == is_output and not self.is_silent(row):
+            if row.came and (row.came == "answered") == is_output and not self.is_silent(row):
                 yield orjson.dumps(self._result(row, number))
 
     def _result(self, row: Row, number: int) -> Mapping[str, Any]:
@@ -172,7 +172,7 @@ class OpenAIJobServer(JobServer):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         job = self.find_job(request, request.match_info["id"])
-        if job is None or job.ending:
+        if job is None or not self.can_cancel(job):
             return self.refuse(409 if job else 404, "conflict", "Cannot cancel it.")
         self.cancel(job)
         return web.json_response(self.shown(job))
@@ -249,6 +249,10 @@ class AzureJobServer(OpenAIJobServer):
 
     def created(self, job: Job) -> web.Response:
         return web.json_response(self.shown(job), status=201)
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        common = super().shown(job)
+        return {**common, "error_file_id": f"errors-{job.id}" if job.ending else None}  # it may be empty
 
 
 class GroqJobServer(OpenAIJobServer):

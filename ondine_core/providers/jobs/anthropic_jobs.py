@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
-from ondine_core.errors import JobLostError, RefusedError, TransientError
+from ondine_core.errors import JobLostError, TransientError
 from ondine_core.providers.anthropic_http import message_reply
 from ondine_core.providers.anthropic_request import (
     cache_mark,
@@ -30,6 +30,7 @@ from ondine_core.providers.jobs.job_http import (
     LATE_S,
     JobHttp,
     Target,
+    cancel_unless_ended,
     constant,
     epoch_s,
     fingerprint,
@@ -171,9 +172,8 @@ class _AnthropicJobs:
 
     async def cancel(self, job_id: str) -> None:
         """Ask that no further request of a job be run."""
-        if not (await self.get_status(job_id)).has_ended:
-            with suppress(RefusedError):  # it ended meanwhile
-                await self._http.post(f"{_path(job_id)}/cancel", missing=f"batch {job_id!r}")
+        path = f"{_path(job_id)}/cancel"
+        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch {job_id!r}"))
 
     async def aclose(self) -> None:
         """Close the connections."""

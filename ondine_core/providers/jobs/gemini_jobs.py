@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
 
-from ondine_core.errors import ConfigError, RefusedError, TransientError
+from ondine_core.errors import ConfigError, TransientError
 from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
 from ondine_core.providers.jobs.job_http import (
     LATE_S,
     JobHttp,
     Target,
+    cancel_unless_ended,
     constant,
     fingerprint,
     id_of,
@@ -188,9 +189,8 @@ class _GeminiJobs:
 
     async def cancel(self, job_id: str) -> None:
         """Ask that no further request of a job be run."""
-        if not (await self.get_status(job_id)).has_ended:
-            with suppress(RefusedError):  # it ended meanwhile
-                await self._http.post(f"{self._path(job_id)}:cancel", missing=f"batch {job_id!r}")
+        path = f"{self._path(job_id)}:cancel"
+        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch {job_id!r}"))
 
     async def aclose(self) -> None:
         """Close the connections."""

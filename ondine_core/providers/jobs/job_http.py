@@ -23,11 +23,11 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import orjson
 
-from ondine_core.errors import JobLostError, ProviderError, TransientError
+from ondine_core.errors import JobLostError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.http import CONNECT_TIMEOUT_S, decode, proxy_for
 from ondine_core.providers.http_connection import Connector, NotSentError, ReplyTooLargeError, Request, Resolve
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away
-from ondine_core.providers.job_api import JobProblem
+from ondine_core.providers.job_api import JobApi, JobProblem
 from ondine_core.providers.masking import mask
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable
 from ondine_core.types.values import Call
@@ -38,6 +38,7 @@ __all__ = [
     "JobHttp",
     "Line",
     "Target",
+    "cancel_unless_ended",
     "constant",
     "epoch_s",
     "fingerprint",
@@ -130,6 +131,17 @@ def problem_of(message: str, code: str = "", line: Any = None) -> JobProblem:
     said = _QUOTATION.sub("\u2026", mask(message, _NO_CALL, ()))
     is_full = _FULL.search(f"{code} {message}") is not None
     return JobProblem(f"{said} ({code})" if code else said, line if isinstance(line, int) else None, is_full)
+
+
+async def cancel_unless_ended(api: JobApi, job_id: str, ask: Callable[[], Awaitable[Any]]) -> None:
+    """Ask for the end of a job; that it ended meanwhile is no error, however the provider refuses it."""
+    if (await api.get_status(job_id)).has_ended:
+        return
+    try:
+        await ask()
+    except (RefusedError, TransientError):
+        if not (await api.get_status(job_id)).has_ended:
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +278,8 @@ class JobHttp:
                     elsewhere = came.headers.get("Location") if came.status in _REDIRECTS else None
                     if elsewhere is not None:
                         path = urljoin(str(came.url), elsewhere)  # a file store, which gets no key
+                        if urlsplit(path).scheme not in ("https", came.url.scheme):
+                            break
                         continue
                     if came.status == _OK and not _is_packed(came):
                         async for line in _split(came.content, self._max_line_bytes):

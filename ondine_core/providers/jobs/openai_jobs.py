@@ -22,6 +22,7 @@ from ondine_core.providers.jobs.job_http import (
     LATE_S,
     JobHttp,
     Target,
+    cancel_unless_ended,
     constant,
     epoch_s,
     fingerprint,
@@ -259,8 +260,8 @@ class _OpenAIJobs:
         word = state.lower()
         counts = job.get("request_counts") or {}
         done = int(counts.get("completed") or job.get("succeeded_requests") or 0)
-        has_files = any(self._files(job))
-        is_unbilled = word in self._dialect.unbilled or (word == "failed" and not done and not has_files)
+        has_output = self._files(job)[0] is not None
+        is_unbilled = word in self._dialect.unbilled or (word == "failed" and not done and not has_output)
         return JobStatus(
             word in _ENDED,
             state,
@@ -283,8 +284,8 @@ class _OpenAIJobs:
 
     async def cancel(self, job_id: str) -> None:
         """Ask that no further request of a job be run."""
-        if not (await self.get_status(job_id)).has_ended:
-            await self._http.post(f"{self._path(job_id)}/cancel", missing=f"batch job {job_id!r}")
+        path = f"{self._path(job_id)}/cancel"
+        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch job {job_id!r}"))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -313,12 +314,10 @@ class _OpenAIJobs:
         if code in _NOT_RUN:
             return JobReply(custom_id, None)
         if response:
-            status = int(response.get("status_code") or 200)
-            came = read_reply(status, response["body"], chat_reply, self._http.to)
+            status, body = int(response.get("status_code") or 200), response["body"]
         else:
-            status = 500 if code in _AT_FAULT else int(code) if code.isdigit() else 400
-            came = read_reply(status, {"error": error}, chat_reply, self._http.to)
-        return JobReply(custom_id, came)
+            status, body = 500 if code in _AT_FAULT else 400, {"error": error}
+        return JobReply(custom_id, read_reply(status, body, chat_reply, self._http.to))
 
 
 def _file_name(marker: str) -> str:
