@@ -19,9 +19,11 @@ import pytest
 from ondine_core.errors import ConfigError, FatalError, JobLostError, RefusedError, TransientError
 from ondine_core.providers.job_api import JobApi, JobReply, NewJob
 from ondine_core.providers.jobs import connect_jobs
-from ondine_core.providers.tiers import JOB_PROVIDERS
+from ondine_core.providers.pricing import find_entry
+from ondine_core.providers.tiers import JOB_PROVIDERS, find_tier_prices
 from ondine_core.types.values import Call, Message, ModelSpec, Reply
 from tests.support.job_server import Faults, JobServer, control, servers
+from tests.support.meter import Cache, Meter, rates_of
 from tests.support.raw_server import Connection, RawServer, completion, http_reply
 from tests.support.server_process import free_port, run_server
 
@@ -66,7 +68,8 @@ class Client:
 
     def new_job(self, api: JobApi, rows: int = 4, marker: str = MARKER, prompt: str = "Repeat: row {}") -> NewJob:
         file = self.folder / f"{marker}.jsonl"
-        calls = [Call((Message("system", "Be brief."), Message("user", prompt.format(n)))) for n in range(rows)]
+        system = Message("system", "Be brief. " * 20)
+        calls = [Call((system, Message("user", prompt.format(n))), cache_prefix=True) for n in range(rows)]
         lines = [api.write(replace(call, json_schema=SCHEMA), f"{marker}-{n}") for n, call in enumerate(calls)]
         file.write_bytes(b"".join(line + b"\n" for line in lines))
         return NewJob(marker, file, rows)
@@ -180,6 +183,21 @@ def test_states_on_the_way(client: Client) -> None:
     assert not status.problems
     assert status.bills_silence
     assert len(answered(client.results(job_id))) == 4
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash"])
+def test_what_replies_cost_is_the_bill_of_the_provider(model: str, tmp_path: Path) -> None:
+    """To the last digit, at the prices of the tier, what is read from and written to the prompt cache included."""
+    name = model.partition("/")[0]
+    meter = Meter({"batch": rates_of(find_entry(model) or {}, "batches")}, Cache(is_marked=True, min_tokens=16))
+    with servers()[name](meter=meter) as server:
+        client = Client(server, tmp_path)
+        replies = client.results(client.submit(rows=5))
+        price = find_tier_prices(ModelSpec(model))["batch"]
+        costs = [price.cost(reply.came.usage) for reply in replies if isinstance(reply.came, Reply)]
+        assert len(costs) == 5
+        assert sum(costs) == server.books.usd > 0
+        assert bool(meter.read_tokens) == (name == "anthropic")
 
 
 # -- rows that were not answered -----------------------------------------------------------------------------------
@@ -623,6 +641,13 @@ def test_gemini_is_asked_in_its_own_words() -> None:
     assert request["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
     with pytest.raises(ConfigError, match="'logit_bias' cannot be said to Gemini's batch API"):
         connect_jobs(replace(spec, params={"logit_bias": {}}))
+
+
+def test_a_file_at_azure_is_used_once_it_is_processed(tmp_path: Path) -> None:
+    """Until then no job can be made of it."""
+    with servers()["azure"](faults=Faults(pending_files=1)) as server:
+        client = Client(server, tmp_path)
+        assert client.status(client.submit()).has_ended
 
 
 def test_an_account_at_azure_is_its_endpoint_where_tokens_are_used() -> None:

@@ -52,6 +52,7 @@ class Faults:
         is_full: Whether a job fails since too much is under way.
         page_size: Most jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
+        pending_files: How often a file is said to be pending before it can be used, at Azure.
         ends_before_cancel: Whether a job ends right before it is to be cancelled.
         cut_results: Of the next downloads, so many break in the middle.
     """
@@ -70,6 +71,7 @@ class Faults:
     status_errors: list[int] = field(default_factory=list)
     cut_results: int = 0
     ends_before_cancel: bool = False
+    pending_files: int = 0
 
 
 @dataclass

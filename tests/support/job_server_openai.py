@@ -98,7 +98,10 @@ class OpenAIJobServer(JobServer):
         file = self.files.get(request.match_info["id"])
         if file is None or file.key != self.account(request):
             return self.refuse(404, "not_found", "No such File object.")
-        return web.json_response({"id": file.id, "filename": file.name})
+        is_pending = self.faults.pending_files > 0
+        self.faults.pending_files -= is_pending
+        status = "pending" if is_pending else "processed"
+        return web.json_response({"id": file.id, "filename": file.name, "status": status})
 
     async def _content(self, request: web.Request) -> web.StreamResponse:
         kind, _, job_id = request.match_info["id"].partition("-")

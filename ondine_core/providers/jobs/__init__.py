@@ -11,6 +11,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.settings import check_params
 from ondine_core.providers.tiers import JOB_PROVIDERS
+from ondine_core.providers.wire_text import check_text
 from ondine_core.types.values import ModelSpec
 
 __all__ = ["connect_jobs"]
@@ -28,6 +29,7 @@ def connect_jobs(spec: ModelSpec) -> JobApi:
             f"tier='batch': {spec.model!r} has no batch API that is known here; those that have one are "
             f"{', '.join(JOB_PROVIDERS)}."
         )
+    check_text((spec.model, spec.base_url or ""), "model")
     check_params(spec)
     return _DIALECTS[provider](spec, name)
 

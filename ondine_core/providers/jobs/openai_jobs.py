@@ -205,8 +205,9 @@ class _OpenAIJobs:
         """Wait until a file can be used."""
         for _ in range(_FILE_CHECKS):
             about = await self._http.get(f"/files/{quote(file, safe='')}")
-            if about.get("status") not in ("pending", "running"):
-                return
+            with reading():
+                if about.get("status") not in ("pending", "running"):
+                    return
             await asyncio.sleep(_FILE_CHECK_S)
         raise TransientError(f"{self._http.to.host!r} has not processed the file of a batch job yet.")
 
