@@ -379,6 +379,17 @@ def test_a_creation_that_is_turned_away_creates_nothing(client: Client) -> None:
     assert not client.server.books.created
 
 
+def test_a_refusal_of_a_job_tells_no_text_of_its_rows(client: Client) -> None:
+    """Nor any other request about it; the code of the error is told."""
+    said = {"error": {"type": "invalid_request_error", "message": "requests.0: 'Repeat: row 0' is not valid."}}
+    client.server.faults.refuse_create = [[400, said, {}]]
+    with pytest.raises((RefusedError, FatalError)) as failed:
+        client.submit()
+    assert "invalid_request_error" in str(failed.value)
+    assert client.server.name != "anthropic" or "row 0" not in str(failed.value)
+    assert not client.server.books.created
+
+
 def test_too_much_under_way_is_a_limit(client: Client) -> None:
     """Said at once with whatever status, or by a job that fails."""
     message = "Enqueued token limit reached for the model. Limit: 90,000 enqueued tokens."

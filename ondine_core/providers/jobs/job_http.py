@@ -36,7 +36,7 @@ __all__ = [
     "CLOCK_SLACK_S",
     "LATE_S",
     "JobHttp",
-    "Line",
+    "ResultLine",
     "Target",
     "cancel_unless_ended",
     "constant",
@@ -46,6 +46,7 @@ __all__ = [
     "problem_of",
     "reading",
     "size_of",
+    "split_lines",
 ]
 
 CLOCK_SLACK_S = 300.0
@@ -168,7 +169,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ResultLine:
     """A line of a file of results; of one that is too long only its beginning."""
 
     content: bytes
@@ -266,7 +267,7 @@ class JobHttp:
             raise failure if creates else _free_of_charge(failure)  # out here, where its context holds no secret
         return response
 
-    async def lines(self, path: str, missing: str) -> AsyncIterator[Line]:
+    async def lines(self, path: str, missing: str) -> AsyncIterator[ResultLine]:
         """The lines of the file at `path`, as they arrive; empty ones are left out."""
         failure: ProviderError = TransientError(f"{self.to.host!r} cannot be asked for a file.")
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=_PAUSE_S)
@@ -282,7 +283,7 @@ class JobHttp:
                             break
                         continue
                     if came.status == _OK and not _is_packed(came):
-                        async for line in _split(came.content, self._max_line_bytes):
+                        async for line in split_lines(came.content, self._max_line_bytes):
                             yield line
                         return
                     response = Response(came.status, came.headers, await _read_bounded(came), time.time())
@@ -377,15 +378,15 @@ async def _read_bounded(came: aiohttp.ClientResponse) -> bytes:
     return bytes(content)
 
 
-async def _split(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[Line]:
-    """The lines of `stream`; no more than one of them is held."""
+async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[ResultLine]:
+    """The lines of `stream` that are not blank; no more than `max_bytes` of one are held."""
     rest = bytearray()
     is_too_long = False
     async for chunk in stream.iter_chunked(_CHUNK):
         *ended, begun = chunk.split(b"\n")
         for part in ended:
             rest += part
-            line = Line(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes)
+            line = ResultLine(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes)
             rest.clear()
             is_too_long = False
             if line.content.strip():
@@ -395,4 +396,4 @@ async def _split(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[
             is_too_long = True
             del rest[max_bytes:]
     if rest.strip():
-        yield Line(bytes(rest), not is_too_long)
+        yield ResultLine(bytes(rest), not is_too_long)
