@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ondine_core.engine.gc_tuning import seldom_collected
 from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.jobs.waits import end_wait
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
@@ -73,6 +74,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
         BudgetExhaustedError: `max_cost_usd` is reached. Answers that arrived are in the store.
         FatalError: No request can succeed. Answers that arrived are in the store.
         TransientError: The provider stayed unreachable. Answers that arrived are in the store.
+        JobsUnderWayError: At the tier "batch", jobs have not ended in `Policy.batch_wait_s`. Run again later.
         StoreError: Answers cannot be kept.
     """
     spec, opened = _spec_and_model(model)
@@ -190,7 +192,9 @@ async def answer(
         run = Run(options.origin, task.model.model, rows, options.traceparent)
         observing = observed(run, options.observers, clock, options.on_progress, options.on_observer_error)
         async with observing as observation:
-            return await _ask_in_turn(chain, columns, rows, options, observation)
+            report = await _ask_in_turn(chain, columns, rows, options, observation)
+        await end_wait(store, options.origin)
+        return report
 
 
 async def _ask_in_turn(

@@ -18,10 +18,10 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
+from ondine_core.types.job_record import JobUnderWay
 from ondine_core.types.values import Reply, Usage
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "FatalError",
     "InvalidReplyError",
     "JobLostError",
-    "JobUnderWay",
     "JobsUnderWayError",
     "OndineError",
     "ProviderError",
@@ -39,27 +38,6 @@ __all__ = [
     "StoreError",
     "TransientError",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class JobUnderWay:
-    """A batch job that has not been read.
-
-    Args:
-        marker: Our name of it, 16 hexadecimal digits.
-        job_id: The provider's name of it, `None` if that is not known yet.
-        state: The provider's word for what it does.
-        requests: How many it has.
-        done: How many of them are known to be done.
-        held_usd: What is held of budgets for it, at most; `None` if a price is not known.
-    """
-
-    marker: str
-    job_id: str | None
-    state: str
-    requests: int
-    done: int
-    held_usd: Decimal | None
 
 
 Kind: TypeAlias = Literal["limited", "overloaded", "broken"]

@@ -60,8 +60,9 @@ class CostTracker:
             self._excess = max(self._excess, usd / bound)
 
     def _list_bound(self, call: Call) -> Decimal | None:
-        # A provider may answer at the standard tier what was asked at another.
-        prices = [self._tier_prices.get(tier) for tier in {call.tier, "standard"}]
+        # A provider may answer at the standard tier what was asked at another, but not what is in a batch job.
+        tiers: set[Tier] = {call.tier} if call.tier == "batch" else {call.tier, "standard"}
+        prices = [self._tier_prices.get(tier) for tier in tiers]
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
         texts = sum(_length(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import get_args
 from uuid import uuid4
 
+from ondine_core.engine.jobs.job_run import check_store
+from ondine_core.engine.jobs.waits import find_first_run
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.runtime import RunLimits, Runtime, find_runtime
 from ondine_core.errors import ConfigError
@@ -108,16 +110,19 @@ async def open_runtime(
     """What a run works with; a model that is connected here is closed with `stack`.
 
     Raises:
-        ConfigError: The model cannot be connected, or a cap needs a figure that is not known.
+        ConfigError: The model cannot be connected, a cap needs a figure that is not known, or the tier is "batch" and
+            the store does not outlive the process.
     """
     if model is None:
         model = connect(spec)
         stack.push_async_callback(model.aclose)
+    if spec.tier == "batch":
+        check_store(store)
     own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
     terms = RunLimits(
         (*own, *options.caps),
         options.rates,
-        options.origin,
+        await find_first_run(store, options.origin),
         options.on_threshold,
         options.clock,
         options.on_fallback,

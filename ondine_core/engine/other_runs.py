@@ -36,6 +36,8 @@ class Looked:
         found: Outcomes that the store has by now.
         free: Prompts without an outcome that no other run has in flight.
         held: Prompts that another run has in flight.
+
+    Prompts that a batch job has in flight are in none of these, but in `OtherRuns.in_jobs`.
     """
 
     found: Mapping[Key, Outcome]
@@ -61,6 +63,7 @@ class OtherRuns:
     Attributes:
         is_shared: Whether there are other runs, or have been since this one was announced, as far as is known.
         taken_over: Prompts that another run had in flight and that were taken over; they may be paid twice.
+        in_jobs: Prompts that were left to batch jobs, and those jobs.
         lock: Held by the one task that waits for other runs.
     """
 
@@ -75,6 +78,7 @@ class OtherRuns:
     run: bytes = field(default_factory=lambda: urandom(8))
     is_shared: bool = field(default=False, init=False)
     taken_over: set[Key] = field(default_factory=set, init=False)
+    in_jobs: dict[Key, bytes] = field(default_factory=dict, init=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _waiting: dict[Key, Item] = field(default_factory=dict, init=False)
     _seen: dict[Key, tuple[bytes, float]] = field(default_factory=dict, init=False)
@@ -146,15 +150,24 @@ class OtherRuns:
         found: dict[Key, Outcome] = {}
         async for some in self.look_up(item.key for item in items):
             found |= some
-        held = await self._find_held({key: claim for key, claim in claims.items() if key not in found})
+        claims = {key: claim for key, claim in claims.items() if key not in found}
+        in_jobs = {key: claim.run for key, claim in claims.items() if not claim.process}
+        held = await self._find_held({key: claim for key, claim in claims.items() if claim.process})
         for item in items:
             if item.key not in held:
                 self._seen.pop(item.key, None)
+        self.in_jobs |= in_jobs
+        taken = found.keys() | held | in_jobs.keys()
         return Looked(
             found,
-            tuple(item for item in items if item.key not in found and item.key not in held),
+            tuple(item for item in items if item.key not in taken),
             tuple(item for item in items if item.key in held),
         )
+
+    async def leave_to_jobs(self, keys: Sequence[Key]) -> None:
+        """Leave those of `keys` to batch jobs that they have in flight."""
+        claims = await self.store.get_claims(keys)
+        self.in_jobs |= {key: claim.run for key, claim in claims.items() if not claim.process}
 
     async def _find_held(self, claims: Mapping[Key, Claim]) -> set[Key]:
         """Those of the claimed prompts that are still to be waited for; the others are taken over."""

@@ -52,6 +52,11 @@ class Policy:
         tier_patience_s: Seconds for which the flex tier may have no capacity for any call.
         tier_fallback: Whether the rest of the run then goes at the standard tier, at its price; otherwise the run ends
             and keeps its answers.
+        batch_wait_s: Seconds for which a run waits for its batch jobs before it ends with `JobsUnderWayError`.
+        batch_min_rows: Fewer rows than these make no batch job; they are asked at the standard tier, at its price.
+        answer_by: When batch jobs are cancelled and the rows that they leave are asked at the standard tier, in seconds
+            since the epoch; `None` for never.
+        cancel_on_terminate: Whether batch jobs are cancelled when the run is interrupted.
     """
 
     max_concurrency: int = 32
@@ -67,6 +72,10 @@ class Policy:
     on_missing: OnMissing = "skip"
     tier_patience_s: float = 900.0
     tier_fallback: bool = False
+    batch_wait_s: float = 600.0
+    batch_min_rows: int = 20
+    answer_by: float | None = None
+    cancel_on_terminate: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and self.batch_size < 1:
@@ -81,6 +90,10 @@ class Policy:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
         if not 0 <= self.tier_patience_s < inf:
             raise ConfigError(f"tier_patience_s={self.tier_patience_s!r} must be a number of seconds, 0 or more.")
+        if not 0 <= self.batch_wait_s < inf:
+            raise ConfigError(f"batch_wait_s={self.batch_wait_s!r} must be a number of seconds, 0 or more.")
+        if self.batch_min_rows < 1:
+            raise ConfigError(f"batch_min_rows={self.batch_min_rows!r} must be at least 1.")
         if self.max_repairs < 0:
             raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
 

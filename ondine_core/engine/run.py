@@ -13,6 +13,7 @@ from ondine_core.batching.calibration import Calibrated, calibrate
 from ondine_core.engine.call import Caller
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
+from ondine_core.engine.jobs.asking import Work, ask_pending, leave_to_jobs
 from ondine_core.engine.other_runs import OtherRuns
 from ondine_core.engine.outcomes import Outcomes
 from ondine_core.engine.policy import Policy
@@ -112,7 +113,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         admission=AdmissionQueue(limits, clock.elapsed, clock.sleep),
         clock=clock,
         others=others,
-        tier=task.model.tier,
+        tier="standard" if task.model.tier == "batch" else task.model.tier,
         cache_life_s=rule.life_s if (rule := find_cache_rule(task.model)) else None,
     )
     asker = Asker(task, runtime, policy, caller, clock, emitter, others)
@@ -128,10 +129,12 @@ async def run(  # noqa: PLR0913  (named at every call)
             if run_state.rows_left:
                 run_state.tell()
                 caller.unseen = set(await runtime.store.get_unseen())
-                calibrated = await _calibrate(asker, task, columns, first, policy, run_state, clock)
-                size = calibrated.batch_size if calibrated else policy.batch_size
-                pending = ((key, index) for key, index in first.items() if key not in run_state.outcomes)
-                await asker.ask_all(columns, pending, run_state, batch_size=size)
+                work = Work(
+                    task, columns, first, runtime, policy, clock, origin, emitter, others, run_state, caller.unseen
+                )
+                await leave_to_jobs(work)
+                calibrated = await _calibrate(work, asker)
+                await ask_pending(work, asker, calibrated.batch_size if calibrated else policy.batch_size)
         except (FatalError, TransientError) as error:
             if not partial:
                 raise
@@ -174,30 +177,24 @@ async def look_up(
             yield {key: failure for key, failure in failures.items() if not policy.retries(failure.reason)}
 
 
-async def _calibrate(  # noqa: PLR0913, PLR0917  (one caller)
-    asker: Asker,
-    task: Task,
-    columns: Mapping[str, Sequence[Any]],
-    first: Mapping[Key, int],
-    policy: Policy,
-    run_state: RunState,
-    clock: Clock,
-) -> Calibrated | None:
+async def _calibrate(work: Work, asker: Asker) -> Calibrated | None:
     """Compare answers of rows asked alone, which are kept, with answers of the same rows asked together."""
-    plan, size = policy.calibration, policy.batch_size
+    plan, size = work.policy.calibration, work.policy.batch_size
     if plan is None or size == "auto":
         return None
+    first, run_state = work.first, work.run_state
 
     async def ask(keys: Sequence[Key], batch_size: int) -> Mapping[Key, Values]:
         alone = batch_size == 1
         scratch = run_state if alone else RunState(len(keys), {}, run_state.tracker, lambda: 0.0, lambda _: None)
         rows = ((key, first[key]) for key in keys)
-        await asker.ask_all(columns, rows, scratch, batch_size=batch_size, as_stage="calibrate", keep=alone)
+        await asker.ask_all(work.columns, rows, scratch, batch_size=batch_size, as_stage="calibrate", keep=alone)
         outcomes = zip(keys, Outcomes(keys, scratch.outcomes), strict=True)
         return {key: outcome.values if isinstance(outcome, Answer) else None for key, outcome in outcomes}
 
-    unanswered = [key for key in first if key not in run_state.outcomes]
-    found = await calibrate(ask, unanswered, size, columns=task.schema.columns, plan=plan, rng=clock.rng)
+    unanswered = [key for key in first if key not in run_state.outcomes and key not in work.others.in_jobs]
+    columns = work.task.schema.columns
+    found = await calibrate(ask, unanswered, size, columns=columns, plan=plan, rng=work.clock.rng)
     if found.stop:
         raise ConfigError(str(found.complaint))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import Budget, BudgetSet
@@ -11,6 +12,8 @@ from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.limits.lease import Lease
 from ondine_core.limits.rate_limiter import RateLimiter, Rates
 from ondine_core.providers.context_window import estimate_tokens, get_output_limit
+from ondine_core.providers.job_api import JobApi
+from ondine_core.providers.jobs import connect_jobs
 from ondine_core.providers.pricing import Price, find_unpriced_part
 from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
@@ -41,6 +44,7 @@ class Runtime:
         lease: Must be held while calls leave.
         tier_prices: USD per token by tier; `None` if `price` holds at each.
         on_fallback: Told when the rest of the run goes at another tier.
+        connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
     """
 
     model: ChatModel
@@ -53,6 +57,7 @@ class Runtime:
     lease: Lease | None = None
     tier_prices: Mapping[Tier, Price] | None = None
     on_fallback: Callable[[str], None] = lambda _: None
+    connect_jobs: Callable[[], JobApi] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,7 @@ def find_runtime(
         counter(spec.listed_as),
         tier_prices=None if price else listed,
         on_fallback=terms.on_fallback,
+        connect_jobs=partial(connect_jobs, spec),
     )
 
 

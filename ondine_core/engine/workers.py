@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -17,18 +17,18 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from ondine_core.batching.packing import pack
-from ondine_core.batching.prompt_window import find_cut_prompt, find_oversize, find_window
+from ondine_core.batching.prompt_window import find_oversize, find_window
 from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.call import Caller
 from ondine_core.engine.call_request import BatchResult, CallRequest
-from ondine_core.engine.kept_reply import kept_reply
+from ondine_core.engine.interpreting import Interpreter
 from ondine_core.engine.other_runs import Looked, OtherRuns
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.refusal_streak import RefusalStreak
 from ondine_core.engine.run_state import RunState
 from ondine_core.engine.runtime import Runtime
-from ondine_core.engine.steps import ParsedReply, items, judge, shrink
+from ondine_core.engine.steps import items
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.limits.retry import retry
 from ondine_core.prompts.task import Task
@@ -36,7 +36,7 @@ from ondine_core.providers.prompt_cache import Prefix, find_cache_rule, prefix_o
 from ondine_core.telemetry.emitter import BatchObserver, EventEmitter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallReason
-from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply
+from ondine_core.types.values import Batch, Call, Failure, Key, Reply
 
 __all__ = ["Asker", "choose_strategy", "find_oversize_prompt", "max_in_flight", "max_workers"]
 
@@ -79,6 +79,7 @@ class Asker:
         self._clock = clock
         self._emitter, self._others = emitter, others
         self._window = policy.context_window or find_window(task.model)
+        self._interpreter = Interpreter(task, policy, self._window, clock.now)
         self._workers = max_workers(runtime, policy)
         self._cache_rule = find_cache_rule(task.model)
         self._count_prefix = lru_cache(maxsize=64)(partial(_count_prefix, runtime.count))
@@ -95,6 +96,7 @@ class Asker:
         batch_size: int | Literal["auto"],
         as_stage: CallReason | None = None,
         keep: bool = True,
+        ready: Iterable[Batch] = (),
     ) -> None:
         """Ask the prompts of some rows.
 
@@ -105,6 +107,7 @@ class Asker:
             batch_size: Most rows a call.
             as_stage: Why all of these calls are made, if it is for one reason.
             keep: Whether answers go to the store.
+            ready: Batches to ask before these.
 
         Raises:
             OndineError: What ended the run.
@@ -113,7 +116,7 @@ class Asker:
         prompts = items(self._task.prompt, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         is_shared = run_state.rows_left > (1 if batch_size == "auto" else batch_size)
-        part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, together=batch_size != 1)
+        part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, batch_size != 1, deque(ready))
         self._caller.has_answers |= run_state.any_answer
         try:
             async with asyncio.TaskGroup() as group:
@@ -220,7 +223,7 @@ class Asker:
         if failure is None:
             return None
         key = batch.items[0].key
-        return BatchResult(failures=((key, self._fail(batch, key, failure, Decimal(0), part)),))
+        return BatchResult(failures=((key, self._interpreter.fail(batch, key, failure, Decimal(0), part.paid)),))
 
     async def _attempt(self, batch: Batch, part: _Part, tried: _Tried, observer: BatchObserver) -> BatchResult:
         """Make one attempt at a call, after those that were `tried`."""
@@ -239,7 +242,7 @@ class Asker:
                     call,
                     tuple(item.key for item in batch.items),
                     stage,
-                    lambda came, usd: self._conclude(batch, strategy, call, came, usd, part),
+                    lambda came, usd: self._interpret(batch, strategy, call, came, usd, part),
                     part.keep,
                     observer,
                 )
@@ -264,7 +267,7 @@ class Asker:
             return False
         return self._count_prefix(prefix) >= self._cache_rule.min_tokens
 
-    def _conclude(  # noqa: PLR0913, PLR0917  (one caller)
+    def _interpret(  # noqa: PLR0913, PLR0917  (one caller)
         self,
         batch: Batch,
         strategy: BatchStrategy,
@@ -276,22 +279,13 @@ class Asker:
         """What a reply, or a refusal to give one, means for each prompt of its batch."""
         if isinstance(came, RefusedError):
             self._note_refusal(batch, came, part.run_state)
-            # One row may be what the whole batch was refused for.
-            parsed = shrink(batch, Failure("refused", str(came)), self._policy.max_repairs)
-            return self._charge(batch, parsed, usd, part)
-        self._refusals.end()
-        part.run_state.latencies_s.append(came.latency_s)
-        cut = find_cut_prompt(call, came.usage, self._task.model.provider, self._window)
-        if cut is None:
-            parsed = judge(batch, came, self._task, strategy, self._policy.max_repairs)
         else:
-            parsed = shrink(batch, cut, self._policy.max_repairs)
-        part.sizes.learn(batch, len(parsed.answers), came)
-        conclusion = self._charge(batch, parsed, usd, part, came.request_id)
-        if not (self._policy.keep_replies and conclusion.failures and came.text):
-            return conclusion
-        reply = kept_reply(came.text, self._task)
-        return replace(conclusion, replies=tuple((key, reply) for key, _ in conclusion.failures))
+            self._refusals.end()
+            part.run_state.latencies_s.append(came.latency_s)
+        result = self._interpreter.interpret(batch, strategy, call, came, usd, part.paid)
+        if isinstance(came, Reply):
+            part.sizes.learn(batch, len(result.answers), came)
+        return result
 
     def _note_refusal(self, batch: Batch, error: RefusedError, run_state: RunState) -> None:
         """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains."""
@@ -303,29 +297,6 @@ class Asker:
         if stop is not None:
             self._caller.stop(stop)
 
-    def _charge(
-        self, batch: Batch, parsed: ParsedReply, usd: Decimal | None, part: _Part, request_id: str | None = None
-    ) -> BatchResult:
-        """A verdict with what it took: answers bear the cost of the call that brought them, failures that of all."""
-        name = self._task.model.model
-        at = self._clock.now()
-        size = len(batch.items)
-        share = None if usd is None else usd / size
-        answers = tuple(
-            [(key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in parsed.answers]
-        )
-        if part.paid:
-            for key, _ in answers:
-                part.paid.pop(key, None)
-        for item in (item for owed in parsed.retry for item in owed.items):
-            part.paid[item.key] = _sum(part.paid.get(item.key, Decimal(0)), share)
-        failures = tuple((key, self._fail(batch, key, failure, share, part)) for key, failure in parsed.failures)
-        return BatchResult(answers, failures, parsed.retry)
-
-    def _fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None, part: _Part) -> Failure:
-        cost = _sum(part.paid.pop(key, Decimal(0)), share)
-        return replace(failure, model=self._task.model.model, attempts=batch.attempt, cost_usd=cost)
-
     def _give_up(self, batch: Batch, error: TransientError, part: _Part) -> BatchResult:
         self._unreachable_in_a_row += 1
         if self._unreachable_in_a_row >= max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP):
@@ -333,7 +304,9 @@ class Asker:
         failure = Failure("unreachable", self._policy.retry.explain(error))
         lost = None if error.times_lost else Decimal(0)
         return BatchResult(
-            failures=tuple((item.key, self._fail(batch, item.key, failure, lost, part)) for item in batch.items)
+            failures=tuple(
+                (item.key, self._interpreter.fail(batch, item.key, failure, lost, part.paid)) for item in batch.items
+            )
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -358,10 +331,6 @@ class _Part:
     """Batches of prompts that another run had in flight and does not have any more."""
     paid: dict[Key, Decimal | None] = field(default_factory=dict)
     """What the prompts that are asked again have cost so far; `None` where that is not known."""
-
-
-def _sum(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    return None if one is None or other is None else one + other
 
 
 @dataclass(slots=True)

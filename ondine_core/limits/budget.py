@@ -103,6 +103,11 @@ class Budget:
         """What is spent, in per cent of the cap; it is this that warnings go by."""
         return 100 * (await self._read()).settled / self._most
 
+    @property
+    def cell(self) -> tuple[str, int]:
+        """The name of its numbers at present, and the most units that may be charged."""
+        return self.cap.cell(self._run, self._now()), self._most
+
     async def charge(self, units: int) -> Reservation | None:
         """Charge `units` if they fit now."""
         hold, fits = Reservation(self.cap.cell(self._run, self._now()), units), False
@@ -198,6 +203,11 @@ class BudgetSet:
             BudgetExhaustedError: It will not fit into one of them.
         """
         return await _hold_all(self.budgets, amount)
+
+    @property
+    def cells(self) -> dict[str, int]:
+        """The most units that may be charged to each budget, by the name of its numbers at present."""
+        return dict(budget.cell for budget in self.budgets)
 
     async def settle(self, holds: tuple[Reservation, ...], cost: Decimal | None) -> None:
         """Replace the charges by what the call cost; `None` if that is not known, 0 if it was refused."""

@@ -18,6 +18,7 @@ __all__ = [
     "BudgetState",
     "Holding",
     "charge",
+    "end_holding",
     "read_state",
     "settle",
     "settle_holdings",
@@ -111,6 +112,14 @@ def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> B
     over = [holding for holding in state.holdings if is_over(holding)]
     kept = tuple(holding for holding in state.holdings if holding not in over)
     return state._replace(settled=state.settled + sum(holding.units for holding in over), holdings=kept)
+
+
+def end_holding(state: BudgetState, process: Process, *, spent: bool) -> BudgetState:
+    """End what `process` holds: it counts as spent, or is given back."""
+    held, others = _split(state, process)
+    if spent:
+        return state._replace(settled=state.settled + held, holdings=others)
+    return state._replace(charged=state.charged - held, holdings=others)
 
 
 def settle_unattributed(state: BudgetState) -> BudgetState:

@@ -17,19 +17,20 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ondine_core.errors import StoreError
 from ondine_core.store import claims, ledger_rows
 from ondine_core.store.connect import connect
 from ondine_core.store.database import Database, Durability
-from ondine_core.store.records import Entry, Joined, Left, Released, Update, clean, to_sent_row, to_settled_rows
+from ondine_core.store.records import Change, Entry, Joined, Left, Released, Update, clean, to_sent_row, to_settled_rows
 from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
 __all__ = ["Store", "warn_in_log"]
 
+T = TypeVar("T")
 warn_in_log = logging.getLogger(__name__).warning
 
 _MOST_AT_ONCE = 8
@@ -151,6 +152,21 @@ class Store:
         new: Numbers = await self._request(Update(clean(name), step))
         return new
 
+    async def read(self, query: Callable[[Database], T]) -> T:
+        """The result of `query`, which selects; see what has been asked for before."""
+        found: T = await self._request(query)
+        return found
+
+    async def change(self, work: Callable[[Database], T], names: Sequence[str] = ()) -> T:
+        """The result of `work`, within a transaction; durable like `send`.
+
+        Args:
+            work: Changes rows, and must not raise; called again if the connection breaks before they are kept.
+            names: The names of the numbers that it changes.
+        """
+        changed: T = await self._request(Change(work, tuple(names)))
+        return changed
+
     def close(self) -> None:
         """Carry out what was asked so far and let go of the place."""
         with self._lock:
@@ -217,7 +233,7 @@ class Store:
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
         """What writing has come to, or `None` if somebody or something would have to be waited for."""
-        if self._passed_on or len(entries) > _MOST_AT_ONCE:
+        if self._passed_on or len(entries) > _MOST_AT_ONCE or any(isinstance(entry, Change) for entry in entries):
             return None
         return self._write(entries, self._database.write_at_once)
 
@@ -225,6 +241,7 @@ class Store:
         if not entries:
             return None
         names = {entry.name for entry in entries if isinstance(entry, Update)}
+        names |= {name for entry in entries if isinstance(entry, Change) for name in entry.names}
         try:
             updated = write(lambda: ledger_rows.write_entries(self._database, entries), names)
         except Exception as error:  # noqa: BLE001  (the waiters of the group raise it)

@@ -17,6 +17,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store import claims, origins
 from ondine_core.store.database import Database, Row
 from ondine_core.store.records import (
+    Change,
     DamagedRowError,
     Entry,
     Joined,
@@ -36,7 +37,7 @@ from ondine_core.types.ledger import Audit, UsageTotals
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
-__all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "write_entries"]
+__all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "settle_calls", "write_entries"]
 
 T = TypeVar("T")
 _MOST_NAMED = 5
@@ -51,8 +52,8 @@ _AMOUNTS = (
 )
 
 _SEND = """
-    INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
+    INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
 _COUNT_CALLS = "SELECT COUNT(*) FROM ondine.calls WHERE call IN ?"
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
 _REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
@@ -108,12 +109,17 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
     if sent:
         database.run_many(_SEND, [entry.row for entry in sent.values()])
     if settled:
-        _settle(database, settled)
+        settle_calls(database, settled)
     outcomes |= claims.claim(database, sent)
-    return outcomes | _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
+    outcomes |= _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
+    for at, entry in enumerate(entries):
+        if isinstance(entry, Change):
+            outcomes[at] = entry.work(database)
+    return outcomes
 
 
-def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
+def settle_calls(database: Database, settled: Sequence[SettledRows]) -> set[bytes]:
+    """Move calls to the ledger and keep what they brought, within a transaction; returns those that were noted."""
     # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
     calls = sorted({one.call: one for one in settled}.items())
     noted = _find_calls(database, [call for call, _ in calls])
@@ -132,6 +138,7 @@ def _settle(database: Database, settled: Sequence[SettledRows]) -> None:
     if replies:
         database.run_many(origins.KEEP_REPLY, [replies[key] for key in sorted(replies)])
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
+    return noted
 
 
 def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
@@ -205,8 +212,9 @@ def _parse_rows(
 
 
 def read_unseen(database: Database) -> frozenset[Key]:
-    """The prompts of all calls whose outcome was not seen."""
-    return frozenset(key for (keys,) in database.select("SELECT keys FROM ondine.calls") for key in split_keys(keys))
+    """The prompts of all calls whose outcome was not seen; what batch jobs have in flight is not among them."""
+    unseen = database.select("SELECT keys FROM ondine.calls WHERE batch IS NULL")
+    return frozenset(key for (keys,) in unseen for key in split_keys(keys))
 
 
 def read_audit(database: Database, run: str) -> Audit:

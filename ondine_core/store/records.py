@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from ondine_core.errors import StoreError
-from ondine_core.store.database import Row
+from ondine_core.store.database import Database, Row
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Json, Key, Usage
@@ -24,6 +24,7 @@ from ondine_core.types.values import Answer, Failure, Json, Key, Usage
 __all__ = [
     "ORIGIN_BYTES",
     "CallRow",
+    "Change",
     "DamagedRowError",
     "Entry",
     "Joined",
@@ -37,6 +38,7 @@ __all__ = [
     "split_keys",
     "to_answer",
     "to_failure",
+    "to_pico_bound",
     "to_sent_row",
     "to_settled_rows",
     "to_usage",
@@ -81,6 +83,7 @@ class CallRow(NamedTuple):
     keys: bytes
     sent_at: float
     at_most_pico_usd: int | None
+    batch: bytes | None
 
 
 class SentRow(NamedTuple):
@@ -133,7 +136,19 @@ class Update(NamedTuple):
     step: Callable[[Numbers | None], Numbers]
 
 
-Entry: TypeAlias = SentRow | SettledRows | Update | Joined | Left | Released
+class Change(NamedTuple):
+    """Any other change within a transaction.
+
+    Args:
+        work: Makes it, and must not raise; called again if the connection breaks before it is kept.
+        names: The names of the numbers that it changes.
+    """
+
+    work: Callable[[Database], Any]
+    names: tuple[str, ...] = ()
+
+
+Entry: TypeAlias = SentRow | SettledRows | Update | Joined | Left | Released | Change
 """What one caller wants written."""
 
 
@@ -155,7 +170,8 @@ def to_sent_row(sent: CallStarted) -> SentRow:
         sent.stage,
         b"".join(sent.keys),
         sent.sent_at,
-        None if most is None else _to_pico(most, ROUND_CEILING),
+        to_pico_bound(most),
+        sent.batch,
     )
     return SentRow(row, sent.task, sent.is_shared, sent.is_unanswered)
 
@@ -295,6 +311,11 @@ def _dump(values: Any) -> bytes:
     except TypeError:
         # Integers beyond 64 bits and lone surrogates; the space tells that orjson cannot read them either.
         return b" " + json.dumps(values).encode()
+
+
+def to_pico_bound(usd: Decimal | None) -> int | None:
+    """The most that something can cost in whole pico-dollars, rounded up."""
+    return None if usd is None else _to_pico(usd, ROUND_CEILING)
 
 
 def _to_pico(usd: Decimal, rounding: str) -> int:

@@ -75,6 +75,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE ondine.answers ADD COLUMN origin BLOB",
         "ALTER TABLE ondine.failures ADD COLUMN origin BLOB",
     ),
+    (
+        # Batch jobs of providers; the identities of their calls begin with `job`. `owner`, `cells` and `jobs` are JSON.
+        """CREATE TABLE ondine.jobs (
+            job BLOB PRIMARY KEY, question BLOB NOT NULL, run TEXT NOT NULL, asset TEXT NOT NULL,
+            partition TEXT NOT NULL, model TEXT NOT NULL, account TEXT NOT NULL, owner BLOB NOT NULL,
+            created_at REAL NOT NULL, answer_by REAL, cells BLOB NOT NULL, state TEXT NOT NULL,
+            changed_at REAL NOT NULL, job_id TEXT, requests INTEGER NOT NULL, at_most_pico_usd INTEGER,
+            status TEXT NOT NULL, done INTEGER NOT NULL
+        )""",
+        # Materializations that wait for jobs.
+        """CREATE TABLE ondine.job_waits (
+            asset TEXT NOT NULL, partition TEXT NOT NULL, first_run TEXT NOT NULL, last_run TEXT NOT NULL,
+            jobs BLOB NOT NULL, since REAL NOT NULL, PRIMARY KEY (asset, partition)
+        )""",
+        # How the prompts of a request of a job were put together; of a call that is made at once there is nothing.
+        "ALTER TABLE ondine.calls ADD COLUMN batch BLOB",
+    ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
 

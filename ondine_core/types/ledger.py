@@ -46,6 +46,7 @@ class CallStarted:
             only if it is the same. Empty for a call that repeats on purpose what may be known.
         is_shared: Whether other runs are known to ask the same question, or to have asked it since this one began.
         is_unanswered: Whether the prompts were just looked for in vain among the answers.
+        batch: Of a request of a batch job: how its prompts were put together, so that its reply can be read later.
     """
 
     call: bytes
@@ -58,6 +59,7 @@ class CallStarted:
     task: bytes = b""
     is_shared: bool = False
     is_unanswered: bool = False
+    batch: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Claim:
     Args:
         call: The call that carries it.
         run: The part of its identity that all calls of that run have in common.
-        process: Where that run is, as it was given to `join`; empty if the run has ended.
+        process: Where that run is, as it was given to `join`; empty for a batch job, which is in no process.
     """
 
     call: bytes

@@ -47,8 +47,9 @@ def test_a_store_of_format_5_is_brought_up_to_date(place: str) -> None:
     with open_store(place) as store:
         asyncio.run(fill(store))
     database = connect(place)
-    for table in ("origins", "definitions", "replies"):
+    for table in ("origins", "definitions", "replies", "jobs", "job_waits"):
         database.write(partial(database.run, f"DROP TABLE ondine.{table}"))
+    database.write(partial(database.run, "ALTER TABLE ondine.calls DROP COLUMN batch"))
     for table in ("answers", "failures"):
         database.write(partial(database.run, f"ALTER TABLE ondine.{table} DROP COLUMN origin"))
     database.write(lambda: database.write_format(5))

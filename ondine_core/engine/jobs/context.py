@@ -1,0 +1,159 @@
+"""What all parts of a run that asks by batch jobs share, and the batches that wait for a job."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import orjson
+
+from ondine_core.batching.strategy import ONE_PER_CALL, STRATEGIES, BatchStrategy
+from ondine_core.engine.interpreting import Interpreter, Paid
+from ondine_core.engine.other_runs import OtherRuns
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.run_state import RunState
+from ondine_core.engine.runtime import Runtime
+from ondine_core.prompts.task import Task
+from ondine_core.providers.job_api import JobApi
+from ondine_core.store import Store
+from ondine_core.telemetry.emitter import EventEmitter
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Origin
+from ondine_core.types.values import Batch, Item, Key
+
+__all__ = ["BatchQueue", "JobContext", "QueuedBatch", "choose_strategy_of", "read_batch", "write_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedBatch:
+    """A batch that waits for a job.
+
+    Args:
+        batch: The prompts.
+        not_run: How many jobs have ended without running it.
+    """
+
+    batch: Batch
+    not_run: int = 0
+
+
+class BatchQueue:
+    """Batches that wait for a job: those that are owed, then fresh ones; their prompts are made when their turn comes.
+
+    Args:
+        fresh: Batches of rows that were not asked yet.
+        rows: How many prompts there are in these.
+        find_items: Makes the prompts of some keys, those that are in the table.
+    """
+
+    def __init__(
+        self, fresh: Iterator[Batch], rows: int, find_items: Callable[[Sequence[Key]], Mapping[Key, Item]]
+    ) -> None:
+        self._fresh = fresh
+        self._owed: deque[tuple[tuple[Key, ...], bytes]] = deque()
+        self.find_items = find_items
+        self.rows = rows
+
+    def take(self) -> QueuedBatch | None:
+        """The next batch, `None` if there is none."""
+        if self._owed:
+            keys, how = self._owed.popleft()
+            queued: QueuedBatch | None = read_batch(how, tuple(self.find_items(keys).values()))[0]
+        else:
+            batch = next(self._fresh, None)
+            queued = None if batch is None else QueuedBatch(batch)
+        if queued is not None:
+            self.rows -= len(queued.batch.items)
+        return queued
+
+    def put(self, *queued: QueuedBatch) -> None:
+        """Have batches asked after those that are owed already."""
+        self._owed.extend(map(_pack, queued))
+        self.rows += sum(len(one.batch.items) for one in queued)
+
+    def put_back(self, queued: Sequence[QueuedBatch]) -> None:
+        """Have batches asked before all others, in this order."""
+        self._owed.extendleft(map(_pack, reversed(queued)))
+        self.rows += sum(len(one.batch.items) for one in queued)
+
+    def drain(self) -> Iterator[Batch]:
+        """All that is left."""
+        while (queued := self.take()) is not None:
+            yield queued.batch
+
+
+def _pack(queued: QueuedBatch) -> tuple[tuple[Key, ...], bytes]:
+    return tuple(item.key for item in queued.batch.items), write_batch(queued, "")
+
+
+def write_batch(queued: QueuedBatch, strategy: str) -> bytes:
+    """How a batch was put together, as a store keeps it; its prompts' texts are not in it."""
+    batch = queued.batch
+    how = (batch.attempt, batch.repairs_left, batch.complaint, batch.ids, strategy, queued.not_run)
+    return orjson.dumps(how)
+
+
+def read_batch(kept: bytes, prompts: tuple[Item, ...]) -> tuple[QueuedBatch, str]:
+    """A batch as `write_batch` wrote it, and the name of its strategy."""
+    attempt, repairs_left, complaint, ids, strategy, not_run = orjson.loads(kept)
+    return QueuedBatch(Batch(prompts, repairs_left, attempt, complaint, tuple(ids)), not_run), strategy
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """What all parts of a run that asks by batch jobs share.
+
+    Args:
+        task: What is asked.
+        runtime: Prices and budgets.
+        policy: How hard to try.
+        clock: Time and chance.
+        origin: For whom this run asks.
+        api: The provider's batch API.
+        store: Keeps jobs and answers.
+        others: Other runs of the same question, and which prompts batch jobs have in flight.
+        emitter: Emits the events of requests.
+        interpreter: Turns replies into outcomes.
+        run_state: Takes the outcomes of rows.
+        asked: The prompts of the table.
+        pack: Puts prompts into batches.
+        queue: Batches that wait for a job.
+        warn: Told in a sentence what a person should know.
+        unseen: Prompts that were asked by calls whose outcome was never seen.
+        paid: What prompts that are asked again have cost so far.
+    """
+
+    task: Task
+    runtime: Runtime
+    policy: Policy
+    clock: Clock
+    origin: Origin
+    api: JobApi
+    store: Store
+    others: OtherRuns
+    emitter: EventEmitter
+    interpreter: Interpreter
+    run_state: RunState
+    asked: Container[Key]
+    pack: Callable[[Iterable[Item]], Iterator[Batch]]
+    queue: BatchQueue
+    warn: Callable[[str], None]
+    unseen: set[Key]
+    paid: Paid = field(default_factory=dict)
+
+    def owe(self, queued: QueuedBatch) -> None:
+        """Have those prompts of a batch asked again that are in the table."""
+        owed = tuple(item for item in queued.batch.items if item.key in self.asked)
+        for item in owed:
+            self.others.in_jobs.pop(item.key, None)
+        if owed:
+            self.queue.put(replace(queued, batch=replace(queued.batch, items=owed)))
+
+
+def choose_strategy_of(name: str, batch: Batch, policy: Policy) -> BatchStrategy:
+    """The strategy by which a batch was sent, which the definition may have replaced meanwhile."""
+    if len(batch.items) == 1:
+        return ONE_PER_CALL
+    # By a strategy that is gone a reply cannot be read, and its prompts are asked again in smaller batches.
+    return policy.strategy if name == policy.strategy.name else STRATEGIES.get(name, policy.strategy)

@@ -1,0 +1,315 @@
+"""A run that asks by batch jobs: hands jobs in, waits for them, reads them, and says what is left to be asked at once.
+
+Every step is in the store before the next one begins, so a later run goes on where this one ends, whether it ends by
+itself since the time to wait is over, or is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ondine_core.engine.jobs.building import NewRequests, build, discard
+from ondine_core.engine.jobs.context import JobContext, QueuedBatch
+from ondine_core.engine.jobs.polling import ask_status
+from ondine_core.engine.jobs.reading import read_job, write_off
+from ondine_core.engine.jobs.submitting import recover, submit
+from ondine_core.engine.other_runs import Looked
+from ondine_core.errors import (
+    ConfigError,
+    FatalError,
+    JobLostError,
+    JobsUnderWayError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
+from ondine_core.store import Store, job_tables
+from ondine_core.store.budget_state import usd_of
+from ondine_core.types.job_record import JobRecord, JobUnderWay
+from ondine_core.types.protocols import AnswerStore
+from ondine_core.types.values import Batch, Failure
+
+__all__ = ["JobRun", "check_store"]
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
+"""Between two looks at the jobs."""
+_CANCEL_S = 1800.0
+"""For so long a job that was cancelled is waited for; OpenAI allows for ten minutes."""
+_LOST_S = 120.0
+"""For so long the provider must not know a job before it is given up: a new one is not known everywhere at once."""
+_FULL_PAUSE_S = 60.0
+"""Before another job is handed in when the account has too much under way."""
+_LOOK_UP_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class JobRun:
+    """Asks the prompts of one table by batch jobs.
+
+    Args:
+        context: What is asked, and how.
+        submits: Whether jobs are handed in; otherwise only those are read that have prompts of the table.
+    """
+
+    context: JobContext
+    submits: bool
+    _max_requests: int = 2**31
+    _full_until: float = 0.0
+    _pause_s: float = _FIRST_PAUSE_S
+    _lost_since: dict[bytes, float] = field(default_factory=dict)
+    _cancelled_at: float | None = None
+
+    async def ask(self) -> Iterator[Batch]:
+        """Ask all that waits; returns the batches that are left to be asked at once.
+
+        Raises:
+            JobsUnderWayError: Jobs have not ended in the time that there is to wait.
+            BudgetExhaustedError: The next request does not fit into the budgets.
+            ProviderError: No job can be handed in or read; what came is kept.
+            StoreError: Something cannot be kept.
+        """
+        context = self.context
+        wait_until = context.clock.elapsed() + context.policy.batch_wait_s
+        try:
+            with TemporaryDirectory(prefix="ondine-jobs-") as folder:
+                while True:
+                    await self._look_at_others()
+                    await self._hand_in(Path(folder))
+                    jobs = await self._find_jobs()
+                    if not jobs and not self._has_enough:
+                        return context.queue.drain()
+                    if await self._advance(jobs):
+                        self._pause_s = _FIRST_PAUSE_S
+                    else:
+                        await self._wait(jobs, wait_until)
+        except asyncio.CancelledError:
+            if context.policy.cancel_on_terminate:
+                await asyncio.shield(self._cancel(await self._find_jobs()))
+            raise
+
+    # -- handing in ------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether what waits makes a job."""
+        rows = self.context.queue.rows
+        return self.submits and self._cancelled_at is None and rows >= self.context.policy.batch_min_rows
+
+    async def _hand_in(self, folder: Path) -> None:
+        """Hand in jobs until too little waits for another one, the money is spent, or the account is full."""
+        context = self.context
+        while self._has_enough and context.clock.elapsed() >= self._full_until:
+            new = await build(context, folder, self._max_requests)
+            try:
+                if new.count:
+                    await self._submit(new)
+                else:
+                    await discard(context, new.record.job)
+            finally:
+                new.file.unlink(missing_ok=True)
+            if new.lacks_units is not None:
+                if context.others.in_jobs:  # whose rest comes back
+                    return
+                await self._wait_for_money(new.lacks_units)
+
+    async def _submit(self, new: NewRequests) -> None:
+        try:
+            await submit(self.context, new)
+        except TransientError as error:
+            if error.kind != "limited":
+                raise
+            self._note_full(new.count, error.retry_after_s)
+        except RefusedError as error:
+            if error.fault != "size" or new.count == 1:
+                raise FatalError(f"The provider refused a batch job: {error}") from None
+            self._note_full(new.count, 0.0)
+        else:
+            await self._note_wait()
+
+    def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
+        """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
+        self._max_requests = max(1, min(self._max_requests, requests) // 2)
+        wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
+        self._full_until = self.context.clock.elapsed() + wait_s
+
+    async def _wait_for_money(self, units: int) -> None:
+        """Wait until other runs have given back `units`, which the next request may cost.
+
+        Raises:
+            BudgetExhaustedError: They will not.
+        """
+        budgets = self.context.runtime.budgets
+        if budgets is not None:
+            holds = await budgets.hold(usd_of(units))
+            await budgets.settle(holds, usd_of(0))
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    async def _find_jobs(self) -> list[JobRecord]:
+        """The jobs that have prompts of the table; of those that are closed by now the prompts are looked up again."""
+        context = self.context
+        jobs = set(context.others.in_jobs.values())
+        records = await context.store.read(partial(job_tables.read_jobs, jobs=sorted(jobs))) if jobs else []
+        for job in jobs - {record.job for record in records}:
+            await self._release(job)
+        return records
+
+    async def _advance(self, jobs: Sequence[JobRecord]) -> bool:
+        """Find out about every job, and read those that have ended; whether there were any."""
+        context = self.context
+        any_read = False
+        for record in jobs:
+            if record.job_id is None:
+                await recover(context, record)
+                continue
+            try:
+                status = await ask_status(context.api, context.store, record, context.clock.now())
+                if status.has_ended:
+                    await read_job(context, record, status)
+            except (TransientError, RefusedError):
+                continue
+            except JobLostError as error:
+                any_read |= await self._lose(record, error)
+                continue
+            self._lost_since.pop(record.job, None)
+            if status.has_ended:
+                any_read = True
+                await self._release(record.job)
+                if any(problem.is_quota for problem in status.problems):
+                    self._note_full(record.requests)
+        return any_read
+
+    async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
+        """Give up a job that the provider has not known for a while; whether it was given up.
+
+        Raises:
+            FatalError: It may be known to another account.
+        """
+        context = self.context
+        now = context.clock.elapsed()
+        since = self._lost_since.setdefault(record.job, now)
+        if now - since < _LOST_S:
+            return False
+        if record.account != context.api.account:
+            raise FatalError(
+                f"{error} It was handed in with another key or at another address than these. Run with those again, or "
+                f"give it up with `python -m ondine_core.store STORE jobs forget {record.marker}`."
+            )
+        await write_off(context, record)
+        await self._release(record.job)
+        return True
+
+    async def _release(self, job: bytes) -> None:
+        """Look up prompts that a job does not have any more and that have no outcome here."""
+        context = self.context
+        in_jobs = context.others.in_jobs
+        keys = [key for key, one in in_jobs.items() if one == job]
+        for key in keys:
+            del in_jobs[key]
+        for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
+            items = context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
+            await self._take(await context.others.look(tuple(items.values())))
+
+    async def _look_at_others(self) -> None:
+        """Look up prompts that other runs had in flight."""
+        if self.context.others.is_due():
+            await self._take(await self.context.others.look_again())
+
+    async def _take(self, looked: Looked) -> None:
+        context = self.context
+        context.run_state.reuse(looked.found)
+        failed = [(key, known) for key, known in looked.found.items() if isinstance(known, Failure)]
+        context.emitter.rows_failed((failure, context.run_state.rows_of(key)) for key, failure in failed)
+        context.others.defer(looked.held)
+        context.queue.put(*map(QueuedBatch, context.pack(looked.free)))
+
+    async def _wait(self, jobs: Sequence[JobRecord], wait_until: float) -> None:
+        """Wait until it is time to look again; jobs are cancelled when answers are wanted by now.
+
+        Raises:
+            JobsUnderWayError: The time to wait is over.
+        """
+        context = self.context
+        clock = context.clock
+        answer_by = context.policy.answer_by or min(
+            (record.answer_by for record in jobs if record.answer_by is not None), default=None
+        )
+        if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
+            self._cancelled_at = clock.elapsed()
+            self._pause_s = _FIRST_PAUSE_S
+        if self._cancelled_at is not None:
+            wait_until = self._cancelled_at + _CANCEL_S
+            await self._cancel(jobs)
+        left_s = wait_until - clock.elapsed()
+        if left_s <= 0:
+            raise await self._under_way(jobs)
+        if answer_by is not None and self._cancelled_at is None:
+            left_s = min(left_s, answer_by - clock.now())
+        await clock.sleep(max(0.0, min(left_s, self._pause_s)))
+        self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _LONGEST_PAUSE_S)
+
+    async def _cancel(self, jobs: Sequence[JobRecord]) -> None:
+        """Have jobs cancelled; one that cannot be asked for now is cancelled later."""
+        for record in jobs:
+            if record.job_id is not None and record.state == "submitted":
+                with suppress(ProviderError):
+                    await self.context.api.cancel(record.job_id)
+
+    async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError | TransientError:
+        context = self.context
+        rows = context.run_state.rows_left
+        model = context.task.model.model
+        if not jobs:
+            return TransientError(
+                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
+                "yet. Run again later."
+            )
+        await self._note_wait()
+        requests = sum(record.requests for record in jobs)
+        done = sum(record.done for record in jobs)
+        shown = tuple(
+            JobUnderWay(
+                record.marker,
+                record.job_id,
+                record.status or record.state,
+                record.requests,
+                record.done,
+                record.at_most_usd,
+            )
+            for record in jobs
+        )
+        return JobsUnderWayError(
+            f"{len(jobs):,} batch jobs of {model!r} are under way: {done:,} of {requests:,} requests are done, and "
+            f"{rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor: that run reads the "
+            "results and asks nothing twice.",
+            shown,
+            rows,
+        )
+
+    async def _note_wait(self) -> None:
+        """Keep in the store that the materialization waits for its jobs."""
+        context = self.context
+        jobs = sorted(set(context.others.in_jobs.values()))
+        if context.origin.asset:
+            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, at=context.clock.now())
+            await context.store.change(wait)
+
+
+def check_store(store: AnswerStore) -> Store:
+    """`store` if it can keep jobs.
+
+    Raises:
+        ConfigError: It cannot, or not for longer than this process.
+    """
+    if not isinstance(store, Store) or store.place == ":memory:":
+        raise ConfigError(
+            "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "
+            "to a file or a postgresql:// URL (in code: Options(store=...))."
+        )
+    return store

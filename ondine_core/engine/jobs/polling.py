@@ -1,0 +1,66 @@
+"""Asks a provider how far jobs are, and keeps what it says in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from time import time
+
+from ondine_core.errors import JobLostError, TransientError
+from ondine_core.providers.job_api import JobApi, JobStatus
+from ondine_core.store import Store, job_tables
+from ondine_core.types.job_record import JobRecord
+
+__all__ = ["ask_status", "poll_jobs"]
+
+
+async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -> JobStatus:
+    """What the provider says of a job whose id is known; it is in the store then.
+
+    Raises:
+        JobLostError: The account has no such job.
+        ProviderError: The provider cannot be asked.
+    """
+    status = await api.get_status(record.job_id or "")
+    kept = (status.state, status.done)
+    if kept == (record.status, record.done) and status.has_ended == (record.state == "ended"):
+        return status
+
+    def change(old: JobRecord) -> JobRecord:
+        state = "ended" if status.has_ended else old.state
+        return replace(old, state=state, status=status.state, done=status.done, changed_at=now)
+
+    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), change=change))
+    return status
+
+
+async def poll_jobs(api: JobApi, store: Store, jobs: Sequence[bytes], now: float | None = None) -> bool:
+    """Whether a run would find something to do for these jobs: each has ended, is gone, is to be cancelled or unclear.
+
+    Args:
+        api: The provider's batch API.
+        store: Keeps the jobs.
+        jobs: Their identities.
+        now: The time, in seconds since the epoch; by default the present.
+
+    Raises:
+        FatalError: The provider cannot be asked with this key.
+    """
+    now = time() if now is None else now
+    records = await store.read(partial(job_tables.read_jobs, jobs=list(jobs)))
+    if any(record.answer_by is not None and record.answer_by <= now for record in records):
+        return True
+    ready = True
+    for record in records:
+        if record.state != "submitted":
+            continue
+        try:
+            status = await ask_status(api, store, record, now)
+        except TransientError:
+            ready = False
+        except JobLostError:
+            continue
+        else:
+            ready = ready and status.has_ended
+    return ready

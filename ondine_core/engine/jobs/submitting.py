@@ -1,0 +1,132 @@
+"""Hands a job in, so that it exists once: and finds one again whose creation was not seen.
+
+The store has "creating" before the request leaves that creates a job, and the provider is told the job's marker. So a
+job whose id was never seen, as after a kill, is looked for by its marker; it is taken never to have been created only
+when the request cannot be on its way any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from ondine_core.engine.jobs.building import NewRequests, discard
+from ondine_core.engine.jobs.context import JobContext
+from ondine_core.errors import ProviderError, StoreError, TransientError
+from ondine_core.providers.job_api import NewJob
+from ondine_core.store import job_tables
+from ondine_core.types.job_record import JobRecord, JobState
+from ondine_core.types.processes import Process, has_ended
+
+__all__ = ["recover", "submit"]
+
+_ABANDONED_S = 3600.0
+"""After so long a job that is still being prepared is taken to be abandoned, where its process cannot be seen."""
+
+
+async def submit(context: JobContext, new: NewRequests) -> None:
+    """Create a job; whether it was created may not be known then, and is for `recover` to find out.
+
+    The batches of a job that was not created wait in the queue again.
+
+    Raises:
+        TransientError: It was not created, and may be later; nothing is kept of it.
+        ProviderError: It cannot be created; nothing is kept of it.
+        StoreError: It cannot be kept.
+    """
+    job = new.record.job
+    handed_in = NewJob(new.record.marker, new.file, new.count)
+    attempt = 1
+    while True:
+        try:
+            job_id = await context.api.submit(handed_in, partial(_about_to_create, context, new))
+        except TransientError as error:
+            if _may_exist(error, await _state_of(context, job)):
+                return
+            retry = context.policy.retry
+            if retry.gives_up(attempt, error):
+                await discard(context, job)
+                raise
+            wait_s = retry.wait_s(attempt, error, context.clock.rng)
+        except asyncio.CancelledError:
+            if await asyncio.shield(_state_of(context, job)) == "preparing":
+                await asyncio.shield(discard(context, job))
+            raise
+        except ProviderError:
+            await discard(context, job)
+            raise
+        else:
+            await _note_id(context, job, job_id)
+            return
+        await context.clock.sleep(wait_s)
+        attempt += 1
+
+
+def _may_exist(error: TransientError, state: JobState | None) -> bool:
+    """Whether a job may have been created although the request for it failed."""
+    return state == "creating" and (error.cost_unknown or error.kind != "limited") and not error.no_connection
+
+
+async def _about_to_create(context: JobContext, new: NewRequests) -> None:
+    def change(record: JobRecord) -> JobRecord:
+        return replace(
+            record,
+            state="creating",
+            changed_at=context.clock.now(),
+            requests=new.count,
+            at_most_usd=new.at_most_usd,
+        )
+
+    if await _move(context, new.record.job, ("preparing", "creating"), change) is None:
+        raise StoreError("Another run took this process for dead and gave up its batch job; run again.")
+
+
+async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
+    def change(record: JobRecord) -> JobRecord:
+        return replace(record, state="submitted", job_id=job_id, changed_at=context.clock.now())
+
+    await _move(context, job, ("creating", "submitted"), change)
+
+
+async def recover(context: JobContext, record: JobRecord) -> None:
+    """Find out about a job without an id, as far as that can be told now; one that was never created is forgotten.
+
+    Raises:
+        ProviderError: The provider cannot be asked.
+    """
+    now = context.clock.now()
+    if record.state == "preparing":
+        if has_ended(Process(*record.owner)) or now - record.changed_at > _ABANDONED_S:
+            await discard(context, record.job)
+        return
+    try:
+        job_id = await context.api.find(record.marker, record.changed_at, record.requests)
+    except TransientError:
+        return
+    if job_id is not None:
+        await _note_id(context, record.job, job_id)
+    elif now - record.changed_at > context.api.create_timeout_s:
+        if not context.api.carries_marker:
+            context.warn(
+                f"Whether the batch job {record.marker} with {record.requests:,} requests was created cannot be told; "
+                "its rows are asked again, and may be paid twice."
+            )
+        await discard(context, record.job)
+
+
+async def _state_of(context: JobContext, job: bytes) -> JobState | None:
+    record = await _read(context, job)
+    return None if record is None else record.state
+
+
+async def _read(context: JobContext, job: bytes) -> JobRecord | None:
+    records = await context.store.read(partial(job_tables.read_jobs, jobs=[job], is_open=False))
+    return records[0] if records else None
+
+
+async def _move(
+    context: JobContext, job: bytes, of: Sequence[JobState], change: Callable[[JobRecord], JobRecord]
+) -> JobRecord | None:
+    return await context.store.change(partial(job_tables.move, job=job, of=of, change=change))

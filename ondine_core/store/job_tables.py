@@ -1,0 +1,337 @@
+"""Batch jobs in the store: begun before anything is sent, charged to budgets, settled request by request, closed.
+
+The requests of a job are calls like others, so that the ledger counts them and no run asks their prompts meanwhile: the
+job is announced as a run of its own, which no process has and which leaves when the job is closed. What a job holds of
+budgets stands under an identity of its own, too, and its calls and its budgets are settled in one transaction. Every
+function here but the queries runs within a transaction and does nothing if the job is not in a state that allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import orjson
+
+from ondine_core.store import claims
+from ondine_core.store.budget_state import (
+    BudgetState,
+    charge,
+    end_holding,
+    read_state,
+    settle,
+    units_of,
+    write_state,
+)
+from ondine_core.store.database import Database, Row
+from ondine_core.store.ledger_rows import settle_calls
+from ondine_core.store.records import clean, from_pico, split_keys, to_pico_bound, to_settled_rows
+from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWait
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.processes import Process
+
+__all__ = [
+    "JOB_PLACE",
+    "JobCall",
+    "begin",
+    "close",
+    "discard",
+    "give_back",
+    "hold_budgets",
+    "job_process",
+    "move",
+    "read_calls",
+    "read_jobs",
+    "read_waits",
+    "remove_wait",
+    "settle_replies",
+    "write_wait",
+]
+
+JOB_PLACE = -1.0
+"""The place of the process that a job's share of a budget is held by: none, so it is never taken to have ended."""
+
+_COLUMNS = (
+    *("job", "question", "run", "asset", "partition", "model", "account", "owner", "created_at", "answer_by", "cells"),
+    *("state", "changed_at", "job_id", "requests", "at_most_pico_usd", "status", "done"),
+)
+_BEGIN = f"INSERT INTO ondine.jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_FIND = f"SELECT {', '.join(_COLUMNS)} FROM ondine.jobs"  # noqa: S608
+_MOVE = """
+    UPDATE ondine.jobs SET state = ?, changed_at = ?, job_id = ?, requests = ?, at_most_pico_usd = ?, status = ?,
+    done = ? WHERE job = ?"""
+_CALLS = "SELECT call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch FROM ondine.calls"
+_OF_JOB = "call >= ? AND call <= ?"
+_WAIT = """
+    INSERT INTO ondine.job_waits (asset, partition, first_run, last_run, jobs, since) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (asset, partition) DO UPDATE SET last_run = excluded.last_run, jobs = excluded.jobs"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobCall:
+    """A request of a job whose outcome is not settled.
+
+    Args:
+        number: Its number in the job.
+        sent: The call.
+    """
+
+    number: int
+    sent: CallStarted
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------
+
+
+def begin(database: Database, record: JobRecord) -> None:
+    """Note a job of which nothing has been sent."""
+    origin = record.origin
+    database.run(
+        _BEGIN,
+        (
+            record.job,
+            record.task,
+            *(clean(origin.run), clean(origin.asset), clean(origin.partition)),
+            clean(record.model),
+            record.account,
+            orjson.dumps(tuple(record.owner)),
+            record.created_at,
+            record.answer_by,
+            orjson.dumps(record.cells),
+            *_changing(record),
+        ),
+    )
+
+
+def _changing(record: JobRecord) -> Row:
+    status = clean(record.status)
+    most = to_pico_bound(record.at_most_usd)
+    return (record.state, record.changed_at, record.job_id, record.requests, most, status, record.done)
+
+
+def move(
+    database: Database, job: bytes, of: Sequence[JobState], change: Callable[[JobRecord], JobRecord]
+) -> JobRecord | None:
+    """Replace what is kept of a job by `change` of it, if its state is one of `of`; returns what is kept then."""
+    database.hold(_lock_of(job))
+    record = _find(database, job)
+    if record is None or record.state not in of:
+        return None
+    changed = change(record)
+    database.run(_MOVE, (*_changing(changed), job))
+    return changed
+
+
+def discard(database: Database, job: bytes, of: Sequence[JobState]) -> bool:
+    """Forget a job that was not created, if its state is one of `of`; frees its prompts and its share of budgets."""
+    database.hold(_lock_of(job))
+    record = _find(database, job)
+    if record is None or record.state not in of:
+        return False
+    database.run(f"DELETE FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
+    claims.leave(database, [job])
+    database.run("DELETE FROM ondine.jobs WHERE job = ?", [job])
+    _change_budgets(database, record, partial(end_holding, process=job_process(job), spent=False))
+    return True
+
+
+def close(database: Database, job: bytes, state: JobState, at: float) -> int | None:
+    """End a job: what is left of its requests may have been billed and stays charged at its bound.
+
+    Returns:
+        How many requests are left so; `None` if it was closed already.
+    """
+    database.hold(_lock_of(job))
+    record = _find(database, job)
+    if record is None or record.state not in OPEN_STATES:
+        return None
+    (left,) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))[0]  # noqa: S608
+    database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
+    claims.leave(database, [job])
+    database.run(_MOVE, (*_changing(replace(record, state=state, changed_at=at)), job))
+    _change_budgets(database, record, partial(end_holding, process=job_process(job), spent=True))
+    return int(left)
+
+
+def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_open: bool = True) -> list[JobRecord]:
+    """The jobs of these identities, or all; the oldest first.
+
+    Args:
+        database: The store.
+        jobs: Their identities.
+        is_open: Whether only those with requests in flight are wanted.
+    """
+    rows = database.select(_FIND) if jobs is None else database.select_in(f"{_FIND} WHERE job IN ?", jobs)
+    records = sorted(map(_to_record, rows), key=lambda record: (record.created_at, record.job))
+    return [record for record in records if record.state in OPEN_STATES or not is_open]
+
+
+def _find(database: Database, job: bytes) -> JobRecord | None:
+    rows = database.select_in(f"{_FIND} WHERE job IN ?", [job])
+    return _to_record(rows[0]) if rows else None
+
+
+def _to_record(row: Row) -> JobRecord:
+    kept = dict(zip(_COLUMNS, row, strict=True))
+    most = kept["at_most_pico_usd"]
+    return JobRecord(
+        bytes(kept["job"]),
+        bytes(kept["question"]),
+        Origin(kept["run"], kept["asset"], kept["partition"]),
+        kept["model"],
+        kept["account"],
+        tuple(orjson.loads(kept["owner"])),
+        kept["created_at"],
+        kept["answer_by"],
+        tuple(orjson.loads(kept["cells"])),
+        kept["state"],
+        kept["changed_at"],
+        kept["job_id"],
+        kept["requests"],
+        None if most is None else from_pico(most),
+        kept["status"],
+        kept["done"],
+    )
+
+
+def _lock_of(job: bytes) -> str:
+    return f"job:{job.hex()}"
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = None) -> list[JobCall]:
+    """The requests of a job that are not settled, of these numbers or all."""
+    if numbers is None:
+        rows = database.select(f"{_CALLS} WHERE {_OF_JOB} AND batch IS NOT NULL", _range_of(job))
+    else:
+        calls = [job + number.to_bytes(8) for number in numbers]
+        rows = database.select_in(f"{_CALLS} WHERE batch IS NOT NULL AND call IN ?", calls)
+    return [_to_call(row) for row in rows]
+
+
+def _to_call(row: Row) -> JobCall:
+    call, run, asset, partition, model, stage, keys, sent_at, most, batch = row
+    usd = None if most is None else from_pico(most)
+    origin = Origin(run, asset, partition)
+    sent = CallStarted(
+        bytes(call), origin, model, stage, tuple(split_keys(bytes(keys))), sent_at, usd, batch=bytes(batch)
+    )
+    return JobCall(int.from_bytes(sent.call[8:]), sent)
+
+
+def _range_of(job: bytes) -> tuple[bytes, bytes]:
+    return job + bytes(8), job + b"\xff" * 8
+
+
+def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished]) -> set[bytes]:
+    """Settle requests of a job, in the ledger and in its budgets; returns the calls that were not settled before."""
+    database.hold(_lock_of(job))
+    record = _find(database, job)
+    rows = [to_settled_rows(one) for one in settled]
+    noted = settle_calls(database, rows)
+    new = [one for one in settled if one.sent.call in noted]
+    if record is not None and new:
+        bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
+        spent = sum(_spent(one) for one in new)
+        process, at = job_process(job), record.changed_at
+        _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
+    return noted
+
+
+def _spent(settled: CallFinished) -> int:
+    bound = settled.sent.at_most_usd
+    return units_of((bound or Decimal(0)) if settled.usd is None else settled.usd)
+
+
+# -- budgets -------------------------------------------------------------------------------------------------------
+
+
+def job_process(job: bytes) -> Process:
+    """Who holds what a job holds of budgets."""
+    return Process(JOB_PLACE, float(int.from_bytes(job) >> 11), 0.0)  # a float holds 53 bits exactly
+
+
+def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amounts: Sequence[int], at: float) -> int:
+    """Charge every budget with as many of `amounts`, from the first on, as fit; returns how many.
+
+    Args:
+        database: The store.
+        job: Who holds them.
+        cells: The most units that each budget has, by the name of its numbers.
+        amounts: The units of each request.
+        at: The time, in seconds since the epoch.
+    """
+    states = _read_states(database, tuple(cells))
+    room = min((most - states[cell].charged for cell, most in cells.items()), default=None)
+    if room is None:
+        return len(amounts)
+    units = count = 0
+    for amount in amounts:
+        if units + amount > room:
+            break
+        units += amount
+        count += 1
+    if units:
+        process = job_process(job)
+        database.write_numbers(
+            {cell: orjson.dumps(write_state(charge(state, process, units, at))) for cell, state in states.items()}
+        )
+    return count
+
+
+def give_back(database: Database, job: bytes, units: int, at: float) -> None:
+    """Give back what a job holds for requests that do not become a part of it."""
+    record = _find(database, job)
+    if record is not None and units:
+        process = job_process(job)
+        _change_budgets(database, record, lambda state: settle(state, process, units, 0, at))
+
+
+def _change_budgets(database: Database, record: JobRecord, change: Callable[[BudgetState], BudgetState]) -> None:
+    """Replace the state of each budget that a job charges by `change` of it."""
+    states = _read_states(database, record.cells)
+    database.write_numbers({cell: orjson.dumps(write_state(change(state))) for cell, state in states.items()})
+
+
+def _read_states(database: Database, cells: Sequence[str]) -> dict[str, BudgetState]:
+    if not cells:
+        return {}
+    found = database.read_numbers(sorted(cells))
+    numbers = {cell: held for cell, held in found.items() if held is not None}
+    return {cell: read_state(tuple(orjson.loads(numbers[cell])) if cell in numbers else None) for cell in cells}
+
+
+# -- materializations that wait ------------------------------------------------------------------------------------
+
+
+def write_wait(database: Database, origin: Origin, jobs: Sequence[bytes], at: float) -> None:
+    """Note that the materialization of `origin` waits for jobs; the first run that did so stays known."""
+    run, asset, partition = map(clean, (origin.run, origin.asset, origin.partition))
+    database.run(_WAIT, (asset, partition, run, run, orjson.dumps([job.hex() for job in jobs]), at))
+
+
+def remove_wait(database: Database, origin: Origin) -> None:
+    """Note that the materialization of `origin` waits no more."""
+    database.run(
+        "DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ?", (clean(origin.asset), clean(origin.partition))
+    )
+
+
+def read_waits(database: Database, origin: Origin | None = None) -> list[JobWait]:
+    """The materializations that wait, all or that of `origin`."""
+    rows: list[Any] = database.select(
+        "SELECT asset, partition, first_run, last_run, jobs, since FROM ondine.job_waits ORDER BY since"
+    )
+    waits = [
+        JobWait(Origin(first, asset, partition), last, tuple(map(bytes.fromhex, orjson.loads(jobs))), since)
+        for asset, partition, first, last, jobs, since in rows
+    ]
+    if origin is None:
+        return waits
+    wanted = (clean(origin.asset), clean(origin.partition))
+    return [wait for wait in waits if (wait.origin.asset, wait.origin.partition) == wanted]
