@@ -528,6 +528,7 @@ def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Pat
             return Counter([isinstance(reply.came, Reply) async for reply in found])
 
         client.using(write)
+        control(server.origin, "faults", max_requests=rows)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         job_id = client.using(submit)
         assert client.status(job_id).has_ended

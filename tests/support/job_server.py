@@ -52,6 +52,7 @@ class Faults:
         is_full: Whether a job fails since too much is under way.
         page_size: Most jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
+        max_requests: The most requests of a job; one with more fails.
         pending_files: How often a file is said to be pending before it can be used, at Azure.
         ends_before_cancel: Whether a job ends right before it is to be cancelled.
         cut_results: Of the next downloads, so many break in the middle.
@@ -71,6 +72,7 @@ class Faults:
     status_errors: list[int] = field(default_factory=list)
     cut_results: int = 0
     ends_before_cancel: bool = False
+    max_requests: int = 50_000
     pending_files: int = 0
 
 
@@ -257,6 +259,9 @@ class JobServer:
             if faults.invalid_line is not None:
                 self.end(job, "failed", 0)
                 job.problems = [{"code": "invalid_request", "message": "Bad.", "line": faults.invalid_line}]
+            elif len(rows) > faults.max_requests:
+                self.end(job, "failed", 0)
+                job.problems = [{"code": "too_many_requests", "message": "It has too many lines.", "line": None}]
             elif faults.is_full:
                 self.end(job, "failed", 0)
                 message = "Enqueued token limit reached for the model in the organization. Limit: 90,000."

@@ -22,7 +22,7 @@ class File:
     key: str
     name: str
     rows: list[Row] = field(default_factory=list)
-    problem: str | None = None
+    problem: tuple[int, str] | None = None
 
 
 class OpenAIJobServer(JobServer):
@@ -74,18 +74,23 @@ class OpenAIJobServer(JobServer):
         self.files[file.id] = file
         return web.json_response({"id": file.id, "filename": file.name, "object": "file", "purpose": self.purpose})
 
-    async def _read_rows(self, part: Any, rows: list[Row]) -> str | None:
-        rest, problem = b"", None
+    async def _read_rows(self, part: Any, rows: list[Row]) -> tuple[int, str] | None:
+        rest = b""
+        lines: list[bytes] = []
         while chunk := await part.read_chunk(2**18):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                problem = problem or self._add_row(line, rows)
-        if rest.strip():
-            problem = problem or self._add_row(rest, rows)
-        return problem
+            *ended, rest = (rest + chunk).split(b"\n")
+            lines += ended
+        ids: set[str] = set()
+        for number, line in enumerate([*lines, rest] if rest else lines, 1):
+            if problem := self._add_row(line, rows, ids):
+                return number, problem
+        return None
 
-    def _add_row(self, line: bytes, rows: list[Row]) -> str | None:
+    def _add_row(self, line: bytes, rows: list[Row], ids: set[str]) -> str | None:
         data = orjson.loads(line)
+        if data["custom_id"] in ids:
+            return "The custom_id of a line must be unique."
+        ids.add(data["custom_id"])
         fields = {"custom_id", "body", *(("method", "url") if self.is_named else ())}
         if data.keys() != fields or ("model" in data["body"]) != self.has_model:
             return f"The fields of a line are {sorted(fields)}."
@@ -152,7 +157,7 @@ class OpenAIJobServer(JobServer):
         job = self.create(key, file.rows, said.get("metadata"), file.id)
         if file.problem and not job.ending:
             job.ending, job.ended_at = "failed", self.now()
-            job.problems = [{"code": "invalid_request", "message": file.problem, "line": 1}]
+            job.problems = [{"code": "invalid_request", "message": file.problem[1], "line": file.problem[0]}]
         self.cut_if_asked(request)
         return self.created(job)
 
