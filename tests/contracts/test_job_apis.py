@@ -1,21 +1,33 @@
-"""Every batch API through one suite: a job goes in, each request comes back once, and the books agree with what is said."""
+"""Every batch API through one suite: a job goes in, each request comes back once, and the books agree."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from ondine_core.errors import ConfigError, FatalError, JobLostError, RefusedError, TransientError
 from ondine_core.providers.job_api import JobApi, JobReply, NewJob
 from ondine_core.providers.jobs import connect_jobs
+from ondine_core.providers.pricing import find_entry
+from ondine_core.providers.tiers import JOB_PROVIDERS, find_tier_prices
 from ondine_core.types.values import Call, Message, ModelSpec, Reply
-from tests.support.job_server import JobServer, servers
+from tests.support.job_server import Faults, JobServer, control, servers
+from tests.support.meter import Cache, Meter, rates_of
+from tests.support.raw_server import Connection, RawServer, completion, http_reply
+from tests.support.server_process import free_port, run_server
 
+ROOT = Path(__file__).parents[2]
 MARKER = "0123456789abcdef"
 MODELS = {"azure": "azure/small", "anthropic": "anthropic/claude-sonnet-4-5", "gemini": "gemini/gemini-2.5-flash"}
 SCHEMA = (
@@ -56,7 +68,8 @@ class Client:
 
     def new_job(self, api: JobApi, rows: int = 4, marker: str = MARKER, prompt: str = "Repeat: row {}") -> NewJob:
         file = self.folder / f"{marker}.jsonl"
-        calls = [Call((Message("system", "Be brief."), Message("user", prompt.format(n)))) for n in range(rows)]
+        system = Message("system", "Be brief. " * 20)
+        calls = [Call((system, Message("user", prompt.format(n))), cache_prefix=True) for n in range(rows)]
         lines = [api.write(replace(call, json_schema=SCHEMA), f"{marker}-{n}") for n, call in enumerate(calls)]
         file.write_bytes(b"".join(line + b"\n" for line in lines))
         return NewJob(marker, file, rows)
@@ -118,3 +131,541 @@ def test_each_request_comes_back_with_its_own_answer(client: Client) -> None:
     assert sum(reply.usage.input_tokens for reply in came) == books.input_tokens > 0
     assert sum(reply.usage.output_tokens for reply in came) == books.output_tokens > 0
     assert books.billed == Counter(f"Repeat: row {n}" for n in range(4))
+
+
+def test_what_is_asked_is_what_a_live_call_asks(server: JobServer, client: Client) -> None:
+    """A request of a job is one line of JSON, whatever the text of its row, and says what a live request would."""
+
+    async def act(api: JobApi) -> bytes:
+        return api.write(Call((Message("user", 'Repeat: one\ntwo \u2028 "three"'),)), f"{MARKER}-0")
+
+    line = client.using(act)
+    assert b"\n" not in line
+    data = orjson.loads(line)
+    assert f"{MARKER}-0" in data.values()
+    body = next(value for value in data.values() if isinstance(value, dict))
+    assert server.prompt_of(body) == 'Repeat: one\ntwo \u2028 "three"'
+
+
+def test_a_marker_is_noted_after_all_that_is_free_and_before_what_is_not(client: Client) -> None:
+    """So a crash in between leaves either no job or a job that was noted."""
+    seen: list[int] = []
+
+    async def note() -> None:
+        seen.append(len(client.server.books.created))
+        uploaded.extend(client.server.books.requests)
+
+    async def act(api: JobApi) -> str:
+        return await api.submit(client.new_job(api), note)
+
+    uploaded: list[str] = []
+    client.using(act)
+    assert seen == [0]
+    assert len(client.server.books.created) == 1
+    assert client.server.books.requests[len(uploaded) :] == [f"POST {create_path(client.server)}"]
+
+
+def create_path(server: JobServer) -> str:
+    return next(request.partition(" ")[2] for request in reversed(server.books.requests) if "POST" in request)
+
+
+def test_states_on_the_way(client: Client) -> None:
+    """A job that runs has not ended, and says how far it is where the provider does."""
+    client.server.faults.takes_s = HALF_A_DAY_S
+    job_id = client.submit()
+    assert not client.status(job_id).has_ended
+    client.server.advance(HALF_A_DAY_S / 2 + 60)
+    status = client.status(job_id)
+    assert not status.has_ended
+    client.server.advance(HALF_A_DAY_S)
+    status = client.status(job_id)
+    assert status.has_ended
+    assert not status.problems
+    assert status.bills_silence
+    assert len(answered(client.results(job_id))) == 4
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash"])
+def test_what_replies_cost_is_the_bill_of_the_provider(model: str, tmp_path: Path) -> None:
+    """To the last digit, at the prices of the tier, what is read from and written to the prompt cache included."""
+    name = model.partition("/")[0]
+    meter = Meter({"batch": rates_of(find_entry(model) or {}, "batches")}, Cache(is_marked=True, min_tokens=16))
+    with servers()[name](meter=meter) as server:
+        client = Client(server, tmp_path)
+        replies = client.results(client.submit(rows=5))
+        price = find_tier_prices(ModelSpec(model))["batch"]
+        costs = [price.cost(reply.came.usage) for reply in replies if isinstance(reply.came, Reply)]
+        assert len(costs) == 5
+        assert sum(costs) == server.books.usd > 0
+        assert bool(meter.read_tokens) == (name == "anthropic")
+
+
+# -- rows that were not answered -----------------------------------------------------------------------------------
+
+
+def test_an_expired_job_keeps_the_rows_that_were_answered(client: Client) -> None:
+    """They are billed and read; the rest was not run and costs nothing, whether or not the provider names it."""
+    client.server.faults.takes_s = 2 * DAY_S + 60
+    client.server.faults.window_s = DAY_S + 60
+    job_id = client.submit()
+    client.server.advance(2 * DAY_S)
+    status = client.status(job_id)
+    assert status.has_ended
+    replies = client.results(job_id)
+    kept = {} if client.server.name == "gemini" else answered(replies)
+    assert set(kept) == set(client.server.books.billed_ids)
+    named = {reply.custom_id for reply in replies}
+    assert all(reply.came is None for reply in replies if reply.custom_id not in kept)
+    assert named == ids(0, 1, 2, 3) or not status.bills_silence
+
+
+def test_a_job_that_is_cancelled_keeps_the_rows_that_were_answered(client: Client) -> None:
+    """Cancelling one that has ended changes nothing."""
+    client.server.faults.takes_s = HALF_A_DAY_S
+    job_id = client.submit()
+    client.server.advance(HALF_A_DAY_S / 2 + 60)
+    client.using(lambda api: api.cancel(job_id))
+    assert client.status(job_id).has_ended
+    replies = client.results(job_id)
+    assert set(answered(replies)) == set(client.server.books.billed_ids) == ids(0, 1)
+    assert all(reply.came is None for reply in replies if reply.custom_id in ids(2, 3))
+    client.using(lambda api: api.cancel(job_id))
+
+
+def test_a_cancellation_that_comes_too_late_is_no_error(client: Client) -> None:
+    """The job ends between the question whether it runs and the request to stop it."""
+    client.server.faults.takes_s = HALF_A_DAY_S
+    client.server.faults.ends_before_cancel = True
+    job_id = client.submit()
+    client.using(lambda api: api.cancel(job_id))
+    assert len(answered(client.results(job_id))) == 4
+
+
+def test_errors_of_rows_are_those_of_live_calls(client: Client) -> None:
+    """A row's fault, the moment's, the set-up's; without a word of the provider that may quote a row."""
+    client.server.faults.failing = {
+        "row 0": [400, "content_policy_violation", "Your prompt 'a secret of the row' was flagged by moderation."],
+        "row 1": [429, "rate_limit_exceeded", "Slow down."],
+        "row 2": [500, "server_error", "Sorry."],
+    }
+    job_id = client.submit()
+    came = {reply.custom_id: reply.came for reply in client.results(job_id)}
+    assert isinstance(came[f"{MARKER}-0"], RefusedError)
+    assert "secret" not in str(came[f"{MARKER}-0"])
+    for number, kind in ((1, "limited"), (2, "broken")):
+        error = came[f"{MARKER}-{number}"]
+        assert isinstance(error, TransientError)
+        assert not error.cost_unknown
+        assert error.kind == kind
+    assert isinstance(came[f"{MARKER}-3"], Reply)
+    assert client.server.books.billed_ids.keys() == ids(3)
+
+
+def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
+    """Its usage comes with it."""
+    client.server.faults.failing = {"row 0": [200, REFUSALS.get(client.server.name, "content_filter"), ""]}
+    job_id = client.submit()
+    came = {reply.custom_id: reply.came for reply in client.results(job_id)}[f"{MARKER}-0"]
+    assert isinstance(came, RefusedError)
+    assert came.usage is not None
+    assert came.usage.input_tokens > 0
+    assert came.tier is None
+    assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
+
+
+REFUSALS = {"anthropic": "refusal", "gemini": "SAFETY"}
+
+
+def test_all_rows_may_fail(client: Client) -> None:
+    """Then there may be no file of replies at all."""
+    client.server.faults.failing = {"row": [400, "invalid_request_error", "No."]}
+    job_id = client.submit()
+    assert client.status(job_id).has_ended
+    replies = client.results(job_id)
+    assert {reply.custom_id for reply in replies} == ids(0, 1, 2, 3)
+    assert not answered(replies)
+    assert not client.server.books.billed
+
+
+def test_a_row_of_which_nothing_is_said_may_be_billed(client: Client) -> None:
+    """The job completed without it."""
+    client.server.faults.silent = ["row 2"]
+    job_id = client.submit()
+    assert client.status(job_id).bills_silence
+    assert {reply.custom_id for reply in client.results(job_id)} == ids(0, 1, 3)
+    assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
+
+
+# -- results that are not what they should be ----------------------------------------------------------------------
+
+
+def test_ids_that_come_twice_or_are_not_ours_are_passed_on(client: Client) -> None:
+    """In any order."""
+    client.server.faults.mangled = ["duplicate", "alien", "shuffle"]
+    replies = client.results(client.submit())
+    found = Counter(reply.custom_id for reply in replies)
+    assert len(replies) == 6
+    assert ids(0, 1, 2, 3) < found.keys()
+    assert max(found.values()) == 2
+    assert any(custom_id.startswith("fedcba") for custom_id in found)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "deep", "huge"])
+def test_a_line_that_cannot_be_read_is_a_reply_that_was_lost(client: Client, kind: str) -> None:
+    """It may be billed; the other lines are read."""
+    client.server.faults.mangled = [kind]
+    replies = client.results(client.submit())
+    assert len(answered(replies)) == 3
+    (lost,) = [reply for reply in replies if not isinstance(reply.came, Reply)]
+    assert isinstance(lost.came, TransientError)
+    assert lost.came.cost_unknown
+    assert lost.custom_id in ids(0, 1, 2, 3)
+
+
+def test_results_that_are_no_longer_kept(client: Client) -> None:
+    """They are lost, which is no outage."""
+    job_id = client.submit()
+    client.status(job_id)
+    client.server.advance(60 * DAY_S)
+    with pytest.raises(JobLostError):
+        client.results(job_id)
+
+
+def test_a_download_that_breaks_is_a_matter_of_the_moment(client: Client) -> None:
+    """It costs nothing, and the next one brings all."""
+    job_id = client.submit()
+    client.server.faults.cut_results = 1
+    with pytest.raises(TransientError) as failed:
+        client.results(job_id)
+    assert not failed.value.cost_unknown
+    assert len(answered(client.results(job_id))) == 4
+
+
+# -- creating a job ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_creation_was_not_answered_is_found_by_its_marker(client: Client) -> None:
+    """Its cost is not known until then; a marker that nobody used is not found."""
+    client.server.faults.cut_create = 1
+    since = client.server.now()
+    with pytest.raises(TransientError) as failed:
+        client.submit()
+    assert failed.value.cost_unknown
+    found = client.find(since=since)
+    assert found == client.find(since=since + 250)
+    assert (found or "").endswith(client.server.books.created[0])
+    assert len(answered(client.results(found or ""))) == 4
+    assert client.find("f" * 16, since) is None
+
+
+def test_a_job_is_found_among_many(client: Client) -> None:
+    """The list comes in pages."""
+    client.server.faults.page_size = 3
+    since = client.server.now()
+    markers = [f"{number:016x}" for number in range(8)]
+    created = [client.submit(rows=2, marker=marker) for marker in markers]
+    for number in (0, 4, 7):
+        assert client.find(markers[number], since, 2) == created[number]
+    assert client.find(MARKER, since, 2) is None
+
+
+def test_a_creation_that_is_turned_away_creates_nothing(client: Client) -> None:
+    """It is tried later, as the provider asks."""
+    body = {"error": {"message": "Rate limit reached.", "type": "rate_limit_error", "code": "rate_limit_exceeded"}}
+    client.server.faults.refuse_create = [[429, body, {"Retry-After": "7"}]]
+    with pytest.raises(TransientError) as failed:
+        client.submit()
+    assert (failed.value.kind, failed.value.retry_after_s, failed.value.cost_unknown) == ("limited", 7, False)
+    assert not client.server.books.created
+
+
+def test_a_refusal_of_a_job_tells_no_text_of_its_rows(client: Client) -> None:
+    """Nor any other request about it; the code of the error is told."""
+    said = {"error": {"type": "invalid_request_error", "message": "requests.0: 'Repeat: row 0' is not valid."}}
+    client.server.faults.refuse_create = [[400, said, {}]]
+    with pytest.raises((RefusedError, FatalError)) as failed:
+        client.submit()
+    assert "invalid_request_error" in str(failed.value)
+    assert client.server.name != "anthropic" or "row 0" not in str(failed.value)
+    assert not client.server.books.created
+
+
+def test_too_much_under_way_is_a_limit(client: Client) -> None:
+    """Said at once with whatever status, or by a job that fails."""
+    message = "Enqueued token limit reached for the model. Limit: 90,000 enqueued tokens."
+    client.server.faults.refuse_create = [[400, {"error": {"message": message, "code": "token_limit_exceeded"}}, {}]]
+    with pytest.raises(TransientError) as failed:
+        client.submit()
+    assert failed.value.kind == "limited"
+    client.server.faults.is_full = True
+    if client.server.name == "anthropic":
+        return  # a batch that was taken does not fail
+    status = client.status(client.submit())
+    assert status.has_ended
+    assert not status.bills_silence
+    (problem,) = status.problems
+    assert problem.is_quota
+
+
+def test_a_gateway_that_fails_leaves_open_whether_a_job_was_created(client: Client) -> None:
+    """As a connection that breaks does."""
+    client.server.faults.refuse_create = [[504, {"error": {"message": "upstream timeout"}}, {}]]
+    with pytest.raises(TransientError) as failed:
+        client.submit()
+    assert failed.value.cost_unknown
+
+
+def test_a_job_that_fails_its_validation_says_where(client: Client) -> None:
+    """Nothing of it is billed."""
+    if client.server.name == "anthropic":
+        return  # it validates row by row
+    client.server.faults.invalid_line = 3
+    status = client.status(client.submit())
+    assert status.has_ended
+    assert not status.bills_silence
+    (problem,) = status.problems
+    assert not problem.is_quota
+    assert problem.message
+    assert problem.line in ((None,) if client.server.name in ("mistral", "together_ai", "gemini") else (3,))
+    assert not client.results(client.submit())
+
+
+# -- accounts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_of_another_account_is_not_there(client: Client) -> None:
+    """Its state and results are lost to this key, and it is not found by its marker."""
+    since = client.server.now()
+    job_id = client.submit()
+    other = replace(client, key="key-2")
+    for act in (lambda: other.status(job_id), lambda: other.results(job_id)):
+        with pytest.raises(JobLostError):
+            act()
+    assert other.find(since=since) is None
+
+
+def test_a_wrong_key_is_fatal(client: Client) -> None:
+    """At every step, and no message has the key."""
+    job_id = client.submit()
+    other = replace(client, key="sk-wrong-key-99")
+    for act in (other.submit, lambda: other.status(job_id), other.find):
+        with pytest.raises(FatalError) as failed:
+            act()
+        assert "wrong-key" not in str(failed.value)
+
+
+def test_accounts_are_told_apart_without_their_keys(client: Client, server: JobServer) -> None:
+    """By the key that is used, wherever it comes from, and by the address."""
+
+    async def account(api: JobApi) -> str:
+        return api.account
+
+    first, second = client.using(account), replace(client, key="key-2").using(account)
+    assert first != second
+    assert client.using(account) == first
+    assert "key" not in first
+    assert len(first) == 12
+    elsewhere = replace(spec_for(server), base_url="http://127.0.0.1:9/v1")
+    assert connect_jobs(elsewhere).account != first
+
+
+def test_an_outage_is_a_matter_of_the_moment(client: Client) -> None:
+    """A question about a job costs nothing."""
+    job_id = client.submit()
+    client.server.faults.status_errors = [503, 500]
+    for _ in range(2):
+        with pytest.raises(TransientError) as failed:
+            client.status(job_id)
+        assert not failed.value.cost_unknown
+    assert client.status(job_id).has_ended
+
+
+def test_the_tier_is_offered_for_those_that_are_here() -> None:
+    """The table of tiers and the table of adapters agree, and the servers stand for all of them."""
+    assert set(JOB_PROVIDERS) == set(servers())
+    for provider in JOB_PROVIDERS:
+        model = MODELS.get(provider, f"{provider}/m")
+        assert connect_jobs(ModelSpec(model, "k", "http://127.0.0.1:9", tier="batch")).limits.requests >= 50_000
+    with pytest.raises(ConfigError, match="needs a key"):
+        connect_jobs(ModelSpec("groq/m", tier="batch"))
+
+
+# -- large jobs, and where secrets go ------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_process(name: str, log: Path) -> Iterator[JobServer]:
+    """A server in a process of its own, of which this one knows the address."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.support.job_server", name, str(port)]
+    origin = f"http://127.0.0.1:{port}"
+    with run_server(command, f"{origin}/control/ready", log, {**os.environ, "PYTHONPATH": str(ROOT)}):
+        stand_in = servers()[name]()
+        stand_in.address = origin
+        yield stand_in
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
+def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Path) -> None:
+    """Neither the file nor the results are held, however many there are."""
+    rows = 100_000
+    with in_process(name, tmp_path / "log") as server:
+        client = Client(server, tmp_path)
+        file = tmp_path / "large.jsonl"
+
+        async def write(api: JobApi) -> None:
+            with file.open("wb") as lines:
+                for number in range(rows):
+                    call = Call((Message("user", f"Repeat: row {number}"),))
+                    lines.write(api.write(call, f"{MARKER}-{number}") + b"\n")
+
+        async def submit(api: JobApi) -> str:
+            return await api.submit(NewJob(MARKER, file, rows), nothing)
+
+        async def read(api: JobApi) -> Counter[bool]:
+            found = api.read_results(job_id)
+            return Counter([isinstance(reply.came, Reply) async for reply in found])
+
+        client.using(write)
+        control(server.origin, "faults", max_requests=rows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        job_id = client.using(submit)
+        assert client.status(job_id).has_ended
+        assert client.using(read) == {True: rows}
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert file.stat().st_size > 14 * 2**20
+    assert grown_kib < 12 * 2**10
+
+
+def test_a_server_of_its_own_process_keeps_its_jobs_when_a_client_is_gone(tmp_path: Path) -> None:
+    """Its clock, faults and books are reached from outside."""
+    with in_process("openai", tmp_path / "log") as server:
+        client = Client(server, tmp_path)
+        control(server.origin, "faults", takes_s=HALF_A_DAY_S)
+        job_id = client.submit()
+        assert not client.status(job_id).has_ended
+        control(server.origin, "advance", seconds=DAY_S)
+        assert client.status(job_id).has_ended
+        assert control(server.origin, "books")["billed_ids"] == dict.fromkeys(sorted(ids(0, 1, 2, 3)), 1)
+
+
+def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
+    """A redirect is followed to the file, once, and no secret goes along."""
+    heads: list[bytes] = []
+    line = b'{"custom_id":"a-0","response":{"status_code":200,"body":' + completion("x") + b"}}\n"
+
+    def script(connection: Connection) -> None:
+        while head := connection.read_head():
+            heads.append(head)
+            if head.startswith(b"GET /v1/batches"):
+                connection.send(http_reply(b'{"id":"b","status":"completed","output_file_id":"f"}'))
+            elif head.startswith(b"GET /v1/files"):
+                connection.send(http_reply(b"", f"Location: {server.base_url}/store", status="302 Found"))
+            else:
+                connection.send(http_reply(line))
+
+    with RawServer(script) as server:
+        spec = ModelSpec("together_ai/m", "sk-very-secret", server.base_url, tier="batch")
+
+        async def read() -> list[JobReply]:
+            api = connect_jobs(spec)
+            found = [reply async for reply in api.read_results("b")]
+            await api.aclose()
+            return found
+
+        (reply,) = asyncio.run(read())
+    assert isinstance(reply.came, Reply)
+    assert [b"sk-very-secret" in head for head in heads] == [True, True, False]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'"text"', b"not JSON", b"[" * 3000 + b"]" * 3000, b'{"status": 5}'])
+def test_whatever_is_said_of_a_job_is_survived(body: bytes, server: JobServer) -> None:
+    """It is a matter of the moment, or says nothing of an end."""
+
+    def script(connection: Connection) -> None:
+        while connection.read_head():
+            connection.send(http_reply(body))
+
+    with RawServer(script) as raw:
+        spec = replace(spec_for(server), base_url=raw.base_url)
+
+        async def act(ask: Callable[[JobApi], Awaitable[Any]]) -> Any:
+            api = connect_jobs(spec)
+            try:
+                return await ask(api)
+            except TransientError as failed:
+                return failed
+            finally:
+                await api.aclose()
+
+        status = asyncio.run(act(lambda api: api.get_status("b")))
+        assert isinstance(status, TransientError) or not status.has_ended
+        found = asyncio.run(act(lambda api: api.find(MARKER, 0.0, 4)))
+        assert found is None or isinstance(found, TransientError)
+
+
+# -- what only one provider has ------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_anthropic_that_still_runs_may_be_the_one(tmp_path: Path) -> None:
+    """Its requests cannot be seen yet, so it cannot be told; one of another size is none."""
+    with servers()["anthropic"](faults=Faults(takes_s=HALF_A_DAY_S)) as server:
+        client = Client(server, tmp_path)
+        since = server.now()
+        job_id = client.submit()
+        with pytest.raises(TransientError, match="cannot be told yet"):
+            client.find(since=since)
+        assert client.find(since=since, requests=5) is None
+        server.advance(DAY_S)
+        assert client.find(since=since) == job_id
+        assert client.find("f" * 16, since) is None
+
+
+def test_anthropic_caches_the_fixed_part_in_a_batch_too() -> None:
+    """The breakpoint is where live calls have it, with the life that is asked for."""
+    with servers()["anthropic"]() as server:
+        api = connect_jobs(spec_for(server, prompt_cache="1h"))
+        call = Call((Message("system", "Be brief."), Message("user", "Repeat: x")), cache_prefix=True)
+        params = orjson.loads(api.write(call, f"{MARKER}-0"))["params"]
+        assert params["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+        asyncio.run(api.aclose())
+
+
+def test_gemini_is_asked_in_its_own_words() -> None:
+    """With the parameters of live calls; one that has no name there is an error before any job."""
+    params = {"top_p": 0.5, "stop": "END", "seed": 7, "reasoning_effort": "low"}
+    spec = ModelSpec("gemini/gemini-2.5-flash", "k", temperature=0.0, max_output_tokens=9, params=params, tier="batch")
+    call = Call((Message("system", "Be brief."), Message("assistant", "Yes?"), Message("user", "x")), SCHEMA)
+    request = orjson.loads(connect_jobs(spec).write(call, "a-0"))["request"]
+    config = request["generationConfig"]
+    assert config.pop("responseJsonSchema")["properties"]["answer"]["type"] == "string"
+    assert config == {
+        "temperature": 0.0,
+        "maxOutputTokens": 9,
+        "topP": 0.5,
+        "stopSequences": ["END"],
+        "seed": 7,
+        "thinkingConfig": {"thinkingBudget": 1024},
+        "responseMimeType": "application/json",
+    }
+    assert [turn["role"] for turn in request["contents"]] == ["model", "user"]
+    assert request["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
+    with pytest.raises(ConfigError, match="'logit_bias' cannot be said to Gemini's batch API"):
+        connect_jobs(replace(spec, params={"logit_bias": {}}))
+
+
+def test_a_file_at_azure_is_used_once_it_is_processed(tmp_path: Path) -> None:
+    """Until then no job can be made of it."""
+    with servers()["azure"](faults=Faults(pending_files=1)) as server:
+        client = Client(server, tmp_path)
+        assert client.status(client.submit()).has_ended
+
+
+def test_an_account_at_azure_is_its_endpoint_where_tokens_are_used() -> None:
+    """A token is renewed, and the jobs stay those of the resource; a key is an account of its own."""
+    spec = ModelSpec("azure/small", None, "https://one.openai.azure.com", tier="batch")
+    by_token = [connect_jobs(replace(spec, settings={"ad_token": token})).account for token in ("t1", "t2")]
+    assert by_token[0] == by_token[1]
+    by_key = {connect_jobs(replace(spec, api_key=key)).account for key in ("k1", "k2")}
+    assert len({*by_key, *by_token}) == 3

@@ -65,6 +65,15 @@ def fail(client: Client, fault: Fault, **spec: Any) -> tuple[ProviderError, int]
     return caught.value, len(provider.books.requests)
 
 
+def test_a_reply_that_is_nested_without_end_is_lost() -> None:
+    """It may be billed, and it is no crash of the run."""
+    nested = b'{"choices":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    failed, requests = fail(WIRE, status(200, nested))
+    assert isinstance(failed, TransientError)
+    assert failed.cost_unknown
+    assert requests == 1
+
+
 # -- answers -------------------------------------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ class AnthropicProvider(Provider):
             output = used["completion_tokens"]
             read = details["cached_tokens"]
             written = details.get("cache_write_tokens", 0)
-        lives = {block["cache_control"].get("ttl", "5m") for block in _blocks(asked.body) if "cache_control" in block}
+        lives = {block["cache_control"].get("ttl", "5m") for block in blocks_of(asked.body) if "cache_control" in block}
         by_life = {f"ephemeral_{life}_input_tokens": written if life in lives else 0 for life in ("5m", "1h")}
         return {
             "input_tokens": sent - read - written,
@@ -100,7 +100,7 @@ class AnthropicProvider(Provider):
         """Tools, system text and messages, in this order; the last marked block ends what is cached."""
         text = orjson.dumps([body.get("tools"), body.get("output_config")]).decode()
         marked = None
-        for block in _blocks(body):
+        for block in blocks_of(body):
             text += block["text"]
             marked = len(text) if "cache_control" in block else marked
         return text, marked
@@ -135,7 +135,7 @@ def _faults(asked: Asked) -> Iterator[str]:
     roles = [message["role"] for message in body.get("messages", ())]
     if not roles or roles[-1] != "user" or not set(roles) <= {"user", "assistant"}:
         yield "messages: the conversation must end with a user message"
-    blocks = list(_blocks(body))
+    blocks = list(blocks_of(body))
     if any(not block["text"].strip() for block in blocks):
         yield "messages: text content blocks must contain non-whitespace text"
     marked = [block["cache_control"] for block in blocks if "cache_control" in block]
@@ -149,7 +149,7 @@ def _faults(asked: Asked) -> Iterator[str]:
     yield from _format_faults(body)
 
 
-def _blocks(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def blocks_of(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     contents = [body.get("system", ()), *(message["content"] for message in body.get("messages", ()))]
     for content in contents:
         yield from [{"type": "text", "text": content}] if isinstance(content, str) else content

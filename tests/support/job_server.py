@@ -1,9 +1,9 @@
 """Batch APIs of providers on the loopback: jobs with a clock that can be moved, scripted faults and exact books.
 
-The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of its
-own (`python -m tests.support.job_server openai <port>`), which a client's death does not touch; then `control` moves its
-clock, sets its faults and reads its books. Rows are answered evenly over the time that a job takes, so a job that is
-cancelled or expires has answered its share of them.
+The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of
+its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model), which a client's
+death does not touch; then `control` moves its clock, sets its faults and reads its books. Rows are answered evenly over
+the time that a job takes, so a job that is cancelled or expires has answered its share of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -25,8 +25,9 @@ from typing import Any, ClassVar, Self
 import orjson
 from aiohttp import web
 
+from ondine_core.providers.pricing import find_entry
 from tests.support.asking import echo_each
-from tests.support.meter import Meter, Rates
+from tests.support.meter import Meter, Rates, rates_of
 
 _START_TIMEOUT_S = 60.0
 _FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
@@ -51,6 +52,9 @@ class Faults:
         is_full: Whether a job fails since too much is under way.
         page_size: Most jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
+        max_requests: The most requests of a job; one with more fails.
+        pending_files: How often a file is said to be pending before it can be used, at Azure.
+        ends_before_cancel: Whether a job ends right before it is to be cancelled.
         cut_results: Of the next downloads, so many break in the middle.
     """
 
@@ -67,6 +71,9 @@ class Faults:
     page_size: int = 100
     status_errors: list[int] = field(default_factory=list)
     cut_results: int = 0
+    ends_before_cancel: bool = False
+    max_requests: int = 50_000
+    pending_files: int = 0
 
 
 @dataclass
@@ -144,7 +151,7 @@ class JobServer:
         self.jobs: dict[str, Job] = {}
         self._skew_s = 0.0
         self._lock = threading.RLock()
-        self._origin = ""
+        self.address = ""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -153,7 +160,7 @@ class JobServer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="job-server")
         self._thread.start()
-        self._origin = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}"
+        self.address = f"http://127.0.0.1:{started.result(_START_TIMEOUT_S)}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,12 +170,12 @@ class JobServer:
     @property
     def origin(self) -> str:
         """Scheme, host and port."""
-        return self._origin
+        return self.address
 
     @property
     def base_url(self) -> str:
         """What a model is connected to."""
-        return f"{self._origin}/v1"
+        return f"{self.address}/v1"
 
     async def _serve(self, started: Future[int]) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
@@ -184,7 +191,9 @@ class JobServer:
     async def listen(self, port: int) -> web.AppRunner:
         """Serve from now on."""
         app = web.Application(client_max_size=2**30, middlewares=[self._note])
-        app.router.add_routes([*self.routes(), web.post("/control/{what}", self._control)])
+        app.router.add_routes(
+            [*self.routes(), web.get("/control/ready", self._ready), web.post("/control/{what}", self._control)]
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -214,6 +223,9 @@ class JobServer:
             for job in self.jobs.values():
                 self.settle(job)
 
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.json_response({})
+
     async def _control(self, request: web.Request) -> web.Response:
         said = await request.json()
         match request.match_info["what"]:
@@ -223,7 +235,7 @@ class JobServer:
                 for name, value in said.items():
                     setattr(self.faults, name, value)
             case "books":
-                books = {**asdict(self.books), "usd": str(self.books.usd)}
+                books = {**vars(self.books), "usd": str(self.books.usd)}
                 return web.json_response(books)
         return web.json_response({})
 
@@ -245,10 +257,13 @@ class JobServer:
             self.books.created.append(job.id)
             faults = self.faults
             if faults.invalid_line is not None:
-                self._end(job, "failed", 0)
+                self.end(job, "failed", 0)
                 job.problems = [{"code": "invalid_request", "message": "Bad.", "line": faults.invalid_line}]
+            elif len(rows) > faults.max_requests:
+                self.end(job, "failed", 0)
+                job.problems = [{"code": "too_many_requests", "message": "It has too many lines.", "line": None}]
             elif faults.is_full:
-                self._end(job, "failed", 0)
+                self.end(job, "failed", 0)
                 message = "Enqueued token limit reached for the model in the organization. Limit: 90,000."
                 job.problems = [{"code": "token_limit_exceeded", "message": message, "line": None}]
             return job
@@ -266,11 +281,11 @@ class JobServer:
             rate = len(job.rows) / faults.takes_s if faults.takes_s else len(job.rows) * 1e12
             if job.cancelled_at is not None:
                 ran_s = job.cancelled_at - job.created_at
-                self._end(job, "cancelled", int(rate * ran_s))
+                self.end(job, "cancelled", int(rate * ran_s))
             elif age_s >= faults.takes_s and faults.takes_s <= faults.window_s:
-                self._end(job, "completed", len(job.rows))
+                self.end(job, "completed", len(job.rows))
             elif age_s >= faults.window_s:
-                self._end(job, "expired", int(rate * faults.window_s))
+                self.end(job, "expired", int(rate * faults.window_s))
 
     def done_of(self, job: Job) -> int:
         """Rows that are answered so far."""
@@ -279,13 +294,18 @@ class JobServer:
         share = (self.now() - job.created_at) / self.faults.takes_s if self.faults.takes_s else 0.0
         return int(share * len(job.rows))
 
-    def cancel(self, job: Job) -> None:
-        """Stop a job; one that has ended stays so."""
-        self.settle(job)
-        if not job.ending:
-            job.cancelled_at = self.now()
+    def can_cancel(self, job: Job) -> bool:
+        """Whether a job still runs when it is to be cancelled."""
+        if self.faults.ends_before_cancel and not job.ending:
+            self.end(job, "completed", len(job.rows))
+        return not job.ending
 
-    def _end(self, job: Job, ending: str, answered: int) -> None:
+    def cancel(self, job: Job) -> None:
+        """Stop a job."""
+        job.cancelled_at = self.now()
+
+    def end(self, job: Job, ending: str, answered: int) -> None:
+        """End a job of which so many rows were answered."""
         job.ending, job.ended_at = ending, self.now()
         if ending == "failed":
             return
@@ -390,7 +410,7 @@ class JobServer:
         if found and "garbage" in kinds:
             found[-1] = found[-1][: len(found[-1]) // 2]
         if found and "deep" in kinds:
-            found[0] = found[0].replace(b'"choices":', b'"deep":' + DEEP + b',"choices":')
+            found[0] = found[0][:-1] + b',"deep":' + DEEP + b"}"
         if found and "huge" in kinds:
             found[0] = found[0][:-1] + b',"padding":"' + b"x" * 2**23 + b'"}'
         if "shuffle" in kinds:
@@ -400,7 +420,7 @@ class JobServer:
     def alien(self, line: bytes) -> bytes:
         """A line of another job."""
         data = orjson.loads(line)
-        data["custom_id"] = "0123456789abcdef-0"
+        data["custom_id"] = "fedcba9876543210-0"
         return orjson.dumps(data)
 
 
@@ -413,7 +433,7 @@ def control(origin: str, what: str, **said: Any) -> Any:
 
 def servers() -> Mapping[str, type[JobServer]]:
     """The servers by the provider that they stand for."""
-    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai",)]
+    modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai", "anthropic", "gemini")]
     return {name: server for module in modules for name, server in module.SERVERS.items()}
 
 
@@ -423,4 +443,6 @@ async def _run_process(server: JobServer, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run_process(servers()[sys.argv[1]](), int(sys.argv[2])))
+    provider, port, *model = sys.argv[1:]
+    priced = Meter({"batch": rates_of(find_entry(model[0]) or {}, "batches")}) if model else None
+    asyncio.run(_run_process(servers()[provider](meter=priced), int(port)))

@@ -22,7 +22,7 @@ class File:
     key: str
     name: str
     rows: list[Row] = field(default_factory=list)
-    problem: str | None = None
+    problem: tuple[int, str] | None = None
 
 
 class OpenAIJobServer(JobServer):
@@ -74,18 +74,23 @@ class OpenAIJobServer(JobServer):
         self.files[file.id] = file
         return web.json_response({"id": file.id, "filename": file.name, "object": "file", "purpose": self.purpose})
 
-    async def _read_rows(self, part: Any, rows: list[Row]) -> str | None:
-        rest, problem = b"", None
+    async def _read_rows(self, part: Any, rows: list[Row]) -> tuple[int, str] | None:
+        rest = b""
+        lines: list[bytes] = []
         while chunk := await part.read_chunk(2**18):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                problem = problem or self._add_row(line, rows)
-        if rest.strip():
-            problem = problem or self._add_row(rest, rows)
-        return problem
+            *ended, rest = (rest + chunk).split(b"\n")
+            lines += ended
+        ids: set[str] = set()
+        for number, line in enumerate([*lines, rest] if rest else lines, 1):
+            if problem := self._add_row(line, rows, ids):
+                return number, problem
+        return None
 
-    def _add_row(self, line: bytes, rows: list[Row]) -> str | None:
+    def _add_row(self, line: bytes, rows: list[Row], ids: set[str]) -> str | None:
         data = orjson.loads(line)
+        if data["custom_id"] in ids:
+            return "The custom_id of a line must be unique."
+        ids.add(data["custom_id"])
         fields = {"custom_id", "body", *(("method", "url") if self.is_named else ())}
         if data.keys() != fields or ("model" in data["body"]) != self.has_model:
             return f"The fields of a line are {sorted(fields)}."
@@ -98,7 +103,10 @@ class OpenAIJobServer(JobServer):
         file = self.files.get(request.match_info["id"])
         if file is None or file.key != self.account(request):
             return self.refuse(404, "not_found", "No such File object.")
-        return web.json_response({"id": file.id, "filename": file.name})
+        is_pending = self.faults.pending_files > 0
+        self.faults.pending_files -= is_pending
+        status = "pending" if is_pending else "processed"
+        return web.json_response({"id": file.id, "filename": file.name, "status": status})
 
     async def _content(self, request: web.Request) -> web.StreamResponse:
         kind, _, job_id = request.match_info["id"].partition("-")
@@ -109,7 +117,7 @@ class OpenAIJobServer(JobServer):
 
     def _lines(self, job: Job, *, is_output: bool) -> Iterator[bytes]:
         for number, row in enumerate(job.rows):
-            if (row.came == "answered") == is_output and not self.is_silent(row):
+            if row.came and (row.came == "answered") == is_output and not self.is_silent(row):
                 yield orjson.dumps(self._result(row, number))
 
     def _result(self, row: Row, number: int) -> Mapping[str, Any]:
@@ -149,7 +157,7 @@ class OpenAIJobServer(JobServer):
         job = self.create(key, file.rows, said.get("metadata"), file.id)
         if file.problem and not job.ending:
             job.ending, job.ended_at = "failed", self.now()
-            job.problems = [{"code": "invalid_request", "message": file.problem, "line": 1}]
+            job.problems = [{"code": "invalid_request", "message": file.problem[1], "line": file.problem[0]}]
         self.cut_if_asked(request)
         return self.created(job)
 
@@ -172,7 +180,7 @@ class OpenAIJobServer(JobServer):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         job = self.find_job(request, request.match_info["id"])
-        if job is None or job.ending:
+        if job is None or not self.can_cancel(job):
             return self.refuse(409 if job else 404, "conflict", "Cannot cancel it.")
         self.cancel(job)
         return web.json_response(self.shown(job))
@@ -249,6 +257,10 @@ class AzureJobServer(OpenAIJobServer):
 
     def created(self, job: Job) -> web.Response:
         return web.json_response(self.shown(job), status=201)
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        common = super().shown(job)
+        return {**common, "error_file_id": f"errors-{job.id}" if job.ending else None}  # it may be empty
 
 
 class GroqJobServer(OpenAIJobServer):

@@ -10,7 +10,8 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -22,11 +23,11 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import orjson
 
-from ondine_core.errors import JobLostError, ProviderError, TransientError
+from ondine_core.errors import JobLostError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.http import CONNECT_TIMEOUT_S, decode, proxy_for
 from ondine_core.providers.http_connection import Connector, NotSentError, ReplyTooLargeError, Request, Resolve
 from ondine_core.providers.http_errors import ADVICE, Address, Response, lost, turned_away
-from ondine_core.providers.job_api import JobProblem
+from ondine_core.providers.job_api import JobApi, JobProblem
 from ondine_core.providers.masking import mask
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable
 from ondine_core.types.values import Call
@@ -35,12 +36,17 @@ __all__ = [
     "CLOCK_SLACK_S",
     "LATE_S",
     "JobHttp",
-    "Line",
+    "ResultLine",
     "Target",
+    "cancel_unless_ended",
     "constant",
     "epoch_s",
     "fingerprint",
+    "id_of",
     "problem_of",
+    "reading",
+    "size_of",
+    "split_lines",
 ]
 
 CLOCK_SLACK_S = 300.0
@@ -50,6 +56,8 @@ LATE_S = 240.0
 
 _NO_CALL = Call(())
 _GONE = (404, 410)
+_FORBIDDEN, _MAY_BE_GONE = 403, b"may not exist"
+"""How Google refuses what is not there."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNKNOWN_STATUSES = frozenset({500, 502, 504, 520, 522, 524})
 """Statuses after which a job may have been created all the same."""
@@ -57,6 +65,8 @@ _SLOWEST_BYTES_S = 2**17
 """A line that carries less than 1 Mbit/s is given up."""
 _PAUSE_S = 60.0
 _CHUNK = 2**16
+_OK = 200
+_MAX_REQUESTS = 5
 _ANY_SIZE = 2**62
 _HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _JSON: Mapping[str, str] = {"Content-Type": "application/json"}
@@ -87,6 +97,31 @@ def epoch_s(at: Any) -> float:
         return inf
 
 
+def id_of(made: Any, *, creates: bool = False, field: str = "id") -> str:
+    """The provider's name of what it shows; with `creates` it may have been created all the same if there is none."""
+    found = made.get(field) if isinstance(made, dict) else None
+    if not isinstance(found, str) or not found:
+        raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
+    return found
+
+
+async def size_of(file: Path) -> int:
+    """Bytes of a file."""
+    return (await asyncio.to_thread(file.stat)).st_size
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """What is read in here has the form that the provider documents, or the request may be made again."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        kind = type(error).__name__
+        raise TransientError(
+            f"The provider's reply about a batch job has another form than expected ({kind})."
+        ) from None
+
+
 def fingerprint(secret: str, address: str) -> str:
     """Tells accounts apart: 12 hexadecimal digits from which neither key nor address can be had."""
     return blake2b(f"{secret}\0{address}".encode(), digest_size=6, person=b"ondine account").hexdigest()
@@ -97,6 +132,17 @@ def problem_of(message: str, code: str = "", line: Any = None) -> JobProblem:
     said = _QUOTATION.sub("\u2026", mask(message, _NO_CALL, ()))
     is_full = _FULL.search(f"{code} {message}") is not None
     return JobProblem(f"{said} ({code})" if code else said, line if isinstance(line, int) else None, is_full)
+
+
+async def cancel_unless_ended(api: JobApi, job_id: str, ask: Callable[[], Awaitable[Any]]) -> None:
+    """Ask for the end of a job; that it ended meanwhile is no error, however the provider refuses it."""
+    if (await api.get_status(job_id)).has_ended:
+        return
+    try:
+        await ask()
+    except (RefusedError, TransientError):
+        if not (await api.get_status(job_id)).has_ended:
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +169,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ResultLine:
     """A line of a file of results; of one that is too long only its beginning."""
 
     content: bytes
@@ -152,35 +198,36 @@ class JobHttp:
         """The JSON at `path`; `missing` says what is lost if there is nothing (any more)."""
         return _parse(await self.send("GET", path, params=params, missing=missing))
 
-    async def post(self, path: str, body: Any = None, *, creates: bool = False, missing: str | None = None) -> Any:
-        """Post JSON and return what comes back; with `creates` it creates a job."""
+    async def post(self, path: str, body: Any = None, *, creates: bool = False, **options: Any) -> Any:
+        """Post JSON and return what comes back; with `creates` it creates a job. `options` are those of `send`."""
         content = b"" if body is None else orjson.dumps(body)
-        return _parse(await self.send("POST", path, lambda: content, _JSON, creates=creates, missing=missing), creates)
+        options = {"data": lambda: content, "headers": _JSON, **options}
+        return _parse(await self.send("POST", path, **options, creates=creates), creates)
 
     async def upload(self, path: str, file: Path, name: str, fields: Mapping[str, str]) -> Any:
         """Post a file as a form with `fields`, read from disk piece by piece, and return the JSON that comes back."""
-        opened = await asyncio.to_thread(file.open, "rb")
-        with opened:
+        size = await size_of(file)
+        with ExitStack() as opened:
 
             def form() -> aiohttp.FormData:
-                opened.seek(0)
                 made = aiohttp.FormData(dict(fields))
-                made.add_field("file", opened, filename=name, content_type="application/jsonl")
+                content = opened.enter_context(file.open("rb"))
+                made.add_field("file", content, filename=name, content_type="application/jsonl")
                 return made
 
-            return _parse(await self.send("POST", path, form, total_s=self.file_timeout_s(file)))
+            return _parse(await self.send("POST", path, data=form, total_s=self.transfer_timeout_s(size)))
 
-    def file_timeout_s(self, file: Path) -> float:
-        """Seconds that a request may take that carries `file`."""
-        return self._timeout_s + file.stat().st_size / _SLOWEST_BYTES_S
+    def transfer_timeout_s(self, size: int) -> float:
+        """Seconds that a request may take that carries so many bytes."""
+        return self._timeout_s + size / _SLOWEST_BYTES_S
 
     async def send(  # noqa: PLR0913  (by keyword)
         self,
         method: str,
         path: str,
+        *,
         data: Callable[[], Any] = lambda: None,
         headers: Mapping[str, str] | None = None,
-        *,
         params: Mapping[str, str] | None = None,
         total_s: float | None = None,
         creates: bool = False,
@@ -190,7 +237,7 @@ class JobHttp:
 
         Args:
             method: The verb.
-            path: Below the root; a whole address is sent no secret.
+            path: What follows the root; a whole address is sent no secret.
             data: Makes the body.
             headers: Further headers.
             params: Further parameters of the address.
@@ -220,31 +267,33 @@ class JobHttp:
             raise failure if creates else _free_of_charge(failure)  # out here, where its context holds no secret
         return response
 
-    async def lines(self, path: str, missing: str) -> AsyncIterator[Line]:
+    async def lines(self, path: str, missing: str) -> AsyncIterator[ResultLine]:
         """The lines of the file at `path`, as they arrive; empty ones are left out."""
-        failure: ProviderError | None = None
+        failure: ProviderError = TransientError(f"{self.to.host!r} cannot be asked for a file.")
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=_PAUSE_S)
-        for _ in range(2):
+        for _ in range(_MAX_REQUESTS):
             secret = await self._secret_headers(path)
             request = self._request("GET", path, None, secret, timeout=timeout)
             try:
                 async with request as came:
-                    if came.status in _REDIRECTS and "Location" in came.headers:
-                        path = urljoin(str(came.url), came.headers["Location"])  # a file store, which gets no key
+                    elsewhere = came.headers.get("Location") if came.status in _REDIRECTS else None
+                    if elsewhere is not None:
+                        path = urljoin(str(came.url), elsewhere)  # a file store, which gets no key
+                        if urlsplit(path).scheme not in ("https", came.url.scheme):
+                            break
                         continue
-                    if came.status != 200:  # noqa: PLR2004
-                        response = Response(came.status, came.headers, await _read_bounded(came), time.time())
-                        failure = self._classify(response, secret, missing=missing)
-                    else:
-                        async for line in _split(came.content, self._max_line_bytes):
+                    if came.status == _OK and not _is_packed(came):
+                        async for line in split_lines(came.content, self._max_line_bytes):
                             yield line
+                        return
+                    response = Response(came.status, came.headers, await _read_bounded(came), time.time())
+                    failure = self._classify(response, secret, missing=missing)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = lost(error, self.to)
+                if isinstance(error, NotSentError) and error.reused:
+                    continue
             break
-        else:
-            failure = TransientError(f"{self.to.host!r} redirects to another redirect.")
-        if failure:
-            raise _free_of_charge(failure)
+        raise _free_of_charge(failure)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -259,7 +308,7 @@ class JobHttp:
         self, method: str, path: str, params: Mapping[str, str] | None, headers: Mapping[str, str], **options: Any
     ) -> Any:
         is_elsewhere = "://" in path
-        url = path if is_elsewhere else f"{self._target.root}/{path}"
+        url = path if is_elsewhere else f"{self._target.root}{path}"
         ours = {} if is_elsewhere else self._target.plain_headers
         query = {} if is_elsewhere else {**self._target.query, **(params or {})}
         return (self._session or self._open()).request(
@@ -275,7 +324,8 @@ class JobHttp:
     def _classify(
         self, response: Response, secret: Mapping[str, str], *, creates: bool = False, missing: str | None = None
     ) -> ProviderError:
-        if missing and response.status in _GONE:
+        is_gone = response.status in _GONE or (response.status == _FORBIDDEN and _MAY_BE_GONE in response.content)
+        if missing and is_gone:
             return JobLostError(f"{self.to.host!r} replied {response.status}: this key finds no {missing} (any more).")
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
         failure = turned_away(response, _NO_CALL if self._target.is_quotable else None, secrets, self.to)
@@ -315,6 +365,10 @@ def _parse(response: Response, creates: bool = False) -> Any:
     raise unreadable
 
 
+def _is_packed(came: aiohttp.ClientResponse) -> bool:
+    return came.headers.get("Content-Encoding", "identity") not in ("", "identity")
+
+
 async def _read_bounded(came: aiohttp.ClientResponse) -> bytes:
     content = bytearray()
     async for chunk in came.content.iter_chunked(_CHUNK):
@@ -324,15 +378,15 @@ async def _read_bounded(came: aiohttp.ClientResponse) -> bytes:
     return bytes(content)
 
 
-async def _split(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[Line]:
-    """The lines of `stream`; no more than one of them is held."""
+async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[ResultLine]:
+    """The lines of `stream` that are not blank; no more than `max_bytes` of one are held."""
     rest = bytearray()
     is_too_long = False
     async for chunk in stream.iter_chunked(_CHUNK):
         *ended, begun = chunk.split(b"\n")
         for part in ended:
             rest += part
-            line = Line(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes)
+            line = ResultLine(bytes(rest[:max_bytes]), not is_too_long and len(rest) <= max_bytes)
             rest.clear()
             is_too_long = False
             if line.content.strip():
@@ -342,4 +396,4 @@ async def _split(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[
             is_too_long = True
             del rest[max_bytes:]
     if rest.strip():
-        yield Line(bytes(rest), not is_too_long)
+        yield ResultLine(bytes(rest), not is_too_long)

@@ -18,7 +18,7 @@ from ondine_core.errors import ProviderError, RefusedError, TransientError
 from ondine_core.providers.http import decode
 from ondine_core.providers.http_errors import Address, Response, turned_away, unreadable
 from ondine_core.providers.job_api import JobReply
-from ondine_core.providers.jobs.job_http import Line
+from ondine_core.providers.jobs.job_http import ResultLine
 from ondine_core.providers.reply_body import check_parsable
 from ondine_core.types.values import Reply
 
@@ -31,7 +31,7 @@ _OK = 200
 _ID = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([\w-]{1,64})"')
 
 
-def read_row(line: Line, read: Callable[[Mapping[str, Any]], JobReply]) -> JobReply:
+def read_row(line: ResultLine, read: Callable[[Mapping[str, Any]], JobReply]) -> JobReply:
     """What a line of results says; one that cannot be read is a reply that was lost, and may be billed.
 
     Args:

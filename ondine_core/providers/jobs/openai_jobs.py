@@ -5,6 +5,7 @@ Azure, Groq, Mistral and Together have the same in other words, which are data h
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +22,13 @@ from ondine_core.providers.jobs.job_http import (
     LATE_S,
     JobHttp,
     Target,
+    cancel_unless_ended,
     constant,
     epoch_s,
     fingerprint,
+    id_of,
     problem_of,
+    reading,
 )
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
 from ondine_core.providers.openai_http import ChatWriter, chat_advice, chat_reply
@@ -39,6 +43,7 @@ MARKER: Final = "ondine_job"
 """The metadata field that names a job."""
 _MAX_PAGES = 200
 _PAGE = "100"
+_FILE_CHECKS, _FILE_CHECK_S = 60, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +59,41 @@ class Dialect:
         is_named: Whether each line says to what it is posted.
         has_metadata: Whether a job has metadata; without, the name of its file is its marker.
         of_job: Further fields of a new job.
+        processes_files: Whether a file can be used only once it was processed.
         unbilled: States after which a request without a result was not billed.
     """
 
     limits: JobLimits = JobLimits(50_000, 200 * 10**6)
-    jobs: str = "batches"
-    files: str = "files"
+    jobs: str = "/batches"
+    files: str = "/files"
     purpose: str = "batch"
     endpoint: str = "/v1/chat/completions"
     is_named: bool = True
     has_metadata: bool = True
+    processes_files: bool = False
     of_job: Mapping[str, Any] = field(default_factory=lambda: {"completion_window": "24h"})
     unbilled: frozenset[str] = frozenset({"failed", "expired", "cancelled"})
 
     @property
     def is_mistral(self) -> bool:
         """Whether jobs have the shape of Mistral's, of several files and of one model."""
-        return self.jobs != "batches"
+        return self.jobs != "/batches"
 
 
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect(),
-    "azure": Dialect(endpoint="/chat/completions"),
+    "azure": Dialect(endpoint="/chat/completions", processes_files=True),
     "groq": Dialect(),
     "mistral": Dialect(
         JobLimits(1_000_000, 500 * 10**6),
-        jobs="batch/jobs",
+        jobs="/batch/jobs",
         is_named=False,
         of_job={"timeout_hours": 24},
         unbilled=frozenset({"cancelled"}),
     ),
     "together_ai": Dialect(
         JobLimits(50_000, 100 * 10**6),
-        files="files/upload",
+        files="/files/upload",
         purpose="batch-api",
         is_named=False,
         has_metadata=False,
@@ -179,31 +186,45 @@ class _OpenAIJobs:
         """Upload the file, and create a job of it; see `JobApi`."""
         dialect, name = self._dialect, _file_name(job.marker)
         fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
-        file = await self._http.upload(dialect.files, job.file, name, fields)
+        file = id_of(await self._http.upload(dialect.files, job.file, name, fields))
+        if dialect.processes_files:
+            await self._wait_for(file)
         body = {"endpoint": dialect.endpoint, **dialect.of_job}
         if dialect.is_mistral:
-            body |= {"input_files": [_id_of(file)], "model": self._model}
+            body |= {"input_files": [file], "model": self._model}
         else:
-            body["input_file_id"] = _id_of(file)
+            body["input_file_id"] = file
         if dialect.has_metadata:
             body["metadata"] = {MARKER: job.marker}
         await about_to_create()
         made = await self._http.post(dialect.jobs, body, creates=True)
-        return _id_of(made.get("job", made), creates=True)
+        is_wrapped = isinstance(made, dict) and "job" in made
+        return id_of(made["job"] if is_wrapped else made, creates=True)
+
+    async def _wait_for(self, file: str) -> None:
+        """Wait until a file can be used."""
+        for _ in range(_FILE_CHECKS):
+            about = await self._http.get(f"/files/{quote(file, safe='')}")
+            with reading():
+                if about.get("status") not in ("pending", "running"):
+                    return
+            await asyncio.sleep(_FILE_CHECK_S)
+        raise TransientError(f"{self._http.to.host!r} has not processed the file of a batch job yet.")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look through the jobs since then; see `JobApi`."""
         del requests  # the marker is enough
         async for job in self._list(since - CLOCK_SLACK_S):
-            if self._dialect.has_metadata:
-                is_it = (job.get("metadata") or {}).get(MARKER) == marker
-            else:
-                path = f"files/{quote(str(job.get('input_file_id')), safe='')}"
-                file = await self._http.get(path)
-                is_it = file.get("filename") == _file_name(marker)
-            if is_it:
-                return _id_of(job)
+            if await self._is_marked(job, marker):
+                return id_of(job)
         return None
+
+    async def _is_marked(self, job: Mapping[str, Any], marker: str) -> bool:
+        if self._dialect.has_metadata:
+            with reading():
+                return bool((job.get("metadata") or {}).get(MARKER) == marker)
+        file = await self._http.get(f"/files/{quote(str(job.get('input_file_id')), safe='')}")
+        return isinstance(file, dict) and file.get("filename") == _file_name(marker)
 
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         """The jobs that were created since then, the newest pages first."""
@@ -211,32 +232,37 @@ class _OpenAIJobs:
         params = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
         for number in range(1, _MAX_PAGES + 1):
             page = await self._http.get(dialect.jobs, params)
-            jobs = page if isinstance(page, list) else page.get("data") or []
-            recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
+            with reading():
+                about: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
+                jobs = about.get("data") or []
+                recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
+                cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
+                if cursor:
+                    params["cursor"] = str(cursor)
+                elif dialect.is_mistral:
+                    params["page"] = str(number)
+                elif about.get("has_more"):
+                    params["after"] = str(jobs[-1]["id"])
+                has_more = cursor or about.get("has_more") or (dialect.is_mistral and len(jobs) == int(_PAGE))
             for job in recent:
                 yield job
-            cursor = None if isinstance(page, list) else (page.get("paging") or {}).get("next_cursor")
-            if cursor:
-                params["cursor"] = cursor  # of Groq
-            elif dialect.is_mistral and len(jobs) == int(_PAGE):
-                params["page"] = str(number)
-            elif jobs and not isinstance(page, list) and page.get("has_more"):
-                params["after"] = jobs[-1]["id"]
-            else:
-                return
-            if not recent:
+            if not recent or not has_more:
                 return
         raise TransientError(f"{self._http.to.host!r} lists too many batch jobs to find one among them.")
 
     async def get_status(self, job_id: str) -> JobStatus:
         """What the provider says of a job."""
         job = await self._get(job_id)
+        with reading():
+            return self._status(job)
+
+    def _status(self, job: Mapping[str, Any]) -> JobStatus:
         state = str(job.get("status"))
         word = state.lower()
         counts = job.get("request_counts") or {}
         done = int(counts.get("completed") or job.get("succeeded_requests") or 0)
-        has_files = any(self._files(job))
-        is_unbilled = word in self._dialect.unbilled or (word == "failed" and not done and not has_files)
+        has_output = self._files(job)[0] is not None
+        is_unbilled = word in self._dialect.unbilled or (word == "failed" and not done and not has_output)
         return JobStatus(
             word in _ENDED,
             state,
@@ -249,15 +275,18 @@ class _OpenAIJobs:
 
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
         """What came of the requests: first those with a reply, then those without."""
-        for file_id in filter(None, self._files(await self._get(job_id))):
-            path = f"files/{quote(file_id, safe='')}/content"
+        job = await self._get(job_id)
+        with reading():
+            files = self._files(job)
+        for file_id in filter(None, files):
+            path = f"/files/{quote(file_id, safe='')}/content"
             async for line in self._http.lines(path, f"results of the batch job {job_id!r}"):
                 yield read_row(line, self._read)
 
     async def cancel(self, job_id: str) -> None:
         """Ask that no further request of a job be run."""
-        if not (await self.get_status(job_id)).has_ended:
-            await self._http.post(f"{self._path(job_id)}/cancel", missing=f"batch job {job_id!r}")
+        path = f"{self._path(job_id)}/cancel"
+        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch job {job_id!r}"))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -275,7 +304,8 @@ class _OpenAIJobs:
     def _files(self, job: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The files of those that were answered and of those that were not; either may be missing."""
         suffix = "" if self._dialect.is_mistral else "_id"
-        return job.get(f"output_file{suffix}"), job.get(f"error_file{suffix}")
+        output, errors = (job.get(f"{kind}_file{suffix}") for kind in ("output", "error"))
+        return output, errors
 
     def _read(self, row: Mapping[str, Any]) -> JobReply:
         custom_id, response, error = str(row["custom_id"]), row.get("response"), row.get("error") or {}
@@ -285,23 +315,14 @@ class _OpenAIJobs:
         if code in _NOT_RUN:
             return JobReply(custom_id, None)
         if response:
-            status = int(response.get("status_code") or 200)
-            came = read_reply(status, response["body"], chat_reply, self._http.to)
+            status, body = int(response.get("status_code") or 200), response["body"]
         else:
-            status = 500 if code in _AT_FAULT else int(code) if code.isdigit() else 400
-            came = read_reply(status, {"error": error}, chat_reply, self._http.to)
-        return JobReply(custom_id, came)
+            status, body = 500 if code in _AT_FAULT else 400, {"error": error}
+        return JobReply(custom_id, read_reply(status, body, chat_reply, self._http.to))
 
 
 def _file_name(marker: str) -> str:
     return f"ondine-{marker}.jsonl"
-
-
-def _id_of(made: Any, *, creates: bool = False) -> str:
-    found = made.get("id") if isinstance(made, dict) else None
-    if not isinstance(found, str) or not found:
-        raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)
-    return found
 
 
 def _problems(job: Mapping[str, Any]) -> list[JobProblem]:

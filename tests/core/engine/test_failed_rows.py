@@ -25,6 +25,7 @@ from ondine_core.store import open_store
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.values import Failure, Reply, Usage
 from tests.support.books import KINDS, call_to, fresh_place, key_of
+from tests.support.old_store import make_old_store
 
 PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))
 
@@ -194,18 +195,9 @@ def test_the_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal 
 def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
     """Its failures are kept; what they took is not known."""
     path = tmp_path / "answers.db"
-    with open_store(path):
-        pass
+    make_old_store(path, 2)
     database = sqlite3.connect(path)
-    for column in ("model", "attempts", "cost_usd"):
-        database.execute(f"ALTER TABLE failures DROP COLUMN {column}")
-    database.execute("ALTER TABLE ledger DROP COLUMN at_most_calls")
-    for table in ("answers", "failures"):
-        database.execute(f"ALTER TABLE {table} DROP COLUMN origin")
-    for table in ("runs", "claims", "questions", "origins", "definitions", "replies"):
-        database.execute(f"DROP TABLE {table}")
     database.execute("INSERT INTO failures VALUES (?, 'invalid', 'why', 9.5)", [key_of(1)])
-    database.execute("PRAGMA user_version = 2")
     database.commit()
     database.close()
     with open_store(path) as store:

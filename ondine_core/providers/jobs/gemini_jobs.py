@@ -1,0 +1,304 @@
+"""Gemini's batch API, which takes requests in its own form: the same questions as live ones, translated here.
+
+Live calls go to Gemini's address for OpenAI's dialect, of which there are no jobs. Replies are translated back, so that
+they are read as live ones. By the API reference at https://ai.google.dev/api/batch-api.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+
+from ondine_core.errors import ConfigError, TransientError
+from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
+from ondine_core.providers.jobs.job_http import (
+    LATE_S,
+    JobHttp,
+    Target,
+    cancel_unless_ended,
+    constant,
+    fingerprint,
+    id_of,
+    problem_of,
+    reading,
+    size_of,
+)
+from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.openai_http import chat_reply
+from ondine_core.providers.openai_servers import find_access
+from ondine_core.providers.reply_body import max_reply_bytes
+from ondine_core.providers.request_form import RequestForm
+from ondine_core.providers.settings import check_header, request_fields
+from ondine_core.types.values import Call, Json, ModelSpec, Reply
+
+__all__ = ["connect_gemini_jobs"]
+
+_LIMITS: Final = JobLimits(100_000, 2 * 10**9)
+_MAX_PAGES = 200
+_ENDED = frozenset({"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"})
+_CANCELLED, _EXHAUSTED = 1, 8
+_STATUSES: Mapping[int, int] = {3: 400, 4: 504, 5: 404, 7: 403, _EXHAUSTED: 429, 9: 400, 13: 500, 14: 503, 16: 401}
+"""The HTTP status for each code of a gRPC error."""
+_FIELDS: Mapping[str, str] = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "seed": "seed",
+    "stop": "stopSequences",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+}
+"""Fields of OpenAI's dialect, and what they are called here."""
+_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
+"""Tokens of thinking by effort, as Gemini translates them for the models up to 2.5; later ones know the words."""
+
+
+def connect_gemini_jobs(spec: ModelSpec, name: str) -> JobApi:
+    """The batch API for the model `name` of Gemini.
+
+    Raises:
+        ConfigError: The key is missing, or a parameter is not one that can be translated.
+    """
+    access = find_access(spec, name)
+    found = re.fullmatch(r"(.*?)(/v\d\w*)?(?:/openai)?/*", access.base_url)
+    root, version = (found[1], found[2] or "/v1beta") if found else (access.base_url, "/v1beta")
+    key = access.api_key or ""
+    check_header("api_key", key)
+    secret = {"x-goog-api-key": key} if key else {}
+    target = Target(root, constant(secret), fingerprint(key, root))
+    return _GeminiJobs(spec, name, version, access.form, target)
+
+
+class _GeminiJobs:
+    """One model of Gemini's.
+
+    Args:
+        spec: Time-out, temperature, bound on output tokens, further parameters.
+        name: The model.
+        version: Of the API, as in its addresses.
+        form: How its models are held to a schema.
+        target: Where requests go.
+    """
+
+    limits = _LIMITS
+    carries_marker = True
+
+    def __init__(self, spec: ModelSpec, name: str, version: str, form: RequestForm, target: Target) -> None:
+        self._config, self._form = _fixed_config(spec, name), form
+        self._name, self._version, self.account = name, version, target.account
+        self.create_timeout_s = spec.max_call_s + LATE_S
+        self._http = JobHttp(target, spec.max_call_s, max_reply_bytes(spec.max_output_tokens))
+
+    def __repr__(self) -> str:
+        return f"GeminiJobs({self._name!r})"
+
+    def write(self, call: Call, custom_id: str) -> bytes:
+        """`call` as a line of the file."""
+        call, schema, json_mode = self._form.write(call)
+        config = dict(self._config)
+        if schema is not None or json_mode:
+            config["responseMimeType"] = "application/json"
+        if schema is not None:
+            config["responseJsonSchema"] = orjson.Fragment(schema)
+        request: dict[str, Json] = {
+            "contents": [
+                {"role": "model" if message.role == "assistant" else "user", "parts": [{"text": message.content}]}
+                for message in call.messages
+                if message.role != "system"
+            ],
+            "generationConfig": config,
+        }
+        system = [{"text": message.content} for message in call.messages if message.role == "system"]
+        if system:
+            request["systemInstruction"] = {"parts": system}
+        return orjson.dumps({"key": custom_id, "request": request})
+
+    async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
+        """Upload the file, and create a job of it; see `JobApi`."""
+        name = f"ondine-{job.marker}"
+        file = await self._upload(job, name)
+        body = {"batch": {"display_name": name, "input_config": {"file_name": file}}}
+        await about_to_create()
+        path = f"{self._version}/models/{quote(self._name, safe='')}:batchGenerateContent"
+        return id_of(await self._http.post(path, body, creates=True), creates=True, field="name")
+
+    async def _upload(self, job: NewJob, name: str) -> str:
+        size = await size_of(job.file)
+        begun = await self._http.send(
+            "POST",
+            f"/upload{self._version}/files",
+            data=lambda: orjson.dumps({"file": {"display_name": name}}),
+            headers={
+                "Content-Type": "application/json",
+                "X-Goog-Upload-Protocol": "resumable",
+                "X-Goog-Upload-Command": "start",
+                "X-Goog-Upload-Header-Content-Length": str(size),
+                "X-Goog-Upload-Header-Content-Type": "application/jsonl",
+            },
+        )
+        address = begun.headers.get("X-Goog-Upload-URL", "")
+        if "://" not in address:
+            raise TransientError("Gemini named no address for the upload of a file.")
+        with ExitStack() as opened:
+            made = await self._http.post(
+                address,
+                data=lambda: opened.enter_context(job.file.open("rb")),
+                headers={"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"},
+                total_s=self._http.transfer_timeout_s(size),
+            )
+        with reading():
+            return id_of(made["file"], field="name")
+
+    async def find(self, marker: str, since: float, requests: int) -> str | None:
+        """Look for the name that the job would have; see `JobApi`."""
+        del since, requests  # the name is enough
+        params = {"pageSize": "100"}
+        for _ in range(_MAX_PAGES):
+            page = await self._http.get(f"{self._version}/batches", params)
+            with reading():
+                for job in page.get("operations") or ():
+                    if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
+                        return id_of(job, field="name")
+                if not page.get("nextPageToken"):
+                    return None
+                params["pageToken"] = page["nextPageToken"]
+        raise TransientError("Gemini lists too many batches to find one among them.")
+
+    async def get_status(self, job_id: str) -> JobStatus:
+        """What the provider says of a job."""
+        job = await self._get(job_id)
+        with reading():
+            return _status(job)
+
+    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
+        """What came of the requests; of a job that expired nothing is kept."""
+        job = await self._get(job_id)
+        with reading():
+            output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
+            file = str(output.get("responsesFile") or "")
+        if not file:
+            return
+        path = f"/download{self._version}/{quote(file, safe='/')}:download?alt=media"
+        async for line in self._http.lines(path, f"results of the batch {job_id!r}"):
+            yield read_row(line, self._read)
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask that no further request of a job be run."""
+        path = f"{self._path(job_id)}:cancel"
+        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch {job_id!r}"))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _get(self, job_id: str) -> Mapping[str, Any]:
+        job: Mapping[str, Any] = await self._http.get(self._path(job_id), missing=f"batch {job_id!r}")
+        return job
+
+    def _path(self, job_id: str) -> str:
+        return f"{self._version}/{quote(job_id, safe='/')}"
+
+    def _read(self, row: Mapping[str, Any]) -> JobReply:
+        custom_id, error = str(row["key"]), row.get("error")
+        if not error:
+            return JobReply(custom_id, read_reply(200, row["response"], _native_reply, self._http.to))
+        if error.get("code") == _CANCELLED:
+            return JobReply(custom_id, None)
+        status = _STATUSES.get(error.get("code"), 500)
+        return JobReply(custom_id, read_reply(status, {"error": error}, _native_reply, self._http.to))
+
+
+# -- requests and replies ------------------------------------------------------------------------------------------
+
+
+def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
+    """How replies are to be made, in every request.
+
+    Raises:
+        ConfigError: A parameter is not one that can be translated.
+    """
+    config: dict[str, Json] = {} if spec.temperature is None else {"temperature": spec.temperature}
+    if spec.max_output_tokens is not None:
+        config["maxOutputTokens"] = spec.max_output_tokens
+    for field, value in request_fields(spec).items():
+        if field == "reasoning_effort":
+            has_budget = re.search(r"gemini-(?:1|2)\b", name) is not None
+            budget = {"thinkingBudget": _BUDGETS.get(value, -1)}
+            config["thinkingConfig"] = budget if has_budget else {"thinkingLevel": value}
+        elif field in _FIELDS:
+            config[_FIELDS[field]] = [value] if field == "stop" and isinstance(value, str) else value
+        else:
+            raise ConfigError(f"params: {field!r} cannot be said to Gemini's batch API; leave it out at tier='batch'.")
+    return config
+
+
+def _native_reply(data: Mapping[str, Any]) -> Reply:
+    """The reply in a response of Gemini's own, read as a chat completion that says the same.
+
+    Raises:
+        RefusedError: The model or a filter declined.
+    """
+    blocked = (data.get("promptFeedback") or {}).get("blockReason")
+    candidate = {} if blocked else data["candidates"][0]
+    parts = (candidate.get("content") or {}).get("parts") or ()
+    written = [part for part in parts if "text" in part]
+    message = {
+        "content": "".join(part["text"] for part in written if not part.get("thought")),
+        "reasoning_content": "".join(part["text"] for part in written if part.get("thought")),
+        "refusal": blocked,
+    }
+    used = data.get("usageMetadata") or {}
+    usage: dict[str, Json] = {}
+    if "promptTokenCount" in used:  # zeros are left out
+        thoughts = used.get("thoughtsTokenCount", 0)
+        usage = {
+            "prompt_tokens": used["promptTokenCount"] + used.get("toolUsePromptTokenCount", 0),
+            "completion_tokens": used.get("candidatesTokenCount", 0) + thoughts,
+            "prompt_tokens_details": {"cached_tokens": used.get("cachedContentTokenCount", 0)},
+            "completion_tokens_details": {"reasoning_tokens": thoughts},
+        }
+        if "totalTokenCount" in used:
+            usage["total_tokens"] = used["totalTokenCount"]
+    return chat_reply(
+        {
+            "id": data.get("responseId"),
+            "model": data.get("modelVersion"),
+            "choices": [{"message": message, "finish_reason": candidate.get("finishReason")}],
+            "usage": usage,
+        }
+    )
+
+
+def _word(state: str) -> str:
+    """A state without the prefix, of which there are two."""
+    return state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")
+
+
+def _status(job: Mapping[str, Any]) -> JobStatus:
+    about = job.get("metadata") or {}
+    state = str(about.get("state"))
+    word, stats = _word(state), about.get("batchStats") or {}
+    done = int(stats.get("successfulRequestCount") or 0)
+    is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
+    return JobStatus(
+        word in _ENDED,
+        state,
+        done,
+        int(stats.get("failedRequestCount") or 0),
+        int(stats["requestCount"]) if "requestCount" in stats else None,
+        _problems(job) if word == "FAILED" else (),
+        bills_silence=not is_unbilled,
+    )
+
+
+def _problems(job: Mapping[str, Any]) -> tuple[JobProblem, ...]:
+    """Why a job was not run."""
+    error = job.get("error") or {}
+    problem = problem_of(str(error.get("message") or "The provider gives no reason."))
+    is_quota = problem.is_quota or error.get("code") == _EXHAUSTED
+    return (JobProblem(problem.message, None, is_quota),)

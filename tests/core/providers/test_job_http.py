@@ -1,0 +1,81 @@
+"""Lines of results, whatever pieces they arrive in, and what of a provider's words is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondine_core.providers.jobs.job_http import ResultLine, epoch_s, fingerprint, problem_of, split_lines
+
+MAX_BYTES = 6
+
+
+class Pieces:
+    """A body that arrives in these pieces."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    async def iter_chunked(self, _: int) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+def lines_of(pieces: list[bytes]) -> list[ResultLine]:
+    async def main() -> list[ResultLine]:
+        stream: Any = Pieces(pieces)
+        return [line async for line in split_lines(stream, MAX_BYTES)]
+
+    return asyncio.run(main())
+
+
+@given(st.lists(st.text("ab \n", max_size=9).map(str.encode), max_size=9))
+def test_lines_are_the_same_whatever_pieces_they_arrive_in(pieces: list[bytes]) -> None:
+    """None is lost, cut or joined to another; of one that is too long the beginning is kept, and that is said."""
+    lines = [line for line in b"".join(pieces).split(b"\n") if line[:MAX_BYTES].strip()]
+    found = [line for line in lines_of(pieces) if line.content.strip()]
+    assert [line.content for line in found] == [line[:MAX_BYTES] for line in lines]
+    assert [line.is_whole for line in found] == [len(line) <= MAX_BYTES for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_quota"),
+    [
+        ("Enqueued token limit reached for gpt-4o in organization org-1. Limit: 90,000 enqueued tokens.", True),
+        ("Too many batches: the limit of queued requests is reached.", True),
+        ("Your account has 10 in progress batch jobs.", True),
+        ("You exceeded your current quota, please check your plan and billing details.", False),
+        ("The model `m` is not supported by the Batch API.", False),
+    ],
+)
+def test_too_much_under_way_is_told_from_other_problems(message: str, is_quota: bool) -> None:
+    """No credit is another matter, which no waiting mends."""
+    assert problem_of(message).is_quota is is_quota
+
+
+def test_a_problem_holds_neither_keys_nor_long_quotations() -> None:
+    """What is quoted at length may be a row."""
+    row = "the customer wrote that the parcel never came to her house"
+    problem = problem_of(f"Invalid JSON: '{row}' with key sk-abcdefghij", "invalid_json", 7)
+    assert row not in problem.message
+    assert "sk-abcdefghij" not in problem.message
+    assert problem.line == 7
+
+
+def test_an_account_is_told_by_key_and_address() -> None:
+    """The same in every process, and without the key."""
+    found = {fingerprint(key, address) for key in ("k1", "k2") for address in ("http://a", "http://b")}
+    assert len(found) == 4
+    assert fingerprint("k1", "http://a") in found
+
+
+def test_times_of_providers() -> None:
+    """In seconds or by ISO 8601; what is neither is taken to be recent."""
+    assert epoch_s(1_700_000_000) == epoch_s("2023-11-14T22:13:20Z") == epoch_s("2023-11-14T22:13:20.000000000Z")
+    assert epoch_s(None) == epoch_s("yesterday") == inf

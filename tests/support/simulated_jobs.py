@@ -1,0 +1,208 @@
+"""A batch API in memory, on a virtual clock, and a store whose process can be killed between any two steps.
+
+What a killed process would do in its `finally` clauses must not reach anybody, so store and API are dead from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ondine_core.errors import JobLostError, ProviderError, TransientError
+from ondine_core.providers.job_api import JobLimits, JobReply, JobStatus, NewJob
+from ondine_core.providers.pricing import Price
+from ondine_core.store import Store
+from ondine_core.types.values import Call, Reply, Usage
+
+__all__ = ["BATCH_PRICE", "JobProvider", "KillableStore", "Killed", "Life"]
+
+BATCH_PRICE = Price(Decimal("1e-6"), Decimal("2e-6"), Decimal("1e-6"))
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class Life:
+    """How long a process lives: it is killed at a step, before or after what that does.
+
+    Args:
+        steps: At which step; `None` lives on.
+    """
+
+    steps: int | None = None
+    taken: int = 0
+
+    def step(self) -> None:
+        """Take a step, or die."""
+        if self.steps is not None and self.taken >= self.steps:
+            raise Killed
+        self.taken += 1
+
+
+class KillableStore(Store):
+    """A store that does at once what it is asked, as a virtual clock needs it, as long as its process lives."""
+
+    def __init__(self, place: Path, life: Life) -> None:
+        super().__init__(place)
+        self._life = life
+
+    def _request(self, work: Any) -> asyncio.Future[Any]:
+        self._life.step()
+        future = asyncio.get_running_loop().create_future()
+        outcome = self._read(work) if callable(work) else (self._write([work], self._database.write) or [None])[0]
+        self._life.step()
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+        return future
+
+
+@dataclass
+class _Job:
+    id: str
+    marker: str
+    account: str
+    texts: dict[str, str]
+    created_at: float
+    cancelled_at: float | None = None
+    ran: dict[str, Reply | ProviderError | None] | None = None
+
+
+@dataclass
+class JobProvider:
+    """The provider: its jobs, its bill, and what goes wrong.
+
+    Args:
+        now: The time.
+        answer: From the text of a request to its reply.
+        takes_s: Seconds that a job takes.
+        window_s: Seconds after which a job expires; what was done by then is billed.
+        limits: The most that one job may hold.
+        cut_create: Of the next requests that create a job, so many do, and are not answered.
+        refuse_create: What the next requests that create a job are refused with.
+        lost: Whether results are gone.
+    """
+
+    now: Callable[[], float]
+    answer: Callable[[str], Reply | ProviderError | None]
+    takes_s: float = 3600.0
+    window_s: float = 86_400.0
+    limits: JobLimits = JobLimits(1000, 10**9)
+    cut_create: int = 0
+    refuse_create: list[ProviderError] = field(default_factory=list)
+    lost: bool = False
+    jobs: dict[str, _Job] = field(default_factory=dict)
+    billed: Counter[str] = field(default_factory=Counter)
+    usd: Decimal = Decimal(0)
+
+    def api(self, life: Life | None = None, account: str = "a") -> _Api:
+        """A connection of one process."""
+        return _Api(self, life or Life(), account)
+
+    def settle(self, job: _Job) -> None:
+        """Let happen to a job what is due."""
+        if job.ran is not None:
+            return
+        age_s = self.now() - job.created_at
+        limit_s = min(self.window_s, self.takes_s)
+        if job.cancelled_at is None and age_s < limit_s:
+            return
+        ended_after_s = limit_s if job.cancelled_at is None else min(limit_s, job.cancelled_at - job.created_at)
+        done = round(len(job.texts) * min(1.0, ended_after_s / self.takes_s)) if self.takes_s else len(job.texts)
+        job.ran = {}
+        for number, (custom_id, text) in enumerate(job.texts.items()):
+            came = self.answer(text) if number < done else None
+            job.ran[custom_id] = came
+            if isinstance(came, Reply):
+                self.billed[text] += 1
+                self.usd += BATCH_PRICE.cost(came.usage)
+
+
+@dataclass
+class _Api:
+    provider: JobProvider
+    life: Life
+    account: str
+    carries_marker: bool = True
+    create_timeout_s: float = 60.0
+
+    @property
+    def limits(self) -> JobLimits:
+        return self.provider.limits
+
+    def write(self, call: Call, custom_id: str) -> bytes:
+        return json.dumps({"id": custom_id, "text": call.messages[-1].content}).encode()
+
+    async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
+        self.life.step()
+        lines = [json.loads(line) for line in job.file.read_text().splitlines()]
+        assert len(lines) == job.requests
+        await about_to_create()
+        self.life.step()
+        if self.provider.refuse_create:
+            raise self.provider.refuse_create.pop(0)
+        made = _Job(
+            f"job-{len(self.provider.jobs)}",
+            job.marker,
+            self.account,
+            {line["id"]: line["text"] for line in lines},
+            self.provider.now(),
+        )
+        self.provider.jobs[made.id] = made
+        self.life.step()
+        if self.provider.cut_create:
+            self.provider.cut_create -= 1
+            raise TransientError("The connection broke.", cost_unknown=True)
+        return made.id
+
+    async def find(self, marker: str, since: float, requests: int) -> str | None:
+        self.life.step()
+        found = [job for job in self.provider.jobs.values() if job.marker == marker and job.account == self.account]
+        assert all(len(job.texts) == requests and job.created_at >= since for job in found)
+        return found[0].id if found else None
+
+    async def get_status(self, job_id: str) -> JobStatus:
+        self.life.step()
+        job = self._find(job_id)
+        self.provider.settle(job)
+        ran = job.ran or {}
+        done = sum(isinstance(came, Reply) for came in ran.values())
+        state = "in_progress" if job.ran is None else "completed"
+        return JobStatus(job.ran is not None, state, done, total=len(job.texts), bills_silence=False)
+
+    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
+        self.life.step()
+        if self.provider.lost:
+            raise JobLostError("The results are gone.")
+        for custom_id, came in (self._find(job_id).ran or {}).items():
+            yield JobReply(custom_id, came)
+
+    async def cancel(self, job_id: str) -> None:
+        self.life.step()
+        job = self._find(job_id)
+        self.provider.settle(job)
+        if job.ran is None and job.cancelled_at is None:
+            job.cancelled_at = self.provider.now()
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _find(self, job_id: str) -> _Job:
+        job = self.provider.jobs.get(job_id)
+        if job is None or job.account != self.account:
+            raise JobLostError(f"There is no batch job {job_id!r}.")
+        return job
+
+
+def reply_to(text: str) -> Reply:
+    """The answer of the provider: the last word, with the tokens that it takes."""
+    return Reply(text.rsplit(maxsplit=1)[-1], Usage(len(text) // 4 + 5, output_tokens=3))
