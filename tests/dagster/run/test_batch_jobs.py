@@ -378,17 +378,25 @@ def test_the_run_makes_what_waits_and_what_is_downstream(
     assert {event.asset_key.path[-1] for event in last.get_asset_materialization_events()} == made
 
 
-def test_a_run_at_work_is_left_to_itself(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A run that waits for its jobs reads them itself."""
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (dg.DagsterEventType.RUN_START, "is at work."),
+        (dg.DagsterEventType.RUN_CANCELED, "was terminated; launch it again to read what its jobs answer."),
+    ],
+)
+def test_a_run_at_work_or_terminated_is_left_alone(
+    event: dg.DagsterEventType, said: str, instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """A run that waits for its jobs reads them itself, and what a person ended is for a person to go on with."""
     sensor = batch_sensor()
     defs = definitions(provider, sensor=sensor)
     first = run(instance, provider)
     provider.end_all()
     record = instance.get_run_by_id(first.run_id)
     assert record
-    goes_on = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, record.job_name, message="It goes on.")
-    instance.handle_run_event(first.run_id, goes_on)
-    assert tick(sensor, instance, defs) == f"answers: the run {first.run_id} is at work."
+    instance.handle_run_event(first.run_id, dg.DagsterEvent(event.value, record.job_name, message="As it is."))
+    assert tick(sensor, instance, defs) == f"answers: the run {first.run_id} {said}"
 
 
 def test_each_resource_is_asked_with_its_own_key_and_one_that_fails_stops_no_other(
