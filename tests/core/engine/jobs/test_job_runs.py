@@ -124,9 +124,8 @@ def test_two_runs_at_once_never_hand_in_a_row_twice(tmp_path: Path) -> None:
     """Rows that both have are in one job, and both have their answers in the end."""
 
     async def act(world: JobWorld) -> None:
-        runs = [
-            world.run(words(20)[start : start + 12], asset=f"a{start}", batch_wait_s=9 * HOUR_S) for start in (0, 8)
-        ]
+        parts = {start: words(20)[start : start + 12] for start in (0, 8)}
+        runs = [world.run(part, asset=f"a{start}", batch_wait_s=9 * HOUR_S) for start, part in parts.items()]
         reports = await asyncio.gather(*runs)
         for part, report in zip(parts.values(), reports, strict=True):
             assert isinstance(report, Report)
