@@ -11,7 +11,7 @@ from ondine_core.commands.terminal import AddCommand, add_filters, show_instant,
 from ondine_core.errors import ConfigError
 from ondine_core.store.database import Database
 from ondine_core.store.ledger_rows import read_audit
-from ondine_core.store.queries import Column, Spending, read_size, read_spending
+from ondine_core.store.queries import Column, Size, Spending, read_size, read_spending
 from ondine_core.types.ledger import UsageTotals
 
 __all__ = ["add_commands"]
@@ -33,6 +33,7 @@ def _size(database: Database, _: argparse.Namespace) -> None:
         ("answers", f"{size.answers:,}"),
         ("failures", f"{size.failures:,}"),
         ("calls of unknown outcome", f"{size.unknown:,}"),
+        *_job_rows(size),
         ("on disk", f"{size.bytes / 1e6:,.2f} MB"),
     ]
     if isinstance(size.oldest, float) and isinstance(size.newest, float):  # a damaged row may hold anything
@@ -40,10 +41,20 @@ def _size(database: Database, _: argparse.Namespace) -> None:
     write_table(rows)
 
 
+def _job_rows(size: Size) -> list[tuple[str, str]]:
+    if not size.jobs:
+        return []
+    return [("batch jobs under way", f"{size.jobs:,}"), ("requests of these", f"{size.job_requests:,}")]
+
+
 def _spend(database: Database, options: argparse.Namespace) -> None:
     spent = read_spending(database, options.by, since=options.since, asset=options.asset)
-    rows = [_spending_row(name or "(none)", spending) for (name,), spending in spent.items()]
+    in_jobs = sum(spending.in_jobs for spending in spent.values())
+    shows_jobs = in_jobs > 0
+    rows = [_spending_row(name or "(none)", spending, shows_jobs) for (name,), spending in spent.items()]
     header = (options.by, "calls", "input tokens", "from cache", "output tokens", "USD", "unknown", "paid twice")
+    if shows_jobs:
+        header = (*header, "in batch jobs")
     write_table([header, *rows])
     total = sum((spending.usd for spending in spent.values()), Decimal(0))
     unpriced = sum(spending.unpriced for spending in spent.values())
@@ -57,12 +68,15 @@ def _spend(database: Database, options: argparse.Namespace) -> None:
         sys.stdout.write(f" {unpriced:,} calls have no price and are not in it.")
     if unknown:
         sys.stdout.write(f" {unknown:,} calls are under way or were lost; they may cost ${most:,.6f} more.")
+    if in_jobs:
+        jobs_most = sum((spending.in_jobs_at_most_usd for spending in spent.values()), Decimal(0))
+        sys.stdout.write(f" {in_jobs:,} requests of batch jobs are under way; they may cost ${jobs_most:,.6f} more.")
     sys.stdout.write("\n")
 
 
-def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
+def _spending_row(name: str, spending: Spending, shows_jobs: bool) -> tuple[str, ...]:
     usage = spending.usage
-    return (
+    row = (
         name,
         f"{spending.calls:,}",
         f"{usage.input_tokens:,}",
@@ -72,6 +86,7 @@ def _spending_row(name: str, spending: Spending) -> tuple[str, ...]:
         f"{spending.unknown:,}",
         f"{spending.paid_twice:,}",
     )
+    return (*row, f"{spending.in_jobs:,}") if shows_jobs else row
 
 
 def _audit(database: Database, options: argparse.Namespace) -> None:
@@ -79,14 +94,14 @@ def _audit(database: Database, options: argparse.Namespace) -> None:
     if not audit.sent:
         raise ConfigError(f"No call of a run {options.run!r} is in the ledger; `spend --by run` lists the runs.")
     header = ("calls", "number", "input tokens", "from cache", "to cache", "output tokens", "reasoning", "USD")
-    write_table(
-        [
-            header,
-            _line_row("answered", audit.answered),
-            _line_row("refused", audit.refused),
-            _line_row("unknown (at most)", audit.unknown),
-        ]
-    )
+    lines = [
+        _line_row("answered", audit.answered),
+        _line_row("refused", audit.refused),
+        _line_row("unknown (at most)", audit.unknown),
+    ]
+    if audit.in_jobs.calls:
+        lines.append(_line_row("in batch jobs (at most)", audit.in_jobs))
+    write_table([header, *lines])
     sys.stdout.write(f"\n{audit.sent:,} calls left; {audit.paid_twice:,} prompts may have been paid for twice.\n")
 
 

@@ -43,14 +43,15 @@ def _prune(database: Database, options: argparse.Namespace) -> None:
     about = f" of {options.asset!r}" if options.asset else ""
     dated = f", from before {show_instant(before)}" if is_dated else ""
     sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}{about}{dated}:\n")
-    write_table(
-        [
-            ("answers", f"{pruned.answers:,}"),
-            ("failures", f"{pruned.failures:,}"),
-            ("replies", f"{pruned.replies:,}"),
-            ("lines of the ledger", f"{pruned.ledger:,}"),
-        ]
-    )
+    rows = [
+        ("answers", f"{pruned.answers:,}"),
+        ("failures", f"{pruned.failures:,}"),
+        ("replies", f"{pruned.replies:,}"),
+        ("lines of the ledger", f"{pruned.ledger:,}"),
+    ]
+    if pruned.jobs or pruned.waits:
+        rows += [("batch jobs", f"{pruned.jobs:,}"), ("waits for batch jobs", f"{pruned.waits:,}")]
+    write_table(rows)
 
 
 def _reservations(database: Database, _: argparse.Namespace) -> None:

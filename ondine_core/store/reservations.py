@@ -6,7 +6,7 @@ earlier boot only a person knows, who says so by the age of its last call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -23,9 +23,10 @@ from ondine_core.store.budget_state import (
     write_state,
 )
 from ondine_core.store.database import Database
+from ondine_core.store.job_tables import JOB_PLACE, job_process, read_jobs
 from ondine_core.store.ledger_rows import write_entries
 from ondine_core.store.records import Update
-from ondine_core.types.processes import has_ended, this_process
+from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import Numbers
 
 __all__ = ["Reservation", "list_reservations", "settle_reservations"]
@@ -53,9 +54,12 @@ class Reservation:
 def list_reservations(database: Database) -> list[Reservation]:
     """What is held of all budgets."""
     found = []
-    for name, state in database.read(lambda: list(_states(database))):
+    states, jobs = database.read(lambda: (list(_states(database)), read_jobs(database)))
+    markers = {job_process(record.job): record.marker for record in jobs}
+    for name, state in states:
         found += [
-            Reservation(_in_words(name), usd_of(one.units), _holder(one), one.changed_at) for one in state.holdings
+            Reservation(_in_words(name), usd_of(one.units), _holder(one, markers), one.changed_at)
+            for one in state.holdings
         ]
         if state.unattributed > 0:
             found.append(Reservation(_in_words(name), usd_of(state.unattributed), "an earlier version", None))
@@ -68,10 +72,12 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
     Args:
         database: The store.
         before: Also what last changed before this instant (seconds since the epoch) and is held by a process that
-            cannot be seen from here.
+            cannot be seen from here. What a batch job holds is settled when the job is closed.
     """
 
     def is_over(holding: Holding) -> bool:
+        if holding.place == JOB_PLACE:
+            return False
         if has_ended(holding.process):
             return True
         return before is not None and holding.changed_at < before and not _is_near(holding)
@@ -99,7 +105,9 @@ def _is_near(holding: Holding) -> bool:
     return holding.process.place == this_process().place
 
 
-def _holder(holding: Holding) -> str:
+def _holder(holding: Holding, markers: Mapping[Process, str]) -> str:
+    if holding.place == JOB_PLACE:
+        return f"batch job {markers.get(holding.process, '?')}"
     process = f"process {holding.process.id:.0f}"
     if has_ended(holding.process):
         return f"{process}, which has ended"
