@@ -52,7 +52,16 @@ def _spend(database: Database, options: argparse.Namespace) -> None:
     in_jobs = sum(spending.in_jobs for spending in spent.values())
     shows_jobs = in_jobs > 0
     rows = [_spending_row(name or "(none)", spending, shows_jobs) for (name,), spending in spent.items()]
-    header = (options.by, "calls", "input tokens", "from cache", "output tokens", "USD", "unknown", "paid twice")
+    header: tuple[str, ...] = (
+        options.by,
+        "calls",
+        "input tokens",
+        "from cache",
+        "output tokens",
+        "USD",
+        "unknown",
+        "paid twice",
+    )
     if shows_jobs:
         header = (*header, "in batch jobs")
     write_table([header, *rows])

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ondine_core.commands import copies, failed_prompts, spending, upkeep
+from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
 from ondine_core.commands.terminal import Command
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect, find_dagster_store
@@ -70,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         added.set_defaults(command=command)
         return added
 
-    for group in (spending, failed_prompts, upkeep, copies):
+    for group in (spending, failed_prompts, upkeep, batch_jobs, copies):
         group.add_commands(add)
 
     arguments = list(arguments)

@@ -39,6 +39,7 @@ __all__ = [
     "JobCall",
     "begin",
     "close",
+    "count_lost",
     "discard",
     "give_back",
     "hold_budgets",
@@ -274,6 +275,15 @@ def read_in_flight(database: Database) -> dict[bytes, InFlight]:
         usd = from_pico(int(pico_usd)) if priced == requests else None
         found[bytes(job)] = InFlight(int(requests), usd)
     return found
+
+
+def count_lost(database: Database, job: bytes) -> int:
+    """Requests of a closed job whose outcome was never seen."""
+    ((lost,),) = database.select(
+        f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL",  # noqa: S608
+        _range_of(job),
+    )
+    return int(lost)
 
 
 def _to_call(row: Row) -> JobCall:

@@ -29,7 +29,7 @@ from ondine_core.store.records import Update
 from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import Numbers
 
-__all__ = ["Reservation", "list_reservations", "settle_reservations"]
+__all__ = ["Reservation", "budget_name", "list_reservations", "settle_reservations"]
 
 _NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
 
@@ -58,11 +58,11 @@ def list_reservations(database: Database) -> list[Reservation]:
     markers = {job_process(record.job): record.marker for record in jobs}
     for name, state in states:
         found += [
-            Reservation(_in_words(name), usd_of(one.units), _holder(one, markers), one.changed_at)
+            Reservation(budget_name(name), usd_of(one.units), _holder(one, markers), one.changed_at)
             for one in state.holdings
         ]
         if state.unattributed > 0:
-            found.append(Reservation(_in_words(name), usd_of(state.unattributed), "an earlier version", None))
+            found.append(Reservation(budget_name(name), usd_of(state.unattributed), "an earlier version", None))
     return found
 
 
@@ -95,6 +95,12 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
     return settled
 
 
+def budget_name(cell: str) -> str:
+    """The period and the name of a budget, of the name under which its numbers are kept."""
+    _, period, stamp, name = cell.split(":", 3)
+    return " ".join(filter(None, (name, period, stamp)))
+
+
 def _states(database: Database) -> Iterator[tuple[str, BudgetState]]:
     for name, numbers in database.select(_NUMBERS):
         if name.startswith("budget:"):
@@ -112,9 +118,3 @@ def _holder(holding: Holding, markers: Mapping[Process, str]) -> str:
     if has_ended(holding.process):
         return f"{process}, which has ended"
     return f"{process}, running" if _is_near(holding) else f"{process} elsewhere"
-
-
-def _in_words(cell: str) -> str:
-    """The period and the name of a budget, of the name under which its numbers are kept."""
-    _, period, stamp, name = cell.split(":", 3)
-    return " ".join(filter(None, (name, period, stamp)))
