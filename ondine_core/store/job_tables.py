@@ -169,11 +169,16 @@ def close(database: Database, job: bytes, state: JobState, at: float) -> int | N
     if record is None or record.state not in OPEN_STATES:
         return None
     (left,) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))[0]  # noqa: S608
-    database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
-    claims.leave(database, [job])
-    database.run(_MOVE, (*_changing(replace(record, state=state, changed_at=at)), job))
-    _change_budgets(database, record, partial(end_holding, process=job_process(job), spent=True))
+    _end(database, replace(record, state=state, changed_at=at))
     return int(left)
+
+
+def _end(database: Database, record: JobRecord) -> None:
+    """Write a closed job, and detach from it what is left of its requests."""
+    database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(record.job))  # noqa: S608
+    claims.leave(database, [record.job])
+    database.run(_MOVE, (*_changing(record), record.job))
+    _change_budgets(database, record, partial(end_holding, process=job_process(record.job), spent=True))
 
 
 def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_open: bool = True) -> list[JobRecord]:
@@ -300,19 +305,23 @@ def _range_of(job: bytes) -> tuple[bytes, bytes]:
     return job + bytes(8), job + b"\xff" * 8
 
 
-def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished]) -> set[bytes]:
-    """Settle requests of a job, in the ledger and in its budgets; returns the calls that were not settled before."""
+def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished], at: float) -> None:
+    """Settle requests of a job, in the ledger and in its budgets; with the last of them the job is closed.
+
+    Those that were settled before are left as they are.
+    """
     database.hold(_lock_of(job))
     record = _find(database, job)
-    rows = [to_settled_rows(one) for one in settled]
-    noted = settle_calls(database, rows)
+    noted = settle_calls(database, [to_settled_rows(one) for one in settled])
     new = [one for one in settled if one.sent.call in noted]
-    if record is not None and new:
-        bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
-        spent = sum(_spent(one) for one in new)
-        process, at = job_process(job), record.changed_at
-        _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
-    return noted
+    if record is None or record.state not in OPEN_STATES:
+        return
+    bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
+    spent = sum(_spent(one) for one in new)
+    process = job_process(job)
+    _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
+    if not database.select(f"SELECT 1 FROM ondine.calls WHERE {_OF_JOB} LIMIT 1", _range_of(job)):  # noqa: S608
+        _end(database, replace(record, state="read", changed_at=at))
 
 
 def _spent(settled: CallFinished) -> int:

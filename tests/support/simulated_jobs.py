@@ -20,7 +20,7 @@ from ondine_core.providers.pricing import Price
 from ondine_core.store import Store
 from ondine_core.types.values import Call, Reply, Usage
 
-__all__ = ["BATCH_PRICE", "JobProvider", "Killed", "KillableStore", "Life"]
+__all__ = ["BATCH_PRICE", "JobProvider", "KillableStore", "Killed", "Life"]
 
 BATCH_PRICE = Price(Decimal("1e-6"), Decimal("2e-6"), Decimal("1e-6"))
 
@@ -204,5 +204,6 @@ class _Api:
 
 
 def reply_to(text: str) -> Reply:
-    """The answer of the provider: the last word, with the tokens that it takes."""
-    return Reply(text.split()[-1], Usage(len(text) // 4 + 5, output_tokens=3))
+    """The answer of the provider: the last word of the question, with the tokens that it takes."""
+    question = text.partition("\n")[0]
+    return Reply(question.rsplit(maxsplit=1)[-1], Usage(len(text) // 4 + 5, output_tokens=3))
