@@ -28,22 +28,26 @@ from ondine_core.store.budget_state import (
 )
 from ondine_core.store.database import Database, Row
 from ondine_core.store.ledger_rows import settle_calls
-from ondine_core.store.records import clean, from_pico, split_keys, to_pico_bound, to_settled_rows
+from ondine_core.store.records import ORIGIN_BYTES, clean, from_pico, split_keys, to_pico_bound, to_settled_rows
 from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWait
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin
 from ondine_core.types.processes import Process
 
 __all__ = [
     "JOB_PLACE",
+    "InFlight",
     "JobCall",
     "begin",
     "close",
+    "count_lost",
     "discard",
     "give_back",
     "hold_budgets",
     "job_process",
     "move",
+    "prune_jobs",
     "read_calls",
+    "read_in_flight",
     "read_jobs",
     "read_waits",
     "remove_wait",
@@ -65,6 +69,9 @@ _MOVE = """
     done = ? WHERE job = ?"""
 _CALLS = "SELECT call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch FROM ondine.calls"
 _OF_JOB = "call >= ? AND call <= ?"
+_IN_FLIGHT = f"""
+    SELECT substr(call, 1, {ORIGIN_BYTES}), COUNT(*), COUNT(at_most_pico_usd), COALESCE(SUM(at_most_pico_usd), 0)
+    FROM ondine.calls WHERE batch IS NOT NULL GROUP BY substr(call, 1, {ORIGIN_BYTES})"""  # noqa: S608
 _WAIT = """
     INSERT INTO ondine.job_waits (asset, partition, first_run, last_run, jobs, since) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (asset, partition) DO UPDATE SET last_run = excluded.last_run, jobs = excluded.jobs"""
@@ -81,6 +88,19 @@ class JobCall:
 
     number: int
     sent: CallStarted
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The requests of a job that have no outcome yet.
+
+    Args:
+        requests: How many.
+        at_most_usd: The most that they can cost, `None` if a price is not known.
+    """
+
+    requests: int = 0
+    at_most_usd: Decimal | None = Decimal(0)
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------------
@@ -174,6 +194,40 @@ def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_ope
     return [record for record in records if record.state in OPEN_STATES or not is_open]
 
 
+def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run: bool) -> dict[str, int]:
+    """Remove jobs that were closed before an instant, and waits that began before it and wait for no open job.
+
+    Args:
+        database: The store.
+        before: The instant, in seconds since the epoch.
+        asset: Only those of this asset.
+        dry_run: Only count.
+
+    Returns:
+        How many there are, of `jobs` and `waits`.
+    """
+    wanted = None if asset is None else clean(asset)
+
+    def find() -> tuple[list[bytes], list[JobWait]]:
+        records = read_jobs(database, is_open=False)
+        is_open = {record.job for record in records if record.state in OPEN_STATES}
+        old = [record for record in records if record.changed_at < before and wanted in (None, record.origin.asset)]
+        waits = [one for one in read_waits(database) if one.since < before and wanted in (None, one.origin.asset)]
+        idle = [one for one in waits if is_open.isdisjoint(one.jobs)]
+        return [record.job for record in old if record.job not in is_open], idle
+
+    def remove() -> tuple[list[bytes], list[JobWait]]:
+        jobs, waits = find()
+        database.run_in("DELETE FROM ondine.jobs WHERE job IN ?", jobs)
+        for one in waits:
+            whom = (one.origin.asset, one.origin.partition, one.last_run)
+            database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ? AND last_run = ?", whom)
+        return jobs, waits
+
+    jobs, waits = database.read(find) if dry_run else database.write(remove)
+    return {"jobs": len(jobs), "waits": len(waits)}
+
+
 def _find(database: Database, job: bytes) -> JobRecord | None:
     rows = database.select_in(f"{_FIND} WHERE job IN ?", [job])
     return _to_record(rows[0]) if rows else None
@@ -217,6 +271,24 @@ def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = N
         calls = [job + number.to_bytes(8) for number in numbers]
         rows = database.select_in(f"{_CALLS} WHERE batch IS NOT NULL AND call IN ?", calls)
     return [_to_call(row) for row in rows]
+
+
+def read_in_flight(database: Database) -> dict[bytes, InFlight]:
+    """The requests of each job that have no outcome yet; a job that has none is absent."""
+    found = {}
+    for job, requests, priced, pico_usd in database.select(_IN_FLIGHT):
+        usd = from_pico(int(pico_usd)) if priced == requests else None
+        found[bytes(job)] = InFlight(int(requests), usd)
+    return found
+
+
+def count_lost(database: Database, job: bytes) -> int:
+    """Requests of a closed job whose outcome was never seen."""
+    ((lost,),) = database.select(
+        f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL",  # noqa: S608
+        _range_of(job),
+    )
+    return int(lost)
 
 
 def _to_call(row: Row) -> JobCall:
