@@ -41,8 +41,9 @@ def spend_report(
 
     Its columns are `asset`, `model`, `day`, `calls`, `input_tokens`, `cached_input_tokens`, `output_tokens`,
     `reasoning_tokens`, `unpriced_calls`, `at_most_calls` (in `cost_usd` with the most that they can have cost),
-    `unknown_calls` (under way or lost), `paid_twice` (prompts), `cost_usd` (of calls with a price; null where none has
-    one), and `unknown_at_most_usd` (what the unknown ones may cost).
+    `unknown_calls` (under way or lost), `paid_twice` (prompts), `requests_in_jobs` (of batch jobs that are under way),
+    `cost_usd` (of calls with a price; null where none has one), `unknown_at_most_usd` (what the unknown calls may
+    cost), and `in_jobs_at_most_usd` (what the requests of batch jobs may cost).
 
     Args:
         name: Name of the asset.
@@ -104,10 +105,12 @@ _COUNTS: Mapping[str, Callable[[Spending], int]] = {
     "at_most_calls": lambda one: one.at_most_calls,
     "unknown_calls": lambda one: one.unknown,
     "paid_twice": lambda one: one.paid_twice,
+    "requests_in_jobs": lambda one: one.in_jobs,
 }
 _AMOUNTS: Mapping[str, Callable[[Spending], float | None]] = {
     "cost_usd": _usd,
     "unknown_at_most_usd": lambda one: float(one.at_most_usd),
+    "in_jobs_at_most_usd": lambda one: float(one.in_jobs_at_most_usd),
 }
 
 
@@ -158,7 +161,7 @@ def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
         at_most = {group[place] for group, one in spent.items() if one.at_most_calls}
         for group, one in spent.items():
             usd[group[place]] += one.usd
-            calls[group[place]] += one.calls + one.unknown
+            calls[group[place]] += one.calls + one.unknown + one.in_jobs
         by_cost = sorted(usd, key=lambda each: (-usd[each], each))
         shown = (sorted(usd, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
         tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, shown, usd, calls, at_most))

@@ -14,6 +14,7 @@ from ondine_core.engine.call import Caller
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
 from ondine_core.engine.jobs.asking import Work, ask_pending, leave_to_jobs
+from ondine_core.engine.jobs.submitting import forget_abandoned
 from ondine_core.engine.other_runs import OtherRuns
 from ondine_core.engine.outcomes import Outcomes
 from ondine_core.engine.policy import Policy
@@ -119,6 +120,7 @@ async def run(  # noqa: PLR0913  (named at every call)
     asker = Asker(task, runtime, policy, caller, clock, emitter, others)
     calibrated = None
     stopped_by = None
+    await forget_abandoned(runtime.store, clock.now())
     async with others.joined():
         async for found in look_up(runtime.store, policy, first, task):
             run_state.reuse(found)

@@ -28,22 +28,26 @@ from ondine_core.store.budget_state import (
 )
 from ondine_core.store.database import Database, Row
 from ondine_core.store.ledger_rows import settle_calls
-from ondine_core.store.records import clean, from_pico, split_keys, to_pico_bound, to_settled_rows
+from ondine_core.store.records import ORIGIN_BYTES, clean, from_pico, split_keys, to_pico_bound, to_settled_rows
 from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWait
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin
 from ondine_core.types.processes import Process
 
 __all__ = [
     "JOB_PLACE",
+    "InFlight",
     "JobCall",
     "begin",
     "close",
+    "count_lost",
     "discard",
     "give_back",
     "hold_budgets",
     "job_process",
     "move",
+    "prune_jobs",
     "read_calls",
+    "read_in_flight",
     "read_jobs",
     "read_waits",
     "remove_wait",
@@ -65,6 +69,9 @@ _MOVE = """
     done = ? WHERE job = ?"""
 _CALLS = "SELECT call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch FROM ondine.calls"
 _OF_JOB = "call >= ? AND call <= ?"
+_IN_FLIGHT = f"""
+    SELECT substr(call, 1, {ORIGIN_BYTES}), COUNT(*), COUNT(at_most_pico_usd), COALESCE(SUM(at_most_pico_usd), 0)
+    FROM ondine.calls WHERE batch IS NOT NULL GROUP BY substr(call, 1, {ORIGIN_BYTES})"""  # noqa: S608
 _WAIT = """
     INSERT INTO ondine.job_waits (asset, partition, first_run, last_run, jobs, since) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (asset, partition) DO UPDATE SET last_run = excluded.last_run, jobs = excluded.jobs"""
@@ -81,6 +88,19 @@ class JobCall:
 
     number: int
     sent: CallStarted
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The requests of a job that have no outcome yet.
+
+    Args:
+        requests: How many.
+        at_most_usd: The most that they can cost, `None` if a price is not known.
+    """
+
+    requests: int = 0
+    at_most_usd: Decimal | None = Decimal(0)
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------------
@@ -149,11 +169,16 @@ def close(database: Database, job: bytes, state: JobState, at: float) -> int | N
     if record is None or record.state not in OPEN_STATES:
         return None
     (left,) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))[0]  # noqa: S608
-    database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
-    claims.leave(database, [job])
-    database.run(_MOVE, (*_changing(replace(record, state=state, changed_at=at)), job))
-    _change_budgets(database, record, partial(end_holding, process=job_process(job), spent=True))
+    _end(database, replace(record, state=state, changed_at=at))
     return int(left)
+
+
+def _end(database: Database, record: JobRecord) -> None:
+    """Write a closed job, and detach from it what is left of its requests."""
+    database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(record.job))  # noqa: S608
+    claims.leave(database, [record.job])
+    database.run(_MOVE, (*_changing(record), record.job))
+    _change_budgets(database, record, partial(end_holding, process=job_process(record.job), spent=True))
 
 
 def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_open: bool = True) -> list[JobRecord]:
@@ -167,6 +192,40 @@ def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_ope
     rows = database.select(_FIND) if jobs is None else database.select_in(f"{_FIND} WHERE job IN ?", jobs)
     records = sorted(map(_to_record, rows), key=lambda record: (record.created_at, record.job))
     return [record for record in records if record.state in OPEN_STATES or not is_open]
+
+
+def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run: bool) -> dict[str, int]:
+    """Remove jobs that were closed before an instant, and waits that began before it and wait for no open job.
+
+    Args:
+        database: The store.
+        before: The instant, in seconds since the epoch.
+        asset: Only those of this asset.
+        dry_run: Only count.
+
+    Returns:
+        How many there are, of `jobs` and `waits`.
+    """
+    wanted = None if asset is None else clean(asset)
+
+    def find() -> tuple[list[bytes], list[JobWait]]:
+        records = read_jobs(database, is_open=False)
+        is_open = {record.job for record in records if record.state in OPEN_STATES}
+        old = [record for record in records if record.changed_at < before and wanted in (None, record.origin.asset)]
+        waits = [one for one in read_waits(database) if one.since < before and wanted in (None, one.origin.asset)]
+        idle = [one for one in waits if is_open.isdisjoint(one.jobs)]
+        return [record.job for record in old if record.job not in is_open], idle
+
+    def remove() -> tuple[list[bytes], list[JobWait]]:
+        jobs, waits = find()
+        database.run_in("DELETE FROM ondine.jobs WHERE job IN ?", jobs)
+        for one in waits:
+            whom = (one.origin.asset, one.origin.partition, one.last_run)
+            database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ? AND last_run = ?", whom)
+        return jobs, waits
+
+    jobs, waits = database.read(find) if dry_run else database.write(remove)
+    return {"jobs": len(jobs), "waits": len(waits)}
 
 
 def _find(database: Database, job: bytes) -> JobRecord | None:
@@ -214,6 +273,24 @@ def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = N
     return [_to_call(row) for row in rows]
 
 
+def read_in_flight(database: Database) -> dict[bytes, InFlight]:
+    """The requests of each job that have no outcome yet; a job that has none is absent."""
+    found = {}
+    for job, requests, priced, pico_usd in database.select(_IN_FLIGHT):
+        usd = from_pico(int(pico_usd)) if priced == requests else None
+        found[bytes(job)] = InFlight(int(requests), usd)
+    return found
+
+
+def count_lost(database: Database, job: bytes) -> int:
+    """Requests of a closed job whose outcome was never seen."""
+    ((lost,),) = database.select(
+        f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL",  # noqa: S608
+        _range_of(job),
+    )
+    return int(lost)
+
+
 def _to_call(row: Row) -> JobCall:
     call, run, asset, partition, model, stage, keys, sent_at, most, batch = row
     usd = None if most is None else from_pico(most)
@@ -228,19 +305,23 @@ def _range_of(job: bytes) -> tuple[bytes, bytes]:
     return job + bytes(8), job + b"\xff" * 8
 
 
-def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished]) -> set[bytes]:
-    """Settle requests of a job, in the ledger and in its budgets; returns the calls that were not settled before."""
+def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished], at: float) -> None:
+    """Settle requests of a job, in the ledger and in its budgets; with the last of them the job is closed.
+
+    Those that were settled before are left as they are.
+    """
     database.hold(_lock_of(job))
     record = _find(database, job)
-    rows = [to_settled_rows(one) for one in settled]
-    noted = settle_calls(database, rows)
+    noted = settle_calls(database, [to_settled_rows(one) for one in settled])
     new = [one for one in settled if one.sent.call in noted]
-    if record is not None and new:
-        bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
-        spent = sum(_spent(one) for one in new)
-        process, at = job_process(job), record.changed_at
-        _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
-    return noted
+    if record is None or record.state not in OPEN_STATES:
+        return
+    bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
+    spent = sum(_spent(one) for one in new)
+    process = job_process(job)
+    _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
+    if not database.select(f"SELECT 1 FROM ondine.calls WHERE {_OF_JOB} LIMIT 1", _range_of(job)):  # noqa: S608
+        _end(database, replace(record, state="read", changed_at=at))
 
 
 def _spent(settled: CallFinished) -> int:

@@ -82,8 +82,9 @@ _FIND_FAILURES = """
 _AUDIT = f"""
     SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
     WHERE run = ? GROUP BY outcome
-    UNION ALL SELECT 'unseen', COUNT(*), 0, 0, 0, 0, 0, COALESCE(SUM(at_most_pico_usd), 0),
-    COUNT(*) - COUNT(at_most_pico_usd), 0, 0 FROM ondine.calls WHERE run = ?"""  # noqa: S608
+    UNION ALL SELECT CASE WHEN batch IS NULL THEN 'unseen' ELSE 'in_jobs' END, COUNT(*), 0, 0, 0, 0, 0,
+    COALESCE(SUM(at_most_pico_usd), 0), COUNT(*) - COUNT(at_most_pico_usd), 0, 0 FROM ondine.calls
+    WHERE run = ? GROUP BY batch IS NULL"""  # noqa: S608
 
 
 def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any]:
@@ -225,6 +226,7 @@ def read_audit(database: Database, run: str) -> Audit:
         _line(seen.get("refused")),
         _line(seen.get("unseen")),
         sum(int(amounts[-1]) for amounts in seen.values()),
+        _line(seen.get("in_jobs")),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import orjson
 
 from ondine_core.store.database import Database, Row
+from ondine_core.store.job_tables import prune_jobs, read_jobs
 from ondine_core.store.origins import OF_ASSET, forget_unused
 from ondine_core.store.records import DamagedRowError, clean, from_pico, to_failure, to_usage
 from ondine_core.types.values import Failure, Key, Usage
@@ -57,6 +58,7 @@ _DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why.
 """
+_FORGET_RUNS = "DELETE FROM ondine.runs WHERE joined_at < ? AND run NOT IN (SELECT job FROM ondine.jobs)"
 _ROWS_A_TRANSACTION = 500
 _PAUSE_SHARE = 2.0
 """So many times what a transaction took, other processes get a chance to write."""
@@ -71,10 +73,12 @@ class Size:
     Args:
         answers: Prompts with an answer.
         failures: Prompts that failed for good.
-        unknown: Calls whose outcome was not seen, or not yet.
+        unknown: Calls whose outcome was not seen, or not yet, apart from requests of batch jobs.
         bytes: What it takes on disk.
         oldest: When the oldest answer came, seconds since the epoch; `None` when there is none.
         newest: When the newest answer came.
+        jobs: Batch jobs that are under way.
+        job_requests: Requests of these that have no outcome yet.
     """
 
     answers: int
@@ -83,6 +87,8 @@ class Size:
     bytes: int
     oldest: float | None
     newest: float | None
+    jobs: int = 0
+    job_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +100,12 @@ class Spending:
         usage: Their tokens.
         usd: What they cost, apart from those without a price.
         unpriced: How many of them have no price.
-        unknown: Calls whose outcome was not seen, or not yet.
+        unknown: Calls whose outcome was not seen, or not yet, apart from requests of batch jobs.
         at_most_usd: What those may cost, apart from those without a price.
         paid_twice: Prompts that were paid for twice, or may have been.
         at_most_calls: Calls that are in `usd` with the most that they can have cost.
+        in_jobs: Requests of batch jobs that have no outcome yet.
+        in_jobs_at_most_usd: What those may cost, apart from those without a price.
     """
 
     calls: int = 0
@@ -108,16 +116,29 @@ class Spending:
     at_most_usd: Decimal = Decimal(0)
     paid_twice: int = 0
     at_most_calls: int = 0
+    in_jobs: int = 0
+    in_jobs_at_most_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many rows were removed: answers, failures, replies of the model that were kept, and lines of the ledger."""
+    """How many rows were removed.
+
+    Args:
+        answers: Answers.
+        failures: Failures.
+        replies: Replies of the model that were kept.
+        ledger: Lines of the ledger.
+        jobs: Batch jobs that are closed.
+        waits: Materializations that waited for jobs of which none is under way.
+    """
 
     answers: int
     failures: int
     replies: int
     ledger: int
+    jobs: int = 0
+    waits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +171,11 @@ def read_size(database: Database) -> Size:
         answers, oldest, newest = database.select(
             "SELECT COUNT(*), MIN(answered_at), MAX(answered_at) FROM ondine.answers"
         )[0]
-        failures, unknown = (
-            database.select(f"SELECT COUNT(*) FROM ondine.{table}")[0][0]  # noqa: S608
-            for table in ("failures", "calls")
-        )
-        return Size(answers, failures, unknown, database.measure(), oldest, newest)
+        ((failures,),) = database.select("SELECT COUNT(*) FROM ondine.failures")
+        ((calls, job_requests),) = database.select("SELECT COUNT(*), COUNT(batch) FROM ondine.calls")
+        jobs = len(read_jobs(database))
+        unknown = calls - job_requests
+        return Size(answers, failures, unknown, database.measure(), oldest, newest, jobs, job_requests)
 
     return database.read(read)
 
@@ -182,15 +203,24 @@ def read_spending(
             usage, usd = to_usage(tokens), from_pico(pico_usd)
             spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
         names = ", ".join("sent_at" if name == "day" else name for name in by)
-        unseen = f"SELECT {names}, at_most_pico_usd FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
-        for *values, at_most in database.select(unseen, [since, *own]):
+        unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
+        for *values, at_most, is_in_job in database.select(unseen, [since, *own]):
             group = tuple(_day(value) if name == "day" else value for name, value in zip(by, values, strict=True))
             old = spent.get(group, Spending())
-            most = old.at_most_usd + from_pico(at_most or 0)
-            spent[group] = replace(old, unknown=old.unknown + 1, at_most_usd=most)
+            usd = from_pico(at_most or 0)
+            spent[group] = _with_request(old, usd) if is_in_job else _with_lost_call(old, usd)
         return dict(sorted(spent.items()))
 
     return database.read(read)
+
+
+def _with_lost_call(spending: Spending, usd: Decimal) -> Spending:
+    return replace(spending, unknown=spending.unknown + 1, at_most_usd=spending.at_most_usd + usd)
+
+
+def _with_request(spending: Spending, usd: Decimal) -> Spending:
+    most = spending.in_jobs_at_most_usd + usd
+    return replace(spending, in_jobs=spending.in_jobs + 1, in_jobs_at_most_usd=most)
 
 
 def read_failed_prompts(
@@ -249,13 +279,14 @@ def prune(  # noqa: PLR0913  (by keyword)
 ) -> Pruned:
     """Remove what is older than `before` (seconds since the epoch), in small transactions with pauses between them.
 
-    So other processes that write wait for a moment only. One that is broken off has removed a part.
+    So other processes that write wait for a moment only. One that is broken off has removed a part. What belongs to a
+    batch job that is under way stays.
 
     Args:
         database: The store.
         before: Answers and failures of before this instant go, and days that ended before it.
         asset: Only what was asked for this asset.
-        ledger: Whether lines of the ledger go, too.
+        ledger: Whether lines of the ledger go, too, and batch jobs that are closed.
         dry_run: Only count.
         sleep: Waits for seconds.
     """
@@ -268,12 +299,14 @@ def prune(  # noqa: PLR0913  (by keyword)
             removed[table] += len(rows)
             if not dry_run:
                 _remove(database, table, column, key, limit, rows, sleep)
+    if ledger:
+        removed |= prune_jobs(database, before, asset, dry_run=dry_run)
     if not dry_run:
         forget_unused(database, before)
     if not dry_run and asset is None:
         database.write(lambda: _forget_numbers(database, before))
-        # Announced by a process of another machine that was killed.
-        database.write(lambda: database.run("DELETE FROM ondine.runs WHERE joined_at < ?", [before]))
+        # Announced by a process of another machine that was killed; a batch job leaves when it is closed.
+        database.write(lambda: database.run(_FORGET_RUNS, [before]))
     return Pruned(**removed)
 
 

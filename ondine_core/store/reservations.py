@@ -6,7 +6,7 @@ earlier boot only a person knows, who says so by the age of its last call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -23,12 +23,13 @@ from ondine_core.store.budget_state import (
     write_state,
 )
 from ondine_core.store.database import Database
+from ondine_core.store.job_tables import JOB_PLACE, job_process, read_jobs
 from ondine_core.store.ledger_rows import write_entries
 from ondine_core.store.records import Update
-from ondine_core.types.processes import has_ended, this_process
+from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import Numbers
 
-__all__ = ["Reservation", "list_reservations", "settle_reservations"]
+__all__ = ["Reservation", "budget_name", "list_reservations", "settle_reservations"]
 
 _NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
 
@@ -53,12 +54,15 @@ class Reservation:
 def list_reservations(database: Database) -> list[Reservation]:
     """What is held of all budgets."""
     found = []
-    for name, state in database.read(lambda: list(_states(database))):
+    states, jobs = database.read(lambda: (list(_states(database)), read_jobs(database)))
+    markers = {job_process(record.job): record.marker for record in jobs}
+    for name, state in states:
         found += [
-            Reservation(_in_words(name), usd_of(one.units), _holder(one), one.changed_at) for one in state.holdings
+            Reservation(budget_name(name), usd_of(one.units), _holder(one, markers), one.changed_at)
+            for one in state.holdings
         ]
         if state.unattributed > 0:
-            found.append(Reservation(_in_words(name), usd_of(state.unattributed), "an earlier version", None))
+            found.append(Reservation(budget_name(name), usd_of(state.unattributed), "an earlier version", None))
     return found
 
 
@@ -68,10 +72,12 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
     Args:
         database: The store.
         before: Also what last changed before this instant (seconds since the epoch) and is held by a process that
-            cannot be seen from here.
+            cannot be seen from here. What a batch job holds is settled when the job is closed.
     """
 
     def is_over(holding: Holding) -> bool:
+        if holding.place == JOB_PLACE:
+            return False
         if has_ended(holding.process):
             return True
         return before is not None and holding.changed_at < before and not _is_near(holding)
@@ -89,6 +95,12 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
     return settled
 
 
+def budget_name(cell: str) -> str:
+    """The period and the name of a budget, of the name under which its numbers are kept."""
+    _, period, stamp, name = cell.split(":", 3)
+    return " ".join(filter(None, (name, period, stamp)))
+
+
 def _states(database: Database) -> Iterator[tuple[str, BudgetState]]:
     for name, numbers in database.select(_NUMBERS):
         if name.startswith("budget:"):
@@ -99,14 +111,10 @@ def _is_near(holding: Holding) -> bool:
     return holding.process.place == this_process().place
 
 
-def _holder(holding: Holding) -> str:
+def _holder(holding: Holding, markers: Mapping[Process, str]) -> str:
+    if holding.place == JOB_PLACE:
+        return f"batch job {markers.get(holding.process, '?')}"
     process = f"process {holding.process.id:.0f}"
     if has_ended(holding.process):
         return f"{process}, which has ended"
     return f"{process}, running" if _is_near(holding) else f"{process} elsewhere"
-
-
-def _in_words(cell: str) -> str:
-    """The period and the name of a budget, of the name under which its numbers are kept."""
-    _, period, stamp, name = cell.split(":", 3)
-    return " ".join(filter(None, (name, period, stamp)))

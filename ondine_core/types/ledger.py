@@ -138,14 +138,16 @@ class Audit:
         refused: Calls the provider turned away.
         unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
         paid_twice: Prompts answered that such a call had asked for before.
+        in_jobs: Requests of batch jobs that have no outcome yet; their `usd` is the most they can cost.
     """
 
     answered: UsageTotals = UsageTotals()
     refused: UsageTotals = UsageTotals()
     unknown: UsageTotals = UsageTotals()
     paid_twice: int = 0
+    in_jobs: UsageTotals = UsageTotals()
 
     @property
     def sent(self) -> int:
         """All calls that left."""
-        return self.answered.calls + self.refused.calls + self.unknown.calls
+        return self.answered.calls + self.refused.calls + self.unknown.calls + self.in_jobs.calls

@@ -118,6 +118,7 @@ def plan(
         on_wait=watch.wait,
         on_threshold=watch.warn,
         on_fallback=watch.warn,
+        on_job=watch.say,
         observers=tuple(_speaking(spec, watch) for spec in options.observers),
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),

@@ -37,7 +37,7 @@ CORE_LAYERS = """
     prompts limits telemetry
     batching
     engine
-    api
+    api commands
     __init__
 """.split("\n")
 DAGSTER_LAYERS = """

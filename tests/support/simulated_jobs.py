@@ -132,7 +132,6 @@ class _Api:
     provider: JobProvider
     life: Life
     account: str
-    carries_marker: bool = True
     create_timeout_s: float = 60.0
 
     @property
@@ -204,5 +203,6 @@ class _Api:
 
 
 def reply_to(text: str) -> Reply:
-    """The answer of the provider: the last word, with the tokens that it takes."""
-    return Reply(text.rsplit(maxsplit=1)[-1], Usage(len(text) // 4 + 5, output_tokens=3))
+    """The answer of the provider: the last word of the question, with the tokens that it takes."""
+    question = text.partition("\n")[0]
+    return Reply(question.rsplit(maxsplit=1)[-1], Usage(len(text) // 4 + 5, output_tokens=3))

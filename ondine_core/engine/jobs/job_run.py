@@ -29,6 +29,7 @@ from ondine_core.errors import (
     RefusedError,
     TransientError,
 )
+from ondine_core.providers.job_api import JobStatus
 from ondine_core.store import Store, job_tables
 from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord, JobUnderWay
@@ -132,6 +133,9 @@ class JobRun:
             self._note_full(new.count, 0.0)
         else:
             await self._note_wait()
+            context = self.context
+            model = context.task.model.model
+            context.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests handed in to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
         """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
@@ -171,6 +175,7 @@ class JobRun:
                 continue
             try:
                 status = await ask_status(context.api, context.store, record, context.clock.now())
+                self._tell(record, status)
                 if status.has_ended:
                     await read_job(context, record, status)
             except (TransientError, RefusedError):
@@ -185,6 +190,12 @@ class JobRun:
                 if any(problem.is_quota for problem in status.problems):
                     self._note_full(record.requests)
         return any_read
+
+    def _tell(self, record: JobRecord, status: JobStatus) -> None:
+        """Say how far a job is, if that has changed."""
+        if (status.state, status.done) != (record.status, record.done):
+            done = f"{status.done:,} of {record.requests:,} requests done"
+            self.context.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
 
     async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
         """Give up a job that the provider has not known for a while; whether it was given up.

@@ -159,7 +159,9 @@ class _Reading:
 
     async def _keep(self, settled: Sequence[CallFinished]) -> None:
         context, record = self.context, self.record
-        await context.store.change(partial(job_tables.settle_replies, job=record.job, settled=settled), record.cells)
+        await context.store.change(
+            partial(job_tables.settle_replies, job=record.job, settled=settled, at=context.clock.now()), record.cells
+        )
         own: list[tuple[Key, Outcome]] = []
         for one in settled:
             own += [(key, answer) for key, answer in one.answers if key in context.asked]

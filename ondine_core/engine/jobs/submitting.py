@@ -16,11 +16,12 @@ from ondine_core.engine.jobs.building import NewRequests, discard
 from ondine_core.engine.jobs.context import JobContext
 from ondine_core.errors import ProviderError, StoreError, TransientError
 from ondine_core.providers.job_api import NewJob
-from ondine_core.store import job_tables
+from ondine_core.store import Store, job_tables
 from ondine_core.types.job_record import JobRecord, JobState
 from ondine_core.types.processes import Process, has_ended
+from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["recover", "submit"]
+__all__ = ["forget_abandoned", "recover", "submit"]
 
 _ABANDONED_S = 3600.0
 """After so long a job that is still being prepared is taken to be abandoned, where its process cannot be seen."""
@@ -90,6 +91,20 @@ async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
     await _move(context, job, ("creating", "submitted"), change)
 
 
+def _is_abandoned(record: JobRecord, now: float) -> bool:
+    """Whether the process that prepared a job will not go on with it."""
+    return has_ended(Process(*record.owner)) or now - record.changed_at > _ABANDONED_S
+
+
+async def forget_abandoned(store: AnswerStore, now: float) -> None:
+    """Forget jobs that were being prepared when their process was killed, and give back their share of budgets."""
+    if not isinstance(store, Store):
+        return
+    for record in await store.read(job_tables.read_jobs):
+        if record.state == "preparing" and _is_abandoned(record, now):
+            await store.change(partial(job_tables.discard, job=record.job, of=("preparing",)), record.cells)
+
+
 async def recover(context: JobContext, record: JobRecord) -> None:
     """Find out about a job without an id, as far as that can be told now; one that was never created is forgotten.
 
@@ -98,7 +113,7 @@ async def recover(context: JobContext, record: JobRecord) -> None:
     """
     now = context.clock.now()
     if record.state == "preparing":
-        if has_ended(Process(*record.owner)) or now - record.changed_at > _ABANDONED_S:
+        if _is_abandoned(record, now):
             await discard(context, record.job)
         return
     try:
@@ -108,11 +123,6 @@ async def recover(context: JobContext, record: JobRecord) -> None:
     if job_id is not None:
         await _note_id(context, record.job, job_id)
     elif now - record.changed_at > context.api.create_timeout_s:
-        if not context.api.carries_marker:
-            context.warn(
-                f"Whether the batch job {record.marker} with {record.requests:,} requests was created cannot be told; "
-                "its rows are asked again, and may be paid twice."
-            )
         await discard(context, record.job)
 
 

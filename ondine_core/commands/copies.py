@@ -1,0 +1,93 @@
+"""Everything that a store holds, elsewhere: `backup`, `export`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import orjson
+
+from ondine_core.commands.terminal import AddCommand, add_filters, show_iso, warn
+from ondine_core.errors import ConfigError
+from ondine_core.store.database import Database, Row
+from ondine_core.store.queries import ANSWER_COLUMNS, stream
+from ondine_core.store.records import DamagedRowError, to_answer
+from ondine_core.store.sqlite import SqliteDatabase
+from ondine_core.store.sqlite_files import make_new_file
+
+__all__ = ["add_commands"]
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    copy = add("backup", _backup, "copy a store in a file while runs use it")
+    copy.add_argument("target", type=Path, metavar="TARGET", help="a new file")
+    export = add("export", _export, "write all answers out")
+    add_filters(export, "only answers that came since")
+    export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of standard output")
+
+
+def _backup(database: Database, options: argparse.Namespace) -> None:
+    target: Path = options.target
+    if not isinstance(database, SqliteDatabase):
+        raise ConfigError("A store in Postgres is copied by Postgres, for instance with `pg_dump --schema=ondine`.")
+    if os.path.lexists(target):
+        raise ConfigError(f"{str(target)!r} exists already; name a new file.")
+    with _put_in_place(target) as part:
+        database.copy_to(part)
+    sys.stdout.write(
+        f"{target.stat().st_size / 1e6:,.2f} MB are copied to {str(target)!r}, which needs no -wal file.\n"
+    )
+
+
+@contextmanager
+def _put_in_place(target: Path) -> Iterator[Path]:
+    """A new file, for its owner only, that takes the place of `target` when it is whole."""
+    part = make_new_file(target, ".part")
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _export(database: Database, options: argparse.Namespace) -> None:
+    write = _write_csv if options.format == "csv" else _write_jsonl
+    # A reader that leaves early must not leave a query behind when the store is closed.
+    with closing(_whole_rows(stream(database, since=options.since, asset=options.asset))) as rows:
+        if options.output is None:
+            write(rows, sys.stdout)
+            return
+        with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+            write(rows, file)
+
+
+def _whole_rows(rows: Iterable[Row]) -> Generator[Row]:
+    """All rows but damaged ones, which are named on standard error."""
+    for row in rows:
+        try:
+            to_answer(row)
+        except DamagedRowError as error:
+            warn(f"a damaged answer is left out: {error}")
+        else:
+            yield row
+
+
+def _write_jsonl(rows: Iterable[Row], out: TextIO) -> None:
+    for key, values, *rest, answered_at in rows:
+        row = [key.hex(), orjson.Fragment(values), *rest, show_iso(answered_at)]
+        out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
+
+
+def _write_csv(rows: Iterable[Row], out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(ANSWER_COLUMNS)
+    for key, values, *rest, answered_at in rows:
+        writer.writerow([key.hex(), values.decode(), *rest, show_iso(answered_at)])

@@ -1,0 +1,138 @@
+"""What commands read from the command line and write to the terminal: types of arguments, tables, instants, amounts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Protocol, TypeAlias
+
+from ondine_core.store.database import Database
+from ondine_core.types.values import Key
+
+__all__ = [
+    "AddCommand",
+    "Command",
+    "add_filters",
+    "printable",
+    "show_instant",
+    "show_iso",
+    "show_usd",
+    "to_age_s",
+    "to_count",
+    "to_key",
+    "to_row",
+    "to_since",
+    "warn",
+    "write_table",
+]
+
+Command: TypeAlias = Callable[[Database, argparse.Namespace], None]
+"""Carries a command out on a store."""
+
+_AGES_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class AddCommand(Protocol):
+    """Adds a command to those that there are."""
+
+    def __call__(self, name: str, command: Command, what: str) -> argparse.ArgumentParser:
+        """Returns its parser, for its arguments; `what` says what it does."""
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+def add_filters(parser: argparse.ArgumentParser, dated: str) -> None:
+    """Add the options `--since`, which `dated` explains, and `--asset`."""
+    parser.add_argument("--since", type=to_since, default=0.0, metavar="WHEN", help=f"{dated}; 2026-01-31, 7d, 12h")
+    parser.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, as in a/b")
+
+
+def to_row(text: str) -> Mapping[str, object]:
+    """The row that an argument is: a JSON object."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise argparse.ArgumentTypeError("a row is a JSON object of column to value")
+    return row
+
+
+def to_key(text: str) -> Key:
+    """The key that an argument is."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no key; `failures` and `export` list keys") from None
+
+
+def to_count(text: str) -> int:
+    """The number of at least 1 that an argument is."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def to_since(text: str) -> float:
+    """The instant that an argument is: a date, or an age."""
+    if re.fullmatch(r"\d+[hdw]", text):
+        return time.time() - to_age_s(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date or age; write 2026-01-31, 7d or 12h") from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def to_age_s(text: str) -> float:
+    """The seconds that an argument is, as in `90d`."""
+    found = re.fullmatch(r"(\d+)([hdw])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; write 90d, 12h or 8w")
+    return float(found[1]) * _AGES_S[found[2]]
+
+
+# -- output --------------------------------------------------------------------------------------------------------
+
+
+def write_table(rows: Sequence[Sequence[str]], *, texts: Collection[int] = (0,)) -> None:
+    """Write columns side by side, those numbered in `texts` to the left and figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number in texts else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def show_usd(usd: Decimal | None, at_most_calls: int) -> str:
+    """An amount, with a mark if it is a bound."""
+    return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
+
+
+def show_instant(at: float) -> str:
+    """A day and a minute."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def show_iso(at: float) -> str:
+    """An instant for other programs."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+
+
+def warn(message: str) -> None:
+    """Say on standard error what a person should know."""
+    sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,69 @@
+"""What is removed and what is settled by hand: `prune`, `reservations`, `settle`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from ondine_core.commands.terminal import AddCommand, show_instant, to_age_s, write_table
+from ondine_core.store.database import Database
+from ondine_core.store.queries import prune
+from ondine_core.store.reservations import list_reservations, settle_reservations
+
+__all__ = ["add_commands"]
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands of this module."""
+    old = add("prune", _prune, "remove what is old, or what was asked for an asset")
+    old.add_argument("--older-than", type=to_age_s, metavar="AGE", help="as in 90d, 12h or 8w")
+    old.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE")
+    old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
+    old.set_defaults(fail=old.error)
+    add("reservations", _reservations, "what is held of budgets for calls in flight, and by whom")
+    gone = add("settle", _settle, "charge as spent what processes hold of budgets that have ended")
+    gone.add_argument(
+        "--older-than",
+        type=to_age_s,
+        metavar="AGE",
+        help="also what processes of other machines, containers and versions hold that made no call for so long",
+    )
+
+
+def _prune(database: Database, options: argparse.Namespace) -> None:
+    if options.older_than is None and options.asset is None:
+        options.fail("say what to remove: --older-than AGE, --asset ASSET, or both")
+    before = time.time() - (options.older_than or 0.0)
+    is_dated = options.older_than is not None
+    # The ledger explains what a budget was spent on, so its entries are pruned by age only.
+    pruned = prune(database, before, asset=options.asset, ledger=is_dated, dry_run=options.dry_run)
+    if not options.dry_run:
+        database.compact()
+    about = f" of {options.asset!r}" if options.asset else ""
+    dated = f", from before {show_instant(before)}" if is_dated else ""
+    sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}{about}{dated}:\n")
+    rows = [
+        ("answers", f"{pruned.answers:,}"),
+        ("failures", f"{pruned.failures:,}"),
+        ("replies", f"{pruned.replies:,}"),
+        ("lines of the ledger", f"{pruned.ledger:,}"),
+    ]
+    if pruned.jobs or pruned.waits:
+        rows += [("batch jobs", f"{pruned.jobs:,}"), ("waits for batch jobs", f"{pruned.waits:,}")]
+    write_table(rows)
+
+
+def _reservations(database: Database, _: argparse.Namespace) -> None:
+    held = list_reservations(database)
+    rows = [
+        (one.budget, f"{one.usd:,.6f}", "?" if one.changed_at is None else show_instant(one.changed_at), one.holder)
+        for one in held
+    ]
+    write_table([("budget", "USD", "last call", "held by"), *rows])
+
+
+def _settle(database: Database, options: argparse.Namespace) -> None:
+    before = None if options.older_than is None else time.time() - options.older_than
+    usd = settle_reservations(database, before)
+    sys.stdout.write(f"${usd:,.6f} that was held counts as spent now: calls of unknown outcome may have been billed.\n")

@@ -1,0 +1,351 @@
+"""What a run at the tier "batch" does with its jobs, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondine_core.engine.report import Report
+from ondine_core.errors import BudgetExhaustedError, FatalError, JobsUnderWayError, RefusedError, TransientError
+from ondine_core.providers.job_api import JobLimits
+from ondine_core.store import job_tables
+from ondine_core.store.queries import read_spending
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Usage
+from tests.support.job_runs import JobWorld, words
+from tests.support.simulated_jobs import BATCH_PRICE, reply_to
+from tests.support.virtual_clock import run_virtually
+
+HOUR_S = 3600.0
+BOUND = BATCH_PRICE.at_most(200, 16)
+"""More than a request of these tests can cost."""
+
+
+def in_world(path: Path, act: Callable[[JobWorld], Awaitable[Any]], **settings: Any) -> Any:
+    async def main(clock: Clock) -> Any:
+        return await act(JobWorld(clock, path / "answers.db", **settings))
+
+    return run_virtually(main)
+
+
+async def spent(world: JobWorld) -> Any:
+    return (await world.read(lambda database: read_spending(database, "asset")))["asset",]
+
+
+def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(tmp_path: Path) -> None:
+    """The error says what is under way; the later run hands nothing in, and has all answers and their cost."""
+
+    async def act(world: JobWorld) -> None:
+        first = await world.run(words(5), batch_wait_s=600.0)
+        assert isinstance(first, JobsUnderWayError)
+        (job,) = first.jobs
+        assert (job.job_id, job.status, job.requests, first.rows_left) == ("job-0", "in_progress", 5, 5)
+        assert job.held_usd is not None
+        assert Decimal(0) < job.held_usd < 5 * BOUND
+        again = await world.run(words(5), batch_wait_s=0.0)
+        assert isinstance(again, JobsUnderWayError)
+        await world.clock.sleep(HOUR_S)
+        report = await world.run(words(5))
+        assert isinstance(report, Report)
+        assert report.column("said") == words(5)
+        assert report.spend.usd == world.provider.usd > 0
+        assert len(world.provider.jobs) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_a_run_that_may_wait_reads_its_own_job(tmp_path: Path) -> None:
+    """Several jobs, where one cannot hold all; and nothing is left open."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.limits = JobLimits(4, 10**6)
+        report = await world.run(words(10), batch_wait_s=2 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(10)
+        assert [len(job.texts) for job in world.provider.jobs.values()] == [4, 4]  # and two rows at once
+        assert await world.read(job_tables.read_jobs) == []
+        assert await world.read(job_tables.read_waits) == []
+
+    in_world(tmp_path, act)
+
+
+def test_a_file_holds_as_many_bytes_as_the_provider_takes(tmp_path: Path) -> None:
+    """What does not fit goes into the next job."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.limits = JobLimits(1000, 300)
+        report = await world.run(words(12), batch_wait_s=2 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(12)
+        assert [len(job.texts) for job in world.provider.jobs.values()] == [6, 6]
+
+    in_world(tmp_path, act)
+
+
+def test_one_changed_row_is_one_call(tmp_path: Path) -> None:
+    """Known answers are taken, and a row that makes no job of its own is asked at once."""
+
+    async def act(world: JobWorld) -> None:
+        await world.finish(words(30))
+        assert len(world.provider.jobs) == 1
+        report = await world.run([*words(29), "changed"])
+        assert isinstance(report, Report)
+        assert report.column("said") == [*words(29), "changed"]
+        assert report.spend.calls == 1
+        assert len(world.provider.jobs) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_rows_that_change_while_a_job_is_under_way_go_into_a_job_of_their_own(tmp_path: Path) -> None:
+    """The first job is neither cancelled nor handed in again, and what it brings for rows that are gone is kept."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(20))
+        changed = [*words(10), *(f"new{number}" for number in range(10))]
+        report = await world.finish(changed)
+        assert report.column("said") == changed
+        assert [len(job.texts) for job in world.provider.jobs.values()] == [20, 10]
+        assert max(world.provider.billed.values()) == 1
+        old = await world.run(words(20))
+        assert isinstance(old, Report)
+        assert old.spend.calls == 0
+
+    in_world(tmp_path, act)
+
+
+def test_two_runs_at_once_never_hand_in_a_row_twice(tmp_path: Path) -> None:
+    """Rows that both have are in one job, and both have their answers in the end."""
+
+    async def act(world: JobWorld) -> None:
+        parts = {start: words(20)[start : start + 12] for start in (0, 8)}
+        runs = [world.run(part, asset=f"a{start}", batch_wait_s=9 * HOUR_S) for start, part in parts.items()]
+        reports = await asyncio.gather(*runs)
+        for part, report in zip(parts.values(), reports, strict=True):
+            assert isinstance(report, Report)
+            assert report.column("said") == part
+        assert max(world.provider.billed.values()) == 1
+        assert len(world.provider.billed) == 20
+
+    in_world(tmp_path, act)
+
+
+def test_a_run_at_another_tier_waits_for_rows_that_a_job_has(tmp_path: Path) -> None:
+    """It asks the others at once, and pays none of them a second time."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(5))
+        waiting = await world.run(words(8), tier="standard")
+        assert isinstance(waiting, JobsUnderWayError)
+        assert waiting.rows_left == 5
+        assert len(world.provider.billed) == 3
+        await world.clock.sleep(HOUR_S)
+        report = await world.run(words(8), tier="standard")
+        assert isinstance(report, Report)
+        assert report.column("said") == words(8)
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_a_cap_holds_while_jobs_are_out_and_small_jobs_follow_each_other(tmp_path: Path) -> None:
+    """What requests may cost is held until they are settled; what comes back cheaper pays for the next ones."""
+
+    async def act(world: JobWorld) -> None:
+        report = await world.run(words(40), batch_wait_s=99 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(40)
+        assert len(world.provider.jobs) > 1
+        assert report.spend.usd is not None
+        assert report.spend.usd <= Decimal("0.0008")
+
+    in_world(tmp_path, act, max_cost_usd=Decimal("0.0008"))
+
+
+def test_a_cap_that_is_spent_ends_the_run_and_keeps_its_answers(tmp_path: Path) -> None:
+    """Over several runs of one materialization, too: a new run does not begin at nothing."""
+
+    async def act(world: JobWorld) -> None:
+        async def go_on() -> None:
+            for _ in range(60):
+                assert isinstance(await world.run(words(40), batch_wait_s=600.0), JobsUnderWayError)
+                await world.clock.sleep(HOUR_S)
+
+        with pytest.raises(BudgetExhaustedError, match="max_cost_usd"):
+            await go_on()
+        assert Decimal(0) < world.provider.usd <= Decimal("0.0003")
+
+    in_world(tmp_path, act, max_cost_usd=Decimal("0.0003"))
+
+
+def test_when_answers_are_wanted_by_a_time_the_job_is_cancelled_and_the_rest_asked_at_once(tmp_path: Path) -> None:
+    """What the job has by then is read; nothing is paid twice."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.takes_s = 10 * HOUR_S
+        report = await world.run(words(20), batch_wait_s=600.0, answer_by=world.clock.now() + 300)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(20)
+        assert max(world.provider.billed.values()) == 1
+        assert world.clock.now() < HOUR_S
+
+    in_world(tmp_path, act)
+
+
+def test_a_later_run_keeps_the_time_by_which_answers_are_wanted(tmp_path: Path) -> None:
+    """A run that has none of its own takes that of the job."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.takes_s = 30 * HOUR_S
+        await world.run(words(20), answer_by=world.clock.now() + 5 * HOUR_S)
+        await world.clock.sleep(6 * HOUR_S)
+        report = await world.run(words(20), batch_wait_s=600.0)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(20)
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_a_full_account_gets_smaller_jobs_later(tmp_path: Path) -> None:
+    """A job that is refused for the quota is handed in again in smaller ones, not lost."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.refuse_create = [TransientError("Too much.", kind="limited", retry_after_s=700.0)]
+        report = await world.run(words(16), batch_wait_s=20 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(16)
+        assert len(world.provider.jobs) > 1
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_that_is_refused_ends_the_run_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its rows are free, and its money is back."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.refuse_create = [FatalError("The key was not accepted.")]
+        with pytest.raises(FatalError, match="key"):
+            await world.run(words(16))
+        assert await world.read(partial(job_tables.read_jobs, is_open=False)) == []
+        report = await world.finish(words(16))
+        assert report.column("said") == words(16)
+
+    in_world(tmp_path, act)
+
+
+def test_results_that_are_gone_count_with_their_bound_and_are_asked_again(tmp_path: Path) -> None:
+    """It is said, and in the audit: a bill that cannot be seen is never taken for nothing."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(6))
+        await world.clock.sleep(HOUR_S)
+        world.provider.lost = True
+        under_way = await world.run(words(6), batch_wait_s=600.0)
+        assert isinstance(under_way, JobsUnderWayError)
+        world.provider.lost = False
+        await world.clock.sleep(HOUR_S)
+        report = await world.run(words(6), batch_wait_s=600.0)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(6)
+        assert any("count with the most" in warning for warning in world.warnings)
+        seen = await spent(world)
+        assert (seen.unknown, seen.paid_twice) == (6, 6)
+        assert seen.usd + seen.at_most_usd >= world.provider.usd
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_of_another_account_is_not_given_up(tmp_path: Path) -> None:
+    """The run says whose job it is; with the right key it is read."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(6))
+        with pytest.raises(FatalError, match="another key"):
+            await world.run(words(6), account="b", batch_wait_s=HOUR_S / 2)
+        report = await world.finish(words(6))
+        assert report.column("said") == words(6)
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_jobs_that_expire_for_days_make_failed_rows_in_the_end(tmp_path: Path) -> None:
+    """Three jobs that ended without running a row, and it is out of reach: asked again by the next run."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.takes_s, world.provider.window_s = 10**9, 24 * HOUR_S
+        report = await world.run(words(6), batch_wait_s=100 * HOUR_S)
+        assert isinstance(report, Report)
+        assert [str(error) for error in report.errors()] == 6 * [
+            "unreachable: 3 batch jobs ended without an answer; set answer_by, or another tier"
+        ]
+        assert world.provider.usd == 0
+
+    in_world(tmp_path, act)
+
+
+def test_an_interrupted_run_leaves_its_job_unless_it_is_to_be_cancelled(tmp_path: Path) -> None:
+    """Terminate in the middle of the wait."""
+
+    async def act(world: JobWorld) -> None:
+        for cancels in (False, True):
+            rows = [f"{cancels}{number}" for number in range(5)]
+            running = asyncio.ensure_future(
+                world.run(rows, batch_wait_s=9 * HOUR_S, cancel_on_terminate=cancels, asset=f"a{cancels}")
+            )
+            await world.clock.sleep(60.0)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            job = list(world.provider.jobs.values())[-1]
+            assert (job.cancelled_at is not None) is cancels
+
+    in_world(tmp_path, act)
+
+
+def test_everything_is_asked_anew_on_demand(tmp_path: Path) -> None:
+    """Older answers are not taken, and not in the way."""
+
+    async def act(world: JobWorld) -> None:
+        await world.finish(words(6))
+        await world.clock.sleep(1.0)
+        since = world.clock.now()
+        report = await world.finish(words(6), reuse_since=since)
+        assert report.column("said") == words(6)
+        assert set(world.provider.billed.values()) == {2}
+
+    in_world(tmp_path, act)
+
+
+def test_a_request_that_is_refused_is_its_rows_failure(tmp_path: Path) -> None:
+    """The others have answers."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.answer = lambda text: RefusedError("No.", usage=Usage(3)) if "w3" in text else reply_to(text)
+        report = await world.finish(words(6))
+        assert report.column("said") == [None if word == "w3" else word for word in words(6)]
+        assert report.errors()[3] == "refused: No."
+
+    in_world(tmp_path, act)
+
+
+def test_no_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
+    """Thousands of rows that errored for the account's sake are asked again, and were not billed."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.answer = lambda _: FatalError("The account has no credit.", fault="account")
+        with pytest.raises(FatalError, match="credit"):
+            await world.finish(words(6))
+        world.provider.answer = reply_to
+        report = await world.finish(words(6))
+        assert report.column("said") == words(6)
+
+    in_world(tmp_path, act)

@@ -1,0 +1,148 @@
+"""Runs at the tier "batch" against a provider in memory, on a virtual clock: alone, killed, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ondine_core.engine.jobs.waits import end_wait, find_first_run
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.report import Report
+from ondine_core.engine.run import run
+from ondine_core.engine.runtime import RunLimits, find_runtime
+from ondine_core.errors import JobsUnderWayError, ProviderError, StoreError
+from ondine_core.limits.budget import BudgetLimit
+from ondine_core.limits.rate_limiter import Rates
+from ondine_core.prompts.task import compile_task
+from ondine_core.store import Store
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Origin
+from ondine_core.types.values import Call, ModelSpec, Reply, Tier
+from tests.support.simulated_jobs import BATCH_PRICE, JobProvider, KillableStore, Killed, Life, reply_to
+
+__all__ = ["JobWorld", "words"]
+
+
+def words(count: int) -> list[str]:
+    """So many rows, all different."""
+    return [f"w{number}" for number in range(count)]
+
+
+@dataclass
+class _LiveModel:
+    """Answers at once, at the same price, and keeps the same books."""
+
+    provider: JobProvider
+    life: Life
+    max_concurrency: int | None = 8
+    max_batch_size: int | None = None
+
+    async def __call__(self, call: Call) -> Reply:
+        text = call.messages[-1].content
+        came = self.provider.answer(text) or reply_to(text)
+        if isinstance(came, ProviderError):
+            raise came
+        self.provider.billed[text] += 1
+        self.provider.usd += BATCH_PRICE.cost(came.usage)
+        self.life.step()
+        return came
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class JobWorld:
+    """A provider, a store, and runs that ask for one column of a table.
+
+    Args:
+        clock: Virtual time.
+        path: Of the store.
+        max_cost_usd: Cap of a materialization.
+    """
+
+    clock: Clock
+    path: Path
+    max_cost_usd: Decimal | None = Decimal(1)
+    warnings: list[str] = field(default_factory=list)
+    runs: int = 0
+    provider: JobProvider = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.provider = JobProvider(self.clock.now, reply_to)
+
+    async def run(
+        self,
+        rows: Sequence[str],
+        *,
+        life: Life | None = None,
+        tier: Tier = "batch",
+        account: str = "a",
+        asset: str = "asset",
+        **policy: Any,
+    ) -> Report | JobsUnderWayError | None:
+        """The report of a run; that jobs are under way; or nothing, if it was killed."""
+        life = life or Life()
+        store = KillableStore(self.path, life)
+        running = asyncio.ensure_future(self._run(store, rows, life, tier, account, asset, policy))
+        try:
+            return await running
+        except JobsUnderWayError as error:
+            return error
+        except BaseExceptionGroup as group:
+            if group.subgroup(Killed) is None:
+                raise
+        except Killed:
+            pass
+        finally:
+            store.close()
+        return None
+
+    async def _run(  # noqa: PLR0913, PLR0917  (one caller)
+        self,
+        store: Store,
+        rows: Sequence[str],
+        life: Life,
+        tier: Tier,
+        account: str,
+        asset: str,
+        policy: Mapping[str, Any],
+    ) -> Report:
+        self.runs += 1
+        spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
+        task = compile_task("Say {word}", "said", spec)
+        caps = () if self.max_cost_usd is None else (BudgetLimit(self.max_cost_usd),)
+        origin = Origin(f"run-{self.runs}", asset)
+        terms = RunLimits(
+            caps, Rates(), await find_first_run(store, origin), self.warnings.append, self.clock, self.warnings.append
+        )
+        runtime = find_runtime(_LiveModel(self.provider, life), spec, BATCH_PRICE, store, terms)
+        runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
+        chosen = Policy(**{"batch_min_rows": 3, "batch_wait_s": 0.0, **policy})
+        report = await run(task, {"word": rows}, len(rows), runtime, policy=chosen, origin=origin, clock=self.clock)
+        await end_wait(store, origin)
+        return report
+
+    async def finish(self, rows: Sequence[str], *, most: int = 30, **policy: Any) -> Report:
+        """The report of the last of as many runs as it takes, some time apart."""
+        for _ in range(most):
+            report = await self.run(rows, **policy)
+            if isinstance(report, Report):
+                return report
+            await self.clock.sleep(self.provider.takes_s / 2 + 200)
+        raise AssertionError(f"After {most} runs rows have no outcome.")
+
+    async def read(self, query: Callable[[Any], Any]) -> Any:
+        """What the store has."""
+        store = KillableStore(self.path, Life())
+        try:
+            return await store.read(query)
+        finally:
+            with suppress(StoreError):
+                store.close()
