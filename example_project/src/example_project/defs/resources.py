@@ -4,6 +4,7 @@ ONDINE_TIER=batch asks by the provider's batch jobs, at half the price.
 """
 
 import os
+from typing import Any
 
 import dagster as dg
 
@@ -14,6 +15,6 @@ from ondine_dagster import LLMResource
 def resources() -> dg.Definitions:
     """The resource `llm` that every `llm_asset` asks."""
     model = os.environ.get("ONDINE_MODEL", "llama_cpp/gemma-3-270m")
-    tier = os.environ.get("ONDINE_TIER", "standard")
+    tier: Any = os.environ.get("ONDINE_TIER", "standard")
     llm = LLMResource(model=model, tier=tier, base_url=os.environ.get("ONDINE_BASE_URL"), progress_every_s=5)
     return dg.Definitions(resources={"llm": llm})
