@@ -34,7 +34,7 @@ T = TypeVar("T")
 _WITHOUT_ID: Final[tuple[JobState, ...]] = ("preparing", "creating")
 _SHOWN = 5
 """Markers in one message."""
-_HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD", "since")
+_HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD held", "since")
 _TEXTS = (0, 1, 2, 3, 4, 5)
 
 
@@ -75,7 +75,9 @@ def _add_marker(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base-url", metavar="URL", help="where the provider is, if the job was handed in elsewhere")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="where the job was handed in, if not at the provider's usual address"
+    )
     parser.add_argument(
         "--api-key-variable",
         metavar="NAME",
