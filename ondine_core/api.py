@@ -14,13 +14,13 @@ from typing import Any, cast
 
 from ondine_core.engine.gc_tuning import seldom_collected
 from ondine_core.engine.in_thread import run_in_thread
-from ondine_core.engine.jobs.waits import end_wait
+from ondine_core.engine.jobs.waits import end_wait, give_up_wait
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run as ask_rows
 from ondine_core.engine.runtime import Runtime
-from ondine_core.errors import ConfigError
+from ondine_core.errors import BudgetExhaustedError, ConfigError
 from ondine_core.limits.lease import hold_lease
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
@@ -191,8 +191,12 @@ async def answer(
             chain.append((replace(task, model=spec), replace(runtime, lease=lease)))
         run = Run(options.origin, task.model.model, rows, options.traceparent)
         observing = observed(run, options.observers, clock, options.on_progress, options.on_observer_error)
-        async with observing as observation:
-            report = await _ask_in_turn(chain, columns, rows, options, observation)
+        try:
+            async with observing as observation:
+                report = await _ask_in_turn(chain, columns, rows, options, observation)
+        except BudgetExhaustedError:
+            await give_up_wait(store, options.origin)
+            raise
         await end_wait(store, options.origin)
         return report
 

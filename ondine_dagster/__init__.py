@@ -7,6 +7,7 @@ from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster.asset.decorator import build_llm_asset, llm_asset
+from ondine_dagster.batch_sensor import batch_sensor
 from ondine_dagster.checks.types import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
 from ondine_dagster.component.component import LLMAssetComponent
 from ondine_dagster.config.launchpad import LLMAssetConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Sanitizer",
     "ScriptedModel",
     "SharedBudget",
+    "batch_sensor",
     "build_llm_asset",
     "llm_asset",
     "replay_failed_rows_job",

@@ -92,8 +92,9 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     )
     tier: Tier = Field(
         default="standard",
-        description="The provider's price class: 'standard', 'flex' (cheaper, waits for capacity) or 'priority' "
-        "(dearer). Changing it asks nothing again; what the model does not have is an error.",
+        description="The provider's price class: 'standard', 'flex' (cheaper, waits for capacity), 'priority' "
+        "(dearer) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it asks "
+        "nothing again; what the model does not have is an error.",
     )
     tier_patience_s: NonNegative = Field(
         default=900.0, description="Seconds for which the flex tier may have no capacity for any call."
@@ -102,6 +103,21 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         default=False,
         description="Whether the rest of the run then goes at the standard tier, at its price; otherwise the step "
         "fails, and keeps its answers.",
+    )
+    batch_wait_s: NonNegative = Field(
+        default=600.0,
+        description="Seconds for which a step of the batch tier waits for its jobs; then it ends without a "
+        "materialization, and a later run, such as that of a batch_sensor, reads the answers.",
+    )
+    batch_min_rows: Count = Field(
+        default=20,
+        description="Fewer rows than these make no batch job: they are asked at once at the standard tier, at its "
+        "price.",
+    )
+    cancel_on_terminate: bool = Field(
+        default=False,
+        description="Whether the provider is asked to cancel the batch jobs of a run that is terminated; otherwise "
+        "they go on, and the next run reads what they answered.",
     )
     prompt_cache: PromptCache = Field(
         default="auto",
@@ -245,6 +261,9 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
                 context_window=self.context_window,
                 tier_patience_s=self.tier_patience_s,
                 tier_fallback=self.tier_fallback,
+                batch_wait_s=self.batch_wait_s,
+                batch_min_rows=self.batch_min_rows,
+                cancel_on_terminate=self.cancel_on_terminate,
             ),
             rates=Rates(self.requests_per_minute, self.tokens_per_minute, self.burst),
             price=self._price(),

@@ -259,8 +259,6 @@ async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) 
     try:
         found = await api.find(record.marker, record.created_at, requests)
     except TransientError:
-        if api.carries_marker:
-            raise
         warn(f"whether {job_id!r} is the batch job {record.marker} can be told only when it has ended.")
         return status
     if found != job_id:

@@ -98,13 +98,11 @@ class JobApi(Protocol):
     Attributes:
         limits: The most that one job may hold.
         account: Tells accounts apart without telling the key.
-        carries_marker: Whether `find` can tell for certain that a job was not created.
         create_timeout_s: Seconds after which a request that creates a job has been read or never will be.
     """
 
     limits: JobLimits
     account: str
-    carries_marker: bool
     create_timeout_s: float
 
     def write(self, call: Call, custom_id: str) -> bytes:

@@ -21,6 +21,7 @@ from ondine_core.engine.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.template import Prompt
 from ondine_core.types.values import ModelSpec, OnMissing, PromptCache, Tier
+from ondine_dagster.config.answer_by import ANSWER_BY, is_answer_by
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.plan import OnRowError
 
@@ -189,6 +190,7 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, str) and value in typing.get_args(Tier)),
         f"one of {', '.join(map(repr, typing.get_args(Tier)))}, or None for the resource's",
     ),
+    "answer_by": (lambda value: value is None or is_answer_by(value), f"{ANSWER_BY}, or None"),
     "prompt_cache": (
         lambda value: value is None or (isinstance(value, str) and value in typing.get_args(PromptCache)),
         f"one of {', '.join(map(repr, typing.get_args(PromptCache)))}, or None for the resource's",

@@ -60,6 +60,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     keep_replies: bool = False,
     partition_by: PartitionBy | None = None,
     tier: Tier | None = None,
+    answer_by: str | float | None = None,
     prompt_cache: PromptCache | None = None,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Unpack[AssetArguments],
@@ -112,8 +113,11 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         partition_by: The column that says which partition a row belongs to (with several dimensions, the column of
             each), for an upstream table that has no partitions: only the rows of the run's partitions are enriched.
         tier: The provider's price class, instead of the resource's: `"standard"`, `"flex"` (cheaper, waits for
-            capacity) or `"priority"` (dearer). It is not part of an answer's identity; what the model does not have is
-            an error when the step starts.
+            capacity), `"priority"` (dearer) or `"batch"` (half the price at most providers, answered by jobs within a
+            day). It is not part of an answer's identity; what the model does not have is an error when the step starts.
+        answer_by: At the batch tier, when answers are wanted: a time of day, as in `"06:00"` (UTC) or
+            `"06:00 Europe/Berlin"`, or seconds after the start of the first run. When it is reached, jobs are
+            cancelled, what they answered is kept, and the rest is asked at once at the standard tier, at its price.
         prompt_cache: Whether the provider is asked to cache the fixed part of prompts, instead of the resource's:
             `"auto"`, `"off"`, or `"1h"`, for an hour where there is a choice. It is not part of an answer's identity.
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
@@ -145,6 +149,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             keep_replies=keep_replies,
             partition_by=partition_by,
             tier=tier,
+            answer_by=answer_by,
             prompt_cache=prompt_cache,
         )
         check_arguments(enrichment, asset_arguments)

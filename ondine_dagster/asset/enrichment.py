@@ -63,6 +63,7 @@ class AssetArguments(_SharedArguments, total=False):
 class LLMAssetArguments(_SharedArguments, total=False):
     """What `build_llm_asset` passes on to `llm_asset`."""
 
+    answer_by: str | float | None
     batch_format: str
     batch_size: int | Literal["auto"]
     calibrate: int | None

@@ -155,9 +155,18 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     tier: Annotated[
         Tier | None,
         must_resolve(
-            "The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity) "
-            "or 'priority' (dearer). Changing it asks nothing again.",
+            "The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity), "
+            "'priority' (dearer) or 'batch' (half the price at most providers, answered by jobs within a day). "
+            "Changing it asks nothing again.",
             Tier | str | None,
+        ),
+    ] = None
+    answer_by: Annotated[
+        str | None,
+        must_resolve(
+            'At the batch tier, when answers are wanted, in quotes: a time of day, as in "06:00" (UTC) or '
+            '"06:00 Europe/Berlin", or seconds after the start of the first run, as in "7200". Then jobs are '
+            "cancelled, and the rest is asked at once at the standard tier, at its price."
         ),
     ] = None
     prompt_cache: Annotated[

@@ -8,15 +8,16 @@ nothing behind but answers that every later run finds.
 from dataclasses import replace
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError
 from ondine_core.types.values import ModelSpec
+from ondine_dagster.config.answer_by import check_answer_by
 from ondine_dagster.config.strict import StrictConfig
 from ondine_dagster.config.variables import Count, Positive
 
-__all__ = ["LLMAssetConfig", "Sample", "configure"]
+__all__ = ["LLMAssetConfig", "Sample", "another_model", "configure"]
 
 
 class Sample(StrEnum):
@@ -84,16 +85,26 @@ class LLMAssetConfig(StrictConfig):
         description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
         "waits for capacity), 'priority' (dearer) or 'batch' (cheaper, answered within a day). It asks nothing again.",
     )
+    answer_by: str | None = Field(
+        default=None,
+        description="At the batch tier, when the answers of this run are wanted, instead of the asset's own: a time of "
+        "day, as in '06:00' (UTC) or '06:00 Europe/Berlin', or seconds after the start of the first run, as in '7200'; "
+        "'0' ends the wait for jobs now. What they do not answer is asked at once at the standard tier, at its price.",
+    )
     prompt_cache: PromptCacheName | None = Field(
         default=None,
         description="Whether the provider caches the fixed part of prompts in this run, instead of the asset's own: "
         "'auto', 'off', or 'hour' for an hour where there is a choice. It asks nothing again.",
     )
 
+    @field_validator("answer_by")
+    @classmethod
+    def _check_answer_by(cls, answer_by: str | None) -> str | None:
+        check_answer_by(answer_by)
+        return answer_by
 
-def configure(
-    config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool, since: float
-) -> tuple[ModelSpec, Options]:
+
+def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool) -> tuple[ModelSpec, Options]:
     """Who is asked, and how, when `config` has its way.
 
     Args:
@@ -101,7 +112,6 @@ def configure(
         spec: Whom the resource would ask.
         options: How it would.
         opened: Whether the model is open already, so that there is no choice any more.
-        since: When the run, or the one that it repeats, was created, in seconds since the epoch.
 
     Raises:
         ConfigError: Another model is wanted than the one that is open.
@@ -109,8 +119,6 @@ def configure(
     policy = options.policy
     if config.retry_failed_rows is not None:
         policy = replace(policy, retry_failed_rows=config.retry_failed_rows)
-    if config.full_refresh:
-        policy = replace(policy, reuse_since=since)
     options = replace(options, policy=policy)
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)
@@ -118,7 +126,7 @@ def configure(
         return _asked_so(spec, config), options
     if opened:
         raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
-    return _asked_so(_another(spec, config.model), config), replace(options, price=None)
+    return _asked_so(another_model(spec, config.model), config), replace(options, price=None)
 
 
 def _asked_so(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
@@ -129,7 +137,7 @@ def _asked_so(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
     return spec
 
 
-def _another(spec: ModelSpec, model: str) -> ModelSpec:
+def another_model(spec: ModelSpec, model: str) -> ModelSpec:
     """`spec` for another model: of the same provider as it stands, else without what only that provider knows."""
     if model.partition("/")[0] == spec.model.partition("/")[0]:
         settings = {name: value for name, value in spec.settings.items() if name != "base_model"}

@@ -6,17 +6,27 @@ and a figure that is not known is left out; it is never written as 0.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import dagster as dg
 
 from ondine_core.engine.estimate import Estimate, Range
 from ondine_core.engine.report import Report
-from ondine_core.errors import BudgetExhaustedError, ConfigError, FailedRowsError, FatalError, OndineError
-from ondine_core.types.progress import Progress, Spend
+from ondine_core.errors import (
+    BudgetExhaustedError,
+    ConfigError,
+    FailedRowsError,
+    FatalError,
+    JobsUnderWayError,
+    OndineError,
+)
+from ondine_core.types.job_record import JobUnderWay
+from ondine_core.types.progress import Progress, Spend, add_usd
 from ondine_core.types.values import ModelSpec, Tier
 from ondine_dagster.reporting.messages import shown_messages
 
@@ -24,6 +34,7 @@ __all__ = [
     "estimate_line",
     "estimate_metadata",
     "failure",
+    "jobs_metadata",
     "lineage",
     "progress_line",
     "progress_metadata",
@@ -34,6 +45,7 @@ __all__ = [
 ]
 
 _REASONS_SHOWN = 20
+_JOBS_SHOWN = 100
 _MINUTE_S = 60
 
 
@@ -277,6 +289,49 @@ def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
         return "at an unknown price"
     least, likely, most = usd
     return f"about ${likely:.4f} (${least:.4f} to ${most:.4f})"
+
+
+# -- batch jobs ----------------------------------------------------------------------------------------------------
+
+
+def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
+    """What of a run is under way at the provider."""
+    jobs = error.jobs
+    states = Counter(job.status for job in jobs)
+    metadata: dict[str, Any] = {
+        "ondine/job/summary": str(error),
+        "ondine/job/count": len(jobs),
+        "ondine/job/state": ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
+        "ondine/job/requests": sum(job.requests for job in jobs),
+        "ondine/job/requests_done": sum(job.done for job in jobs),
+        "ondine/job/rows_left": error.rows_left,
+        "ondine/job/jobs": _jobs_table(jobs),
+        "ondine/job/help": "A later run reads the answers, by hand or by a batch_sensor: docs/guides/batch-tier.md",
+    }
+    nothing: Decimal | None = Decimal(0)
+    held_usd = reduce(add_usd, (job.held_usd for job in jobs), nothing)
+    if held_usd is not None:
+        metadata["ondine/job/held_usd"] = float(held_usd)
+    return metadata
+
+
+def _jobs_table(jobs: Sequence[JobUnderWay]) -> dg.TableMetadataValue:
+    names = {"job": "string", "provider_id": "string", "state": "string", "requests": "int", "requests_done": "int"}
+    columns = [dg.TableColumn(name, kind) for name, kind in {**names, "held_usd": "float"}.items()]
+    records = [
+        dg.TableRecord(
+            {
+                "job": job.marker,
+                "provider_id": job.job_id or "",
+                "state": job.status,
+                "requests": job.requests,
+                "requests_done": job.done,
+                "held_usd": "" if job.held_usd is None else float(job.held_usd),
+            }
+        )
+        for job in jobs[:_JOBS_SHOWN]
+    ]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
 # -- the end -------------------------------------------------------------------------------------------------------

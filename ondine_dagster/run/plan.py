@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import time
 from typing import Any, Literal
 
@@ -14,16 +15,20 @@ from ondine_core.api import answer, spec_of
 from ondine_core.batching.calibration import CalibrationPlan
 from ondine_core.batching.strategy import JSON, BatchStrategy, explain_fallback
 from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.jobs.waits import find_wait
 from ondine_core.engine.options import Options
 from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task
+from ondine_core.store import open_store
 from ondine_core.telemetry.registry import ObserverSpec
+from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import OnMissing, PromptCache, RetriedReason, Tier
 from ondine_dagster.checks.golden import Ask
 from ondine_dagster.checks.types import Check
+from ondine_dagster.config.answer_by import find_deadline
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
 from ondine_dagster.resource import LLMResource, default_store, store_warning
 from ondine_dagster.run.partitions import PartitionBy
@@ -54,6 +59,7 @@ class Enrichment:
     keep_replies: bool = False
     partition_by: PartitionBy | None = None
     tier: Tier | None = None
+    answer_by: str | float | None = None
     prompt_cache: PromptCache | None = None
 
 
@@ -91,11 +97,7 @@ def plan(
         model = llm
     else:
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
-    warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
-    if warning:
-        context.log.warning(warning)
-    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
-        context.log.info(fallback)
+    _explain(context, enrichment, store)
     policy = replace(
         options.policy,
         batch_size=enrichment.batch_size,
@@ -124,9 +126,27 @@ def plan(
         spec = replace(spec, tier=enrichment.tier)
     if enrichment.prompt_cache is not None:
         spec = replace(spec, prompt_cache=enrichment.prompt_cache)
-    since = _created_at(context) if config.full_refresh else 0.0
-    spec, options = configure(config, spec, options, opened=model is not None, since=since)
-    return Plan(replace(enrichment.task, model=spec), options, model)
+    spec, options = configure(config, spec, options, opened=model is not None)
+    if spec.tier == "batch" and config.max_rows is not None:
+        # A trial that waits for a job is not what the materialization waits for.
+        options = replace(options, origin=replace(options.origin, partition=f"{partition} (trial)".strip()))
+    wait = run_in_thread(partial(_find_wait, store, options.origin)) if spec.tier == "batch" else None
+    policy = options.policy
+    if config.full_refresh:
+        policy = replace(policy, reuse_since=_created_at(context, wait))
+    answer_by = enrichment.answer_by if config.answer_by is None else config.answer_by
+    if answer_by is not None:
+        policy = replace(policy, answer_by=find_deadline(answer_by, wait.since if wait else time()))
+    return Plan(replace(enrichment.task, model=spec), replace(options, policy=policy), model)
+
+
+def _explain(context: dg.AssetExecutionContext, enrichment: Enrichment, store: str) -> None:
+    """Log what a person should know before the first call."""
+    warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
+    if warning:
+        context.log.warning(warning)
+    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
+        context.log.info(fallback)
 
 
 def _speaking(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
@@ -145,10 +165,19 @@ def _partition(context: dg.AssetExecutionContext) -> str:
     return f"{first}...{others[-1]}" if others else str(first)
 
 
-def _created_at(context: dg.AssetExecutionContext) -> float:
-    """When the run, or the first of those that it repeats, was created: answers since then are its own."""
-    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
-    return record.create_timestamp.timestamp() if record else time()
+async def _find_wait(place: str, origin: Origin) -> JobWait | None:
+    """What earlier runs of the materialization of `origin` wait for."""
+    with open_store(place) as store:
+        return await find_wait(store, origin)
+
+
+def _created_at(context: dg.AssetExecutionContext, wait: JobWait | None) -> float:
+    """When the run, or the first of those that it repeats or goes on with, was created: answers since are its own."""
+    first = wait.origin.run if wait else context.run.root_run_id or context.run.run_id
+    record = context.instance.get_run_record_by_id(first)
+    if record is not None:
+        return float(record.create_timestamp.timestamp())
+    return wait.since if wait else time()
 
 
 def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:

@@ -17,7 +17,7 @@ from ondine_core.api import answer
 from ondine_core.engine.estimate import estimate, example_calls
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.report import Report
-from ondine_core.errors import ConfigError, FailedRowsError, OndineError
+from ondine_core.errors import ConfigError, FailedRowsError, JobsUnderWayError, OndineError
 from ondine_dagster.checks.drift import to_metadata
 from ondine_dagster.checks.evaluation import CheckContext, check_results, checks_of_failures, collect, count_values
 from ondine_dagster.checks.types import Check
@@ -27,6 +27,7 @@ from ondine_dagster.reporting.metadata import (
     estimate_line,
     estimate_metadata,
     failure,
+    jobs_metadata,
     lineage,
     progress_line,
     reasons_metadata,
@@ -65,8 +66,8 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         labelled: Upstream values by input name, for checks.
 
     Yields:
-        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run
-        or a trial.
+        A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run,
+        a trial, or a run whose batch jobs are under way.
 
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
@@ -82,6 +83,11 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
             _dry_run(context, rows, todo, watch)
             return
         report = run_in_thread(lambda: answer(rows, todo.task, todo.options, todo.model), watch.tick)
+    except JobsUnderWayError as error:
+        watch.flush()
+        context.log.info(str(error))
+        _observe(context, jobs_metadata(error))
+        return
     except OndineError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
@@ -251,7 +257,7 @@ def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> 
 
 
 def _is_no_missing_output(record: logging.LogRecord) -> bool:
-    """Dagster logs outputs of checks that a step did not yield, which dry runs and trials never do."""
+    """Dagster logs outputs of checks that a step did not yield, which dry runs and the like never do."""
     return "did not yield or return expected outputs" not in record.getMessage()
 
 

@@ -45,7 +45,7 @@ DAGSTER_LAYERS = """
     resource reporting
     checks spend
     run
-    asset
+    asset batch_sensor
     component
     __init__
 """.split("\n")

@@ -132,7 +132,6 @@ class _Api:
     provider: JobProvider
     life: Life
     account: str
-    carries_marker: bool = True
     create_timeout_s: float = 60.0
 
     @property

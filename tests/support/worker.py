@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,11 @@ from ondine_core import BudgetLimit, ModelSpec, OndineError, Options, Origin, Po
 from ondine_core.prompts.task import Task, compile_task
 from ondine_core.providers import connect
 from ondine_core.providers.context_window import get_context_limit
+from ondine_core.providers.jobs import connect_jobs
+from ondine_core.providers.tiers import find_tier_prices
+from ondine_core.store import Store
+from ondine_core.types.clock import Clock
+from ondine_core.types.values import Tier
 
 REPOSITORY = Path(__file__).parents[2]
 PROMPT, OUTPUT = "Repeat: {text}", {"answer": "string"}
@@ -49,6 +54,13 @@ class Job:
         requests_per_minute: What all together may ask.
         burst: How much of it at once.
         timeout_s: Seconds one call may take.
+        model_name: Provider and model.
+        api_key: Key of the provider.
+        tier: Its price class.
+        asset: For what it asks.
+        batch_wait_s: For how long it waits for batch jobs.
+        skew_s: How much later it is than the clock says.
+        kill_at: The process is killed before so many requests to its store.
     """
 
     base_url: str
@@ -63,6 +75,13 @@ class Job:
     requests_per_minute: float | None = None
     burst: float = 1
     timeout_s: float = 60.0
+    model_name: str = "openai_compatible/m"
+    api_key: str | None = None
+    tier: Tier = "standard"
+    asset: str = ""
+    batch_wait_s: float = 0.0
+    skew_s: float = 0.0
+    kill_at: int | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -73,10 +92,12 @@ class Job:
     def model(self) -> ModelSpec:
         """Who is asked, and how."""
         return ModelSpec(
-            "openai_compatible/m",
-            base_url=self.base_url,
-            timeout_s=self.timeout_s,
+            self.model_name,
+            self.api_key,
+            self.base_url,
+            self.timeout_s,
             max_output_tokens=self.max_output_tokens,
+            tier=self.tier,
         )
 
     @property
@@ -86,19 +107,35 @@ class Job:
 
     def run_here(self) -> dict[str, Any]:
         """What it comes to, for JSON: the answers, or which error ended it."""
+        policy = Policy(max_concurrency=self.concurrency, batch_size=self.batch_size)
         options = Options(
-            store=self.store,
-            policy=Policy(max_concurrency=self.concurrency, batch_size=self.batch_size),
+            store=self.store if self.kill_at is None else _MortalStore(self.store, self.kill_at),
+            policy=replace(policy, batch_wait_s=self.batch_wait_s, batch_min_rows=1),
+            clock=Clock(now=lambda: time.time() + self.skew_s),
             rates=Rates(requests_per_minute=self.requests_per_minute, burst=self.burst),
             price=PRICE,
             caps=(BudgetLimit(Decimal(self.budget_usd), "team", "ever"),) if self.budget_usd else (),
-            origin=Origin(self.run),
+            origin=Origin(self.run, self.asset),
         )
         try:
             report = enrich_sync({"text": self.texts}, prompt=PROMPT, output=OUTPUT, model=self.model, options=options)
         except OndineError as error:
             return {"answers": None, "error": f"{type(error).__name__}: {error}"}
         return {"answers": report.column("answer"), "error": None}
+
+
+class _MortalStore(Store):
+    """A store whose process is killed before one of its requests."""
+
+    def __init__(self, place: str, kill_at: int) -> None:
+        super().__init__(place)
+        self._left = kill_at
+
+    def _request(self, work: Any) -> Any:
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+        return super()._request(work)
 
 
 class Workers:
@@ -144,6 +181,9 @@ def main() -> None:
     # Whatever is imported or read only when it is needed first.
     connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:1/v1"))
     get_context_limit("openai_compatible/m")
+    for name in ("openai/gpt-4o-mini", "anthropic/claude-sonnet-4-5"):
+        connect_jobs(ModelSpec(name, "key", "http://127.0.0.1:1/v1"))
+        find_tier_prices(ModelSpec(name))
     results: dict[int, int] = {}
     for line in sys.stdin:
         order = json.loads(line)

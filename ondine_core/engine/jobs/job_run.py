@@ -80,6 +80,7 @@ class JobRun:
             with TemporaryDirectory(prefix="ondine-jobs-") as folder:
                 while True:
                     await self._look_at_others()
+                    self._heed(context.policy.answer_by)
                     await self._hand_in(Path(folder))
                     jobs = await self._find_jobs()
                     if not jobs and not self._has_enough:
@@ -237,12 +238,10 @@ class JobRun:
         """
         context = self.context
         clock = context.clock
-        answer_by = context.policy.answer_by or min(
-            (record.answer_by for record in jobs if record.answer_by is not None), default=None
-        )
-        if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
-            self._cancelled_at = clock.elapsed()
-            self._pause_s = _FIRST_PAUSE_S
+        # A job's own time may be earlier than this run's, which began later.
+        times = [context.policy.answer_by, *(record.answer_by for record in jobs)]
+        answer_by = min((at for at in times if at is not None), default=None)
+        self._heed(answer_by)
         if self._cancelled_at is not None:
             wait_until = self._cancelled_at + _CANCEL_S
             await self._cancel(jobs)
@@ -253,6 +252,13 @@ class JobRun:
             left_s = min(left_s, answer_by - clock.now())
         await clock.sleep(max(0.0, min(left_s, self._pause_s)))
         self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _heed(self, answer_by: float | None) -> None:
+        """From `answer_by` on no job is handed in, those under way are cancelled, and what is left is asked at once."""
+        clock = self.context.clock
+        if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
+            self._cancelled_at = clock.elapsed()
+            self._pause_s = _FIRST_PAUSE_S
 
     async def _cancel(self, jobs: Sequence[JobRecord]) -> None:
         """Have jobs cancelled; one that cannot be asked for now is cancelled later."""

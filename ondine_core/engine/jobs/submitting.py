@@ -123,11 +123,6 @@ async def recover(context: JobContext, record: JobRecord) -> None:
     if job_id is not None:
         await _note_id(context, record.job, job_id)
     elif now - record.changed_at > context.api.create_timeout_s:
-        if not context.api.carries_marker:
-            context.warn(
-                f"Whether the batch job {record.marker} with {record.requests:,} requests was created cannot be told; "
-                "its rows are asked again, and may be paid twice."
-            )
         await discard(context, record.job)
 
 

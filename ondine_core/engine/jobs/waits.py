@@ -5,23 +5,40 @@ from __future__ import annotations
 from functools import partial
 
 from ondine_core.store import Store, job_tables
+from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["end_wait", "find_first_run"]
+__all__ = ["end_wait", "find_first_run", "find_wait", "give_up_wait"]
+
+
+async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
+    """What the materialization of `origin` waits for; `None` if it does not wait."""
+    if not isinstance(store, Store) or not origin.asset:
+        return None
+    waits = await store.read(partial(job_tables.read_waits, origin=origin))
+    return waits[0] if waits else None
 
 
 async def find_first_run(store: AnswerStore, origin: Origin) -> Origin:
     """`origin` with the run that began its materialization, where that waits for batch jobs."""
-    if not isinstance(store, Store) or not origin.asset:
-        return origin
-    waits = await store.read(partial(job_tables.read_waits, origin=origin))
-    return waits[0].origin if waits else origin
+    wait = await find_wait(store, origin)
+    return origin if wait is None else wait.origin
 
 
 async def end_wait(store: AnswerStore, origin: Origin) -> None:
     """Note that the materialization of `origin` waits for nothing any more."""
-    if not isinstance(store, Store) or not origin.asset:
+    if await find_wait(store, origin) is not None and isinstance(store, Store):
+        await store.change(partial(job_tables.remove_wait, origin=origin))
+
+
+async def give_up_wait(store: AnswerStore, origin: Origin) -> None:
+    """Note that the materialization of `origin` has ended since its money is spent, unless jobs are still under way.
+
+    The next run is a materialization of its own then, with its own cap, as it is without batch jobs.
+    """
+    wait = await find_wait(store, origin)
+    if wait is None or not isinstance(store, Store):
         return
-    if await store.read(partial(job_tables.read_waits, origin=origin)):
+    if not await store.read(partial(job_tables.read_jobs, jobs=list(wait.jobs))):
         await store.change(partial(job_tables.remove_wait, origin=origin))

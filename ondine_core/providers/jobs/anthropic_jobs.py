@@ -86,7 +86,6 @@ class _AnthropicJobs:
     """
 
     limits = _LIMITS
-    carries_marker = False
 
     def __init__(self, spec: ModelSpec, name: str, target: Target) -> None:
         self._fields = fixed_fields(spec, name)

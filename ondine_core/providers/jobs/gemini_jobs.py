@@ -86,7 +86,6 @@ class _GeminiJobs:
     """
 
     limits = _LIMITS
-    carries_marker = True
 
     def __init__(self, spec: ModelSpec, name: str, version: str, form: RequestForm, target: Target) -> None:
         self._config, self._form = _fixed_config(spec, name), form

@@ -158,8 +158,6 @@ class _OpenAIJobs:
         aclose: Lets go of what proves who calls.
     """
 
-    carries_marker = True
-
     def __init__(
         self,
         spec: ModelSpec,

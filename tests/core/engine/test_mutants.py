@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[3]
 TESTS = (
     "tests/core/engine/test_engine.py",
     "tests/core/engine/test_other_runs.py",
+    "tests/core/engine/jobs/test_crashes.py",
+    "tests/core/engine/jobs/test_job_runs.py",
     "tests/core/limits/test_budget.py",
     "tests/core/limits/test_rate_limiter.py",
     "tests/core/providers/test_charges.py",
@@ -147,6 +149,41 @@ MUTANTS = (
     ),
     Mutant("a lost call is given back", "call.py", "state.spent_usd = None", "pass", "solvent"),
     Mutant("what another run has in flight is asked", "call.py", "if taken:", "if None:", "prompt_is_asked_once"),
+    Mutant(
+        "a batch job is created before the store has that",
+        "submitting.py",
+        'state="creating",',
+        'state="preparing",',
+        "whenever_the_process_is_killed",
+    ),
+    Mutant(
+        "a batch job whose creation was not seen is handed in again",
+        "submitting.py",
+        'return state == "creating" and',
+        "return False and",
+        "whenever_the_process_is_killed",
+    ),
+    Mutant(
+        "what a batch job may cost is not held",
+        "building.py",
+        "amounts = [request.units for",
+        "amounts = [0 for",
+        "cap_holds_while_jobs",
+    ),
+    Mutant(
+        "what a batch job cost is not settled",
+        "job_tables.py",
+        "settle(state, process, bound, spent, at))",
+        "state)",
+        "whenever_the_process_is_killed",
+    ),
+    Mutant(
+        "a row that another run has is put into a batch job",
+        "building.py",
+        "        if keys:",
+        "        if None:",
+        "two_runs_at_once",
+    ),
 )
 
 

@@ -1,0 +1,384 @@
+"""A sensor that looks after batch jobs without a step: it polls them, and requests a run when they have ended.
+
+What is waited for is in the store: each asset and partition whose run has handed in jobs, and that run. The sensor asks
+the provider how far the jobs are and repeats the run for what it left open, with the same partition, config and tags.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ondine_core.engine.in_thread import run_in_thread
+from ondine_core.engine.jobs.polling import poll_jobs
+from ondine_core.errors import ConfigError, OndineError
+from ondine_core.providers.job_api import JobApi
+from ondine_core.providers.jobs import connect_jobs
+from ondine_core.store import Store, job_tables, open_store, parse_address
+from ondine_core.types.job_record import JobRecord, JobWait
+from ondine_dagster.config.launchpad import another_model
+from ondine_dagster.resource import LLMResource, default_store, own_resource_key
+from ondine_dagster.run.failed_rows import failed_key
+
+__all__ = ["batch_sensor"]
+
+_POLLS_AT_ONCE = 8
+_POLL_TIMEOUT_S = 40.0
+"""For all polls of a store: Dagster ends a tick after a minute."""
+_DIGEST_BYTES = 12
+_RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
+_KEPT_TAGS = frozenset(
+    (
+        *("dagster/asset_partition_range_start", "dagster/asset_partition_range_end", "dagster/backfill"),
+        *("dagster/concurrency_key", "dagster/image", "dagster/isolation", "dagster/max_retries"),
+        *("dagster/max_runtime", "dagster/priority", "dagster/retry_on_asset_or_op_failure", "dagster/retry_strategy"),
+    )
+)
+"""Those of Dagster's own tags that say how a run is to be made; the others say how it came about."""
+
+
+def batch_sensor(
+    target: Any = None,
+    *,
+    name: str = "batch_sensor",
+    resource_keys: str | Sequence[str] = "llm",
+    minimum_interval_seconds: int = 60,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.STOPPED,
+    **sensor_arguments: Any,
+) -> dg.SensorDefinition:
+    """A sensor that polls the batch jobs of assets with `tier="batch"` and requests a run when they have ended.
+
+    A step of the batch tier waits for its jobs for `batch_wait_s` and then ends without a materialization. This sensor
+    goes on from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run with
+    the same partition, config and tags, of the assets that wait and those downstream of them that the run was to make.
+    It never does so twice for the same jobs, nor while the run that waits is still at work.
+
+    Args:
+        target: The assets: keys, definitions, or an `AssetSelection`; by default all of the code location. Or a job
+            made by `define_asset_job`, which is run then.
+        name: Name of the sensor.
+        resource_keys: The keys of the `LLMResource`s that the assets ask; models of assets' own are found without.
+        minimum_interval_seconds: Seconds between two looks at the jobs.
+        default_status: Whether it runs without being switched on.
+        **sensor_arguments: Everything else `dg.SensorDefinition` takes: a description, tags, metadata.
+
+    Raises:
+        ConfigError: An argument is not valid.
+    """
+    keys = (resource_keys,) if isinstance(resource_keys, str) else tuple(resource_keys)
+    if not all(isinstance(key, str) and key.isidentifier() for key in keys):
+        raise ConfigError(f"resource_keys={resource_keys!r} must be the key of a resource, such as 'llm', or several.")
+    if minimum_interval_seconds < 1:
+        raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be at least 1.")
+    target = _target_of(target)
+    selection: dg.AssetSelection = target if isinstance(target, dg.AssetSelection) else target.selection
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        with ExitStack() as stack:
+            return _evaluate(context, selection, _find_models(context, keys, stack))
+
+    given = {"description": "Requests a run when the batch jobs that an asset waits for have ended."} | sensor_arguments
+    return dg.SensorDefinition(
+        name,
+        evaluation_fn=evaluate,
+        target=target,
+        required_resource_keys=set(keys),
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        **given,
+    )
+
+
+def _target_of(given: Any) -> Any:
+    """A selection of assets, or a job that is made of one."""
+    if given is None:
+        return dg.AssetSelection.all()
+    if isinstance(given, dg.AssetSelection) or isinstance(getattr(given, "selection", None), dg.AssetSelection):
+        return given
+    several = given if isinstance(given, list | tuple | set | frozenset) else [given]
+    try:
+        return dg.AssetSelection.assets(*several)
+    except Exception as error:
+        raise ConfigError(
+            f"target={given!r} must be keys of assets, assets, an AssetSelection, or a job made by define_asset_job."
+        ) from error
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The models of a code location.
+
+    Args:
+        shared: By the keys of resources.
+        own: Those that belong to one asset each.
+        default_store: Where their answers are, unless they say otherwise.
+    """
+
+    shared: Mapping[str, LLMResource]
+    own: Mapping[dg.AssetKey, LLMResource]
+    default_store: str
+
+    @property
+    def stores(self) -> list[str]:
+        """Where jobs may be."""
+        return sorted({llm.store or self.default_store for llm in (*self.shared.values(), *self.own.values())})
+
+    def of(self, key: dg.AssetKey, required: Iterable[str]) -> list[LLMResource]:
+        """Those that may have handed in a job of an asset, the likeliest first."""
+        if key in self.own:
+            return [self.own[key]]
+        wanted = [self.shared[name] for name in required if name in self.shared]
+        return wanted or list(self.shared.values())
+
+
+def _find_models(context: dg.SensorEvaluationContext, keys: Sequence[str], stack: ExitStack) -> _Models:
+    given = {key: getattr(context.resources, key) for key in keys}
+    shared = {key: llm for key, llm in given.items() if isinstance(llm, LLMResource)}
+    own = {}
+    for key, asset in _assets(context).items():
+        definition = asset.resource_defs.get(own_resource_key(key))
+        if definition is not None:
+            built = stack.enter_context(dg.build_resources({"llm": definition}, instance=context.instance))
+            if isinstance(built.llm, LLMResource):
+                own[key] = built.llm
+    return _Models(shared, own, default_store(context.instance))
+
+
+def _assets(context: dg.SensorEvaluationContext) -> Mapping[dg.AssetKey, dg.AssetsDefinition]:
+    return context.repository_def.assets_defs_by_key if context.repository_def else {}
+
+
+# -- a tick --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What one run left open.
+
+    Args:
+        run: The run, whose config is repeated.
+        waits: The materializations that wait for jobs.
+    """
+
+    run: dg.DagsterRun
+    waits: tuple[JobWait, ...]
+
+    @property
+    def jobs(self) -> list[bytes]:
+        """All jobs that are waited for."""
+        return sorted({job for wait in self.waits for job in wait.jobs})
+
+    @property
+    def run_key(self) -> str:
+        """The same as long as nothing has changed, so that Dagster launches one run for it."""
+        digest = hashlib.blake2b(b"".join(self.jobs), digest_size=_DIGEST_BYTES).hexdigest()
+        return f"{self.run.run_id}-{digest}"
+
+    @property
+    def keys(self) -> list[dg.AssetKey]:
+        """The assets that wait."""
+        return [dg.AssetKey.from_user_string(name) for name in sorted({wait.origin.asset for wait in self.waits})]
+
+    def __str__(self) -> str:
+        parts = sorted({wait.origin.partition for wait in self.waits if wait.origin.partition})
+        names = ", ".join(key.to_user_string() for key in self.keys)
+        return f"{names} [{', '.join(parts)}]" if parts else names
+
+
+@dataclass(frozen=True, slots=True)
+class _Polled:
+    """What the provider says of the jobs of a run.
+
+    Args:
+        is_ready: Whether a run would find something to do.
+        jobs: Those that are open.
+        problem: Why they could not be asked about, if they could not.
+    """
+
+    is_ready: bool
+    jobs: Sequence[JobRecord] = ()
+    problem: str = ""
+
+    def __str__(self) -> str:
+        done, requests = sum(job.done for job in self.jobs), sum(job.requests for job in self.jobs)
+        states = ", ".join(sorted({job.status or job.state for job in self.jobs}))
+        return f"{len(self.jobs):,} batch jobs under way ({states}), {done:,} of {requests:,} requests are done"
+
+
+def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models) -> dg.SensorResult:
+    """Request the runs that are due, and say what is under way.
+
+    Raises:
+        Failure: No run is due, and of some jobs it could not be found out.
+    """
+    requests: list[dg.RunRequest] = []
+    notes: list[str] = []
+    problems: list[str] = []
+    assets = _assets(context)
+    watched = {key.to_user_string() for key in selection.resolve(list(dict.fromkeys(assets.values())))}
+    for place in models.stores:
+        try:
+            waits = [wait for wait in _read_waits(place) if wait.origin.asset in watched]
+            due = _find_due(context, waits, notes)
+            polled = run_in_thread(partial(_poll_all, place, due, models, assets)) if due else []
+        except OndineError as error:
+            problems.append(str(error))
+            continue
+        for waiting, said in zip(due, polled, strict=True):
+            if said.is_ready:
+                requests.append(_request(context, waiting))
+            elif said.problem:
+                problems.append(f"{waiting}: {said.problem}")
+            else:
+                notes.append(f"{waiting}: {said}.")
+    for problem in problems:
+        context.log.error(problem)
+    if requests:
+        return dg.SensorResult(requests)
+    if problems:  # a tick that has failed is seen, one that was skipped is not
+        raise dg.Failure("\n".join([*problems, *notes]))
+    return dg.SensorResult(skip_reason="\n".join(notes) or "No asset waits for batch jobs.")
+
+
+def _read_waits(place: str) -> list[JobWait]:
+    address = parse_address(place)
+    if address.kind != "postgres" and not Path(address.text).exists():
+        return []
+    with open_store(place) as store:
+        return run_in_thread(lambda: store.read(job_tables.read_waits))
+
+
+def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], notes: list[str]) -> list[_Waiting]:
+    """The runs whose jobs are to be polled; of the others `notes` says why they are not."""
+    by_run: dict[str, list[JobWait]] = {}
+    for wait in waits:
+        by_run.setdefault(wait.last_run, []).append(wait)
+    due = []
+    for run_id, some in by_run.items():
+        run = context.instance.get_run_by_id(run_id)
+        if run is None:
+            names = ", ".join(sorted({wait.origin.asset for wait in some}))
+            notes.append(f"{names}: the run {run_id} that waits for jobs is not known here, so it cannot be repeated.")
+            continue
+        waiting = _Waiting(run, tuple(some))
+        requested = context.instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: waiting.run_key}), limit=1)
+        if not run.is_finished:
+            notes.append(f"{waiting}: the run {run_id} is at work.")
+        elif requested:
+            said = "is over; if it did not end well, launch it again" if requested[0].is_finished else "is at work"
+            notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {said}.")
+        else:
+            due.append(waiting)
+    return due
+
+
+# -- polling -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Apis:
+    """Connections to batch APIs, one for each resource and model."""
+
+    stack: AsyncExitStack
+    found: dict[tuple[int, str], JobApi]
+
+    def get(self, llm: LLMResource, model: str) -> JobApi:
+        """The API by which a job of `model` can be asked about."""
+        key = (id(llm), model)
+        if key not in self.found:
+            spec = llm.spec()
+            api = connect_jobs(spec if spec.model == model else another_model(spec, model))
+            self.stack.push_async_callback(api.aclose)
+            self.found[key] = api
+        return self.found[key]
+
+
+@asynccontextmanager
+async def _open_apis() -> AsyncIterator[_Apis]:
+    async with AsyncExitStack() as stack:
+        yield _Apis(stack, {})
+
+
+async def _poll_all(
+    place: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
+) -> list[_Polled]:
+    """Ask providers about the jobs of several runs, some at a time."""
+    places = asyncio.Semaphore(_POLLS_AT_ONCE)
+    ends_at = asyncio.get_running_loop().time() + _POLL_TIMEOUT_S
+
+    async def poll(waiting: _Waiting) -> _Polled:
+        candidates: list[LLMResource] = []
+        for key in waiting.keys:
+            candidates += models.of(key, assets[key].required_resource_keys)
+        try:
+            async with asyncio.timeout_at(ends_at), places:
+                return await _poll(store, waiting, candidates, apis)
+        except OndineError as error:
+            return _Polled(is_ready=False, problem=str(error))
+        except TimeoutError:
+            return _Polled(is_ready=False, problem=f"The provider did not answer within {_POLL_TIMEOUT_S:.0f} s.")
+
+    with open_store(place) as store:
+        async with _open_apis() as apis:
+            return await asyncio.gather(*map(poll, due))
+
+
+async def _poll(store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], apis: _Apis) -> _Polled:
+    """Ask about the jobs of a run, each by the account that handed it in, as far as it is known.
+
+    Raises:
+        OndineError: A provider cannot be asked.
+    """
+    read = partial(job_tables.read_jobs, jobs=waiting.jobs)
+    by_api: dict[int, tuple[JobApi, list[bytes]]] = {}
+    for record in await store.read(read):
+        api = _choose(record, candidates, apis)
+        by_api.setdefault(id(api), (api, []))[1].append(record.job)
+    is_ready = True
+    for api, jobs in by_api.values():
+        is_ready = await poll_jobs(api, store, jobs) and is_ready
+    return _Polled(is_ready, await store.read(read))
+
+
+def _choose(record: JobRecord, candidates: Sequence[LLMResource], apis: _Apis) -> JobApi:
+    """Of the APIs of `candidates` that of the account that handed in a job; another key may see it, too."""
+    found = [apis.get(llm, record.model) for llm in candidates]
+    return next((api for api in found if api.account == record.account), found[0])
+
+
+# -- the run -------------------------------------------------------------------------------------------------------
+
+
+def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRequest:
+    """A run of what a run left open: the assets that wait, and what it was to make downstream of them."""
+    run = waiting.run
+    waiting_keys = {one for key in waiting.keys for one in (key, failed_key(key))}
+    known = _assets(context)
+    selection = dg.AssetSelection.assets(*(waiting_keys & known.keys())).downstream()
+    planned = {
+        entry.dagster_event.asset_key
+        for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+        if entry.dagster_event
+    }
+    tags = {name: value for name, value in run.tags.items() if _is_kept(name)}
+    return dg.RunRequest(
+        run_key=waiting.run_key,
+        run_config=run.run_config,
+        tags=tags,
+        partition_key=run.tags.get(_PARTITION),
+        asset_selection=sorted(selection.resolve(list(dict.fromkeys(known.values()))) & planned),
+    )
+
+
+def _is_kept(tag: str) -> bool:
+    return tag in _KEPT_TAGS or not tag.startswith(("dagster/", ".dagster/"))
