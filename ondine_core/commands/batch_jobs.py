@@ -258,8 +258,10 @@ async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) 
         )
     try:
         found = await api.find(record.marker, record.created_at, requests)
-    except TransientError:
-        warn(f"whether {job_id!r} is the batch job {record.marker} can be told only when it has ended.")
+    except TransientError as error:
+        if status.has_ended:
+            raise
+        warn(f"whether {job_id!r} is the batch job {record.marker} cannot be told yet, it is taken to be so: {error}")
         return status
     if found != job_id:
         instead = f"that is {found!r}" if found else "the provider lists none that was handed in under this marker"

@@ -271,7 +271,7 @@ def test_anthropic_tells_whose_a_batch_is_when_it_has_ended(
         assert "it has 3 requests, and not 4" in shop.jobs("adopt", one[0], small[1], code=2)
         access = ["--base-url", server.base_url, "--api-key-variable", "JOB_KEY"]
         assert main([shop.place, "jobs", "adopt", *other, *access]) == 0
-        assert "can be told only when it has ended" in capsys.readouterr().err
+        assert "cannot be told yet, it is taken to be so" in capsys.readouterr().err
         shop.change(shop.records()[1], state="creating", job_id=None)
         server.advance(HOUR_S)
         assert f"is not the batch job {one[0]}: that is {one[1]!r}." in shop.jobs("adopt", one[0], other[1], code=2)
