@@ -288,6 +288,8 @@ class JobRun:
                 "yet. Run again later."
             )
         await self._note_wait()
+        found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
+        jobs = await context.store.read(found)  # with what the provider has just said of them
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         shown = tuple(
@@ -302,7 +304,8 @@ class JobRun:
             for record in jobs
         )
         return JobsUnderWayError(
-            f"{len(jobs):,} batch jobs of {model!r} are under way: {done:,} of {requests:,} requests are done, and "
+            f"{len(jobs):,} batch {'job' if len(jobs) == 1 else 'jobs'} of {model!r} under way: {done:,} of "
+            f"{requests:,} requests are done, and "
             f"{rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor: that run reads the "
             "results and asks nothing twice.",
             shown,
