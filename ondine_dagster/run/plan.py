@@ -169,7 +169,8 @@ def _partition(context: dg.AssetExecutionContext) -> str:
 async def _find_wait(place: str, origin: Origin) -> JobWait | None:
     """What earlier runs of the materialization of `origin` wait for."""
     with open_store(place) as store:
-        return await find_wait(store, origin)
+        wait: JobWait | None = await find_wait(store, origin)
+    return wait
 
 
 def _created_at(context: dg.AssetExecutionContext, wait: JobWait | None) -> float:
