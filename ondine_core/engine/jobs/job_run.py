@@ -317,7 +317,7 @@ class JobRun:
         context = self.context
         jobs = sorted(set(context.others.in_jobs.values()))
         if context.origin.asset:
-            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, at=context.clock.now())
+            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, since=context.started_at)
             await context.store.change(wait)
 
 

@@ -4,7 +4,6 @@ ONDINE_TIER=batch asks by the provider's batch jobs, at half the price.
 """
 
 import os
-from typing import Any
 
 import dagster as dg
 
@@ -15,6 +14,8 @@ from ondine_dagster import LLMResource
 def resources() -> dg.Definitions:
     """The resource `llm` that every `llm_asset` asks."""
     model = os.environ.get("ONDINE_MODEL", "llama_cpp/gemma-3-270m")
-    tier: Any = os.environ.get("ONDINE_TIER", "standard")
-    llm = LLMResource(model=model, tier=tier, base_url=os.environ.get("ONDINE_BASE_URL"), progress_every_s=5)
+    tier = os.environ.get("ONDINE_TIER", "standard")
+    base_url = os.environ.get("ONDINE_BASE_URL")
+    # A tier that there is not is an error when this is loaded.
+    llm = LLMResource(model=model, tier=tier, base_url=base_url, progress_every_s=5)  # type: ignore[arg-type]
     return dg.Definitions(resources={"llm": llm})
