@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import dagster as dg
@@ -33,6 +34,8 @@ _POLLS_AT_ONCE = 8
 _POLL_TIMEOUT_S = 40.0
 """For all polls of a store: Dagster ends a tick after a minute."""
 _DIGEST_BYTES = 12
+_NO_ROOM_TICKS = 5
+"""A run that found no room for a job is repeated after so many intervals."""
 _RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
 _KEPT_TAGS = frozenset(
     (
@@ -84,7 +87,8 @@ def batch_sensor(
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         with ExitStack() as stack:
-            return _evaluate(context, selection, _find_models(context, keys, stack))
+            models = _find_models(context, keys, stack)
+            return _evaluate(context, selection, models, _NO_ROOM_TICKS * minimum_interval_seconds)
 
     given = {"description": "Requests a run when the batch jobs that an asset waits for have ended."} | sensor_arguments
     return dg.SensorDefinition(
@@ -219,8 +223,16 @@ class _Polled:
         return f"{jobs} under way ({states}), {done:,} of {requests:,} requests are done"
 
 
-def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models) -> dg.SensorResult:
+def _evaluate(
+    context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models, no_room_s: float
+) -> dg.SensorResult:
     """Request the runs that are due, and say what is under way.
+
+    Args:
+        context: The sensor's.
+        selection: The assets that it looks after.
+        models: The models that they ask.
+        no_room_s: Seconds after which a run is repeated that found no room for a job.
 
     Raises:
         Failure: No run is due, and of some jobs it could not be found out.
@@ -233,7 +245,7 @@ def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection,
     for place in models.stores:
         try:
             waits = [wait for wait in _read_waits(place) if wait.origin.asset in watched]
-            due = _find_due(context, waits, notes)
+            due = _find_due(context, waits, no_room_s, notes)
             polled = run_in_thread(partial(_poll_all, place, due, models, assets)) if due else []
         except OndineError as error:
             problems.append(str(error))
@@ -262,7 +274,9 @@ def _read_waits(place: str) -> list[JobWait]:
         return run_in_thread(lambda: store.read(job_tables.read_waits))
 
 
-def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], notes: list[str]) -> list[_Waiting]:
+def _find_due(
+    context: dg.SensorEvaluationContext, waits: Sequence[JobWait], no_room_s: float, notes: list[str]
+) -> list[_Waiting]:
     """The runs whose jobs are to be polled; of the others `notes` says why they are not."""
     by_run: dict[str, list[JobWait]] = {}
     for wait in waits:
@@ -283,9 +297,16 @@ def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], not
         elif requested:
             said = "is over; if it did not end well, launch it again" if requested[0].is_finished else "is at work"
             notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {said}.")
+        elif not waiting.jobs and not _ended_before(context, run_id, time() - no_room_s):
+            notes.append(f"{waiting}: the account has no room for another batch job; a run tries again soon.")
         else:
             due.append(waiting)
     return due
+
+
+def _ended_before(context: dg.SensorEvaluationContext, run_id: str, at: float) -> bool:
+    record = context.instance.get_run_record_by_id(run_id)
+    return record is None or record.end_time is None or record.end_time <= at
 
 
 # -- polling -------------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "ondine/job/summary": str(error),
         "ondine/job/count": len(jobs),
-        "ondine/job/state": ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
+        "ondine/job/state": ", ".join(f"{count:,} {state}" for state, count in states.most_common()) or "no room",
         "ondine/job/requests": sum(job.requests for job in jobs),
         "ondine/job/requests_done": sum(job.done for job in jobs),
         "ondine/job/rows_left": error.rows_left,

@@ -278,16 +278,17 @@ class JobRun:
                 with suppress(ProviderError):
                     await self.context.api.cancel(record.job_id)
 
-    async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError | TransientError:
+    async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError:
         context = self.context
         rows = context.run_state.rows_left
         model = context.task.model.model
-        if not jobs:
-            return TransientError(
-                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
-                "yet. Run again later."
-            )
         await self._note_wait()
+        if not jobs:
+            return JobsUnderWayError(
+                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
+                "yet. Run again later, by hand or by batch_sensor.",
+                rows_left=rows,
+            )
         found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
         jobs = await context.store.read(found)  # with what the provider has just said of them
         requests = sum(record.requests for record in jobs)

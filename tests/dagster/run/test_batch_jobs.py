@@ -314,6 +314,28 @@ def test_a_run_that_was_requested_and_failed_is_not_requested_again(
     assert "launch it again" in str(said)
 
 
+def test_a_run_that_finds_no_room_for_a_job_is_repeated_after_a_while(
+    instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """The step ends as if it waited for a job, and after some ticks of the sensor a run tries again."""
+    sensor = batch_sensor(minimum_interval_seconds=1)
+    defs = definitions(provider, sensor=sensor)
+    provider.faults.is_full = True
+    told = observed(run(instance, provider))
+    assert told["ondine/job/count"] == 0
+    assert told["ondine/job/state"] == "no room"
+    assert told["ondine/job/rows_left"] == ROWS
+    assert tick(sensor, instance, defs) == (
+        "answers: the account has no room for another batch job; a run tries again soon."
+    )
+    time.sleep(5)
+    (request,) = as_requests(tick(sensor, instance, defs))
+    provider.faults.is_full = False
+    provider.faults.takes_s = 0.0
+    last = run(instance, provider, llm=model(provider, batch_wait_s=60), tags=request.tags)
+    assert last.asset_materializations_for_node("answers")
+
+
 def test_partitions_are_requested_one_by_one(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
     """Each when its own jobs have ended, with its key."""
     parts = dg.StaticPartitionsDefinition(["a", "b"])
