@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import time
 from typing import Any
@@ -34,6 +34,7 @@ _POLLS_AT_ONCE = 8
 _POLL_TIMEOUT_S = 40.0
 """For all polls of a store: Dagster ends a tick after a minute."""
 _DIGEST_BYTES = 12
+_NOTES_SHOWN = 20
 _NO_ROOM_TICKS = 5
 """A run that found no room for a job is repeated after so many intervals."""
 _RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
@@ -242,6 +243,13 @@ def _evaluate(
     problems: list[str] = []
     assets = _assets(context)
     watched = {key.to_user_string() for key in selection.resolve(list(dict.fromkeys(assets.values())))}
+
+    @cache
+    def partitions_of(key: dg.AssetKey) -> frozenset[str | None]:
+        definition = assets[key].partitions_def
+        keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else ()
+        return frozenset((None, *keys))
+
     for place in models.stores:
         try:
             waits = [wait for wait in _read_waits(place) if wait.origin.asset in watched]
@@ -251,18 +259,29 @@ def _evaluate(
             problems.append(str(error))
             continue
         for waiting, said in zip(due, polled, strict=True):
-            if said.is_ready:
-                requests.append(_request(context, waiting))
-            elif said.problem:
+            partition = waiting.run.tags.get(_PARTITION)
+            if said.problem:
                 problems.append(f"{waiting}: {said.problem}")
+            elif said.is_ready and all(partition in partitions_of(key) for key in waiting.keys):
+                requests.append(_request(context, waiting))
+            elif said.is_ready:  # Dagster would request no run at all for one that is not valid
+                notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
             else:
                 notes.append(f"{waiting}: {said}.")
+    return _conclude(context, requests, notes, problems)
+
+
+def _conclude(
+    context: dg.SensorEvaluationContext, requests: list[dg.RunRequest], notes: list[str], problems: list[str]
+) -> dg.SensorResult:
     for problem in problems:
         context.log.error(problem)
     if requests:
         return dg.SensorResult(requests)
     if problems:  # a tick that has failed is seen, one that was skipped is not
         raise dg.Failure("\n".join([*problems, *notes]))
+    if len(notes) > _NOTES_SHOWN:
+        notes[_NOTES_SHOWN:] = [f"And {len(notes) - _NOTES_SHOWN:,} more."]
     return dg.SensorResult(skip_reason="\n".join(notes) or "No asset waits for batch jobs.")
 
 

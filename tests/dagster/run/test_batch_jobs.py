@@ -357,6 +357,21 @@ def test_partitions_are_requested_one_by_one(instance: dg.DagsterInstance, provi
     assert str(tick(sensor, instance, defs)).startswith("answers [b]: 1 batch job under way")
 
 
+def test_a_partition_that_is_gone_stops_no_other(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """A run for it could not be launched; the tick names it."""
+    before = dg.StaticPartitionsDefinition(["a", "b"])
+    asset, other = asked(partitions_def=before), asked(2 * ROWS, partitions_def=before)
+    run(instance, provider, asset, partition_key="a")
+    run(instance, provider, other, partition_key="b")
+    provider.end_all()
+    sensor = batch_sensor()
+    defs = definitions(provider, asked(partitions_def=dg.StaticPartitionsDefinition(["b"])), sensor=sensor)
+    (request,) = as_requests(tick(sensor, instance, defs))
+    assert request.partition_key == "b"
+    run(instance, provider, other, partition_key="b")
+    assert tick(sensor, instance, defs) == "answers [a]: its jobs have ended, but there is no partition 'a' any more."
+
+
 @pytest.mark.filterwarnings("ignore:Parameter `backfill_policy`")
 def test_a_run_of_several_partitions_is_repeated_as_one(
     instance: dg.DagsterInstance, provider: NightlyProvider
