@@ -23,7 +23,7 @@ import orjson
 from ondine_core.batching.calibration import sample
 from ondine_core.batching.packing import pack
 from ondine_core.batching.prompt_window import find_window
-from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.batching.strategy import BatchStrategy, encode
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.policy import Policy
@@ -202,9 +202,9 @@ def _sample_calls(
         strategy: How several prompts are put into one call.
         together: Whether they are.
     """
-    prompts = tuple(items(task.prompt, columns, asked[:_ROWS_SHOWN], apart=together))
+    prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], apart=together))
     batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
-    return tuple(choose_strategy(batch, strategy).encode(batch, task) for batch in batches)
+    return tuple(encode(choose_strategy(batch, strategy), batch, task) for batch in batches)
 
 
 def _counter(task: Task, runtime: Runtime) -> Count:
@@ -217,7 +217,7 @@ def _counter(task: Task, runtime: Runtime) -> Count:
 
 async def _count_input(batches: Sequence[Batch], task: Task, strategy: BatchStrategy, count: Count) -> int:
     """The tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
-    calls = [choose_strategy(batch, strategy).encode(batch, task) for batch in batches]
+    calls = [encode(choose_strategy(batch, strategy), batch, task) for batch in batches]
     texts = [[message.content for message in call.messages] + [(call.json_schema or b"").decode()] for call in calls]
     unique = list({text for parts in texts for text in parts})
     tokens: Mapping[str, int] = dict(zip(unique, await count(unique), strict=True))
@@ -284,7 +284,7 @@ class _Part:
 
     def pack(self, task: Task, columns: Mapping[str, Sequence[Any]], policy: Policy) -> Iterator[Batch]:
         """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
-        prompts = items(task.prompt, columns, self.pending, apart=self.sizes.several)
+        prompts = items(task, columns, self.pending, apart=self.sizes.several)
         in_flight: deque[Batch] = deque()
         first_room = self.sizes.room
         for batch in pack(prompts, self.sizes.take, policy.max_repairs, lambda: self.sizes.room):

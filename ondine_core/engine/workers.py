@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ondine_core.batching.packing import pack
 from ondine_core.batching.prompt_window import find_oversize, find_window
-from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids
+from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids, encode
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.call import Caller
 from ondine_core.engine.call_request import BatchResult, CallRequest
@@ -113,7 +113,7 @@ class Asker:
             OndineError: What ended the run.
         """
         sizes = Sizes(self._task, self._runtime, self._policy, batch_size)
-        prompts = items(self._task.prompt, columns, pending, apart=sizes.several)
+        prompts = items(self._task, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         is_shared = run_state.rows_left > (1 if batch_size == "auto" else batch_size)
         part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, batch_size != 1, deque(ready))
@@ -229,7 +229,7 @@ class Asker:
         """Make one attempt at a call, after those that were `tried`."""
         strategy = choose_strategy(batch, self._policy.strategy)
         batch = replace(batch, ids=draw_ids(len(batch.items), self._clock.rng))
-        call = strategy.encode(batch, self._task)
+        call = encode(strategy, batch, self._task)
         if self._caches(call, batch, part):
             call = replace(call, cache_prefix=True)
         stage = part.as_stage or _stage(batch, again=tried.calls > 0)
@@ -367,7 +367,7 @@ def find_oversize_prompt(batch: Batch, task: Task, policy: Policy, window: int |
     """The failure of a prompt that is alone in its call and cannot fit into the model's window, so is not asked."""
     if window is None or len(batch.items) > 1:
         return None
-    call = choose_strategy(batch, policy.strategy).encode(batch, task)
+    call = encode(choose_strategy(batch, policy.strategy), batch, task)
     # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
     reserved = task.model.max_output_tokens or 0 if policy.context_window else 0
     return find_oversize(call, window, reserved)

@@ -19,7 +19,7 @@ from ondine_core.preprocessing.preprocess import find_preprocessing
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
-from ondine_core.types.values import Key, ModelSpec
+from ondine_core.types.values import Json, Key, ModelSpec
 
 __all__ = ["Task", "cache_key", "check_columns", "compile_task", "hashed_parts", "key_from_parts"]
 
@@ -108,7 +108,14 @@ def hashed_parts(task: Task) -> tuple[bytes, bytes]:
     model = task.model
     url = model.base_url and model.base_url.rstrip("/")
     temperature = None if model.temperature is None else float(model.temperature)
-    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.request_params}
+    settings: dict[str, Json] = {
+        "model": model.model,
+        "url": url,
+        "temperature": temperature,
+        "params": model.request_params,
+    }
+    if task.prompt.reader is not None and task.prompt.reader.options.identity:
+        settings["media"] = task.prompt.reader.options.identity
     head = [[message.role, message.content] for message in task.prompt.head]
     try:
         asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)

@@ -46,7 +46,7 @@ class Asked:
     def prompt(self) -> str:
         """The last user message."""
         content = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @dataclass(frozen=True)

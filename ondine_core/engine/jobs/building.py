@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import BinaryIO
 
-from ondine_core.batching.strategy import draw_ids
+from ondine_core.batching.strategy import draw_ids, encode
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, read_batch, write_batch
 from ondine_core.engine.workers import choose_strategy, find_oversize_prompt
 from ondine_core.errors import StoreError
@@ -170,7 +170,7 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, n
     queued = replace(queued, batch=replace(queued.batch, ids=ids))
     strategy = choose_strategy(queued.batch, context.policy.strategy)
     has_long_cache = context.task.model.prompt_cache == "1h"
-    call = replace(strategy.encode(queued.batch, context.task), tier="batch", cache_prefix=has_long_cache)
+    call = replace(encode(strategy, queued.batch, context.task), tier="batch", cache_prefix=has_long_cache)
     keys = tuple(item.key for item in queued.batch.items)
     bound_usd = context.run_state.tracker.bound(call)
     sent = CallStarted(
