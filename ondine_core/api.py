@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ondine_core.engine.gc_tuning import seldom_collected
 from ondine_core.engine.in_thread import run_in_thread
-from ondine_core.engine.jobs.waits import end_wait, give_up_wait
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait, give_up_wait
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
@@ -183,6 +183,8 @@ async def answer(
                 on_wait=options.on_wait,
             )
             lease = await stack.enter_async_context(holding)
+        policy = await continue_materialization(store, options.origin, options.policy)
+        options = replace(options, policy=policy)
         # All at the start: a key or a price that is missing for the last of them is an error before the first call.
         runtime = await open_runtime(task.model, store, options, stack, model)
         chain = [(task, replace(runtime, lease=lease))]

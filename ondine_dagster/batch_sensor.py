@@ -58,7 +58,8 @@ def batch_sensor(
     A step of the batch tier waits for its jobs for `batch_wait_s` and then ends without a materialization. This sensor
     goes on from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run with
     the same partition, config and tags, of the assets that wait and those downstream of them that the run was to make.
-    It never does so twice for the same jobs, nor while the run that waits is still at work.
+    It never does so twice for the same jobs, nor while the run that waits is still at work, nor after it was terminated
+    by a person.
 
     Args:
         target: The assets: keys, definitions, or an `AssetSelection`; by default all of the code location. Or a job
@@ -212,7 +213,8 @@ class _Polled:
     def __str__(self) -> str:
         done, requests = sum(job.done for job in self.jobs), sum(job.requests for job in self.jobs)
         states = ", ".join(sorted({job.status or job.state for job in self.jobs}))
-        return f"{len(self.jobs):,} batch jobs under way ({states}), {done:,} of {requests:,} requests are done"
+        jobs = "1 batch job" if len(self.jobs) == 1 else f"{len(self.jobs):,} batch jobs"
+        return f"{jobs} under way ({states}), {done:,} of {requests:,} requests are done"
 
 
 def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models) -> dg.SensorResult:
@@ -274,6 +276,8 @@ def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], not
         requested = context.instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: waiting.run_key}), limit=1)
         if not run.is_finished:
             notes.append(f"{waiting}: the run {run_id} is at work.")
+        elif run.status == dg.DagsterRunStatus.CANCELED:
+            notes.append(f"{waiting}: the run {run_id} was terminated; launch it again to read what its jobs answer.")
         elif requested:
             said = "is over; if it did not end well, launch it again" if requested[0].is_finished else "is at work"
             notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {said}.")

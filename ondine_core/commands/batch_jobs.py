@@ -34,7 +34,7 @@ T = TypeVar("T")
 _WITHOUT_ID: Final[tuple[JobState, ...]] = ("preparing", "creating")
 _SHOWN = 5
 """Markers in one message."""
-_HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD", "since")
+_HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD held", "since")
 _TEXTS = (0, 1, 2, 3, 4, 5)
 
 
@@ -75,7 +75,9 @@ def _add_marker(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base-url", metavar="URL", help="where the provider is, if the job was handed in elsewhere")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="where the job was handed in, if not at the provider's usual address"
+    )
     parser.add_argument(
         "--api-key-variable",
         metavar="NAME",
@@ -256,8 +258,10 @@ async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) 
         )
     try:
         found = await api.find(record.marker, record.created_at, requests)
-    except TransientError:
-        warn(f"whether {job_id!r} is the batch job {record.marker} can be told only when it has ended.")
+    except TransientError as error:
+        if status.has_ended:
+            raise
+        warn(f"whether {job_id!r} is the batch job {record.marker} cannot be told yet, it is taken to be so: {error}")
         return status
     if found != job_id:
         instead = f"that is {found!r}" if found else "the provider lists none that was handed in under this marker"

@@ -47,7 +47,9 @@ class Options:
         caps: Further caps, which others may draw from, too.
         on_threshold: Told once when most of a cap is spent.
         fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
-        on_fallback: Told when that happens, and when the rest of a run goes at the standard price tier.
+        on_fallback: Told when that happens, when the rest of a run goes at the standard price tier, and what a person
+            should know of batch jobs.
+        on_job: Told in a sentence when a batch job was handed in, and how far it is.
         origin: Run, asset and partition, for the ledger; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
@@ -74,6 +76,7 @@ class Options:
     on_threshold: Callable[[str], None] = lambda _: None
     fallbacks: tuple[ModelSpec, ...] = ()
     on_fallback: Callable[[str], None] = lambda _: None
+    on_job: Callable[[str], None] = lambda _: None
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     lease: str | None = None
     lease_ttl_s: float = 30.0
@@ -126,5 +129,6 @@ async def open_runtime(
         options.on_threshold,
         options.clock,
         options.on_fallback,
+        options.on_job,
     )
     return find_runtime(model, spec, options.price, store, terms)

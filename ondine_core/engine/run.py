@@ -75,7 +75,7 @@ async def run(  # noqa: PLR0913  (named at every call)
         StoreError: Answers cannot be kept.
     """
     clock, emitter = clock or Clock(), emitter or EventEmitter()
-    started = clock.elapsed()
+    started, started_at = clock.elapsed(), clock.now()
     preprocess_stats, key_of = PreprocessStats(), cache_key(task)
     texts = render(task.prompt, columns, range(rows), preprocess_stats.note, policy.on_missing)
     keys, first = dedup(texts, key_of)
@@ -122,19 +122,24 @@ async def run(  # noqa: PLR0913  (named at every call)
     stopped_by = None
     await forget_abandoned(runtime.store, clock.now())
     async with others.joined():
-        async for found in look_up(runtime.store, policy, first, task):
+        work = Work(task, columns, first, runtime, policy, clock, origin, emitter, others, run_state, started_at)
+        await leave_to_jobs(work)
+        async for known in look_up(runtime.store, policy, first, task):
+            # What failed before and is in a batch job now has not failed.
+            found = {
+                key: outcome
+                for key, outcome in known.items()
+                if isinstance(outcome, Answer) or key not in others.in_jobs
+            }
             run_state.reuse(found)
             emitter.rows_failed(
-                (known, run_state.rows_of(key)) for key, known in found.items() if isinstance(known, Failure)
+                (outcome, run_state.rows_of(key)) for key, outcome in found.items() if isinstance(outcome, Failure)
             )
         try:
             if run_state.rows_left:
                 run_state.tell()
-                caller.unseen = set(await runtime.store.get_unseen())
-                work = Work(
-                    task, columns, first, runtime, policy, clock, origin, emitter, others, run_state, caller.unseen
-                )
-                await leave_to_jobs(work)
+                caller.unseen = work.unseen
+                caller.unseen |= await runtime.store.get_unseen()
                 calibrated = await _calibrate(work, asker)
                 await ask_pending(work, asker, calibrated.batch_size if calibrated else policy.batch_size)
         except (FatalError, TransientError) as error:

@@ -43,7 +43,8 @@ class Runtime:
         count: Text to tokens, as the model counts.
         lease: Must be held while calls leave.
         tier_prices: USD per token by tier; `None` if `price` holds at each.
-        on_fallback: Told when the rest of the run goes at another tier.
+        on_fallback: Told when the rest of the run goes at another tier, and what a person should know of batch jobs.
+        on_job: Told in a sentence when a batch job was handed in, and how far it is.
         connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
     """
 
@@ -57,6 +58,7 @@ class Runtime:
     lease: Lease | None = None
     tier_prices: Mapping[Tier, Price] | None = None
     on_fallback: Callable[[str], None] = lambda _: None
+    on_job: Callable[[str], None] = lambda _: None
     connect_jobs: Callable[[], JobApi] | None = None
 
 
@@ -70,7 +72,8 @@ class RunLimits:
         origin: For whom calls are made.
         on_threshold: Told once when most of a cap is spent.
         clock: Time and chance.
-        on_fallback: Told when the rest of the run goes at another tier.
+        on_fallback: Told when the rest of the run goes at another tier, and what a person should know of batch jobs.
+        on_job: Told in a sentence when a batch job was handed in, and how far it is.
     """
 
     caps: tuple[BudgetLimit, ...]
@@ -79,6 +82,7 @@ class RunLimits:
     on_threshold: Callable[[str], None]
     clock: Clock
     on_fallback: Callable[[str], None] = lambda _: None
+    on_job: Callable[[str], None] = lambda _: None
 
 
 def find_runtime(
@@ -110,6 +114,7 @@ def find_runtime(
         counter(spec.listed_as),
         tier_prices=None if price else listed,
         on_fallback=terms.on_fallback,
+        on_job=terms.on_job,
         connect_jobs=partial(connect_jobs, spec),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -59,6 +60,7 @@ _DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why.
 """
 _FORGET_RUNS = "DELETE FROM ondine.runs WHERE joined_at < ? AND run NOT IN (SELECT job FROM ondine.jobs)"
+_DAY_S = 86400.0
 _ROWS_A_TRANSACTION = 500
 _PAUSE_SHARE = 2.0
 """So many times what a transaction took, other processes get a chance to write."""
@@ -204,23 +206,36 @@ def read_spending(
             spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
         names = ", ".join("sent_at" if name == "day" else name for name in by)
         unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
-        for *values, at_most, is_in_job in database.select(unseen, [since, *own]):
-            group = tuple(_day(value) if name == "day" else value for name, value in zip(by, values, strict=True))
+        for (*values, is_in_job), (number, usd) in _count_unseen(database.select(unseen, [since, *own]), by).items():
+            group = tuple(values)
             old = spent.get(group, Spending())
-            usd = from_pico(at_most or 0)
-            spent[group] = _with_request(old, usd) if is_in_job else _with_lost_call(old, usd)
+            if is_in_job:
+                spent[group] = replace(old, in_jobs=number, in_jobs_at_most_usd=usd)
+            else:
+                spent[group] = replace(old, unknown=number, at_most_usd=usd)
         return dict(sorted(spent.items()))
 
     return database.read(read)
 
 
-def _with_lost_call(spending: Spending, usd: Decimal) -> Spending:
-    return replace(spending, unknown=spending.unknown + 1, at_most_usd=spending.at_most_usd + usd)
+def _count_unseen(rows: Iterable[Row], by: Sequence[Column]) -> dict[Row, tuple[int, Decimal]]:
+    """How many calls there are, and the most that they can cost, by the columns `by` and whether a job has them.
 
-
-def _with_request(spending: Spending, usd: Decimal) -> Spending:
-    most = spending.in_jobs_at_most_usd + usd
-    return replace(spending, in_jobs=spending.in_jobs + 1, in_jobs_at_most_usd=most)
+    A large job has a million of them, so days are told of groups and not of calls.
+    """
+    day_at = by.index("day") if "day" in by else None
+    numbers, pico_usd = Counter[Row](), Counter[Row]()
+    for *values, at_most, is_in_job in rows:
+        if day_at is not None:
+            values[day_at] //= _DAY_S
+        group = (*values, bool(is_in_job))
+        numbers[group] += 1
+        pico_usd[group] += at_most or 0
+    found = {}
+    for group, number in numbers.items():
+        named = [_day(value * _DAY_S) if at == day_at else value for at, value in enumerate(group)]
+        found[tuple(named)] = number, from_pico(pico_usd[group])
+    return found
 
 
 def read_failed_prompts(
@@ -375,7 +390,7 @@ def _find_origins(database: Database, asset: str) -> frozenset[bytes]:
 
 
 def _start_of_day(at: float) -> float:
-    return at - at % 86400.0
+    return at - at % _DAY_S
 
 
 def _day(at: float) -> str:

@@ -118,6 +118,7 @@ def plan(
         on_wait=watch.wait,
         on_threshold=watch.warn,
         on_fallback=watch.warn,
+        on_job=watch.say,
         observers=tuple(_speaking(spec, watch) for spec in options.observers),
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),
@@ -168,7 +169,8 @@ def _partition(context: dg.AssetExecutionContext) -> str:
 async def _find_wait(place: str, origin: Origin) -> JobWait | None:
     """What earlier runs of the materialization of `origin` wait for."""
     with open_store(place) as store:
-        return await find_wait(store, origin)
+        wait: JobWait | None = await find_wait(store, origin)
+    return wait
 
 
 def _created_at(context: dg.AssetExecutionContext, wait: JobWait | None) -> float:

@@ -52,6 +52,10 @@ class Watch:
         """Called on any thread; only remembers."""
         self.log(logging.WARNING, message)
 
+    def say(self, message: str) -> None:
+        """Called on any thread; only remembers."""
+        self.log(logging.INFO, message)
+
     def wait(self, seconds: float) -> None:
         """Called on the event loop's thread while another process has the lease."""
         self.warn(

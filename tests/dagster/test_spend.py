@@ -85,6 +85,22 @@ def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: P
     assert (found["ondine/requests_unknown"], found["ondine/requests_unpriced"]) == (1, 1)
 
 
+def test_requests_of_batch_jobs_are_under_way_and_not_lost(tmp_path: Path) -> None:
+    """They have columns of their own until they are answered, and count as calls in the picture."""
+    place = str(tmp_path / "answers.db")
+    write(place, *CALLS[:1])
+    with open_store(place) as store:
+        sent = replace(call_to(key_of(7), origin=Origin("run-2", "moods")), at_most_usd=Decimal(2), batch=b"[]")
+        asyncio.run(store.send(sent))
+    result = run(spend_report(store=place))
+    table = nw.from_native(result.output_for_node("llm_spend"), eager_only=True)
+    ((first, *_),) = [table.filter(nw.col("requests_in_jobs") > 0).rows(named=True)]
+    assert (first["requests_in_jobs"], first["in_jobs_at_most_usd"], first["unknown_calls"]) == (1, 2.0, 0)
+    found = metadata_of(result, "llm_spend")
+    assert found["ondine/requests_unknown"] == 1
+    assert "| moods | 3 | $0.2500 |" in found["ondine/spend_by_asset"]
+
+
 def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
     """The dearest and the latest first, and bars as long as their share of the longest."""
     place = str(tmp_path / "answers.db")

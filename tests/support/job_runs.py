@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ondine_core.engine.jobs.waits import end_wait, find_first_run
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait, find_first_run
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run
@@ -125,6 +125,7 @@ class JobWorld:
         runtime = find_runtime(_LiveModel(self.provider, life), spec, BATCH_PRICE, store, terms)
         runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
         chosen = Policy(**{"batch_min_rows": 3, "batch_wait_s": 0.0, **policy})
+        chosen = await continue_materialization(store, origin, chosen)
         report = await run(task, {"word": rows}, len(rows), runtime, policy=chosen, origin=origin, clock=self.clock)
         await end_wait(store, origin)
         return report

@@ -29,6 +29,7 @@ from ondine_core.errors import (
     RefusedError,
     TransientError,
 )
+from ondine_core.providers.job_api import JobStatus
 from ondine_core.store import Store, job_tables
 from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord, JobUnderWay
@@ -132,6 +133,9 @@ class JobRun:
             self._note_full(new.count, 0.0)
         else:
             await self._note_wait()
+            context = self.context
+            model = context.task.model.model
+            context.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests handed in to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
         """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
@@ -171,6 +175,7 @@ class JobRun:
                 continue
             try:
                 status = await ask_status(context.api, context.store, record, context.clock.now())
+                self._tell(record, status)
                 if status.has_ended:
                     await read_job(context, record, status)
             except (TransientError, RefusedError):
@@ -185,6 +190,12 @@ class JobRun:
                 if any(problem.is_quota for problem in status.problems):
                     self._note_full(record.requests)
         return any_read
+
+    def _tell(self, record: JobRecord, status: JobStatus) -> None:
+        """Say how far a job is, if that has changed."""
+        if (status.state, status.done) != (record.status, record.done):
+            done = f"{status.done:,} of {record.requests:,} requests done"
+            self.context.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
 
     async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
         """Give up a job that the provider has not known for a while; whether it was given up.
@@ -277,6 +288,8 @@ class JobRun:
                 "yet. Run again later."
             )
         await self._note_wait()
+        found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
+        jobs = await context.store.read(found)  # with what the provider has just said of them
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         shown = tuple(
@@ -291,7 +304,8 @@ class JobRun:
             for record in jobs
         )
         return JobsUnderWayError(
-            f"{len(jobs):,} batch jobs of {model!r} are under way: {done:,} of {requests:,} requests are done, and "
+            f"{len(jobs):,} batch {'job' if len(jobs) == 1 else 'jobs'} of {model!r} under way: {done:,} of "
+            f"{requests:,} requests are done, and "
             f"{rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor: that run reads the "
             "results and asks nothing twice.",
             shown,
@@ -303,7 +317,7 @@ class JobRun:
         context = self.context
         jobs = sorted(set(context.others.in_jobs.values()))
         if context.origin.asset:
-            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, at=context.clock.now())
+            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, since=context.started_at)
             await context.store.change(wait)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
 
 DAY_S = 86400.0
+ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 60.0
 
 Command = Callable[..., str]
@@ -80,6 +83,22 @@ def run(place: str, capsys: pytest.CaptureFixture[str]) -> Command:
 
 def cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
+
+
+def test_the_examples_of_the_guides_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line that a page shows names commands and options that there are; only its store is not there."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    lines = [
+        line
+        for page in pages
+        for line in re.findall(
+            r"^\$ .*python -m ondine_core\.store \S+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    ]
+    assert len(lines) >= 15
+    for line in lines:
+        assert main([str(tmp_path / "absent.db"), *shlex.split(line, comments=True)]) == 2
+        assert capsys.readouterr().err.startswith("error: There is no answer store at "), line
 
 
 def test_size(run: Command) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ondine_core.engine.report import Report
 from ondine_core.errors import BudgetExhaustedError, FatalError, JobsUnderWayError, RefusedError, TransientError
-from ondine_core.providers.job_api import JobLimits
+from ondine_core.providers.job_api import JobLimits, JobProblem
 from ondine_core.store import job_tables
 from ondine_core.store.queries import read_spending
 from ondine_core.types.clock import Clock
@@ -347,5 +347,62 @@ def test_no_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
         world.provider.answer = reply_to
         report = await world.finish(words(6))
         assert report.column("said") == words(6)
+
+    in_world(tmp_path, act)
+
+
+def test_a_line_that_fails_validation_is_its_rows_failure_and_the_others_are_handed_in_again(tmp_path: Path) -> None:
+    """As many times as lines are found to be wrong."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = [(JobProblem("Too long.", line=2),), (JobProblem("Too long.", line=3),)]
+        report = await world.finish(words(8))
+        assert [word for word, said in zip(words(8), report.column("said"), strict=True) if said is None] == [
+            "w1",
+            "w3",
+        ]
+        assert set(report.errors()) == {None, "refused: The provider refused the request: Too long."}
+        assert len(world.provider.billed) == 6
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_that_the_provider_does_not_run_for_its_setup_ends_the_run(tmp_path: Path) -> None:
+    """With the provider's reason; no row has failed."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = [(JobProblem("The model has no batches."),)]
+        with pytest.raises(FatalError, match="has no batches"):
+            await world.run(words(8))
+        report = await world.finish(words(8))
+        assert report.column("said") == words(8)
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_that_ends_since_the_account_is_full_comes_back_in_smaller_ones(tmp_path: Path) -> None:
+    """Its rows are not given up, however often that happens."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = 5 * [(JobProblem("Enqueued token limit.", is_quota=True),)]
+        report = await world.run(words(16), batch_wait_s=50 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(16)
+        sizes = [len(job.texts) for job in world.provider.jobs.values()]
+        assert sizes[:2] == [16, 8]
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_results_that_come_twice_or_are_of_other_jobs_are_left_out(tmp_path: Path) -> None:
+    """The first result of a request counts; strangers are named in a warning."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.noise = True
+        report = await world.finish(words(8))
+        assert report.column("said") == words(8)
+        assert any("of other jobs, left out" in warning for warning in world.warnings)
+        assert (await spent(world)).usd == world.provider.usd
 
     in_world(tmp_path, act)
