@@ -1,4 +1,4 @@
-"""Images and documents as parts of a request, in each dialect: by the API references of OpenAI and Anthropic.
+"""Images and documents as parts of a request, in each dialect: by the API references of OpenAI, Anthropic and Google.
 
 Bytes are read here, when a call leaves: what writes a call with media must not run on the event loop.
 """
@@ -11,7 +11,7 @@ from ondine_core.errors import RefusedError
 from ondine_core.types.media import Media, MediaMap, split_media
 from ondine_core.types.values import Json
 
-__all__ = ["anthropic_content", "openai_content"]
+__all__ = ["anthropic_content", "gemini_parts", "openai_content"]
 
 
 def openai_content(text: str, media: MediaMap) -> Json:
@@ -53,6 +53,19 @@ def _anthropic_block(media: Media) -> dict[str, Json]:
         return {"type": media.kind, "source": {"type": "url", "url": media.url}}
     source = {"type": "base64", "media_type": media.media_type, "data": _read(media)}
     return {"type": media.kind, "source": source}
+
+
+def gemini_parts(text: str, media: MediaMap) -> list[dict[str, Json]]:
+    """The parts of a message in Gemini's own form.
+
+    Raises:
+        RefusedError: An image or document cannot be read any more.
+    """
+    parts = list(split_media(text, media)) if media else []
+    return [
+        {"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": part.media_type, "data": _read(part)}}
+        for part in parts or [text]
+    ]
 
 
 def _read(media: Media) -> str:

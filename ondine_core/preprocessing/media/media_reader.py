@@ -17,6 +17,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISREG
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -35,7 +36,7 @@ from ondine_core.preprocessing.media.strip_metadata import strip_metadata
 from ondine_core.types.cell_text import is_blank
 from ondine_core.types.media import Media, MediaError, MediaKind
 
-__all__ = ["Gallery", "MediaReader"]
+__all__ = ["Gallery", "MediaReader", "is_url"]
 
 _DIGEST_BYTES = 16
 _MOST_KNOWN = 200_000
@@ -82,10 +83,18 @@ class MediaReader:
         self._known: dict[tuple[str, int, int, int], Media] = {}
         self.fetched: dict[str, Path | MediaError] = {}
         """Addresses that were fetched, and where their content is."""
+        self._folder: TemporaryDirectory[str] | None = None
         if options.max_side_px is not None:
             check_pillow()
         if "document" in kinds:
             check_pypdf()
+
+    @property
+    def folder(self) -> Path:
+        """Where what was fetched waits; it goes with this object."""
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="ondine-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def read(self, cell: Any, kind: MediaKind) -> Media | Gallery | str | None:
         """What a cell holds: an image or document, or several, the text of documents if that is wanted, or nothing.
@@ -119,7 +128,7 @@ class MediaReader:
         cell = cell.strip()
         if _DATA_URL.match(cell):
             return self._read_bytes(self._decode(cell), kind)
-        if _URL.fullmatch(cell):
+        if is_url(cell):
             return self._read_url(cell, kind)
         if _SCHEME.match(cell):
             raise MediaError("its address is neither http, https nor data")
@@ -268,6 +277,11 @@ class MediaReader:
             detail=self.options.detail,
             load=write if fitted == (width, height) else partial(_shrunk, write, self.options.max_side_px or 0),
         )
+
+
+def is_url(cell: str) -> bool:
+    """Whether a text is an address that is passed on or fetched."""
+    return _URL.fullmatch(cell.strip()) is not None
 
 
 def _is_missing(cell: Any) -> bool:
