@@ -18,7 +18,7 @@ TYPES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "
 def picture(number: int = 0, form: str = "png", size: tuple[int, int] = (24, 16)) -> bytes:
     """A picture of one colour, another one for each number, as a file without metadata."""
     written = BytesIO()
-    image = Image.new("RGB", size, ((37 * number) % 256, (91 * number) % 256, number // 256))
+    image = Image.new("RGB", size, ((37 * number) % 256, (91 * number) % 256, (number // 256) % 256))
     image.save(written, form.upper(), **({"lossless": True} if form == "webp" else {}))
     return written.getvalue()
 
