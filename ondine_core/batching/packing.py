@@ -51,7 +51,7 @@ def find_room(
     fixed += sum(map(media_tokens, shown))
 
     def tokens_of(item: Item) -> int:
-        return sum(map(media_tokens, item.media.values())) if item.media else 0
+        return sum(map(media_tokens, find_media(item.text, item.media)))
 
     return Room(
         window,
@@ -123,8 +123,9 @@ class _Load:
     def take(self, item: Item) -> bool:
         """Whether there was room for `item`, too."""
         if self._room.media is not None and item.media:
-            self._bytes += sum(map(sent_bytes, item.media.values())) + len(item.text.encode())
-            self._images += sum(media.kind == "image" for media in item.media.values())
+            shown = find_media(item.text, item.media)
+            self._bytes += sum(map(sent_bytes, shown)) + len(item.text.encode())
+            self._images += sum(media.kind == "image" for media in shown)
             if not self._room.media.take(self._bytes, self._images):
                 return False
         self._rows += 1

@@ -50,17 +50,18 @@ class MediaLimits:
 _LIMITS: Mapping[str, MediaLimits] = {
     "openai": MediaLimits(50 * _MB, None, 500, None, fetches=True),
     "azure": MediaLimits(50 * _MB, 20 * _MB, 50, None, fetches=True),
-    "anthropic": MediaLimits(32 * _MB, 5 * _MB, 100, 8_000, fetches=True, fetches_documents=True),
+    "anthropic": MediaLimits(32 * _MB, 3_932_160, 100, 8_000, fetches=True, fetches_documents=True),
     "gemini": MediaLimits(20 * _MB, None, 3_000, None),
     "groq": MediaLimits(4 * _MB, None, 5, None, fetches=True),
     "mistral": MediaLimits(None, 10 * _MB, 8, None, fetches=True),
     "xai": MediaLimits(None, 20 * _MB, None, None, fetches=True),
     "bedrock": MediaLimits(None, 3_750_000, 20, 8_000),
     **dict.fromkeys(
-        ("together_ai", "fireworks_ai", "openrouter", "deepinfra", "hosted_vllm", "openai_compatible", "perplexity"),
-        MediaLimits(fetches=True),
+        ("together_ai", "fireworks_ai", "openrouter", "deepinfra", "perplexity"), MediaLimits(fetches=True)
     ),
 }
+"""Anthropic counts 5 MiB of an image in base64. Servers of one's own might fetch, from the network that they are in: so
+their addresses are fetched here, where private ones are refused."""
 _UNKNOWN = MediaLimits()
 _TEXT_ONLY = ("llama_cpp", "mlx")
 _KEYS: Mapping[MediaKind, tuple[str, ...]] = {
