@@ -165,6 +165,7 @@ async def answer(
     Raises:
         OndineError: As for `enrich`.
     """
+    check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:

@@ -151,9 +151,9 @@ class Deployment:
         """Materialize an asset; returns the run's id."""
         return self._launch({"pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}]}, tags)
 
-    def launch_job(self, job: str) -> str:
-        """Launch a job; returns the run's id."""
-        return self._launch({"pipelineName": job})
+    def launch_job(self, job: str, partition: str) -> str:
+        """Launch a job for a partition; returns the run's id."""
+        return self._launch({"pipelineName": job}, {"dagster/partition": partition})
 
     def _launch(self, what: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str:
         selector = {"repositoryLocationName": "tests", "repositoryName": "__repository__", **what}

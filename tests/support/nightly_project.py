@@ -20,19 +20,23 @@ def table(name: str) -> pd.DataFrame:
     return pd.DataFrame({"text": [f"{name} {number}" for number in range(ROWS)]})
 
 
-@dg.asset(group_name="tickets")
-def tickets() -> pd.DataFrame:
+DAYS = ["monday", "tuesday"]
+days = dg.StaticPartitionsDefinition(DAYS)
+
+
+@dg.asset(group_name="tickets", partitions_def=days)
+def tickets(context: dg.AssetExecutionContext) -> pd.DataFrame:
     """The tickets of the day."""
-    return table("ticket")
+    return table(context.partition_key)
 
 
-@llm_asset(**ASKS, group_name="tickets")
+@llm_asset(**ASKS, group_name="tickets", partitions_def=days)
 def ticket_answers(tickets: pd.DataFrame) -> pd.DataFrame:
     """An answer to every ticket."""
     return tickets
 
 
-@dg.asset(group_name="tickets")
+@dg.asset(group_name="tickets", partitions_def=days)
 def ticket_report(ticket_answers: pd.DataFrame) -> int:
     """How many answers there are."""
     return int(ticket_answers["answer"].notna().sum())
@@ -62,7 +66,14 @@ def model(**fields: Any) -> LLMResource:
 
 
 nightly = dg.define_asset_job("nightly", ["tickets", "ticket_answers", "ticket_report"])
-every_night = dg.ScheduleDefinition(job=nightly, cron_schedule="0 22 * * *")
+
+
+@dg.schedule(job=nightly, cron_schedule="0 22 * * *")
+def every_night() -> dg.RunRequest:
+    """The tickets of the day."""
+    return dg.RunRequest(partition_key=DAYS[0])
+
+
 sensor = batch_sensor(
     resource_keys=["llm", "patient", "strict"],
     minimum_interval_seconds=1,

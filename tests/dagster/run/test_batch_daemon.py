@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from tests.support.deployment import Deployment, until
-from tests.support.nightly_project import ROWS, every_night
+from tests.support.nightly_project import ROWS, defs, every_night
 from tests.support.nightly_provider import NightlyProvider
 
 pytestmark = pytest.mark.slow
@@ -51,9 +51,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def test_a_nightly_run_is_gone_on_with_by_the_sensor(place: Place) -> None:
     """The schedule's run ends within seconds, the sensor's makes the table and its report when the job has ended."""
     deployment = place.deployment
-    requested = every_night.evaluate_tick(dg.build_schedule_context())
-    assert len(requested.run_requests or ()) == 1
-    first = deployment.launch_job("nightly")
+    (requested,) = (
+        every_night.evaluate_tick(dg.build_schedule_context(repository_def=defs.get_repository_def())).run_requests
+        or ()
+    )
+    day = str(requested.partition_key)
+    first = deployment.launch_job("nightly", day)
     job = place.wait_for_job(1)
     assert deployment.finished(first, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
     assert [event.asset_key.path[-1] for name in NIGHTLY for event in deployment.materialized(name)] == ["tickets"]
@@ -68,10 +71,11 @@ def test_a_nightly_run_is_gone_on_with_by_the_sensor(place: Place) -> None:
     assert deployment.finished(second.run_id, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
     made = [(event.asset_key.path[-1]) for name in NIGHTLY for event in deployment.materialized(name)]
     assert made == list(NIGHTLY)
-    report = pickle.loads((deployment.home / "storage" / "ticket_report").read_bytes())
+    assert {event.partition for name in NIGHTLY for event in deployment.materialized(name)} == {day}
+    report = pickle.loads((deployment.home / "storage" / "ticket_report" / day).read_bytes())
     assert report == ROWS
     assert place.provider.books.created == [job]
-    assert place.billed("ticket") == [1] * ROWS
+    assert place.billed(day) == [1] * ROWS
     assert not place.provider.live
 
 

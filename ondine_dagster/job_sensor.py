@@ -79,7 +79,8 @@ def batch_sensor(
     if minimum_interval_seconds < 1:
         raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be at least 1.")
     target = _target_of(target)
-    selection: dg.AssetSelection = target if isinstance(target, dg.AssetSelection) else target.selection
+    of_assets = isinstance(target, dg.AssetSelection)
+    selection: dg.AssetSelection = target if of_assets else target.selection
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         with ExitStack() as stack:
@@ -89,7 +90,8 @@ def batch_sensor(
     return dg.SensorDefinition(
         name,
         evaluation_fn=evaluate,
-        target=target,
+        asset_selection=target if of_assets else None,
+        job=None if of_assets else target,
         required_resource_keys=set(keys),
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
