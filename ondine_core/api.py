@@ -25,7 +25,7 @@ from ondine_core.limits.lease import hold_lease
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output
-from ondine_core.prompts.task import Task, check_columns, compile_task
+from ondine_core.prompts.task import Task, check_columns, check_sight, compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.tables import read
@@ -165,6 +165,7 @@ async def answer(
     Raises:
         OndineError: As for `enrich`.
     """
+    check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:
@@ -189,6 +190,7 @@ async def answer(
         runtime = await open_runtime(task.model, store, options, stack, model)
         chain = [(task, replace(runtime, lease=lease))]
         for spec in options.fallbacks:
+            check_sight(task.prompt, spec)
             runtime = await open_runtime(spec, store, replace(options, price=None), stack)
             chain.append((replace(task, model=spec), replace(runtime, lease=lease)))
         run = Run(options.origin, task.model.model, rows, options.traceparent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -25,7 +26,8 @@ from ondine_core.engine.steps import dedup, render, restorer
 from ondine_core.engine.workers import Asker, max_in_flight
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
-from ondine_core.preprocessing.preprocess import PreprocessStats
+from ondine_core.preprocessing.media.fetching import fetch_cells
+from ondine_core.preprocessing.preprocess import Prepared, PreprocessStats
 from ondine_core.prompts.task import Task, cache_key
 from ondine_core.providers.prompt_cache import find_cache_rule
 from ondine_core.telemetry.emitter import EventEmitter
@@ -35,7 +37,7 @@ from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import Answer, Failure, Key, Outcome, Skipped
 
-__all__ = ["look_up", "run"]
+__all__ = ["find_prompts", "look_up", "run"]
 
 _KEYS_A_LOOK_UP = 10_000
 
@@ -77,13 +79,12 @@ async def run(  # noqa: PLR0913  (named at every call)
     clock, emitter = clock or Clock(), emitter or EventEmitter()
     started, started_at = clock.elapsed(), clock.now()
     preprocess_stats, key_of = PreprocessStats(), cache_key(task)
-    texts = render(task.prompt, columns, range(rows), preprocess_stats.note, policy.on_missing)
-    keys, first = dedup(texts, key_of)
+    keys, first = await find_prompts(task, columns, rows, policy, preprocess_stats.note)
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
     run_state = RunState(
         rows,
         copies,
-        CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices),
+        CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices, runtime.media_tokens),
         lambda: clock.elapsed() - started,
         on_progress,
     )
@@ -164,6 +165,22 @@ async def run(  # noqa: PLR0913  (named at every call)
         preprocess_stats if task.prompt.preparation else None,
         {column.name: column.json_schema for column in task.schema.columns},
     )
+
+
+async def find_prompts(
+    task: Task,
+    columns: Mapping[str, Sequence[Any]],
+    rows: int,
+    policy: Policy,
+    note: Callable[[Prepared], None] = lambda _: None,
+) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+    """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
+    texts = render(task.prompt, columns, range(rows), note, policy.on_missing)
+    if task.prompt.reader is None:
+        return dedup(texts, cache_key(task))
+    await fetch_cells(task.prompt.reader, [columns[name] for name in task.prompt.media_columns])
+    # Files are read, and that may take long.
+    return await asyncio.to_thread(dedup, texts, cache_key(task))
 
 
 async def look_up(

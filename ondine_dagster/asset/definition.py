@@ -115,6 +115,8 @@ def code_version(task: Task, users: str | None) -> str:
     parts = [task.prompt.syntax, task.prompt.source, *head, task.schema.identity.decode()]
     if task.prompt.preparation:
         parts.append(task.prompt.preparation.identity)
+    if task.prompt.reader is not None and task.prompt.reader.options.identity:
+        parts.append(repr(task.prompt.reader.options.identity))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
     return f"{users}-{digest}" if users else digest
 

@@ -119,13 +119,13 @@ def _open_context(work: Work, batch_size: int | Literal["auto"], stack: AsyncExi
 
     def find_items(keys: Sequence[Key]) -> dict[Key, Item]:
         rows = ((key, work.first[key]) for key in keys if key in work.first)
-        return {item.key: item for item in items(task.prompt, work.columns, rows, apart=sizes.several)}
+        return {item.key: item for item in items(task, work.columns, rows, apart=sizes.several)}
 
     def pack_items(prompts: Iterable[Item]) -> Iterator[Batch]:
         return pack(prompts, sizes.take, policy.max_repairs, lambda: sizes.room)
 
     pending = work.pending() if task.model.tier == "batch" else []
-    fresh = pack_items(items(task.prompt, work.columns, pending, apart=sizes.several))
+    fresh = pack_items(items(task, work.columns, pending, apart=sizes.several))
     window = policy.context_window or find_window(task.model)
     return JobContext(
         task=task,
