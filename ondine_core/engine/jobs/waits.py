@@ -15,11 +15,20 @@ __all__ = ["continue_materialization", "end_wait", "find_first_run", "find_wait"
 
 
 async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
-    """What the materialization of `origin` waits for; `None` if it does not wait."""
+    """What the materialization of `origin` waits for; `None` if it does not wait.
+
+    One whose jobs are all read, and that did not end well, is over; it is forgotten here.
+    """
     if not isinstance(store, Store) or not origin.asset:
         return None
     waits = await store.read(partial(job_tables.read_waits, origin=origin))
-    return waits[0] if waits else None
+    if not waits:
+        return None
+    jobs = list(waits[0].jobs)
+    if jobs and not await store.read(partial(job_tables.read_jobs, jobs=jobs)):
+        await store.change(partial(job_tables.remove_wait, origin=origin))
+        return None
+    return waits[0]
 
 
 async def find_first_run(store: AnswerStore, origin: Origin) -> Origin:

@@ -406,3 +406,20 @@ def test_results_that_come_twice_or_are_of_other_jobs_are_left_out(tmp_path: Pat
         assert (await spent(world)).usd == world.provider.usd
 
     in_world(tmp_path, act)
+
+
+def test_a_materialization_that_failed_once_its_jobs_were_read_is_over(tmp_path: Path) -> None:
+    """The next run begins one of its own, with a cap and a deadline of its own."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(6))
+        await world.clock.sleep(HOUR_S)
+        world.provider.answer = lambda _: FatalError("The account has no credit.", fault="account")
+        with pytest.raises(FatalError, match="credit"):
+            await world.run(words(6))
+        world.provider.answer = reply_to
+        await world.run(words(6))
+        (wait,) = await world.read(job_tables.read_waits)
+        assert (wait.origin.run, wait.since) == ("run-3", world.clock.now())
+
+    in_world(tmp_path, act)
