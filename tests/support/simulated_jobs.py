@@ -16,9 +16,11 @@ from typing import Any
 
 from ondine_core.errors import JobLostError, ProviderError, TransientError
 from ondine_core.providers.job_api import JobLimits, JobProblem, JobReply, JobStatus, NewJob
+from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.pricing import Price
 from ondine_core.store import Store
 from ondine_core.types.values import Call, Reply, Usage
+from tests.support.seeing import text_of
 
 __all__ = ["BATCH_PRICE", "JobProvider", "KillableStore", "Killed", "Life"]
 
@@ -144,7 +146,8 @@ class _Api:
         return self.provider.limits
 
     def write(self, call: Call, custom_id: str) -> bytes:
-        return json.dumps({"id": custom_id, "text": call.messages[-1].content}).encode()
+        content = openai_content(call.messages[-1].content, call.media)
+        return json.dumps({"id": custom_id, "text": text_of(content)}).encode()
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         self.life.step()
