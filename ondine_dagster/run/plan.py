@@ -183,7 +183,7 @@ def _created_at(context: dg.AssetExecutionContext, wait: JobWait | None) -> floa
 
 
 def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
-    """Asks about labelled rows as those of the asset were asked.
+    """Asks about labelled rows as those of the asset were asked, but at once: a check does not wait for a batch job.
 
     Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
     """
@@ -197,9 +197,12 @@ def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
         on_wait=lambda _: None,
     )
 
+    spec = plan.task.model
+    task = replace(plan.task, model=replace(spec, tier="standard")) if spec.tier == "batch" else plan.task
+
     def ask(columns: Mapping[str, Sequence[Any]]) -> Report:
         try:
-            return run_in_thread(lambda: answer(columns, plan.task, options, plan.model), watch.tick)
+            return run_in_thread(lambda: answer(columns, task, options, plan.model), watch.tick)
         except Exception:
             raise
         except BaseException:

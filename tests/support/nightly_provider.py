@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from tests.support.job_server_openai import OpenAIJobServer
+from tests.support.meter import Meter
 
 
 class NightlyProvider(OpenAIJobServer):
@@ -39,6 +40,10 @@ class NightlyProvider(OpenAIJobServer):
     def account(self, request: web.Request) -> str | None:
         key = super().account(request)
         return None if key in self._refused else key
+
+    def use(self, meter: Meter) -> None:
+        """Bill by another meter."""
+        self._meter = meter
 
     def refuse_key(self, key: str) -> None:
         """From now on a key is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 from ondine_core.errors import ConfigError
-from ondine_dagster import ErrorRateCheck, LLMResource, batch_sensor, llm_asset
+from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, batch_sensor, llm_asset
+from tests.support.meter import Meter, Rates
 from tests.support.nightly_provider import NightlyProvider
 
 MODEL = "openai/gpt-4o-mini"
@@ -41,11 +43,11 @@ def table(first: str = "", rows: int = ROWS) -> pd.DataFrame:
 def asked(rows: int = ROWS, **arguments: Any) -> dg.AssetsDefinition:
     """An asset of so many rows."""
 
-    @llm_asset(**ASKS, **arguments)
-    def answers() -> pd.DataFrame:
+    @llm_asset(**ASKS, **{"name": "answers"} | arguments)
+    def of_table() -> pd.DataFrame:
         return table(rows=rows)
 
-    return answers
+    return of_table
 
 
 answers = asked()
@@ -65,8 +67,8 @@ def run(
 
 
 def observed(result: dg.ExecuteInProcessResult) -> Mapping[str, Any]:
-    (event,) = result.get_asset_observation_events()
-    found = event.asset_observation_data.asset_observation.metadata
+    told = [event.asset_observation_data.asset_observation.metadata for event in result.get_asset_observation_events()]
+    found = next(metadata for metadata in told if "ondine/job/count" in metadata)
     return {key: one if isinstance(one, dg.TableMetadataValue) else one.value for key, one in found.items()}
 
 
@@ -179,6 +181,43 @@ def test_all_is_asked_anew_once(instance: dg.DagsterInstance, provider: NightlyP
     assert len(provider.books.created) == 2
     assert set(provider.books.billed.values()) == {2}
     assert not provider.live
+
+
+def test_labelled_rows_are_asked_at_once(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """A check is answered in the run that makes the table, however many rows have labels."""
+    labels = [{"text": f"labelled {number}", "answer": f"labelled {number}"} for number in range(ROWS)]
+    asset = asked(checks=[GoldenCheck(rows=labels, min_score=0.9)])
+    run(instance, provider, asset)
+    provider.end_all()
+    last = run(instance, provider, asset)
+    assert [check.passed for check in last.get_asset_check_evaluations()] == [True]
+    assert len(provider.books.created) == 1
+    assert sum(provider.live.values()) == ROWS
+
+
+def test_a_materialization_whose_cap_is_used_up_has_ended(
+    instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """All its runs draw from one cap; when that is spent and no job is open, the next run is one of its own."""
+    rates = Rates(Decimal("1e-7"), Decimal(0), Decimal(0), Decimal("1e-6"))
+    provider.use(Meter({"batch": rates}))
+    price = {"input_cost_per_1k_tokens": 0.0001, "output_cost_per_1k_tokens": 0.001}
+    llm = model(provider, batch_min_rows=1, **price)
+    held = observed(run(instance, provider, asked(name="other"), llm=llm))["ondine/job/held_usd"]
+    provider.end_all()
+    run(instance, provider, asked(name="other"), llm=llm)
+    spent_before = provider.books.usd
+    full_refresh = {"ops": {"answers": {"config": {"full_refresh": True}}}}
+    capped = asked(max_cost_usd=held / 5)
+    results = []
+    while not results or results[-1].success:
+        results.append(run(instance, provider, capped, llm=llm, run_config=full_refresh, raise_on_error=False))
+        provider.end_all()
+    assert len(results) > 1
+    assert float(provider.books.usd - spent_before) <= held / 5
+    assert tick(batch_sensor(), instance, definitions(provider)) == "No asset waits for batch jobs."
+    again = run(instance, provider, capped, llm=llm, run_config=full_refresh)
+    assert observed(again)["ondine/job/requests"] == observed(results[0])["ondine/job/requests"]
 
 
 # -- answer_by -----------------------------------------------------------------------------------------------------
