@@ -113,10 +113,9 @@ def _able(provider: str, kind: MediaKind) -> Iterator[str]:
         if entry.get("litellm_provider") != provider or entry.get("mode") != "chat" or not _takes(entry, kind):
             continue
         usd = entry.get("input_cost_per_token")
-        if usd and "/" not in own and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:
-            found.append((usd, f"{provider}/{own}"))
-    for _, name in sorted(found)[:_MOST_NAMED]:
-        yield name
+        if usd and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:
+            found.append(("/" in own, usd, f"{provider}/{own}"))  # of several names, the one without a region
+    yield from (name for _, _, name in sorted(found)[:_MOST_NAMED])
 
 
 # -- requests ------------------------------------------------------------------------------------------------------

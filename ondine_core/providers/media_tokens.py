@@ -67,6 +67,11 @@ def _claude(most: int, width: int, height: int, is_low: bool) -> int:
 _GEMINI_TILE, _GEMINI_3_IMAGE, _SMALL_PX = 258, 1_120, 384
 
 
+def _gemini_3(width: int, height: int, is_low: bool) -> int:
+    del width, height, is_low  # it is the same for all
+    return _GEMINI_3_IMAGE
+
+
 def _gemini(width: int, height: int, is_low: bool) -> int:
     del is_low  # that is said in another way there
     unit = max(1, int(min(width, height) / 1.5))
@@ -80,7 +85,11 @@ def _others(width: int, height: int, is_low: bool) -> int:
     """Patches of 14 pixels, a mark for each line, and what models take that cut every image into tiles of their own."""
     del is_low
     lines = ceil(height / 14)
-    return min(16_384 + lines, max(5_120, ceil(width / 14) * lines + lines))
+    return min(_MOST_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
+
+
+_MOST_PATCHES_ELSEWHERE = 18_000
+"""Models shrink an image to 16,384 patches (Qwen), with some more for parts of a patch at the edges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,7 @@ _FAMILIES = (
     _family(r"gpt-(?:5\.\d|[6-9])", lambda w, h, low: max(_patches(_NEW, None, w, h, low), _tiles(70, 140, w, h, low))),
     _family(r"claude-(?:2|3|sonnet-4|opus-4(?!-[7-9]|\.[7-9])|haiku-[34]|4)", partial(_claude, 1_600)),
     _family(r"claude", partial(_claude, 4_784)),
+    _family(r"gemini-(?:[3-9]|\d\d)", _gemini_3),
     _family(r"gemini", _gemini),
 )
 

@@ -55,9 +55,11 @@ async def fetch_cells(reader: MediaReader, columns: Iterable[Iterable[Any]]) -> 
     """Fetch every address in the cells of some columns; which could not be fetched is told when its row is read."""
     if not reader.options.fetch:
         return
-    urls = iter(dict.fromkeys(url for cells in columns for url in _urls(cells)))
+    urls = dict.fromkeys(url for cells in columns for url in _urls(cells))
+    if not urls:
+        return
     is_allowed: IsAllowed = (lambda _: True) if reader.options.allow_private else is_public
-    found = await fetch(urls, reader.options, reader.folder, is_allowed)
+    found = await fetch(iter(urls), reader.options, reader.folder, is_allowed)
     for url, path in found.items():
         old = reader.fetched.get(url)
         if isinstance(old, Path):

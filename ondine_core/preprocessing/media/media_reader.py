@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from shutil import rmtree
 from stat import S_ISREG
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
+from weakref import finalize
 
 from ondine_core.preprocessing.media.documents import check_pypdf, count_pages, cut_pages, end_of_pdf, read_text
 from ondine_core.preprocessing.media.image_headers import find_type, read_image
@@ -83,7 +85,7 @@ class MediaReader:
         self._known: dict[tuple[str, int, int, int], Media] = {}
         self.fetched: dict[str, Path | MediaError] = {}
         """Addresses that were fetched, and where their content is."""
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         if options.max_side_px is not None:
             check_pillow()
         if "document" in kinds:
@@ -93,8 +95,9 @@ class MediaReader:
     def folder(self) -> Path:
         """Where what was fetched waits; it goes with this object."""
         if self._folder is None:
-            self._folder = TemporaryDirectory(prefix="ondine-", ignore_cleanup_errors=True)
-        return Path(self._folder.name)
+            self._folder = Path(mkdtemp(prefix="ondine-"))
+            finalize(self, rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
     def read(self, cell: Any, kind: MediaKind) -> Media | Gallery | str | None:
         """What a cell holds: an image or document, or several, the text of documents if that is wanted, or nothing.
