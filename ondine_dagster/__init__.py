@@ -3,6 +3,7 @@
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from ondine_core import __version__
+from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
@@ -24,6 +25,7 @@ __all__ = [
     "LLMAssetComponent",
     "LLMAssetConfig",
     "LLMResource",
+    "MediaOptions",
     "NullRateCheck",
     "Prompt",
     "Sanitizer",

@@ -61,6 +61,7 @@ class Enrichment:
     tier: Tier | None = None
     answer_by: str | float | None = None
     prompt_cache: PromptCache | None = None
+    thumbnails: bool = True
 
 
 @dataclass(frozen=True, slots=True)
