@@ -24,7 +24,7 @@ _TEXT = "It came on time and the box was whole, but the lid sits loose and the h
 
 _NUMBER = re.compile(r"#(\d+)")
 _OF_A_TEST = {"name": "Jason", "age": 25}
-"""Some clients test a model before they begin. data-designer takes any answer, curator asks "Jason is 25 years old."."""
+"""Some clients test a model before they begin: data-designer takes any answer, curator asks who is how old."""
 
 
 @dataclass(frozen=True)

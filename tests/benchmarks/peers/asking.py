@@ -122,7 +122,7 @@ def pydantic_ai(job: Job) -> Run:
 
 
 def fenic(job: Job) -> Run:
-    """`semantic.map` over a frame with fenic's cache of responses. It cannot be told how many calls may be in flight."""
+    """`semantic.map` over a frame with fenic's cache of responses. How many calls are in flight is its own matter."""
     import fenic as fc
 
     model = fc.OpenAILanguageModel(model_name=_MODEL, rpm=_ENOUGH, tpm=100 * _ENOUGH, base_url=job.base_url)
@@ -140,17 +140,17 @@ def fenic(job: Job) -> Run:
 
 
 def curator(job: Job) -> Run:
-    """curator's `LLM` over a data set, in its folder of responses."""
+    """An `LLM` of curator over a data set, in its folder of responses."""
     from bespokelabs import curator as library
 
     class Classifier(library.LLM):  # type: ignore[misc,name-defined,unused-ignore]
         """One question a row."""
 
-        def prompt(self, input: Any) -> str:
+        def prompt(self, input: Any) -> str:  # noqa: A002  (curator names it so)
             """The question."""
             return PROMPT.format(review=input["review"])
 
-        def parse(self, input: Any, response: Any) -> Any:
+        def parse(self, input: Any, response: Any) -> Any:  # noqa: A002
             """The row with its answer."""
             return {"number": input["number"], **response.model_dump()}
 
@@ -184,9 +184,7 @@ def data_designer(job: Job) -> Run:
     builder = dd.DataDesignerConfigBuilder(model_configs=[model])
     builder.with_seed_dataset(dd.LocalFileSeedSource(path=str(seed)))
     builder.add_column(
-        dd.LLMStructuredColumnConfig(
-            name="answer", prompt=_JINJA, model_alias="model", output_format=_answer_model()
-        )
+        dd.LLMStructuredColumnConfig(name="answer", prompt=_JINJA, model_alias="model", output_format=_answer_model())
     )
     designer = DataDesigner(artifact_path=folder / "artifacts", model_providers=[provider])
     designer.set_run_config(dd.RunConfig(buffer_size=100, otel_metrics_port=None))
