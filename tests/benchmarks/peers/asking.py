@@ -156,14 +156,15 @@ def curator(job: Job) -> Run:
 
     rows = [{"number": number, "review": text} for number, text in enumerate(job.reviews)]
 
+    params = {
+        "base_url": job.base_url,
+        "max_concurrent_requests": job.concurrency,
+        "max_requests_per_minute": _ENOUGH,
+        "max_tokens_per_minute": 100 * _ENOUGH,
+    }
+    llm = Classifier(model_name=_MODEL, response_format=_answer_model(), backend="openai", backend_params=params)
+
     def run() -> Answers:
-        params = {
-            "base_url": job.base_url,
-            "max_concurrent_requests": job.concurrency,
-            "max_requests_per_minute": _ENOUGH,
-            "max_tokens_per_minute": 100 * _ENOUGH,
-        }
-        llm = Classifier(model_name=_MODEL, response_format=_answer_model(), backend="openai", backend_params=params)
         found = {row.pop("number"): row for row in llm(rows, working_dir=job.folder).dataset.to_list()}
         return [found.get(number) for number in range(job.rows)]
 
