@@ -89,6 +89,13 @@ class Figures:
         values = [run[name] for run in self.runs.get(situation, ())]
         return median(values) if values else None
 
+    def shown(self, situation: str, name: str, form: str = ",.0f") -> str:
+        """The median of a figure as it is in the table."""
+        value = self.of(situation, name)
+        if value is not None:
+            return format(value, form)
+        return "failed" if situation in self.failures else "-"
+
 
 def clients(folder: Path, requirements: Mapping[str, Sequence[str]] = REQUIREMENTS) -> Iterator[Client]:
     """The bare loop, Ondine, and each peer, whose environments are made in `folder` if they are not there."""
@@ -261,20 +268,16 @@ def peers_table(found: Sequence[Client], figures: Mapping[str, Figures], scale: 
 def _line(name: str, known: Figures, bare: float | None) -> list[str]:
     rate = known.of("speed", "rows_per_s")
     versions = {run["version"] for runs in known.runs.values() for run in runs}
-    changed, kept = known.of("changed", "calls"), known.of("changed", "lost")
+    changed = known.shown("changed", "calls")
     return [
         " ".join([name, *sorted(versions)]),
-        _shown(rate),
-        _shown(rate / bare if rate and bare else None, ".2f"),
-        _shown(known.of("speed", "cpu_ms_per_row"), ".2f"),
-        _shown(known.of("speed", "peak_rss_mib")),
-        _shown(known.of("duplicates", "calls")),
-        f"{_shown(changed)}, with the old row" if kept else _shown(changed),
-        _shown(known.of("refused", "rows_per_s")),
-        _shown(known.of("refused", "lost")),
-        _shown(known.of("killed", "paid_again")),
+        known.shown("speed", "rows_per_s"),
+        f"{rate / bare:.2f}" if rate and bare else "-",
+        known.shown("speed", "cpu_ms_per_row", ".2f"),
+        known.shown("speed", "peak_rss_mib"),
+        known.shown("duplicates", "calls"),
+        f"{changed}, with the old row" if known.of("changed", "lost") else changed,
+        known.shown("refused", "rows_per_s"),
+        known.shown("refused", "lost"),
+        known.shown("killed", "paid_again"),
     ]
-
-
-def _shown(value: float | None, form: str = ",.0f") -> str:
-    return "failed" if value is None else format(value, form)
