@@ -12,8 +12,8 @@ __all__ = ["REQUIREMENTS", "EnvironmentMissingError", "python_of"]
 
 REQUIREMENTS: Mapping[str, Sequence[str]] = {
     "openai": ("openai>=3", "orjson"),
-    # 1.107.0 was a compromised release. With its cache on it imports its proxy's types, which want fastapi.
-    "litellm": ("litellm>=1.108", "fastapi", "orjson"),
+    # 1.107.0 was a compromised release.
+    "litellm": ("litellm>=1.108", "orjson"),
     # diskcache is what its cache on disk wants.
     "instructor": ("instructor>=1.17", "diskcache"),
     "pydantic-ai": ("pydantic-ai-slim[openai]>=2",),
