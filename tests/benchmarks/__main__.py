@@ -1,4 +1,7 @@
-"""`python -m tests.benchmarks`: measure, print tables, and write `results.json`, `results.md` and `rows_per_s.svg`."""
+"""`python -m tests.benchmarks`: measure, print tables, and write `results.json`, `results.md` and `rows_per_s.svg`.
+
+`python -m tests.benchmarks peers` measures other tools beside Ondine, and writes `peers.json` and `peers.md`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.findings import findings, table
+from tests.benchmarks.peers.comparing import PEER_SCALES, SITUATIONS, Figures, clients, compare_peers, peers_table
 from tests.benchmarks.plotting import plot
 from tests.benchmarks.scenarios import SCENARIOS, Measured, Scale
 
@@ -22,17 +27,24 @@ _SCALES = {
     "full": Scale(20_000, 3_000, 1_000_000, 5),
 }
 _PACKAGES = ("aiohttp", "dagster", "litellm", "openai", "orjson", "pydantic")
+_PEERS = "peers"
 
 
 def main() -> int:
     """Run what was asked for; 0 if all of its targets are met."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"of {', '.join(SCENARIOS)}; all by default")
+    scenarios = f"of {', '.join(SCENARIOS)}, all by default; or {_PEERS}, alone"
+    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=scenarios)
     parser.add_argument("--scale", choices=_SCALES, default="quick", help="how many rows, and how often")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for the results")
+    cache = Path(tempfile.gettempdir()) / "ondine-benchmark-peers"
+    parser.add_argument("--environments", type=Path, default=cache, help="folder for the environments of the peers")
+    parser.add_argument("--situations", nargs="*", choices=SITUATIONS, default=list(SITUATIONS), help="of the peers")
     options = parser.parse_args()
+    if options.scenarios == [_PEERS]:
+        return _peers(options)
     if unknown := set(options.scenarios) - set(SCENARIOS):
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}, {_PEERS}")
     scale, runs = _SCALES[options.scale], list[Measured]()
     for name in options.scenarios or SCENARIOS:
         for run in SCENARIOS[name](scale):
@@ -50,12 +62,35 @@ def main() -> int:
     return 0 if all(one.met for one in found) else 1
 
 
+def _peers(options: argparse.Namespace) -> int:
+    """Measure the peers; 0 whatever they come to, for they have no targets."""
+    scale, found = PEER_SCALES[options.scale], []
+    for client in clients(options.environments):
+        found.append(client)
+        sys.stderr.write(f"{client.name}: {client.reason or client.python}\n")
+    figures = {client.name: Figures() for client in found}
+    for name, situation, run in compare_peers(found, scale, options.situations):
+        sys.stderr.write(f"{situation}: {name}, {run}\n")
+        figures[name].add(situation, run)
+    report = f"{_machine(options.scale)}.\n\n{peers_table(found, figures, scale)}\n"
+    sys.stdout.write(report)
+    options.output.mkdir(parents=True, exist_ok=True)
+    written = {name: asdict(of) for name, of in figures.items()}
+    (options.output / "peers.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+    (options.output / "peers.md").write_text(report, encoding="utf-8")
+    return 0
+
+
 def _circumstances(scale: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return f"{_machine(scale)}, {versions}. A figure is the median of its runs, then the least and the most of them."
+
+
+def _machine(scale: str) -> str:
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return (
         f"{time.strftime('%Y-%m-%d')}, scale {scale!r}, Python {platform.python_version()}, {os.cpu_count()} cores, "
-        f"load {load} at the end, {versions}. A figure is the median of its runs, then the least and the most of them."
+        f"load {load} at the end"
     )
 
 

@@ -120,10 +120,14 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, body: bytes, write: Callable[[str, str, int, int], dict[str, Any]]) -> None:
         books, asked = self._books, orjson.loads(body)
+        books.in_flight -= 1
         texts = [_text(message["content"]) for message in asked["messages"]]
+        if not texts:  # curator asks so for the limits in the headers; nothing is billed
+            books.requests -= 1
+            self._write(_response(b"400 Bad Request", _NO_MESSAGES))
+            return
         content = orjson.dumps(_answers(texts[-1])).decode()
         sent, written = sum(map(len, texts)) // 4, len(content) // 4
-        books.in_flight -= 1
         books.input_tokens += sent
         books.output_tokens += written
         books.answered_at.append(time.monotonic())
@@ -159,6 +163,7 @@ def _message(model: str, content: str, sent: int, written: int) -> dict[str, Any
 
 
 _REFUSAL = b'{"error":{"message":"Rate limit reached.","type":"requests","code":"rate_limit_exceeded"}}'
+_NO_MESSAGES = b'{"error":{"message":"Empty input messages.","type":"invalid_request_error","code":null}}'
 
 
 def _text(content: str | list[dict[str, str]]) -> str:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 _LONGEST_S = 1800
 
 
-def _core(wanted: int) -> int:
+def pinned_core(wanted: int) -> int:
     """A core of those that this process may use, or -1 if there are too few or the system does not tell."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cores[wanted] if len(cores) > 1 else -1
@@ -45,7 +45,7 @@ class Server:
 @contextmanager
 def serving(latency_ms: float, **limits: float) -> Iterator[Server]:
     """A provider, until the block ends."""
-    settings = {"latency_ms": latency_ms, "core": _core(0), **limits}
+    settings = {"latency_ms": latency_ms, "core": pinned_core(0), **limits}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "tests.benchmarks.provider", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -66,7 +66,7 @@ def run_client(name: str, work: Workload, server: Server | None = None) -> dict[
     """
     if server:
         server.books()
-    given = {"work": asdict(work), "core": _core(-1), "started": time.time()}
+    given = {"work": asdict(work), "core": pinned_core(-1), "started": time.time()}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.client", name],
         cwd=ROOT,

@@ -5,6 +5,7 @@ It depends on nothing but the standard library, so that what a client takes to s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _TEXT = "It came on time and the box was whole, but the lid sits loose and the handle gets hot after a minute; no. "
+
+
+_NUMBER = re.compile(r"#(\d+)")
+_OF_A_TEST = {"name": "Jason", "age": 25}
+"""Some clients test a model before they begin: data-designer takes any answer, curator asks who is how old."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,12 @@ def review(number: int) -> str:
     return f"{_TEXT}#{number}"
 
 
-def answer_to(text: str) -> dict[str, str]:
-    """What the provider answers to a text that ends in the number of its row."""
-    number = text.rpartition("#")[2]
-    return {"sentiment": SENTIMENTS[int(number) % len(SENTIMENTS)], "topic": f"row {number}"}
+def answer_to(text: str) -> dict[str, Any]:
+    """What the provider answers to a text with the number of its row, maybe with instructions around it."""
+    numbers = _NUMBER.findall(text)
+    if not numbers:
+        return _OF_A_TEST
+    return {"sentiment": SENTIMENTS[int(numbers[-1]) % len(SENTIMENTS)], "topic": f"row {numbers[-1]}"}
 
 
 def is_right(number: int, answer: Any) -> bool:

@@ -1,0 +1,44 @@
+"""What a client is given to do, and which answers are right. It depends on nothing but the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.benchmarks.workload import Workload, answer_to, review
+
+__all__ = ["Job"]
+
+
+@dataclass(frozen=True)
+class Job(Workload):
+    """One run of one client.
+
+    Args:
+        folder: Where the client may keep answers from one run to the next.
+        distinct: How many different texts there are; 0: as many as rows.
+        changed: Whether the last row has another text than before.
+    """
+
+    folder: str = ""
+    distinct: int = 0
+    changed: bool = False
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each row's text. The same texts come again after all of them have come once."""
+        numbers = [row % (self.distinct or self.rows) for row in range(self.rows)]
+        return [*numbers[:-1], self.rows] if self.changed else numbers
+
+    @property
+    def reviews(self) -> list[str]:
+        """The texts."""
+        return [review(number) for number in self.numbers]
+
+    def judge(self, answers: Sequence[Any]) -> tuple[int, int]:
+        """How many rows have no answer, and how many have a wrong one."""
+        pairs = list(zip(self.numbers, answers, strict=True))
+        lost = sum(answer is None for _, answer in pairs)
+        wrong = sum(answer is not None and answer != answer_to(f"#{number}") for number, answer in pairs)
+        return lost, wrong
