@@ -233,7 +233,10 @@ def restorer(
         # Most answers repeat nothing of their row, which need not be looked at again then.
         if not any(map(has_placeholder, values.values())):
             return values
-        raw = prompt.prepare({name: columns[name][index] for name in prompt.columns}).raw
+        try:
+            raw = prompt.prepare({name: columns[name][index] for name in prompt.columns}).raw
+        except MediaError:  # its file is gone since it was answered
+            return values
         return {name: restore(value, raw) for name, value in values.items()} if raw else values
 
     return give_back

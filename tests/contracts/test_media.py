@@ -39,8 +39,8 @@ from ondine_core.prompts.task import cache_key, compile_task
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.types.values import Batch
 from tests.support.clients import CLIENTS, KEY, WIRE, Client
-from tests.support.pictures import TYPES, animated, bomb, document, picture, saved, write
-from tests.support.provider import Asked, Provider, error, matching
+from tests.support.pictures import TYPES, ChangingPath, animated, bomb, document, picture, saved, write
+from tests.support.provider import Provider, error, matching
 from tests.support.seeing import Seen, media_of, name_of
 
 every_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
@@ -332,16 +332,13 @@ def test_the_store_holds_no_image(tmp_path: Path) -> None:
     assert b"iVBOR" not in kept
 
 
-def test_a_file_that_changes_while_the_run_is_on_fails_its_row(tmp_path: Path) -> None:
-    """An answer is never kept under the key of another content."""
-    names = write(tmp_path, picture(1), picture(2))
-
-    def change(_: Asked) -> None:
-        (tmp_path / names[1]).write_bytes(picture(3))
-
-    with WIRE.provider(fault=change) as provider:
-        report = ask({"photo": names}, provider, prompt_of(root=tmp_path), max_concurrency=1)
-        assert len(provider.books.requests) == 1
+@pytest.mark.parametrize("size", [(24, 16), (48, 16)], ids=["looks the same", "looks another"])
+def test_a_file_that_changes_while_the_run_is_on_fails_its_row(tmp_path: Path, size: tuple[int, int]) -> None:
+    """An answer is never kept under the key of another content, and the neighbour is answered."""
+    changing = ChangingPath(tmp_path / "p.png", picture(99, size=size))
+    with WIRE.provider() as provider:
+        report = ask({"photo": [picture(1), changing]}, provider)
+        assert [media.content for media in seen(provider)] == [picture(1)]
     assert isinstance(report.outcomes[0], Answer)
     assert "has changed" in str(report.outcomes[1])
 
@@ -650,6 +647,20 @@ def test_messages_of_a_call_hold_references() -> None:
     call = encode(ONE_PER_CALL, Batch((item,)), task)
     assert "PNG" not in repr(call)
     assert len(call.messages[-1].content) < 100
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_placeholders_are_given_back_beside_images(tmp_path: Path, is_gone: bool) -> None:
+    """A path is no text of the row, and a file that is gone once it was answered harms nothing."""
+    (name,) = write(tmp_path, picture(1))
+    rows = {"note": ["jo@example.org"], "photo": [name]}
+    with WIRE.provider(lambda _: {"answer": "<EMAIL_1>"}) as provider:
+        report = ask(rows, provider, prompt_of("{note} {photo:image}", root=tmp_path), sanitize="placeholder")
+        (asked,) = provider.books.requests
+    if is_gone:
+        (tmp_path / name).unlink()
+    assert "jo@" not in asked.prompt
+    assert report.column("answer") == ["<EMAIL_1>" if is_gone else "jo@example.org"]
 
 
 # -- batch jobs ----------------------------------------------------------------------------------------------------

@@ -102,6 +102,21 @@ def read_image(data: bytes, media_type: str) -> ImageFacts:
     return facts
 
 
+_MOST_PARTS = 100_000
+
+
+def _limited(parts: Iterator[Part]) -> Iterator[Part]:
+    """`parts`, unless a file is made of so many that only to read them takes long.
+
+    Raises:
+        MediaError: It is.
+    """
+    for number, part in enumerate(parts):
+        if number == _MOST_PARTS:
+            raise MediaError(f"it has more than {_MOST_PARTS:,} parts")
+        yield part
+
+
 def _corrupt(media_type: str, what: str) -> MediaError:
     return MediaError(f"it is corrupt: {what} ({media_type})")
 
@@ -125,7 +140,7 @@ def png_parts(data: bytes) -> Iterator[Part]:
 
 
 def _read_png(data: bytes) -> ImageFacts:
-    parts = list(png_parts(data))
+    parts = list(_limited(png_parts(data)))
     names = [part.name for part in parts]
     if names[0] != b"IHDR" or b"IDAT" not in names:
         raise _corrupt("image/png", "it has no header or no pixels")
@@ -168,7 +183,7 @@ def jpeg_parts(data: bytes) -> Iterator[Part]:
 
 def _read_jpeg(data: bytes) -> ImageFacts:
     width = height = scans = end = 0
-    for part in jpeg_parts(data):
+    for part in _limited(jpeg_parts(data)):
         if part.name[0] in _SIZES:
             own_height, own_width = struct.unpack_from(">HH", data, part.body + 1)
             width, height = max(width, own_width), max(height, own_height)
@@ -211,7 +226,7 @@ def _colours(flags: int) -> int:
 def _read_gif(data: bytes) -> ImageFacts:
     width, height = struct.unpack_from("<HH", data, 6)
     frames = end = 0
-    for part in gif_parts(data):
+    for part in _limited(gif_parts(data)):
         if part.name == b",":
             frames += 1
             own_width, own_height = struct.unpack_from("<HH", data, part.start + 5)
@@ -244,7 +259,7 @@ def webp_parts(data: bytes) -> Iterator[Part]:
 def _read_webp(data: bytes) -> ImageFacts:
     width = height = frames = 0
     end = 12
-    for part in webp_parts(data):
+    for part in _limited(webp_parts(data)):
         end = part.end
         own_width, own_height = _webp_size(data, part)
         width, height = max(width, own_width), max(height, own_height)

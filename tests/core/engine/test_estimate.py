@@ -15,17 +15,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core import ConfigError, Options, Policy, Price, Prompt, ScriptedModel, enrich_sync
+from ondine_core import (
+    BudgetExhaustedError,
+    ConfigError,
+    MediaOptions,
+    Options,
+    Policy,
+    Price,
+    Prompt,
+    ScriptedModel,
+    enrich_sync,
+)
 from ondine_core.api import answer, spec_of
 from ondine_core.batching.calibration import CalibrationPlan
 from ondine_core.engine.estimate import Estimate, estimate
 from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, make_up_answer
+from ondine_core.providers.media_tokens import max_media_tokens
 from ondine_core.providers.pricing import find_price
 from ondine_core.providers.tokenizer import counter
 from ondine_core.store import open_store
+from ondine_core.types.media import Media
 from ondine_core.types.values import Call, ModelSpec, Reply, Usage
+from tests.support.pictures import picture
 
 PROMPT = Prompt("Shout: {text}", system="Be loud.")
 PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
@@ -282,3 +295,35 @@ def test_models_that_think_unasked_are_expected_to(model: str, spec: dict[str, A
 def test_bound_on_output_tokens_bounds_thinking() -> None:
     """It includes what a model thinks."""
     assert thinking(reasoning_effort="high", max_output_tokens=300).reasoning_tokens == (2000, 3000, 3000)
+
+
+# -- images --------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_in_the_estimate(tmp_path: Path) -> None:
+    """Each is counted by its model's rule, once however many rows name it, and not at all once it is answered."""
+    (tmp_path / "p.png").write_bytes(picture(1, size=(640, 480)))
+    media = MediaOptions(root=tmp_path)
+    spec = ModelSpec("openai/gpt-4o", api_key="k", max_output_tokens=16)
+    task = compile_task(Prompt("What is it? {photo:image}", media=media), {"thing": str}, spec)
+    options = Options(store=tmp_path / "answers.db", progress_bar=False)
+    rows = {"photo": ["p.png", "p.png", picture(2, size=(2000, 2000))]}
+    found = asyncio.run(estimate(rows, task, options))
+    images = sum(
+        max_media_tokens("openai/gpt-4o", Media("image", "", "", 0, *size)) for size in ((640, 480), (2000,) * 2)
+    )
+    assert images < found.input_tokens < images + 200
+    assert (found.prompts, found.calls) == (2, 2)
+    assert found.usd is not None
+    assert found.usd[1] >= images * PRICE.input / 10**6
+
+
+def test_a_cap_holds_for_images(tmp_path: Path) -> None:
+    """A run stops before an image that no longer fits into its cap."""
+    model = ScriptedModel({"": {"thing": "cup"}})
+    price = Price(Decimal(1), Decimal(0), Decimal(1))
+    rows = {"photo": [picture(number, size=(320, 320)) for number in range(5)]}
+    options = Options(store=tmp_path / "answers.db", price=price, max_cost_usd=1, progress_bar=False)
+    with pytest.raises(BudgetExhaustedError):
+        enrich_sync(rows, prompt="{photo:image}", output={"thing": str}, model=model, options=options)
+    assert model.calls == []

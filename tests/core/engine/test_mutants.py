@@ -20,7 +20,10 @@ TESTS = (
     "tests/core/engine/jobs/test_job_runs.py",
     "tests/core/limits/test_budget.py",
     "tests/core/limits/test_rate_limiter.py",
+    "tests/contracts/test_media.py",
+    "tests/core/preprocessing/test_media_fetching.py",
     "tests/core/providers/test_charges.py",
+    "tests/core/providers/test_media_tokens.py",
     "tests/adversary/test_lease.py",
     "tests/adversary/test_store.py",
 )
@@ -184,6 +187,30 @@ MUTANTS = (
         "        if None:",
         "two_runs_at_once",
     ),
+    Mutant(
+        "an answer is kept under the key of another image",
+        "steps.py",
+        "if key_of(text) != key:",
+        "if None:",
+        "changes_while",
+    ),
+    Mutant(
+        "an image is sent that is not the one that was hashed",
+        "media_reader.py",
+        "if _digest(data) != digest:",
+        "if None:",
+        "images_go_into_jobs",
+    ),
+    Mutant("what images cost is not held", "cost_tracker.py", "length += sum(counted)", "pass", "reservations_hold"),
+    Mutant(
+        "a text of a row names an image",
+        "template.py",
+        "else escape_marks(write_cell(value))",
+        "else write_cell(value)",
+        "cannot_name",
+    ),
+    Mutant("a path leads out of the root", "media_reader.py", "!= self._root:", "== None:", "leads_nowhere_but"),
+    Mutant("one public address of a name is enough", "fetching.py", "if not all(", "if not any(", "a_moment_later"),
 )
 
 

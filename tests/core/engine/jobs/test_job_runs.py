@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
@@ -20,7 +19,7 @@ from ondine_core.store.queries import read_spending
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Usage
 from tests.support.job_runs import JobWorld, words
-from tests.support.pictures import picture
+from tests.support.pictures import ChangingPath, picture
 from tests.support.seeing import name_of
 from tests.support.simulated_jobs import BATCH_PRICE, reply_to
 from tests.support.virtual_clock import run_virtually
@@ -78,29 +77,12 @@ def test_a_run_that_may_wait_reads_its_own_job(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-class ChangingPath(os.PathLike[str]):
-    """A path to a file that has another content, and looks the same, from the second look on."""
-
-    def __init__(self, path: Path) -> None:
-        path.write_bytes(picture(98))
-        self.path, self.looks = path, 0
-
-    def __fspath__(self) -> str:
-        self.looks += 1
-        if self.looks == 2:
-            at = self.path.stat()
-            with self.path.open("r+b") as file:
-                file.write(bytes(at.st_size))
-            os.utime(self.path, ns=(at.st_atime_ns, at.st_mtime_ns))
-        return str(self.path)
-
-
 def test_images_go_into_jobs(tmp_path: Path) -> None:
     """Each answer is to its own image, and one that changes before it is written fails alone, unbilled."""
 
     async def act(world: JobWorld) -> None:
         rows: list[Any] = [picture(number) for number in range(6)]
-        rows.insert(2, ChangingPath(tmp_path / "p.png"))
+        rows.insert(2, ChangingPath(tmp_path / "p.png", bytes(len(picture(98)))))
         report = await world.run(rows, batch_wait_s=2 * HOUR_S)
         assert isinstance(report, Report)
         names = [None if isinstance(row, ChangingPath) else name_of(row) for row in rows]

@@ -1,0 +1,111 @@
+"""Files that somebody made on purpose, and what reading them may come to."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
+from ondine_core.types.media import Media, MediaError, escape_marks, find_media, split_media, without_media
+from tests.support.pictures import TYPES, document, picture, saved
+
+READER = MediaReader(MediaOptions(), frozenset({"image", "document"}))
+edits = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6)
+
+
+def damaged(content: bytes, changes: list[tuple[int, int]], cut: int | None) -> bytes:
+    found = bytearray(content)
+    for at, byte in changes:
+        found[at % len(found)] = byte
+    return bytes(found[: None if cut is None else cut % len(found)])
+
+
+@pytest.mark.parametrize("form", TYPES)
+@given(edits, st.none() | st.integers(0, 10_000), st.booleans())
+def test_a_damaged_image_is_refused_or_sent(
+    form: str, changes: list[tuple[int, int]], cut: int | None, keep: bool
+) -> None:
+    """Whatever is changed in it, it ends as a reason or as an image that says the same of itself when it is sent."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 3, "Maker"
+    plain = Image.new("RGB", (30, 20), "red")
+    content = saved(plain, form, **({"exif": exif} if form != "gif" else {"comment": b"hello"}))
+    reader = MediaReader(MediaOptions(keep_metadata=keep), frozenset({"image"}))
+    with suppress(MediaError):
+        media = reader.read(damaged(content, changes, cut), "image")
+        assert isinstance(media, Media)
+        sent = media.load()
+        assert len(sent) <= media.size
+        again = reader.read(sent, "image")
+        assert isinstance(again, Media)
+        assert (again.media_type, again.width, again.height) == (media.media_type, media.width, media.height)
+
+
+@given(edits, st.none() | st.integers(0, 10_000))
+def test_a_damaged_document_is_refused_or_sent(changes: list[tuple[int, int]], cut: int | None) -> None:
+    """The same of a PDF, whole, in part, and as text."""
+    content = damaged(document("one", "two"), changes, cut)
+    for options in ({}, {"pages": "1"}, {"as_text": True}):
+        reader = MediaReader(MediaOptions(**options), frozenset({"document"}))  # type: ignore[arg-type]
+        with suppress(MediaError):
+            found = reader.read(content, "document")
+            if isinstance(found, Media):
+                found.load()
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused(content: bytes) -> None:
+    """With a reason that does not repeat it."""
+    with pytest.raises(MediaError):
+        READER.read(content or b" ", "image")
+
+
+def test_a_file_of_countless_parts_is_refused() -> None:
+    """Only to read them would take long."""
+    chunk = struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt"))
+    content = picture()
+    with pytest.raises(MediaError, match="more than 100,000 parts"):
+        READER.read(content[:33] + chunk * 200_000 + content[33:], "image")
+
+
+def test_a_file_is_read_once_for_all_that_name_it(tmp_path: Path) -> None:
+    """As long as it looks the same; the bytes are not kept."""
+    path = tmp_path / "p.png"
+    path.write_bytes(picture(1))
+    reader = MediaReader(MediaOptions(root=tmp_path), frozenset({"image"}))
+    first = reader.read("p.png", "image")
+    assert reader.read(path, "image") is first
+    assert reader.read(str(path), "image") is first
+    path.write_bytes(picture(2, size=(30, 30)))
+    assert reader.read("p.png", "image") != first
+
+
+@given(st.text(st.sampled_from("ab\ue000\ue001:image0123"), max_size=60))
+def test_no_text_of_a_row_is_a_reference(text: str) -> None:
+    """Whatever it says, nothing is found in it; and it stays as long as it was."""
+    media = READER.read(picture(), "image")
+    assert isinstance(media, Media)
+    known = {media.reference: media}
+    escaped = escape_marks(text)
+    assert find_media(escaped + escape_marks(media.reference), known) == []
+    assert len(escaped) == len(text)
+    around = f"{escaped}{media}{escaped}{media}"
+    assert find_media(around, known) == [media, media]
+    assert without_media(around, known) == escaped * 2
+    assert "".join(map(str, split_media(around, known))) == around
+
+
+def test_a_gallery_is_its_images() -> None:
+    """In order, and no list of texts."""
+    found = READER.read([picture(1), None, picture(2)], "image")
+    assert isinstance(found, Gallery)
+    assert [Image.open(BytesIO(media.load())).size for media in found] == [(24, 16)] * 2
+    assert str(found) == " ".join(media.reference for media in found)
