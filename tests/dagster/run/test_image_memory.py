@@ -31,7 +31,7 @@ def image(number: int) -> bytes:
 
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
-    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame, no call for what is known, also by another path."""
+    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame, none for what is known, also by another path."""
     folder, home, paths = tmp_path / "images", tmp_path / "home", tmp_path / "paths"
     for made in (folder, home):
         made.mkdir()
