@@ -26,6 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.support.deployment import until
 from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
+from tests.support.seeing import name_of
 
 ROOT = Path(__file__).parents[2]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -50,7 +51,14 @@ ROWS = (40, 60)
 ROWS_OF_PICTURES = (40, 60, 90, 70, 80)
 
 
+PHOTOS = ROOT / "example_project" / "src" / "example_project" / "data" / "photos"
+PICTURES = {name_of(file.read_bytes()): file.stem.split("-") for file in PHOTOS.glob("*.png")}
+
+
 def label(prompt: str) -> dict[str, Any]:
+    if "picture" in prompt:
+        colour, product = PICTURES[prompt.rpartition("\n")[2]]
+        return {"product": product, "colour": colour}
     if "unreadable" in prompt:
         return {"team": "nobody", "urgency": 1}
     number = int(prompt.rpartition("Ticket ")[2].partition(":")[0])
@@ -231,6 +239,22 @@ def test_a_failed_step_says_what_failed_it(dagster: str, browser: WebDriver) -> 
     browser.get(f"{dagster}/assets/strict_ticket_teams?view=events")
     see(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
     keep(browser, "failed_step")
+
+
+def test_images_are_shown_small(dagster: str, browser: WebDriver) -> None:
+    """The first images are on the asset's page with their answers, and the browser can draw them."""
+    run = launch(dagster, assetSelection=[{"path": ["photo_labels"]}])
+    wait_for_end(dagster, run, "SUCCESS")
+    browser.get(f"{dagster}/assets/photo_labels?view=events")
+    see(browser, "ondine/preview", "image blue-bowl.png, 128 x 128", "ondine/thumbnails")
+    click(browser, "[Show Markdown]")
+    drawn = WebDriverWait(browser, PATIENCE_S).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, 'td img[src^="data:image/jpeg"]')
+    )
+    sizes = [browser.execute_script("return arguments[0].naturalWidth", one) for one in drawn]
+    assert sizes == [96] * 5
+    assert cells(browser, "bowl")[1:] == ["bowl", "blue"]
+    keep(browser, "thumbnails")
 
 
 LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on AssetNode {

@@ -4,11 +4,12 @@ The providers' addresses are in the environment.
 """
 
 import os
+from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 
-from ondine_dagster import ErrorRateCheck, LLMResource, batch_sensor, llm_asset, spend_report
+from ondine_dagster import ErrorRateCheck, LLMResource, MediaOptions, Prompt, batch_sensor, llm_asset, spend_report
 from ondine_dagster.reporting.markdown import preview
 
 
@@ -66,6 +67,19 @@ def answers_with_links() -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata={"ondine/preview": dg.MetadataValue.md(preview(table, ["answer"]))})
 
 
+PHOTOS = Path(__file__).parents[2] / "example_project" / "src" / "example_project" / "data" / "photos"
+
+
+@llm_asset(
+    prompt=Prompt("What is in this picture?\n{photo:image}", media=MediaOptions(root=PHOTOS)),
+    output={"product": {"type": "string", "enum": ["ball", "bowl", "lamp", "mug"]}, "colour": "string"},
+    group_name="photos",
+)
+def photo_labels() -> pd.DataFrame:
+    """Product and colour of every picture."""
+    return pd.DataFrame({"photo": sorted(file.name for file in PHOTOS.glob("*.png"))})
+
+
 llm = LLMResource(
     model="openai_compatible/labels",
     base_url=os.environ.get("TEST_BASE_URL", "http://127.0.0.1:9/v1"),
@@ -85,7 +99,7 @@ llm_spend = spend_report(group_name="tickets")
 defs = dg.Definitions(
     assets=[
         *(support_tickets, ticket_labels, ticket_teams, strict_ticket_teams, nightly_teams, answers_with_links),
-        llm_spend,
+        *(photo_labels, llm_spend),
     ],
     sensors=[
         batch_sensor(

@@ -1,11 +1,13 @@
 """`LLMAssetComponent` in a defs folder: what is written in YAML is the asset that the decorator makes."""
 
+import dataclasses
 import inspect
 import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, Literal
 
 import dagster as dg
@@ -18,10 +20,13 @@ from dagster.components.testing.utils import DefsFolderSandbox
 from dagster_shared.serdes import serialize_value
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import BaseModel
 
 from ondine_core.types.values import Call
-from ondine_dagster import LLMAssetComponent, LLMResource, Prompt, ScriptedModel, llm_asset
+from ondine_dagster import LLMAssetComponent, LLMResource, MediaOptions, Prompt, ScriptedModel, llm_asset
+from ondine_dagster.component.fields import MediaFields
+from tests.support.pictures import picture
 from tests.support.provider import Provider
 
 # What Dagster itself does when it reads a component's YAML.
@@ -683,3 +688,57 @@ def test_a_key_that_is_written_out_is_refused(key: str) -> None:
     messages = "\n".join(str(error) for error in causes(caught.value))
     assert "must name a variable" in messages
     assert "53cr3t" not in messages
+
+
+# -- images --------------------------------------------------------------------------------------------------------
+
+COLOURS = {"text": "Which colour?\n{photo:image}", "media": {"root": "photos", "max_side_px": 20, "detail": "low"}}
+
+
+def test_images_are_asked_about_in_yaml() -> None:
+    """With the options of `MediaOptions` under `prompt`; a relative root is beside the file."""
+
+    @dg.asset(name="tickets")
+    def photos() -> pd.DataFrame:
+        return pd.DataFrame({"photo": ["red.png", "../red.png"]})
+
+    described = component(LABELS | {"prompt": COLOURS, "output": {"colour": "string"}})
+    with defs_folder({"labels/defs.yaml": described}) as sandbox:
+        for folder in ("labels/photos", "labels"):
+            file = sandbox.defs_folder_path / folder / "red.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(picture())
+        with sandbox.build_all_defs() as defs, Provider(lambda _: {"colour": "red"}) as provider:
+            llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
+            result = dg.materialize([photos, labels_of(defs)], resources={"llm": llm})
+            (asked,) = provider.books.requests
+    (seen,) = asked.media
+    assert (seen.media_type, seen.detail) == ("image/png", "low")
+    assert Image.open(BytesIO(seen.content)).size == (20, 13)
+    table = result.output_for_node("labels")
+    assert table["colour"].fillna("").to_list() == ["red", ""]
+    assert "out of the root" in table["labels_error"][1]
+
+
+def test_the_options_of_images_are_those_of_python() -> None:
+    """Same names, same defaults."""
+    in_python = {field.name: field.default for field in dataclasses.fields(MediaOptions)}
+    in_yaml = {name: field.default for name, field in MediaFields.model_fields.items()}
+    assert in_yaml == in_python
+
+
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [
+        ({"pages": "x-y"}, "pages='x-y' is not understood"),
+        ({"max_side_px": 0}, "max_side_px=0 must be more than 0"),
+        ({"root": "{{ env.NO_SUCH_VARIABLE }}"}, "the variable 'NO_SUCH_VARIABLE' is not set"),
+        ({"side": 3}, "side"),
+        ({"detail": "medium"}, "detail"),
+    ],
+)
+def test_an_option_of_images_that_is_wrong_is_an_error_of_the_file(media: dict[str, Any], message: str) -> None:
+    """When the definitions load."""
+    with pytest.raises(Exception, match="labels") as caught, loaded({"prompt": COLOURS | {"media": media}}):
+        pass
+    assert message in "\n".join(str(error) for error in causes(caught.value))

@@ -151,7 +151,6 @@ def test_thumbnails_are_few_and_take_little_room() -> None:
     assert 5 <= len(decoded(text)) <= 15
     assert len(text) < 42_000
     assert "name 4" in text
-    assert "image, 300 x 300" in DATA_URL.sub("", text)
 
 
 @pytest.mark.parametrize("content", [bomb(), bomb(6_000), picture(), b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
@@ -170,7 +169,7 @@ def test_no_browser_is_sent_to_an_address() -> None:
 
 def test_there_are_none_where_rows_are_sanitized() -> None:
     """Nothing looks for personal data in images, and metadata is read by more people than the table."""
-    prompt = compiled("{photo:image} {name}", sanitize="redact")
+    prompt = compiled(sanitize="redact")
     assert shown_thumbnails(table(picture()), prompt, ["name"]) is None
 
 

@@ -1,0 +1,47 @@
+"""Photos of products, and what is on them: only with a model that can see, which those in this process cannot.
+
+Set ONDINE_MODEL, to openai/gpt-5-mini for instance, and materialize `photo_labels` in the UI.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+import pandas as pd
+from pydantic import BaseModel, Field
+
+from ondine_dagster import MediaOptions, Prompt, llm_asset
+
+PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+BLIND = ("llama_cpp/", "mlx/")
+
+
+class Photo(BaseModel):
+    """What the model is asked for."""
+
+    product: Literal["ball", "bowl", "lamp", "mug"] = Field(description="what is in the picture")
+    colour: str = Field(description="its colour, in one word")
+
+
+@dg.asset(group_name="photos")
+def product_photos() -> pd.DataFrame:
+    """Six pictures of products, by the names of their files."""
+    return pd.DataFrame({"photo": sorted(file.name for file in PHOTOS.glob("*.png"))})
+
+
+@llm_asset(
+    prompt=Prompt("What is in this picture?\n{photo:image}", media=MediaOptions(root=PHOTOS)),
+    output=Photo,
+    group_name="photos",
+)
+def photo_labels(product_photos: pd.DataFrame) -> pd.DataFrame:
+    """Product and colour of every picture."""
+    return product_photos
+
+
+@dg.definitions
+def photos() -> dg.Definitions:
+    """The two assets, if the model can see."""
+    model = os.environ.get("ONDINE_MODEL", BLIND[0])
+    return dg.Definitions(assets=[] if model.startswith(BLIND) else [product_photos, photo_labels])

@@ -1,0 +1,57 @@
+"""An asset over many rows of paths to images, in a process of its own, whose memory is measured.
+
+`python -m tests.support.image_rows <folder> <provider> <paths, one a line>`; DAGSTER_HOME says where answers are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from ondine_dagster import LLMResource, MediaOptions, Prompt, llm_asset
+
+ROWS = 100_000
+
+
+def memory_mib(name: str) -> float:
+    """What the kernel says of this process: `VmRSS` (now) or `VmHWM` (at most)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
+
+
+def main(folder: str, base_url: str, list_of_paths: str) -> None:
+    """Materialize, and print calls, rows and memory as JSON."""
+    paths = Path(list_of_paths).read_text(encoding="utf-8").split()
+    before = 0.0
+
+    @llm_asset(
+        prompt=Prompt("What is it?\n{photo:image}", media=MediaOptions(root=folder)),
+        output={"answer": str},
+        io_manager_key="memory",
+    )
+    def answers() -> pd.DataFrame:
+        nonlocal before
+        frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
+        before = memory_mib("VmRSS")
+        return frame
+
+    resources: dict[str, Any] = {
+        "llm": LLMResource(model="openai_compatible/eyes", base_url=base_url, max_concurrency=16),
+        "memory": dg.mem_io_manager,
+    }
+    with dg.DagsterInstance.get() as instance:
+        result = dg.materialize([answers], resources=resources, instance=instance)
+    (event,) = result.asset_materializations_for_node("answers")
+    figures = {name: getattr(entry, "value", None) for name, entry in event.metadata.items()}
+    wanted = ("ondine/requests", "ondine/rows_total", "ondine/rows_failed", "ondine/rows_reused")
+    sys.stdout.write(json.dumps({name: figures[name] for name in wanted} | {"mib": memory_mib("VmHWM") - before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
