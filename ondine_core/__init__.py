@@ -22,6 +22,7 @@ from ondine_core.errors import (
 from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.limits.rate_limiter import Rates
 from ondine_core.limits.retry import RetryPolicy
+from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.presets import load_presets, openai_compatible, preset
 from ondine_core.prompts.template import Prompt
@@ -49,6 +50,7 @@ __all__ = [
     "FailedRowsError",
     "Failure",
     "FatalError",
+    "MediaOptions",
     "ModelSpec",
     "OndineError",
     "Options",

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ondine_core.engine.gc_tuning import seldom_collected
 from ondine_core.engine.in_thread import run_in_thread
-from ondine_core.engine.jobs.waits import end_wait, give_up_wait
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait, give_up_wait
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
@@ -25,7 +25,7 @@ from ondine_core.limits.lease import hold_lease
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output
-from ondine_core.prompts.task import Task, check_columns, compile_task
+from ondine_core.prompts.task import Task, check_columns, check_sight, compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.tables import read
@@ -165,6 +165,7 @@ async def answer(
     Raises:
         OndineError: As for `enrich`.
     """
+    check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:
@@ -183,10 +184,13 @@ async def answer(
                 on_wait=options.on_wait,
             )
             lease = await stack.enter_async_context(holding)
+        policy = await continue_materialization(store, options.origin, options.policy)
+        options = replace(options, policy=policy)
         # All at the start: a key or a price that is missing for the last of them is an error before the first call.
         runtime = await open_runtime(task.model, store, options, stack, model)
         chain = [(task, replace(runtime, lease=lease))]
         for spec in options.fallbacks:
+            check_sight(task.prompt, spec)
             runtime = await open_runtime(spec, store, replace(options, price=None), stack)
             chain.append((replace(task, model=spec), replace(runtime, lease=lease)))
         run = Run(options.origin, task.model.model, rows, options.traceparent)

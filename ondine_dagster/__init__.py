@@ -3,14 +3,15 @@
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from ondine_core import __version__
+from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster.asset.decorator import build_llm_asset, llm_asset
-from ondine_dagster.batch_sensor import batch_sensor
 from ondine_dagster.checks.types import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
 from ondine_dagster.component.component import LLMAssetComponent
 from ondine_dagster.config.launchpad import LLMAssetConfig
+from ondine_dagster.job_sensor import batch_sensor
 from ondine_dagster.resource import LLMResource, SharedBudget
 from ondine_dagster.run.failed_rows import replay_failed_rows_job
 from ondine_dagster.run.partitions import shards
@@ -24,6 +25,7 @@ __all__ = [
     "LLMAssetComponent",
     "LLMAssetConfig",
     "LLMResource",
+    "MediaOptions",
     "NullRateCheck",
     "Prompt",
     "Sanitizer",

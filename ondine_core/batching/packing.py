@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.batching.strategy import BatchStrategy, encode
 from ondine_core.prompts.task import Task
 from ondine_core.providers.context_window import (
     TOKENS_A_MESSAGE,
@@ -14,6 +14,9 @@ from ondine_core.providers.context_window import (
     get_context_limit,
     get_output_limit,
 )
+from ondine_core.providers.media_limits import find_media_limits, sent_bytes
+from ondine_core.providers.media_tokens import max_tokens_anywhere
+from ondine_core.types.media import Media, find_media
 from ondine_core.types.values import Batch, Item
 
 __all__ = ["find_room", "pack"]
@@ -24,6 +27,7 @@ def find_room(
     task: Task,
     count: Callable[[str], int] = estimate_tokens,
     window_tokens: int | None = None,
+    media_tokens: Callable[[Media], int] = max_tokens_anywhere,
 ) -> Room | None:
     """What calls of `strategy` have room for; `None` when nothing is known to limit them.
 
@@ -32,15 +36,23 @@ def find_room(
         task: What is asked, and of whom.
         count: Text to tokens.
         window_tokens: The model's window, where the user knows better than the list.
+        media_tokens: The most tokens that an image or document takes.
     """
     window = window_tokens or get_context_limit(task.model.listed_as)
     output = get_output_limit(task.model)
-    if window is None and output is None:
+    limits = find_media_limits(task.model) if task.prompt.media_columns else None
+    if window is None and output is None and limits is None:
         return None
     blank = Item(b"", "", dict.fromkeys(task.prompt.columns, ""))
     # A complaint may join the rows later on, when there is no counting any more.
-    call = strategy.encode(Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), task)
+    call = encode(strategy, Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), task)
     fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
+    shown = [media for message in call.messages for media in find_media(message.content, call.media)]
+    fixed += sum(map(media_tokens, shown))
+
+    def tokens_of(item: Item) -> int:
+        return sum(map(media_tokens, find_media(item.text, item.media)))
+
     return Room(
         window,
         output,
@@ -48,9 +60,12 @@ def find_room(
         estimate_answer_tokens(task.schema.json_schema, count),
         # Many servers refuse a call whose prompt and max_output_tokens together exceed the window.
         min(task.model.max_output_tokens or 0, (window or 0) // 2),
-        (lambda item: count(strategy.carried(item, task))) if window else lambda _: 0,
+        (lambda item: count(strategy.carried(item, task)) + tokens_of(item)) if window else lambda _: 0,
         # No encoding in use has more tokens than bytes.
-        (lambda item: len(strategy.carried(item, task).encode())) if window else None,
+        (lambda item: len(strategy.carried(item, task).encode()) + tokens_of(item)) if window else None,
+        limits,
+        sum(map(sent_bytes, shown)) + sum(len(message.content.encode()) for message in call.messages),
+        sum(media.kind == "image" for media in shown),
     )
 
 
@@ -102,9 +117,17 @@ class _Load:
         self._tokens = 0
         self._at_most = 0
         self._uncounted: list[Item] = []
+        self._bytes = room.media_bytes
+        self._images = room.media_images
 
     def take(self, item: Item) -> bool:
         """Whether there was room for `item`, too."""
+        if self._room.media is not None and item.media:
+            shown = find_media(item.text, item.media)
+            self._bytes += sum(map(sent_bytes, shown)) + len(item.text.encode())
+            self._images += sum(media.kind == "image" for media in shown)
+            if not self._room.media.take(self._bytes, self._images):
+                return False
         self._rows += 1
         self._uncounted.append(item)
         self._at_most += (self._room.bound or self._room.weigh)(item)

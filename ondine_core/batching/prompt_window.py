@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ondine_core.providers.context_window import get_context_limit
 from ondine_core.providers.tokenizer import fewest_tokens
+from ondine_core.types.media import without_media
 from ondine_core.types.values import Call, Failure, ModelSpec, Usage
 
 __all__ = ["find_cut_prompt", "find_oversize", "find_window"]
@@ -32,7 +33,7 @@ def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | No
         window: Most tokens of prompt and reply.
         reserved: Tokens that the request sets aside for the reply.
     """
-    texts = [message.content for message in call.messages]
+    texts = [without_media(message.content, call.media) for message in call.messages]
     if window is None or sum(len(text.encode()) for text in texts) + reserved <= window:
         return None  # no vocabulary in use has more tokens than bytes
     tokens = sum(map(fewest_tokens, texts))
@@ -56,7 +57,7 @@ def find_cut_prompt(call: Call, usage: Usage, provider: str, window: int | None)
     is_window = read == window or (read & (read - 1) == 0 and read > _SMALLEST_WINDOW)
     if read < _SMALLEST_WINDOW or not (is_window or provider in _CUTTING):
         return None
-    sent = sum(fewest_tokens(message.content) for message in call.messages)
+    sent = sum(fewest_tokens(without_media(message.content, call.media)) for message in call.messages)
     if read < sent * _SMALLEST_SHARE or (is_window and read < sent):
         return Failure(
             "truncated",

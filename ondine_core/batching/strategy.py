@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import orjson
@@ -41,6 +41,7 @@ __all__ = [
     "XML",
     "BatchStrategy",
     "draw_ids",
+    "encode",
     "explain_fallback",
     "find_strategy",
     "strategy_for",
@@ -67,6 +68,17 @@ class BatchStrategy:
     encode: Callable[[Batch, Task], Call]
     decode: Callable[[Batch, str, Task], Mapping[int, str] | None]
     carried: Callable[[Item, Task], str] = _item_text
+
+
+def encode(strategy: BatchStrategy, batch: Batch, task: Task) -> Call:
+    """The call that asks for all items of `batch`, with the images and documents that it refers to."""
+    call = strategy.encode(batch, task)
+    if not task.prompt.media_columns:
+        return call
+    media = dict(task.prompt.example_media)
+    for item in batch.items:
+        media |= item.media
+    return replace(call, media=media)
 
 
 # -- one prompt a call ---------------------------------------------------------------------------------------------

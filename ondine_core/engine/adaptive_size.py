@@ -31,7 +31,7 @@ class Sizes:
         self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.most > 1)
         self.room: Room | None = None
         if self.several:
-            self.room = find_room(policy.strategy, task, runtime.count, policy.context_window)
+            self.room = find_room(policy.strategy, task, runtime.count, policy.context_window, runtime.media_tokens)
 
     def take(self) -> int:
         """Rows for the next call."""

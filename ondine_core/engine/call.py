@@ -36,6 +36,7 @@ from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
 from ondine_core.limits.rate_limiter import RateLimiter
 from ondine_core.providers.charges import Charge, check_usage
 from ondine_core.providers.context_window import TOKENS_A_MESSAGE
+from ondine_core.providers.media_tokens import media_tokens_in
 from ondine_core.providers.prompt_cache import prefix_of
 from ondine_core.providers.tiers import billed_tier
 from ondine_core.store.budget_state import usd_of
@@ -401,6 +402,9 @@ class Caller:
         spend, count = self._tracker.spend, self._count
         sent = count(call.json_schema.decode()) if call.json_schema else 0
         sent += sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
+        if call.media:
+            tokens_of = self._runtime.media_tokens
+            sent += sum(media_tokens_in(message.content, call.media, tokens_of) for message in call.messages)
         return sent + (spend.usage.output_tokens // spend.answered if spend.answered else 0)
 
     # -- stopping --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from functools import reduce
@@ -10,8 +10,10 @@ from operator import add
 from typing import get_args
 
 from ondine_core.providers.charges import Charge, decide_charge
+from ondine_core.providers.media_tokens import max_tokens_anywhere, media_tokens_in
 from ondine_core.providers.pricing import Price
 from ondine_core.types.ledger import CallReason, UsageTotals
+from ondine_core.types.media import Media
 from ondine_core.types.progress import Spend, add_usd
 from ondine_core.types.values import Call, Tier, Usage
 
@@ -28,6 +30,7 @@ class CostTracker:
         price: Price of the model, `None` when unknown.
         max_output_tokens: The most tokens that one reply can have, `None` when unknown.
         tier_prices: Prices by tier; by default `price` holds at each.
+        media_tokens: The most tokens that an image or document takes.
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class CostTracker:
         price: Price | None,
         max_output_tokens: int | None = None,
         tier_prices: Mapping[Tier, Price] | None = None,
+        media_tokens: Callable[[Media], int] = max_tokens_anywhere,
     ) -> None:
+        self._media_tokens = media_tokens
         self._price, self._max_output_tokens = price, max_output_tokens
         same = {} if price is None else dict.fromkeys(get_args(Tier), price)
         self._tier_prices = same if tier_prices is None else tier_prices
@@ -66,6 +71,9 @@ class CostTracker:
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
         texts = sum(_length(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")
+        if call.media:
+            counted = (media_tokens_in(message.content, call.media, self._media_tokens) for message in call.messages)
+            length += sum(counted)
         bounds = [None if price is None else price.at_most(length, self._max_output_tokens) for price in prices]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None

@@ -17,6 +17,7 @@ import orjson
 from ondine_core.engine.steps import render
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.cleaning import Step, Truncation, find_steps, name_of
+from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.preprocess import Preprocessing, find_preprocessing
 from ondine_core.prompts.task import Task, hashed_parts, key_from_parts
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
@@ -50,7 +51,7 @@ def write_definition(task: Task) -> bytes:
     asked, identity = hashed_parts(task)
     url, preparation = task.model.base_url, task.prompt.preparation
     is_open = (url is None or _is_plain_url(url)) and _is_plain(task.model.params, "")
-    kept = _write_preparation(preparation)
+    kept, reader = _write_preparation(preparation), task.prompt.reader
     return orjson.dumps(
         {
             "model": task.model.model,
@@ -59,6 +60,7 @@ def write_definition(task: Task) -> bytes:
             "syntax": task.prompt.syntax,
             "preparation": kept or {},
             "is_whole": kept is not None,
+            **({"media": reader.options.identity} if reader is not None and reader.options.identity else {}),
         }
     )
 
@@ -72,8 +74,9 @@ def read_definition(text: bytes) -> Definition:
     try:
         kept = orjson.loads(text)
         parts = None if kept["parts"] is None else (kept["parts"][0].encode(), kept["parts"][1].encode())
+        media = MediaOptions(**kept.get("media", {}))
         preparation = find_preprocessing(kept["preparation"].get("clean", ()), kept["preparation"].get("sanitize"))
-        prompt = compile_prompt(Prompt(kept["template"], syntax=kept["syntax"]), lambda _: "", preparation)
+        prompt = compile_prompt(Prompt(kept["template"], syntax=kept["syntax"], media=media), lambda _: "", preparation)
         return Definition(kept["model"], parts, prompt, kept["is_whole"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ConfigError(f"The definition that the store has of this asset is damaged ({error}).") from error

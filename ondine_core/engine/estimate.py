@@ -23,23 +23,25 @@ import orjson
 from ondine_core.batching.calibration import sample
 from ondine_core.batching.packing import pack
 from ondine_core.batching.prompt_window import find_window
-from ondine_core.batching.strategy import BatchStrategy
+from ondine_core.batching.strategy import BatchStrategy, encode
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.options import Options, open_options_store, open_runtime
 from ondine_core.engine.policy import Policy
-from ondine_core.engine.run import look_up
+from ondine_core.engine.run import find_prompts, look_up
 from ondine_core.engine.runtime import Runtime
 from ondine_core.engine.steps import dedup, items, render
 from ondine_core.engine.workers import choose_strategy, find_oversize_prompt, max_workers
 from ondine_core.limits.rates import Rates
-from ondine_core.prompts.task import Task, cache_key, check_columns
+from ondine_core.prompts.task import Task, cache_key, check_columns, check_sight
 from ondine_core.prompts.template import explain_uncacheable
 from ondine_core.providers.context_window import USUAL_TOKENS_A_MESSAGE, explain_bound, make_up_answer
+from ondine_core.providers.media_tokens import media_tokens_in
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.reasoning import expected_reasoning_tokens
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.providers.tokenizer import counter
 from ondine_core.tables import read
+from ondine_core.types.media import Media, without_media
 from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage
 
@@ -118,13 +120,13 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
     Raises:
         ConfigError: As for `answer`.
     """
+    check_sight(task.prompt, task.model)
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names)
     async with AsyncExitStack() as stack:
         store = open_options_store(options, stack)
         runtime = await open_runtime(task.model, store, options, stack, model)
-        texts = render(task.prompt, columns, range(rows), on_missing=options.policy.on_missing)
-        keys, first = dedup(texts, cache_key(task))
+        keys, first = await find_prompts(task, columns, rows, options.policy)
         known: set[Key] = set()
         seen: list[Answer] = []
         async for found in look_up(store, options.policy, first, task):
@@ -145,7 +147,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
                 oversize |= {item.key for batch in refused for item in batch.items}
                 asked = [batch for batch in some if batch not in refused] if refused else some
                 packed.update(len(batch.items) for batch in asked)
-                tokens += await _count_input(asked, task, options.policy.strategy, count)
+                tokens += await _count_input(asked, task, options.policy.strategy, count, runtime.media_tokens)
             limited_by = limited_by or part.explain()
     calls = packed.total()
     least, likely, most = (thought * calls for thought in expected_reasoning_tokens(task.model))
@@ -202,9 +204,9 @@ def _sample_calls(
         strategy: How several prompts are put into one call.
         together: Whether they are.
     """
-    prompts = tuple(items(task.prompt, columns, asked[:_ROWS_SHOWN], apart=together))
+    prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], apart=together))
     batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
-    return tuple(choose_strategy(batch, strategy).encode(batch, task) for batch in batches)
+    return tuple(encode(choose_strategy(batch, strategy), batch, task) for batch in batches)
 
 
 def _counter(task: Task, runtime: Runtime) -> Count:
@@ -215,13 +217,28 @@ def _counter(task: Task, runtime: Runtime) -> Count:
     return lambda texts: asyncio.to_thread(lambda: list(map(count, texts)))
 
 
-async def _count_input(batches: Sequence[Batch], task: Task, strategy: BatchStrategy, count: Count) -> int:
+async def _count_input(
+    batches: Sequence[Batch],
+    task: Task,
+    strategy: BatchStrategy,
+    count: Count,
+    media_tokens: Callable[[Media], int],
+) -> int:
     """The tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
-    calls = [choose_strategy(batch, strategy).encode(batch, task) for batch in batches]
-    texts = [[message.content for message in call.messages] + [(call.json_schema or b"").decode()] for call in calls]
+    calls = [encode(choose_strategy(batch, strategy), batch, task) for batch in batches]
+    texts = [
+        [without_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
+        for call in calls
+    ]
+    shown = sum(
+        media_tokens_in(message.content, call.media, media_tokens)
+        for call in calls
+        if call.media
+        for message in call.messages
+    )
     unique = list({text for parts in texts for text in parts})
     tokens: Mapping[str, int] = dict(zip(unique, await count(unique), strict=True))
-    return sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)
+    return shown + sum(tokens[text] + USUAL_TOKENS_A_MESSAGE for parts in texts for text in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +301,7 @@ class _Part:
 
     def pack(self, task: Task, columns: Mapping[str, Sequence[Any]], policy: Policy) -> Iterator[Batch]:
         """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
-        prompts = items(task.prompt, columns, self.pending, apart=self.sizes.several)
+        prompts = items(task, columns, self.pending, apart=self.sizes.several)
         in_flight: deque[Batch] = deque()
         first_room = self.sizes.room
         for batch in pack(prompts, self.sizes.take, policy.max_repairs, lambda: self.sizes.room):

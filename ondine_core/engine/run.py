@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -25,7 +26,8 @@ from ondine_core.engine.steps import dedup, render, restorer
 from ondine_core.engine.workers import Asker, max_in_flight
 from ondine_core.errors import ConfigError, FatalError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
-from ondine_core.preprocessing.preprocess import PreprocessStats
+from ondine_core.preprocessing.media.fetching import fetch_cells
+from ondine_core.preprocessing.preprocess import Prepared, PreprocessStats
 from ondine_core.prompts.task import Task, cache_key
 from ondine_core.providers.prompt_cache import find_cache_rule
 from ondine_core.telemetry.emitter import EventEmitter
@@ -35,7 +37,7 @@ from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import Answer, Failure, Key, Outcome, Skipped
 
-__all__ = ["look_up", "run"]
+__all__ = ["find_prompts", "look_up", "run"]
 
 _KEYS_A_LOOK_UP = 10_000
 
@@ -75,15 +77,14 @@ async def run(  # noqa: PLR0913  (named at every call)
         StoreError: Answers cannot be kept.
     """
     clock, emitter = clock or Clock(), emitter or EventEmitter()
-    started = clock.elapsed()
+    started, started_at = clock.elapsed(), clock.now()
     preprocess_stats, key_of = PreprocessStats(), cache_key(task)
-    texts = render(task.prompt, columns, range(rows), preprocess_stats.note, policy.on_missing)
-    keys, first = dedup(texts, key_of)
+    keys, first = await find_prompts(task, columns, rows, policy, preprocess_stats.note)
     copies = {key: count for key, count in Counter(key for key in keys if isinstance(key, bytes)).items() if count > 1}
     run_state = RunState(
         rows,
         copies,
-        CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices),
+        CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices, runtime.media_tokens),
         lambda: clock.elapsed() - started,
         on_progress,
     )
@@ -122,19 +123,24 @@ async def run(  # noqa: PLR0913  (named at every call)
     stopped_by = None
     await forget_abandoned(runtime.store, clock.now())
     async with others.joined():
-        async for found in look_up(runtime.store, policy, first, task):
+        work = Work(task, columns, first, runtime, policy, clock, origin, emitter, others, run_state, started_at)
+        await leave_to_jobs(work)
+        async for known in look_up(runtime.store, policy, first, task):
+            # What failed before and is in a batch job now has not failed.
+            found = {
+                key: outcome
+                for key, outcome in known.items()
+                if isinstance(outcome, Answer) or key not in others.in_jobs
+            }
             run_state.reuse(found)
             emitter.rows_failed(
-                (known, run_state.rows_of(key)) for key, known in found.items() if isinstance(known, Failure)
+                (outcome, run_state.rows_of(key)) for key, outcome in found.items() if isinstance(outcome, Failure)
             )
         try:
             if run_state.rows_left:
                 run_state.tell()
-                caller.unseen = set(await runtime.store.get_unseen())
-                work = Work(
-                    task, columns, first, runtime, policy, clock, origin, emitter, others, run_state, caller.unseen
-                )
-                await leave_to_jobs(work)
+                caller.unseen = work.unseen
+                caller.unseen |= await runtime.store.get_unseen()
                 calibrated = await _calibrate(work, asker)
                 await ask_pending(work, asker, calibrated.batch_size if calibrated else policy.batch_size)
         except (FatalError, TransientError) as error:
@@ -159,6 +165,22 @@ async def run(  # noqa: PLR0913  (named at every call)
         preprocess_stats if task.prompt.preparation else None,
         {column.name: column.json_schema for column in task.schema.columns},
     )
+
+
+async def find_prompts(
+    task: Task,
+    columns: Mapping[str, Sequence[Any]],
+    rows: int,
+    policy: Policy,
+    note: Callable[[Prepared], None] = lambda _: None,
+) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
+    """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
+    texts = render(task.prompt, columns, range(rows), note, policy.on_missing)
+    if task.prompt.reader is None:
+        return dedup(texts, cache_key(task))
+    await fetch_cells(task.prompt.reader, [columns[name] for name in task.prompt.media_columns])
+    # Files are read, and that may take long.
+    return await asyncio.to_thread(dedup, texts, cache_key(task))
 
 
 async def look_up(

@@ -14,11 +14,13 @@ from ondine_core.limits.rate_limiter import RateLimiter, Rates
 from ondine_core.providers.context_window import estimate_tokens, get_output_limit
 from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.jobs import connect_jobs
+from ondine_core.providers.media_tokens import max_media_tokens, max_tokens_anywhere
 from ondine_core.providers.pricing import Price, find_unpriced_part
 from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
+from ondine_core.types.media import Media
 from ondine_core.types.protocols import AnswerStore, ChatModel
 from ondine_core.types.values import ModelSpec, Tier
 
@@ -46,6 +48,7 @@ class Runtime:
         on_fallback: Told when the rest of the run goes at another tier, and what a person should know of batch jobs.
         on_job: Told in a sentence when a batch job was handed in, and how far it is.
         connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
+        media_tokens: The most tokens that an image or document takes.
     """
 
     model: ChatModel
@@ -60,6 +63,7 @@ class Runtime:
     on_fallback: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
     connect_jobs: Callable[[], JobApi] | None = None
+    media_tokens: Callable[[Media], int] = max_tokens_anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ def find_runtime(
         on_fallback=terms.on_fallback,
         on_job=terms.on_job,
         connect_jobs=partial(connect_jobs, spec),
+        media_tokens=partial(max_media_tokens, spec.listed_as),
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ondine_core.batching.strategy import BatchStrategy
-from ondine_core.preprocessing.preprocess import Prepared, prepare
+from ondine_core.preprocessing.preprocess import Prepared
 from ondine_core.preprocessing.sanitizer import has_placeholder, restore
 from ondine_core.prompts.output_schema import Invalid
-from ondine_core.prompts.task import Task
+from ondine_core.prompts.task import Task, cache_key
 from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.types.cell_text import NoTextError
+from ondine_core.types.media import Media, MediaError
 from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Outcome, Reply, RowOutcome, Skipped
 
 __all__ = ["ParsedReply", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
@@ -49,8 +51,8 @@ def render(
         what = "the row cannot be cleaned"
         try:
             row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
-            if prompt.preparation is not None:
-                prepared = prepare(row, prompt.preparation)
+            if prompt.prepares:
+                prepared = prompt.prepare(row)
                 note(prepared)
                 row = prepared.values
             what = "the template cannot be filled from this row"
@@ -59,6 +61,8 @@ def render(
                 text = prompt.render(row)
         except NoTextError as error:
             yield Failure("prompt", f"{what}: {error}")
+        except MediaError as error:
+            yield Failure("prompt", f"an image or document of the row cannot be sent: {error}")
         except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
             yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
@@ -71,22 +75,48 @@ def render(
 
 
 def items(
-    prompt: CompiledPrompt, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, apart: bool
+    task: Task, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, apart: bool
 ) -> Iterator[Item]:
     """The prompts of the rows in `pending`, rendered when their turn comes, so that texts need not wait in memory.
 
     Args:
-        prompt: What is asked.
+        task: What is asked.
         columns: The columns it reads.
         pending: Keys, and a row that asks for each.
         apart: Whether the values of the placeholders are wanted, too.
     """
+    prompt = task.prompt
+    key_of = cache_key(task)
     for key, index in pending:
         row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
+        if prompt.reader is not None:
+            yield _item_with_media(prompt, row, key, key_of, apart=apart)
+            continue
         if prompt.preparation is not None:
-            row = prepare(row, prompt.preparation).values
+            row = prompt.prepare(row).values
         fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
         yield Item(key, _utf8(prompt.render(row)), fields)
+
+
+def _item_with_media(
+    prompt: CompiledPrompt, row: Mapping[str, Any], key: Key, key_of: Callable[[str], Key], *, apart: bool
+) -> Item:
+    """The prompt of a row with images or documents; one that cannot be sent if they are not what `key` was made of."""
+    try:
+        row = prompt.prepare(row).values
+        text = _utf8(prompt.render(row))
+        if key_of(text) != key:
+            raise MediaError("its content has changed since the run began; run again")
+    except MediaError as error:
+        broken = Media("image", "", key.hex(), load=partial(_refuse, str(error)))
+        fields = dict.fromkeys(prompt.columns, broken.reference) if apart else {}
+        return Item(key, broken.reference, fields, {broken.reference: broken})
+    fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
+    return Item(key, text, fields, prompt.media_of(row))
+
+
+def _refuse(reason: str) -> bytes:
+    raise MediaError(reason)
 
 
 def _utf8(text: str) -> str:
@@ -203,7 +233,7 @@ def restorer(
         # Most answers repeat nothing of their row, which need not be looked at again then.
         if not any(map(has_placeholder, values.values())):
             return values
-        raw = prepare({name: columns[name][index] for name in prompt.columns}, preparation).raw
+        raw = prompt.prepare({name: columns[name][index] for name in prompt.columns}).raw
         return {name: restore(value, raw) for name, value in values.items()} if raw else values
 
     return give_back

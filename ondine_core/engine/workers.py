@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ondine_core.batching.packing import pack
 from ondine_core.batching.prompt_window import find_oversize, find_window
-from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids
+from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids, encode
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.call import Caller
 from ondine_core.engine.call_request import BatchResult, CallRequest
@@ -32,6 +32,7 @@ from ondine_core.engine.steps import items
 from ondine_core.errors import BudgetExhaustedError, FatalError, RefusedError, TransientError
 from ondine_core.limits.retry import retry
 from ondine_core.prompts.task import Task
+from ondine_core.providers.media_limits import find_unsendable
 from ondine_core.providers.prompt_cache import Prefix, find_cache_rule, prefix_of
 from ondine_core.telemetry.emitter import BatchObserver, EventEmitter
 from ondine_core.types.clock import Clock
@@ -113,7 +114,7 @@ class Asker:
             OndineError: What ended the run.
         """
         sizes = Sizes(self._task, self._runtime, self._policy, batch_size)
-        prompts = items(self._task.prompt, columns, pending, apart=sizes.several)
+        prompts = items(self._task, columns, pending, apart=sizes.several)
         batches = pack(prompts, sizes.take, self._policy.max_repairs, lambda: sizes.room)
         is_shared = run_state.rows_left > (1 if batch_size == "auto" else batch_size)
         part = _Part(batches, run_state, sizes, as_stage, keep, is_shared, batch_size != 1, deque(ready))
@@ -147,7 +148,7 @@ class Asker:
                 self._take(await self._others.look_again(), part)
             if part.ready:
                 return part.ready.popleft()
-            batch = next(part.batches, None)
+            batch = await self._pack_next(part)
             if batch is None:
                 return await self._wait_for_others(part) if part.keep else None
             if not (part.keep and self._others.is_shared):
@@ -158,6 +159,13 @@ class Asker:
                 return batch
             self._take(looked, part)
         return None
+
+    async def _pack_next(self, part: _Part) -> Batch | None:
+        """The next batch; one with images is made in a thread, since their files are looked at."""
+        if self._task.prompt.reader is None:
+            return next(part.batches, None)
+        async with part.packing:
+            return await asyncio.to_thread(next, part.batches, None)
 
     async def _wait_for_others(self, part: _Part) -> Batch | None:
         """The next batch of prompts that other runs have let go of; `None` when none is left to wait for."""
@@ -229,7 +237,7 @@ class Asker:
         """Make one attempt at a call, after those that were `tried`."""
         strategy = choose_strategy(batch, self._policy.strategy)
         batch = replace(batch, ids=draw_ids(len(batch.items), self._clock.rng))
-        call = strategy.encode(batch, self._task)
+        call = encode(strategy, batch, self._task)
         if self._caches(call, batch, part):
             call = replace(call, cache_prefix=True)
         stage = part.as_stage or _stage(batch, again=tried.calls > 0)
@@ -331,6 +339,8 @@ class _Part:
     """Batches of prompts that another run had in flight and does not have any more."""
     paid: dict[Key, Decimal | None] = field(default_factory=dict)
     """What the prompts that are asked again have cost so far; `None` where that is not known."""
+    packing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a batch is made in a thread."""
 
 
 @dataclass(slots=True)
@@ -364,10 +374,14 @@ def max_workers(runtime: Runtime, policy: Policy) -> int:
 
 
 def find_oversize_prompt(batch: Batch, task: Task, policy: Policy, window: int | None) -> Failure | None:
-    """The failure of a prompt that is alone in its call and cannot fit into the model's window, so is not asked."""
-    if window is None or len(batch.items) > 1:
+    """The failure of a prompt that is alone in its call and cannot be sent, or not fit into the model's window."""
+    has_media = bool(batch.items[0].media)
+    if (window is None and not has_media) or len(batch.items) > 1:
         return None
-    call = choose_strategy(batch, policy.strategy).encode(batch, task)
+    call = encode(choose_strategy(batch, policy.strategy), batch, task)
+    unsendable = find_unsendable(call, task.model) if has_media else None
+    if unsendable is not None:
+        return Failure("prompt", unsendable)
     # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
     reserved = task.model.max_output_tokens or 0 if policy.context_window else 0
     return find_oversize(call, window, reserved)

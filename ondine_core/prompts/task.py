@@ -19,9 +19,10 @@ from ondine_core.preprocessing.preprocess import find_preprocessing
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
-from ondine_core.types.values import Key, ModelSpec
+from ondine_core.providers.media_limits import check_media
+from ondine_core.types.values import Json, Key, ModelSpec
 
-__all__ = ["Task", "cache_key", "check_columns", "compile_task", "hashed_parts", "key_from_parts"]
+__all__ = ["Task", "cache_key", "check_columns", "check_sight", "compile_task", "hashed_parts", "key_from_parts"]
 
 _KEY_FORMAT = b"ondine-1"
 """Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
@@ -64,12 +65,27 @@ def compile_task(
     """
     schema = compile_schema(output)
     compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
+    check_sight(compiled, model)
     both = [column.name for column in schema.columns if column.name in compiled.columns]
     if both:
         raise ConfigError(
             f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
         )
     return Task(compiled, schema, model)
+
+
+def check_sight(prompt: CompiledPrompt, model: ModelSpec) -> None:
+    """Refuse a model that does not take the images or documents of `prompt`, as far as the price list knows.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if prompt.reader is None:
+        return
+    options = prompt.reader.options
+    kinds = {kind for kind in prompt.media_columns.values() if not (kind == "document" and options.as_text)}
+    if options.check_model or model.model.startswith(("llama_cpp/", "mlx/")):
+        check_media(model, kinds)
 
 
 def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) -> None:
@@ -108,7 +124,14 @@ def hashed_parts(task: Task) -> tuple[bytes, bytes]:
     model = task.model
     url = model.base_url and model.base_url.rstrip("/")
     temperature = None if model.temperature is None else float(model.temperature)
-    settings = {"model": model.model, "url": url, "temperature": temperature, "params": model.request_params}
+    settings: dict[str, Json] = {
+        "model": model.model,
+        "url": url,
+        "temperature": temperature,
+        "params": model.request_params,
+    }
+    if task.prompt.reader is not None and task.prompt.reader.options.identity:
+        settings["media"] = task.prompt.reader.options.identity
     head = [[message.role, message.content] for message in task.prompt.head]
     try:
         asked = orjson.dumps([settings, head], option=orjson.OPT_SORT_KEYS)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from ondine_core.errors import ConfigError
-from ondine_core.preprocessing.preprocess import Preprocessing, prepare_example
+from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
+from ondine_core.preprocessing.preprocess import Prepared, Preprocessing, prepare, prepare_example
 from ondine_core.providers.wire_text import check_text
 from ondine_core.types.cell_text import ensure_deterministic, is_blank, with_sorted_sets, write_cell
+from ondine_core.types.media import Media, MediaKind, MediaMap, escape_marks
 from ondine_core.types.values import Json, Message
 
 __all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt", "explain_uncacheable"]
@@ -33,13 +35,16 @@ class Prompt:
     """A prompt as the user writes it.
 
     Args:
-        text: The template. `{column}` stands for a column's value; write literal braces doubled, `{{` and `}}`.
+        text: The template. `{column}` stands for a column's value, `{column:image}` and `{column:document}` for the
+            image or document that it holds or names; write literal braces doubled, `{{` and `}}`.
         file: Path of a file to read the template from, instead of `text`.
-        syntax: `"braces"`, or `"jinja2"` for `{{ column }}`, conditions and filters (sandboxed; undefined names fail).
+        syntax: `"braces"`, or `"jinja2"` for `{{ column }}`, `{{ column | image }}`, `{{ column | document }}`,
+            conditions and other filters (sandboxed; undefined names fail).
             A file whose name ends in `.j2` or `.jinja` is Jinja2 unless `syntax` says otherwise.
         system: System message, the same for every row.
         examples: Few-shot pairs, `({"review": "..."}, {"sentiment": "positive"})`; a template with one placeholder
             also takes `("...", {...})`.
+        media: How images and documents are read and sent.
     """
 
     text: str | None = None
@@ -47,8 +52,11 @@ class Prompt:
     syntax: Literal["braces", "jinja2"] | None = None
     system: str | None = None
     examples: Sequence[Example] = ()
+    media: MediaOptions = MediaOptions()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.media, MediaOptions):
+            raise ConfigError(f"media={self.media!r} of a prompt is no MediaOptions.")
         kinds: dict[str, Any] = {"text": str, "file": str | Path, "system": str}
         for name, kind in kinds.items():
             value = getattr(self, name)
@@ -81,6 +89,8 @@ class CompiledPrompt:
             conditions and defaults only.
         lead: Text before the first column: with it the prompt of every row begins.
         rest: Text after it, as far as it is the same for every row.
+        media_columns: Columns whose cells hold or name images or documents, and which of the two.
+        reader: Reads these cells; `None` if there are none.
     """
 
     source: str
@@ -94,6 +104,31 @@ class CompiledPrompt:
     needed: tuple[str, ...] = ()
     lead: str = ""
     rest: str = ""
+    media_columns: Mapping[str, MediaKind] = field(default_factory=dict)
+    reader: MediaReader | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether anything is done to a row before it is rendered."""
+        return self.reader is not None or self.preparation is not None
+
+    def prepare(self, row: Mapping[str, Any]) -> Prepared:
+        """`row` as it is rendered: its images and documents are read, and its texts are cleaned and sanitized.
+
+        Raises:
+            MediaError: A cell holds no image or document that can be sent.
+            Exception: Whatever a step of the user's raises.
+        """
+        return _prepare(row, self.media_columns, self.reader, self.preparation)
+
+    def media_of(self, row: Mapping[str, Any]) -> MediaMap:
+        """The images and documents of a row that was prepared, by their references."""
+        return {media.reference: media for name in self.media_columns for media in _listed(row[name])}
+
+    @property
+    def example_media(self) -> MediaMap:
+        """The images and documents of the examples."""
+        return {name: media for row, _ in self.examples for name, media in self.media_of(row).items()}
 
     @property
     def fixed(self) -> str:
@@ -118,7 +153,36 @@ class CompiledPrompt:
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The values that the template would write, as texts."""
+        if self.media_columns:
+            return {name: _write_beside_media(row[name]) for name in self.columns}
         return {name: write_cell(row[name]) for name in self.columns}
+
+
+def _prepare(
+    row: Mapping[str, Any],
+    kinds: Mapping[str, MediaKind],
+    reader: MediaReader | None,
+    preparation: Preprocessing | None,
+) -> Prepared:
+    if reader is None:
+        return Prepared(row) if preparation is None else prepare(row, preparation)
+    row = {name: reader.read(value, kinds[name]) if name in kinds else value for name, value in row.items()}
+    if preparation is None:
+        return Prepared(row)
+    media = {name: value for name, value in row.items() if isinstance(value, Media | Gallery)}
+    prepared = prepare({name: value for name, value in row.items() if name not in media}, preparation)
+    return replace(prepared, values={**prepared.values, **media})
+
+
+def _listed(value: Any) -> Sequence[Media]:
+    if isinstance(value, Gallery):
+        return value.items
+    return (value,) if isinstance(value, Media) else ()
+
+
+def _write_beside_media(value: Any) -> str:
+    """A value as it stands in a prompt with images, of which no text of a row may name one."""
+    return str(value) if isinstance(value, Media | Gallery) else escape_marks(write_cell(value))
 
 
 def compile_prompt(
@@ -140,7 +204,9 @@ def compile_prompt(
     source, syntax = _source(spec)
     check_text(source, "The prompt")
     check_text(spec.system or "", "system of the prompt")
-    columns, render, hoisted, needed, texts = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    template = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
+    columns, kinds = template.columns, template.kinds
+    reader = MediaReader(spec.media, frozenset(kinds.values())) if kinds else None
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
     examples = []
@@ -150,9 +216,8 @@ def compile_prompt(
         given, answer = example
         try:
             row = _example_row(number, given, columns)
-            if preparation is not None:
-                row, answer = prepare_example(row, answer, preparation)
-            render(row)
+            row, answer = _prepare_example(row, answer, kinds, reader, preparation)
+            template.render(row)
         except ConfigError:
             raise
         except Exception as error:
@@ -165,15 +230,32 @@ def compile_prompt(
         source,
         syntax,
         columns,
-        render,
+        template.render,
         spec.system,
         tuple(examples),
-        hoisted,
+        template.hoisted,
         preparation,
-        needed,
-        lead=texts[0],
-        rest=texts[1],
+        template.needed,
+        lead=template.lead,
+        rest=template.rest,
+        media_columns=kinds,
+        reader=reader,
     )
+
+
+def _prepare_example(
+    row: Mapping[str, Any],
+    answer: Json,
+    kinds: Mapping[str, MediaKind],
+    reader: MediaReader | None,
+    preparation: Preprocessing | None,
+) -> tuple[Mapping[str, Any], Json]:
+    row = _prepare(row, kinds, reader, None).values
+    if preparation is None:
+        return row, answer
+    media = {name: value for name, value in row.items() if isinstance(value, Media | Gallery)}
+    texts, answer = prepare_example({n: v for n, v in row.items() if n not in media}, answer, preparation)
+    return {**texts, **media}, answer
 
 
 def _source(spec: Prompt) -> tuple[str, str]:
@@ -215,11 +297,23 @@ _JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
 """What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
 
 
-_Compiled: TypeAlias = tuple[tuple[str, ...], Render, str | None, tuple[str, ...], tuple[str, str]]
-"""Columns, row to text, template to be said once, columns that are needed, and the text before and after the first."""
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A template that parsed; see `CompiledPrompt`, and `kinds` there are its media columns."""
+
+    columns: tuple[str, ...]
+    render: Render
+    hoisted: str | None
+    needed: tuple[str, ...]
+    lead: str
+    rest: str
+    kinds: Mapping[str, MediaKind]
 
 
-def _compile_braces(source: str) -> _Compiled:
+_MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
+
+
+def _compile_braces(source: str) -> _Template:
     try:
         pieces = list(string.Formatter().parse(source))
     except ValueError as error:
@@ -228,13 +322,15 @@ def _compile_braces(source: str) -> _Compiled:
         ) from None
     parts: list[tuple[str, str | None]] = []
     for literal, name, spec, conversion in pieces:
-        plain = name is None or (bool(name.strip()) and not spec and not conversion and not set(name) & set("[]\"'."))
+        known = not spec or spec in _MEDIA_KINDS
+        plain = name is None or (bool(name.strip()) and known and not conversion and not set(name) & set("[]\"'."))
         if not plain:
             raise ConfigError(
                 f"The prompt has {{{name}}} where a column name was expected. Double literal braces, {{{{ }}}}, "
                 "or use Prompt(..., syntax='jinja2') for expressions."
             )
         parts.append((literal, name))
+    kinds = _kinds_of((name, spec) for _, name, spec, _ in pieces if name is not None)
     columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
     found = _JINJA2.search(source)
     if found:
@@ -251,26 +347,44 @@ def _compile_braces(source: str) -> _Compiled:
     hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
     first = next((at for at, (_, name) in enumerate(parts) if name is not None), len(parts))
     literals = [literal for literal, _ in parts]
-    texts = "".join(literals[: first + 1]), "".join(literals[first + 1 :])
-    return columns, partial(_render_braces, tuple(parts)), hoisted, columns, texts
+    lead, rest = "".join(literals[: first + 1]), "".join(literals[first + 1 :])
+    render = partial(_render_braces, tuple(parts), _write_beside_media if kinds else write_cell)
+    return _Template(columns, render, hoisted, columns, lead, rest, kinds)
 
 
-def _render_braces(parts: tuple[tuple[str, str | None], ...], row: Mapping[str, Any]) -> str:
-    return "".join([literal + (write_cell(row[name]) if name is not None else "") for literal, name in parts])
+def _render_braces(
+    parts: tuple[tuple[str, str | None], ...], write: Callable[[Any], str], row: Mapping[str, Any]
+) -> str:
+    return "".join([literal + (write(row[name]) if name is not None else "") for literal, name in parts])
 
 
-def _compile_jinja2(source: str) -> _Compiled:
+def _kinds_of(used: Iterable[tuple[str, str | None]]) -> dict[str, MediaKind]:
+    """Which columns hold images or documents, from each use of a column and what it is used as.
+
+    Raises:
+        ConfigError: One is used as two things.
+    """
+    found: dict[str, set[str]] = {}
+    for name, kind in used:
+        found.setdefault(name, set()).add(kind or "text")
+    for name, uses in found.items():
+        if len(uses) > 1:
+            both = " and as ".join(sorted(uses))
+            raise ConfigError(f"The prompt reads {name!r} as {both}; give each a column of its own.")
+    return {name: kind for name, uses in found.items() for kind in _MEDIA_KINDS if kind in uses}
+
+
+def _compile_jinja2(source: str) -> _Template:
     from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     # Autoescape is for HTML; a model must see the text as it stands.
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined,
-        autoescape=False,
-        finalize=lambda value: "" if value is None else ensure_deterministic(value),
-    )
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    environment.filters |= dict.fromkeys(_MEDIA_KINDS, lambda value: value)
     try:
         tree = environment.parse(source)
+        kinds = _find_media_columns(tree)
+        environment.finalize = _write_in_jinja2_beside_media if kinds else _write_in_jinja2
         template = environment.from_string(tree)
     except TemplateSyntaxError as error:
         said = str(error.message).rstrip(".")
@@ -279,7 +393,7 @@ def _compile_jinja2(source: str) -> _Compiled:
         raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
     free = meta.find_undeclared_variables(tree) - environment.globals.keys()
     ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
-    pieces = [piece for output in tree.body for piece in getattr(output, "nodes", (output,))]
+    pieces = [_without_kind(piece) for output in tree.body for piece in getattr(output, "nodes", (output,))]
     plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
     written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
     hoisted = "".join(written) if plain else None
@@ -289,7 +403,47 @@ def _compile_jinja2(source: str) -> _Compiled:
     def render(row: Mapping[str, Any]) -> str:
         return template.render({name: with_sorted_sets(row[name]) for name in ordered})
 
-    return tuple(ordered), render, hoisted, needed, _fixed_texts(pieces)
+    lead, rest = _fixed_texts(pieces)
+    return _Template(tuple(ordered), render, hoisted, needed, lead, rest, kinds)
+
+
+def _write_in_jinja2(value: Any) -> Any:
+    return "" if value is None else ensure_deterministic(value)
+
+
+def _write_in_jinja2_beside_media(value: Any) -> Any:
+    if value is None or isinstance(value, Media | Gallery):
+        return "" if value is None else value
+    return escape_marks(str(ensure_deterministic(value)))
+
+
+def _without_kind(piece: Any) -> Any:
+    """The name in `{{ name | image }}`, which can be said once for all rows as a plain name can."""
+    from jinja2 import nodes
+
+    is_kind = isinstance(piece, nodes.Filter) and piece.name in _MEDIA_KINDS and not (piece.args or piece.kwargs)
+    return piece.node if is_kind and isinstance(piece.node, nodes.Name) else piece
+
+
+def _find_media_columns(tree: Any) -> dict[str, MediaKind]:
+    """The names that a Jinja2 template takes as images or documents: by the filter itself, or in a loop over them."""
+    from jinja2 import nodes
+
+    used = [
+        (name.name, found.name)
+        for found in tree.find_all(nodes.Filter)
+        if found.name in _MEDIA_KINDS and found.node is not None
+        for name in (found.node, *found.node.find_all(nodes.Name))
+        if isinstance(name, nodes.Name)
+    ]
+    kinds = _kinds_of(used)
+    for loop in tree.find_all(nodes.For):
+        targets = {loop.target, *loop.target.find_all(nodes.Name)}
+        for target in [one.name for one in targets if isinstance(one, nodes.Name) and one.name in kinds]:
+            names = (loop.iter, *loop.iter.find_all(nodes.Name))
+            used += [(name.name, kinds[target]) for name in names if isinstance(name, nodes.Name)]
+            used = [(name, kind) for name, kind in used if name != target]
+    return _kinds_of(used)
 
 
 def _fixed_texts(pieces: Sequence[Any]) -> tuple[str, str]:

@@ -16,10 +16,12 @@ import orjson
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.addresses import check_address
+from ondine_core.providers.media_parts import anthropic_content
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.schema_in_prompt import with_schema_in_prompt
 from ondine_core.providers.settings import check_header, check_settings, first_set, request_fields
 from ondine_core.providers.strict_schema import strict_schema
+from ondine_core.types.media import MediaMap
 from ondine_core.types.values import Call, Json, ModelSpec
 
 __all__ = [
@@ -274,18 +276,18 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
     *before, row = call.messages
     start, rest = row.content[: call.fixed_chars], row.content[call.fixed_chars :]
     in_row = call.cache_prefix and bool(start.strip() and rest.strip())
-    blocks: list[dict[str, Json]] = [_block(message.content) for message in before]
+    blocks = [_blocks(message.content, call.media) for message in before]
     if blocks and call.cache_prefix and not in_row:
-        blocks[-1]["cache_control"] = mark
+        blocks[-1][-1]["cache_control"] = mark
     has_system = bool(before) and before[0].role == "system"
     if has_system:
-        body["system"] = [blocks[0]]
-    messages = [{"role": message.role, "content": [block]} for message, block in zip(before, blocks, strict=True)][
+        body["system"] = blocks[0]
+    messages = [{"role": message.role, "content": shown} for message, shown in zip(before, blocks, strict=True)][
         has_system:
     ]
-    content: Json = row.content
+    content: Json = _blocks(row.content, call.media) if call.media else row.content
     if in_row:
-        content = [{**_block(start), "cache_control": mark}, _block(rest)]
+        content = [{**_block(start), "cache_control": mark}, *_blocks(rest, call.media)]
     body["messages"] = [*messages, {"role": row.role, "content": content}]
     if schema is not None and structure == "json_schema":
         form = {"type": "json_schema", "schema": orjson.Fragment(schema)}
@@ -297,6 +299,10 @@ def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, ma
 
 
 _TOOL_USE = "Takes the answer."
+
+
+def _blocks(text: str, media: MediaMap) -> list[dict[str, Json]]:
+    return (anthropic_content(text, media) if media else None) or [_block(text)]
 
 
 def _block(text: str) -> dict[str, Json]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from ondine_core.providers.media_limits import MediaLimits
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.types.values import Item, Json, ModelSpec
 
@@ -168,6 +169,9 @@ class Room:
         reserved_tokens: Tokens that the request itself sets aside for the reply, however long that gets.
         weigh: Tokens that a prompt adds to a call.
         bound: The most tokens that it can add, if that is found sooner.
+        media: How many images and documents a request may carry, `None` if the prompt has none.
+        media_bytes: Bytes of a call before its first row.
+        media_images: Images of a call before its first row.
     """
 
     window_tokens: int | None = None
@@ -177,6 +181,9 @@ class Room:
     reserved_tokens: int = 0
     weigh: Callable[[Item], int] = field(default=_weigh_text, repr=False, compare=False)
     bound: Callable[[Item], int] | None = field(default=None, repr=False, compare=False)
+    media: MediaLimits | None = None
+    media_bytes: int = 0
+    media_images: int = 0
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether `rows` rows of `tokens` tokens in all, and their answers, fit into one call."""

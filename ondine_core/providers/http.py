@@ -6,6 +6,7 @@ failure means is decided in `http_errors`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -105,7 +106,8 @@ class HttpModel:
         secrets = [value.rpartition(" ")[2] for value in secret.values()]
         own_id = f"{self._own_ids}-{next(self._numbers):08x}"
         headers = {**self._plain_headers, **secret, _REQUEST_ID: own_id}
-        body = self._body(call)
+        # Images are read from disk while they are written.
+        body = await asyncio.to_thread(self._body, call) if call.media else self._body(call)
         started = time.perf_counter()
         try:
             response = await self._post(body, headers)

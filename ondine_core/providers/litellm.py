@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -168,7 +169,9 @@ class _LiteLLM:
             self._ready = asyncio.ensure_future(asyncio.to_thread(self._load))
         loaded = await asyncio.shield(self._ready)
         fixed = {**self._fixed, **tier_fields(self._spec, call.tier)}
-        request = orjson.loads(chat_body(fixed, call, loaded.form))
+        write = partial(chat_body, fixed, call, loaded.form)
+        # Images are read from disk while they are written.
+        request = orjson.loads(await asyncio.to_thread(write) if call.media else write())
         started = time.perf_counter()
         with watch() as seen:
             try:

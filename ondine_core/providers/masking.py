@@ -27,6 +27,8 @@ tokens too try type unsupported use used user value was were when which with you
 _IS_PLAIN = frozenset(_PLAIN_WORDS.split())
 """Words that explanations are made of; that a row has them, too, discloses nothing."""
 _KEY = re.compile(r"\b(?:sk|gsk|key|pk|xai|tok)[-_][\w*-]{6,}|\bAIza[\w-]{6,}")
+_ENCODED = re.compile(r"data:[\w/+.*-]{0,80};base64,[\w+/=-]*|(?:[A-Za-z0-9+/_-]{4}){15,}[A-Za-z0-9+/=_-]*")
+"""An image, or a part of one, in base64."""
 _QUOTATION = re.compile(r"(['\"`\u2018\u201c])([^'\"`\u2019\u201d]+)['\"`\u2019\u201d]")
 
 
@@ -38,6 +40,8 @@ def mask(message: str, call: Call, secrets: Iterable[str]) -> str:
         call: What was asked.
         secrets: Keys and tokens that were sent.
     """
+    if call.media:
+        message = _ENCODED.sub(_MASK, message)
     message = " ".join(message.split())
     for secret in filter(None, secrets):
         message = message.replace(secret, "***")

@@ -14,6 +14,7 @@ from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, Ref
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_errors import ADVICE
+from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.reply_text import strip_fence, strip_reasoning
@@ -153,7 +154,9 @@ def chat_body(fixed: Mapping[str, Any], call: Call, form: RequestForm = PLAIN_FO
     call, schema, json_mode = form.write(call)
     body: dict[str, Any] = {"response_format": {"type": "json_object"}} if json_mode else {}
     body |= fixed
-    body["messages"] = [{"role": message.role, "content": message.content} for message in call.messages]
+    body["messages"] = [
+        {"role": message.role, "content": openai_content(message.content, call.media)} for message in call.messages
+    ]
     if schema is not None:
         body["response_format"] = orjson.Fragment(_response_format(schema))
     return orjson.dumps(body)

@@ -390,10 +390,10 @@ def _read_states(database: Database, cells: Sequence[str]) -> dict[str, BudgetSt
 # -- materializations that wait ------------------------------------------------------------------------------------
 
 
-def write_wait(database: Database, origin: Origin, jobs: Sequence[bytes], at: float) -> None:
+def write_wait(database: Database, origin: Origin, jobs: Sequence[bytes], since: float) -> None:
     """Note that the materialization of `origin` waits for jobs; the first run that did so stays known."""
     run, asset, partition = map(clean, (origin.run, origin.asset, origin.partition))
-    database.run(_WAIT, (asset, partition, run, run, orjson.dumps([job.hex() for job in jobs]), at))
+    database.run(_WAIT, (asset, partition, run, run, orjson.dumps([job.hex() for job in jobs]), since))
 
 
 def remove_wait(database: Database, origin: Origin) -> None:

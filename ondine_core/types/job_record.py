@@ -72,7 +72,7 @@ class JobWait:
         origin: Asset and partition, and the first run that began to wait.
         last_run: The run that waited last, whose configuration is to be repeated.
         jobs: The identities of the jobs.
-        since: When it began to wait, in seconds since the epoch.
+        since: When that first run began, in seconds since the epoch.
     """
 
     origin: Origin

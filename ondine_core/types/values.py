@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+from ondine_core.types.media import MediaMap
+
 __all__ = [
     "Answer",
     "Batch",
@@ -159,6 +161,7 @@ class Call:
         fixed_chars: So many characters at the start of the last message are the same for every row; the messages before
             it are the same as a whole.
         cache_prefix: Whether other calls begin with the same part, so that the provider should cache it.
+        media: The images and documents that its messages refer to.
     """
 
     messages: tuple[Message, ...]
@@ -167,6 +170,7 @@ class Call:
     tier: Tier = "standard"
     fixed_chars: int = field(default=0, compare=False)
     cache_prefix: bool = False
+    media: MediaMap = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +274,13 @@ class Item:
         key: Its content address.
         text: The rendered prompt.
         fields: The values of its placeholders, as texts, for when the instructions travel apart from them.
+        media: The images and documents that it refers to.
     """
 
     key: Key
     text: str
     fields: Mapping[str, str] = field(default_factory=dict)
+    media: MediaMap = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,5 +196,6 @@ _VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         f"one of {', '.join(map(repr, typing.get_args(PromptCache)))}, or None for the resource's",
     ),
     "keep_replies": (lambda value: isinstance(value, bool), "True or False"),
+    "thumbnails": (lambda value: isinstance(value, bool), "True or False"),
 }
 """Arguments, which of their values are valid, and how that is said."""

@@ -62,6 +62,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     tier: Tier | None = None,
     answer_by: str | float | None = None,
     prompt_cache: PromptCache | None = None,
+    thumbnails: bool = True,
     checks: Sequence[Check | Mapping[str, Any]] = (),
     **asset_arguments: Unpack[AssetArguments],
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -73,8 +74,9 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
     in the same kind of frame and in the same order. The Launchpad shows the fields of `LLMAssetConfig`.
 
     Args:
-        prompt: The question about a row, `{column}` where its value belongs; or a `Prompt` with system message,
-            examples, a file, or Jinja2 syntax.
+        prompt: The question about a row, `{column}` where its value belongs, `{column:image}` or `{column:document}`
+            where an image or document does; or a `Prompt` with system message, examples, a file, Jinja2 syntax, or
+            `MediaOptions`.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, a regular expression
             with named groups, or the name of one free-text column.
         clean: Steps that clean the texts of a row before it is asked about, in order: `"html"`, `"markdown"`,
@@ -120,6 +122,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             cancelled, what they answered is kept, and the rest is asked at once at the standard tier, at its price.
         prompt_cache: Whether the provider is asked to cache the fixed part of prompts, instead of the resource's:
             `"auto"`, `"off"`, or `"1h"`, for an hour where there is a choice. It is not part of an answer's identity.
+        thumbnails: Whether the first images of a prompt with `{column:image}` are shown small on the asset's page. They
+            stay in Dagster's event log; there are none where rows are sanitized, or without Pillow (extra `images`).
         checks: Asset checks that each materialization answers: `ErrorRateCheck`, `NullRateCheck`, `CostPerRowCheck`,
             `DriftCheck`, `GoldenCheck`, or mappings with their `type` and arguments.
         **asset_arguments: Everything else `@dg.asset` takes.
@@ -151,6 +155,7 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
             tier=tier,
             answer_by=answer_by,
             prompt_cache=prompt_cache,
+            thumbnails=thumbnails,
         )
         check_arguments(enrichment, asset_arguments)
         arguments = dict(asset_arguments)

@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.prompts.task import Task, check_columns
 from ondine_core.prompts.template import Prompt, explain_uncacheable
 from ondine_dagster.config.launchpad import LLMAssetConfig
@@ -101,13 +102,15 @@ def _place_of(name: str) -> str | None:
         return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
     if name in LLMResource.model_fields:
         return f" It belongs to the model: LLMResource(..., {name}=...), as the resource or as model=LLMResource(...)."
+    if name in {field.name for field in fields(MediaOptions)}:
+        return f" It belongs to the images of the prompt: prompt=Prompt(..., media=MediaOptions({name}=...))."
     if name in LLMAssetConfig.model_fields:
         return f" It belongs to a run: set it in the Launchpad, or with RunConfig and LLMAssetConfig({name}=...)."
     return None
 
 
 def code_version(task: Task, users: str | None) -> str:
-    """Changes with the prompt, its examples, the output, and what is done to rows before they are asked.
+    """Changes with the prompt, its examples, the output, and what is done to rows and images before they are asked.
 
     The model is the resource's, and shown in the metadata.
     """
@@ -115,6 +118,8 @@ def code_version(task: Task, users: str | None) -> str:
     parts = [task.prompt.syntax, task.prompt.source, *head, task.schema.identity.decode()]
     if task.prompt.preparation:
         parts.append(task.prompt.preparation.identity)
+    if task.prompt.reader and task.prompt.reader.options.identity:
+        parts.append(repr(sorted(task.prompt.reader.options.identity.items())))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
     return f"{users}-{digest}" if users else digest
 

@@ -84,4 +84,5 @@ class LLMAssetArguments(_SharedArguments, total=False):
     resource_key: str | None
     retry_failed_rows: bool | Sequence[RetriedReason]
     sanitize: Sanitize | None
+    thumbnails: bool
     tier: Tier | None

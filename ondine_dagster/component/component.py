@@ -177,6 +177,13 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             PromptCache | str | None,
         ),
     ] = None
+    thumbnails: Annotated[
+        bool,
+        _said(
+            "Whether the first images of a prompt with `{column:image}` are shown small on the asset's page; they stay "
+            "in Dagster's event log."
+        ),
+    ] = True
     checks: ResolvedChecks = ()
     io_manager_key: Annotated[str | None, must_resolve("The IO manager that stores the asset.")] = None
     op: Annotated[OpFields | None, _said("How Dagster runs the step: pool, tags, retry_policy, backfill_policy.")] = (

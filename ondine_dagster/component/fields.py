@@ -21,6 +21,8 @@ from dagster.components.resolved.core_models import (
 from pydantic import ConfigDict, Field
 
 from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.media import MediaOptions
+from ondine_core.preprocessing.media.media_options import Detail
 from ondine_core.prompts.template import Example, Prompt
 from ondine_dagster.component.templates import fill
 
@@ -40,6 +42,8 @@ class Fields(dg.Model):
     model_config = ConfigDict(defer_build=True)
 
 
+_MEDIA = MediaOptions()
+
 # -- prompts and outputs -------------------------------------------------------------------------------------------
 
 
@@ -48,6 +52,28 @@ class ExampleFields(Fields):
 
     input: str | dict[str, Any] = Field(description="Columns and their values, or the value of the only column.")
     answer: Any = Field(description="The answer wanted: output columns and their values, or a text.")
+
+
+class MediaFields(Fields):
+    """The arguments of `MediaOptions`."""
+
+    root: str | None = Field(
+        None,
+        description="Folder of the files that cells may name, relative to this one; by default the working folder.",
+    )
+    max_side_px: int | None = Field(None, description="Larger images are made smaller, to so many pixels at most.")
+    detail: Detail | None = Field(None, description="How closely an OpenAI model looks at images.")
+    pages: str | None = Field(None, description="Which pages of documents are sent, in quotes: '2', '1-3', '4-'.")
+    as_text: bool = Field(default=False, description="Whether the text of documents is sent instead of their pages.")
+    keep_metadata: bool = Field(default=False, description="Whether images keep metadata, such as where they are from.")
+    fetch: bool = Field(default=False, description="Whether addresses are fetched here, and not by the provider.")
+    allow_private: bool = Field(default=False, description="Whether addresses of private networks may be fetched.")
+    timeout_s: float = Field(_MEDIA.timeout_s, description="Seconds that fetching one address may take.")
+    max_bytes: int = Field(_MEDIA.max_bytes, description="Larger images and documents fail their row.")
+    max_pixels: int = Field(_MEDIA.max_pixels, description="Images of more pixels fail their row.")
+    check_model: bool = Field(
+        default=True, description="Whether a model that takes no images, by the price list, is refused."
+    )
 
 
 class PromptFields(Fields):
@@ -65,6 +91,9 @@ class PromptFields(Fields):
         description="Few-shot examples, each a mapping of input and answer or a pair of them; or a JSON or YAML file "
         "with such a list, relative to this one.",
     )
+    media: MediaFields | None = Field(
+        None, description="How images and documents are read and sent, for `{column:image}` and `{column:document}`."
+    )
 
 
 def _resolve_prompt(context: dg.ResolutionContext, value: str | PromptFields) -> str | Prompt:
@@ -74,7 +103,15 @@ def _resolve_prompt(context: dg.ResolutionContext, value: str | PromptFields) ->
     examples = value.examples
     if isinstance(examples, str):
         examples = _read_examples(context.resolve_source_relative_path(examples))
-    return Prompt(value.text, file, value.syntax, value.system, [_example(example) for example in examples])
+    media = MediaOptions() if value.media is None else _media(context, value.media)
+    return Prompt(value.text, file, value.syntax, value.system, [_example(example) for example in examples], media)
+
+
+def _media(context: dg.ResolutionContext, value: MediaFields) -> MediaOptions:
+    given = fill(context.at_path("media"), value.model_dump(exclude_unset=True))
+    if given.get("root") is not None:
+        given["root"] = context.resolve_source_relative_path(given["root"])
+    return MediaOptions(**given)
 
 
 def _read_examples(file: Path) -> list[Any]:
@@ -115,8 +152,9 @@ ResolvedPrompt: TypeAlias = Annotated[
         _resolve_prompt,
         model_field_type=str | PromptFields,
         inject_before_resolve=False,
-        description="The question about a row, `{column}` where its value belongs; passed on as it stands, without "
-        "Dagster's templating. Or a mapping with text or file, syntax, system and examples.",
+        description="The question about a row, `{column}` where its value belongs, `{column:image}` where an image "
+        "does; passed on as it stands, without Dagster's templating. Or a mapping with text or file, syntax, system, "
+        "examples and media.",
         examples=["Classify this ticket.\n\nTicket: {body}", {"file": "prompt.md"}],
     ),
 ]

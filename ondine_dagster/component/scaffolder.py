@@ -57,7 +57,7 @@ attributes:
     key: {key}
   upstream: {upstream}  # the asset of this project that has the rows
   prompt:
-    file: prompt.md  # {{column}} stands for a column's value
+    file: prompt.md  # {{column}} stands for a column's value, {{column:image}} for an image that it holds or names
   output:  # the columns to add: a type each, or a JSON schema
     sentiment: {{type: string, enum: [positive, negative, neutral]}}
     topic: string

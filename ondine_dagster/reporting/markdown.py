@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ondine_dagster.frames import frame_of
 
-__all__ = ["SHOWN_IN_PLACE", "in_place", "markdown", "preview"]
+__all__ = ["SHOWN_IN_PLACE", "Picture", "in_place", "markdown", "preview"]
 
 SHOWN_IN_PLACE = 999
 """The longest Markdown, in characters, that Dagster shows without a click."""
 
 
-def preview(table: Any, names: Sequence[str], rows: int = 10, *, in_full: bool = False) -> str:
-    """The first rows of `table` as a Markdown table of `names`; fewer if they are long, unless `in_full`."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in a cell.
+
+    Args:
+        url: A `data:` URL of ours, which has none of the characters that Markdown reads.
+        alt: What is said where it cannot be shown.
+    """
+
+    url: str
+    alt: str
+
+
+def preview(
+    table: Any,
+    names: Sequence[str],
+    rows: int = 10,
+    *,
+    in_full: bool = False,
+    described: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> str:
+    """The first rows of `table` as a Markdown table of `names`; fewer if they are long, unless `in_full`.
+
+    Args:
+        table: A frame.
+        names: The columns to show.
+        rows: How many rows at most.
+        in_full: Whether all of them are shown, however long the text gets.
+        described: Columns whose cells are not shown as they stand, and what is shown of a cell.
+    """
     columns = [frame_of(table).get_column(name).head(rows).to_list() for name in names]
+    for place, name in enumerate(names):
+        if described and name in described:
+            columns[place] = list(map(described[name], columns[place]))
     cells = list(zip(*columns, strict=True))
     return markdown(names, cells) if in_full else in_place(names, cells)
 
@@ -49,11 +81,36 @@ _LINES_OF_ONE_ROW = 2
 
 
 def _cell(value: Any) -> str:
-    text = str(value)
+    if isinstance(value, Picture):
+        return f"![{_escape(value.alt)}]({value.url})"
+    if isinstance(value, list) and any(isinstance(one, Picture) for one in value):
+        return " ".join(map(_cell, value))
+    text = str(_without_bytes(value))
     if not isinstance(value, str) and text in ("None", "nan", "NaT", "<NA>"):
         return ""
     text = " ".join(text.split())
-    # What a row writes is shown as it stands: no link, no picture, no markup.
-    shown = re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text[: _CELL_LENGTH - 1])
-    shown = _LINKED.sub(f"\\g<0>{_WORD_JOINER}", shown)
+    shown = _escape(text[: _CELL_LENGTH - 1])
     return shown if len(text) < _CELL_LENGTH else f"{shown}…"
+
+
+def _escape(text: str) -> str:
+    """What a row writes, shown as it stands: no link, no picture, no markup."""
+    return _LINKED.sub(f"\\g<0>{_WORD_JOINER}", re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text))
+
+
+def _without_bytes(value: Any) -> Any:
+    """`value` with the length of bytes in their place: they are files, and no text."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _Words(f"{len(value):,} bytes")
+    if isinstance(value, dict):
+        return {name: _without_bytes(one) for name, one in value.items()}
+    return [_without_bytes(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+class _Words(str):
+    """A text that is written without quotes inside a list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
+from ondine_core.types.media import Media, split_media
 from ondine_core.types.values import Call, Message
 from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
+from ondine_dagster.reporting.thumbnails import describe
 
 __all__ = ["shown_messages"]
 
@@ -23,7 +26,8 @@ def shown_messages(calls: Sequence[Call]) -> str:
     """
     if not calls:
         return ""
-    head, own = calls[0].messages[:-1], [call.messages[-1] for call in calls]
+    head = [_in_words(message, calls[0]) for message in calls[0].messages[:-1]]
+    own = [_in_words(call.messages[-1], call) for call in calls]
     most = _MOST_SHOWN - len(own)
     left_out = len(head) - most
     shown = [*head[:most], *own]
@@ -38,6 +42,16 @@ def shown_messages(calls: Sequence[Call]) -> str:
     if left_out > 0:
         parts.insert(len(head[:most]), f"(and {left_out} messages of examples)")
     return "\n".join(parts)
+
+
+def _in_words(message: Message, call: Call) -> Message:
+    """`message` with a few words in the place of each image and document."""
+    if not call.media:
+        return message
+    parts = split_media(message.content, call.media)
+    return replace(
+        message, content="".join(f"[{describe(part)}]" if isinstance(part, Media) else part for part in parts)
+    )
 
 
 def _block(message: Message, longest: int) -> str:

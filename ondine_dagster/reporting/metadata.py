@@ -301,17 +301,17 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "ondine/job/summary": str(error),
         "ondine/job/count": len(jobs),
-        "ondine/job/state": ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
+        "ondine/job/state": ", ".join(f"{count:,} {state}" for state, count in states.most_common()) or "no room",
         "ondine/job/requests": sum(job.requests for job in jobs),
         "ondine/job/requests_done": sum(job.done for job in jobs),
         "ondine/job/rows_left": error.rows_left,
-        "ondine/job/jobs": _jobs_table(jobs),
-        "ondine/job/help": "A later run reads the answers, by hand or by a batch_sensor: docs/guides/batch-tier.md",
     }
     nothing: Decimal | None = Decimal(0)
     held_usd = reduce(add_usd, (job.held_usd for job in jobs), nothing)
     if held_usd is not None:
         metadata["ondine/job/held_usd"] = float(held_usd)
+    metadata["ondine/job/jobs"] = _jobs_table(jobs)
+    metadata["ondine/job/help"] = "What this is, and what becomes of it: docs/guides/batch-tier.md"
     return metadata
 
 

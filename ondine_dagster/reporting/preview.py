@@ -6,17 +6,21 @@ people than the table is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from ondine_core.engine.report import Report
-from ondine_core.preprocessing.preprocess import Preprocessing, prepare
+from ondine_core.preprocessing.media import Gallery
 from ondine_core.prompts.task import Task
+from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.tables import read
+from ondine_core.types.media import Media
 from ondine_core.types.values import Answer, Failure
 from ondine_dagster.frames import frame_of
 from ondine_dagster.reporting.markdown import in_place, markdown, preview
+from ondine_dagster.reporting.thumbnails import describe, describe_cell
 
 __all__ = ["shown_failures", "shown_rows"]
 
@@ -50,7 +54,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
     """
     preparation = task.prompt.preparation
     if preparation is None or preparation.sanitizer is None:
-        return preview(table, names, limit, in_full=in_full)
+        return preview(table, names, limit, in_full=in_full, described=_described(task.prompt))
     head = frame_of(rows).head(limit).to_native()
     _, count, columns = read(head, task.prompt.columns)
     shown = []
@@ -62,7 +66,7 @@ def shown_rows(  # noqa: PLR0913  (by keyword)
             cells: dict[str, Any] = {error_column: str(outcome)}
         else:
             cells = dict(outcome.values) if isinstance(outcome, Answer) else {}
-        cells |= _as_asked({name: values[index] for name, values in columns.items()}, preparation)
+        cells |= _as_asked({name: values[index] for name, values in columns.items()}, task.prompt)
         shown.append([cells.get(name) for name in names])
     return markdown(names, shown) if in_full else in_place(names, shown)
 
@@ -85,13 +89,30 @@ def shown_failures(rows: Any, *, task: Task, report: Report) -> str | None:
     for number, failure in enumerate(failures.values()):
         row = {name: values[number] for name, values in columns.items()}
         if task.prompt.preparation is not None:
-            row = dict(_as_asked(row, task.prompt.preparation))
+            row = dict(_as_asked(row, task.prompt))
+        else:
+            row |= {name: show(row[name]) for name, show in _described(task.prompt).items()}
         shown.append([failure.reason, *(row.get(name) for name in names)])
     return in_place(["error_reason", *names], shown)
 
 
-def _as_asked(row: Mapping[str, Any], preparation: Preprocessing) -> Mapping[str, Any]:
-    try:
-        return prepare(row, preparation).values
-    except Exception:  # noqa: BLE001  (a step of the user's stumbled over it, so it was not asked)
+def _described(prompt: CompiledPrompt) -> Mapping[str, Callable[[Any], Any]]:
+    """What is shown of a cell with images or documents, by column."""
+    reader = prompt.reader
+    if reader is None:
         return {}
+    return {name: partial(describe_cell, kind=kind, reader=reader) for name, kind in prompt.media_columns.items()}
+
+
+def _as_asked(row: Mapping[str, Any], prompt: CompiledPrompt) -> Mapping[str, Any]:
+    try:
+        values = prompt.prepare(row).values
+    except Exception:  # noqa: BLE001  (a step of the user's, or a file, could not be read: the row was not asked)
+        return {}
+    return {name: _in_words(value) for name, value in values.items()}
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, Gallery):
+        return "; ".join(map(describe, value))
+    return describe(value) if isinstance(value, Media) else value

@@ -61,6 +61,7 @@ class Enrichment:
     tier: Tier | None = None
     answer_by: str | float | None = None
     prompt_cache: PromptCache | None = None
+    thumbnails: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,12 @@ def plan(
     if spec.tier == "batch" and config.max_rows is not None:
         # A trial that waits for a job is not what the materialization waits for.
         options = replace(options, origin=replace(options.origin, partition=f"{partition} (trial)".strip()))
-    wait = run_in_thread(partial(_find_wait, store, options.origin)) if spec.tier == "batch" else None
     policy = options.policy
     if config.full_refresh:
-        policy = replace(policy, reuse_since=_created_at(context, wait))
+        policy = replace(policy, reuse_since=_created_at(context))
     answer_by = enrichment.answer_by if config.answer_by is None else config.answer_by
-    if answer_by is not None:
+    if answer_by is not None and spec.tier == "batch":
+        wait = run_in_thread(partial(_find_wait, store, options.origin))
         policy = replace(policy, answer_by=find_deadline(answer_by, wait.since if wait else time()))
     return Plan(replace(enrichment.task, model=spec), replace(options, policy=policy), model)
 
@@ -169,20 +170,18 @@ def _partition(context: dg.AssetExecutionContext) -> str:
 async def _find_wait(place: str, origin: Origin) -> JobWait | None:
     """What earlier runs of the materialization of `origin` wait for."""
     with open_store(place) as store:
-        return await find_wait(store, origin)
+        wait: JobWait | None = await find_wait(store, origin)
+    return wait
 
 
-def _created_at(context: dg.AssetExecutionContext, wait: JobWait | None) -> float:
-    """When the run, or the first of those that it repeats or goes on with, was created: answers since are its own."""
-    first = wait.origin.run if wait else context.run.root_run_id or context.run.run_id
-    record = context.instance.get_run_record_by_id(first)
-    if record is not None:
-        return float(record.create_timestamp.timestamp())
-    return wait.since if wait else time()
+def _created_at(context: dg.AssetExecutionContext) -> float:
+    """When the run, or the first of those that it repeats, was created: answers since then are its own."""
+    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run.run_id)
+    return record.create_timestamp.timestamp() if record else time()
 
 
 def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
-    """Asks about labelled rows as those of the asset were asked.
+    """Asks about labelled rows as those of the asset were asked, but at once: a check does not wait for a batch job.
 
     Partitions that run at once ask one after the other, so that the first one pays and the others find its answers.
     """
@@ -196,9 +195,12 @@ def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
         on_wait=lambda _: None,
     )
 
+    spec = plan.task.model
+    task = replace(plan.task, model=replace(spec, tier="standard")) if spec.tier == "batch" else plan.task
+
     def ask(columns: Mapping[str, Sequence[Any]]) -> Report:
         try:
-            return run_in_thread(lambda: answer(columns, plan.task, options, plan.model), watch.tick)
+            return run_in_thread(lambda: answer(columns, task, options, plan.model), watch.tick)
         except Exception:
             raise
         except BaseException:

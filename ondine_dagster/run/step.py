@@ -36,6 +36,7 @@ from ondine_dagster.reporting.metadata import (
 )
 from ondine_dagster.reporting.plots import distributions
 from ondine_dagster.reporting.preview import shown_rows
+from ondine_dagster.reporting.thumbnails import shown_thumbnails
 from ondine_dagster.run.failed_rows import failed_key, failed_rows_result
 from ondine_dagster.run.partitions import count_unassigned, joined_by_key, rows_by_partition
 from ondine_dagster.run.plan import Enrichment, Plan, ask_as_asset, plan
@@ -98,7 +99,16 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     watch.flush()
     if config.max_rows is not None:
         calls = example_calls(rows, todo.task, todo.options.policy)
-        _show_trial(context, trial_metadata(rows, rows_available, todo.task, report, enrichment.error_column, calls))
+        trial = trial_metadata(
+            rows,
+            rows_available,
+            todo.task,
+            report,
+            enrichment.error_column,
+            calls,
+            thumbnails=enrichment.thumbnails,
+        )
+        _show_trial(context, trial)
         _log_report(context, report)
         _log_failures(context, report)
         return
@@ -151,11 +161,13 @@ def _results(  # noqa: PLR0913, PLR0917  (one caller)
         error_column=enrichment.error_column,
         drop=enrichment.on_row_error == "drop",
     )
+    images = shown_thumbnails(table, task.prompt, outputs) if enrichment.thumbnails else None
     picture = distributions(evidence.values, report.progress.rows_failed, report.progress.rows_skipped)
     figures = run_metadata(report, task.model)
     metadata = {
         "ondine/summary": figures["ondine/summary"],
         "ondine/preview": dg.MetadataValue.md(first),
+        **({"ondine/thumbnails": dg.MetadataValue.md(images)} if images else {}),
         **({"ondine/plot": dg.MetadataValue.md(picture)} if picture else {}),
         **reasons_metadata(report),
         **figures,

@@ -16,6 +16,7 @@ from ondine_dagster.frames import frame_of, join
 from ondine_dagster.reporting.messages import shown_messages
 from ondine_dagster.reporting.metadata import reasons_metadata, run_metadata
 from ondine_dagster.reporting.preview import shown_rows
+from ondine_dagster.reporting.thumbnails import shown_thumbnails
 
 __all__ = ["choose_rows", "trial_metadata"]
 
@@ -35,7 +36,14 @@ def choose_rows(table: Any, max_rows: int, sample: Sample) -> Any:
 
 
 def trial_metadata(  # noqa: PLR0913, PLR0917  (one caller)
-    rows: Any, rows_available: int, task: Task, report: Report, error_column: str, calls: Sequence[Call]
+    rows: Any,
+    rows_available: int,
+    task: Task,
+    report: Report,
+    error_column: str,
+    calls: Sequence[Call],
+    *,
+    thumbnails: bool,
 ) -> dict[str, Any]:
     """The rows and figures of a trial, under keys of their own, so that plots show materializations only.
 
@@ -46,12 +54,14 @@ def trial_metadata(  # noqa: PLR0913, PLR0917  (one caller)
         report: One outcome a row of `rows`.
         error_column: Name of the column that says why a row failed.
         calls: Calls that carried the first prompts.
+        thumbnails: Whether images are shown, too.
     """
     outputs = task.schema.columns
+    table = join(rows, report, outputs, error_column, "null")
     failed = [error_column] if report.progress.rows_failed else []
     shown = shown_rows(
         rows,
-        join(rows, report, outputs, error_column, "null"),
+        table,
         names=[*(column.name for column in outputs), *task.prompt.columns, *failed],
         task=task,
         report=report,
@@ -60,11 +70,13 @@ def trial_metadata(  # noqa: PLR0913, PLR0917  (one caller)
         limit=_ROWS_SHOWN,
         in_full=True,
     )
+    images = shown_thumbnails(table, task.prompt, [column.name for column in outputs]) if thumbnails else None
     run = run_metadata(report, task.model)
     figures = {**reasons_metadata(report), "rows_available": rows_available, **run}
     return {
         "ondine/trial/summary": run["ondine/summary"],
         "ondine/trial/rows": dg.MetadataValue.md(shown),
+        **({"ondine/trial/thumbnails": dg.MetadataValue.md(images)} if images else {}),
         "ondine/trial/messages": dg.MetadataValue.md(shown_messages(calls)),
         **{f"ondine/trial/{name.removeprefix('ondine/')}": figure for name, figure in figures.items()},
     }

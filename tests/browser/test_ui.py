@@ -24,6 +24,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.deployment import until
+from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,15 @@ def say(prompt: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def nightly() -> Iterator[NightlyProvider]:
+    """A provider whose jobs take two hours of its own clock."""
+    with NightlyProvider(label) as running:
+        running.faults.takes_s = 7200.0
+        yield running
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory: pytest.TempPathFactory, nightly: NightlyProvider) -> Iterator[str]:
     """The address of a Dagster with the example, one day of which is done, and the project `ui_project`, filled."""
     home = tmp_path_factory.mktemp("home")
     settings = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
@@ -70,7 +79,8 @@ def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        environment = os.environ | {"DAGSTER_HOME": str(home), "TEST_BASE_URL": provider.base_url}
+        addresses = {"TEST_BASE_URL": provider.base_url, "TEST_JOBS_URL": nightly.base_url}
+        environment = os.environ | addresses | {"DAGSTER_HOME": str(home)}
         # What is in the pictures is from the example's own model, which takes a while.
         other = {"ONDINE_MODEL": "openai/gpt-4o-mini", "ONDINE_BASE_URL": reviewer.base_url}
         example = subprocess.run(
@@ -306,3 +316,33 @@ def test_a_running_step_is_watched_and_stopped(dagster: str, browser: WebDriver)
     browser.get(f"{dagster}/assets/ticket_labels?view=events")
     see(browser, "ondine/progress/rows_done")
     keep(browser, "terminated")
+
+
+RUNS = """query ($sensor: String!) { runsOrError(filter: {tags: [{key: "dagster/sensor_name", value: $sensor}]}) {
+  ... on Runs { results { runId status } } } }"""
+
+
+def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
+    dagster: str, browser: WebDriver, nightly: NightlyProvider
+) -> None:
+    """The asset's page says what is under way; the sensor's run has its name and makes the table."""
+    run = launch(dagster, assetSelection=[{"path": ["nightly_teams"]}])
+    wait_for_end(dagster, run, "SUCCESS")
+    nightly.advance(3600.0)
+    again = launch(dagster, assetSelection=[{"path": ["nightly_teams"]}])
+    wait_for_end(dagster, again, "SUCCESS")
+    browser.get(f"{dagster}/assets/nightly_teams?view=events")
+    see(browser, "ondine/job/summary", "ondine/job/held_usd", " of 600 requests are done", "batch_1")
+    keep(browser, "batch_job")
+
+    def requested() -> str | None:
+        found = ask(dagster, RUNS, sensor="batch_sensor")["runsOrError"]["results"]
+        return next((one["runId"] for one in found if one["status"] == "SUCCESS"), None)
+
+    assert requested() is None
+    nightly.end_all()
+    last = until(requested, PATIENCE_S, "run that the sensor requested")
+    browser.get(f"{dagster}/runs/{last}")
+    see(browser, "batch_sensor", "ASSET_MATERIALIZATION", "600 of 600 rows")
+    keep(browser, "batch_run")
+    assert nightly.books.created == ["batch_1"]

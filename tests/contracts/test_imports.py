@@ -45,7 +45,7 @@ DAGSTER_LAYERS = """
     resource reporting
     checks spend
     run
-    asset batch_sensor
+    asset job_sensor
     component
     __init__
 """.split("\n")

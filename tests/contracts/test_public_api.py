@@ -16,8 +16,8 @@ from ondine_core.preprocessing import cleaning, sanitizer
 
 CORE = """
     Answer AnswerStore Audit BatchStrategy BudgetExhaustedError BudgetLimit CalibrationPlan Call ChatModel Clock
-    ConfigError FailedRowsError Failure FatalError ModelSpec OndineError Options Origin Policy Price Progress Prompt
-    ProviderError Rates RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel Skipped StoreError
+    ConfigError FailedRowsError Failure FatalError MediaOptions ModelSpec OndineError Options Origin Policy Price
+    Progress Prompt ProviderError Rates RefusedError Reply Report RetryPolicy Sanitizer ScriptedModel Skipped StoreError
     TransientError Usage enrich enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = """

@@ -19,6 +19,7 @@ from example_project.defs.assets import PROMPT, Sentiment, days, reviews
 
 from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
+from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
 
 pytestmark = pytest.mark.slow
@@ -131,6 +132,35 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
     assert said in done.stdout
     assert "Most complaints: none." in done.stdout
     assert all("label" not in asked.prompt for asked in provider.books.requests)
+
+
+def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
+    """With ONDINE_TIER=batch, a day's reviews are one job and its products another; the sensor is there."""
+    answers = {True: {"department": "home"}, False: {"sentiment": "neutral"}}
+    with NightlyProvider(lambda prompt: answers["Product:" in prompt]) as provider:
+        environment = os.environ | {
+            "ONDINE_MODEL": "openai/gpt-4o-mini",
+            "ONDINE_TIER": "batch",
+            "ONDINE_BASE_URL": provider.base_url,
+            "OPENAI_API_KEY": "key",
+            "DAGSTER_HOME": str(tmp_path),
+        }
+        command = [sys.executable, "-m", "example_project", "2026-01-06"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    day = TABLE[TABLE["date"] == "2026-01-06"]
+    texts = day[day["review"].str.strip() != ""]["review"]
+    assert len(provider.books.created) == 2
+    assert provider.books.billed.total() == texts.nunique() + day["product"].nunique()
+    assert not provider.live
+    sensor = defs().resolve_sensor_def("read_batch_jobs")
+    with (
+        dg.DagsterInstance.ephemeral(str(tmp_path)) as instance,
+        dg.build_sensor_context(
+            instance=instance, definitions=defs(), resources={"llm": LLMResource(model="openai/gpt-4o-mini")}
+        ) as context,
+    ):
+        assert sensor.evaluate_tick(context).skip_message == "No asset waits for batch jobs."
 
 
 @pytest.mark.parametrize("batch_size", [1, 20])

@@ -6,12 +6,14 @@ the words of the API, so that a test whose request is wrong fails.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import orjson
 
 from tests.support.provider import Altered, Asked, Effect, Fault, Provider, status
+from tests.support.seeing import find_type
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
 _FIELDS = frozenset(
@@ -27,6 +29,10 @@ _SCHEMA_WORDS = frozenset(
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _WITHOUT_FORMAT = "claude-3"
 _MAX_BREAKPOINTS = 4
+_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "image": ("image/jpeg", "image/png", "image/gif", "image/webp"),
+    "document": ("application/pdf",),
+}
 
 
 class AnthropicProvider(Provider):
@@ -101,7 +107,7 @@ class AnthropicProvider(Provider):
         text = orjson.dumps([body.get("tools"), body.get("output_config")]).decode()
         marked = None
         for block in blocks_of(body):
-            text += block["text"]
+            text += block.get("text", "")
             marked = len(text) if "cache_control" in block else marked
         return text, marked
 
@@ -136,7 +142,8 @@ def _faults(asked: Asked) -> Iterator[str]:
     if not roles or roles[-1] != "user" or not set(roles) <= {"user", "assistant"}:
         yield "messages: the conversation must end with a user message"
     blocks = list(blocks_of(body))
-    if any(not block["text"].strip() for block in blocks):
+    yield from (fault for block in blocks for fault in _block_faults(block))
+    if any(not block["text"].strip() for block in blocks if block["type"] == "text"):
         yield "messages: text content blocks must contain non-whitespace text"
     marked = [block["cache_control"] for block in blocks if "cache_control" in block]
     if len(marked) > _MAX_BREAKPOINTS:
@@ -147,6 +154,20 @@ def _faults(asked: Asked) -> Iterator[str]:
         yield "cache_control: Input should be a valid dictionary"
     yield from _thinking_faults(body)
     yield from _format_faults(body)
+
+
+def _block_faults(block: Mapping[str, Any]) -> Iterator[str]:
+    if block["type"] not in _SOURCES:
+        if block["type"] != "text":
+            yield f"messages: {block['type']!r} is no block that is taken"
+        return
+    source = block["source"]
+    if source["type"] == "url":
+        return
+    if source["type"] != "base64" or source["media_type"] not in _SOURCES[block["type"]]:
+        yield f"messages: source.media_type {source.get('media_type')!r} is not taken"
+    if find_type(b64decode(source["data"], validate=True)) != source["media_type"]:
+        yield "messages: Could not process image"
 
 
 def blocks_of(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -149,12 +149,14 @@ class Deployment:
 
     def launch(self, asset: str, tags: Mapping[str, str] | None = None) -> str:
         """Materialize an asset; returns the run's id."""
-        selector = {
-            "repositoryLocationName": "tests",
-            "repositoryName": "__repository__",
-            "pipelineName": "__ASSET_JOB",
-            "assetSelection": [{"path": [asset]}],
-        }
+        return self._launch({"pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}]}, tags)
+
+    def launch_job(self, job: str, partition: str) -> str:
+        """Launch a job for a partition; returns the run's id."""
+        return self._launch({"pipelineName": job}, {"dagster/partition": partition})
+
+    def _launch(self, what: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str:
+        selector = {"repositoryLocationName": "tests", "repositoryName": "__repository__", **what}
         given = [{"key": key, "value": value} for key, value in (tags or {}).items()]
         found = self.graphql(
             """mutation($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {

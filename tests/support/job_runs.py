@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ondine_core.engine.jobs.waits import end_wait, find_first_run
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait, find_first_run
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run
@@ -20,10 +20,12 @@ from ondine_core.errors import JobsUnderWayError, ProviderError, StoreError
 from ondine_core.limits.budget import BudgetLimit
 from ondine_core.limits.rate_limiter import Rates
 from ondine_core.prompts.task import compile_task
+from ondine_core.providers.media_parts import openai_content
 from ondine_core.store import Store
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
+from tests.support.seeing import text_of
 from tests.support.simulated_jobs import BATCH_PRICE, JobProvider, KillableStore, Killed, Life, reply_to
 
 __all__ = ["JobWorld", "words"]
@@ -44,7 +46,7 @@ class _LiveModel:
     max_batch_size: int | None = None
 
     async def __call__(self, call: Call) -> Reply:
-        text = call.messages[-1].content
+        text = text_of(openai_content(call.messages[-1].content, call.media))
         came = self.provider.answer(text) or reply_to(text)
         if isinstance(came, ProviderError):
             raise came
@@ -65,11 +67,13 @@ class JobWorld:
         clock: Virtual time.
         path: Of the store.
         max_cost_usd: Cap of a materialization.
+        question: The prompt, of the column `word`.
     """
 
     clock: Clock
     path: Path
     max_cost_usd: Decimal | None = Decimal(1)
+    question: str = "Say {word}"
     warnings: list[str] = field(default_factory=list)
     runs: int = 0
     provider: JobProvider = field(init=False)
@@ -116,7 +120,7 @@ class JobWorld:
     ) -> Report:
         self.runs += 1
         spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
-        task = compile_task("Say {word}", "said", spec)
+        task = compile_task(self.question, "said", spec)
         caps = () if self.max_cost_usd is None else (BudgetLimit(self.max_cost_usd),)
         origin = Origin(f"run-{self.runs}", asset)
         terms = RunLimits(
@@ -125,6 +129,7 @@ class JobWorld:
         runtime = find_runtime(_LiveModel(self.provider, life), spec, BATCH_PRICE, store, terms)
         runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
         chosen = Policy(**{"batch_min_rows": 3, "batch_wait_s": 0.0, **policy})
+        chosen = await continue_materialization(store, origin, chosen)
         report = await run(task, {"word": rows}, len(rows), runtime, policy=chosen, origin=origin, clock=self.clock)
         await end_wait(store, origin)
         return report

@@ -24,6 +24,7 @@ import orjson
 from aiohttp import web
 
 from tests.support.meter import Meter, prompt_text
+from tests.support.seeing import Seen, media_of, text_of
 
 _START_TIMEOUT_S = 60.0
 
@@ -46,7 +47,12 @@ class Asked:
     def prompt(self) -> str:
         """The last user message."""
         content = next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return text_of(content)
+
+    @property
+    def media(self) -> list[Seen]:
+        """The images and documents of all messages, in order."""
+        return [seen for message in self.messages for seen in media_of(message["content"])]
 
 
 @dataclass(frozen=True)
@@ -412,8 +418,8 @@ class Provider:
 
     def _bill(self, asked: Asked, text: str) -> tuple[int, int]:
         if self._count is None:
-            return sum(len(message["content"]) for message in asked.messages) // 4, len(text) // 4
+            return sum(len(text_of(message["content"])) for message in asked.messages) // 4, len(text) // 4
         # Three tokens a message, one for its role, three for the reply's beginning; and the schema is read, too.
         schema = orjson.dumps(asked.body.get("response_format", "")).decode()
-        sent = sum(self._count(message["content"]) + 4 for message in asked.messages) + 3 + self._count(schema)
+        sent = sum(self._count(text_of(message["content"])) + 4 for message in asked.messages) + 3 + self._count(schema)
         return sent, self._count(text)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ondine_core.errors import JobLostError, ProviderError, TransientError
-from ondine_core.providers.job_api import JobLimits, JobReply, JobStatus, NewJob
+from ondine_core.providers.job_api import JobLimits, JobProblem, JobReply, JobStatus, NewJob
+from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.pricing import Price
 from ondine_core.store import Store
 from ondine_core.types.values import Call, Reply, Usage
+from tests.support.seeing import text_of
 
 __all__ = ["BATCH_PRICE", "JobProvider", "KillableStore", "Killed", "Life"]
 
@@ -73,6 +75,7 @@ class _Job:
     account: str
     texts: dict[str, str]
     created_at: float
+    problems: tuple[JobProblem, ...] = ()
     cancelled_at: float | None = None
     ran: dict[str, Reply | ProviderError | None] | None = None
 
@@ -89,6 +92,8 @@ class JobProvider:
         limits: The most that one job may hold.
         cut_create: Of the next requests that create a job, so many do, and are not answered.
         refuse_create: What the next requests that create a job are refused with.
+        problems: For which the next jobs are not run, those of one job each.
+        noise: What stands in the results besides: of each result a copy, and results of other jobs.
         lost: Whether results are gone.
     """
 
@@ -99,6 +104,8 @@ class JobProvider:
     limits: JobLimits = JobLimits(1000, 10**9)
     cut_create: int = 0
     refuse_create: list[ProviderError] = field(default_factory=list)
+    problems: list[tuple[JobProblem, ...]] = field(default_factory=list)
+    noise: bool = False
     lost: bool = False
     jobs: dict[str, _Job] = field(default_factory=dict)
     billed: Counter[str] = field(default_factory=Counter)
@@ -139,7 +146,8 @@ class _Api:
         return self.provider.limits
 
     def write(self, call: Call, custom_id: str) -> bytes:
-        return json.dumps({"id": custom_id, "text": call.messages[-1].content}).encode()
+        content = openai_content(call.messages[-1].content, call.media)
+        return json.dumps({"id": custom_id, "text": text_of(content)}).encode()
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         self.life.step()
@@ -157,6 +165,8 @@ class _Api:
             self.provider.now(),
         )
         self.provider.jobs[made.id] = made
+        if self.provider.problems:
+            made.problems, made.ran = self.provider.problems.pop(0), {}
         self.life.step()
         if self.provider.cut_create:
             self.provider.cut_create -= 1
@@ -175,8 +185,11 @@ class _Api:
         self.provider.settle(job)
         ran = job.ran or {}
         done = sum(isinstance(came, Reply) for came in ran.values())
-        state = "in_progress" if job.ran is None else "completed"
-        return JobStatus(job.ran is not None, state, done, total=len(job.texts), bills_silence=False)
+        ended = "failed" if job.problems else "completed"
+        state = "in_progress" if job.ran is None else ended
+        return JobStatus(
+            job.ran is not None, state, done, total=len(job.texts), problems=job.problems, bills_silence=False
+        )
 
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
         self.life.step()
@@ -184,6 +197,10 @@ class _Api:
             raise JobLostError("The results are gone.")
         for custom_id, came in (self._find(job_id).ran or {}).items():
             yield JobReply(custom_id, came)
+            if self.provider.noise:
+                yield JobReply(custom_id, Reply("another"))
+                yield JobReply(f"{'0' * 16}-{custom_id}", Reply("alien"))
+                yield JobReply("", TransientError("A line cannot be read.", cost_unknown=True))
 
     async def cancel(self, job_id: str) -> None:
         self.life.step()

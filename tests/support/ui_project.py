@@ -1,6 +1,6 @@
-"""Assets to look at in the UI: one that takes its time, one with failed rows, a spend report, a step that fails.
+"""Assets to look at in the UI: slow, with failed rows, by batch jobs, a spend report, and a step that fails.
 
-The provider's address is in the environment.
+The providers' addresses are in the environment.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 import dagster as dg
 import pandas as pd
 
-from ondine_dagster import ErrorRateCheck, LLMResource, llm_asset, spend_report
+from ondine_dagster import ErrorRateCheck, LLMResource, batch_sensor, llm_asset, spend_report
 from ondine_dagster.reporting.markdown import preview
 
 
@@ -47,6 +47,12 @@ def strict_ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
     return tickets_of(context)
 
 
+@llm_asset(prompt=PROMPT, output=OUTPUT, group_name="tickets", tier="batch", resource_key="nightly_llm")
+def nightly_teams() -> pd.DataFrame:
+    """Team and urgency of the tickets of the day, by batch jobs."""
+    return pd.DataFrame({"body": [f"Ticket {number}: It does not work." for number in range(600)]})
+
+
 @dg.asset(group_name="tickets")
 def answers_with_links() -> dg.MaterializeResult[None]:
     """A preview of answers that would like to be clicked."""
@@ -68,10 +74,28 @@ llm = LLMResource(
     max_concurrency=8,
     progress_every_s=1.0,
 )
+nightly_llm = LLMResource(
+    model="openai/gpt-4o-mini",
+    api_key="key",
+    base_url=os.environ.get("TEST_JOBS_URL", "http://127.0.0.1:9/v1"),
+    max_output_tokens=50,
+    batch_wait_s=1,
+)
 llm_spend = spend_report(group_name="tickets")
 defs = dg.Definitions(
-    assets=[support_tickets, ticket_labels, ticket_teams, strict_ticket_teams, answers_with_links, llm_spend],
-    resources={"llm": llm},
+    assets=[
+        *(support_tickets, ticket_labels, ticket_teams, strict_ticket_teams, nightly_teams, answers_with_links),
+        llm_spend,
+    ],
+    sensors=[
+        batch_sensor(
+            "nightly_teams",
+            resource_keys="nightly_llm",
+            minimum_interval_seconds=1,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        )
+    ],
+    resources={"llm": llm, "nightly_llm": nightly_llm},
 )
 
 

@@ -6,14 +6,17 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, get_args
 
 from hypothesis import strategies as st
 
 from ondine_core.errors import RefusedError, TransientError
 from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin, UsageTotals
+from ondine_core.types.media import Media, split_media
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Call, Failure, Key, Reply, Usage
+from tests.support.pictures import picture
 
 Fault = Literal[
     *("none", "garbage", "empty", "wrong type", "fenced", "prose"),
@@ -27,6 +30,21 @@ schedules = st.tuples(st.lists(st.sampled_from(FAULTS), max_size=40), st.sampled
 
 
 MOST_CALLS = 5000
+
+
+@cache
+def image_of(text: str) -> bytes:
+    """An image that shows a text, for `UnreliableModel` to read."""
+    image = picture(int.from_bytes(text.encode()))
+    _TEXTS[image] = text
+    return image
+
+
+def _look(part: str | Media) -> str:
+    return part if isinstance(part, str) else _TEXTS[part.load()]
+
+
+_TEXTS: dict[bytes, str] = {}
 
 
 class UnreliableModel:
@@ -53,7 +71,7 @@ class UnreliableModel:
         self.in_flight = self.peak_in_flight = self.lost = 0
 
     async def __call__(self, call: Call) -> Reply:
-        first_line = call.messages[-1].content.partition("\n")[0]
+        first_line = "".join(map(_look, split_media(call.messages[-1].content, call.media))).partition("\n")[0]
         many = first_line.startswith("[")
         items = json.loads(first_line) if many else [{"id": 1, "x": first_line.removeprefix("Say: ")}]
         texts = [item["x"] for item in items]

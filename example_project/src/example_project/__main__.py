@@ -29,9 +29,12 @@ def main(day: str = "2026-01-05") -> None:
     job = defs().resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(instance=instance, partition_key=day, run_config=_QUIET)
+    figures = figures_by_asset(result)
+    if not {"review_sentiment", "review_department"} <= figures.keys():
+        sys.exit("Batch jobs are under way. Run this again later; it reads their answers.")
     table: pd.DataFrame = result.output_for_node("review_sentiment")
     departments = result.output_for_node("review_department")[["review_id", "department"]]
-    show(day, table.merge(departments, on="review_id"), figures_by_asset(result))
+    show(day, table.merge(departments, on="review_id"), figures)
 
 
 def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:

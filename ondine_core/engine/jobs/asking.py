@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -49,6 +49,7 @@ class Work:
         emitter: Emits the events of batches and calls.
         others: Other runs of the same question.
         run_state: Takes the outcomes of rows.
+        started_at: When the run began, in seconds since the epoch.
         unseen: Prompts that were asked by calls whose outcome was never seen.
     """
 
@@ -62,7 +63,8 @@ class Work:
     emitter: EventEmitter
     others: OtherRuns
     run_state: RunState
-    unseen: set[Key]
+    started_at: float
+    unseen: set[Key] = field(default_factory=set)
 
     def pending(self) -> list[tuple[Key, int]]:
         """The prompts without an outcome that no batch job has in flight, and a row of each."""
@@ -117,13 +119,13 @@ def _open_context(work: Work, batch_size: int | Literal["auto"], stack: AsyncExi
 
     def find_items(keys: Sequence[Key]) -> dict[Key, Item]:
         rows = ((key, work.first[key]) for key in keys if key in work.first)
-        return {item.key: item for item in items(task.prompt, work.columns, rows, apart=sizes.several)}
+        return {item.key: item for item in items(task, work.columns, rows, apart=sizes.several)}
 
     def pack_items(prompts: Iterable[Item]) -> Iterator[Batch]:
         return pack(prompts, sizes.take, policy.max_repairs, lambda: sizes.room)
 
     pending = work.pending() if task.model.tier == "batch" else []
-    fresh = pack_items(items(task.prompt, work.columns, pending, apart=sizes.several))
+    fresh = pack_items(items(task, work.columns, pending, apart=sizes.several))
     window = policy.context_window or find_window(task.model)
     return JobContext(
         task=task,
@@ -141,5 +143,6 @@ def _open_context(work: Work, batch_size: int | Literal["auto"], stack: AsyncExi
         queue=BatchQueue(fresh, len(pending), find_items),
         pack=pack_items,
         warn=runtime.on_fallback,
+        started_at=work.started_at,
         unseen=work.unseen,
     )

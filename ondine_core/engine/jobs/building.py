@@ -13,22 +13,24 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import BinaryIO
 
-from ondine_core.batching.strategy import draw_ids
+from ondine_core.batching.strategy import draw_ids, encode
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, read_batch, write_batch
 from ondine_core.engine.workers import choose_strategy, find_oversize_prompt
-from ondine_core.errors import StoreError
+from ondine_core.errors import RefusedError, StoreError
 from ondine_core.store import job_tables
 from ondine_core.store.budget_state import units_of
 from ondine_core.types.job_record import JobRecord
 from ondine_core.types.ledger import CallReason, CallStarted
 from ondine_core.types.processes import this_process
 from ondine_core.types.progress import add_usd
-from ondine_core.types.values import Item, Key
+from ondine_core.types.values import Batch, Call, Item, Key
 
 __all__ = ["NewRequests", "build", "discard"]
 
 _REQUESTS_AT_ONCE = 500
 """In one transaction; so many are in memory at any time."""
+_WITH_MEDIA_AT_ONCE = 16
+"""Each of these may have megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +92,19 @@ async def _fill(context: JobContext, new: NewRequests, most: int) -> None:
     """Put batches into a job until it has `most` requests, nothing waits any more, or the file or a budget is full."""
     with _explained(), new.file.open("wb") as file:
         while new.lacks_units is None and new.count < most:
-            batches = _take(context, min(_REQUESTS_AT_ONCE, most - new.count))
+            at_once = _WITH_MEDIA_AT_ONCE if context.task.prompt.media_columns else _REQUESTS_AT_ONCE
+            batches = _take(context, min(at_once, most - new.count))
             if not batches:
                 break
-            requests = _write_requests(context, new, batches)
-            left = batches[len(requests) :]
-            await _add(context, new, requests, file)
-            context.queue.put_back(left)
-            if left:  # the file is full
+            if context.task.prompt.media_columns:  # files are read
+                written = await asyncio.to_thread(_write_requests, context, new, batches)
+            else:
+                written = _write_requests(context, new, batches)
+            for batch, error in written.unreadable:
+                _end_unreadable(context, batch, error)
+            await _add(context, new, written.requests, file)
+            context.queue.put_back(written.left)
+            if written.left:  # the file is full
                 break
 
 
@@ -150,19 +157,51 @@ def _take(context: JobContext, count: int) -> list[QueuedBatch]:
     return batches
 
 
-def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> list[_Request]:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What came of writing batches.
+
+    Args:
+        requests: Those that were written.
+        unreadable: Those with an image or document that cannot be read any more, and why.
+        left: Those for which the file has no room.
+    """
+
+    requests: list[_Request]
+    unreadable: list[tuple[Batch, RefusedError]]
+    left: Sequence[QueuedBatch]
+
+
+def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> _Written:
     """The requests of `batches`, up to the first for which the file has no room."""
-    requests: list[_Request] = []
+    written = _Written([], [], [])
+    requests = written.requests
     room = context.api.limits.bytes - new.bytes
-    for queued in batches:
-        request = _write_request(context, new, queued, new.next_number + len(requests))
+    for place, queued in enumerate(batches):
+        try:
+            request = _write_request(context, new, queued, new.next_number + len(requests))
+        except RefusedError as error:
+            written.unreadable.append((queued.batch, error))
+            continue
         room -= len(request.line)
         is_first = not requests and not new.count
         if room < 0 and not is_first:  # one that is too long for any job is the provider's to refuse
+            written = replace(written, left=batches[place:])
             break
         requests.append(request)
     new.next_number += len(requests)
-    return requests
+    return written
+
+
+def _end_unreadable(context: JobContext, batch: Batch, error: RefusedError) -> None:
+    """Fail a prompt whose image cannot be read any more; of several, find out which."""
+    strategy = choose_strategy(batch, context.policy.strategy)
+    call = Call(())  # it was not made
+    result = context.interpreter.interpret(batch, strategy, call, error, Decimal(0), context.paid)
+    for owed in result.retry:
+        context.queue.put(QueuedBatch(owed))
+    context.run_state.settle(result.failures)
+    context.emitter.rows_failed((failure, context.run_state.rows_of(key)) for key, failure in result.failures)
 
 
 def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, number: int) -> _Request:
@@ -170,7 +209,7 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, n
     queued = replace(queued, batch=replace(queued.batch, ids=ids))
     strategy = choose_strategy(queued.batch, context.policy.strategy)
     has_long_cache = context.task.model.prompt_cache == "1h"
-    call = replace(strategy.encode(queued.batch, context.task), tier="batch", cache_prefix=has_long_cache)
+    call = replace(encode(strategy, queued.batch, context.task), tier="batch", cache_prefix=has_long_cache)
     keys = tuple(item.key for item in queued.batch.items)
     bound_usd = context.run_state.tracker.bound(call)
     sent = CallStarted(

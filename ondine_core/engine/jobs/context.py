@@ -120,6 +120,7 @@ class JobContext:
         pack: Puts prompts into batches.
         queue: Batches that wait for a job.
         warn: Told in a sentence what a person should know.
+        started_at: When the run began, in seconds since the epoch.
         unseen: Prompts that were asked by calls whose outcome was never seen.
         paid: What prompts that are asked again have cost so far.
     """
@@ -139,6 +140,7 @@ class JobContext:
     pack: Callable[[Iterable[Item]], Iterator[Batch]]
     queue: BatchQueue
     warn: Callable[[str], None]
+    started_at: float
     unseen: set[Key]
     paid: Paid = field(default_factory=dict)
 

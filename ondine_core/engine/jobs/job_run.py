@@ -278,16 +278,19 @@ class JobRun:
                 with suppress(ProviderError):
                     await self.context.api.cancel(record.job_id)
 
-    async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError | TransientError:
+    async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError:
         context = self.context
         rows = context.run_state.rows_left
         model = context.task.model.model
-        if not jobs:
-            return TransientError(
-                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
-                "yet. Run again later."
-            )
         await self._note_wait()
+        if not jobs:
+            return JobsUnderWayError(
+                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
+                "yet. Run again later, by hand or by batch_sensor.",
+                rows_left=rows,
+            )
+        found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
+        jobs = await context.store.read(found)  # with what the provider has just said of them
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         shown = tuple(
@@ -302,7 +305,8 @@ class JobRun:
             for record in jobs
         )
         return JobsUnderWayError(
-            f"{len(jobs):,} batch jobs of {model!r} are under way: {done:,} of {requests:,} requests are done, and "
+            f"{len(jobs):,} batch {'job' if len(jobs) == 1 else 'jobs'} of {model!r} under way: {done:,} of "
+            f"{requests:,} requests are done, and "
             f"{rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor: that run reads the "
             "results and asks nothing twice.",
             shown,
@@ -314,7 +318,7 @@ class JobRun:
         context = self.context
         jobs = sorted(set(context.others.in_jobs.values()))
         if context.origin.asset:
-            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, at=context.clock.now())
+            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, since=context.started_at)
             await context.store.change(wait)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 
+from ondine_core.batching.strategy import encode
 from ondine_core.engine.call_request import BatchResult
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, choose_strategy_of, read_batch
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
@@ -196,7 +197,7 @@ class _Reading:
             _owe_again(context, queued)
             return CallFinished(sent, "answered", usage or Usage(), charge.usd, at_most=charge.at_most)
         strategy = choose_strategy_of(strategy_name, batch, context.policy)
-        request = strategy.encode(batch, context.task)
+        request = encode(strategy, batch, context.task)
         result = context.interpreter.interpret(batch, strategy, request, reply, charge.usd, context.paid)
         self._emit(call, queued, request, reply, charge.usd, result)
         for owed in result.retry:

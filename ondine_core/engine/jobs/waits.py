@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
+from ondine_core.engine.policy import Policy
 from ondine_core.store import Store, job_tables
 from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["end_wait", "find_first_run", "find_wait", "give_up_wait"]
+__all__ = ["continue_materialization", "end_wait", "find_first_run", "find_wait", "give_up_wait"]
 
 
 async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
-    """What the materialization of `origin` waits for; `None` if it does not wait."""
+    """What the materialization of `origin` waits for; `None` if it does not wait.
+
+    One whose jobs are all read, and that did not end well, is over; it is forgotten here.
+    """
     if not isinstance(store, Store) or not origin.asset:
         return None
     waits = await store.read(partial(job_tables.read_waits, origin=origin))
-    return waits[0] if waits else None
+    if not waits:
+        return None
+    jobs = list(waits[0].jobs)
+    if jobs and not await store.read(partial(job_tables.read_jobs, jobs=jobs)):
+        await store.change(partial(job_tables.remove_wait, origin=origin))
+        return None
+    return waits[0]
 
 
 async def find_first_run(store: AnswerStore, origin: Origin) -> Origin:
     """`origin` with the run that began its materialization, where that waits for batch jobs."""
     wait = await find_wait(store, origin)
     return origin if wait is None else wait.origin
+
+
+async def continue_materialization(store: AnswerStore, origin: Origin, policy: Policy) -> Policy:
+    """`policy` as it holds for a run that goes on with a materialization that an earlier one began.
+
+    What that run answered is taken, also if everything is to be asked anew, and what failed in it has failed.
+    """
+    wait = await find_wait(store, origin)
+    if wait is None:
+        return policy
+    return replace(policy, reuse_since=min(policy.reuse_since, wait.since), retry_failed_rows=False)
 
 
 async def end_wait(store: AnswerStore, origin: Origin) -> None:

@@ -29,6 +29,7 @@ from ondine_core.providers.jobs.job_http import (
     size_of,
 )
 from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.media_parts import gemini_parts
 from ondine_core.providers.openai_http import chat_reply
 from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.reply_body import max_reply_bytes
@@ -106,7 +107,10 @@ class _GeminiJobs:
             config["responseJsonSchema"] = orjson.Fragment(schema)
         request: dict[str, Json] = {
             "contents": [
-                {"role": "model" if message.role == "assistant" else "user", "parts": [{"text": message.content}]}
+                {
+                    "role": "model" if message.role == "assistant" else "user",
+                    "parts": gemini_parts(message.content, call.media),
+                }
                 for message in call.messages
                 if message.role != "system"
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -23,7 +24,7 @@ from ondine_core.prompts.task import compile_task
 from ondine_core.providers.pricing import Price
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Answer, Call, Failure, ModelSpec, Reply, Usage
-from tests.support.unreliable import FAULTS, MemoryStore, UnreliableModel, schedules
+from tests.support.unreliable import FAULTS, MemoryStore, UnreliableModel, image_of, schedules
 from tests.support.virtual_clock import run_virtually
 
 QUESTION = compile_task("Say: {text}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
@@ -32,7 +33,20 @@ POLICY = Policy(max_concurrency=4, max_repairs=1, retry=RETRY)
 HEALTHY = ((), "none")
 
 BATCHED = replace(POLICY, batch_size=5)
-by_size = pytest.mark.parametrize("policy", [POLICY, BATCHED], ids=["alone", "batched"])
+SIGHT = compile_task("Say: {text:image}", {"answer": str}, ModelSpec("test/unreliable", max_output_tokens=1000))
+
+
+def by_size(law: Callable[..., None]) -> Callable[..., None]:
+    """Alone and in batches, of texts and of images."""
+    by_kind = pytest.mark.parametrize("kind", ["texts", "images"])
+    return by_kind(pytest.mark.parametrize("policy", [POLICY, BATCHED], ids=["alone", "batched"])(law))
+
+
+def cells(texts: list[str], kind: str) -> list[str | bytes]:
+    """Rows that hold these texts, or images that show them."""
+    return [image_of(text) for text in texts] if kind == "images" else list(texts)
+
+
 # With one row a call these change nothing.
 HARMLESS_ALONE = ("none", "slow", "fenced", "reorder", "drop", "repeat", "contradict", "alien", "text ids", "shift")
 
@@ -40,26 +54,33 @@ tables = st.lists(st.text("abc", min_size=1, max_size=2), min_size=1, max_size=3
 
 
 def enrich(
-    texts: list[str], model: UnreliableModel, store: MemoryStore, policy: Policy = POLICY, **options: object
+    texts: list[str],
+    model: UnreliableModel,
+    store: MemoryStore,
+    policy: Policy = POLICY,
+    *,
+    kind: str = "texts",
+    **options: object,
 ) -> Report:
     """One run on virtual time."""
 
     def main(clock: Clock) -> object:
         chosen = Options(store=store, policy=policy, clock=clock)
-        return answer({"text": texts}, QUESTION, replace(chosen, **options), model)
+        task = SIGHT if kind == "images" else QUESTION
+        return answer({"text": cells(texts, kind)}, task, replace(chosen, **options), model)
 
     return run_virtually(main)
 
 
 @by_size
 @given(tables, schedules)
-def test_total_and_aligned(policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_total_and_aligned(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """A table of n rows gives n outcomes, each an answer that repeats its own row's text or a failure with a reason."""
     model, store = UnreliableModel(schedule), MemoryStore()
     try:
-        report = enrich(texts, model, store, policy)
+        report = enrich(texts, model, store, policy, kind=kind)
     except TransientError:  # the provider stayed away for long; what was answered is kept
-        report = enrich(texts, UnreliableModel(HEALTHY), store, policy)
+        report = enrich(texts, UnreliableModel(HEALTHY), store, policy, kind=kind)
     assert len(report.outcomes) == len(texts)
     for text, outcome in zip(texts, report.outcomes, strict=True):
         assert isinstance(outcome, Failure) or outcome.values == {"answer": text}
@@ -69,11 +90,11 @@ def test_total_and_aligned(policy: Policy, texts: list[str], schedule: tuple) ->
 
 @by_size
 @given(tables, schedules)
-def test_terminating(policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_terminating(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """No prompt is asked more often than repairs times attempts allow, whatever goes wrong for ever."""
     model = UnreliableModel(schedule)
     with suppress(TransientError):
-        enrich(texts, model, MemoryStore(), policy)
+        enrich(texts, model, MemoryStore(), policy, kind=kind)
     # A batch of 5 may be repaired once, halved to 3, to 2 and to 1, and repaired when it is alone.
     asks = 1 + policy.max_repairs + (4 if policy.batch_size > 1 else 0)
     # While the provider answers nobody it is probed, at most four times a second.
@@ -84,10 +105,10 @@ def test_terminating(policy: Policy, texts: list[str], schedule: tuple) -> None:
 
 @by_size
 @given(tables, schedules)
-def test_duplicates_are_asked_once(policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_duplicates_are_asked_once(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """Rows with the same text share one conversation and one outcome."""
     model = UnreliableModel((schedule[0], "none"))
-    report = enrich(texts, model, MemoryStore(), policy)
+    report = enrich(texts, model, MemoryStore(), policy, kind=kind)
     by_text: dict[str, object] = {}
     for text, outcome in zip(texts, report.outcomes, strict=True):
         assert by_text.setdefault(text, outcome) == outcome
@@ -96,27 +117,27 @@ def test_duplicates_are_asked_once(policy: Policy, texts: list[str], schedule: t
 
 @by_size
 @given(tables, schedules)
-def test_idempotent(policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_idempotent(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """A re-run asks only what has no answer yet, and a third asks nothing."""
     store = MemoryStore()
     with suppress(TransientError):
-        enrich(texts, UnreliableModel(schedule), store, policy)
+        enrich(texts, UnreliableModel(schedule), store, policy, kind=kind)
     answered = {stored.values["answer"] for stored in store.answers.values()}
     again = UnreliableModel(HEALTHY)
-    report = enrich(texts, again, store, policy)
+    report = enrich(texts, again, store, policy, kind=kind)
     assert sorted(again.asked) == sorted(set(texts) - answered)
     assert report.progress.rows_reused == sum(text in answered for text in texts)
     idle = UnreliableModel(HEALTHY)
-    enrich(texts, idle, store)
+    enrich(texts, idle, store, kind=kind)
     assert idle.asked == []
 
 
 @by_size
 @given(tables, schedules)
-def test_the_books_agree(policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_the_books_agree(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """Calls, replies, tokens and dollars of the report are those that the provider counted."""
     model, price = UnreliableModel((schedule[0], "none")), Price(Decimal(1), Decimal(2), Decimal("0.5"))
-    spend = enrich(texts, model, MemoryStore(), policy, price=price).spend
+    spend = enrich(texts, model, MemoryStore(), policy, price=price, kind=kind).spend
     assert (spend.calls, spend.answered) == (len(model.sizes), len(model.replies))
     assert spend.usage == sum(model.replies, Usage())
     assert spend.usd == len(model.replies) * (6 * price.input + 4 * price.cached_input + 3 * price.output)
@@ -124,13 +145,14 @@ def test_the_books_agree(policy: Policy, texts: list[str], schedule: tuple) -> N
 
 @by_size
 @given(tables, schedules, st.floats(0.0, 3.0))
-def test_an_interrupt_stops_at_once(policy: Policy, texts: list[str], schedule: tuple, at_s: float) -> None:
+def test_an_interrupt_stops_at_once(kind: str, policy: Policy, texts: list[str], schedule: tuple, at_s: float) -> None:
     """After a cancellation no call leaves and none is in flight, whenever it comes."""
     model, store = UnreliableModel(schedule), MemoryStore()
 
     async def main(clock: Clock) -> int:
         options = Options(store=store, policy=policy, clock=clock)
-        task = asyncio.create_task(answer({"text": texts}, QUESTION, options, model))
+        asked = SIGHT if kind == "images" else QUESTION
+        task = asyncio.create_task(answer({"text": cells(texts, kind)}, asked, options, model))
         await asyncio.wait({task}, timeout=at_s)
         cancelled_at = clock.now()
         task.cancel()

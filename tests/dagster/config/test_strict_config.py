@@ -24,7 +24,7 @@ MODEL = "openai/gpt-4o-mini"
         (LLMResource, {"model": MODEL, "max_cost_usd": 0.01}, "'max_cost_usd'. Did you mean 'budgets'?"),
         (LLMResource, {"model": MODEL, "rpm": 3}, "'rpm'. Did you mean 'requests_per_minute'?"),
         (LLMResource, {"model": MODEL, "max_tokens": 3}, "'max_tokens'. Did you mean 'max_output_tokens'?"),
-        (LLMResource, {"model": MODEL, "zzz": 3}, "'zzz'. Valid are api_key, base_url, budgets"),
+        (LLMResource, {"model": MODEL, "zzz": 3}, "'zzz'. Valid are api_key, base_url, batch_min_rows"),
         (SharedBudget, {"name": "b", "max_cost_usd": 1, "perod": "day"}, "'perod'. Did you mean 'period'?"),
         (LLMAssetConfig, {"maxrows": 10}, "'maxrows'. Did you mean 'max_rows'?"),
     ],

@@ -77,7 +77,7 @@ NUMBERS = [name for name in NUMBERS if name not in ("params", "settings", "obser
 
 def test_the_numbers_of_a_resource_are_known_to_this_test() -> None:
     """A new number has to take variables, too."""
-    assert len(NUMBERS) == 14
+    assert len(NUMBERS) == 16
 
 
 @pytest.mark.parametrize("variable", [dg.EnvVar("RATE"), dg.EnvVar.int("RATE")], ids=["EnvVar", "EnvVar.int"])

@@ -40,7 +40,7 @@ async def check_books(world: JobWorld) -> None:
 
 
 @given(deaths=st.lists(st.integers(0, 120), max_size=4), rows=st.integers(1, 12), cuts=st.integers(0, 2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_each_row_is_answered_and_paid_once_whenever_the_process_is_killed(
     deaths: list[int], rows: int, cuts: int
 ) -> None:
@@ -98,7 +98,7 @@ def came_of(kind: str, text: str) -> Reply | ProviderError | None:
     deaths=st.lists(st.integers(0, 200), max_size=2),
     wait_s=st.sampled_from((0.0, 7200.0)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_whatever_a_job_brings_each_row_has_one_outcome_and_the_bill_is_the_providers(
     kinds: list[list[str]], takes_h: float, deaths: list[int], wait_s: float
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
@@ -13,12 +14,14 @@ import pytest
 
 from ondine_core.engine.report import Report
 from ondine_core.errors import BudgetExhaustedError, FatalError, JobsUnderWayError, RefusedError, TransientError
-from ondine_core.providers.job_api import JobLimits
+from ondine_core.providers.job_api import JobLimits, JobProblem
 from ondine_core.store import job_tables
 from ondine_core.store.queries import read_spending
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Usage
 from tests.support.job_runs import JobWorld, words
+from tests.support.pictures import picture
+from tests.support.seeing import name_of
 from tests.support.simulated_jobs import BATCH_PRICE, reply_to
 from tests.support.virtual_clock import run_virtually
 
@@ -73,6 +76,40 @@ def test_a_run_that_may_wait_reads_its_own_job(tmp_path: Path) -> None:
         assert await world.read(job_tables.read_waits) == []
 
     in_world(tmp_path, act)
+
+
+class ChangingPath(os.PathLike[str]):
+    """A path to a file that has another content, and looks the same, from the second look on."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(picture(98))
+        self.path, self.looks = path, 0
+
+    def __fspath__(self) -> str:
+        self.looks += 1
+        if self.looks == 2:
+            at = self.path.stat()
+            with self.path.open("r+b") as file:
+                file.write(bytes(at.st_size))
+            os.utime(self.path, ns=(at.st_atime_ns, at.st_mtime_ns))
+        return str(self.path)
+
+
+def test_images_go_into_jobs(tmp_path: Path) -> None:
+    """Each answer is to its own image, and one that changes before it is written fails alone, unbilled."""
+
+    async def act(world: JobWorld) -> None:
+        rows: list[Any] = [picture(number) for number in range(6)]
+        rows.insert(2, ChangingPath(tmp_path / "p.png"))
+        report = await world.run(rows, batch_wait_s=2 * HOUR_S)
+        assert isinstance(report, Report)
+        names = [None if isinstance(row, ChangingPath) else name_of(row) for row in rows]
+        assert report.column("said") == names
+        assert "has changed" in str(report.outcomes[2])
+        assert report.spend.usd == world.provider.usd > 0
+        assert [len(job.texts) for job in world.provider.jobs.values()] == [6]
+
+    in_world(tmp_path, act, question="Say {word:image}")
 
 
 def test_a_file_holds_as_many_bytes_as_the_provider_takes(tmp_path: Path) -> None:
@@ -347,5 +384,79 @@ def test_no_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
         world.provider.answer = reply_to
         report = await world.finish(words(6))
         assert report.column("said") == words(6)
+
+    in_world(tmp_path, act)
+
+
+def test_a_line_that_fails_validation_is_its_rows_failure_and_the_others_are_handed_in_again(tmp_path: Path) -> None:
+    """As many times as lines are found to be wrong."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = [(JobProblem("Too long.", line=2),), (JobProblem("Too long.", line=3),)]
+        report = await world.finish(words(8))
+        assert [word for word, said in zip(words(8), report.column("said"), strict=True) if said is None] == [
+            "w1",
+            "w3",
+        ]
+        assert set(report.errors()) == {None, "refused: The provider refused the request: Too long."}
+        assert len(world.provider.billed) == 6
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_that_the_provider_does_not_run_for_its_setup_ends_the_run(tmp_path: Path) -> None:
+    """With the provider's reason; no row has failed."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = [(JobProblem("The model has no batches."),)]
+        with pytest.raises(FatalError, match="has no batches"):
+            await world.run(words(8))
+        report = await world.finish(words(8))
+        assert report.column("said") == words(8)
+
+    in_world(tmp_path, act)
+
+
+def test_a_job_that_ends_since_the_account_is_full_comes_back_in_smaller_ones(tmp_path: Path) -> None:
+    """Its rows are not given up, however often that happens."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.problems = 5 * [(JobProblem("Enqueued token limit.", is_quota=True),)]
+        report = await world.run(words(16), batch_wait_s=50 * HOUR_S)
+        assert isinstance(report, Report)
+        assert report.column("said") == words(16)
+        sizes = [len(job.texts) for job in world.provider.jobs.values()]
+        assert sizes[:2] == [16, 8]
+        assert max(world.provider.billed.values()) == 1
+
+    in_world(tmp_path, act)
+
+
+def test_results_that_come_twice_or_are_of_other_jobs_are_left_out(tmp_path: Path) -> None:
+    """The first result of a request counts; strangers are named in a warning."""
+
+    async def act(world: JobWorld) -> None:
+        world.provider.noise = True
+        report = await world.finish(words(8))
+        assert report.column("said") == words(8)
+        assert any("of other jobs, left out" in warning for warning in world.warnings)
+        assert (await spent(world)).usd == world.provider.usd
+
+    in_world(tmp_path, act)
+
+
+def test_a_materialization_that_failed_once_its_jobs_were_read_is_over(tmp_path: Path) -> None:
+    """The next run begins one of its own, with a cap and a deadline of its own."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(6))
+        await world.clock.sleep(HOUR_S)
+        world.provider.answer = lambda _: FatalError("The account has no credit.", fault="account")
+        with pytest.raises(FatalError, match="credit"):
+            await world.run(words(6))
+        world.provider.answer = reply_to
+        await world.run(words(6))
+        (wait,) = await world.read(job_tables.read_waits)
+        assert (wait.origin.run, wait.since) == ("run-3", world.clock.now())
 
     in_world(tmp_path, act)

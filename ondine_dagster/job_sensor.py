@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import dagster as dg
@@ -33,6 +34,9 @@ _POLLS_AT_ONCE = 8
 _POLL_TIMEOUT_S = 40.0
 """For all polls of a store: Dagster ends a tick after a minute."""
 _DIGEST_BYTES = 12
+_NOTES_SHOWN = 20
+_NO_ROOM_TICKS = 5
+"""A run that found no room for a job is repeated after so many intervals."""
 _RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
 _KEPT_TAGS = frozenset(
     (
@@ -58,7 +62,8 @@ def batch_sensor(
     A step of the batch tier waits for its jobs for `batch_wait_s` and then ends without a materialization. This sensor
     goes on from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run with
     the same partition, config and tags, of the assets that wait and those downstream of them that the run was to make.
-    It never does so twice for the same jobs, nor while the run that waits is still at work.
+    It never does so twice for the same jobs, nor while the run that waits is still at work, nor after it was terminated
+    by a person.
 
     Args:
         target: The assets: keys, definitions, or an `AssetSelection`; by default all of the code location. Or a job
@@ -78,17 +83,20 @@ def batch_sensor(
     if minimum_interval_seconds < 1:
         raise ConfigError(f"minimum_interval_seconds={minimum_interval_seconds!r} must be at least 1.")
     target = _target_of(target)
-    selection: dg.AssetSelection = target if isinstance(target, dg.AssetSelection) else target.selection
+    of_assets = isinstance(target, dg.AssetSelection)
+    selection: dg.AssetSelection = target if of_assets else target.selection
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         with ExitStack() as stack:
-            return _evaluate(context, selection, _find_models(context, keys, stack))
+            models = _find_models(context, keys, stack)
+            return _evaluate(context, selection, models, _NO_ROOM_TICKS * minimum_interval_seconds)
 
     given = {"description": "Requests a run when the batch jobs that an asset waits for have ended."} | sensor_arguments
     return dg.SensorDefinition(
         name,
         evaluation_fn=evaluate,
-        target=target,
+        asset_selection=target if of_assets else None,
+        job=None if of_assets else target,
         required_resource_keys=set(keys),
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
@@ -212,11 +220,20 @@ class _Polled:
     def __str__(self) -> str:
         done, requests = sum(job.done for job in self.jobs), sum(job.requests for job in self.jobs)
         states = ", ".join(sorted({job.status or job.state for job in self.jobs}))
-        return f"{len(self.jobs):,} batch jobs under way ({states}), {done:,} of {requests:,} requests are done"
+        jobs = "1 batch job" if len(self.jobs) == 1 else f"{len(self.jobs):,} batch jobs"
+        return f"{jobs} under way ({states}), {done:,} of {requests:,} requests are done"
 
 
-def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models) -> dg.SensorResult:
+def _evaluate(
+    context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models, no_room_s: float
+) -> dg.SensorResult:
     """Request the runs that are due, and say what is under way.
+
+    Args:
+        context: The sensor's.
+        selection: The assets that it looks after.
+        models: The models that they ask.
+        no_room_s: Seconds after which a run is repeated that found no room for a job.
 
     Raises:
         Failure: No run is due, and of some jobs it could not be found out.
@@ -226,27 +243,45 @@ def _evaluate(context: dg.SensorEvaluationContext, selection: dg.AssetSelection,
     problems: list[str] = []
     assets = _assets(context)
     watched = {key.to_user_string() for key in selection.resolve(list(dict.fromkeys(assets.values())))}
+
+    @cache
+    def partitions_of(key: dg.AssetKey) -> frozenset[str | None]:
+        definition = assets[key].partitions_def
+        keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else ()
+        return frozenset((None, *keys))
+
     for place in models.stores:
         try:
             waits = [wait for wait in _read_waits(place) if wait.origin.asset in watched]
-            due = _find_due(context, waits, notes)
+            due = _find_due(context, waits, no_room_s, notes)
             polled = run_in_thread(partial(_poll_all, place, due, models, assets)) if due else []
         except OndineError as error:
             problems.append(str(error))
             continue
         for waiting, said in zip(due, polled, strict=True):
-            if said.is_ready:
-                requests.append(_request(context, waiting))
-            elif said.problem:
+            partition = waiting.run.tags.get(_PARTITION)
+            if said.problem:
                 problems.append(f"{waiting}: {said.problem}")
+            elif said.is_ready and all(partition in partitions_of(key) for key in waiting.keys):
+                requests.append(_request(context, waiting))
+            elif said.is_ready:  # Dagster would request no run at all for one that is not valid
+                notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
             else:
                 notes.append(f"{waiting}: {said}.")
+    return _conclude(context, requests, notes, problems)
+
+
+def _conclude(
+    context: dg.SensorEvaluationContext, requests: list[dg.RunRequest], notes: list[str], problems: list[str]
+) -> dg.SensorResult:
     for problem in problems:
         context.log.error(problem)
     if requests:
         return dg.SensorResult(requests)
     if problems:  # a tick that has failed is seen, one that was skipped is not
         raise dg.Failure("\n".join([*problems, *notes]))
+    if len(notes) > _NOTES_SHOWN:
+        notes[_NOTES_SHOWN:] = [f"And {len(notes) - _NOTES_SHOWN:,} more."]
     return dg.SensorResult(skip_reason="\n".join(notes) or "No asset waits for batch jobs.")
 
 
@@ -258,7 +293,9 @@ def _read_waits(place: str) -> list[JobWait]:
         return run_in_thread(lambda: store.read(job_tables.read_waits))
 
 
-def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], notes: list[str]) -> list[_Waiting]:
+def _find_due(
+    context: dg.SensorEvaluationContext, waits: Sequence[JobWait], no_room_s: float, notes: list[str]
+) -> list[_Waiting]:
     """The runs whose jobs are to be polled; of the others `notes` says why they are not."""
     by_run: dict[str, list[JobWait]] = {}
     for wait in waits:
@@ -274,12 +311,21 @@ def _find_due(context: dg.SensorEvaluationContext, waits: Sequence[JobWait], not
         requested = context.instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: waiting.run_key}), limit=1)
         if not run.is_finished:
             notes.append(f"{waiting}: the run {run_id} is at work.")
+        elif run.status == dg.DagsterRunStatus.CANCELED:
+            notes.append(f"{waiting}: the run {run_id} was terminated; launch it again to read what its jobs answer.")
         elif requested:
             said = "is over; if it did not end well, launch it again" if requested[0].is_finished else "is at work"
             notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {said}.")
+        elif not waiting.jobs and not _ended_before(context, run_id, time() - no_room_s):
+            notes.append(f"{waiting}: the account has no room for another batch job; a run tries again soon.")
         else:
             due.append(waiting)
     return due
+
+
+def _ended_before(context: dg.SensorEvaluationContext, run_id: str, at: float) -> bool:
+    record = context.instance.get_run_record_by_id(run_id)
+    return record is None or record.end_time is None or record.end_time <= at
 
 
 # -- polling -------------------------------------------------------------------------------------------------------

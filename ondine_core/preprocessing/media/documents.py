@@ -1,0 +1,99 @@
+"""PDFs, by way of pypdf: how many pages there are, some of them as a document of their own, and their text."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from io import BytesIO
+from typing import Any
+
+from ondine_core.errors import ConfigError
+from ondine_core.types.media import MediaError
+
+__all__ = ["check_pypdf", "count_pages", "cut_pages", "end_of_pdf", "read_text"]
+
+_MOST_PAGES = 5_000
+_LONGEST_TAIL = 1_024
+"""Bytes behind the end marker that writers leave there; by the specification readers look for it so far."""
+
+
+def check_pypdf() -> None:
+    """Refuse to go on without the library.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    if find_spec("pypdf") is None:
+        raise ConfigError("Documents in a prompt need pypdf: pip install 'ondine-dagster[documents]'.")
+
+
+def end_of_pdf(data: bytes) -> int:
+    """Bytes up to the end marker.
+
+    Raises:
+        MediaError: There is none, or much comes behind it, so that it may be another file as well.
+    """
+    at = data.rfind(b"%%EOF")
+    if at < 0:
+        raise MediaError("it is corrupt or broken off (application/pdf)")
+    end = at + 5
+    if len(data) - end > _LONGEST_TAIL:
+        raise MediaError("something else comes behind its end (application/pdf)")
+    return end
+
+
+def count_pages(data: bytes) -> int:
+    """The pages of a document.
+
+    Raises:
+        MediaError: It is corrupt, is encrypted, or has none or too many.
+    """
+    pages = len(_open(data).pages)
+    if not 0 < pages <= _MOST_PAGES:
+        raise MediaError(f"it has {pages:,} pages; 1 to {_MOST_PAGES:,} are sent (application/pdf)")
+    return pages
+
+
+def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
+    """The pages from `first` to before `end` as a document."""
+    from pypdf import PdfWriter
+
+    writer, written = PdfWriter(), BytesIO()
+    for page in _open(data).pages[first:end]:
+        writer.add_page(page)
+    writer.write(written)
+    return written.getvalue()
+
+
+def read_text(data: bytes, first: int, end: int | None) -> str:
+    """The text of some pages, a blank line between them.
+
+    Raises:
+        MediaError: They have none, as scans have not.
+    """
+    try:
+        texts = [page.extract_text().strip() for page in _open(data).pages[first:end]]
+    except MediaError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a parser may stumble over anything; only this row fails)
+        raise MediaError(f"its text cannot be read ({type(error).__name__})") from None
+    text = "\n\n".join(filter(None, texts))
+    if not text:
+        raise MediaError("its pages have no text (application/pdf); send the pages, without as_text")
+    return text
+
+
+def _open(data: bytes) -> Any:
+    from pypdf import PdfReader
+
+    # It warns of every oddity in a file, with what stands there.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
+    try:
+        reader = PdfReader(BytesIO(data))
+        is_encrypted = reader.is_encrypted
+        _ = None if is_encrypted else len(reader.pages)
+    except Exception as error:  # noqa: BLE001  (as above)
+        raise MediaError(f"it is corrupt or broken off ({type(error).__name__})") from None
+    if is_encrypted:
+        raise MediaError("it is encrypted (application/pdf)")
+    return reader

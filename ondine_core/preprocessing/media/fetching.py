@@ -1,0 +1,197 @@
+"""Fetches the addresses in cells, without becoming a way into the network that this runs in.
+
+A cell may name any address, so only public ones are fetched: every address that a host name stands for is checked, the
+connection goes to one that was checked (a name that stands for another one a moment later changes nothing), and each
+redirect is checked in the same way. What is fetched waits in a folder of its own until its call leaves, and is removed
+when the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from tempfile import mkstemp
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from ondine_core.preprocessing.media.media_options import MediaOptions
+from ondine_core.preprocessing.media.media_reader import MediaReader, is_url
+from ondine_core.types.media import MediaError
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+__all__ = ["fetch", "fetch_cells", "is_public"]
+
+_AT_ONCE = 16
+_MOST_REDIRECTS = 5
+_CHUNK = 2**16
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_OK = 200
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+IsAllowed = Callable[[str], bool]
+Resolve = Callable[..., Any]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also what is embedded in it."""
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            embedded = IPv4Address(ip.packed[-4:])
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not ip.is_multicast
+
+
+async def fetch_cells(reader: MediaReader, columns: Iterable[Iterable[Any]]) -> None:
+    """Fetch every address in the cells of some columns; which could not be fetched is told when its row is read."""
+    if not reader.options.fetch:
+        return
+    urls = dict.fromkeys(url for cells in columns for url in _urls(cells))
+    if not urls:
+        return
+    is_allowed: IsAllowed = (lambda _: True) if reader.options.allow_private else is_public
+    found = await fetch(iter(urls), reader.options, reader.folder, is_allowed)
+    for url, path in found.items():
+        old = reader.fetched.get(url)
+        if isinstance(old, Path):
+            old.unlink(missing_ok=True)
+        reader.fetched[url] = path
+
+
+def _urls(cells: Iterable[Any]) -> Iterator[str]:
+    for cell in cells:
+        for one in cell if isinstance(cell, list | tuple) else (cell,):
+            if isinstance(one, str) and is_url(one):
+                yield one.strip()
+
+
+async def fetch(
+    urls: Iterator[str],
+    options: MediaOptions,
+    folder: Path,
+    is_allowed: IsAllowed,
+    resolve: Resolve = socket.getaddrinfo,
+) -> dict[str, Path | MediaError]:
+    """Fetch addresses into files, some at a time.
+
+    Args:
+        urls: What to fetch.
+        options: Time-out and size.
+        folder: Where the files are written.
+        is_allowed: Whether an IP address may be connected to.
+        resolve: Looks host names up; it may block.
+
+    Returns:
+        For each address its file, or why there is none.
+    """
+    import aiohttp
+
+    found: dict[str, Path | MediaError] = {}
+    checked = _resolver(is_allowed, resolve)
+    connector = aiohttp.TCPConnector(resolver=checked, use_dns_cache=False, limit=_AT_ONCE)
+    timeout = aiohttp.ClientTimeout(total=options.timeout_s)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), headers={"Accept": "*/*"}
+    ) as session:
+
+        async def work() -> None:
+            for url in urls:
+                try:
+                    found[url] = await _fetch_one(session, url, options, folder, is_allowed)
+                except MediaError as error:
+                    found[url] = error
+                except _NotAllowedError:
+                    found[url] = MediaError(_NOT_ALLOWED)
+                except TimeoutError:
+                    found[url] = MediaError(f"its address did not answer within timeout_s={options.timeout_s:g}")
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    is_refused = isinstance(error.__cause__, _NotAllowedError)
+                    reason = f"its address cannot be fetched ({type(error).__name__})"
+                    found[url] = MediaError(_NOT_ALLOWED if is_refused else reason)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_AT_ONCE):
+                group.create_task(work())
+    return found
+
+
+_NOT_ALLOWED = "its address leads into a private network; MediaOptions(allow_private=True) allows that"
+
+
+class _NotAllowedError(OSError):
+    """An address is not one that may be connected to."""
+
+
+async def _fetch_one(
+    session: ClientSession, url: str, options: MediaOptions, folder: Path, is_allowed: IsAllowed
+) -> Path:
+    for _ in range(_MOST_REDIRECTS + 1):
+        _check_url(url, is_allowed)
+        async with session.get(url, allow_redirects=False) as response:
+            if response.status in _REDIRECTS:
+                url = urljoin(url, response.headers.get("Location", ""))
+                continue
+            if response.status != _OK:
+                raise MediaError(f"its address answers with status {response.status}")
+            return await _save(response, options.max_bytes, folder)
+    raise MediaError(f"its address redirects more than {_MOST_REDIRECTS} times")
+
+
+def _check_url(url: str, is_allowed: IsAllowed) -> None:
+    """Refuse what is not fetched by its address alone; host names are checked when they are looked up."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise MediaError("its address is neither http nor https")
+    with suppress(ValueError):
+        if not is_allowed(str(ip_address(parts.hostname))):
+            raise _NotAllowedError
+
+
+async def _save(response: ClientResponse, max_bytes: int, folder: Path) -> Path:
+    handle, name = mkstemp(dir=folder)
+    size = 0
+    try:
+        with os.fdopen(handle, "wb") as file:
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise MediaError(f"it has more than max_bytes={max_bytes:,} bytes")
+                file.write(chunk)
+    except BaseException:
+        os.unlink(name)  # noqa: PTH108  (pathlib is refused in a coroutine)
+        raise
+    return Path(name)
+
+
+def _resolver(is_allowed: IsAllowed, resolve: Resolve) -> Any:
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Resolver(AbstractResolver):
+        """Looks a host name up, and refuses it if any of its addresses is not allowed."""
+
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            found = await asyncio.to_thread(resolve, host, port, family, socket.SOCK_STREAM)
+            if not all(is_allowed(address[0]) for *_, address in found):
+                raise _NotAllowedError
+            return [
+                ResolveResult(
+                    hostname=host, host=address[0], port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST
+                )
+                for kind, _, _, _, address in found
+            ]
+
+        async def close(self) -> None:
+            """Nothing to close."""
+
+    return Resolver()

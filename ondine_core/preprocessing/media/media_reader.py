@@ -1,0 +1,334 @@
+"""From a cell to the image or document that it holds or names.
+
+Nothing that a cell says is believed: what it holds is known by its content, a path leads only below the root, and what
+cannot be read fails its row alone, with a reason that shows nothing of the cell. A file is read once for its digest,
+however many rows name it and however often its prompt is rendered, and a second time when its call leaves.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from shutil import rmtree
+from stat import S_ISREG
+from tempfile import mkdtemp
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+from weakref import finalize
+
+from ondine_core.preprocessing.media.documents import check_pypdf, count_pages, cut_pages, end_of_pdf, read_text
+from ondine_core.preprocessing.media.image_headers import find_type, read_image
+from ondine_core.preprocessing.media.media_options import MediaOptions
+from ondine_core.preprocessing.media.pixels import (
+    check_pillow,
+    digest_pixels,
+    fit,
+    is_pillow_image,
+    shrink_image,
+    to_png,
+)
+from ondine_core.preprocessing.media.strip_metadata import strip_metadata
+from ondine_core.types.cell_text import is_blank
+from ondine_core.types.media import Media, MediaError, MediaKind
+
+__all__ = ["Gallery", "MediaReader", "is_url"]
+
+_DIGEST_BYTES = 16
+_MOST_KNOWN = 200_000
+_MOST_IN_CELL = 100
+_ADDED_BYTES = 64
+"""More than the orientation takes that is put back."""
+_URL = re.compile(r"https?://[^\s]+", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+Load: TypeAlias = Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The images or documents of one cell, in order; in a prompt, their references, a space between them."""
+
+    items: tuple[Media, ...]
+
+    def __iter__(self) -> Iterator[Media]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.items))
+
+
+class MediaReader:
+    """Reads the cells of one prompt; any thread may use it.
+
+    Args:
+        options: What the user says.
+        kinds: What the prompt takes.
+
+    Raises:
+        ConfigError: An option, or documents, need a library that is not installed.
+    """
+
+    def __init__(self, options: MediaOptions, kinds: frozenset[MediaKind]) -> None:
+        self.options = options
+        self._root = os.path.realpath(options.root or ".")
+        self._known: dict[tuple[str, int, int, int], Media] = {}
+        self.fetched: dict[str, Path | MediaError] = {}
+        """Addresses that were fetched, and where their content is."""
+        self._folder: Path | None = None
+        if options.max_side_px is not None:
+            check_pillow()
+        if "document" in kinds:
+            check_pypdf()
+
+    @property
+    def folder(self) -> Path:
+        """Where what was fetched waits; it goes with this object."""
+        if self._folder is None:
+            self._folder = Path(mkdtemp(prefix="ondine-"))
+            finalize(self, rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    def read(self, cell: Any, kind: MediaKind) -> Media | Gallery | str | None:
+        """What a cell holds: an image or document, or several, the text of documents if that is wanted, or nothing.
+
+        Raises:
+            MediaError: It holds something else, or what it names cannot be read.
+        """
+        if isinstance(cell, Media | Gallery):
+            return cell
+        if hasattr(cell, "tolist") and not isinstance(cell, memoryview):
+            cell = cell.tolist()
+        if not isinstance(cell, list | tuple):
+            return None if _is_missing(cell) else self._read_one(cell, kind)
+        found = [self._read_one(one, kind) for one in cell if not _is_missing(one)]
+        if len(found) > _MOST_IN_CELL:
+            raise MediaError(f"it lists {len(found):,} {kind}s; at most {_MOST_IN_CELL} are sent")
+        if not found:
+            return None
+        texts = [one for one in found if isinstance(one, str)]
+        return "\n\n".join(texts) if texts else Gallery(tuple(one for one in found if isinstance(one, Media)))
+
+    def _read_one(self, cell: Any, kind: MediaKind) -> Media | str:
+        if is_pillow_image(cell):
+            return self._read_pillow(cell, kind)
+        if isinstance(cell, bytes | bytearray | memoryview):
+            return self._read_bytes(bytes(cell), kind)
+        if isinstance(cell, os.PathLike):
+            return self._read_file(os.path.realpath(os.fsdecode(cell)), kind)
+        if not isinstance(cell, str):
+            raise MediaError(f"a {type(cell).__name__} is no {kind}; give bytes, a path, an address or a PIL.Image")
+        cell = cell.strip()
+        if _DATA_URL.match(cell):
+            return self._read_bytes(self._decode(cell), kind)
+        if is_url(cell):
+            return self._read_url(cell, kind)
+        if _SCHEME.match(cell):
+            raise MediaError("its address is neither http, https nor data")
+        return self._read_file(self._resolve(cell), kind)
+
+    # -- where it is -----------------------------------------------------------------------------------------------
+
+    def _resolve(self, cell: str) -> str:
+        """The file that a text names, if it is below the root."""
+        if "\0" in cell:
+            raise MediaError("its path holds a NUL")
+        path = os.path.realpath(os.path.join(self._root, cell))  # noqa: PTH118  (half the time of pathlib)
+        if os.path.commonpath((path, self._root)) != self._root:
+            raise MediaError("its path leads out of the root; set MediaOptions(root=...) to a folder that has the file")
+        return path
+
+    def _read_file(self, path: str, kind: MediaKind) -> Media | str:
+        try:
+            at = os.stat(path)  # noqa: PTH116
+            if not S_ISREG(at.st_mode):
+                raise MediaError("its path names no file")
+            mark = (f"{kind} {path}", at.st_size, at.st_mtime_ns, at.st_ino)
+            known = self._known.get(mark)
+            if known is not None:
+                return known
+            self._check_size(at.st_size)
+            load = partial(_load_file, path, self.options.max_bytes)
+            found = self._inspect(load(), kind, load)
+        except OSError as error:
+            raise MediaError(f"its file cannot be read ({type(error).__name__})") from None
+        if isinstance(found, Media) and len(self._known) < _MOST_KNOWN:
+            self._known[mark] = found
+        return found
+
+    def _read_bytes(self, data: bytes, kind: MediaKind) -> Media | str:
+        self._check_size(len(data))
+        return self._inspect(data, kind, lambda: data)
+
+    def _read_url(self, url: str, kind: MediaKind) -> Media | str:
+        options = self.options
+        if not options.fetch:
+            if kind == "document" and (options.as_text or options.pages):
+                raise MediaError("its address is passed on, so pages and as_text need fetch=True")
+            media_type = "application/pdf" if kind == "document" else "image/*"
+            return Media(kind, media_type, _digest(f"url:{url}".encode()), detail=options.detail, url=url)
+        found = self.fetched.get(url)
+        if found is None:
+            raise MediaError("its address was not fetched")
+        if isinstance(found, MediaError):
+            raise found
+        return self._read_file(str(found), kind)
+
+    def _decode(self, url: str) -> bytes:
+        """The content of a data: URL."""
+        head, _, body = url.partition(",")
+        self._check_size(len(body) * 3 // 4)
+        if not head.lower().endswith(";base64"):
+            return unquote_to_bytes(body)
+        try:
+            return base64.b64decode("".join(body.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise MediaError("its data: URL is no base64") from None
+
+    def _check_size(self, size: int) -> None:
+        if size == 0:
+            raise MediaError("it has 0 bytes")
+        if size > self.options.max_bytes:
+            raise MediaError(f"it has {size:,} bytes, more than max_bytes={self.options.max_bytes:,}")
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    def _inspect(self, data: bytes, kind: MediaKind, load: Load) -> Media | str:
+        media_type = find_type(data)
+        if media_type is None:
+            raise MediaError("its content is no PNG, JPEG, GIF, WebP or PDF")
+        is_document = media_type == "application/pdf"
+        if is_document != (kind == "document"):
+            raise MediaError(f"its content is {media_type}, and the prompt takes it as {kind}")
+        return self._inspect_document(data, load) if is_document else self._inspect_image(data, media_type, load)
+
+    def _inspect_image(self, data: bytes, media_type: str, load: Load) -> Media:
+        options = self.options
+        facts = read_image(data, media_type)
+        if facts.frames > 1:
+            raise MediaError(f"it is animated ({media_type}); send one frame of it")
+        if facts.width * facts.height > options.max_pixels:
+            raise MediaError(f"it has {facts.width}x{facts.height} pixels, more than max_pixels={options.max_pixels:,}")
+        width, height = fit(facts.width, facts.height, options.max_side_px)
+        is_resized = (width, height) != (facts.width, facts.height)
+        write: Callable[[bytes], bytes] = partial(_strip, media_type)
+        if is_resized:
+            write = partial(_shrink, media_type, options.max_side_px or 0)
+        elif options.keep_metadata:
+            write = partial(_cut, facts.end)
+        digest = _digest(data)
+        return Media(
+            "image",
+            "image/png" if is_resized and media_type == "image/gif" else media_type,
+            digest,
+            facts.end + _ADDED_BYTES,
+            width,
+            height,
+            detail=options.detail,
+            load=partial(_load_checked, load, digest, write),
+        )
+
+    def _inspect_document(self, data: bytes, load: Load) -> Media | str:
+        end_of_file = end_of_pdf(data)
+        first, end = self.options.page_range()
+        if self.options.as_text:
+            return read_text(data, first, end)
+        pages = len(range(count_pages(data))[first:end])
+        if not pages:
+            raise MediaError(f"it has none of the pages {self.options.pages!r}")
+        chosen = (first, end) if self.options.pages else None
+        digest = _digest(data)
+        write = partial(_write_document, end_of_file, chosen)
+        size = len(data) if chosen is None else 2 * len(data)
+        return Media(
+            "document",
+            "application/pdf",
+            digest,
+            size,
+            pages=pages,
+            load=partial(_load_checked, load, digest, write),
+        )
+
+    def _read_pillow(self, image: Any, kind: MediaKind) -> Media:
+        if kind != "image":
+            raise MediaError("a PIL.Image is no document")
+        if getattr(image, "n_frames", 1) > 1:
+            raise MediaError("it is animated; send one frame of it")
+        width, height = image.size
+        if not (width and height):
+            raise MediaError("its width or height is 0")
+        if width * height > self.options.max_pixels:
+            raise MediaError(f"it has {width}x{height} pixels, more than max_pixels={self.options.max_pixels:,}")
+        fitted = fit(width, height, self.options.max_side_px)
+        write = partial(to_png, image)
+        return Media(
+            "image",
+            "image/png",
+            digest_pixels(image, _DIGEST_BYTES),
+            4 * fitted[0] * fitted[1] + 2**16,
+            *fitted,
+            detail=self.options.detail,
+            load=write if fitted == (width, height) else partial(_shrunk, write, self.options.max_side_px or 0),
+        )
+
+
+def is_url(cell: str) -> bool:
+    """Whether a text is an address that is passed on or fetched."""
+    return _URL.fullmatch(cell.strip()) is not None
+
+
+def _is_missing(cell: Any) -> bool:
+    return not isinstance(cell, os.PathLike) and not is_pillow_image(cell) and is_blank(cell)
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+
+
+def _load_file(path: str, max_bytes: int) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise MediaError(f"it has more than max_bytes={max_bytes:,} bytes")
+    return data
+
+
+def _load_checked(load: Load, digest: str, write: Callable[[bytes], bytes]) -> bytes:
+    """What is sent of a content, which must still be the one that the prompt's key was made of."""
+    data = load()
+    if _digest(data) != digest:
+        raise MediaError("its content has changed since the run began; run again")
+    return write(data)
+
+
+def _strip(media_type: str, data: bytes) -> bytes:
+    return strip_metadata(data, media_type)
+
+
+def _cut(end: int, data: bytes) -> bytes:
+    return data[:end]
+
+
+def _shrink(media_type: str, max_side_px: int, data: bytes) -> bytes:
+    return shrink_image(data, media_type, max_side_px)
+
+
+def _write_document(end_of_file: int, chosen: tuple[int, int | None] | None, data: bytes) -> bytes:
+    return data[:end_of_file] if chosen is None else cut_pages(data, *chosen)
+
+
+def _shrunk(write: Load, max_side_px: int) -> bytes:
+    return shrink_image(write(), "image/png", max_side_px)

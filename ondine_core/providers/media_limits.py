@@ -1,0 +1,160 @@
+"""Which models take images and documents, and how much of them one request may carry.
+
+Sources: the providers' pages on images, files and request sizes, as of November 2026. What is not listed is not limited
+here: the provider decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ondine_core.errors import ConfigError
+from ondine_core.providers.model_data import model_facts
+from ondine_core.providers.pricing import find_entry
+from ondine_core.types.media import Media, MediaKind, find_media
+from ondine_core.types.values import Call, ModelSpec
+
+__all__ = ["MediaLimits", "check_media", "find_media_limits", "find_unsendable", "sent_bytes"]
+
+_MB = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What one request may carry, `None` where nothing is known.
+
+    Args:
+        bytes: Bytes of the request, in which images and documents are written in base64.
+        each_bytes: Bytes of one image before it is written so.
+        images: Images.
+        side_px: Pixels of a side of an image.
+        fetches: Whether the provider fetches images by their addresses.
+        fetches_documents: Whether it fetches documents.
+    """
+
+    bytes: int | None = None
+    each_bytes: int | None = None
+    images: int | None = None
+    side_px: int | None = None
+    fetches: bool = False
+    fetches_documents: bool = False
+
+    def take(self, size: int, images: int) -> bool:
+        """Whether a request may carry so many images, of so many bytes as they are written in all."""
+        return (self.bytes is None or size <= self.bytes) and (self.images is None or images <= self.images)
+
+
+_LIMITS: Mapping[str, MediaLimits] = {
+    "openai": MediaLimits(50 * _MB, None, 500, None, fetches=True),
+    "azure": MediaLimits(50 * _MB, 20 * _MB, 50, None, fetches=True),
+    "anthropic": MediaLimits(32 * _MB, 3_932_160, 100, 8_000, fetches=True, fetches_documents=True),
+    "gemini": MediaLimits(20 * _MB, None, 3_000, None),
+    "groq": MediaLimits(4 * _MB, None, 5, None, fetches=True),
+    "mistral": MediaLimits(None, 10 * _MB, 8, None, fetches=True),
+    "xai": MediaLimits(None, 20 * _MB, None, None, fetches=True),
+    "bedrock": MediaLimits(None, 3_750_000, 20, 8_000),
+    **dict.fromkeys(
+        ("together_ai", "fireworks_ai", "openrouter", "deepinfra", "perplexity"), MediaLimits(fetches=True)
+    ),
+}
+"""Anthropic counts 5 MiB of an image in base64. Servers of one's own might fetch, from the network that they are in: so
+their addresses are fetched here, where private ones are refused."""
+_UNKNOWN = MediaLimits()
+_TEXT_ONLY = ("llama_cpp", "mlx")
+_KEYS: Mapping[MediaKind, tuple[str, ...]] = {
+    "image": ("supports_vision", "supports_image_input"),
+    "document": ("supports_pdf_input",),
+}
+_DATED = re.compile(r"\d{4}")
+_MOST_NAMED = 3
+_LEFT_FOR_TEXT = 2**16
+"""Bytes of a request for what is not in its messages: schema and fields."""
+
+
+def find_media_limits(spec: ModelSpec) -> MediaLimits:
+    """What a request to the provider of `spec` may carry."""
+    return _LIMITS.get(spec.model.partition("/")[0], _UNKNOWN)
+
+
+def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
+    """Refuse a model that does not take what a prompt has, as far as the price list knows.
+
+    Raises:
+        ConfigError: It does not; the message names models of the same provider that do.
+    """
+    provider = spec.model.partition("/")[0]
+    if kinds and provider in _TEXT_ONLY:
+        raise ConfigError(
+            f"The prompt has {' and '.join(sorted(kinds))}s, which models in this process do not take; "
+            f"{spec.model!r} reads text only. Ask a server instead, such as Ollama or llama.cpp's own."
+        )
+    entry = find_entry(spec.listed_as)
+    for kind in sorted(kinds):
+        if entry is not None and not _takes(entry, kind):
+            able = list(_able(spec.listed_as.partition("/")[0], kind))
+            others = f" Models that do: {', '.join(map(repr, able))}." if able else ""
+            raise ConfigError(
+                f"The prompt has {kind}s, which {spec.model!r} does not take by the price list.{others} If it does, "
+                "set Prompt(..., media=MediaOptions(check_model=False))."
+            )
+
+
+def _takes(entry: Mapping[str, Any], kind: MediaKind) -> bool:
+    return any(entry.get(key) for key in _KEYS[kind])
+
+
+def _able(provider: str, kind: MediaKind) -> Iterator[str]:
+    """Some models of a provider that take this, the cheapest first."""
+    found = []
+    for name, entry in model_facts().items():
+        own = name.removeprefix(f"{provider}/")
+        if entry.get("litellm_provider") != provider or entry.get("mode") != "chat" or not _takes(entry, kind):
+            continue
+        usd = entry.get("input_cost_per_token")
+        if usd and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:
+            found.append(("/" in own, usd, f"{provider}/{own}"))  # of several names, the one without a region
+    yield from (name for _, _, name in sorted(found)[:_MOST_NAMED])
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def sent_bytes(media: Media) -> int:
+    """Bytes that an image or document takes in a request, in base64."""
+    return len(media.url) if media.url is not None else -(-media.size // 3) * 4
+
+
+def find_unsendable(call: Call, spec: ModelSpec) -> str | None:
+    """Why the provider cannot take the images and documents of `call`; `None` if it may, or nothing is known."""
+    limits = find_media_limits(spec)
+    found = [media for message in call.messages for media in find_media(message.content, call.media)]
+    for media in found:
+        reason = _find_unsendable(media, limits, spec)
+        if reason:
+            return reason
+    size = sum(map(sent_bytes, found)) + sum(len(message.content.encode()) for message in call.messages)
+    images = sum(media.kind == "image" for media in found)
+    if limits.take(size + _LEFT_FOR_TEXT, images):
+        return None
+    most = f"{limits.bytes:,} bytes" if limits.bytes and size + _LEFT_FOR_TEXT > limits.bytes else None
+    return (
+        f"its {len(found)} images and documents take {size:,} bytes of a request, of which {spec.provider!r} takes "
+        f"{most or f'{limits.images} images'}; send fewer, or set max_side_px"
+    )
+
+
+def _find_unsendable(media: Media, limits: MediaLimits, spec: ModelSpec) -> str | None:
+    if media.url is not None:
+        fetches = limits.fetches if media.kind == "image" else limits.fetches_documents
+        return None if fetches else f"{spec.provider!r} does not fetch {media.kind}s by address; set fetch=True"
+    if media.kind == "image" and limits.each_bytes is not None and media.size > limits.each_bytes:
+        return f"its image has {media.size:,} bytes, {spec.provider!r} takes {limits.each_bytes:,}; set max_side_px"
+    longest = max(media.width, media.height)
+    if limits.side_px is not None and longest > limits.side_px:
+        return (
+            f"its image has {longest:,} pixels on a side, {spec.provider!r} takes {limits.side_px:,}; set max_side_px"
+        )
+    return None

@@ -1,0 +1,157 @@
+"""How many tokens images and documents take at most, by the rule of each family of models.
+
+Sources: OpenAI, "Images and vision" (tiles of 512 pixels; patches of 32 pixels with a factor by model) and "File
+inputs" (text and a picture of each page); Anthropic, "Vision" (patches of 28 pixels, about width x height / 750, within
+1,568 or 4,784 tokens) and "PDF support" (1,500 to 3,000 tokens of text a page, and a picture of it); Google, "Image
+understanding" (258 tokens a tile) and "Media resolution" (1,120 an image from Gemini 3 on). For the newest models the
+rules agree with counts that were measured (the data set JOHNISKING/image-token-cost on Hugging Face, and docs.rs on
+vision-squeezer). Of models that nothing is known of, the dearest rule holds. A model that takes more than its rule says
+raises later reservations, and what the provider bills has the last word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from math import ceil
+from typing import TypeAlias
+
+from ondine_core.types.media import Media, MediaMap, find_media
+
+__all__ = ["max_media_tokens", "max_tokens_anywhere", "media_tokens_in"]
+
+_UNKNOWN_SIDE = 8_192
+"""Pixels of a side of an image whose size is not known, since its address is passed on."""
+_UNKNOWN_PAGES = 100
+_PAGE = (1_700, 2_200)
+"""Pixels of the picture of a page."""
+_PAGE_TEXT = 4_000
+"""Tokens of the text of a page: by Anthropic's account up to 3,000."""
+
+Rule: TypeAlias = Callable[[int, int, bool], int]
+"""Width, height, and whether a low resolution is asked for, to tokens."""
+
+
+# -- OpenAI --------------------------------------------------------------------------------------------------------
+
+_FIT_PX, _SHORT_PX, _TILE_PX, _PATCH_PX = 2_048, 768, 512, 32
+
+
+def _tiles(base: int, tile: int, width: int, height: int, is_low: bool) -> int:
+    """By tiles of an image that is fitted into a square; whether a small one is enlarged is not said."""
+    if is_low:
+        return base
+    within = min(1.0, _FIT_PX / max(width, height))
+    scales = (within, within * min(1.0, _SHORT_PX / (within * min(width, height))))
+    enlarged = min(_FIT_PX / max(width, height), _SHORT_PX / min(width, height))
+    counts = [ceil(width * scale / _TILE_PX) * ceil(height * scale / _TILE_PX) for scale in (scales[1], enlarged)]
+    return base + tile * max(counts)
+
+
+def _patches(percent: int, most: int | None, width: int, height: int, is_low: bool) -> int:
+    del is_low  # it takes no more
+    patches = ceil(width / _PATCH_PX) * ceil(height / _PATCH_PX)
+    return ceil((patches if most is None else min(patches, most)) * percent / 100)
+
+
+# -- Anthropic, Google, and others ---------------------------------------------------------------------------------
+
+
+def _claude(most: int, width: int, height: int, is_low: bool) -> int:
+    del is_low  # there is no such choice
+    return min(most, max(ceil(width / 28) * ceil(height / 28), ceil(width * height / 750)))
+
+
+_GEMINI_TILE, _GEMINI_3_IMAGE, _SMALL_PX = 258, 1_120, 384
+
+
+def _gemini_3(width: int, height: int, is_low: bool) -> int:
+    del width, height, is_low  # it is the same for all
+    return _GEMINI_3_IMAGE
+
+
+def _gemini(width: int, height: int, is_low: bool) -> int:
+    del is_low  # that is said in another way there
+    unit = max(1, int(min(width, height) / 1.5))
+    by_unit = ceil(width / unit) * ceil(height / unit)
+    by_size = ceil(width / _SHORT_PX) * ceil(height / _SHORT_PX)
+    tiles = 1 if max(width, height) <= _SMALL_PX else max(by_unit, by_size)
+    return max(_GEMINI_3_IMAGE, _GEMINI_TILE * tiles)
+
+
+def _others(width: int, height: int, is_low: bool) -> int:
+    """Patches of 14 pixels, a mark for each line, and what models take that cut every image into tiles of their own."""
+    del is_low
+    lines = ceil(height / 14)
+    return min(_MOST_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
+
+
+_MOST_PATCHES_ELSEWHERE = 18_000
+"""Models shrink an image to 16,384 patches (Qwen), with some more for parts of a patch at the edges."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """The models whose names match, and their rule."""
+
+    pattern: re.Pattern[str]
+    rule: Rule
+
+
+def _family(pattern: str, rule: Rule) -> _Family:
+    return _Family(re.compile(pattern), rule)
+
+
+_MINI, _NANO, _O4_MINI, _NEW = 162, 246, 172, 120
+_MOST_PATCHES = 1_536
+# The first that matches holds.
+_FAMILIES = (
+    _family(r"gpt-4o-mini", partial(_tiles, 2_833, 5_667)),
+    _family(r"gpt-(?:4\.1|5)-mini", partial(_patches, _MINI, _MOST_PATCHES)),
+    _family(r"gpt-(?:4\.1|5)-nano", partial(_patches, _NANO, _MOST_PATCHES)),
+    _family(r"\bo4-mini", partial(_patches, _O4_MINI, _MOST_PATCHES)),
+    _family(r"gpt-4o|gpt-4\.1|gpt-4\.5|gpt-4-turbo|chatgpt-4o", partial(_tiles, 85, 170)),
+    _family(r"\bo[13](?!-mini|\w)", partial(_tiles, 75, 150)),
+    _family(r"gpt-5(?:-chat|-pro|-codex|-search|-20|$)", partial(_tiles, 70, 140)),
+    _family(r"gpt-(?:5\.\d|[6-9]).*nano", partial(_patches, _NANO, None)),
+    _family(r"gpt-(?:5\.\d|[6-9]).*mini", partial(_patches, _MINI, None)),
+    # Tiles until GPT-5.1, patches later; between the two the larger figure.
+    _family(r"gpt-(?:5\.\d|[6-9])", lambda w, h, low: max(_patches(_NEW, None, w, h, low), _tiles(70, 140, w, h, low))),
+    _family(r"claude-(?:2|3|sonnet-4|opus-4(?!-[7-9]|\.[7-9])|haiku-[34]|4)", partial(_claude, 1_600)),
+    _family(r"claude", partial(_claude, 4_784)),
+    _family(r"gemini-(?:[3-9]|\d\d)", _gemini_3),
+    _family(r"gemini", _gemini),
+)
+
+
+def _dearest(width: int, height: int, is_low: bool) -> int:
+    rules = (*(family.rule for family in _FAMILIES), _others)
+    return max(rule(width, height, is_low) for rule in rules)
+
+
+@cache
+def _rule_of(model: str) -> Rule:
+    name = model.lower()
+    found = next((family.rule for family in _FAMILIES if family.pattern.search(name)), None)
+    # Behind the names of deployments any model may be.
+    return found or (_dearest if name.startswith(("openai/", "azure/", "/")) else _others)
+
+
+def max_media_tokens(model: str, media: Media) -> int:
+    """The most tokens that an image or document takes with `model`, named as in `openai/gpt-4o-mini`."""
+    rule = _rule_of(model)
+    if media.kind == "document":
+        return (media.pages or _UNKNOWN_PAGES) * (rule(*_PAGE, False) + _PAGE_TEXT)
+    return rule(media.width or _UNKNOWN_SIDE, media.height or _UNKNOWN_SIDE, media.detail == "low")
+
+
+def max_tokens_anywhere(media: Media) -> int:
+    """The most tokens that an image or document takes with any model."""
+    return max_media_tokens("/", media)
+
+
+def media_tokens_in(text: str, media: MediaMap, count: Callable[[Media], int]) -> int:
+    """The tokens of everything that `text` refers to."""
+    return sum(map(count, find_media(text, media)))
