@@ -55,7 +55,7 @@ class PeerScale:
     repetitions: int
 
 
-PEER_SCALES = {"tiny": PeerScale(200, 100, 1), "quick": PeerScale(2_000, 600, 2), "full": PeerScale(5_000, 2_000, 5)}
+PEER_SCALES = {"tiny": PeerScale(200, 100, 1), "quick": PeerScale(2_000, 600, 1), "full": PeerScale(5_000, 2_000, 5)}
 
 
 @dataclass(frozen=True)
