@@ -22,8 +22,8 @@ CORE = """
 """.split()
 RING = """
     CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource MediaOptions
-    NullRateCheck Prompt Sanitizer ScriptedModel SharedBudget batch_sensor build_llm_asset llm_asset replay_failed_rows_job shards
-    spend_report
+    NullRateCheck Prompt Sanitizer ScriptedModel SharedBudget batch_sensor build_llm_asset llm_asset
+    replay_failed_rows_job shards spend_report
 """.split()
 
 

@@ -199,7 +199,7 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
 
 
 def test_photos_are_asked_about_by_a_model_that_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default model cannot, so the assets are there only once another is named; each picture gets its own answer."""
+    """The default model cannot, so the assets are there once another is named; each picture gets its own answer."""
     monkeypatch.delenv("ONDINE_MODEL", raising=False)
     assert not photos().assets
     monkeypatch.setenv("ONDINE_MODEL", "openai/gpt-5-mini")
