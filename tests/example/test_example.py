@@ -16,11 +16,14 @@ import pandas as pd
 import pytest
 from example_project.definitions import defs
 from example_project.defs.assets import PROMPT, Sentiment, days, reviews
+from example_project.defs.photos import PHOTOS, photo_labels, photos, product_photos
+from example_project.draw_photos import PICTURES, draw
 
 from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
 from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
+from tests.support.seeing import name_of
 
 pytestmark = pytest.mark.slow
 
@@ -193,3 +196,32 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
     assert asked == 0
     assert expected["ondine/estimated_cost_usd"] == pytest.approx(usd, rel=0.15)
     assert expected["ondine/estimated_cost_usd_least"] <= usd <= expected["ondine/estimated_cost_usd_most"]
+
+
+def test_photos_are_asked_about_by_a_model_that_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model cannot, so the assets are there once another is named; each picture gets its own answer."""
+    monkeypatch.delenv("ONDINE_MODEL", raising=False)
+    assert not photos().assets
+    monkeypatch.setenv("ONDINE_MODEL", "openai/gpt-5-mini")
+    assert len(photos().assets or ()) == 2
+    named = {name_of(file.read_bytes()): file.stem.split("-") for file in PHOTOS.glob("*.png")}
+
+    def look(prompt: str) -> dict[str, str]:
+        colour, product = named[prompt.rpartition("\n")[2]]
+        return {"product": product, "colour": colour}
+
+    with Provider(look) as provider:
+        llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
+        result = dg.materialize([product_photos, photo_labels], resources={"llm": llm})
+    table = result.output_for_node("photo_labels")
+    assert list(table["colour"] + "-" + table["product"] + ".png") == list(table["photo"])
+    assert len(table) == 6
+
+
+def test_the_photos_are_those_that_the_script_draws() -> None:
+    """Each less than 2 kB."""
+    assert {file.stem for file in PHOTOS.glob("*.png")} == set(PICTURES)
+    for name, picture in PICTURES.items():
+        content = (PHOTOS / f"{name}.png").read_bytes()
+        assert content == draw(*picture)
+        assert len(content) < 2_000
