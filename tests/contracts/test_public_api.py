@@ -21,15 +21,9 @@ CORE = """
     TransientError Usage enrich enrich_sync load_presets open_store openai_compatible preset
 """.split()
 RING = """
-<<<<<<< HEAD
-    CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource MediaOptions
-    NullRateCheck Prompt Sanitizer ScriptedModel SharedBudget batch_sensor build_llm_asset llm_asset
-    replay_failed_rows_job shards spend_report
-=======
     CostPerRowCheck DriftCheck ErrorRateCheck GoldenCheck LLMAssetComponent LLMAssetConfig LLMResource
     MediaOptions NullRateCheck Prompt Sanitizer ScriptedModel SharedBudget batch_sensor build_llm_asset
     llm_asset replay_failed_rows_job shards spend_report
->>>>>>> w-img
 """.split()
 
 
