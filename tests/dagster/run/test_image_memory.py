@@ -24,10 +24,11 @@ FILES, SIDE_PX = 1_000, 258
 MOST_MIB = 500
 
 
-def image(number: int) -> bytes:
-    """A file of about 200 kB, another one for each number."""
-    pixels = random.Random(number).randbytes(3 * SIDE_PX * SIDE_PX)
-    return saved(Image.frombytes("RGB", (SIDE_PX, SIDE_PX), pixels), "png", compress_level=0)
+def image(number: int, *, changed: bool = False) -> bytes:
+    """A file of about 200 kB, another one for each number; `changed` in one byte of its pixels."""
+    pixels = bytearray(random.Random(number).randbytes(3 * SIDE_PX * SIDE_PX))
+    pixels[0] ^= changed
+    return saved(Image.frombytes("RGB", (SIDE_PX, SIDE_PX), bytes(pixels)), "png", compress_level=0)
 
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
@@ -67,7 +68,6 @@ def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
             (folder / names[number]).rename(folder / "copies" / names[number])
             names[number] = f"copies/{names[number]}"
         assert run()["ondine/requests"] == 0
-        changed = folder / names[0]
-        changed.write_bytes(image(FILES))
+        (folder / names[0]).write_bytes(image(0, changed=True))
         assert run()["ondine/requests"] == 1
         assert len(provider.books.requests) == FILES + 1
