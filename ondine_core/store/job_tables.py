@@ -43,6 +43,7 @@ __all__ = [
     "discard",
     "give_back",
     "hold_budgets",
+    "is_held_by_jobs",
     "job_process",
     "move",
     "prune_jobs",
@@ -363,6 +364,21 @@ def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amoun
             {cell: orjson.dumps(write_state(charge(state, process, units, at))) for cell, state in states.items()}
         )
     return count
+
+
+def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) -> bool:
+    """Whether `units` would fit into each budget if batch jobs gave back all that they hold of it.
+
+    Args:
+        database: The store.
+        cells: The most units that each budget has, by the name of its numbers.
+        units: How many are wanted.
+    """
+    for cell, state in _read_states(database, tuple(cells)).items():
+        held = sum(holding.units for holding in state.holdings if holding.place == JOB_PLACE)
+        if state.charged - held + units > cells[cell]:
+            return False
+    return True
 
 
 def give_back(database: Database, job: bytes, units: int, at: float) -> None:

@@ -73,6 +73,7 @@ class JobWorld:
     clock: Clock
     path: Path
     max_cost_usd: Decimal | None = Decimal(1)
+    team_usd: Decimal | None = None
     question: str = "Say {word}"
     warnings: list[str] = field(default_factory=list)
     runs: int = 0
@@ -121,7 +122,9 @@ class JobWorld:
         self.runs += 1
         spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
         task = compile_task(self.question, "said", spec)
-        caps = () if self.max_cost_usd is None else (BudgetLimit(self.max_cost_usd),)
+        own = () if self.max_cost_usd is None else (BudgetLimit(self.max_cost_usd),)
+        team = () if self.team_usd is None else (BudgetLimit(self.team_usd, "team", "ever"),)
+        caps = (*own, *team)
         origin = Origin(f"run-{self.runs}", asset)
         terms = RunLimits(
             caps, Rates(), await find_first_run(store, origin), self.warnings.append, self.clock, self.warnings.append

@@ -118,6 +118,9 @@ class JobRun:
             if new.lacks_units is not None:
                 if context.others.in_jobs:  # whose rest comes back
                     return
+                if await self._is_held_by_jobs(new.lacks_units):
+                    self._full_until = context.clock.elapsed() + _FULL_PAUSE_S
+                    return
                 await self._wait_for_money(new.lacks_units)
 
     async def _submit(self, new: NewRequests) -> None:
@@ -142,6 +145,15 @@ class JobRun:
         self._max_requests = max(1, min(self._max_requests, requests) // 2)
         wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
         self._full_until = self.context.clock.elapsed() + wait_s
+
+    async def _is_held_by_jobs(self, units: int) -> bool:
+        """Whether what the next request may cost would fit if the jobs of other runs gave back what they hold."""
+        budgets = self.context.runtime.budgets
+        if budgets is None:
+            return False
+        cells = budgets.cells
+        query = partial(job_tables.is_held_by_jobs, cells=cells, units=units)
+        return await self.context.store.change(query, tuple(cells))
 
     async def _wait_for_money(self, units: int) -> None:
         """Wait until other runs have given back `units`, which the next request may cost.
@@ -285,8 +297,8 @@ class JobRun:
         await self._note_wait()
         if not jobs:
             return JobsUnderWayError(
-                f"The account has too much under way for another batch job of {model!r}; {rows:,} rows have no answer "
-                "yet. Run again later, by hand or by batch_sensor.",
+                f"The account has too much under way for another batch job of {model!r}, or jobs of other runs hold "
+                f"a budget; {rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor.",
                 rows_left=rows,
             )
         found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])

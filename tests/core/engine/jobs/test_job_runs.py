@@ -203,6 +203,22 @@ def test_a_cap_that_is_spent_ends_the_run_and_keeps_its_answers(tmp_path: Path) 
     in_world(tmp_path, act, max_cost_usd=Decimal("0.0003"))
 
 
+def test_a_shared_cap_holds_for_the_jobs_of_several_runs(tmp_path: Path) -> None:
+    """None of them holds what another needs for ever, and together they never spend more."""
+
+    async def act(world: JobWorld) -> None:
+        runs = [
+            world.run([f"{asset}{number}" for number in range(20)], asset=asset, batch_wait_s=99 * HOUR_S)
+            for asset in ("a", "b", "c")
+        ]
+        reports = await asyncio.gather(*runs)
+        assert all(isinstance(report, Report) and None not in report.column("said") for report in reports)
+        assert world.provider.usd <= Decimal("0.0012")
+        assert len(world.provider.billed) == 60
+
+    in_world(tmp_path, act, team_usd=Decimal("0.0012"))
+
+
 def test_when_answers_are_wanted_by_a_time_the_job_is_cancelled_and_the_rest_asked_at_once(tmp_path: Path) -> None:
     """What the job has by then is read; nothing is paid twice."""
 
