@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from math import inf
 
 from ondine_core.limits.change_detector import CallOutcome, InFlightCall
@@ -36,7 +35,7 @@ class AdmissionQueue:
             return await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                with suppress(ValueError):  # it may have been passed over
+                if waiter in self._waiting:  # it may have been passed over
                     self._waiting.remove(waiter)
                 self._admit()
             else:  # it was admitted in this very moment
