@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
@@ -55,13 +57,18 @@ def count_pages(data: bytes) -> int:
 
 
 def cut_pages(data: bytes, first: int, end: int | None) -> bytes:
-    """The pages from `first` to before `end` as a document."""
+    """The pages from `first` to before `end` as a document.
+
+    Raises:
+        MediaError: They cannot be read.
+    """
     from pypdf import PdfWriter
 
     writer, written = PdfWriter(), BytesIO()
-    for page in _open(data).pages[first:end]:
-        writer.add_page(page)
-    writer.write(written)
+    with _explained("its pages cannot be cut out"):
+        for page in _open(data).pages[first:end]:
+            writer.add_page(page)
+        writer.write(written)
     return written.getvalue()
 
 
@@ -71,16 +78,22 @@ def read_text(data: bytes, first: int, end: int | None) -> str:
     Raises:
         MediaError: They have none, as scans have not.
     """
-    try:
+    with _explained("its text cannot be read"):
         texts = [page.extract_text().strip() for page in _open(data).pages[first:end]]
-    except MediaError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a parser may stumble over anything; only this row fails)
-        raise MediaError(f"its text cannot be read ({type(error).__name__})") from None
     text = "\n\n".join(filter(None, texts))
     if not text:
         raise MediaError("its pages have no text (application/pdf); send the pages, without as_text")
     return text
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a parser may stumble over anything; only this row fails)
+        raise MediaError(f"{what} ({type(error).__name__})") from None
 
 
 def _open(data: bytes) -> Any:
@@ -88,12 +101,10 @@ def _open(data: bytes) -> Any:
 
     # It warns of every oddity in a file, with what stands there.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
-    try:
+    with _explained("it is corrupt or broken off"):
         reader = PdfReader(BytesIO(data))
         is_encrypted = reader.is_encrypted
         _ = None if is_encrypted else len(reader.pages)
-    except Exception as error:  # noqa: BLE001  (as above)
-        raise MediaError(f"it is corrupt or broken off ({type(error).__name__})") from None
     if is_encrypted:
         raise MediaError("it is encrypted (application/pdf)")
     return reader

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,6 +50,8 @@ def test_a_damaged_image_is_refused_or_sent(
 
 
 @given(edits, st.none() | st.integers(0, 10_000))
+@example([(325, 0)], None)
+@example([(324, 1)], None)
 def test_a_damaged_document_is_refused_or_sent(changes: list[tuple[int, int]], cut: int | None) -> None:
     """The same of a PDF, whole, in part, and as text."""
     content = damaged(document("one", "two"), changes, cut)
