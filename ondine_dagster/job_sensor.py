@@ -36,7 +36,7 @@ _POLL_TIMEOUT_S = 40.0
 _DIGEST_BYTES = 12
 _NOTES_SHOWN = 20
 _NO_ROOM_TICKS = 5
-"""A run that found no room for a job is repeated after so many intervals."""
+"""Intervals of the sensor after which a run that found no room for a job is repeated."""
 _RUN_KEY, _PARTITION = "dagster/run_key", "dagster/partition"
 _KEPT_TAGS = frozenset(
     (

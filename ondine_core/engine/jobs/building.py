@@ -28,7 +28,7 @@ from ondine_core.types.values import Batch, Call, Item, Key
 __all__ = ["NewRequests", "build", "discard"]
 
 _REQUESTS_AT_ONCE = 500
-"""In one transaction; so many are in memory at any time."""
+"""Requests that are noted in one transaction, and that are in memory at a time."""
 _WITH_MEDIA_AT_ONCE = 16
 """Each of these may have megabytes."""
 
@@ -119,7 +119,7 @@ def _explained() -> Iterator[None]:
 
 
 async def _begin(context: JobContext) -> JobRecord:
-    """Note the job, and announce it as a run of the question, so that nobody else asks its prompts."""
+    """Note the job, and announce it as a run of the task, so that no other run asks its prompts."""
     budgets = context.runtime.budgets
     now = context.clock.now()
     record = JobRecord(
@@ -275,7 +275,7 @@ def _cells_of(context: JobContext, record: JobRecord) -> Mapping[str, int]:
 
 
 async def _leave_to_others(context: JobContext, queued: QueuedBatch, taken: frozenset[Key]) -> None:
-    """Ask what of a batch nobody else has, and leave the rest to whoever has it."""
+    """Queue the prompts of a batch that no other run has in flight, and wait for the others."""
     rest = tuple(item for item in queued.batch.items if item.key not in taken)
     if rest:
         context.queue.put(replace(queued, batch=replace(queued.batch, items=rest)))

@@ -23,9 +23,9 @@ from ondine_core.types.values import Call, Failure, Item, Key, Outcome, Reply, U
 __all__ = ["read_job", "write_off"]
 
 _REPLIES_AT_ONCE = 500
-"""Settled in one transaction; so many are in memory at any time."""
+"""Replies that are settled in one transaction, and that are in memory at a time."""
 _MAX_NOT_RUN = 3
-"""After so many jobs that ended without running it, a request is given up for this run."""
+"""Jobs that may end without running a request before its rows are given up for this run."""
 
 
 async def read_job(context: JobContext, record: JobRecord, status: JobStatus) -> None:

@@ -29,7 +29,7 @@ class MediaOptions:
         root: Folder of the files that cells may name; by default the working directory. Relative paths begin there,
             and a path that leads elsewhere, also by `..` or a link, fails its row. `"/"` allows every file. A
             `pathlib.Path` in a cell was made by code of yours, and may lead anywhere.
-        max_side_px: Larger images are made smaller, to so many pixels on their longer side (extra `images`).
+        max_side_px: Most pixels on the longer side of an image; larger ones are made smaller (extra `images`).
         detail: How closely an OpenAI model looks at images: `"low"`, `"high"`, `"auto"` or `"original"`.
         pages: Which pages of documents are sent, counted from 1: `"2"`, `"1-3"`, `"4-"`.
         as_text: Whether the text of documents is sent instead of their pages.

@@ -53,7 +53,7 @@ def to_png(image: Any) -> bytes:
 
 
 def fit(width: int, height: int, max_side_px: int | None) -> tuple[int, int]:
-    """The size of an image that is to have at most so many pixels on its longer side."""
+    """Width and height of an image once its longer side has at most `max_side_px` pixels."""
     longest = max(width, height)
     if max_side_px is None or longest <= max_side_px:
         return width, height
@@ -61,7 +61,7 @@ def fit(width: int, height: int, max_side_px: int | None) -> tuple[int, int]:
 
 
 def shrink_image(data: bytes, media_type: str, max_side_px: int) -> bytes:
-    """An image in its format (a GIF as PNG) with at most so many pixels on its longer side, upright.
+    """An image in its format (a GIF as PNG) with at most `max_side_px` pixels on its longer side, upright.
 
     Raises:
         MediaError: It cannot be decoded.
