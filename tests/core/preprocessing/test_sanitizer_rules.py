@@ -163,7 +163,7 @@ def test_time_grows_with_the_text_and_no_faster(units: list[str]) -> None:
 def test_the_measure_tells_a_square() -> None:
     """What takes quadratic time does not pass for linear."""
     with pytest.raises(AssertionError, match="times as long"):
-        grows_no_faster_than_its_text(lambda text: re.search(r"\w+@", text[::4]), "a")
+        grows_no_faster_than_its_text(lambda text: re.search(r"\w+@", text), "a")
 
 
 def test_random_near_matches_take_no_longer_either() -> None:
