@@ -233,11 +233,12 @@ class Caller:
             await limiter.depart()
         await self._ensure_lease(sent)
         self._tracker.sent()
+        request.observer.sent(sent, call)
         state.spent_usd = None  # not known until the call comes back
         try:
             came, usage = await self._ask(call, sent, state)
         except BaseException as error:
-            request.observer.on_reply(sent, call, error, state.spent_usd, state.took_s)
+            request.observer.on_reply(error, state.spent_usd, state.took_s)
             raise
         state.ending = "answered"
         self._note_reply(call)
@@ -253,7 +254,7 @@ class Caller:
             self._answered = self.has_answers = True
         conclusion = request.conclude(came, usd)
         is_ordinary = not (conclusion.failures or conclusion.retry)
-        request.observer.on_reply(sent, call, came, usd, state.took_s, ordinary=is_ordinary)
+        request.observer.on_reply(came, usd, state.took_s, ordinary=is_ordinary)
         kept = conclusion if request.keep else BatchResult()
         since = self._policy.reuse_since
         again = sum(key in self.unseen for key, _ in kept.answers) if self.unseen else 0

@@ -1,28 +1,55 @@
 """What spans say: attributes named as OpenTelemetry's conventions for generative AI have it, ours under `ondine.`.
 
-The conventions change; this module and `names` are where they are written down (release 1.42 of the conventions).
+The conventions change; this module is where they are written down (release 1.42 of the conventions).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from decimal import Decimal
-from operator import attrgetter
 from typing import Any
 
 import orjson
 
-from ondine_core.telemetry.events import AskedBatch, CallEnded, Content, Endpoint, Run
-from ondine_core.telemetry.names import OPERATION, provider_name
+from ondine_core.telemetry.call_sampler import gather
+from ondine_core.telemetry.events import AskedBatch, CallEnded, CallsEnded, Content, Run
 from ondine_core.types.progress import Progress
 from ondine_core.types.values import Usage
 
-__all__ = ["Attributes", "of_batch", "of_call", "of_calls", "of_progress", "of_run"]
+__all__ = [
+    "IN_PROCESS",
+    "OPERATION",
+    "Attributes",
+    "of_batch",
+    "of_call",
+    "of_calls",
+    "of_progress",
+    "of_run",
+    "provider_name",
+]
 
 Attributes = dict[str, Any]
 
-_TOKENS = [attrgetter(part.name) for part in fields(Usage) if part.name.endswith("_tokens")]
+OPERATION = "chat"
+"""The value of `gen_ai.operation.name` for every call."""
+IN_PROCESS = frozenset({"llama_cpp", "mlx", "scripted"})
+"""Providers that are no other process."""
+_PROVIDERS = {
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "moonshot": "moonshot_ai",
+    "vertex_ai": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "xai": "x_ai",
+}
+
+
+def provider_name(provider: str) -> str:
+    """The value of `gen_ai.provider.name`; where the conventions have none, our own word is as good."""
+    return _PROVIDERS.get(provider, provider)
 
 
 def of_run(run: Run) -> Attributes:
@@ -58,45 +85,35 @@ def of_batch(batch: AskedBatch) -> Attributes:
 
 def of_call(event: CallEnded) -> Attributes:
     """A call."""
-    batch, usages = event.batch, [event.usage] if event.usage is not None else []
-    attributes = of_calls(batch.run, batch.endpoint, batch.prompts, usages, [event.usd]) | {
+    named = {
         "ondine.call.id": event.sent.call.hex(),
-        "ondine.batch": batch.number,
-        "ondine.stage": event.sent.stage,
+        "ondine.batch": event.batch.number,
+        "gen_ai.response.finish_reasons": None if event.finish_reason is None else (event.finish_reason,),
+        "gen_ai.response.id": event.request_id,
+        "gen_ai.response.model": event.model,
     }
-    if event.finish_reason is not None:
-        attributes["gen_ai.response.finish_reasons"] = (event.finish_reason,)
-    if event.request_id is not None:
-        attributes["gen_ai.response.id"] = event.request_id
-    if event.model is not None:
-        attributes["gen_ai.response.model"] = event.model
-    if event.content is not None:
-        attributes |= _content(event.content, event.finish_reason)
-    return attributes
+    said = _content(event.content, event.finish_reason) if event.content else {}
+    return of_calls(gather([event])) | {key: value for key, value in named.items() if value is not None} | said
 
 
-def of_calls(
-    run: Run, endpoint: Endpoint, prompts: int, usages: Sequence[Usage], usds: Sequence[Decimal | None]
-) -> Attributes:
-    """One call, or several that are recorded together, whose tokens and costs are added up."""
+def of_calls(event: CallsEnded) -> Attributes:
+    """Calls that are recorded together, whose tokens and costs are added up."""
+    endpoint = event.endpoint
     attributes = {
-        **_origin(run),
+        **_origin(event.run),
         "gen_ai.operation.name": OPERATION,
         "gen_ai.provider.name": provider_name(endpoint.provider),
         "gen_ai.request.model": endpoint.model,
-        "ondine.calls": len(usds),
-        "ondine.prompts": prompts,
-        **_cost(_total(usds)),
+        "ondine.calls": len(event.usds),
+        "ondine.prompts": event.prompts,
+        "ondine.stage": event.stage,
     }
+    costs = [usd for usd in event.usds if usd is not None]
+    if len(costs) == len(event.usds):  # otherwise the sum is not known
+        attributes |= _cost(sum(costs, Decimal(0)))
     if endpoint.address is not None:
         attributes |= {"server.address": endpoint.address, "server.port": endpoint.port}
-    return attributes | _usage(usages) if usages else attributes
-
-
-def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
-    """What costs come to; `None` if one is not known."""
-    known = [usd for usd in costs if usd is not None]
-    return sum(known, Decimal(0)) if len(known) == len(costs) else None
+    return attributes | _usage(event.usages) if event.usages else attributes
 
 
 def _origin(run: Run) -> Attributes:
@@ -109,16 +126,14 @@ def _origin(run: Run) -> Attributes:
 
 
 def _usage(usages: Sequence[Usage]) -> Attributes:
-    # Part by part: to add up values would make one for every call.
-    usage = Usage(*(sum(map(part, usages)) for part in _TOKENS))
     parts = {
-        "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
-        "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens,
-        "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+        "gen_ai.usage.cache_read.input_tokens": sum(usage.cached_input_tokens for usage in usages),
+        "gen_ai.usage.cache_creation.input_tokens": sum(usage.cache_write_tokens for usage in usages),
+        "gen_ai.usage.reasoning.output_tokens": sum(usage.reasoning_tokens for usage in usages),
     }
     return {
-        "gen_ai.usage.input_tokens": usage.input_tokens,
-        "gen_ai.usage.output_tokens": usage.output_tokens,
+        "gen_ai.usage.input_tokens": sum(usage.input_tokens for usage in usages),
+        "gen_ai.usage.output_tokens": sum(usage.output_tokens for usage in usages),
         **{key: tokens for key, tokens in parts.items() if tokens},
     }
 

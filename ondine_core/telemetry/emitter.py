@@ -1,21 +1,19 @@
-"""Turns what the engine does into events: an `EventEmitter` for each model of a run, a `BatchObserver` for each batch.
-
-In a run without observers both do nothing, so that no events are made.
-"""
+"""Turns what the engine does into events: an `EventEmitter` for each model, a `BatchObserver` for each batch."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ondine_core.errors import FatalError, OndineError, RefusedError, TransientError
-from ondine_core.telemetry.call_aggregator import CallAggregator
-from ondine_core.telemetry.call_sampler import Sampler
+from ondine_core.telemetry.call_sampler import Emitted, OrdinaryCall
 from ondine_core.telemetry.events import (
     AskedBatch,
     BatchEnded,
@@ -29,202 +27,124 @@ from ondine_core.telemetry.events import (
     RowsFailed,
     Run,
 )
-from ondine_core.types.clock import Clock
-from ondine_core.types.ledger import CallStarted
+from ondine_core.types.ledger import NO_ORIGIN, CallStarted
 from ondine_core.types.values import Batch, Call, Failure, ModelSpec, Reply
 
-__all__ = ["BatchObserver", "EventEmitter", "LiveEventEmitter", "error_type_of", "error_words_of", "find_endpoint"]
+__all__ = ["BatchObserver", "EventEmitter", "error_type_of", "error_words_of", "find_endpoint"]
 
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
 
 
-class BatchObserver:
-    """Reports the outcome of a batch; this one does nothing."""
-
-    __slots__ = ()
-
-    def held(self, usd: Decimal, waited_s: float) -> None:
-        """The most that a call can cost is held."""
-
-    def booked(self, tokens: int, waited_s: float) -> None:
-        """A call's turn has come."""
-
-    def retried(self) -> None:
-        """A call is about to be made again."""
-
-    def on_reply(  # noqa: PLR0913  (one caller)
-        self,
-        sent: CallStarted,
-        call: Call,
-        came: Reply | BaseException,
-        usd: Decimal | None,
-        duration_s: float,
-        *,
-        ordinary: bool = False,
-    ) -> None:
-        """A call came back with a reply, ordinary if all its prompts have an answer now, or failed."""
-
-    def rows_failed(self, failed: Failed) -> None:
-        """Rows of the batch have no answer."""
-
-    def ended(self, answered: int, failed: int, owed: int, error: BaseException | None = None) -> None:
-        """So many prompts have an answer, never will, or are owed one by other batches."""
-
-
+@dataclass(frozen=True, slots=True)
 class EventEmitter:
-    """Reports what happens with one model in a run; this one does nothing."""
-
-    def begin(self, batch: Batch) -> BatchObserver:  # noqa: ARG002  (for those who listen)
-        """Somebody begins to ask a batch."""
-        return _NOBODY
-
-    def rows_failed(self, failed: Failed) -> None:
-        """Rows have no answer, and are not asked."""
-
-
-_NOBODY = BatchObserver()
-
-
-class LiveEventEmitter(EventEmitter):
-    """Makes events.
+    """Emits what happens with one model in a run; by default to nobody.
 
     Args:
-        emit: Takes them; it neither waits nor fails.
         run: The run.
         endpoint: Who is asked.
+        emit: Takes events; it neither waits nor fails.
         numbers: Numbers for batches.
-        sampler: Chooses the ordinary batches that are told one by one.
-        clock: Time.
+        now: Seconds since the epoch.
         content: Whether calls carry what was said.
     """
 
-    def __init__(  # noqa: PLR0913  (one caller)
-        self,
-        emit: Callable[[Event], None],
-        run: Run,
-        endpoint: Endpoint,
-        *,
-        numbers: count[int],
-        sampler: Sampler,
-        clock: Clock,
-        content: bool,
-    ) -> None:
-        self.emit = emit
-        self._run = run
-        self._endpoint = endpoint
-        self._numbers = numbers
-        self._sampler = sampler
-        self.now, self.content = clock.now, content
-        self._rest: dict[str, CallAggregator] = {}
+    run: Run = Run(NO_ORIGIN, "", 0)
+    endpoint: Endpoint = Endpoint("", "")
+    emit: Callable[[Emitted], object] = lambda _: None
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    now: Callable[[], float] = time.time
+    content: bool = False
 
     def begin(self, batch: Batch) -> BatchObserver:
-        """Somebody begins to ask a batch."""
-        began_at = self.now()
-        number = next(self._numbers)
-        prompts = len(batch.items)
-        asked = AskedBatch(self._run, self._endpoint, number, prompts, batch.attempt, began_at)
-        return _LiveBatchObserver(self, asked, alone=self._sampler.takes(began_at))
+        """A batch is about to be asked."""
+        number, prompts = next(self.numbers), len(batch.items)
+        return BatchObserver(self, AskedBatch(self.run, self.endpoint, number, prompts, batch.attempt, self.now()))
 
-    def rows_failed(self, failed: Failed, batch: AskedBatch | None = None) -> None:
-        """Rows have no answer; one event for each kind of failure."""
+    def rows_failed(self, failed: Failed) -> None:
+        """Rows have no answer, and are not asked."""
+        for event in self.failures_of(failed, None):
+            self.emit(event)
+
+    def failures_of(self, failed: Failed, batch: AskedBatch | None) -> list[RowsFailed]:
+        """One event for each kind of failure."""
         rows = Counter[tuple[str, str]]()
         for failure, number in failed:
             rows[failure.reason, failure.detail] += number
-        for (reason, detail), number in rows.items():
-            self.emit(RowsFailed(self.now(), self._run, batch, reason, detail, number))
-
-    def rest(self, stage: str) -> CallAggregator:
-        """Where ordinary calls go that are told together."""
-        return self._rest.get(stage) or self._rest.setdefault(stage, CallAggregator(self._run, self._endpoint, stage))
-
-    def tell_of_rest(self, *, ends: bool = False) -> None:
-        """Tell of calls that have waited long enough to be told of; of all, if nothing more will come."""
-        now = self.now()
-        for stage, rest in [*self._rest.items()]:
-            if ends or rest.is_due(now):
-                self.emit(self._rest.pop(stage).event())
+        return [RowsFailed(self.now(), self.run, batch, *why, number) for why, number in rows.items()]
 
 
-class _LiveBatchObserver(BatchObserver):
-    """Tells of a batch and its calls alone if it was chosen, or as soon as anything is not as it should be."""
+class BatchObserver:
+    """Emits what happens with a batch.
 
-    __slots__ = ("_alone", "_attempt", "_batch", "_booked", "_emitter", "_held")
+    Waits are kept until the outcome of their call is known: if the first call answers everything, all is one
+    `OrdinaryCall`. As soon as anything else happens, every event is emitted by itself.
+    """
 
-    def __init__(self, emitter: LiveEventEmitter, batch: AskedBatch, *, alone: bool) -> None:
+    __slots__ = ("_attempt", "_batch", "_call", "_emitter", "_is_ordinary", "_sent", "_waits")
+
+    def __init__(self, emitter: EventEmitter, batch: AskedBatch) -> None:
         self._emitter = emitter
         self._batch = batch
         self._attempt = 1
-        self._alone = alone
-        self._held: tuple[float, Decimal, float] | None = None
-        self._booked: tuple[float, int, float] | None = None
+        self._is_ordinary = True
+        self._waits: tuple[Held | Booked, ...] = ()
 
     def held(self, usd: Decimal, waited_s: float) -> None:
-        self._held = (self._emitter.now(), usd, waited_s)
-        if self._alone:
-            self._tell()
+        """The most that a call can cost is held."""
+        self._waits += (Held(self._emitter.now(), self._batch, usd, waited_s),)
 
     def booked(self, tokens: int, waited_s: float) -> None:
-        self._booked = (self._emitter.now(), tokens, waited_s)
-        if self._alone:
-            self._tell()
+        """A call's turn has come."""
+        self._waits += (Booked(self._emitter.now(), self._batch, tokens, waited_s),)
 
     def retried(self) -> None:
+        """A call is about to be made again."""
         self._attempt += 1
-        self._tell(Retried(self._emitter.now(), self._batch, self._attempt))
+        self._emit(Retried(self._emitter.now(), self._batch, self._attempt))
 
-    def on_reply(  # noqa: PLR0913  (as above)
-        self,
-        sent: CallStarted,
-        call: Call,
-        came: Reply | BaseException,
-        usd: Decimal | None,
-        duration_s: float,
-        *,
-        ordinary: bool = False,
+    def sent(self, sent: CallStarted, call: Call) -> None:
+        """A call leaves."""
+        self._sent = sent
+        self._call = call
+
+    def on_reply(
+        self, came: Reply | BaseException, usd: Decimal | None, duration_s: float, *, ordinary: bool = False
     ) -> None:
-        if isinstance(came, Reply) and ordinary and not self._alone:
-            rest, now = self._emitter.rest(sent.stage), self._emitter.now()
-            rest.add(now, self._batch.prompts, duration_s, came.usage, usd)
-            rest.add_waits(self._held and self._held[2], self._booked and self._booked[2])
-            self._held = self._booked = None
-            if rest.is_due(now):
-                self._emitter.tell_of_rest()
-            return
+        """The call that was sent brought a reply, ordinary if all its prompts have an answer now, or failed."""
         now, content = self._emitter.now(), None
         if self._emitter.content:
-            content = Content(call.messages, came.text if isinstance(came, Reply) else None)
+            content = Content(self._call.messages, came.text if isinstance(came, Reply) else None)
         if isinstance(came, Reply):
-            told = (came.usage, usd, came.finish_reason, came.request_id, came.model)
-            event = CallEnded(now, self._batch, sent, duration_s, *told, content=content)
+            said = (came.usage, usd, came.finish_reason, came.request_id, came.model)
+            call = CallEnded(now, self._batch, self._sent, duration_s, *said, content=content)
         else:
             usage = came.usage if isinstance(came, RefusedError) else None
-            why, words = error_type_of(came), error_words_of(came)
-            event = CallEnded(
-                now, self._batch, sent, duration_s, usage, usd, error_type=why, error=words, content=content
-            )
-        self._tell(event)
+            why = {"error_type": error_type_of(came), "error": error_words_of(came)}
+            call = CallEnded(now, self._batch, self._sent, duration_s, usage, usd, **why, content=content)
+        if ordinary and self._is_ordinary:
+            self._emitter.emit(OrdinaryCall(call, self._waits))
+            self._waits = ()
+        else:
+            self._emit(call)
 
     def rows_failed(self, failed: Failed) -> None:
-        self._tell()
-        self._emitter.rows_failed(failed, self._batch)
+        """Rows of the batch have no answer."""
+        for event in self._emitter.failures_of(failed, self._batch):
+            self._emit(event)
 
     def ended(self, answered: int, failed: int, owed: int, error: BaseException | None = None) -> None:
-        if self._alone or error:
+        """So many prompts have an answer, never will, or are owed one by other batches."""
+        if error or not self._is_ordinary:
             why = error_type_of(error) if error else None
-            self._tell(BatchEnded(self._emitter.now(), self._batch, answered, failed, owed, why))
+            self._emit(BatchEnded(self._emitter.now(), self._batch, answered, failed, owed, why))
 
-    def _tell(self, *events: Event) -> None:
-        """Tell of these alone, and of what went before."""
-        emit, self._alone = self._emitter.emit, True
-        if self._held:
-            at, usd, waited_s = self._held
-            emit(Held(at, self._batch, usd, waited_s))
-        if self._booked:
-            emit(Booked(self._booked[0], self._batch, *self._booked[1:]))
-        self._held = self._booked = None
-        for event in events:
-            emit(event)
+    def _emit(self, event: Event) -> None:
+        """Emit an event by itself, after the waits before it."""
+        self._is_ordinary = False
+        for earlier in (*self._waits, event):
+            self._emitter.emit(earlier)
+        self._waits = ()
 
 
 def error_type_of(error: BaseException) -> str:

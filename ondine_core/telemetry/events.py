@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ondine_core.types.ledger import CallStarted, Origin
 from ondine_core.types.progress import Progress
@@ -32,6 +32,7 @@ __all__ = [
     "Run",
     "RunEnded",
     "RunStarted",
+    "figures_of",
 ]
 
 
@@ -189,7 +190,7 @@ class CallEnded(NamedTuple):
 
 
 class CallsEnded(NamedTuple):
-    """Calls to one model that answered all their prompts, in one event, where no observer wants one for each.
+    """Calls to one model that answered all their prompts, in one event for an observer that wants none for each.
 
     Args:
         at: When the last came.
@@ -269,6 +270,11 @@ Event: TypeAlias = (
 )
 
 
+def figures_of(event: BatchEnded | Retried | Held | Booked | RowsFailed) -> dict[str, Any]:
+    """What an event says, beyond when it was and what it belongs to."""
+    return {name: value for name, value in event._asdict().items() if name not in {"at", "run", "batch"}}
+
+
 class Observer(Protocol):
     """Takes events, one at a time, in a thread of its own; any function of an event is one.
 
@@ -276,9 +282,9 @@ class Observer(Protocol):
 
     - `wants`: the event types that it is told of; by default all.
     - `content`: whether calls carry what was said.
-    - `calls_per_second`: how many ordinary calls a second have events of their own (and a hundred more at the start),
-      with their batches, reservations and bookings; others are reported together, as `CallsEnded`. By default all
-      have their own. With several observers the highest number counts.
+    - `calls_per_second`: how many ordinary calls a second it is told of one by one (and a hundred more at the start),
+      with their batches, reservations and bookings; of others it is told together, as `CallsEnded`. By default it is
+      told of all one by one.
     - `close(timeout_s)`: called once, after the last event, if it was opened by name.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -17,7 +17,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.telemetry.attributes import Attributes
 from ondine_core.telemetry.events import Observer
 from ondine_core.telemetry.otel import SCOPE, Exporting, find_caller, make_provider, require
-from ondine_core.telemetry.spans import Spans
+from ondine_core.telemetry.spans import Kind, Spans
 
 if TYPE_CHECKING:
     import requests
@@ -53,8 +53,8 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
         f"{where.rstrip('/')}/api/public/otel/v1/traces", session=_session(base64.b64encode(":".join(keys).encode()))
     )
     provider = make_provider(exporter, ALWAYS_ON)
-    spans = Spans(provider.get_tracer(SCOPE), find_caller(), calls_per_second, _describe)
-    return Exporting(spans, provider, owned=True, content=content)
+    spans = Spans(provider.get_tracer(SCOPE), find_caller(), _describe)
+    return Exporting(spans, provider, owned=True, content=content, calls_per_second=calls_per_second)
 
 
 def _session(credentials: bytes) -> requests.Session:
@@ -75,7 +75,7 @@ def _session(credentials: bytes) -> requests.Session:
     return session
 
 
-def _describe(kind: Literal["run", "batch", "call"], attributes: Attributes) -> Mapping[str, Any]:
+def _describe(kind: Kind, attributes: Attributes) -> Mapping[str, Any]:
     """What Langfuse wants to be told: a trace's name, session and tags at each of its spans, and costs as an object."""
     asset, partition = attributes.get("ondine.asset"), attributes.get("ondine.partition")
     described = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args
 
 from ondine_core.errors import ConfigError
 from ondine_core.telemetry.events import (
@@ -26,7 +27,9 @@ from ondine_core.telemetry.events import (
     Run,
     RunEnded,
     RunStarted,
+    figures_of,
 )
+from ondine_core.types.progress import Progress
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -76,6 +79,7 @@ class _Log:
     def __init__(self, log: FilteringBoundLogger, level: Level, every_s: float) -> None:
         self._log, self._every_s = log, every_s
         self.wants = None if level == "debug" else _QUIET
+        self.calls_per_second = None if level == "debug" else 0.0
         self._told_at: dict[Run, float] = {}
         self._reasons: set[tuple[Run, str]] = set()
 
@@ -84,101 +88,110 @@ class _Log:
         match event:
             case RunStarted():
                 self._told_at[event.run] = event.at
-                self._of(event.run, event.at).info("run started", model=event.run.model, rows=event.run.rows)
+                self._of(event.run, event).info("run started", model=event.run.model, rows=event.run.rows)
             case Progressed():
                 if event.at - self._told_at.get(event.run, event.at) >= self._every_s:
                     self._told_at[event.run] = event.at
-                    self._of(event.run, event.at).info("run goes on", **_progress(event))
+                    self._of(event.run, event).info("run goes on", **_progress(event.progress))
             case RunEnded():
-                self._end(event)
+                self._run_ended(event)
             case RowsFailed():
                 self._rows_failed(event)
-            case BatchEnded() | CallEnded() | Retried() | Held() | Booked():
-                self._of(event.batch.run, event.at).bind(batch=event.batch.number).debug(
-                    _NAMES[type(event)], **_detail(event)
-                )
+            case CallEnded():
+                self._of(event.batch.run, event).debug("call ended", **_call(event))
+            case BatchEnded() | Retried() | Held() | Booked():
+                self._of(event.batch.run, event).debug(_NAMES[type(event)], **_known(figures_of(event)))
 
-    def _of(self, run: Run, at: float) -> FilteringBoundLogger:
-        when = dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds")
-        named = {"timestamp": when, "run": run.origin.run, "asset": run.origin.asset, "partition": run.origin.partition}
-        bound: FilteringBoundLogger = self._log.bind(**{key: value for key, value in named.items() if value})
+    def _of(self, run: Run, event: Event) -> FilteringBoundLogger:
+        batch = getattr(event, "batch", None)
+        named = {
+            "timestamp": dt.datetime.fromtimestamp(event.at, dt.UTC).isoformat(timespec="milliseconds"),
+            "run": run.origin.run or None,
+            "asset": run.origin.asset or None,
+            "partition": run.origin.partition or None,
+            "batch": batch.number if batch else None,
+        }
+        bound: FilteringBoundLogger = self._log.bind(**_known(named))
         return bound
 
-    def _end(self, event: RunEnded) -> None:
-        log = self._of(event.run, event.at)
+    def _run_ended(self, event: RunEnded) -> None:
+        log = self._of(event.run, event)
         if event.error_type is None:
-            log.info("run ended", **_progress(event))
+            log.info("run ended", **_progress(event.progress))
         else:
-            said = {} if event.error is None else {"error": event.error}
-            log.warning("run ended early", error_type=event.error_type, **said, **_progress(event))
+            said = {"error_type": event.error_type, "error": event.error}
+            log.warning("run ended early", **_known(said), **_progress(event.progress))
         self._told_at.pop(event.run, None)
         self._reasons = {known for known in self._reasons if known[0] is not event.run}
 
     def _rows_failed(self, event: RowsFailed) -> None:
         """The first failure for a reason is news, the rest is in the figures at the end."""
         known = (event.run, event.reason)
-        log = self._of(event.run, event.at)
-        if event.batch is not None:
-            log = log.bind(batch=event.batch.number)
+        log = self._of(event.run, event)
         say = log.debug if known in self._reasons else log.warning
         self._reasons.add(known)
-        say("rows failed", reason=event.reason, detail=event.detail, rows=event.rows)
+        say("rows failed", **figures_of(event))
 
 
 _NAMES: dict[type, str] = {
     BatchEnded: "batch ended",
-    CallEnded: "call ended",
     Retried: "call is made again",
     Held: "cost held",
     Booked: "rate booked",
 }
 
 
-def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
-    progress = event.progress
+def _progress(progress: Progress | None) -> dict[str, Any]:
     if progress is None:
         return {}
     spend = progress.spend
-    figures = {
-        "rows_done": progress.rows_done,
-        "rows_failed": progress.rows_failed,
-        "rows_reused": progress.rows_reused,
-        "rows_skipped": progress.rows_skipped,
-        "rows_per_s": round(progress.rows_per_s, 1),
-        "calls": spend.calls,
-        "input_tokens": spend.usage.input_tokens,
-        "output_tokens": spend.usage.output_tokens,
-    }
-    return figures if spend.usd is None else {**figures, "usd": str(spend.usd)}
+    return _known(
+        {
+            "rows_done": progress.rows_done,
+            "rows_failed": progress.rows_failed,
+            "rows_reused": progress.rows_reused,
+            "rows_skipped": progress.rows_skipped,
+            "rows_per_s": round(progress.rows_per_s, 1),
+            "calls": spend.calls,
+            "input_tokens": spend.usage.input_tokens,
+            "output_tokens": spend.usage.output_tokens,
+            "usd": spend.usd,
+        }
+    )
 
 
-def _detail(event: BatchEnded | CallEnded | Retried | Held | Booked) -> dict[str, Any]:
-    match event:
-        case CallEnded():
-            said: dict[str, Any] = {
-                "call": event.sent.call.hex(),
-                "stage": event.sent.stage,
-                "model": event.batch.endpoint.model,
-                "prompts": event.batch.prompts,
-                "duration_s": round(event.duration_s, 4),
-                "finish_reason": event.finish_reason,
-                "request_id": event.request_id,
-                "usd": None if event.usd is None else str(event.usd),
-                "error_type": event.error_type,
-                "error": event.error,
-            }
-            if event.usage is not None:
-                said |= {"input_tokens": event.usage.input_tokens, "output_tokens": event.usage.output_tokens}
-        case BatchEnded():
-            said = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
-            said["error_type"] = event.error_type
-        case Retried():
-            said = {"attempt": event.attempt}
-        case Held():
-            said = {"usd": str(event.usd), "waited_s": round(event.waited_s, 4)}
-        case Booked():
-            said = {"tokens": event.tokens, "waited_s": round(event.waited_s, 4)}
-    return {key: value for key, value in said.items() if value is not None}
+def _call(event: CallEnded) -> dict[str, Any]:
+    usage = event.usage
+    return _known(
+        {
+            "call": event.sent.call.hex(),
+            "stage": event.sent.stage,
+            "model": event.batch.endpoint.model,
+            "prompts": event.batch.prompts,
+            "duration_s": event.duration_s,
+            "finish_reason": event.finish_reason,
+            "request_id": event.request_id,
+            "usd": event.usd,
+            "error_type": event.error_type,
+            "error": event.error,
+            "input_tokens": usage.input_tokens if usage else None,
+            "output_tokens": usage.output_tokens if usage else None,
+        }
+    )
+
+
+def _known(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known, as a line has it."""
+    return {key: _plain(value) for key, value in said.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Decimal():
+            return str(value)
+        case float():
+            return round(value, 4)
+    return value
 
 
 def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> FilteringBoundLogger:
@@ -188,15 +201,16 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         configured: FilteringBoundLogger = structlog.get_logger("ondine")
         return configured
     in_colour = form is None and logger is None and sys.stderr.isatty()
-    # Who takes lines has times and levels of his own.
-    processors: list[Processor] = [structlog.processors.add_log_level if logger is None else _without_time]
     if form == "json" or (form is None and logger is None and not in_colour):
-        processors.append(structlog.processors.JSONRenderer())
+        render: Processor = structlog.processors.JSONRenderer()
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=in_colour, pad_event_to=0))
+        render = structlog.dev.ConsoleRenderer(colors=in_colour, pad_event_to=0)
+    # Who takes lines has times and levels of his own.
+    ours: list[Processor] = [structlog.processors.add_log_level, render]
+    theirs: list[Processor] = [_without_time, render, _hand_over]
     made: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr) if logger is None else _Handing(logger),
-        processors=processors,
+        logger or structlog.WriteLogger(sys.stderr),
+        processors=theirs if logger else ours,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         context_class=dict,
     )
@@ -208,13 +222,8 @@ def _without_time(_logger: object, _method: str, line: EventDict) -> EventDict:
     return line
 
 
-class _Handing:
-    """A logger for structlog that hands finished lines over."""
+def _hand_over(logger: LineLogger, method: str, line: Any) -> NoReturn:
+    from structlog import DropEvent
 
-    def __init__(self, to: LineLogger) -> None:
-        def at(level: int) -> Callable[[str], object]:
-            return lambda line: to.log(level, line)
-
-        self.debug = at(logging.DEBUG)
-        self.info = at(logging.INFO)
-        self.warning = at(logging.WARNING)
+    logger.log(getattr(logging, method.upper()), line)
+    raise DropEvent  # it has arrived

@@ -12,8 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TypeAlias
+from math import inf
+from typing import TypeAlias, TypeVar
 
+from ondine_core.telemetry.attributes import OPERATION, provider_name
+from ondine_core.telemetry.call_sampler import gather
 from ondine_core.telemetry.events import (
     Booked,
     CallEnded,
@@ -27,8 +30,6 @@ from ondine_core.telemetry.events import (
     Run,
     RunEnded,
 )
-from ondine_core.telemetry.names import OPERATION, provider_name
-from ondine_core.types.values import Usage
 
 __all__ = ["Distribution", "Instrument", "Metrics", "Series"]
 
@@ -54,38 +55,28 @@ class Instrument:
     bounds: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """How often values fell between the bounds of a histogram: `counts` has one bucket more, for what is above all."""
 
-    __slots__ = ("bounds", "counts", "highest", "lowest", "sum")
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float = 0.0
+    lowest: float = inf
+    highest: float = -inf
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds, self.counts = bounds, [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.lowest = float("inf")
-        self.highest = float("-inf")
-
-    def add(self, values: Sequence[float]) -> None:
-        """Take values; one that equals a bound is below it."""
-        if values:
-            for value in values:
-                self.counts[bisect_left(self.bounds, value)] += 1
-            self.sum += sum(values)
-            self.lowest, self.highest = min(self.lowest, *values), max(self.highest, *values)
-
-    def copy(self) -> Distribution:
-        """What it is now."""
-        other = Distribution(self.bounds)
-        other.counts = [*self.counts]
-        other.sum = self.sum
-        other.lowest = self.lowest
-        other.highest = self.highest
-        return other
+    def plus(self, values: Sequence[float]) -> Distribution:
+        """With more values; one that equals a bound is below it."""
+        counts = [*self.counts]
+        for value in values:
+            counts[bisect_left(self.bounds, value)] += 1
+        lowest, highest = min(self.lowest, *values), max(self.highest, *values)
+        return Distribution(self.bounds, tuple(counts), self.sum + sum(values), lowest, highest)
 
 
-Series: TypeAlias = tuple[Mapping[str, str | int], int | Decimal | Distribution]
-"""What tells a series of an instrument apart from the others, and what it has come to."""
-
+Value = TypeVar("Value")
+Series: TypeAlias = list[tuple[Mapping[str, str | int], Value]]
+"""What tells each series of an instrument apart from the others, and what it has come to."""
 
 _MODEL = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "server.address", "server.port")
 _SECONDS = tuple(0.01 * 2**power for power in range(14))
@@ -129,7 +120,7 @@ class Metrics:
         self._totals: dict[tuple[Instrument, Labels], int | Decimal] = defaultdict(int)
         self._distributions: dict[tuple[Instrument, Labels], Distribution] = {}
         self._rows: dict[Run, Counter[str]] = {}
-        # Who reads in another thread must not meet a series that is just being added.
+        # Runs of one process may share it, each in a thread of its own, and a scrape reads it in another.
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
@@ -137,58 +128,42 @@ class Metrics:
         with self._lock:
             match event:
                 case CallsEnded():
-                    self._came(
-                        event.endpoint, event.run, event.stage, None, event.durations_s, event.usages, event.usds
-                    )
-                    self._waited("budget", event.run, event.held_s)
-                    self._waited("rate", event.run, event.booked_s)
+                    self._add_calls(event)
                 case CallEnded():
-                    batch, usages = event.batch, () if event.usage is None else (event.usage,)
-                    of = (batch.endpoint, batch.run, event.sent.stage, event.error_type)
-                    self._came(*of, (event.duration_s,), usages, (event.usd,))
+                    self._add_calls(gather([event]), event.error_type)
                 case Progressed() | RunEnded():
-                    self._progress(event)
+                    self._add_rows(event)
                 case RowsFailed():
                     self._totals[FAILURES, (event.reason, _asset(event.run))] += event.rows
                 case Retried():
                     self._totals[RETRIES, (*_model(event.batch.endpoint), _asset(event.batch.run))] += 1
-                case Held() | Booked():
-                    self._waited("budget" if isinstance(event, Held) else "rate", event.batch.run, (event.waited_s,))
+                case Held():
+                    self._measure(WAITS, ("budget", _asset(event.batch.run)), (event.waited_s,))
+                case Booked():
+                    self._measure(WAITS, ("rate", _asset(event.batch.run)), (event.waited_s,))
 
-    def read(self) -> dict[Instrument, list[Series]]:
-        """Every instrument that was used, and its series."""
-        found: dict[Instrument, list[Series]] = {}
+    def counters(self) -> Mapping[Instrument, Series[int | Decimal]]:
+        """What was counted."""
         with self._lock:
-            copies = {key: series.copy() for key, series in self._distributions.items()}
-            for (instrument, labels), value in (*copies.items(), *self._totals.items()):
-                named = {key: label for key, label in zip(instrument.keys, labels, strict=True) if label is not None}
-                found.setdefault(instrument, []).append((named, value))
-        return found
+            return _by_instrument(self._totals)
 
-    def _came(  # noqa: PLR0913, PLR0917  (two callers)
-        self,
-        endpoint: Endpoint,
-        run: Run,
-        stage: str,
-        error_type: str | None,
-        durations_s: Sequence[float],
-        usages: Sequence[Usage],
-        usds: Sequence[Decimal | None],
-    ) -> None:
-        model, asset = _model(endpoint), _asset(run)
-        self._distribution(DURATION, (*model, error_type, asset)).add(durations_s)
-        if usages:
-            self._distribution(TOKENS, (*model, "input", asset)).add([usage.input_tokens for usage in usages])
-            self._distribution(TOKENS, (*model, "output", asset)).add([usage.output_tokens for usage in usages])
-        costs = [usd for usd in usds if usd is not None]
+    def histograms(self) -> Mapping[Instrument, Series[Distribution]]:
+        """What was measured."""
+        with self._lock:
+            return _by_instrument(self._distributions)
+
+    def _add_calls(self, calls: CallsEnded, error_type: str | None = None) -> None:
+        model, asset = _model(calls.endpoint), _asset(calls.run)
+        self._measure(DURATION, (*model, error_type, asset), calls.durations_s)
+        self._measure(TOKENS, (*model, "input", asset), [usage.input_tokens for usage in calls.usages])
+        self._measure(TOKENS, (*model, "output", asset), [usage.output_tokens for usage in calls.usages])
+        self._measure(WAITS, ("budget", asset), calls.held_s)
+        self._measure(WAITS, ("rate", asset), calls.booked_s)
+        costs = [usd for usd in calls.usds if usd is not None]
         if costs:
-            self._totals[COST, (*model, stage, asset)] += sum(costs)
+            self._totals[COST, (*model, calls.stage, asset)] += sum(costs)
 
-    def _waited(self, reason: str, run: Run, seconds: Sequence[float]) -> None:
-        if seconds:
-            self._distribution(WAITS, (reason, _asset(run))).add(seconds)
-
-    def _progress(self, event: Progressed | RunEnded) -> None:
+    def _add_rows(self, event: Progressed | RunEnded) -> None:
         told, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
         progress = event.progress
         if progress is not None:
@@ -204,8 +179,19 @@ class Metrics:
         if isinstance(event, RunEnded):
             del self._rows[event.run]
 
-    def _distribution(self, instrument: Instrument, labels: Labels) -> Distribution:
-        return self._distributions.setdefault((instrument, labels), Distribution(instrument.bounds or ()))
+    def _measure(self, instrument: Instrument, labels: Labels, values: Sequence[float]) -> None:
+        if values:
+            bounds = instrument.bounds or ()
+            known = self._distributions.get((instrument, labels)) or Distribution(bounds, (0,) * (len(bounds) + 1))
+            self._distributions[instrument, labels] = known.plus(values)
+
+
+def _by_instrument(known: Mapping[tuple[Instrument, Labels], Value]) -> Mapping[Instrument, Series[Value]]:
+    found: dict[Instrument, Series[Value]] = defaultdict(list)
+    for (instrument, labels), value in known.items():
+        named = {key: label for key, label in zip(instrument.keys, labels, strict=True) if label is not None}
+        found[instrument].append((named, value))
+    return found
 
 
 def _asset(run: Run) -> str | None:

@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from ondine_core.providers.openai_servers import find_address
-from ondine_core.telemetry.call_sampler import Sampler
-from ondine_core.telemetry.emitter import EventEmitter, LiveEventEmitter, error_type_of, error_words_of, find_endpoint
+from ondine_core.telemetry.emitter import EventEmitter, error_type_of, error_words_of, find_endpoint
 from ondine_core.telemetry.events import Progressed, Run, RunEnded, RunStarted
 from ondine_core.telemetry.registry import ObserverSpec, open_observers
 from ondine_core.telemetry.stream import Stream
@@ -30,58 +29,36 @@ _INTERRUPTED_WAIT_TIMEOUT_S = 0.8
 
 
 class Observation:
-    """Emits the events of a run; of a run without observers, its progress only.
+    """Emits how far a run is, and makes the emitters of its models.
 
     Args:
-        on_progress: Told after every batch, too.
+        run: What is observed.
+        stream: Takes the events.
+        clock: Time.
+        on_progress: Called after every batch, too.
     """
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
+        self._run = run
+        self._stream = stream
+        self._clock = clock
         self._on_progress = on_progress
+        self._numbers = count(1)
+        self._due = clock.elapsed()
+        self.latest: Progress | None = None
 
-    def emitter(self, spec: ModelSpec) -> EventEmitter:  # noqa: ARG002  (for those who listen)
-        """Where the events go that the model of `spec` brings about."""
-        return EventEmitter()
+    def emitter(self, spec: ModelSpec) -> EventEmitter:
+        """Emits the events that the model of `spec` brings about."""
+        endpoint, stream = find_endpoint(spec, find_address(spec)), self._stream
+        return EventEmitter(self._run, endpoint, stream.emit, self._numbers, self._clock.now, stream.content)
 
     def progress(self, progress: Progress) -> None:
         """How far it is."""
         self._on_progress(progress)
-
-
-class _Live(Observation):
-    def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
-        super().__init__(on_progress)
-        self._run = run
-        self._stream = stream
-        self._clock = clock
-        self._numbers = count(1)
-        self._sampler = Sampler(stream.calls_per_second)
-        self._due = clock.elapsed()
-        self.feeds: list[LiveEventEmitter] = []
-        self.latest: Progress | None = None
-
-    def emitter(self, spec: ModelSpec) -> EventEmitter:
-        stream, endpoint = self._stream, find_endpoint(spec, find_address(spec))
-        emitter = LiveEventEmitter(
-            stream.emit,
-            self._run,
-            endpoint,
-            numbers=self._numbers,
-            sampler=self._sampler,
-            clock=self._clock,
-            content=stream.content,
-        )
-        self.feeds.append(emitter)
-        return emitter
-
-    def progress(self, progress: Progress) -> None:
-        super().progress(progress)
         self.latest = progress
         if self._clock.elapsed() >= self._due:
             self._due = self._clock.elapsed() + _TELL_EVERY_S
             self._stream.emit(Progressed(self._clock.now(), self._run, progress))
-            for emitter in self.feeds:
-                emitter.tell_of_rest()
 
 
 @asynccontextmanager
@@ -104,22 +81,18 @@ async def observed(
     Raises:
         ConfigError: An observer cannot be opened.
     """
-    if not observers:
-        yield Observation(on_progress)
-        return
     stream = Stream(open_observers(observers), on_observer_error)
-    live, wait_timeout_s = _Live(run, stream, clock, on_progress), _WAIT_TIMEOUT_S
-    error: BaseException | None = None
+    observation = Observation(run, stream, clock, on_progress)
+    why, words, wait_timeout_s = None, None, _WAIT_TIMEOUT_S
     stream.emit(RunStarted(clock.now(), run))
     try:
-        yield live
-    except BaseException as caught:
-        error = caught
-        wait_timeout_s = _WAIT_TIMEOUT_S if isinstance(caught, Exception) else _INTERRUPTED_WAIT_TIMEOUT_S
+        yield observation
+    except BaseException as error:
+        why, words = error_type_of(error), error_words_of(error)
+        if not isinstance(error, Exception):
+            wait_timeout_s = _INTERRUPTED_WAIT_TIMEOUT_S
         raise
     finally:
-        for emitter in live.feeds:
-            emitter.tell_of_rest(ends=True)
-        why, words = (error_type_of(error), error_words_of(error)) if error else (None, None)
-        stream.emit(RunEnded(clock.now(), run, live.latest, why, words))
-        await asyncio.to_thread(stream.close, wait_timeout_s)
+        stream.emit(RunEnded(clock.now(), run, observation.latest, why, words))
+        if observers:
+            await asyncio.to_thread(stream.close, wait_timeout_s)

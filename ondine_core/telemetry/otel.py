@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ondine_core.errors import ConfigError
 from ondine_core.telemetry.events import Event, Observer
-from ondine_core.telemetry.metrics import Distribution, Instrument, Metrics, Series
+from ondine_core.telemetry.metrics import Metrics
 from ondine_core.telemetry.spans import Spans
 
 if TYPE_CHECKING:
@@ -59,75 +59,69 @@ def open_opentelemetry(
     provider, owned = trace.get_tracer_provider(), False
     if not isinstance(provider, TracerProvider):
         provider, owned = make_provider(_exporter("trace", "OTLPSpanExporter")), True
-    spans = Spans(provider.get_tracer(SCOPE), find_caller(), calls_per_second)
-    metric_exporter = _exporter("metric", "OTLPMetricExporter") if metrics else None
-    return Exporting(spans, provider, metric_exporter, owned=owned, content=content)
+    exporter = _exporter("metric", "OTLPMetricExporter") if metrics else None
+    spans = Spans(provider.get_tracer(SCOPE), find_caller())
+    return Exporting(spans, provider, owned, content, calls_per_second, exporter)
 
 
+@dataclass
 class Exporting:
     """Exports spans, and metrics if there is somewhere to send them; an observer.
 
     Args:
         spans: Writes spans.
         provider: Of their tracer.
-        exporter: Takes metrics.
         owned: Whether the provider is shut down in the end.
         content: Whether calls carry what was said.
+        calls_per_second: How many ordinary calls have a span of their own.
+        exporter: Takes metrics.
     """
 
-    def __init__(
-        self,
-        spans: Spans,
-        provider: TracerProvider,
-        exporter: MetricExporter | None = None,
-        *,
-        owned: bool,
-        content: bool,
-    ) -> None:
-        self._spans = spans
-        self._provider = provider
-        self._exporter = exporter
-        self._owned = owned
-        self.content, self.calls_per_second = content, spans.calls_per_second
-        self.wants = Spans.wants | (Metrics.wants if exporter else frozenset())
+    spans: Spans
+    provider: TracerProvider
+    owned: bool
+    content: bool
+    calls_per_second: float | None
+    exporter: MetricExporter | None = None
+
+    def __post_init__(self) -> None:
+        self.wants = Spans.wants | (Metrics.wants if self.exporter else frozenset())
         self._metrics, self._began_ns = Metrics(), time.time_ns()
         self._every_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or 1000 * _EXPORT_EVERY_S) / 1000
         self._due = time.monotonic() + self._every_s
-        self._resource = _named(provider.resource)
+        self._resource = _with_id(self.provider.resource)
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
-        self._spans(event)
-        if self._exporter is not None and type(event) in Metrics.wants:
-            self._metrics(event)
-            if time.monotonic() >= self._due:
-                self._due = time.monotonic() + self._every_s
-                self._export(self._exporter)
+        self.spans(event)
+        self._metrics(event)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._every_s
+            self._export_metrics()
 
     def close(self, timeout_s: float) -> None:
         """Send what is left; spans and metrics at once, so that neither waits for the other's collector."""
         ending = threading.Thread(target=self._end_spans, args=(timeout_s,), name="ondine-spans", daemon=True)
         ending.start()
-        if self._exporter is not None:
-            self._export(self._exporter)
-            self._exporter.shutdown()
+        self._export_metrics()
+        if self.exporter is not None:
+            self.exporter.shutdown()
         ending.join(timeout_s)
 
     def _end_spans(self, timeout_s: float) -> None:
-        if self._owned:
-            self._provider.shutdown()
+        if self.owned:
+            self.provider.shutdown()
         else:
-            self._provider.force_flush(int(1000 * timeout_s))
+            self.provider.force_flush(int(1000 * timeout_s))
 
-    def _export(self, exporter: MetricExporter) -> None:
+    def _export_metrics(self) -> None:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        now_ns = time.time_ns()
-        metrics = [_metric(*read, self._began_ns, now_ns) for read in self._metrics.read().items()]
-        if metrics:
+        metrics = _as_the_sdk_has_them(self._metrics, self._began_ns, time.time_ns())
+        if metrics and self.exporter is not None:
             scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
-            exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
+            self.exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
 
 
 class _Silent:
@@ -149,11 +143,11 @@ def require(module: str, observer: str, extra: str) -> None:
         ConfigError: It is not.
     """
     try:
-        found = find_spec(module)
+        import_module(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise ConfigError(f"The observer {observer!r} needs a package: pip install 'ondine-dagster[{extra}]'.")
+        raise ConfigError(
+            f"The observer {observer!r} needs a package: pip install 'ondine-dagster[{extra}]'."
+        ) from None
 
 
 def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None) -> TracerProvider:
@@ -164,22 +158,20 @@ def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None)
 
     named = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "") or "OTEL_SERVICE_NAME" in os.environ
     resource = Resource.create({} if named else {"service.name": SCOPE})
-    provider = TracerProvider(sampler, _named(resource), shutdown_on_exit=False)
+    provider = TracerProvider(sampler, _with_id(resource), shutdown_on_exit=False)
     if exporter is not None:
         queue = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else _MOST_SPANS
         provider.add_span_processor(BatchSpanProcessor(exporter, queue))
     return provider
 
 
-def _named(resource: Resource) -> Resource:
+def _with_id(resource: Resource) -> Resource:
     """With an id of its own, since sums of two processes under one name would overwrite each other."""
     from opentelemetry.sdk.resources import Resource
 
-    return (
-        resource
-        if "service.instance.id" in resource.attributes
-        else resource.merge(Resource({"service.instance.id": str(uuid4())}))
-    )
+    if "service.instance.id" in resource.attributes:
+        return resource
+    return resource.merge(Resource({"service.instance.id": str(uuid4())}))
 
 
 def find_caller() -> Context | None:
@@ -213,7 +205,7 @@ def _exporter(signal: str, name: str) -> Any:
 # -- metrics as the SDK has them -----------------------------------------------------------------------------------
 
 
-def _metric(instrument: Instrument, series: list[Series], began_ns: int, now_ns: int) -> Metric:
+def _as_the_sdk_has_them(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:
     from opentelemetry.sdk.metrics.export import (
         AggregationTemporality,
         Histogram,
@@ -223,21 +215,22 @@ def _metric(instrument: Instrument, series: list[Series], began_ns: int, now_ns:
         Sum,
     )
 
-    data: Histogram | Sum
-    if instrument.bounds is None:
-        sums = [
-            NumberDataPoint(labels, began_ns, now_ns, value if isinstance(value, int) else float(value))
-            for labels, value in series
-            if not isinstance(value, Distribution)
+    cumulative = AggregationTemporality.CUMULATIVE
+    found = []
+    for instrument, totals in metrics.counters().items():
+        numbers = [
+            NumberDataPoint(labels, began_ns, now_ns, total if isinstance(total, int) else float(total))
+            for labels, total in totals
         ]
-        data = Sum(sums, AggregationTemporality.CUMULATIVE, is_monotonic=True)
-    else:
+        sums = Sum(numbers, cumulative, is_monotonic=True)
+        found.append(Metric(instrument.name, instrument.description, instrument.unit, sums))
+    for instrument, distributions in metrics.histograms().items():
         points = [
             HistogramDataPoint(
                 labels, began_ns, now_ns, sum(of.counts), of.sum, of.counts, of.bounds, of.lowest, of.highest
             )
-            for labels, of in series
-            if isinstance(of, Distribution)
+            for labels, of in distributions
         ]
-        data = Histogram(points, AggregationTemporality.CUMULATIVE)
-    return Metric(instrument.name, instrument.description, instrument.unit, data)
+        histogram = Histogram(points, cumulative)
+        found.append(Metric(instrument.name, instrument.description, instrument.unit, histogram))
+    return found

@@ -6,10 +6,11 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ondine_core.telemetry.events import Event, Observer, RunStarted
-from ondine_core.telemetry.metrics import Distribution, Instrument, Metrics, Series
+from ondine_core.telemetry.metrics import Distribution, Instrument, Metrics
 from ondine_core.telemetry.otel import require
 
 if TYPE_CHECKING:
@@ -95,35 +96,32 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All instruments that were used."""
-        for instrument, series in self._metrics.read().items():
-            yield _family(instrument, series)
+        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 
-
-def _family(instrument: Instrument, series: list[Series]) -> Metric:
-    from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
-
-    name = _spell(instrument.name) + _UNITS.get(instrument.unit, "")
-    keys = [_spell(key) for key in instrument.keys]
-    if instrument.bounds is None:
-        counter = CounterMetricFamily(name, instrument.description, labels=keys)
-        for labels, value in series:
-            if not isinstance(value, Distribution):
-                counter.add_metric(_values(instrument, labels), float(value))
-        return counter
-    histogram = HistogramMetricFamily(name, instrument.description, labels=keys)
-    for labels, of in series:
-        if isinstance(of, Distribution):
-            histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
-    return histogram
+        for instrument, totals in self._metrics.counters().items():
+            counter = CounterMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
+            for labels, total in totals:
+                counter.add_metric(_values(instrument, labels), float(total))
+            yield counter
+        for instrument, distributions in self._metrics.histograms().items():
+            histogram = HistogramMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
+            for labels, of in distributions:
+                histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
+            yield histogram
 
 
 def _buckets(of: Distribution) -> list[tuple[str, float]]:
     """Cumulative, as Prometheus has them."""
-    counts, below = [], 0
-    for bound, count in zip((*of.bounds, float("inf")), of.counts, strict=True):
-        below += count
-        counts.append(("+Inf" if bound == float("inf") else repr(bound), float(below)))
-    return counts
+    bounds = [*map(repr, of.bounds), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(of.counts)), strict=True))
+
+
+def _name(instrument: Instrument) -> str:
+    return _spell(instrument.name) + _UNITS.get(instrument.unit, "")
+
+
+def _labels(instrument: Instrument) -> list[str]:
+    return [_spell(key) for key in instrument.keys]
 
 
 def _values(instrument: Instrument, labels: Mapping[str, str | int]) -> list[str]:

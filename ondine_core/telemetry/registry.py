@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -79,36 +79,38 @@ def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
         ConfigError: One is not known or cannot be opened.
     """
     opened: list[Opened] = []
-    try:
+    with ExitStack() as if_one_fails:
         for spec in specs:
             if isinstance(spec, str | Mapping):
                 name, factory, options = _factory_of(spec)
-                opened.append(Opened(name, factory(**options), owned=True))
+                one = Opened(name, factory(**options), owned=True)
             else:
-                opened.append(Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False))
-        return [_heeded(one) for one in opened]
-    except BaseException:
-        for one in opened:
-            close = getattr(one.observe, "close", None)
-            if one.owned and close:
-                with suppress(Exception):
-                    close(0.0)
-        raise
+                one = Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False)
+            if_one_fails.callback(_close, one)
+            opened.append(_with_wishes(one))
+        if_one_fails.pop_all()
+    return opened
 
 
-def _heeded(opened: Opened) -> Opened:
-    """With the attributes of the observer, checked here."""
+def _close(opened: Opened) -> None:
+    with suppress(Exception):
+        opened.close(0.0)
+
+
+def _with_wishes(opened: Opened) -> Opened:
+    """With what attributes of the observer say that it wants, which is checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < inf):
         raise ConfigError(
             f"observers: calls_per_second={rate!r} of {opened.name!r} must be 0 or a positive number, or None for all."
         )
     wants = getattr(observe, "wants", None)
-    if wants is not None and not (isinstance(wants, AbstractSet | Sequence) and _EVENTS.issuperset(wants)):
-        raise ConfigError(
-            f"observers: wants={wants!r} of {opened.name!r} must be a set of event types, or None for all."
-        )
-    wants = None if wants is None else frozenset(wants)
+    if wants is not None:
+        if not (isinstance(wants, AbstractSet | Sequence) and _EVENTS.issuperset(wants)):
+            raise ConfigError(
+                f"observers: wants={wants!r} of {opened.name!r} must be a set of event types, or None for all."
+            )
+        wants = frozenset(wants)
     return replace(opened, wants=wants, content=bool(getattr(observe, "content", False)), calls_per_second=rate)
 
 

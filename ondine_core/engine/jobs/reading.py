@@ -237,7 +237,8 @@ class _Reading:
         observer = context.emitter.begin(queued.batch)
         took_s = max(0.0, context.clock.now() - call.sent.sent_at)
         is_ordinary = not (result.failures or result.retry)
-        observer.on_reply(call.sent, request, reply, usd, took_s, ordinary=is_ordinary)
+        observer.sent(call.sent, request)
+        observer.on_reply(reply, usd, took_s, ordinary=is_ordinary)
         rows_of = context.run_state.rows_of
         observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)
         owed = sum(len(batch.items) for batch in result.retry)

@@ -36,6 +36,7 @@ from ondine_core import (
     enrich_sync,
 )
 from ondine_core.telemetry import (
+    AskedBatch,
     BatchEnded,
     Booked,
     CallEnded,
@@ -52,14 +53,14 @@ from ondine_core.telemetry import (
     RunStarted,
     register_observer,
 )
-from ondine_core.telemetry.call_aggregator import CallAggregator
-from ondine_core.telemetry.call_sampler import Sampler
+from ondine_core.telemetry.call_sampler import CallSampler, OrdinaryCall
 from ondine_core.telemetry.stream import Opened, Stream
-from ondine_core.types.ledger import Origin
+from ondine_core.types.ledger import CallStarted, Origin
 from tests.support.asking import PROMPT, ask, echo_each, options, texts
 from tests.support.provider import Fault, Provider, after, error, first, matching, refusal, status, truncated
 
 E = TypeVar("E")
+RUN, ENDPOINT = Run(Origin("r"), "m", 1), Endpoint("p", "m")
 PRICE = Price(Decimal("0.000001"), Decimal("0.000002"), Decimal("0.0000005"))
 
 
@@ -197,27 +198,40 @@ def test_what_was_not_told_yet_is_told_when_a_run_ends_early() -> None:
     assert together + answered == ended.progress.spend.answered
 
 
+def ordinary(at: float, duration_s: float) -> OrdinaryCall:
+    """A call that came at `at`."""
+    batch = AskedBatch(RUN, ENDPOINT, 1, 1, 1, at - duration_s)
+    sent = CallStarted(b"", RUN.origin, RUN.model, "ask", (), at - duration_s)
+    return OrdinaryCall(CallEnded(at, batch, sent, duration_s, Usage(1, 0, 1)))
+
+
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=50), st.floats(0.1, 100))
-def test_a_rest_is_told_after_two_seconds_or_a_thousand_calls(pauses: list[float], duration_s: float) -> None:
-    """However long the calls themselves take."""
-    run, endpoint, at = Run(Origin("r"), "m", 1), Endpoint("p", "m"), 1e9
-    rest = CallAggregator(run, endpoint, "ask")
-    rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
-    assert not rest.is_due(at)
-    for pause in pauses:
+def test_gathered_calls_are_told_after_two_seconds_or_a_thousand(pauses: list[float], duration_s: float) -> None:
+    """However long the calls themselves take; and none is lost."""
+    sampler, at, first_at, waiting = CallSampler(0), 1e9, None, 0
+    for _ in range(100):
+        assert isinstance(sampler.receive(ordinary(at, duration_s))[0], OrdinaryCall)
+    for pause in [*pauses, *[0.0] * 1100]:
         at += pause
-        assert rest.is_due(at) == (at - 1e9 > 2)
-        rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
-    for _ in range(1000 - len(pauses) - 1):
-        rest.add(at, 1, duration_s, Usage(1, 0, 1), None)
-    assert rest.is_due(at)
-    assert (rest.event().began_at, rest.event().at) == (1e9 - duration_s, at)
+        first_at, waiting = first_at or at, waiting + 1
+        told = sampler.receive(ordinary(at, duration_s))
+        assert bool(told) == (at - first_at > 2 or waiting == 1000)
+        if told:
+            (calls,) = told
+            assert isinstance(calls, CallsEnded)
+            assert len(calls.durations_s) == waiting
+            assert (calls.began_at, calls.at) == (first_at - duration_s, at)
+            first_at, waiting = None, 0
+    rest, end = sampler.receive(RunEnded(at, RUN, None))
+    assert isinstance(rest, CallsEnded)
+    assert len(rest.durations_s) == waiting
+    assert isinstance(end, RunEnded)
 
 
 @given(st.lists(st.floats(-1, 5), max_size=300), st.floats(0, 50))
 def test_a_sampler_never_takes_more_than_its_rate(steps: list[float], per_second: float) -> None:
     """A hundred, and so many for each second that has gone by; also where the clock is set back."""
-    sampler, at, latest, taken = Sampler(per_second), 1e9, 1e9, 0
+    sampler, at, latest, taken = CallSampler(per_second), 1e9, 1e9, 0
     assert sum(sampler.takes(at) for _ in range(150)) == 100
     for step in steps:
         at += step
@@ -228,31 +242,25 @@ def test_a_sampler_never_takes_more_than_its_rate(steps: list[float], per_second
 
 def test_a_sampler_takes_its_rate() -> None:
     """Of a hundred a second it takes the ten that it may."""
-    sampler = Sampler(10)
+    sampler = CallSampler(10)
     taken = [sampler.takes(1e9 + number / 100) for number in range(6000)]
     assert sum(taken[:100]) == 100
     assert 575 <= sum(taken[200:]) <= 585
 
 
-@pytest.mark.parametrize(
-    ("others", "is_told_of_each"),
-    [
-        ((), False),
-        ((Sampling(0.0), "prometheus", "logging"), False),
-        ((Sampling(None, frozenset({RunEnded})),), False),
-        ((Sampling(None, frozenset({BatchEnded})),), True),
-        ((lambda _: None,), True),
-        ((Sampling(1e6),), True),
-    ],
-)
-def test_calls_are_told_one_by_one_if_anybody_wants_it(others: tuple[Any, ...], is_told_of_each: bool) -> None:
-    """An observer that hears of runs only, or adds calls up, does not count."""
-    some = Sampling()
+def test_each_observer_is_told_of_as_many_calls_one_by_one_as_it_wants() -> None:
+    """Whatever the others want; the calls are the same, and so is what they cost."""
+    none, every, runs = Sampling(0.0), Sampling(None), Sampling(None, frozenset({RunEnded}))
+    own: list[Event] = []
     model = ScriptedModel(lambda text: {"answer": text})
-    chosen = replace(options(), observers=(some, *others))
+    chosen = replace(options(), observers=(none, every, runs, own.append, "logging", "prometheus"))
     enrich_sync(texts(150), prompt=PROMPT, output={"answer": "string"}, model=model, options=chosen)
-    assert (len(of(CallEnded, some.seen)) == 150) == is_told_of_each
-    assert bool(of(CallsEnded, some.seen)) != is_told_of_each
+    for seen, alone in ((none.seen, 100), (every.seen, 150), (own, 150)):
+        together = of(CallsEnded, seen)
+        assert len(of(CallEnded, seen)) == len(of(BatchEnded, seen)) == alone
+        assert sum(calls.prompts for calls in together) == 150 - alone
+        assert bool(together) == (alone < 150)
+    assert [type(event) for event in runs.seen] == [RunEnded]
 
 
 def test_every_event_says_whose_it_is() -> None:
@@ -358,7 +366,7 @@ def test_what_a_models_own_error_says_is_not_told() -> None:
 
 
 def test_a_run_that_nobody_observes_has_no_threads_for_it() -> None:
-    """It makes no events and starts nothing."""
+    """It starts nothing."""
     threads: list[str] = []
     with Provider() as provider:
         chosen = replace(options(), on_progress=lambda _: threads.extend(t.name for t in threading.enumerate()))
