@@ -110,12 +110,12 @@ def write_llama_4(folder: Path) -> Path:
     config = {"model_type": "llama4", "text_config": text, "eos_token_id": vocabulary[END]}
     (folder / "config.json").write_text(json.dumps(config))
 
-    def write() -> None:
+    async def write() -> None:
         from mlx_lm.models.llama4 import Model, ModelArgs
 
         Model(ModelArgs.from_dict(config)).save_weights(str(folder / "model.safetensors"))
 
-    on_mlx_thread(write).result()
+    on_mlx_thread(write()).result()
     return folder
 
 

@@ -17,6 +17,8 @@ _NO_MEMORY = re.compile(
 
 def not_loaded(name: str, error: BaseException) -> FatalError:
     """Why the model called `name` (a folder or a repository) cannot be used."""
+    if isinstance(error, FatalError):
+        return error
     kinds = [kind.__name__ for kind in type(error).__mro__]  # by name: the classes are huggingface_hub's, loaded or not
     said = str(error).strip().partition("\n")[0]
     if isinstance(error, ImportError):

@@ -1,40 +1,38 @@
-"""A model in MLX that writes many replies at once, each a token further at every step.
+"""A model in MLX that writes many replies at once, each a token further at every step of mlx-lm's `BatchGenerator`.
 
-All of it belongs to the MLX thread. Nothing waits for a batch: a call joins those being answered whenever it comes, and
-leaves when it is answered or cancelled.
+All of it belongs to the MLX thread. A call joins those being answered whenever it comes, and leaves when it is answered
+or cancelled.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ondine_core.errors import ProviderError, RefusedError
-from ondine_core.providers.mlx.chat_template import decode, encode
+from ondine_core.errors import FatalError, RefusedError
+from ondine_core.providers.mlx.chat_template import encode
 from ondine_core.providers.mlx.failures import broken_off
-from ondine_core.providers.mlx.generation import PrefixCache, start_generator
-from ondine_core.providers.mlx.sampling import Grammars, Sampling, make_picker, make_rules
-from ondine_core.types.values import Call, Message, Reply, Usage
+from ondine_core.providers.mlx.grammar import Grammars
+from ondine_core.providers.mlx.parameters import MAX_CONCURRENCY, Options
+from ondine_core.providers.mlx.prefix_cache import READ_AT_ONCE, PrefixCache
+from ondine_core.providers.mlx.sampling import make_picker
+from ondine_core.types.values import Call, Reply, Usage
 
-__all__ = ["MOST_AT_ONCE", "Ask", "Weights", "Work", "Writer"]
+__all__ = ["Weights", "Work", "Writer"]
 
-MOST_AT_ONCE = 64
 _PARAGRAPH = "\n\n"
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What is loaded once a process.
+    """What is loaded once a process: a folder or a repository, and the LoRA adapter that is laid over it.
 
-    Args:
-        name: A folder, or a repository of Hugging Face.
-        revision: Commit, branch or tag of the repository; `None` for the newest.
-        adapter_path: Folder of a LoRA adapter to lay over it.
-        token: For a repository that is not public; `None` for what this machine is logged in with.
+    `token` is for a repository that is not public; without it, what this machine is logged in with.
     """
 
     name: str
@@ -43,26 +41,9 @@ class Weights:
     token: str | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
-    """A call on its way to the model; cancelling `reply` ends it."""
-
-    call: Call
-    sampling: Sampling
-    max_output_tokens: int
-    think: bool = False
-    reply: Future[Reply] = field(default_factory=Future)
-
-
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a model has done since it was loaded, for all who share it.
-
-    Args:
-        steps: Computations; each brings every reply that is being written one token further.
-        output_tokens: Tokens written; `output_tokens / steps` replies were written at once on average.
-        most_at_once: The most replies that were written at once.
-    """
+    """What a model has done since it was loaded; a step brings every reply that is being written a token further."""
 
     steps: int = 0
     output_tokens: int = 0
@@ -73,104 +54,109 @@ class Work:
 class _Draft:
     """A reply that is being written; one with a detokenizer ends with its first paragraph."""
 
-    ask: Ask
-    usage: Usage
+    cached_input_tokens: int
     detokenizer: Any
     tokens: list[int] = field(default_factory=list)
+    finish_reason: asyncio.Future[str] = field(default_factory=asyncio.Future)
 
 
 class Writer:
-    """A loaded model.
+    """A loaded model; a repository is downloaded unless it is on this machine.
 
-    Args:
-        weights: What to load. A repository is downloaded unless it is on this machine.
-
-    Attributes:
-        weights: What is loaded.
-        work: What was done with it.
+    Raises:
+        FatalError: mlx-lm cannot batch models of this kind.
     """
 
     def __init__(self, weights: Weights) -> None:
         folder, no_code = str(_fetch(weights)), {"trust_remote_code": False}
         import mlx.core as mx  # after the download, during which a process can still end without MLX's consent
         from mlx_lm import load
+        from mlx_lm.models.cache import make_prompt_cache
 
         if mx.default_device().type == mx.cpu:
             mx.disable_compile()  # there it means starting a C++ compiler, seconds a formula, and is no faster
         loaded: Any = load(folder, no_code, adapter_path=weights.adapter_path, return_config=True)
         self._model, self._tokenizer, config = loaded
+        if not all(hasattr(layer, "merge") for layer in make_prompt_cache(self._model)):
+            raise FatalError(
+                f"model='mlx/{weights.name}': mlx-lm cannot batch models of this kind; run `mlx_lm.server`, and ask it "
+                "as 'openai_compatible/...' with its base_url."
+            )
         self._window = config.get("text_config", config).get("max_position_embeddings")
         self._vocabulary = len(self._tokenizer.get_vocab())
         self._ends = sorted(self._tokenizer.eos_token_ids)
         self._grammars = Grammars(self._tokenizer, self._ends)
-        self._beginnings = PrefixCache(self._model)
-        self._generator = start_generator(self._model, self._ends, MOST_AT_ONCE)
         self._drafts: dict[int, _Draft] = {}
+        self._stepping: asyncio.Task[None] | None = None
+        self._start()
         self.weights, self.work = weights, Work()
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether replies are being written."""
-        return bool(self._drafts)
+    async def write(self, call: Call, options: Options) -> Reply:
+        """The reply to `call`; cancelling this ends its generation.
 
-    def begin(self, ask: Ask) -> None:
-        """Take a call in."""
-        if ask.reply.cancelled():
-            return
+        Raises:
+            ProviderError: There is none.
+        """
         try:
-            tokens = encode(self._tokenizer, ask.call, think=ask.think)
+            tokens = encode(self._tokenizer, call, think=options.params.enable_thinking)
         except BaseException as error:  # noqa: BLE001  (templates are the model's own code, and Rust may panic)
             fault = type(error).__name__
-            _settle(
-                ask.reply, RefusedError(f"The model's chat template or tokenizer does not take this call ({fault}).")
-            )
-            return
+            raise RefusedError(f"The model's chat template or tokenizer does not take this call ({fault}).") from None
+        window = self._window or len(tokens) + options.max_output_tokens
+        if len(tokens) >= window:
+            raise RefusedError(f"The prompt has {len(tokens)} tokens; the model's window is {window}.")
         try:
-            self._insert(ask, tokens)
-        except ProviderError as error:
-            _settle(ask.reply, error)
+            number = self._insert(call, options, tokens, window)
         except BaseException as error:  # noqa: BLE001
-            _settle(ask.reply, broken_off(error, 1))
+            raise broken_off(error, 1) from None
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.create_task(self._step_on())
+        draft = self._drafts[number]
+        try:
+            finish_reason = await draft.finish_reason
+        finally:
+            if self._drafts.pop(number, None):
+                self._generator.remove([number])
+        return self._reply(draft, Usage(len(tokens), draft.cached_input_tokens, len(draft.tokens)), finish_reason)
 
-    def _insert(self, ask: Ask, tokens: list[int]) -> None:
-        most = ask.max_output_tokens
-        if self._window is not None and len(tokens) + most > self._window:
-            most = self._window - len(tokens)
-            if most < 1:
-                raise RefusedError(f"The prompt has {len(tokens)} tokens; the model's window is {self._window}.")
-        schema = ask.call.json_schema
-        grammar = self._grammars.rule(schema) if schema is not None else None
+    def _insert(self, call: Call, options: Options, tokens: list[int], window: int) -> int:
+        from mlx_lm.sample_utils import make_logits_processors
+
+        params = options.params
+        processors: list[Any] = make_logits_processors(
+            repetition_penalty=params.repetition_penalty, repetition_context_size=params.repetition_context_size
+        )
+        grammar = None if call.json_schema is None else self._grammars.processor(call.json_schema)
+        if grammar is not None:
+            processors.append(grammar)
         known, state = self._beginnings.find(tokens)
-        (number,) = self._generator.insert(
+        number: int = self._generator.insert(
             [tokens[known:]],
-            [most],
+            [min(options.max_output_tokens, window - len(tokens))],
             caches=[state],
             all_tokens=[tokens[:known]],
-            samplers=[make_picker(ask.sampling, self._vocabulary)],
-            logits_processors=[[*make_rules(ask.sampling), *([grammar] if grammar else [])]],
-        )
+            samplers=[make_picker(options, self._vocabulary)],
+            logits_processors=[processors],
+        )[0]
         # A base model goes on to make up the next question unless something ends its answer.
         ends_itself = grammar is not None or self._tokenizer.has_chat_template
-        detokenizer = None if ends_itself else self._tokenizer.detokenizer
-        self._drafts[number] = _Draft(ask, Usage(len(tokens), known), detokenizer)
+        self._drafts[number] = _Draft(known, None if ends_itself else self._tokenizer.detokenizer)
+        return number
 
-    def step(self) -> None:
-        """Write one more token of every reply, and read some more of the prompts that have come."""
-        gone = [number for number, draft in self._drafts.items() if draft.ask.reply.cancelled()]
-        for number in gone:
-            del self._drafts[number]
-        try:
-            if gone:
-                self._generator.remove(gone)
-            written = self._generator.next()[1] if self._drafts else ()
-        except BaseException as error:  # noqa: BLE001  (whatever it is, the calls must hear of it and the thread go on)
-            self._break_off(error)
-            return
-        if written:
-            done, count = self.work, len(written)
-            self.work = Work(done.steps + 1, done.output_tokens + count, max(done.most_at_once, count))
-        for token in written:
-            self._add(token.uid, token.token, token.finish_reason)
+    async def _step_on(self) -> None:
+        """Write token by token until no draft is left."""
+        while self._drafts:
+            try:
+                written = self._generator.next()[1]
+            except BaseException as error:  # noqa: BLE001  (whatever it is, the calls must hear of it)
+                self._break_off(error)
+                return
+            if written:
+                done, count = self.work, len(written)
+                self.work = Work(done.steps + 1, done.output_tokens + count, max(done.most_at_once, count))
+            for token in written:
+                self._add(token.uid, token.token, token.finish_reason)
+            await asyncio.sleep(0)  # others come and go
 
     def _add(self, number: int, token: int, finish_reason: str | None) -> None:
         draft = self._drafts[number]
@@ -184,58 +170,59 @@ class Writer:
                     finish_reason = "stop"
         if finish_reason is not None:
             del self._drafts[number]
-            _settle(draft.ask.reply, self._reply(draft, finish_reason))
+            if not draft.finish_reason.done():
+                draft.finish_reason.set_result(finish_reason)
 
-    def _reply(self, draft: _Draft, finish_reason: str) -> Reply:
-        text = decode(self._tokenizer, draft.tokens)
+    def _reply(self, draft: _Draft, usage: Usage, finish_reason: str) -> Reply:
+        # Cleaning up would take the space before a full stop out of an answer.
+        text: str = self._tokenizer.decode(draft.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if draft.detokenizer is not None:
             text = text.partition(_PARAGRAPH)[0]
-        usage = replace(draft.usage, output_tokens=len(draft.tokens))
         if self._tokenizer.has_thinking and self._tokenizer.think_end in text:
             thought, mark, text = text.rpartition(self._tokenizer.think_end)
-            usage = replace(usage, reasoning_tokens=min(self.count_tokens(thought + mark), usage.output_tokens))
+            usage = replace(usage, reasoning_tokens=min(self._count(thought + mark), usage.output_tokens))
         return Reply(text.strip(), usage, finish_reason, f"mlx-{secrets.token_hex(8)}")
 
     def _break_off(self, error: BaseException) -> None:
-        """Nobody knows what state an error leaves the drafts in, so all of them end."""
+        """End all drafts: their state after an error is not known."""
         drafts = list(self._drafts.values())
         self._drafts.clear()
         self._generator.close()
-        self.forget()
-        self._generator = start_generator(self._model, self._ends, MOST_AT_ONCE)
+        self._start()
         for draft in drafts:
-            _settle(draft.ask.reply, broken_off(error, len(drafts)))
+            if not draft.finish_reason.done():
+                draft.finish_reason.set_exception(broken_off(error, len(drafts)))
 
-    def warm_up(self) -> None:
-        """Say a word, so that the first call does not wait for what is done only once."""
-        self.begin(Ask(Call((Message("user", "Hello"),)), Sampling(), max_output_tokens=1))
+    def _start(self) -> None:
+        from mlx_lm.generate import BatchGenerator
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of `text`."""
+        self._generator: Any = BatchGenerator(
+            self._model,
+            stop_tokens=[[token] for token in self._ends],
+            completion_batch_size=MAX_CONCURRENCY,
+            prefill_step_size=READ_AT_ONCE,
+        )
+        self.forget()
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [self._count(text) for text in texts]
+
+    def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def forget(self) -> None:
         """Free the memory that only makes the next calls faster."""
         import mlx.core as mx
 
-        self._beginnings.clear()
+        self._beginnings = PrefixCache(self._model)
         mx.clear_cache()
 
     def unload(self) -> None:
         """Free all memory; the writer is of no use afterwards."""
         self._generator.close()
         self._model = self._generator = None
-        self._beginnings = PrefixCache(None)
         self.forget()
-
-
-def _settle(reply: Future[Reply], outcome: Reply | ProviderError) -> None:
-    if not reply.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Reply):
-        reply.set_result(outcome)
-    else:
-        reply.set_exception(outcome)
 
 
 def _fetch(weights: Weights) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ondine_core.errors import TransientError
+from ondine_core.errors import FatalError, TransientError
 from ondine_core.providers import connect
 from ondine_core.providers.mlx import MlxModel
 from ondine_core.types.values import ModelSpec, Reply
 from tests.support.asking_mlx import (
     ENDLESS,
-    MOOD,
     ask,
     ask_in_turn,
     ask_together,
@@ -75,10 +73,9 @@ def test_a_call_joins_those_being_written(models: Path) -> None:
     assert reply.usage.output_tokens == 40
 
 
-@pytest.mark.parametrize("family", ["llama", "llama4"])
-def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_path: Path, family: str) -> None:
+def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path) -> None:
     """From then on nobody computes for it; whoever is written beside it gets the reply it gets alone."""
-    folder = models / "endless" if family == "llama" else write_llama_4(tmp_path / "llama4")
+    folder = models / "endless"
 
     async def cancel(model: MlxModel) -> None:
         (alone,) = await ask_in_turn(model, [task("Row 1")])
@@ -99,13 +96,10 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path, tmp_pa
     use(folder, cancel)
 
 
-def test_a_model_that_cannot_batch_answers_one_after_another(tmp_path: Path) -> None:
-    """mlx-lm has no batches for some families (Llama 4); nothing but the speed is different."""
-    folder = write_llama_4(tmp_path / "llama4")
-    calls = [task(f"Row {number}") for number in range(3)]
-    together = use(folder, lambda model: ask_together(model, calls))
-    assert texts(together) == texts(use(folder, lambda model: ask_in_turn(model, calls)))
-    assert set(json.loads(ask(folder, task("Row", MOOD)).text)) == {"mood", "stars"}
+def test_a_model_that_cannot_batch_is_refused(tmp_path: Path) -> None:
+    """mlx-lm has no batches for some families (Llama 4); the error says what serves those."""
+    with pytest.raises(FatalError, match=r"cannot batch models of this kind; run `mlx_lm\.server`"):
+        ask(write_llama_4(tmp_path / "llama4"), task("Row"))
 
 
 @pytest.mark.parametrize("window", [None, 96])

@@ -1,0 +1,69 @@
+"""JSON schemas that a reply of MLX cannot leave.
+
+mlx-lm has no grammars, so llguidance says which tokens may come next. A schema or a tokenizer that it cannot follow is
+no error: the prompt carries the schema, and the reply is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Grammars", "LogitsProcessor"]
+
+LogitsProcessor: TypeAlias = Callable[[Any, Any], Any]
+"""From the tokens of one text so far and the logits of its next token to other logits."""
+
+
+class Grammars:
+    """JSON schemas as logits processors, for one tokenizer and the tokens that end a reply."""
+
+    def __init__(self, tokenizer: Any, ends: list[int]) -> None:
+        self._tokenizer, self._ends = tokenizer, ends
+        self._vocabulary: Any = None  # takes a second to build, so not before it is needed
+        self._matchers: dict[bytes, Any] = {}
+
+    def processor(self, json_schema: bytes) -> LogitsProcessor | None:
+        """What holds one text to `json_schema`; `None` if nothing can."""
+        if json_schema not in self._matchers:
+            self._matchers[json_schema] = self._compile(json_schema)
+        matcher = self._matchers[json_schema]
+        return None if matcher is None else _hold_to(matcher.deep_copy(), self._ends)
+
+    def _compile(self, json_schema: bytes) -> Any:
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+
+            if self._vocabulary is None:
+                self._vocabulary = LLTokenizer(self._tokenizer.backend_tokenizer.to_str(), eos_token=self._ends)
+            # Were any white space allowed, a small model might write nothing else. Keywords that are not known are
+            # left out (`lenient`): the reply is checked against all of the schema anyway.
+            style: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
+            grammar = LLMatcher.grammar_from_json_schema(json_schema.decode(), overrides=style)
+            matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        except (ImportError, AttributeError, ValueError):  # AttributeError: a tokenizer of the slow kind
+            return None
+        return None if matcher.is_error() else matcher
+
+
+def _hold_to(matcher: Any, ends: list[int]) -> LogitsProcessor:
+    import mlx.core as mx
+    import numpy as np
+
+    started = False
+
+    def process(tokens: Any, logits: Any) -> Any:
+        nonlocal started
+        if started and not matcher.is_stopped():
+            matcher.consume_token(int(tokens[-1].item()))
+        started = True
+        allowed = np.zeros(logits.shape[-1], dtype=bool)
+        if matcher.is_stopped():
+            allowed[ends] = True
+        else:
+            # A model may have more logits than its tokenizer has tokens.
+            bias = np.frombuffer(matcher.compute_logit_bias(), dtype=np.uint8)[: allowed.size]
+            allowed[: bias.size] = bias > 0
+        return mx.where(mx.array(allowed), logits, -mx.inf)
+
+    return process
