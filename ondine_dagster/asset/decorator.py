@@ -111,7 +111,8 @@ def llm_asset(  # noqa: PLR0913  (all by keyword)
         failed_rows: Adds a second asset, `<asset>_failed`: the rows without an answer, with the reason, how often they
             were asked, and what that cost.
         keep_replies: Keeps what the model replied to rows that failed in the store, sanitized like rows, for thirty
-            days; `python -m ondine_core.store why` shows it, and no log, error or metadata does.
+            days; `python -m ondine_core.store why` shows it, and no log, error or metadata does. The Launchpad's field
+            is for one run.
         partition_by: The column that says which partition a row belongs to (with several dimensions, the column of
             each), for an upstream table that has no partitions: only the rows of the run's partitions are enriched.
         tier: The provider's price class, instead of the resource's: `"standard"`, `"flex"` (cheaper, waits for

@@ -72,6 +72,11 @@ class LLMAssetConfig(StrictConfig):
         description="Whether rows that failed in an earlier run are asked again, for whatever reason; by default as "
         "the asset says.",
     )
+    keep_replies: bool | None = Field(
+        default=None,
+        description="Whether what the model replies to rows that fail in this run is kept in the store for thirty "
+        "days, sanitized like rows, for 'python -m ondine_core.store why'; by default as the asset says.",
+    )
     max_cost_usd: Positive | None = Field(
         default=None, description="Cap on the cost of this run in USD, instead of the asset's own."
     )
@@ -119,6 +124,8 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     policy = options.policy
     if config.retry_failed_rows is not None:
         policy = replace(policy, retry_failed_rows=config.retry_failed_rows)
+    if config.keep_replies is not None:
+        policy = replace(policy, keep_replies=config.keep_replies)
     options = replace(options, policy=policy)
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)

@@ -266,15 +266,21 @@ def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, faile
         assert len(result.output_for_node("moods", "failed")) == 0
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_reply_is_kept_in_the_store_and_shown_nowhere_else(keep: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """`keep_replies=True` is the only way to see what the model wrote to a failed row, and `why` the only place."""
-    moods = moods_of("good", "junk", failed_rows=True, keep_replies=keep)
+@pytest.mark.parametrize(
+    ("declared", "chosen", "kept"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_a_reply_is_kept_in_the_store_and_shown_nowhere_else(
+    declared: bool, chosen: bool | None, kept: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`keep_replies`, of the asset or of a run, is the only way to see a failed reply, and `why` the only place."""
+    moods = moods_of("good", "junk", failed_rows=True, keep_replies=declared)
+    config = {"ops": {"moods": {"config": {} if chosen is None else {"keep_replies": chosen}}}}
     with dg.DagsterInstance.ephemeral() as instance:
         llm = ScriptedModel(lambda text: "I would rather not." if "junk" in text else answer(text))
-        result = dg.materialize([moods], resources={"llm": llm}, instance=instance)
+        result = run(moods, llm=llm, instance=instance, run_config=config)
         events = [str(record.event_log_entry) for record in instance.get_records_for_run(result.run_id).records]
         assert main([default_store(instance), "why", "--asset", "moods", "--text", "junk"]) == 0
-    assert ("I would rather not." in capsys.readouterr().out) is keep
+    assert ("I would rather not." in capsys.readouterr().out) is kept
     assert len(events) > 5
     assert "rather not" not in "".join(events) + str(failed(result).to_dict())
