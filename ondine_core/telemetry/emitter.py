@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 from ondine_core.errors import FatalError, OndineError, RefusedError, TransientError
 from ondine_core.telemetry.call_sampler import Emitted, OrdinaryCall
@@ -28,9 +27,9 @@ from ondine_core.telemetry.events import (
     Run,
 )
 from ondine_core.types.ledger import NO_ORIGIN, CallStarted
-from ondine_core.types.values import Batch, Call, Failure, ModelSpec, Reply
+from ondine_core.types.values import Batch, Call, Failure, Reply
 
-__all__ = ["BatchObserver", "EventEmitter", "error_type_of", "error_words_of", "find_endpoint"]
+__all__ = ["BatchObserver", "EventEmitter", "error_type_of", "error_words_of"]
 
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
@@ -38,15 +37,10 @@ Failed: TypeAlias = Iterable[tuple[Failure, int]]
 
 @dataclass(frozen=True, slots=True)
 class EventEmitter:
-    """Emits what happens with one model in a run; by default to nobody.
+    """Emits what happens with one model in a run, by default to nobody.
 
-    Args:
-        run: The run.
-        endpoint: Who is asked.
-        emit: Takes events; it neither waits nor fails.
-        numbers: Numbers for batches.
-        now: Seconds since the epoch.
-        content: Whether calls carry what was said.
+    `emit` neither waits nor fails; `numbers` are for batches, and shared by the models of a run; with `content` calls
+    carry what was said.
     """
 
     run: Run = Run(NO_ORIGIN, "", 0)
@@ -164,11 +158,3 @@ def error_type_of(error: BaseException) -> str:
 def error_words_of(error: BaseException) -> str | None:
     """What an error says, if it is one of ours: others may hold a secret or the text of a row."""
     return str(error) if isinstance(error, OndineError) else None
-
-
-def find_endpoint(spec: ModelSpec, base_url: str | None) -> Endpoint:
-    """Who `spec` names, at `base_url`; what else that may hold (a user, a path) is left out."""
-    provider, _, model = spec.model.partition("/")
-    parts = urlsplit(base_url or "")
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return Endpoint(provider, model, parts.hostname, port if parts.hostname else None)

@@ -36,9 +36,6 @@ __all__ = [
 ]
 
 
-# -- what events belong to -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """A table that is asked about; two are the same only if they are one object.
@@ -58,14 +55,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """Who is asked, and where; one object a model and run.
-
-    Args:
-        provider: What stands before the first slash of the model's name.
-        model: What the provider calls it.
-        address: Host that is asked, `None` if it is this process or not known.
-        port: Its port.
-    """
+    """Who is asked, and where, if it is another process and known; one object a model and run."""
 
     provider: str
     model: str
@@ -76,13 +66,7 @@ class Endpoint:
 class AskedBatch(NamedTuple):
     """Prompts that are asked together, until all of them are settled or owed in smaller batches.
 
-    Args:
-        run: What it is part of.
-        endpoint: Who is asked.
-        number: Counts the batches of a run from 1.
-        prompts: How many it carries.
-        attempt: 1 when they are asked for the first time.
-        began_at: Seconds since the epoch.
+    `number` counts the batches of a run from 1; `attempt` is 1 when the prompts are asked for the first time.
     """
 
     run: Run
@@ -100,7 +84,7 @@ class Content(NamedTuple):
     text: str | None
 
 
-# -- events: `at` is in seconds since the epoch --------------------------------------------------------------------
+# -- events: `at` and `began_at` are in seconds since the epoch ----------------------------------------------------
 
 
 class RunStarted(NamedTuple):
@@ -121,12 +105,8 @@ class Progressed(NamedTuple):
 class RunEnded(NamedTuple):
     """A run is over.
 
-    Args:
-        at: When.
-        run: Which.
-        progress: What it came to, as the report has it, where there is one. `None` if it ended before it began.
-        error_type: What ended it early, as in `CallEnded`; `None` if it came to its end.
-        error: The same in words.
+    `progress` is what it came to, as the report has it, and `None` if it ended before it began; `error_type` and
+    `error` say what ended it early, as in `CallEnded`.
     """
 
     at: float
@@ -192,18 +172,9 @@ class CallEnded(NamedTuple):
 class CallsEnded(NamedTuple):
     """Calls to one model that answered all their prompts, in one event for an observer that wants none for each.
 
-    Args:
-        at: When the last came.
-        run: What they were made for.
-        endpoint: Who was asked.
-        stage: Why they were made, as in `CallStarted`.
-        began_at: When the first left, in seconds since the epoch.
-        prompts: How many they carried.
-        durations_s: Seconds that each took; as many as there were calls.
-        usages: Tokens that each was billed for.
-        usds: What each cost, `None` when the price is not known.
-        held_s: Seconds that they waited for budgets, as in `Held`.
-        booked_s: Seconds that they waited for the rate limit, as in `Booked`.
+    They were made for one reason, the `stage` of `CallStarted`. The first left at `began_at`, the last came at `at`.
+    The tuples say how long each took, what it was billed for, what it cost (`None`: not known), and how long calls
+    waited, as in `Held` and `Booked`.
     """
 
     at: float
@@ -248,13 +219,7 @@ class Booked(NamedTuple):
 class RowsFailed(NamedTuple):
     """Rows have no answer, for one reason; those out of reach may be answered by a fallback yet.
 
-    Args:
-        at: When.
-        run: Whose rows.
-        batch: What they were asked in; `None` if they were not asked.
-        reason: Why, in a word, as in `Failure`.
-        detail: The same in a line, without the text of a row.
-        rows: How many.
+    `batch` is `None` if they were not asked; `reason` and `detail` are those of `Failure`.
     """
 
     at: float
@@ -282,9 +247,8 @@ class Observer(Protocol):
 
     - `wants`: the event types that it is told of; by default all.
     - `content`: whether calls carry what was said.
-    - `calls_per_second`: how many ordinary calls a second it is told of one by one (and a hundred more at the start),
-      with their batches, reservations and bookings; of others it is told together, as `CallsEnded`. By default it is
-      told of all one by one.
+    - `calls_per_second`: how many ordinary calls a second, and a hundred more at the start, it is told of one by one;
+      of others it is told together, as `CallsEnded`. By default it is told of all one by one.
     - `close(timeout_s)`: called once, after the last event, if it was opened by name.
     """
 

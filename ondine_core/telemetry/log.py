@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import sys
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args
 
@@ -29,7 +28,6 @@ from ondine_core.telemetry.events import (
     RunStarted,
     figures_of,
 )
-from ondine_core.types.progress import Progress
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -88,49 +86,45 @@ class _Log:
         match event:
             case RunStarted():
                 self._told_at[event.run] = event.at
-                self._of(event.run, event).info("run started", model=event.run.model, rows=event.run.rows)
+                self._write("info", event, event.run, "run started", model=event.run.model, rows=event.run.rows)
             case Progressed():
                 if event.at - self._told_at.get(event.run, event.at) >= self._every_s:
                     self._told_at[event.run] = event.at
-                    self._of(event.run, event).info("run goes on", **_progress(event.progress))
+                    self._write("info", event, event.run, "run goes on", **_progress(event))
             case RunEnded():
                 self._run_ended(event)
             case RowsFailed():
-                self._rows_failed(event)
+                # The first failure for a reason is news, the rest is in the figures at the end.
+                known = (event.run, event.reason)
+                level: Level = "debug" if known in self._reasons else "warning"
+                self._reasons.add(known)
+                self._write(level, event, event.run, "rows failed", **figures_of(event))
             case CallEnded():
-                self._of(event.batch.run, event).debug("call ended", **_call(event))
+                self._write("debug", event, event.batch.run, "call ended", **_call(event))
             case BatchEnded() | Retried() | Held() | Booked():
-                self._of(event.batch.run, event).debug(_NAMES[type(event)], **_known(figures_of(event)))
+                self._write("debug", event, event.batch.run, _NAMES[type(event)], **figures_of(event))
 
-    def _of(self, run: Run, event: Event) -> FilteringBoundLogger:
+    def _run_ended(self, event: RunEnded) -> None:
+        if event.error_type is None:
+            self._write("info", event, event.run, "run ended", **_progress(event))
+        else:
+            why = {"error_type": event.error_type, "error": event.error}
+            self._write("warning", event, event.run, "run ended early", **why, **_progress(event))
+        self._told_at.pop(event.run, None)
+        self._reasons = {known for known in self._reasons if known[0] is not event.run}
+
+    def _write(self, level: Level, event: Event, run: Run, what: str, **figures: Any) -> None:
         batch = getattr(event, "batch", None)
-        named = {
+        said = {
             "timestamp": dt.datetime.fromtimestamp(event.at, dt.UTC).isoformat(timespec="milliseconds"),
             "run": run.origin.run or None,
             "asset": run.origin.asset or None,
             "partition": run.origin.partition or None,
-            "batch": batch.number if batch else None,
+            "batch": batch and batch.number,
+            **figures,
         }
-        bound: FilteringBoundLogger = self._log.bind(**_known(named))
-        return bound
-
-    def _run_ended(self, event: RunEnded) -> None:
-        log = self._of(event.run, event)
-        if event.error_type is None:
-            log.info("run ended", **_progress(event.progress))
-        else:
-            said = {"error_type": event.error_type, "error": event.error}
-            log.warning("run ended early", **_known(said), **_progress(event.progress))
-        self._told_at.pop(event.run, None)
-        self._reasons = {known for known in self._reasons if known[0] is not event.run}
-
-    def _rows_failed(self, event: RowsFailed) -> None:
-        """The first failure for a reason is news, the rest is in the figures at the end."""
-        known = (event.run, event.reason)
-        log = self._of(event.run, event)
-        say = log.debug if known in self._reasons else log.warning
-        self._reasons.add(known)
-        say("rows failed", **figures_of(event))
+        write = getattr(self._log, level)
+        write(what, **{key: _plain(value) for key, value in said.items() if value is not None})
 
 
 _NAMES: dict[type, str] = {
@@ -141,57 +135,45 @@ _NAMES: dict[type, str] = {
 }
 
 
-def _progress(progress: Progress | None) -> dict[str, Any]:
+def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
+    progress = event.progress
     if progress is None:
         return {}
-    spend = progress.spend
-    return _known(
-        {
-            "rows_done": progress.rows_done,
-            "rows_failed": progress.rows_failed,
-            "rows_reused": progress.rows_reused,
-            "rows_skipped": progress.rows_skipped,
-            "rows_per_s": round(progress.rows_per_s, 1),
-            "calls": spend.calls,
-            "input_tokens": spend.usage.input_tokens,
-            "output_tokens": spend.usage.output_tokens,
-            "usd": spend.usd,
-        }
-    )
+    return {
+        "rows_done": progress.rows_done,
+        "rows_failed": progress.rows_failed,
+        "rows_reused": progress.rows_reused,
+        "rows_skipped": progress.rows_skipped,
+        "rows_per_s": round(progress.rows_per_s, 1),
+        "calls": progress.spend.calls,
+        "input_tokens": progress.spend.usage.input_tokens,
+        "output_tokens": progress.spend.usage.output_tokens,
+        "usd": progress.spend.usd,
+    }
 
 
 def _call(event: CallEnded) -> dict[str, Any]:
-    usage = event.usage
-    return _known(
-        {
-            "call": event.sent.call.hex(),
-            "stage": event.sent.stage,
-            "model": event.batch.endpoint.model,
-            "prompts": event.batch.prompts,
-            "duration_s": event.duration_s,
-            "finish_reason": event.finish_reason,
-            "request_id": event.request_id,
-            "usd": event.usd,
-            "error_type": event.error_type,
-            "error": event.error,
-            "input_tokens": usage.input_tokens if usage else None,
-            "output_tokens": usage.output_tokens if usage else None,
-        }
-    )
-
-
-def _known(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known, as a line has it."""
-    return {key: _plain(value) for key, value in said.items() if value is not None}
+    return {
+        "call": event.sent.call.hex(),
+        "stage": event.sent.stage,
+        "model": event.batch.endpoint.model,
+        "prompts": event.batch.prompts,
+        "duration_s": event.duration_s,
+        "finish_reason": event.finish_reason,
+        "request_id": event.request_id,
+        "usd": event.usd,
+        "error_type": event.error_type,
+        "error": event.error,
+        "input_tokens": event.usage and event.usage.input_tokens,
+        "output_tokens": event.usage and event.usage.output_tokens,
+    }
 
 
 def _plain(value: Any) -> Any:
-    match value:
-        case Decimal():
-            return str(value)
-        case float():
-            return round(value, 4)
-    return value
+    """Amounts to the last digit, seconds to a tenth of a millisecond."""
+    if isinstance(value, float):
+        return round(value, 4)
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> FilteringBoundLogger:

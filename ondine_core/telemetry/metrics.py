@@ -38,21 +38,16 @@ Labels: TypeAlias = tuple[str | int | None, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instrument:
-    """What is counted or measured.
+    """What is counted or, with upper bounds of buckets, measured; its series are told apart by `keys`.
 
-    Args:
-        name: As OpenTelemetry writes names.
-        unit: As UCUM writes units.
-        description: In a sentence.
-        keys: By what it is told apart.
-        bounds: Upper bounds of the buckets of a histogram; `None` for a counter.
+    Names are written as OpenTelemetry writes them, and units as UCUM does.
     """
 
     name: str
     unit: str
     description: str
     keys: tuple[str, ...]
-    bounds: tuple[float, ...] | None = None
+    bounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +108,6 @@ WAITS = Instrument(
 class Metrics:
     """Folds events; may be read in another thread meanwhile."""
 
-    wants = frozenset({CallEnded, CallsEnded, Progressed, RunEnded, RowsFailed, Retried, Held, Booked})
     calls_per_second = 0.0
 
     def __init__(self) -> None:
@@ -181,8 +175,8 @@ class Metrics:
 
     def _measure(self, instrument: Instrument, labels: Labels, values: Sequence[float]) -> None:
         if values:
-            bounds = instrument.bounds or ()
-            known = self._distributions.get((instrument, labels)) or Distribution(bounds, (0,) * (len(bounds) + 1))
+            empty = Distribution(instrument.bounds, (0,) * (len(instrument.bounds) + 1))
+            known = self._distributions.get((instrument, labels), empty)
             self._distributions[instrument, labels] = known.plus(values)
 
 

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
+from urllib.parse import urlsplit
 
 from ondine_core.providers.openai_servers import find_address
-from ondine_core.telemetry.emitter import EventEmitter, error_type_of, error_words_of, find_endpoint
-from ondine_core.telemetry.events import Progressed, Run, RunEnded, RunStarted
+from ondine_core.telemetry.emitter import EventEmitter, error_type_of, error_words_of
+from ondine_core.telemetry.events import Endpoint, Progressed, Run, RunEnded, RunStarted
 from ondine_core.telemetry.registry import ObserverSpec, open_observers
 from ondine_core.telemetry.stream import Stream
 from ondine_core.types.clock import Clock
@@ -29,14 +30,7 @@ _INTERRUPTED_WAIT_TIMEOUT_S = 0.8
 
 
 class Observation:
-    """Emits how far a run is, and makes the emitters of its models.
-
-    Args:
-        run: What is observed.
-        stream: Takes the events.
-        clock: Time.
-        on_progress: Called after every batch, too.
-    """
+    """Emits how far a run is, and makes the emitters of its models."""
 
     def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
         self._run = run
@@ -49,8 +43,8 @@ class Observation:
 
     def emitter(self, spec: ModelSpec) -> EventEmitter:
         """Emits the events that the model of `spec` brings about."""
-        endpoint, stream = find_endpoint(spec, find_address(spec)), self._stream
-        return EventEmitter(self._run, endpoint, stream.emit, self._numbers, self._clock.now, stream.content)
+        stream = self._stream
+        return EventEmitter(self._run, _endpoint_of(spec), stream.emit, self._numbers, self._clock.now, stream.content)
 
     def progress(self, progress: Progress) -> None:
         """How far it is."""
@@ -71,12 +65,8 @@ async def observed(
 ) -> AsyncIterator[Observation]:
     """The observation of a run; when it ends, the observers have seconds to finish.
 
-    Args:
-        run: What is observed.
-        observers: Who observes.
-        clock: Time.
-        on_progress: Called with the progress, with or without observers.
-        on_observer_error: Told what observers missed and that they failed, from any thread.
+    `on_progress` is called with or without observers; `on_observer_error` is told what observers missed and that they
+    failed, from any thread.
 
     Raises:
         ConfigError: An observer cannot be opened.
@@ -96,3 +86,11 @@ async def observed(
         stream.emit(RunEnded(clock.now(), run, observation.latest, why, words))
         if observers:
             await asyncio.to_thread(stream.close, wait_timeout_s)
+
+
+def _endpoint_of(spec: ModelSpec) -> Endpoint:
+    """Who `spec` names, and the host of its address; what else that may hold (a user, a path) is left out."""
+    provider, _, model = spec.model.partition("/")
+    parts = urlsplit(find_address(spec) or "")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return Endpoint(provider, model, parts.hostname, port if parts.hostname else None)

@@ -55,7 +55,7 @@ def open_opentelemetry(
     from opentelemetry.sdk.trace import TracerProvider
 
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return _Silent()
+        return lambda _: None
     provider, owned = trace.get_tracer_provider(), False
     if not isinstance(provider, TracerProvider):
         provider, owned = make_provider(_exporter("trace", "OTLPSpanExporter")), True
@@ -68,13 +68,7 @@ def open_opentelemetry(
 class Exporting:
     """Exports spans, and metrics if there is somewhere to send them; an observer.
 
-    Args:
-        spans: Writes spans.
-        provider: Of their tracer.
-        owned: Whether the provider is shut down in the end.
-        content: Whether calls carry what was said.
-        calls_per_second: How many ordinary calls have a span of their own.
-        exporter: Takes metrics.
+    The provider of the tracer is shut down in the end if it is `owned`.
     """
 
     spans: Spans
@@ -85,7 +79,6 @@ class Exporting:
     exporter: MetricExporter | None = None
 
     def __post_init__(self) -> None:
-        self.wants = Spans.wants | (Metrics.wants if self.exporter else frozenset())
         self._metrics, self._began_ns = Metrics(), time.time_ns()
         self._every_s = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or 1000 * _EXPORT_EVERY_S) / 1000
         self._due = time.monotonic() + self._every_s
@@ -122,18 +115,6 @@ class Exporting:
         if metrics and self.exporter is not None:
             scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
             self.exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
-
-
-class _Silent:
-    """Observes nothing."""
-
-    wants: frozenset[type] = frozenset()
-
-    def __call__(self, event: Event) -> None:
-        """Do nothing."""
-
-
-# -- what is set up ------------------------------------------------------------------------------------------------
 
 
 def require(module: str, observer: str, extra: str) -> None:
@@ -200,9 +181,6 @@ def _exporter(signal: str, name: str) -> Any:
             f"The protocol {protocol!r} needs a package: pip install opentelemetry-exporter-otlp-proto-{kind}."
         ) from None
     return getattr(module, name)()
-
-
-# -- metrics as the SDK has them -----------------------------------------------------------------------------------
 
 
 def _as_the_sdk_has_them(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:

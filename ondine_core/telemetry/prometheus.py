@@ -36,7 +36,26 @@ def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", pus
         ConfigError: A package is missing.
     """
     require("prometheus_client", "prometheus", "prometheus")
-    return _of_process() if push_gateway is None else _Pushing(push_gateway, job, push_every_s)
+    return _of_process() if push_gateway is None else _Pushed(push_gateway, job, push_every_s)
+
+
+class _Collected(Metrics):
+    """Metrics of runs, which a registry collects; an observer."""
+
+    def collect(self) -> Iterator[Metric]:
+        """All instruments that were used."""
+        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+
+        for instrument, totals in self.counters().items():
+            counter = CounterMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
+            for labels, total in totals:
+                counter.add_metric(_values(instrument, labels), float(total))
+            yield counter
+        for instrument, distributions in self.histograms().items():
+            histogram = HistogramMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
+            for labels, of in distributions:
+                histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
+            yield histogram
 
 
 @cache
@@ -44,70 +63,43 @@ def _of_process() -> Metrics:
     """One for the life of the process: a registry takes a collector once, and scrapes go on after a run."""
     from prometheus_client import REGISTRY
 
-    metrics = Metrics()
-    REGISTRY.register(_Collector(metrics))
+    metrics = _Collected()
+    REGISTRY.register(metrics)
     return metrics
 
 
-class _Pushing:
-    """Counts one run and pushes; an observer."""
-
-    wants = Metrics.wants | {RunStarted}
-    calls_per_second = Metrics.calls_per_second
+class _Pushed(_Collected):
+    """Metrics of one run, which are pushed; an observer."""
 
     def __init__(self, gateway: str, job: str, every_s: float) -> None:
         from prometheus_client import CollectorRegistry
 
+        super().__init__()
         self._gateway = gateway
         self._job = job
         self._every_s = every_s
-        self._metrics, self._registry = Metrics(), CollectorRegistry()
-        self._registry.register(_Collector(self._metrics))
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
         # A step that is attempted again has the same run, asset and partition.
         self._group = {"instance": secrets.token_hex(4)}
         self._due = time.monotonic() + every_s
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
+        super().__call__(event)
         if isinstance(event, RunStarted):
             origin = event.run.origin
             named = {"ondine_run": origin.run, "ondine_asset": origin.asset, "ondine_partition": origin.partition}
             self._group |= {name: value for name, value in named.items() if value}
-        self._metrics(event)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._every_s
-            self._push(_PUSH_TIMEOUT_S)
+            self.close(_PUSH_TIMEOUT_S)
 
     def close(self, timeout_s: float) -> None:
-        """Push what it came to."""
-        self._push(timeout_s)
-
-    def _push(self, timeout_s: float) -> None:
+        """Push what it has come to."""
         from prometheus_client import push_to_gateway
 
         push_to_gateway(self._gateway, self._job, self._registry, self._group, max(0.1, timeout_s))
-
-
-class _Collector:
-    """What a registry asks when it is scraped."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        """All instruments that were used."""
-        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
-
-        for instrument, totals in self._metrics.counters().items():
-            counter = CounterMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
-            for labels, total in totals:
-                counter.add_metric(_values(instrument, labels), float(total))
-            yield counter
-        for instrument, distributions in self._metrics.histograms().items():
-            histogram = HistogramMetricFamily(_name(instrument), instrument.description, labels=_labels(instrument))
-            for labels, of in distributions:
-                histogram.add_metric(_values(instrument, labels), _buckets(of), of.sum)
-            yield histogram
 
 
 def _buckets(of: Distribution) -> list[tuple[str, float]]:

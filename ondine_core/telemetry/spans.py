@@ -8,7 +8,6 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +29,7 @@ from ondine_core.telemetry.events import (
     CallsEnded,
     Event,
     Held,
+    Progressed,
     Retried,
     RowsFailed,
     Run,
@@ -51,24 +51,11 @@ _NOTES: Mapping[type, str] = {Retried: "retry", Held: "hold", Booked: "booking",
 """Events that are noted on the span of their batch, and how."""
 
 
-@dataclass(slots=True)
-class _Open:
-    """The spans of a run that have not ended: its own, and those of its batches by their numbers."""
-
-    span: Span
-    batches: dict[int, Span] = field(default_factory=dict)
-
-
 class Spans:
-    """Writes spans; an observer.
+    """Writes spans with `tracer`; an observer.
 
-    Args:
-        tracer: Makes them.
-        parent: Of runs that name no other.
-        describe: Further attributes.
+    Runs that name no parent are inside `parent`; `describe` has further attributes.
     """
-
-    wants = frozenset({RunStarted, RunEnded, BatchEnded, CallEnded, CallsEnded, *_NOTES})
 
     def __init__(
         self, tracer: Tracer, parent: Context | None = None, describe: Describe = lambda _kind, _attributes: {}
@@ -76,13 +63,14 @@ class Spans:
         self._tracer = tracer
         self._parent = parent
         self._describe = describe
-        self._runs: dict[Run, _Open] = {}
+        self._runs: dict[Run, Span] = {}
+        self._batches: dict[AskedBatch, Span] = {}
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
             case CallsEnded():
-                span = self._start_call(of_calls(event), self._runs[event.run].span, event.began_at)
+                span = self._start_call(of_calls(event), self._runs[event.run], event.began_at)
                 span.end(_ns(event.at))
             case CallEnded():
                 span = self._start_call(of_call(event), self._span_of(event.batch), event.at - event.duration_s)
@@ -94,9 +82,11 @@ class Spans:
             case RunEnded():
                 self._end_run(event)
             case RowsFailed():
-                _note(self._span_of(event.batch) if event.batch else self._runs[event.run].span, event)
+                _note(self._span_of(event.batch) if event.batch else self._runs[event.run], event)
             case Retried() | Held() | Booked():
                 _note(self._span_of(event.batch), event)
+            case Progressed():
+                pass
 
     def _begin_run(self, event: RunStarted) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -106,34 +96,30 @@ class Spans:
             parent = TraceContextTextMapPropagator().extract({"traceparent": run.traceparent}, parent)
         attributes = self._described("run", of_run(run))
         name = f"enrich {run.origin.asset}".rstrip()
-        span = self._tracer.start_span(name, parent, attributes=attributes, start_time=_ns(event.at))
-        self._runs[run] = _Open(span)
+        self._runs[run] = self._tracer.start_span(name, parent, attributes=attributes, start_time=_ns(event.at))
 
     def _end_run(self, event: RunEnded) -> None:
-        opened = self._runs.pop(event.run)
-        for span in opened.batches.values():  # cancelled, or their end was lost on the way
-            span.end(_ns(event.at))
+        for batch in [batch for batch in self._batches if batch.run is event.run]:
+            self._batches.pop(batch).end(_ns(event.at))  # cancelled, or its end was lost on the way
+        span = self._runs.pop(event.run)
         if event.progress is not None:
-            opened.span.set_attributes(of_progress(event.progress))
-        _end(opened.span, event.at, event.error_type, event.error)
+            span.set_attributes(of_progress(event.progress))
+        _end(span, event.at, event.error_type, event.error)
 
     def _span_of(self, batch: AskedBatch) -> Span:
         """The span of a batch, begun if it has none."""
-        opened = self._runs[batch.run]
-        span = opened.batches.get(batch.number)
-        if span is None:
+        if batch not in self._batches:
             attributes = self._described("batch", of_batch(batch))
-            parent, began_ns = _inside(opened.span), _ns(batch.began_at)
-            span = self._tracer.start_span("batch", parent, attributes=attributes, start_time=began_ns)
-            opened.batches[batch.number] = span
-        return span
+            parent, began_ns = _inside(self._runs[batch.run]), _ns(batch.began_at)
+            self._batches[batch] = self._tracer.start_span("batch", parent, attributes=attributes, start_time=began_ns)
+        return self._batches[batch]
 
     def _end_batch(self, event: BatchEnded) -> None:
         span = self._span_of(event.batch)
         settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
         span.set_attributes({f"ondine.prompts.{name}": prompts for name, prompts in settled.items()})
         _end(span, event.at, event.error_type)
-        del self._runs[event.batch.run].batches[event.batch.number]
+        del self._batches[event.batch]
 
     def _start_call(self, attributes: Attributes, parent: Span, began_at: float) -> Span:
         from opentelemetry.trace import SpanKind

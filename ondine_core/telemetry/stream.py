@@ -33,15 +33,10 @@ _NEVER_DROPPED = frozenset({RunStarted, RunEnded, CallsEnded})
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An observer that is ready.
+    """An observer that is ready, what it is called in messages, whether it is closed after the run, and what it wants.
 
-    Args:
-        name: What it is called in messages.
-        observe: The observer.
-        owned: Whether it is closed after the run.
-        wants: Event types that it is told of, `None` for all.
-        content: Whether it is told what was said.
-        calls_per_second: How many ordinary calls it is told of one by one, `None` for all.
+    `wants` are the event types that it is told of, and `calls_per_second` how many ordinary calls one by one; `None`
+    stands for all.
     """
 
     name: str
@@ -59,12 +54,9 @@ class Opened:
 
 
 class Stream:
-    """Hands every event to every observer that wants it.
+    """Hands every event to every observer that wants it; at most `capacity` events wait for one observer.
 
-    Args:
-        observers: Who is told.
-        on_observer_error: Told once when an observer fails, and at the end of what it missed; from any thread.
-        capacity: Most events that wait for one observer.
+    `on_observer_error` is told once when an observer fails, and at the end of what it missed; from any thread.
     """
 
     def __init__(
