@@ -76,27 +76,23 @@ def next_size(calibration: Calibration, min_agreement: float) -> int | None:
     return None if good else max(1, calibration.batch_size // 2)
 
 
-async def calibrate(  # noqa: PLR0913  (named at every call)
+async def calibrate(
     ask: Callable[[Sequence[Key], int], Awaitable[Mapping[Key, Values]]],
-    keys: Sequence[Key],
+    chosen: Sequence[Key],
     batch_size: int,
-    *,
     columns: Sequence[Column],
     plan: CalibrationPlan,
-    rng: random.Random,
 ) -> Calibrated:
     """Find a batch size, at most `batch_size`, at which rows get the answers that they get alone.
 
     Args:
         ask: Asks the rows of some keys, a number of rows a call, without looking up known answers; a failed row is
             `None` in the result or absent from it.
-        keys: The rows of the run.
+        chosen: The rows to compare, a sample of the run's.
         batch_size: The size wanted.
         columns: The output columns.
-        plan: How many rows to ask, and what to do.
-        rng: Which rows.
+        plan: What has to agree, and what to do otherwise.
     """
-    chosen = sample(keys, max(plan.rows, batch_size), rng)
     # A call cannot be tried with more rows than there are.
     size = tried = min(batch_size, len(chosen))
     if size <= 1:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from ondine_core.batching.agreement import Values
-from ondine_core.batching.calibration import Calibrated, calibrate
+from ondine_core.batching.calibration import Calibrated, calibrate, sample
 from ondine_core.engine.call import Caller
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
@@ -217,8 +217,8 @@ async def _calibrate(work: Work, asker: Asker) -> Calibrated | None:
         return {key: outcome.values if isinstance(outcome, Answer) else None for key, outcome in outcomes}
 
     unanswered = [key for key in first if key not in run_state.outcomes and key not in work.others.in_jobs]
-    columns = work.task.schema.columns
-    found = await calibrate(ask, unanswered, size, columns=columns, plan=plan, rng=work.clock.rng)
+    chosen = sample(unanswered, max(plan.rows, size), work.clock.rng)
+    found = await calibrate(ask, chosen, size, work.task.schema.columns, plan)
     if found.stop:
         raise ConfigError(str(found.complaint))
     return found

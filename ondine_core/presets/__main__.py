@@ -89,15 +89,15 @@ def _count(text: str) -> int:
     return number
 
 
-def _cost_table(work: Workload, sizes: Sequence[int], lines: Sequence[CostLine]) -> str:
+def _cost_table(work: Workload, sizes: Sequence[int], costs: Sequence[CostLine]) -> str:
     header = ["model", "tier"]
     for size in sizes:
         rows = "1 row" if size == 1 else f"{size} rows"
         header += [f"{rows} a call", "cached"]
     table = [header]
-    for line in lines:
-        cells = [line.model, line.tier]
-        for plain, cached in line.usd.values():
+    for cost in costs:
+        cells = [cost.model, cost.tier]
+        for plain, cached in cost.usd.values():
             cells += [f"{plain:,.2f}", "-" if cached is None else f"{cached:,.2f}"]
         table.append(cells)
     about = (
@@ -105,15 +105,18 @@ def _cost_table(work: Workload, sizes: Sequence[int], lines: Sequence[CostLine])
         f"{work.prefix_tokens:,} that are the same for every row.\n"
         "-: no prompt cache, or the prefix is too short for it."
     )
-    return "\n".join([*_aligned(table, first_figure=2), "", about, f"Prices from the data of {data_source()}."]) + "\n"
+    return (
+        "\n".join([*_aligned(table, range(2, len(header))), "", about, f"Prices from the data of {data_source()}."])
+        + "\n"
+    )
 
 
-def _aligned(rows: Sequence[Sequence[str]], first_figure: int) -> list[str]:
-    """The rows as lines; columns from `first_figure` on are figures, to the right."""
+def _aligned(rows: Sequence[Sequence[str]], figures: range) -> list[str]:
+    """The rows as lines; the columns in `figures` are to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if index >= first_figure else cell.ljust(width)
+            cell.rjust(width) if index in figures else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -141,15 +144,7 @@ def _per_million(usd: Decimal) -> float:
 
 
 def _table(facts: Sequence[Mapping[str, Any]]) -> str:
-    rows = [_HEADER, *map(_row, facts)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if 2 <= index <= 6 else cell.ljust(width)  # noqa: PLR2004  (the columns of figures)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = _aligned([_HEADER, *map(_row, facts)], range(2, len(_HEADER) - 1))
     source = f"USD per 1,000,000 tokens, window and reply in tokens, from the data of {data_source()}."
     longer = any(fact["long_prompts_cost_more"] for fact in facts)
     return "\n".join([*lines, "", source, *(["* more for long prompts"] if longer else [])]) + "\n"

@@ -146,7 +146,8 @@ def run(
         sizes.append(size)
         return {key: answers(key, size) for key in asked if answers(key, size) is not None}
 
-    found = asyncio.run(calibrate(ask, keys, batch_size, columns=LABEL, plan=plan, rng=random.Random(0)))
+    chosen = sample(keys, max(plan.rows, batch_size), random.Random(0))
+    found = asyncio.run(calibrate(ask, chosen, batch_size, LABEL, plan))
     return found, sizes
 
 
