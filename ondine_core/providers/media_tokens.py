@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from math import ceil
 from typing import TypeAlias
@@ -92,49 +91,37 @@ _MOST_PATCHES_ELSEWHERE = 18_000
 """Models shrink an image to 16,384 patches (Qwen), with some more for parts of a patch at the edges."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """The models whose names match, and their rule."""
-
-    pattern: re.Pattern[str]
-    rule: Rule
-
-
-def _family(pattern: str, rule: Rule) -> _Family:
-    return _Family(re.compile(pattern), rule)
-
-
 _MINI, _NANO, _O4_MINI, _NEW = 162, 246, 172, 120
 _MOST_PATCHES = 1_536
-# The first that matches holds.
-_FAMILIES = (
-    _family(r"gpt-4o-mini", partial(_tiles, 2_833, 5_667)),
-    _family(r"gpt-(?:4\.1|5)-mini", partial(_patches, _MINI, _MOST_PATCHES)),
-    _family(r"gpt-(?:4\.1|5)-nano", partial(_patches, _NANO, _MOST_PATCHES)),
-    _family(r"\bo4-mini", partial(_patches, _O4_MINI, _MOST_PATCHES)),
-    _family(r"gpt-4o|gpt-4\.1|gpt-4\.5|gpt-4-turbo|chatgpt-4o", partial(_tiles, 85, 170)),
-    _family(r"\bo[13](?!-mini|\w)", partial(_tiles, 75, 150)),
-    _family(r"gpt-5(?:-chat|-pro|-codex|-search|-20|$)", partial(_tiles, 70, 140)),
-    _family(r"gpt-(?:5\.\d|[6-9]).*nano", partial(_patches, _NANO, None)),
-    _family(r"gpt-(?:5\.\d|[6-9]).*mini", partial(_patches, _MINI, None)),
+_FAMILIES: tuple[tuple[str, Rule], ...] = (
+    (r"gpt-4o-mini", partial(_tiles, 2_833, 5_667)),
+    (r"gpt-(?:4\.1|5)-mini", partial(_patches, _MINI, _MOST_PATCHES)),
+    (r"gpt-(?:4\.1|5)-nano", partial(_patches, _NANO, _MOST_PATCHES)),
+    (r"\bo4-mini", partial(_patches, _O4_MINI, _MOST_PATCHES)),
+    (r"gpt-4o|gpt-4\.1|gpt-4\.5|gpt-4-turbo|chatgpt-4o", partial(_tiles, 85, 170)),
+    (r"\bo[13](?!-mini|\w)", partial(_tiles, 75, 150)),
+    (r"gpt-5(?:-chat|-pro|-codex|-search|-20|$)", partial(_tiles, 70, 140)),
+    (r"gpt-(?:5\.\d|[6-9]).*nano", partial(_patches, _NANO, None)),
+    (r"gpt-(?:5\.\d|[6-9]).*mini", partial(_patches, _MINI, None)),
     # Tiles until GPT-5.1, patches later; between the two the larger figure.
-    _family(r"gpt-(?:5\.\d|[6-9])", lambda w, h, low: max(_patches(_NEW, None, w, h, low), _tiles(70, 140, w, h, low))),
-    _family(r"claude-(?:2|3|sonnet-4|opus-4(?!-[7-9]|\.[7-9])|haiku-[34]|4)", partial(_claude, 1_600)),
-    _family(r"claude", partial(_claude, 4_784)),
-    _family(r"gemini-(?:[3-9]|\d\d)", _gemini_3),
-    _family(r"gemini", _gemini),
+    (r"gpt-(?:5\.\d|[6-9])", lambda w, h, low: max(_patches(_NEW, None, w, h, low), _tiles(70, 140, w, h, low))),
+    (r"claude-(?:2|3|sonnet-4|opus-4(?!-[7-9]|\.[7-9])|haiku-[34]|4)", partial(_claude, 1_600)),
+    (r"claude", partial(_claude, 4_784)),
+    (r"gemini-(?:[3-9]|\d\d)", _gemini_3),
+    (r"gemini", _gemini),
 )
+"""Patterns of models' names, of which the first that matches holds, and their rules."""
 
 
 def _dearest(width: int, height: int, is_low: bool) -> int:
-    rules = (*(family.rule for family in _FAMILIES), _others)
+    rules = (*(rule for _, rule in _FAMILIES), _others)
     return max(rule(width, height, is_low) for rule in rules)
 
 
 @cache
 def _rule_of(model: str) -> Rule:
     name = model.lower()
-    found = next((family.rule for family in _FAMILIES if family.pattern.search(name)), None)
+    found = next((rule for pattern, rule in _FAMILIES if re.search(pattern, name)), None)
     # Behind the names of deployments any model may be.
     return found or (_dearest if name.startswith(("openai/", "azure/", "/")) else _others)
 

@@ -233,7 +233,7 @@ def test_an_image_of_pillow_is_its_pixels() -> None:
         ask({"photo": [image, image.copy(), Image.new("CMYK", (3, 3))]}, provider)
         found = seen(provider)
     assert len(found) == 2
-    assert Image.open(BytesIO(found[0].content)).tobytes() == image.tobytes()
+    assert image.tobytes() in [Image.open(BytesIO(media.content)).tobytes() for media in found]
     assert {media.media_type for media in found} == {"image/png"}
 
 

@@ -23,14 +23,12 @@ class ImageFacts:
     """What the headers of an image say.
 
     Args:
-        media_type: MIME type.
         width: Pixels.
         height: Pixels.
         frames: More than one if it is animated.
         end: Bytes up to the end marker.
     """
 
-    media_type: str
     width: int
     height: int
     frames: int
@@ -146,7 +144,7 @@ def _read_png(data: bytes) -> ImageFacts:
         raise _corrupt("image/png", "it has no header or no pixels")
     width, height = struct.unpack_from(">II", data, parts[0].body)
     frames = next((struct.unpack_from(">I", data, part.body)[0] for part in parts if part.name == b"acTL"), 1)
-    return ImageFacts("image/png", width, height, frames, parts[-1].end)
+    return ImageFacts(width, height, frames, parts[-1].end)
 
 
 # -- JPEG ----------------------------------------------------------------------------------------------------------
@@ -191,7 +189,7 @@ def _read_jpeg(data: bytes) -> ImageFacts:
         end = part.end
     if not scans:
         raise _corrupt("image/jpeg", "it has no pixels")
-    return ImageFacts("image/jpeg", width, height, 1, end)
+    return ImageFacts(width, height, 1, end)
 
 
 # -- GIF -----------------------------------------------------------------------------------------------------------
@@ -234,7 +232,7 @@ def _read_gif(data: bytes) -> ImageFacts:
         end = part.end
     if not frames:
         raise _corrupt("image/gif", "it has no picture")
-    return ImageFacts("image/gif", width, height, frames, end)
+    return ImageFacts(width, height, frames, end)
 
 
 # -- WebP ----------------------------------------------------------------------------------------------------------
@@ -266,7 +264,7 @@ def _read_webp(data: bytes) -> ImageFacts:
         frames += part.name in (b"VP8 ", b"VP8L", b"ANMF")
     if not frames:
         raise _corrupt("image/webp", "it has no picture")
-    return ImageFacts("image/webp", width, height, frames, end)
+    return ImageFacts(width, height, frames, end)
 
 
 def _webp_size(data: bytes, part: Part) -> tuple[int, int]:

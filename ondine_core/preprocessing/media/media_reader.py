@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from shutil import rmtree
 from stat import S_ISREG
@@ -221,11 +222,11 @@ class MediaReader:
             raise MediaError(f"it has {facts.width}x{facts.height} pixels, more than max_pixels={options.max_pixels:,}")
         width, height = fit(facts.width, facts.height, options.max_side_px)
         is_resized = (width, height) != (facts.width, facts.height)
-        write: Callable[[bytes], bytes] = partial(_strip, media_type)
+        write: Callable[[bytes], bytes] = partial(strip_metadata, media_type=media_type)
         if is_resized:
-            write = partial(_shrink, media_type, options.max_side_px or 0)
+            write = partial(shrink_image, media_type=media_type, max_side_px=max(width, height))
         elif options.keep_metadata:
-            write = partial(_cut, facts.end)
+            write = itemgetter(slice(facts.end))
         digest = _digest(data)
         return Media(
             "image",
@@ -246,10 +247,12 @@ class MediaReader:
         pages = len(range(count_pages(data))[first:end])
         if not pages:
             raise MediaError(f"it has none of the pages {self.options.pages!r}")
-        chosen = (first, end) if self.options.pages else None
         digest = _digest(data)
-        write = partial(_write_document, end_of_file, chosen)
-        size = len(data) if chosen is None else 2 * len(data)
+        write: Callable[[bytes], bytes] = itemgetter(slice(end_of_file))
+        size = len(data)
+        if self.options.pages:
+            write = partial(cut_pages, first=first, end=end)
+            size *= 2
         return Media(
             "document",
             "application/pdf",
@@ -278,7 +281,7 @@ class MediaReader:
             4 * fitted[0] * fitted[1] + 2**16,
             *fitted,
             detail=self.options.detail,
-            load=write if fitted == (width, height) else partial(_shrunk, write, self.options.max_side_px or 0),
+            load=write if fitted == (width, height) else lambda: shrink_image(write(), "image/png", max(fitted)),
         )
 
 
@@ -312,23 +315,3 @@ def _load_checked(load: Load, digest: str, write: Callable[[bytes], bytes]) -> b
     if _digest(data) != digest:
         raise MediaError("its content has changed since the run began; run again")
     return write(data)
-
-
-def _strip(media_type: str, data: bytes) -> bytes:
-    return strip_metadata(data, media_type)
-
-
-def _cut(end: int, data: bytes) -> bytes:
-    return data[:end]
-
-
-def _shrink(media_type: str, max_side_px: int, data: bytes) -> bytes:
-    return shrink_image(data, media_type, max_side_px)
-
-
-def _write_document(end_of_file: int, chosen: tuple[int, int | None] | None, data: bytes) -> bytes:
-    return data[:end_of_file] if chosen is None else cut_pages(data, *chosen)
-
-
-def _shrunk(write: Load, max_side_px: int) -> bytes:
-    return shrink_image(write(), "image/png", max_side_px)
