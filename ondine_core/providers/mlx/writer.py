@@ -147,16 +147,19 @@ class Writer:
         """Write token by token until no draft is left."""
         while self._drafts:
             try:
-                written = self._generator.next()[1]
+                self._step()
             except BaseException as error:  # noqa: BLE001  (whatever it is, the calls must hear of it)
                 self._break_off(error)
                 return
-            if written:
-                done, count = self.work, len(written)
-                self.work = Work(done.steps + 1, done.output_tokens + count, max(done.most_at_once, count))
-            for token in written:
-                self._add(token.uid, token.token, token.finish_reason)
             await asyncio.sleep(0)  # others come and go
+
+    def _step(self) -> None:
+        written = self._generator.next()[1]
+        if written:
+            done, count = self.work, len(written)
+            self.work = Work(done.steps + 1, done.output_tokens + count, max(done.most_at_once, count))
+        for token in written:
+            self._add(token.uid, token.token, token.finish_reason)
 
     def _add(self, number: int, token: int, finish_reason: str | None) -> None:
         draft = self._drafts[number]
