@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
 
 import dagster as dg
@@ -117,10 +118,12 @@ _AMOUNTS: Mapping[str, Callable[[Spending], float | None]] = {
 def _table(spent: _Spent, frame: Frame) -> Any:
     import narwhals as nw
 
+    # The type of dates that pandas has needs pyarrow, which not every project has.
+    of_days = nw.Object() if frame == "pandas" and find_spec("pyarrow") is None else nw.Date()
     columns: dict[str, tuple[Any, list[Any]]] = {
         "asset": (nw.String(), [asset for asset, _, _ in spent]),
         "model": (nw.String(), [model for _, model, _ in spent]),
-        "day": (nw.Date(), [date.fromisoformat(day) for _, _, day in spent]),
+        "day": (of_days, [date.fromisoformat(day) for _, _, day in spent]),
     }
     columns |= {name: (nw.Int64(), [figure(one) for one in spent.values()]) for name, figure in _COUNTS.items()}
     columns |= {name: (nw.Float64(), [figure(one) for one in spent.values()]) for name, figure in _AMOUNTS.items()}

