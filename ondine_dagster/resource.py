@@ -16,9 +16,8 @@ from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import BudgetLimit, Period
 from ondine_core.limits.rate_limiter import Rates
 from ondine_core.providers import connect
-from ondine_core.providers.addresses import check_address
 from ondine_core.providers.pricing import Price
-from ondine_core.providers.settings import check_params
+from ondine_core.providers.settings import check_address, check_params
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
 from ondine_core.store.connect import store_in

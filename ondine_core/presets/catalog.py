@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.addresses import find_fault
+from ondine_core.providers.settings import find_address_fault
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
 
 __all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
@@ -104,7 +104,7 @@ def openai_compatible(base_url: str, model: str, provider_name: str | None = Non
 
 
 def _address(base_url: str) -> str:
-    fault = find_fault(base_url)
+    fault = find_address_fault(base_url)
     if fault:
         raise ValueError(f"it {fault}")
     return base_url

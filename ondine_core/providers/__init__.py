@@ -6,12 +6,13 @@ for every other dialect there is litellm, whose names are those that users know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib import import_module
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import chat_providers
-from ondine_core.providers.openai_servers import SERVERS, connect_openai_server
+from ondine_core.providers.openai_servers import SERVERS
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.settings import check_params
 from ondine_core.providers.tiers import check_tier
@@ -35,10 +36,10 @@ def connect(spec: ModelSpec) -> ChatModel:
     check_params(spec)
     check_tier(spec)
     provider, slash, name = spec.model.partition("/")
-    if slash and name and provider in _DIALECTS:
-        return _DIALECTS[provider](spec, name)
-    if slash and name and provider in chat_providers():
-        return _litellm(spec, name)
+    if slash and name and (provider in _DIALECTS or provider in chat_providers()):
+        module, _, function = _DIALECTS.get(provider, _ANY_OTHER).partition(":")
+        model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
+        return model
     raise ConfigError(
         f"model={spec.model!r} is not understood.{_meant(spec.model)} Write provider/name, where provider is one of "
         f"{', '.join(_DIALECTS)}, or any other that litellm has (bedrock, cohere, vertex_ai, ...). "
@@ -56,43 +57,12 @@ def _meant(model: str) -> str:
     return f" Did you mean {' or '.join(map(repr, hosts))}?" if hosts else ""
 
 
-# -- dialects ------------------------------------------------------------------------------------------------------
-
-
-def _anthropic(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.anthropic_http import connect_anthropic
-
-    return connect_anthropic(spec, name)
-
-
-def _azure(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.azure import connect_azure
-
-    return connect_azure(spec, name)
-
-
-def _litellm(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.litellm import connect_litellm
-
-    return connect_litellm(spec, name)
-
-
-def _llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.llama_cpp import connect_llama_cpp
-
-    return connect_llama_cpp(spec, name)
-
-
-def _mlx(spec: ModelSpec, name: str) -> ChatModel:
-    from ondine_core.providers.mlx import connect_mlx
-
-    return connect_mlx(spec, name)
-
-
-_DIALECTS: Mapping[str, Callable[[ModelSpec, str], ChatModel]] = {
-    **dict.fromkeys(SERVERS, connect_openai_server),
-    "anthropic": _anthropic,
-    "azure": _azure,
-    "llama_cpp": _llama_cpp,
-    "mlx": _mlx,
+# Where each dialect is; the modules load when they are needed.
+_DIALECTS: Mapping[str, str] = {
+    **dict.fromkeys(SERVERS, "openai_servers:connect_openai_server"),
+    "anthropic": "anthropic_http:connect_anthropic",
+    "azure": "azure:connect_azure",
+    "llama_cpp": "llama_cpp:connect_llama_cpp",
+    "mlx": "mlx:connect_mlx",
 }
+_ANY_OTHER = "litellm:connect_litellm"

@@ -23,15 +23,16 @@ from ondine_core.providers.anthropic_request import (
 )
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.reply_text import strip_fence, strip_reasoning
+from ondine_core.providers.reply_text import heeds_schema
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
-__all__ = ["connect_anthropic", "message_reply"]
+__all__ = ["anthropic_endpoint", "connect_anthropic", "message_reply"]
 
 _ADVICE = {**ADVICE, 405: "this is no address of Anthropic's messages API; check base_url"}
 
@@ -44,43 +45,29 @@ def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:
     - `structured_output`: `"json_schema"`, `"tool"` or `"words"`; by default what the model has.
     - `extra_headers`: further headers, such as `anthropic-beta`; `api_version`: the value of `anthropic-version`.
     - `drop_params`: `True` to leave out parameters that the API or the model does not take; by default an error.
-
-    Raises:
-        ConfigError: The key is missing, or a parameter or setting is not one of this API.
     """
     fields = fixed_fields(spec, name)
     return _AnthropicModel(spec, fields, structure_of(spec, fields))
 
 
-class _AnthropicModel:
-    """A model of Anthropic's, held to schemas in the way that it takes.
+def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
+    """Where messages are posted, and as whom."""
+    headers = constant(find_anthropic_key(spec)), plain_headers(spec)
+    return Endpoint(find_anthropic_address(spec), spec.max_call_s, *headers, _ADVICE)
 
-    Args:
-        spec: Address, key, time-out and settings.
-        fields: Fields of every request.
-        structure: How the model is held to a schema until the API says that it cannot be.
-    """
+
+class _AnthropicModel:
+    """A model of Anthropic's, held to schemas in the way that it takes."""
 
     max_batch_size: int | None = None
 
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
-        self._fields = fields
-        self._structure = structure
-        self._key = find_anthropic_key(spec)
+        self._fields, self._structure = fields, structure
         self._tier_fields = {tier: tier_fields(spec, tier) for tier in get_args(Tier)}
         self._cache_mark = cache_mark(spec)
         self._heeds_schemas = False  # as far as is known
-        self._http = HttpModel(
-            find_anthropic_address(spec),
-            None,
-            spec.max_call_s,
-            self._write,
-            message_reply,
-            max_reply_bytes=max_reply_bytes(fields["max_tokens"]),
-            headers=self._secret_headers,
-            plain_headers=plain_headers(spec),
-            advice=_ADVICE,
-        )
+        limit = max_reply_bytes(fields["max_tokens"])
+        self._http = HttpModel(anthropic_endpoint(spec), self._write, message_reply, max_reply_bytes=limit)
         self.max_concurrency = self._http.max_concurrency
 
     def __repr__(self) -> str:
@@ -105,9 +92,6 @@ class _AnthropicModel:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _secret_headers(self) -> Mapping[str, str]:
-        return self._key
-
     def _write(self, call: Call) -> bytes:
         fields = {**self._fields, **self._tier_fields[call.tier]}
         return message_body(fields, call, self._structure, self._cache_mark)
@@ -119,11 +103,9 @@ class _AnthropicModel:
         """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
         if self._heeds_schemas or structure == "words" or call.json_schema is None:
             return
-        if ending_of(reply.finish_reason) != "whole":
-            return
-        text = strip_fence(strip_reasoning(reply.text) or "")
-        self._heeds_schemas = text.startswith("{")
-        if text and not self._heeds_schemas:
+        heeds = heeds_schema(reply)
+        self._heeds_schemas = bool(heeds)
+        if heeds is False:
             self._structure = "words"
 
 

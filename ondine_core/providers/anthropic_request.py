@@ -15,12 +15,19 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import orjson
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.addresses import check_address
 from ondine_core.providers.media_parts import anthropic_content
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
-from ondine_core.providers.schema_in_prompt import with_schema_in_prompt
-from ondine_core.providers.settings import check_header, check_settings, first_set, request_fields
-from ondine_core.providers.strict_schema import strict_schema
+from ondine_core.providers.request_form import with_schema_in_prompt
+from ondine_core.providers.settings import (
+    check_address,
+    check_header,
+    check_settings,
+    chosen_of,
+    first_set,
+    given_key,
+    request_fields,
+)
+from ondine_core.providers.strict_schema import SchemaSubset, strict_schema
 from ondine_core.types.media import MediaMap
 from ondine_core.types.values import Call, Json, ModelSpec
 
@@ -49,6 +56,7 @@ _TOKENS = ("ANTHROPIC_AUTH_TOKEN",)
 _API_VERSION = "2023-06-01"
 """Later versions take no `temperature`, not even of models that have one."""
 _SETTINGS = ("api_version", "drop_params", "extra_headers", "structured_output")
+_SUBSET: Final = SchemaSubset(constraints=False)
 _MAX_TOKENS = 4096
 """For a model of which the price list knows no bound: what every Claude can write."""
 
@@ -57,11 +65,7 @@ _MAX_TOKENS = 4096
 
 
 def find_anthropic_address(spec: ModelSpec) -> str:
-    """Where messages are posted; `base_url` is the root of the API, with or without `/v1`.
-
-    Raises:
-        ConfigError: `base_url` is no address.
-    """
+    """Where messages are posted; `base_url` is the root of the API, with or without `/v1`."""
     base_url = spec.base_url or first_set(_ADDRESSES) or _ADDRESS
     check_address(base_url)
     root = base_url.rstrip("/").removesuffix("/messages").removesuffix("/v1")
@@ -69,34 +73,20 @@ def find_anthropic_address(spec: ModelSpec) -> str:
 
 
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
-    """The header that proves who calls; none for an address of the user's without a key.
-
-    Raises:
-        ConfigError: There is no key, or it cannot be sent.
-    """
-    given = (spec.api_key or "").strip()
-    if given:  # keys are often read from files that end in a line feed
-        check_header("api_key", given)
-        return {"x-api-key": given}
-    if spec.base_url is not None:
-        return {}  # the provider's own key goes to the provider only, never to an address that somebody configured
+    """The header that proves who calls; none for an address of the user's without a key."""
+    given = given_key(spec)
+    if given or spec.base_url is not None:  # its own key goes to the provider only
+        return {"x-api-key": given} if given else {}
     key = first_set(_KEYS)
-    if key:
-        check_header(_KEYS[0], key)
-        return {"x-api-key": key}
-    token = first_set(_TOKENS)
-    if token:
-        check_header(_TOKENS[0], token)
-        return {"Authorization": f"Bearer {token}"}
-    raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[0]}.")
+    found = key or first_set(_TOKENS)
+    if found is None:
+        raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[0]}.")
+    check_header(_KEYS[0] if key else _TOKENS[0], found)
+    return {"x-api-key": found} if key else {"Authorization": f"Bearer {found}"}
 
 
 def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
-    """The headers of every call that are no secrets: the version of the API, and those of the settings.
-
-    Raises:
-        ConfigError: One cannot be sent.
-    """
+    """The headers of every call that are no secrets: the version of the API, and those of the settings."""
     extra = spec.settings.get("extra_headers") or {}
     if not isinstance(extra, Mapping):
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
@@ -123,11 +113,7 @@ _SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def fixed_fields(spec: ModelSpec, name: str) -> dict[str, Json]:
-    """The fields of every request for the model `name`.
-
-    Raises:
-        ConfigError: One of them cannot be sent to this API, or to this model.
-    """
+    """The fields of every request for the model `name`."""
     check_settings(spec, _SETTINGS)
     entry = find_entry(spec.listed_as)
     fields = _own_names(request_fields(spec), spec)
@@ -228,22 +214,13 @@ def _set_effort(
 
 
 def structure_of(spec: ModelSpec, fields: Mapping[str, Json]) -> Structure:
-    """How the model is held to a schema: as the user says, else as the price list says of the model.
-
-    Raises:
-        ConfigError: The user says something else.
-    """
-    chosen = spec.settings.get("structured_output")
-    if chosen is not None and chosen not in get_args(Structure):
-        raise ConfigError(f"settings: structured_output={chosen!r} is not one of {', '.join(get_args(Structure))}.")
+    """How the model is held to a schema: as the user says, else as the price list says of the model."""
+    chosen = chosen_of(spec, "structured_output", get_args(Structure))
     entry = find_entry(spec.listed_as)
-    structure: Structure = chosen or ("json_schema" if _has_format(entry) else "tool")
+    # A model that is not in the list is more likely new than old, and so has the output format.
+    has_format = entry is None or bool(entry.get("supports_native_structured_output"))
+    structure: Structure = chosen or ("json_schema" if has_format else "tool")
     return "words" if structure == "tool" and not may_force_tool(fields) else structure
-
-
-def _has_format(entry: Mapping[str, Any] | None) -> bool:
-    """Whether a model has the output format; one that is not in the list is more likely new than old."""
-    return entry is None or bool(entry.get("supports_native_structured_output"))
 
 
 def may_force_tool(fields: Mapping[str, Json]) -> bool:
@@ -260,17 +237,10 @@ def cache_mark(spec: ModelSpec) -> Mapping[str, str]:
 
 
 def message_body(fixed: Mapping[str, Json], call: Call, structure: Structure, mark: Mapping[str, str]) -> bytes:
-    """A call as a request with the fields of `fixed`.
-
-    Args:
-        fixed: Fields of every request.
-        call: What is asked.
-        structure: How the model is held to the schema.
-        mark: What marks the end of the part to be cached, if the call says that it is to be.
-    """
+    """A call as a request with the fields of `fixed`; `mark` ends the part to be cached, if the call has one."""
     schema = None
     if call.json_schema is not None:
-        schema = None if structure == "words" else strict_schema(call.json_schema, constraints=False)
+        schema = None if structure == "words" else strict_schema(call.json_schema, _SUBSET)
         call = call if schema is not None else with_schema_in_prompt(call)
     body = dict(fixed)
     *before, row = call.messages

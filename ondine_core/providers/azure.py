@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
-from ondine_core.providers.addresses import check_address
 from ondine_core.providers.azure_credentials import Access, Credential, choose_access
+from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import OpenAIModel
 from ondine_core.providers.request_form import RequestForm, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_settings, first_set
+from ondine_core.providers.settings import check_address, check_settings, first_set
+from ondine_core.providers.strict_schema import SchemaSubset
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
@@ -63,31 +64,21 @@ def connect_azure(
     - `base_model`: what is deployed, as in `gpt-4o-mini`; from it come price, context window and parameter names.
     - `token_limit_field`: what `max_output_tokens` is sent as, `"max_tokens"` or `"max_completion_tokens"`.
 
-    Args:
-        spec: Endpoint (`base_url` or AZURE_OPENAI_ENDPOINT), key (`api_key` or AZURE_OPENAI_API_KEY), settings.
-        name: The deployment.
-        credential: Fetches tokens for the managed identity; by default azure-identity's `DefaultAzureCredential`.
-        now: Wall clock, for the expiry of tokens.
-
-    Raises:
-        ConfigError: Endpoint or access is not configured, or a setting is wrong.
+    `credential` fetches tokens for the managed identity, by default azure-identity's `DefaultAzureCredential`; `now` is
+    the wall clock for their expiry. The endpoint is `base_url` or AZURE_OPENAI_ENDPOINT, the key `api_key` or
+    AZURE_OPENAI_API_KEY.
     """
     found = find_deployment(spec, name, credential=credential, now=now)
     access, version = found.access, found.version
     path = "v1" if found.is_undated else f"deployments/{quote(name, safe='')}"
     fixed = {"model": name} if found.is_undated else {}
-    models = {
-        region: OpenAIModel(
-            f"{root}/{path}/chat/completions?api-version={quote(version)}",
-            None,
-            spec,
-            fixed,
-            found.form,
-            headers=access.headers,
-            advice=access.advice,
-        )
-        for region, root in found.roots.items()
-    }
+
+    def model_at(root: str) -> OpenAIModel:
+        url = f"{root}/{path}/chat/completions?api-version={quote(version)}"
+        endpoint = Endpoint(url, spec.max_call_s, access.headers, advice=access.advice)
+        return OpenAIModel(endpoint, spec, fixed, found.form)
+
+    models = {region: model_at(root) for region, root in found.roots.items()}
     return _Azure(name, models, access)
 
 
@@ -120,11 +111,7 @@ def find_deployment(
     credential: Credential | None = None,
     now: Callable[[], float] = time.time,
 ) -> Deployment:
-    """How the deployment `name` is reached; the arguments are those of `connect_azure`.
-
-    Raises:
-        ConfigError: Endpoint or access is not configured, or a setting is wrong.
-    """
+    """How the deployment `name` is reached; the arguments are those of `connect_azure`."""
     check_settings(spec, _SETTINGS)
     access = choose_access(spec, credential, now)
     version = str(spec.settings.get("api_version") or first_set(_VERSION) or _API_VERSION)
@@ -144,7 +131,7 @@ def _form(spec: ModelSpec, name: str, version: str) -> RequestForm:
     is_new = version in _UNDATED or _REASONING.search(base.lower())
     if is_new and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"
-    return RequestForm(constraints=False, limit_field=limit_field)
+    return RequestForm(subset=SchemaSubset(constraints=False), limit_field=limit_field)
 
 
 def _root(endpoint: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ondine_core.errors import ConfigError, FatalError, TransientError
+from ondine_core.providers.http_client import SecretHeaders, constant
 from ondine_core.providers.http_errors import ADVICE, quotable
-from ondine_core.providers.settings import check_header, first_set
+from ondine_core.providers.settings import check_header, first_set, given_key
 from ondine_core.types.values import Call, ModelSpec
 
 __all__ = ["Access", "Credential", "choose_access"]
@@ -23,6 +24,16 @@ _SCOPE = "https://cognitiveservices.azure.com/.default"
 _TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN",), ("AZURE_OPENAI_API_KEY",)
 _ROLE = "'Cognitive Services OpenAI User'"
 _NETWORK = "or the resource's network rules keep this host out"
+_ADVICE_FOR_TOKEN: Mapping[int, str] = {
+    **ADVICE,
+    401: f"the AD token has expired (managed_identity renews its own), or its owner lacks the role {_ROLE}",
+    403: f"the owner of the AD token lacks the role {_ROLE} on this resource, {_NETWORK}",
+}
+_ADVICE_FOR_KEY: Mapping[int, str] = {
+    **ADVICE,
+    401: f"the key was not accepted; check api_key or {_KEY[0]}, and that it belongs to this endpoint",
+    403: f"the key may not be used here, {_NETWORK}",
+}
 _RENEW_S = 300.0
 _RENEW_SHARE = 0.2
 
@@ -46,6 +57,10 @@ class Credential(Protocol):
         """A token for `scopes`; it may block."""
 
 
+async def _nothing() -> None:
+    """Nothing to let go of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """One way to prove who calls.
@@ -57,18 +72,14 @@ class Access:
         api_key: The key that is sent, if one is.
     """
 
-    headers: Callable[[], Awaitable[Mapping[str, str]]]
+    headers: SecretHeaders
     advice: Mapping[int, str]
-    aclose: Callable[[], Awaitable[None]]
+    aclose: Callable[[], Awaitable[None]] = _nothing
     api_key: str | None = field(default=None, repr=False)
 
 
 def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
-    """The first way that is configured: managed identity, then a token, then a key.
-
-    Raises:
-        ConfigError: None is, or the first is and its package is not installed.
-    """
+    """The first way that is configured: managed identity, then a token, then a key."""
     settings, identity = spec.settings, spec.settings.get("managed_identity", False)
     if not isinstance(identity, bool):
         raise ConfigError(f"settings: managed_identity={identity!r} is neither true nor false.")
@@ -76,15 +87,14 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
         return _by_identity(spec, credential, now)
     if "client_id" in settings:
         raise ConfigError("settings: client_id names a managed identity; set managed_identity to true as well.")
-    token = settings.get("ad_token") or first_set(_TOKEN)
+    token = str(settings.get("ad_token") or first_set(_TOKEN) or "").strip()
     if token:
-        bearer = str(token).strip()
-        check_header("ad_token", bearer)
-        return _fixed({"Authorization": f"Bearer {bearer}"}, _advice_for_token())
-    key = (spec.api_key or "").strip() or first_set(_KEY)
+        check_header("ad_token", token)
+        return Access(constant({"Authorization": f"Bearer {token}"}), _ADVICE_FOR_TOKEN)
+    key = given_key(spec) or first_set(_KEY)
     if key:
         check_header("api_key", key)
-        return replace(_fixed({"api-key": key}, _advice_for_key()), api_key=key)
+        return Access(constant({"api-key": key}), _ADVICE_FOR_KEY, api_key=key)
     raise ConfigError(
         f"model={spec.model!r} has no access to Azure OpenAI; configure one of three ways: settings "
         "managed_identity=true (with client_id if it is user-assigned); settings ad_token or the variable "
@@ -92,37 +102,11 @@ def choose_access(spec: ModelSpec, credential: Credential | None, now: Callable[
     )
 
 
-def _fixed(headers: Mapping[str, str], advice: Mapping[int, str]) -> Access:
-    async def same() -> Mapping[str, str]:
-        return headers
-
-    async def nothing() -> None:
-        pass
-
-    return Access(same, advice, nothing)
-
-
-def _advice_for_token() -> Mapping[int, str]:
-    return {
-        **ADVICE,
-        401: f"the AD token has expired (managed_identity renews its own), or its owner lacks the role {_ROLE}",
-        403: f"the owner of the AD token lacks the role {_ROLE} on this resource, {_NETWORK}",
-    }
-
-
-def _advice_for_key() -> Mapping[int, str]:
-    return {
-        **ADVICE,
-        401: f"the key was not accepted; check api_key or {_KEY[0]}, and that it belongs to this endpoint",
-        403: f"the key may not be used here, {_NETWORK}",
-    }
-
-
 # -- managed identity ----------------------------------------------------------------------------------------------
 
 
 def _by_identity(spec: ModelSpec, credential: Credential | None, now: Callable[[], float]) -> Access:
-    if credential is None and not _has_azure_identity():
+    if credential is None and (find_spec("azure") is None or find_spec("azure.identity") is None):
         raise ConfigError(
             f"model={spec.model!r} with managed_identity needs the package azure-identity: "
             "pip install 'ondine-dagster[azure]'"
@@ -130,13 +114,6 @@ def _by_identity(spec: ModelSpec, credential: Credential | None, now: Callable[[
     tokens = _Tokens(credential, spec.settings.get("client_id"), spec.max_call_s, now)
     missing = f"the identity lacks the role {_ROLE} on this resource (a new assignment takes minutes to hold)"
     return Access(tokens.headers, {**ADVICE, 401: missing, 403: f"{missing}, {_NETWORK}"}, tokens.aclose)
-
-
-def _has_azure_identity() -> bool:
-    try:
-        return find_spec("azure.identity") is not None
-    except ModuleNotFoundError:  # not even the name space is there
-        return False
 
 
 class _Tokens:

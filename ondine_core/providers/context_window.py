@@ -89,12 +89,7 @@ _FORMATS: Mapping[str, Json] = {"date": "2026-01-01", "date-time": "2026-01-01T0
 
 
 def estimate_answer_tokens(json_schema: bytes | None, count: Callable[[str], int] = estimate_tokens) -> int:
-    """Tokens that one answer in a batch is expected to take, until answers have been seen: those of a made-up one.
-
-    Args:
-        json_schema: The schema of an answer, `None` for free text.
-        count: Text to tokens.
-    """
+    """Tokens that one answer in a batch is expected to take, until answers have been seen: those of a made-up one."""
     return max(1, count(make_up_answer(json_schema)))
 
 
@@ -153,10 +148,6 @@ def _length(value: Json) -> int:
 # -- packing -------------------------------------------------------------------------------------------------------
 
 
-def _weigh_text(item: Item) -> int:
-    return estimate_tokens(item.text)
-
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a call has room for.
@@ -179,7 +170,7 @@ class Room:
     fixed_tokens: int = 0
     answer_tokens: int = 1
     reserved_tokens: int = 0
-    weigh: Callable[[Item], int] = field(default=_weigh_text, repr=False, compare=False)
+    weigh: Callable[[Item], int] = field(default=lambda item: estimate_tokens(item.text), repr=False, compare=False)
     bound: Callable[[Item], int] | None = field(default=None, repr=False, compare=False)
     media: MediaLimits | None = None
     media_bytes: int = 0

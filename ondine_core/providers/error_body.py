@@ -74,12 +74,7 @@ class ErrorBody:
 
 
 def read_error(content: bytes, now: float) -> ErrorBody:
-    """Read the body of an error response.
-
-    Args:
-        content: The body.
-        now: Seconds since the epoch, for waits that are named as a date.
-    """
+    """Read the body of an error response; `now`, in seconds since the epoch, is for waits that are named as a date."""
     found = ErrorBody()
     text = content[:_MAX_BYTES].decode("utf-8", "replace").lstrip("\ufeff").strip()
     parsed = _parse_json(text)

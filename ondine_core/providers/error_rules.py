@@ -64,13 +64,7 @@ class Rule:
 
 @lru_cache(maxsize=256)  # a limit refuses many calls in the same words
 def find_rule(status: int, said: str, *, names_a_wait: bool) -> Rule | None:
-    """The first rule that fits.
-
-    Args:
-        status: Of the response.
-        said: Its codes and sentences, without text of the row.
-        names_a_wait: Whether the response says when to come back.
-    """
+    """The first rule that fits a response whose codes and sentences, without text of the row, are `said`."""
     said = said.lower()
     for rule in _RULES:
         fits_status = not rule.statuses or status in rule.statuses

@@ -52,11 +52,7 @@ _DISTRUST_S = 60.0
 
 
 class NotSentError(aiohttp.ClientConnectionError):
-    """The server cannot have read any of the request, so it may be sent again.
-
-    Args:
-        reused: Whether the connection had carried a call before.
-    """
+    """The server cannot have read any of the request, so it may be sent again; `reused` if a call had gone before."""
 
     def __init__(self, *, reused: bool) -> None:
         super().__init__("The connection was closed, or out of step, before a request could be read.")

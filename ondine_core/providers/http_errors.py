@@ -37,20 +37,12 @@ ADVICE: Mapping[int, str] = {
 """Statuses after which no request succeeds, and what to do about each."""
 _FAULTS: Mapping[int, Fault] = {
     403: "permission",
-    408: "overloaded",
-    409: "broken",
     413: "size",
-    424: "broken",
-    425: "broken",
     429: "limited",
-    446: "row",
-    451: "row",
     498: "capacity",
-    499: "broken",
-    503: "overloaded",
-    504: "overloaded",
-    524: "overloaded",
-    529: "overloaded",
+    **dict.fromkeys((409, 424, 425, 499), "broken"),
+    **dict.fromkeys((408, 503, 504, 524, 529), "overloaded"),
+    **dict.fromkeys((446, 451), "row"),
 }
 """Whose fault a status alone says it is, where it is neither in `ADVICE` nor told by its hundred."""
 _LIMITED = 429

@@ -23,7 +23,6 @@ from typing import Any
 import orjson
 
 from ondine_core.errors import ConfigError, FatalError, ProviderError
-from ondine_core.providers.addresses import check_address
 from ondine_core.providers.finish_reasons import ending_of, native_finish_reason
 from ondine_core.providers.http_errors import Address, Response, lost, quotable, turned_away, unreadable
 from ondine_core.providers.http_hooks import (
@@ -38,7 +37,7 @@ from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.request_form import RequestForm
-from ondine_core.providers.settings import check_header, check_settings, first_set
+from ondine_core.providers.settings import check_address, check_header, check_settings, chosen_of, first_set, given_key
 from ondine_core.providers.tiers import tier_fields
 from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
@@ -65,6 +64,7 @@ _OWN_SETTINGS: Mapping[str, str] = {
 }
 _SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "structured_output")
 """What can be said of every provider; `connect_litellm` explains them."""
+_STRUCTURES = ("json_schema", "words")
 
 _DECIDED = (
     "num_retries max_retries fallbacks context_window_fallback_dict api_key api_base base_url client "
@@ -80,11 +80,7 @@ _BY_IDENTITY = ("bedrock", "sagemaker", "vertex_ai")
 
 
 def check_release(installed: str) -> None:
-    """Refuse the releases of litellm that were published with malicious code.
-
-    Raises:
-        ConfigError: `installed` is one of them.
-    """
+    """Refuse the releases of litellm that were published with malicious code."""
     if installed in _COMPROMISED:
         raise ConfigError(
             f"litellm {installed!r} is a compromised release: pip install 'litellm!={installed}', and replace every "
@@ -100,19 +96,13 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
     - `structured_output`: `"json_schema"` or `"words"`; by default a schema is sent as such wherever litellm can.
     - `drop_params`: `True` to leave out parameters that the model does not take; by default they are an error.
     - `api_version`, `extra_headers`, `organization`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
-
-    Raises:
-        ConfigError: litellm is not installed or is a release that was published with malicious code, a key is missing,
-            or a setting or parameter is not for the user to set.
     """
     provider = spec.model.partition("/")[0]
     if installed_litellm() is None:
         raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
     check_release(version("litellm"))
     check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(provider, "").split()))
-    structure = spec.settings.get("structured_output")
-    if structure not in (None, "json_schema", "words"):
-        raise ConfigError(f"settings: structured_output={structure!r} is neither 'json_schema' nor 'words'.")
+    chosen_of(spec, "structured_output", _STRUCTURES)
     decided = sorted(spec.params.keys() & set(_DECIDED.split()))
     if decided:
         raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
@@ -124,9 +114,8 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
 def _key(spec: ModelSpec, provider: str) -> str | None:
     for name, value in (spec.settings.get("extra_headers") or {}).items():
         check_header(f"extra_headers[{name!r}]", str(value))
-    given = (spec.api_key or "").strip()
+    given = given_key(spec)
     if given:
-        check_header("api_key", given)
         return given
     if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
         return "none"  # else litellm would send the provider's own key to an address that somebody configured

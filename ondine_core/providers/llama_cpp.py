@@ -29,6 +29,7 @@ import orjson
 
 from ondine_core.errors import ConfigError, FatalError
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_client import Endpoint, bearer
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 from ondine_core.providers.settings import check_settings, request_fields
@@ -130,7 +131,7 @@ class _LlamaCpp:
             body = partial(_completion_body, fixed)
             read = _completion_reply
         url = f"{server.address}/v1/{path}"
-        return HttpModel(url, server.api_key, spec.max_call_s, body, read, max_concurrency=self._slots)
+        return HttpModel(Endpoint(url, spec.max_call_s, bearer(server.api_key)), body, read)
 
 
 # -- a base model's prompt -----------------------------------------------------------------------------------------

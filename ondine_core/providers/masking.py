@@ -33,13 +33,7 @@ _QUOTATION = re.compile(r"(['\"`\u2018\u201c])([^'\"`\u2019\u201d]+)['\"`\u2019\
 
 
 def mask(message: str, call: Call, secrets: Iterable[str]) -> str:
-    """`message` with keys and with what it repeats of a row blotted out.
-
-    Args:
-        message: What the provider says.
-        call: What was asked.
-        secrets: Keys and tokens that were sent.
-    """
+    """`message` without keys, of which `secrets` are those that were sent, and without what it repeats of a row."""
     if call.media:
         message = _ENCODED.sub(_MASK, message)
     message = " ".join(message.split())

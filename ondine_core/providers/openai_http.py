@@ -13,11 +13,12 @@ import orjson
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_client import Endpoint, bearer
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.reply_text import strip_fence, strip_reasoning
+from ondine_core.providers.reply_text import heeds_schema
 from ondine_core.providers.request_form import PLAIN_FORM, RequestForm
 from ondine_core.providers.settings import request_fields
 from ondine_core.providers.tiers import tier_fields
@@ -29,17 +30,10 @@ __all__ = ["ChatWriter", "OpenAIModel", "chat_advice", "chat_body", "chat_reply"
 
 
 def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None, form: RequestForm) -> ChatModel:
-    """A client for `model` at `base_url` (the root up to `/v1`), with the settings of `spec`.
-
-    Args:
-        spec: Time-out, temperature, bound on output tokens, further parameters.
-        model: What the server calls it.
-        base_url: Where it is.
-        api_key: Sent as a bearer token; `None` sends none.
-        form: How requests are written until the server says otherwise.
-    """
-    url = f"{base_url.rstrip('/')}/chat/completions"
-    return OpenAIModel(url, api_key, spec, {"model": model}, form, advice=chat_advice(base_url.rstrip("/")))
+    """A client for `model` at `base_url` (the root up to `/v1`), asked in `form` until the server says otherwise."""
+    root = base_url.rstrip("/")
+    endpoint = Endpoint(f"{root}/chat/completions", spec.max_call_s, bearer(api_key), advice=chat_advice(root))
+    return OpenAIModel(endpoint, spec, {"model": model}, form)
 
 
 def chat_advice(base_url: str) -> Mapping[int, str]:
@@ -53,30 +47,15 @@ def chat_advice(base_url: str) -> Mapping[int, str]:
 class OpenAIModel:
     """A model behind one chat-completions address, asked in the form that its server takes.
 
-    Args:
-        url: Where calls are posted.
-        api_key: Sent as a bearer token; `None` sends none.
-        spec: Time-out, temperature, bound on output tokens, further parameters.
-        fixed: Fields of every request.
-        form: How requests are written until the server says otherwise.
-        http: Further arguments of `HttpModel`.
+    Requests have the fields `fixed`, and are written in `form` until the server says otherwise.
     """
 
-    def __init__(
-        self, url: str, api_key: str | None, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm, **http: Any
-    ) -> None:
-        self._writer = ChatWriter(spec, fixed, url)
+    def __init__(self, endpoint: Endpoint, spec: ModelSpec, fixed: Mapping[str, Any], form: RequestForm) -> None:
+        self._writer = ChatWriter(spec, fixed, endpoint.url)
         self._form, self._max_output_tokens = form, spec.max_output_tokens
         self._heeds_schemas = False  # as far as is known
-        self._http = HttpModel(
-            url,
-            api_key,
-            spec.max_call_s,
-            self._write,
-            chat_reply,
-            max_reply_bytes=max_reply_bytes(spec.max_output_tokens),
-            **http,
-        )
+        limit = max_reply_bytes(spec.max_output_tokens)
+        self._http = HttpModel(endpoint, self._write, chat_reply, max_reply_bytes=limit)
         self.max_concurrency = self._http.max_concurrency
         self.max_batch_size: int | None = None
 
@@ -108,11 +87,11 @@ class OpenAIModel:
 
     def _learn_from(self, reply: Reply, call: Call, form: RequestForm) -> None:
         """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
-        if self._heeds_schemas or form.write(call)[1] is None or ending_of(reply.finish_reason) != "whole":
+        if self._heeds_schemas or form.write(call)[1] is None:
             return
-        text = strip_fence(strip_reasoning(reply.text) or "")
-        self._heeds_schemas = text.startswith("{")
-        if text and not self._heeds_schemas:
+        heeds = heeds_schema(reply)
+        self._heeds_schemas = bool(heeds)
+        if heeds is False:
             self._form = replace(self._form, structure="words")
 
     def _write(self, call: Call) -> bytes:
@@ -124,13 +103,7 @@ _MAX_FORMS = 4
 
 
 class ChatWriter:
-    """Writes the calls of one model as chat-completions requests.
-
-    Args:
-        spec: Temperature, bound on output tokens, further parameters.
-        fixed: Fields of every request.
-        url: Where calls go; some fields are known at some hosts only.
-    """
+    """Writes the calls of one model as chat-completions requests; some fields are known at some hosts only."""
 
     def __init__(self, spec: ModelSpec, fixed: Mapping[str, Any], url: str) -> None:
         temperature = {} if spec.temperature is None else {"temperature": spec.temperature}
@@ -158,12 +131,9 @@ def chat_body(fixed: Mapping[str, Any], call: Call, form: RequestForm = PLAIN_FO
         {"role": message.role, "content": openai_content(message.content, call.media)} for message in call.messages
     ]
     if schema is not None:
-        body["response_format"] = orjson.Fragment(_response_format(schema))
+        strict = {"name": "answer", "strict": True, "schema": orjson.Fragment(schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": strict}
     return orjson.dumps(body)
-
-
-def _response_format(schema: bytes) -> bytes:
-    return b'{"type":"json_schema","json_schema":{"name":"answer","strict":true,"schema":%b}}' % schema
 
 
 def chat_reply(data: Mapping[str, Any]) -> Reply:

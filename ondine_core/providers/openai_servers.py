@@ -12,11 +12,11 @@ from typing import get_args
 from urllib.parse import urlsplit
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.addresses import check_address
 from ondine_core.providers.anthropic_request import find_anthropic_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_settings, first_set
+from ondine_core.providers.settings import check_address, check_settings, chosen_of, first_set, given_key
+from ondine_core.providers.strict_schema import ALL, SchemaSubset
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
 
@@ -35,8 +35,7 @@ class Server:
         addresses: Variables that may hold another address.
         structure: How its models are held to a schema; `None`: by what the price file says of each.
         needs_key: Whether it requires a key.
-        constraints: Whether its strict mode knows patterns, formats and bounds.
-        any_choices: Whether its strict mode knows choices of numbers.
+        subset: What its strict mode knows.
     """
 
     base_url: str | None
@@ -44,8 +43,7 @@ class Server:
     addresses: tuple[str, ...] = ()
     structure: Structure | None = "json_schema"
     needs_key: bool = True
-    constraints: bool = True
-    any_choices: bool = True
+    subset: SchemaSubset = ALL
 
 
 _TOGETHER = ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN")
@@ -57,8 +55,7 @@ SERVERS: Mapping[str, Server] = {
     "gemini": Server(
         "https://generativelanguage.googleapis.com/v1beta/openai",
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        constraints=False,
-        any_choices=False,
+        subset=SchemaSubset(constraints=False, any_choices=False),
     ),
     "groq": Server("https://api.groq.com/openai/v1", ("GROQ_API_KEY",), ("GROQ_API_BASE",), None),
     "together_ai": Server("https://api.together.xyz/v1", _TOGETHER, ("TOGETHER_AI_API_BASE",)),
@@ -73,7 +70,12 @@ SERVERS: Mapping[str, Server] = {
     "perplexity": Server(
         "https://api.perplexity.ai", ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"), ("PERPLEXITY_API_BASE",)
     ),
-    "cerebras": Server("https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), ("CEREBRAS_API_BASE",), constraints=False),
+    "cerebras": Server(
+        "https://api.cerebras.ai/v1",
+        ("CEREBRAS_API_KEY",),
+        ("CEREBRAS_API_BASE",),
+        subset=SchemaSubset(constraints=False),
+    ),
     "ollama": Server("http://127.0.0.1:11434/v1", ("OLLAMA_API_KEY",), ("OLLAMA_API_BASE",), needs_key=False),
     "lm_studio": Server("http://127.0.0.1:1234/v1", ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), needs_key=False),
     "hosted_vllm": Server(None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",), needs_key=False),
@@ -91,11 +93,7 @@ class ServerAccess:
 
 
 def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
-    """The model `name` of a server in the table.
-
-    Raises:
-        ConfigError: Its key or address is missing or wrong, or a setting is.
-    """
+    """The model `name` of a server in the table."""
     from ondine_core.providers.openai_http import connect_openai
 
     access = find_access(spec, name)
@@ -103,11 +101,7 @@ def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
 
 
 def find_access(spec: ModelSpec, name: str) -> ServerAccess:
-    """How the model `name` of a server in the table is asked.
-
-    Raises:
-        ConfigError: Its key or address is missing or wrong, or a setting is.
-    """
+    """How the model `name` of a server in the table is asked."""
     check_settings(spec, _SETTINGS)
     check_temperature(spec, name)
     provider = spec.model.partition("/")[0]
@@ -120,7 +114,7 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     limit_field = limit_field_of(spec, name)
     if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"  # which all models there know, and some only that
-    form = RequestForm(_structure(spec, server), server.constraints, server.any_choices, limit_field)
+    form = RequestForm(_structure(spec, server), server.subset, limit_field)
     return ServerAccess(base_url, _key(spec, server), form)
 
 
@@ -141,11 +135,9 @@ def _own_address(provider: str, server: Server) -> str | None:
 
 
 def _key(spec: ModelSpec, server: Server) -> str | None:
-    given = (spec.api_key or "").strip()
-    if given:  # keys are often read from files that end in a line feed
-        return given
-    if spec.base_url is not None:
-        return None  # the provider's own key goes to the provider only, never to an address that somebody configured
+    given = given_key(spec)
+    if given or spec.base_url is not None:  # its own key goes to the provider only
+        return given or None
     key = first_set(server.keys)
     if key is None and server.needs_key:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {' or '.join(server.keys)}.")
@@ -153,10 +145,7 @@ def _key(spec: ModelSpec, server: Server) -> str | None:
 
 
 def _structure(spec: ModelSpec, server: Server) -> Structure:
-    chosen = spec.settings.get("structured_output")
-    if chosen is not None and chosen not in get_args(Structure):
-        raise ConfigError(f"settings: structured_output={chosen!r} is not one of {', '.join(get_args(Structure))}.")
-    found = chosen or server.structure
+    found = chosen_of(spec, "structured_output", get_args(Structure)) or server.structure
     if found:
         structure: Structure = found
         return structure

@@ -18,9 +18,10 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import model_facts
 from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
-__all__ = ["FREE", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
+__all__ = ["FREE", "IN_PROCESS", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
 
-_LOCAL = ("llama_cpp", "mlx", "scripted")
+IN_PROCESS = ("llama_cpp", "mlx", "scripted")
+"""Providers that are no other process, and charge nothing."""
 _INPUT = "input_cost_per_token"
 _OUTPUT = "output_cost_per_token"
 _CACHED = "cache_read_input_token_cost"
@@ -175,7 +176,7 @@ def find_price(
         tier: The price class; a model that is not listed with prices of its own for it has none.
         hour: Whether prompts are kept in the provider's cache for an hour, which may cost more.
     """
-    if model.partition("/")[0] in _LOCAL:
+    if model.partition("/")[0] in IN_PROCESS:
         return FREE
     entry = find_entry(model) or {}
     fee = _usd(entry.get(_REQUEST) or 0) + _search_fee(model, entry, params or {})

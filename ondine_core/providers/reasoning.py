@@ -11,7 +11,7 @@ from typing import Any
 
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import always_reasons
-from ondine_core.types.values import Json, ModelSpec
+from ondine_core.types.values import ModelSpec
 
 __all__ = ["expected_reasoning_tokens"]
 
@@ -30,30 +30,20 @@ _DEFAULT = "medium"
 
 def expected_reasoning_tokens(spec: ModelSpec) -> tuple[int, int, int]:
     """Tokens that the model of `spec` thinks for one call: at least, likely and at most."""
-    least, likely, most = _by_setting(spec)
+    thinking = spec.params.get("thinking")
+    budget: Any = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None  # of Anthropic's API
+    if isinstance(budget, int):
+        least, likely, most = 0, budget // 4, budget
+    else:
+        least, likely, most = _BY_EFFORT.get(_effort(spec), _BY_EFFORT[_DEFAULT])
     bound = spec.max_output_tokens
     return (least, likely, most) if bound is None else (min(least, bound), min(likely, bound), min(most, bound))
 
 
-def _by_setting(spec: ModelSpec) -> tuple[int, int, int]:
-    budget = _budget(spec.params.get("thinking"))
-    if budget is not None:
-        return 0, budget // 4, budget
+def _effort(spec: ModelSpec) -> str:
+    """How much a model is asked to think; some do although nobody says how much."""
     effort = spec.request_params.get("reasoning_effort")
-    if effort is None and _thinks_unasked(spec):
-        effort = _DEFAULT
-    if effort is None:
-        return _BY_EFFORT["none"]
-    return _BY_EFFORT.get(str(effort), _BY_EFFORT[_DEFAULT])
-
-
-def _budget(thinking: Json) -> int | None:
-    """The tokens of thinking that a request of Anthropic's API allows."""
-    budget: Any = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
-    return budget if isinstance(budget, int) else None
-
-
-def _thinks_unasked(spec: ModelSpec) -> bool:
-    """Whether a model thinks although nobody says how much."""
+    if effort is not None:
+        return str(effort)
     entry = find_entry(spec.listed_as) or {}
-    return bool(entry.get("thinking_always_on")) or always_reasons(spec.listed_as)
+    return _DEFAULT if entry.get("thinking_always_on") or always_reasons(spec.listed_as) else "none"

@@ -1,4 +1,4 @@
-"""How large a reply may be, and what is in a compressed one.
+"""How large a reply may be, what is in a compressed one, and its JSON.
 
 A reply that is a hundred times what was asked for must cost its call, not the memory of the run: bytes are bounded on
 the wire, after decompression, and by what they would take as Python objects.
@@ -6,11 +6,15 @@ the wire, after decompression, and by what they would take as Python objects.
 
 from __future__ import annotations
 
+import json
 import zlib
+from typing import Any
+
+import orjson
 
 from ondine_core.errors import TransientError
 
-__all__ = ["MAX_REPLY_BYTES", "check_parsable", "decompress", "max_reply_bytes", "too_large"]
+__all__ = ["MAX_REPLY_BYTES", "check_parsable", "decode", "decompress", "max_reply_bytes", "too_large"]
 
 MAX_REPLY_BYTES = 4 * 2**20
 """No reply is larger: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
@@ -62,16 +66,20 @@ def _inflate(content: bytes, max_bytes: int) -> bytes:
 
 
 def check_parsable(content: bytes) -> None:
-    """Refuse JSON that would be many times its size as Python objects.
-
-    Raises:
-        TransientError: It would.
-    """
+    """Refuse JSON that would be many times its size as Python objects."""
     if len(content) <= _SMALL:
         return
     values = sum(map(content.count, (b"[", b"{", b",", b":")))
     if 2 * len(content) + _BYTES_A_VALUE * values > _MAX_PARSED_BYTES:
         raise too_large()
+
+
+def decode(content: bytes) -> Any:
+    """A body as JSON; NaN and Infinity, which some servers write into figures, are no reason to lose an answer."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
 
 
 def too_large() -> TransientError:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["THOUGHTS_ONLY", "strip_fence", "strip_reasoning"]
+from ondine_core.providers.finish_reasons import ending_of
+from ondine_core.types.values import Reply
+
+__all__ = ["THOUGHTS_ONLY", "heeds_schema", "strip_fence", "strip_reasoning"]
 
 THOUGHTS_ONLY: Final = "the reply holds the model's thoughts and no answer"
 
@@ -96,3 +99,12 @@ def strip_fence(text: str) -> str:
     """`text` without the code fence around it, if there is one, and without surrounding space."""
     fenced = _FENCE.match(text)
     return (fenced.group(1) if fenced else text).strip()
+
+
+def heeds_schema(reply: Reply) -> bool | None:
+    """Whether a server that replies so to a schema heeds it; `None` if this reply does not tell.
+
+    One that answers with plain text does not know schemas.
+    """
+    text = strip_fence(strip_reasoning(reply.text) or "") if ending_of(reply.finish_reason) == "whole" else ""
+    return text.startswith("{") if text else None

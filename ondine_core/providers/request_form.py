@@ -11,19 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
-from ondine_core.providers.schema_in_prompt import fold_system, with_schema_in_prompt
-from ondine_core.providers.strict_schema import strict_schema
-from ondine_core.types.values import Call, ModelSpec
+from ondine_core.providers.settings import chosen_of
+from ondine_core.providers.strict_schema import ALL, SchemaSubset, strict_schema
+from ondine_core.types.values import Call, Message, ModelSpec
 
 __all__ = [
     "PLAIN_FORM",
-    "_LIMIT_FIELDS",
     "LimitField",
     "RequestForm",
     "Structure",
     "always_reasons",
     "check_temperature",
+    "fold_system",
     "limit_field_of",
+    "with_schema_in_prompt",
 ]
 
 Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
@@ -39,15 +40,13 @@ class RequestForm:
 
     Args:
         structure: How its models are held to a schema.
-        constraints: Whether its strict mode knows patterns, formats and bounds.
-        any_choices: Whether its strict mode knows choices of numbers.
+        subset: What its strict mode knows.
         limit_field: What it calls the bound on output tokens.
         system_role: Whether a conversation may begin with a system message.
     """
 
     structure: Structure = "json_schema"
-    constraints: bool = True
-    any_choices: bool = True
+    subset: SchemaSubset = ALL
     limit_field: LimitField = "max_tokens"
     system_role: bool = True
 
@@ -57,8 +56,7 @@ class RequestForm:
             schema, json_mode = None, False
         else:
             strict = self.structure == "json_schema"
-            known = {"constraints": self.constraints, "any_choices": self.any_choices}
-            schema = strict_schema(call.json_schema, **known) if strict else None
+            schema = strict_schema(call.json_schema, self.subset) if strict else None
             json_mode = self.structure == "json_object"
             call = call if schema is not None else with_schema_in_prompt(call)
         return call if self.system_role else fold_system(call), schema, json_mode
@@ -110,6 +108,33 @@ _SCHEMA_REFUSED = re.compile(
 )
 
 
+# -- what is said in words instead ---------------------------------------------------------------------------------
+
+# A reply is checked against the schema either way, so what is lost is only that fewer replies are right at once. The
+# schema is part of the fixed beginning of a call, where a provider's cache finds it.
+
+
+def with_schema_in_prompt(call: Call) -> Call:
+    """The same call with its schema in the system message."""
+    if call.json_schema is None:
+        return call
+    told = f"Reply only with JSON that follows this JSON schema:\n{call.json_schema.decode()}"
+    messages = call.messages
+    if messages and messages[0].role == "system":
+        messages = (replace(messages[0], content=f"{messages[0].content}\n\n{told}"), *messages[1:])
+    else:
+        messages = (Message("system", told), *messages)
+    return replace(call, messages=messages, json_schema=None)
+
+
+def fold_system(call: Call) -> Call:
+    """The same call with its system message at the beginning of the first user message."""
+    if len(call.messages) < 2 or call.messages[0].role != "system" or call.messages[1].role != "user":  # noqa: PLR2004
+        return call
+    system, user, *rest = call.messages
+    return replace(call, messages=(replace(user, content=f"{system.content}\n\n{user.content}"), *rest))
+
+
 # -- what a model's name tells -------------------------------------------------------------------------------------
 
 _GPT_5 = r"(?:^|[^a-z0-9])gpt-?[5-9](?!\d)"
@@ -123,17 +148,9 @@ def limit_field_of(spec: ModelSpec, model: str) -> LimitField:
     """What the bound on output tokens is called: as the user says, else by the family of `model`, at any address.
 
     OpenAI's reasoning models refuse the old name; older models and most other servers know only that.
-
-    Raises:
-        ConfigError: The user names a field that there is not.
     """
-    chosen = spec.settings.get("token_limit_field")
-    if chosen is not None and chosen not in _LIMIT_FIELDS:
-        raise ConfigError(
-            f"settings: token_limit_field={chosen!r} is not one of {', '.join(map(repr, _LIMIT_FIELDS))}."
-        )
-    found: LimitField = chosen or ("max_completion_tokens" if _NEW_LIMIT.search(model.lower()) else "max_tokens")
-    return found
+    chosen = chosen_of(spec, "token_limit_field", _LIMIT_FIELDS)
+    return chosen or ("max_completion_tokens" if _NEW_LIMIT.search(model.lower()) else "max_tokens")
 
 
 def always_reasons(model: str) -> bool:
@@ -145,9 +162,6 @@ def check_temperature(spec: ModelSpec, model: str) -> None:
     """Refuse a temperature that every call of `model` would be refused for.
 
     OpenAI's reasoning models take 1 only: the o series and GPT-5 always, later ones while they reason.
-
-    Raises:
-        ConfigError: The temperature is another one.
     """
     temperature = spec.params.get("temperature", spec.temperature)
     effort = spec.request_params.get("reasoning_effort")

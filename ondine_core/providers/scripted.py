@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ondine_core.errors import ConfigError, ProviderError
@@ -17,6 +18,7 @@ from ondine_core.types.values import Call, Reply, Usage
 __all__ = ["ScriptedModel"]
 
 
+@dataclass(eq=False, repr=False)
 class ScriptedModel:
     """Answers every call from a function or a mapping and keeps a record of the calls.
 
@@ -37,30 +39,25 @@ class ScriptedModel:
         >>> model = ScriptedModel({"love": {"sentiment": "positive"}, "": {"sentiment": "neutral"}})
     """
 
-    max_concurrency: int | None = None
+    answers: Callable[[str], Any] | Mapping[str, Any]
+    _: KW_ONLY
+    latency_s: float = 0.0
+    faults: Iterable[ProviderError | None] = ()
+    max_batch_size: int | None = 1
+    name: str = "ScriptedModel"
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    calls: list[Call] = field(default_factory=list, init=False)
+    max_concurrency: int | None = field(default=None, init=False)
 
-    def __init__(  # noqa: PLR0913  (all but the script by keyword)
-        self,
-        answers: Callable[[str], Any] | Mapping[str, Any],
-        *,
-        latency_s: float = 0.0,
-        faults: Iterable[ProviderError | None] = (),
-        max_batch_size: int | None = 1,
-        name: str = "ScriptedModel",
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._answer = answers if callable(answers) else _look_up(answers)
-        self._latency_s = latency_s
-        self._faults = iter(faults)
-        self._sleep = sleep
-        self.max_batch_size, self.name = max_batch_size, name
-        self.calls: list[Call] = []
+    def __post_init__(self) -> None:
+        self._answer = self.answers if callable(self.answers) else _look_up(self.answers)
+        self._faults = iter(self.faults)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer as scripted; see `ChatModel`."""
         self.calls.append(call)
         fault = next(self._faults, None)
-        await self._sleep(self._latency_s)
+        await self.sleep(self.latency_s)
         if fault is not None:
             raise fault
         answer = self._answer(call.messages[-1].content)
@@ -69,7 +66,7 @@ class ScriptedModel:
         text = answer if isinstance(answer, str) else json.dumps(answer)
         # About four characters a token, so that tests of cost have something to count.
         usage = Usage(sum(len(message.content) for message in call.messages) // 4, 0, len(text) // 4)
-        return Reply(text, usage, request_id=f"scripted-{len(self.calls)}", latency_s=self._latency_s)
+        return Reply(text, usage, request_id=f"scripted-{len(self.calls)}", latency_s=self.latency_s)
 
     async def aclose(self) -> None:
         """Nothing to close."""

@@ -1,15 +1,31 @@
-"""What only one provider knows of, and what none leaves to the user: mistakes are found before any call is made."""
+"""What the user says of a model, checked before any call is made.
+
+Whatever is wrong is a `ConfigError` that says which value it is and what to do; all `connect` functions raise it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from ondine_core.errors import ConfigError
+from ondine_core.errors import ConfigError, did_you_mean
 from ondine_core.types.values import Json, ModelSpec
 
-__all__ = ["check_header", "check_params", "check_settings", "first_set", "request_fields"]
+__all__ = [
+    "check_address",
+    "check_header",
+    "check_params",
+    "check_settings",
+    "chosen_of",
+    "find_address_fault",
+    "first_set",
+    "given_key",
+    "request_fields",
+]
+
+Choice = TypeVar("Choice", bound=str)
 
 _EXTRA_BODY = "extra_body"
 _LIMIT = "max_output_tokens (settings token_limit_field chooses what it is sent as)"
@@ -28,11 +44,7 @@ _OURS = {
 
 
 def check_params(spec: ModelSpec) -> None:
-    """Refuse `spec.params` if it has fields that are decided elsewhere.
-
-    Raises:
-        ConfigError: It has; the message says by what.
-    """
+    """Refuse `spec.params` if it has fields that are decided elsewhere."""
     extra = _extra_body(spec)
     both = sorted(spec.params.keys() & extra.keys())
     if both:
@@ -60,25 +72,24 @@ def _extra_body(spec: ModelSpec) -> Mapping[str, Json]:
 
 
 def check_settings(spec: ModelSpec, valid: Collection[str]) -> None:
-    """Refuse `spec.settings` if it has names other than the `valid` ones.
-
-    Raises:
-        ConfigError: It has; the message names them, what was perhaps meant, and what is valid.
-    """
+    """Refuse `spec.settings` if it has names other than the `valid` ones."""
     for name in spec.settings:
         if name not in valid:
-            near = get_close_matches(name, valid, 1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
             known = f"valid are {', '.join(sorted(valid))}" if valid else "it has none"
-            raise ConfigError(f"settings: {spec.model!r} knows no {name!r}; {known}.{meant}")
+            raise ConfigError(f"settings: {spec.model!r} knows no {name!r}; {known}.{did_you_mean(name, valid)}")
+
+
+def chosen_of(spec: ModelSpec, setting: str, options: Sequence[Choice]) -> Choice | None:
+    """The setting of this name, which must be one of `options`; `None` if it is not set."""
+    chosen: Any = spec.settings.get(setting)
+    if chosen is not None and chosen not in options:
+        raise ConfigError(f"settings: {setting}={chosen!r} is not one of {', '.join(map(repr, options))}.")
+    found: Choice | None = chosen
+    return found
 
 
 def check_header(name: str, value: str) -> None:
-    """Refuse a secret that cannot be sent in a header, without showing it.
-
-    Raises:
-        ConfigError: It has line ends, control characters, or characters outside of ASCII.
-    """
+    """Refuse a secret that cannot be sent in a header, without showing it."""
     for at, character in enumerate(value, 1):
         if not " " <= character <= "~":
             kind = "a line end" if character in "\r\n" else f"the character U+{ord(character):04X}"
@@ -88,3 +99,32 @@ def check_header(name: str, value: str) -> None:
 def first_set(variables: tuple[str, ...]) -> str | None:
     """The value of the first of these environment variables that has one."""
     return next((value for name in variables if (value := os.environ.get(name, "").strip())), None)
+
+
+def given_key(spec: ModelSpec) -> str:
+    """The key that `spec` gives, without the line feed with which files of keys end; empty if it gives none.
+
+    Where only an address is given, no key of the environment may be sent: it belongs to the provider.
+    """
+    key = (spec.api_key or "").strip()
+    check_header("api_key", key)
+    return key
+
+
+def find_address_fault(base_url: str) -> str | None:
+    """What is wrong with an address, as the end of a sentence; `None` if nothing is."""
+    if "@" in base_url:
+        return "holds a user name or password, which would end up in logs; use api_key"
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    return None if sound else "is no address; write it like 'http://127.0.0.1:8000/v1'"
+
+
+def check_address(base_url: str, name: str = "base_url") -> None:
+    """Refuse an address with a fault."""
+    fault = find_address_fault(base_url)
+    if fault:
+        raise ConfigError(f"{name if '@' in base_url else f'{name}={base_url!r}'} {fault}.")

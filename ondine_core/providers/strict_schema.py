@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-__all__ = ["strict_schema"]
+__all__ = ["ALL", "SchemaSubset", "strict_schema"]
 
 _FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"])
 _NUMBERS = ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum")
@@ -27,23 +27,11 @@ _CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
     "array": ("minItems", "maxItems"),
 }
 _SAID_IN_WORDS = ("minLength", "maxLength", "uniqueItems", "pattern", "format", *_NUMBERS, "minItems", "maxItems")
-_BEYOND = frozenset(
-    [
-        "$ref",
-        "$dynamicRef",
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependentSchemas",
-        "dependentRequired",
-        "patternProperties",
-        "propertyNames",
-        "contains",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-    ]
+_SHAPING = (
+    "$ref $dynamicRef not if then else dependentSchemas dependentRequired patternProperties propertyNames contains "
+    "unevaluatedProperties unevaluatedItems"
 )
+_BEYOND = frozenset(_SHAPING.split())
 """Keywords that change the shape of a value."""
 _MAX_LEVELS = 10
 _MAX_PROPERTIES = 5_000
@@ -57,31 +45,33 @@ class _NotStrictError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Subset:
-    """What a server's strict mode knows; see `strict_schema`."""
+class SchemaSubset:
+    """What a server's strict mode knows.
 
-    constraints: bool
-    any_choices: bool
+    Args:
+        constraints: Whether it knows patterns, formats and bounds; Azure and Cerebras do not.
+        any_choices: Whether it knows choices of numbers and of an empty text; Gemini knows those of other texts only.
+    """
+
+    constraints: bool = True
+    any_choices: bool = True
+
+
+ALL: Final = SchemaSubset()
 
 
 @lru_cache(maxsize=64)
-def strict_schema(json_schema: bytes, *, constraints: bool = True, any_choices: bool = True) -> bytes | None:
-    """`json_schema`, an inlined one, in the subset of strict mode; `None` if that cannot be.
-
-    Args:
-        json_schema: JSON text.
-        constraints: Whether the server knows patterns, formats and bounds; Azure and Cerebras do not.
-        any_choices: Whether it knows choices of numbers and of an empty text; Gemini knows those of other texts only.
-    """
+def strict_schema(json_schema: bytes, subset: SchemaSubset = ALL) -> bytes | None:
+    """`json_schema`, an inlined one, in the subset of strict mode that a server knows; `None` if that cannot be."""
     try:
-        strict = _rewrite(orjson.loads(json_schema), _Subset(constraints, any_choices))
+        strict = _rewrite(orjson.loads(json_schema), subset)
         _check_limits(strict)
     except _NotStrictError:
         return None
     return orjson.dumps(strict) if strict.get("type") == "object" else None
 
 
-def _rewrite(node: Any, subset: _Subset) -> dict[str, Any]:
+def _rewrite(node: Any, subset: SchemaSubset) -> dict[str, Any]:
     if not isinstance(node, Mapping) or node.keys() & _BEYOND:
         raise _NotStrictError
     if "allOf" in node:
@@ -96,7 +86,7 @@ def _rewrite(node: Any, subset: _Subset) -> dict[str, Any]:
     return {**shape, **allowed, **({"description": said} if said else {})}
 
 
-def _shape(node: Mapping[str, Any], subset: _Subset) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)
+def _shape(node: Mapping[str, Any], subset: SchemaSubset) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)
     match node:
         case {"anyOf": [_, *_] as options} | {"oneOf": [_, *_] as options}:
             if "properties" in node:
@@ -140,7 +130,7 @@ def _any_of(options: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return unique[0] if len(unique) == 1 else {"anyOf": unique}
 
 
-def _choices(values: list[Any], subset: _Subset) -> dict[str, Any]:
+def _choices(values: list[Any], subset: SchemaSubset) -> dict[str, Any]:
     """A choice of `values`, with the type beside it that strict mode wants."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
@@ -151,7 +141,7 @@ def _choices(values: list[Any], subset: _Subset) -> dict[str, Any]:
     )
 
 
-def _is_plain(name: str, values: list[Any], subset: _Subset) -> bool:
+def _is_plain(name: str, values: list[Any], subset: SchemaSubset) -> bool:
     """Whether a choice of these values of one type is said by the type alone."""
     if name == "null" or set(values) == {True, False}:
         return True

@@ -78,16 +78,11 @@ def find_tiers(spec: ModelSpec) -> tuple[Tier, ...]:
 
 def has_jobs(spec: ModelSpec) -> bool:
     """Whether the provider of `spec` has a batch API that is known here."""
-    provider = _provider_of(spec)
-    return provider is not None and provider.has_jobs
+    return spec.model.partition("/")[0] in JOB_PROVIDERS
 
 
 def check_tier(spec: ModelSpec) -> None:
-    """Refuse a tier that the model does not have.
-
-    Raises:
-        ConfigError: It does not have it; the message names those it has.
-    """
+    """Refuse a tier that the model does not have."""
     if spec.tier not in get_args(Tier):
         raise ConfigError(f"tier={spec.tier!r} is not one of {', '.join(map(repr, get_args(Tier)))}.")
     tiers = find_tiers(spec)

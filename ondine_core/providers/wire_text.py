@@ -16,11 +16,7 @@ def storable_text(text: str) -> str:
 
 
 def check_text(value: Any, where: str) -> None:
-    """Check that every text in `value`, names of mappings included, can be written as UTF-8.
-
-    Raises:
-        ConfigError: One has a lone surrogate, half of a character, which broken decoders leave behind.
-    """
+    """Check that every text in `value`, names of mappings included, can be written as UTF-8."""
     match value:
         case str():
             if storable_text(value) != value:

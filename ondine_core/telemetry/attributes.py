@@ -17,7 +17,6 @@ from ondine_core.types.progress import Progress
 from ondine_core.types.values import Usage
 
 __all__ = [
-    "IN_PROCESS",
     "OPERATION",
     "Attributes",
     "of_batch",
@@ -32,8 +31,6 @@ Attributes = dict[str, Any]
 
 OPERATION = "chat"
 """The value of `gen_ai.operation.name` for every call."""
-IN_PROCESS = frozenset({"llama_cpp", "mlx", "scripted"})
-"""Providers that are no other process."""
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "azure_ai": "azure.ai.inference",

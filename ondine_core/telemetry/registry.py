@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from math import inf
 from typing import Any, TypeAlias, TypeVar, get_args
 
-from ondine_core.errors import ConfigError
+from ondine_core.errors import ConfigError, did_you_mean
 from ondine_core.telemetry.events import Event, Observer
 from ondine_core.telemetry.stream import Opened
 
@@ -134,7 +133,7 @@ def _announced(name: str) -> Callable[..., Observer]:
         factory: Callable[..., Observer] = entry.load()
         return factory
     others = sorted({*_OURS, *_FACTORIES, *entry_points(group=_GROUP).names})
-    meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, others, 1))
+    meant = did_you_mean(name, others)
     raise ConfigError(
         f"observers: there is no {name!r}.{meant} Known are {', '.join(map(repr, others))}; others are registered with "
         f"register_observer, or announced as entry points of the group {_GROUP!r}."

@@ -11,16 +11,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from ondine_core.telemetry.attributes import (
-    IN_PROCESS,
-    OPERATION,
-    Attributes,
-    of_batch,
-    of_call,
-    of_calls,
-    of_progress,
-    of_run,
-)
+from ondine_core.providers.pricing import IN_PROCESS
+from ondine_core.telemetry.attributes import OPERATION, Attributes, of_batch, of_call, of_calls, of_progress, of_run
 from ondine_core.telemetry.events import (
     AskedBatch,
     BatchEnded,

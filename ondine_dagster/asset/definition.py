@@ -9,13 +9,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ondine_core.errors import ConfigError
+from ondine_core.errors import ConfigError, did_you_mean
 from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.prompts.task import Task, check_columns
 from ondine_core.prompts.template import Prompt, explain_uncacheable
@@ -90,8 +89,7 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
         return error
     meant = _place_of(found[1])
     if meant is None:
-        near = get_close_matches(found[1], {*own, *inspect.signature(dg.asset).parameters}, 1)
-        meant = "".join(f" Did you mean {name!r}?" for name in near)
+        meant = did_you_mean(found[1], {*own, *inspect.signature(dg.asset).parameters})
     return ConfigError(f"Neither llm_asset nor @dg.asset has an argument {found[1]!r}.{meant}")
 
 

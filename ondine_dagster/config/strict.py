@@ -2,13 +2,12 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import dagster as dg
 from pydantic import ConfigDict, model_validator
 
-from ondine_core.errors import ConfigError
+from ondine_core.errors import ConfigError, did_you_mean
 
 __all__ = ["StrictConfig", "plain_texts"]
 
@@ -46,6 +45,5 @@ _ELSEWHERE = {
 
 def _unknown_field(kind: str, name: str, known: set[str]) -> str:
     meant = _ELSEWHERE.get(name)
-    near = [meant] if meant in known else get_close_matches(name, known, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
     return f"{kind} has no field {name!r}.{hint} Valid are {', '.join(sorted(known))}."

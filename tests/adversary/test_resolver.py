@@ -16,6 +16,7 @@ import signal, sys, time
 from functools import partial
 from ondine_core import Options, enrich_sync
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import chat_body, chat_reply
 
 def end(number, frame):
@@ -27,9 +28,8 @@ def hang(*_, **__):
 
 if sys.argv[1] == "handled":
     signal.signal(signal.SIGTERM, end)
-model = HttpModel(
-    "http://no-answer.invalid/v1/chat/completions", None, {_HANGS_S}, partial(chat_body, {{}}), chat_reply, resolve=hang
-)
+endpoint = Endpoint("http://no-answer.invalid/v1/chat/completions", {_HANGS_S}, resolve=hang)
+model = HttpModel(endpoint, partial(chat_body, {{}}), chat_reply)
 rows = {{"text": ["a", "b", "c"]}}
 enrich_sync(rows, prompt="Say: {{text}}", output="said", model=model, options=Options(store=sys.argv[2]))
 """

@@ -107,6 +107,7 @@ def test_a_cookie_of_the_provider_is_not_kept() -> None:
 def test_a_hanging_look_up_holds_neither_call_nor_thread() -> None:
     """A name that is never resolved is given up by the time-out, and its thread does not keep the process."""
     from ondine_core.providers.http import HttpModel
+    from ondine_core.providers.http_client import Endpoint
     from ondine_core.providers.openai_http import chat_reply
 
     asked, never = threading.Event(), threading.Event()
@@ -116,7 +117,7 @@ def test_a_hanging_look_up_holds_neither_call_nor_thread() -> None:
         never.wait()
         return []
 
-    model = HttpModel("http://models.invalid/v1", None, 0.2, lambda _: b"{}", chat_reply, resolve=hang)
+    model = HttpModel(Endpoint("http://models.invalid/v1", 0.2, resolve=hang), lambda _: b"{}", chat_reply)
     with pytest.raises(TransientError) as caught:
         one_call(model)
     assert asked.is_set()

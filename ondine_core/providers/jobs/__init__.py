@@ -5,7 +5,8 @@ The tier `"batch"` of `providers.tiers` is offered for exactly the providers tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.job_api import JobApi
@@ -31,36 +32,15 @@ def connect_jobs(spec: ModelSpec) -> JobApi:
         )
     check_text((spec.model, spec.base_url or ""), "model")
     check_params(spec)
-    return _DIALECTS[provider](spec, name)
+    module, _, function = _DIALECTS[provider].partition(":")
+    api: JobApi = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
+    return api
 
 
-def _openai(spec: ModelSpec, name: str) -> JobApi:
-    from ondine_core.providers.jobs.openai_jobs import connect_openai_jobs
-
-    return connect_openai_jobs(spec, name)
-
-
-def _anthropic(spec: ModelSpec, name: str) -> JobApi:
-    from ondine_core.providers.jobs.anthropic_jobs import connect_anthropic_jobs
-
-    return connect_anthropic_jobs(spec, name)
-
-
-def _azure(spec: ModelSpec, name: str) -> JobApi:
-    from ondine_core.providers.jobs.openai_jobs import connect_azure_jobs
-
-    return connect_azure_jobs(spec, name)
-
-
-def _gemini(spec: ModelSpec, name: str) -> JobApi:
-    from ondine_core.providers.jobs.gemini_jobs import connect_gemini_jobs
-
-    return connect_gemini_jobs(spec, name)
-
-
-_DIALECTS: Mapping[str, Callable[[ModelSpec, str], JobApi]] = {
-    **dict.fromkeys(("openai", "groq", "mistral", "together_ai"), _openai),
-    "anthropic": _anthropic,
-    "azure": _azure,
-    "gemini": _gemini,
+_DIALECTS: Mapping[str, str] = {
+    **dict.fromkeys(("openai", "groq", "mistral", "together_ai"), "openai_jobs:connect_openai_jobs"),
+    "anthropic": "anthropic_jobs:connect_anthropic_jobs",
+    "azure": "openai_jobs:connect_azure_jobs",
+    "gemini": "gemini_jobs:connect_gemini_jobs",
 }
+"""Where each provider's adapter is; the modules load when they are needed."""

@@ -6,46 +6,42 @@ A batch carries no name of ours, but the ids of its requests begin with the mark
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
 import orjson
 
 from ondine_core.errors import JobLostError, TransientError
-from ondine_core.providers.anthropic_http import message_reply
+from ondine_core.providers.anthropic_http import anthropic_endpoint, message_reply
 from ondine_core.providers.anthropic_request import (
     cache_mark,
-    find_anthropic_address,
     find_anthropic_key,
     fixed_fields,
     message_body,
-    plain_headers,
     structure_of,
 )
+from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.job_api import JobApi, JobLimits, JobReply, JobStatus, NewJob
-from ondine_core.providers.jobs.job_http import (
+from ondine_core.providers.jobs.job_adapter import (
     CLOCK_SLACK_S,
     LATE_S,
-    JobHttp,
-    Target,
-    cancel_unless_ended,
-    constant,
+    JobAdapter,
     epoch_s,
     fingerprint,
     id_of,
     reading,
     size_of,
 )
-from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.jobs.job_http import JobHttp, JobRequest
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.types.values import Call, ModelSpec
 
 __all__ = ["connect_anthropic_jobs"]
 
 _LIMITS: Final = JobLimits(100_000, 256 * 10**6 - 2**16)
-_MAX_PAGES = 200
 _STATUSES: Mapping[str, int] = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -65,37 +61,23 @@ _BEGIN, _END = b'{"requests":[', b"]}"
 
 
 def connect_anthropic_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The message batches of the model `name`; settings are those of `connect_anthropic`.
-
-    Raises:
-        ConfigError: The key is missing, or a parameter or setting is not one of this API.
-    """
-    address, key = find_anthropic_address(spec), find_anthropic_key(spec)
-    account = fingerprint("".join(key.values()), address)
-    target = Target(f"{address}/batches", constant(key), account, plain_headers(spec), is_quotable=False)
-    return _AnthropicJobs(spec, name, target)
+    """The message batches of the model `name`; settings are those of `connect_anthropic`."""
+    return _AnthropicJobs(spec, name)
 
 
-class _AnthropicJobs:
-    """One model of Anthropic's.
-
-    Args:
-        spec: Time-out and settings.
-        name: The model.
-        target: Where requests go.
-    """
+class _AnthropicJobs(JobAdapter):
+    """One model of Anthropic's."""
 
     limits = _LIMITS
 
-    def __init__(self, spec: ModelSpec, name: str, target: Target) -> None:
+    def __init__(self, spec: ModelSpec, name: str) -> None:
         self._fields = fixed_fields(spec, name)
         self._structure, self._mark = structure_of(spec, self._fields), cache_mark(spec)
-        self._http = JobHttp(target, spec.max_call_s, max_reply_bytes(self._fields["max_tokens"]))
-        self.account = target.account
-        self.create_timeout_s = self._http.transfer_timeout_s(_LIMITS.bytes) + LATE_S
-
-    def __repr__(self) -> str:
-        return f"AnthropicJobs({self._fields['model']!r})"
+        live = anthropic_endpoint(spec)
+        endpoint = replace(live, url=f"{live.url}/batches", advice=ADVICE)
+        http = JobHttp(endpoint, max_reply_bytes(self._fields["max_tokens"]), is_quotable=False)
+        account = fingerprint("".join(find_anthropic_key(spec).values()), live.url)
+        super().__init__(http, account, http.transfer_timeout_s(_LIMITS.bytes) + LATE_S)
 
     def write(self, call: Call, custom_id: str) -> bytes:
         """`call` as an element of the list of requests."""
@@ -107,14 +89,16 @@ class _AnthropicJobs:
         size = await size_of(job.file) - 1  # without the last line feed
         length = str(len(_BEGIN) + size + len(_END))
         await about_to_create()
-        with ExitStack() as opened:
-            made = await self._http.post(
+        made = await self._http.ask(
+            JobRequest(
+                "POST",
                 "",
+                lambda opened: _as_list(opened.enter_context(job.file.open("rb")), size),
                 headers={"Content-Type": "application/json", "Content-Length": length},
-                data=lambda: _as_list(opened.enter_context(job.file.open("rb")), size),
-                total_s=self._http.transfer_timeout_s(size),
+                timeout_s=self._http.transfer_timeout_s(size),
                 creates=True,
             )
+        )
         return id_of(made, creates=True)
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
@@ -143,54 +127,41 @@ class _AnthropicJobs:
         return ""
 
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
-        params = {"limit": "100"}
-        for _ in range(_MAX_PAGES):
-            page = await self._http.get("", params)
+        """The batches that were created since then, the newest first."""
+
+        def recent(page: Any) -> list[Mapping[str, Any]]:
+            return [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since]
+
+        def following(page: Any) -> Mapping[str, str] | None:
+            last = page["last_id"] if recent(page) and page.get("has_more") else None
+            return None if last is None else {"after_id": last}
+
+        async for page in self._pages("", {"limit": "100"}, following):
             with reading():
-                recent = [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since]
-                last = page["last_id"] if recent and page.get("has_more") else None
-            for batch in recent:
+                batches = recent(page)
+            for batch in batches:
                 yield batch
-            if last is None:
-                return
-            params["after_id"] = last
-        raise TransientError("Anthropic lists too many batches to find one among them.")
 
-    async def get_status(self, job_id: str) -> JobStatus:
-        """What the provider says of a job."""
-        batch = await self._http.get(_path(job_id), missing=f"batch {job_id!r}")
-        with reading():
-            counts, state = batch["request_counts"], str(batch["processing_status"])
-            failed = sum(counts.get(name) or 0 for name in ("errored", "canceled", "expired"))
-            return JobStatus(state == "ended", state, counts.get("succeeded") or 0, failed, sum(counts.values()))
+    def _path(self, job_id: str) -> str:
+        return f"/{quote(job_id, safe='')}"
 
-    async def read_results(self, job_id: str) -> AsyncGenerator[JobReply]:
-        """What came of the requests."""
-        async for line in self._http.lines(f"{_path(job_id)}/results", f"results of the batch {job_id!r}"):
-            yield read_row(line, self._read)
+    def _status(self, job: Mapping[str, Any]) -> JobStatus:
+        counts, state = job["request_counts"], str(job["processing_status"])
+        failed = sum(counts.get(name) or 0 for name in ("errored", "canceled", "expired"))
+        return JobStatus(state == "ended", state, counts.get("succeeded") or 0, failed, sum(counts.values()))
 
-    async def cancel(self, job_id: str) -> None:
-        """Ask that no further request of a job be run."""
-        path = f"{_path(job_id)}/cancel"
-        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch {job_id!r}"))
+    async def _result_paths(self, job_id: str) -> Sequence[str]:
+        return [f"{self._path(job_id)}/results"]
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    def _read(self, row: Mapping[str, Any]) -> JobReply:
+    def _read_row(self, row: Mapping[str, Any]) -> JobReply:
         custom_id, result = str(row["custom_id"]), row["result"]
         if result["type"] in _NOT_RUN:
             return JobReply(custom_id, None)
         if result["type"] == "succeeded":
-            return JobReply(custom_id, read_reply(200, result["message"], message_reply, self._http.to))
+            return JobReply(custom_id, self._read_reply(200, result["message"], message_reply))
         error = result["error"]
         kind = (error.get("error") or error).get("type")
-        return JobReply(custom_id, read_reply(_STATUSES.get(kind, 400), error, message_reply, self._http.to))
-
-
-def _path(job_id: str) -> str:
-    return f"/{quote(job_id, safe='')}"
+        return JobReply(custom_id, self._read_reply(_STATUSES.get(kind, 400), error, message_reply))
 
 
 async def _as_list(file: BinaryIO, size: int) -> AsyncIterator[bytes]:

@@ -7,40 +7,35 @@ they are read as live ones. By the API reference at https://ai.google.dev/api/ba
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
 
 from ondine_core.errors import ConfigError, TransientError
+from ondine_core.providers.http_client import Endpoint, constant
 from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
-from ondine_core.providers.jobs.job_http import (
+from ondine_core.providers.jobs.job_adapter import (
     LATE_S,
-    JobHttp,
-    Target,
-    cancel_unless_ended,
-    constant,
+    JobAdapter,
     fingerprint,
     id_of,
     problem_of,
     reading,
     size_of,
 )
-from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.jobs.job_http import JobHttp, JobRequest
 from ondine_core.providers.media_parts import gemini_parts
 from ondine_core.providers.openai_http import chat_reply
 from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.request_form import RequestForm
 from ondine_core.providers.settings import check_header, request_fields
 from ondine_core.types.values import Call, Json, ModelSpec, Reply
 
 __all__ = ["connect_gemini_jobs"]
 
 _LIMITS: Final = JobLimits(100_000, 2 * 10**9)
-_MAX_PAGES = 200
 _ENDED = frozenset({"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"})
 _CANCELLED, _EXHAUSTED = 1, 8
 _STATUSES: Mapping[int, int] = {3: 400, 4: 504, 5: 404, 7: 403, _EXHAUSTED: 429, 9: 400, 13: 500, 14: 503, 16: 401}
@@ -60,42 +55,26 @@ _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_
 
 
 def connect_gemini_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The batch API for the model `name` of Gemini.
-
-    Raises:
-        ConfigError: The key is missing, or a parameter is not one that can be translated.
-    """
-    access = find_access(spec, name)
-    found = re.fullmatch(r"(.*?)(/v\d\w*)?(?:/openai)?/*", access.base_url)
-    root, version = (found[1], found[2] or "/v1beta") if found else (access.base_url, "/v1beta")
-    key = access.api_key or ""
-    check_header("api_key", key)
-    secret = {"x-goog-api-key": key} if key else {}
-    target = Target(root, constant(secret), fingerprint(key, root))
-    return _GeminiJobs(spec, name, version, access.form, target)
+    """The batch API for the model `name` of Gemini."""
+    return _GeminiJobs(spec, name)
 
 
-class _GeminiJobs:
-    """One model of Gemini's.
-
-    Args:
-        spec: Time-out, temperature, bound on output tokens, further parameters.
-        name: The model.
-        version: Of the API, as in its addresses.
-        form: How its models are held to a schema.
-        target: Where requests go.
-    """
+class _GeminiJobs(JobAdapter):
+    """One model of Gemini's."""
 
     limits = _LIMITS
 
-    def __init__(self, spec: ModelSpec, name: str, version: str, form: RequestForm, target: Target) -> None:
-        self._config, self._form = _fixed_config(spec, name), form
-        self._name, self._version, self.account = name, version, target.account
-        self.create_timeout_s = spec.max_call_s + LATE_S
-        self._http = JobHttp(target, spec.max_call_s, max_reply_bytes(spec.max_output_tokens))
-
-    def __repr__(self) -> str:
-        return f"GeminiJobs({self._name!r})"
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        access = find_access(spec, name)
+        key = access.api_key or ""
+        found = re.fullmatch(r"(.*?)(/v\d\w*)?(?:/openai)?/*", access.base_url)
+        root, version = (found[1], found[2]) if found else (access.base_url, None)
+        self._config, self._form = _fixed_config(spec, name), access.form
+        self._name, self._version = name, version or "/v1beta"
+        check_header("api_key", key)
+        endpoint = Endpoint(root, spec.max_call_s, constant({"x-goog-api-key": key} if key else {}))
+        http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
+        super().__init__(http, fingerprint(key, root), spec.max_call_s + LATE_S)
 
     def write(self, call: Call, custom_id: str) -> bytes:
         """`call` as a line of the file."""
@@ -133,98 +112,94 @@ class _GeminiJobs:
     async def _upload(self, job: NewJob, name: str) -> str:
         size = await size_of(job.file)
         begun = await self._http.send(
-            "POST",
-            f"/upload{self._version}/files",
-            data=lambda: orjson.dumps({"file": {"display_name": name}}),
-            headers={
-                "Content-Type": "application/json",
-                "X-Goog-Upload-Protocol": "resumable",
-                "X-Goog-Upload-Command": "start",
-                "X-Goog-Upload-Header-Content-Length": str(size),
-                "X-Goog-Upload-Header-Content-Type": "application/jsonl",
-            },
+            JobRequest(
+                "POST",
+                f"/upload{self._version}/files",
+                lambda _: orjson.dumps({"file": {"display_name": name}}),
+                headers={
+                    "Content-Type": "application/json",
+                    "X-Goog-Upload-Protocol": "resumable",
+                    "X-Goog-Upload-Command": "start",
+                    "X-Goog-Upload-Header-Content-Length": str(size),
+                    "X-Goog-Upload-Header-Content-Type": "application/jsonl",
+                },
+            )
         )
         address = begun.headers.get("X-Goog-Upload-URL", "")
         if "://" not in address:
             raise TransientError("Gemini named no address for the upload of a file.")
-        with ExitStack() as opened:
-            made = await self._http.post(
+        made = await self._http.ask(
+            JobRequest(
+                "POST",
                 address,
-                data=lambda: opened.enter_context(job.file.open("rb")),
+                lambda opened: opened.enter_context(job.file.open("rb")),
                 headers={"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"},
-                total_s=self._http.transfer_timeout_s(size),
+                timeout_s=self._http.transfer_timeout_s(size),
             )
+        )
         with reading():
             return id_of(made["file"], field="name")
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look for the name that the job would have; see `JobApi`."""
         del since, requests  # the name is enough
-        params = {"pageSize": "100"}
-        for _ in range(_MAX_PAGES):
-            page = await self._http.get(f"{self._version}/batches", params)
+
+        def following(page: Any) -> Mapping[str, str] | None:
+            token = page.get("nextPageToken")
+            return {"pageToken": token} if token else None
+
+        async for page in self._pages(f"{self._version}/batches", {"pageSize": "100"}, following):
             with reading():
                 for job in page.get("operations") or ():
                     if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
                         return id_of(job, field="name")
-                if not page.get("nextPageToken"):
-                    return None
-                params["pageToken"] = page["nextPageToken"]
-        raise TransientError("Gemini lists too many batches to find one among them.")
-
-    async def get_status(self, job_id: str) -> JobStatus:
-        """What the provider says of a job."""
-        job = await self._get(job_id)
-        with reading():
-            return _status(job)
-
-    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
-        """What came of the requests; of a job that expired nothing is kept."""
-        job = await self._get(job_id)
-        with reading():
-            output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
-            file = str(output.get("responsesFile") or "")
-        if not file:
-            return
-        path = f"/download{self._version}/{quote(file, safe='/')}:download?alt=media"
-        async for line in self._http.lines(path, f"results of the batch {job_id!r}"):
-            yield read_row(line, self._read)
-
-    async def cancel(self, job_id: str) -> None:
-        """Ask that no further request of a job be run."""
-        path = f"{self._path(job_id)}:cancel"
-        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch {job_id!r}"))
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def _get(self, job_id: str) -> Mapping[str, Any]:
-        job: Mapping[str, Any] = await self._http.get(self._path(job_id), missing=f"batch {job_id!r}")
-        return job
+        return None
 
     def _path(self, job_id: str) -> str:
         return f"{self._version}/{quote(job_id, safe='/')}"
 
-    def _read(self, row: Mapping[str, Any]) -> JobReply:
+    def _cancel_path(self, job_id: str) -> str:
+        return f"{self._path(job_id)}:cancel"
+
+    def _status(self, job: Mapping[str, Any]) -> JobStatus:
+        about = job.get("metadata") or {}
+        state, stats = str(about.get("state")), about.get("batchStats") or {}
+        word = state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")  # of which there are two
+        done = int(stats.get("successfulRequestCount") or 0)
+        is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
+        return JobStatus(
+            word in _ENDED,
+            state,
+            done,
+            int(stats.get("failedRequestCount") or 0),
+            int(stats["requestCount"]) if "requestCount" in stats else None,
+            _problems(job) if word == "FAILED" else (),
+            bills_silence=not is_unbilled,
+        )
+
+    async def _result_paths(self, job_id: str) -> Sequence[str]:
+        """Of a job that expired nothing is kept."""
+        job = await self._get(job_id)
+        with reading():
+            output = job.get("response") or (job.get("metadata") or {}).get("output") or {}
+            file = str(output.get("responsesFile") or "")
+        return [f"/download{self._version}/{quote(file, safe='/')}:download?alt=media"] if file else []
+
+    def _read_row(self, row: Mapping[str, Any]) -> JobReply:
         custom_id, error = str(row["key"]), row.get("error")
         if not error:
-            return JobReply(custom_id, read_reply(200, row["response"], _native_reply, self._http.to))
+            return JobReply(custom_id, self._read_reply(200, row["response"], _native_reply))
         if error.get("code") == _CANCELLED:
             return JobReply(custom_id, None)
         status = _STATUSES.get(error.get("code"), 500)
-        return JobReply(custom_id, read_reply(status, {"error": error}, _native_reply, self._http.to))
+        return JobReply(custom_id, self._read_reply(status, {"error": error}, _native_reply))
 
 
 # -- requests and replies ------------------------------------------------------------------------------------------
 
 
 def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
-    """How replies are to be made, in every request.
-
-    Raises:
-        ConfigError: A parameter is not one that can be translated.
-    """
+    """How replies are to be made, in every request."""
     config: dict[str, Json] = {} if spec.temperature is None else {"temperature": spec.temperature}
     if spec.max_output_tokens is not None:
         config["maxOutputTokens"] = spec.max_output_tokens
@@ -274,28 +249,6 @@ def _native_reply(data: Mapping[str, Any]) -> Reply:
             "choices": [{"message": message, "finish_reason": candidate.get("finishReason")}],
             "usage": usage,
         }
-    )
-
-
-def _word(state: str) -> str:
-    """A state without the prefix, of which there are two."""
-    return state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_")
-
-
-def _status(job: Mapping[str, Any]) -> JobStatus:
-    about = job.get("metadata") or {}
-    state = str(about.get("state"))
-    word, stats = _word(state), about.get("batchStats") or {}
-    done = int(stats.get("successfulRequestCount") or 0)
-    is_unbilled = word == "EXPIRED" or (word == "FAILED" and not done)
-    return JobStatus(
-        word in _ENDED,
-        state,
-        done,
-        int(stats.get("failedRequestCount") or 0),
-        int(stats["requestCount"]) if "requestCount" in stats else None,
-        _problems(job) if word == "FAILED" else (),
-        bills_silence=not is_unbilled,
     )
 
 

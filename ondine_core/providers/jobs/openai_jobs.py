@@ -6,42 +6,42 @@ Azure, Groq, Mistral and Together have the same in other words, which are data h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any, Final
 from urllib.parse import quote
 
+import aiohttp
 import orjson
 
 from ondine_core.errors import TransientError
 from ondine_core.providers.azure import find_deployment
+from ondine_core.providers.http_client import Endpoint, bearer
 from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
-from ondine_core.providers.jobs.job_http import (
+from ondine_core.providers.jobs.job_adapter import (
     CLOCK_SLACK_S,
     LATE_S,
-    JobHttp,
-    Target,
-    cancel_unless_ended,
-    constant,
+    JobAdapter,
     epoch_s,
     fingerprint,
     id_of,
     problem_of,
     reading,
+    size_of,
 )
-from ondine_core.providers.jobs.job_rows import read_reply, read_row
+from ondine_core.providers.jobs.job_http import JobHttp, JobRequest
 from ondine_core.providers.openai_http import ChatWriter, chat_advice, chat_reply
 from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.reply_body import max_reply_bytes
-from ondine_core.providers.settings import check_header
 from ondine_core.types.values import Call, ModelSpec
 
 __all__ = ["connect_azure_jobs", "connect_openai_jobs"]
 
 MARKER: Final = "ondine_job"
 """The metadata field that names a job."""
-_MAX_PAGES = 200
 _PAGE = "100"
 _FILE_CHECKS, _FILE_CHECK_S = 60, 2.0
 
@@ -106,22 +106,16 @@ _AT_FAULT = frozenset({"server_error", "internal_error", "internal_server_error"
 
 
 def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The batch API for the model `name` of OpenAI, Groq, Mistral or Together.
-
-    Raises:
-        ConfigError: The key or address is missing or wrong, or a setting is.
-    """
+    """The batch API for the model `name` of OpenAI, Groq, Mistral or Together."""
     access = find_access(spec, name)
     root, key = access.base_url.rstrip("/"), access.api_key
     dialect = _DIALECTS[spec.model.partition("/")[0]]
-    secret = {"Authorization": f"Bearer {key}"} if key else {}
-    if key:
-        check_header("api_key", key)
-    fixed = {} if dialect.is_mistral else {"model": name}
-    writer = ChatWriter(spec, fixed, root)
-    target = Target(root, constant(secret), fingerprint(key or "", root), advice=chat_advice(root))
-    write = partial(writer.write, form=access.form)
-    return _OpenAIJobs(spec, dialect, write, target)
+    if dialect.is_mistral:
+        dialect = replace(dialect, of_job={**dialect.of_job, "model": name})
+    write = partial(ChatWriter(spec, {} if dialect.is_mistral else {"model": name}, root).write, form=access.form)
+    endpoint = Endpoint(root, spec.max_call_s, bearer(key), advice=chat_advice(root))
+    http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens))
+    return _OpenAIJobs(dialect, write, http, fingerprint(key or "", root))
 
 
 def connect_azure_jobs(spec: ModelSpec, name: str) -> JobApi:
@@ -129,51 +123,19 @@ def connect_azure_jobs(spec: ModelSpec, name: str) -> JobApi:
 
     A job runs where its file is, so there is nothing to go on to when a region turns it away. Settings are those of
     `connect_azure`. Its account is its endpoint and its key; tokens are renewed, so with them it is the endpoint alone.
-
-    Raises:
-        ConfigError: Endpoint or access is not configured, or a setting is wrong.
     """
-    found = find_deployment(spec, name)
-    root = next(iter(found.roots.values()))
-    target = Target(
-        f"{root}/v1" if found.is_undated else root,
-        found.access.headers,
-        fingerprint(found.access.api_key or "", root),
-        query={"api-version": found.version},
-        advice=found.access.advice,
-    )
-    writer = ChatWriter(spec, {"model": name}, root)
-    write = partial(writer.write, form=found.form)
-    return _OpenAIJobs(spec, _DIALECTS["azure"], write, target, found.access.aclose)
+    return _AzureJobs(spec, name)
 
 
-class _OpenAIJobs:
-    """One model behind one batch API.
+class _OpenAIJobs(JobAdapter):
+    """One model behind one batch API."""
 
-    Args:
-        spec: Time-out and bound on output tokens.
-        dialect: How the API differs from OpenAI's.
-        write_body: Writes a call as the body of a live request.
-        target: Where requests go.
-        aclose: Lets go of what proves who calls.
-    """
+    word = "batch job"
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        dialect: Dialect,
-        write_body: Callable[[Call], bytes],
-        target: Target,
-        aclose: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        self.limits, self.account = dialect.limits, target.account
-        self.create_timeout_s = spec.max_call_s + LATE_S
-        self._dialect, self._write_body, self._aclose = dialect, write_body, aclose
-        self._model = spec.model.partition("/")[2]
-        self._http = JobHttp(target, spec.max_call_s, max_reply_bytes(spec.max_output_tokens))
-
-    def __repr__(self) -> str:
-        return f"OpenAIJobs({self._http.to.host!r})"
+    def __init__(self, dialect: Dialect, write_body: Callable[[Call], bytes], http: JobHttp, account: str) -> None:
+        super().__init__(http, account, http.to.timeout_s + LATE_S)
+        self.limits = dialect.limits
+        self._dialect, self._write_body = dialect, write_body
 
     def write(self, call: Call, custom_id: str) -> bytes:
         """`call` as a line of the file."""
@@ -182,14 +144,13 @@ class _OpenAIJobs:
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
         """Upload the file, and create a job of it; see `JobApi`."""
-        dialect, name = self._dialect, _file_name(job.marker)
-        fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
-        file = id_of(await self._http.upload(dialect.files, job.file, name, fields))
+        dialect = self._dialect
+        file = await self._upload(job)
         if dialect.processes_files:
             await self._wait_for(file)
         body = {"endpoint": dialect.endpoint, **dialect.of_job}
         if dialect.is_mistral:
-            body |= {"input_files": [file], "model": self._model}
+            body["input_files"] = [file]
         else:
             body["input_file_id"] = file
         if dialect.has_metadata:
@@ -199,10 +160,24 @@ class _OpenAIJobs:
         is_wrapped = isinstance(made, dict) and "job" in made
         return id_of(made["job"] if is_wrapped else made, creates=True)
 
+    async def _upload(self, job: NewJob) -> str:
+        """Post the file as a form, read from disk piece by piece, and return its id."""
+        dialect, name, size = self._dialect, _file_name(job.marker), await size_of(job.file)
+        fields = {"purpose": dialect.purpose, **({} if dialect.has_metadata else {"file_name": name})}
+
+        def form(opened: ExitStack) -> aiohttp.FormData:
+            made = aiohttp.FormData(fields)
+            content = opened.enter_context(job.file.open("rb"))
+            made.add_field("file", content, filename=name, content_type="application/jsonl")
+            return made
+
+        timeout_s = self._http.transfer_timeout_s(size)
+        return id_of(await self._http.ask(JobRequest("POST", dialect.files, form, timeout_s=timeout_s)))
+
     async def _wait_for(self, file: str) -> None:
         """Wait until a file can be used."""
         for _ in range(_FILE_CHECKS):
-            about = await self._http.get(f"/files/{quote(file, safe='')}")
+            about = await self._http.get(_file_path(file))
             with reading():
                 if about.get("status") not in ("pending", "running"):
                     return
@@ -221,38 +196,40 @@ class _OpenAIJobs:
         if self._dialect.has_metadata:
             with reading():
                 return bool((job.get("metadata") or {}).get(MARKER) == marker)
-        file = await self._http.get(f"/files/{quote(str(job.get('input_file_id')), safe='')}")
+        file = await self._http.get(_file_path(str(job.get("input_file_id"))))
         return isinstance(file, dict) and file.get("filename") == _file_name(marker)
 
     async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         """The jobs that were created since then, the newest pages first."""
-        dialect = self._dialect
-        params = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
-        for number in range(1, _MAX_PAGES + 1):
-            page = await self._http.get(dialect.jobs, params)
-            with reading():
-                about: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
-                jobs = about.get("data") or []
-                recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
-                cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
-                if cursor:
-                    params["cursor"] = str(cursor)
-                elif dialect.is_mistral:
-                    params["page"] = str(number)
-                elif about.get("has_more"):
-                    params["after"] = str(jobs[-1]["id"])
-                has_more = cursor or about.get("has_more") or (dialect.is_mistral and len(jobs) == int(_PAGE))
-            for job in recent:
-                yield job
-            if not recent or not has_more:
-                return
-        raise TransientError(f"{self._http.to.host!r} lists too many batch jobs to find one among them.")
+        dialect, numbers = self._dialect, count(1)
 
-    async def get_status(self, job_id: str) -> JobStatus:
-        """What the provider says of a job."""
-        job = await self._get(job_id)
-        with reading():
-            return self._status(job)
+        def jobs_on(page: Any) -> list[Mapping[str, Any]]:
+            return page if isinstance(page, list) else page.get("data") or []
+
+        def recent(page: Any) -> list[Mapping[str, Any]]:
+            return [job for job in jobs_on(page) if epoch_s(job.get("created_at")) >= since]
+
+        def following(page: Any) -> Mapping[str, str] | None:
+            about = {} if isinstance(page, list) else page
+            cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
+            if not recent(page):
+                return None
+            if cursor:
+                return {"cursor": str(cursor)}
+            if dialect.is_mistral:
+                has_more = about.get("has_more") or len(jobs_on(page)) == int(_PAGE)
+                return {"page": str(next(numbers))} if has_more else None
+            return {"after": str(jobs_on(page)[-1]["id"])} if about.get("has_more") else None
+
+        first = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
+        async for page in self._pages(dialect.jobs, first, following):
+            with reading():
+                jobs = recent(page)
+            for job in jobs:
+                yield job
+
+    def _path(self, job_id: str) -> str:
+        return f"{self._dialect.jobs}/{quote(job_id, safe='')}"
 
     def _status(self, job: Mapping[str, Any]) -> JobStatus:
         state = str(job.get("status"))
@@ -271,33 +248,11 @@ class _OpenAIJobs:
             bills_silence=not is_unbilled,
         )
 
-    async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
-        """What came of the requests: first those with a reply, then those without."""
+    async def _result_paths(self, job_id: str) -> Sequence[str]:
+        """First those with a reply, then those without."""
         job = await self._get(job_id)
         with reading():
-            files = self._files(job)
-        for file_id in filter(None, files):
-            path = f"/files/{quote(file_id, safe='')}/content"
-            async for line in self._http.lines(path, f"results of the batch job {job_id!r}"):
-                yield read_row(line, self._read)
-
-    async def cancel(self, job_id: str) -> None:
-        """Ask that no further request of a job be run."""
-        path = f"{self._path(job_id)}/cancel"
-        await cancel_unless_ended(self, job_id, lambda: self._http.post(path, missing=f"batch job {job_id!r}"))
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-        if self._aclose:
-            await self._aclose()
-
-    async def _get(self, job_id: str) -> Mapping[str, Any]:
-        job: Mapping[str, Any] = await self._http.get(self._path(job_id), missing=f"batch job {job_id!r}")
-        return job
-
-    def _path(self, job_id: str) -> str:
-        return f"{self._dialect.jobs}/{quote(job_id, safe='')}"
+            return [f"{_file_path(file)}/content" for file in self._files(job) if file]
 
     def _files(self, job: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The files of those that were answered and of those that were not; either may be missing."""
@@ -305,7 +260,7 @@ class _OpenAIJobs:
         output, errors = (job.get(f"{kind}_file{suffix}") for kind in ("output", "error"))
         return output, errors
 
-    def _read(self, row: Mapping[str, Any]) -> JobReply:
+    def _read_row(self, row: Mapping[str, Any]) -> JobReply:
         custom_id, response, error = str(row["custom_id"]), row.get("response"), row.get("error") or {}
         if not isinstance(error, dict):
             error = {"message": str(error)}
@@ -316,7 +271,29 @@ class _OpenAIJobs:
             status, body = int(response.get("status_code") or 200), response["body"]
         else:
             status, body = 500 if code in _AT_FAULT else 400, {"error": error}
-        return JobReply(custom_id, read_reply(status, body, chat_reply, self._http.to))
+        return JobReply(custom_id, self._read_reply(status, body, chat_reply))
+
+
+class _AzureJobs(_OpenAIJobs):
+    """A deployment of Azure OpenAI."""
+
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        found = find_deployment(spec, name)
+        self._access, root = found.access, next(iter(found.roots.values()))
+        write = partial(ChatWriter(spec, {"model": name}, root).write, form=found.form)
+        url = f"{root}/v1" if found.is_undated else root
+        endpoint = Endpoint(url, spec.max_call_s, self._access.headers, advice=self._access.advice)
+        http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens), query={"api-version": found.version})
+        super().__init__(_DIALECTS["azure"], write, http, fingerprint(self._access.api_key or "", root))
+
+    async def aclose(self) -> None:
+        """Close the connections, and what the access holds."""
+        await super().aclose()
+        await self._access.aclose()
+
+
+def _file_path(file_id: str) -> str:
+    return f"/files/{quote(file_id, safe='')}"
 
 
 def _file_name(marker: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ondine_core.providers.llama_cpp import continuation
-from ondine_core.providers.schema_in_prompt import fold_system, with_schema_in_prompt
+from ondine_core.providers.request_form import fold_system, with_schema_in_prompt
 from ondine_core.types.values import Call, Message
 
 __all__ = ["encode", "has_chat_template"]

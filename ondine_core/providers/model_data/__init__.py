@@ -65,17 +65,24 @@ def source() -> Source:
 @cache
 def model_facts() -> Mapping[str, Mapping[str, Any]]:
     """Prices (USD) and limits (tokens) by model, under the names of litellm's data file."""
-    facts: dict[str, dict[str, Any]] = orjson.loads(_file(PRICES, LITELLM_PRICES).read_bytes())
+    litellm = _newer_litellm()
+    file = _HERE / PRICES if litellm is None else litellm / LITELLM_PRICES
+    facts: dict[str, dict[str, Any]] = orjson.loads(file.read_bytes())
     return facts
 
 
 @cache
 def chat_providers() -> frozenset[str]:
     """The providers whose models litellm can chat with."""
-    folder = installed_litellm()
-    if source().copied_on or folder is None:
-        return frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes()))
-    return read_chat_providers(folder)
+    litellm = _newer_litellm()
+    return (
+        frozenset(orjson.loads((_HERE / PROVIDERS).read_bytes())) if litellm is None else read_chat_providers(litellm)
+    )
+
+
+def _newer_litellm() -> Path | None:
+    """The folder of the installed litellm, if its data is used."""
+    return None if source().copied_on else installed_litellm()
 
 
 @cache
@@ -94,11 +101,6 @@ def read_chat_providers(litellm: Path) -> frozenset[str]:
     if configured.is_file():
         chatting |= orjson.loads(configured.read_bytes()).keys()
     return frozenset(name.partition("/")[0] for name in chatting)
-
-
-def _file(copy: str, litellm: str) -> Path:
-    folder = installed_litellm()
-    return _HERE / copy if source().copied_on or folder is None else folder / litellm
 
 
 def _parts(release: str) -> tuple[int, ...]:

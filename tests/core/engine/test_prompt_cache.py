@@ -21,6 +21,7 @@ from ondine_core.engine.report import Report
 from ondine_core.prompts.task import cache_key, compile_task
 from ondine_core.prompts.template import compile_prompt, explain_uncacheable
 from ondine_core.providers.anthropic_request import message_body
+from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import OpenAIModel
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.prompt_cache import cache_key_field, find_cache_rule, prefix_id, prefix_of
@@ -150,8 +151,8 @@ def test_openai_is_told_which_calls_have_one_prefix(host: str, *, has_key: bool)
             return socket.getaddrinfo("127.0.0.1", port, *rest, **named)
 
         for text in ("Repeat: a", "Repeat: b"):
-            url = f"http://{host}:{port}/v1/chat/completions"
-            model = OpenAIModel(url, None, ModelSpec(MODEL), {"model": "m"}, PLAIN_FORM, resolve=resolve)
+            endpoint = Endpoint(f"http://{host}:{port}/v1/chat/completions", 60, resolve=resolve)
+            model = OpenAIModel(endpoint, ModelSpec(MODEL), {"model": "m"}, PLAIN_FORM)
             one_call(model, call=replace(call_of(text), cache_prefix=True))
         keys = {asked.body.get("prompt_cache_key") for asked in provider.books.requests}
     assert keys == ({prefix_id(prefix_of(call_of("Repeat: c")))} if has_key else {None})

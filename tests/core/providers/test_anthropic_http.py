@@ -247,7 +247,7 @@ def test_parameters_arrive_under_the_names_of_this_api() -> None:
         ({"params": {"reasoning_effort": "low"}, "max_output_tokens": 500}, "up to 1,024 tokens, which max_output"),
         ({"model": "anthropic/claude-sonnet-4-6", "params": {"reasoning_effort": "xhigh"}}, "has no such effort"),
         ({"model": ALWAYS_THINKS, "params": {"reasoning_effort": "none"}}, "always thinks"),
-        ({"settings": {"structured_output": "json_object"}}, "is not one of json_schema, tool, words"),
+        ({"settings": {"structured_output": "json_object"}}, "is not one of 'json_schema', 'tool', 'words'"),
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"extra_headers": "x"}}, "is not a mapping"),
         ({"settings": {"extra_headers": {"x": "a\nb"}}}, "has a line end"),

@@ -203,7 +203,7 @@ def test_call_without_a_schema_is_told_nothing(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"structured_output": "xml"}, "'xml' is not one of json_schema, json_object, words"),
+        ({"structured_output": "xml"}, "'xml' is not one of 'json_schema', 'json_object', 'words'"),
         ({"structured_ouput": "words"}, "Did you mean 'structured_output'"),
         ({"api_version": "1"}, "knows no 'api_version'; valid are structured_output"),
     ],

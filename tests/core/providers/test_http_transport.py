@@ -23,6 +23,7 @@ from ondine_core import (
 )
 from ondine_core.providers import connect
 from ondine_core.providers.http import HttpModel
+from ondine_core.providers.http_client import Endpoint
 from ondine_core.providers.openai_http import chat_reply
 from tests.support.asking import one_call, one_call_to
 from tests.support.provider import (
@@ -171,8 +172,8 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
 def test_retry_after_is_understood_in_every_form(headers: dict[str, str], expected: float | None) -> None:
     """The pause a provider asks for is read as seconds, milliseconds or a date; nonsense is no pause."""
     with Provider(fault=status(429, headers=headers)) as provider:
-        url = f"{provider.base_url}/chat/completions"
-        model = HttpModel(url, None, 5, lambda _: b'{"messages":[{"role":"user","content":""}]}', chat_reply, wall=now)
+        endpoint = Endpoint(f"{provider.base_url}/chat/completions", 5)
+        model = HttpModel(endpoint, lambda _: b'{"messages":[{"role":"user","content":""}]}', chat_reply, wall=now)
         with pytest.raises(TransientError) as caught:
             one_call(model, call=Call(()))
     assert caught.value.retry_after_s == expected

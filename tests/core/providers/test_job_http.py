@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondine_core.providers.jobs.job_http import ResultLine, epoch_s, fingerprint, problem_of, split_lines
+from ondine_core.providers.jobs.job_adapter import epoch_s, fingerprint, problem_of
+from ondine_core.providers.jobs.job_http import ResultLine, split_lines
 
 MAX_BYTES = 6
 

@@ -99,7 +99,7 @@ def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"settings": {"structured_output": "json_object"}}, "neither 'json_schema' nor 'words'"),
+        ({"settings": {"structured_output": "json_object"}}, "is not one of 'json_schema', 'words'"),
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"aws_region_name": "us-east-1"}}, "knows no 'aws_region_name'"),
         ({"params": {"num_retries": 3}}, "'num_retries' .* is not yours to set"),

@@ -18,7 +18,7 @@ from pydantic import AnyUrl, BaseModel, Field, HttpUrl, create_model
 
 from ondine_core import ModelSpec, Options, Policy, enrich_sync
 from ondine_core.prompts.output_schema import compile_schema
-from ondine_core.providers.strict_schema import strict_schema
+from ondine_core.providers.strict_schema import SchemaSubset, strict_schema
 from tests.support.openai_description import request_faults
 from tests.support.provider import Asked, Provider
 
@@ -244,7 +244,7 @@ def test_server_without_constraints_is_told_them_in_words() -> None:
     """Azure and Cerebras refuse patterns, formats and bounds; there they are descriptions."""
     schema = compile_schema(model(int, ge=1, le=5)).json_schema
     assert schema is not None
-    narrow = orjson.loads(strict_schema(schema, constraints=False) or b"")
+    narrow = orjson.loads(strict_schema(schema, SchemaSubset(constraints=False)) or b"")
     assert narrow["properties"]["x"] == {"type": "integer", "description": "(maximum: 5, minimum: 1)"}
 
 
@@ -310,8 +310,8 @@ def test_choices_that_gemini_does_not_know_are_said_in_descriptions() -> None:
         "grade_or_none": {"anyOf": [{"type": "integer", "enum": [1, 2]}, {"type": "null"}]},
     }
     schema = orjson.dumps({"type": "object", "properties": properties})
-    plain = strict_schema(schema, constraints=False)
-    sent = strict_schema(schema, constraints=False, any_choices=False)
+    plain = strict_schema(schema, SchemaSubset(constraints=False))
+    sent = strict_schema(schema, SchemaSubset(constraints=False, any_choices=False))
     assert plain is not None
     assert sent is not None
     assert orjson.loads(plain)["properties"]["grade"] == {"type": "integer", "enum": [1, 2, 3]}

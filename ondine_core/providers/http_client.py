@@ -1,0 +1,116 @@
+"""Requests to a provider over aiohttp: where they go, who sends them, and connections on which each is sent once."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from ondine_core.providers.http_connection import Connector, NotSentError, Request, Resolve
+from ondine_core.providers.http_errors import ADVICE, Address
+from ondine_core.providers.settings import check_header
+
+__all__ = ["CONNECT_TIMEOUT_S", "Endpoint", "HttpClient", "SecretHeaders", "bearer", "constant", "proxy_for"]
+
+CONNECT_TIMEOUT_S = 15.0
+_HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
+
+SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
+"""The headers of the next request whose values are secrets, such as a token that expires."""
+
+
+def constant(headers: Mapping[str, str]) -> SecretHeaders:
+    """`headers` for every request."""
+
+    async def same() -> Mapping[str, str]:
+        return headers
+
+    return same
+
+
+def bearer(api_key: str | None) -> SecretHeaders:
+    """The header of a key that is sent as a bearer token; none without a key."""
+    check_header("api_key", api_key or "")
+    return constant({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go, and what they have in common.
+
+    Args:
+        url: The address, or the root of the addresses.
+        timeout_s: Seconds that one request may take in all.
+        secret_headers: Headers whose values are secrets.
+        plain_headers: Further headers of every request.
+        advice: Statuses after which no request succeeds, and what to do about each.
+        resolve: Looks host names up; it may block.
+    """
+
+    url: str
+    timeout_s: float
+    secret_headers: SecretHeaders = constant({})
+    plain_headers: Mapping[str, str] = field(default_factory=dict)
+    advice: Mapping[int, str] = field(default_factory=lambda: ADVICE)
+    resolve: Resolve = socket.getaddrinfo
+
+    @property
+    def address(self) -> Address:
+        """Whom requests go to, as far as failures tell."""
+        return Address(urlsplit(self.url).netloc.rpartition("@")[2], self.timeout_s, self.advice)
+
+
+class HttpClient:
+    """Connections for requests to one endpoint, which open at the first; a reply has at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int, resolve: Resolve) -> None:
+        self._max_bytes, self._resolve = max_bytes, resolve
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, method: str, url: str, body: Callable[[], Any], **options: Any) -> aiohttp.ClientResponse:
+        """The beginning of the response; a request that cannot have been read is sent again, on another connection.
+
+        `body` makes what is sent, and `options` are those of `aiohttp.ClientSession.request`.
+        """
+        while True:
+            session = self._session or self._open()
+            try:
+                return await session.request(method, url, data=body(), allow_redirects=False, **options)
+            except NotSentError as error:
+                if not error.reused:
+                    raise
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            # No secret here: aiohttp sends the headers of a session to a proxy as well, in clear text.
+            headers=_HEADERS,
+            connector=Connector(self._max_bytes, self._resolve),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=Request,
+            auto_decompress=False,
+        )
+        return self._session
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
+
+    aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
