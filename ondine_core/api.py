@@ -231,7 +231,7 @@ async def _ask_in_turn(
         report = found if report is None else report.followed_by(left, found)
         if report.stopped_by is None:
             break
-        options.on_fallback(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
+        options.on_warning(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
         failures = enumerate(report.outcomes.failures())
         left = [row for row, failure in failures if failure is not None and failure.reason == "unreachable"]
     return cast("Report", report)

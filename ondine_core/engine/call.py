@@ -145,7 +145,7 @@ class Caller:
         what = f"{self._model!r} had no capacity at the tier {self._tier!r} for {wait_timeout_s:g} s"
         if self._policy.tier_fallback:
             self._tier = "standard"
-            self._runtime.on_fallback(f"{what}; the rest goes at the tier 'standard', at its price.")
+            self._runtime.on_warning(f"{what}; the rest goes at the tier 'standard', at its price.")
             return 0.0
         self.stop(
             TransientError(f"{what}. Run again later, or set tier_fallback=True to go on at the tier 'standard'.")

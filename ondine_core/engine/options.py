@@ -47,8 +47,8 @@ class Options:
         caps: Further caps, which others may draw from, too.
         on_threshold: Told once when most of a cap is spent.
         fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
-        on_fallback: Told when that happens, when the rest of a run goes at the standard price tier, and what a person
-            should know of batch jobs.
+        on_warning: Told when a fallback takes over, when the rest of a run goes at the standard price tier, and what a
+            person should know of batch jobs.
         on_job: Told in a sentence when a batch job was handed in, and how far it is.
         origin: Run, asset and partition, for the ledger; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
@@ -75,7 +75,7 @@ class Options:
     caps: tuple[BudgetLimit, ...] = ()
     on_threshold: Callable[[str], None] = lambda _: None
     fallbacks: tuple[ModelSpec, ...] = ()
-    on_fallback: Callable[[str], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
     origin: Origin = field(default_factory=lambda: Origin(uuid4().hex))
     lease: str | None = None
@@ -128,7 +128,7 @@ async def open_runtime(
         await find_first_run(store, options.origin),
         options.on_threshold,
         options.clock,
-        options.on_fallback,
+        options.on_warning,
         options.on_job,
     )
     return find_runtime(model, spec, options.price, store, terms)

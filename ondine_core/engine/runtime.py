@@ -45,7 +45,7 @@ class Runtime:
         count: Text to tokens, as the model counts.
         lease: Must be held while calls leave.
         tier_prices: USD per token by tier; `None` if `price` holds at each.
-        on_fallback: Told when the rest of the run goes at another tier, and what a person should know of batch jobs.
+        on_warning: Told in a sentence what a person should know of the run.
         on_job: Told in a sentence when a batch job was handed in, and how far it is.
         connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
         media_tokens: The most tokens that an image or document takes.
@@ -60,7 +60,7 @@ class Runtime:
     count: Callable[[str], int] = estimate_tokens
     lease: Lease | None = None
     tier_prices: Mapping[Tier, Price] | None = None
-    on_fallback: Callable[[str], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
     connect_jobs: Callable[[], JobApi] | None = None
     media_tokens: Callable[[Media], int] = max_tokens_anywhere
@@ -76,7 +76,7 @@ class RunLimits:
         origin: For whom calls are made.
         on_threshold: Told once when most of a cap is spent.
         clock: Time and chance.
-        on_fallback: Told when the rest of the run goes at another tier, and what a person should know of batch jobs.
+        on_warning: Told in a sentence what a person should know of the run.
         on_job: Told in a sentence when a batch job was handed in, and how far it is.
     """
 
@@ -85,7 +85,7 @@ class RunLimits:
     origin: Origin
     on_threshold: Callable[[str], None]
     clock: Clock
-    on_fallback: Callable[[str], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None
     on_job: Callable[[str], None] = lambda _: None
 
 
@@ -117,7 +117,7 @@ def find_runtime(
         budgets,
         counter(spec.listed_as),
         tier_prices=None if price else listed,
-        on_fallback=terms.on_fallback,
+        on_warning=terms.on_warning,
         on_job=terms.on_job,
         connect_jobs=partial(connect_jobs, spec),
         media_tokens=partial(max_media_tokens, spec.listed_as),

@@ -118,7 +118,7 @@ def plan(
         on_progress=watch.keep,
         on_wait=watch.wait,
         on_threshold=watch.warn,
-        on_fallback=watch.warn,
+        on_warning=watch.warn,
         on_job=watch.say,
         observers=tuple(_speaking(spec, watch) for spec in options.observers),
         on_observer_error=watch.warn,

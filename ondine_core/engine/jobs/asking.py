@@ -142,7 +142,7 @@ def _open_context(work: Work, batch_size: int | Literal["auto"], stack: AsyncExi
         asked=work.first,
         queue=BatchQueue(fresh, len(pending), find_items),
         pack=pack_items,
-        warn=runtime.on_fallback,
+        warn=runtime.on_warning,
         started_at=work.started_at,
         unseen=work.unseen,
     )

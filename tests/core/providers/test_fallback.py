@@ -28,7 +28,7 @@ def ask(first: Provider, second: Provider, told: list[str] | None = None, **opti
     chosen = Options(
         policy=Policy(max_concurrency=4, retry=QUICK),
         fallbacks=(ModelSpec("openai_compatible/second", base_url=second.base_url),),
-        on_fallback=(told if told is not None else []).append,
+        on_warning=(told if told is not None else []).append,
         **options,
     )
     model = ModelSpec("openai_compatible/first", base_url=first.base_url, max_output_tokens=50)

@@ -280,7 +280,7 @@ def run_at_flex(
         models.append(model)
         task = compile_task(PROMPT, {"answer": "string"}, ModelSpec(MODEL, tier="flex", max_output_tokens=64))
         options = Options(
-            policy=Policy(**policy), clock=clock, store=MemoryStore(), on_fallback=told.append, max_cost_usd=1
+            policy=Policy(**policy), clock=clock, store=MemoryStore(), on_warning=told.append, max_cost_usd=1
         )
         try:
             return await answer(texts(rows), task, options, model)
