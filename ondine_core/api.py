@@ -15,11 +15,11 @@ from typing import Any, cast
 from ondine_core.engine.gc_tuning import seldom_collected
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.jobs.waits import continue_materialization, end_wait, give_up_wait
-from ondine_core.engine.options import Options, open_options_store, open_runtime
+from ondine_core.engine.options import Options
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run as ask_rows
-from ondine_core.engine.runtime import Runtime
+from ondine_core.engine.runtime import Runtime, open_options_store, open_runtime
 from ondine_core.errors import BudgetExhaustedError, ConfigError
 from ondine_core.limits.lease import hold_lease
 from ondine_core.preprocessing.cleaning import Clean
@@ -219,14 +219,9 @@ async def _ask_in_turn(
         found = await ask_rows(
             task,
             columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
-            len(left),
-            runtime,
-            policy=options.policy,
-            origin=options.origin,
-            partial=number < len(chain),
-            on_progress=partial(_tell, observation.progress, report.progress if report else None),
-            clock=options.clock,
-            emitter=observation.emitter(task.model),
+            replace(runtime, emitter=observation.emitter(task.model)),
+            replace(options, on_progress=partial(_tell, observation.progress, report.progress if report else None)),
+            may_end_early=number < len(chain),
         )
         report = found if report is None else report.followed_by(left, found)
         if report.stopped_by is None:

@@ -68,27 +68,25 @@ class TransientError(ProviderError):
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
         kind: `"limited"` if the call was turned away for the rate, `"overloaded"` if for want of capacity (time-outs
             among them), `"broken"` for everything else.
-        no_connection: No server took the connection; that is more often a wrong address than an outage.
-        no_capacity: The provider has no capacity at the price tier that was asked for.
+        cause: `"connection"` if no server took the connection, which is more often a wrong address than an outage;
+            `"capacity"` if the provider has none at the price tier that was asked for; `None` for everything else.
 
     Attributes:
         times_lost: How many attempts at the same call may have been billed unseen, as counted by the retry loop.
     """
 
-    def __init__(  # noqa: PLR0913  (by keyword)
+    def __init__(
         self,
         message: str,
         *,
         retry_after_s: float | None = None,
         cost_unknown: bool = False,
         kind: Kind = "broken",
-        no_connection: bool = False,
-        no_capacity: bool = False,
+        cause: Literal["connection", "capacity"] | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
-        self.no_connection = no_connection
-        self.no_capacity = no_capacity
+        self.cause = cause
         self.retry_after_s = retry_after_s
         self.cost_unknown = cost_unknown
         self.times_lost = int(cost_unknown)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ondine_core.batching.batch_size import AdaptiveSize, adapt, start_size, take_rows
-from ondine_core.batching.packing import find_room
+from ondine_core.batching.packing import find_room, pack
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.runtime import Runtime
 from ondine_core.prompts.task import Task
 from ondine_core.providers.context_window import Room, learn_answer_tokens
 from ondine_core.providers.finish_reasons import ending_of
-from ondine_core.types.values import Batch, Reply
+from ondine_core.types.values import Batch, Item, Reply
 
 __all__ = ["Sizes"]
 
@@ -21,6 +22,7 @@ class Sizes:
 
     def __init__(self, task: Task, runtime: Runtime, policy: Policy, batch_size: int | Literal["auto"]) -> None:
         most = runtime.model.max_batch_size
+        self._max_repairs = policy.max_repairs
         self._adaptive: AdaptiveSize | None = None
         if batch_size == "auto":
             timeout_s = task.model.max_call_s
@@ -33,7 +35,11 @@ class Sizes:
         if self.several:
             self.room = find_room(policy.strategy, task, runtime.count, policy.context_window, runtime.media_tokens)
 
-    def take(self) -> int:
+    def pack(self, prompts: Iterable[Item]) -> Iterator[Batch]:
+        """Put prompts into batches, as they are wanted."""
+        return pack(prompts, self._take, self._max_repairs, lambda: self.room)
+
+    def _take(self) -> int:
         """Rows for the next call."""
         if self._adaptive is None:
             return self._fixed

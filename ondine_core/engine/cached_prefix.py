@@ -6,12 +6,18 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 from typing import Literal, TypeAlias
 
-from ondine_core.providers.prompt_cache import Prefix
+from ondine_core.providers.prompt_cache import Prefix, find_cache_rule, prefix_of
+from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["CachedPrefixes", "PrefixState", "Step", "decide"]
+__all__ = ["CacheableCalls", "CachedPrefixes", "PrefixState", "Step", "decide"]
+
+_UNUSUAL_CALLS_NOT_CACHED = 2
+"""The first calls with one row among batches, or with several among single rows, are not cached: their prefix differs
+from that of the other calls, and most runs have too few of them to repay what writing a cache entry costs."""
 
 Step: TypeAlias = Literal["go", "lead", "wait"]
 """What a call does: it finds its prefix in the cache; it is the one that brings it there; it waits for that."""
@@ -79,3 +85,36 @@ def _wake(state: PrefixState) -> None:
         if not future.done():
             future.set_result(None)
     state.waiting.clear()
+
+
+class CacheableCalls:
+    """Tells which calls begin with a part that is long enough to be cached.
+
+    Args:
+        model: Who is asked.
+        count: Text to tokens.
+    """
+
+    def __init__(self, model: ModelSpec, count: Callable[[str], int]) -> None:
+        self._rule = find_cache_rule(model)
+        self._unusual_calls = 0
+        # All calls have it in common, so it is counted once.
+        self._count = lru_cache(maxsize=64)(lambda prefix: sum(map(count, _texts(prefix))))
+
+    def takes(self, call: Call, *, is_unusual: bool) -> bool:
+        """Whether the prefix of `call` is cached; `is_unusual` if most calls carry another number of rows."""
+        if self._rule is None:
+            return False
+        if is_unusual:
+            self._unusual_calls += 1
+            if self._unusual_calls <= _UNUSUAL_CALLS_NOT_CACHED:
+                return False
+        prefix = prefix_of(call)
+        # No token is shorter than a byte, and no character longer than four: that needs no tokenizer.
+        if 4 * sum(map(len, _texts(prefix))) < self._rule.min_tokens:
+            return False
+        return self._count(prefix) >= self._rule.min_tokens
+
+
+def _texts(prefix: Prefix) -> list[str]:
+    return [*(message.content for message in prefix.messages), prefix.start, (prefix.json_schema or b"").decode()]

@@ -67,14 +67,16 @@ class CostTracker:
     def _list_bound(self, call: Call) -> Decimal | None:
         # A provider may answer at the standard tier what was asked at another, but not what is in a batch job.
         tiers: set[Tier] = {call.tier} if call.tier == "batch" else {call.tier, "standard"}
-        prices = [self._tier_prices.get(tier) for tier in tiers]
+        prices = [self._tier_prices[tier] for tier in tiers if tier in self._tier_prices]
+        if len(prices) < len(tiers):
+            return None
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
         texts = sum(_length(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")
         if call.media:
             counted = (media_tokens_in(message.content, call.media, self._media_tokens) for message in call.messages)
             length += sum(counted)
-        bounds = [None if price is None else price.at_most(length, self._max_output_tokens) for price in prices]
+        bounds = [price.at_most(length, self._max_output_tokens) for price in prices]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None
 
@@ -111,7 +113,8 @@ class CostTracker:
         charge = decide_charge(usage, stated_usd, price, bound_usd)
         if charge.usd is None and price is None and self._tier_prices:
             charge = self._charge_dearest(usage, bound_usd)
-        if price is not None and stated_usd is None and usage.is_complete:
+        is_cached = usage.cached_input_tokens or usage.cache_write_tokens
+        if is_cached and price is not None and stated_usd is None and usage.is_complete:
             self._cache_saved_usd += price.cost(_uncached(usage)) - price.cost(usage)
         old = self._stages.get(stage, UsageTotals())
         self._stages[stage] = old + UsageTotals(1, usage, charge.usd, int(charge.at_most))

@@ -21,16 +21,16 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import orjson
 
 from ondine_core.batching.calibration import sample
-from ondine_core.batching.packing import pack
 from ondine_core.batching.prompt_window import find_window
-from ondine_core.batching.strategy import BatchStrategy, encode
+from ondine_core.batching.strategy import BatchStrategy
 from ondine_core.engine.adaptive_size import Sizes
-from ondine_core.engine.options import Options, open_options_store, open_runtime
+from ondine_core.engine.encoding import encode_batch, find_oversize_prompt
+from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.run import find_prompts, look_up
-from ondine_core.engine.runtime import Runtime
+from ondine_core.engine.runtime import Runtime, open_options_store, open_runtime
 from ondine_core.engine.steps import dedup, items, render
-from ondine_core.engine.workers import choose_strategy, find_oversize_prompt, max_workers
+from ondine_core.engine.workers import max_workers
 from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import Task, cache_key, check_columns, check_sight
 from ondine_core.prompts.template import explain_uncacheable
@@ -126,10 +126,10 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
     async with AsyncExitStack() as stack:
         store = open_options_store(options, stack)
         runtime = await open_runtime(task.model, store, options, stack, model)
-        keys, first = await find_prompts(task, columns, rows, options.policy)
+        keys, first = await find_prompts(task, columns, options.policy)
         known: set[Key] = set()
         seen: list[Answer] = []
-        async for found in look_up(store, options.policy, first, task):
+        async for found in look_up(store, options.policy, task, first):
             known |= found.keys()
             seen += [one for one in found.values() if isinstance(one, Answer)][: _SEEN - len(seen)]
         pending = [(key, index) for key, index in first.items() if key not in known]
@@ -141,16 +141,19 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         oversize: set[Key] = set()
         window = options.policy.context_window or find_window(task.model)
         for part in _parts(pending, task, runtime, options, lengths):
-            batches = part.pack(task, columns, options.policy)
+            batches = part.pack(task, columns)
             while some := await asyncio.to_thread(lambda: list(islice(batches, _BATCHES_AT_ONCE))):  # noqa: B023
-                refused = [batch for batch in some if find_oversize_prompt(batch, task, options.policy, window)]
-                oversize |= {item.key for batch in refused for item in batch.items}
-                asked = [batch for batch in some if batch not in refused] if refused else some
-                packed.update(len(batch.items) for batch in asked)
-                tokens += await _count_input(asked, task, options.policy.strategy, count, runtime.media_tokens)
+                calls = []
+                for encoded in (encode_batch(batch, task, options.policy.strategy) for batch in some):
+                    if find_oversize_prompt(encoded, task, options.policy, window):
+                        oversize.add(encoded.batch.items[0].key)
+                    else:
+                        packed[len(encoded.batch.items)] += 1
+                        calls.append(encoded.call)
+                tokens += await _count_input(calls, count, runtime.media_tokens)
             limited_by = limited_by or part.explain()
-    calls = packed.total()
-    least, likely, most = (thought * calls for thought in expected_reasoning_tokens(task.model))
+    number = packed.total()
+    least, likely, most = (thought * number for thought in expected_reasoning_tokens(task.model))
     thoughts = least, likely, most
     output = _add(lengths.of_all(packed), thoughts)
     return Estimate(
@@ -160,11 +163,11 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         rows_skipped=sum(isinstance(key, Skipped) for key in keys),
         prompts=len(first),
         prompts_left=len(pending) - len(oversize),
-        calls=calls,
+        calls=number,
         input_tokens=tokens,
         output_tokens=output,
-        usd=_cost(runtime.price, calls, tokens, output, thoughts),
-        least_s=_least_s(options.rates, calls, tokens + output[0]),
+        usd=_cost(runtime.price, number, tokens, output, thoughts),
+        least_s=_least_s(options.rates, number, tokens + output[0]),
         sample=_sample_calls(
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
@@ -173,7 +176,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         usd_by_tier={
             tier: usd
             for tier in find_tiers(task.model)
-            if (usd := _cost((runtime.tier_prices or {}).get(tier), calls, tokens, output, thoughts)) is not None
+            if (usd := _cost((runtime.tier_prices or {}).get(tier), number, tokens, output, thoughts)) is not None
         },
         reasoning_tokens=thoughts,
     )
@@ -206,7 +209,7 @@ def _sample_calls(
     """
     prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], apart=together))
     batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
-    return tuple(encode(choose_strategy(batch, strategy), batch, task) for batch in batches)
+    return tuple(encode_batch(batch, task, strategy).call for batch in batches)
 
 
 def _counter(task: Task, runtime: Runtime) -> Count:
@@ -217,15 +220,8 @@ def _counter(task: Task, runtime: Runtime) -> Count:
     return lambda texts: asyncio.to_thread(lambda: list(map(count, texts)))
 
 
-async def _count_input(
-    batches: Sequence[Batch],
-    task: Task,
-    strategy: BatchStrategy,
-    count: Count,
-    media_tokens: Callable[[Media], int],
-) -> int:
-    """The tokens of the calls that carry `batches`; what is the same in all of them is counted once."""
-    calls = [encode(choose_strategy(batch, strategy), batch, task) for batch in batches]
+async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callable[[Media], int]) -> int:
+    """The tokens of `calls`; what is the same in all of them is counted once."""
     texts = [
         [without_media(message.content, call.media) for message in call.messages] + [(call.json_schema or b"").decode()]
         for call in calls
@@ -299,12 +295,12 @@ class _Part:
     calls: int = 0
     row_tokens: int = 0
 
-    def pack(self, task: Task, columns: Mapping[str, Sequence[Any]], policy: Policy) -> Iterator[Batch]:
+    def pack(self, task: Task, columns: Mapping[str, Sequence[Any]]) -> Iterator[Batch]:
         """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
         prompts = items(task, columns, self.pending, apart=self.sizes.several)
         in_flight: deque[Batch] = deque()
         first_room = self.sizes.room
-        for batch in pack(prompts, self.sizes.take, policy.max_repairs, lambda: self.sizes.room):
+        for batch in self.sizes.pack(prompts):
             if first_room and not self.calls:
                 self.row_tokens = sum(map(first_room.weigh, batch.items)) // len(batch.items)
             self.calls += 1

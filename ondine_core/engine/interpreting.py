@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from ondine_core.batching.prompt_window import find_cut_prompt
-from ondine_core.batching.strategy import BatchStrategy
 from ondine_core.engine.call_request import BatchResult
+from ondine_core.engine.encoding import EncodedBatch
 from ondine_core.engine.kept_reply import kept_reply
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.steps import ParsedReply, judge, shrink
 from ondine_core.errors import RefusedError
 from ondine_core.prompts.task import Task
 from ondine_core.types.progress import add_usd
-from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply
+from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
 
-__all__ = ["Interpreter", "Paid"]
-
-Paid = dict[Key, Decimal | None]
-"""What prompts that are asked again have cost so far, `None` where that is not known."""
+__all__ = ["Interpreter"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Interpreter:
     """Turns replies into answers, failures, and batches to ask again.
 
@@ -38,40 +35,40 @@ class Interpreter:
     policy: Policy
     window: int | None
     now: Callable[[], float]
+    _paid: dict[Key, Decimal | None] = field(default_factory=dict)
+    """What prompts that are asked again have cost so far, `None` where that is not known."""
 
-    def interpret(  # noqa: PLR0913, PLR0917
-        self,
-        batch: Batch,
-        strategy: BatchStrategy,
-        call: Call,
-        came: Reply | RefusedError,
-        usd: Decimal | None,
-        paid: Paid,
-    ) -> BatchResult:
+    def interpret(self, sent: EncodedBatch, came: Reply | RefusedError, usd: Decimal | None) -> BatchResult:
         """What a reply, or a refusal to give one, means for each prompt of its batch.
 
         Args:
-            batch: The prompts.
-            strategy: How they were put into the call.
-            call: The request.
+            sent: The prompts, and the call that carried them.
             came: What came back.
             usd: What the call cost, `None` if that is not known.
-            paid: What prompts that are asked again have cost so far; brought up to date.
         """
-        repairs = self.policy.max_repairs
+        batch, repairs = sent.batch, self.policy.max_repairs
         if isinstance(came, RefusedError):
             # One row may be what the whole batch was refused for.
-            return self._charge(batch, shrink(batch, Failure("refused", str(came)), repairs), usd, paid)
-        cut = find_cut_prompt(call, came.usage, self.task.model.provider, self.window)
-        parsed = judge(batch, came, self.task, strategy, repairs) if cut is None else shrink(batch, cut, repairs)
-        result = self._charge(batch, parsed, usd, paid, came.request_id)
+            return self._charge(batch, shrink(batch, Failure("refused", str(came)), repairs), usd)
+        cut = find_cut_prompt(sent.call, came.usage, self.task.model.provider, self.window)
+        if cut is not None:
+            parsed = shrink(batch, cut, repairs)
+        else:
+            parsed = judge(batch, came, self.task, sent.strategy, repairs)
+        result = self._charge(batch, parsed, usd, came.request_id)
         if not (self.policy.keep_replies and result.failures and came.text):
             return result
         reply = kept_reply(came.text, self.task)
         return replace(result, replies=tuple((key, reply) for key, _ in result.failures))
 
+    def fail(self, batch: Batch, failure: Failure, usd: Decimal | None = Decimal(0)) -> BatchResult:
+        """That all prompts of `batch` have failed, after a call that cost each of them `usd`."""
+        return BatchResult(
+            failures=tuple((item.key, self._fail(batch, item.key, failure, usd)) for item in batch.items)
+        )
+
     def _charge(
-        self, batch: Batch, parsed: ParsedReply, usd: Decimal | None, paid: Paid, request_id: str | None = None
+        self, batch: Batch, parsed: ParsedReply, usd: Decimal | None, request_id: str | None = None
     ) -> BatchResult:
         """A parsed reply with its cost: answers bear that of the call that brought them, failures that of all."""
         name = self.task.model.model
@@ -81,15 +78,16 @@ class Interpreter:
         answers = tuple(
             [(key, Answer(values, name, batch.attempt, size, share, request_id, at)) for key, values in parsed.answers]
         )
+        paid = self._paid
         if paid:
             for key, _ in answers:
                 paid.pop(key, None)
         for item in (item for owed in parsed.retry for item in owed.items):
             paid[item.key] = add_usd(paid.get(item.key, Decimal(0)), share)
-        failures = tuple((key, self.fail(batch, key, failure, share, paid)) for key, failure in parsed.failures)
+        failures = tuple((key, self._fail(batch, key, failure, share)) for key, failure in parsed.failures)
         return BatchResult(answers, failures, parsed.retry)
 
-    def fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None, paid: Paid) -> Failure:
+    def _fail(self, batch: Batch, key: Key, failure: Failure, share: Decimal | None) -> Failure:
         """`failure` of one prompt with the model, the attempts and the cost of all of them."""
-        cost = add_usd(paid.pop(key, Decimal(0)), share)
+        cost = add_usd(self._paid.pop(key, Decimal(0)), share)
         return replace(failure, model=self.task.model.model, attempts=batch.attempt, cost_usd=cost)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import get_args
 from uuid import uuid4
 
-from ondine_core.engine.jobs.job_run import check_store
-from ondine_core.engine.jobs.waits import find_first_run
 from ondine_core.engine.policy import Policy
-from ondine_core.engine.runtime import RunLimits, Runtime, find_runtime
 from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import BudgetLimit
 from ondine_core.limits.rate_limiter import Rates
-from ondine_core.providers import connect
 from ondine_core.providers.pricing import Price
-from ondine_core.store import Durability, open_store, parse_address
+from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.progress import Progress
-from ondine_core.types.protocols import AnswerStore, ChatModel
+from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["Options", "open_options_store", "open_runtime"]
+__all__ = ["Options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,37 +93,3 @@ class Options:
             raise ConfigError(
                 f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )
-
-
-def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
-    """The store of `options`; one that is opened here is closed with `stack`."""
-    if not isinstance(options.store, str | Path):
-        return options.store
-    return stack.enter_context(open_store(options.store, durability=options.durability, warn=options.on_observer_error))
-
-
-async def open_runtime(
-    spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
-) -> Runtime:
-    """What a run works with; a model that is connected here is closed with `stack`.
-
-    Raises:
-        ConfigError: The model cannot be connected, a cap needs a figure that is not known, or the tier is "batch" and
-            the store does not outlive the process.
-    """
-    if model is None:
-        model = connect(spec)
-        stack.push_async_callback(model.aclose)
-    if spec.tier == "batch":
-        check_store(store)
-    own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
-    terms = RunLimits(
-        (*own, *options.caps),
-        options.rates,
-        await find_first_run(store, options.origin),
-        options.on_threshold,
-        options.clock,
-        options.on_warning,
-        options.on_job,
-    )
-    return find_runtime(model, spec, options.price, store, terms)

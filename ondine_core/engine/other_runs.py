@@ -12,11 +12,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from os import urandom
 
 from ondine_core.errors import StoreError
-from ondine_core.types.ledger import NO_ORIGIN, Claim, Origin
-from ondine_core.types.processes import Process, has_ended, this_process
+from ondine_core.types.ledger import Claim, RunStarted
+from ondine_core.types.processes import Process, has_ended
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import Item, Key, Outcome
 
@@ -51,14 +50,10 @@ class OtherRuns:
 
     Args:
         store: Shared by all runs.
-        task: Identifies what is asked, see `Sent.question`.
+        own: This run, as it is announced to the others.
         look_up: Outcomes that the store has, and that the run takes.
         elapsed: Seconds since some moment, never set back.
         timeout_s: Seconds one call may take.
-        lease: Name of the lease that this run holds; empty for none.
-        origin: For whom this run asks.
-        definition: What it asks, for the store to keep.
-        run: What the identities of all calls of this run begin with.
 
     Attributes:
         is_shared: Whether there are other runs, or have been since this one was announced, as far as is known.
@@ -68,14 +63,10 @@ class OtherRuns:
     """
 
     store: AnswerStore
-    task: bytes
+    own: RunStarted
     look_up: Callable[[Iterable[Key]], AsyncIterator[Mapping[Key, Outcome]]]
     elapsed: Callable[[], float]
     timeout_s: float
-    lease: str = ""
-    origin: Origin = NO_ORIGIN
-    definition: bytes = b""
-    run: bytes = field(default_factory=lambda: urandom(8))
     is_shared: bool = field(default=False, init=False)
     taken_over: set[Key] = field(default_factory=set, init=False)
     in_jobs: dict[Key, bytes] = field(default_factory=dict, init=False)
@@ -95,14 +86,12 @@ class OtherRuns:
             StoreError: The store failed.
         """
         try:
-            others = await self.store.join(
-                self.run, self.task, this_process(), self.lease, self.origin, self.definition
-            )
+            others = await self.store.join(self.own)
             self.is_shared = bool(others.keys() - await self._forget_ended(others))
             yield
         finally:
             with suppress(StoreError):  # if the store is gone, so are the claims, or they end with the process
-                await asyncio.shield(self.store.leave(self.run))
+                await asyncio.shield(self.store.leave(self.own.run))
 
     def is_known_unanswered(self, keys: Iterable[Key]) -> bool:
         """Whether the store's answer to one of `keys` cannot be read, so that its being there says nothing."""
@@ -146,7 +135,7 @@ class OtherRuns:
         Claims are read before answers: a prompt whose claim is gone has its answer by then.
         """
         claims = await self.store.get_claims([item.key for item in items])
-        claims = {key: claim for key, claim in claims.items() if claim.run != self.run}
+        claims = {key: claim for key, claim in claims.items() if claim.run != self.own.run}
         found: dict[Key, Outcome] = {}
         async for some in self.look_up(item.key for item in items):
             found |= some

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import islice
 from typing import Any
@@ -132,19 +132,15 @@ class Report:
 
     def followed_by(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
-        return Report(
-            self.outcomes.with_others(indices, rest.outcomes),
-            self.columns,
-            self.progress.followed_by(rest.progress),
-            self.prompts,
-            sorted((*self.latencies_s, *rest.latencies_s)),
-            (*self.concurrency, *rest.concurrency),
-            rest.audit,
-            self.calibrated or rest.calibrated,
-            rest.stopped_by,
-            self.preprocess_stats,
-            self.json_schemas,
-            self.overwrite,
+        return replace(
+            self,
+            outcomes=self.outcomes.with_others(indices, rest.outcomes),
+            progress=self.progress.followed_by(rest.progress),
+            latencies_s=sorted((*self.latencies_s, *rest.latencies_s)),
+            concurrency=(*self.concurrency, *rest.concurrency),
+            audit=rest.audit,
+            calibrated=self.calibrated or rest.calibrated,
+            stopped_by=rest.stopped_by,
         )
 
     @property

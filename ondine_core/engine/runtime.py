@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
+from pathlib import Path
 
+from ondine_core.engine.jobs.waits import check_store, find_first_run
+from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import Budget, BudgetSet
 from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.limits.lease import Lease
 from ondine_core.limits.rate_limiter import RateLimiter, Rates
+from ondine_core.providers import connect
 from ondine_core.providers.context_window import estimate_tokens, get_output_limit
 from ondine_core.providers.job_api import JobApi
 from ondine_core.providers.jobs import connect_jobs
@@ -18,13 +24,14 @@ from ondine_core.providers.media_tokens import max_media_tokens, max_tokens_anyw
 from ondine_core.providers.pricing import Price, find_unpriced_part
 from ondine_core.providers.tiers import check_tier, find_tier_prices
 from ondine_core.providers.tokenizer import counter
-from ondine_core.types.clock import Clock
+from ondine_core.store import open_store
+from ondine_core.telemetry.emitter import EventEmitter
 from ondine_core.types.ledger import Origin
 from ondine_core.types.media import Media
 from ondine_core.types.protocols import AnswerStore, ChatModel
 from ondine_core.types.values import ModelSpec, Tier
 
-__all__ = ["RunLimits", "Runtime", "find_runtime"]
+__all__ = ["Runtime", "open_options_store", "open_runtime"]
 
 
 _WAIT_TIMEOUT_S = 60.0
@@ -49,6 +56,7 @@ class Runtime:
         on_job: Told in a sentence when a batch job was handed in, and how far it is.
         connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
         media_tokens: The most tokens that an image or document takes.
+        emitter: Emits the events of batches and calls.
     """
 
     model: ChatModel
@@ -64,61 +72,57 @@ class Runtime:
     on_job: Callable[[str], None] = lambda _: None
     connect_jobs: Callable[[], JobApi] | None = None
     media_tokens: Callable[[Media], int] = max_tokens_anywhere
+    emitter: EventEmitter = EventEmitter()
 
 
-@dataclass(frozen=True, slots=True)
-class RunLimits:
-    """What holds for all calls of a run.
-
-    Args:
-        caps: What it may cost; the one without a name is its own.
-        rates: What the provider allows.
-        origin: For whom calls are made.
-        on_threshold: Told once when most of a cap is spent.
-        clock: Time and chance.
-        on_warning: Told in a sentence what a person should know of the run.
-        on_job: Told in a sentence when a batch job was handed in, and how far it is.
-    """
-
-    caps: tuple[BudgetLimit, ...]
-    rates: Rates
-    origin: Origin
-    on_threshold: Callable[[str], None]
-    clock: Clock
-    on_warning: Callable[[str], None] = lambda _: None
-    on_job: Callable[[str], None] = lambda _: None
+def open_options_store(options: Options, stack: AsyncExitStack) -> AnswerStore:
+    """The store of `options`; one that is opened here is closed with `stack`."""
+    if not isinstance(options.store, str | Path):
+        return options.store
+    return stack.enter_context(open_store(options.store, durability=options.durability, warn=options.on_observer_error))
 
 
-def find_runtime(
-    model: ChatModel, spec: ModelSpec, price: Price | None, store: AnswerStore, terms: RunLimits
+async def open_runtime(
+    spec: ModelSpec, store: AnswerStore, options: Options, stack: AsyncExitStack, model: ChatModel | None = None
 ) -> Runtime:
-    """What a run that asks `model` works with; `price` is the user's, else the list's holds.
+    """What a run works with; a model that is connected here is closed with `stack`.
 
     Raises:
-        ConfigError: A cap needs a figure that is not known, or the model has no such price tier.
+        ConfigError: The model cannot be connected or has no such price tier, a cap needs a figure that is not known, or
+            the tier is "batch" and the store does not outlive the process.
     """
+    if model is None:
+        model = connect(spec)
+        stack.push_async_callback(model.aclose)
+    if spec.tier == "batch":
+        check_store(store)
     check_tier(spec)
-    clock, limiter = terms.clock, None
-    if terms.rates:
-        limiter = RateLimiter(_bucket(spec), _used(terms.rates), store, now=clock.now, sleep=clock.sleep)
-    unpriced = None if price else find_unpriced_part(spec)
+    limiter = None
+    if options.rates:
+        clock = options.clock
+        limiter = RateLimiter(_bucket(spec), _used(options.rates), store, now=clock.now, sleep=clock.sleep)
+    unpriced = None if options.price else find_unpriced_part(spec)
     listed = {} if unpriced else find_tier_prices(spec)
-    known = price or listed.get(spec.tier)
-    longest = get_output_limit(spec)
-    if terms.caps:
-        _check_bounded(spec, known, longest, terms.caps[0], unpriced)
-    budgets = _budgets(spec, store, terms) if terms.caps else None
+    price = options.price or listed.get(spec.tier)
+    max_output_tokens = get_output_limit(spec)
+    own = () if options.max_cost_usd is None else (BudgetLimit(Decimal(str(options.max_cost_usd))),)
+    caps = (*own, *options.caps)
+    budgets = None
+    if caps:
+        _check_bounded(spec, price, max_output_tokens, caps[0], unpriced)
+        origin = await find_first_run(store, options.origin)
+        budgets = BudgetSet(tuple(_budget(cap, spec, store, options, origin) for cap in caps))
     return Runtime(
         model,
         store,
-        known,
-        longest,
+        price,
+        max_output_tokens,
         limiter,
         budgets,
         counter(spec.listed_as),
-        tier_prices=None if price else listed,
-        on_warning=terms.on_warning,
-        on_job=terms.on_job,
+        tier_prices=None if options.price else listed,
+        on_warning=options.on_warning,
+        on_job=options.on_job,
         connect_jobs=partial(connect_jobs, spec),
         media_tokens=partial(max_media_tokens, spec.listed_as),
     )
@@ -158,20 +162,15 @@ def _check_bounded(
         raise ConfigError(f"{cap} needs to know how long a reply of {spec.model!r} can get; set max_output_tokens.")
 
 
-def _budgets(spec: ModelSpec, store: AnswerStore, terms: RunLimits) -> BudgetSet:
+def _budget(cap: BudgetLimit, spec: ModelSpec, store: AnswerStore, options: Options, origin: Origin) -> Budget:
     # A run's own budget is for one materialization; a named one is shared by all that name it.
-    origin, clock = terms.origin, terms.clock
     own = f"{origin.run}/{origin.asset}/{origin.partition}"
-    budgets = (
-        Budget(
-            cap,
-            origin.run if cap.name else own,
-            store,
-            now=clock.now,
-            sleep=clock.sleep,
-            on_threshold=terms.on_threshold,
-            wait_timeout_s=max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s),
-        )
-        for cap in terms.caps
+    return Budget(
+        cap,
+        origin.run if cap.name else own,
+        store,
+        now=options.clock.now,
+        sleep=options.clock.sleep,
+        on_threshold=options.on_threshold,
+        wait_timeout_s=max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s),
     )
-    return BudgetSet(tuple(budgets))

@@ -1,4 +1,4 @@
-"""The pure steps of a run, in the order they are taken: render, dedup, judge, fan out."""
+"""The pure steps of a run, in the order they are taken: render, dedup, judge."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
 from ondine_core.types.cell_text import NoTextError
 from ondine_core.types.media import Media, MediaError
-from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Outcome, Reply, RowOutcome, Skipped
+from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, Skipped
 
-__all__ = ["ParsedReply", "dedup", "fan_out", "items", "judge", "render", "restorer", "shrink"]
+__all__ = ["ParsedReply", "dedup", "items", "judge", "render", "restorer", "shrink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +240,3 @@ def restorer(
         return {name: restore(value, raw) for name, value in values.items()} if raw else values
 
     return give_back
-
-
-def fan_out(rows: Sequence[Key | Failure | Skipped], outcomes: Mapping[Key, Outcome]) -> list[RowOutcome]:
-    """One outcome a row, in row order."""
-    return [outcomes[row] if isinstance(row, bytes) else row for row in rows]

@@ -73,21 +73,30 @@ class RetryPolicy:
 
 
 async def retry(
-    make: Callable[[], Awaitable[T]],
+    make: Callable[[int], Awaitable[T]],
     policy: RetryPolicy,
     sleep: Callable[[float], Awaitable[None]],
     rng: random.Random,
 ) -> T:
     """The result of the first of the calls that `policy` allows which does not fail with a `TransientError`.
 
+    Args:
+        make: Makes a call; its number, from 1, is given to it.
+        policy: How often, and when.
+        sleep: Waits for seconds.
+        rng: Spreads the waits.
+
     Raises:
         TransientError: That of the last call.
     """
     attempt = 1
+    lost = 0
     while True:
         try:
-            return await make()
+            return await make(attempt)
         except TransientError as error:
+            lost += error.cost_unknown
+            error.times_lost = lost
             if policy.gives_up(attempt, error):
                 raise
             wait_s = policy.wait_s(attempt, error, rng)

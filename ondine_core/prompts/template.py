@@ -6,28 +6,25 @@ it is paid for, and its fingerprint says whether an answer is still the answer t
 
 from __future__ import annotations
 
-import re
-import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
 from ondine_core.preprocessing.preprocess import Prepared, Preprocessing, prepare, prepare_example
+from ondine_core.prompts.braces_syntax import compile_braces
+from ondine_core.prompts.template_syntax import Render, Template, write_beside_media
 from ondine_core.providers.wire_text import check_text
-from ondine_core.types.cell_text import ensure_deterministic, is_blank, with_sorted_sets, write_cell
-from ondine_core.types.media import Media, MediaKind, MediaMap, escape_marks
+from ondine_core.types.cell_text import is_blank, write_cell
+from ondine_core.types.media import Media, MediaKind, MediaMap
 from ondine_core.types.values import Json, Message
 
 __all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt", "explain_uncacheable"]
 
 Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
 """Input columns (or the only column's text) and the answer wanted for them."""
-
-Render: TypeAlias = Callable[[Mapping[str, Any]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,14 @@ class CompiledPrompt:
             MediaError: A cell holds no image or document that can be sent.
             Exception: Whatever a step of the user's raises.
         """
-        return _prepare(row, self.media_columns, self.reader, self.preparation)
+        if self.reader is None:
+            return Prepared(row) if self.preparation is None else prepare(row, self.preparation)
+        row = _read_media(row, self.media_columns, self.reader)
+        if self.preparation is None:
+            return Prepared(row)
+        texts, media = _split_media(row)
+        prepared = prepare(texts, self.preparation)
+        return replace(prepared, values={**prepared.values, **media})
 
     def media_of(self, row: Mapping[str, Any]) -> MediaMap:
         """The images and documents of a row that was prepared, by their references."""
@@ -153,36 +157,24 @@ class CompiledPrompt:
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, str]:
         """The values that the template would write, as texts."""
-        if self.media_columns:
-            return {name: _write_beside_media(row[name]) for name in self.columns}
-        return {name: write_cell(row[name]) for name in self.columns}
+        write = write_beside_media if self.media_columns else write_cell
+        return {name: write(row[name]) for name in self.columns}
 
 
-def _prepare(
-    row: Mapping[str, Any],
-    kinds: Mapping[str, MediaKind],
-    reader: MediaReader | None,
-    preparation: Preprocessing | None,
-) -> Prepared:
-    if reader is None:
-        return Prepared(row) if preparation is None else prepare(row, preparation)
-    row = {name: reader.read(value, kinds[name]) if name in kinds else value for name, value in row.items()}
-    if preparation is None:
-        return Prepared(row)
+def _read_media(row: Mapping[str, Any], kinds: Mapping[str, MediaKind], reader: MediaReader) -> dict[str, Any]:
+    return {name: reader.read(value, kinds[name]) if name in kinds else value for name, value in row.items()}
+
+
+def _split_media(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The texts of a row that was read, and its images and documents."""
     media = {name: value for name, value in row.items() if isinstance(value, Media | Gallery)}
-    prepared = prepare({name: value for name, value in row.items() if name not in media}, preparation)
-    return replace(prepared, values={**prepared.values, **media})
+    return {name: value for name, value in row.items() if name not in media}, media
 
 
 def _listed(value: Any) -> Sequence[Media]:
     if isinstance(value, Gallery):
         return value.items
     return (value,) if isinstance(value, Media) else ()
-
-
-def _write_beside_media(value: Any) -> str:
-    """A value as it stands in a prompt with images, of which no text of a row may name one."""
-    return str(value) if isinstance(value, Media | Gallery) else escape_marks(write_cell(value))
 
 
 def compile_prompt(
@@ -204,11 +196,11 @@ def compile_prompt(
     source, syntax = _source(spec)
     check_text(source, "The prompt")
     check_text(spec.system or "", "system of the prompt")
-    template = (_compile_jinja2 if syntax == "jinja2" else _compile_braces)(source)
-    columns, kinds = template.columns, template.kinds
-    reader = MediaReader(spec.media, frozenset(kinds.values())) if kinds else None
+    template = _compile(source, syntax)
+    columns, kinds = template.columns, template.media_columns
     if not columns:
         raise ConfigError("The prompt reads no column, so every row would get the same answer; write {column} in it.")
+    reader = MediaReader(spec.media, frozenset(kinds.values())) if kinds else None
     examples = []
     for number, example in enumerate(spec.examples, 1):
         if not isinstance(example, tuple | list) or len(example) != 2:  # noqa: PLR2004
@@ -216,7 +208,12 @@ def compile_prompt(
         given, answer = example
         try:
             row = _example_row(number, given, columns)
-            row, answer = _prepare_example(row, answer, kinds, reader, preparation)
+            if reader is not None:
+                row = _read_media(row, kinds, reader)
+            if preparation is not None:
+                texts, media = _split_media(row)
+                prepared, answer = prepare_example(texts, answer, preparation)
+                row = {**prepared, **media}
             template.render(row)
         except ConfigError:
             raise
@@ -243,19 +240,12 @@ def compile_prompt(
     )
 
 
-def _prepare_example(
-    row: Mapping[str, Any],
-    answer: Json,
-    kinds: Mapping[str, MediaKind],
-    reader: MediaReader | None,
-    preparation: Preprocessing | None,
-) -> tuple[Mapping[str, Any], Json]:
-    row = _prepare(row, kinds, reader, None).values
-    if preparation is None:
-        return row, answer
-    media = {name: value for name, value in row.items() if isinstance(value, Media | Gallery)}
-    texts, answer = prepare_example({n: v for n, v in row.items() if n not in media}, answer, preparation)
-    return {**texts, **media}, answer
+def _compile(source: str, syntax: str) -> Template:
+    if syntax == "braces":
+        return compile_braces(source)
+    from ondine_core.prompts.jinja_syntax import compile_jinja2
+
+    return compile_jinja2(source)
 
 
 def _source(spec: Prompt) -> tuple[str, str]:
@@ -290,180 +280,6 @@ def _example_row(number: int, given: Mapping[str, Any] | str, columns: tuple[str
     if missing:
         raise ConfigError(f"Example {number} lacks {_names(missing)}, which the prompt reads; it has {_names(given)}.")
     return given
-
-
-_JINJA2 = re.compile(r"(?<!\{)(?:\{\{ \w+(?:\.\w+)*(?: *\|[^{}]*)? \}\}|\{%[^{}]*%\}|\{#[^{}]*#\})(?!\})")
-_JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
-"""What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """A template that parsed; see `CompiledPrompt`, and `kinds` there are its media columns."""
-
-    columns: tuple[str, ...]
-    render: Render
-    hoisted: str | None
-    needed: tuple[str, ...]
-    lead: str
-    rest: str
-    kinds: Mapping[str, MediaKind]
-
-
-_MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
-
-
-def _compile_braces(source: str) -> _Template:
-    try:
-        pieces = list(string.Formatter().parse(source))
-    except ValueError as error:
-        raise ConfigError(
-            f"The prompt does not parse: {error}. {{column}} marks a placeholder; double literal braces, {{{{ }}}}."
-        ) from None
-    parts: list[tuple[str, str | None]] = []
-    for literal, name, spec, conversion in pieces:
-        known = not spec or spec in _MEDIA_KINDS
-        plain = name is None or (bool(name.strip()) and known and not conversion and not set(name) & set("[]\"'."))
-        if not plain:
-            raise ConfigError(
-                f"The prompt has {{{name}}} where a column name was expected. Double literal braces, {{{{ }}}}, "
-                "or use Prompt(..., syntax='jinja2') for expressions."
-            )
-        parts.append((literal, name))
-    kinds = _kinds_of((name, spec) for _, name, spec, _ in pieces if name is not None)
-    columns = tuple(dict.fromkeys(name for _, name in parts if name is not None))
-    found = _JINJA2.search(source)
-    if found:
-        raise ConfigError(
-            f"The prompt has {found[0]}, which is Jinja2; write {{column}} for a placeholder, or "
-            "Prompt(..., syntax='jinja2'). Doubled braces without blanks inside are literal ones."
-        )
-    found = _JINJA2_PLACEHOLDER.search(source)
-    if found and not columns:
-        raise ConfigError(
-            f"The prompt reads no column: {found[0]} stands for literal braces. Write {{column}} for a placeholder, or "
-            "Prompt(..., syntax='jinja2')."
-        )
-    hoisted = "".join(literal + (f"{{{name}}}" if name is not None else "") for literal, name in parts)
-    first = next((at for at, (_, name) in enumerate(parts) if name is not None), len(parts))
-    literals = [literal for literal, _ in parts]
-    lead, rest = "".join(literals[: first + 1]), "".join(literals[first + 1 :])
-    render = partial(_render_braces, tuple(parts), _write_beside_media if kinds else write_cell)
-    return _Template(columns, render, hoisted, columns, lead, rest, kinds)
-
-
-def _render_braces(
-    parts: tuple[tuple[str, str | None], ...], write: Callable[[Any], str], row: Mapping[str, Any]
-) -> str:
-    return "".join([literal + (write(row[name]) if name is not None else "") for literal, name in parts])
-
-
-def _kinds_of(used: Iterable[tuple[str, str | None]]) -> dict[str, MediaKind]:
-    """Which columns hold images or documents, from each use of a column and what it is used as.
-
-    Raises:
-        ConfigError: One is used as two things.
-    """
-    found: dict[str, set[str]] = {}
-    for name, kind in used:
-        found.setdefault(name, set()).add(kind or "text")
-    for name, uses in found.items():
-        if len(uses) > 1:
-            both = " and as ".join(sorted(uses))
-            raise ConfigError(f"The prompt reads {name!r} as {both}; give each a column of its own.")
-    return {name: kind for name, uses in found.items() for kind in _MEDIA_KINDS if kind in uses}
-
-
-def _compile_jinja2(source: str) -> _Template:
-    from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # Autoescape is for HTML; a model must see the text as it stands.
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    environment.filters |= dict.fromkeys(_MEDIA_KINDS, lambda value: value)
-    try:
-        tree = environment.parse(source)
-        kinds = _find_media_columns(tree)
-        environment.finalize = _write_in_jinja2_beside_media if kinds else _write_in_jinja2
-        template = environment.from_string(tree)
-    except TemplateSyntaxError as error:
-        said = str(error.message).rstrip(".")
-        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {said}.") from None
-    if any(True for _ in meta.find_referenced_templates(tree)):
-        raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
-    free = meta.find_undeclared_variables(tree) - environment.globals.keys()
-    ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
-    pieces = [_without_kind(piece) for output in tree.body for piece in getattr(output, "nodes", (output,))]
-    plain = all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces)
-    written = (getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
-    hoisted = "".join(written) if plain else None
-    always = _names_read_always(tree)
-    needed = tuple(name for name in ordered if name in always)
-
-    def render(row: Mapping[str, Any]) -> str:
-        return template.render({name: with_sorted_sets(row[name]) for name in ordered})
-
-    lead, rest = _fixed_texts(pieces)
-    return _Template(tuple(ordered), render, hoisted, needed, lead, rest, kinds)
-
-
-def _write_in_jinja2(value: Any) -> Any:
-    return "" if value is None else ensure_deterministic(value)
-
-
-def _write_in_jinja2_beside_media(value: Any) -> Any:
-    if value is None or isinstance(value, Media | Gallery):
-        return "" if value is None else value
-    return escape_marks(str(ensure_deterministic(value)))
-
-
-def _without_kind(piece: Any) -> Any:
-    """The name in `{{ name | image }}`, which can be said once for all rows as a plain name can."""
-    from jinja2 import nodes
-
-    is_kind = isinstance(piece, nodes.Filter) and piece.name in _MEDIA_KINDS and not (piece.args or piece.kwargs)
-    return piece.node if is_kind and isinstance(piece.node, nodes.Name) else piece
-
-
-def _find_media_columns(tree: Any) -> dict[str, MediaKind]:
-    """The names that a Jinja2 template takes as images or documents: by the filter itself, or in a loop over them."""
-    from jinja2 import nodes
-
-    used = [
-        (name.name, found.name)
-        for found in tree.find_all(nodes.Filter)
-        if found.name in _MEDIA_KINDS and found.node is not None
-        for name in (found.node, *found.node.find_all(nodes.Name))
-        if isinstance(name, nodes.Name)
-    ]
-    kinds = _kinds_of(used)
-    for loop in tree.find_all(nodes.For):
-        targets = {loop.target, *loop.target.find_all(nodes.Name)}
-        for target in [one.name for one in targets if isinstance(one, nodes.Name) and one.name in kinds]:
-            names = (loop.iter, *loop.iter.find_all(nodes.Name))
-            used += [(name.name, kinds[target]) for name in names if isinstance(name, nodes.Name)]
-            used = [(name, kind) for name, kind in used if name != target]
-    return _kinds_of(used)
-
-
-def _fixed_texts(pieces: Sequence[Any]) -> tuple[str, str]:
-    """The text before the first piece of a Jinja2 template that depends on the row, and the text between the others."""
-    literals = [getattr(piece, "data", None) for piece in pieces]
-    first = next((at for at, literal in enumerate(literals) if literal is None), len(literals))
-    return "".join(map(str, literals[:first])), "".join(literal for literal in literals[first:] if literal)
-
-
-def _names_read_always(node: Any) -> set[str]:
-    """The names that a Jinja2 template reads outside of `if`, `or` and the filter `default`."""
-    from jinja2 import nodes
-
-    if isinstance(node, nodes.If | nodes.CondExpr | nodes.Or):
-        return set()
-    if isinstance(node, nodes.Filter) and node.name in ("default", "d"):
-        return set()
-    if isinstance(node, nodes.Name):
-        return {node.name}
-    return {name for child in node.iter_child_nodes() for name in _names_read_always(child)}
 
 
 _LEAST_AFTER, _LEAST_FIXED = 128, 512

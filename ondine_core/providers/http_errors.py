@@ -108,7 +108,7 @@ def _never_read(error: BaseException, host: str) -> ProviderError | None:
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return TransientError(
             f"Cannot connect to {host!r} ({type(error).__name__}); check base_url, and that the server runs.",
-            no_connection=True,
+            cause="connection",
         )
     return None
 
@@ -171,7 +171,9 @@ def _classify(
                 tokens = sum(len(part.content) for part in sent.messages) // 4
                 wait_s = hold_off_s(response.headers, tokens, now=response.at) or None
             kind: Kind = "overloaded" if fault == "capacity" else fault
-            return TransientError(f"{what}.", retry_after_s=wait_s, kind=kind, no_capacity=fault == "capacity")
+            return TransientError(
+                f"{what}.", retry_after_s=wait_s, kind=kind, cause="capacity" if fault == "capacity" else None
+            )
         case "lost":
             return TransientError(f"{what}.", retry_after_s=wait_s, kind="overloaded", cost_unknown=True)
         case "row" | "size" | "unclear":

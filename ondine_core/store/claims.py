@@ -19,8 +19,8 @@ from collections.abc import Collection, Mapping, Sequence
 import orjson
 
 from ondine_core.store.database import Database
-from ondine_core.store.records import ORIGIN_BYTES, Joined, SentRow, split_keys
-from ondine_core.types.ledger import Claim
+from ondine_core.store.records import ORIGIN_BYTES, SentRow, split_keys
+from ondine_core.types.ledger import Claim, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Key
 
@@ -59,7 +59,7 @@ _FIND_CLAIMS = f"""
     JOIN ondine.runs AS r ON r.run = substr(c.call, 1, {ORIGIN_BYTES}) WHERE c.key IN ?"""  # noqa: S608
 
 
-def join(database: Database, joined: Joined) -> dict[bytes, Numbers]:
+def join(database: Database, joined: RunStarted) -> dict[bytes, Numbers]:
     """Announce a run, within a transaction; returns the other runs of its question and where they are.
 
     A run that had the same lease has lost it, so it makes no further call and nothing is left of its claims.

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,8 +24,8 @@ from ondine_core.errors import StoreError
 from ondine_core.store import claims, ledger_rows
 from ondine_core.store.connect import connect
 from ondine_core.store.database import Database, Durability
-from ondine_core.store.records import Change, Entry, Joined, Left, Released, Update, clean, to_sent_row, to_settled_rows
-from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin
+from ondine_core.store.records import Change, Entry, Left, Released, Update, clean, to_sent_row, to_settled_rows
+from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
@@ -102,18 +103,9 @@ class Store:
         keys: frozenset[Key] = await self._request(ledger_rows.read_unseen)
         return keys
 
-    async def join(  # noqa: PLR0913, PLR0917
-        self,
-        run: bytes,
-        task: bytes,
-        process: Numbers,
-        lease: str = "",
-        origin: Origin = NO_ORIGIN,
-        definition: bytes = b"",
-    ) -> Mapping[bytes, Numbers]:
-        """Announce a run of `task`, where it is and for whom; returns the others of the same question."""
-        joined = Joined(run, task, process, clean(lease), origin, definition)
-        others: Mapping[bytes, Numbers] = await self._request(joined)
+    async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
+        """Announce a run, where it is and for whom; returns the others of the same question."""
+        others: Mapping[bytes, Numbers] = await self._request(replace(started, lease=clean(started.lease)))
         return others
 
     async def leave(self, *runs: bytes) -> None:

@@ -20,7 +20,6 @@ from ondine_core.store.records import (
     Change,
     DamagedRowError,
     Entry,
-    Joined,
     Left,
     Released,
     SentRow,
@@ -33,7 +32,7 @@ from ondine_core.store.records import (
     to_failure,
     to_usage,
 )
-from ondine_core.types.ledger import Audit, UsageTotals
+from ondine_core.types.ledger import Audit, RunStarted, UsageTotals
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
@@ -100,7 +99,7 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
     settled = [entry for entry in entries if isinstance(entry, SettledRows)]
     for at, entry in enumerate(entries):
         match entry:
-            case Joined():
+            case RunStarted():
                 outcomes[at] = claims.join(database, entry)
                 origins.note(database, entry)
             case Left(runs):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from ondine_core.store.database import Database
-from ondine_core.store.records import Joined, clean
+from ondine_core.store.records import clean
+from ondine_core.types.ledger import RunStarted
 from ondine_core.types.values import Key
 
 __all__ = [
@@ -52,7 +53,7 @@ _FIND_ORIGINS = """
 _FIND_REPLY = "SELECT reply, kept_at FROM ondine.replies WHERE key = ? AND kept_at >= ?"
 
 
-def note(database: Database, joined: Joined) -> None:
+def note(database: Database, joined: RunStarted) -> None:
     """Keep for whom a run asks and what it asks, within a transaction; replies that are too old go."""
     origin = joined.origin
     database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [time.time() - REPLIES_KEPT_S])

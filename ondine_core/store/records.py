@@ -17,7 +17,7 @@ import orjson
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Database, Row
-from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.ledger import CallFinished, CallStarted, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Json, Key, Usage
 
@@ -27,7 +27,6 @@ __all__ = [
     "Change",
     "DamagedRowError",
     "Entry",
-    "Joined",
     "Left",
     "Released",
     "SentRow",
@@ -95,17 +94,6 @@ class SentRow(NamedTuple):
     is_unanswered: bool
 
 
-class Joined(NamedTuple):
-    """A run that is announced; see `AnswerStore.join`."""
-
-    run: bytes
-    task: bytes
-    process: Numbers
-    lease: str
-    origin: Origin
-    definition: bytes
-
-
 class Left(NamedTuple):
     """Runs that ended."""
 
@@ -148,7 +136,7 @@ class Change(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-Entry: TypeAlias = SentRow | SettledRows | Update | Joined | Left | Released | Change
+Entry: TypeAlias = SentRow | SettledRows | Update | RunStarted | Left | Released | Change
 """What one caller wants written."""
 
 

@@ -11,7 +11,17 @@ from typing import Literal, TypeAlias
 
 from ondine_core.types.values import Answer, Failure, Key, Usage
 
-__all__ = ["NO_ORIGIN", "Audit", "CallFinished", "CallReason", "CallStarted", "Claim", "Origin", "UsageTotals"]
+__all__ = [
+    "NO_ORIGIN",
+    "Audit",
+    "CallFinished",
+    "CallReason",
+    "CallStarted",
+    "Claim",
+    "Origin",
+    "RunStarted",
+    "UsageTotals",
+]
 
 CallReason: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
 """Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
@@ -28,6 +38,27 @@ class Origin:
 
 NO_ORIGIN = Origin("")
 """Of calls that are made for nothing in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run, or a batch job, as it is announced to the others that ask the same.
+
+    Args:
+        run: What the identities of all its calls begin with, 8 bytes.
+        task: What it asks, see `CallStarted.task`.
+        process: Where it is; empty for a batch job, which is in no process.
+        lease: The lease it holds; a run that had it before has lost it, and what it has in flight is anybody's.
+        origin: For whom it asks.
+        definition: What it asks, without the rows; see `definition.write_definition`.
+    """
+
+    run: bytes
+    task: bytes
+    process: tuple[float, ...] = ()
+    lease: str = ""
+    origin: Origin = NO_ORIGIN
+    definition: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

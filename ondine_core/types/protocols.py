@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin
+from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, RunStarted
 from ondine_core.types.values import Answer, Call, Failure, Key, Reply
 
 __all__ = ["AnswerStore", "ChatModel", "Numbers", "TokenCounter"]
@@ -61,25 +61,8 @@ class AnswerStore(Protocol):
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
 
-    async def join(  # noqa: PLR0913, PLR0917
-        self,
-        run: bytes,
-        task: bytes,
-        process: Numbers,
-        lease: str = "",
-        origin: Origin = NO_ORIGIN,
-        definition: bytes = b"",
-    ) -> Mapping[bytes, Numbers]:
-        """Announce a run, so that no prompt of `task` is in flight in two; returns the others and where they are.
-
-        Args:
-            run: What the identities of all its calls begin with, 8 bytes.
-            task: What it asks, see `Sent.question`.
-            process: Where it is.
-            lease: The lease it holds; a run that had it before has lost it, and what it has in flight is anybody's.
-            origin: For whom it asks.
-            definition: What it asks, without the rows; see `definition.write_definition`.
-        """
+    async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
+        """Announce a run, so that no prompt of its task is in flight in two; returns the others and where they are."""
 
     async def leave(self, *runs: bytes) -> None:
         """Take back that some runs were announced; what they still have in flight is anybody's."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ondine_core.engine.jobs.waits import continue_materialization, end_wait, find_first_run
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait
+from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run
-from ondine_core.engine.runtime import RunLimits, find_runtime
+from ondine_core.engine.runtime import open_runtime
 from ondine_core.errors import JobsUnderWayError, ProviderError, StoreError
 from ondine_core.limits.budget import BudgetLimit
-from ondine_core.limits.rate_limiter import Rates
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.store import Store
@@ -122,18 +122,24 @@ class JobWorld:
         self.runs += 1
         spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
         task = compile_task(self.question, "said", spec)
-        own = () if self.max_cost_usd is None else (BudgetLimit(self.max_cost_usd),)
         team = () if self.team_usd is None else (BudgetLimit(self.team_usd, "team", "ever"),)
-        caps = (*own, *team)
         origin = Origin(f"run-{self.runs}", asset)
-        terms = RunLimits(
-            caps, Rates(), await find_first_run(store, origin), self.warnings.append, self.clock, self.warnings.append
-        )
-        runtime = find_runtime(_LiveModel(self.provider, life), spec, BATCH_PRICE, store, terms)
-        runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
         chosen = Policy(**{"batch_min_rows": 3, "batch_wait_s": 0.0, **policy})
-        chosen = await continue_materialization(store, origin, chosen)
-        report = await run(task, {"word": rows}, len(rows), runtime, policy=chosen, origin=origin, clock=self.clock)
+        options = Options(
+            store=store,
+            policy=await continue_materialization(store, origin, chosen),
+            price=BATCH_PRICE,
+            max_cost_usd=self.max_cost_usd,
+            caps=team,
+            on_threshold=self.warnings.append,
+            on_warning=self.warnings.append,
+            origin=origin,
+            clock=self.clock,
+        )
+        async with AsyncExitStack() as stack:
+            runtime = await open_runtime(spec, store, options, stack, _LiveModel(self.provider, life))
+        runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
+        report = await run(task, {"word": rows}, runtime, options)
         await end_wait(store, origin)
         return report
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from hypothesis import strategies as st
 
 from ondine_core.errors import RefusedError, TransientError
-from ondine_core.types.ledger import NO_ORIGIN, Audit, CallFinished, CallStarted, Claim, Origin, UsageTotals
+from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, RunStarted, UsageTotals
 from ondine_core.types.media import Media, split_media
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Call, Failure, Key, Reply, Usage
@@ -167,16 +167,8 @@ class MemoryStore:
     async def get_unseen(self) -> frozenset[Key]:
         return frozenset(key for sent in self.calls.values() for key in sent.keys)
 
-    async def join(  # noqa: PLR0913, PLR0917
-        self,
-        run: bytes,
-        task: bytes,
-        process: Numbers,
-        lease: str = "",
-        origin: Origin = NO_ORIGIN,
-        definition: bytes = b"",
-    ) -> Mapping[bytes, Numbers]:
-        del origin, definition
+    async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
+        run, task, process, lease = started.run, started.task, started.process, started.lease
         if lease:
             for other in [other for other, held in self.leases.items() if held == lease]:
                 self.runs.pop(other, None)

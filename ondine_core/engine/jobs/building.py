@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from os import urandom
 from pathlib import Path
 from tempfile import gettempdir
 from typing import BinaryIO
 
-from ondine_core.batching.strategy import draw_ids, encode
+from ondine_core.engine.call_request import BatchResult
+from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, read_batch, write_batch
-from ondine_core.engine.workers import choose_strategy, find_oversize_prompt
+from ondine_core.engine.workers import reason_of
 from ondine_core.errors import RefusedError, StoreError
 from ondine_core.store import job_tables
 from ondine_core.store.budget_state import units_of
 from ondine_core.types.job_record import JobRecord
-from ondine_core.types.ledger import CallReason, CallStarted
+from ondine_core.types.ledger import CallStarted
 from ondine_core.types.processes import this_process
 from ondine_core.types.progress import add_usd
-from ondine_core.types.values import Batch, Call, Item, Key
+from ondine_core.types.values import Item, Key
 
 __all__ = ["NewRequests", "build", "discard"]
 
@@ -92,16 +94,17 @@ async def _fill(context: JobContext, new: NewRequests, most: int) -> None:
     """Put batches into a job until it has `most` requests, nothing waits any more, or the file or a budget is full."""
     with _explained(), new.file.open("wb") as file:
         while new.lacks_units is None and new.count < most:
-            at_once = _WITH_MEDIA_AT_ONCE if context.task.prompt.media_columns else _REQUESTS_AT_ONCE
-            batches = _take(context, min(at_once, most - new.count))
+            at_once = _WITH_MEDIA_AT_ONCE if context.run.task.prompt.media_columns else _REQUESTS_AT_ONCE
+            batches = list(islice(iter(context.queue.take, None), min(at_once, most - new.count)))
             if not batches:
                 break
-            if context.task.prompt.media_columns:  # files are read
+            if context.run.task.prompt.media_columns:  # files are read
                 written = await asyncio.to_thread(_write_requests, context, new, batches)
             else:
                 written = _write_requests(context, new, batches)
-            for batch, error in written.unreadable:
-                _end_unreadable(context, batch, error)
+            for result in written.ended:
+                context.queue.put(*map(QueuedBatch, result.retry))
+                context.run.settle(result.failures)
             await _add(context, new, written.requests, file)
             context.queue.put_back(written.left)
             if written.left:  # the file is full
@@ -120,122 +123,92 @@ def _explained() -> Iterator[None]:
 
 async def _begin(context: JobContext) -> JobRecord:
     """Note the job, and announce it as a run of the task, so that no other run asks its prompts."""
-    budgets = context.runtime.budgets
-    now = context.clock.now()
+    budgets = context.run.runtime.budgets
+    now = context.run.clock.now()
     record = JobRecord(
         urandom(8),
-        context.others.task,
-        context.origin,
-        context.task.model.model,
+        context.run.others.own.task,
+        context.run.origin,
+        context.run.task.model.model,
         context.api.account,
         this_process(),
         now,
-        context.policy.answer_by,
+        context.run.policy.answer_by,
         tuple(budgets.cells if budgets else ()),
         changed_at=now,
     )
     await context.store.change(partial(job_tables.begin, record=record))
-    others = context.others
-    await context.store.join(record.job, others.task, (), "", context.origin, others.definition)
+    others = context.run.others
+    # Without a process: the job goes on without one.
+    await context.store.join(replace(others.own, run=record.job, process=(), lease=""))
     others.is_shared = True
     return record
 
 
-def _take(context: JobContext, count: int) -> list[QueuedBatch]:
-    """The next batches; a prompt that cannot fit into the model's window has failed."""
-    batches: list[QueuedBatch] = []
-    while len(batches) < count and (queued := context.queue.take()) is not None:
-        batch = queued.batch
-        failure = find_oversize_prompt(batch, context.task, context.policy, context.interpreter.window)
-        if failure is None:
-            batches.append(queued)
-        else:
-            key = batch.items[0].key
-            failure = context.interpreter.fail(batch, key, failure, Decimal(0), context.paid)
-            context.run_state.settle([(key, failure)])
-            context.emitter.rows_failed([(failure, context.run_state.rows_of(key))])
-    return batches
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Written:
     """What came of writing batches.
 
     Args:
         requests: Those that were written.
-        unreadable: Those with an image or document that cannot be read any more, and why.
+        ended: What became of those that cannot be sent: a prompt does not fit into the model's window, or has an image
+            or document that cannot be read any more.
         left: Those for which the file has no room.
     """
 
-    requests: list[_Request]
-    unreadable: list[tuple[Batch, RefusedError]]
-    left: Sequence[QueuedBatch]
+    requests: list[_Request] = field(default_factory=list)
+    ended: list[BatchResult] = field(default_factory=list)
+    left: Sequence[QueuedBatch] = ()
 
 
 def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> _Written:
     """The requests of `batches`, up to the first for which the file has no room."""
-    written = _Written([], [], [])
-    requests = written.requests
+    run, interpreter = context.run, context.run.interpreter
+    written = _Written()
     room = context.api.limits.bytes - new.bytes
     for place, queued in enumerate(batches):
+        encoded = encode_batch(queued.batch, run.task, run.policy.strategy, run.clock.rng)
+        oversize = find_oversize_prompt(encoded, run.task, run.policy, interpreter.window)
+        if oversize is not None:
+            written.ended.append(interpreter.fail(queued.batch, oversize))
+            continue
         try:
-            request = _write_request(context, new, queued, new.next_number + len(requests))
-        except RefusedError as error:
-            written.unreadable.append((queued.batch, error))
+            request = _write_request(context, new, queued, encoded)
+        except RefusedError as error:  # of several, it is found out which cannot be read
+            written.ended.append(interpreter.interpret(encoded, error, Decimal(0)))
             continue
         room -= len(request.line)
-        is_first = not requests and not new.count
+        is_first = not written.requests and not new.count
         if room < 0 and not is_first:  # one that is too long for any job is the provider's to refuse
-            written = replace(written, left=batches[place:])
+            written.left = batches[place:]
             break
-        requests.append(request)
-    new.next_number += len(requests)
+        written.requests.append(request)
+        new.next_number += 1
     return written
 
 
-def _end_unreadable(context: JobContext, batch: Batch, error: RefusedError) -> None:
-    """Fail a prompt whose image cannot be read any more; of several, find out which."""
-    strategy = choose_strategy(batch, context.policy.strategy)
-    call = Call(())  # it was not made
-    result = context.interpreter.interpret(batch, strategy, call, error, Decimal(0), context.paid)
-    for owed in result.retry:
-        context.queue.put(QueuedBatch(owed))
-    context.run_state.settle(result.failures)
-    context.emitter.rows_failed((failure, context.run_state.rows_of(key)) for key, failure in result.failures)
-
-
-def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, number: int) -> _Request:
-    ids = draw_ids(len(queued.batch.items), context.clock.rng)
-    queued = replace(queued, batch=replace(queued.batch, ids=ids))
-    strategy = choose_strategy(queued.batch, context.policy.strategy)
-    has_long_cache = context.task.model.prompt_cache == "1h"
-    call = replace(encode(strategy, queued.batch, context.task), tier="batch", cache_prefix=has_long_cache)
+def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, encoded: EncodedBatch) -> _Request:
+    run, number = context.run, new.next_number
+    has_long_cache = run.task.model.prompt_cache == "1h"
+    call = replace(encoded.call, tier="batch", cache_prefix=has_long_cache)
     keys = tuple(item.key for item in queued.batch.items)
-    bound_usd = context.run_state.tracker.bound(call)
+    bound_usd = run.run_state.tracker.bound(call)
     sent = CallStarted(
         new.record.job + number.to_bytes(8),
-        context.origin,
-        context.task.model.model,
-        _reason(queued),
+        run.origin,
+        run.task.model.model,
+        reason_of(queued.batch, again=queued.not_run > 0),
         keys,
-        context.clock.now(),
+        run.clock.now(),
         bound_usd,
-        context.others.task,
+        run.others.own.task,
         is_shared=True,
         # Older answers are not taken when everything is asked anew.
-        is_unanswered=context.policy.reuse_since > 0 or context.others.is_known_unanswered(keys),
-        batch=write_batch(queued, strategy.name),
+        is_unanswered=run.policy.reuse_since > 0 or run.others.is_known_unanswered(keys),
+        batch=write_batch(replace(queued, batch=encoded.batch), encoded.strategy.name),
     )
     line = context.api.write(call, f"{new.record.marker}-{number}") + b"\n"
     return _Request(queued, line, sent, 0 if bound_usd is None else units_of(bound_usd))
-
-
-def _reason(queued: QueuedBatch) -> CallReason:
-    if queued.not_run:
-        return "retry"
-    if queued.batch.attempt == 1:
-        return "ask"
-    return "repair" if queued.batch.complaint else "split"
 
 
 async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Request], file: BinaryIO) -> None:
@@ -243,7 +216,7 @@ async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Reques
     store, job = context.store, new.record.job
     cells = _cells_of(context, new.record)
     amounts = [request.units for request in requests]
-    now = context.clock.now()
+    now = context.run.clock.now()
     hold = partial(job_tables.hold_budgets, job=job, cells=cells, amounts=amounts, at=now)
     affordable = await store.change(hold, tuple(cells))
     new.lacks_units = amounts[affordable] if affordable < len(requests) else None
@@ -257,18 +230,18 @@ async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Reques
             await _leave_to_others(context, request.queued, keys)
             continue
         file.write(request.line)
-        context.others.in_jobs |= dict.fromkeys(request.sent.keys, job)
+        context.run.others.in_jobs |= dict.fromkeys(request.sent.keys, job)
         new.count += 1
         new.bytes += len(request.line)
         new.at_most_usd = add_usd(new.at_most_usd, request.sent.at_most_usd)
     if lost_units:
-        give_back = partial(job_tables.give_back, job=job, units=lost_units, at=context.clock.now())
+        give_back = partial(job_tables.give_back, job=job, units=lost_units, at=context.run.clock.now())
         await store.change(give_back, new.record.cells)
 
 
 def _cells_of(context: JobContext, record: JobRecord) -> Mapping[str, int]:
     """The most that each budget of the job has; the day may have changed since it was begun, its budgets have not."""
-    budgets = context.runtime.budgets
+    budgets = context.run.runtime.budgets
     if budgets is None:
         return {}
     return dict(zip(record.cells, budgets.cells.values(), strict=True))
@@ -280,8 +253,8 @@ async def _leave_to_others(context: JobContext, queued: QueuedBatch, taken: froz
     if rest:
         context.queue.put(replace(queued, batch=replace(queued.batch, items=rest)))
     held: list[Item] = [item for item in queued.batch.items if item.key in taken]
-    await context.others.leave_to_jobs([item.key for item in held])
-    context.others.defer(item for item in held if item.key not in context.others.in_jobs)
+    await context.run.others.leave_to_jobs([item.key for item in held])
+    context.run.others.defer(item for item in held if item.key not in context.run.others.in_jobs)
 
 
 async def discard(context: JobContext, job: bytes) -> None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 
 from ondine_core.batching.strategy import ONE_PER_CALL, STRATEGIES, BatchStrategy
-from ondine_core.engine.interpreting import Interpreter, Paid
-from ondine_core.engine.other_runs import OtherRuns
 from ondine_core.engine.policy import Policy
-from ondine_core.engine.run_state import RunState
-from ondine_core.engine.runtime import Runtime
-from ondine_core.prompts.task import Task
+from ondine_core.engine.run_context import RunContext
 from ondine_core.providers.job_api import JobApi
 from ondine_core.store import Store
-from ondine_core.telemetry.emitter import EventEmitter
-from ondine_core.types.clock import Clock
-from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Batch, Item, Key
 
 __all__ = ["BatchQueue", "JobContext", "QueuedBatch", "choose_strategy_of", "read_batch", "write_batch"]
@@ -105,50 +98,24 @@ class JobContext:
     """What all parts of a run that asks by batch jobs share.
 
     Args:
-        task: What is asked.
-        runtime: Prices and budgets.
-        policy: How hard to try.
-        clock: Time and chance.
-        origin: For whom this run asks.
+        run: What is asked, and with what.
         api: The provider's batch API.
         store: Keeps jobs and answers.
-        others: Other runs of the same question, and which prompts batch jobs have in flight.
-        emitter: Emits the events of requests.
-        interpreter: Turns replies into outcomes.
-        run_state: Takes the outcomes of rows.
-        asked: The prompts of the table.
         pack: Puts prompts into batches.
         queue: Batches that wait for a job.
-        warn: Told in a sentence what a person should know.
-        started_at: When the run began, in seconds since the epoch.
-        unseen: Prompts that were asked by calls whose outcome was never seen.
-        paid: What prompts that are asked again have cost so far.
     """
 
-    task: Task
-    runtime: Runtime
-    policy: Policy
-    clock: Clock
-    origin: Origin
+    run: RunContext
     api: JobApi
     store: Store
-    others: OtherRuns
-    emitter: EventEmitter
-    interpreter: Interpreter
-    run_state: RunState
-    asked: Container[Key]
     pack: Callable[[Iterable[Item]], Iterator[Batch]]
     queue: BatchQueue
-    warn: Callable[[str], None]
-    started_at: float
-    unseen: set[Key]
-    paid: Paid = field(default_factory=dict)
 
     def owe(self, queued: QueuedBatch) -> None:
         """Have those prompts of a batch asked again that are in the table."""
-        owed = tuple(item for item in queued.batch.items if item.key in self.asked)
+        owed = tuple(item for item in queued.batch.items if item.key in self.run.first)
         for item in owed:
-            self.others.in_jobs.pop(item.key, None)
+            self.run.others.in_jobs.pop(item.key, None)
         if owed:
             self.queue.put(replace(queued, batch=replace(queued.batch, items=owed)))
 

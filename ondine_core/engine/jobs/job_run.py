@@ -21,7 +21,6 @@ from ondine_core.engine.jobs.reading import read_job, write_off
 from ondine_core.engine.jobs.submitting import recover, submit
 from ondine_core.engine.other_runs import Looked
 from ondine_core.errors import (
-    ConfigError,
     FatalError,
     JobLostError,
     JobsUnderWayError,
@@ -30,13 +29,12 @@ from ondine_core.errors import (
     TransientError,
 )
 from ondine_core.providers.job_api import JobStatus
-from ondine_core.store import Store, job_tables
+from ondine_core.store import job_tables
 from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord, JobUnderWay
-from ondine_core.types.protocols import AnswerStore
-from ondine_core.types.values import Batch, Failure
+from ondine_core.types.values import Batch
 
-__all__ = ["JobRun", "check_store"]
+__all__ = ["JobRun"]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
 """Between two looks at the jobs."""
@@ -76,12 +74,12 @@ class JobRun:
             StoreError: Something cannot be kept.
         """
         context = self.context
-        wait_until = context.clock.elapsed() + context.policy.batch_wait_s
+        wait_until = context.run.clock.elapsed() + context.run.policy.batch_wait_s
         try:
             with TemporaryDirectory(prefix="ondine-jobs-") as folder:
                 while True:
                     await self._look_at_others()
-                    self._heed(context.policy.answer_by)
+                    self._heed(context.run.policy.answer_by)
                     await self._hand_in(Path(folder))
                     jobs = await self._find_jobs()
                     if not jobs and not self._has_enough:
@@ -91,7 +89,7 @@ class JobRun:
                     else:
                         await self._wait(jobs, wait_until)
         except asyncio.CancelledError:
-            if context.policy.cancel_on_terminate:
+            if context.run.policy.cancel_on_terminate:
                 await asyncio.shield(self._cancel(await self._find_jobs()))
             raise
 
@@ -101,12 +99,12 @@ class JobRun:
     def _has_enough(self) -> bool:
         """Whether what waits makes a job."""
         rows = self.context.queue.rows
-        return self.submits and self._cancelled_at is None and rows >= self.context.policy.batch_min_rows
+        return self.submits and self._cancelled_at is None and rows >= self.context.run.policy.batch_min_rows
 
     async def _hand_in(self, folder: Path) -> None:
         """Hand in jobs until too little waits for another one, the money is spent, or the account is full."""
         context = self.context
-        while self._has_enough and context.clock.elapsed() >= self._full_until:
+        while self._has_enough and context.run.clock.elapsed() >= self._full_until:
             new = await build(context, folder, self._max_requests)
             try:
                 if new.count:
@@ -116,10 +114,10 @@ class JobRun:
             finally:
                 new.file.unlink(missing_ok=True)
             if new.lacks_units is not None:
-                if context.others.in_jobs:  # whose rest comes back
+                if context.run.others.in_jobs:  # whose rest comes back
                     return
                 if await self._is_held_by_jobs(new.lacks_units):
-                    self._full_until = context.clock.elapsed() + _FULL_PAUSE_S
+                    self._full_until = context.run.clock.elapsed() + _FULL_PAUSE_S
                     return
                 await self._wait_for_money(new.lacks_units)
 
@@ -137,18 +135,18 @@ class JobRun:
         else:
             await self._note_wait()
             context = self.context
-            model = context.task.model.model
-            context.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests handed in to {model!r}.")
+            model = context.run.task.model.model
+            context.run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests handed in to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
         """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
         self._max_requests = max(1, min(self._max_requests, requests) // 2)
         wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
-        self._full_until = self.context.clock.elapsed() + wait_s
+        self._full_until = self.context.run.clock.elapsed() + wait_s
 
     async def _is_held_by_jobs(self, units: int) -> bool:
         """Whether what the next request may cost would fit if the jobs of other runs gave back what they hold."""
-        budgets = self.context.runtime.budgets
+        budgets = self.context.run.runtime.budgets
         if budgets is None:
             return False
         cells = budgets.cells
@@ -161,7 +159,7 @@ class JobRun:
         Raises:
             BudgetExhaustedError: They will not.
         """
-        budgets = self.context.runtime.budgets
+        budgets = self.context.run.runtime.budgets
         if budgets is not None:
             holds = await budgets.hold(usd_of(units))
             await budgets.settle(holds, usd_of(0))
@@ -171,7 +169,7 @@ class JobRun:
     async def _find_jobs(self) -> list[JobRecord]:
         """The jobs that have prompts of the table; of those that are closed by now the prompts are looked up again."""
         context = self.context
-        jobs = set(context.others.in_jobs.values())
+        jobs = set(context.run.others.in_jobs.values())
         records = await context.store.read(partial(job_tables.read_jobs, jobs=sorted(jobs))) if jobs else []
         for job in jobs - {record.job for record in records}:
             await self._release(job)
@@ -186,7 +184,7 @@ class JobRun:
                 await recover(context, record)
                 continue
             try:
-                status = await ask_status(context.api, context.store, record, context.clock.now())
+                status = await ask_status(context.api, context.store, record, context.run.clock.now())
                 self._tell(record, status)
                 if status.has_ended:
                     await read_job(context, record, status)
@@ -207,7 +205,7 @@ class JobRun:
         """Say how far a job is, if that has changed."""
         if (status.state, status.done) != (record.status, record.done):
             done = f"{status.done:,} of {record.requests:,} requests done"
-            self.context.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
+            self.context.run.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
 
     async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
         """Give up a job that the provider has not known for a while; whether it was given up.
@@ -216,7 +214,7 @@ class JobRun:
             FatalError: It may be known to another account.
         """
         context = self.context
-        now = context.clock.elapsed()
+        now = context.run.clock.elapsed()
         since = self._lost_since.setdefault(record.job, now)
         if now - since < _LOST_S:
             return False
@@ -232,25 +230,23 @@ class JobRun:
     async def _release(self, job: bytes) -> None:
         """Look up prompts that a job does not have any more and that have no outcome here."""
         context = self.context
-        in_jobs = context.others.in_jobs
+        in_jobs = context.run.others.in_jobs
         keys = [key for key, one in in_jobs.items() if one == job]
         for key in keys:
             del in_jobs[key]
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
             items = context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
-            await self._take(await context.others.look(tuple(items.values())))
+            await self._take(await context.run.others.look(tuple(items.values())))
 
     async def _look_at_others(self) -> None:
         """Look up prompts that other runs had in flight."""
-        if self.context.others.is_due():
-            await self._take(await self.context.others.look_again())
+        if self.context.run.others.is_due():
+            await self._take(await self.context.run.others.look_again())
 
     async def _take(self, looked: Looked) -> None:
         context = self.context
-        context.run_state.reuse(looked.found)
-        failed = [(key, known) for key, known in looked.found.items() if isinstance(known, Failure)]
-        context.emitter.rows_failed((failure, context.run_state.rows_of(key)) for key, failure in failed)
-        context.others.defer(looked.held)
+        context.run.reuse(looked.found)
+        context.run.others.defer(looked.held)
         context.queue.put(*map(QueuedBatch, context.pack(looked.free)))
 
     async def _wait(self, jobs: Sequence[JobRecord], wait_until: float) -> None:
@@ -260,9 +256,9 @@ class JobRun:
             JobsUnderWayError: The time to wait is over.
         """
         context = self.context
-        clock = context.clock
+        clock = context.run.clock
         # A job's own time may be earlier than this run's, which began later.
-        times = [context.policy.answer_by, *(record.answer_by for record in jobs)]
+        times = [context.run.policy.answer_by, *(record.answer_by for record in jobs)]
         answer_by = min((at for at in times if at is not None), default=None)
         self._heed(answer_by)
         if self._cancelled_at is not None:
@@ -278,7 +274,7 @@ class JobRun:
 
     def _heed(self, answer_by: float | None) -> None:
         """From `answer_by` on no job is handed in, those under way are cancelled, and what is left is asked at once."""
-        clock = self.context.clock
+        clock = self.context.run.clock
         if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
             self._cancelled_at = clock.elapsed()
             self._pause_s = _FIRST_PAUSE_S
@@ -292,8 +288,8 @@ class JobRun:
 
     async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError:
         context = self.context
-        rows = context.run_state.rows_left
-        model = context.task.model.model
+        rows = context.run.run_state.rows_left
+        model = context.run.task.model.model
         await self._note_wait()
         if not jobs:
             return JobsUnderWayError(
@@ -328,21 +324,7 @@ class JobRun:
     async def _note_wait(self) -> None:
         """Keep in the store that the materialization waits for its jobs."""
         context = self.context
-        jobs = sorted(set(context.others.in_jobs.values()))
-        if context.origin.asset:
-            wait = partial(job_tables.write_wait, origin=context.origin, jobs=jobs, since=context.started_at)
+        jobs = sorted(set(context.run.others.in_jobs.values()))
+        if context.run.origin.asset:
+            wait = partial(job_tables.write_wait, origin=context.run.origin, jobs=jobs, since=context.run.started_at)
             await context.store.change(wait)
-
-
-def check_store(store: AnswerStore) -> Store:
-    """`store` if it can keep jobs.
-
-    Raises:
-        ConfigError: It cannot, or not for longer than this process.
-    """
-    if not isinstance(store, Store) or store.place == ":memory:":
-        raise ConfigError(
-            "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "
-            "to a file or a postgresql:// URL (in code: Options(store=...))."
-        )
-    return store

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 
 from ondine_core.batching.strategy import encode
 from ondine_core.engine.call_request import BatchResult
+from ondine_core.engine.encoding import EncodedBatch
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, choose_strategy_of, read_batch
+from ondine_core.engine.settlement import charge_call, end_batch, finish_call
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
-from ondine_core.providers.charges import Charge, check_usage
+from ondine_core.providers.charges import check_usage
 from ondine_core.providers.job_api import JobProblem, JobReply, JobStatus
-from ondine_core.providers.tiers import billed_tier
 from ondine_core.store import job_tables
 from ondine_core.store.job_tables import JobCall
 from ondine_core.types.job_record import JobRecord, JobState
 from ondine_core.types.ledger import CallFinished
-from ondine_core.types.values import Call, Failure, Item, Key, Outcome, Reply, Usage
+from ondine_core.types.values import Failure, Item, Key, Outcome, Reply, Usage
 
 __all__ = ["read_job", "write_off"]
 
@@ -55,7 +55,9 @@ async def read_job(context: JobContext, record: JobRecord, status: JobStatus) ->
     await reading.settle_rest(status)
     await _close(context, record, "read")
     if reading.aliens:
-        context.warn(f"The results of the batch job {record.job_id} hold {reading.aliens:,} of other jobs, left out.")
+        context.run.runtime.on_warning(
+            f"The results of the batch job {record.job_id} hold {reading.aliens:,} of other jobs, left out."
+        )
     if reading.fatal is not None:
         raise reading.fatal
 
@@ -63,7 +65,7 @@ async def read_job(context: JobContext, record: JobRecord, status: JobStatus) ->
 async def write_off(context: JobContext, record: JobRecord) -> None:
     """Close a job whose results the provider does not have: each request may have been billed, and is asked again."""
     await _close(context, record, "lost")
-    context.warn(
+    context.run.runtime.on_warning(
         f"The provider knows no results of the batch job {record.job_id} (any more): its {record.requests:,} requests "
         "count with the most that they can have cost, and are asked again."
     )
@@ -72,13 +74,13 @@ async def write_off(context: JobContext, record: JobRecord) -> None:
 async def _close(context: JobContext, record: JobRecord, state: JobState) -> None:
     """End a job; requests without an outcome may have been billed, and are owed again."""
     rest = await context.store.read(partial(job_tables.read_calls, job=record.job))
-    close = partial(job_tables.close, job=record.job, state=state, at=context.clock.now())
+    close = partial(job_tables.close, job=record.job, state=state, at=context.run.clock.now())
     if await context.store.change(close, record.cells) is None:
         return
     for call in rest:
-        context.run_state.tracker.sent()
-        context.run_state.tracker.lost(call.sent.at_most_usd)
-        context.unseen.update(call.sent.keys)
+        context.run.run_state.tracker.sent()
+        context.run.run_state.tracker.lost(call.sent.at_most_usd)
+        context.run.unseen.update(call.sent.keys)
         _owe_again(context, _batch_of(call, {})[0])
 
 
@@ -94,11 +96,10 @@ def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
         context.owe(replace(queued, not_run=not_run))
         return
     failure = Failure("unreachable", f"{not_run} batch jobs ended without an answer; set answer_by, or another tier")
-    asked = [item.key for item in queued.batch.items if item.key in context.asked]
-    for key in asked:
-        context.others.in_jobs.pop(key, None)
-    fail = context.interpreter.fail
-    context.run_state.settle([(key, fail(queued.batch, key, failure, Decimal(0), context.paid)) for key in asked])
+    asked = tuple(item for item in queued.batch.items if item.key in context.run.first)
+    for item in asked:
+        context.run.others.in_jobs.pop(item.key, None)
+    context.run.settle(context.run.interpreter.fail(replace(queued.batch, items=asked), failure).failures)
 
 
 @dataclass(slots=True)
@@ -155,32 +156,34 @@ class _Reading:
             await self._keep([self._settle_one(call, what, items) for call, what in zip(some, came, strict=True)])
         about_all = [problem for problem in status.problems if problem.line is None and not problem.is_quota]
         if about_all and not by_line:
-            model = context.task.model.model
+            model = context.run.task.model.model
             self.fatal = FatalError(f"The provider refused a batch job of {model!r}: {about_all[0].message}")
 
     async def _keep(self, settled: Sequence[CallFinished]) -> None:
         context, record = self.context, self.record
         await context.store.change(
-            partial(job_tables.settle_replies, job=record.job, settled=settled, at=context.clock.now()), record.cells
+            partial(job_tables.settle_replies, job=record.job, settled=settled, at=context.run.clock.now()),
+            record.cells,
         )
+        run = context.run
         own: list[tuple[Key, Outcome]] = []
         for one in settled:
-            own += [(key, answer) for key, answer in one.answers if key in context.asked]
-            own += [(key, failure) for key, failure in one.failures if key in context.asked]
+            own += [(key, answer) for key, answer in one.answers if key in run.first]
+            own += [(key, failure) for key, failure in one.failures if key in run.first]
         for key, _ in own:
-            context.others.in_jobs.pop(key, None)
-        context.run_state.settle(own)
-        context.run_state.tell()
+            run.others.in_jobs.pop(key, None)
+        run.run_state.settle(own)
+        run.run_state.tell()
 
     def _settle_one(self, call: JobCall, came: Reply | ProviderError | None, items: Mapping[Key, Item]) -> CallFinished:
         """What one request comes to; batches that it still owes are put into the queue."""
-        context = self.context
+        context, run = self.context, self.context.run
         queued, strategy_name = _batch_of(call, items)
         batch = queued.batch
-        sent = replace(call.sent, origin=context.origin)
-        context.run_state.tracker.sent()
+        sent = replace(call.sent, origin=run.origin)
+        run.run_state.tracker.sent()
         if isinstance(came, FatalError):
-            if came.fault == "account" or not context.run_state.any_answer:
+            if came.fault == "account" or not run.run_state.any_answer:
                 self.fatal = self.fatal or came
                 context.owe(queued)
                 return CallFinished(sent, "refused")
@@ -192,57 +195,23 @@ class _Reading:
                 _owe_again(context, queued)
             return CallFinished(sent, "refused")
         reply, usage = _reply_of(came)
-        charge = self._charge(call, reply, usage)
+        charge = charge_call(run.run_state.tracker, call.sent, reply, usage, "batch")
+        result = BatchResult()
         if reply is None:
             _owe_again(context, queued)
-            return CallFinished(sent, "answered", usage or Usage(), charge.usd, at_most=charge.at_most)
-        strategy = choose_strategy_of(strategy_name, batch, context.policy)
-        request = encode(strategy, batch, context.task)
-        result = context.interpreter.interpret(batch, strategy, request, reply, charge.usd, context.paid)
-        self._emit(call, queued, request, reply, charge.usd, result)
-        for owed in result.retry:
-            context.owe(QueuedBatch(owed))
-        return CallFinished(
-            sent,
-            "refused" if usage is None else "answered",
-            usage or Usage(),
-            charge.usd,
-            result.answers,
-            result.failures,
-            sum(key in context.unseen for key, _ in result.answers),
-            context.policy.reuse_since,
-            at_most=charge.at_most,
-            replies=result.replies,
-        )
-
-    def _charge(self, call: JobCall, reply: Reply | RefusedError | None, usage: Usage | None) -> Charge:
-        if usage is None:
-            return Charge(Decimal(0))
-        stated = None if reply is None else reply.stated_usd
-        tier = billed_tier(None if reply is None else reply.tier, "batch")
-        bound = call.sent.at_most_usd
-        tracker = self.context.run_state.tracker
-        return tracker.answered(call.sent.stage, usage, stated_usd=stated, bound_usd=bound, tier=tier)
-
-    def _emit(  # noqa: PLR0913, PLR0917  (one caller)
-        self,
-        call: JobCall,
-        queued: QueuedBatch,
-        request: Call,
-        reply: Reply | RefusedError,
-        usd: Decimal | None,
-        result: BatchResult,
-    ) -> None:
-        context = self.context
-        observer = context.emitter.begin(queued.batch)
-        took_s = max(0.0, context.clock.now() - call.sent.sent_at)
-        is_ordinary = not (result.failures or result.retry)
-        observer.sent(call.sent, request)
-        observer.on_reply(reply, usd, took_s, ordinary=is_ordinary)
-        rows_of = context.run_state.rows_of
-        observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)
-        owed = sum(len(batch.items) for batch in result.retry)
-        observer.ended(len(result.answers), len(result.failures), owed)
+        else:
+            strategy = choose_strategy_of(strategy_name, batch, run.policy)
+            encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
+            result = run.interpreter.interpret(encoded, reply, charge.usd)
+            observer = run.runtime.emitter.begin(batch)
+            took_s = max(0.0, run.clock.now() - call.sent.sent_at)
+            is_ordinary = not (result.failures or result.retry)
+            observer.sent(call.sent, encoded.call)
+            observer.on_reply(reply, charge.usd, took_s, ordinary=is_ordinary)
+            end_batch(run, observer, result)
+            for owed in result.retry:
+                context.owe(QueuedBatch(owed))
+        return finish_call(run, sent, usage, charge, result)
 
 
 def _reply_of(came: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:

@@ -15,6 +15,7 @@ from functools import partial
 from ondine_core.engine.jobs.building import NewRequests, discard
 from ondine_core.engine.jobs.context import JobContext
 from ondine_core.errors import ProviderError, StoreError, TransientError
+from ondine_core.limits.retry import retry
 from ondine_core.providers.job_api import NewJob
 from ondine_core.store import Store, job_tables
 from ondine_core.types.job_record import JobRecord, JobState
@@ -37,37 +38,33 @@ async def submit(context: JobContext, new: NewRequests) -> None:
         ProviderError: It cannot be created; nothing is kept of it.
         StoreError: It cannot be kept.
     """
-    job = new.record.job
+    run, job = context.run, new.record.job
     handed_in = NewJob(new.record.marker, new.file, new.count)
-    attempt = 1
-    while True:
+
+    async def create(_attempt: int) -> str | None:
         try:
-            job_id = await context.api.submit(handed_in, partial(_about_to_create, context, new))
+            return await context.api.submit(handed_in, partial(_about_to_create, context, new))
         except TransientError as error:
             if _may_exist(error, await _state_of(context, job)):
-                return
-            retry = context.policy.retry
-            if retry.gives_up(attempt, error):
-                await discard(context, job)
-                raise
-            wait_s = retry.wait_s(attempt, error, context.clock.rng)
-        except asyncio.CancelledError:
-            if await asyncio.shield(_state_of(context, job)) == "preparing":
-                await asyncio.shield(discard(context, job))
+                return None
             raise
-        except ProviderError:
-            await discard(context, job)
-            raise
-        else:
-            await _note_id(context, job, job_id)
-            return
-        await context.clock.sleep(wait_s)
-        attempt += 1
+
+    try:
+        job_id = await retry(create, run.policy.retry, run.clock.sleep, run.clock.rng)
+    except asyncio.CancelledError:
+        if await asyncio.shield(_state_of(context, job)) == "preparing":
+            await asyncio.shield(discard(context, job))
+        raise
+    except ProviderError:
+        await discard(context, job)
+        raise
+    if job_id is not None:
+        await _note_id(context, job, job_id)
 
 
 def _may_exist(error: TransientError, state: JobState | None) -> bool:
     """Whether a job may have been created although the request for it failed."""
-    return state == "creating" and (error.cost_unknown or error.kind != "limited") and not error.no_connection
+    return state == "creating" and (error.cost_unknown or error.kind != "limited") and error.cause != "connection"
 
 
 async def _about_to_create(context: JobContext, new: NewRequests) -> None:
@@ -75,7 +72,7 @@ async def _about_to_create(context: JobContext, new: NewRequests) -> None:
         return replace(
             record,
             state="creating",
-            changed_at=context.clock.now(),
+            changed_at=context.run.clock.now(),
             requests=new.count,
             at_most_usd=new.at_most_usd,
         )
@@ -86,7 +83,7 @@ async def _about_to_create(context: JobContext, new: NewRequests) -> None:
 
 async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
     def change(record: JobRecord) -> JobRecord:
-        return replace(record, state="submitted", job_id=job_id, changed_at=context.clock.now())
+        return replace(record, state="submitted", job_id=job_id, changed_at=context.run.clock.now())
 
     await _move(context, job, ("creating", "submitted"), change)
 
@@ -111,7 +108,7 @@ async def recover(context: JobContext, record: JobRecord) -> None:
     Raises:
         ProviderError: The provider cannot be asked.
     """
-    now = context.clock.now()
+    now = context.run.clock.now()
     if record.state == "preparing":
         if _is_abandoned(record, now):
             await discard(context, record.job)
@@ -127,13 +124,8 @@ async def recover(context: JobContext, record: JobRecord) -> None:
 
 
 async def _state_of(context: JobContext, job: bytes) -> JobState | None:
-    record = await _read(context, job)
-    return None if record is None else record.state
-
-
-async def _read(context: JobContext, job: bytes) -> JobRecord | None:
     records = await context.store.read(partial(job_tables.read_jobs, jobs=[job], is_open=False))
-    return records[0] if records else None
+    return records[0].state if records else None
 
 
 async def _move(

@@ -1,4 +1,7 @@
-"""A materialization that waits for batch jobs goes on in later runs, which draw from its own cap on cost."""
+"""A materialization that waits for batch jobs goes on in later runs, which draw from its own cap on cost.
+
+So it needs a store that outlives the process.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from dataclasses import replace
 from functools import partial
 
 from ondine_core.engine.policy import Policy
+from ondine_core.errors import ConfigError
 from ondine_core.store import Store, job_tables
 from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["continue_materialization", "end_wait", "find_first_run", "find_wait", "give_up_wait"]
+__all__ = ["check_store", "continue_materialization", "end_wait", "find_first_run", "find_wait", "give_up_wait"]
 
 
 async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
@@ -64,3 +68,17 @@ async def give_up_wait(store: AnswerStore, origin: Origin) -> None:
         return
     if not await store.read(partial(job_tables.read_jobs, jobs=list(wait.jobs))):
         await store.change(partial(job_tables.remove_wait, origin=origin))
+
+
+def check_store(store: AnswerStore) -> Store:
+    """`store` if it can keep jobs.
+
+    Raises:
+        ConfigError: It cannot, or not for longer than this process.
+    """
+    if not isinstance(store, Store) or store.place == ":memory:":
+        raise ConfigError(
+            "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "
+            "to a file or a postgresql:// URL (in code: Options(store=...))."
+        )
+    return store

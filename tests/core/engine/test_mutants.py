@@ -74,7 +74,7 @@ MUTANTS = (
         "cannot_be_read",
     ),
     Mutant("repairs are never used up", "steps.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
-    Mutant("what is still owed is forgotten", "workers.py", "return conclusion.retry", "return ()", "owed"),
+    Mutant("what is still owed is forgotten", "workers.py", "return result.retry", "return ()", "owed"),
     Mutant(
         "what is known is asked again",
         "run.py",
@@ -85,15 +85,15 @@ MUTANTS = (
     Mutant(
         "answers are not kept",
         "call.py",
-        "kept = conclusion if request.keep",
-        "kept = conclusion if None",
+        "kept = result if request.keep",
+        "kept = result if None",
         "idempotent",
     ),
     Mutant(
         "answers are told before they are durable",
         "call.py",
-        "await store.settle(settled)",
-        "asyncio.ensure_future(store.settle(settled))",
+        "await run.runtime.store.settle(settled)",
+        "asyncio.ensure_future(run.runtime.store.settle(settled))",
         "durable",
     ),
     Mutant(
@@ -107,7 +107,7 @@ MUTANTS = (
     Mutant(
         "an interrupted call is made again",
         "call.py",
-        "except asyncio.CancelledError:\n            self._lose(sent)\n            raise",
+        "except asyncio.CancelledError:\n            self._lose(pending.sent)\n            raise",
         "except asyncio.CancelledError:\n            raise TransientError('again')",
         "interrupt",
     ),
@@ -123,7 +123,7 @@ MUTANTS = (
     Mutant(
         "a fatal error does not end the run",
         "call.py",
-        "if self._is_about_the_row(error):",
+        "if self._health.is_about_the_row(error):",
         "if True:",
         "fatal",
     ),
@@ -150,8 +150,10 @@ MUTANTS = (
         "        if self._log_sync",
         "removed_is_noticed",
     ),
-    Mutant("a lost call is given back", "call.py", "state.spent_usd = None", "pass", "solvent"),
-    Mutant("what another run has in flight is asked", "call.py", "if taken:", "if None:", "prompt_is_asked_once"),
+    Mutant("a lost call is given back", "call.py", "pending.charge = _NOT_KNOWN", "pass", "solvent"),
+    Mutant(
+        "what another run has in flight is asked", "workers.py", "if pending.taken:", "if None:", "prompt_is_asked_once"
+    ),
     Mutant(
         "a batch job is created before the store has that",
         "submitting.py",
@@ -204,7 +206,7 @@ MUTANTS = (
     Mutant("what images cost is not held", "cost_tracker.py", "length += sum(counted)", "pass", "reservations_hold"),
     Mutant(
         "a text of a row names an image",
-        "template.py",
+        "template_syntax.py",
         "else escape_marks(write_cell(value))",
         "else write_cell(value)",
         "cannot_name",

@@ -25,7 +25,7 @@ from ondine_core.engine.report import Report
 from ondine_core.errors import TransientError
 from ondine_core.prompts.task import compile_task
 from ondine_core.types.clock import Clock
-from ondine_core.types.ledger import CallStarted
+from ondine_core.types.ledger import CallStarted, RunStarted
 from ondine_core.types.values import Call, Failure, ModelSpec, Reply, Usage
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.books import KINDS, ORIGIN, fresh_place, key_of, look
@@ -252,9 +252,9 @@ def test_a_call_that_may_not_leave_is_not_noted(kind: str, tmp_path: Path) -> No
     one, two = b"1" * 8, b"2" * 8
 
     async def main() -> None:
-        assert await store.join(one, b"q" * 16, (1.0,)) == {}
+        assert await store.join(RunStarted(one, b"q" * 16, (1.0,))) == {}
         assert await store.send(sent(one, 1, 1, 2, is_shared=False)) is None
-        assert await store.join(two, b"q" * 16, (2.0,)) == {one: (1.0,)}
+        assert await store.join(RunStarted(two, b"q" * 16, (2.0,))) == {one: (1.0,)}
         assert await store.send(sent(two, 1, 2, 3)) == {key_of(2)}
         assert await store.send(sent(two, 2, 3)) == frozenset()
         assert await store.send(sent(one, 2, 1, 2)) == frozenset(), "its own claim is in nobody's way"

@@ -294,9 +294,9 @@ def test_a_model_may_take_minutes_to_load(rows: int, failure: dict[str, Any]) ->
 
 def test_a_server_that_takes_no_connection_is_waited_for_half_a_minute() -> None:
     """It is more likely misnamed than starting."""
-    assert start(25, 20, no_connection=True) == [None] * 20
+    assert start(25, 20, cause="connection") == [None] * 20
     with pytest.raises(TransientError):
-        start(60, 20, no_connection=True)
+        start(60, 20, cause="connection")
 
 
 class Poisoned(Starting):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy
-from ondine_core.engine.steps import ParsedReply, dedup, fan_out, judge, render
+from ondine_core.engine.outcomes import Outcomes, pack_answer
+from ondine_core.engine.steps import ParsedReply, dedup, judge, render
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Output, compile_schema
 from ondine_core.prompts.task import Task, cache_key
@@ -239,11 +240,12 @@ def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind
     assert all(retried.attempt == 2 for retried in parsed.retry)
 
 
-# -- fan out -------------------------------------------------------------------------------------------------------
+# -- outcomes ------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([b"a", b"b", b"c", Failure("prompt", "why")])))
 def test_every_row_has_its_own_outcome(rows: list[Key | Failure]) -> None:
     """One outcome a row, in row order: that of its text, or why it was never asked."""
     outcomes = {b"a": Answer({"n": 1}, "m"), b"b": Answer({"n": 2}, "m"), b"c": Failure("invalid", "why")}
-    assert fan_out(rows, outcomes) == [row if isinstance(row, Failure) else outcomes[row] for row in rows]
+    packed = {key: pack_answer(found) if isinstance(found, Answer) else found for key, found in outcomes.items()}
+    assert Outcomes(rows, packed) == [row if isinstance(row, Failure) else outcomes[row] for row in rows]

@@ -60,9 +60,10 @@ def tried(policy: RetryPolicy, faults: Sequence[Exception]) -> tuple[object, int
     """Run a call that meets `faults` in turn: its result or error, how often it was made, and the pauses between."""
     made, pauses = 0, list[float]()
 
-    async def call() -> str:
+    async def call(attempt: int) -> str:
         nonlocal made
         made += 1
+        assert attempt == made
         if made <= len(faults):
             raise faults[made - 1]
         return "reply"

@@ -260,7 +260,7 @@ class FlexModel:
     async def __call__(self, call: Call) -> Reply:
         await asyncio.sleep(0.5)
         if call.tier == "flex" and not self._has_capacity(self._clock.elapsed()):
-            raise TransientError("No capacity.", kind="overloaded", no_capacity=True)
+            raise TransientError("No capacity.", kind="overloaded", cause="capacity")
         text = call.messages[-1].content
         self.answered.append((text, call.tier))
         return Reply('{"answer": "x"}', Usage(100, 0, 10), tier=call.tier)

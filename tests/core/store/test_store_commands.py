@@ -22,7 +22,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.limits.lease import hold_lease
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import default_store, main
-from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin, RunStarted
 from ondine_core.types.values import Answer, Failure, Usage
 from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
@@ -51,7 +51,7 @@ async def fill(store: Store) -> None:
         at = now - (10 * DAY_S if old else 0)
         model = "local/m" if number % 2 else "openai/m"
         run = f"{origin.run[-3:]}-{origin.asset[:4]}".encode()
-        await store.join(run, b"q" * 16, (1.0,), origin=origin)
+        await store.join(RunStarted(run, b"q" * 16, (1.0,), origin=origin))
         await store.leave(run)
         call = run + number.to_bytes(8, "big")
         sent = CallStarted(call, origin, model, "ask", (key_of(number),), at, Decimal("0.01"))

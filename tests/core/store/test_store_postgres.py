@@ -19,7 +19,7 @@ from ondine_core.errors import ConfigError, OndineError, StoreError
 from ondine_core.store import Store, open_store
 from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
-from ondine_core.types.ledger import CallFinished
+from ondine_core.types.ledger import CallFinished, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Usage
 from tests.support.books import ORIGIN, call_to, keep, key_of, keys_in
@@ -269,7 +269,7 @@ def test_run_begins_and_ends_with_few_round_trips(url: str) -> None:
         database.close()
         with open_store(near) as store:
             before = proxy.round_trips
-            assert asyncio.run(store.join(b"run-0001", b"question", (1.0, 2.0))) == {}
+            assert asyncio.run(store.join(RunStarted(b"run-0001", b"question", (1.0, 2.0)))) == {}
             assert asyncio.run(store.audit("run-1")).sent == 0
             assert proxy.round_trips - before == 2
 

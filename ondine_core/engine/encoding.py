@@ -1,0 +1,53 @@
+"""A batch as it is sent: the strategy that writes it, and the call that carries it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from ondine_core.batching.prompt_window import find_oversize
+from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids, encode
+from ondine_core.engine.policy import Policy
+from ondine_core.prompts.task import Task
+from ondine_core.providers.media_limits import find_unsendable
+from ondine_core.types.values import Batch, Call, Failure
+
+__all__ = ["EncodedBatch", "encode_batch", "find_oversize_prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """A batch, and the call that carries it.
+
+    Args:
+        batch: The prompts, with the ids that they have in the call.
+        strategy: How they were put into it; a prompt that is alone travels as it is.
+        call: The request to the model.
+    """
+
+    batch: Batch
+    strategy: BatchStrategy
+    call: Call
+
+
+def encode_batch(batch: Batch, task: Task, strategy: BatchStrategy, rng: random.Random | None = None) -> EncodedBatch:
+    """The call that carries `batch`; its rows get ids by `rng` if that is given."""
+    if len(batch.items) == 1:
+        strategy = ONE_PER_CALL
+    elif rng is not None:
+        batch = replace(batch, ids=draw_ids(len(batch.items), rng))
+    return EncodedBatch(batch, strategy, encode(strategy, batch, task))
+
+
+def find_oversize_prompt(encoded: EncodedBatch, task: Task, policy: Policy, window: int | None) -> Failure | None:
+    """The failure of a prompt that is alone in its call and cannot be sent, or not fit into the model's window."""
+    items, call = encoded.batch.items, encoded.call
+    has_media = bool(items[0].media)
+    if (window is None and not has_media) or len(items) > 1:
+        return None
+    unsendable = find_unsendable(call, task.model) if has_media else None
+    if unsendable is not None:
+        return Failure("prompt", unsendable)
+    # The user's figure is for prompt and reply together; many listed ones are for the prompt alone.
+    reserved = task.model.max_output_tokens or 0 if policy.context_window else 0
+    return find_oversize(call, window, reserved)

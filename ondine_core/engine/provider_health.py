@@ -1,0 +1,157 @@
+"""What errors of single calls say of the provider and the set-up: what is waited out, and what ends the run."""
+
+from __future__ import annotations
+
+from ondine_core.engine.refusal_streak import RefusalStreak
+from ondine_core.engine.run_context import RunContext
+from ondine_core.errors import FatalError, RefusedError, TransientError
+from ondine_core.limits import AdaptiveConcurrency
+from ondine_core.types.values import Key, Tier
+
+__all__ = ["ProviderHealth"]
+
+_MAX_QUOTA_S = 31 * 86400.0
+_MAX_DOUBTS = 3
+"""After this many refusals without a reason and without an answer, the key is taken to lack permission."""
+_FIRST_OUTAGE_S = 30.0
+"""A server that never accepted a connection probably has another address, so it is waited for less long."""
+
+
+class ProviderHealth:
+    """Tells which errors are those of single calls and rows, and stops the run for the others.
+
+    Args:
+        run: The run, which is stopped.
+        limits: Knows since when no call was answered.
+
+    Attributes:
+        tier: The price tier at which calls are made at present.
+        has_answers: Whether a row was answered, by this run or an earlier one: so the set-up works.
+    """
+
+    def __init__(self, run: RunContext, limits: AdaptiveConcurrency) -> None:
+        tier = run.task.model.tier
+        self.tier: Tier = "standard" if tier == "batch" else tier
+        self.has_answers = False
+        self._run = run
+        self._limits = limits
+        self._replied = self._answered = False
+        self._no_capacity_since: float | None = None  # and no reply since
+        self._failing: set[tuple[Key, ...]] = set()  # since the last reply
+        self._doubted: FatalError | None = None
+        self._doubts = 0
+        self._unreachable_in_a_row = 0
+        self._refusals = RefusalStreak()
+
+    # -- what comes back -------------------------------------------------------------------------------------------
+
+    def note_reply(self) -> None:
+        """Note that the provider replies, if only to refuse: there is no outage, and it has capacity."""
+        self._replied = True
+        self._failing.clear()
+        self._no_capacity_since = None
+        self._unreachable_in_a_row = 0
+
+    def note_answer(self) -> None:
+        """Note a reply that refuses nothing."""
+        self._answered = self.has_answers = True
+        self._refusals.end()
+
+    def note_refusal(self, error: RefusedError, rows: int, *, any_answer: bool) -> None:
+        """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains.
+
+        Args:
+            error: The refusal.
+            rows: How many rows were refused with it.
+            any_answer: Whether any row of the run has an answer.
+        """
+        if error.fault == "size" and rows > 1:
+            return
+        if error.refused_before and any_answer:
+            return
+        reason = self._refusals.add(error, any_answer=any_answer)
+        if reason is not None:
+            self._run.stop.stop(reason)
+
+    def note_unreachable(self, error: TransientError, most: int) -> None:
+        """Note a batch whose last attempt failed; `most` in a row, without a reply, are an outage."""
+        self._unreachable_in_a_row += 1
+        if self._unreachable_in_a_row >= most:
+            self._run.stop.stop(error)
+
+    # -- whose fault it is -----------------------------------------------------------------------------------------
+
+    def is_about_the_row(self, error: FatalError) -> bool:
+        """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""
+        if error.fault == "setup":
+            return self._answered
+        if error.fault == "permission" and not self.has_answers:
+            self._doubts += 1
+            self._doubted = error
+            return self._doubts < _MAX_DOUBTS
+        return error.fault == "permission"
+
+    def settle_doubts(self) -> None:
+        """Stop the run for a refusal that is the set-up's, since no row was answered in the end."""
+        if self._doubted is not None and not self.has_answers:
+            self._run.stop.stop(self._doubted)
+
+    def find_wait_s(self, error: TransientError, keys: tuple[Key, ...], refused: int) -> float | None:
+        """How long to wait until the same call is made again without counting as another attempt; `None` if it counts.
+
+        Args:
+            error: With which it failed.
+            keys: The prompts that it carries.
+            refused: How often it was refused in succession for want of capacity.
+        """
+        if error.cause == "capacity":
+            return self._capacity_wait_s(error, refused)
+        if error.cost_unknown or not self._is_outage(error, keys):
+            return None
+        return error.retry_after_s or 0.0
+
+    def _capacity_wait_s(self, error: TransientError, refused: int) -> float | None:
+        """How long to wait until capacity is asked for again; when patience is at its end, the tier or the run ends."""
+        if self.tier == "standard":
+            return 0.0  # since this call left
+        policy, clock = self._run.policy, self._run.clock
+        now = clock.elapsed()
+        if self._no_capacity_since is None:
+            self._no_capacity_since = now
+        left_s = self._no_capacity_since + policy.tier_patience_s - now
+        if left_s > 0:
+            wait_s = policy.retry.wait_s(refused, error, clock.rng)
+            return min(wait_s if wait_s <= policy.retry.max_retry_after_s else 0.0, left_s)
+        model = self._run.task.model.model
+        what = f"{model!r} had no capacity at the tier {self.tier!r} for {policy.tier_patience_s:g} s"
+        if policy.tier_fallback:
+            self.tier = "standard"
+            self._run.runtime.on_warning(f"{what}; the rest goes at the tier 'standard', at its price.")
+            return 0.0
+        self._run.stop.stop(
+            TransientError(f"{what}. Run again later, or set tier_fallback=True to go on at the tier 'standard'.")
+        )
+        return None
+
+    def _is_outage(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
+        """Whether no call is answered at present: that is no failure of this call, unless it goes on for too long."""
+        run, retry = self._run, self._run.policy.retry
+        asked_s = error.retry_after_s or 0.0
+        if asked_s > retry.max_retry_after_s:
+            # Such a limit is a quota; what is longer than any quota is a mistake, and this call's alone.
+            if error.kind == "limited" and asked_s <= _MAX_QUOTA_S:
+                run.stop.stop(FatalError(retry.explain(error)))
+            return False
+        since = self._limits.closed_since
+        if since is None:
+            return False
+        wait_timeout_s = retry.max_outage_s
+        if error.cause == "connection" and not self._replied:
+            wait_timeout_s = min(wait_timeout_s, _FIRST_OUTAGE_S)
+        self._failing.add(keys)
+        if run.clock.elapsed() - since < wait_timeout_s:
+            return True
+        # Where all others were answered it may be this call that the server cannot bear.
+        if len(self._failing) > 1 or not self._answered:
+            run.stop.stop(error)
+        return False

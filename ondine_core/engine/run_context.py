@@ -1,0 +1,75 @@
+"""What all parts of a run share: what is asked, with what it is asked, and what has come of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondine_core.engine.interpreting import Interpreter
+from ondine_core.engine.other_runs import OtherRuns
+from ondine_core.engine.policy import Policy
+from ondine_core.engine.run_state import RunState
+from ondine_core.engine.runtime import Runtime
+from ondine_core.engine.stop_signal import StopSignal
+from ondine_core.prompts.task import Task
+from ondine_core.types.clock import Clock
+from ondine_core.types.ledger import Origin
+from ondine_core.types.values import Failure, Key, Outcome
+
+__all__ = ["RunContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all parts of a run share.
+
+    Args:
+        task: What is asked.
+        columns: The columns that the prompt reads.
+        first: The first row of each prompt.
+        runtime: Model, store, prices, limiter and budgets.
+        policy: How hard to try.
+        origin: Run, asset and partition, for the ledger.
+        clock: Time and chance.
+        others: Other runs of the same question, and which prompts batch jobs have in flight.
+        interpreter: Turns replies into outcomes.
+        run_state: Takes the outcomes of rows.
+        started_at: When the run began, in seconds since the epoch.
+        stop: Ends the run early.
+        unseen: Prompts that were asked by calls whose outcome was never seen.
+    """
+
+    task: Task
+    columns: Mapping[str, Sequence[Any]]
+    first: Mapping[Key, int]
+    runtime: Runtime
+    policy: Policy
+    origin: Origin
+    clock: Clock
+    others: OtherRuns
+    interpreter: Interpreter
+    run_state: RunState
+    started_at: float
+    stop: StopSignal = field(default_factory=StopSignal)
+    unseen: set[Key] = field(default_factory=set)
+
+    def pending(self) -> list[tuple[Key, int]]:
+        """The prompts without an outcome that no batch job has in flight, and a row of each."""
+        known, in_jobs = self.run_state.outcomes, self.others.in_jobs
+        return [(key, row) for key, row in self.first.items() if key not in known and key not in in_jobs]
+
+    def reuse(self, found: Mapping[Key, Outcome]) -> None:
+        """Take outcomes that are in the store."""
+        self.run_state.reuse(found)
+        self._tell_failed(found.items())
+
+    def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
+        """Take outcomes of prompts that are not asked, or not any more."""
+        self.run_state.settle(outcomes)
+        self._tell_failed(outcomes)
+
+    def _tell_failed(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
+        rows_of = self.run_state.rows_of
+        failed = ((outcome, rows_of(key)) for key, outcome in outcomes if isinstance(outcome, Failure))
+        self.runtime.emitter.rows_failed(failed)

@@ -1,0 +1,80 @@
+"""What a call that came back cost, and its entry in the ledger: at once, or with the results of a batch job."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from ondine_core.engine.call_request import BatchResult
+from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.run_context import RunContext
+from ondine_core.errors import RefusedError
+from ondine_core.providers.charges import Charge
+from ondine_core.providers.tiers import billed_tier
+from ondine_core.telemetry.emitter import BatchObserver
+from ondine_core.types.ledger import CallFinished, CallStarted
+from ondine_core.types.values import Reply, Tier, Usage
+
+__all__ = ["NOTHING", "charge_call", "end_batch", "finish_call"]
+
+NOTHING = Charge(Decimal(0))
+
+
+def charge_call(
+    tracker: CostTracker, sent: CallStarted, came: Reply | RefusedError | None, usage: Usage | None, tier: Tier
+) -> Charge:
+    """What a call is charged.
+
+    Args:
+        tracker: Adds it up.
+        sent: The call.
+        came: What came back; `None` if that was not seen.
+        usage: The tokens that were billed; `None` for none.
+        tier: The price tier at which it was made.
+    """
+    if usage is None:
+        return NOTHING
+    return tracker.answered(
+        sent.stage,
+        usage,
+        stated_usd=None if came is None else came.stated_usd,
+        bound_usd=sent.at_most_usd,
+        tier=billed_tier(None if came is None else came.tier, tier),
+    )
+
+
+def finish_call(
+    run: RunContext, sent: CallStarted, usage: Usage | None, charge: Charge, result: BatchResult
+) -> CallFinished:
+    """The entry in the ledger of a call that came back, with the outcomes that it brought."""
+    unseen = run.unseen
+    return CallFinished(
+        sent,
+        "refused" if usage is None else "answered",
+        usage or Usage(),
+        charge.usd,
+        result.answers,
+        result.failures,
+        sum(key in unseen for key, _ in result.answers) if unseen else 0,
+        run.policy.reuse_since,
+        at_most=charge.at_most,
+        replies=result.replies,
+    )
+
+
+def end_batch(
+    run: RunContext, observer: BatchObserver, result: BatchResult, *, keep: bool = True, error: Exception | None = None
+) -> None:
+    """Tell what became of a batch.
+
+    Args:
+        run: Knows how many rows ask for each prompt.
+        observer: Is told.
+        result: The outcomes of its prompts.
+        keep: Whether those are the outcomes of rows.
+        error: With which the last attempt failed, if it did.
+    """
+    if keep and result.failures:
+        rows_of = run.run_state.rows_of
+        observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)
+    owed = sum(len(batch.items) for batch in result.retry)
+    observer.ended(len(result.answers), len(result.failures), owed, error)
