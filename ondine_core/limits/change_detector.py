@@ -13,25 +13,16 @@ CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
 """How a call ended: with a reply (a refusal of its content included), turned away for the rate, turned away or timed
 out for want of capacity, or lost for another reason."""
 
-_USUAL_SHARE = 0.02
-"""Refusals among calls that are taken for accidents."""
-_CHANCE_FACTOR = 1.2
-_CHANCE_MARGIN = 0.05
-"""Where refusals are due to chance: factor and margin on their measured share."""
-_MIN_EXCESS = 3.0
-_SURE_EXCESS = 6.0
-_CHANCE_EXCESS = 10.0
-"""Refusals beyond the usual that are a change: among many calls, among few, and where refusals are due to chance."""
-_MIN_CALLS = 20
-_MIN_CALLS_RAISED = 5
-_MIN_SPAN_S = 0.1
-"""Calls, and the time between first and last, that a change must show in; fewer are enough for a raised limit."""
-_EXPERIMENTS = 3
-_MAX_CHANCE = 0.35
-"""Limits that are lowered in vain before refusals are due to chance, and the largest share that can be."""
-_MIN_CHANCE = 0.005
-_SMOOTHING = 0.01
-"""A share by chance is followed by exponential smoothing, and forgotten below the minimum."""
+_USUAL_SHARE = 0.02  # refusals among calls that are taken for accidents
+_EXCESS = 3.0  # refusals beyond the usual that are a change
+_EXCESS_OF_FEW = 6.0  # the same among few calls
+_EXCESS_OF_CHANCE = 10.0  # the same where refusals are due to chance
+_FEW_CALLS = 20  # fewer say little about a limit, unless it was known and raised
+_MIN_SPAN_S = 0.1  # calls that left in less time say nothing about a rate
+_EXPERIMENTS = 3  # limits that are lowered in vain before refusals are due to chance
+_MAX_CHANCE = 0.35  # a larger share of refusals has a cause
+_MIN_CHANCE = 0.005  # a share by chance that falls below this has passed
+_SMOOTHING = 0.01  # of the share by chance, exponential
 
 
 @dataclass(slots=True)
@@ -66,45 +57,40 @@ class ChangeDetector:
         self._shares: list[float] = []
         self._pending = deque[InFlightCall]()
 
+    def start(self, call: InFlightCall) -> None:
+        """Record a departure."""
+        self._pending.append(call)
+
     def reset(self) -> None:
         """Judge only calls that leave from now on."""
         self._pending.clear()
         self._excess = 0.0
 
-    def start(self, call: InFlightCall) -> None:
-        """Record a departure."""
-        self._pending.append(call)
-
     def advance(self, known_until: float, *, raised: bool) -> Rejections | None:
         """Judge the calls that are back, or that left before `known_until`; few are enough if a limit was `raised`."""
         while self._pending and (self._pending[0].outcome or self._pending[0].left_at < known_until):
             call = self._pending.popleft()
-            self._count(call)
+            refused = call.outcome in ("limited", "overloaded")
+            self._count(call, refused=refused)
             span_s = call.left_at - self._since
-            if call.outcome in ("limited", "overloaded") and self._is_excessive(span_s, raised):
+            if refused and span_s > (0.0 if raised else _MIN_SPAN_S) and self._is_change(raised=raised):
                 self.reset()
-                share = (self._refused - 1) / (self._calls - 1)
                 passed = self._calls - self._refused
+                share = 1 - passed / (self._calls - 1)  # the first is left out: it was refused, as counting starts so
                 return Rejections(share, passed / span_s, 2 * self._limited > self._refused, self._since)
         return None
 
-    def record_failure_rate(self, share: float) -> bool:
-        """Record the share of refusals before a limit is lowered; returns whether it is due to chance instead."""
-        self._shares = [*self._shares[1 - _EXPERIMENTS :], share]
+    def record_failure_rate(self, share: float, *, in_vain: bool) -> bool:
+        """Record the share of refusals, and that a limit was lowered `in_vain`; returns whether they are by chance."""
+        self._shares = [*self._shares[1 - _EXPERIMENTS :], share] if in_vain else [share]
         mean = fmean(self._shares)
         are_similar = all(mean / 3 <= one <= 2 * mean for one in self._shares)
         if len(self._shares) < _EXPERIMENTS or not are_similar or mean > _MAX_CHANCE:
             return False
         self._chance = self._max_chance = mean
-        self._shares.clear()
         return True
 
-    def end_experiment(self) -> None:
-        """Lowering the limit has helped, so the next refusals are no evidence of chance."""
-        self._shares.clear()
-
-    def _count(self, call: InFlightCall) -> None:
-        refused = call.outcome in ("limited", "overloaded")
+    def _count(self, call: InFlightCall, *, refused: bool) -> None:
         if self._chance:
             smoothed = self._chance + _SMOOTHING * (refused - self._chance)
             self._chance = min(self._max_chance, smoothed) if smoothed > _MIN_CHANCE else 0.0
@@ -114,11 +100,12 @@ class ChangeDetector:
         self._calls += 1
         self._refused += refused
         self._limited += call.outcome == "limited"
-        usual = _CHANCE_FACTOR * self._chance + _CHANCE_MARGIN if self._chance else _USUAL_SHARE
+        usual = 1.2 * self._chance + 0.05 if self._chance else _USUAL_SHARE
         self._excess = max(0.0, self._excess + refused - usual)
 
-    def _is_excessive(self, span_s: float, raised: bool) -> bool:
-        if span_s <= (0.0 if raised else _MIN_SPAN_S) or self._calls == self._refused:
-            return False
-        enough = self._calls >= (_MIN_CALLS_RAISED if raised else _MIN_CALLS) or self._excess >= _SURE_EXCESS
-        return enough and self._excess >= (_CHANCE_EXCESS if self._chance else _MIN_EXCESS)
+    def _is_change(self, *, raised: bool) -> bool:
+        if self._chance:
+            least = _EXCESS_OF_CHANCE
+        else:
+            least = _EXCESS_OF_FEW if self._calls < _FEW_CALLS and not raised else _EXCESS
+        return self._excess >= least and self._refused < self._calls

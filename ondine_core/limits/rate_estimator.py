@@ -1,7 +1,4 @@
-"""Estimates the rate at which a provider lets calls through, and spaces calls at it.
-
-Fewer calls in flight bound the rate only while every call takes equally long.
-"""
+"""Estimates what a provider lets through, in calls in flight or calls a second, and tries more now and then."""
 
 from __future__ import annotations
 
@@ -12,22 +9,14 @@ from ondine_core.limits.change_detector import InFlightCall
 
 __all__ = ["ProbedLimit", "RateEstimator"]
 
-_HOLD_FACTOR = 4.0
-_MAX_HOLDS = 16.0
-"""The hold time grows by this factor whenever more was tried in vain, up to this many feedback times."""
-_USED_SHARE = 0.985
-"""The share of a measured limit that is used."""
-_RISEN = 1.5
-"""A limit that could be exceeded by this factor is a new limit."""
-_STEEPNESS = 2.0
-_MAX_EXPONENT = 100.0
-"""A limit grows by exp(steepness * t**2), t in hold times after the first."""
-_PERIOD_S = 1.0
-"""The period over which a provider's limit is taken to count calls."""
-_MIN_PER_S = 0.1
-"""The lowest rate."""
-_CATCH_UP_S = 0.02
-"""A sleep ends late by milliseconds; what it held back in that time may leave at once."""
+_USED_SHARE = 0.985  # of what was measured
+_STEEPNESS = 2.0  # a limit grows by exp(steepness * t**2), t in hold times after the first
+_HOLD_FACTOR = 4.0  # the hold time grows by this whenever more was tried in vain
+_MAX_HOLDS = 16.0  # feedback times that it is at most
+_RISEN = 1.5  # a limit that could be exceeded by this factor is a new one
+_MIN_PER_S = 0.1  # the lowest rate
+_PERIOD_S = 1.0  # over which a provider's limit is taken to count calls
+_CATCH_UP_S = 0.02  # a sleep ends late by milliseconds; what it held back in that time may leave at once
 
 
 class ProbedLimit:
@@ -43,10 +32,16 @@ class ProbedLimit:
         """Whether more than what was measured is tried."""
         return self.value is not None and self._used_s > self._hold_s
 
-    def use(self, seconds: float) -> None:
-        """Record that the limit held calls back for some time."""
+    @property
+    def is_held(self) -> bool:
+        """Whether no more than what was measured is tried."""
+        return self.value is not None and self._used_s <= self._hold_s
+
+    def use(self, seconds: float, max_value: float) -> None:
+        """Record that the limit held calls back for some time; above `max_value` there is none any more."""
         self._used_s += seconds
-        self.value = self._after(self._used_s)
+        value = self._after(self._used_s)
+        self.value = None if value > max_value else value
 
     def lower(self, measured: float, allowed_s: float, feedback_s: float) -> None:
         """Lower the limit to what was let through; it was not too high `allowed_s` ago, as `feedback_s` show."""
@@ -65,29 +60,29 @@ class ProbedLimit:
 
     def _after(self, used_s: float) -> float:
         beyond = max(0.0, used_s / self._hold_s - 1)
-        return self._measured * exp(min(_STEEPNESS * beyond**2, _MAX_EXPONENT))
+        return self._measured * exp(min(_STEEPNESS * beyond**2, 100.0))
 
 
-class RateEstimator:
-    """The rate at which calls leave, measured from what a provider let through; `limit` is in calls a second."""
+class RateEstimator(ProbedLimit):
+    """A limit in calls a second, at which calls are spaced: where calls take unequally long, fewer in flight do not."""
 
     def __init__(self, now: float) -> None:
-        self.limit = ProbedLimit()
+        super().__init__()
         self.next_at = self._left_at = now
         self._recent = deque[InFlightCall]()
 
-    def start(self, call: InFlightCall, latency_s: float, spread_per_s: float) -> None:
+    def start(self, call: InFlightCall, latency_s: float, spread_per_s: float, max_per_s: float) -> None:
         """Record a departure; calls are spread at `spread_per_s` (0: not at all) while no limit has shown."""
         now = call.left_at
         self._recent.append(call)
         while self._recent[0].left_at < now - 3 * max(_PERIOD_S, latency_s):
             self._recent.popleft()
-        per_s = self.limit.value or spread_per_s
+        per_s = self.value or spread_per_s
         if per_s:
             spacing_s = 1 / per_s
-            if self.limit.value and now - self.next_at < max(_CATCH_UP_S, spacing_s):  # there were calls to make
-                self.limit.use(min(now - self._left_at, 2 * spacing_s))
-            self.next_at = min(max(self.next_at, now - _CATCH_UP_S), now + spacing_s) + spacing_s
+            if self.value and now - self.next_at < max(_CATCH_UP_S, spacing_s):  # there were calls to make
+                self.use(min(now - self._left_at, 2 * spacing_s), max_per_s)
+            self.next_at = max(self.next_at, now - _CATCH_UP_S) + spacing_s
         self._left_at = now
 
     def measure(self, refused: InFlightCall, latency_s: float) -> float:
@@ -97,7 +92,7 @@ class RateEstimator:
         before = (call for call in self._recent if call.number < refused.number and call.left_at > since)
         return sum(call.outcome != "limited" for call in before) / period_s
 
-    def lower(self, per_s: float, now: float, refused_s: float, feedback_s: float) -> None:
-        """Space calls at the rate of what was let through while others were refused."""
-        self.limit.lower(max(_MIN_PER_S, per_s), refused_s + feedback_s, feedback_s)
-        self.next_at = max(now, self._left_at + 1 / (self.limit.value or per_s))
+    def slow_down(self, per_s: float, now: float, refused_s: float, feedback_s: float) -> None:
+        """Space calls at the rate of what was let through while others were refused, for `refused_s` until now."""
+        self.lower(max(_MIN_PER_S, per_s), refused_s + feedback_s, feedback_s)
+        self.next_at = max(now, self._left_at + 1 / (self.value or per_s))
