@@ -10,6 +10,7 @@ from operator import add
 from typing import get_args
 
 from ondine_core.providers.charges import Charge, decide_charge
+from ondine_core.providers.context_window import MAX_TOKENS_A_MESSAGE
 from ondine_core.providers.media_tokens import max_tokens_anywhere, media_tokens_in
 from ondine_core.providers.pricing import Price
 from ondine_core.types.ledger import CallReason, UsageTotals
@@ -18,9 +19,6 @@ from ondine_core.types.progress import Spend, add_usd
 from ondine_core.types.values import Call, Tier, Usage
 
 __all__ = ["CostTracker"]
-
-_TOKENS_A_MESSAGE = 16
-"""More than any chat format adds around a message."""
 
 
 class CostTracker:
@@ -71,7 +69,7 @@ class CostTracker:
         if len(prices) < len(tiers):
             return None
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
-        texts = sum(_length(message.content) + _TOKENS_A_MESSAGE for message in call.messages)
+        texts = sum(_length(message.content) + MAX_TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")
         if call.media:
             counted = (media_tokens_in(message.content, call.media, self._media_tokens) for message in call.messages)

@@ -59,7 +59,7 @@ def _meant(model: str) -> str:
 
 # Where each dialect is; the modules load when they are needed.
 _DIALECTS: Mapping[str, str] = {
-    **dict.fromkeys(SERVERS, "openai_servers:connect_openai_server"),
+    **dict.fromkeys(SERVERS, "openai_http:connect_openai"),
     "anthropic": "anthropic_http:connect_anthropic",
     "azure": "azure:connect_azure",
     "llama_cpp": "llama_cpp:connect_llama_cpp",

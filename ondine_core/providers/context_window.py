@@ -19,6 +19,7 @@ from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.types.values import Item, Json, ModelSpec
 
 __all__ = [
+    "MAX_TOKENS_A_MESSAGE",
     "TOKENS_A_MESSAGE",
     "USUAL_TOKENS_A_MESSAGE",
     "Room",
@@ -67,6 +68,8 @@ TOKENS_A_MESSAGE = 8
 """What frames a message of a chat: by OpenAI's account three or four with its models; twice that to be safe."""
 USUAL_TOKENS_A_MESSAGE = 4
 """The same for an estimate, which should be near and not safe."""
+MAX_TOKENS_A_MESSAGE = 16
+"""The same for a bound on what a call can cost: more than any chat format adds."""
 
 
 def estimate_tokens(text: str) -> int:

@@ -16,6 +16,7 @@ from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, bearer
 from ondine_core.providers.http_errors import ADVICE
 from ondine_core.providers.media_parts import openai_content
+from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.prompt_cache import cache_key_field, prefix_id, prefix_of
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.reply_text import heeds_schema
@@ -29,11 +30,12 @@ from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 __all__ = ["ChatWriter", "OpenAIModel", "chat_advice", "chat_body", "chat_reply", "connect_openai"]
 
 
-def connect_openai(spec: ModelSpec, model: str, base_url: str, api_key: str | None, form: RequestForm) -> ChatModel:
-    """A client for `model` at `base_url` (the root up to `/v1`), asked in `form` until the server says otherwise."""
-    root = base_url.rstrip("/")
-    endpoint = Endpoint(f"{root}/chat/completions", spec.max_call_s, bearer(api_key), advice=chat_advice(root))
-    return OpenAIModel(endpoint, spec, {"model": model}, form)
+def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
+    """The model `name` of a server in the table of `openai_servers`."""
+    access = find_access(spec, name)
+    root = access.base_url.rstrip("/")
+    endpoint = Endpoint(f"{root}/chat/completions", spec.max_call_s, bearer(access.api_key), advice=chat_advice(root))
+    return OpenAIModel(endpoint, spec, {"model": name}, access.form)
 
 
 def chat_advice(base_url: str) -> Mapping[int, str]:

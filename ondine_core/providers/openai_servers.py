@@ -17,10 +17,9 @@ from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
 from ondine_core.providers.settings import check_address, check_settings, chosen_of, first_set, given_key
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
-from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["SERVERS", "ServerAccess", "connect_openai_server", "find_access", "find_address"]
+__all__ = ["SERVERS", "ServerAccess", "find_access", "find_address"]
 
 _SETTINGS = ("token_limit_field", "structured_output")
 
@@ -90,14 +89,6 @@ class ServerAccess:
     base_url: str
     api_key: str | None = field(repr=False)
     form: RequestForm
-
-
-def connect_openai_server(spec: ModelSpec, name: str) -> ChatModel:
-    """The model `name` of a server in the table."""
-    from ondine_core.providers.openai_http import connect_openai
-
-    access = find_access(spec, name)
-    return connect_openai(spec, name, access.base_url, access.api_key, access.form)
 
 
 def find_access(spec: ModelSpec, name: str) -> ServerAccess:
