@@ -19,7 +19,13 @@ from ondine_core.providers import connect
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.settings import check_address, check_params
 from ondine_core.providers.tiers import find_tiers
-from ondine_core.store import Durability, network_file_system, parse_address, passing_file_system
+from ondine_core.store import (
+    NETWORK_FILE_SYSTEMS,
+    PASSING_FILE_SYSTEMS,
+    Durability,
+    find_file_system,
+    parse_address,
+)
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
@@ -339,8 +345,8 @@ def store_warning(path: str, home: str | None = None) -> str | None:
     if address.kind == "postgres":
         return None
     path = address.text
-    kind = network_file_system(path)
-    if kind:
+    kind = find_file_system(path)
+    if kind.startswith(NETWORK_FILE_SYSTEMS):
         return (
             f"The answer store {path!r} is on a network file system ({kind}), where SQLite loses data. "
             "Set LLMResource(store=...) to a file on a local disk."
@@ -354,8 +360,7 @@ def store_warning(path: str, home: str | None = None) -> str | None:
             f"The answer store {path!r} is in a temporary directory: the next run will pay for every answer again. "
             "Set DAGSTER_HOME, or LLMResource(store=...)."
         )
-    kind = passing_file_system(path)
-    if kind:
+    if kind in PASSING_FILE_SYSTEMS:
         return (
             f"The answer store {path!r} is lost with this container ({kind}), and other machines do not see it: every "
             "run may pay for every answer again. Set LLMResource(store=...) to a postgresql:// URL, or to a file on a "

@@ -15,17 +15,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from ondine_core.commands.terminal import AddCommand, printable, show_instant, show_usd, warn, write_table
+from ondine_core.commands.terminal import (
+    AddCommand,
+    adding_to,
+    printable,
+    show_asset,
+    show_instant,
+    show_usd,
+    warn,
+    write_lines,
+    write_table,
+)
 from ondine_core.engine.jobs.polling import ask_status
 from ondine_core.errors import ConfigError, JobLostError, TransientError
 from ondine_core.providers.job_api import JobApi, JobStatus
 from ondine_core.providers.jobs import connect_jobs
 from ondine_core.store import job_tables, open_store
 from ondine_core.store.database import Database
-from ondine_core.store.job_tables import InFlight
 from ondine_core.store.reservations import budget_name
 from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWait
-from ondine_core.types.ledger import Origin
+from ondine_core.types.ledger import UsageTotals
 from ondine_core.types.values import ModelSpec
 
 __all__ = ["add_commands"]
@@ -35,20 +44,13 @@ _WITHOUT_ID: Final[tuple[JobState, ...]] = ("preparing", "creating")
 _SHOWN = 5
 """Markers in one message."""
 _HEADER = ("job", "provider's id", "asset", "model", "state", "provider says", "requests", "done", "USD held", "since")
-_TEXTS = (0, 1, 2, 3, 4, 5)
 
 
 def add_commands(add: AddCommand) -> None:
     """Add the command of this module, with its actions."""
     jobs = add("jobs", _list, "batch jobs of providers: list, show, cancel, adopt or forget them")
     _add_all(jobs, default=False)
-    actions = jobs.add_subparsers(metavar="ACTION")
-
-    def add_action(name: str, command: Callable[[Database, argparse.Namespace], None], what: str) -> Any:
-        action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
-        action.set_defaults(command=command)
-        return action
-
+    add_action = adding_to(jobs.add_subparsers(metavar="ACTION"))
     _add_all(add_action("list", _list, "jobs that are under way (default)"), default=argparse.SUPPRESS)
     show = add_action("show", _show, "all that is known of a job")
     _add_marker(show)
@@ -95,32 +97,28 @@ def _list(database: Database, options: argparse.Namespace) -> None:
     if not records:
         sys.stdout.write("No batch job is stored.\n" if options.all else "No batch job is under way.\n")
         return
-    rows = [_job_row(record, in_flight.get(record.job, InFlight())) for record in records]
-    write_table([_HEADER, *rows], texts=_TEXTS)
+    rows = [_job_row(record, in_flight[record.job]) for record in records]
+    write_table([_HEADER, *rows], texts=range(6))
 
 
-def _job_row(record: JobRecord, in_flight: InFlight) -> tuple[str, ...]:
+def _job_row(record: JobRecord, in_flight: UsageTotals) -> tuple[str | int, ...]:
     return (
         record.marker,
         printable(record.job_id or "?"),
-        _asset(record.origin),
+        show_asset(record.origin) or "(none)",
         record.model,
         record.state,
         printable(record.status or "?"),
-        f"{_requests(record, in_flight):,}",
-        f"{record.done:,}",
-        show_usd(in_flight.at_most_usd, in_flight.requests),
+        _requests(record, in_flight),
+        record.done,
+        show_usd(in_flight.usd, in_flight.calls),
         show_instant(record.created_at),
     )
 
 
-def _asset(origin: Origin) -> str:
-    return "/".join(filter(None, (origin.asset, origin.partition))) or "(none)"
-
-
-def _requests(record: JobRecord, in_flight: InFlight) -> int:
+def _requests(record: JobRecord, in_flight: UsageTotals) -> int:
     """How many requests a job has; one that is being prepared does not say so yet."""
-    return record.requests or in_flight.requests
+    return record.requests or in_flight.calls
 
 
 def _show(database: Database, options: argparse.Namespace) -> None:
@@ -130,14 +128,14 @@ def _show(database: Database, options: argparse.Namespace) -> None:
     ((record,), in_flight, lost, waits) = database.read(
         lambda: (
             job_tables.read_jobs(database, jobs=[record.job], is_open=False),
-            job_tables.read_in_flight(database).get(record.job, InFlight()),
+            job_tables.read_in_flight(database)[record.job],
             job_tables.count_lost(database, record.job),
             job_tables.read_waits(database),
         )
     )
     waiting = [wait for wait in waits if record.job in wait.jobs]
     lines = [*_identity_lines(record), *_progress_lines(record, in_flight, lost), *map(_wait_line, waiting)]
-    write_table([(name, printable(text)) for name, text in lines], texts=(0, 1))
+    write_lines(lines)
 
 
 def _refresh(record: JobRecord, options: argparse.Namespace) -> None:
@@ -157,7 +155,7 @@ def _identity_lines(record: JobRecord) -> list[tuple[str, str]]:
         ("provider's id", record.job_id or "not known"),
         ("model", record.model),
         ("account", record.account),
-        ("asset", _asset(record.origin)),
+        ("asset", show_asset(record.origin) or "(none)"),
         ("run", record.origin.run or "?"),
         ("budgets", ", ".join(map(budget_name, record.cells)) or "none"),
         ("begun", show_instant(record.created_at)),
@@ -165,16 +163,16 @@ def _identity_lines(record: JobRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _progress_lines(record: JobRecord, in_flight: InFlight, lost: int) -> list[tuple[str, str]]:
+def _progress_lines(record: JobRecord, in_flight: UsageTotals, lost: int) -> list[tuple[str, str]]:
     requests = _requests(record, in_flight)
     lines = [
         ("state", f"{record.state}, since {show_instant(record.changed_at)}"),
         ("provider says", record.status or "nothing yet"),
         ("requests", f"{requests:,}, of which the provider has done {record.done:,}"),
-        ("settled", f"{max(0, requests - in_flight.requests - lost):,}"),
+        ("settled", f"{max(0, requests - in_flight.calls - lost):,}"),
     ]
     if record.state in OPEN_STATES:
-        lines.append(("not settled", f"{in_flight.requests:,}, held at {show_usd(in_flight.at_most_usd, 1)} USD"))
+        lines.append(("not settled", f"{in_flight.calls:,}, held at {show_usd(in_flight.usd, 1)} USD"))
     if lost:
         lines.append(("unknown outcome", f"{lost:,}, charged with the most that they can have cost"))
     return lines
@@ -182,7 +180,7 @@ def _progress_lines(record: JobRecord, in_flight: InFlight, lost: int) -> list[t
 
 def _wait_line(wait: JobWait) -> tuple[str, str]:
     runs = f"first run {wait.origin.run or '?'}, last run {wait.last_run or '?'}"
-    return ("waiting", f"{_asset(wait.origin)}, since {show_instant(wait.since)}, {runs}")
+    return ("waiting", f"{show_asset(wait.origin) or '(none)'}, since {show_instant(wait.since)}, {runs}")
 
 
 # -- acting --------------------------------------------------------------------------------------------------------
@@ -222,7 +220,7 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
     taken = next((other.marker for other in others if other.job_id == job_id), None)
     if taken is not None:
         raise ConfigError(f"{job_id!r} is the provider's id of the batch job {taken}; name another one.")
-    held = in_flight.get(record.job, InFlight())
+    held = in_flight[record.job]
     requests = _requests(record, held)
     status = _ask(record, options, partial(_check_is, record=record, job_id=job_id, requests=requests))
 
@@ -233,7 +231,7 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
             changed_at=time.time(),
             job_id=job_id,
             requests=requests,
-            at_most_usd=old.at_most_usd if old.requests else held.at_most_usd,
+            at_most_usd=old.at_most_usd if old.requests else held.usd,
             status=status.state,
             done=status.done,
         )
@@ -273,13 +271,11 @@ def _forget(database: Database, options: argparse.Namespace) -> None:
     record = _find(database, options.marker)
     is_sent = record.state != "preparing"
     if not options.yes:
-        in_flight = database.read(lambda: job_tables.read_in_flight(database)).get(record.job, InFlight())
-        cost = (
-            f"stay charged at {show_usd(in_flight.at_most_usd, 1)} USD" if is_sent else "were not sent and cost nothing"
-        )
+        in_flight = database.read(lambda: job_tables.read_in_flight(database))[record.job]
+        cost = f"stay charged at {show_usd(in_flight.usd, 1)} USD" if is_sent else "were not sent and cost nothing"
         advice = f" Cancel it first if it still runs: `jobs cancel {record.marker}`." if record.job_id else ""
         raise ConfigError(
-            f"The batch job {record.marker} is {record.state}. If it is forgotten, its {in_flight.requests:,} requests "
+            f"The batch job {record.marker} is {record.state}. If it is forgotten, its {in_flight.calls:,} requests "
             f"without an outcome {cost}, and their prompts are asked again.{advice} To forget it, add --yes."
         )
     if not is_sent:

@@ -6,8 +6,8 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +16,7 @@ import orjson
 from ondine_core.commands.terminal import AddCommand, add_filters, show_iso, warn
 from ondine_core.errors import ConfigError
 from ondine_core.store.database import Database, Row
-from ondine_core.store.queries import ANSWER_COLUMNS, stream
+from ondine_core.store.queries import EXPORTED_COLUMNS, read_all_answers
 from ondine_core.store.records import DamagedRowError, to_answer
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
@@ -60,16 +60,15 @@ def _put_in_place(target: Path) -> Iterator[Path]:
 
 def _export(database: Database, options: argparse.Namespace) -> None:
     write = _write_csv if options.format == "csv" else _write_jsonl
-    # A reader that leaves early must not leave a query behind when the store is closed.
-    with closing(_whole_rows(stream(database, since=options.since, asset=options.asset))) as rows:
-        if options.output is None:
-            write(rows, sys.stdout)
-            return
-        with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
-            write(rows, file)
+    rows = _whole_rows(read_all_answers(database, since=options.since, asset=options.asset))
+    if options.output is None:
+        write(rows, sys.stdout)
+        return
+    with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+        write(rows, file)
 
 
-def _whole_rows(rows: Iterable[Row]) -> Generator[Row]:
+def _whole_rows(rows: Iterable[Row]) -> Iterator[Row]:
     """All rows but damaged ones, which are named on standard error."""
     for row in rows:
         try:
@@ -83,11 +82,11 @@ def _whole_rows(rows: Iterable[Row]) -> Generator[Row]:
 def _write_jsonl(rows: Iterable[Row], out: TextIO) -> None:
     for key, values, *rest, answered_at in rows:
         row = [key.hex(), orjson.Fragment(values), *rest, show_iso(answered_at)]
-        out.write(orjson.dumps(dict(zip(ANSWER_COLUMNS, row, strict=True))).decode() + "\n")
+        out.write(orjson.dumps(dict(zip(EXPORTED_COLUMNS, row, strict=True))).decode() + "\n")
 
 
 def _write_csv(rows: Iterable[Row], out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(ANSWER_COLUMNS)
+    writer.writerow(EXPORTED_COLUMNS)
     for key, values, *rest, answered_at in rows:
         writer.writerow([key.hex(), values.decode(), *rest, show_iso(answered_at)])

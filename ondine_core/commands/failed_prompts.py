@@ -11,21 +11,23 @@ from functools import partial
 from ondine_core.commands.terminal import (
     AddCommand,
     add_filters,
-    printable,
+    show_asset,
     show_instant,
     to_count,
     to_key,
     to_row,
     warn,
+    write_lines,
     write_table,
 )
 from ondine_core.engine.definition import keys_of_row, keys_of_text, read_definition
 from ondine_core.errors import ConfigError
 from ondine_core.store.database import Database
 from ondine_core.store.ledger_rows import read_answers
-from ondine_core.store.origins import Origins, read_definitions, read_origins, read_reply
-from ondine_core.store.queries import read_failed_prompts, read_failure_counts
-from ondine_core.types.values import Key
+from ondine_core.store.origins import read_definitions, read_origins, read_reply
+from ondine_core.store.queries import FailedPrompt, read_failed_prompts, read_failure_counts
+from ondine_core.types.ledger import Origin
+from ondine_core.types.values import Answer, Key
 
 __all__ = ["add_commands"]
 
@@ -48,10 +50,8 @@ def add_commands(add: AddCommand) -> None:
 def _failures(database: Database, options: argparse.Namespace) -> None:
     chosen = {"since": options.since, "asset": options.asset}
     counts = read_failure_counts(database, **chosen)
-    sys.stdout.write(f"{sum(counts.values()):,} prompts have no answer")
-    sys.stdout.write(
-        f": {', '.join(f'{count:,} {reason}' for reason, count in counts.items())}.\n" if counts else ".\n"
-    )
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    sys.stdout.write(f"{sum(counts.values()):,} prompts have no answer{': ' if reasons else ''}{reasons}.\n")
     failed = read_failed_prompts(database, **chosen, limit=options.limit)
     if not failed:
         return
@@ -60,10 +60,10 @@ def _failures(database: Database, options: argparse.Namespace) -> None:
         (
             one.key.hex(),
             show_instant(one.failed_at),
-            "/".join(filter(None, (one.asset, one.partition))) or "?",
-            one.run or "?",
+            show_asset(one.origin) or "?",
+            one.origin.run or "?",
             one.failure.model or "?",
-            f"{one.failure.attempts:,}",
+            one.failure.attempts,
             "?" if one.failure.cost_usd is None else f"{one.failure.cost_usd:,.6f}",
             "kept" if one.has_reply else "",
             str(one.failure),
@@ -79,43 +79,55 @@ def _failures(database: Database, options: argparse.Namespace) -> None:
 
 def _why(database: Database, options: argparse.Namespace) -> None:
     keys = [options.key] if options.key else database.read(lambda: _find_keys(database, options))
-    answers, failures, answered_for, failed_for = database.read(
+    answers, failures, origins = database.read(
         lambda: (
             read_answers(database, keys, warn),
             {one.key: one for one in read_failed_prompts(database, keys=keys, limit=len(keys))},
-            read_origins(database, "answers", keys),
-            read_origins(database, "failures", keys),
+            read_origins(database, keys),
         )
     )
-    told = 0
+    found = []
     for key in keys:
-        lines = []
-        answer = answers.get(key)
+        answer, failed = answers.get(key), failures.get(key)
         if answer is not None:
-            asked = f"{_times(answer.attempts)}; the answer came in a call with {answer.batch_size:,} prompts"
-            lines = [("answer", json.dumps(answer.values, ensure_ascii=False)), ("model", answer.model)]
-            lines += [("when", show_instant(answer.answered_at)), *_origin_lines(answered_for[key]), ("asked", asked)]
-            lines += [("cost", _cost(answer.cost_usd)), ("request", answer.request_id or "?")]
-        elif (failed := failures.get(key)) is not None:
-            failure, kept = failed.failure, database.read(partial(read_reply, database, key))
-            lines = [
-                ("failure", str(failure)),
-                ("model", failure.model or "?"),
-                ("when", show_instant(failed.failed_at)),
-            ]
-            lines += [*_origin_lines(failed_for[key]), ("asked", _times(failure.attempts))]
-            lines += [("cost", _cost(failure.cost_usd))]
-            lines += [("reply", "not kept; keep_replies=True keeps it" if kept is None else _indented(kept[0]))]
-        if lines:
-            sys.stdout.write("\n" if told else "")
-            told += 1
-            write_table([("key", key.hex()), *((name, printable(text)) for name, text in lines)], texts=(0, 1))
-    if not told:
+            found.append([("key", key.hex()), *_answer_lines(answer, origins[key])])
+        elif failed is not None:
+            kept = database.read(partial(read_reply, database, key))
+            found.append([("key", key.hex()), *_failure_lines(failed, kept)])
+    if not found:
         tried = ", ".join(key.hex() for key in keys)
         raise ConfigError(
             f"The store has neither an answer nor a failure for it (tried {tried}): it was not asked, or with another "
             "prompt, model or parameters, or it was removed."
         )
+    for number, lines in enumerate(found):
+        sys.stdout.write("\n" if number else "")
+        write_lines(lines)
+
+
+def _answer_lines(answer: Answer, origin: Origin) -> list[tuple[str, str]]:
+    return [
+        ("answer", json.dumps(answer.values, ensure_ascii=False)),
+        ("model", answer.model),
+        ("when", show_instant(answer.answered_at)),
+        *_origin_lines(origin),
+        ("asked", f"{_times(answer.attempts)}; the answer came in a call with {answer.batch_size:,} prompts"),
+        ("cost", _cost(answer.cost_usd)),
+        ("request", answer.request_id or "?"),
+    ]
+
+
+def _failure_lines(failed: FailedPrompt, kept: tuple[str, float] | None) -> list[tuple[str, str]]:
+    failure = failed.failure
+    return [
+        ("failure", str(failure)),
+        ("model", failure.model or "?"),
+        ("when", show_instant(failed.failed_at)),
+        *_origin_lines(failed.origin),
+        ("asked", _times(failure.attempts)),
+        ("cost", _cost(failure.cost_usd)),
+        ("reply", "not kept; keep_replies=True keeps it" if kept is None else _indented(kept[0])),
+    ]
 
 
 def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
@@ -138,11 +150,11 @@ def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
     return list(keys)
 
 
-def _origin_lines(origin: Origins) -> list[tuple[str, str]]:
+def _origin_lines(origin: Origin) -> list[tuple[str, str]]:
     """The lines that say for whom a prompt was asked."""
     if not origin.run:
         return [("run", "not known: it was asked by an earlier version")]
-    return [("run", origin.run), ("asset", "/".join(filter(None, (origin.asset, origin.partition))) or "(none)")]
+    return [("run", origin.run), ("asset", show_asset(origin) or "(none)")]
 
 
 def _times(count: int) -> str:

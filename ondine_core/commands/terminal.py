@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from ondine_core.store.database import Database
+from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Key
 
 __all__ = [
     "AddCommand",
     "Command",
     "add_filters",
+    "adding_to",
     "printable",
+    "show_asset",
     "show_instant",
     "show_iso",
     "show_usd",
@@ -29,6 +32,7 @@ __all__ = [
     "to_row",
     "to_since",
     "warn",
+    "write_lines",
     "write_table",
 ]
 
@@ -43,6 +47,17 @@ class AddCommand(Protocol):
 
     def __call__(self, name: str, command: Command, what: str) -> argparse.ArgumentParser:
         """Returns its parser, for its arguments; `what` says what it does."""
+
+
+def adding_to(commands: argparse._SubParsersAction[Any]) -> AddCommand:
+    """What adds a command to `commands`."""
+
+    def add(name: str, command: Command, what: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+        added.set_defaults(command=command)
+        return added
+
+    return add
 
 
 # -- arguments -----------------------------------------------------------------------------------------------------
@@ -102,10 +117,11 @@ def to_age_s(text: str) -> float:
 # -- output --------------------------------------------------------------------------------------------------------
 
 
-def write_table(rows: Sequence[Sequence[str]], *, texts: Collection[int] = (0,)) -> None:
+def write_table(rows: Sequence[Sequence[str | int]], *, texts: Collection[int] = (0,)) -> None:
     """Write columns side by side, those numbered in `texts` to the left and figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         cells = [
             cell.ljust(width) if number in texts else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -113,9 +129,19 @@ def write_table(rows: Sequence[Sequence[str]], *, texts: Collection[int] = (0,))
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
+def write_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Write what is known of one thing, a name and a text a line; a text may come from anywhere."""
+    write_table([(name, printable(text)) for name, text in lines], texts=(0, 1))
+
+
 def show_usd(usd: Decimal | None, at_most_calls: int) -> str:
     """An amount, with a mark if it is a bound."""
     return "?" if usd is None else f"{'<= ' if at_most_calls else ''}{usd:,.6f}"
+
+
+def show_asset(origin: Origin) -> str:
+    """Asset and partition, empty if neither is known."""
+    return "/".join(filter(None, (origin.asset, origin.partition)))
 
 
 def show_instant(at: float) -> str:

@@ -34,24 +34,17 @@ def add_commands(add: AddCommand) -> None:
 def _prune(database: Database, options: argparse.Namespace) -> None:
     if options.older_than is None and options.asset is None:
         options.fail("say what to remove: --older-than AGE, --asset ASSET, or both")
-    before = time.time() - (options.older_than or 0.0)
-    is_dated = options.older_than is not None
-    # The ledger explains what a budget was spent on, so its entries are pruned by age only.
-    pruned = prune(database, before, asset=options.asset, ledger=is_dated, dry_run=options.dry_run)
+    before = None if options.older_than is None else time.time() - options.older_than
+    pruned = prune(database, before, asset=options.asset, dry_run=options.dry_run)
     if not options.dry_run:
         database.compact()
     about = f" of {options.asset!r}" if options.asset else ""
-    dated = f", from before {show_instant(before)}" if is_dated else ""
+    dated = f", from before {show_instant(before)}" if before is not None else ""
     sys.stdout.write(f"{'To remove' if options.dry_run else 'Removed'}{about}{dated}:\n")
-    rows = [
-        ("answers", f"{pruned.answers:,}"),
-        ("failures", f"{pruned.failures:,}"),
-        ("replies", f"{pruned.replies:,}"),
-        ("lines of the ledger", f"{pruned.ledger:,}"),
-    ]
-    if pruned.jobs or pruned.waits:
-        rows += [("batch jobs", f"{pruned.jobs:,}"), ("waits for batch jobs", f"{pruned.waits:,}")]
-    write_table(rows)
+    names = {"answers": "answers", "failures": "failures", "replies": "replies", "ledger": "lines of the ledger"}
+    if pruned["jobs"] or pruned["job_waits"]:
+        names |= {"jobs": "batch jobs", "job_waits": "waits for batch jobs"}
+    write_table([(name, pruned[table]) for table, name in names.items()])
 
 
 def _reservations(database: Database, _: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ were made to learn it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from ondine_core.store.connect import StoreAddress, parse_address
@@ -15,29 +15,30 @@ from ondine_core.store.database import Durability
 from ondine_core.store.group_commit import Store, warn_in_log
 
 __all__ = [
+    "NETWORK_FILE_SYSTEMS",
+    "PASSING_FILE_SYSTEMS",
     "Durability",
     "Store",
     "StoreAddress",
-    "network_file_system",
+    "find_file_system",
     "open_store",
     "parse_address",
-    "passing_file_system",
 ]
 
-_PASSING = ("overlay", "ramfs", "tmpfs")
-"""A container's own layer, and memory."""
-_NETWORK = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
+PASSING_FILE_SYSTEMS = ("overlay", "ramfs", "tmpfs")
+"""A container's own layer, and memory: what is on them is lost with the container or machine."""
+NETWORK_FILE_SYSTEMS = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "nfs", "smb")
+"""How the kinds begin where SQLite must not be."""
 
 
-@contextmanager
 def open_store(
     place: str | Path,
     *,
     durability: Durability = "process",
     wait_timeout_s: float = 30.0,
     warn: Callable[[str], None] = warn_in_log,
-) -> Iterator[Store]:
-    """Open the store at `place` and close it in the end.
+) -> AbstractContextManager[Store]:
+    """Open the store at `place`, to be used in a `with` statement that closes it in the end.
 
     Args:
         place: A file (made if absent; `":memory:"` is forgotten), or a URL as in
@@ -51,37 +52,16 @@ def open_store(
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
         StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    store = Store(place, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn)
-    try:
-        yield store
-    finally:
-        store.close()
+    return closing(Store(place, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn))
 
 
-def network_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str | None:
-    """The kind of network file system `path` lies on, where SQLite must not be; `None` if it is local or unknown.
+def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str:
+    """The kind of file system that a file lies on, which need not exist yet; empty if that is not known.
 
     Args:
-        path: A file that need not exist yet.
+        path: The file.
         mounts: The list of mounts, as Linux shows it.
     """
-    kind = _file_system(path, mounts)
-    return kind if kind.startswith(_NETWORK) else None
-
-
-def passing_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str | None:
-    """The kind of file system `path` lies on if it is lost with its container or machine; `None` if it stays.
-
-    Args:
-        path: A file that need not exist yet.
-        mounts: The list of mounts, as Linux shows it.
-    """
-    kind = _file_system(path, mounts)
-    return kind if kind in _PASSING else None
-
-
-def _file_system(path: str | Path, mounts: str | Path) -> str:
-    """The kind of file system `path` lies on, empty if that is not known."""
     try:
         lines = Path(mounts).read_text(encoding="utf-8").splitlines()
     except OSError:

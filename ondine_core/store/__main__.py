@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
-from ondine_core.commands.terminal import Command
+from ondine_core.commands.terminal import adding_to
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect, find_dagster_store
 
@@ -64,14 +64,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "if left out, what ONDINE_STORE says, or the default store of the Dagster instance in DAGSTER_HOME",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Command, what: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=what, description=what.capitalize() + ".")
-        added.set_defaults(command=command)
-        return added
-
     for group in (spending, failed_prompts, upkeep, batch_jobs, copies):
-        group.add_commands(add)
+        group.add_commands(adding_to(commands))
 
     arguments = list(arguments)
     if arguments and arguments[0] in commands.choices:

@@ -7,78 +7,75 @@ claims the prompts of its own calls, and leaves out those that have an answer by
 noted in `calls` and its run is announced. Claims are removed when a run ends and not call by call: two transactions on
 Postgres that both wrote and removed claims could wait for each other.
 
-No statement waits for the result of another one if all goes well: claims are inserted, counted, and looked at one by
-one only if some are missing.
+No statement waits for the result of another one if all goes well: claims are inserted, assumed to be all there, and
+looked at one by one only if some are missing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import orjson
 
 from ondine_core.store.database import Database
-from ondine_core.store.records import ORIGIN_BYTES, SentRow, split_keys
-from ondine_core.types.ledger import Claim, RunStarted
+from ondine_core.store.dialects import insert, upsert
+from ondine_core.store.origins import note
+from ondine_core.store.records import ORIGIN_BYTES, clean, split_keys
+from ondine_core.store.schema import IS_ANSWERED
+from ondine_core.types.ledger import CallStarted, Claim, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Key
 
-__all__ = ["claim", "join", "leave", "read_claims", "release"]
+__all__ = ["REMOVE_CALLS", "claim", "join", "leave", "read_claims", "release"]
 
-_JOIN = """
-    INSERT INTO ondine.runs (run, question, lease, process, joined_at) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (run) DO NOTHING"""
+_JOIN = insert("runs", ("run", "question", "lease", "process", "joined_at"), "ON CONFLICT (run) DO NOTHING")
 _REMOVE_OVERTAKEN = "DELETE FROM ondine.runs WHERE lease = ?"
-_COUNT_RUNS = "SELECT COUNT(*) FROM ondine.runs WHERE question IN ?"
 _FIND_RUNS = "SELECT run, process FROM ondine.runs WHERE question IN ?"
-_NOTE_LAST = """
-    INSERT INTO ondine.questions (question, last_run) VALUES (?, ?)
-    ON CONFLICT (question) DO UPDATE SET last_run = excluded.last_run"""
-_COUNT_LAST = "SELECT COUNT(*) FROM ondine.questions WHERE last_run IN ?"
+_NOTE_LAST = upsert("questions", ["question"], ["question", "last_run"])
+_FIND_LAST = "SELECT question FROM ondine.questions WHERE last_run IN ?"
 _LEAVE = "DELETE FROM ondine.runs WHERE run IN ?"
 _REMOVE_CLAIMS_OF_RUNS = f"DELETE FROM ondine.claims WHERE substr(call, 1, {ORIGIN_BYTES}) IN ?"  # noqa: S608
 _FIND_IN_FLIGHT = "SELECT call, keys FROM ondine.calls"
-_CLAIM_FOR_OTHERS = "INSERT INTO ondine.claims (key, call) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_CLAIM_FOR_OTHERS = insert("claims", ("key", "call"), "ON CONFLICT DO NOTHING")
 # A run that lost a call asks again under another one; no other run waits for a call that is over or a run that is gone.
 _CLAIM = f"""
     INSERT INTO ondine.claims AS old (key, call) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET call = excluded.call
     WHERE substr(old.call, 1, {ORIGIN_BYTES}) = substr(excluded.call, 1, {ORIGIN_BYTES})
     OR NOT EXISTS (SELECT 1 FROM ondine.calls AS c WHERE c.call = old.call)
     OR NOT EXISTS (SELECT 1 FROM ondine.runs AS r WHERE r.run = substr(old.call, 1, {ORIGIN_BYTES}))"""  # noqa: S608
-_COUNT_CLAIMS = "SELECT COUNT(*) FROM ondine.claims WHERE call IN ?"
+_FIND_CLAIMED = "SELECT key FROM ondine.claims WHERE call IN ?"
 _FIND_HOLDERS = "SELECT key, call FROM ondine.claims WHERE key IN ?"
+REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
 _RELEASE = "DELETE FROM ondine.claims WHERE call IN ?"
-_REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
-_ANSWERED = """FROM ondine.answers AS a WHERE key IN ?
-    AND NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"""
-_COUNT_ANSWERED = f"SELECT COUNT(*) {_ANSWERED}"
-_FIND_ANSWERED = f"SELECT key {_ANSWERED}"
+_FIND_ANSWERED = f"SELECT key FROM ondine.answers AS a WHERE key IN ? AND {IS_ANSWERED}"  # noqa: S608
 _FIND_CLAIMS = f"""
     SELECT c.key, c.call, r.process FROM ondine.claims AS c JOIN ondine.calls AS s ON s.call = c.call
     JOIN ondine.runs AS r ON r.run = substr(c.call, 1, {ORIGIN_BYTES}) WHERE c.key IN ?"""  # noqa: S608
 
 
-def join(database: Database, joined: RunStarted) -> dict[bytes, Numbers]:
+def join(database: Database, started: RunStarted) -> dict[bytes, Numbers]:
     """Announce a run, within a transaction; returns the other runs of its question and where they are.
 
     A run that had the same lease has lost it, so it makes no further call and nothing is left of its claims.
     """
-    if joined.lease:
-        database.run(_REMOVE_OVERTAKEN, [joined.lease])
-    process = orjson.dumps(tuple(joined.process))
-    database.run_many(_JOIN, [(joined.run, joined.task, joined.lease, process, time.time())])
-    database.run_many(_NOTE_LAST, [(joined.task, joined.run)])
-    if database.counts_to(_COUNT_RUNS, [joined.task], 1):
+    note(database, started)
+    lease = clean(started.lease)
+    if lease:
+        database.run(_REMOVE_OVERTAKEN, [lease])
+    process = orjson.dumps(tuple(started.process))
+    database.run(_JOIN, (started.run, started.task, lease, process, time.time()))
+    database.run(_NOTE_LAST, (started.task, started.run))
+    if database.has(_FIND_RUNS, [started.task], 1):
         return {}
-    found = database.select_in(_FIND_RUNS, [joined.task])
-    others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != joined.run}
+    found = database.select_in(_FIND_RUNS, [started.task])
+    others = {bytes(run): tuple(orjson.loads(process)) for run, process in found if run != started.run}
     if others:
         # What is being noted at this moment is either seen here, or comes after this and finds another run announced.
         database.keep_out_writers("calls")
         in_flight = [(key, call) for call, keys in database.select(_FIND_IN_FLIGHT) for key in split_keys(keys)]
         held = {key: call for key, call in in_flight if bytes(call[:ORIGIN_BYTES]) in others}
-        database.hold(_lock_of(joined.task))
+        database.hold(_lock_of(started.task))
         database.run_many(_CLAIM_FOR_OTHERS, sorted(held.items()))
     return others
 
@@ -94,7 +91,7 @@ def release(database: Database, calls: Sequence[bytes]) -> None:
     database.run_in(_RELEASE, calls)
 
 
-def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozenset[Key]]:
+def claim(database: Database, sent: Mapping[int, CallStarted]) -> dict[int, frozenset[Key]]:
     """Claim the prompts of calls that were noted in this transaction, and remove those calls that may not leave.
 
     Args:
@@ -105,42 +102,38 @@ def claim(database: Database, sent: Mapping[int, SentRow]) -> dict[int, frozense
         For calls of runs that are not, or have not been, the only one of their question: the prompts that another call
         has in flight, or that have an answer.
     """
-    runs = {row.row.call[:ORIGIN_BYTES] for row in sent.values() if row.task and not row.is_shared}
-    alone = {run for run in runs if database.counts_to(_COUNT_LAST, [run], 1)}
-    claiming = {at: row for at, row in sent.items() if row.task and row.row.call[:ORIGIN_BYTES] not in alone}
+    runs = {one.call[:ORIGIN_BYTES] for one in sent.values() if one.task and not one.is_shared}
+    alone = {run for run in runs if database.has(_FIND_LAST, [run], 1)}
+    claiming = {at: one for at, one in sent.items() if one.task and one.call[:ORIGIN_BYTES] not in alone}
     if not claiming:
         return {}
-    keys = {at: split_keys(row.row.keys) for at, row in claiming.items()}
     wanted: dict[Key, bytes] = {}
-    for at, row in claiming.items():
-        for key in keys[at]:
-            wanted.setdefault(key, row.row.call)
+    for one in claiming.values():
+        for key in one.keys:
+            wanted.setdefault(key, one.call)
     # A claim that another transaction makes at the same time must be seen, and so must its call.
-    for task in sorted({row.task for row in claiming.values()}):
+    for task in sorted({one.task for one in claiming.values()}):
         database.hold(_lock_of(task))
     database.run_many(_CLAIM, sorted(wanted.items()))
-    calls = sorted(row.row.call for row in claiming.values())
-    unsure = sorted({key for at, row in claiming.items() if not row.is_unanswered for key in keys[at]})
-    all_claimed = database.counts_to(_COUNT_CLAIMS, calls, sum(map(len, keys.values())))
-    if all_claimed and (not unsure or database.counts_to(_COUNT_ANSWERED, unsure, 0)):
+    calls = sorted(one.call for one in claiming.values())
+    unsure = sorted({key for one in claiming.values() if not one.is_unanswered for key in one.keys})
+    all_claimed = database.has(_FIND_CLAIMED, calls, sum(len(one.keys) for one in claiming.values()))
+    if all_claimed and (not unsure or database.has(_FIND_ANSWERED, unsure, 0)):
         return dict.fromkeys(claiming, frozenset())
     holders = {bytes(key): bytes(call) for key, call in database.select_in(_FIND_HOLDERS, sorted(wanted))}
     answered = {bytes(key) for (key,) in database.select_in(_FIND_ANSWERED, unsure)}
     taken = {
-        at: frozenset(key for key in keys[at] if holders.get(key) != row.row.call or key in answered)
-        for at, row in claiming.items()
+        at: frozenset(key for key in one.keys if holders.get(key) != one.call or key in answered)
+        for at, one in claiming.items()
     }
-    _withdraw(database, [claiming[at].row.call for at, lost in taken.items() if lost])
+    withdrawn = sorted(claiming[at].call for at, lost in taken.items() if lost)
+    database.run_in(REMOVE_CALLS, withdrawn)
+    release(database, withdrawn)
     return taken
 
 
 def _lock_of(task: bytes) -> str:
     return f"claims:{task.hex()}"
-
-
-def _withdraw(database: Database, calls: Collection[bytes]) -> None:
-    database.run_in(_REMOVE_CALLS, sorted(calls))
-    database.run_in(_RELEASE, sorted(calls))
 
 
 def read_claims(database: Database, keys: Sequence[Key]) -> dict[Key, Claim]:

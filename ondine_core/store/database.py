@@ -1,14 +1,14 @@
 """What the store asks of a database: transactions that happen or do not, and the few shapes of a statement it runs.
 
-Statements are written once, in the dialect that SQLite and Postgres share: tables are named `ondine.answers`, a
-parameter is `?`, and `IN ?` takes a list of any length. A back end turns them into its own. Every error of the database
-leaves as a `StoreError` that says what to do.
+Statements are written as in `dialects`. Every error of the database leaves as a `StoreError` that says what to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+from ondine_core.store.dialects import upsert
 
 __all__ = ["FIND_NUMBERS", "REPLACE_NUMBERS", "Database", "Durability", "Row"]
 
@@ -18,9 +18,7 @@ Durability: TypeAlias = Literal["process", "power"]
 """What a store in a file survives without loss: a kill of the process, or a power cut too."""
 
 FIND_NUMBERS = "SELECT name, numbers FROM ondine.numbers WHERE name IN ?"
-REPLACE_NUMBERS = """
-    INSERT INTO ondine.numbers (name, numbers) VALUES (?, ?)
-    ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
+REPLACE_NUMBERS = upsert("numbers", ["name"], ["name", "numbers"])
 
 
 class Database(Protocol):
@@ -50,8 +48,8 @@ class Database(Protocol):
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a query whose only parameter is the list after `IN`, of any length, in no order."""
 
-    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query that counts among the list after `IN` comes to `count`, within `write`.
+    def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether the query that `select_in` takes finds so many rows, within `write`.
 
         It may be assumed; if it then turns out otherwise, `work` is run again.
         """
@@ -79,9 +77,6 @@ class Database(Protocol):
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
-
-    def stream(self, sql: str) -> Iterator[Row]:
-        """The rows of a query too large for memory."""
 
     def create_schema(self) -> None:
         """Make, within `write`, what the tables are to be in if there is none."""

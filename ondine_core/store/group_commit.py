@@ -14,7 +14,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,7 +23,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store import claims, ledger_rows
 from ondine_core.store.connect import connect
 from ondine_core.store.database import Database, Durability
-from ondine_core.store.records import Change, Entry, Left, Released, Update, clean, to_sent_row, to_settled_rows
+from ondine_core.store.records import Change, Entry, Update, clean, to_sent_row, to_settled_rows
 from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
@@ -50,19 +49,7 @@ class _Request(NamedTuple):
 class Store:
     """An `AnswerStore` in a file or on a Postgres server, for any number of event loops and processes.
 
-    A request whose caller is cancelled while it waits is carried out all the same.
-
-    Args:
-        place: A file (missing folders are made; `":memory:"` keeps nothing), or a URL as in
-            `postgresql://user:password@host:5432/database`.
-        durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
-            survives both and commits slower.
-        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
-        warn: Called, from any thread, when a row of the store is damaged.
-
-    Raises:
-        ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
-        StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
+    A request whose caller is cancelled while it waits is carried out all the same. `open_store` explains the arguments.
     """
 
     def __init__(
@@ -80,37 +67,30 @@ class Store:
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
-        self._passed_on = (
-            0  # requests that the thread has not carried out yet; while there are any, it has the database
-        )
+        # Requests that the thread has not carried out yet; while there are any, it has the database.
+        self._passed_on = 0
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
 
     async def get(self, keys: Sequence[Key]) -> Mapping[Key, Answer]:
         """The answers known for `keys`; unknown keys are absent."""
-        found: Mapping[Key, Answer] = await self._request(partial(ledger_rows.read_answers, keys=keys, warn=self._warn))
-        return found
+        return await self.read(partial(ledger_rows.read_answers, keys=keys, warn=self._warn))
 
     async def get_failures(self, keys: Sequence[Key]) -> Mapping[Key, Failure]:
         """How prompts failed that were asked before and have no answer."""
-        found: Mapping[Key, Failure] = await self._request(
-            partial(ledger_rows.read_failures, keys=keys, warn=self._warn)
-        )
-        return found
+        return await self.read(partial(ledger_rows.read_failures, keys=keys, warn=self._warn))
 
     async def get_unseen(self) -> frozenset[Key]:
         """The prompts of all calls that left and whose outcome was never seen, or not yet."""
-        keys: frozenset[Key] = await self._request(ledger_rows.read_unseen)
-        return keys
+        return await self.read(ledger_rows.read_unseen)
 
     async def join(self, started: RunStarted) -> Mapping[bytes, Numbers]:
-        """Announce a run, where it is and for whom; returns the others of the same question."""
-        others: Mapping[bytes, Numbers] = await self._request(replace(started, lease=clean(started.lease)))
-        return others
+        """Announce a run; returns the others of the same task and where they are."""
+        return await self.change(partial(claims.join, started=started))
 
     async def leave(self, *runs: bytes) -> None:
         """Take back that some runs were announced."""
-        await self._request(Left(runs))
+        await self.change(partial(claims.leave, runs=runs))
 
     async def send(self, sent: CallStarted) -> frozenset[Key] | None:
         """Note that a call leaves; returns once the note would survive a kill of the process.
@@ -123,12 +103,11 @@ class Store:
 
     async def get_claims(self, keys: Sequence[Key]) -> Mapping[Key, Claim]:
         """Which of `keys` are in flight in runs that were announced."""
-        found: Mapping[Key, Claim] = await self._request(partial(claims.read_claims, keys=keys))
-        return found
+        return await self.read(partial(claims.read_claims, keys=keys))
 
     async def release(self, calls: Sequence[bytes]) -> None:
         """Let the prompts of some calls be asked by others."""
-        await self._request(Released(tuple(calls)))
+        await self.change(partial(claims.release, calls=calls))
 
     async def settle(self, settled: CallFinished) -> None:
         """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""
@@ -136,8 +115,7 @@ class Store:
 
     async def audit(self, run: str) -> Audit:
         """The ledger of one run."""
-        audit: Audit = await self._request(partial(ledger_rows.read_audit, run=run))
-        return audit
+        return await self.read(partial(ledger_rows.read_audit, run=run))
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         """Replace the numbers called `name` by `step` of them, atomically among all processes; returns the new ones."""

@@ -8,8 +8,9 @@ function here but the queries runs within a transaction and does nothing if the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -27,17 +28,24 @@ from ondine_core.store.budget_state import (
     write_state,
 )
 from ondine_core.store.database import Database, Row
+from ondine_core.store.dialects import list_columns, upsert
 from ondine_core.store.ledger_rows import settle_calls
-from ondine_core.store.records import ORIGIN_BYTES, clean, from_pico, split_keys, to_pico_bound, to_settled_rows
+from ondine_core.store.records import (
+    CALL_COLUMNS,
+    ORIGIN_BYTES,
+    clean,
+    clean_origin,
+    from_pico,
+    split_keys,
+    to_pico_bound,
+    to_settled_rows,
+)
 from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWait
-from ondine_core.types.ledger import CallFinished, CallStarted, Origin
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin, UsageTotals
 from ondine_core.types.processes import Process
 
 __all__ = [
     "JOB_PLACE",
-    "InFlight",
-    "JobCall",
-    "begin",
     "close",
     "count_lost",
     "discard",
@@ -46,6 +54,7 @@ __all__ = [
     "is_held_by_jobs",
     "job_process",
     "move",
+    "number_in_job",
     "prune_jobs",
     "read_calls",
     "read_in_flight",
@@ -53,6 +62,7 @@ __all__ = [
     "read_waits",
     "remove_wait",
     "settle_replies",
+    "write",
     "write_wait",
 ]
 
@@ -63,12 +73,9 @@ _COLUMNS = (
     *("job", "question", "run", "asset", "partition", "model", "account", "owner", "created_at", "answer_by", "cells"),
     *("state", "changed_at", "job_id", "requests", "at_most_pico_usd", "status", "done"),
 )
-_BEGIN = f"INSERT INTO ondine.jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-_FIND = f"SELECT {', '.join(_COLUMNS)} FROM ondine.jobs"  # noqa: S608
-_MOVE = """
-    UPDATE ondine.jobs SET state = ?, changed_at = ?, job_id = ?, requests = ?, at_most_pico_usd = ?, status = ?,
-    done = ? WHERE job = ?"""
-_CALLS = "SELECT call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch FROM ondine.calls"
+_WRITE = upsert("jobs", ["job"], _COLUMNS)
+_FIND = f"SELECT {list_columns(_COLUMNS)} FROM ondine.jobs"  # noqa: S608
+_CALLS = f"SELECT {list_columns(CALL_COLUMNS)} FROM ondine.calls"  # noqa: S608
 _OF_JOB = "call >= ? AND call <= ?"
 _IN_FLIGHT = f"""
     SELECT substr(call, 1, {ORIGIN_BYTES}), COUNT(*), COUNT(at_most_pico_usd), COALESCE(SUM(at_most_pico_usd), 0)
@@ -78,79 +85,48 @@ _WAIT = """
     ON CONFLICT (asset, partition) DO UPDATE SET last_run = excluded.last_run, jobs = excluded.jobs"""
 
 
-@dataclass(frozen=True, slots=True)
-class JobCall:
-    """A request of a job whose outcome is not settled.
-
-    Args:
-        number: Its number in the job.
-        sent: The call.
-    """
-
-    number: int
-    sent: CallStarted
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """The requests of a job that have no outcome yet.
-
-    Args:
-        requests: How many.
-        at_most_usd: The most that they can cost, `None` if a price is not known.
-    """
-
-    requests: int = 0
-    at_most_usd: Decimal | None = Decimal(0)
-
-
 # -- jobs ----------------------------------------------------------------------------------------------------------
 
 
-def begin(database: Database, record: JobRecord) -> None:
-    """Note a job of which nothing has been sent."""
-    origin = record.origin
-    database.run(
-        _BEGIN,
-        (
-            record.job,
-            record.task,
-            *(clean(origin.run), clean(origin.asset), clean(origin.partition)),
-            clean(record.model),
-            record.account,
-            orjson.dumps(tuple(record.owner)),
-            record.created_at,
-            record.answer_by,
-            orjson.dumps(record.cells),
-            *_changing(record),
-        ),
+def write(database: Database, record: JobRecord) -> None:
+    """Replace what is kept of a job."""
+    row = (
+        record.job,
+        record.task,
+        *clean_origin(record.origin),
+        clean(record.model),
+        record.account,
+        orjson.dumps(tuple(record.owner)),
+        record.created_at,
+        record.answer_by,
+        orjson.dumps(record.cells),
+        record.state,
+        record.changed_at,
+        record.job_id,
+        record.requests,
+        to_pico_bound(record.at_most_usd),
+        clean(record.status),
+        record.done,
     )
-
-
-def _changing(record: JobRecord) -> Row:
-    status = clean(record.status)
-    most = to_pico_bound(record.at_most_usd)
-    return (record.state, record.changed_at, record.job_id, record.requests, most, status, record.done)
+    database.run(_WRITE, row)
 
 
 def move(
     database: Database, job: bytes, of: Sequence[JobState], change: Callable[[JobRecord], JobRecord]
 ) -> JobRecord | None:
     """Replace what is kept of a job by `change` of it, if its state is one of `of`; returns what is kept then."""
-    database.hold(_lock_of(job))
-    record = _find(database, job)
-    if record is None or record.state not in of:
+    record = _find_locked(database, job, of)
+    if record is None:
         return None
     changed = change(record)
-    database.run(_MOVE, (*_changing(changed), job))
+    write(database, changed)
     return changed
 
 
 def discard(database: Database, job: bytes, of: Sequence[JobState]) -> bool:
     """Forget a job that was not created, if its state is one of `of`; frees its prompts and its share of budgets."""
-    database.hold(_lock_of(job))
-    record = _find(database, job)
-    if record is None or record.state not in of:
+    record = _find_locked(database, job, of)
+    if record is None:
         return False
     database.run(f"DELETE FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))  # noqa: S608
     claims.leave(database, [job])
@@ -165,9 +141,8 @@ def close(database: Database, job: bytes, state: JobState, at: float) -> int | N
     Returns:
         How many requests are left so; `None` if it was closed already.
     """
-    database.hold(_lock_of(job))
-    record = _find(database, job)
-    if record is None or record.state not in OPEN_STATES:
+    record = _find_locked(database, job, OPEN_STATES)
+    if record is None:
         return None
     (left,) = database.select(f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB}", _range_of(job))[0]  # noqa: S608
     _end(database, replace(record, state=state, changed_at=at))
@@ -178,7 +153,7 @@ def _end(database: Database, record: JobRecord) -> None:
     """Write a closed job, and detach from it what is left of its requests."""
     database.run(f"UPDATE ondine.calls SET batch = NULL WHERE {_OF_JOB}", _range_of(record.job))  # noqa: S608
     claims.leave(database, [record.job])
-    database.run(_MOVE, (*_changing(record), record.job))
+    write(database, record)
     _change_budgets(database, record, partial(end_holding, process=job_process(record.job), spent=True))
 
 
@@ -205,7 +180,7 @@ def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run:
         dry_run: Only count.
 
     Returns:
-        How many there are, of `jobs` and `waits`.
+        How many there are, by table.
     """
     wanted = None if asset is None else clean(asset)
 
@@ -226,45 +201,34 @@ def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run:
         return jobs, waits
 
     jobs, waits = database.read(find) if dry_run else database.write(remove)
-    return {"jobs": len(jobs), "waits": len(waits)}
+    return {"jobs": len(jobs), "job_waits": len(waits)}
 
 
-def _find(database: Database, job: bytes) -> JobRecord | None:
-    rows = database.select_in(f"{_FIND} WHERE job IN ?", [job])
-    return _to_record(rows[0]) if rows else None
+def _find_locked(database: Database, job: bytes, of: Sequence[JobState]) -> JobRecord | None:
+    """A job that no other transaction changes before this one ends, if its state is one of `of`."""
+    database.hold(f"job:{job.hex()}")
+    record = next(iter(read_jobs(database, jobs=[job], is_open=False)), None)
+    return record if record is not None and record.state in of else None
 
 
 def _to_record(row: Row) -> JobRecord:
     kept = dict(zip(_COLUMNS, row, strict=True))
-    most = kept["at_most_pico_usd"]
+    most = kept.pop("at_most_pico_usd")
     return JobRecord(
-        bytes(kept["job"]),
-        bytes(kept["question"]),
-        Origin(kept["run"], kept["asset"], kept["partition"]),
-        kept["model"],
-        kept["account"],
-        tuple(orjson.loads(kept["owner"])),
-        kept["created_at"],
-        kept["answer_by"],
-        tuple(orjson.loads(kept["cells"])),
-        kept["state"],
-        kept["changed_at"],
-        kept["job_id"],
-        kept["requests"],
-        None if most is None else from_pico(most),
-        kept["status"],
-        kept["done"],
+        job=bytes(kept.pop("job")),
+        task=bytes(kept.pop("question")),
+        origin=Origin(kept.pop("run"), kept.pop("asset"), kept.pop("partition")),
+        owner=tuple(orjson.loads(kept.pop("owner"))),
+        cells=tuple(orjson.loads(kept.pop("cells"))),
+        at_most_usd=None if most is None else from_pico(most),
+        **kept,
     )
-
-
-def _lock_of(job: bytes) -> str:
-    return f"job:{job.hex()}"
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
-def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = None) -> list[JobCall]:
+def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = None) -> list[CallStarted]:
     """The requests of a job that are not settled, of these numbers or all."""
     if numbers is None:
         rows = database.select(f"{_CALLS} WHERE {_OF_JOB} AND batch IS NOT NULL", _range_of(job))
@@ -274,12 +238,12 @@ def read_calls(database: Database, job: bytes, numbers: Sequence[int] | None = N
     return [_to_call(row) for row in rows]
 
 
-def read_in_flight(database: Database) -> dict[bytes, InFlight]:
-    """The requests of each job that have no outcome yet; a job that has none is absent."""
-    found = {}
+def read_in_flight(database: Database) -> Mapping[bytes, UsageTotals]:
+    """The requests of each job that have no outcome yet, and the most that they can cost."""
+    found: defaultdict[bytes, UsageTotals] = defaultdict(UsageTotals)
     for job, requests, priced, pico_usd in database.select(_IN_FLIGHT):
         usd = from_pico(int(pico_usd)) if priced == requests else None
-        found[bytes(job)] = InFlight(int(requests), usd)
+        found[bytes(job)] = UsageTotals(int(requests), usd=usd)
     return found
 
 
@@ -292,14 +256,18 @@ def count_lost(database: Database, job: bytes) -> int:
     return int(lost)
 
 
-def _to_call(row: Row) -> JobCall:
+def number_in_job(call: CallStarted) -> int:
+    """The number that a request has in its job."""
+    return int.from_bytes(call.call[8:])
+
+
+def _to_call(row: Row) -> CallStarted:
     call, run, asset, partition, model, stage, keys, sent_at, most, batch = row
     usd = None if most is None else from_pico(most)
     origin = Origin(run, asset, partition)
-    sent = CallStarted(
+    return CallStarted(
         bytes(call), origin, model, stage, tuple(split_keys(bytes(keys))), sent_at, usd, batch=bytes(batch)
     )
-    return JobCall(int.from_bytes(sent.call[8:]), sent)
 
 
 def _range_of(job: bytes) -> tuple[bytes, bytes]:
@@ -311,12 +279,11 @@ def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinishe
 
     Those that were settled before are left as they are.
     """
-    database.hold(_lock_of(job))
-    record = _find(database, job)
+    record = _find_locked(database, job, OPEN_STATES)
     noted = settle_calls(database, [to_settled_rows(one) for one in settled])
-    new = [one for one in settled if one.sent.call in noted]
-    if record is None or record.state not in OPEN_STATES:
+    if record is None:
         return
+    new = [one for one in settled if one.sent.call in noted]
     bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
     spent = sum(_spent(one) for one in new)
     process = job_process(job)
@@ -383,7 +350,7 @@ def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) ->
 
 def give_back(database: Database, job: bytes, units: int, at: float) -> None:
     """Give back what a job holds for requests that do not become a part of it."""
-    record = _find(database, job)
+    record = _find_locked(database, job, OPEN_STATES)
     if record is not None and units:
         process = job_process(job)
         _change_budgets(database, record, lambda state: settle(state, process, units, 0, at))

@@ -14,14 +14,19 @@ from typing import Any, TypeVar
 import orjson
 
 from ondine_core.errors import StoreError
-from ondine_core.store import claims, origins
+from ondine_core.store import claims
 from ondine_core.store.database import Database, Row
+from ondine_core.store.dialects import insert, list_columns, replacing, upsert
 from ondine_core.store.records import (
+    AMOUNT_COLUMNS,
+    ANSWER_COLUMNS,
+    CALL_COLUMNS,
+    FAILURE_COLUMNS,
+    LINE_COLUMNS,
+    REPLY_COLUMNS,
     Change,
     DamagedRowError,
     Entry,
-    Left,
-    Released,
     SentRow,
     SettledRows,
     Update,
@@ -32,7 +37,8 @@ from ondine_core.store.records import (
     to_failure,
     to_usage,
 )
-from ondine_core.types.ledger import Audit, RunStarted, UsageTotals
+from ondine_core.store.schema import IS_ANSWERED, IS_FAILED
+from ondine_core.types.ledger import Audit, UsageTotals
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
@@ -42,44 +48,27 @@ T = TypeVar("T")
 _MOST_NAMED = 5
 """Damaged rows in one warning; it also says how many there are."""
 
-_ANSWERS = 'key, "values", model, attempts, batch_size, cost_usd, request_id, answered_at'
-_ANSWER_ROW = f"{_ANSWERS}, origin"
-_LINE = ("run", "asset", "partition", "model", "stage", "outcome", "day")
-_AMOUNTS = (
-    *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
-    *("pico_usd", "unpriced_calls", "at_most_calls", "paid_twice"),
-)
-
-_SEND = """
-    INSERT INTO ondine.calls (call, run, asset, partition, model, stage, keys, sent_at, at_most_pico_usd, batch)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call) DO NOTHING"""
-_COUNT_CALLS = "SELECT COUNT(*) FROM ondine.calls WHERE call IN ?"
+_SEND = insert("calls", CALL_COLUMNS, "ON CONFLICT (call) DO NOTHING")
 _FIND_CALLS = "SELECT call FROM ondine.calls WHERE call IN ?"
-_REMOVE_CALLS = "DELETE FROM ondine.calls WHERE call IN ?"
-_ANSWER = f"""
-    INSERT INTO ondine.answers ({_ANSWER_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-    "values" = excluded."values", model = excluded.model, attempts = excluded.attempts,
-    batch_size = excluded.batch_size, cost_usd = excluded.cost_usd, request_id = excluded.request_id,
-    answered_at = excluded.answered_at, origin = excluded.origin"""  # noqa: S608
+_ANSWER = upsert("answers", ["key"], ANSWER_COLUMNS)
 _REMOVE_FAILURES = "DELETE FROM ondine.failures WHERE key IN ?"
-_FAIL = """
-    INSERT INTO ondine.failures (key, reason, detail, failed_at, model, attempts, cost_usd, origin)
-    SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?)
-    ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.detail, failed_at = excluded.failed_at,
-    model = excluded.model, attempts = excluded.attempts, cost_usd = excluded.cost_usd, origin = excluded.origin"""
-_COUNT = f"""
-    INSERT INTO ondine.ledger AS old ({", ".join(_LINE + _AMOUNTS)}) VALUES ({", ".join("?" * len(_LINE + _AMOUNTS))})
-    ON CONFLICT ({", ".join(_LINE)}) DO UPDATE SET
-    {", ".join(f"{name} = old.{name} + excluded.{name}" for name in _AMOUNTS)}"""  # noqa: S608
-# A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
+_FAIL = f"""
+    INSERT INTO ondine.failures ({list_columns(FAILURE_COLUMNS)}) SELECT {", ".join("?" * len(FAILURE_COLUMNS))}
+    WHERE NOT EXISTS (SELECT 1 FROM ondine.answers WHERE key = ? AND answered_at >= ?)
+    {replacing(["key"], FAILURE_COLUMNS)}"""  # noqa: S608
+_KEEP_REPLY = upsert("replies", ["key"], REPLY_COLUMNS)
+_COUNT = insert(
+    "ledger",
+    LINE_COLUMNS + AMOUNT_COLUMNS,
+    f"ON CONFLICT ({list_columns(LINE_COLUMNS)}) DO UPDATE SET "
+    + ", ".join(f"{name} = old.{name} + excluded.{name}" for name in AMOUNT_COLUMNS),
+)
 _FIND_ANSWERS = f"""
-    SELECT {_ANSWERS} FROM ondine.answers AS a WHERE key IN ?
-    AND NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"""  # noqa: S608
-_FIND_FAILURES = """
-    SELECT key, reason, detail, model, attempts, cost_usd FROM ondine.failures AS f WHERE key IN ?
-    AND NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"""
+    SELECT {list_columns(ANSWER_COLUMNS[:-1])} FROM ondine.answers AS a WHERE key IN ? AND {IS_ANSWERED}"""  # noqa: S608
+_FIND_FAILURES = f"""
+    SELECT {list_columns(FAILURE_COLUMNS[:-2])} FROM ondine.failures AS f WHERE key IN ? AND {IS_FAILED}"""  # noqa: S608
 _AUDIT = f"""
-    SELECT outcome, {", ".join(f"SUM({name})" for name in _AMOUNTS)} FROM ondine.ledger
+    SELECT outcome, {", ".join(f"SUM({name})" for name in AMOUNT_COLUMNS)} FROM ondine.ledger
     WHERE run = ? GROUP BY outcome
     UNION ALL SELECT CASE WHEN batch IS NULL THEN 'unseen' ELSE 'in_jobs' END, COUNT(*), 0, 0, 0, 0, 0,
     COALESCE(SUM(at_most_pico_usd), 0), COUNT(*) - COUNT(at_most_pico_usd), 0, 0 FROM ondine.calls
@@ -90,32 +79,18 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
     """Write what any number of callers want written, within a transaction.
 
     Returns:
-        By place in `entries`: for each update the new numbers, or what its step raised, and then nothing changed; for
-        each run that joins the others of its question; for each call of such a question the prompts that keep it from
-        leaving.
+        By place in `entries`: for each change its result; for each update the new numbers, or what its step raised, and
+        then nothing changed; for each call of a task that several runs ask the prompts that keep it from leaving.
     """
-    outcomes: dict[int, Any] = {}
+    outcomes = {at: entry.work(database) for at, entry in enumerate(entries) if isinstance(entry, Change)}
     sent = {at: entry for at, entry in enumerate(entries) if isinstance(entry, SentRow)}
     settled = [entry for entry in entries if isinstance(entry, SettledRows)]
-    for at, entry in enumerate(entries):
-        match entry:
-            case RunStarted():
-                outcomes[at] = claims.join(database, entry)
-                origins.note(database, entry)
-            case Left(runs):
-                claims.leave(database, runs)
-            case Released(calls):
-                claims.release(database, calls)
     if sent:
         database.run_many(_SEND, [entry.row for entry in sent.values()])
     if settled:
         settle_calls(database, settled)
-    outcomes |= claims.claim(database, sent)
-    outcomes |= _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
-    for at, entry in enumerate(entries):
-        if isinstance(entry, Change):
-            outcomes[at] = entry.work(database)
-    return outcomes
+    outcomes |= claims.claim(database, {at: entry.started for at, entry in sent.items()})
+    return outcomes | _update(database, {at: entry for at, entry in enumerate(entries) if isinstance(entry, Update)})
 
 
 def settle_calls(database: Database, settled: Sequence[SettledRows]) -> set[bytes]:
@@ -123,27 +98,30 @@ def settle_calls(database: Database, settled: Sequence[SettledRows]) -> set[byte
     # Rows are written in the order of their keys, so that two transactions on Postgres never wait for each other.
     calls = sorted({one.call: one for one in settled}.items())
     noted = _find_calls(database, [call for call, _ in calls])
-    database.run_in(_REMOVE_CALLS, sorted(noted))
+    database.run_in(claims.REMOVE_CALLS, sorted(noted))
     lines: dict[tuple[str, ...], tuple[int, ...]] = {}
     for call, one in calls:
         if call in noted:
             old = lines.get(one.line)
             lines[one.line] = one.amounts if old is None else tuple(map(int.__add__, old, one.amounts))
-    answers = {row[0]: row for one in settled for row in one.answers}
-    failures = {row[0]: row for one in settled for row in one.failures}
-    database.run_many(_ANSWER, [answers[key] for key in sorted(answers)])
-    database.run_in(_REMOVE_FAILURES, sorted(answers))
-    database.run_many(_FAIL, [failures[key] for key in sorted(failures)])
-    replies = {row[0]: row for one in settled for row in one.replies}
-    if replies:
-        database.run_many(origins.KEEP_REPLY, [replies[key] for key in sorted(replies)])
+    answers = _by_key(one.answers for one in settled)
+    database.run_many(_ANSWER, answers)
+    database.run_in(_REMOVE_FAILURES, [row[0] for row in answers])
+    database.run_many(_FAIL, _by_key(one.failures for one in settled))
+    database.run_many(_KEEP_REPLY, _by_key(one.replies for one in settled))
     database.run_many(_COUNT, [(*line, *lines[line]) for line in sorted(lines)])
     return noted
 
 
+def _by_key(groups: Iterable[Sequence[Row]]) -> list[Row]:
+    """All rows in the order of their keys, the last one of each."""
+    rows = {row[0]: row for group in groups for row in group}
+    return [rows[key] for key in sorted(rows)]
+
+
 def _find_calls(database: Database, calls: Sequence[bytes]) -> set[bytes]:
-    """Those of `calls` that are noted; mostly all are, so they are counted first, which takes one row."""
-    if database.counts_to(_COUNT_CALLS, calls, len(calls)):
+    """Those of `calls` that are noted; mostly all are."""
+    if database.has(_FIND_CALLS, calls, len(calls)):
         return set(calls)
     return {call for (call,) in database.select_in(_FIND_CALLS, calls)}
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 from ondine_core.store.database import Database
-from ondine_core.store.records import clean
-from ondine_core.types.ledger import RunStarted
+from ondine_core.store.dialects import insert, upsert
+from ondine_core.store.records import clean, clean_origin
+from ondine_core.types.ledger import Origin, RunStarted
 from ondine_core.types.values import Key
 
 __all__ = [
-    "KEEP_REPLY",
     "OF_ASSET",
     "REPLIES_KEPT_S",
-    "Origins",
     "forget_unused",
     "note",
     "read_definitions",
@@ -25,19 +23,13 @@ __all__ = [
 
 REPLIES_KEPT_S = 30 * 86400.0
 """How long the reply to a prompt that failed is kept at most."""
-KEEP_REPLY = """
-    INSERT INTO ondine.replies (key, reply, kept_at, origin) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-    reply = excluded.reply, kept_at = excluded.kept_at, origin = excluded.origin"""
 
 OF_ASSET = "origin IN (SELECT origin FROM ondine.origins WHERE asset = ?)"
 """Whether a row of answers, failures or replies was asked for an asset."""
 
-_NOTE = """
-    INSERT INTO ondine.origins (origin, run, asset, partition, question, began_at) VALUES (?, ?, ?, ?, ?, ?)
-    ON CONFLICT (origin) DO NOTHING"""
-_DEFINE = """
-    INSERT INTO ondine.definitions (question, definition) VALUES (?, ?)
-    ON CONFLICT (question) DO UPDATE SET definition = excluded.definition"""
+_COLUMNS = ("origin", "run", "asset", "partition", "question", "began_at")
+_NOTE = insert("origins", _COLUMNS, "ON CONFLICT (origin) DO NOTHING")
+_DEFINE = upsert("definitions", ["question"], ["question", "definition"])
 _TABLES = ("answers", "failures", "replies")
 _FIND_OLD = """
     SELECT origin FROM ondine.origins WHERE began_at < ? AND origin NOT IN (SELECT run FROM ondine.runs)"""
@@ -48,19 +40,18 @@ _FIND_DEFINITIONS = """
     SELECT d.definition, MAX(o.began_at) AS latest FROM ondine.definitions AS d
     JOIN ondine.origins AS o ON o.question = d.question{where} GROUP BY d.question, d.definition ORDER BY latest DESC"""
 _FIND_ORIGINS = """
-    SELECT t.key, COALESCE(o.run, ''), COALESCE(o.asset, ''), COALESCE(o.partition, '')
-    FROM ondine.{table} AS t LEFT JOIN ondine.origins AS o ON o.origin = t.origin WHERE t.key IN ?"""
+    SELECT a.key, COALESCE(o.run, ''), COALESCE(o.asset, ''), COALESCE(o.partition, '')
+    FROM ondine.answers AS a LEFT JOIN ondine.origins AS o ON o.origin = a.origin WHERE a.key IN ?"""
 _FIND_REPLY = "SELECT reply, kept_at FROM ondine.replies WHERE key = ? AND kept_at >= ?"
 
 
-def note(database: Database, joined: RunStarted) -> None:
+def note(database: Database, started: RunStarted) -> None:
     """Keep for whom a run asks and what it asks, within a transaction; replies that are too old go."""
-    origin = joined.origin
-    database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [time.time() - REPLIES_KEPT_S])
-    names = (clean(origin.run), clean(origin.asset), clean(origin.partition))
-    database.run_many(_NOTE, [(joined.run, *names, joined.task, time.time())])
-    if joined.definition:
-        database.run_many(_DEFINE, [(joined.task, joined.definition)])
+    now = time.time()
+    database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [now - REPLIES_KEPT_S])
+    database.run(_NOTE, (started.run, *clean_origin(started.origin), started.task, now))
+    if started.definition:
+        database.run(_DEFINE, (started.task, started.definition))
 
 
 def forget_unused(database: Database, before: float) -> None:
@@ -91,18 +82,10 @@ def read_definitions(database: Database, asset: str | None) -> list[bytes]:
     return [bytes(definition) for definition, _ in rows]
 
 
-class Origins(NamedTuple):
-    """For whom the outcome of a prompt was asked; empty where that is not known."""
-
-    run: str
-    asset: str
-    partition: str
-
-
-def read_origins(database: Database, table: Literal["answers", "failures"], keys: Sequence[Key]) -> dict[Key, Origins]:
-    """For whom the rows of a table with some keys were asked."""
-    rows = database.select_in(_FIND_ORIGINS.format(table=table), keys)
-    return {bytes(key): Origins(*names) for key, *names in rows}
+def read_origins(database: Database, keys: Sequence[Key]) -> dict[Key, Origin]:
+    """For whom the answers with some keys were asked; empty where that is not known."""
+    rows = database.select_in(_FIND_ORIGINS, keys)
+    return {bytes(key): Origin(*names) for key, *names in rows}
 
 
 def read_reply(database: Database, key: Key) -> tuple[str, float] | None:

@@ -16,22 +16,21 @@ prepared statements, no settings but those of the transaction, no session locks.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Row
+from ondine_core.store.dialects import to_postgres
 from ondine_core.store.driver import explain, is_about_connection, load_driver, may_come_up, parse
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ _MARK = """
         ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers
         WHERE (convert_from(old.numbers, 'UTF8')::json ->> 0)::float BETWEEN $4 AND $5 RETURNING 1
     ) SELECT 1 / count(*) FROM marked"""
-_FIND_MARK = "SELECT numbers FROM ondine.numbers WHERE name = ?"
 _FIND_TABLE = "SELECT tableoid FROM ondine.numbers WHERE name = 'format'"
 _UNCHANGED = """
     SELECT sqrt(-count(*)) FROM unnest($1::text[], $2::bytea[]) AS known (name, numbers)
@@ -68,9 +66,6 @@ _LOOK = "SELECT to_regnamespace('ondine') IS NULL, to_regclass('ondine.numbers')
 _TABLES = """
     SELECT relname, pg_total_relation_size(oid) FROM pg_class
     WHERE relkind = 'r' AND relnamespace = to_regnamespace('ondine')"""
-_FORMAT = """
-    INSERT INTO ondine.numbers VALUES ('format', ?) ON CONFLICT (name) DO UPDATE SET numbers = excluded.numbers"""
-_TYPES = {"BLOB": "BYTEA", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 
 
 class PostgresDatabase:
@@ -169,7 +164,7 @@ class PostgresDatabase:
             StoreError: None did, and the server has forgotten what it had confirmed.
         """
         tables = self.select(_FIND_TABLE)
-        marks = [orjson.loads(mark) for (mark,) in self.select(_FIND_MARK, [self._writer])]
+        marks = [orjson.loads(mark) for _, mark in self.select_in(FIND_NUMBERS, [self._writer])]
         if tables != [(self._table,)]:
             raise StoreError(
                 f"The answer store {self.place!r} was emptied or replaced while this process used it: what it held "
@@ -254,18 +249,19 @@ class PostgresDatabase:
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""
-        return self._connection.execute(_own(sql), parameters, binary=True).fetchall()
+        return self._connection.execute(to_postgres(sql), parameters, binary=True).fetchall()
 
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a query whose only parameter is the list after `IN`."""
         return self.select(sql, (list(values),)) if values else []
 
-    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query that counts among `values` comes to `count`; assumed at first."""
+    def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether a query among `values` finds so many rows; assumed at first."""
         if self._assumes:
-            self._connection.execute(f"SELECT sqrt(-abs(({_own(sql)}) - $2))", (list(values), count))
+            check = f"SELECT sqrt(-abs(count(*) - $2)) FROM ({to_postgres(sql)}) AS found"  # noqa: S608
+            self._connection.execute(check, (list(values), count))
             return True
-        return self.select_in(sql, values) == [(count,)]
+        return len(self.select_in(sql, values)) == count
 
     def hold(self, name: str) -> None:
         """Wait until no other transaction holds `name`, and hold it to the end of this one."""
@@ -293,7 +289,7 @@ class PostgresDatabase:
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""
-        self._connection.execute(_own(sql), parameters)
+        self._connection.execute(to_postgres(sql), parameters)
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
@@ -301,20 +297,12 @@ class PostgresDatabase:
         size = _ROWS_A_STATEMENT if " VALUES (" in sql else 1
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
-            self._connection.execute(_own(sql, rows=len(some)), list(chain.from_iterable(some)))
+            self._connection.execute(to_postgres(sql, rows=len(some)), list(chain.from_iterable(some)))
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
         if values:
             self.run(sql, (list(values),))
-
-    def stream(self, sql: str) -> Iterator[Row]:
-        """The rows of a query too large for memory."""
-        try:
-            with self._connection.transaction(), self._connection.cursor("export") as cursor:
-                yield from cursor.execute(_own(sql), binary=True)
-        except self._driver.Error as error:
-            raise explain(error, self.place) from error
 
     def create_schema(self) -> None:
         """Make the schema, unless it was there when this began: a user may own one without the right to make one."""
@@ -326,12 +314,12 @@ class PostgresDatabase:
         names = {name for name, _ in self.select(_TABLES)}
         if not names >= {"answers", "numbers"}:
             return None if names else 0
-        found = self.select("SELECT numbers FROM ondine.numbers WHERE name = 'format'")
-        return int(orjson.loads(found[0][0])[0]) if found else 0
+        found = self.select_in(FIND_NUMBERS, ["format"])
+        return int(orjson.loads(found[0][1])[0]) if found else 0
 
     def write_format(self, version: int) -> None:
         """Note the version of the tables."""
-        self.run(_FORMAT, (orjson.dumps((version,)),))
+        self.run(REPLACE_NUMBERS, ("format", orjson.dumps((version,))))
 
     def measure(self) -> int:
         """Bytes of the tables and their indexes."""
@@ -352,15 +340,3 @@ class PostgresDatabase:
 def _lock_number(name: str) -> int:
     """The number by which advisory locks know `name`."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
-
-
-@lru_cache(maxsize=512)
-def _own(sql: str, *, rows: int = 1) -> str:
-    """`sql` for Postgres, with the number of rows after `VALUES`."""
-    if sql.lstrip().startswith(("CREATE TABLE", "ALTER TABLE")):
-        return re.sub("|".join(_TYPES), lambda found: _TYPES[found[0]], sql)
-    values = re.search(r" VALUES (\([?, ]+\))", sql)
-    if values:
-        sql = sql.replace(values[1], ", ".join([values[1]] * rows), 1)
-    numbers = count(1)
-    return re.sub(r"\?", lambda _: f"${next(numbers)}", sql.replace(" IN ?", " = ANY(?)"))

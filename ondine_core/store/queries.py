@@ -6,66 +6,94 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import partial
-from typing import Literal, TypeAlias
+from itertools import chain
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
 from ondine_core.store.database import Database, Row
+from ondine_core.store.dialects import list_columns
 from ondine_core.store.job_tables import prune_jobs, read_jobs
 from ondine_core.store.origins import OF_ASSET, forget_unused
-from ondine_core.store.records import DamagedRowError, clean, from_pico, to_failure, to_usage
+from ondine_core.store.records import (
+    AMOUNT_COLUMNS,
+    ANSWER_COLUMNS,
+    DAY_S,
+    LINE_COLUMNS,
+    DamagedRowError,
+    clean,
+    day_of,
+    from_pico,
+    to_failure,
+    to_usage,
+)
+from ondine_core.store.schema import IS_FAILED
+from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Failure, Key, Usage
 
 __all__ = [
-    "ANSWER_COLUMNS",
+    "EXPORTED_COLUMNS",
     "Column",
     "FailedPrompt",
-    "Pruned",
     "Size",
     "Spending",
     "prune",
+    "read_all_answers",
     "read_failed_prompts",
     "read_failure_counts",
     "read_size",
     "read_spending",
-    "stream",
 ]
 
 Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
 """What spending can be told apart by."""
 
-ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd", "request_id", "answered_at")
+EXPORTED_COLUMNS = ANSWER_COLUMNS[:-1]
+"""All but where it comes from."""
 
-_SPENDING = """
-    SELECT {by}, SUM(calls), SUM(input_tokens), SUM(cached_input_tokens), SUM(output_tokens), SUM(reasoning_tokens),
-    SUM(cache_write_tokens), SUM(pico_usd), SUM(unpriced_calls), SUM(at_most_calls), SUM(paid_twice)
-    FROM ondine.ledger WHERE day >= ?{and_asset} GROUP BY {by}"""
+_SUMS = ", ".join(f"SUM({name})" for name in AMOUNT_COLUMNS)
 _FAILED = """
     SELECT f.key, f.reason, f.detail, f.model, f.attempts, f.cost_usd, f.failed_at,
-    COALESCE(o.asset, ''), COALESCE(o.partition, ''), COALESCE(o.run, ''),
+    COALESCE(o.run, ''), COALESCE(o.asset, ''), COALESCE(o.partition, ''),
     EXISTS (SELECT 1 FROM ondine.replies AS r WHERE r.key = f.key)
     FROM ondine.failures AS f LEFT JOIN ondine.origins AS o ON o.origin = f.origin"""
-_DATED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("answers", "answered_at", ("key",)),
-    ("failures", "failed_at", ("key",)),
-    ("replies", "kept_at", ("key",)),
-    ("ledger", "day", ("run", "asset", "partition", "model", "stage", "outcome", "day")),
-)
-"""Tables, the column that says how old a row is, and the primary key.
-
-Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why.
-"""
 _FORGET_RUNS = "DELETE FROM ondine.runs WHERE joined_at < ? AND run NOT IN (SELECT job FROM ondine.jobs)"
-_DAY_S = 86400.0
-_ROWS_A_TRANSACTION = 500
+_KEYS_A_PAGE = 500
+_ANSWERS_A_PAGE = 25
+"""An answer may be large."""
 _PAUSE_SHARE = 2.0
 """So many times what a transaction took, other processes get a chance to write."""
 _PASSING = ("lease:", "writer:")
 """The second of the numbers of these names is in seconds since the epoch; they are of no use long after."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Dated:
+    """A table whose rows grow old.
+
+    Args:
+        table: Its name.
+        column: Says how old a row is.
+        key: The columns of the primary key.
+        of_asset: Whether a row was asked for an asset.
+    """
+
+    table: str
+    column: str
+    key: tuple[str, ...] = ("key",)
+    of_asset: str = OF_ASSET
+
+
+_DATED = (
+    _Dated("answers", "answered_at"),
+    _Dated("failures", "failed_at"),
+    _Dated("replies", "kept_at"),
+    _Dated("ledger", "day", LINE_COLUMNS, "asset = ?"),
+)
+"""Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +149,9 @@ class Spending:
     in_jobs: int = 0
     in_jobs_at_most_usd: Decimal = Decimal(0)
 
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """How many rows were removed.
-
-    Args:
-        answers: Answers.
-        failures: Failures.
-        replies: Replies of the model that were kept.
-        ledger: Lines of the ledger.
-        jobs: Batch jobs that are closed.
-        waits: Materializations that waited for jobs of which none is under way.
-    """
-
-    answers: int
-    failures: int
-    replies: int
-    ledger: int
-    jobs: int = 0
-    waits: int = 0
+    def __add__(self, other: Spending) -> Spending:
+        sums = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Spending)}
+        return Spending(**sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +162,14 @@ class FailedPrompt:
         key: Its key.
         failure: Why, and what it took to find out.
         failed_at: When it was asked last, seconds since the epoch.
-        asset: For which asset, empty if that is not known.
-        partition: For which partition.
-        run: By which run.
+        origin: For whom it was asked, empty if that is not known.
         has_reply: Whether the model's reply is kept.
     """
 
     key: Key
     failure: Failure
     failed_at: float
-    asset: str
-    partition: str
-    run: str
+    origin: Origin
     has_reply: bool
 
 
@@ -195,18 +202,19 @@ def read_spending(
     """
     and_asset = "" if asset is None else " AND asset = ?"
     own = [] if asset is None else [clean(asset)]
-    since = _start_of_day(since)
+    columns, names = ", ".join(by), ", ".join("sent_at" if name == "day" else name for name in by)
+    seen = f"SELECT {columns}, {_SUMS} FROM ondine.ledger WHERE day >= ?{and_asset} GROUP BY {columns}"  # noqa: S608
+    unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
 
     def read() -> dict[tuple[str, ...], Spending]:
         spent: dict[tuple[str, ...], Spending] = {}
-        for row in database.select(_SPENDING.format(by=", ".join(by), and_asset=and_asset), [_day(since), *own]):
+        for row in database.select(seen, [day_of(since), *own]):
             calls, *tokens, pico_usd, unpriced, at_most_calls, paid_twice = map(int, row[len(by) :])
             group = row[: len(by)]
             usage, usd = to_usage(tokens), from_pico(pico_usd)
             spent[group] = Spending(calls, usage, usd, unpriced, at_most_calls=at_most_calls, paid_twice=paid_twice)
-        names = ", ".join("sent_at" if name == "day" else name for name in by)
-        unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
-        for (*values, is_in_job), (number, usd) in _count_unseen(database.select(unseen, [since, *own]), by).items():
+        rows = database.select(unseen, [since - since % DAY_S, *own])
+        for (*values, is_in_job), (number, usd) in _count_unseen(rows, by).items():
             group = tuple(values)
             old = spent.get(group, Spending())
             if is_in_job:
@@ -221,21 +229,17 @@ def read_spending(
 def _count_unseen(rows: Iterable[Row], by: Sequence[Column]) -> dict[Row, tuple[int, Decimal]]:
     """How many calls there are, and the most that they can cost, by the columns `by` and whether a job has them.
 
-    A large job has a million of them, so days are told of groups and not of calls.
+    The databases have no common function that makes a day of an instant.
     """
     day_at = by.index("day") if "day" in by else None
     numbers, pico_usd = Counter[Row](), Counter[Row]()
     for *values, at_most, is_in_job in rows:
         if day_at is not None:
-            values[day_at] //= _DAY_S
+            values[day_at] = day_of(values[day_at])
         group = (*values, bool(is_in_job))
         numbers[group] += 1
         pico_usd[group] += at_most or 0
-    found = {}
-    for group, number in numbers.items():
-        named = [_day(value * _DAY_S) if at == day_at else value for at, value in enumerate(group)]
-        found[tuple(named)] = number, from_pico(pico_usd[group])
-    return found
+    return {group: (number, from_pico(pico_usd[group])) for group, number in numbers.items()}
 
 
 def read_failed_prompts(
@@ -262,10 +266,10 @@ def read_failed_prompts(
     else:
         rows = database.read(lambda: database.select_in(f"{_FAILED} WHERE f.key IN ?", keys))
     found: list[FailedPrompt] = []
-    for *row, failed_at, asset_, partition, run, has_reply in rows:
+    for *row, failed_at, run, of_asset, partition, has_reply in rows:
         with suppress(DamagedRowError):
             key, failure = to_failure(tuple(row))
-            found.append(FailedPrompt(key, failure, failed_at, asset_, partition, run, bool(has_reply)))
+            found.append(FailedPrompt(key, failure, failed_at, Origin(run, of_asset, partition), bool(has_reply)))
     return found
 
 
@@ -278,85 +282,92 @@ def read_failure_counts(database: Database, *, since: float = 0.0, asset: str | 
 
 
 def _failed_where(since: float, asset: str | None) -> tuple[str, list[float | str]]:
-    where = """WHERE f.failed_at >= ? AND NOT EXISTS (
-        SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"""
+    where = f"WHERE f.failed_at >= ? AND {IS_FAILED}"
     return (where, [since]) if asset is None else (f"{where} AND f.{OF_ASSET}", [since, clean(asset)])
 
 
-def prune(  # noqa: PLR0913  (by keyword)
+def prune(
     database: Database,
-    before: float,
+    before: float | None,
     *,
     asset: str | None = None,
-    ledger: bool = True,
     dry_run: bool = False,
     sleep: Callable[[float], None] = time.sleep,
-) -> Pruned:
-    """Remove what is older than `before` (seconds since the epoch), in small transactions with pauses between them.
+) -> Counter[str]:
+    """Remove what is older than `before`, in small transactions with pauses between them.
 
     So other processes that write wait for a moment only. One that is broken off has removed a part. What belongs to a
     batch job that is under way stays.
 
     Args:
         database: The store.
-        before: Answers and failures of before this instant go, and days that ended before it.
+        before: Answers and failures of before this instant (seconds since the epoch) go, and days that ended before it.
+            `None` for all, apart from the ledger and batch jobs: the ledger explains what a budget was spent on.
         asset: Only what was asked for this asset.
-        ledger: Whether lines of the ledger go, too, and batch jobs that are closed.
         dry_run: Only count.
         sleep: Waits for seconds.
+
+    Returns:
+        How many rows that are, by table; the jobs are closed, the waits (`job_waits`) wait for none that is under way.
     """
-    removed = dict.fromkeys((table for table, _, _ in _DATED), 0)
-    for table, column, key in _DATED:
-        if table == "ledger" and not ledger:
+    instant = time.time() if before is None else before
+    removed = Counter[str]()
+    for dated in _DATED:
+        if dated.table == "ledger" and before is None:
             continue
-        limit = _day(before) if column == "day" else before
-        for rows in _old_rows(database, table, column, key, limit, asset):
-            removed[table] += len(rows)
+        limit = day_of(instant) if dated.column == "day" else instant
+        for rows in _old_rows(database, dated, limit, asset):
+            removed[dated.table] += len(rows)
             if not dry_run:
-                _remove(database, table, column, key, limit, rows, sleep)
-    if ledger:
-        removed |= prune_jobs(database, before, asset, dry_run=dry_run)
+                began = time.monotonic()
+                database.write(partial(_remove, database, dated, limit, rows))
+                sleep(_PAUSE_SHARE * (time.monotonic() - began))
+    if before is not None:
+        removed.update(prune_jobs(database, before, asset, dry_run=dry_run))
     if not dry_run:
-        forget_unused(database, before)
+        forget_unused(database, instant)
     if not dry_run and asset is None:
-        database.write(lambda: _forget_numbers(database, before))
+        database.write(lambda: _forget_numbers(database, instant))
         # Announced by a process of another machine that was killed; a batch job leaves when it is closed.
-        database.write(lambda: database.run(_FORGET_RUNS, [before]))
-    return Pruned(**removed)
+        database.write(lambda: database.run(_FORGET_RUNS, [instant]))
+    return removed
 
 
-def _old_rows(  # noqa: PLR0913, PLR0917  (one caller)
-    database: Database, table: str, column: str, key: tuple[str, ...], limit: str | float, asset: str | None
-) -> Iterator[list[Row]]:
-    """The primary keys of old rows in their order, some at a time; nothing is held open between two reads."""
-    names = ", ".join(key)
-    places = ", ".join("?" * len(key))
-    of_asset = "asset = ?" if table == "ledger" else OF_ASSET
-    sql = (
-        f"SELECT {names} FROM ondine.{table} WHERE {column} < ? AND ({names}) > ({places}) "  # noqa: S608
-        f"{'' if asset is None else f'AND {of_asset} '}ORDER BY {names} LIMIT {_ROWS_A_TRANSACTION}"
-    )
+def _old_rows(database: Database, dated: _Dated, limit: float | str, asset: str | None) -> Iterator[list[Row]]:
+    """The primary keys of old rows in their order, some at a time."""
+    of_asset = "" if asset is None else f" AND {dated.of_asset}"
+    sql = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{of_asset}"  # noqa: S608
     own = [] if asset is None else [clean(asset)]
-    last: Row = (b"",) if len(key) == 1 else ("",) * len(key)
-    while rows := database.read(partial(database.select, sql, (limit, *last, *own))):
+    return _read_in_pages(database, sql, [limit, *own], dated.key, _KEYS_A_PAGE)
+
+
+def _read_in_pages(
+    database: Database, sql: str, values: Sequence[Any], key: Sequence[str], size: int
+) -> Iterator[list[Row]]:
+    """The rows of a query in the order of their primary key, some at a time; nothing is held open between two reads.
+
+    Args:
+        database: The store.
+        sql: Selects the columns of the primary key before others.
+        values: Its parameters.
+        key: The columns of the primary key.
+        size: How many rows are read at a time.
+    """
+    names, parameters = list_columns(key), ", ".join("?" * len(key))
+    end = f"ORDER BY {names} LIMIT {size}"
+    rows = database.read(partial(database.select, f"{sql} {end}", values))
+    while rows:
         yield rows
-        last = rows[-1]
+        last = rows[-1][: len(key)]
+        sql_of_rest = f"{sql} AND ({names}) > ({parameters}) {end}"
+        rows = database.read(partial(database.select, sql_of_rest, (*values, *last)))
 
 
-def _remove(  # noqa: PLR0913, PLR0917  (one caller)
-    database: Database,
-    table: str,
-    column: str,
-    key: tuple[str, ...],
-    limit: str | float,
-    rows: Sequence[Row],
-    sleep: Callable[[float], None],
-) -> None:
+def _remove(database: Database, dated: _Dated, limit: float | str, rows: Sequence[Row]) -> None:
     """Remove rows by their primary keys, unless they were written anew meanwhile."""
-    sql = f"DELETE FROM ondine.{table} WHERE {column} < ? AND {' AND '.join(f'{name} = ?' for name in key)}"  # noqa: S608
-    began = time.monotonic()
-    database.write(lambda: database.run_many(sql, [(limit, *row) for row in rows]))
-    sleep(_PAUSE_SHARE * (time.monotonic() - began))
+    key = f"({list_columns(dated.key)}) = ({', '.join('?' * len(dated.key))})"
+    sql = f"DELETE FROM ondine.{dated.table} WHERE {dated.column} < ? AND {key}"  # noqa: S608
+    database.run_many(sql, [(limit, *row) for row in rows])
 
 
 def _forget_numbers(database: Database, before: float) -> None:
@@ -373,25 +384,9 @@ def _ended_before(numbers: bytes, before: float) -> bool:
         return True  # damaged, and of no use to anybody
 
 
-def stream(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:
-    """The answers since an instant, and for an asset, in no order, each a row of `ANSWER_COLUMNS`."""
-    columns = ", ".join(f'"{column}"' for column in ANSWER_COLUMNS)
-    wanted = None if asset is None else database.read(lambda: _find_origins(database, asset))
-    for *row, answered_at, origin in database.stream(f"SELECT {columns}, origin FROM ondine.answers"):  # noqa: S608
-        # A damaged row may have anything for its time; it is for the caller to say so.
-        is_old = isinstance(answered_at, float) and answered_at < since
-        if not is_old and (wanted is None or origin in wanted):
-            yield (*row, answered_at)
-
-
-def _find_origins(database: Database, asset: str) -> frozenset[bytes]:
-    found = database.select("SELECT origin FROM ondine.origins WHERE asset = ?", [clean(asset)])
-    return frozenset(bytes(origin) for (origin,) in found)
-
-
-def _start_of_day(at: float) -> float:
-    return at - at % _DAY_S
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).date().isoformat()
+def read_all_answers(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:
+    """The answers since an instant, and for an asset, in the order of their keys, each a row of `EXPORTED_COLUMNS`."""
+    of_asset, own = ("", []) if asset is None else (f" AND {OF_ASSET}", [clean(asset)])
+    # A damaged row may have anything for its time; text and bytes are after every number.
+    sql = f"SELECT {list_columns(EXPORTED_COLUMNS)} FROM ondine.answers WHERE answered_at >= ?{of_asset}"  # noqa: S608
+    return chain.from_iterable(_read_in_pages(database, sql, [since, *own], ["key"], _ANSWERS_A_PAGE))

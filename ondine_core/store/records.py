@@ -17,22 +17,28 @@ import orjson
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Database, Row
-from ondine_core.types.ledger import CallFinished, CallStarted, RunStarted
+from ondine_core.types.ledger import CallFinished, CallStarted, Origin
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Json, Key, Usage
 
 __all__ = [
+    "AMOUNT_COLUMNS",
+    "ANSWER_COLUMNS",
+    "CALL_COLUMNS",
+    "DAY_S",
+    "FAILURE_COLUMNS",
+    "LINE_COLUMNS",
     "ORIGIN_BYTES",
-    "CallRow",
+    "REPLY_COLUMNS",
     "Change",
     "DamagedRowError",
     "Entry",
-    "Left",
-    "Released",
     "SentRow",
     "SettledRows",
     "Update",
     "clean",
+    "clean_origin",
+    "day_of",
     "from_pico",
     "split_keys",
     "to_answer",
@@ -43,9 +49,25 @@ __all__ = [
     "to_usage",
 ]
 
+ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd", "request_id", "answered_at", "origin")
+FAILURE_COLUMNS = ("key", "reason", "detail", "model", "attempts", "cost_usd", "failed_at", "origin")
+REPLY_COLUMNS = ("key", "reply", "kept_at", "origin")
+CALL_COLUMNS = (
+    *("call", "run", "asset", "partition", "model", "stage"),
+    *("keys", "sent_at", "at_most_pico_usd", "batch"),
+)
+LINE_COLUMNS = ("run", "asset", "partition", "model", "stage", "outcome", "day")
+"""What tells the lines of the ledger apart."""
+AMOUNT_COLUMNS = (
+    *("calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cache_write_tokens"),
+    *("pico_usd", "unpriced_calls", "at_most_calls", "paid_twice"),
+)
+"""What they add up."""
+
 _KEY_BYTES = 16
 ORIGIN_BYTES = 8
 """The identities of all calls of a run begin with these."""
+DAY_S = 86400.0
 _PICO = 10**12
 _EPOCH = date(1970, 1, 1).toordinal()
 _MOST = 2**60
@@ -70,40 +92,11 @@ class DamagedRowError(ValueError):
         super().__init__(f"{key.hex() if isinstance(key, bytes) else repr(key)} ({reason})")
 
 
-class CallRow(NamedTuple):
-    """A row of `calls`."""
-
-    call: bytes
-    run: str
-    asset: str
-    partition: str
-    model: str
-    stage: str
-    keys: bytes
-    sent_at: float
-    at_most_pico_usd: int | None
-    batch: bytes | None
-
-
 class SentRow(NamedTuple):
-    """A call that is about to leave, and what decides whether it may; see `CallStarted`."""
+    """A call that is about to leave, and its row of `calls`."""
 
-    row: CallRow
-    task: bytes
-    is_shared: bool
-    is_unanswered: bool
-
-
-class Left(NamedTuple):
-    """Runs that ended."""
-
-    runs: tuple[bytes, ...]
-
-
-class Released(NamedTuple):
-    """Calls whose prompts others may ask."""
-
-    calls: tuple[bytes, ...]
+    started: CallStarted
+    row: Row
 
 
 class SettledRows(NamedTuple):
@@ -125,7 +118,7 @@ class Update(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Any other change within a transaction.
+    """Any other change within a transaction, made before what else is written in it.
 
     Args:
         work: Makes it, and must not raise; called again if the connection breaks before it is kept.
@@ -136,7 +129,7 @@ class Change(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-Entry: TypeAlias = SentRow | SettledRows | Update | RunStarted | Left | Released | Change
+Entry: TypeAlias = SentRow | SettledRows | Update | Change
 """What one caller wants written."""
 
 
@@ -146,14 +139,12 @@ def to_sent_row(sent: CallStarted) -> SentRow:
     Raises:
         StoreError: Its bound is beyond what 64 bits can add up.
     """
-    origin, most = sent.origin, sent.at_most_usd
+    most = sent.at_most_usd
     if most is not None and most * _PICO > _MOST:
         raise StoreError(f"A call of model {sent.model!r} may cost {most} USD, which is beyond belief.")
-    row = CallRow(
+    row = (
         sent.call,
-        clean(origin.run),
-        clean(origin.asset),
-        clean(origin.partition),
+        *clean_origin(sent.origin),
         clean(sent.model),
         sent.stage,
         b"".join(sent.keys),
@@ -161,7 +152,7 @@ def to_sent_row(sent: CallStarted) -> SentRow:
         to_pico_bound(most),
         sent.batch,
     )
-    return SentRow(row, sent.task, sent.is_shared, sent.is_unanswered)
+    return SentRow(sent, row)
 
 
 def to_settled_rows(settled: CallFinished) -> SettledRows:
@@ -173,7 +164,6 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
     sent = settled.sent
     usage = settled.usage
     usd = settled.usd
-    origin = sent.origin
     amounts = (
         1,
         usage.input_tokens,
@@ -190,11 +180,11 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
         raise StoreError(
             f"A call of model {sent.model!r} reports figures beyond belief, not kept: {usage!r}, {usd} USD."
         )
-    line = (clean(origin.run), clean(origin.asset), clean(origin.partition), clean(sent.model), sent.stage)
+    line = (*clean_origin(sent.origin), clean(sent.model), sent.stage)
     run = sent.call[:ORIGIN_BYTES]
     return SettledRows(
         sent.call,
-        (*line, settled.outcome, _day(int(sent.sent_at // 86400))),
+        (*line, settled.outcome, day_of(sent.sent_at)),
         amounts,
         tuple([_to_answer_row(key, answer, run) for key, answer in settled.answers]),
         tuple([_to_failure_row(key, failure, settled, run) for key, failure in settled.failures]),
@@ -259,6 +249,11 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
+def clean_origin(origin: Origin) -> tuple[str, str, str]:
+    """Run, asset and partition as both databases take them."""
+    return clean(origin.run), clean(origin.asset), clean(origin.partition)
+
+
 def _to_answer_row(key: Key, answer: Answer, origin: bytes) -> Row:
     cost, request_id = answer.cost_usd, answer.request_id
     return (
@@ -278,8 +273,8 @@ def _to_failure_row(key: Key, failure: Failure, settled: CallFinished, origin: b
     # The key once more: a failure is kept only if that has no answer which might have been taken.
     cost = None if failure.cost_usd is None else str(failure.cost_usd)
     took = (clean(failure.model), failure.attempts, cost)
-    failed_at = settled.sent.sent_at
-    return (key, failure.reason, clean(failure.detail), failed_at, *took, origin, key, settled.reuse_since)
+    row = (key, failure.reason, clean(failure.detail), *took, settled.sent.sent_at, origin)
+    return (*row, key, settled.reuse_since)
 
 
 def to_failure(row: Row) -> tuple[Key, Failure]:
@@ -310,6 +305,11 @@ def _to_pico(usd: Decimal, rounding: str) -> int:
     return int((usd * _PICO).to_integral_value(rounding))
 
 
+def day_of(at: float) -> str:
+    """The date (UTC) of an instant."""
+    return _name_day(int(at // DAY_S))
+
+
 @lru_cache(16)
-def _day(days: int) -> str:
+def _name_day(days: int) -> str:
     return date.fromordinal(_EPOCH + days).isoformat()

@@ -1,8 +1,7 @@
 """The tables of a store, as steps from each format to the next; an older store is brought up to date when opened.
 
-Written once for both databases: a name after `ondine.` is a table, and the types are SQLite's, which the Postgres back
-end translates. Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: every list price is a whole number of them a
-token, so that sums are exact, and one line of the ledger holds up to nine million dollars.
+Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: every list price is a whole number of them a token, so that
+sums are exact, and one line of the ledger holds up to nine million dollars.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Database
 
-__all__ = ["MIGRATIONS", "migrate"]
+__all__ = ["IS_ANSWERED", "IS_FAILED", "MIGRATIONS", "migrate"]
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -94,6 +93,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 """`MIGRATIONS[n]` leads from format `n` to format `n + 1`; format 0 is an empty database."""
+
+
+# A prompt has an answer and a failure when it was asked anew in vain, or when two processes asked it; the later counts.
+IS_ANSWERED = "NOT EXISTS (SELECT 1 FROM ondine.failures AS f WHERE f.key = a.key AND f.failed_at > a.answered_at)"
+"""Whether the row `a` of answers counts."""
+IS_FAILED = "NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key AND a.answered_at >= f.failed_at)"
+"""Whether the row `f` of failures counts."""
 
 
 def migrate(database: Database, *, create: bool = True) -> None:

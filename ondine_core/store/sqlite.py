@@ -7,18 +7,17 @@ second later, so that a power cut costs no more than that; with `FULL` every com
 from __future__ import annotations
 
 import errno
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
+from ondine_core.store.dialects import to_sqlite
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, prepare, store_files
 
 __all__ = ["SqliteDatabase"]
@@ -191,7 +190,7 @@ class SqliteDatabase:
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""
-        return self._connection.execute(_own(sql), parameters).fetchall()
+        return self._connection.execute(to_sqlite(sql), parameters).fetchall()
 
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a query whose only parameter is the list after `IN`."""
@@ -200,13 +199,12 @@ class SqliteDatabase:
             some = list(values[start : start + _MOST_IN_A_LIST])
             # Filled up to a power of two: a handful of statements, which SQLite then compiles once.
             some += some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))
-            found += self._connection.execute(_own(sql, values=len(some)), some).fetchall()
+            found += self._connection.execute(to_sqlite(sql, values=len(some)), some).fetchall()
         return found
 
-    def counts_to(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query that counts among `values` comes to `count`."""
-        counts: list[int] = [some for (some,) in self.select_in(sql, values)]
-        return sum(counts) == count
+    def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
+        """Whether a query among `values` finds so many rows."""
+        return len(self.select_in(sql, values)) == count
 
     def hold(self, name: str) -> None:
         """Nothing to do: SQLite has one writer at a time."""
@@ -224,7 +222,7 @@ class SqliteDatabase:
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows."""
-        self._connection.execute(_own(sql), parameters)
+        self._connection.execute(to_sqlite(sql), parameters)
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
@@ -234,17 +232,12 @@ class SqliteDatabase:
             # where that is busy gets it back late; so one for many rows leaves sooner than many for one.
             count = 1 << (min(left, _MOST_ROWS).bit_length() - 1) if " VALUES (" in sql else 1
             some = rows[start : start + count]
-            self._connection.execute(_own(sql, rows=count), list(chain.from_iterable(some)))
+            self._connection.execute(to_sqlite(sql, rows=count), list(chain.from_iterable(some)))
             start += count
 
     def run_in(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that returns no rows and whose only parameter is the list after `IN`."""
         self.select_in(sql, values)
-
-    def stream(self, sql: str) -> Iterator[Row]:
-        """The rows of a query too large for memory."""
-        with self._explained():
-            yield from self._connection.execute(_own(sql))
 
     def create_schema(self) -> None:
         """Nothing to do: the tables are in the file."""
@@ -313,13 +306,6 @@ class SqliteDatabase:
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             advice = _advise(error, self._wait_timeout_s)
             raise StoreError(f"The answer store {self.place!r} failed: {error}. {advice}") from error
-
-
-@cache
-def _own(sql: str, *, values: int = 0, rows: int = 1) -> str:
-    """`sql` for SQLite, with the number of values after `IN` and of rows after `VALUES`."""
-    sql = re.sub(r" IN \?", f" IN ({','.join('?' * values)})", sql.replace("ondine.", ""))
-    return re.sub(r" VALUES (\([?, ]+\))", lambda row: f" VALUES {','.join([row[1]] * rows)}", sql)
 
 
 _ADVICE = {

@@ -137,7 +137,7 @@ async def _begin(context: JobContext) -> JobRecord:
         tuple(budgets.cells if budgets else ()),
         changed_at=now,
     )
-    await context.store.change(partial(job_tables.begin, record=record))
+    await context.store.change(partial(job_tables.write, record=record))
     others = context.run.others
     # Without a process: the job goes on without one.
     await context.store.join(replace(others.own, run=record.job, process=(), lease=""))
@@ -266,5 +266,5 @@ async def discard(context: JobContext, job: bytes) -> None:
     forget = partial(job_tables.discard, job=job, of=("preparing", "creating"))
     if await context.store.change(forget, records[0].cells):
         for call in calls:
-            prompts = tuple(Item(key, "") for key in call.sent.keys)
-            context.owe(read_batch(call.sent.batch or b"", prompts)[0])
+            prompts = tuple(Item(key, "") for key in call.keys)
+            context.owe(read_batch(call.batch or b"", prompts)[0])

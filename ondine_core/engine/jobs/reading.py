@@ -15,9 +15,8 @@ from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, Ref
 from ondine_core.providers.charges import check_usage
 from ondine_core.providers.job_api import JobProblem, JobReply, JobStatus
 from ondine_core.store import job_tables
-from ondine_core.store.job_tables import JobCall
 from ondine_core.types.job_record import JobRecord, JobState
-from ondine_core.types.ledger import CallFinished
+from ondine_core.types.ledger import CallFinished, CallStarted
 from ondine_core.types.values import Failure, Item, Key, Outcome, Reply, Usage
 
 __all__ = ["read_job", "write_off"]
@@ -79,14 +78,14 @@ async def _close(context: JobContext, record: JobRecord, state: JobState) -> Non
         return
     for call in rest:
         context.run.run_state.tracker.sent()
-        context.run.run_state.tracker.lost(call.sent.at_most_usd)
-        context.run.unseen.update(call.sent.keys)
+        context.run.run_state.tracker.lost(call.at_most_usd)
+        context.run.unseen.update(call.keys)
         _owe_again(context, _batch_of(call, {})[0])
 
 
-def _batch_of(call: JobCall, items: Mapping[Key, Item]) -> tuple[QueuedBatch, str]:
-    prompts = tuple(items.get(key) or Item(key, "") for key in call.sent.keys)
-    return read_batch(call.sent.batch or b"", prompts)
+def _batch_of(call: CallStarted, items: Mapping[Key, Item]) -> tuple[QueuedBatch, str]:
+    prompts = tuple(items.get(key) or Item(key, "") for key in call.keys)
+    return read_batch(call.batch or b"", prompts)
 
 
 def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
@@ -136,9 +135,9 @@ class _Reading:
         if not replies:
             return
         calls = await context.store.read(partial(job_tables.read_calls, job=record.job, numbers=sorted(replies)))
-        keys = [key for call in calls for key in call.sent.keys]
+        keys = [key for call in calls for key in call.keys]
         items = context.queue.find_items(keys)
-        settled = [self._settle_one(call, replies[call.number].came, items) for call in calls]
+        settled = [self._settle_one(call, replies[job_tables.number_in_job(call)].came, items) for call in calls]
         await self._keep(settled)
 
     async def settle_rest(self, status: JobStatus) -> None:
@@ -151,7 +150,7 @@ class _Reading:
         self.was_full = any(problem.is_quota for problem in status.problems)
         for start in range(0, len(rest), _REPLIES_AT_ONCE):
             some = rest[start : start + _REPLIES_AT_ONCE]
-            items = context.queue.find_items([key for call in some for key in call.sent.keys])
+            items = context.queue.find_items([key for call in some for key in call.keys])
             came = [_came_of(by_line.get(number)) for number in range(start + 1, start + 1 + len(some))]
             await self._keep([self._settle_one(call, what, items) for call, what in zip(some, came, strict=True)])
         about_all = [problem for problem in status.problems if problem.line is None and not problem.is_quota]
@@ -175,12 +174,14 @@ class _Reading:
         run.run_state.settle(own)
         run.run_state.tell()
 
-    def _settle_one(self, call: JobCall, came: Reply | ProviderError | None, items: Mapping[Key, Item]) -> CallFinished:
+    def _settle_one(
+        self, call: CallStarted, came: Reply | ProviderError | None, items: Mapping[Key, Item]
+    ) -> CallFinished:
         """What one request comes to; batches that it still owes are put into the queue."""
         context, run = self.context, self.context.run
         queued, strategy_name = _batch_of(call, items)
         batch = queued.batch
-        sent = replace(call.sent, origin=run.origin)
+        sent = replace(call, origin=run.origin)
         run.run_state.tracker.sent()
         if isinstance(came, FatalError):
             if came.fault == "account" or not run.run_state.any_answer:
@@ -195,7 +196,7 @@ class _Reading:
                 _owe_again(context, queued)
             return CallFinished(sent, "refused")
         reply, usage = _reply_of(came)
-        charge = charge_call(run.run_state.tracker, call.sent, reply, usage, "batch")
+        charge = charge_call(run.run_state.tracker, call, reply, usage, "batch")
         result = BatchResult()
         if reply is None:
             _owe_again(context, queued)
@@ -204,9 +205,9 @@ class _Reading:
             encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
             result = run.interpreter.interpret(encoded, reply, charge.usd)
             observer = run.runtime.emitter.begin(batch)
-            took_s = max(0.0, run.clock.now() - call.sent.sent_at)
+            took_s = max(0.0, run.clock.now() - call.sent_at)
             is_ordinary = not (result.failures or result.retry)
-            observer.sent(call.sent, encoded.call)
+            observer.sent(call, encoded.call)
             observer.on_reply(reply, charge.usd, took_s, ordinary=is_ordinary)
             end_batch(run, observer, result)
             for owed in result.retry:
