@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -13,6 +14,7 @@ from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.output_schema import Column
+from ondine_core.prompts.task import Task
 from ondine_core.tables import new_column
 from ondine_core.types.values import Answer
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAILED_COLUMNS",
+    "AskedRows",
     "as_one_table",
-    "check_frame",
+    "checked_frame",
     "column_schema",
     "failed_rows",
     "frame_of",
@@ -30,9 +33,27 @@ __all__ = [
     "join",
     "joined",
     "names_of",
+    "slices",
 ]
 
 _VALUES_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRows:
+    """Rows that were asked about, and what came of it.
+
+    Args:
+        frame: The rows.
+        task: What was asked.
+        report: One outcome a row.
+        error_column: Name of the column that says why a row failed; `None` where failed rows are left out.
+    """
+
+    frame: nw.DataFrame[Any]
+    task: Task
+    report: Report
+    error_column: str | None
 
 
 def names_of(value: Any) -> tuple[str, ...]:
@@ -68,8 +89,8 @@ def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
     return isinstance(index, pd.RangeIndex) and (index.start, index.step, index.name) == (0, 1, None)
 
 
-def check_frame(value: Any) -> None:
-    """Check that `value` can be enriched and joined, before anything is paid.
+def checked_frame(value: Any) -> nw.DataFrame[Any]:
+    """`value` as a frame that can be enriched and joined, which is seen before anything is paid.
 
     Raises:
         ConfigError: It is no frame in memory, or its columns are not named by different texts.
@@ -77,7 +98,8 @@ def check_frame(value: Any) -> None:
     from narwhals.exceptions import DuplicateError
 
     try:
-        names = list(frame_of(value).columns)
+        frame = frame_of(value)
+        names = list(frame.columns)
     except TypeError:
         raise ConfigError(
             f"The asset function returned a {type(value).__name__}, which is not a table; "
@@ -88,14 +110,15 @@ def check_frame(value: Any) -> None:
     odd = [name for name in names if not isinstance(name, str)]
     if odd:
         raise ConfigError(f"The rows have a column named {odd[0]!r}, which is not a text; rename it.")
+    return frame
 
 
 def as_one_table(value: Any) -> Any:
     """A table as it is; tables by partition, as an input of several partitions comes, as one."""
-    return joined(value, list(value))[0] if isinstance(value, Mapping) else value
+    return joined(value, list(value))[0].to_native() if isinstance(value, Mapping) else value
 
 
-def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[str, int]]:
+def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame[Any], dict[str, int]]:
     """Tables by partition as one frame, in the order of `keys`, and how many rows each brought.
 
     A pandas index is kept, unless it only numbers the rows of each.
@@ -108,9 +131,7 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[st
     found = {key: tables[key] for key in keys if key in tables}
     if not found:
         raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
-    for table in found.values():
-        check_frame(table)
-    frames = {key: frame_of(table) for key, table in found.items()}
+    frames = {key: checked_frame(table) for key, table in found.items()}
     # An empty day often has columns of other types, or none.
     filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
     try:
@@ -122,40 +143,47 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, dict[st
             f"The rows of {len(found)} partitions do not fit together ({type(error).__name__}); "
             "return frames of one kind with the same columns."
         ) from error
-    return whole.to_native(), {key: len(frame) for key, frame in frames.items()}
+    return whole, {key: len(frame) for key, frame in frames.items()}
 
 
-def join(  # noqa: PLR0913, PLR0917  (one caller)
-    table: Any,
+def slices(lengths: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
+    """Which rows of one frame are those of each partition, by how many rows each has."""
+    start = 0
+    for partition, length in lengths.items():
+        yield partition, slice(start, start + length)
+        start += length
+
+
+def join(
+    frame: nw.DataFrame[Any],
     report: Report,
     columns: Sequence[Column],
-    error_column: str,
-    on_row_error: Literal["null", "drop", "raise"],
+    error_column: str | None,
     model_column: str | None = None,
-) -> Any:
-    """`table` with the output columns of `report`; its other columns, order and kind stay.
+) -> nw.DataFrame[Any]:
+    """`frame` with the output columns of `report`; its other columns, order and kind stay.
 
     Args:
-        table: The frame that was asked about.
+        frame: The rows that were asked about.
         report: One outcome a row of it.
         columns: The output columns.
-        error_column: Name of the column that says why a row failed (with `on_row_error="null"`).
-        on_row_error: `"drop"` leaves failed rows out; otherwise they have nulls.
+        error_column: Name of the column that says why a row failed; with `None`, failed rows are left out.
         model_column: Name of the column that says which model answered, if one is wanted.
     """
-    frame = frame_of(table)
     values = report.values()
     series = [new_column(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]
     if model_column is not None:
         models = [outcome.model if isinstance(outcome, Answer) else None for outcome in report.outcomes]
         series.append(new_column(frame, model_column, models, {"type": "string"}))
-    if on_row_error == "drop":
-        answered = [failure is None for failure in report.outcomes.failures()]
-        joined = frame.with_columns(*series)
-        # narwhals takes an empty mask for no condition at all.
-        return (joined.filter(answered) if answered else joined).to_native()
-    series.append(new_column(frame, error_column, report.errors(), {"type": "string"}))
-    return frame.with_columns(*series).to_native()
+    if error_column is not None:
+        series.append(new_column(frame, error_column, report.errors(), {"type": "string"}))
+        return frame.with_columns(*series)
+    return _kept(frame.with_columns(*series), [failure is None for failure in report.outcomes.failures()])
+
+
+def _kept(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
+    # narwhals takes an empty mask for no condition at all.
+    return frame.filter(mask) if mask else frame
 
 
 FAILED_COLUMNS = {
@@ -168,12 +196,10 @@ FAILED_COLUMNS = {
 """What is said of a failed row."""
 
 
-def failed_rows(table: Any, report: Report) -> Any:
-    """The rows of `table` that failed, with `FAILED_COLUMNS`, in the same kind of frame."""
-    frame = frame_of(table)
+def failed_rows(frame: nw.DataFrame[Any], report: Report) -> nw.DataFrame[Any]:
+    """The rows of `frame` that failed, with `FAILED_COLUMNS`."""
     failures = list(report.outcomes.failures())
-    mask = [failure is not None for failure in failures]
-    frame = frame.filter(mask) if mask else frame
+    frame = _kept(frame, [failure is not None for failure in failures])
     failed = [failure for failure in failures if failure is not None]
     # Rows with the same prompt share one failure.
     rows = Counter(map(id, failed))
@@ -186,15 +212,18 @@ def failed_rows(table: Any, report: Report) -> Any:
         new_column(frame, "error_attempts", [failure.attempts for failure in failed], {"type": "integer"}),
         new_column(frame, "error_cost_usd", costs, {"type": "number"}),
     ]
-    return frame.with_columns(*series).to_native()
+    return frame.with_columns(*series)
 
 
-def column_schema(table: Any, columns: Sequence[Column], error_column: str) -> dg.TableSchema:
+def column_schema(
+    frame: nw.DataFrame[Any], columns: Sequence[Column], error_column: str | None = None
+) -> dg.TableSchema:
     """The schema of an enriched frame, with the descriptions of its output columns."""
     said = {column.name: _description(column) for column in columns}
-    said[error_column] = "Why the row has no answer."
-    schema = frame_of(table).schema
-    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in schema.items()])
+    if error_column is not None:
+        said[error_column] = "Why the row has no answer."
+    columns_ = frame.schema.items()
+    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in columns_])
 
 
 def _description(column: Column) -> str | None:

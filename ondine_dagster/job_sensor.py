@@ -7,8 +7,8 @@ the provider how far the jobs are and repeats the run for what it left open, wit
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -349,12 +349,6 @@ class _Apis:
         return self.found[key]
 
 
-@asynccontextmanager
-async def _open_apis() -> AsyncIterator[_Apis]:
-    async with AsyncExitStack() as stack:
-        yield _Apis(stack, {})
-
-
 async def _poll_all(
     place: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
 ) -> list[_Polled]:
@@ -375,7 +369,8 @@ async def _poll_all(
             return _Polled(is_ready=False, problem=f"The provider did not answer within {_POLL_TIMEOUT_S:.0f} s.")
 
     with open_store(place) as store:
-        async with _open_apis() as apis:
+        async with AsyncExitStack() as stack:
+            apis = _Apis(stack, {})
             return await asyncio.gather(*map(poll, due))
 
 

@@ -43,7 +43,7 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
         ConfigError: Two columns would have one name, or an argument cannot be kept.
     """
     _check_names(enrichment)
-    check_partition_by(enrichment.partition_by, asset_arguments.get("partitions_def"))
+    check_partition_by(enrichment.arguments.partition_by, asset_arguments.get("partitions_def"))
     if asset_arguments.get("check_specs"):
         raise ConfigError(
             "check_specs cannot be answered from here; take checks=[...], or write the check with "
@@ -52,13 +52,13 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
     declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
     if isinstance(declared, dg.TableSchema):
         outputs = {column.name for column in enrichment.task.schema.columns}
-        outputs |= {enrichment.error_column, enrichment.model_column or ""}
+        outputs |= {enrichment.error_column, enrichment.arguments.model_column or ""}
         check_columns(enrichment.task, [column.name for column in declared.columns if column.name not in outputs])
 
 
 def _check_names(enrichment: Enrichment) -> None:
     """One column would overwrite the other in the table, and with it answers that are paid for."""
-    error_column, added = enrichment.error_column, enrichment.model_column
+    error_column, added = enrichment.error_column, enrichment.arguments.model_column
     outputs = [column.name for column in enrichment.task.schema.columns]
     if error_column in outputs:
         raise ConfigError(
@@ -122,20 +122,20 @@ def code_version(task: Task, users: str | None) -> str:
     return f"{users}-{digest}" if users else digest
 
 
-def definition_metadata(prompt: str | Prompt, enrichment: Enrichment, function: Callable[..., Any]) -> dict[str, Any]:
+def definition_metadata(enrichment: Enrichment, function: Callable[..., Any]) -> dict[str, Any]:
     """The prompt, the schema of an answer, where both are written, and what would make the prompt cheaper."""
     task = enrichment.task
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
     schema = task.schema.json_schema
     if schema:
         metadata["ondine/output_schema"] = dg.MetadataValue.json(json.loads(schema))
-    if enrichment.batch_size == 1 and (advice := explain_uncacheable(task.prompt)):
+    if enrichment.arguments.batch_size == 1 and (advice := explain_uncacheable(task.prompt)):
         metadata["ondine/prompt_advice"] = advice
     if task.prompt.preparation:
         metadata["ondine/preparation"] = str(task.prompt.preparation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # a user would not know what to do about it
-        places = list(_places(prompt, function))
+        places = list(_places(enrichment.arguments.prompt, function))
         if places:
             metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(code_references=places)
     return metadata

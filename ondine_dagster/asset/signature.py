@@ -9,22 +9,16 @@ from typing import Annotated, Any
 import dagster as dg
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.checks.evaluation import golden_inputs
+from ondine_dagster.checks.evaluation import labelled_inputs
 from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.run.plan import Enrichment
-from ondine_dagster.run.step import materialize
+from ondine_dagster.run.step import StepInput, materialize
 
-__all__ = ["wrap"]
+__all__ = ["check_function", "wrap"]
 
 
-def wrap(  # noqa: PLR0913  (one caller)
-    function: Callable[..., Any],
-    enrichment: Enrichment,
-    resource_key: str,
-    ins: Mapping[str, dg.AssetIn],
-    *,
-    as_parameter: bool,
-    configurable: bool,
+def wrap(
+    function: Callable[..., Any], enrichment: Enrichment, resource_key: str, asset_arguments: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """A function for `@dg.asset` with the parameters of `function`, and others.
 
@@ -32,14 +26,15 @@ def wrap(  # noqa: PLR0913  (one caller)
         function: Returns the rows to enrich.
         enrichment: What is added to them.
         resource_key: The resource that is asked.
-        ins: What Dagster is told of inputs; those that are no parameters are for `**` of `function`.
-        as_parameter: Whether the resource comes as a parameter, or from the context.
-        configurable: Whether there is to be an `LLMAssetConfig`, unless `function` has a config of its own.
+        asset_arguments: What `@dg.asset` is told. Inputs that are no parameters are for `**` of `function`; with
+            `required_resource_keys` the resource comes from the context, otherwise as a parameter.
 
     Raises:
         ConfigError: A parameter of `function` is an input and has the name of the resource.
     """
-    ins = {name: given for name, given in ins.items() if isinstance(given, dg.AssetIn)}  # Dagster refuses others
+    as_parameter = not asset_arguments.get("required_resource_keys")
+    ins = dict(asset_arguments.get("ins") or {})
+    ins = {name: one for name, one in ins.items() if isinstance(one, dg.AssetIn)}  # Dagster refuses others
     own = _parameters(function, ins)
     if as_parameter and resource_key in own:
         _check_resource(function, own[resource_key])
@@ -49,25 +44,26 @@ def wrap(  # noqa: PLR0913  (one caller)
 
     def compute(context, **arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
         llm = arguments[resource_key] if as_parameter else getattr(context.resources, resource_key)
-        given = {parameter.name: arguments[parameter.name] for parameter in rest if parameter.name in arguments}
-        rows = function(**given) if context_name is None else function(**{context_name: context}, **given)
-        inputs = {name: value for name, value in given.items() if name in context.op_def.input_dict}
+        own_arguments = {one.name: arguments[one.name] for one in rest if one.name in arguments}
+        if context_name is not None:
+            own_arguments[context_name] = context
+        rows = function(**own_arguments)
+        inputs = {name: value for name, value in own_arguments.items() if name in context.op_def.input_dict}
         config = arguments.get(_CONFIG)
-        return materialize(
-            context,
+        given = StepInput(
             rows,
-            enrichment,
             llm,
             config if isinstance(config, LLMAssetConfig) else LLMAssetConfig(),
             inputs,
             {name: arguments[source] for name, source in labelled.items()},
         )
+        return materialize(context, enrichment, given)
 
     added = [inspect.Parameter("context", _KIND)]
     if as_parameter and resource_key not in own:
         # Anything may stand in for the resource, a fake among others.
         added.append(inspect.Parameter(resource_key, _KIND, annotation=dg.ResourceParam[object]))
-    if configurable and _CONFIG not in own:
+    if _CONFIG not in own and "config_schema" not in asset_arguments:
         added.append(inspect.Parameter(_CONFIG, _KIND, annotation=LLMAssetConfig))
     added += [inspect.Parameter(name, _KIND) for name, source in labelled.items() if name == source]
     ordered = sorted(rest, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
@@ -83,6 +79,31 @@ def wrap(  # noqa: PLR0913  (one caller)
     compute.__doc__ = function.__doc__
     compute.__module__ = function.__module__
     return compute
+
+
+def check_function(function: Any) -> None:
+    """Check that `function` is one that returns rows, with parameters that can be given by name.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise ConfigError(
+            f"llm_asset was given a {type(function).__name__} where a plain function that returns the rows to enrich "
+            "was expected; write one with def, which may call it."
+        )
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_such(function) for is_such in kinds):
+        raise ConfigError(
+            f"{function.__name__!r} must be a plain function that returns the rows to enrich, "
+            "neither async nor a generator; the calls to the model are concurrent anyway."
+        )
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY}:
+            raise ConfigError(
+                f"{function.__name__!r} takes {str(parameter)!r} by position, but Dagster gives inputs by name; write "
+                "each as a parameter of its own, or **inputs together with ins={...}."
+            )
 
 
 _KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -135,7 +156,7 @@ def _labelled(
         if not _is_resource(parameter):
             given = ins.get(name, dg.AssetIn())
             keys[given.key or dg.AssetKey([*(given.key_prefix or ()), name])] = name
-    return {name: keys.get(upstream, name) for name, upstream in golden_inputs(enrichment.checks).items()}
+    return {name: keys.get(upstream, name) for name, upstream in labelled_inputs(enrichment.checks).items()}
 
 
 def _is_resource(parameter: inspect.Parameter) -> bool:

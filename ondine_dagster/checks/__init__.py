@@ -1,1 +1,1 @@
-"""Asset checks: their types, validation, evaluation."""
+"""Asset checks: what a check is, the kinds there are, and their results."""

@@ -10,13 +10,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import pi, sqrt
-from typing import Any, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import dagster as dg
+from pydantic import Field
 
+from ondine_core.prompts.task import Task
 from ondine_core.types.values import Json
+from ondine_dagster.checks.check import (
+    Check,
+    CheckContext,
+    CheckOutcome,
+    check_closed,
+    check_columns,
+    check_share,
+    closed_columns,
+)
+from ondine_dagster.checks.scores import as_label, shown
+from ondine_dagster.reporting.metadata import table
 
-__all__ = ["DISTRIBUTION", "Before", "Counts", "distance", "distance_by_chance", "find_before", "to_metadata"]
+__all__ = ["DriftCheck", "distance", "distance_by_chance", "distribution_metadata"]
 
 DISTRIBUTION = "ondine/distribution"
 """Key of the metadata: `{column: [[value, rows], ...]}`."""
@@ -24,22 +37,83 @@ DISTRIBUTION = "ondine/distribution"
 Counts: TypeAlias = Mapping[Json, int]
 """Rows by value."""
 
+_VALUES_SHOWN = 20
 _LOOKED_AT = 50
 """So many earlier materializations are looked through for one that has counts of the column."""
 _DAYS_LOOKED_AT = 10
 """So many earlier partitions are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
-    """An earlier materialization: its counts of a column, and its partition or, without partitions, its run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftCheck(Check):
+    """The values of `column` are distributed as they were before, but for a total variation distance `max_distance`.
 
-    counts: Counts
-    name: str
+    The distance is half the sum of the differences between the shares of each value, 0 to 1: the share of rows that
+    would need another value for the two distributions to be the same. What is compared is the answered rows of this
+    materialization and of the one before: of the latest earlier partition where partitions are times, of the same
+    partition where they are not.
+
+    Args:
+        column: An output column with a closed set of values: an enum, a `Literal` or a boolean.
+        max_distance: 0 to 1.
+    """
+
+    type: ClassVar[str] = "drift"
+    column: Annotated[str, Field(description="An output column with a closed set of values.")]
+    max_distance: Annotated[
+        float,
+        Field(
+            description="Share of rows, 0 to 1, that would need another value for both distributions to be the same."
+        ),
+    ]
+
+    @property
+    def named_columns(self) -> tuple[str, ...]:
+        """The column."""
+        return (self.column,)
+
+    def validate(self, task: Task) -> None:
+        """Check the threshold, and that the column has a closed set of values."""
+        check_share("max_distance", self.max_distance)
+        check_columns(self.named_columns, task)
+        check_closed(self.column, task)
+
+    def describe(self) -> str:
+        """What is promised."""
+        return (
+            f"{self.column!r} is distributed as before, but for a total variation distance of {self.max_distance:.4g}."
+        )
+
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Compare the distribution with that of an earlier materialization."""
+        before = _find_before(context.step, self.column)
+        now = Counter(context.answered(self.column))
+        if before is None:
+            return True, "There is no earlier materialization to compare with.", {}
+        if not now:
+            return True, "No row was answered.", {}
+        found = distance(before.counts, now)
+        metadata = {
+            "ondine/distance": round(found, 6),
+            "ondine/distance_by_chance": round(distance_by_chance(before.counts, now), 6),
+            "ondine/rows_before": sum(before.counts.values()),
+            "ondine/rows_now": now.total(),
+            "ondine/shares": _share_table(before.counts, now),
+        }
+        said = f"The distance from {before.name} is {found:.4g}, at most {self.max_distance:g} is allowed."
+        return found <= self.max_distance, said, metadata
 
 
-def to_metadata(counts: Mapping[str, Counter[Json]]) -> dict[str, dg.MetadataValue[Any]]:
-    """`counts` as metadata; nothing where there are none."""
+def _share_table(before: Counts, now: Counts) -> dg.TableMetadataValue:
+    """The shares of each value then and now, those first that differ most."""
+    shares = sorted(_shares(before, now).items(), key=lambda share: -abs(share[1][0] - share[1][1]))
+    rows = ((shown(as_label(value)), round(was, 4), round(is_, 4)) for value, (was, is_) in shares[:_VALUES_SHOWN])
+    return table(rows, value="string", before="float", now="float")
+
+
+def distribution_metadata(context: CheckContext, rows: slice = slice(None)) -> dict[str, dg.MetadataValue[Any]]:
+    """How many of the answered rows among `rows` have each value, of the columns with a closed set of values."""
+    counts = {name: Counter(context.answered(name, rows)) for name in closed_columns(context.task)}
     pairs = {name: [[value, rows] for value, rows in found.most_common()] for name, found in counts.items()}
     return {DISTRIBUTION: dg.MetadataValue.json(pairs)} if pairs else {}
 
@@ -54,7 +128,7 @@ def distance(one: Counts, other: Counts) -> float:
         one: Rows by value, one at least.
         other: Rows by value, one at least.
     """
-    return sum(abs(left - right) for left, right in _shares(one, other)) / 2
+    return sum(abs(left - right) for left, right in _shares(one, other).values()) / 2
 
 
 def distance_by_chance(one: Counts, other: Counts) -> float:
@@ -70,16 +144,24 @@ def distance_by_chance(one: Counts, other: Counts) -> float:
     return sum(sqrt(share * (1 - share) * scatter) for share in shares) / sqrt(2 * pi)
 
 
-def _shares(one: Counts, other: Counts) -> Iterator[tuple[float, float]]:
+def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
+    """The share of each value in both."""
     first, second = sum(one.values()), sum(other.values())
-    for value in {**one, **other}:
-        yield one.get(value, 0) / first, other.get(value, 0) / second
+    return {value: (one.get(value, 0) / first, other.get(value, 0) / second) for value in {**one, **other}}
 
 
 # -- what was before -----------------------------------------------------------------------------------------------
 
 
-def find_before(context: dg.AssetExecutionContext, column: str) -> Before | None:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """An earlier materialization: its counts of a column, and its partition or, without partitions, its run."""
+
+    counts: Counts
+    name: str
+
+
+def _find_before(context: dg.AssetExecutionContext, column: str) -> _Before | None:
     """The materialization to compare the running one with, `None` if there is none with counts of `column`.
 
     Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
@@ -93,7 +175,7 @@ def find_before(context: dg.AssetExecutionContext, column: str) -> Before | None
             entry = made.metadata.get(DISTRIBUTION) if made else None
             pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
             if pairs:
-                return Before(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
+                return _Before(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
     return None
 
 

@@ -8,84 +8,193 @@ of the asset are answered by then.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import dagster as dg
+from pydantic import Field
 
 from ondine_core.engine.report import Report
-from ondine_core.errors import OndineError
+from ondine_core.errors import ConfigError, OndineError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
 from ondine_core.tables import read
-from ondine_dagster.checks.scores import NO_ANSWER, Score, score, shown
-from ondine_dagster.checks.types import GoldenCheck
-from ondine_dagster.checks.validation import check_labels, labelled_columns
+from ondine_dagster.checks.check import (
+    Check,
+    CheckContext,
+    CheckOutcome,
+    as_names,
+    check_closed,
+    check_columns,
+    check_share,
+)
+from ondine_dagster.checks.scores import NO_ANSWER, LabelScore, Score, as_label, score, shown
+from ondine_dagster.frames import as_one_table
 from ondine_dagster.reporting.markdown import markdown
-from ondine_dagster.reporting.metadata import spend_metadata
+from ondine_dagster.reporting.metadata import spend_metadata, table
 
-__all__ = ["Ask", "CheckOutcome", "judge_golden"]
+__all__ = ["GoldenCheck", "Metric", "labelled_input"]
 
-Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
-"""Asks about rows, given the columns that the prompt reads."""
-
-CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
-"""Whether a check passed, a sentence about it, and its figures."""
+Metric: TypeAlias = Literal["accuracy", "f1"]
 
 _LABELS_SHOWN = 12
 """More do not fit beside each other."""
 
 
-def judge_golden(check: GoldenCheck, rows: Any, task: Task, ask: Ask) -> CheckOutcome:
-    """Ask about labelled rows and compare.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GoldenCheck(Check):
+    """Rows with known answers, asked as the asset's own are, get them.
 
     Args:
-        check: What is wanted.
-        rows: The labelled rows.
-        task: What the asset asks.
-        ask: Asks it.
+        rows: The labelled rows: a frame, a mapping of column to values, a list of mappings; or the key of an asset that
+            has them. They have the columns that the prompt reads and, under the names of the output columns, labels.
+        columns: The output columns that count; by default those that the rows have labels for.
+        min_score: The score that each column has to reach, 0 to 1.
+        metric: `"accuracy"`, the share of labels that were met; or `"f1"`, the arithmetic mean of the F1 scores of all
+            labels (a column with a closed set of values only).
     """
-    try:
-        names, _, _ = read(rows, ())
-        columns = labelled_columns(check, task, names)
-        _, total, given = read(rows, (*task.prompt.columns, *columns))
-        if not total:
-            return False, "There are no labelled rows.", {}
-        labels = {column.name: given[column.name] for column in task.schema.columns if column.name in columns}
-        check_labels(labels, task)
-        report = ask({name: given[name] for name in task.prompt.columns})
-    except OndineError as error:
-        return False, f"The labelled rows could not be asked: {error}", {}
-    answers, answered = report.values(), list(report.outcomes.answered())
-    scores = []
-    for name, wanted in labels.items():
-        known = [row for row in range(total) if wanted[row] is not None or _is_nullable(name, task)]
-        if not known:
-            return False, f"No row has a label in {name!r}.", {}
-        columns_ = (wanted, answers[name], answered)
-        scores.append(score(name, *([values[row] for row in known] for values in columns_)))
-    return _conclude(check, scores, task, report)
+
+    type: ClassVar[str] = "golden"
+    rows: Annotated[
+        Any, Field(description="The labelled rows: the key of an asset that has them, or a list of mappings.")
+    ] = field(repr=False)
+    min_score: Annotated[float, Field(description="The score that each column has to reach, 0 to 1.")]
+    columns: Annotated[
+        str | Sequence[str] | None,
+        Field(description="Output columns; by default all, or those that have labels."),
+    ] = None
+    metric: Annotated[
+        Metric, Field(description="Share of labels that were met, or mean of the F1 scores of all labels.")
+    ] = "accuracy"
+
+    @property
+    def named_columns(self) -> tuple[str, ...] | None:
+        """The output columns that the check names."""
+        return as_names(self.columns)
+
+    @property
+    def upstream(self) -> dg.AssetKey | None:
+        """The asset that has the rows, if they are not here."""
+        match self.rows:
+            case str():
+                return dg.AssetKey.from_user_string(self.rows)
+            case dg.AssetKey():
+                return self.rows
+            case dg.AssetsDefinition() | dg.AssetSpec():
+                return self.rows.key
+            case [str(), *_]:
+                return dg.AssetKey(self.rows)
+            case _:
+                return None
+
+    def validate(self, task: Task) -> None:
+        """Check the arguments, and the labels of rows that are there already."""
+        check_share("min_score", self.min_score)
+        if self.metric not in get_args(Metric):
+            raise ConfigError(f"metric={self.metric!r} of a golden check; valid are 'accuracy' and 'f1'.")
+        counted = self.columns_of(task)
+        check_columns(counted, task)
+        if self.upstream is None:
+            names, rows, _ = read(self.rows, ())
+            if not rows:
+                raise ConfigError("The rows of a golden check are empty.")
+            counted = self._labelled_columns(task, names)
+            _check_labels(read(self.rows, counted)[2], task)
+        if self.metric == "f1" and (self.columns is not None or self.upstream is None):
+            for column in counted:
+                check_closed(column, task)
+
+    def describe(self) -> str:
+        """What is promised."""
+        return f"Of labelled rows, {self.metric} is at least {self.min_score:.4g}."
+
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Ask about the labelled rows and compare."""
+        key, task = self.upstream, context.task
+        rows = self.rows if key is None else as_one_table(context.labelled[labelled_input(key)])
+        try:
+            names, _, _ = read(rows, ())
+            columns = self._labelled_columns(task, names)
+            _, total, given = read(rows, (*task.prompt.columns, *columns))
+            if not total:
+                return False, "There are no labelled rows.", {}
+            labels = {column.name: given[column.name] for column in task.schema.columns if column.name in columns}
+            _check_labels(labels, task)
+            report = context.ask({name: given[name] for name in task.prompt.columns})
+        except OndineError as error:
+            return False, f"The labelled rows could not be asked: {error}", {}
+        answers, answered = report.values(), list(report.outcomes.answered())
+        scores = []
+        for name, wanted in labels.items():
+            known = [row for row in range(total) if wanted[row] is not None or _is_nullable(name, task)]
+            if not known:
+                return False, f"No row has a label in {name!r}.", {}
+            columns_ = (wanted, answers[name], answered)
+            scores.append(score(name, *([values[row] for row in known] for values in columns_)))
+        return self._compare(scores, task, report)
+
+    def _compare(self, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
+        reached = {one.column: one.accuracy if self.metric == "accuracy" else one.f1 for one in scores}
+        worst = min(reached, key=reached.__getitem__)
+        said = f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is wanted."
+        closed = {column.name for column in task.schema.columns if allowed_values(column.json_schema) is not None}
+        metadata: dict[str, Any] = {
+            "ondine/score": round(reached[worst], 6),
+            "ondine/min_score": float(self.min_score),
+            "ondine/rows_total": report.progress.rows_total,
+            "ondine/rows_failed": report.progress.rows_failed,
+            "ondine/rows_reused": report.progress.rows_reused,
+            **spend_metadata(report.spend),
+            "ondine/scores": _score_table(scores, closed),
+        }
+        few = [one for one in scores if one.column in closed]
+        if few:
+            metadata["ondine/labels"] = _label_table(few)
+            metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
+        return reached[worst] >= self.min_score, said, metadata
+
+    def _labelled_columns(self, task: Task, names: Sequence[str]) -> tuple[str, ...]:
+        """The output columns that count, of labelled rows with columns `names`.
+
+        Raises:
+            ConfigError: The rows lack a column that the prompt reads, or labels.
+        """
+        missing = [column for column in task.prompt.columns if column not in names]
+        if missing:
+            raise ConfigError(f"The rows of a golden check lack {missing[0]!r}, which the prompt reads.")
+        wanted = self.columns_of(task)
+        missing = [column for column in wanted if column not in names]
+        if self.columns is not None and missing:
+            raise ConfigError(f"The rows of a golden check lack the labels {missing[0]!r}.")
+        found = tuple(column for column in wanted if column in names)
+        if not found:
+            choice = " or ".join(map(repr, wanted))
+            raise ConfigError(f"The rows of a golden check have no labels; name a column {choice}.")
+        return found
 
 
-def _conclude(check: GoldenCheck, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
-    reached = {one.column: one.accuracy if check.metric == "accuracy" else one.f1 for one in scores}
-    worst = min(reached, key=reached.__getitem__)
-    said = f"{check.metric} of {worst!r} is {reached[worst]:.3f}, at least {check.min_score:g} is wanted"
-    closed = {column.name for column in task.schema.columns if allowed_values(column.json_schema) is not None}
-    metadata: dict[str, Any] = {
-        "ondine/score": round(reached[worst], 6),
-        "ondine/min_score": float(check.min_score),
-        "ondine/rows_total": report.progress.rows_total,
-        "ondine/rows_failed": report.progress.rows_failed,
-        "ondine/rows_reused": report.progress.rows_reused,
-        **spend_metadata(report.spend),
-        "ondine/scores": _score_table(scores, closed),
-    }
-    few = [one for one in scores if one.column in closed]
-    if few:
-        metadata["ondine/labels"] = _label_table(few)
-        metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
-    return reached[worst] >= check.min_score, f"The {said}.", metadata
+def labelled_input(key: dg.AssetKey) -> str:
+    """The input of the step by which the labelled rows of the asset `key` come."""
+    return f"labelled_rows_of_{key.to_python_identifier()}"
+
+
+def _check_labels(labels: Mapping[str, Sequence[Any]], task: Task) -> None:
+    """Check that each of `labels`, by output column, may be an answer; a missing one may stand everywhere.
+
+    Raises:
+        ConfigError: One may not, so that it would never be met.
+    """
+    for column in task.schema.columns:
+        allowed = allowed_values(column.json_schema)
+        if column.name not in labels or allowed is None:
+            continue
+        possible = {as_label(value) for value in allowed} | {as_label(None)}
+        odd = sum(as_label(value) not in possible for value in labels[column.name])
+        if odd:
+            raise ConfigError(
+                f"{odd} labels of {column.name!r} can be no answer; those are {', '.join(map(as_label, allowed))}."
+            )
 
 
 def _is_nullable(name: str, task: Task) -> bool:
@@ -99,42 +208,25 @@ def _is_nullable(name: str, task: Task) -> bool:
 
 
 def _score_table(scores: Sequence[Score], closed: set[str]) -> dg.TableMetadataValue:
-    records = [
-        dg.TableRecord(
-            {
-                "column": one.column,
-                "rows": one.rows,
-                "accuracy": round(one.accuracy, 4),
-                "f1": round(one.f1, 4) if one.column in closed else None,
-            }
-        )
+    rows = (
+        (one.column, one.rows, round(one.accuracy, 4), round(one.f1, 4) if one.column in closed else None)
         for one in scores
-    ]
-    return dg.MetadataValue.table(records, _schema(column="string", rows="int", accuracy="float", f1="float"))
+    )
+    return table(rows, column="string", rows="int", accuracy="float", f1="float")
 
 
 def _label_table(scores: Sequence[Score]) -> dg.TableMetadataValue:
-    records = [
-        dg.TableRecord(
-            {
-                "column": one.column,
-                "label": shown(label.label),
-                "expected": label.expected,
-                "answered": label.answered,
-                "precision": round(label.precision, 4),
-                "recall": round(label.recall, 4),
-                "f1": round(label.f1, 4),
-            }
-        )
+    rows = (
+        (one.column, shown(label.label), label.expected, label.answered, *_rounded(label))
         for one in scores
         for label in one.labels[:_LABELS_SHOWN]
-    ]
+    )
     figures = {"expected": "int", "answered": "int", "precision": "float", "recall": "float", "f1": "float"}
-    return dg.MetadataValue.table(records, _schema(column="string", label="string", **figures))
+    return table(rows, column="string", label="string", **figures)
 
 
-def _schema(**types: str) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()])
+def _rounded(label: LabelScore) -> tuple[float, float, float]:
+    return round(label.precision, 4), round(label.recall, 4), round(label.f1, 4)
 
 
 def _confusion(one: Score) -> str:

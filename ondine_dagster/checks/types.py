@@ -1,115 +1,125 @@
-"""What may be asked of an enriched table: checks as values."""
+"""The kinds of checks. A new one is a class, here or in a module of its own, and its name in `KINDS`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
-import dagster as dg
+from pydantic import Field
 
 from ondine_core.errors import ConfigError
+from ondine_core.prompts.task import Task
+from ondine_dagster.checks.check import (
+    Check,
+    CheckContext,
+    CheckOutcome,
+    as_names,
+    check_columns,
+    check_share,
+    is_number,
+)
+from ondine_dagster.checks.drift import DriftCheck
+from ondine_dagster.checks.golden import GoldenCheck
+from ondine_dagster.reporting.metadata import table
 
-__all__ = ["Check", "CostPerRowCheck", "DriftCheck", "ErrorRateCheck", "GoldenCheck", "Metric", "NullRateCheck"]
-
-Metric: TypeAlias = Literal["accuracy", "f1"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Check:
-    """What all checks have.
-
-    Args:
-        blocking: Whether a failed check stops what is downstream. It is then an error, otherwise a warning.
-        name: What the check is called; by default what it is about.
-    """
-
-    type: ClassVar[str]
-    blocking: bool = False
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.blocking, bool):
-            raise ConfigError(f"blocking={self.blocking!r} must be true or false.")
+__all__ = ["KINDS", "CostPerRowCheck", "DriftCheck", "ErrorRateCheck", "GoldenCheck", "NullRateCheck"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorRateCheck(_Check):
+class ErrorRateCheck(Check):
     """At most the share `max_rate` (0 to 1) of the rows failed. It is answered also when they fail the step."""
 
     type: ClassVar[str] = "error_rate"
-    max_rate: float
+    of_failures: ClassVar[bool] = True
+    max_rate: Annotated[float, Field(description="Share of rows, 0 to 1.")]
+
+    def validate(self, task: Task) -> None:  # noqa: ARG002
+        """Check the threshold."""
+        check_share("max_rate", self.max_rate)
+
+    def describe(self) -> str:
+        """What is promised."""
+        return f"At most {self.max_rate:.4g} of the rows failed."
+
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Compare the share of failed rows."""
+        rate, progress = context.report.error_rate, context.report.progress
+        said = f"{progress.rows_failed:,} of {progress.rows_total:,} rows failed."
+        metadata = {"ondine/error_rate": round(rate, 6), "ondine/rows_failed": progress.rows_failed}
+        return rate <= self.max_rate, said, metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NullRateCheck(_Check):
+class NullRateCheck(Check):
     """Of the answered rows, at most the share `max_rate` (0 to 1) is null in each of `columns`, by default in all."""
 
     type: ClassVar[str] = "null_rate"
-    max_rate: float
-    columns: str | Sequence[str] | None = None
+    max_rate: Annotated[float, Field(description="Share of rows, 0 to 1.")]
+    columns: Annotated[
+        str | Sequence[str] | None,
+        Field(description="Output columns; by default all, or those that have labels."),
+    ] = None
+
+    @property
+    def named_columns(self) -> tuple[str, ...] | None:
+        """The output columns that the check names."""
+        return as_names(self.columns)
+
+    def validate(self, task: Task) -> None:
+        """Check the threshold and the columns."""
+        check_share("max_rate", self.max_rate)
+        check_columns(self.columns_of(task), task)
+
+    def describe(self) -> str:
+        """What is promised."""
+        return f"At most {self.max_rate:.4g} of the answers are null."
+
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Compare the share of nulls in the column that has most."""
+        nulls = {name: _null_rate(list(context.answered(name))) for name in self.columns_of(context.task)}
+        worst = max(nulls, key=nulls.__getitem__)
+        said = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
+        rates = ((name, round(rate, 6)) for name, rate in nulls.items())
+        metadata = {
+            "ondine/null_rate": round(nulls[worst], 6),
+            "ondine/nulls": table(rates, column="string", null_rate="float"),
+        }
+        return nulls[worst] <= self.max_rate, said, metadata
+
+
+def _null_rate(values: Sequence[Any]) -> float:
+    return sum(value is None for value in values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CostPerRowCheck(_Check):
+class CostPerRowCheck(Check):
     """The rows that a materialization asked cost at most `max_usd` each, repairs included; it needs a known price."""
 
     type: ClassVar[str] = "cost_per_row"
-    max_usd: float
+    max_usd: Annotated[float, Field(description="USD a row.")]
+
+    def validate(self, task: Task) -> None:  # noqa: ARG002
+        """Check the threshold."""
+        if not is_number(self.max_usd) or not self.max_usd > 0:
+            raise ConfigError(f"max_usd={self.max_usd!r} of a check must be a number of more than 0.")
+
+    def describe(self) -> str:
+        """What is promised."""
+        return f"A row costs at most ${self.max_usd:.6g}."
+
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Compare what a row cost on average."""
+        progress = context.report.progress
+        if not progress.rows_asked:
+            return True, "No row was asked.", {}
+        if progress.spend.usd is None:
+            return False, "The price is unknown; set input_cost_per_1k_tokens and output_cost_per_1k_tokens.", {}
+        usd = float(progress.spend.usd / progress.rows_asked)
+        at_most = "at most " if progress.spend.at_most_calls else ""
+        said = f"{progress.rows_asked:,} rows were asked for {at_most}${usd:.6g} each."
+        return usd <= self.max_usd, said, {"ondine/cost_per_row_usd": usd}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftCheck(_Check):
-    """The values of `column` are distributed as they were before, but for a total variation distance `max_distance`.
-
-    The distance is half the sum of the differences between the shares of each value, 0 to 1: the share of rows that
-    would need another value for the two distributions to be the same. What is compared is the answered rows of this
-    materialization and of the one before: of the latest earlier partition where partitions are times, of the same
-    partition where they are not.
-
-    Args:
-        column: An output column with a closed set of values: an enum, a `Literal` or a boolean.
-        max_distance: 0 to 1.
-    """
-
-    type: ClassVar[str] = "drift"
-    column: str
-    max_distance: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GoldenCheck(_Check):
-    """Rows with known answers, asked as the asset's own are, get them.
-
-    Args:
-        rows: The labelled rows: a frame, a mapping of column to values, a list of mappings; or the key of an asset that
-            has them. They have the columns that the prompt reads and, under the names of the output columns, labels.
-        columns: The output columns that count; by default those that the rows have labels for.
-        min_score: The score that each column has to reach, 0 to 1.
-        metric: `"accuracy"`, the share of labels that were met; or `"f1"`, the arithmetic mean of the F1 scores of all
-            labels (a column with a closed set of values only).
-    """
-
-    type: ClassVar[str] = "golden"
-    rows: Any = field(repr=False)
-    min_score: float
-    columns: str | Sequence[str] | None = None
-    metric: Metric = "accuracy"
-
-    @property
-    def upstream(self) -> dg.AssetKey | None:
-        """The asset that has the rows, if they are not here."""
-        match self.rows:
-            case str():
-                return dg.AssetKey.from_user_string(self.rows)
-            case dg.AssetKey():
-                return self.rows
-            case dg.AssetsDefinition() | dg.AssetSpec():
-                return self.rows.key
-            case [str(), *_]:
-                return dg.AssetKey(self.rows)
-            case _:
-                return None
-
-
-Check: TypeAlias = ErrorRateCheck | NullRateCheck | CostPerRowCheck | DriftCheck | GoldenCheck
+KINDS: tuple[type[Check], ...] = (ErrorRateCheck, NullRateCheck, CostPerRowCheck, DriftCheck, GoldenCheck)
+"""All kinds, in the order in which they are named to users."""

@@ -13,36 +13,19 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 import dagster as dg
 from pydantic import BaseModel, Field, create_model
 
-from ondine_dagster.checks.types import Check
+from ondine_dagster.checks.check import Check
+from ondine_dagster.checks.types import KINDS
 from ondine_dagster.component.fields import Fields
 from ondine_dagster.component.templates import fill
 
 __all__ = ["ResolvedChecks"]
 
-_SAID = {
-    "blocking": "Whether a failed check stops what is downstream.",
-    "name": "What the check is called; by default what it is about.",
-    "max_rate": "Share of rows, 0 to 1.",
-    "columns": "Output columns; by default all, or those that have labels.",
-    "max_usd": "USD a row.",
-    "column": "An output column with a closed set of values.",
-    "max_distance": "Share of rows, 0 to 1, that would need another value for both distributions to be the same.",
-    "rows": "The labelled rows: the key of an asset that has them, or a list of mappings.",
-    "min_score": "The score that each column has to reach, 0 to 1.",
-    "metric": "Share of labels that were met, or mean of the F1 scores of all labels.",
-}
-
 
 def _fields_of(kind: type[Check]) -> type[BaseModel]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     given: dict[str, Any] = {"type": (Literal[kind.type], Field(description="Which check it is."))}
-    given |= {
-        each.name: (
-            hints[each.name],
-            Field(... if each.default is dataclasses.MISSING else each.default, description=_SAID[each.name]),
-        )
-        for each in dataclasses.fields(kind)
-    }
+    for each in dataclasses.fields(kind):
+        given[each.name] = hints[each.name], ... if each.default is dataclasses.MISSING else each.default
     model: type[BaseModel] = create_model(
         f"{kind.__name__}Fields",
         __base__=Fields,
@@ -52,7 +35,7 @@ def _fields_of(kind: type[Check]) -> type[BaseModel]:
     return model
 
 
-_ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in typing.get_args(Check))]  # noqa: UP007  (of a tuple)
+_ANY_CHECK: Any = Union[tuple(_fields_of(kind) for kind in KINDS)]  # noqa: UP007  (of a tuple)
 
 
 def _resolve_checks(context: dg.ResolutionContext, value: str | Sequence[BaseModel]) -> Any:

@@ -4,16 +4,15 @@ Everything an attribute means is decided in `assets`; this module only says whic
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
-import inspect
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import dagster as dg
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_core.types.values import OnMissing, PromptCache, RetriedReason, Tier
+from ondine_dagster.arguments import Arguments
 from ondine_dagster.asset.decorator import llm_asset
 from ondine_dagster.component.check_fields import ResolvedChecks
 from ondine_dagster.component.fields import (
@@ -27,34 +26,27 @@ from ondine_dagster.component.model_field import ResolvedLLM, check_key
 from ondine_dagster.component.scaffolder import LLMAssetScaffolder
 from ondine_dagster.component.templates import must_resolve
 from ondine_dagster.resource import own_resource_key
-from ondine_dagster.run.plan import OnRowError
 
 __all__ = ["LLMAssetComponent"]
-
-
-def _said(description: str) -> Any:
-    return dg.Resolver.default(description=description)
 
 
 def _resolver(resolved: Any, description: str) -> Any:
     """How Dagster reads what it calls `resolved`, with another description."""
     _, resolver = get_args(resolved)
-    return resolver.with_outer_resolver(_said(description))
+    return resolver.with_outer_resolver(dg.Resolver.default(description=description))
 
 
-def _no_flag(value: Any) -> Any:
-    """Pydantic would take `true` for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no number; write how many")  # noqa: TRY004  (what Pydantic reports)
-    return value
+class _Place(dg.Model):
+    """Which asset it is; a class of its own, so that these attributes are the first."""
 
-
-Count = Annotated[int, Field(ge=1), BeforeValidator(_no_flag)]
-Share = Annotated[float, Field(ge=0, le=1)]
+    asset: Annotated[
+        dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and whatever else Dagster is to know of it.")
+    ]
+    upstream: Annotated[dg.AssetKey, _resolver(dg.ResolvedAssetKey, "Key of the asset that has the rows.")]
 
 
 @dg.scaffold_with(LLMAssetScaffolder)
-class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
+class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
     """An asset whose rows a language model adds columns to: `llm_asset`, in YAML.
 
     The asset is the table `upstream` with the output columns, as `llm_asset` makes it. In a subclass, `rows` chooses
@@ -73,122 +65,35 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
     ```
     """
 
-    asset: Annotated[
-        dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and whatever else Dagster is to know of it.")
-    ]
-    upstream: Annotated[dg.AssetKey, _resolver(dg.ResolvedAssetKey, "Key of the asset that has the rows.")]
+    model_config = ConfigDict(defer_build=False)
+
+    # Those that are written otherwise in YAML; the others are as in `Arguments`.
     prompt: ResolvedPrompt
     output: ResolvedOutput
     clean: ResolvedCleaning = ()
     sanitize: ResolvedSanitizer = None
-    llm: ResolvedLLM = None
-    resource_key: Annotated[
-        str | None,
-        must_resolve("The resource that is asked, an LLMResource; by default 'llm', unless `model` is given."),
-    ] = None
-    batch_size: Annotated[
-        Count | Literal["auto"],
-        _said("Most rows in one call; 'auto' grows it while all goes well. Changing it asks nothing again."),
-    ] = 1
-    batch_format: Annotated[
-        Literal["json", "jsonl", "csv", "xml"], _said("How many rows and their answers are written in one call.")
-    ] = "json"
-    calibrate: Annotated[
-        Count | None,
-        _said("So many sampled rows are asked alone and together before the run, and compared."),
-    ] = None
-    min_agreement: Annotated[Share, _said("Share of calibrated rows that must agree in every column, 0 to 1.")] = 0.98
-    on_disagreement: Annotated[
-        Literal["lower", "stop"], _said("'lower' halves batch_size until rows agree, 'stop' fails the step.")
-    ] = "lower"
-    max_cost_usd: Annotated[
-        Annotated[float, Field(gt=0)] | None,
-        must_resolve(
-            "Hard cap on what one materialization may cost, in USD.", Annotated[float, Field(gt=0)] | str | None
-        ),
-    ] = None
-    model_column: Annotated[
-        str | None, must_resolve("Name of a further column, which says which model answered the row.")
-    ] = None
-    on_missing: Annotated[
-        OnMissing,
-        _said(
-            "A row for which a column that the prompt reads is null or blank: 'skip' leaves its outputs null without a "
-            "call, 'fail' makes it a failed row, 'ask' asks nevertheless."
-        ),
-    ] = "skip"
-    on_row_error: Annotated[
-        OnRowError,
-        _said("How a row without an answer is stored: 'null', 'drop', or 'raise', which fails the step at the end."),
-    ] = "null"
-    max_error_rate: Annotated[
-        Share | None,
-        must_resolve(
-            "Share of failed rows, 0 to 1, above which the step fails; by default it does when none was answered.",
-            Share | str | None,
-        ),
-    ] = None
-    retry_failed_rows: Annotated[
-        bool | list[RetriedReason],
-        _said(
-            "Whether the next run asks again about rows that failed: true, false, or a list of reasons, of 'invalid', "
-            "'truncated' and 'refused'."
-        ),
-    ] = True
-    failed_rows: Annotated[bool, _said("Adds a second asset, `<asset>_failed`: rows without an answer, and why.")] = (
-        False
-    )
-    keep_replies: Annotated[
-        bool,
-        _said(
-            "Keeps what the model replied to rows that failed in the store, sanitized like rows, for thirty days; "
-            "`python -m ondine_core.store why` shows it."
-        ),
-    ] = False
-    partition_by: Annotated[
-        str | dict[str, str] | None,
-        must_resolve(
-            "For an upstream without partitions: the column that says which partition a row belongs to; with several "
-            "dimensions, the column of each."
-        ),
-    ] = None
-    tier: Annotated[
-        Tier | None,
-        must_resolve(
-            "The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity), "
-            "'priority' (dearer) or 'batch' (half the price at most providers, answered by jobs within a day). "
-            "Changing it asks nothing again.",
-            Tier | str | None,
-        ),
-    ] = None
-    answer_by: Annotated[
-        str | None,
-        must_resolve(
-            'At the batch tier, when answers are wanted, in quotes: a time of day, as in "06:00" (UTC) or '
-            '"06:00 Europe/Berlin", or seconds after the start of the first run, as in "7200". Then jobs are '
-            "cancelled, and the rest is asked at once at the standard tier, at its price."
-        ),
-    ] = None
-    prompt_cache: Annotated[
-        PromptCache | None,
-        must_resolve(
-            "Whether the provider caches the fixed part of prompts, instead of the resource's: 'auto', 'off', or '1h' "
-            "for an hour, where there is a choice. Changing it asks nothing again.",
-            PromptCache | str | None,
-        ),
-    ] = None
-    thumbnails: Annotated[
-        bool,
-        _said(
-            "Whether the first images of a prompt with `{column:image}` are shown small on the asset's page; they stay "
-            "in Dagster's event log."
-        ),
-    ] = True
+    answer_by: str | None = None
+    """At the batch tier, when answers are wanted, in quotes: a time of day, as in "06:00" (UTC) or "06:00
+    Europe/Berlin", or seconds after the start of the first run, as in "7200". Then jobs are cancelled, and the rest is
+    asked at once at the standard tier, at its price."""
     checks: ResolvedChecks = ()
-    io_manager_key: Annotated[str | None, must_resolve("The IO manager that stores the asset.")] = None
-    op: Annotated[OpFields | None, _said("How Dagster runs the step: pool, tags, retry_policy, backfill_policy.")] = (
-        None
-    )
+    llm: ResolvedLLM = None
+    io_manager_key: str | None = None
+    """The IO manager that stores the asset."""
+    op: OpFields | None = None
+    """How Dagster runs the step: pool, tags, retry_policy, backfill_policy."""
+
+    @classmethod
+    def model(cls) -> type[BaseModel]:
+        """The attributes in YAML, with the descriptions that they have in Python."""
+        written = super().model()
+        said = {name: field.description for name, field in cls.model_fields.items() if field.description}
+        undescribed = [name for name, field in written.model_fields.items() if name in said and not field.description]
+        for name in undescribed:
+            written.model_fields[name].description = " ".join(said[name].split())
+        if undescribed:
+            written.model_rebuild(force=True)
+        return written
 
     def get_asset_spec(self) -> dg.AssetSpec:
         """The asset as Dagster is to know it."""
@@ -223,6 +128,9 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
             ConfigError: The attributes do not fit; with file, line and attribute.
         """
         try:
+            for name, field in cls.model_fields.items():
+                if not any(isinstance(one, dg.Resolver) for one in field.metadata):
+                    must_resolve(context.at_path(name), getattr(model, name))
             component: Self = super().resolve_from_model(context, model)
             check_key(component.llm)
             component._asset()
@@ -241,8 +149,8 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         def rows_of(context, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  (as in `build_llm_asset`)
             return self.rows(context, rows)
 
-        shared = inspect.signature(llm_asset).parameters.keys() & type(self).model_fields.keys()
-        arguments = {name: getattr(self, name) for name in shared} | {"resource_key": self._resource_key}
+        arguments = {name: getattr(self, name) for name in Arguments.model_fields}
+        arguments["resource_key"] = self._resource_key
         arguments |= _asset_arguments(self.get_asset_spec()) | (self.op.arguments() if self.op else {})
         if self.io_manager_key:
             arguments["io_manager_key"] = self.io_manager_key
@@ -256,22 +164,18 @@ class LLMAssetComponent(dg.Component, dg.Model, dg.Resolvable):
         return own_resource_key(self.get_asset_spec().key)
 
 
+_OF_SPEC = (
+    *("key", "description", "metadata", "group_name", "code_version", "owners", "kinds"),
+    *("automation_condition", "partitions_def", "freshness_policy"),
+)
+"""What an `AssetSpec` and `@dg.asset` call by the same name."""
+
+
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
     """What `spec` says, as arguments of `@dg.asset`."""
-    given = {
-        "key": spec.key,
-        "deps": list(spec.deps),
-        "description": spec.description,
-        "metadata": spec.metadata,
-        "group_name": spec.group_name,
-        "code_version": spec.code_version,
-        "owners": spec.owners,
-        "tags": {name: value for name, value in spec.tags.items() if not name.startswith("dagster/kind/")},
-        "kinds": spec.kinds,
-        "automation_condition": spec.automation_condition,
-        "partitions_def": spec.partitions_def,
-        "freshness_policy": spec.freshness_policy,
-    }
+    given = {name: getattr(spec, name) for name in _OF_SPEC}
+    given["deps"] = list(spec.deps)
+    given["tags"] = {name: value for name, value in spec.tags.items() if not name.startswith("dagster/kind/")}
     return {name: value for name, value in given.items() if value}
 
 

@@ -27,25 +27,20 @@ def fill(context: dg.ResolutionContext, value: Any) -> Any:
     return value
 
 
-def must_resolve(description: str, written: Any = None) -> Any:
-    """The resolver of an attribute that is as good as absent if it is null, such as a cap.
+def must_resolve(context: dg.ResolutionContext, value: Any) -> None:
+    """Check that templates in an attribute, or in the values of a mapping, stand for something.
 
-    A template in it that stands for nothing is an error; a null that is written is none.
+    A null that is written is none.
 
-    Args:
-        description: What is said of it.
-        written: Its type in YAML, where Dagster cannot tell that from the type of the value.
+    Raises:
+        ConfigError: A template stands for nothing, where nothing would mean no cap or no rule.
     """
-    return dg.Resolver(_resolve, model_field_type=written, inject_before_resolve=False, description=description)
-
-
-def _resolve(context: dg.ResolutionContext, value: Any) -> Any:
     match value:
-        case str():
-            return _something(context, value)
+        case str() if _TEMPLATE.fullmatch(value):
+            _something(context, value)
         case Mapping():
-            return {name: _resolve(context.at_path(name), part) for name, part in value.items()}
-    return context.resolve_value(value)
+            for name, part in value.items():
+                must_resolve(context.at_path(name), part)
 
 
 def _something(context: dg.ResolutionContext, template: str) -> Any:

@@ -7,7 +7,7 @@ and a figure that is not known is left out; it is never written as 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import reduce
@@ -15,7 +15,7 @@ from typing import Any
 
 import dagster as dg
 
-from ondine_core.engine.estimate import Estimate, Range
+from ondine_core.engine.estimate import Estimate
 from ondine_core.engine.report import Report
 from ondine_core.errors import (
     BudgetExhaustedError,
@@ -25,7 +25,6 @@ from ondine_core.errors import (
     JobsUnderWayError,
     OndineError,
 )
-from ondine_core.types.job_record import JobUnderWay
 from ondine_core.types.progress import Progress, Spend, add_usd
 from ondine_core.types.values import ModelSpec, Tier
 from ondine_dagster.reporting.messages import shown_messages
@@ -42,6 +41,7 @@ __all__ = [
     "run_metadata",
     "share_of",
     "summary",
+    "table",
 ]
 
 _REASONS_SHOWN = 20
@@ -92,14 +92,16 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
 
 def reasons_metadata(report: Report) -> dict[str, Any]:
     """Why rows failed, with counts, the most frequent reason first; nothing where none did."""
-    failures = report.failures
-    if not failures:
+    if not report.failures:
         return {}
-    records = [
-        dg.TableRecord({"rows": count, "reason": reason}) for reason, count in failures.most_common(_REASONS_SHOWN)
-    ]
-    schema = dg.TableSchema([dg.TableColumn("rows", "int"), dg.TableColumn("reason", "string")])
-    return {"ondine/failures": dg.MetadataValue.table(records, schema)}
+    rows = ((count, reason) for reason, count in report.failures.most_common(_REASONS_SHOWN))
+    return {"ondine/failures": table(rows, rows="int", reason="string")}
+
+
+def table(rows: Iterable[Sequence[Any]], /, **columns: str) -> dg.TableMetadataValue:
+    """Rows as a table whose `columns` have these types."""
+    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows]
+    return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(*column) for column in columns.items()]))
 
 
 def progress_metadata(progress: Progress) -> dict[str, Any]:
@@ -232,9 +234,10 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         keys = ("ondine/estimated_cost_usd_least", "ondine/estimated_cost_usd", "ondine/estimated_cost_usd_most")
         metadata |= zip(keys, map(float, found.usd), strict=True)
     if len(found.usd_by_tier) > 1:
-        columns = [dg.TableColumn("tier", "string"), *(dg.TableColumn(name, "float") for name in _TIER_COLUMNS)]
-        records = [_tier_record(tier, usd, spec) for tier, usd in found.usd_by_tier.items()]
-        metadata["ondine/estimated_cost_by_tier"] = dg.MetadataValue.table(records, dg.TableSchema(columns))
+        rows = ((tier, *map(float, usd), _max_call_s(tier, spec)) for tier, usd in found.usd_by_tier.items())
+        metadata["ondine/estimated_cost_by_tier"] = table(
+            rows, tier="string", usd_least="float", usd="float", usd_most="float", call_s_most="float"
+        )
     if found.sample:
         metadata["ondine/messages"] = dg.MetadataValue.md(shown_messages(found.sample))
     if found.advice:
@@ -246,18 +249,13 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
     return metadata
 
 
-_TIER_COLUMNS = ("usd_least", "usd", "usd_most", "call_s_most")
-
-
 _BATCH_JOB_S = 86_400.0
 """Providers promise the answers of a batch job within a day."""
 
 
-def _tier_record(tier: Tier, usd: Range[Decimal], spec: ModelSpec) -> dg.TableRecord:
-    """What a run would cost at a tier, and how long one call may take there."""
-    call_s = _BATCH_JOB_S if tier == "batch" else replace(spec, tier=tier).max_call_s
-    figures = (*map(float, usd), call_s)
-    return dg.TableRecord({"tier": tier, **dict(zip(_TIER_COLUMNS, figures, strict=True))})
+def _max_call_s(tier: Tier, spec: ModelSpec) -> float:
+    """How long one call may take at a tier."""
+    return _BATCH_JOB_S if tier == "batch" else replace(spec, tier=tier).max_call_s
 
 
 def estimate_line(found: Estimate) -> str:
@@ -310,28 +308,28 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
     held_usd = reduce(add_usd, (job.held_usd for job in jobs), nothing)
     if held_usd is not None:
         metadata["ondine/job/held_usd"] = float(held_usd)
-    metadata["ondine/job/jobs"] = _jobs_table(jobs)
-    metadata["ondine/job/help"] = "What this is, and what becomes of it: docs/guides/batch-tier.md"
-    return metadata
-
-
-def _jobs_table(jobs: Sequence[JobUnderWay]) -> dg.TableMetadataValue:
-    names = {"job": "string", "provider_id": "string", "state": "string", "requests": "int", "requests_done": "int"}
-    columns = [dg.TableColumn(name, kind) for name, kind in {**names, "held_usd": "float"}.items()]
-    records = [
-        dg.TableRecord(
-            {
-                "job": job.marker,
-                "provider_id": job.job_id or "",
-                "state": job.status,
-                "requests": job.requests,
-                "requests_done": job.done,
-                "held_usd": "" if job.held_usd is None else float(job.held_usd),
-            }
+    rows = (
+        (
+            job.marker,
+            job.job_id or "",
+            job.status,
+            job.requests,
+            job.done,
+            "" if job.held_usd is None else float(job.held_usd),
         )
         for job in jobs[:_JOBS_SHOWN]
-    ]
-    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+    )
+    metadata["ondine/job/jobs"] = table(
+        rows,
+        job="string",
+        provider_id="string",
+        state="string",
+        requests="int",
+        requests_done="int",
+        held_usd="float",
+    )
+    metadata["ondine/job/help"] = "What this is, and what becomes of it: docs/guides/batch-tier.md"
+    return metadata
 
 
 # -- the end -------------------------------------------------------------------------------------------------------

@@ -6,92 +6,75 @@ people than the table is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ondine_core.engine.report import Report
 from ondine_core.preprocessing.media import Gallery
-from ondine_core.prompts.task import Task
 from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.tables import read
 from ondine_core.types.media import Media
 from ondine_core.types.values import Answer, Failure
-from ondine_dagster.frames import frame_of
+from ondine_dagster.frames import AskedRows
 from ondine_dagster.reporting.markdown import in_place, markdown, preview
 from ondine_dagster.reporting.thumbnails import describe, describe_cell
 
+if TYPE_CHECKING:
+    import narwhals as nw
+
 __all__ = ["shown_failures", "shown_rows"]
 
-_ROWS = 10
+_ROWS, _ROWS_IN_FULL = 10, 50
 
 
-def shown_rows(  # noqa: PLR0913  (by keyword)
-    rows: Any,
-    table: Any,
-    *,
-    names: Sequence[str],
-    task: Task,
-    report: Report,
-    error_column: str,
-    drop: bool,
-    limit: int = _ROWS,
-    in_full: bool = False,
-) -> str:
+def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = False) -> str:
     """The first rows of a run as a Markdown table.
 
     Args:
-        rows: The frame that was asked about.
+        asked: The rows.
         table: The same, enriched.
-        names: The columns to show.
-        task: What was asked.
-        report: One outcome a row of `rows`.
-        error_column: Name of the column that says why a row failed.
-        drop: Whether failed rows are left out of `table`.
-        limit: How many rows at most.
-        in_full: Whether all of them are shown, however long the text gets.
+        in_full: Whether more of them are shown, however long the text gets.
     """
-    preparation = task.prompt.preparation
-    if preparation is None or preparation.sanitizer is None:
-        return preview(table, names, limit, in_full=in_full, described=_described(task.prompt))
-    head = frame_of(rows).head(limit).to_native()
-    _, count, columns = read(head, task.prompt.columns)
+    prompt, report, error_column = asked.task.prompt, asked.report, asked.error_column
+    # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.
+    names = [*(column.name for column in asked.task.schema.columns), *prompt.columns]
+    if report.progress.rows_failed and error_column is not None:
+        names.append(error_column)
+    limit = _ROWS_IN_FULL if in_full else _ROWS
+    if prompt.preparation is None or prompt.preparation.sanitizer is None:
+        return preview(table, names, limit, in_full=in_full, described=_described(prompt))
+    _, count, columns = read(asked.frame.head(limit), prompt.columns)
     shown = []
     for index in range(count):
         outcome = report.outcomes.as_kept(index)
         if isinstance(outcome, Failure):
-            if drop:
+            if error_column is None:
                 continue
             cells: dict[str, Any] = {error_column: str(outcome)}
         else:
             cells = dict(outcome.values) if isinstance(outcome, Answer) else {}
-        cells |= _as_asked({name: values[index] for name, values in columns.items()}, task.prompt)
+        cells |= _as_asked({name: values[index] for name, values in columns.items()}, prompt)
         shown.append([cells.get(name) for name in names])
     return markdown(names, shown) if in_full else in_place(names, shown)
 
 
-def shown_failures(rows: Any, *, task: Task, report: Report) -> str | None:
-    """The first rows that failed as a Markdown table, each with the reason; `None` if none did.
-
-    Args:
-        rows: The frame that was asked about.
-        task: What was asked.
-        report: One outcome a row of `rows`.
-    """
-    found = ((index, failure) for index, failure in enumerate(report.outcomes.failures()) if failure is not None)
+def shown_failures(asked: AskedRows) -> str | None:
+    """The first rows that failed as a Markdown table, each with the reason; `None` if none did."""
+    prompt, outcomes = asked.task.prompt, asked.report.outcomes
+    found = ((index, failure) for index, failure in enumerate(outcomes.failures()) if failure is not None)
     failures = dict(islice(found, _ROWS))
     if not failures:
         return None
-    names = task.prompt.columns
-    _, _, columns = read(frame_of(rows)[list(failures)].to_native(), names)
+    names = prompt.columns
+    _, _, columns = read(asked.frame[list(failures)], names)
     shown = []
     for number, failure in enumerate(failures.values()):
         row = {name: values[number] for name, values in columns.items()}
-        if task.prompt.preparation is not None:
-            row = dict(_as_asked(row, task.prompt))
+        if prompt.preparation is not None:
+            row = dict(_as_asked(row, prompt))
         else:
-            row |= {name: show(row[name]) for name, show in _described(task.prompt).items()}
+            row |= {name: show(row[name]) for name, show in _described(prompt).items()}
         shown.append([failure.reason, *(row.get(name) for name in names)])
     return in_place(["error_reason", *names], shown)
 

@@ -12,14 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ondine_core.preprocessing.media import Gallery, MediaReader
 from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.types.media import Media, MediaError, MediaKind
-from ondine_dagster.frames import frame_of
 from ondine_dagster.reporting.markdown import Picture, markdown
+
+if TYPE_CHECKING:
+    import narwhals as nw
 
 __all__ = ["describe", "describe_cell", "draw", "shown_thumbnails"]
 
@@ -58,25 +60,23 @@ def describe(media: Media, name: str = "") -> str:
     return ", ".join(said)
 
 
-def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader, *, named: bool = True) -> str | None:
+def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None:
     """A cell with images or documents in a few words; nothing if it is missing.
 
     Args:
         cell: As it is in the table.
         kind: What the prompt takes it as.
         reader: Reads it.
-        named: Whether names of files are said.
     """
     try:
         found = reader.read(cell, kind)
     except MediaError:
-        name = _name_of(cell) if named else ""
-        return f"{kind} {name}".strip() + ", cannot be read"
+        return f"{kind} {_name_of(cell)}".strip() + ", cannot be read"
     if isinstance(found, Gallery):
         shown = [describe(one) for one in found.items[:_MOST_IN_CELL]]
         more = len(found) - len(shown)
         return "; ".join([*shown, *([f"and {more} more"] if more else [])])
-    return describe(found, _name_of(cell) if named else "") if isinstance(found, Media) else found
+    return describe(found, _name_of(cell)) if isinstance(found, Media) else found
 
 
 def _name_of(cell: Any) -> str:
@@ -160,7 +160,7 @@ class _Sheet:
         return picture
 
 
-def shown_thumbnails(table: Any, prompt: CompiledPrompt, outputs: Sequence[str]) -> str | None:
+def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: Sequence[str]) -> str | None:
     """The images and answers of the first rows as a Markdown table; `None` if no image of them is drawn.
 
     Thumbnails need Pillow, and there are none where rows are sanitized: nobody has looked for personal data in images.
@@ -174,7 +174,7 @@ def shown_thumbnails(table: Any, prompt: CompiledPrompt, outputs: Sequence[str])
     is_sanitized = prompt.preparation is not None and prompt.preparation.sanitizer is not None
     if not images or prompt.reader is None or is_sanitized or find_spec("PIL") is None:
         return None
-    head, sheet = frame_of(table).head(_ROWS), _Sheet()
+    head, sheet = table.head(_ROWS), _Sheet()
     columns: Mapping[str, Iterable[Any]] = {name: head.get_column(name).to_list() for name in (*images, *outputs)}
     cells = [
         [sheet.cell(value, "image", prompt.reader) if name in images else value for name, value in row]

@@ -13,14 +13,12 @@ from typing import Any
 
 import dagster as dg
 
-from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
-from ondine_core.prompts.task import Task
 from ondine_core.types.values import Failure
+from ondine_dagster.checks.check import Check
 from ondine_dagster.checks.evaluation import check_specs
-from ondine_dagster.checks.types import Check
-from ondine_dagster.frames import FAILED_COLUMNS, column_schema, failed_rows, names_of
+from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, failed_rows, slices
 from ondine_dagster.reporting.metadata import lineage, reasons_metadata, summary
 from ondine_dagster.reporting.preview import shown_failures
 
@@ -91,12 +89,9 @@ def define(
     return decorate(compute)
 
 
-def failed_rows_result(  # noqa: PLR0913  (one caller)
+def failed_rows_result(
     context: dg.AssetExecutionContext,
-    rows: Any,
-    report: Report,
-    *,
-    task: Task,
+    asked: AskedRows,
     lengths: Mapping[str, int],
     upstream: Mapping[dg.AssetKey, Sequence[str]],
 ) -> dg.MaterializeResult[Any]:
@@ -104,36 +99,31 @@ def failed_rows_result(  # noqa: PLR0913  (one caller)
 
     Args:
         context: The step's.
-        rows: The frame that was asked about.
-        report: One outcome a row of it.
-        task: What was asked.
+        asked: The rows that were asked about.
         lengths: Rows of each partition, if there are several.
         upstream: Column names by upstream asset.
     """
-    table, names = failed_rows(rows, report), names_of(rows)
+    report, table = asked.report, failed_rows(asked.frame, asked.report)
     failures = list(report.outcomes.failures())
-    asked = [row is None for row in report.outcomes.skipped()]
+    not_skipped = [row is None for row in report.outcomes.skipped()]
     added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
     key = failed_key(context.asset_key_for_output())
-    preview = shown_failures(rows, task=task, report=report)
-    figures = _figures(failures, sum(asked))
+    preview = shown_failures(asked)
+    figures = _figures(failures, sum(not_skipped))
     metadata = {
         "ondine/summary": figures["ondine/summary"],
         **({"ondine/preview": dg.MetadataValue.md(preview)} if preview else {}),
         **reasons_metadata(report),
         **figures,
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
-        "dagster/column_schema": column_schema(table, added, ""),
-        "dagster/column_lineage": lineage(names, (), (), upstream),
+        "dagster/column_schema": column_schema(table, added),
+        "dagster/column_lineage": lineage(asked.frame.columns, (), (), upstream),
     }
-    start = 0
-    for partition, length in lengths.items():
-        rows_of_partition = slice(start, start + length)
-        share = _figures(failures[rows_of_partition], sum(asked[rows_of_partition]))
+    for partition, rows in slices(lengths):
+        share = _figures(failures[rows], sum(not_skipped[rows]))
         share["dagster/partition_row_count"] = share["ondine/rows_failed"]
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
-        start += length
-    return dg.MaterializeResult(asset_key=key, value=table, metadata=metadata)
+    return dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata)
 
 
 def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:

@@ -15,28 +15,25 @@ from decimal import Decimal
 from functools import partial
 from math import inf, isfinite
 from time import time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.frames import frame_of, is_only_numbered, joined
+from ondine_dagster.arguments import PartitionBy
+from ondine_dagster.frames import is_only_numbered, joined
 
 if TYPE_CHECKING:
     import narwhals as nw
 
 __all__ = [
-    "PartitionBy",
     "check_partition_by",
     "joined_by_key",
     "rows_by_partition",
     "shards",
 ]
-
-PartitionBy: TypeAlias = str | Mapping[str, str]
-"""The column that says which partition a row belongs to; with several dimensions, the column of each."""
 
 _KEYS_SHOWN = 3
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
@@ -89,9 +86,12 @@ def _dimensions(partitions: dg.PartitionsDefinition[Any] | None) -> list[dg.Part
 
 
 def rows_by_partition(
-    table: Any, partition_by: PartitionBy, partitions: dg.PartitionsDefinition[Any], keys: Sequence[str]
-) -> dict[str, Any]:
-    """The rows of `table` that belong to each of the partitions `keys`, in their order; a frame of the same kind each.
+    frame: nw.DataFrame[Any],
+    partition_by: PartitionBy,
+    partitions: dg.PartitionsDefinition[Any],
+    keys: Sequence[str],
+) -> dict[str, nw.DataFrame[Any]]:
+    """The rows of `frame` that belong to each of the partitions `keys`, in their order.
 
     With partitions of time a row belongs where its date, date-time or ISO 8601 text falls (one without a time zone is
     taken to be in that of the partitions); with others, where its value as a text is the key; 1.0 reads like "1", too,
@@ -99,11 +99,10 @@ def rows_by_partition(
     none. A pandas index is kept, unless it only numbers the rows.
 
     Raises:
-        ConfigError: `table` has no such column, a value is no instant, or no value at all is a key of `partitions`.
+        ConfigError: `frame` has no such column, a value is no instant, or no value at all is a key of `partitions`.
     """
     import narwhals as nw
 
-    frame = frame_of(table)
     numbered = is_only_numbered(frame)
     columns = _columns(partition_by, partitions)
     dimensions = [kind for _, kind in columns]
@@ -118,12 +117,12 @@ def rows_by_partition(
         mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
         # narwhals takes an empty mask for no condition at all.
         rows = frame.filter(mask) if mask else frame
-        found[key] = (nw.maybe_reset_index(rows) if numbered else rows).to_native()
+        found[key] = nw.maybe_reset_index(rows) if numbered else rows
     return found
 
 
 def count_unassigned(
-    table: Any,
+    frame: nw.DataFrame[Any],
     partition_by: PartitionBy,
     partitions: dg.PartitionsDefinition[Any],
     instance: dg.DagsterInstance | None = None,
@@ -134,12 +133,11 @@ def count_unassigned(
     time have no end, a later row belongs to one that is yet to come.
 
     Args:
-        table: The rows.
+        frame: The rows.
         partition_by: The column, or the column of each dimension.
         partitions: The partitions of the asset.
         instance: Knows the keys of dynamic partitions.
     """
-    frame = frame_of(table)
     columns = _columns(partition_by, partitions)
     tests = [_exists(kind, instance) for _, kind in columns]
     marks = [_marks(frame, column, kind) for column, kind in columns]
@@ -290,7 +288,7 @@ def _digest(value: Any) -> int:
 
 def joined_by_key(
     context: dg.AssetExecutionContext, tables: Mapping[str, Any], inputs: Iterable[str]
-) -> tuple[Any, dict[str, int]]:
+) -> tuple[nw.DataFrame[Any], dict[str, int]]:
     """Tables by partition as one frame, and how many rows each partition of the run brought, where that is known.
 
     The keys are those of the run's partitions, or those of upstream partitions that a mapping gave to the run (a week

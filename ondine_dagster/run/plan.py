@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import time
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 
 from ondine_core.api import answer, spec_of
 from ondine_core.batching.calibration import CalibrationPlan
-from ondine_core.batching.strategy import JSON, BatchStrategy, explain_fallback
+from ondine_core.batching.strategy import BatchStrategy, explain_fallback
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.jobs.waits import find_wait
 from ondine_core.engine.options import Options
@@ -25,43 +25,35 @@ from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
-from ondine_core.types.values import OnMissing, PromptCache, RetriedReason, Tier
-from ondine_dagster.checks.golden import Ask
-from ondine_dagster.checks.types import Check
+from ondine_dagster.arguments import Arguments
+from ondine_dagster.checks.check import Ask, Check
 from ondine_dagster.config.answer_by import find_deadline
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
 from ondine_dagster.resource import LLMResource, default_store, store_warning
-from ondine_dagster.run.partitions import PartitionBy
 from ondine_dagster.run.progress import Watch
 
-__all__ = ["Enrichment", "OnRowError", "Plan", "ask_as_asset", "plan"]
-
-OnRowError = Literal["null", "drop", "raise"]
+__all__ = ["Enrichment", "Plan", "ask_as_asset", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:
-    """What an asset adds to its rows; `question.model` is filled in by the resource."""
+    """What an asset adds to its rows.
+
+    Args:
+        task: What is asked; its model is filled in by the resource.
+        error_column: Name of the column that says why a row failed.
+        arguments: What was declared.
+        strategy: How several rows are asked in one call.
+        calibration: How that is tried before the run, if it is.
+        checks: Checks by name.
+    """
 
     task: Task
     error_column: str
-    on_row_error: OnRowError
-    max_error_rate: float | None
-    batch_size: int | Literal["auto"] = 1
-    strategy: BatchStrategy = JSON
-    calibration: CalibrationPlan | None = None
-    model_column: str | None = None
-    max_cost_usd: float | None = None
-    on_missing: OnMissing = "skip"
-    retry_failed_rows: bool | Sequence[RetriedReason] = True
-    checks: Mapping[str, Check] = field(default_factory=dict)
-    failed_rows: bool = False
-    keep_replies: bool = False
-    partition_by: PartitionBy | None = None
-    tier: Tier | None = None
-    answer_by: str | float | None = None
-    prompt_cache: PromptCache | None = None
-    thumbnails: bool = True
+    arguments: Arguments
+    strategy: BatchStrategy
+    calibration: CalibrationPlan | None
+    checks: Mapping[str, Check]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +90,16 @@ def plan(
         model = llm
     else:
         raise ConfigError(f"The resource is a {type(llm).__name__}; an LLMResource or a ChatModel was expected.")
+    declared = enrichment.arguments
     _explain(context, enrichment, store)
     policy = replace(
         options.policy,
-        batch_size=enrichment.batch_size,
+        batch_size=declared.batch_size,
         strategy=enrichment.strategy,
         calibration=enrichment.calibration,
-        keep_replies=enrichment.keep_replies,
-        on_missing=enrichment.on_missing,
-        retry_failed_rows=enrichment.retry_failed_rows,
+        keep_replies=declared.keep_replies,
+        on_missing=declared.on_missing,
+        retry_failed_rows=declared.retry_failed_rows,
     )
     asset, partition = context.asset_key_for_output().to_user_string(), _partition(context)
     options = replace(
@@ -114,7 +107,7 @@ def plan(
         policy=policy,
         origin=Origin(context.run.run_id, asset, partition),
         lease=f"{asset}/{partition}",
-        max_cost_usd=enrichment.max_cost_usd,
+        max_cost_usd=declared.max_cost_usd,
         on_progress=watch.keep,
         on_wait=watch.wait,
         on_threshold=watch.warn,
@@ -124,10 +117,10 @@ def plan(
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),
     )
-    if enrichment.tier is not None:
-        spec = replace(spec, tier=enrichment.tier)
-    if enrichment.prompt_cache is not None:
-        spec = replace(spec, prompt_cache=enrichment.prompt_cache)
+    if declared.tier is not None:
+        spec = replace(spec, tier=declared.tier)
+    if declared.prompt_cache is not None:
+        spec = replace(spec, prompt_cache=declared.prompt_cache)
     spec, options = configure(config, spec, options, opened=model is not None)
     if spec.tier == "batch" and config.max_rows is not None:
         # A trial that waits for a job is not what the materialization waits for.
@@ -135,7 +128,7 @@ def plan(
     policy = options.policy
     if config.full_refresh:
         policy = replace(policy, reuse_since=_created_at(context))
-    answer_by = enrichment.answer_by if config.answer_by is None else config.answer_by
+    answer_by = declared.answer_by if config.answer_by is None else config.answer_by
     if answer_by is not None and spec.tier == "batch":
         wait = run_in_thread(partial(_find_wait, store, options.origin))
         policy = replace(policy, answer_by=find_deadline(answer_by, wait.since if wait else time()))
@@ -147,7 +140,7 @@ def _explain(context: dg.AssetExecutionContext, enrichment: Enrichment, store: s
     warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
     if warning:
         context.log.warning(warning)
-    if enrichment.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
+    if enrichment.arguments.batch_size != 1 and (fallback := explain_fallback(enrichment.task)):
         context.log.info(fallback)
 
 

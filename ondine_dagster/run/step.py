@@ -1,15 +1,17 @@
 """One step: rows in, enriched rows and their figures out.
 
 The step is synchronous and runs the engine's event loop in a thread: an interrupt lands in the main thread, where it
-cancels the calls in flight and goes on unchanged.
+cancels the calls in flight and goes on unchanged. The rows are one frame from when the asset function has returned them
+until they are handed to Dagster.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -18,11 +20,20 @@ from ondine_core.engine.estimate import estimate, example_calls
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.report import Report
 from ondine_core.errors import ConfigError, FailedRowsError, JobsUnderWayError, OndineError
-from ondine_dagster.checks.drift import to_metadata
-from ondine_dagster.checks.evaluation import CheckContext, check_results, checks_of_failures, collect, count_values
-from ondine_dagster.checks.types import Check
+from ondine_dagster.checks.check import Check, CheckContext
+from ondine_dagster.checks.drift import distribution_metadata
+from ondine_dagster.checks.evaluation import check_results
 from ondine_dagster.config.launchpad import LLMAssetConfig
-from ondine_dagster.frames import FAILED_COLUMNS, check_frame, column_schema, join, joined, names_of
+from ondine_dagster.frames import (
+    FAILED_COLUMNS,
+    AskedRows,
+    checked_frame,
+    column_schema,
+    join,
+    joined,
+    names_of,
+    slices,
+)
 from ondine_dagster.reporting.metadata import (
     estimate_line,
     estimate_metadata,
@@ -43,28 +54,65 @@ from ondine_dagster.run.plan import Enrichment, Plan, ask_as_asset, plan
 from ondine_dagster.run.progress import Watch
 from ondine_dagster.run.trial import choose_rows, trial_metadata
 
-__all__ = ["materialize"]
+if TYPE_CHECKING:
+    import narwhals as nw
+
+__all__ = ["StepInput", "materialize"]
+
+Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 
-def materialize(  # noqa: PLR0913, PLR0917  (one caller)
-    context: dg.AssetExecutionContext,
-    rows: Any,
-    enrichment: Enrichment,
-    llm: Any,
-    config: LLMAssetConfig,
-    inputs: Mapping[str, Any],
-    labelled: Mapping[str, Any],
-) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Ask about `rows` and join what comes of it; the failed rows come first, if they are wanted.
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """What a step is given.
 
     Args:
-        context: The step's.
         rows: The frame to enrich, or a frame by partition.
-        enrichment: What is added to it.
         llm: The resource that is asked.
         config: What this run does differently.
         inputs: Upstream values by input name, for the lineage of columns.
         labelled: Upstream values by input name, for checks.
+    """
+
+    rows: Any
+    llm: Any
+    config: LLMAssetConfig
+    inputs: Mapping[str, Any]
+    labelled: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that a run is about.
+
+    Args:
+        frame: All of them.
+        lengths: Rows of each partition, as far as that is known.
+        unassigned: With `partition_by`, the number of rows of no partition.
+    """
+
+    frame: nw.DataFrame[Any]
+    lengths: Mapping[str, int]
+    unassigned: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run whose rows all have an outcome."""
+
+    plan: Plan
+    rows: _Rows
+    asked: AskedRows
+    watch: Watch
+
+
+def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> Results:
+    """Ask about rows and join what comes of it; the failed rows come first, if they are wanted.
+
+    Args:
+        context: The step's.
+        enrichment: What is added to the rows.
+        given: The rows, and with what they are enriched.
 
     Yields:
         A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run,
@@ -73,22 +121,56 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
     Raises:
         Failure: The step cannot go on, or too many rows failed; what was answered is kept.
     """
-    watch = Watch(context)
+    run = _run(context, enrichment, given)
+    if run is None:
+        return
+    if given.config.max_rows is not None:
+        _show_trial(context, enrichment, run)
+        return
+    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in given.inputs.items()}
+    if enrichment.arguments.failed_rows and failed_key(context.asset_key_for_output()) in context.selected_asset_keys:
+        yield failed_rows_result(context, run.asked, run.rows.lengths, upstream)
+    report = run.asked.report
+    evidence = CheckContext(
+        context,
+        run.plan.task,
+        report,
+        ask_as_asset(run.plan, report, run.watch),
+        report.values(as_kept=True),
+        list(report.outcomes.answered()),
+        given.labelled,
+    )
+    checks = _selected_checks(context, enrichment)
     try:
-        todo = plan(context, enrichment, llm, config, watch)
-        rows, lengths, unassigned = _rows_of_run(context, rows, enrichment, inputs)
-        rows_available = len(rows)
-        if config.max_rows is not None:
-            rows = choose_rows(rows, config.max_rows, config.sample)
+        _judge(context, report, enrichment)
+    except FailedRowsError as error:
+        yield from check_results({name: one for name, one in checks.items() if one.of_failures}, evidence)
+        run.watch.observe()
+        raise failure(error, run.watch.latest) from error
+    _log_report(context, report)
+    yield from _results(context, enrichment, run, evidence, upstream)
+
+
+def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Run | None:
+    """Find the rows and ask about them; `None` if nothing is to be stored: in a dry run, or while jobs are under way.
+
+    Raises:
+        Failure: The step cannot go on.
+    """
+    config, watch = given.config, Watch(context)
+    try:
+        todo = plan(context, enrichment, given.llm, config, watch)
+        rows = _find_rows(context, enrichment, given)
+        frame = rows.frame if config.max_rows is None else choose_rows(rows.frame, config.max_rows, config.sample)
         if config.dry_run:
-            _dry_run(context, rows, todo, watch)
-            return
-        report = run_in_thread(lambda: answer(rows, todo.task, todo.options, todo.model), watch.tick)
+            _dry_run(context, frame, todo, watch)
+            return None
+        report = run_in_thread(lambda: answer(frame, todo.task, todo.options, todo.model), watch.tick)
     except JobsUnderWayError as error:
         watch.flush()
         context.log.info(str(error))
         _observe(context, jobs_metadata(error))
-        return
+        return None
     except OndineError as error:
         watch.observe()
         raise failure(error, watch.latest) from error
@@ -97,92 +179,140 @@ def materialize(  # noqa: PLR0913, PLR0917  (one caller)
         watch.observe()
         raise
     watch.flush()
-    if config.max_rows is not None:
-        calls = example_calls(rows, todo.task, todo.options.policy)
-        trial = trial_metadata(
-            rows,
-            rows_available,
-            todo.task,
-            report,
-            enrichment.error_column,
-            calls,
-            thumbnails=enrichment.thumbnails,
-        )
-        _show_trial(context, trial)
-        _log_report(context, report)
-        _log_failures(context, report)
-        return
-    yield from _results(context, rows, enrichment, todo, report, watch, lengths, unassigned, inputs, labelled)
+    error_column = None if enrichment.arguments.on_row_error == "drop" else enrichment.error_column
+    return _Run(todo, rows, AskedRows(frame, todo.task, report, error_column), watch)
 
 
-def _results(  # noqa: PLR0913, PLR0917  (one caller)
-    context: dg.AssetExecutionContext,
-    rows: Any,
-    enrichment: Enrichment,
-    todo: Plan,
-    report: Report,
-    watch: Watch,
-    lengths: Mapping[str, int],
-    unassigned: int | None,
-    inputs: Mapping[str, Any],
-    labelled: Mapping[str, Any],
-) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """The results of a finished run, the failed rows first.
+# -- the rows ------------------------------------------------------------------------------------------------------
 
-    Raises:
-        Failure: Too many rows failed.
-    """
-    task, ask = todo.task, ask_as_asset(todo, report, watch)
-    upstream = {context.asset_key_for_input(name): names_of(value) for name, value in inputs.items()}
-    key = context.asset_key_for_output()
-    if enrichment.failed_rows and failed_key(key) in context.selected_asset_keys:
-        yield failed_rows_result(context, rows, report, task=task, lengths=lengths, upstream=upstream)
-    checks = _selected(context, key, enrichment.checks)
-    try:
-        _judge(context, report, enrichment)
-    except FailedRowsError as error:
-        yield from check_results(checks_of_failures(checks), CheckContext(task, report), context, asset=key, ask=ask)
-        watch.observe()
-        raise failure(error, watch.latest) from error
-    _log_report(context, report)
-    columns = task.schema.columns
-    table = join(rows, report, columns, enrichment.error_column, enrichment.on_row_error, enrichment.model_column)
-    outputs = [column.name for column in columns]
-    failed = report.progress.rows_failed > 0 and enrichment.on_row_error != "drop"
-    # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.
-    shown = [*outputs, *task.prompt.columns, *([enrichment.error_column] if failed else [])]
-    evidence = collect(task, report, report.values(as_kept=True))
-    first = shown_rows(
-        rows,
-        table,
-        names=shown,
-        task=task,
-        report=report,
-        error_column=enrichment.error_column,
-        drop=enrichment.on_row_error == "drop",
+
+def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Rows:
+    """The rows that this run is about, checked."""
+    lengths: Mapping[str, int] = {}
+    unassigned = None
+    if isinstance(given.rows, Mapping):
+        frame, lengths = joined_by_key(context, given.rows, given.inputs)
+    else:
+        frame = checked_frame(given.rows)
+    by, partitions = enrichment.arguments.partition_by, context.assets_def.partitions_def
+    if by is not None and not lengths:
+        tables = rows_by_partition(frame, by, partitions, context.partition_keys)
+        unassigned = count_unassigned(frame, by, partitions, context.instance)
+        if unassigned:
+            context.log.warning(
+                f"{unassigned:,} of {len(frame):,} rows have no value in partition_by={by!r}, or "  # noqa: G004
+                "one that belongs to no partition: no run enriches them."
+            )
+        frame, lengths = joined(tables, context.partition_keys)
+    noted = FAILED_COLUMNS if enrichment.arguments.failed_rows else ()
+    for added in filter(None, (enrichment.error_column, enrichment.arguments.model_column, *noted)):
+        if added in frame.columns:
+            raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
+    return _Rows(frame, lengths, unassigned)
+
+
+# -- runs that store nothing ---------------------------------------------------------------------------------------
+
+
+def _dry_run(context: dg.AssetExecutionContext, frame: nw.DataFrame[Any], todo: Plan, watch: Watch) -> None:
+    """Say what the run would take, in the log and as an observation of the asset."""
+    found = run_in_thread(lambda: estimate(frame, todo.task, todo.options, todo.model), watch.tick)
+    context.log.info(estimate_line(found))
+    _observe(context, estimate_metadata(found, todo.task.model))
+
+
+def _show_trial(context: dg.AssetExecutionContext, enrichment: Enrichment, run: _Run) -> None:
+    """Say what a trial came to, in the log and as an observation of the asset."""
+    available = len(run.rows.frame)
+    calls = example_calls(run.asked.frame, run.plan.task, run.plan.options.policy)
+    asked = replace(run.asked, error_column=enrichment.error_column)
+    context.log.info(
+        f"Trial of {len(asked.frame):,} of {available:,} rows: nothing is materialized and no check runs. The "  # noqa: G004
+        "answers are kept for the real run; the rows are in the observation, under ondine/trial/rows."
     )
-    images = shown_thumbnails(table, task.prompt, outputs) if enrichment.thumbnails else None
-    picture = distributions(evidence.values, report.progress.rows_failed, report.progress.rows_skipped)
-    figures = run_metadata(report, task.model)
-    metadata = {
-        "ondine/summary": figures["ondine/summary"],
-        "ondine/preview": dg.MetadataValue.md(first),
-        **({"ondine/thumbnails": dg.MetadataValue.md(images)} if images else {}),
-        **({"ondine/plot": dg.MetadataValue.md(picture)} if picture else {}),
-        **reasons_metadata(report),
-        **figures,
-        **({} if unassigned is None else {"ondine/rows_without_partition": unassigned}),
-        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
-        "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
-        "dagster/column_lineage": lineage(names_of(table), task.prompt.columns, outputs, upstream),
-        **to_metadata(count_values(evidence)),
-    }
-    results = check_results(checks, evidence, context, asset=key, ask=ask, labelled=labelled)
+    _observe(context, trial_metadata(asked, available, calls, thumbnails=enrichment.arguments.thumbnails))
+    _log_report(context, asked.report)
+    _log_failures(context, asked.report)
+
+
+def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+    """Log an observation in the place of a materialization."""
+    context.log.addFilter(_is_no_missing_output)
+    partition = context.partition_key if context.has_partition_key else None
+    context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))
+
+
+def _is_no_missing_output(record: logging.LogRecord) -> bool:
+    """Dagster logs outputs of checks that a step did not yield, which dry runs and the like never do."""
+    return "did not yield or return expected outputs" not in record.getMessage()
+
+
+# -- results -------------------------------------------------------------------------------------------------------
+
+
+def _results(
+    context: dg.AssetExecutionContext,
+    enrichment: Enrichment,
+    run: _Run,
+    evidence: CheckContext,
+    upstream: Mapping[dg.AssetKey, Sequence[str]],
+) -> Results:
+    """The enriched rows, if they are selected, and the results of checks."""
+    key, asked, columns = context.asset_key_for_output(), run.asked, run.plan.task.schema.columns
+    results = check_results(_selected_checks(context, enrichment), evidence)
     if key not in context.selected_asset_keys:
         yield from results
         return
-    _share_out(context, figures, lengths, evidence)
-    yield dg.MaterializeResult(asset_key=key, value=table, metadata=metadata, check_results=results)
+    table = join(asked.frame, asked.report, columns, asked.error_column, enrichment.arguments.model_column)
+    figures = run_metadata(asked.report, asked.task.model)
+    metadata = {
+        "ondine/summary": figures["ondine/summary"],
+        **_pictures(enrichment, asked, table, evidence),
+        **reasons_metadata(asked.report),
+        **figures,
+        **({} if run.rows.unassigned is None else {"ondine/rows_without_partition": run.rows.unassigned}),
+        "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
+        "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
+        "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
+        **distribution_metadata(evidence),
+    }
+    _share_out(context, figures, run.rows.lengths, evidence)
+    yield dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata, check_results=results)
+
+
+def _pictures(
+    enrichment: Enrichment, asked: AskedRows, table: nw.DataFrame[Any], evidence: CheckContext
+) -> dict[str, dg.MarkdownMetadataValue]:
+    """The first rows, their images, and how values are distributed, as far as there is something to see."""
+    outputs = [column.name for column in asked.task.schema.columns]
+    progress = asked.report.progress
+    images = shown_thumbnails(table, asked.task.prompt, outputs) if enrichment.arguments.thumbnails else None
+    found = {
+        "ondine/preview": shown_rows(asked, table),
+        "ondine/thumbnails": images,
+        "ondine/plot": distributions(evidence.values, progress.rows_failed, progress.rows_skipped),
+    }
+    return {name: dg.MetadataValue.md(text) for name, text in found.items() if text is not None}
+
+
+def _share_out(
+    context: dg.AssetExecutionContext, figures: Mapping[str, Any], lengths: Mapping[str, int], evidence: CheckContext
+) -> None:
+    """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
+    if len(lengths) < 2:  # noqa: PLR2004
+        return
+    key, failed = context.asset_key_for_output(), [one is not None for one in evidence.report.outcomes.failures()]
+    for partition, rows in slices(lengths):
+        length, lost = lengths[partition], sum(failed[rows])
+        share = share_of(figures, length, len(failed), lost, length - lost - sum(evidence.there[rows]))
+        share |= distribution_metadata(evidence, rows)
+        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
+
+
+def _selected_checks(context: dg.AssetExecutionContext, enrichment: Enrichment) -> Mapping[str, Check]:
+    """The checks that the run is to answer: they can be run by themselves."""
+    asset, wanted = context.asset_key_for_output(), context.selected_asset_check_keys
+    return {name: check for name, check in enrichment.checks.items() if dg.AssetCheckKey(asset, name) in wanted}
 
 
 def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
@@ -203,104 +333,17 @@ def _log_report(context: dg.AssetExecutionContext, report: Report) -> None:
         context.log.warning(f"{cut:,} of {total:,} rows were truncated before they were asked.")  # noqa: G004
 
 
-def _selected(
-    context: dg.AssetExecutionContext, asset: dg.AssetKey, checks: Mapping[str, Check]
-) -> Mapping[str, Check]:
-    """Those of `checks` that the run is to answer: checks can be run by themselves."""
-    wanted = context.selected_asset_check_keys
-    return {name: check for name, check in checks.items() if dg.AssetCheckKey(asset, name) in wanted}
-
-
-def _rows_of_run(
-    context: dg.AssetExecutionContext,
-    rows: Any,
-    enrichment: Enrichment,
-    inputs: Iterable[str],
-) -> tuple[Any, Mapping[str, int], int | None]:
-    """The rows that this run is about, checked.
-
-    Returns:
-        The frame; the rows of each partition, as far as that is known; with `partition_by`, the rows of no partition.
-    """
-    lengths: Mapping[str, int] = {}
-    unassigned = None
-    if isinstance(rows, Mapping):
-        rows, lengths = joined_by_key(context, rows, inputs)
-    check_frame(rows)
-    if enrichment.partition_by is not None and not lengths:
-        by, partitions = enrichment.partition_by, context.assets_def.partitions_def
-        tables = rows_by_partition(rows, by, partitions, context.partition_keys)
-        unassigned = count_unassigned(rows, by, partitions, context.instance)
-        if unassigned:
-            context.log.warning(
-                f"{unassigned:,} of {len(rows):,} rows have no value in partition_by={by!r}, or "  # noqa: G004
-                "one that belongs to no partition: no run enriches them."
-            )
-        rows, lengths = joined(tables, context.partition_keys)
-    noted = FAILED_COLUMNS if enrichment.failed_rows else ()
-    for added in filter(None, (enrichment.error_column, enrichment.model_column, *noted)):
-        if added in names_of(rows):
-            raise ConfigError(f"{added!r} is already a column of the rows; rename it, or what is added to them.")
-    return rows, lengths, unassigned
-
-
-def _dry_run(context: dg.AssetExecutionContext, rows: Any, todo: Plan, watch: Watch) -> None:
-    """Say what the run would take, in the log and as an observation of the asset."""
-    found = run_in_thread(lambda: estimate(rows, todo.task, todo.options, todo.model), watch.tick)
-    context.log.info(estimate_line(found))
-    _observe(context, estimate_metadata(found, todo.task.model))
-
-
-def _show_trial(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
-    """Say what a trial came to, in the log and as an observation of the asset."""
-    asked, available = metadata["ondine/trial/rows_total"], metadata["ondine/trial/rows_available"]
-    context.log.info(
-        f"Trial of {asked:,} of {available:,} rows: nothing is materialized and no check runs. The answers are kept "  # noqa: G004
-        "for the real run; the rows are in the observation, under ondine/trial/rows."
-    )
-    _observe(context, metadata)
-
-
-def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
-    """Log an observation in the place of a materialization."""
-    context.log.addFilter(_is_no_missing_output)
-    partition = context.partition_key if context.has_partition_key else None
-    context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))
-
-
-def _is_no_missing_output(record: logging.LogRecord) -> bool:
-    """Dagster logs outputs of checks that a step did not yield, which dry runs and the like never do."""
-    return "did not yield or return expected outputs" not in record.getMessage()
-
-
-def _share_out(
-    context: dg.AssetExecutionContext, figures: Mapping[str, Any], lengths: Mapping[str, int], evidence: CheckContext
-) -> None:
-    """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
-    if len(lengths) < 2:  # noqa: PLR2004
-        return
-    key, start = context.asset_key_for_output(), 0
-    failed = [failure is not None for failure in evidence.report.outcomes.failures()]
-    for partition, length in lengths.items():
-        rows = slice(start, start + length)
-        lost = sum(failed[rows])
-        share = share_of(figures, length, len(failed), lost, length - lost - sum(evidence.there[rows]))
-        share |= to_metadata(count_values(evidence, rows))
-        context.add_asset_metadata(share, asset_key=key, partition_key=partition)
-        start += length
-
-
 def _judge(context: dg.AssetExecutionContext, report: Report, enrichment: Enrichment) -> None:
     """Fail the step if more rows failed than the user allows; the answers are kept, a re-run asks the failed rows."""
     failed, total = report.progress.rows_failed, report.progress.rows_total
     if not failed:
         return
     reasons = _log_failures(context, report)
-    if enrichment.on_row_error == "raise":
+    if enrichment.arguments.on_row_error == "raise":
         rule = "on_row_error='raise'"
-    elif enrichment.max_error_rate is not None and report.error_rate > enrichment.max_error_rate:
-        rule = f"max_error_rate={enrichment.max_error_rate:g}"
-    elif enrichment.max_error_rate is None and failed == total - report.progress.rows_skipped:
+    elif enrichment.arguments.max_error_rate is not None and report.error_rate > enrichment.arguments.max_error_rate:
+        rule = f"max_error_rate={enrichment.arguments.max_error_rate:g}"
+    elif enrichment.arguments.max_error_rate is None and failed == total - report.progress.rows_skipped:
         rule = "no row got an answer"
     else:
         return

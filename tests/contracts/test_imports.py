@@ -44,6 +44,7 @@ DAGSTER_LAYERS = """
     config frames
     resource reporting
     checks spend
+    arguments
     run
     asset job_sensor
     component

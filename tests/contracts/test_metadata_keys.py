@@ -40,7 +40,7 @@ EVERYTHING = Progress(1, 1, 0, 0, Spend(calls=2, unknown=1, usd=Decimal(1), unkn
 """A run that has a figure for each key."""
 PREFIXES = {
     "ondine/progress/": [key.removeprefix("ondine/progress/") for key in progress_metadata(EVERYTHING)],
-    "ondine/trial/": ("rows_available",),
+    "ondine/trial/": ("rows_available", "rows_total"),
     "ondine/rows_failed_": get_args(get_type_hints(Failure)["reason"]),
     "ondine/spend_by_": ("asset", "model", "day"),
 }

@@ -16,7 +16,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.types.values import ModelSpec
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, build_llm_asset, llm_asset
-from ondine_dagster.asset.enrichment import AssetArguments, LLMAssetArguments
+from ondine_dagster.arguments import Arguments, BuildArguments, LLMAssetArguments
 
 PROMPT = "Classify this review.\nReview: {review}"
 
@@ -186,12 +186,13 @@ def test_a_model_and_a_resource_are_one_too_many() -> None:
 def test_the_typed_arguments_are_those_that_there_are() -> None:
     """What a type checker takes is what `@dg.asset` and `llm_asset` take, by name."""
     unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    own = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind not in unnamed}
+    own = {*Arguments.model_fields, "model"}
     dagsters = {name for name, one in inspect.signature(dg.asset).parameters.items() if one.kind not in unnamed}
-    assert AssetArguments.__annotations__.keys() >= dagsters - {"compute_fn"}
-    assert {"compute_fn", "compute_kind"} >= AssetArguments.__annotations__.keys() ^ dagsters
-    mine = LLMAssetArguments.__annotations__.keys() - AssetArguments.__annotations__.keys()
-    assert mine == own - {"prompt", "output"}
+    typed = LLMAssetArguments.__annotations__.keys()
+    assert {"prompt", "output", "compute_fn", "compute_kind"} >= typed ^ (own | dagsters)
+    assert typed - BuildArguments.__annotations__.keys() == {"ins", "name"}
+    shown = inspect.signature(llm_asset).parameters
+    assert own == {name for name, one in shown.items() if one.kind not in unnamed}
 
 
 def test_what_to_do_on_disagreement_needs_calibrating() -> None:

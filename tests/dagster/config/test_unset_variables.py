@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Any
 
-import dagster as dg
 import pytest
 
-from ondine_dagster.component.fields import ResolvedSanitizer
-from ondine_dagster.component.templates import must_resolve
+from ondine_dagster import LLMAssetComponent
 from tests.dagster.component.test_component import causes, labels_of, loaded
 
 # What Dagster itself does when it reads YAML.
@@ -19,16 +17,12 @@ pytestmark = [
 ]
 
 
-class Caps(dg.Model, dg.Resolvable):
-    """Attributes as those of the component."""
-
-    max_cost_usd: Annotated[float | None, must_resolve("A cap.")] = None
-    partition_by: Annotated[str | dict[str, str] | None, must_resolve("A column.")] = None
-    sanitize: ResolvedSanitizer = None
-
-
-def read(**attributes: Any) -> Caps:
-    return Caps.resolve_from_dict(attributes)
+def read(**attributes: Any) -> LLMAssetComponent:
+    shared = {"asset": {"key": "labels"}, "upstream": "tickets", "prompt": "{body}", "output": "mood"}
+    parted = {"partitions_def": {"type": "static", "partition_keys": ["1"]}} if attributes.get("partition_by") else {}
+    shared["asset"] |= parted
+    component: LLMAssetComponent = LLMAssetComponent.resolve_from_dict(shared | attributes)
+    return component
 
 
 @pytest.mark.parametrize(
@@ -52,13 +46,14 @@ def test_a_variable_that_is_not_set_is_an_error(
 
 
 def test_what_is_set_or_null_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A null that is written means what it says, an empty text too."""
+    """A null that is written means what it says."""
     monkeypatch.setenv("CAP", "2.5")
+    monkeypatch.setenv("COLUMN", "at")
     monkeypatch.setenv("MODE", "redact")
-    caps = read(max_cost_usd="{{ env.CAP }}", partition_by={"day": "at"}, sanitize="{{ env.MODE }}")
-    assert (caps.max_cost_usd, caps.partition_by, caps.sanitize) == (2.5, {"day": "at"}, "redact")
-    assert read(max_cost_usd=None, partition_by=None) == Caps()
-    assert read(partition_by="").partition_by == ""
+    caps = read(max_cost_usd="{{ env.CAP }}", partition_by="{{ env.COLUMN }}", sanitize="{{ env.MODE }}")
+    assert (caps.max_cost_usd, caps.partition_by, caps.sanitize) == (2.5, "at", "redact")
+    nothing = read(max_cost_usd=None, partition_by=None)
+    assert (nothing.max_cost_usd, nothing.partition_by) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["max_cost_usd", "max_error_rate", "partition_by"])

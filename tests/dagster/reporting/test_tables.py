@@ -15,7 +15,7 @@ from ondine_core.prompts.output_schema import Column
 from ondine_core.types.ledger import Audit
 from ondine_core.types.progress import Progress, Spend
 from ondine_core.types.values import Answer, Failure, Outcome
-from ondine_dagster.frames import column_schema, join, names_of
+from ondine_dagster.frames import column_schema, frame_of, join, names_of
 from ondine_dagster.reporting.markdown import preview
 
 ROWS = {"id": [3, 1, 2], "review": ["a", "b", "c"]}
@@ -37,7 +37,8 @@ def answered(*values: Any) -> Report:
 
 
 def joined(table: Any, found: Report, json_schema: Any, on_row_error: Literal["null", "drop", "raise"] = "null") -> Any:
-    return join(table, found, [Column("out", json_schema)], "out_error", on_row_error)
+    error_column = None if on_row_error == "drop" else "out_error"
+    return join(frame_of(table), found, [Column("out", json_schema)], error_column).to_native()
 
 
 def values(table: Any, name: str) -> list[Any]:
@@ -104,7 +105,7 @@ def test_several_outputs_keep_their_order(make: Make) -> None:
     """Output columns stand in the order in which they were declared, each with its own row's values."""
     outcomes = [Answer({"a": number, "b": -number}, "m") for number in range(3)]
     columns = [Column("b", {"type": "integer"}), Column("a", {"type": "integer"})]
-    table = join(make(ROWS), report(outcomes, ["b", "a"]), columns, "e", "null")
+    table = join(frame_of(make(ROWS)), report(outcomes, ["b", "a"]), columns, "e").to_native()
     assert names(table) == ["id", "review", "b", "a", "e"]
     assert (values(table, "b"), values(table, "a")) == ([0, -1, -2], [0, 1, 2])
     assert values(table, "e") == [None] * 3
@@ -229,7 +230,7 @@ def test_moments_are_told_in_utc(make: Make) -> None:
 def test_the_schema_tells_what_columns_mean(make: Make) -> None:
     """Every column is listed with its type, the outputs with their descriptions."""
     column = Column("out", {"type": "integer", "description": "how many"})
-    schema = column_schema(join(make(ROWS), answered(1, None, 3), [column], "e", "null"), [column], "e")
+    schema = column_schema(join(frame_of(make(ROWS)), answered(1, None, 3), [column], "e"), [column], "e")
     assert [(c.name, c.type, c.description) for c in schema.columns] == [
         ("id", "int64", None),
         ("review", "string", None),
@@ -253,7 +254,7 @@ def test_the_schema_tells_what_columns_mean(make: Make) -> None:
 def test_the_schema_names_the_values_of_a_closed_set(json_schema: dict[str, Any], description: str | None) -> None:
     """Beside what the column's description says; not those of a boolean, and not endlessly many."""
     column = Column("out", json_schema)
-    schema = column_schema(pd.DataFrame({"out": [None]}), [column], "e")
+    schema = column_schema(frame_of(pd.DataFrame({"out": [None]})), [column], "e")
     assert schema.columns[0].description == description
 
 

@@ -18,6 +18,7 @@ from ondine_core.preprocessing.media import MediaReader
 from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.types.media import Media
+from ondine_dagster.frames import frame_of
 from ondine_dagster.reporting.markdown import markdown, preview
 from ondine_dagster.reporting.thumbnails import describe, describe_cell, draw, shown_thumbnails
 from tests.support.pictures import TYPES, bomb, document, picture, saved
@@ -32,8 +33,8 @@ def compiled(prompt: str | Prompt = PHOTO, **arguments: Any) -> CompiledPrompt:
     return compile_task(prompt, {"name": "string"}, ModelSpec(""), **arguments).prompt
 
 
-def table(*photos: Any) -> pd.DataFrame:
-    return pd.DataFrame({"photo": list(photos), "name": [f"name {n}" for n in range(len(photos))]})
+def table(*photos: Any) -> Any:
+    return frame_of(pd.DataFrame({"photo": list(photos), "name": [f"name {n}" for n in range(len(photos))]}))
 
 
 def noise(width: int, height: int) -> bytes:
@@ -57,7 +58,6 @@ def test_a_cell_is_described_by_name_size_and_weight(tmp_path: Path) -> None:
     said = f"64 x 48, {kilobytes} kB"
     assert describe_cell(str(file), "image", READER) == f"image cat.png, {said}"
     assert describe_cell(file, "image", READER) == f"image cat.png, {said}"
-    assert describe_cell(str(file), "image", READER, named=False) == f"image, {said}"
     assert describe_cell(file.read_bytes(), "image", READER) == f"image, {said}"
     assert (
         describe_cell(document("One", "Two"), "document", READER)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ondine_dagster.frames import failed_rows
+from ondine_dagster.frames import failed_rows, frame_of
 from tests.dagster.reporting.test_tables import BY_KIND, FAILED, KINDS, ROWS, answered, joined, values
 
 WITH_TYPE = pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_pandas_partitions_can_be_read_together(json_schema: Any, value: Any, tm
 
 def test_dead_letters_of_partitions_can_be_read_together(tmp_path: Path) -> None:
     """Also those of a partition that has none."""
-    whole = pd.DataFrame({"id": ROWS["id"]})
-    failed_rows(whole, answered(1, 2, 3)).to_parquet(tmp_path / "none.parquet")
-    failed_rows(whole, answered(FAILED, 2, 3)).to_parquet(tmp_path / "one.parquet")
+    whole = frame_of(pd.DataFrame({"id": ROWS["id"]}))
+    failed_rows(whole, answered(1, 2, 3)).to_native().to_parquet(tmp_path / "none.parquet")
+    failed_rows(whole, answered(FAILED, 2, 3)).to_native().to_parquet(tmp_path / "one.parquet")
     assert values(pd.read_parquet(tmp_path), "error_reason") == ["invalid"]
 
 

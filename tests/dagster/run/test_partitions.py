@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,11 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.frames import joined
-from ondine_dagster.run.partitions import check_partition_by, rows_by_partition, shards
+from ondine_dagster import frames
+from ondine_dagster.run import partitions as by_partition
+from ondine_dagster.run.partitions import check_partition_by, shards
 
 KINDS = pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table], ids=["pandas", "polars", "pyarrow"])
 DAILY = dg.DailyPartitionsDefinition("2026-01-01")
+
+
+def rows_by_partition(table: Any, *how: Any) -> dict[str, Any]:
+    found = by_partition.rows_by_partition(frames.frame_of(table), *how)
+    return {key: rows.to_native() for key, rows in found.items()}
+
+
+def joined(tables: dict[str, Any], keys: Sequence[str]) -> tuple[Any, dict[str, int]]:
+    whole, lengths = frames.joined(tables, keys)
+    return whole.to_native(), lengths
 
 
 def ids(table: Any) -> list[int]:

@@ -1,0 +1,168 @@
+"""What a check is: a value, validated when the definitions load and evaluated when a materialization is done."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+import dagster as dg
+from pydantic import Field
+
+from ondine_core.engine.report import Report
+from ondine_core.errors import ConfigError
+from ondine_core.prompts.json_schema import allowed_values
+from ondine_core.prompts.task import Task
+
+__all__ = [
+    "Ask",
+    "Check",
+    "CheckContext",
+    "CheckOutcome",
+    "as_names",
+    "check_closed",
+    "check_columns",
+    "check_share",
+    "closed_columns",
+    "is_number",
+]
+
+_MOST_LABELS = 100
+"""Metadata is read with every page of the UI; larger sets are not counted into it."""
+
+Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
+"""Asks about rows, given the columns that the prompt reads."""
+
+CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
+"""Whether a check passed, a sentence about it, and its figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckContext:
+    """What checks look at.
+
+    Args:
+        step: Dagster's context of the step.
+        task: What was asked.
+        report: What came of it.
+        ask: Asks about labelled rows.
+        values: The output columns, failed and skipped rows among them.
+        there: Whether each row was answered.
+        labelled: Labelled rows that came from upstream, by input.
+    """
+
+    step: dg.AssetExecutionContext
+    task: Task
+    report: Report
+    ask: Ask
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    there: Sequence[bool] = ()
+    labelled: Mapping[str, Any] = field(default_factory=dict)
+
+    def answered(self, column: str, rows: slice = slice(None)) -> Iterator[Any]:
+        """The values of an output column in those of `rows` that were answered."""
+        return compress(self.values[column][rows], self.there[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check(ABC):
+    """What all checks have.
+
+    Args:
+        blocking: Whether a failed check stops what is downstream. It is then an error, otherwise a warning.
+        name: What the check is called; by default what it is about.
+    """
+
+    type: ClassVar[str]
+    of_failures: ClassVar[bool] = False
+    """Whether the check is evaluated although the step fails because of its failed rows."""
+    blocking: Annotated[bool, Field(description="Whether a failed check stops what is downstream.")] = False
+    name: Annotated[str | None, Field(description="What the check is called; by default what it is about.")] = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.blocking, bool):
+            raise ConfigError(f"blocking={self.blocking!r} must be true or false.")
+
+    @property
+    def named_columns(self) -> tuple[str, ...] | None:
+        """The output columns that the check names; `None` if it names none."""
+        return None
+
+    @property
+    def upstream(self) -> dg.AssetKey | None:
+        """The asset that has rows for the check, if there is one."""
+        return None
+
+    def columns_of(self, task: Task) -> tuple[str, ...]:
+        """The output columns that the check names, all if it names none."""
+        named = self.named_columns
+        return tuple(column.name for column in task.schema.columns) if named is None else named
+
+    def default_name(self) -> str:
+        """The type of the check, and the column if it names one."""
+        named = self.named_columns
+        if named is None or len(named) != 1:
+            return self.type
+        return re.sub(r"\W", "_", f"{self.type}_{named[0]}", flags=re.ASCII)
+
+    @abstractmethod
+    def validate(self, task: Task) -> None:
+        """Check that the arguments are valid for the output of `task`.
+
+        Raises:
+            ConfigError: A threshold is out of range, or a column is not there.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What is promised, in a sentence."""
+
+    @abstractmethod
+    def evaluate(self, context: CheckContext) -> CheckOutcome:
+        """Whether a materialization keeps the promise."""
+
+
+def as_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The argument `columns` of a check as names."""
+    if columns is None:
+        return None
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def closed_columns(task: Task) -> dict[str, tuple[Any, ...]]:
+    """The output columns that take a few given values only, and those values."""
+    found = ((column.name, allowed_values(column.json_schema)) for column in task.schema.columns)
+    return {name: values for name, values in found if values is not None and len(values) <= _MOST_LABELS}
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse a `value` of the argument `name` that is not from 0 to 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value!r} of a check must be between 0 and 1.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number; a boolean is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_columns(names: Sequence[str], task: Task) -> None:
+    """Refuse names of columns that the output does not have, and none at all."""
+    outputs = [column.name for column in task.schema.columns]
+    unknown = [name for name in names if name not in outputs]
+    if unknown:
+        raise ConfigError(f"A check is about {unknown[0]!r}; the output columns are {', '.join(map(repr, outputs))}.")
+    if not names:
+        raise ConfigError("A check names no columns; leave columns= out for all.")
+
+
+def check_closed(column: str, task: Task) -> None:
+    """Refuse a column without a closed set of values."""
+    if column not in closed_columns(task):
+        raise ConfigError(
+            f"The column {column!r} has no closed set of at most {_MOST_LABELS} values, so its distribution says "
+            "nothing; declare it as a Literal, an enum or a boolean."
+        )
