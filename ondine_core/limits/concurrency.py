@@ -47,6 +47,7 @@ class AdaptiveConcurrency:
 
     def __init__(self, max_in_flight: int, now: float, named_per_s: float | None = None) -> None:
         self.in_flight = 0
+        self.limit = 1  # calls in flight that are allowed while calls are answered
         self.closed_since: float | None = None  # since when all calls fail
         self.history: list[Setting] = []  # oldest first; thinned out when it grows long
         self._max = max_in_flight
@@ -63,12 +64,6 @@ class AdaptiveConcurrency:
         self._probe: InFlightCall | None = None
         self._probe_wait_s = _PROBE_S
         self._note(now, "start")
-
-    @property
-    def limit(self) -> int:
-        """Calls in flight that are allowed while calls are answered."""
-        found = inf if self._window.value is None else self._window.value + 0.5
-        return max(1, int(min(self._max, self._ramp, found)))
 
     def ready_at(self, now: float) -> float:
         """When the next call may leave; infinity while that depends on another coming back."""
@@ -151,6 +146,7 @@ class AdaptiveConcurrency:
             self._ramp += min((self._ramp / _GROWTH_SCALE) ** 2, _MAX_GROWTH_SHARE * self._max)
         if self._window.value:
             self._window.use(min(since_s, self._latency_s), self._max)
+        self._apply()
         if before < self.limit and (self.limit == self._max or self.limit.bit_length() > before.bit_length()):
             self._note(now, "answered")
 
@@ -214,7 +210,12 @@ class AdaptiveConcurrency:
             self._window.lower(in_flight, refused_s + 2 * self._latency_s, self._feedback_s)
             self._note(now, "limited" if found.limited else "overloaded")
 
+    def _apply(self) -> None:
+        found = inf if self._window.value is None else self._window.value + 0.5
+        self.limit = max(1, int(min(self._max, self._ramp, found)))
+
     def _note(self, now: float, why: str) -> None:
+        self._apply()
         if len(self.history) >= _HISTORY:
             del self.history[1::2]
         per_s = None if self._rate.value is None else round(self._rate.value, 3)

@@ -53,8 +53,6 @@ class ProbedLimit:
             has_risen = allowed > _RISEN * self._measured
             self._hold_s = feedback_s if has_risen else min(_MAX_HOLDS * feedback_s, _HOLD_FACTOR * self._hold_s)
             measured = max(allowed, min(measured, 0.95 * self.value))
-        else:
-            measured = min(measured, self._measured)
         self.value = self._measured = measured
         self._used_s = 0.0
 
