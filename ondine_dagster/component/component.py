@@ -1,6 +1,6 @@
 """The YAML twin of `llm_asset`: attributes in, the same factory called, its asset out.
 
-Everything an attribute means is decided in `assets`; this module only says which attributes there are.
+Which attributes there are, `ondine_dagster/arguments.py` says; here is what is written otherwise in YAML.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
