@@ -1,6 +1,7 @@
 """An asset over many rows of paths to images, in a process of its own, whose memory is measured.
 
-`python -m tests.support.image_rows <folder> <provider> <paths, one a line>`; DAGSTER_HOME says where answers are kept.
+`python -m tests.support.image_rows <folder> <provider> <paths, one a line> ...` materializes it once for each list of
+paths; DAGSTER_HOME says where answers are kept.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def memory_mib(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main(folder: str, base_url: str, list_of_paths: str) -> None:
-    """Materialize, and print calls, rows and memory as JSON."""
-    paths = Path(list_of_paths).read_text(encoding="utf-8").split()
+def main(folder: str, base_url: str, *lists_of_paths: str) -> None:
+    """Materialize, and print calls, rows and memory as a line of JSON each."""
+    frame = pd.DataFrame()
     before = 0.0
 
     @llm_asset(
@@ -36,9 +37,6 @@ def main(folder: str, base_url: str, list_of_paths: str) -> None:
         io_manager_key="memory",
     )
     def answers() -> pd.DataFrame:
-        nonlocal before
-        frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
-        before = memory_mib("VmRSS")
         return frame
 
     resources: dict[str, Any] = {
@@ -46,11 +44,16 @@ def main(folder: str, base_url: str, list_of_paths: str) -> None:
         "memory": dg.mem_io_manager,
     }
     with dg.DagsterInstance.get() as instance:
-        result = dg.materialize([answers], resources=resources, instance=instance)
-    (event,) = result.asset_materializations_for_node("answers")
-    figures = {name: getattr(entry, "value", None) for name, entry in event.metadata.items()}
-    wanted = ("ondine/requests", "ondine/rows_total", "ondine/rows_failed", "ondine/rows_reused")
-    sys.stdout.write(json.dumps({name: figures[name] for name in wanted} | {"mib": memory_mib("VmHWM") - before}))
+        for list_of_paths in lists_of_paths:
+            paths = Path(list_of_paths).read_text(encoding="utf-8").split()
+            frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
+            before = before or memory_mib("VmRSS")
+            result = dg.materialize([answers], resources=resources, instance=instance)
+            (event,) = result.asset_materializations_for_node("answers")
+            figures = {name: getattr(entry, "value", None) for name, entry in event.metadata.items()}
+            wanted = ("ondine/requests", "ondine/rows_total", "ondine/rows_failed", "ondine/rows_reused")
+            mib = memory_mib("VmHWM") - before
+            sys.stdout.write(json.dumps({name: figures[name] for name in wanted} | {"mib": mib}) + "\n")
 
 
 if __name__ == "__main__":

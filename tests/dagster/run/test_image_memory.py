@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,20 +34,27 @@ def image(number: int, *, changed: bool = False) -> bytes:
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
     """1,000 calls for 1,000 files, at most 500 MiB beyond the frame, none for what is known, also by another path."""
-    folder, home, paths = tmp_path / "images", tmp_path / "home", tmp_path / "paths"
-    for made in (folder, home):
+    folder, home = tmp_path / "images", tmp_path / "home"
+    for made in (folder, home, folder / "copies"):
         made.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
     names = [f"{number}.png" for number in range(FILES)]
+    moved = [f"copies/{name}" for name in names[:10]]
     for number, name in enumerate(names):
         (folder / name).write_bytes(image(number))
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    for name in names[:10]:
+        shutil.copy(folder / name, folder / "copies")
+    (folder / "changed.png").write_bytes(image(0, changed=True))
 
     with Provider(lambda _: {"answer": "noise"}) as provider:
 
-        def run() -> dict[str, Any]:
-            paths.write_text("\n".join(names), encoding="utf-8")
+        def run(*lists: list[str]) -> list[int]:
+            """The calls of one materialization for each list of files."""
+            files = [tmp_path / f"paths-{number}" for number in range(len(lists))]
+            for file, paths in zip(files, lists, strict=True):
+                file.write_text("\n".join(paths), encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "tests.support.image_rows", folder, provider.base_url, paths],
+                [sys.executable, "-m", "tests.support.image_rows", folder, provider.base_url, *files],
                 cwd=ROOT,
                 env=os.environ | {"DAGSTER_HOME": str(home)},
                 capture_output=True,
@@ -54,20 +62,12 @@ def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
                 check=False,
             )
             assert done.returncode == 0, done.stderr
-            found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-            assert (found["ondine/rows_total"], found["ondine/rows_failed"]) == (ROWS, 0)
-            assert found["mib"] <= MOST_MIB
-            return found
+            found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+            for one in found:
+                assert (one["ondine/rows_total"], one["ondine/rows_failed"]) == (ROWS, 0)
+                assert one["mib"] <= MOST_MIB
+            return [one["ondine/requests"] for one in found]
 
-        first = run()
-        assert first["ondine/requests"] == len(provider.books.requests) == FILES
-        assert run()["ondine/requests"] == 0
-        # The same content elsewhere.
-        (folder / "copies").mkdir()
-        for number in range(10):
-            (folder / names[number]).rename(folder / "copies" / names[number])
-            names[number] = f"copies/{names[number]}"
-        assert run()["ondine/requests"] == 0
-        (folder / names[0]).write_bytes(image(0, changed=True))
-        assert run()["ondine/requests"] == 1
+        assert run(names) == [len(provider.books.requests)] == [FILES]
+        assert run(names, [*moved, *names[10:]], ["changed.png", *names[1:]]) == [0, 0, 1]
         assert len(provider.books.requests) == FILES + 1
