@@ -18,9 +18,7 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 from ondine_core.types.job_record import JobUnderWay
@@ -39,7 +37,6 @@ __all__ = [
     "RefusedError",
     "StoreError",
     "TransientError",
-    "did_you_mean",
 ]
 
 
@@ -194,8 +191,3 @@ class FailedRowsError(OndineError):
 
 class StoreError(OndineError):
     """The answer store cannot be opened, read or written."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The one of the `known` names that is closest to `name`, as a question to put into an error; empty if none is."""
-    return "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, list(known), 1))

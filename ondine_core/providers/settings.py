@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ondine_core.errors import ConfigError, did_you_mean
+from ondine_core.errors import ConfigError
+from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import Json, ModelSpec
 
 __all__ = [

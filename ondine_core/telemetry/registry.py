@@ -15,9 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 from math import inf
 from typing import Any, TypeAlias, TypeVar, get_args
 
-from ondine_core.errors import ConfigError, did_you_mean
+from ondine_core.errors import ConfigError
 from ondine_core.telemetry.events import Event, Observer
 from ondine_core.telemetry.stream import Opened
+from ondine_core.types.suggestion import did_you_mean
 
 __all__ = ["ObserverSpec", "check_observers", "open_observers", "register_observer"]
 

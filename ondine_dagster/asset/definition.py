@@ -14,10 +14,11 @@ from typing import Any
 
 import dagster as dg
 
-from ondine_core.errors import ConfigError, did_you_mean
+from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.prompts.task import Task, check_columns
 from ondine_core.prompts.template import Prompt, explain_uncacheable
+from ondine_core.types.suggestion import did_you_mean
 from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import check_partition_by

@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 from pydantic import ConfigDict, model_validator
 
-from ondine_core.errors import ConfigError, did_you_mean
+from ondine_core.errors import ConfigError
+from ondine_core.types.suggestion import did_you_mean
 
 __all__ = ["StrictConfig", "plain_texts"]
 
