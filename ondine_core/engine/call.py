@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import count
 
 from ondine_core.engine.cached_prefix import CachedPrefixes
-from ondine_core.engine.call_request import BatchResult, CallRequest
+from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.provider_health import ProviderHealth
 from ondine_core.engine.run_context import RunContext
 from ondine_core.engine.settlement import NOTHING, charge_call, finish_call
@@ -36,8 +36,9 @@ from ondine_core.providers.context_window import TOKENS_A_MESSAGE
 from ondine_core.providers.media_tokens import media_tokens_in
 from ondine_core.providers.prompt_cache import find_cache_rule, prefix_of
 from ondine_core.store.budget_state import usd_of
-from ondine_core.types.ledger import CallFinished, CallStarted
-from ondine_core.types.values import Call, Reply, Usage
+from ondine_core.telemetry.emitter import BatchObserver
+from ondine_core.types.ledger import CallFinished, CallReason, CallStarted
+from ondine_core.types.values import Call, Key, Reply, Usage
 
 __all__ = ["Caller", "PendingCall"]
 
@@ -49,8 +50,11 @@ class PendingCall:
     """A call that may leave, what it holds until it ends, and what is known of how it ends.
 
     Args:
-        request: The call that is to be made.
-        call: It at the tier at which it is made.
+        call: The request to the model; `start` sets the tier at which it is made.
+        keys: Keys of the prompts it carries.
+        reason: Why it is made.
+        keep: Whether its answers go to the store; the ledger has the call in any case.
+        observer: Receives its events.
 
     Attributes:
         sent: Its entry in the ledger, as it leaves.
@@ -66,11 +70,14 @@ class PendingCall:
         ending: How it ended for the limits, and `retry_after_s` the wait that its refusal asked for.
     """
 
-    request: CallRequest
     call: Call
+    keys: tuple[Key, ...]
+    reason: CallReason
+    keep: bool
+    observer: BatchObserver
     sent: CallStarted = field(init=False)
     came: Reply | RefusedError = field(init=False)
-    taken: frozenset[bytes] = frozenset()
+    taken: frozenset[Key] = frozenset()
     leads: bool = False
     slot: InFlightCall | None = None
     bound_usd: Decimal | None = None
@@ -103,25 +110,24 @@ class Caller:
         self._count = lru_cache(maxsize=64)(run.runtime.count)
 
     @asynccontextmanager
-    async def start(self, request: CallRequest) -> AsyncIterator[PendingCall]:
-        """A call that may leave, unless prompts of it are `taken`; what it holds is given back when the block ends.
+    async def start(self, pending: PendingCall) -> AsyncIterator[None]:
+        """Get a call ready to leave, unless prompts of it are `taken`; what it holds is given back when the block ends.
 
         Raises:
             BudgetExhaustedError: It does not fit into the budget.
             FatalError: The run was stopped.
             StoreError: It cannot be recorded.
         """
-        pending = PendingCall(request, request.call)
         try:
             await self._admit(pending)
             await self._reserve(pending)
             await self._book(pending)
             await self._record(pending)
-            yield pending
+            yield
         finally:
             self._leave(pending)
             if pending.leads and self._prefixes:
-                self._prefixes.leave(prefix_of(request.call))
+                self._prefixes.leave(prefix_of(pending.call))
             if pending.reserved and self._run.runtime.budgets:
                 await self._run.runtime.budgets.settle(pending.reserved, pending.charge.usd)
 
@@ -133,18 +139,18 @@ class Caller:
             FatalError: No call succeeds.
             StoreError: The lease cannot be renewed, or that it failed cannot be kept.
         """
-        run, request, sent = self._run, pending.request, pending.sent
+        run, sent = self._run, pending.sent
         if run.runtime.limiter:
             await run.runtime.limiter.depart()
         await self._ensure_lease(sent)
         tracker = run.run_state.tracker
         tracker.sent()
-        request.observer.sent(sent, pending.call)
+        pending.observer.sent(sent, pending.call)
         pending.charge = _NOT_KNOWN  # until it comes back
         try:
             came, pending.usage = await self._ask(pending)
         except BaseException as error:
-            request.observer.on_reply(error, pending.charge.usd, pending.took_s)
+            pending.observer.on_reply(error, pending.charge.usd, pending.took_s)
             raise
         pending.came = came
         pending.ending = "answered"
@@ -158,7 +164,7 @@ class Caller:
         if isinstance(came, Reply):
             self._health.note_answer()
         else:
-            failures = (await run.runtime.store.get_failures(request.keys)).values()
+            failures = (await run.runtime.store.get_failures(pending.keys)).values()
             came.refused_before = any(failure.reason == "refused" for failure in failures)
         return came
 
@@ -168,13 +174,13 @@ class Caller:
         Raises:
             StoreError: It cannot be kept.
         """
-        run, request, came, usage = self._run, pending.request, pending.came, pending.usage
+        run, came, usage = self._run, pending.came, pending.usage
         is_ordinary = not (result.failures or result.retry)
-        request.observer.on_reply(came, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
+        pending.observer.on_reply(came, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
         hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
         if hold_off_s:
             self._admission.hold_off(hold_off_s)
-        kept = result if request.keep else BatchResult()
+        kept = result if pending.keep else BatchResult()
         settled = finish_call(run, pending.sent, usage, pending.charge, kept)
         self._leave(pending)
         await run.runtime.store.settle(settled)
@@ -205,7 +211,7 @@ class Caller:
         began = run.clock.elapsed()
         with run.stop.interruptible():
             pending.reserved = await run.runtime.budgets.hold(pending.bound_usd)
-        pending.request.observer.held(usd_of(pending.reserved[0].units), run.clock.elapsed() - began)
+        pending.observer.held(usd_of(pending.reserved[0].units), run.clock.elapsed() - began)
 
     async def _book(self, pending: PendingCall) -> None:
         """Wait for the call's turn in the shared rate."""
@@ -217,22 +223,22 @@ class Caller:
         began = run.clock.elapsed()
         with run.stop.interruptible():
             await limiter.acquire(tokens)
-        pending.request.observer.booked(tokens, run.clock.elapsed() - began)
+        pending.observer.booked(tokens, run.clock.elapsed() - began)
 
     async def _record(self, pending: PendingCall) -> None:
         """Record the call in the ledger, unless prompts of it are in flight in other runs."""
-        run, request, others = self._run, pending.request, self._run.others
+        run, others = self._run, self._run.others
         pending.sent = CallStarted(
             others.own.run + next(self._numbers).to_bytes(8),  # numbered, since randomness for each would take longer
             run.origin,
             run.task.model.model,
-            request.reason,
-            request.keys,
+            pending.reason,
+            pending.keys,
             run.clock.now(),
             pending.bound_usd,
-            others.own.task if request.keep else b"",
+            others.own.task if pending.keep else b"",
             others.is_shared,
-            others.is_known_unanswered(request.keys),
+            others.is_known_unanswered(pending.keys),
         )
         taken = await run.runtime.store.send(pending.sent)
         if taken is not None:

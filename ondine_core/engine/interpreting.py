@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from ondine_core.batching.prompt_window import find_cut_prompt
-from ondine_core.engine.call_request import BatchResult
 from ondine_core.engine.encoding import EncodedBatch
 from ondine_core.engine.kept_reply import kept_reply
 from ondine_core.engine.policy import Policy
@@ -17,7 +16,20 @@ from ondine_core.prompts.task import Task
 from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
 
-__all__ = ["Interpreter"]
+__all__ = ["BatchResult", "Interpreter"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Outcomes that a call brought, and batches to ask again."""
+
+    answers: tuple[tuple[Key, Answer], ...] = ()
+    failures: tuple[tuple[Key, Failure], ...] = ()
+    retry: tuple[Batch, ...] = ()
+    replies: tuple[tuple[Key, str], ...] = ()
+    """What the model replied to prompts that failed, if that is to be kept."""
+    taken: frozenset[Key] = frozenset()
+    """Prompts for which the call was not made: another run has them in flight, or they have an answer by now."""
 
 
 @dataclass(slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from ondine_core.engine.call_request import BatchResult
 from ondine_core.engine.cost_tracker import CostTracker
+from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import RefusedError
 from ondine_core.providers.charges import Charge

@@ -18,9 +18,9 @@ from typing import Literal
 
 from ondine_core.engine.adaptive_size import Sizes
 from ondine_core.engine.cached_prefix import CacheableCalls
-from ondine_core.engine.call import Caller
-from ondine_core.engine.call_request import BatchResult, CallRequest
+from ondine_core.engine.call import Caller, PendingCall
 from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
+from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.other_runs import Looked
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.provider_health import ProviderHealth
@@ -213,11 +213,10 @@ class Asker:
             call = replace(call, cache_prefix=True)
         keys = tuple([item.key for item in batch.items])
         reason = part.reason or reason_of(batch, again=again)
-        request = CallRequest(call, keys, reason, part.keep, observer)
         refused = 0
         while True:
             try:
-                return await self._call(request, encoded, part)
+                return await self._call(PendingCall(call, keys, reason, part.keep, observer), encoded, part)
             except TransientError as error:
                 refused += error.cause == "capacity"
                 wait_s = self._health.find_wait_s(error, keys, refused)
@@ -226,9 +225,9 @@ class Asker:
             await self._sleep(wait_s)
             observer.retried()
 
-    async def _call(self, request: CallRequest, encoded: EncodedBatch, part: _Part) -> BatchResult:
+    async def _call(self, pending: PendingCall, encoded: EncodedBatch, part: _Part) -> BatchResult:
         """Make a call and keep what comes of it."""
-        async with self._caller.start(request) as pending:
+        async with self._caller.start(pending):
             if pending.taken:
                 return BatchResult(taken=pending.taken)
             came = await self._caller.send(pending)

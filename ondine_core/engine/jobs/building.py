@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import BinaryIO
 
-from ondine_core.engine.call_request import BatchResult
 from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
+from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, read_batch, write_batch
 from ondine_core.engine.workers import reason_of
 from ondine_core.errors import RefusedError, StoreError

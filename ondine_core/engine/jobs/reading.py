@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ondine_core.batching.strategy import encode
-from ondine_core.engine.call_request import BatchResult
 from ondine_core.engine.encoding import EncodedBatch
+from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.jobs.context import JobContext, QueuedBatch, choose_strategy_of, read_batch
 from ondine_core.engine.settlement import charge_call, end_batch, finish_call
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError

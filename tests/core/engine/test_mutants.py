@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         "answers are not kept",
         "call.py",
-        "kept = result if request.keep",
+        "kept = result if pending.keep",
         "kept = result if None",
         "idempotent",
     ),
