@@ -108,7 +108,7 @@ class Arguments(dg.Model):
     """What `llm_asset`, `build_llm_asset` and `LLMAssetComponent` can be told, besides what `@dg.asset` takes."""
 
     # The component is built; of this class only the fields are read.
-    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
     prompt: Annotated[
         str | Prompt,

@@ -4,8 +4,12 @@ Which attributes there are, `ondine_dagster/arguments.py` says; here is what is 
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
 import dagster as dg
@@ -87,7 +91,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
     def model(cls) -> type[BaseModel]:
         """The attributes in YAML, with the descriptions that they have in Python."""
         written = super().model()
-        said = {name: field.description for name, field in cls.model_fields.items() if field.description}
+        said = _docstrings(Arguments) | _docstrings(LLMAssetComponent)
         undescribed = [name for name, field in written.model_fields.items() if name in said and not field.description]
         for name in undescribed:
             written.model_fields[name].description = " ".join(said[name].split())
@@ -162,6 +166,21 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         if self.llm is None:
             return "llm" if self.resource_key is None else self.resource_key
         return own_resource_key(self.get_asset_spec().key)
+
+
+def _docstrings(declared: type) -> dict[str, str]:
+    """The docstrings of the attributes of a class, read when YAML is: at import they would cost every step time."""
+    (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
+    body = parsed.body if isinstance(parsed, ast.ClassDef) else []
+    return {
+        attribute.target.id: said.value.value
+        for attribute, said in pairwise(body)
+        if isinstance(attribute, ast.AnnAssign)
+        and isinstance(attribute.target, ast.Name)
+        and isinstance(said, ast.Expr)
+        and isinstance(said.value, ast.Constant)
+        and isinstance(said.value.value, str)
+    }
 
 
 _OF_SPEC = (
