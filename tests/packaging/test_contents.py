@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ondine_core import __version__
-from tests.packaging.conftest import ROOT, Distributions
+from tests.support.distributions import ROOT, Distributions
 
 SECRETS = re.compile(
     rb"\bsk-(?:(?:proj|svcacct|admin|ant-\w+)-[\w-]{20,}|[A-Za-z0-9]{20,})"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import ROOT, Distributions
+from tests.support.distributions import ROOT, Distributions
 from tests.support.pythons import ENVIRONMENT, VERSIONS, find_pythons, make_environment, uv
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,494 @@
+"""A stranger's first hour: the quickstart to the letter, then what a new project shows in Dagster's UI and does.
+
+One project that `create-dagster` makes, one webserver, one daemon, one browser. With SCREENSHOTS set to a folder, the
+pictures of the documentation are taken anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.support.deployment import until
+from tests.support.distributions import ROOT, Distributions
+from tests.support.nightly_provider import NightlyProvider
+from tests.support.provider import Asked, Books, Effect, Provider, filtered
+from tests.support.seeing import name_of
+from tests.support.shop import Shop, add_assets, end, follow_quickstart
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE_S = 150
+"""What is not on a page after a while will not come."""
+
+pytestmark = pytest.mark.slow
+
+ROWS = (40, 60)
+"""How many rows `ticket_teams` has, materialization by materialization."""
+ROWS_OF_PICTURES = (40, 60, 90, 70, 80)
+
+DATA = ROOT / "example_project" / "src" / "example_project" / "data"
+PICTURES = {name_of(file.read_bytes()): file.stem.split("-") for file in DATA.glob("photos/*.png")}
+REVIEWS = pd.read_csv(DATA / "reviews.csv", keep_default_na=False)
+LABELS = dict(zip(REVIEWS["review"].str.strip(), REVIEWS["label"], strict=True))
+
+
+def label(prompt: str) -> dict[str, Any]:
+    """What the model answers to one row, or to several."""
+    if prompt.startswith("["):
+        rows = [{"id": row["id"], **label(f"Review: {row['x']}")} for row in json.loads(prompt)]
+        return {"answers": rows}
+    if "Review: " in prompt:
+        return {"sentiment": LABELS[prompt.partition("Review: ")[2].strip()]}
+    if "Text: " in prompt:
+        return {"sentiment": "negative", "topic": "a ticket"}
+    if "picture" in prompt:
+        colour, product = PICTURES[prompt.rpartition("\n")[2]]
+        return {"product": product, "colour": colour}
+    if "unreadable" in prompt:
+        return {"team": "nobody", "urgency": 1}
+    number = int(prompt.rpartition("Ticket ")[2].partition(":")[0])
+    return {"team": ("billing", "delivery", "product")[number % 7 % 3], "urgency": number % 5}
+
+
+def decline(asked: Asked) -> Effect:
+    """Answer as a content filter does, about tickets that say so."""
+    return filtered(asked) if "It is refused." in asked.prompt else None
+
+
+@pytest.fixture(scope="module")
+def nightly() -> Iterator[NightlyProvider]:
+    """A provider whose jobs take two hours of its own clock."""
+    with NightlyProvider(label) as running:
+        running.faults.takes_s = 7200.0
+        yield running
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    """A provider that answers at once."""
+    with Provider(label, latency_s=0.15, fault=decline) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory,
+    distributions: Distributions,
+    provider: Provider,
+    nightly: NightlyProvider,
+) -> Shop:
+    """The project as the quickstart leaves it; nothing is served yet."""
+    variables = {"TEST_BASE_URL": provider.base_url, "TEST_JOBS_URL": nightly.base_url, "TEST_DATA": str(DATA)}
+    return follow_quickstart(distributions, tmp_path_factory.mktemp("first_hour"), variables)
+
+
+@pytest.fixture(scope="module")
+def dagster(shop: Shop) -> Iterator[Shop]:
+    """The project with assets of many kinds, some of them filled, with a webserver and a daemon."""
+    add_assets(shop)
+    shop.run("uv", "run", "dg", "scaffold", "defs", "ondine_dagster.LLMAssetComponent", "ticket_moods",
+             "--upstream", "first_tickets", "--column", "body")  # fmt: skip
+    change(shop.folder / MOODS, "model: openai/gpt-4o-mini", MODEL)
+    rows = ROWS_OF_PICTURES if "SCREENSHOTS" in os.environ else ROWS
+    shop.run_python(f"from shop.defs.tickets import fill; fill{rows}")
+    server = shop.serve()
+    yield shop
+    end(server)
+
+
+MOODS = "src/shop/defs/ticket_moods/defs.yaml"
+MODEL = 'model: {model: openai_compatible/m, base_url: "{{ env.TEST_BASE_URL }}"}'
+
+
+def change(file: Path, old: str, new: str) -> None:
+    """Replace a text that a file has once."""
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """A window of a headless Chromium."""
+    if not (BROWSER and DRIVER):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1440,1700"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield window
+    window.quit()
+
+
+def see(browser: WebDriver, *texts: str) -> None:
+    """Wait until all of `texts` are on the page."""
+
+    def missing() -> list[str]:
+        page = browser.find_element(By.TAG_NAME, "body").text
+        return [text for text in texts if text not in page]
+
+    try:
+        WebDriverWait(browser, PATIENCE_S).until(lambda _: not missing())
+    except Exception:  # noqa: BLE001  (whatever it was, the page says more)
+        page = browser.find_element(By.TAG_NAME, "body").text
+        pytest.fail(f"{missing()} are not on the page {browser.current_url}:\n{page[:3000]}")
+
+
+def click(browser: WebDriver, *texts: str) -> None:
+    """Click what says one of `texts`."""
+    path = f"//*[{' or '.join(f'normalize-space(text())={text!r}' for text in texts)}]"
+    found = WebDriverWait(browser, PATIENCE_S).until(lambda _: browser.find_elements(By.XPATH, path))
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", found[-1])
+
+
+def keep(browser: WebDriver, name: str) -> None:
+    """Take a picture for the documentation, if one is wanted."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        time.sleep(2)  # for what fades in
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+# -- the quickstart, and what a new user does next ------------------------------------------------------------------
+
+
+def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Shop) -> None:
+    """The counts are those that the page prints, its test passes, and the second launch asked nothing."""
+    counts = re.findall(r"sentiment_counts - (\{.*\})", shop.said)
+    assert len(counts) == 1, shop.said
+    assert counts[0] in shop.page, counts
+    assert re.search(r"^1 passed", shop.said, re.MULTILINE), shop.said
+    assert "temporary directory" not in shop.said
+    assert "No dagster instance configuration file" not in shop.said
+    assert "its ledger still says three calls" in shop.page
+    with sqlite3.connect(shop.home / "storage" / "ondine" / "answers.db") as answers:
+        assert answers.execute("SELECT sum(calls) FROM ledger").fetchone() == (3,)
+
+
+def test_the_readme_without_dagster_and_a_notebook(shop: Shop) -> None:
+    """What the README prints comes out, with a progress bar at a terminal only; a cell may run twice."""
+    (example,) = re.findall(r"```python\n(from ondine_core [^`]*enrich_sync.*?)```", README, re.DOTALL)
+    (printed,) = re.findall(r"# (\[.*)", example)
+    first, again = (shop.run_python(example, terminal=terminal) for terminal in (True, False))
+    assert again.strip() == printed
+    assert printed in first
+    assert re.search(r"100%\|.*\| 2/2 rows .*\$0\.0000", first), first
+    (cell,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides/notebooks.md").read_text("utf-8"), re.DOTALL)
+    before, after = cell.split("report = ")
+    shown = shop.run_python(
+        f"{before}for _ in range(2):\n    report = {after.replace(chr(10), chr(10) + '    ')}\n"
+        "print(reviews.columns.tolist(), pd.DataFrame(report).columns.tolist())\n"
+        "print(report)\n"
+        "print('table:', '<table' in report._repr_html_())"
+    )
+    assert "['review', 'sentiment', 'error'] ['sentiment']" in shown
+    assert "table: True" in shown
+    assert len(shown) < 1000
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WRONG = {
+    "output={'mood': {'type': 'string', 'enum': 'good'}}": "enum",
+    "output='mood', max_cost=5": "Did you mean 'max_cost_usd'",
+    "output='mood', temperature=0.5": "LLMResource(..., temperature=...)",
+    "output='mood', system='Be kind.'": "prompt=Prompt(..., system=...)",
+    "output='mood', examples=[]": "prompt=Prompt(..., examples=...)",
+    "output='mood', checks=[ErrorRateCheck]": "give a check, ErrorRateCheck(max_rate=...)",
+    "output='mood', prompt='Which mood? {{ text }}'": "jinja2",
+}
+
+
+def test_definitions_that_are_wrong_say_what_is_right(shop: Shop) -> None:
+    """Each is refused when it loads, with what to write instead."""
+    code = [
+        "from ondine_dagster import ErrorRateCheck, build_llm_asset",
+        "def show(**arguments):",
+        "    arguments = {'name': 'a', 'upstream': 'b', 'prompt': 'Which mood? {text}', **arguments}",
+        "    try: build_llm_asset(**arguments)",
+        "    except Exception as error: print(type(error).__name__, error)",
+        *(f"show({arguments})" for arguments in WRONG),
+    ]
+    said = shop.run_python("\n".join(code)).splitlines()
+    assert len(said) == len(WRONG)
+    for told, hint in zip(said, WRONG.values(), strict=True):
+        assert told.startswith("ConfigError ")
+        assert hint in told
+
+
+def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
+    """A dry run and a trial are shown with what is sent; the run after them asks what has no answer yet."""
+    asset = "first_tickets"
+    dry = dagster.materialize(asset, config={"dry_run": True})
+    assert asked_about(provider.books, range(200, 208)) == {}
+    browser.get(f"{dagster.address}/assets/{asset}?view=events")
+    see(browser, "ondine/messages", "ondine/estimated_rows_skipped", "Ticket 206: It is unreadable.")
+    dagster.materialize(asset, config={"max_rows": 5, "sample": "random", "keep_replies": True})
+    tried = asked_about(provider.books, range(200, 206))
+    assert 1 <= len(tried) <= 5
+    browser.get(f"{dagster.address}/assets/{asset}?view=events")
+    see(browser, "ondine/trial/summary", "ondine/trial/rows", "ondine/trial/messages")
+    keep(browser, "trial")
+    assert figures(dagster, asset) == []
+    assert "missing" not in log(dagster, dry).lower()
+    dagster.materialize(asset, config={"keep_replies": True})
+    (made,) = figures(dagster, asset)
+    assert [made[f"ondine/rows_{name}"] for name in ("total", "skipped", "failed", "succeeded")] == [10, 2, 2, 6]
+    assert asked_about(provider.books, range(200, 206)) == dict.fromkeys(range(200, 206), 1)
+
+
+def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, provider: Provider) -> None:
+    """`why` shows what is on record, the reply of a failed row, too; the next run asks about one of the two."""
+    why = ("uv", "run", "python", "-m", "ondine_core.store", "why", "--asset", "first_tickets", "--row")
+    failed = dagster.run(*why, json.dumps({"body": "Ticket 206: It is unreadable."}))
+    assert '"nobody"' in failed
+    answered = dagster.run(*why, json.dumps({"body": "Ticket 203: It does not work."}))
+    assert all(said in answered for said in ("key", "openai_compatible/labels", "$0.0000", '"urgency"'))
+    before = asked_about(provider.books, range(200, 208))
+    dagster.materialize("first_tickets")
+    after = asked_about(provider.books, range(200, 208))
+    assert {number for number in after if after[number] > before[number]} == {206}
+
+
+def test_a_backfill_makes_the_calls_that_the_dry_run_planned(dagster: Shop, browser: WebDriver) -> None:
+    """Two days by the daemon; each is a run, and its calls are packed as they were planned."""
+    dagster.materialize("daily_sentiment", config={"dry_run": True}, partition="2026-01-05")
+    (plan,) = observations(dagster, "daily_sentiment")
+    assert len(dagster.backfill("daily_sentiment", "2026-01-05", "2026-01-06")) == 2
+    made = {one["partition"]: one for one in figures(dagster, "daily_sentiment")}
+    assert set(made) == {"2026-01-05", "2026-01-06"}
+    assert made["2026-01-05"]["ondine/requests"] == plan["ondine/estimated_requests"] > 10
+    of_day = REVIEWS[REVIEWS["date"] == "2026-01-05"]["review"].str.strip()
+    expected = Counter(LABELS[review] for review in of_day if review)
+    assert dict(made["2026-01-05"]["ondine/distribution"]["sentiment"]).items() >= expected.items()
+    browser.get(f"{dagster.address}/assets/daily_sentiment?partition=2026-01-05&view=partitions")
+    see(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/summary", "ondine/preview", "ondine/plot")
+    (picture,) = browser.find_elements(By.CSS_SELECTOR, 'img[alt="How often each value occurs"]')
+    assert browser.execute_script("return arguments[0].naturalWidth", picture) > 0
+    keep(browser, "review_sentiment")
+
+
+def test_a_scaffolded_component_loads_and_materializes(dagster: Shop) -> None:
+    """With another model than it was scaffolded with; a mistake in it has file, line and attribute."""
+    names = {file.name for file in (dagster.folder / MOODS).parent.iterdir() if file.is_file()}
+    assert names == {"defs.yaml", "prompt.md"}
+    dagster.materialize("first_tickets", "ticket_moods")
+    (made,) = figures(dagster, "ticket_moods")
+    assert [made[f"ondine/rows_{name}"] for name in ("succeeded", "skipped", "failed")] == [7, 2, 1]
+    assert "OPENAI_API_KEY" in dagster.run("uv", "run", "dg", "list", "envs")
+    change(dagster.folder / MOODS, "batch_size: 1", "batch_size: 0")
+    found = dagster.run("uv", "run", "dg", "check", "yaml", status=1)
+    change(dagster.folder / MOODS, "batch_size: 0", "batch_size: 1")
+    assert re.search(r"defs\.yaml:\d+ - ondine_dagster\.LLMAssetComponent attributes\.batch_size", found), found
+
+
+def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
+    """`cost_usd_total` has what the reused answers cost, too."""
+    for asset in ("ticket_teams", "first_tickets", "daily_sentiment"):
+        made = figures(dagster, asset)
+        assert made
+        assert all(one["ondine/cost_usd_total"] >= one["ondine/cost_usd"] for one in made)
+
+
+def asked_about(books: Books, tickets: range) -> dict[int, int]:
+    """How often each of these tickets was asked about, repairs included; `first_tickets` only."""
+    asked = Counter[int]()
+    for request in books.requests:
+        found = re.search(r"Which team.*Ticket (\d+):", str(request.messages), re.DOTALL)
+        if found:
+            asked[int(found[1])] += 1
+    return {number: asked[number] for number in tickets if asked[number]}
+
+
+def figures(shop: Shop, asset: str) -> list[dict[str, Any]]:
+    """The metadata of each materialization of an asset, the oldest first."""
+    with dg.DagsterInstance.from_config(str(shop.home)) as instance:
+        found = instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
+    events = [record.asset_materialization for record in found]
+    return [
+        {"partition": event.partition} | {key: one.value for key, one in event.metadata.items()}
+        for event in events
+        if event
+    ]
+
+
+def observations(shop: Shop, asset: str) -> list[dict[str, Any]]:
+    """The metadata of each observation of an asset, the oldest first."""
+    with dg.DagsterInstance.from_config(str(shop.home)) as instance:
+        found = instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
+    events = [record.asset_observation for record in found]
+    return [{key: one.value for key, one in event.metadata.items()} for event in events if event]
+
+
+def log(shop: Shop, run: str) -> str:
+    """Everything a run logged."""
+    with dg.DagsterInstance.from_config(str(shop.home)) as instance:
+        return "\n".join(event.user_message for event in instance.all_logs(run))
+
+
+# -- what the pages show -------------------------------------------------------------------------------------------
+
+
+def cells(browser: WebDriver, text: str) -> list[str]:
+    """The cells of the row of a Markdown table that has `text`."""
+    path = f"//td[contains(normalize-space(.), {text!r})]/ancestor::tr[not(.//table)]/td"
+    return [cell.text for cell in browser.find_elements(By.XPATH, path)]
+
+
+def test_figures_are_drawn_over_materializations(dagster: Shop, browser: WebDriver) -> None:
+    """Every numeric figure is a plot; those of running steps have keys of their own."""
+    browser.get(f"{dagster.address}/assets/ticket_teams")
+    click(browser, "Plots")
+    see(browser, "ondine/cost_usd", "ondine/progress/rows_done")
+    keep(browser, "plots")
+
+
+def test_a_failed_row_is_not_shifted(dagster: Shop, browser: WebDriver) -> None:
+    """Its answers are empty cells, also the first one; the page says how many failed, and why."""
+    browser.get(f"{dagster.address}/assets/ticket_teams?view=events")
+    see(browser, "ondine/summary", " failed, $", "ondine/failures")
+    found = cells(browser, "Ticket 1: It is unreadable.")
+    assert found[:3] == ["", "", "Ticket 1: It is unreadable."]
+    assert found[3].startswith("invalid: team")
+    keep(browser, "ticket_teams")
+
+
+def test_failed_rows_are_shown_with_their_reasons(dagster: Shop, browser: WebDriver) -> None:
+    """A preview, and the reasons with counts; the check of the error rate is on the page of the table itself."""
+    browser.get(f"{dagster.address}/assets/ticket_teams_failed")
+    see(browser, "ondine/summary", "ondine/preview", "ondine/failures", "invalid: team")
+    assert cells(browser, "Ticket 1: It is unreadable.") == ["invalid", "Ticket 1: It is unreadable."]
+    keep(browser, "failed_rows")
+    browser.get(f"{dagster.address}/assets/ticket_teams?view=checks")
+    see(browser, "error_rate", "Failed", " rows failed.")
+
+
+def test_the_spend_report_has_tables(dagster: Shop, browser: WebDriver) -> None:
+    """By asset, model and day, as tables and not as their source."""
+    browser.get(f"{dagster.address}/assets/llm_spend?view=events")
+    see(browser, "ondine/spend_by_asset", "ondine/spend_by_model", "ondine/spend_by_day", "ticket_teams")
+    assert "| --- |" not in browser.find_element(By.TAG_NAME, "body").text
+    assert len(cells(browser, "strict_ticket_teams")) == 4
+    keep(browser, "spend")
+
+
+def test_a_failed_step_says_what_failed_it(dagster: Shop, browser: WebDriver) -> None:
+    """Its last observation is on the asset's page, with what it did and cost."""
+    browser.get(f"{dagster.address}/assets/strict_ticket_teams?view=events")
+    see(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
+    keep(browser, "failed_step")
+
+
+def test_images_are_shown_small(dagster: Shop, browser: WebDriver) -> None:
+    """The first images are on the asset's page with their answers, and the browser can draw them."""
+    dagster.materialize("photo_labels")
+    browser.get(f"{dagster.address}/assets/photo_labels?view=events")
+    see(browser, "ondine/preview", "image blue-bowl.png, 128 x 128", "ondine/thumbnails")
+    click(browser, "[Show Markdown]")
+    drawn = WebDriverWait(browser, PATIENCE_S).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, 'td img[src^="data:image/jpeg"]')
+    )
+    sizes = [browser.execute_script("return arguments[0].naturalWidth", one) for one in drawn]
+    assert sizes == [96] * 5
+    first = drawn[0].find_elements(By.XPATH, "ancestor::tr[1]/td")
+    assert [cell.text for cell in first] == ["", "bowl", "blue"]
+    keep(browser, "thumbnails")
+
+
+LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on AssetNode {
+  assetMaterializations(limit: 1) { metadataEntries { ... on TableColumnLineageMetadataEntry {
+    lineage { columnName columnDeps { assetKey { path } columnName } } } } } } } }"""
+
+
+def test_assets_and_columns_know_where_they_come_from(dagster: Shop, browser: WebDriver) -> None:
+    """Lineage leads from an output column to what the prompt reads; the free UI draws that of assets only."""
+    (event,) = dagster.ask(LINEAGE)["assetNodeOrError"]["assetMaterializations"]
+    (lineage,) = (entry["lineage"] for entry in event["metadataEntries"] if "lineage" in entry)
+    sources = {column["columnName"]: column["columnDeps"] for column in lineage}
+    assert sources["sentiment"] == [{"assetKey": {"path": ["reviews"]}, "columnName": "review"}]
+    browser.get(f"{dagster.address}/assets/review_sentiment?view=lineage")
+    see(browser, "review_sentiment", "reviews", "sentiment_counts")
+    keep(browser, "lineage")
+
+
+def test_the_launchpad_explains_what_can_be_set(dagster: Shop, browser: WebDriver) -> None:
+    """The fields of a run are in the Launchpad, each with its description."""
+    browser.get(f"{dagster.address}/locations/shop/jobs/__ASSET_JOB/playground")
+    click(browser, "Scaffold all default config")
+    see(browser, "dry_run: false", "full_refresh: false", "sample: first")
+    keep(browser, "launchpad")
+
+
+def test_the_component_has_a_page(dagster: Shop, browser: WebDriver) -> None:
+    """With what its attributes mean."""
+    browser.get(f"{dagster.address}/locations/shop/docs")
+    click(browser, "Components")
+    click(browser, "ondine_dagster")
+    # Versions of Dagster differ in how they name it here.
+    click(browser, "LLMAssetComponent", "ondine_dagster.LLMAssetComponent")
+    see(browser, "ondine_dagster.LLMAssetComponent", "prompt", "batch_size")
+    keep(browser, "component")
+
+
+def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) -> None:
+    """What a model wrote is read and not clicked."""
+    dagster.materialize("answers_with_links")
+    browser.get(f"{dagster.address}/assets/answers_with_links?view=events")
+    see(browser, "ondine/preview", "evil.example/a", "me")
+    assert browser.find_elements(By.CSS_SELECTOR, "td, th")
+    assert not browser.find_elements(By.CSS_SELECTOR, 'a[href*="evil.example"]')
+    keep(browser, "links")
+
+
+def test_a_running_step_is_watched_and_stopped(dagster: Shop, browser: WebDriver) -> None:
+    """Observations come in while the step runs; Terminate ends it within seconds, with what was spent on the page."""
+    run = dagster.launch("support_tickets", "ticket_labels", quick=False)
+    browser.get(f"{dagster.address}/runs/{run}")
+    see(browser, "ASSET_OBSERVATION", "rows/s")
+    keep(browser, "running")
+    click(browser, "Terminate")
+    click(browser, "Terminate 1 run")
+    dagster.wait_for_end(run, "CANCELED")
+    browser.get(f"{dagster.address}/assets/ticket_labels?view=events")
+    see(browser, "ondine/progress/rows_done")
+    keep(browser, "terminated")
+
+
+def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
+    dagster: Shop, browser: WebDriver, nightly: NightlyProvider
+) -> None:
+    """The asset's page says what is under way; the sensor's run has its name and makes the table."""
+    dagster.materialize("nightly_teams")
+    nightly.advance(3600.0)
+    dagster.materialize("nightly_teams")
+    browser.get(f"{dagster.address}/assets/nightly_teams?view=events")
+    see(browser, "ondine/job/summary", "ondine/job/held_usd", " of 600 requests are done", "batch_1")
+    keep(browser, "batch_job")
+
+    def requested() -> str | None:
+        found = dagster.runs({"key": "dagster/sensor_name", "value": "batch_sensor"})
+        return next((run for run, status in found.items() if status == "SUCCESS"), None)
+
+    assert requested() is None
+    nightly.end_all()
+    last = until(requested, PATIENCE_S, "run that the sensor requested")
+    browser.get(f"{dagster.address}/runs/{last}")
+    see(browser, "batch_sensor", "ASSET_MATERIALIZATION", "600 of 600 rows")
+    keep(browser, "batch_run")
+    assert nightly.books.created == ["batch_1"]
