@@ -20,6 +20,7 @@ from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
 from ondine_core.engine.run import run as ask_rows
 from ondine_core.engine.runtime import Runtime, open_options_store, open_runtime
+from ondine_core.engine.tables import read
 from ondine_core.errors import BudgetExhaustedError, ConfigError
 from ondine_core.limits.lease import hold_lease
 from ondine_core.preprocessing.cleaning import Clean
@@ -28,7 +29,6 @@ from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import Task, check_columns, check_sight, compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
-from ondine_core.tables import read
 from ondine_core.telemetry.events import Run
 from ondine_core.telemetry.observing import Observation, observed
 from ondine_core.types.progress import Progress

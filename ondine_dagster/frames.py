@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ondine_core.engine.report import Report
+from ondine_core.engine.tables import new_column
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.output_schema import Column
 from ondine_core.prompts.task import Task
-from ondine_core.tables import new_column
 from ondine_core.types.values import Answer
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from ondine_core.engine.policy import Policy
 from ondine_core.engine.run import find_prompts, look_up
 from ondine_core.engine.runtime import Runtime, open_options_store, open_runtime
 from ondine_core.engine.steps import dedup, items, render
+from ondine_core.engine.tables import read
 from ondine_core.engine.workers import max_workers
 from ondine_core.limits.rates import Rates
 from ondine_core.prompts.task import Task, cache_key, check_columns, check_sight
@@ -40,7 +41,6 @@ from ondine_core.providers.pricing import Price
 from ondine_core.providers.reasoning import expected_reasoning_tokens
 from ondine_core.providers.tiers import find_tiers
 from ondine_core.providers.tokenizer import counter
-from ondine_core.tables import read
 from ondine_core.types.media import Media, without_media
 from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage

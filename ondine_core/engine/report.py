@@ -11,10 +11,10 @@ from typing import Any
 
 from ondine_core.batching.calibration import Calibrated
 from ondine_core.engine.outcomes import Outcomes
+from ondine_core.engine.tables import new_column
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.limits import Setting
 from ondine_core.preprocessing.preprocess import PreprocessStats
-from ondine_core.tables import new_column
 from ondine_core.types.ledger import Audit
 from ondine_core.types.progress import Progress, Spend
 from ondine_core.types.values import Answer, Json, Outcome, Skipped

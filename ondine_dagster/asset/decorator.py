@@ -20,11 +20,11 @@ from ondine_core.prompts.output_schema import Output
 from ondine_core.prompts.task import compile_task
 from ondine_core.prompts.template import Prompt
 from ondine_core.types.values import ModelSpec
-from ondine_dagster.arguments import Arguments, BuildArguments, LLMAssetArguments, check_values
 from ondine_dagster.asset.definition import check_arguments, code_version, definition_metadata, key_of, unknown_argument
 from ondine_dagster.asset.signature import check_function, wrap
 from ondine_dagster.checks.evaluation import fit_checks, labelled_inputs
 from ondine_dagster.resource import own_resource, own_resource_key
+from ondine_dagster.run.arguments import Arguments, BuildArguments, LLMAssetArguments, check_values
 from ondine_dagster.run.failed_rows import define
 from ondine_dagster.run.plan import Enrichment
 
@@ -76,7 +76,7 @@ def llm_asset(
     Args:
         prompt: The question about a row, `{column}` where its value belongs, or a `Prompt` with more than that.
         output: The columns wanted: a Pydantic model, a JSON schema, a mapping of column to type, or a name.
-        **arguments: The other fields of [`Arguments`][ondine_dagster.arguments.Arguments]; `model`, the model this
+        **arguments: The other fields of [`Arguments`][ondine_dagster.run.arguments.Arguments]; `model`, the model this
             asset asks, instead of the resource `resource_key`: its name, as in `"openai/gpt-4o-mini"`, an
             `LLMResource`, a `ModelSpec`, or a `ChatModel` such as a `ScriptedModel`; and everything that `@dg.asset`
             takes.

@@ -16,10 +16,10 @@ import dagster as dg
 from pydantic import Field
 
 from ondine_core.engine.report import Report
+from ondine_core.engine.tables import read
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
-from ondine_core.tables import read
 from ondine_dagster.checks.check import (
     Check,
     CheckContext,

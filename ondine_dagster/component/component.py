@@ -1,6 +1,6 @@
 """The YAML twin of `llm_asset`: attributes in, the same factory called, its asset out.
 
-Which attributes there are, `ondine_dagster/arguments.py` says; here is what is written otherwise in YAML.
+Which attributes there are, `ondine_dagster/run/arguments.py` says; here is what is written otherwise in YAML.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -16,7 +16,6 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.arguments import Arguments
 from ondine_dagster.asset.decorator import llm_asset
 from ondine_dagster.component.check_fields import ResolvedChecks
 from ondine_dagster.component.fields import (
@@ -30,6 +29,7 @@ from ondine_dagster.component.model_field import ResolvedLLM, check_key
 from ondine_dagster.component.scaffolder import LLMAssetScaffolder
 from ondine_dagster.component.templates import must_resolve
 from ondine_dagster.resource import own_resource_key
+from ondine_dagster.run.arguments import Arguments
 
 __all__ = ["LLMAssetComponent"]
 

@@ -11,9 +11,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ondine_core.engine.tables import read
 from ondine_core.preprocessing.media import Gallery
 from ondine_core.prompts.template import CompiledPrompt
-from ondine_core.tables import read
 from ondine_core.types.media import Media
 from ondine_core.types.values import Answer, Failure
 from ondine_dagster.frames import AskedRows

@@ -22,8 +22,8 @@ import dagster as dg
 from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.arguments import PartitionBy
 from ondine_dagster.frames import is_only_numbered, joined
+from ondine_dagster.run.arguments import PartitionBy
 
 if TYPE_CHECKING:
     import narwhals as nw

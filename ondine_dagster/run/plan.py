@@ -25,11 +25,11 @@ from ondine_core.telemetry.registry import ObserverSpec
 from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
-from ondine_dagster.arguments import Arguments
 from ondine_dagster.checks.check import Ask, Check
 from ondine_dagster.config.answer_by import find_deadline
 from ondine_dagster.config.launchpad import LLMAssetConfig, configure
 from ondine_dagster.resource import LLMResource, default_store, store_warning
+from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
 
 __all__ = ["Enrichment", "Plan", "ask_as_asset", "plan"]

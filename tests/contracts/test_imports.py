@@ -31,7 +31,6 @@ HEAVY = (
 CORE_LAYERS = """
     types
     errors
-    tables
     providers store
     presets preprocessing
     prompts limits telemetry
@@ -44,7 +43,6 @@ DAGSTER_LAYERS = """
     config frames
     resource reporting
     checks spend
-    arguments
     run
     asset job_sensor
     component
@@ -80,12 +78,18 @@ def test_importing_costs_little_beyond_dagster(tmp_path: Path) -> None:
     assert any(float(run(code, *options)) <= 0.25 for _ in range(4))
 
 
-@pytest.mark.parametrize(("package", "layers"), [("ondine_core", CORE_LAYERS), ("ondine_dagster", DAGSTER_LAYERS)])
-def test_packages_import_only_lower_layers(package: str, layers: list[str]) -> None:
-    """No cycle between packages, and the core knows nothing of Dagster. Commands (`__main__`) may import everything."""
+@pytest.mark.parametrize(
+    ("package", "layers", "most"), [("ondine_core", CORE_LAYERS, 13), ("ondine_dagster", DAGSTER_LAYERS, 10)]
+)
+def test_packages_import_only_lower_layers(package: str, layers: list[str], most: int) -> None:
+    """No cycle between packages, and the core knows nothing of Dagster. Commands (`__main__`) may import everything.
+
+    A package has few entries at its top (`most`, without `__init__`), so that a reader finds the right one.
+    """
     layer_of = {name: number for number, line in enumerate(layers) for name in line.split()}
     entries = {file.relative_to(ROOT / package).parts[0].removesuffix(".py") for file in (ROOT / package).rglob("*.py")}
     assert entries == layer_of.keys()
+    assert len(entries) - 1 <= most
     for file in (ROOT / package).rglob("*.py"):
         place = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
         for imported in imports(file):

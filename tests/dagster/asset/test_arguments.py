@@ -16,7 +16,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.types.values import ModelSpec
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, build_llm_asset, llm_asset
-from ondine_dagster.arguments import Arguments, BuildArguments, LLMAssetArguments
+from ondine_dagster.run.arguments import Arguments, BuildArguments, LLMAssetArguments
 
 PROMPT = "Classify this review.\nReview: {review}"
 
