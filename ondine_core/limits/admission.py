@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
 
@@ -21,37 +22,55 @@ class AdmissionQueue:
         self.limits = limits
         self._now = now
         self._sleep = sleep
-        self._turn = asyncio.Lock()  # it is fair, so the first in the queue has it
-        self._changed = asyncio.Event()
+        self._waiting = deque[asyncio.Future[InFlightCall]]()
+        self._alarm: asyncio.Future[None] | None = None
+        self._alarm_at = inf
 
     async def enter(self) -> InFlightCall:
         """Return when a call may leave; each call that is returned is handed back with `leave`."""
-        async with self._turn:
-            now = self._now()
-            while (ready_at := self.limits.ready_at(now)) > now:
-                await self._wait(ready_at - now)
-                now = self._now()
-            return self.limits.start(now)
+        waiter: asyncio.Future[InFlightCall] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._admit()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                if waiter in self._waiting:  # it may have been passed over
+                    self._waiting.remove(waiter)
+                self._admit()
+            else:  # it was admitted in this very moment
+                self.leave(waiter.result(), None)
+            raise
 
     def leave(self, call: InFlightCall, outcome: CallOutcome | None, retry_after_s: float = 0.0) -> None:
         """Hand a call back: how it ended, and the wait that its refusal asked for."""
         self.limits.finish(call, self._now(), outcome, retry_after_s)
-        self._changed.set()
+        self._admit()
 
     def hold_off(self, seconds: float) -> None:
         """Admit no call for some time."""
         self.limits.hold_off(self._now() + seconds)
+        self._admit()
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait for some time, or until a call comes back."""
-        self._changed.clear()
-        alarm = asyncio.ensure_future(self._ring(seconds)) if seconds < inf else None
-        try:
-            await self._changed.wait()
-        finally:
-            if alarm:
-                alarm.cancel()
+    def _admit(self) -> None:
+        """Admit the calls that may leave now, and set an alarm for the next unless it waits for a call to come back."""
+        now = self._now()
+        ready_at = self.limits.ready_at(now)
+        while self._waiting and ready_at <= now:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(self.limits.start(now))
+            ready_at = self.limits.ready_at(now)
+        alarm_at = ready_at if self._waiting else inf
+        if alarm_at == self._alarm_at:
+            return
+        if self._alarm:
+            self._alarm.cancel()
+        self._alarm_at, self._alarm = alarm_at, None
+        if alarm_at < inf:
+            self._alarm = asyncio.ensure_future(self._ring(alarm_at - now))
 
     async def _ring(self, seconds: float) -> None:
         await self._sleep(seconds)
-        self._changed.set()
+        self._alarm_at, self._alarm = inf, None
+        self._admit()
