@@ -26,7 +26,7 @@ _SHARE_OF_TIMEOUT = 0.5
 _PATIENCE = 4
 _LONGEST_PATIENCE = 160
 _GOOD_FOR_ONE_BAD = 12
-"""So many good calls make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
+"""Good calls that make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
 _MOST_CREDIT = 3 * _GOOD_FOR_ONE_BAD
 _LOST_AFTER = 100
 """A probe without an outcome for this many calls carried fewer rows than it might: they did not fit the window."""

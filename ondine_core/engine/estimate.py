@@ -52,7 +52,7 @@ _BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
 _SPREAD = (0.8, 1.0, 1.25)
 """How much longer or shorter than those that are known the other answers may be."""
 _SEEN = 200
-"""So many known answers tell how long they are."""
+"""Known answers whose lengths are taken as a sample."""
 _BLANKS = 1.3
 """Models that write a blank after each comma and colon take this many times the tokens, at the most that is likely."""
 _AGAIN = Decimal("1.05")

@@ -35,7 +35,7 @@ class Options:
         durability: What a store in a file survives, if it is opened here: `"process"` loses nothing to a kill of the
             process, and at most about the last second to a power cut or a crash of the system; `"power"` loses
             nothing to those either, and syncs the disk at every commit.
-        policy: How hard to try, and how much at once.
+        policy: Batching, concurrency and retries.
         rates: What the provider allows, shared with everybody who uses the same store.
         price: USD per token; by default the model's list price.
         max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.

@@ -29,7 +29,7 @@ def is_retry(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How hard to try, and how much at once.
+    """Batching, concurrency and retries of a run.
 
     Args:
         max_concurrency: Most calls in flight; how many there are follows from what the provider takes.

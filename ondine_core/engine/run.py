@@ -53,7 +53,7 @@ async def run(
         task: What is asked, of whom, and what an answer looks like.
         columns: The columns the prompt reads, each with a value a row.
         runtime: Model, store, price, limiter and budgets.
-        options: How hard to try, for whom, and who is told of progress; time and chance.
+        options: Policy, origin of the calls, callback for progress, clock and random numbers.
         may_end_early: When the model fails for good, report so, with a failure for each row that it left unanswered,
             instead of raising.
 

@@ -29,7 +29,7 @@ class RunContext:
         columns: The columns that the prompt reads.
         first: The first row of each prompt.
         runtime: Model, store, prices, limiter and budgets.
-        policy: How hard to try.
+        policy: Batching, concurrency and retries.
         origin: Run, asset and partition, for the ledger.
         clock: Time and chance.
         others: Other runs of the same question, and which prompts batch jobs have in flight.

@@ -64,11 +64,11 @@ def finish_call(
 def end_batch(
     run: RunContext, observer: BatchObserver, result: BatchResult, *, keep: bool = True, error: Exception | None = None
 ) -> None:
-    """Tell what became of a batch.
+    """Report the end of a batch to observers.
 
     Args:
         run: Knows how many rows ask for each prompt.
-        observer: Is told.
+        observer: Receives the events of the batch.
         result: The outcomes of its prompts.
         keep: Whether those are the outcomes of rows.
         error: With which the last attempt failed, if it did.

@@ -43,7 +43,7 @@ class MediaLimits:
     fetches_documents: bool = False
 
     def take(self, size: int, images: int) -> bool:
-        """Whether a request may carry so many images, of so many bytes as they are written in all."""
+        """Whether a request may carry this number of images, with this total of encoded bytes."""
         return (self.bytes is None or size <= self.bytes) and (self.images is None or images <= self.images)
 
 

@@ -41,7 +41,7 @@ def expected_reasoning_tokens(spec: ModelSpec) -> tuple[int, int, int]:
 
 
 def _effort(spec: ModelSpec) -> str:
-    """How much a model is asked to think; some do although nobody says how much."""
+    """The `reasoning_effort` of a request; some models reason even without one."""
     effort = spec.request_params.get("reasoning_effort")
     if effort is not None:
         return str(effort)

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             database.close()
     except BrokenPipeError:
-        # Whoever read along has seen enough, as `head` does; nothing may be written to it any more.
+        # The reader of the output closed it, as `head` does; nothing can be written to it any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OndineError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -49,9 +49,9 @@ class Database(Protocol):
         """The rows of a query whose only parameter is the list after `IN`, of any length, in no order."""
 
     def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether the query that `select_in` takes finds so many rows, within `write`.
+        """Whether a query as in `select_in` finds exactly `count` rows; called within `write`.
 
-        It may be assumed; if it then turns out otherwise, `work` is run again.
+        A database may assume so without waiting; if that was wrong, it runs the `work` of `write` again.
         """
 
     def hold(self, name: str) -> None:

@@ -256,7 +256,7 @@ class PostgresDatabase:
         return self.select(sql, (list(values),)) if values else []
 
     def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query among `values` finds so many rows; assumed at first."""
+        """Whether a query among `values` finds exactly `count` rows; assumed at first."""
         if self._assumes:
             check = f"SELECT sqrt(-abs(count(*) - $2)) FROM ({to_postgres(sql)}) AS found"  # noqa: S608
             self._connection.execute(check, (list(values), count))

@@ -65,7 +65,7 @@ _KEYS_A_PAGE = 500
 _ANSWERS_A_PAGE = 25
 """An answer may be large."""
 _PAUSE_SHARE = 2.0
-"""So many times what a transaction took, other processes get a chance to write."""
+"""Pause between transactions, as a multiple of the time that the last one took, so that others can write."""
 _PASSING = ("lease:", "writer:")
 """The second of the numbers of these names is in seconds since the epoch; they are of no use long after."""
 

@@ -203,7 +203,7 @@ class SqliteDatabase:
         return found
 
     def has(self, sql: str, values: Sequence[Any], count: int) -> bool:
-        """Whether a query among `values` finds so many rows."""
+        """Whether a query among `values` finds exactly `count` rows."""
         return len(self.select_in(sql, values)) == count
 
     def hold(self, name: str) -> None:

@@ -128,7 +128,7 @@ class BatchObserver:
             self._emit(event)
 
     def ended(self, answered: int, failed: int, owed: int, error: BaseException | None = None) -> None:
-        """So many prompts have an answer, never will, or are owed one by other batches."""
+        """Report how many prompts have an answer, have failed, or are left to further batches."""
         if error or not self._is_ordinary:
             why = error_type_of(error) if error else None
             self._emit(BatchEnded(self._emitter.now(), self._batch, answered, failed, owed, why))

@@ -44,7 +44,7 @@ def open_opentelemetry(
 
     Args:
         content: Whether spans carry prompts and replies, as they were sent and came.
-        calls_per_second: So many ordinary calls have a span of their own, and a hundred more at the start; `None`: all.
+        calls_per_second: Ordinary calls with a span of their own, and a hundred more at the start; `None`: all.
         metrics: Whether metrics are exported, too.
 
     Raises:

@@ -158,7 +158,7 @@ class Call:
         json_schema: The schema that the reply must follow, as JSON text; `None` for free text.
         fixed: What of the messages is the same for every row: errors may quote it, and nothing else of them.
         tier: The price class in which it is asked.
-        fixed_chars: So many characters at the start of the last message are the same for every row; the messages before
+        fixed_chars: Number of characters at the start of the last message that never change; the messages before
             it are the same as a whole.
         cache_prefix: Whether other calls begin with the same part, so that the provider should cache it.
         media: The images and documents that its messages refer to.

@@ -39,9 +39,9 @@ Counts: TypeAlias = Mapping[Json, int]
 
 _VALUES_SHOWN = 20
 _LOOKED_AT = 50
-"""So many earlier materializations are looked through for one that has counts of the column."""
+"""Earlier materializations that are searched for one that has counts of the column."""
 _DAYS_LOOKED_AT = 10
-"""So many earlier partitions are."""
+"""Earlier partitions that are searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

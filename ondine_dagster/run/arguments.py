@@ -150,7 +150,7 @@ class Arguments(dg.Model):
         _Count | None,
         _Must(_or_none(_is_count), "how many rows to calibrate with, a whole number of at least 1, or None"),
     ] = None
-    """So many sampled rows are asked alone and together before the run, and compared. Where too few agree in a column
+    """How many sampled rows are asked alone and together before the run, and compared. Where too few agree in a column
     (free text apart), `on_disagreement` says what is done."""
     min_agreement: Annotated[_Share, _Must(_is_share, "a share, a number from 0 to 1")] = 0.98
     """Share of calibrated rows that must agree in every column, 0 to 1."""

@@ -133,7 +133,7 @@ class JobHttp:
         raise TransientError("The provider's reply about a batch job is no JSON.", cost_unknown=request.creates)
 
     def transfer_timeout_s(self, size: int) -> float:
-        """Seconds that a request may take that carries so many bytes."""
+        """Time-out of a request in seconds, by the bytes that it carries."""
         return self._endpoint.timeout_s + size / _SLOWEST_BYTES_S
 
     async def send(self, request: JobRequest) -> Response:

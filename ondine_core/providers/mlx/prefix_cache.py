@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["READ_AT_ONCE", "PrefixCache"]
 
 READ_AT_ONCE = 512
-"""Tokens: after so many of a prompt a cancelled call is noticed and other calls go on."""
+"""Tokens of a prompt that are processed at a time; between two chunks cancelled calls are dropped and others go on."""
 _WORTH_KEEPING = 64
 _KEPT = 4
 
