@@ -20,7 +20,7 @@ from ondine_core.errors import (
     TransientError,
 )
 from ondine_core.limits.budget_limit import BudgetLimit
-from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.rates import Rates
 from ondine_core.limits.retry import RetryPolicy
 from ondine_core.preprocessing.media import MediaOptions
 from ondine_core.preprocessing.sanitizer import Sanitizer

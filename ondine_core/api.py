@@ -35,8 +35,6 @@ from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["answer", "enrich", "enrich_sync", "spec_of"]
-
 
 async def enrich(  # noqa: PLR0913  (by keyword)
     table: Any,

@@ -8,7 +8,9 @@ from ondine_core.preprocessing.sanitizer import Sanitizer
 from ondine_core.prompts.template import Prompt
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_dagster.asset.decorator import build_llm_asset, llm_asset
-from ondine_dagster.checks.types import CostPerRowCheck, DriftCheck, ErrorRateCheck, GoldenCheck, NullRateCheck
+from ondine_dagster.checks.drift import DriftCheck
+from ondine_dagster.checks.golden import GoldenCheck
+from ondine_dagster.checks.types import CostPerRowCheck, ErrorRateCheck, NullRateCheck
 from ondine_dagster.component.component import LLMAssetComponent
 from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.job_sensor import batch_sensor

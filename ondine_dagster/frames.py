@@ -21,21 +21,6 @@ from ondine_core.types.values import Answer
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = [
-    "FAILED_COLUMNS",
-    "AskedRows",
-    "as_one_table",
-    "checked_frame",
-    "column_schema",
-    "failed_rows",
-    "frame_of",
-    "is_only_numbered",
-    "join",
-    "joined",
-    "names_of",
-    "slices",
-]
-
 _VALUES_NAMED = 20
 
 

@@ -28,8 +28,6 @@ from ondine_dagster.config.launchpad import another_model
 from ondine_dagster.resource import LLMResource, default_store, own_resource_key
 from ondine_dagster.run.failed_rows import failed_key
 
-__all__ = ["batch_sensor"]
-
 _POLLS_AT_ONCE = 8
 _POLL_TIMEOUT_S = 40.0
 """For all polls of a store: Dagster ends a tick after a minute."""

@@ -13,8 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.errors import ConfigError
-from ondine_core.limits.budget import BudgetLimit, Period
-from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.budget_limit import BudgetLimit, Period
+from ondine_core.limits.rates import Rates
 from ondine_core.providers import connect
 from ondine_core.providers.pricing import Price
 from ondine_core.providers.settings import check_address, check_params
@@ -31,15 +31,6 @@ from ondine_core.telemetry.registry import check_observers
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
 from ondine_dagster.config.strict import StrictConfig, plain_texts
 from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
-
-__all__ = [
-    "LLMResource",
-    "SharedBudget",
-    "default_store",
-    "own_resource",
-    "own_resource_key",
-    "store_warning",
-]
 
 
 class SharedBudget(StrictConfig):

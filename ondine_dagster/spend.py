@@ -20,8 +20,6 @@ from ondine_dagster.reporting.markdown import in_place
 from ondine_dagster.reporting.metadata import failure
 from ondine_dagster.resource import LLMResource, default_store
 
-__all__ = ["spend_report"]
-
 Frame: TypeAlias = Literal["pandas", "polars", "pyarrow"]
 
 _LINES_SHOWN = 20

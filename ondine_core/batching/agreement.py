@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 from ondine_core.prompts.output_schema import Column
 from ondine_core.types.values import Json, Key
 
-__all__ = ["Agreement", "Calibration", "Values", "compare", "wilson"]
-
 Values: TypeAlias = Mapping[str, Json] | None
 """The answer of a row by column, `None` for a row that failed."""
 

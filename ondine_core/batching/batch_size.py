@@ -16,8 +16,6 @@ from math import inf
 
 from ondine_core.errors import ConfigError
 
-__all__ = ["AdaptiveSize", "adapt", "start_size", "take_rows"]
-
 _FIRST_ROWS = 10
 _MOST_ROWS = 100
 """Beyond it there is little left to save: of the instructions, 99 % are shared already."""

@@ -22,8 +22,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column
 from ondine_core.types.values import Key
 
-__all__ = ["Calibrated", "CalibrationPlan", "calibrate", "next_size", "sample"]
-
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:

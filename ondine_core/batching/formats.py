@@ -20,8 +20,6 @@ import orjson
 
 from ondine_core.types.values import Json
 
-__all__ = ["ROW_FORMATS", "Record", "RowFormat"]
-
 Record = Mapping[str, Json]
 """An item or an answer as it travels: its local id, and its fields."""
 

@@ -19,8 +19,6 @@ from ondine_core.providers.media_tokens import max_tokens_anywhere
 from ondine_core.types.media import Media, find_media
 from ondine_core.types.values import Batch, Item
 
-__all__ = ["find_room", "pack"]
-
 
 def find_room(
     strategy: BatchStrategy,

@@ -11,8 +11,6 @@ from ondine_core.providers.tokenizer import fewest_tokens
 from ondine_core.types.media import without_media
 from ondine_core.types.values import Call, Failure, ModelSpec, Usage
 
-__all__ = ["find_cut_prompt", "find_oversize", "find_window"]
-
 _CUTTING = ("ollama", "ollama_chat", "lm_studio")
 _SMALLEST_WINDOW = 512
 """No server has a smaller window by default; smaller figures are no trace of one."""

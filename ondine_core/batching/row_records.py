@@ -16,18 +16,6 @@ from ondine_core.batching.formats import Record
 from ondine_core.prompts.task import Task
 from ondine_core.types.values import Item, Json
 
-__all__ = [
-    "ANY_TEXT",
-    "THE_COLUMN",
-    "answer_record",
-    "answer_text",
-    "item_record",
-    "name_id",
-    "read_id",
-    "reply_fields",
-    "reply_schema",
-]
-
 ANY_TEXT: Mapping[str, Json] = {"type": "string"}
 """The schema of a text without constraints."""
 

@@ -32,21 +32,6 @@ from ondine_core.prompts.task import Task
 from ondine_core.providers.reply_text import strip_fence
 from ondine_core.types.values import Batch, Call, Item, Message
 
-__all__ = [
-    "CSV",
-    "JSON",
-    "JSONL",
-    "ONE_PER_CALL",
-    "STRATEGIES",
-    "XML",
-    "BatchStrategy",
-    "draw_ids",
-    "encode",
-    "explain_fallback",
-    "find_strategy",
-    "strategy_for",
-]
-
 
 def _item_text(item: Item, _task: Task) -> str:
     return item.text

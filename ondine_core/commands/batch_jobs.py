@@ -37,8 +37,6 @@ from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWa
 from ondine_core.types.ledger import UsageTotals
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["add_commands"]
-
 T = TypeVar("T")
 _WITHOUT_ID: Final[tuple[JobState, ...]] = ("preparing", "creating")
 _SHOWN = 5

@@ -21,8 +21,6 @@ from ondine_core.store.records import DamagedRowError, to_answer
 from ondine_core.store.sqlite import SqliteDatabase
 from ondine_core.store.sqlite_files import make_new_file
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""

@@ -29,8 +29,6 @@ from ondine_core.store.queries import FailedPrompt, read_failed_prompts, read_fa
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Answer, Key
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""

@@ -13,8 +13,6 @@ from ondine_core.store.ledger_rows import read_audit
 from ondine_core.store.queries import Column, Spending, read_size, read_spending
 from ondine_core.types.ledger import UsageTotals
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""

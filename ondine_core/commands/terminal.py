@@ -16,26 +16,6 @@ from ondine_core.store.database import Database
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Key
 
-__all__ = [
-    "AddCommand",
-    "Command",
-    "add_filters",
-    "adding_to",
-    "printable",
-    "show_asset",
-    "show_instant",
-    "show_iso",
-    "show_usd",
-    "to_age_s",
-    "to_count",
-    "to_key",
-    "to_row",
-    "to_since",
-    "warn",
-    "write_lines",
-    "write_table",
-]
-
 Command: TypeAlias = Callable[[Database, argparse.Namespace], None]
 """Carries a command out on a store."""
 

@@ -11,8 +11,6 @@ from ondine_core.store.database import Database
 from ondine_core.store.queries import prune
 from ondine_core.store.reservations import list_reservations, settle_reservations
 
-__all__ = ["add_commands"]
-
 
 def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""

@@ -14,8 +14,6 @@ from ondine_core.providers.context_window import Room, learn_answer_tokens
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.types.values import Batch, Item, Reply
 
-__all__ = ["Sizes"]
-
 
 class Sizes:
     """How many rows the next call may carry, and what there is room for in it; learns from replies."""

@@ -13,8 +13,6 @@ from typing import Literal, TypeAlias
 from ondine_core.providers.prompt_cache import Prefix, find_cache_rule, prefix_of
 from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["CacheableCalls", "CachedPrefixes", "PrefixState", "Step", "decide"]
-
 _UNUSUAL_CALLS_NOT_CACHED = 2
 """The first calls with one row among batches, or with several among single rows, are not cached: their prefix differs
 from that of the other calls, and most runs have too few of them to repay what writing a cache entry costs."""

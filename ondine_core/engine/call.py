@@ -30,7 +30,7 @@ from ondine_core.errors import (
     TransientError,
 )
 from ondine_core.limits import AdmissionQueue, CallOutcome, InFlightCall
-from ondine_core.limits.budget import Reservation
+from ondine_core.limits.budget_limit import Reservation
 from ondine_core.providers.charges import Charge, check_usage
 from ondine_core.providers.context_window import TOKENS_A_MESSAGE
 from ondine_core.providers.media_tokens import media_tokens_in
@@ -39,8 +39,6 @@ from ondine_core.store.budget_state import usd_of
 from ondine_core.telemetry.emitter import BatchObserver
 from ondine_core.types.ledger import CallFinished, CallReason, CallStarted
 from ondine_core.types.values import Call, Key, Reply, Usage
-
-__all__ = ["Caller", "PendingCall"]
 
 _NOT_KNOWN = Charge(None)
 

@@ -18,8 +18,6 @@ from ondine_core.types.media import Media
 from ondine_core.types.progress import Spend, add_usd
 from ondine_core.types.values import Call, Tier, Usage
 
-__all__ = ["CostTracker"]
-
 
 class CostTracker:
     """Says what calls can cost at most and what they did cost, and adds up those of one run.

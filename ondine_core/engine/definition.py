@@ -23,8 +23,6 @@ from ondine_core.prompts.task import Task, hashed_parts, key_from_parts
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.types.values import Json, Key
 
-__all__ = ["Definition", "keys_of_row", "keys_of_text", "read_definition", "write_definition"]
-
 _PLAIN_TEXTS = frozenset({"reasoning_effort", "service_tier", "stop", "truncation", "type", "verbosity"})
 """Parameters whose texts are no secrets."""
 

@@ -12,8 +12,6 @@ from ondine_core.prompts.task import Task
 from ondine_core.providers.media_limits import find_unsendable
 from ondine_core.types.values import Batch, Call, Failure
 
-__all__ = ["EncodedBatch", "encode_batch", "find_oversize_prompt"]
-
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:

@@ -45,8 +45,6 @@ from ondine_core.types.media import Media, without_media
 from ondine_core.types.protocols import ChatModel, TokenCounter
 from ondine_core.types.values import Answer, Batch, Call, Failure, Key, Reply, Skipped, Tier, Usage
 
-__all__ = ["Estimate", "estimate", "example_calls"]
-
 _BOUNDS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0))
 """Of choices the shortest, the middle and the longest option; of texts half, once and twice the usual length."""
 _SPREAD = (0.8, 1.0, 1.25)

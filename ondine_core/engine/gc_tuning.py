@@ -12,8 +12,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["seldom_collected"]
-
 _CONTAINERS = 20_000
 """Some 256 calls in flight come and go with fewer; they take two megabytes."""
 

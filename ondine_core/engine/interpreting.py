@@ -16,8 +16,6 @@ from ondine_core.prompts.task import Task
 from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
 
-__all__ = ["BatchResult", "Interpreter"]
-
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:

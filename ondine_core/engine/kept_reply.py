@@ -5,8 +5,6 @@ from __future__ import annotations
 from ondine_core.preprocessing.sanitizer import Sanitizer, redact
 from ondine_core.prompts.task import Task
 
-__all__ = ["kept_reply"]
-
 _KEYS = Sanitizer(rules=("api_key",))
 _LONGEST = 20_000
 _LONGEST_READ = 100_000

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from ondine_core.engine.policy import Policy
 from ondine_core.errors import ConfigError
-from ondine_core.limits.budget import BudgetLimit
-from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.budget_limit import BudgetLimit
+from ondine_core.limits.rates import Rates
 from ondine_core.providers.pricing import Price
 from ondine_core.store import Durability, parse_address
 from ondine_core.telemetry.registry import ObserverSpec, check_observers
@@ -22,8 +22,6 @@ from ondine_core.types.ledger import Origin
 from ondine_core.types.progress import Progress
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import ModelSpec
-
-__all__ = ["Options"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,6 @@ from ondine_core.types.processes import Process, has_ended
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import Item, Key, Outcome
 
-__all__ = ["Looked", "OtherRuns"]
-
 _LOOK_EVERY_S = 0.5
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.05, 1.0
 _MARGIN_S = 30.0

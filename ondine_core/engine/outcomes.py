@@ -14,8 +14,6 @@ import orjson
 
 from ondine_core.types.values import Answer, Failure, Json, Key, RowOutcome, Skipped
 
-__all__ = ["Outcomes", "pack_answer"]
-
 
 class Outcomes(Sequence[RowOutcome]):
     """One outcome a row, in row order, unpacked when it is looked at."""

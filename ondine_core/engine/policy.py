@@ -13,8 +13,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.limits.retry import RetryPolicy
 from ondine_core.types.values import OnMissing, RetriedReason
 
-__all__ = ["RETRY_FAILED_ROWS", "Policy", "is_retry"]
-
 RETRY_FAILED_ROWS = "True, False, or a list of reasons, of 'invalid', 'truncated' and 'refused'"
 """What `retry_failed_rows` may be."""
 

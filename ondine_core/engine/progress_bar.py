@@ -13,8 +13,6 @@ from typing import Any, TextIO
 
 from ondine_core.types.progress import Progress
 
-__all__ = ["progress_bar", "progress_figures"]
-
 _REDRAWN_S = 0.1
 _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix}]"
 

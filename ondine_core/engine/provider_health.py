@@ -8,8 +8,6 @@ from ondine_core.errors import FatalError, RefusedError, TransientError
 from ondine_core.limits import AdaptiveConcurrency
 from ondine_core.types.values import Key, Tier
 
-__all__ = ["ProviderHealth"]
-
 _MAX_QUOTA_S = 31 * 86400.0
 _MAX_DOUBTS = 3
 """After this many refusals without a reason and without an answer, the key is taken to lack permission."""

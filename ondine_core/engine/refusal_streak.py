@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from ondine_core.errors import FatalError, RefusedError
 
-__all__ = ["RefusalStreak"]
-
 _MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
 """Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""
 

@@ -19,8 +19,6 @@ from ondine_core.types.ledger import Audit
 from ondine_core.types.progress import Progress, Spend
 from ondine_core.types.values import Answer, Json, Outcome, Skipped
 
-__all__ = ["Report"]
-
 _ROWS_SHOWN = 5
 _LONGEST_SHOWN = 100
 _REASONS_SHOWN = 5

@@ -39,8 +39,6 @@ from ondine_core.types.processes import this_process
 from ondine_core.types.protocols import AnswerStore
 from ondine_core.types.values import Answer, Failure, Key, Outcome, Skipped
 
-__all__ = ["find_prompts", "look_up", "run"]
-
 _KEYS_A_LOOK_UP = 10_000
 
 

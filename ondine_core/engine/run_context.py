@@ -17,8 +17,6 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Failure, Key, Outcome
 
-__all__ = ["RunContext"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunContext:

@@ -11,8 +11,6 @@ from ondine_core.engine.outcomes import pack_answer
 from ondine_core.types.progress import Progress, add_usd
 from ondine_core.types.values import Failure, Key, Outcome
 
-__all__ = ["RunState"]
-
 
 class RunState:
     """The state of a run: outcomes by key, and the counts that progress shows."""

@@ -15,7 +15,8 @@ from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import Budget, BudgetSet
 from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.limits.lease import Lease
-from ondine_core.limits.rate_limiter import RateLimiter, Rates
+from ondine_core.limits.rate_limiter import RateLimiter
+from ondine_core.limits.rates import Rates
 from ondine_core.providers import connect
 from ondine_core.providers.context_window import estimate_tokens, get_output_limit
 from ondine_core.providers.job_api import JobApi
@@ -30,9 +31,6 @@ from ondine_core.types.ledger import Origin
 from ondine_core.types.media import Media
 from ondine_core.types.protocols import AnswerStore, ChatModel
 from ondine_core.types.values import ModelSpec, Tier
-
-__all__ = ["Runtime", "open_options_store", "open_runtime"]
-
 
 _WAIT_TIMEOUT_S = 60.0
 _USED = 0.985

@@ -14,8 +14,6 @@ from ondine_core.telemetry.emitter import BatchObserver
 from ondine_core.types.ledger import CallFinished, CallStarted
 from ondine_core.types.values import Reply, Tier, Usage
 
-__all__ = ["NOTHING", "charge_call", "end_batch", "finish_call"]
-
 NOTHING = Charge(Decimal(0))
 
 

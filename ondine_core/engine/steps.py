@@ -19,8 +19,6 @@ from ondine_core.types.cell_text import NoTextError
 from ondine_core.types.media import Media, MediaError
 from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, Skipped
 
-__all__ = ["ParsedReply", "dedup", "items", "judge", "render", "restorer", "shrink"]
-
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:

@@ -9,8 +9,6 @@ from typing import cast
 
 from ondine_core.errors import FatalError, OndineError
 
-__all__ = ["StopSignal"]
-
 
 class StopSignal:
     """Ends a run early.

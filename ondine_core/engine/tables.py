@@ -22,8 +22,6 @@ from ondine_core.types.values import Json
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["new_column", "read"]
-
 _PANDAS = {"integer": "Int64", "boolean": "boolean", "number": "Float64"}
 
 

@@ -36,8 +36,6 @@ from ondine_core.telemetry.emitter import BatchObserver
 from ondine_core.types.ledger import CallReason
 from ondine_core.types.values import Batch, Failure, Key, Reply
 
-__all__ = ["Asker", "max_in_flight", "max_workers", "reason_of"]
-
 _UNREACHABLE_BEFORE_GIVING_UP = 10
 """Prompts in a row without a reply, each after all its retries, after which the provider is taken to be gone."""
 _WORKERS_A_CALL = 4

@@ -10,8 +10,6 @@ from math import inf
 from ondine_core.limits.change_detector import CallOutcome, InFlightCall
 from ondine_core.limits.concurrency import AdaptiveConcurrency
 
-__all__ = ["AdmissionQueue"]
-
 
 class AdmissionQueue:
     """Admits calls first come, first served, when the limits allow."""

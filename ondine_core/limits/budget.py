@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
-from ondine_core.limits.budget_limit import BudgetLimit, Period, Reservation
+from ondine_core.limits.budget_limit import BudgetLimit, Reservation
 from ondine_core.store.budget_state import (
     BudgetState,
     charge,
@@ -31,8 +31,6 @@ from ondine_core.store.budget_state import (
 )
 from ondine_core.types.processes import has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
-
-__all__ = ["Budget", "BudgetLimit", "BudgetSet", "Period", "Reservation"]
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 """Between two looks at what other processes have given back."""

@@ -15,8 +15,6 @@ from urllib.parse import quote
 from ondine_core.errors import ConfigError
 from ondine_core.store.budget_state import UNIT_USD
 
-__all__ = ["BudgetLimit", "Period", "Reservation"]
-
 Period: TypeAlias = Literal["run", "day", "month", "ever"]
 
 _MOSTUNIT_USDS = 2**53

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, TypeAlias
 
-__all__ = ["CallOutcome", "ChangeDetector", "InFlightCall", "Rejections"]
-
 CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
 """How a call ended: with a reply (a refusal of its content included), turned away for the rate, turned away or timed
 out for want of capacity, or lost for another reason."""

@@ -8,8 +8,6 @@ from math import inf
 from ondine_core.limits.change_detector import CallOutcome, ChangeDetector, InFlightCall, Rejections
 from ondine_core.limits.rate_estimator import ProbedLimit, RateEstimator
 
-__all__ = ["AdaptiveConcurrency", "Setting"]
-
 _START = 4.0  # calls in flight at the start of a run, unless one of the next two allows more
 _START_SHARE = 1 / 12  # of the calls allowed
 _START_S = 0.1  # of a named rate

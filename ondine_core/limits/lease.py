@@ -25,8 +25,6 @@ from ondine_core.errors import StoreError
 from ondine_core.types.processes import Process, boot_time, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
-__all__ = ["Lease", "hold_lease"]
-
 _NOBODY = 0.0
 
 

@@ -7,8 +7,6 @@ from math import exp
 
 from ondine_core.limits.change_detector import InFlightCall
 
-__all__ = ["ProbedLimit", "RateEstimator"]
-
 _USED_SHARE = 0.985  # of what was measured
 _STEEPNESS = 2.0  # a limit grows by exp(steepness * t**2), t in hold times after the first
 _HOLD_FACTOR = 4.0  # the hold time grows by this whenever more was tried in vain

@@ -18,8 +18,6 @@ from ondine_core.errors import StoreError, TransientError
 from ondine_core.limits.rates import Heard, Queue, Rates, book
 from ondine_core.types.protocols import AnswerStore, Numbers
 
-__all__ = ["LONGEST_HOLD_OFF_S", "RateLimiter", "Rates"]
-
 LONGEST_HOLD_OFF_S = 600.0
 """So long a `Retry-After` is passed on to everybody, and no longer: it may be meant for one account or model only."""
 _BOOKED_AHEAD, _BOOKED_AHEAD_S = 4, 0.1

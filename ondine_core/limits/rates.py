@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from ondine_core.errors import ConfigError
 from ondine_core.types.protocols import Numbers
 
-__all__ = ["Heard", "Queue", "Rates", "book"]
-
 _MINUTE_S = 60.0
 _CLOCKS_AGREE_S = 60.0
 

@@ -12,8 +12,6 @@ from typing import TypeVar
 
 from ondine_core.errors import ConfigError, TransientError
 
-__all__ = ["RetryPolicy", "retry"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ from ondine_core.preprocessing.cleaning import Clean, Step, Truncation, find_ste
 from ondine_core.preprocessing.sanitizer import Sanitize, Sanitizer, find_sanitizer, sanitize
 from ondine_core.types.values import Json
 
-__all__ = ["Prepared", "PreprocessStats", "Preprocessing", "find_preprocessing", "prepare", "prepare_example"]
-
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:

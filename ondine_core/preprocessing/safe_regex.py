@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, pairwise
 from time import thread_time
 
-__all__ = ["compile_bounded", "find_stall"]
-
 _UNITS = ("a", "A", "1", " ", "-", ".", "_", "@", "a1", "a ", "a.", "a-", "1-", "1 ")
 _LENGTHS = (*range(12, 40, 2), *(round(40 * 1.1**step) for step in range(22)), 900, 2_700, 8_100, 20_000)
 """In small steps first, since what doubles with each character must be caught before it takes a lifetime."""

@@ -22,8 +22,6 @@ from ondine_core.providers.model_data import source as data_source
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens, find_price
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["main"]
-
 _UNKNOWN = "unknown"
 _HEADER = ("preset", "model", "input", "cached", "output", "window", "reply", "until")
 

@@ -19,8 +19,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.settings import find_address_fault
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
 
-__all__ = ["FIELDS", "PRESETS", "WITHDRAWN", "change", "name_unknown", "openai_compatible", "preset"]
-
 _MODELS = {
     "gpt-4o-mini": "openai/gpt-4o-mini",
     "gpt-4o": "openai/gpt-4o",

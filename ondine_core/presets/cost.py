@@ -11,8 +11,6 @@ from ondine_core.providers.prompt_cache import find_cache_rule
 from ondine_core.providers.tiers import find_tier_prices, find_tiers
 from ondine_core.types.values import ModelSpec, Tier, Usage
 
-__all__ = ["CostLine", "Workload", "compare_costs", "cost_of"]
-
 _TOLD, _ROW_AROUND, _ANSWER_AROUND = 60, 8, 6
 """Tokens that a call with several rows adds: once for how to reply, and around each row and each answer."""
 

@@ -15,8 +15,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.presets.catalog import FIELDS, change, name_unknown
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["load_presets"]
-
 _FIELDS = tuple(name for name in FIELDS if name != "api_key")
 _KEY_NAME = re.compile(r"(?:api[-_]?key|token|secret|password|authorization|credentials?)$", re.IGNORECASE)
 _KEY = re.compile(r"\s*(?:bearer\s|(?:sk|gsk|tgp|xai)[-_][\w-]{20})", re.IGNORECASE)

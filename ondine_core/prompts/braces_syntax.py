@@ -18,8 +18,6 @@ from ondine_core.prompts.template_syntax import (
 )
 from ondine_core.types.cell_text import write_cell
 
-__all__ = ["compile_braces"]
-
 _JINJA2 = re.compile(r"(?<!\{)(?:\{\{ \w+(?:\.\w+)*(?: *\|[^{}]*)? \}\}|\{%[^{}]*%\}|\{#[^{}]*#\})(?!\})")
 _JINJA2_PLACEHOLDER = re.compile(r"\{\{[^{}\"':]*\}\}")
 """What can be nothing else than Jinja2 (doubled once more, it is text), and what is probably that without a column."""

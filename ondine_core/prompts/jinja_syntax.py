@@ -14,8 +14,6 @@ from ondine_core.prompts.template_syntax import MEDIA_KINDS, Template, find_medi
 from ondine_core.types.cell_text import ensure_deterministic, with_sorted_sets
 from ondine_core.types.media import Media, MediaKind, escape_marks
 
-__all__ = ["compile_jinja2"]
-
 
 def compile_jinja2(source: str) -> Template:
     """A Jinja2 template, run in a sandbox; undefined names fail.

@@ -18,8 +18,6 @@ from typing_extensions import TypedDict
 from ondine_core.errors import ConfigError
 from ondine_core.types.values import Json
 
-__all__ = ["allowed_values", "as_object", "inline", "object_type", "storable"]
-
 
 def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
     """`schema` with its `$defs` written in place and titles and defaults left out, as providers want it.

@@ -27,8 +27,6 @@ from ondine_core.providers.reply_text import strip_fence
 from ondine_core.providers.wire_text import check_text, storable_text
 from ondine_core.types.values import Json
 
-__all__ = ["Column", "Invalid", "Output", "OutputSchema", "compile_schema"]
-
 Output: TypeAlias = type[BaseModel] | Mapping[str, Any] | re.Pattern[str] | str
 """How a user declares output columns; see `compile_schema`."""
 

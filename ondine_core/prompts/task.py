@@ -22,8 +22,6 @@ from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.providers.media_limits import check_media
 from ondine_core.types.values import Json, Key, ModelSpec
 
-__all__ = ["Task", "cache_key", "check_columns", "check_sight", "compile_task", "hashed_parts", "key_from_parts"]
-
 _KEY_FORMAT = b"ondine-1"
 """Part of every key; a new value forgets all answers, so it changes only when keys would change their meaning."""
 

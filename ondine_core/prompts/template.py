@@ -21,8 +21,6 @@ from ondine_core.types.cell_text import is_blank, write_cell
 from ondine_core.types.media import Media, MediaKind, MediaMap
 from ondine_core.types.values import Json, Message
 
-__all__ = ["CompiledPrompt", "Example", "Prompt", "compile_prompt", "explain_uncacheable"]
-
 Example: TypeAlias = tuple[Mapping[str, Any] | str, Json]
 """Input columns (or the only column's text) and the answer wanted for them."""
 

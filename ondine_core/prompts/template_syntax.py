@@ -11,8 +11,6 @@ from ondine_core.preprocessing.media import Gallery
 from ondine_core.types.cell_text import write_cell
 from ondine_core.types.media import Media, MediaKind, escape_marks
 
-__all__ = ["MEDIA_KINDS", "Render", "Template", "find_media_columns", "split_fixed", "write_beside_media"]
-
 Render: TypeAlias = Callable[[Mapping[str, Any]], str]
 MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
 

@@ -32,8 +32,6 @@ from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
-__all__ = ["anthropic_endpoint", "connect_anthropic", "message_reply"]
-
 _ADVICE = {**ADVICE, 405: "this is no address of Anthropic's messages API; check base_url"}
 
 

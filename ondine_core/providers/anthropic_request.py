@@ -31,19 +31,6 @@ from ondine_core.providers.strict_schema import SchemaSubset, strict_schema
 from ondine_core.types.media import MediaMap
 from ondine_core.types.values import Call, Json, ModelSpec
 
-__all__ = [
-    "TOOL",
-    "Structure",
-    "cache_mark",
-    "find_anthropic_address",
-    "find_anthropic_key",
-    "fixed_fields",
-    "may_force_tool",
-    "message_body",
-    "plain_headers",
-    "structure_of",
-]
-
 Structure: TypeAlias = Literal["json_schema", "tool", "words"]
 """How a model is held to a schema: by the API's output format, by a tool that it must call, or by words."""
 

@@ -23,8 +23,6 @@ from ondine_core.providers.strict_schema import SchemaSubset
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
-__all__ = ["Deployment", "connect_azure", "find_deployment"]
-
 _API_VERSION = "2024-10-21"
 """The last dated version that is no preview; it knows structured output."""
 _UNDATED = ("v1", "preview")

@@ -18,8 +18,6 @@ from ondine_core.providers.http_errors import ADVICE, quotable
 from ondine_core.providers.settings import check_header, first_set, given_key
 from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["Access", "Credential", "choose_access"]
-
 _SCOPE = "https://cognitiveservices.azure.com/.default"
 _TOKEN, _KEY = ("AZURE_OPENAI_AD_TOKEN",), ("AZURE_OPENAI_API_KEY",)
 _ROLE = "'Cognitive Services OpenAI User'"

@@ -14,8 +14,6 @@ from typing import Any
 from ondine_core.providers.pricing import Price
 from ondine_core.types.values import Usage
 
-__all__ = ["MAX_TOKENS", "MAX_USD", "Charge", "check_usage", "decide_charge", "is_count"]
-
 MAX_TOKENS = 2 * 10**7
 """The most tokens that one call may report: twice the largest context window there is."""
 MAX_USD = Decimal(1000)

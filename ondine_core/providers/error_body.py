@@ -18,8 +18,6 @@ import orjson
 
 from ondine_core.providers.rate_limit_headers import limits_reset_s, valid_wait_s, wait_in_text_s, wait_of_value_s
 
-__all__ = ["ErrorBody", "read_error"]
-
 _MAX_BYTES = 2**18
 _MAX_TEXT = 2_000
 _MAX_DEPTH = 10

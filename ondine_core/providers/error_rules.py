@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-__all__ = ["Fault", "Rule", "find_rule"]
-
 Fault: TypeAlias = Literal[
     "row",
     "size",

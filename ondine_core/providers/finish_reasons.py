@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["FinishKind", "ending_of", "native_finish_reason"]
-
 FinishKind: TypeAlias = Literal["whole", "cut", "tool", "broken", "refused"]
 """The model was done; a bound cut it; it called a tool; the server failed or stopped it; a filter stopped it."""
 

@@ -26,8 +26,6 @@ from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, de
 from ondine_core.providers.usage import stated_usd_in
 from ondine_core.types.values import Call, Reply
 
-__all__ = ["HttpModel"]
-
 _CONNECT_SHARE = 0.9
 _OK = 200
 _LARGE = 2**20

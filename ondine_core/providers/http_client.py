@@ -15,8 +15,6 @@ from ondine_core.providers.http_connection import Connector, NotSentError, Reque
 from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
 
-__all__ = ["CONNECT_TIMEOUT_S", "Endpoint", "HttpClient", "SecretHeaders", "bearer", "constant", "proxy_for"]
-
 CONNECT_TIMEOUT_S = 15.0
 _HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 

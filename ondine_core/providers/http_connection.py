@@ -29,8 +29,6 @@ from aiohttp.client_proto import ResponseHandler
 
 resource: Any = import_module("resource") if find_spec("resource") else None  # Windows has no such limit
 
-__all__ = ["Connector", "NotSentError", "OutOfStepError", "ReplyTooLargeError", "Request", "Resolve", "max_calls"]
-
 Resolve = Callable[..., list[Any]]
 """A blocking look-up of a host name with the parameters of `socket.getaddrinfo`."""
 

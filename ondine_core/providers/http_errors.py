@@ -23,8 +23,6 @@ from ondine_core.providers.rate_limit_headers import hold_off_s, limits_reset_s,
 from ondine_core.providers.reply_body import too_large
 from ondine_core.types.values import Call, Reply
 
-__all__ = ["ADVICE", "Address", "Response", "lost", "quotable", "turned_away", "unreadable"]
-
 ADVICE: Mapping[int, str] = {
     401: "the key was not accepted; check api_key",
     402: "the account has no credit; add some, or raise its limit",

@@ -22,8 +22,6 @@ from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, de
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Watch", "cause_of", "make_client", "request_id", "response_behind", "watch"]
-
 _SECRET = ("authorization", "api-key", "x-api-key", "x-goog-api-key")
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
 

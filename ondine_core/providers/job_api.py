@@ -10,8 +10,6 @@ from typing import Protocol
 from ondine_core.errors import ProviderError
 from ondine_core.types.values import Call, Reply
 
-__all__ = ["JobApi", "JobLimits", "JobProblem", "JobReply", "JobStatus", "NewJob"]
-
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:

@@ -43,8 +43,6 @@ from ondine_core.providers.usage import stated_usd_in, stated_usd_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
-__all__ = ["check_release", "connect_litellm"]
-
 _COMPROMISED = frozenset({"1.82.7", "1.82.8", "1.107.0"})
 _OK = 200
 

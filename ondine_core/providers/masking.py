@@ -10,8 +10,6 @@ from collections.abc import Iterable
 
 from ondine_core.types.values import Call
 
-__all__ = ["mask"]
-
 _MASK = "…"
 _MAX_SCANNED = 1_000
 _SHORTEST_MATCH = 8

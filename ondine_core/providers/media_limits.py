@@ -17,8 +17,6 @@ from ondine_core.providers.pricing import find_entry
 from ondine_core.types.media import Media, MediaKind, find_media
 from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["MediaLimits", "check_media", "find_media_limits", "find_unsendable", "sent_bytes"]
-
 _MB = 10**6
 
 

@@ -11,8 +11,6 @@ from ondine_core.errors import RefusedError
 from ondine_core.types.media import Media, MediaMap, split_media
 from ondine_core.types.values import Json
 
-__all__ = ["anthropic_content", "gemini_parts", "openai_content"]
-
 
 def openai_content(text: str, media: MediaMap) -> Json:
     """The content of a message: a text, or parts if it refers to images or documents.

@@ -19,8 +19,6 @@ from typing import TypeAlias
 
 from ondine_core.types.media import Media, MediaMap, find_media
 
-__all__ = ["max_media_tokens", "max_tokens_anywhere", "media_tokens_in"]
-
 _UNKNOWN_SIDE = 8_192
 """Pixels of a side of an image whose size is not known, since its address is passed on."""
 _UNKNOWN_PAGES = 100

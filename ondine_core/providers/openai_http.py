@@ -27,8 +27,6 @@ from ondine_core.providers.usage import stated_usd_of, usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
 
-__all__ = ["ChatWriter", "OpenAIModel", "chat_advice", "chat_body", "chat_reply", "connect_openai"]
-
 
 def connect_openai(spec: ModelSpec, name: str) -> ChatModel:
     """The model `name` of a server in the table of `openai_servers`."""

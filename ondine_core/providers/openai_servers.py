@@ -19,8 +19,6 @@ from ondine_core.providers.settings import check_address, check_settings, chosen
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["SERVERS", "ServerAccess", "find_access", "find_address"]
-
 _SETTINGS = ("token_limit_field", "structured_output")
 
 

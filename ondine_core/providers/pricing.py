@@ -18,8 +18,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.model_data import model_facts
 from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
-__all__ = ["FREE", "IN_PROCESS", "Price", "find_entry", "find_max_output_tokens", "find_price", "find_unpriced_part"]
-
 IN_PROCESS = ("llama_cpp", "mlx", "scripted")
 """Providers that are no other process, and charge nothing."""
 _INPUT = "input_cost_per_token"

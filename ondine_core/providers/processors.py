@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["brief_spinning", "core_count", "measure_shares", "thread_count"]
-
 _SPINS = 10_000
 """About a tenth of a millisecond: far more than threads wait for each other where each has a processor."""
 _SPIN_VARIABLE = "GOMP_SPINCOUNT"

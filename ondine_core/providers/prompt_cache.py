@@ -12,8 +12,6 @@ import orjson
 from ondine_core.providers.pricing import find_entry
 from ondine_core.types.values import Call, Message, ModelSpec
 
-__all__ = ["CacheRule", "Prefix", "cache_key_field", "find_cache_rule", "prefix_id", "prefix_of"]
-
 _HOUR_S = 3600.0
 
 

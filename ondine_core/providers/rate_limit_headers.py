@@ -14,8 +14,6 @@ from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Any
 
-__all__ = ["hold_off_s", "limits_reset_s", "retry_after_s", "valid_wait_s", "wait_in_text_s", "wait_of_value_s"]
-
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MAX_WAIT_S = 31 * 86400.0

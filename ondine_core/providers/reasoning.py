@@ -13,8 +13,6 @@ from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import always_reasons
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["expected_reasoning_tokens"]
-
 _BY_EFFORT: Mapping[str, tuple[int, int, int]] = {
     "none": (0, 0, 0),
     "minimal": (0, 50, 500),

@@ -14,8 +14,6 @@ import orjson
 
 from ondine_core.errors import TransientError
 
-__all__ = ["MAX_REPLY_BYTES", "check_parsable", "decode", "decompress", "max_reply_bytes", "too_large"]
-
 MAX_REPLY_BYTES = 4 * 2**20
 """No reply is larger: a text of 4 MiB takes up to 16 MiB as a Python string, and is copied a few times."""
 _BYTES_BESIDES = 2**20

@@ -13,8 +13,6 @@ from typing import Final
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.types.values import Reply
 
-__all__ = ["THOUGHTS_ONLY", "heeds_schema", "strip_fence", "strip_reasoning"]
-
 THOUGHTS_ONLY: Final = "the reply holds the model's thoughts and no answer"
 
 _PAIRS = (

@@ -15,18 +15,6 @@ from ondine_core.providers.settings import chosen_of
 from ondine_core.providers.strict_schema import ALL, SchemaSubset, strict_schema
 from ondine_core.types.values import Call, Message, ModelSpec
 
-__all__ = [
-    "PLAIN_FORM",
-    "LimitField",
-    "RequestForm",
-    "Structure",
-    "always_reasons",
-    "check_temperature",
-    "fold_system",
-    "limit_field_of",
-    "with_schema_in_prompt",
-]
-
 Structure: TypeAlias = Literal["json_schema", "json_object", "words"]
 """How a model is held to a schema: by the server; by words, with JSON enforced by the server; by words alone."""
 

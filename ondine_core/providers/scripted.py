@@ -15,8 +15,6 @@ from typing import Any
 from ondine_core.errors import ConfigError, ProviderError
 from ondine_core.types.values import Call, Reply, Usage
 
-__all__ = ["ScriptedModel"]
-
 
 @dataclass(eq=False, repr=False)
 class ScriptedModel:

@@ -14,18 +14,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import Json, ModelSpec
 
-__all__ = [
-    "check_address",
-    "check_header",
-    "check_params",
-    "check_settings",
-    "chosen_of",
-    "find_address_fault",
-    "first_set",
-    "given_key",
-    "request_fields",
-]
-
 Choice = TypeVar("Choice", bound=str)
 
 _EXTRA_BODY = "extra_body"

@@ -16,8 +16,6 @@ from typing import Any, Final
 
 import orjson
 
-__all__ = ["ALL", "SchemaSubset", "strict_schema"]
-
 _FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"])
 _NUMBERS = ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum")
 _CONSTRAINTS: Mapping[str, tuple[str, ...]] = {

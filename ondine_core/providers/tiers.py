@@ -14,8 +14,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.pricing import Price, find_entry, find_price
 from ondine_core.types.values import ModelSpec, Tier
 
-__all__ = ["JOB_PROVIDERS", "billed_tier", "check_tier", "find_tier_prices", "find_tiers", "has_jobs", "tier_fields"]
-
 
 @dataclass(frozen=True, slots=True)
 class ProviderTiers:

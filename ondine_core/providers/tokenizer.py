@@ -19,8 +19,6 @@ from functools import cache, partial
 
 from ondine_core.providers.model_data import ENCODINGS
 
-__all__ = ["counter", "fewest_tokens"]
-
 
 def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
     """A function from a text to the tokens it takes with `model`, named as in `openai/gpt-4o-mini`.

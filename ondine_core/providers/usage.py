@@ -14,8 +14,6 @@ from typing import Any
 from ondine_core.providers.charges import MAX_TOKENS, MAX_USD, is_count
 from ondine_core.types.values import Usage
 
-__all__ = ["stated_usd_in", "stated_usd_of", "usage_of"]
-
 _SENT = ("prompt_tokens", "input_tokens")
 _RECEIVED = ("completion_tokens", "output_tokens")
 _TOTAL = ("total_tokens",)

@@ -7,8 +7,6 @@ from typing import Any
 
 from ondine_core.errors import ConfigError
 
-__all__ = ["check_text", "storable_text"]
-
 
 def storable_text(text: str) -> str:
     """`text` without lone surrogates, which UTF-8 cannot hold."""

@@ -18,8 +18,6 @@ from ondine_core.commands.terminal import adding_to
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect, find_dagster_store
 
-__all__ = ["default_store", "main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out a command; returns the exit code."""

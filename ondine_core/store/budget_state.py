@@ -13,21 +13,6 @@ from typing import NamedTuple
 from ondine_core.types.processes import Process
 from ondine_core.types.protocols import Numbers
 
-__all__ = [
-    "UNIT_USD",
-    "BudgetState",
-    "Holding",
-    "charge",
-    "end_holding",
-    "read_state",
-    "settle",
-    "settle_holdings",
-    "settle_unattributed",
-    "units_of",
-    "usd_of",
-    "write_state",
-]
-
 UNIT_USD = Decimal("1e-9")
 """In which amounts are counted."""
 _HEAD, _WIDTH = 3, 5

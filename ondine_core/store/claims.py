@@ -27,8 +27,6 @@ from ondine_core.types.ledger import CallStarted, Claim, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Key
 
-__all__ = ["REMOVE_CALLS", "claim", "join", "leave", "read_claims", "release"]
-
 _JOIN = insert("runs", ("run", "question", "lease", "process", "joined_at"), "ON CONFLICT (run) DO NOTHING")
 _REMOVE_OVERTAKEN = "DELETE FROM ondine.runs WHERE lease = ?"
 _FIND_RUNS = "SELECT run, process FROM ondine.runs WHERE question IN ?"

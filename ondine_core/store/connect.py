@@ -20,8 +20,6 @@ from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
 from ondine_core.store.sqlite import SqliteDatabase
 
-__all__ = ["StoreAddress", "connect", "find_dagster_store", "parse_address", "store_in"]
-
 _WRAPPING = " \t\r\n\v\f\xa0\ufeff\u200b\u2060\"'`;\u2018\u2019\u201c\u201d"
 """Blanks, byte order marks and quotes, which env files, shells and copying leave around a value."""
 _SCHEME = re.compile(r"(?:jdbc:)?(?P<scheme>[a-z][a-z0-9.-]+)(?:\+\w+)?:(?P<slashes>/*)(?P<rest>.*)", re.IGNORECASE)

@@ -10,8 +10,6 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from ondine_core.store.dialects import upsert
 
-__all__ = ["FIND_NUMBERS", "REPLACE_NUMBERS", "Database", "Durability", "Row"]
-
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 Durability: TypeAlias = Literal["process", "power"]

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import count
 
-__all__ = ["insert", "list_columns", "replacing", "to_postgres", "to_sqlite", "upsert"]
-
 _POSTGRES_TYPES = {"BLOB": "BYTEA", "INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION"}
 _VALUES = re.compile(r" VALUES (\([?, ]+\))")
 

@@ -11,8 +11,6 @@ from ondine_core.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["explain", "is_about_connection", "load_driver", "may_come_up", "parse"]
-
 _LIVENESS = {
     "application_name": "ondine",
     "connect_timeout": "10",

@@ -28,8 +28,6 @@ from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, Ru
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
-__all__ = ["Store", "warn_in_log"]
-
 T = TypeVar("T")
 warn_in_log = logging.getLogger(__name__).warning
 

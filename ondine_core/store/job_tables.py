@@ -44,28 +44,6 @@ from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWa
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin, UsageTotals
 from ondine_core.types.processes import Process
 
-__all__ = [
-    "JOB_PLACE",
-    "close",
-    "count_lost",
-    "discard",
-    "give_back",
-    "hold_budgets",
-    "is_held_by_jobs",
-    "job_process",
-    "move",
-    "number_in_job",
-    "prune_jobs",
-    "read_calls",
-    "read_in_flight",
-    "read_jobs",
-    "read_waits",
-    "remove_wait",
-    "settle_replies",
-    "write",
-    "write_wait",
-]
-
 JOB_PLACE = -1.0
 """The place of the process that a job's share of a budget is held by: none, so it is never taken to have ended."""
 

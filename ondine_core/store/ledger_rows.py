@@ -42,8 +42,6 @@ from ondine_core.types.ledger import Audit, UsageTotals
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
-__all__ = ["read_answers", "read_audit", "read_failures", "read_unseen", "settle_calls", "write_entries"]
-
 T = TypeVar("T")
 _MOST_NAMED = 5
 """Damaged rows in one warning; it also says how many there are."""

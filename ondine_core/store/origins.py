@@ -11,16 +11,6 @@ from ondine_core.store.records import clean, clean_origin
 from ondine_core.types.ledger import Origin, RunStarted
 from ondine_core.types.values import Key
 
-__all__ = [
-    "OF_ASSET",
-    "REPLIES_KEPT_S",
-    "forget_unused",
-    "note",
-    "read_definitions",
-    "read_origins",
-    "read_reply",
-]
-
 REPLIES_KEPT_S = 30 * 86400.0
 """How long the reply to a prompt that failed is kept at most."""
 

@@ -36,8 +36,6 @@ from ondine_core.store.driver import explain, is_about_connection, load_driver, 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["PostgresDatabase"]
-
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0

@@ -34,20 +34,6 @@ from ondine_core.store.schema import IS_FAILED
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Failure, Key, Usage
 
-__all__ = [
-    "EXPORTED_COLUMNS",
-    "Column",
-    "FailedPrompt",
-    "Size",
-    "Spending",
-    "prune",
-    "read_all_answers",
-    "read_failed_prompts",
-    "read_failure_counts",
-    "read_size",
-    "read_spending",
-]
-
 Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
 """What spending can be told apart by."""
 

@@ -21,34 +21,6 @@ from ondine_core.types.ledger import CallFinished, CallStarted, Origin
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Json, Key, Usage
 
-__all__ = [
-    "AMOUNT_COLUMNS",
-    "ANSWER_COLUMNS",
-    "CALL_COLUMNS",
-    "DAY_S",
-    "FAILURE_COLUMNS",
-    "LINE_COLUMNS",
-    "ORIGIN_BYTES",
-    "REPLY_COLUMNS",
-    "Change",
-    "DamagedRowError",
-    "Entry",
-    "SentRow",
-    "SettledRows",
-    "Update",
-    "clean",
-    "clean_origin",
-    "day_of",
-    "from_pico",
-    "split_keys",
-    "to_answer",
-    "to_failure",
-    "to_pico_bound",
-    "to_sent_row",
-    "to_settled_rows",
-    "to_usage",
-]
-
 ANSWER_COLUMNS = ("key", "values", "model", "attempts", "batch_size", "cost_usd", "request_id", "answered_at", "origin")
 FAILURE_COLUMNS = ("key", "reason", "detail", "model", "attempts", "cost_usd", "failed_at", "origin")
 REPLY_COLUMNS = ("key", "reply", "kept_at", "origin")

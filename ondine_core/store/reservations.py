@@ -29,8 +29,6 @@ from ondine_core.store.records import Update
 from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import Numbers
 
-__all__ = ["Reservation", "budget_name", "list_reservations", "settle_reservations"]
-
 _NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
 
 

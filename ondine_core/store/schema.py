@@ -9,8 +9,6 @@ from __future__ import annotations
 from ondine_core.errors import StoreError
 from ondine_core.store.database import Database
 
-__all__ = ["IS_ANSWERED", "IS_FAILED", "MIGRATIONS", "migrate"]
-
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE ondine.answers (

@@ -20,8 +20,6 @@ from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability
 from ondine_core.store.dialects import to_sqlite
 from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, prepare, store_files
 
-__all__ = ["SqliteDatabase"]
-
 T = TypeVar("T")
 
 _MOST_IN_A_LIST = 1024

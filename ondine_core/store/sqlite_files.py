@@ -20,8 +20,6 @@ from ondine_core.errors import StoreError
 if sys.platform == "darwin":
     import fcntl
 
-__all__ = ["LogSync", "identify", "make_new_file", "prepare", "store_files"]
-
 _SYNC_EVERY_S = 1.0
 _MISSING = "There is no answer store at {!r}; name one that exists."
 _PRIVATE = 0o600

@@ -16,17 +16,6 @@ from ondine_core.telemetry.events import AskedBatch, CallEnded, CallsEnded, Cont
 from ondine_core.types.progress import Progress
 from ondine_core.types.values import Usage
 
-__all__ = [
-    "OPERATION",
-    "Attributes",
-    "of_batch",
-    "of_call",
-    "of_calls",
-    "of_progress",
-    "of_run",
-    "provider_name",
-]
-
 Attributes = dict[str, Any]
 
 OPERATION = "chat"

@@ -22,8 +22,6 @@ from ondine_core.telemetry.events import (
     RunEnded,
 )
 
-__all__ = ["CallSampler", "Emitted", "OrdinaryCall", "gather"]
-
 _BURST = 100
 _MAX_CALLS = 1_000
 """Most calls gathered in one event; until then they are held in memory, and lost if the process is killed."""

@@ -29,8 +29,6 @@ from ondine_core.telemetry.events import (
 from ondine_core.types.ledger import NO_ORIGIN, CallStarted
 from ondine_core.types.values import Batch, Call, Failure, Reply
 
-__all__ = ["BatchObserver", "EventEmitter", "error_type_of", "error_words_of"]
-
 Failed: TypeAlias = Iterable[tuple[Failure, int]]
 """Failures, and how many rows have each."""
 

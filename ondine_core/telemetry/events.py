@@ -15,26 +15,6 @@ from ondine_core.types.ledger import CallStarted, Origin
 from ondine_core.types.progress import Progress
 from ondine_core.types.values import Message, Usage
 
-__all__ = [
-    "AskedBatch",
-    "BatchEnded",
-    "Booked",
-    "CallEnded",
-    "CallsEnded",
-    "Content",
-    "Endpoint",
-    "Event",
-    "Held",
-    "Observer",
-    "Progressed",
-    "Retried",
-    "RowsFailed",
-    "Run",
-    "RunEnded",
-    "RunStarted",
-    "figures_of",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:

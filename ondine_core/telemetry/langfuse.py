@@ -22,8 +22,6 @@ from ondine_core.telemetry.spans import Kind, Spans
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["open_langfuse"]
-
 _CLOUD = "https://cloud.langfuse.com"
 _KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
 _HOSTS = ("LANGFUSE_BASE_URL", "LANGFUSE_HOST")

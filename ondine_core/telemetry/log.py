@@ -32,8 +32,6 @@ from ondine_core.telemetry.events import (
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-__all__ = ["LineLogger", "open_log"]
-
 Level = Literal["debug", "info", "warning"]
 Form = Literal["json", "console"]
 _EVERY_S = 10.0

@@ -31,8 +31,6 @@ from ondine_core.telemetry.events import (
     RunEnded,
 )
 
-__all__ = ["Distribution", "Instrument", "Metrics", "Series"]
-
 Labels: TypeAlias = tuple[str | int | None, ...]
 
 

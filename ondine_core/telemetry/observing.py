@@ -21,8 +21,6 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.progress import Progress
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["Observation", "observed"]
-
 _TELL_EVERY_S = 0.5
 _WAIT_TIMEOUT_S = 5.0
 _INTERRUPTED_WAIT_TIMEOUT_S = 0.8

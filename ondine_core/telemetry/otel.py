@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.trace.sampling import Sampler
 
-__all__ = ["SCOPE", "Exporting", "find_caller", "make_provider", "open_opentelemetry", "require"]
-
 SCOPE = "ondine"
 """The name of the instrumentation scope."""
 

@@ -16,8 +16,6 @@ from ondine_core.telemetry.otel import require
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-__all__ = ["open_prometheus"]
-
 _PUSH_TIMEOUT_S = 4.0
 _UNITS = {"s": "_seconds"}
 

@@ -20,8 +20,6 @@ from ondine_core.telemetry.events import Event, Observer
 from ondine_core.telemetry.stream import Opened
 from ondine_core.types.suggestion import did_you_mean
 
-__all__ = ["ObserverSpec", "check_observers", "open_observers", "register_observer"]
-
 ObserverSpec: TypeAlias = str | Mapping[str, Any] | Observer
 """A name; a mapping with `name` and the options of that observer; or an observer."""
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
-__all__ = ["Describe", "Kind", "Spans"]
-
 Kind = Literal["run", "batch", "call"]
 Describe = Callable[[Kind, Attributes], Mapping[str, Any]]
 """Further attributes of a span, by what it is and those that it has."""

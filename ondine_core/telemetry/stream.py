@@ -19,8 +19,6 @@ from typing import Any
 from ondine_core.telemetry.call_sampler import CallSampler, Emitted, OrdinaryCall
 from ondine_core.telemetry.events import CallEnded, CallsEnded, Event, Observer, RunEnded, RunStarted
 
-__all__ = ["Opened", "Stream"]
-
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.2

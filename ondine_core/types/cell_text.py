@@ -8,8 +8,6 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["NoTextError", "ensure_deterministic", "in_order", "is_blank", "with_sorted_sets", "write_cell"]
-
 _MISSING = frozenset({"None", "nan", "NaT", "<NA>"})
 """How the kinds of missing value write themselves; to a model they would read as words."""
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")

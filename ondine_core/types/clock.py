@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 from ondine_core.types.processes import boot_time
 
-__all__ = ["Clock"]
-
 
 @dataclass(frozen=True, slots=True)
 class Clock:

@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 
 from ondine_core.types.ledger import Origin
 
-__all__ = ["OPEN_STATES", "JobRecord", "JobState", "JobUnderWay", "JobWait"]
-
 JobState: TypeAlias = Literal["preparing", "creating", "submitted", "ended", "read", "lost"]
 """What has happened of a job: nothing was sent but files; the request that creates it may have left; the provider's id
 is known; nothing of it runs any more; its results are stored; the provider has no results of it."""

@@ -11,18 +11,6 @@ from typing import Literal, TypeAlias
 
 from ondine_core.types.values import Answer, Failure, Key, Usage
 
-__all__ = [
-    "NO_ORIGIN",
-    "Audit",
-    "CallFinished",
-    "CallReason",
-    "CallStarted",
-    "Claim",
-    "Origin",
-    "RunStarted",
-    "UsageTotals",
-]
-
 CallReason: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
 """Why a call is made: for the first time; with what was wrong; in smaller batches; after it got lost; to compare."""
 

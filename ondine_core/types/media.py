@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-__all__ = ["Media", "MediaError", "MediaKind", "MediaMap", "escape_marks", "find_media", "split_media", "without_media"]
-
 MediaKind: TypeAlias = Literal["image", "document"]
 
 _BEGIN, _END = "\ue000", "\ue001"

@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Process", "boot_time", "has_ended", "this_process"]
-
 _UNKNOWN = 0.0
 _STATE = 0
 _STARTED_AT = 19

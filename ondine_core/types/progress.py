@@ -9,8 +9,6 @@ from decimal import Decimal
 from ondine_core.types.ledger import CallReason, UsageTotals
 from ondine_core.types.values import Usage
 
-__all__ = ["Progress", "Spend", "add_usd"]
-
 
 @dataclass(frozen=True, slots=True)
 class Spend:

@@ -11,8 +11,6 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Claim, RunStarted
 from ondine_core.types.values import Answer, Call, Failure, Key, Reply
 
-__all__ = ["AnswerStore", "ChatModel", "Numbers", "TokenCounter"]
-
 Numbers: TypeAlias = tuple[float, ...]
 """Shared state of a rate limit, a budget or a lease, kept by the store."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["did_you_mean"]
-
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The one of the `known` names that is closest to `name`, as a question to put into an error; empty if none is."""

@@ -12,27 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 from ondine_core.types.media import MediaMap
 
-__all__ = [
-    "Answer",
-    "Batch",
-    "Call",
-    "Failure",
-    "Item",
-    "Json",
-    "Key",
-    "Message",
-    "ModelSpec",
-    "OnMissing",
-    "Outcome",
-    "PromptCache",
-    "Reply",
-    "RetriedReason",
-    "RowOutcome",
-    "Skipped",
-    "Tier",
-    "Usage",
-]
-
 Json: TypeAlias = Any
 """A value that JSON can carry."""
 

@@ -28,8 +28,6 @@ from ondine_dagster.run.arguments import Arguments, BuildArguments, LLMAssetArgu
 from ondine_dagster.run.failed_rows import define
 from ondine_dagster.run.plan import Enrichment
 
-__all__ = ["build_llm_asset", "llm_asset"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

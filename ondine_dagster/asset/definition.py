@@ -24,8 +24,6 @@ from ondine_dagster.resource import LLMResource
 from ondine_dagster.run.partitions import check_partition_by
 from ondine_dagster.run.plan import Enrichment
 
-__all__ = ["check_arguments", "code_version", "definition_metadata", "key_of", "unknown_argument"]
-
 
 def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> dg.AssetKey:
     """The asset's key, as `@dg.asset` finds it."""

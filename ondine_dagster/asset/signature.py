@@ -14,8 +14,6 @@ from ondine_dagster.config.launchpad import LLMAssetConfig
 from ondine_dagster.run.plan import Enrichment
 from ondine_dagster.run.step import StepInput, materialize
 
-__all__ = ["check_function", "wrap"]
-
 
 def wrap(
     function: Callable[..., Any], enrichment: Enrichment, resource_key: str, asset_arguments: Mapping[str, Any]

@@ -17,19 +17,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
 
-__all__ = [
-    "Ask",
-    "Check",
-    "CheckContext",
-    "CheckOutcome",
-    "as_names",
-    "check_closed",
-    "check_columns",
-    "check_share",
-    "closed_columns",
-    "is_number",
-]
-
 _MOST_LABELS = 100
 """Metadata is read with every page of the UI; larger sets are not counted into it."""
 

@@ -29,8 +29,6 @@ from ondine_dagster.checks.check import (
 from ondine_dagster.checks.scores import as_label, shown
 from ondine_dagster.reporting.metadata import table
 
-__all__ = ["DriftCheck", "distance", "distance_by_chance", "distribution_metadata"]
-
 DISTRIBUTION = "ondine/distribution"
 """Key of the metadata: `{column: [[value, rows], ...]}`."""
 

@@ -20,8 +20,6 @@ from ondine_dagster.checks.check import Check, CheckContext
 from ondine_dagster.checks.golden import labelled_input
 from ondine_dagster.checks.types import KINDS
 
-__all__ = ["check_results", "check_specs", "fit_checks", "labelled_inputs"]
-
 
 def fit_checks(given: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[str, Check]:
     """Checks by name, valid for the output of `task`.

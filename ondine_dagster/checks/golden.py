@@ -34,8 +34,6 @@ from ondine_dagster.frames import as_one_table
 from ondine_dagster.reporting.markdown import markdown
 from ondine_dagster.reporting.metadata import spend_metadata, table
 
-__all__ = ["GoldenCheck", "Metric", "labelled_input"]
-
 Metric: TypeAlias = Literal["accuracy", "f1"]
 
 _LABELS_SHOWN = 12

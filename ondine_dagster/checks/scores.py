@@ -17,8 +17,6 @@ from typing import Any
 
 from ondine_core.types.values import Json
 
-__all__ = ["NO_ANSWER", "LabelScore", "Score", "as_label", "score", "shown"]
-
 NO_ANSWER = "(no answer)"
 """Stands for an answer in the confusion counts; a label is JSON text and never looks like it."""
 

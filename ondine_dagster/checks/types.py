@@ -23,8 +23,6 @@ from ondine_dagster.checks.drift import DriftCheck
 from ondine_dagster.checks.golden import GoldenCheck
 from ondine_dagster.reporting.metadata import table
 
-__all__ = ["KINDS", "CostPerRowCheck", "DriftCheck", "ErrorRateCheck", "GoldenCheck", "NullRateCheck"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRateCheck(Check):

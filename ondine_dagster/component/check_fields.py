@@ -18,8 +18,6 @@ from ondine_dagster.checks.types import KINDS
 from ondine_dagster.component.fields import Fields
 from ondine_dagster.component.templates import fill
 
-__all__ = ["ResolvedChecks"]
-
 
 def _fields_of(kind: type[Check]) -> type[BaseModel]:
     hints = typing.get_type_hints(kind, include_extras=True)

@@ -31,8 +31,6 @@ from ondine_dagster.component.templates import must_resolve
 from ondine_dagster.resource import own_resource_key
 from ondine_dagster.run.arguments import Arguments
 
-__all__ = ["LLMAssetComponent"]
-
 
 def _resolver(resolved: Any, description: str) -> Any:
     """How Dagster reads what it calls `resolved`, with another description."""

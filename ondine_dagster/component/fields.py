@@ -26,15 +26,6 @@ from ondine_core.preprocessing.media.media_options import Detail
 from ondine_core.prompts.template import Example, Prompt
 from ondine_dagster.component.templates import fill
 
-__all__ = [
-    "Fields",
-    "OpFields",
-    "ResolvedCleaning",
-    "ResolvedOutput",
-    "ResolvedPrompt",
-    "ResolvedSanitizer",
-]
-
 
 class Fields(dg.Model):
     """Base of what is read from YAML; every step imports it and none reads YAML, so it is built at first use."""

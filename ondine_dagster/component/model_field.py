@@ -15,8 +15,6 @@ from ondine_core.errors import ConfigError
 from ondine_dagster.component.fields import Fields
 from ondine_dagster.resource import LLMResource
 
-__all__ = ["ResolvedLLM", "check_key"]
-
 ModelFields = create_model(  # type: ignore[call-overload]
     "ModelFields",
     __base__=Fields,

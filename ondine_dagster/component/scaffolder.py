@@ -13,8 +13,6 @@ from pydantic import BaseModel, Field
 
 from ondine_core.providers.openai_servers import SERVERS
 
-__all__ = ["LLMAssetScaffolder", "ScaffoldFields"]
-
 
 class ScaffoldFields(BaseModel):
     """What `dg scaffold defs` can be told; nothing has to be."""

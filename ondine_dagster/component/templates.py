@@ -9,8 +9,6 @@ import dagster as dg
 
 from ondine_core.errors import ConfigError
 
-__all__ = ["fill", "must_resolve"]
-
 _ENV = re.compile(r"""\benv(?:\.|\(\s*['"])(\w+)""")
 _TEMPLATE = re.compile(r"\s*\{\{.*\}\}\s*", re.DOTALL)
 

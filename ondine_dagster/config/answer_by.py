@@ -10,8 +10,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ondine_core.errors import ConfigError
 
-__all__ = ["ANSWER_BY", "check_answer_by", "find_deadline", "is_answer_by"]
-
 ANSWER_BY = (
     "a time of day, as in '06:00' (UTC) or '06:00 Europe/Berlin', or how many seconds after its start, as in '7200'"
 )

@@ -17,8 +17,6 @@ from ondine_dagster.config.answer_by import check_answer_by
 from ondine_dagster.config.strict import StrictConfig
 from ondine_dagster.config.variables import Count, Positive
 
-__all__ = ["LLMAssetConfig", "Sample", "another_model", "configure"]
-
 
 class Sample(StrEnum):
     """Which rows a trial asks about."""

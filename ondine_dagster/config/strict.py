@@ -10,8 +10,6 @@ from pydantic import ConfigDict, model_validator
 from ondine_core.errors import ConfigError
 from ondine_core.types.suggestion import did_you_mean
 
-__all__ = ["StrictConfig", "plain_texts"]
-
 
 class StrictConfig(dg.Config):
     """A config that knows every name it is given: a misspelt cap is an error, not a missing one."""

@@ -14,8 +14,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from ondine_core.errors import ConfigError
 
-__all__ = ["AtLeastOne", "Count", "NonNegative", "Positive", "keep_int_variables", "read_variables"]
-
 _IntEnvVar = type(dg.EnvVar.int(""))
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from ondine_dagster.frames import frame_of
 
-__all__ = ["SHOWN_IN_PLACE", "Picture", "in_place", "markdown", "preview"]
-
 SHOWN_IN_PLACE = 999
 """The longest Markdown, in characters, that Dagster shows without a click."""
 

@@ -11,8 +11,6 @@ from ondine_core.types.values import Call, Message
 from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
 from ondine_dagster.reporting.thumbnails import describe
 
-__all__ = ["shown_messages"]
-
 _MOST_SHOWN = 5
 _FRAME = 40
 """Characters around a message, at the most usual."""

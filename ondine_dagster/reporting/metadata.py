@@ -29,21 +29,6 @@ from ondine_core.types.progress import Progress, Spend, add_usd
 from ondine_core.types.values import ModelSpec, Tier
 from ondine_dagster.reporting.messages import shown_messages
 
-__all__ = [
-    "estimate_line",
-    "estimate_metadata",
-    "failure",
-    "jobs_metadata",
-    "lineage",
-    "progress_line",
-    "progress_metadata",
-    "reasons_metadata",
-    "run_metadata",
-    "share_of",
-    "summary",
-    "table",
-]
-
 _REASONS_SHOWN = 20
 _JOBS_SHOWN = 100
 _MINUTE_S = 60

@@ -14,8 +14,6 @@ from urllib.parse import quote
 
 from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
 
-__all__ = ["distributions"]
-
 _MOST_VALUES = 8
 _MOST_COLUMNS = 4
 _BINS = 8

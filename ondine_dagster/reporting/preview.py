@@ -23,8 +23,6 @@ from ondine_dagster.reporting.thumbnails import describe, describe_cell
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["shown_failures", "shown_rows"]
-
 _ROWS, _ROWS_IN_FULL = 10, 50
 
 

@@ -23,8 +23,6 @@ from ondine_dagster.reporting.markdown import Picture, markdown
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["describe", "describe_cell", "draw", "shown_thumbnails"]
-
 _ROWS = 5
 _MOST_IN_CELL = 3
 _SIDES_PX = (96, 64)

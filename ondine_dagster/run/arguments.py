@@ -29,8 +29,6 @@ from ondine_dagster.checks.check import Check
 from ondine_dagster.config.answer_by import ANSWER_BY, is_answer_by
 from ondine_dagster.resource import LLMResource
 
-__all__ = ["Arguments", "BuildArguments", "LLMAssetArguments", "PartitionBy", "check_values"]
-
 OnRowError: TypeAlias = Literal["null", "drop", "raise"]
 
 PartitionBy: TypeAlias = str | Mapping[str, str]

@@ -22,8 +22,6 @@ from ondine_dagster.frames import FAILED_COLUMNS, AskedRows, column_schema, fail
 from ondine_dagster.reporting.metadata import lineage, reasons_metadata, summary
 from ondine_dagster.reporting.preview import shown_failures
 
-__all__ = ["FAILED_OUTPUT", "define", "failed_key", "failed_rows_result", "replay_failed_rows_job"]
-
 FAILED_OUTPUT = "failed"
 """Name of the step's second output; the first is Dagster's own, `result`."""
 

@@ -28,13 +28,6 @@ from ondine_dagster.run.arguments import PartitionBy
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = [
-    "check_partition_by",
-    "joined_by_key",
-    "rows_by_partition",
-    "shards",
-]
-
 _KEYS_SHOWN = 3
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
 

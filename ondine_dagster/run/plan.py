@@ -32,8 +32,6 @@ from ondine_dagster.resource import LLMResource, default_store, store_warning
 from ondine_dagster.run.arguments import Arguments
 from ondine_dagster.run.progress import Watch
 
-__all__ = ["Enrichment", "Plan", "ask_as_asset", "plan"]
-
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:

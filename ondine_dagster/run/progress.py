@@ -16,8 +16,6 @@ import dagster as dg
 from ondine_core.types.progress import Progress
 from ondine_dagster.reporting.metadata import progress_line, progress_metadata
 
-__all__ = ["Watch"]
-
 _SHARE_OF_ELAPSED = 0.1
 """The wait for the next observation grows to this share of the time that the run has taken,"""
 _LONGEST_WAIT_S = 600.0

@@ -57,8 +57,6 @@ from ondine_dagster.run.trial import choose_rows, trial_metadata
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["StepInput", "materialize"]
-
 Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 

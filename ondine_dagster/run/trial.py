@@ -19,8 +19,6 @@ from ondine_dagster.reporting.thumbnails import shown_thumbnails
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["choose_rows", "trial_metadata"]
-
 _SEED = 0
 """Always the same, so that a repeated trial asks about the same rows, and a larger one about these and others."""
 

@@ -18,7 +18,7 @@ from ondine_core.engine.report import Report
 from ondine_core.engine.run import run
 from ondine_core.engine.runtime import open_runtime
 from ondine_core.errors import JobsUnderWayError, ProviderError, StoreError
-from ondine_core.limits.budget import BudgetLimit
+from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.store import Store

@@ -18,8 +18,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.store import Store, job_tables
 from ondine_core.types.values import Item, Key
 
-__all__ = ["ask_pending", "leave_to_jobs"]
-
 _KEYS_AT_ONCE = 10_000
 
 

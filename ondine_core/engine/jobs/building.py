@@ -27,8 +27,6 @@ from ondine_core.types.processes import this_process
 from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Item, Key
 
-__all__ = ["NewRequests", "build", "discard"]
-
 _REQUESTS_AT_ONCE = 500
 """Requests that are noted in one transaction, and that are in memory at a time."""
 _WITH_MEDIA_AT_ONCE = 16

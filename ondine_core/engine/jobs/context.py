@@ -15,8 +15,6 @@ from ondine_core.providers.job_api import JobApi
 from ondine_core.store import Store
 from ondine_core.types.values import Batch, Item, Key
 
-__all__ = ["BatchQueue", "JobContext", "QueuedBatch", "choose_strategy_of", "read_batch", "write_batch"]
-
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:

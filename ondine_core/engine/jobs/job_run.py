@@ -34,8 +34,6 @@ from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord, JobUnderWay
 from ondine_core.types.values import Batch
 
-__all__ = ["JobRun"]
-
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
 """Between two looks at the jobs."""
 _CANCEL_S = 1800.0

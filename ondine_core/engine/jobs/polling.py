@@ -12,8 +12,6 @@ from ondine_core.providers.job_api import JobApi, JobStatus
 from ondine_core.store import Store, job_tables
 from ondine_core.types.job_record import JobRecord
 
-__all__ = ["ask_status", "poll_jobs"]
-
 
 async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -> JobStatus:
     """What the provider says of a job whose id is known; it is in the store then.

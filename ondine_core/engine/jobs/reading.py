@@ -19,8 +19,6 @@ from ondine_core.types.job_record import JobRecord, JobState
 from ondine_core.types.ledger import CallFinished, CallStarted
 from ondine_core.types.values import Failure, Item, Key, Outcome, Reply, Usage
 
-__all__ = ["read_job", "write_off"]
-
 _REPLIES_AT_ONCE = 500
 """Replies that are settled in one transaction, and that are in memory at a time."""
 _MAX_NOT_RUN = 3

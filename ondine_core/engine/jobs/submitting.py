@@ -22,8 +22,6 @@ from ondine_core.types.job_record import JobRecord, JobState
 from ondine_core.types.processes import Process, has_ended
 from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["forget_abandoned", "recover", "submit"]
-
 _ABANDONED_S = 3600.0
 """After so long a job that is still being prepared is taken to be abandoned, where its process cannot be seen."""
 

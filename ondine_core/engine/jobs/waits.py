@@ -15,8 +15,6 @@ from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import AnswerStore
 
-__all__ = ["check_store", "continue_materialization", "end_wait", "find_first_run", "find_wait", "give_up_wait"]
-
 
 async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
     """What the materialization of `origin` waits for; `None` if it does not wait.

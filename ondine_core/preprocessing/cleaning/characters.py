@@ -6,8 +6,6 @@ import re
 import unicodedata
 from typing import Literal
 
-__all__ = ["collapse_punctuation", "collapse_whitespace", "normalize_unicode", "strip_control"]
-
 _UNSAFE_LENGTH = 1000
 _MARKS_IN_A_ROW = 30
 """As Unicode's stream-safe text format has it (UAX #15); sorting them takes time by the square of their number."""

@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator
 from functools import cache, partial
 
-__all__ = ["strip_html", "strip_markdown"]
-
 _BLOCK_NAMES = """
     address article aside blockquote body br caption center dd details dialog dir div dl dt fieldset figcaption figure
     footer form frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html legend li main menu nav ol optgroup option p pre

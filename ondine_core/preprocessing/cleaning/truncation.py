@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from ondine_core.errors import ConfigError
 from ondine_core.providers.tokenizer import counter
 
-__all__ = ["Truncation", "truncate"]
-
 _STRIDE = 1000
 _SENTENCE_ENDS = re.compile(
     "(?<![.!?\u2026])[.!?\u2026]++[\"'\u00bb\u201d\u2019)\\]]*+(?=\\s)|[\u3002\uff01\uff1f]|(?=\n)"

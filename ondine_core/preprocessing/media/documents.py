@@ -12,8 +12,6 @@ from typing import Any
 from ondine_core.errors import ConfigError
 from ondine_core.types.media import MediaError
 
-__all__ = ["check_pypdf", "count_pages", "cut_pages", "end_of_pdf", "read_text"]
-
 _MOST_PAGES = 5_000
 _LONGEST_TAIL = 1_024
 """Bytes behind the end marker that writers leave there; by the specification readers look for it so far."""

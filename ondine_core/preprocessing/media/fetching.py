@@ -26,8 +26,6 @@ from ondine_core.types.media import MediaError
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-__all__ = ["fetch", "fetch_cells", "is_public"]
-
 _AT_ONCE = 16
 _MOST_REDIRECTS = 5
 _CHUNK = 2**16

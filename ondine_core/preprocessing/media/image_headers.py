@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from ondine_core.types.media import MediaError
 
-__all__ = ["ImageFacts", "Part", "find_type", "gif_parts", "jpeg_parts", "png_parts", "read_image", "webp_parts"]
-
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:

@@ -11,8 +11,6 @@ from typing import Literal, get_args
 from ondine_core.errors import ConfigError
 from ondine_core.types.values import Json
 
-__all__ = ["Detail", "MediaOptions"]
-
 Detail = Literal["low", "high", "auto", "original"]
 
 _PAGES = re.compile(r"(\d+)(?:-(\d*))?")

@@ -39,8 +39,6 @@ from ondine_core.preprocessing.media.strip_metadata import strip_metadata
 from ondine_core.types.cell_text import is_blank
 from ondine_core.types.media import Media, MediaError, MediaKind
 
-__all__ = ["Gallery", "MediaReader", "is_url"]
-
 _DIGEST_BYTES = 16
 _MOST_KNOWN = 200_000
 _MOST_IN_CELL = 100

@@ -11,8 +11,6 @@ from typing import Any
 from ondine_core.errors import ConfigError
 from ondine_core.types.media import MediaError
 
-__all__ = ["check_pillow", "digest_pixels", "fit", "is_pillow_image", "shrink_image", "to_png"]
-
 _QUALITY = 90
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 _FORMATS = {"image/jpeg": "JPEG", "image/webp": "WEBP", "image/png": "PNG", "image/gif": "PNG"}

@@ -13,8 +13,6 @@ from contextlib import suppress
 
 from ondine_core.preprocessing.media.image_headers import Part, gif_parts, jpeg_parts, png_parts, webp_parts
 
-__all__ = ["strip_metadata"]
-
 
 def strip_metadata(data: bytes, media_type: str) -> bytes:
     """An image that was read before, without its metadata; the pixels are byte for byte the same."""

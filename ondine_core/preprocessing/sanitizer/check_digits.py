@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from ipaddress import AddressValueError, IPv6Address
 from typing import TypeAlias
 
-__all__ = ["Check", "card_length", "iban_length", "ipv6_length", "phone_length", "secret_length"]
-
 Check: TypeAlias = Callable[[str], int]
 
 # -- payment cards -------------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from typing import TypeAlias
 from ondine_core.preprocessing.sanitizer.folding import fold
 from ondine_core.preprocessing.sanitizer.rules import Rule
 
-__all__ = ["Span", "compile_rule", "find"]
-
 _DIGITS = "0123456789"
 _NUMBER = re.compile("[0-9](?:[ ./()-]{0,3}[0-9])*+")
 _BLANK = "<"  # ends whatever a rule can match

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["fold"]
-
 _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
 """Soft hyphens, joiners, marks of direction and the like."""
 _FULL_WIDTH = range(0xFF01, 0xFF5F)

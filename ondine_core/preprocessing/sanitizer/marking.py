@@ -20,8 +20,6 @@ from ondine_core.preprocessing.sanitizer.rule_settings import Sanitizer
 from ondine_core.types.cell_text import in_order
 from ondine_core.types.values import Json
 
-__all__ = ["Sanitized", "has_placeholder", "redact", "restore", "sanitize"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:

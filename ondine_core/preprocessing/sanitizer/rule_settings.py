@@ -10,8 +10,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.sanitizer.rules import RULES, Rule
 from ondine_core.preprocessing.sanitizer.user_rules import user_rule
 
-__all__ = ["RULE_NAMES", "Sanitize", "Sanitizer", "find_sanitizer"]
-
 Mode: TypeAlias = Literal["redact", "placeholder", "hash"]
 
 RULE_NAMES: tuple[str, ...] = tuple(dict.fromkeys(rule.name for rule in RULES))

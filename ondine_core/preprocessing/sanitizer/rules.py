@@ -17,8 +17,6 @@ from ondine_core.preprocessing.sanitizer.check_digits import (
     secret_length,
 )
 
-__all__ = ["RULES", "Rule"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:

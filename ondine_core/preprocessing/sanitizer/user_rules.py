@@ -12,8 +12,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.safe_regex import find_stall
 from ondine_core.preprocessing.sanitizer.rules import RULES, Rule
 
-__all__ = ["user_rule"]
-
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
 _LONGEST = 20_000
 _STALLED_S = 0.05

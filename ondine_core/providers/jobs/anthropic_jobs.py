@@ -39,8 +39,6 @@ from ondine_core.providers.jobs.job_http import JobHttp, JobRequest
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["connect_anthropic_jobs"]
-
 _LIMITS: Final = JobLimits(100_000, 256 * 10**6 - 2**16)
 _STATUSES: Mapping[str, int] = {
     "invalid_request_error": 400,

@@ -33,8 +33,6 @@ from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.providers.settings import check_header, request_fields
 from ondine_core.types.values import Call, Json, ModelSpec, Reply
 
-__all__ = ["connect_gemini_jobs"]
-
 _LIMITS: Final = JobLimits(100_000, 2 * 10**9)
 _ENDED = frozenset({"SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"})
 _CANCELLED, _EXHAUSTED = 1, 8

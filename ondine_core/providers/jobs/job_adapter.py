@@ -29,18 +29,6 @@ from ondine_core.providers.masking import mask
 from ondine_core.providers.reply_body import check_parsable, decode
 from ondine_core.types.values import Reply
 
-__all__ = [
-    "CLOCK_SLACK_S",
-    "LATE_S",
-    "JobAdapter",
-    "epoch_s",
-    "fingerprint",
-    "id_of",
-    "problem_of",
-    "reading",
-    "size_of",
-]
-
 CLOCK_SLACK_S = 300.0
 """By so much a provider's clock and ours may differ."""
 LATE_S = 240.0

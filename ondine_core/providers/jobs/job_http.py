@@ -24,8 +24,6 @@ from ondine_core.providers.http_errors import Response, lost, turned_away
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode
 from ondine_core.types.values import Call
 
-__all__ = ["NO_CALL", "TOO_MUCH_QUEUED", "JobHttp", "JobRequest", "ResultLine", "split_lines"]
-
 NO_CALL = Call(())
 """For errors of requests that hold no text of rows."""
 TOO_MUCH_QUEUED = re.compile(

@@ -38,8 +38,6 @@ from ondine_core.providers.openai_servers import find_access
 from ondine_core.providers.reply_body import max_reply_bytes
 from ondine_core.types.values import Call, ModelSpec
 
-__all__ = ["connect_azure_jobs", "connect_openai_jobs"]
-
 MARKER: Final = "ondine_job"
 """The metadata field that names a job."""
 _PAGE = "100"

@@ -18,8 +18,6 @@ from ondine_core.providers.llama_cpp import continuation
 from ondine_core.providers.request_form import fold_system, with_schema_in_prompt
 from ondine_core.types.values import Call, Message
 
-__all__ = ["encode", "has_chat_template"]
-
 
 def has_chat_template(name: str) -> bool:
     """Whether a model is made for conversations; one that is not on this machine yet is taken to be.

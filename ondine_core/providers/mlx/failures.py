@@ -6,8 +6,6 @@ import re
 
 from ondine_core.errors import FatalError, ProviderError, RefusedError, TransientError
 
-__all__ = ["INSTALL", "broken_off", "not_loaded"]
-
 INSTALL = "pip install 'ondine-dagster[mlx]'"
 _NO_MEMORY = re.compile(
     r"out of memory|insufficient memory|unable to allocate|maximum allowed buffer|resource limit|bad_alloc",

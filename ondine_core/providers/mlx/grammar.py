@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Grammars", "LogitsProcessor"]
-
 LogitsProcessor: TypeAlias = Callable[[Any, Any], Any]
 """From the tokens of one text so far and the logits of its next token to other logits."""
 

@@ -13,8 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ondine_core.errors import ConfigError
 from ondine_core.types.values import ModelSpec
 
-__all__ = ["MAX_CONCURRENCY", "Options", "read_options"]
-
 MAX_CONCURRENCY = 64
 
 

@@ -11,8 +11,6 @@ from operator import itemgetter
 from os.path import commonprefix
 from typing import Any
 
-__all__ = ["READ_AT_ONCE", "PrefixCache"]
-
 READ_AT_ONCE = 512
 """Tokens of a prompt that are processed at a time; between two chunks cancelled calls are dropped and others go on."""
 _WORTH_KEEPING = 64

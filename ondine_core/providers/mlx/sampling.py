@@ -12,8 +12,6 @@ from typing import Any, TypeAlias
 
 from ondine_core.providers.mlx.parameters import Options
 
-__all__ = ["Picker", "make_picker"]
-
 Picker: TypeAlias = Callable[[Any], Any]
 """From log-probabilities, a row a text, to a token a text."""
 

@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 
 from ondine_core.providers.mlx.writer import Weights, Writer
 
-__all__ = ["close_writer", "on_mlx_thread", "open_writer"]
-
 T = TypeVar("T")
 
 _loop: asyncio.AbstractEventLoop

@@ -22,8 +22,6 @@ from ondine_core.providers.mlx.prefix_cache import READ_AT_ONCE, PrefixCache
 from ondine_core.providers.mlx.sampling import make_picker
 from ondine_core.types.values import Call, Reply, Usage
 
-__all__ = ["Weights", "Work", "Writer"]
-
 _PARAGRAPH = "\n\n"
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
 

@@ -18,7 +18,7 @@ from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
 from ondine_core.errors import FatalError, OndineError, TransientError
-from ondine_core.limits.rate_limiter import Rates
+from ondine_core.limits.rates import Rates
 from ondine_core.limits.retry import RetryPolicy
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.pricing import Price

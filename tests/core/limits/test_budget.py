@@ -20,7 +20,8 @@ from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError, TransientError
-from ondine_core.limits.budget import Budget, BudgetLimit, BudgetSet, Reservation
+from ondine_core.limits.budget import Budget, BudgetSet
+from ondine_core.limits.budget_limit import BudgetLimit, Reservation
 from ondine_core.limits.retry import RetryPolicy
 from ondine_core.prompts.task import compile_task
 from ondine_core.providers.pricing import FREE, Price

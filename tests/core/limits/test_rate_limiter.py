@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core.errors import TransientError
-from ondine_core.limits.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter, Rates
+from ondine_core.limits.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter
+from ondine_core.limits.rates import Rates
 from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import Numbers
 from tests.support.unreliable import MemoryStore

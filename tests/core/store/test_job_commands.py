@@ -15,7 +15,7 @@ import pytest
 
 from ondine_core import ModelSpec, Options, Policy, Report, enrich_sync
 from ondine_core.errors import JobsUnderWayError
-from ondine_core.limits.budget import BudgetLimit
+from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.providers.pricing import Price
 from ondine_core.store import job_tables
 from ondine_core.store.__main__ import main

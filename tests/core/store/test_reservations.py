@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import BudgetExhaustedError
-from ondine_core.limits.budget import Budget, BudgetLimit
+from ondine_core.limits.budget import Budget
+from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import main
 from ondine_core.store.budget_state import BudgetState, charge, read_state, settle, settle_holdings, usd_of, write_state
@@ -27,7 +28,8 @@ CAP = BudgetLimit(Decimal(1), "team", "ever")
 HOLDER = """
 import asyncio, sys, time
 from decimal import Decimal
-from ondine_core.limits.budget import Budget, BudgetLimit
+from ondine_core.limits.budget import Budget
+from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.store import open_store
 
 async def hold():
