@@ -125,7 +125,7 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
 
 
 def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
-    """Who is asked, and the model itself if it is open already."""
+    """The spec of the model that is asked, and the model itself if it is open already."""
     if isinstance(model, str):
         return ModelSpec(model), None
     return (model, None) if isinstance(model, ModelSpec) else (spec_of(model), model)
@@ -157,7 +157,7 @@ async def answer(
         table: As for `enrich`.
         task: What is asked.
         options: Store, concurrency, rates and so on.
-        model: Who is asked, if not to be connected by `question.model`; it is left open.
+        model: An open model to ask instead of connecting to `question.model`; it is left open.
         overwrite: Whether the table may have the output columns already.
 
     Raises:

@@ -182,7 +182,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     )
     observers: list[Any] = Field(
         default_factory=list,
-        description="Who is told what happens: 'logging', 'opentelemetry', 'langfuse', 'prometheus' or your own, by "
+        description="Receivers of events: 'logging', 'opentelemetry', 'langfuse', 'prometheus' or your own, by "
         "name, or as a mapping of 'name' and options, such as {'name': 'prometheus', 'push_gateway': 'http://...'}.",
     )
 

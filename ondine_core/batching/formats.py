@@ -30,7 +30,7 @@ class RowFormat:
 
     Args:
         name: What it is called.
-        ask: How the model is told to reply; `{example}` is the shape of an answer.
+        ask: The instruction how to reply; `{example}` is the shape of an answer.
         write: Records to text.
         read: Text to records, as far as it can be read; `None` if it cannot be read at all.
         structured: Whether a provider can be held to it by JSON schema.

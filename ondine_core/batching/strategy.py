@@ -44,8 +44,8 @@ class BatchStrategy:
     Args:
         name: How it is called in settings and reports.
         encode: Batch and task to the call that asks for all of its items.
-        decode: Batch, reply text and task to the text of each answer, by its place `1..n` in the batch. One that
-            is absent was not answered, or not in a way that can be told; `None` means that no answer can be read.
+        decode: Batch, reply text and task to the text of each answer, by its place `1..n` in the batch. An
+            absent place has no answer that can be identified; `None` means that no answer can be read.
         carried: Item and task to the text that the item adds to a call, for counting its tokens.
     """
 

@@ -242,10 +242,10 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
 
 
 async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) -> JobStatus:
-    """What the provider says of `job_id`, which is the job of `record` as far as can be told.
+    """Return the provider's status of `job_id`, after checking that it is the job of `record` as far as that is known.
 
     Raises:
-        ConfigError: It is another one.
+        ConfigError: It is another job.
     """
     status = await api.get_status(job_id)
     if status.total and status.total != requests:

@@ -89,7 +89,7 @@ class CacheableCalls:
     """Tells which calls begin with a part that is long enough to be cached.
 
     Args:
-        model: Who is asked.
+        model: The model that is asked.
         count: Text to tokens.
     """
 

@@ -81,7 +81,7 @@ class CostTracker:
         self._calls += 1
 
     def lost(self, bound_usd: Decimal | None) -> None:
-        """Count a request whose outcome was not seen, and that may have cost so much."""
+        """Count a request whose outcome was not seen, and that may have cost `bound_usd`."""
         self._unknown += 1
         self._unknown_usd = add_usd(self._unknown_usd, bound_usd)
 
@@ -100,7 +100,7 @@ class CostTracker:
             stage: Why it was made.
             usage: Its tokens.
             stated_usd: What the provider says it costs.
-            bound_usd: What `bound` said of it.
+            bound_usd: The most it can cost, from `bound`.
             tier: The price tier at which it was answered, `None` for one that is not known.
         """
         self._answered += 1

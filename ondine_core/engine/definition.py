@@ -1,8 +1,8 @@
-"""What was asked, without the rows, as a store keeps it: enough to tell the key of a row, or of a text, from it.
+"""What was asked, without the rows, as a store keeps it: enough to compute the key of a row or of a text.
 
 A definition must not hold a secret. Parameters and addresses may, so they are left out unless they cannot; then keys
 cannot be computed, and has to be named to be looked up. A salt and patterns of the user's are left out, and the code
-of functions that clean rows is not known; then a key can be told from the rendered text only.
+of functions that clean rows is not known; then a key can be computed from the rendered text only.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _is_plain(value: Json, name: str) -> bool:
 
 
 def _write_preparation(preparation: Preprocessing | None) -> Mapping[str, Json] | None:
-    """What is done to rows, as a user would write it; `None` if that cannot be said without code or secrets."""
+    """The preprocessing of rows, as a user would write it; `None` if that needs code or secrets."""
     if preparation is None:
         return {}
     steps, sanitizer = _write_steps(preparation.steps), preparation.sanitizer

@@ -1,4 +1,4 @@
-"""What a reply means for the prompts that were asked, whether it came at once or with the results of a batch job."""
+"""What a reply means for the prompts that were asked, whether it came from a live call or from a batch job."""
 
 from __future__ import annotations
 

@@ -34,29 +34,28 @@ class Options:
             process, and at most about the last second to a power cut or a crash of the system; `"power"` loses
             nothing to those either, and syncs the disk at every commit.
         policy: Batching, concurrency and retries.
-        rates: What the provider allows, shared with everybody who uses the same store.
+        rates: What the provider allows, shared by all processes that use the same store.
         price: USD per token; by default the model's list price.
         max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
         caps: Further caps, which others may draw from, too.
-        on_threshold: Told once when most of a cap is spent.
-        fallbacks: Who takes over the rows that are left when the model fails for good or is out of reach for long.
-        on_warning: Told when a fallback takes over, when the rest of a run goes at the standard price tier, and what a
-            person should know of batch jobs.
-        on_job: Told in a sentence when a batch job was handed in, and how far it is.
+        on_threshold: Called once when most of a cap is spent.
+        fallbacks: Models that take over the remaining rows when the model fails for good or is unreachable for long.
+        on_warning: Called when a fallback takes over, when the rest of a run goes at the standard price tier, and with
+            what a person should know about batch jobs.
+        on_job: Called with a sentence when a batch job was submitted, and with its progress.
         origin: Run, asset and partition, for the ledger; by default a run of its own.
         lease: Name under which one process at a time works on this store; others wait, and find its answers then.
         lease_ttl_s: Seconds after which the work of a process that was killed is taken over by another run.
-        on_progress: Told after every batch, on the event loop; it must return quickly.
+        on_progress: Called after every batch, on the event loop; it must return quickly.
         progress_bar: Whether `enrich` and `enrich_sync` show a progress bar on stderr or in the notebook; by default
             where stderr is a terminal, and in Jupyter. A step of Dagster never has one.
-        on_wait: Told while another process has the lease, with the seconds after which it would be free if that were
-            dead.
-        observers: Who is told what happens in the run, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
+        on_wait: Called while another process has the lease, with the seconds until it is free if that process is dead.
+        observers: Receivers of the run's events, each by its name (`"logging"`, `"opentelemetry"`, `"langfuse"`,
             `"prometheus"`, or your own), a mapping of `name` and options, or as a function of an event.
         traceparent: The trace that spans are to be a part of, in W3C's notation; by default that of the active span.
         on_observer_error: Called, from any thread, when an observer fails, at the end with what it missed, and when a
             row of the store is damaged.
-        clock: Time and chance.
+        clock: Time and random numbers.
     """
 
     store: str | Path | AnswerStore = field(default=":memory:", repr=False)  # a URL may carry a password

@@ -172,7 +172,7 @@ class OtherRuns:
         return held
 
     async def _forget_ended(self, runs: Mapping[bytes, Sequence[float]]) -> set[bytes]:
-        """Take back the announcements of runs whose process is known to have ended."""
+        """Remove the claims of runs whose process is known to have ended."""
         ended = {run for run, process in runs.items() if process and has_ended(Process(*process))}
         if ended:
             await self.store.leave(*sorted(ended))

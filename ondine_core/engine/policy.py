@@ -1,4 +1,4 @@
-"""How hard a run tries, and how much it asks at once; none of it changes what an answer means."""
+"""Retries, batching and concurrency of a run; none of it changes what an answer means."""
 
 from __future__ import annotations
 

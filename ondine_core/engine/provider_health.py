@@ -77,7 +77,7 @@ class ProviderHealth:
         if self._unreachable_in_a_row >= most:
             self._run.stop.stop(error)
 
-    # -- whose fault it is -----------------------------------------------------------------------------------------
+    # -- what is at fault ------------------------------------------------------------------------------------------
 
     def is_about_the_row(self, error: FatalError) -> bool:
         """Whether `error` refuses this row and not all: others were answered, or it is too early to tell."""

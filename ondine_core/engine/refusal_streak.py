@@ -16,8 +16,8 @@ class RefusalStreak:
     """Refusals since the last answer.
 
     Attributes:
-        words: What the last of them said, without its figures.
-        alike: How many of the last ones said the same.
+        words: The text of the last refusal, without its figures.
+        alike: How many of the last ones had the same text.
         count: How many there are in all.
     """
 

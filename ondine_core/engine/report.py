@@ -42,7 +42,7 @@ class Report:
         stopped_by: Why the model was not asked about all rows, if it was not.
         preprocess_stats: How many rows were truncated and sanitized; `None` if nothing was to be done to rows.
         json_schemas: The JSON schema of each output column.
-        overwrite: Whether `to_frame` replaces columns that the table has already, unless it is told.
+        overwrite: Whether `to_frame` replaces columns that the table has already, unless its own argument decides.
     """
 
     outcomes: Outcomes
@@ -95,7 +95,7 @@ class Report:
         Args:
             table: The pandas, polars or pyarrow frame that was asked about.
             error_column: Name of the column that says why a row failed, or `None` for none.
-            overwrite: Replace columns of these names that `table` has already; by default what `enrich` was told.
+            overwrite: Replace columns of these names that `table` has already; by default as `enrich` was called.
 
         Raises:
             ConfigError: It is no frame, has other rows, or has such a column.

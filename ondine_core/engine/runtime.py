@@ -41,7 +41,7 @@ class Runtime:
     """What a run works with.
 
     Args:
-        model: Who is asked.
+        model: The model that is asked.
         store: Keeps answers; what it knows already is not asked.
         price: USD per token at the tier that is asked for, `None` when unknown.
         max_output_tokens: The most tokens that one reply can have, `None` when unknown.
@@ -50,8 +50,8 @@ class Runtime:
         count: Text to tokens, as the model counts.
         lease: Must be held while calls leave.
         tier_prices: USD per token by tier; `None` if `price` holds at each.
-        on_warning: Told in a sentence what a person should know of the run.
-        on_job: Told in a sentence when a batch job was handed in, and how far it is.
+        on_warning: Called with a sentence that a person should know about the run.
+        on_job: Called with a sentence when a batch job was submitted, and with its progress.
         connect_jobs: Connects the provider's batch API; raises `ConfigError` if it has none.
         media_tokens: The most tokens that an image or document takes.
         emitter: Emits the events of batches and calls.

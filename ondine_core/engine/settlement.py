@@ -1,4 +1,4 @@
-"""What a call that came back cost, and its entry in the ledger: at once, or with the results of a batch job."""
+"""The cost of a finished call and its entry in the ledger, for live calls and for the results of batch jobs."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def render(
         prompt: What is asked.
         columns: The columns it reads.
         indices: The rows.
-        note: Told what was done to each row, if anything is done to rows.
+        note: Called with what was done to each row, if rows are preprocessed.
         on_missing: What is done with a row without a value in a column that the prompt needs.
     """
     for index in indices:

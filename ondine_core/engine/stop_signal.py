@@ -1,4 +1,4 @@
-"""Ends a run early: waits end at once, and calls in flight, which are paid for, go on."""
+"""Ends a run early: waits end immediately, and calls in flight, which are paid for, go on."""
 
 from __future__ import annotations
 

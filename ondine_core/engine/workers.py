@@ -166,7 +166,7 @@ class Asker:
     # -- one batch -------------------------------------------------------------------------------------------------
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
-        """Ask one batch and keep what comes of it; returns the batches still owed."""
+        """Ask one batch and keep its outcomes; returns the batches still owed."""
         run = self._run
         observer = run.runtime.emitter.begin(batch)
         error: TransientError | None = None
@@ -224,7 +224,7 @@ class Asker:
             observer.retried()
 
     async def _call(self, pending: PendingCall, encoded: EncodedBatch, part: _Part) -> BatchResult:
-        """Make a call and keep what comes of it."""
+        """Make a call and keep its outcomes."""
         async with self._caller.start(pending):
             if pending.taken:
                 return BatchResult(taken=pending.taken)
@@ -255,7 +255,7 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Prompts to be asked, and what is done with what comes of it."""
+    """Prompts to be asked, and what is done with their outcomes."""
 
     batches: Iterator[Batch]
     run_state: RunState
@@ -267,18 +267,18 @@ class _Part:
     together: bool
     """Whether calls carry several rows."""
     ready: deque[Batch]
-    """Batches to ask before the others, as of prompts that another run has let go of."""
+    """Batches to ask before the others, such as prompts that another run has released."""
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a batch is made in a thread."""
 
 
 def max_in_flight(runtime: Runtime, policy: Policy) -> int:
-    """Calls at once that neither the user nor the model wants exceeded."""
+    """The most concurrent calls that both the user and the model allow."""
     return min(policy.max_concurrency, runtime.model.max_concurrency or policy.max_concurrency)
 
 
 def max_workers(runtime: Runtime, policy: Policy) -> int:
-    """Batches that are taken at once."""
+    """The most batches that are worked on concurrently."""
     return _WORKERS_A_CALL * max_in_flight(runtime, policy)
 
 

@@ -45,7 +45,7 @@ class Budget:
         store: Keeps the numbers.
         now: Wall clock in seconds, which says what day it is.
         sleep: Waits for seconds.
-        on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
+        on_threshold: Called with a sentence, once among all processes, when a share of the cap is spent.
         wait_timeout_s: How long nothing may come back from calls of other processes before they are given up for lost.
     """
 
@@ -214,7 +214,7 @@ class BudgetSet:
 
 async def _hold_all(budgets: Sequence[Budget], amount: Decimal) -> tuple[Reservation, ...]:
     units = units_of(amount)
-    # Whoever comes while others wait waits behind them.
+    # First in, first out: a call waits behind those that wait already.
     waited = next((budget for budget in budgets if budget.turn.locked()), None)
     taken = waited or await _take(budgets, units)
     while isinstance(taken, Budget):

@@ -28,7 +28,7 @@ class BudgetLimit:
         max_cost_usd: USD, more than 0.
         name: All users of the name, on the same store, draw from one budget; empty for a budget per run.
         period: What the amount is for: one run, one day or month (UTC), or all time.
-        warn_at: Shares of it, 0 to 1, of which it is told once that so much is spent.
+        warn_at: Shares of it, 0 to 1; a warning is given once when each is spent.
     """
 
     max_cost_usd: Decimal

@@ -92,7 +92,7 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
             # A cancellation that came too late for the body comes out here.
             await asyncio.wait([renewing])
     except BaseException as error:
-        # Whoever else cancelled the task is obeyed first.
+        # A cancellation of the task from elsewhere takes precedence over the lost lease.
         if lost and not holder.uncancel() and isinstance(error, asyncio.CancelledError):
             raise lost from None
         raise

@@ -100,7 +100,7 @@ class Queue:
 
     Args:
         free_at: As for `book`.
-        held_until: Nobody who has not booked leaves before.
+        held_until: No new booking starts before this moment.
         made: How many bookings there ever were, which numbers them.
         last: The number of the last booking that was not given back.
     """
@@ -131,7 +131,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What replies told of the rates since the last booking.
+    """What replies reported about the rates since the last booking.
 
     Args:
         since: When the first of them came.

@@ -48,7 +48,7 @@ def _trials(source: str, max_length: int) -> Iterator[str]:
 
 
 def _literal_opening(source: str) -> str:
-    """The plain text that a match begins with, as far as it is easily told: without it a run would not be entered."""
+    """The plain text that every match begins with, as far as it is easy to find; it makes searching faster."""
     body = re.sub(r"\A(?:\(\?[a-zA-Z]+\)|\(\?P<\w+>|\(\?:|\(|\^|\\A)*", "", source)
     found = re.match(r"(?:[^\\.^$*+?{}\[\]()|]|\\[^\w\s])*(?![*+?{])", body)
     return found.group().replace("\\", "") if found else ""

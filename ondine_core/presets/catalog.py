@@ -57,7 +57,7 @@ PRESETS: Mapping[str, ModelSpec] = MappingProxyType({name: ModelSpec(model) for 
 WITHDRAWN: Mapping[str, str] = MappingProxyType(
     {"claude-sonnet-4": "claude-sonnet-4-6", "groq-llama-3.3-70b": "groq-gpt-oss-120b"}
 )
-"""Presets whose model its provider no longer offers to everybody, and what the provider names in its place."""
+"""Presets whose model is no longer offered to all customers, and what the provider names in its place."""
 
 
 def preset(name: str, presets: Mapping[str, ModelSpec] = PRESETS, /, **changes: Any) -> ModelSpec:

@@ -61,7 +61,7 @@ def _write_beside_media(value: Any) -> Any:
 
 
 def _without_kind(piece: Any) -> Any:
-    """The name in `{{ name | image }}`, which can be said once for all rows as a plain name can."""
+    """The name in `{{ name | image }}`; like a plain name, it can be sent once for all rows."""
     is_kind = isinstance(piece, nodes.Filter) and piece.name in MEDIA_KINDS and not (piece.args or piece.kwargs)
     return piece.node if is_kind and isinstance(piece.node, nodes.Name) else piece
 

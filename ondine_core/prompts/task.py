@@ -33,7 +33,7 @@ class Task:
     Args:
         prompt: What is asked.
         schema: What the answer looks like.
-        model: Who is asked, and how.
+        model: The model that is asked, and its parameters.
     """
 
     prompt: CompiledPrompt
@@ -54,7 +54,7 @@ def compile_task(
     Args:
         prompt: What is asked.
         output: The columns wanted.
-        model: Who is asked, and how.
+        model: The model that is asked, and its parameters.
         clean: Steps that clean the texts of a row before it is rendered.
         sanitize: What is taken out of a row then.
 

@@ -77,7 +77,7 @@ class CompiledPrompt:
         render: Row to text.
         system: System message.
         examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
-        hoisted: The template with `{column}` for each placeholder, to be said once for many rows; `None` for a template
+        hoisted: The template with `{column}` for each placeholder, to be sent once for many rows; `None` for a template
             whose logic depends on the row.
         preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
         needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in

@@ -1,4 +1,4 @@
-"""Whose fault a refusal is, as a table: the first rule that fits what a response says decides.
+"""Rules that classify an error response by what is at fault; the first rule that fits decides.
 
 A rule looks for words in the codes and sentences of the response, in small letters, and may ask for certain statuses.
 What no rule knows is decided by the status alone. The comment on a rule names who sends such a response; the tests hold

@@ -42,14 +42,14 @@ _FAULTS: Mapping[int, Fault] = {
     **dict.fromkeys((408, 503, 504, 524, 529), "overloaded"),
     **dict.fromkeys((446, 451), "row"),
 }
-"""Whose fault a status alone says it is, where it is neither in `ADVICE` nor told by its hundred."""
+"""The fault that a status alone indicates, where it is not in `ADVICE` and its class (4xx, 5xx) does not decide."""
 _LIMITED = 429
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Whom calls go to, as far as their failures tell.
+    """What the failures of calls have to know of the server.
 
     Args:
         host: Name and port.

@@ -124,7 +124,7 @@ class JobApi(Protocol):
             requests: How many requests it has.
 
         Raises:
-            TransientError: It cannot be told yet, for instance while a job runs that may be it.
+            TransientError: It is not decided yet, for instance while a job runs that may be the one.
         """
 
     async def get_status(self, job_id: str) -> JobStatus:

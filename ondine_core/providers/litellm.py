@@ -61,7 +61,7 @@ _OWN_SETTINGS: Mapping[str, str] = {
     "snowflake": "account_id",
 }
 _SETTINGS = ("api_version", "drop_params", "extra_headers", "organization", "structured_output")
-"""What can be said of every provider; `connect_litellm` explains them."""
+"""Settings that every provider has; `connect_litellm` explains them."""
 _STRUCTURES = ("json_schema", "words")
 
 _DECIDED = (

@@ -37,7 +37,7 @@ _FIT_PX, _SHORT_PX, _TILE_PX, _PATCH_PX = 2_048, 768, 512, 32
 
 
 def _tiles(base: int, tile: int, width: int, height: int, is_low: bool) -> int:
-    """By tiles of an image that is fitted into a square; whether a small one is enlarged is not said."""
+    """By tiles of an image that is fitted into a square; whether a small one is enlarged is not documented."""
     if is_low:
         return base
     within = min(1.0, _FIT_PX / max(width, height))
@@ -70,7 +70,7 @@ def _gemini_3(width: int, height: int, is_low: bool) -> int:
 
 
 def _gemini(width: int, height: int, is_low: bool) -> int:
-    del is_low  # that is said in another way there
+    del is_low  # those models take it as another parameter
     unit = max(1, int(min(width, height) / 1.5))
     by_unit = ceil(width / unit) * ceil(height / unit)
     by_size = ceil(width / _SHORT_PX) * ceil(height / _SHORT_PX)

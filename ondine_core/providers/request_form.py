@@ -96,7 +96,7 @@ _SCHEMA_REFUSED = re.compile(
 )
 
 
-# -- what is said in words instead ---------------------------------------------------------------------------------
+# -- what the prompt says instead ---------------------------------------------------------------------------------
 
 # A reply is checked against the schema either way, so what is lost is only that fewer replies are right at once. The
 # schema is part of the fixed beginning of a call, where a provider's cache finds it.
@@ -106,12 +106,12 @@ def with_schema_in_prompt(call: Call) -> Call:
     """The same call with its schema in the system message."""
     if call.json_schema is None:
         return call
-    told = f"Reply only with JSON that follows this JSON schema:\n{call.json_schema.decode()}"
+    instruction = f"Reply only with JSON that follows this JSON schema:\n{call.json_schema.decode()}"
     messages = call.messages
     if messages and messages[0].role == "system":
-        messages = (replace(messages[0], content=f"{messages[0].content}\n\n{told}"), *messages[1:])
+        messages = (replace(messages[0], content=f"{messages[0].content}\n\n{instruction}"), *messages[1:])
     else:
-        messages = (Message("system", told), *messages)
+        messages = (Message("system", instruction), *messages)
     return replace(call, messages=messages, json_schema=None)
 
 

@@ -140,7 +140,7 @@ def _choices(values: list[Any], subset: SchemaSubset) -> dict[str, Any]:
 
 
 def _is_plain(name: str, values: list[Any], subset: SchemaSubset) -> bool:
-    """Whether a choice of these values of one type is said by the type alone."""
+    """Whether the type alone describes a choice of these values."""
     if name == "null" or set(values) == {True, False}:
         return True
     return not subset.any_choices and (name != "string" or "" in values)

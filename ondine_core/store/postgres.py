@@ -127,7 +127,7 @@ class PostgresDatabase:
         """Never: a server is always waited for."""
 
     def _transact(self, work: Callable[[], T], locks: list[int], results: list[T]) -> T:
-        """One attempt; `results` are those of earlier attempts whose end was not seen."""
+        """One attempt; `results` are those of earlier attempts whose commit was not confirmed."""
         connection = self._connection
         timeout_ms = str(max(1, round(self._wait_timeout_s * 1000)))
         try:

@@ -35,7 +35,7 @@ from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Failure, Key, Usage
 
 Column: TypeAlias = Literal["asset", "model", "day", "stage", "run"]
-"""What spending can be told apart by."""
+"""The columns by which spending can be grouped."""
 
 EXPORTED_COLUMNS = ANSWER_COLUMNS[:-1]
 """All but where it comes from."""
@@ -182,7 +182,7 @@ def read_spending(
 
     Args:
         database: The store.
-        by: What is told apart.
+        by: The columns to group by.
         since: Only calls from this day on, in seconds since the epoch; the ledger knows days (UTC).
         asset: Only calls for this asset.
     """

@@ -63,7 +63,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             origin BLOB PRIMARY KEY, run TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT NOT NULL,
             question BLOB NOT NULL, began_at REAL NOT NULL
         )""",
-        # What was asked, without the rows, so that the key of a row can be told from its text.
+        # What was asked, without the rows, so that the key of a row can be computed from its text.
         "CREATE TABLE ondine.definitions (question BLOB PRIMARY KEY, definition BLOB NOT NULL)",
         # What the model replied to prompts that failed, where a run keeps that.
         """CREATE TABLE ondine.replies (

@@ -29,8 +29,7 @@ _PAGES_A_CHECKPOINT = 4000
 _PAGES_GIVEN_BACK = 256
 """In one transaction, so that other processes wait for a moment only."""
 _WRITES_A_CHECKPOINT = 200
-"""So many small writes fill about as many pages, and none of them makes a checkpoint; the next one leaves that to
-`write`."""
+"""Number of small writes after which the next one leaves the checkpoint to `write`; each fills about one page."""
 
 
 class SqliteDatabase:

@@ -35,10 +35,10 @@ Failed: TypeAlias = Iterable[tuple[Failure, int]]
 
 @dataclass(frozen=True, slots=True)
 class EventEmitter:
-    """Emits what happens with one model in a run, by default to nobody.
+    """Emits what happens with one model in a run; by default the events are discarded.
 
     `emit` neither waits nor fails; `numbers` are for batches, and shared by the models of a run; with `content` calls
-    carry what was said.
+    carry their messages and replies.
     """
 
     run: Run = Run(NO_ORIGIN, "", 0)

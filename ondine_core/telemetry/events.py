@@ -22,7 +22,7 @@ class Run:
 
     Args:
         origin: Run id, asset and partition, as in the ledger.
-        model: Who is asked first, as the user names it.
+        model: The model that is asked first, as the user names it.
         rows: How many rows there are.
         traceparent: The trace it is a part of, in W3C's notation, if the caller named one.
     """
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """Who is asked, and where, if it is another process and known; one object a model and run."""
+    """The model that is asked, and its address if it is another process and known; one object a model and run."""
 
     provider: str
     model: str
@@ -58,7 +58,7 @@ class AskedBatch(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What was said in a call: the messages sent, and the text that came back, if any did."""
+    """The text of a call: the messages sent, and the reply, if one came."""
 
     messages: tuple[Message, ...]
     text: str | None
@@ -75,7 +75,7 @@ class RunStarted(NamedTuple):
 
 
 class Progressed(NamedTuple):
-    """How far a run is; told at most twice a second."""
+    """How far a run is; emitted at most twice a second."""
 
     at: float
     run: Run
@@ -132,7 +132,7 @@ class CallEnded(NamedTuple):
         error_type: `"limited"`, `"overloaded"` or `"broken"` (it may be made again), `"refused"` (never as it is),
             `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
         error: The same in words, without a secret and without the text of a row, where it is an error of ours.
-        content: What was said, if an observer asked for it.
+        content: The messages and the reply, if an observer asked for them.
     """
 
     at: float
@@ -225,10 +225,10 @@ class Observer(Protocol):
 
     Four attributes are heeded if it has them:
 
-    - `wants`: the event types that it is told of; by default all.
-    - `content`: whether calls carry what was said.
-    - `calls_per_second`: how many ordinary calls a second, and a hundred more at the start, it is told of one by one;
-      of others it is told together, as `CallsEnded`. By default it is told of all one by one.
+    - `wants`: the event types that it receives; by default all.
+    - `content`: whether calls carry their messages and replies.
+    - `calls_per_second`: how many ordinary calls a second, and a hundred more at the start, it receives one by one;
+      the others arrive together, as `CallsEnded`. By default all arrive one by one.
     - `close(timeout_s)`: called once, after the last event, if it was opened by name.
     """
 

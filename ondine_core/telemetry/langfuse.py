@@ -74,7 +74,7 @@ def _session(credentials: bytes) -> requests.Session:
 
 
 def _describe(kind: Kind, attributes: Attributes) -> Mapping[str, Any]:
-    """What Langfuse wants to be told: a trace's name, session and tags at each of its spans, and costs as an object."""
+    """The attributes that Langfuse expects: name, session and tags of the trace at each span, costs as an object."""
     asset, partition = attributes.get("ondine.asset"), attributes.get("ondine.partition")
     described = {
         "langfuse.trace.name": asset or "enrich",

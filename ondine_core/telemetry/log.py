@@ -1,7 +1,7 @@
 """Log lines through structlog: a run's beginning, pace and end, and each new kind of trouble; calls only when asked.
 
-A line carries the ids of the run, asset, partition, batch and call that it is about, and nothing that was said. A
-million rows make a dozen lines: how far a run is, is told every ten seconds, and a reason for failed rows once.
+A line carries the ids of the run, asset, partition, batch and call that it is about, and no text of prompts or replies.
+A million rows make a dozen lines: progress is logged every ten seconds, and each reason for failed rows once.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Labels: TypeAlias = tuple[str | int | None, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instrument:
-    """What is counted or, with upper bounds of buckets, measured; its series are told apart by `keys`.
+    """What is counted or, with upper bounds of buckets, measured; `keys` label its series.
 
     Names are written as OpenTelemetry writes them, and units as UCUM does.
     """
@@ -156,7 +156,7 @@ class Metrics:
             self._totals[COST, (*model, calls.stage, asset)] += sum(costs)
 
     def _add_rows(self, event: Progressed | RunEnded) -> None:
-        told, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
+        counted, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
         progress = event.progress
         if progress is not None:
             now = {"answered": progress.rows_done - progress.rows_failed - progress.rows_skipped}
@@ -166,8 +166,8 @@ class Metrics:
                 now["failed"] = progress.rows_failed
                 self._totals[REUSED, (asset,)] += progress.rows_reused
             for outcome, rows in now.items():
-                self._totals[ROWS, (outcome, asset)] += rows - told[outcome]
-                told[outcome] = rows
+                self._totals[ROWS, (outcome, asset)] += rows - counted[outcome]
+                counted[outcome] = rows
         if isinstance(event, RunEnded):
             del self._rows[event.run]
 

@@ -63,8 +63,8 @@ async def observed(
 ) -> AsyncIterator[Observation]:
     """The observation of a run; when it ends, the observers have seconds to finish.
 
-    `on_progress` is called with or without observers; `on_observer_error` is told what observers missed and that they
-    failed, from any thread.
+    `on_progress` is called with or without observers; `on_observer_error` is called, from any thread, when an observer
+    fails or has missed events.
 
     Raises:
         ConfigError: An observer cannot be opened.

@@ -71,7 +71,7 @@ def check_observers(specs: Sequence[ObserverSpec]) -> None:
 
 
 def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
-    """The observers that `specs` name, ready to be told.
+    """Open the observers that `specs` name.
 
     Raises:
         ConfigError: One is not known or cannot be opened.

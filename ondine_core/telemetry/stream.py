@@ -1,7 +1,7 @@
 """Events on their way to the observers, each of which has a buffer and a thread of its own.
 
 The run only appends to buffers. So an observer that fails, or is slow, or waits for a dead collector, costs neither the
-run nor another observer anything: what does not fit into its buffer is dropped, counted, and told at the end.
+run nor another observer anything: what does not fit into its buffer is dropped, counted, and reported at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ondine_core.telemetry.events import CallEnded, CallsEnded, Event, Observer,
 _log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.2
-"""Observers look for events so often; to wake a thread for every event would cost the run more than the events do."""
+"""Interval at which observers look for events; waking a thread for every event would cost more than the events."""
 _AT_ONCE = 64
 """Events that are observed between two looks at the clock, which cost more than an event may."""
 _NEVER_DROPPED = frozenset({RunStarted, RunEnded, CallsEnded})
@@ -33,8 +33,8 @@ _NEVER_DROPPED = frozenset({RunStarted, RunEnded, CallsEnded})
 class Opened:
     """An observer that is ready, what it is called in messages, whether it is closed after the run, and what it wants.
 
-    `wants` are the event types that it is told of, and `calls_per_second` how many ordinary calls one by one; `None`
-    stands for all.
+    `wants` are the event types that it receives, and `calls_per_second` how many ordinary calls it receives one by one;
+    `None` stands for all.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Opened:
 class Stream:
     """Hands every event to every observer that wants it; at most `capacity` events wait for one observer.
 
-    `on_observer_error` is told once when an observer fails, and at the end of what it missed; from any thread.
+    `on_observer_error` is called, from any thread, once when an observer fails, and at the end with what it missed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Stream:
         capacity: int = 20_000,
     ) -> None:
         self.content = any(opened.content for opened in observers)
-        """Whether one of them wants to know what was said."""
+        """Whether one of them wants the text of calls."""
         self._lanes = [_Lane(opened, on_observer_error, capacity) for opened in observers]
         rates = {lane.calls_per_second for lane in self._lanes}
         # Calls that are too many for one observer are too many for those that want fewer, too: they are gathered once.

@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def in_order(values: Collection[Any]) -> list[Any]:
-    """The elements of a set, whose own order is another in every process: the prompt would be another, and be paid."""
+    """The elements of a set in a fixed order: its own differs in every process, and another prompt is paid again."""
     return sorted(values, key=lambda value: (write_cell(value), type(value).__name__))
 
 

@@ -24,7 +24,7 @@ class JobRecord:
         job: Its identity, 8 bytes; the identities of its calls begin with them.
         task: What is asked, see `CallStarted.task`.
         origin: For whom it was begun.
-        model: Who is asked.
+        model: The model that is asked.
         account: Tells the provider's accounts apart without telling the key.
         owner: The process that began it, see `Process`.
         created_at: When it was begun, in seconds since the epoch.
@@ -58,7 +58,7 @@ class JobRecord:
 
     @property
     def marker(self) -> str:
-        """What the provider is told to call it, 16 hexadecimal digits."""
+        """The name that is sent to the provider with the job, 16 hexadecimal digits."""
         return self.job.hex()
 
 

@@ -56,7 +56,7 @@ class CallStarted:
     Args:
         call: Its identity, 16 bytes that no other call has.
         origin: For whom it is made.
-        model: Who is asked.
+        model: The model that is asked.
         stage: Why it is made.
         keys: The prompts it carries.
         sent_at: Seconds since the epoch.
@@ -98,7 +98,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class CallFinished:
-    """What became of a call whose outcome was seen; of one that was not, nothing is known beyond that it left.
+    """The outcome of a call whose end was seen; a call without this entry is known only to have been sent.
 
     Args:
         sent: The call.

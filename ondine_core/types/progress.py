@@ -125,7 +125,7 @@ class Progress:
 
     @property
     def forecast_usd(self) -> Decimal | None:
-        """What the whole run will have cost if the rest costs as much a row; `None` before that can be said."""
+        """Projected cost of the whole run if the rest costs as much a row; `None` before it is known."""
         if self.spend.usd is None or not self.rows_asked:
             return None
         return self.spend.usd * (self.rows_asked + self.rows_total - self.rows_done) / self.rows_asked

@@ -154,7 +154,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model said.
+    """A model's reply.
 
     `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is no answer.
     `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
@@ -270,7 +270,7 @@ class Batch:
         items: The prompts, in the order in which they are sent.
         repairs_left: How often what is owed may be asked again, with the reason, before the batch must shrink.
         attempt: 1 for the first ask.
-        complaint: What was wrong with the previous reply, told to the model when it is asked again.
+        complaint: What was wrong with the previous reply; sent to the model when it is asked again.
         ids: What the items are called in this one call; `1..n` if nothing is given.
     """
 

@@ -24,7 +24,7 @@ def wrap(
         function: Returns the rows to enrich.
         enrichment: What is added to them.
         resource_key: The resource that is asked.
-        asset_arguments: What `@dg.asset` is told. Inputs that are no parameters are for `**` of `function`; with
+        asset_arguments: The arguments of `@dg.asset`. Inputs that are no parameters are for `**` of `function`; with
             `required_resource_keys` the resource comes from the context, otherwise as a parameter.
 
     Raises:

@@ -52,7 +52,7 @@ class MediaFields(Fields):
         None,
         description="Folder of the files that cells may name, relative to this one; by default the working folder.",
     )
-    max_side_px: int | None = Field(None, description="Larger images are made smaller, to so many pixels at most.")
+    max_side_px: int | None = Field(None, description="Larger images are scaled down to this many pixels a side.")
     detail: Detail | None = Field(None, description="How closely an OpenAI model looks at images.")
     pages: str | None = Field(None, description="Which pages of documents are sent, in quotes: '2', '1-3', '4-'.")
     as_text: bool = Field(default=False, description="Whether the text of documents is sent instead of their pages.")

@@ -15,7 +15,7 @@ from ondine_core.providers.openai_servers import SERVERS
 
 
 class ScaffoldFields(BaseModel):
-    """What `dg scaffold defs` can be told; nothing has to be."""
+    """The options of `dg scaffold defs`; none is required."""
 
     upstream: str = Field("reviews", description="Key of the asset that has the rows.")
     column: str = Field("review", description="The column that the prompt reads.")

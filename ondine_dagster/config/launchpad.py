@@ -108,13 +108,13 @@ class LLMAssetConfig(StrictConfig):
 
 
 def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool) -> tuple[ModelSpec, Options]:
-    """Who is asked, and how, when `config` has its way.
+    """Apply the run config to the model spec and the options.
 
     Args:
         config: What this run does differently.
-        spec: Whom the resource would ask.
-        options: How it would.
-        opened: Whether the model is open already, so that there is no choice any more.
+        spec: The model of the resource.
+        options: The options of the resource.
+        opened: Whether the model is open already and cannot be replaced.
 
     Raises:
         ConfigError: Another model is wanted than the one that is open.

@@ -161,7 +161,7 @@ class _Sheet:
 def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: Sequence[str]) -> str | None:
     """The images and answers of the first rows as a Markdown table; `None` if no image of them is drawn.
 
-    Thumbnails need Pillow, and there are none where rows are sanitized: nobody has looked for personal data in images.
+    Thumbnails need Pillow, and there are none where rows are sanitized: images are not searched for personal data.
 
     Args:
         table: The enriched rows.

@@ -103,7 +103,7 @@ _FLAG = _Must(lambda value: isinstance(value, bool), "True or False")
 
 
 class Arguments(dg.Model):
-    """What `llm_asset`, `build_llm_asset` and `LLMAssetComponent` can be told, besides what `@dg.asset` takes."""
+    """The arguments of `llm_asset`, `build_llm_asset` and `LLMAssetComponent`, besides those of `@dg.asset`."""
 
     # The component is built; of this class only the fields are read.
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)

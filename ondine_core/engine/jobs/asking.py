@@ -1,4 +1,4 @@
-"""Asks the rows that have no outcome yet, at once or by batch jobs, until each has one."""
+"""Asks the rows that have no outcome yet, by live calls or by batch jobs, until each has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that asks by batch jobs: hands jobs in, waits for them, reads them, and says what is left to be asked at once.
+"""A run by batch jobs: submits jobs, waits for them, reads them, and returns what is left for live calls.
 
 Every step is in the store before the next one begins, so a later run goes on where this one ends, whether it ends by
 itself since the time to wait is over, or is killed.
@@ -37,9 +37,9 @@ from ondine_core.types.values import Batch
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
 """Between two looks at the jobs."""
 _CANCEL_S = 1800.0
-"""For so long a job that was cancelled is waited for; OpenAI allows for ten minutes."""
+"""How long a cancelled job is waited for; OpenAI allows for ten minutes."""
 _LOST_S = 120.0
-"""For so long the provider must not know a job before it is given up: a new one is not known everywhere at once."""
+"""How long the provider must not know a job before it is given up: a new one is not visible everywhere immediately."""
 _FULL_PAUSE_S = 60.0
 """Before another job is handed in when the account has too much under way."""
 _LOOK_UP_AT_ONCE = 1000
@@ -63,7 +63,7 @@ class JobRun:
     _cancelled_at: float | None = None
 
     async def ask(self) -> Iterator[Batch]:
-        """Ask all that waits; returns the batches that are left to be asked at once.
+        """Ask all that waits; returns the batches that are left for live calls.
 
         Raises:
             JobsUnderWayError: Jobs have not ended in the time that there is to wait.
@@ -271,7 +271,7 @@ class JobRun:
         self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _LONGEST_PAUSE_S)
 
     def _heed(self, answer_by: float | None) -> None:
-        """From `answer_by` on no job is handed in, those under way are cancelled, and what is left is asked at once."""
+        """From `answer_by` on no job is submitted, open jobs are cancelled, and the rest is asked by live calls."""
         clock = self.context.run.clock
         if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
             self._cancelled_at = clock.elapsed()
@@ -296,7 +296,7 @@ class JobRun:
                 rows_left=rows,
             )
         found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
-        jobs = await context.store.read(found)  # with what the provider has just said of them
+        jobs = await context.store.read(found)  # with the state that the provider has just reported
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         shown = tuple(

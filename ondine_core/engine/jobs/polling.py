@@ -14,7 +14,7 @@ from ondine_core.types.job_record import JobRecord
 
 
 async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -> JobStatus:
-    """What the provider says of a job whose id is known; it is in the store then.
+    """Ask the provider for the state of a job whose id is known, and record it in the store.
 
     Raises:
         JobLostError: The account has no such job.

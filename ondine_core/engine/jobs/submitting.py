@@ -1,8 +1,8 @@
-"""Hands a job in, so that it exists once: and finds one again whose creation was not seen.
+"""Submits a job exactly once, and finds a job again whose id was not received.
 
-The store has "creating" before the request leaves that creates a job, and the provider is told the job's marker. So a
-job whose id was never seen, as after a kill, is looked for by its marker; it is taken never to have been created only
-when the request cannot be on its way any more.
+The store records the state "creating" before the request that creates a job is sent, and the request carries the job's
+marker. So a job whose id was never received, as after a kill, is looked up by its marker; it counts as never created
+only when the request cannot be on its way any more.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def forget_abandoned(store: AnswerStore, now: float) -> None:
 
 
 async def recover(context: JobContext, record: JobRecord) -> None:
-    """Find out about a job without an id, as far as that can be told now; one that was never created is forgotten.
+    """Look up a job without an id by its marker, if that can be decided now; one that was never created is forgotten.
 
     Raises:
         ProviderError: The provider cannot be asked.

@@ -53,7 +53,7 @@ _EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def collapse_whitespace(text: str) -> str:
-    """Blanks as one space, at most one empty line at once, and neither at the ends."""
+    """Runs of blanks as one space, at most one empty line in a row, and neither at the ends."""
     return _EMPTY_LINES.sub("\n\n", _BLANK_ENDS.sub("\n", _BLANKS.sub(" ", text))).strip()
 
 

@@ -27,7 +27,7 @@ class Truncation:
 
     Args:
         max_tokens: Most tokens a text may have, its mark included.
-        model: Whose tokens.
+        model: The model whose tokenizer counts.
         mark: Appended where something was cut.
     """
 

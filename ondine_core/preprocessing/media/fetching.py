@@ -50,7 +50,7 @@ def is_public(address: str) -> bool:
 
 
 async def fetch_cells(reader: MediaReader, columns: Iterable[Iterable[Any]]) -> None:
-    """Fetch every address in the cells of some columns; which could not be fetched is told when its row is read."""
+    """Fetch every address in the cells of some columns; a failed fetch is reported when its row is read."""
     if not reader.options.fetch:
         return
     urls = dict.fromkeys(url for cells in columns for url in _urls(cells))

@@ -102,10 +102,10 @@ _MOST_PARTS = 100_000
 
 
 def _limited(parts: Iterator[Part]) -> Iterator[Part]:
-    """`parts`, unless a file is made of so many that only to read them takes long.
+    """`parts`, up to a limit on their number, since reading very many takes long.
 
     Raises:
-        MediaError: It is.
+        MediaError: There are more.
     """
     for number, part in enumerate(parts):
         if number == _MOST_PARTS:

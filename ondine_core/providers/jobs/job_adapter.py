@@ -1,6 +1,6 @@
 """What the adapters of batch APIs have in common, whatever their providers call it.
 
-Results are read and classified as live replies are. Errors of a row are told by their status and codes alone: the
+Results are read and classified as live replies are. Errors of a row are classified by status and codes alone: the
 request is not at hand, so words that may quote its text cannot be blotted out.
 """
 

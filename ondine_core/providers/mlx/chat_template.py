@@ -38,7 +38,7 @@ def has_chat_template(name: str) -> bool:
 
 
 def encode(tokenizer: Any, call: Call, *, think: bool) -> list[int]:
-    """The prompt of `call` as tokens; a model that chats is told of the JSON schema, too.
+    """The prompt of `call` as tokens; for a chat model it includes the JSON schema.
 
     Args:
         tokenizer: mlx-lm's for the model.

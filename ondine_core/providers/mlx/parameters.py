@@ -1,6 +1,6 @@
-"""What can be said about an MLX model in `params` and `settings`, checked where it is said.
+"""The `params` and `settings` of an MLX model, validated when they are given.
 
-`params` decide what is answered, so they are part of an answer's key; `settings` only say how it is come by.
+`params` affect the answer, so they are part of its key; `settings` affect only how it is computed.
 """
 
 from __future__ import annotations
