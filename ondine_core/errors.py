@@ -18,10 +18,11 @@ Messages carry identifiers and settings, never a secret and never the text of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
-from ondine_core.types.job_record import JobUnderWay
+from ondine_core.types.job_record import JobRecord
 from ondine_core.types.values import Reply, Usage
 
 __all__ = [
@@ -170,7 +171,7 @@ class JobsUnderWayError(OndineError):
         rows_left: Rows that have no outcome yet.
     """
 
-    def __init__(self, message: str, jobs: tuple[JobUnderWay, ...] = (), rows_left: int = 0) -> None:
+    def __init__(self, message: str, jobs: Sequence[JobRecord] = (), rows_left: int = 0) -> None:
         super().__init__(message)
         self.jobs = jobs
         self.rows_left = rows_left

@@ -217,7 +217,7 @@ class _Polled:
 
     def __str__(self) -> str:
         done, requests = sum(job.done for job in self.jobs), sum(job.requests for job in self.jobs)
-        states = ", ".join(sorted({job.status or job.state for job in self.jobs}))
+        states = ", ".join(sorted({job.said for job in self.jobs}))
         jobs = "1 batch job" if len(self.jobs) == 1 else f"{len(self.jobs):,} batch jobs"
         return f"{jobs} under way ({states}), {done:,} of {requests:,} requests are done"
 

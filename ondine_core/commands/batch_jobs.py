@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -222,19 +221,15 @@ def _adopt(database: Database, options: argparse.Namespace) -> None:
     requests = _requests(record, held)
     status = _ask(record, options, partial(_check_is, record=record, job_id=job_id, requests=requests))
 
-    def change(old: JobRecord) -> JobRecord:
-        return replace(
-            old,
-            state="submitted",
-            changed_at=time.time(),
-            job_id=job_id,
-            requests=requests,
-            at_most_usd=old.at_most_usd if old.requests else held.usd,
-            status=status.state,
-            done=status.done,
-        )
-
-    if database.write(partial(job_tables.move, database, record.job, _WITHOUT_ID, change)) is None:
+    adopted = {
+        "state": "submitted",
+        "job_id": job_id,
+        "requests": requests,
+        "at_most_usd": record.at_most_usd if record.requests else held.usd,
+        "status": status.state,
+        "done": status.done,
+    }
+    if not database.write(partial(job_tables.move, database, record.job, _WITHOUT_ID, time.time(), **adopted)):
         raise ConfigError(_changed_meanwhile(record))
     sys.stdout.write(
         f"{record.marker} is {job_id!r} of the provider now; the next run of its asset reads its results.\n"

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from ondine_core.engine.jobs.waits import check_store, find_first_run
+from ondine_core.engine.jobs.waits import check_store, find_wait
 from ondine_core.engine.options import Options
 from ondine_core.errors import ConfigError
 from ondine_core.limits.budget import Budget, BudgetSet
@@ -108,7 +108,8 @@ async def open_runtime(
     budgets = None
     if caps:
         _check_bounded(spec, price, max_output_tokens, caps[0], unpriced)
-        origin = await find_first_run(store, options.origin)
+        wait = await find_wait(store, options.origin)
+        origin = wait.origin if wait else options.origin
         budgets = BudgetSet(tuple(_budget(cap, spec, store, options, origin) for cap in caps))
     return Runtime(
         model,

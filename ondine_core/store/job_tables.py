@@ -89,16 +89,12 @@ def write(database: Database, record: JobRecord) -> None:
     database.run(_WRITE, row)
 
 
-def move(
-    database: Database, job: bytes, of: Sequence[JobState], change: Callable[[JobRecord], JobRecord]
-) -> JobRecord | None:
-    """Replace what is kept of a job by `change` of it, if its state is one of `of`; returns what is kept then."""
+def move(database: Database, job: bytes, of: Sequence[JobState], changed_at: float, **changes: Any) -> bool:
+    """Change fields of what is kept of a job, if its state is one of `of`; returns whether it is."""
     record = _find_locked(database, job, of)
-    if record is None:
-        return None
-    changed = change(record)
-    write(database, changed)
-    return changed
+    if record is not None:
+        write(database, replace(record, changed_at=changed_at, **changes))
+    return record is not None
 
 
 def discard(database: Database, job: bytes, of: Sequence[JobState]) -> bool:
@@ -227,11 +223,8 @@ def read_in_flight(database: Database) -> Mapping[bytes, UsageTotals]:
 
 def count_lost(database: Database, job: bytes) -> int:
     """Requests of a closed job whose outcome was never seen."""
-    ((lost,),) = database.select(
-        f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL",  # noqa: S608
-        _range_of(job),
-    )
-    return int(lost)
+    lost = f"SELECT COUNT(*) FROM ondine.calls WHERE {_OF_JOB} AND batch IS NULL"  # noqa: S608
+    return int(database.select(lost, _range_of(job))[0][0])
 
 
 def number_in_job(call: CallStarted) -> int:
@@ -263,16 +256,11 @@ def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinishe
         return
     new = [one for one in settled if one.sent.call in noted]
     bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
-    spent = sum(_spent(one) for one in new)
+    spent = sum(units_of((one.sent.at_most_usd or Decimal(0)) if one.usd is None else one.usd) for one in new)
     process = job_process(job)
     _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
     if not database.select(f"SELECT 1 FROM ondine.calls WHERE {_OF_JOB} LIMIT 1", _range_of(job)):  # noqa: S608
         _end(database, replace(record, state="read", changed_at=at))
-
-
-def _spent(settled: CallFinished) -> int:
-    bound = settled.sent.at_most_usd
-    return units_of((bound or Decimal(0)) if settled.usd is None else settled.usd)
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------
@@ -359,9 +347,8 @@ def write_wait(database: Database, origin: Origin, jobs: Sequence[bytes], since:
 
 def remove_wait(database: Database, origin: Origin) -> None:
     """Note that the materialization of `origin` waits no more."""
-    database.run(
-        "DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ?", (clean(origin.asset), clean(origin.partition))
-    )
+    whose = (clean(origin.asset), clean(origin.partition))
+    database.run("DELETE FROM ondine.job_waits WHERE asset = ? AND partition = ?", whose)
 
 
 def read_waits(database: Database, origin: Origin | None = None) -> list[JobWait]:

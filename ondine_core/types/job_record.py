@@ -57,6 +57,11 @@ class JobRecord:
     done: int = 0
 
     @property
+    def said(self) -> str:
+        """What it does, in the provider's word, or in ours as long as there is none."""
+        return self.status or self.state
+
+    @property
     def marker(self) -> str:
         """The name that is sent to the provider with the job, 16 hexadecimal digits."""
         return self.job.hex()
@@ -77,24 +82,3 @@ class JobWait:
     last_run: str
     jobs: tuple[bytes, ...]
     since: float
-
-
-@dataclass(frozen=True, slots=True)
-class JobUnderWay:
-    """A batch job that has not been read, as it is shown.
-
-    Args:
-        marker: Our name of it.
-        job_id: The provider's name of it, `None` if that is not known yet.
-        status: The provider's word for what it does.
-        requests: How many it has.
-        done: How many of them are known to be done.
-        held_usd: The most that it can cost, `None` if a price is not known.
-    """
-
-    marker: str
-    job_id: str | None
-    status: str
-    requests: int
-    done: int
-    held_usd: Decimal | None

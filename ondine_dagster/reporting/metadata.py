@@ -280,7 +280,7 @@ def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
 def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
     """What of a run is under way at the provider."""
     jobs = error.jobs
-    states = Counter(job.status for job in jobs)
+    states = Counter(job.said for job in jobs)
     metadata: dict[str, Any] = {
         "ondine/job/summary": str(error),
         "ondine/job/count": len(jobs),
@@ -290,17 +290,17 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
         "ondine/job/rows_left": error.rows_left,
     }
     nothing: Decimal | None = Decimal(0)
-    held_usd = reduce(add_usd, (job.held_usd for job in jobs), nothing)
+    held_usd = reduce(add_usd, (job.at_most_usd for job in jobs), nothing)
     if held_usd is not None:
         metadata["ondine/job/held_usd"] = float(held_usd)
     rows = (
         (
             job.marker,
             job.job_id or "",
-            job.status,
+            job.said,
             job.requests,
             job.done,
-            "" if job.held_usd is None else float(job.held_usd),
+            "" if job.at_most_usd is None else float(job.at_most_usd),
         )
         for job in jobs[:_JOBS_SHOWN]
     )
@@ -326,11 +326,7 @@ def failure(error: OndineError, progress: Progress | None) -> dg.Failure:
     for_good = isinstance(error, BudgetExhaustedError | ConfigError | FatalError)
     if isinstance(error, FailedRowsError):
         for_good = not error.retry_helps
-    return dg.Failure(
-        f"{type(error).__name__}: {error}",
-        metadata=metadata,
-        allow_retries=not for_good,
-    )
+    return dg.Failure(f"{type(error).__name__}: {error}", metadata=metadata, allow_retries=not for_good)
 
 
 def lineage(

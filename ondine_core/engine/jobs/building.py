@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
 from ondine_core.engine.interpreting import BatchResult
-from ondine_core.engine.jobs.context import JobContext, QueuedBatch, read_batch, write_batch
+from ondine_core.engine.jobs.context import JobContext, QueuedBatch, batch_of, write_batch
 from ondine_core.engine.workers import reason_of
 from ondine_core.errors import RefusedError, StoreError
 from ondine_core.store import job_tables
@@ -90,13 +90,14 @@ async def build(context: JobContext, folder: Path, max_requests: int) -> NewRequ
 
 async def _fill(context: JobContext, new: NewRequests, most: int) -> None:
     """Put batches into a job until it has `most` requests, nothing waits any more, or the file or a budget is full."""
+    has_media = bool(context.run.task.prompt.media_columns)
+    at_once = _WITH_MEDIA_AT_ONCE if has_media else _REQUESTS_AT_ONCE
     with _explained(), new.file.open("wb") as file:
         while new.lacks_units is None and new.count < most:
-            at_once = _WITH_MEDIA_AT_ONCE if context.run.task.prompt.media_columns else _REQUESTS_AT_ONCE
             batches = list(islice(iter(context.queue.take, None), min(at_once, most - new.count)))
             if not batches:
                 break
-            if context.run.task.prompt.media_columns:  # files are read
+            if has_media:  # files are read
                 written = await asyncio.to_thread(_write_requests, context, new, batches)
             else:
                 written = _write_requests(context, new, batches)
@@ -212,7 +213,9 @@ def _write_request(context: JobContext, new: NewRequests, queued: QueuedBatch, e
 async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Request], file: BinaryIO) -> None:
     """Hold what requests may cost, claim their prompts, and write those to the file that may be asked."""
     store, job = context.store, new.record.job
-    cells = _cells_of(context, new.record)
+    budgets = context.run.runtime.budgets
+    # The day may have changed since the job was begun; its budgets have not.
+    cells = dict(zip(new.record.cells, budgets.cells.values() if budgets else (), strict=True))
     amounts = [request.units for request in requests]
     now = context.run.clock.now()
     hold = partial(job_tables.hold_budgets, job=job, cells=cells, amounts=amounts, at=now)
@@ -237,14 +240,6 @@ async def _add(context: JobContext, new: NewRequests, requests: Sequence[_Reques
         await store.change(give_back, new.record.cells)
 
 
-def _cells_of(context: JobContext, record: JobRecord) -> Mapping[str, int]:
-    """The most that each budget of the job has; the day may have changed since it was begun, its budgets have not."""
-    budgets = context.run.runtime.budgets
-    if budgets is None:
-        return {}
-    return dict(zip(record.cells, budgets.cells.values(), strict=True))
-
-
 async def _leave_to_others(context: JobContext, queued: QueuedBatch, taken: frozenset[Key]) -> None:
     """Queue the prompts of a batch that no other run has in flight, and wait for the others."""
     rest = tuple(item for item in queued.batch.items if item.key not in taken)
@@ -264,5 +259,4 @@ async def discard(context: JobContext, job: bytes) -> None:
     forget = partial(job_tables.discard, job=job, of=("preparing", "creating"))
     if await context.store.change(forget, records[0].cells):
         for call in calls:
-            prompts = tuple(Item(key, "") for key in call.keys)
-            context.owe(read_batch(call.batch or b"", prompts)[0])
+            context.owe(batch_of(call)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import orjson
 
@@ -13,6 +14,7 @@ from ondine_core.engine.policy import Policy
 from ondine_core.engine.run_context import RunContext
 from ondine_core.providers.job_api import JobApi
 from ondine_core.store import Store
+from ondine_core.types.ledger import CallStarted
 from ondine_core.types.values import Batch, Item, Key
 
 
@@ -50,7 +52,7 @@ class BatchQueue:
         """The next batch, `None` if there is none."""
         if self._owed:
             keys, how = self._owed.popleft()
-            queued: QueuedBatch | None = read_batch(how, tuple(self.find_items(keys).values()))[0]
+            queued: QueuedBatch | None = read_batch(how, self.find_items(keys).values())[0]
         else:
             batch = next(self._fresh, None)
             queued = None if batch is None else QueuedBatch(batch)
@@ -85,10 +87,15 @@ def write_batch(queued: QueuedBatch, strategy: str) -> bytes:
     return orjson.dumps(how)
 
 
-def read_batch(kept: bytes, prompts: tuple[Item, ...]) -> tuple[QueuedBatch, str]:
+def read_batch(kept: bytes, prompts: Iterable[Item]) -> tuple[QueuedBatch, str]:
     """A batch as `write_batch` wrote it, and the name of its strategy."""
     attempt, repairs_left, complaint, ids, strategy, not_run = orjson.loads(kept)
-    return QueuedBatch(Batch(prompts, repairs_left, attempt, complaint, tuple(ids)), not_run), strategy
+    return QueuedBatch(Batch(tuple(prompts), repairs_left, attempt, complaint, tuple(ids)), not_run), strategy
+
+
+def batch_of(call: CallStarted, items: Mapping[Key, Item] = MappingProxyType({})) -> tuple[QueuedBatch, str]:
+    """The batch that a request of a job carries, and the name of its strategy; prompts not in `items` have no text."""
+    return read_batch(call.batch or b"", (items.get(key) or Item(key, "") for key in call.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +118,16 @@ class JobContext:
 
     def owe(self, queued: QueuedBatch) -> None:
         """Have those prompts of a batch asked again that are in the table."""
-        owed = tuple(item for item in queued.batch.items if item.key in self.run.first)
-        for item in owed:
+        batch = self.release(queued.batch)
+        if batch.items:
+            self.queue.put(replace(queued, batch=batch))
+
+    def release(self, batch: Batch) -> Batch:
+        """Those prompts of a batch that are in the table; no job has them in flight any more."""
+        items = tuple(item for item in batch.items if item.key in self.run.first)
+        for item in items:
             self.run.others.in_jobs.pop(item.key, None)
-        if owed:
-            self.queue.put(replace(queued, batch=replace(queued.batch, items=owed)))
+        return replace(batch, items=items)
 
 
 def choose_strategy_of(name: str, batch: Batch, policy: Policy) -> BatchStrategy:

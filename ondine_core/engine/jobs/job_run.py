@@ -31,7 +31,7 @@ from ondine_core.errors import (
 from ondine_core.providers.job_api import JobStatus
 from ondine_core.store import job_tables
 from ondine_core.store.budget_state import usd_of
-from ondine_core.types.job_record import JobRecord, JobUnderWay
+from ondine_core.types.job_record import JobRecord
 from ondine_core.types.values import Batch
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
@@ -76,7 +76,9 @@ class JobRun:
         try:
             with TemporaryDirectory(prefix="ondine-jobs-") as folder:
                 while True:
-                    await self._look_at_others()
+                    others = context.run.others
+                    if others.is_due():
+                        await self._take(await others.look_again())
                     self._heed(context.run.policy.answer_by)
                     await self._hand_in(Path(folder))
                     jobs = await self._find_jobs()
@@ -111,13 +113,17 @@ class JobRun:
                     await discard(context, new.record.job)
             finally:
                 new.file.unlink(missing_ok=True)
-            if new.lacks_units is not None:
-                if context.run.others.in_jobs:  # whose rest comes back
-                    return
-                if await self._is_held_by_jobs(new.lacks_units):
-                    self._full_until = context.run.clock.elapsed() + _FULL_PAUSE_S
-                    return
-                await self._wait_for_money(new.lacks_units)
+            budgets = context.run.runtime.budgets
+            if new.lacks_units is None or budgets is None:
+                continue
+            if context.run.others.in_jobs:  # whose rest comes back
+                return
+            held = partial(job_tables.is_held_by_jobs, cells=budgets.cells, units=new.lacks_units)
+            if await context.store.change(held, tuple(budgets.cells)):
+                self._full_until = context.run.clock.elapsed() + _FULL_PAUSE_S
+                return
+            # Calls of other runs hold it: they give it back, or the budget is exhausted.
+            await budgets.settle(await budgets.hold(usd_of(new.lacks_units)), usd_of(0))
 
     async def _submit(self, new: NewRequests) -> None:
         try:
@@ -141,26 +147,6 @@ class JobRun:
         self._max_requests = max(1, min(self._max_requests, requests) // 2)
         wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
         self._full_until = self.context.run.clock.elapsed() + wait_s
-
-    async def _is_held_by_jobs(self, units: int) -> bool:
-        """Whether what the next request may cost would fit if the jobs of other runs gave back what they hold."""
-        budgets = self.context.run.runtime.budgets
-        if budgets is None:
-            return False
-        cells = budgets.cells
-        query = partial(job_tables.is_held_by_jobs, cells=cells, units=units)
-        return await self.context.store.change(query, tuple(cells))
-
-    async def _wait_for_money(self, units: int) -> None:
-        """Wait until other runs have given back `units`, which the next request may cost.
-
-        Raises:
-            BudgetExhaustedError: They will not.
-        """
-        budgets = self.context.run.runtime.budgets
-        if budgets is not None:
-            holds = await budgets.hold(usd_of(units))
-            await budgets.settle(holds, usd_of(0))
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
@@ -236,11 +222,6 @@ class JobRun:
             items = context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
             await self._take(await context.run.others.look(tuple(items.values())))
 
-    async def _look_at_others(self) -> None:
-        """Look up prompts that other runs had in flight."""
-        if self.context.run.others.is_due():
-            await self._take(await self.context.run.others.look_again())
-
     async def _take(self, looked: Looked) -> None:
         context = self.context
         context.run.reuse(looked.found)
@@ -299,23 +280,12 @@ class JobRun:
         jobs = await context.store.read(found)  # with the state that the provider has just reported
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
-        shown = tuple(
-            JobUnderWay(
-                record.marker,
-                record.job_id,
-                record.status or record.state,
-                record.requests,
-                record.done,
-                record.at_most_usd,
-            )
-            for record in jobs
-        )
         return JobsUnderWayError(
             f"{len(jobs):,} batch {'job' if len(jobs) == 1 else 'jobs'} of {model!r} under way: {done:,} of "
             f"{requests:,} requests are done, and "
             f"{rows:,} rows have no answer yet. Run again later, by hand or by batch_sensor: that run reads the "
             "results and asks nothing twice.",
-            shown,
+            jobs,
             rows,
         )
 

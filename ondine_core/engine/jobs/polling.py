@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from time import time
+from typing import Any
 
 from ondine_core.errors import JobLostError, TransientError
 from ondine_core.providers.job_api import JobApi, JobStatus
@@ -21,31 +21,24 @@ async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -
         ProviderError: The provider cannot be asked.
     """
     status = await api.get_status(record.job_id or "")
-    kept = (status.state, status.done)
-    if kept == (record.status, record.done) and status.has_ended == (record.state == "ended"):
+    is_known = (status.state, status.done) == (record.status, record.done)
+    if is_known and status.has_ended == (record.state == "ended"):
         return status
 
-    def change(old: JobRecord) -> JobRecord:
-        state = "ended" if status.has_ended else old.state
-        return replace(old, state=state, status=status.state, done=status.done, changed_at=now)
-
-    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), change=change))
+    said: dict[str, Any] = {"status": status.state, "done": status.done}
+    if status.has_ended:
+        said["state"] = "ended"
+    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), changed_at=now, **said))
     return status
 
 
-async def poll_jobs(api: JobApi, store: Store, jobs: Sequence[bytes], now: float | None = None) -> bool:
+async def poll_jobs(api: JobApi, store: Store, jobs: Sequence[bytes]) -> bool:
     """Whether a run would find something to do for these jobs: each has ended, is gone, is to be cancelled or unclear.
-
-    Args:
-        api: The provider's batch API.
-        store: Keeps the jobs.
-        jobs: Their identities.
-        now: The time, in seconds since the epoch; by default the present.
 
     Raises:
         FatalError: The provider cannot be asked with this key.
     """
-    now = time() if now is None else now
+    now = time()
     records = await store.read(partial(job_tables.read_jobs, jobs=list(jobs)))
     if any(record.answer_by is not None and record.answer_by <= now for record in records):
         return True

@@ -9,11 +9,11 @@ from functools import partial
 from ondine_core.batching.strategy import encode
 from ondine_core.engine.encoding import EncodedBatch
 from ondine_core.engine.interpreting import BatchResult
-from ondine_core.engine.jobs.context import JobContext, QueuedBatch, choose_strategy_of, read_batch
+from ondine_core.engine.jobs.context import JobContext, QueuedBatch, batch_of, choose_strategy_of
 from ondine_core.engine.settlement import charge_call, end_batch, finish_call
 from ondine_core.errors import FatalError, InvalidReplyError, ProviderError, RefusedError, TransientError
 from ondine_core.providers.charges import check_usage
-from ondine_core.providers.job_api import JobProblem, JobReply, JobStatus
+from ondine_core.providers.job_api import JobReply, JobStatus
 from ondine_core.store import job_tables
 from ondine_core.types.job_record import JobRecord, JobState
 from ondine_core.types.ledger import CallFinished, CallStarted
@@ -78,12 +78,7 @@ async def _close(context: JobContext, record: JobRecord, state: JobState) -> Non
         context.run.run_state.tracker.sent()
         context.run.run_state.tracker.lost(call.at_most_usd)
         context.run.unseen.update(call.keys)
-        _owe_again(context, _batch_of(call, {})[0])
-
-
-def _batch_of(call: CallStarted, items: Mapping[Key, Item]) -> tuple[QueuedBatch, str]:
-    prompts = tuple(items.get(key) or Item(key, "") for key in call.keys)
-    return read_batch(call.batch or b"", prompts)
+        _owe_again(context, batch_of(call)[0])
 
 
 def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
@@ -93,10 +88,7 @@ def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
         context.owe(replace(queued, not_run=not_run))
         return
     failure = Failure("unreachable", f"{not_run} batch jobs ended without an answer; set answer_by, or another tier")
-    asked = tuple(item for item in queued.batch.items if item.key in context.run.first)
-    for item in asked:
-        context.run.others.in_jobs.pop(item.key, None)
-    context.run.settle(context.run.interpreter.fail(replace(queued.batch, items=asked), failure).failures)
+    context.run.settle(context.run.interpreter.fail(context.release(queued.batch), failure).failures)
 
 
 @dataclass(slots=True)
@@ -144,13 +136,17 @@ class _Reading:
             return
         context = self.context
         rest = await context.store.read(partial(job_tables.read_calls, job=self.record.job))
-        by_line = {problem.line: problem for problem in status.problems if problem.line is not None}
+        by_line = {
+            problem.line: RefusedError(f"The provider refused the request: {problem.message}")
+            for problem in status.problems
+            if problem.line is not None
+        }
         self.was_full = any(problem.is_quota for problem in status.problems)
         for start in range(0, len(rest), _REPLIES_AT_ONCE):
             some = rest[start : start + _REPLIES_AT_ONCE]
             items = context.queue.find_items([key for call in some for key in call.keys])
-            came = [_came_of(by_line.get(number)) for number in range(start + 1, start + 1 + len(some))]
-            await self._keep([self._settle_one(call, what, items) for call, what in zip(some, came, strict=True)])
+            lines = enumerate(some, start + 1)
+            await self._keep([self._settle_one(call, by_line.get(line), items) for line, call in lines])
         about_all = [problem for problem in status.problems if problem.line is None and not problem.is_quota]
         if about_all and not by_line:
             model = context.run.task.model.model
@@ -177,7 +173,7 @@ class _Reading:
     ) -> CallFinished:
         """What one request comes to; batches that it still owes are put into the queue."""
         context, run = self.context, self.context.run
-        queued, strategy_name = _batch_of(call, items)
+        queued, strategy_name = batch_of(call, items)
         batch = queued.batch
         sent = replace(call, origin=run.origin)
         run.run_state.tracker.sent()
@@ -225,8 +221,3 @@ def _reply_of(came: Reply | ProviderError) -> tuple[Reply | RefusedError | None,
             # Whether it is billed is not known.
             return came.reply, Usage(is_complete=False)
     return None, Usage(is_complete=False)
-
-
-def _came_of(problem: JobProblem | None) -> ProviderError | None:
-    """What it means for a request that the provider did not run its job, for that problem of its own or another's."""
-    return None if problem is None else RefusedError(f"The provider refused the request: {problem.message}")

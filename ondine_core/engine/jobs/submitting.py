@@ -8,8 +8,6 @@ only when the request cannot be on its way any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from ondine_core.engine.jobs.building import NewRequests, discard
@@ -66,24 +64,25 @@ def _may_exist(error: TransientError, state: JobState | None) -> bool:
 
 
 async def _about_to_create(context: JobContext, new: NewRequests) -> None:
-    def change(record: JobRecord) -> JobRecord:
-        return replace(
-            record,
-            state="creating",
-            changed_at=context.run.clock.now(),
-            requests=new.count,
-            at_most_usd=new.at_most_usd,
-        )
-
-    if await _move(context, new.record.job, ("preparing", "creating"), change) is None:
+    about_to_create = partial(
+        job_tables.move,
+        job=new.record.job,
+        of=("preparing", "creating"),
+        changed_at=context.run.clock.now(),
+        state="creating",
+        requests=new.count,
+        at_most_usd=new.at_most_usd,
+    )
+    if not await context.store.change(about_to_create):
         raise StoreError("Another run took this process for dead and gave up its batch job; run again.")
 
 
 async def _note_id(context: JobContext, job: bytes, job_id: str) -> None:
-    def change(record: JobRecord) -> JobRecord:
-        return replace(record, state="submitted", job_id=job_id, changed_at=context.run.clock.now())
-
-    await _move(context, job, ("creating", "submitted"), change)
+    now = context.run.clock.now()
+    noted = partial(
+        job_tables.move, job=job, of=("creating", "submitted"), changed_at=now, state="submitted", job_id=job_id
+    )
+    await context.store.change(noted)
 
 
 def _is_abandoned(record: JobRecord, now: float) -> bool:
@@ -124,9 +123,3 @@ async def recover(context: JobContext, record: JobRecord) -> None:
 async def _state_of(context: JobContext, job: bytes) -> JobState | None:
     records = await context.store.read(partial(job_tables.read_jobs, jobs=[job], is_open=False))
     return records[0].state if records else None
-
-
-async def _move(
-    context: JobContext, job: bytes, of: Sequence[JobState], change: Callable[[JobRecord], JobRecord]
-) -> JobRecord | None:
-    return await context.store.change(partial(job_tables.move, job=job, of=of, change=change))

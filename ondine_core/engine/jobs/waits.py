@@ -33,12 +33,6 @@ async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
     return waits[0]
 
 
-async def find_first_run(store: AnswerStore, origin: Origin) -> Origin:
-    """`origin` with the run that began its materialization, where that waits for batch jobs."""
-    wait = await find_wait(store, origin)
-    return origin if wait is None else wait.origin
-
-
 async def continue_materialization(store: AnswerStore, origin: Origin, policy: Policy) -> Policy:
     """`policy` as it holds for a run that goes on with a materialization that an earlier one began.
 
@@ -62,9 +56,7 @@ async def give_up_wait(store: AnswerStore, origin: Origin) -> None:
     The next run is a materialization of its own then, with its own cap, as it is without batch jobs.
     """
     wait = await find_wait(store, origin)
-    if wait is None or not isinstance(store, Store):
-        return
-    if not await store.read(partial(job_tables.read_jobs, jobs=list(wait.jobs))):
+    if wait is not None and not wait.jobs and isinstance(store, Store):
         await store.change(partial(job_tables.remove_wait, origin=origin))
 
 

@@ -87,9 +87,8 @@ class Shop:
 
     def change(self, record: JobRecord, **fields: Any) -> None:
         """Write a job as it may be after a crash, or after a long time."""
-        self.inside(
-            lambda database: job_tables.move(database, record.job, [record.state], lambda old: replace(old, **fields))
-        )
+        kept = {"changed_at": record.changed_at, **fields}
+        self.inside(lambda database: job_tables.move(database, record.job, [record.state], **kept))
 
 
 @pytest.fixture(params=KINDS)

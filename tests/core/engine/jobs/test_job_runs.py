@@ -48,8 +48,8 @@ def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(tmp_path
         assert isinstance(first, JobsUnderWayError)
         (job,) = first.jobs
         assert (job.job_id, job.status, job.requests, first.rows_left) == ("job-0", "in_progress", 5, 5)
-        assert job.held_usd is not None
-        assert Decimal(0) < job.held_usd < 5 * BOUND
+        assert job.at_most_usd is not None
+        assert Decimal(0) < job.at_most_usd < 5 * BOUND
         again = await world.run(words(5), batch_wait_s=0.0)
         assert isinstance(again, JobsUnderWayError)
         await world.clock.sleep(HOUR_S)
