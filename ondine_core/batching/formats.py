@@ -13,12 +13,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
+from typing import Literal, TypeAlias
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
 import orjson
 
 from ondine_core.types.values import Json
+
+RowFormatName: TypeAlias = Literal["json", "jsonl", "csv", "xml"]
+"""The names of the formats below, which are the values of `batch_format`."""
 
 Record = Mapping[str, Json]
 """An item or an answer as it travels: its local id, and its fields."""

@@ -185,8 +185,7 @@ def strategy_for(form: RowFormat) -> BatchStrategy:
     return BatchStrategy(form.name, partial(_encode, form), partial(_decode, form), partial(_carried, form))
 
 
-JSON, JSONL, CSV, XML = map(strategy_for, ROW_FORMATS)
-STRATEGIES: Mapping[str, BatchStrategy] = {strategy.name: strategy for strategy in (JSON, JSONL, CSV, XML)}
+STRATEGIES: Mapping[str, BatchStrategy] = {form.name: strategy_for(form) for form in ROW_FORMATS}
 """The strategies for several rows a call, by name."""
 
 

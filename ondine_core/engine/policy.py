@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Literal, get_args
 
 from ondine_core.batching.calibration import CalibrationPlan
-from ondine_core.batching.strategy import JSON, BatchStrategy
+from ondine_core.batching.strategy import STRATEGIES, BatchStrategy
 from ondine_core.errors import ConfigError
 from ondine_core.limits.retry import RetryPolicy
 from ondine_core.types.values import OnMissing, RetriedReason
@@ -63,7 +63,7 @@ class Policy:
     reuse_since: float = 0.0
     retry_failed_rows: bool | Sequence[RetriedReason] = True
     batch_size: int | Literal["auto"] = 1
-    strategy: BatchStrategy = JSON
+    strategy: BatchStrategy = STRATEGIES["json"]
     calibration: CalibrationPlan | None = None
     context_window: int | None = None
     keep_replies: bool = False

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 import dagster as dg
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from ondine_core.batching.formats import RowFormatName
 from ondine_core.engine.policy import RETRY_FAILED_ROWS, is_retry
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.cleaning import Clean
@@ -142,8 +143,8 @@ class Arguments(dg.Model):
     """Most rows in one call; 'auto' grows it while all goes well. Changing it asks nothing again. With many, the
     instructions are sent once and answers are joined to rows by id; what is missing or invalid is asked again in
     smaller batches."""
-    batch_format: Literal["json", "jsonl", "csv", "xml"] = "json"
-    """How many rows and their answers are written in one call: 'json', 'jsonl', 'csv' or 'xml'."""
+    batch_format: RowFormatName = "json"
+    """How several rows and their answers are written in one call."""
     calibrate: Annotated[
         _Count | None,
         _Must(_or_none(_is_count), "how many rows to calibrate with, a whole number of at least 1, or None"),

@@ -4,13 +4,14 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core import Options, Policy, ScriptedModel, enrich
+from ondine_core.batching.formats import RowFormatName
 from ondine_core.batching.strategy import ONE_PER_CALL, STRATEGIES, BatchStrategy, explain_fallback, find_strategy
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Output
@@ -131,6 +132,11 @@ def test_an_unknown_format_is_named() -> None:
     """The error lists what is valid."""
     with pytest.raises(ConfigError, match="'yaml'; valid are 'json', 'jsonl', 'csv', 'xml'"):
         find_strategy("yaml")
+
+
+def test_each_format_has_a_name_that_type_checkers_know() -> None:
+    """The values that type checkers accept for `batch_format` are the names of the formats."""
+    assert get_args(RowFormatName) == tuple(STRATEGIES)
 
 
 def test_only_fields_that_say_something_are_described() -> None:
