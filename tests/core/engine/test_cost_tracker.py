@@ -16,15 +16,15 @@ PRICE = Price(Decimal("3e-6"), Decimal("15e-6"), Decimal("0.3e-6"))
 USAGES = st.builds(lambda fresh, cached, output: Usage(fresh + cached, cached, output), *[st.integers(0, 10**7)] * 3)
 
 
-def test_a_run_begins_with_nothing_spent() -> None:
-    """Before the first call the spend is zero, in dollars only if the price is known."""
+def test_spend_starts_at_zero() -> None:
+    """Before the first call the spend is 0; in dollars only if the price is known."""
     assert CostTracker(PRICE).spend == Spend(usd=Decimal(0))
     assert CostTracker(None).spend == Spend()
 
 
 @given(st.lists(USAGES), st.integers(0, 5))
 def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
-    """What the calls cost one by one is what the run cost, to the last digit; a lost call is counted, not guessed."""
+    """The cost of a run is the exact sum of its calls' costs; a lost call is counted, its cost not guessed."""
     tracker = CostTracker(PRICE)
     costs = []
     for usage in usages:
@@ -45,8 +45,8 @@ def test_calls_and_costs_add_up(usages: list[Usage], lost: int) -> None:
 TIERED = Price(*[Decimal(n) for n in (1, 2, 1)], beyond=((100, Price(*[Decimal(n) for n in (10, 20, 10)])),))
 
 
-def test_a_long_prompt_is_dear_call_by_call() -> None:
-    """Many short prompts cost the price of short ones, however many tokens they have in all."""
+def test_long_context_price_applies_per_call() -> None:
+    """Many short prompts cost the short-prompt price, however many tokens they have in total."""
     tracker = CostTracker(TIERED)
     assert [tracker.answered("ask", Usage(60, 0, 1)).usd for _ in range(3)] == [62, 62, 62]
     assert tracker.answered("retry", Usage(101, 0, 1)).usd == 1030
@@ -56,7 +56,7 @@ def test_a_long_prompt_is_dear_call_by_call() -> None:
 
 
 @given(st.lists(st.integers(0, 300)))
-def test_the_whole_costs_what_its_calls_cost_whatever_their_lengths(lengths: list[int]) -> None:
+def test_cost_is_the_sum_of_calls_in_any_order(lengths: list[int]) -> None:
     """The sum of the calls is the cost of the run, and none of it depends on their order."""
     there, back = CostTracker(TIERED), CostTracker(TIERED)
     for tracker, order in ((there, lengths), (back, lengths[::-1])):
@@ -74,15 +74,15 @@ def test_an_unknown_price_is_never_zero() -> None:
     assert tracker.spend == Spend(1, 1, 0, Usage(10, 0, 5), None, {"ask": UsageTotals(1, Usage(10, 0, 5), None)})
 
 
-def test_a_free_model_costs_a_known_nothing() -> None:
-    """A model without cost is told from one without a known price."""
+def test_free_model_costs_a_known_zero() -> None:
+    """A model without cost differs from one without a known price."""
     tracker = CostTracker(FREE)
     assert tracker.answered("ask", Usage(10, 0, 5)) == Charge(Decimal(0))
     assert tracker.spend.usd == Decimal(0)
 
 
-def test_what_is_neither_answered_nor_lost_was_refused() -> None:
-    """Every request sent is in one of three places."""
+def test_calls_are_answered_lost_or_refused() -> None:
+    """Every request sent is counted in exactly one of the three."""
     tracker = CostTracker(None)
     for _ in range(6):
         tracker.sent()
@@ -93,8 +93,8 @@ def test_what_is_neither_answered_nor_lost_was_refused() -> None:
     assert (spend.calls, spend.answered, spend.unknown, spend.refused) == (6, 2, 1, 3)
 
 
-def test_a_spend_is_a_snapshot() -> None:
-    """What was read of a tracker does not change with later calls."""
+def test_spend_is_a_snapshot() -> None:
+    """A value read from a tracker does not change with later calls."""
     tracker = CostTracker(PRICE)
     before = tracker.spend
     tracker.sent()
@@ -104,8 +104,8 @@ def test_a_spend_is_a_snapshot() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(get_args(CallReason)), USAGES)))
-def test_the_stages_add_up_to_the_whole(calls: list[tuple[CallReason, Usage]]) -> None:
-    """What was spent on first asks, repairs, splits, retries and calibration is what was spent."""
+def test_spend_by_reason_adds_up_to_the_total(calls: list[tuple[CallReason, Usage]]) -> None:
+    """First asks, repairs, splits, retries and calibration add up to the total."""
     tracker = CostTracker(PRICE)
     for stage, usage in calls:
         tracker.answered(stage, usage)
@@ -113,8 +113,8 @@ def test_the_stages_add_up_to_the_whole(calls: list[tuple[CallReason, Usage]]) -
     assert (whole.calls, whole.usage, whole.usd) == (len(calls), tracker.spend.usage, tracker.spend.usd)
 
 
-def test_spends_add_up_as_far_as_they_are_known() -> None:
-    """Two runs together cost what both cost; if one is unknown, so is the sum."""
+def test_sum_of_spends_is_unknown_if_one_is() -> None:
+    """Two runs together cost the sum; if one cost is unknown, so is the sum."""
     known, free = (
         Spend(2, 1, 1, Usage(5), Decimal(3), {"ask": UsageTotals(1, Usage(5), Decimal(3))}),
         Spend(usd=Decimal(0)),

@@ -47,7 +47,7 @@ def cells(texts: list[str], kind: str) -> list[str | bytes]:
     return [image_of(text) for text in texts] if kind == "images" else list(texts)
 
 
-# With one row a call these change nothing.
+# With one row a call these faults change nothing.
 HARMLESS_ALONE = ("none", "slow", "fenced", "reorder", "drop", "repeat", "contradict", "alien", "text ids", "shift")
 
 tables = st.lists(st.text("abc", min_size=1, max_size=2), min_size=1, max_size=30)
@@ -79,7 +79,7 @@ def test_total_and_aligned(kind: str, policy: Policy, texts: list[str], schedule
     model, store = UnreliableModel(schedule), MemoryStore()
     try:
         report = enrich(texts, model, store, policy, kind=kind)
-    except TransientError:  # the provider stayed away for long; what was answered is kept
+    except TransientError:  # a long outage; what was answered is kept
         report = enrich(texts, UnreliableModel(HEALTHY), store, policy, kind=kind)
     assert len(report.outcomes) == len(texts)
     for text, outcome in zip(texts, report.outcomes, strict=True):
@@ -91,13 +91,13 @@ def test_total_and_aligned(kind: str, policy: Policy, texts: list[str], schedule
 @by_size
 @given(tables, schedules)
 def test_terminating(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
-    """No prompt is asked more often than repairs times attempts allow, whatever goes wrong for ever."""
+    """No prompt is asked more often than repairs times attempts allow, whatever keeps failing."""
     model = UnreliableModel(schedule)
     with suppress(TransientError):
         enrich(texts, model, MemoryStore(), policy, kind=kind)
     # A batch of 5 may be repaired once, halved to 3, to 2 and to 1, and repaired when it is alone.
     asks = 1 + policy.max_repairs + (4 if policy.batch_size > 1 else 0)
-    # While the provider answers nobody it is probed, at most four times a second.
+    # During an outage the provider is probed at most four times a second.
     probes = 4 * RETRY.max_outage_s
     bound = asks * RETRY.max_attempts + probes
     assert all(model.asked.count(text) <= bound for text in set(texts))
@@ -106,7 +106,7 @@ def test_terminating(kind: str, policy: Policy, texts: list[str], schedule: tupl
 @by_size
 @given(tables, schedules)
 def test_duplicates_are_asked_once(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
-    """Rows with the same text share one conversation and one outcome."""
+    """Rows with the same text share one call and one outcome."""
     model = UnreliableModel((schedule[0], "none"))
     report = enrich(texts, model, MemoryStore(), policy, kind=kind)
     by_text: dict[str, object] = {}
@@ -134,7 +134,7 @@ def test_idempotent(kind: str, policy: Policy, texts: list[str], schedule: tuple
 
 @by_size
 @given(tables, schedules)
-def test_the_books_agree(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
+def test_report_equals_what_the_provider_counted(kind: str, policy: Policy, texts: list[str], schedule: tuple) -> None:
     """Calls, replies, tokens and dollars of the report are those that the provider counted."""
     model, price = UnreliableModel((schedule[0], "none")), Price(Decimal(1), Decimal(2), Decimal("0.5"))
     spend = enrich(texts, model, MemoryStore(), policy, price=price, kind=kind).spend
@@ -146,7 +146,7 @@ def test_the_books_agree(kind: str, policy: Policy, texts: list[str], schedule: 
 @by_size
 @given(tables, schedules, st.floats(0.0, 3.0))
 def test_an_interrupt_stops_at_once(kind: str, policy: Policy, texts: list[str], schedule: tuple, at_s: float) -> None:
-    """After a cancellation no call leaves and none is in flight, whenever it comes."""
+    """After a cancellation, whenever it comes, no call leaves and none is in flight."""
     model, store = UnreliableModel(schedule), MemoryStore()
 
     async def main(clock: Clock) -> int:
@@ -167,7 +167,7 @@ def test_an_interrupt_stops_at_once(kind: str, policy: Policy, texts: list[str],
 
 @given(st.lists(st.text("abcdefgh", min_size=3, max_size=3), unique=True, min_size=5, max_size=40), st.integers(6, 600))
 def test_paced(texts: list[str], requests_per_minute: int) -> None:
-    """No window has more calls than the rate allows, and a worker that waits holds nobody else's place."""
+    """No window has more calls than the rate allows, and a waiting worker occupies no concurrency slot."""
     model = UnreliableModel(HEALTHY, latency_s=0.001)
     enrich(texts, model, MemoryStore(), rates=Rates(requests_per_minute=requests_per_minute))
     spacing_s = 60 / requests_per_minute
@@ -175,8 +175,8 @@ def test_paced(texts: list[str], requests_per_minute: int) -> None:
     assert all(gap >= spacing_s * 0.999 for gap in gaps)
 
 
-def test_retry_after_holds_back_the_call_that_it_answers() -> None:
-    """One refusal among answers holds back its own row for two seconds, and no other."""
+def test_retry_after_delays_its_own_call_only() -> None:
+    """One 429 among answers delays its own row by two seconds, and no other."""
     model = UnreliableModel((("none",) * 10 + ("429 later",), "none"))
     report = enrich([str(number) for number in range(40)], model, MemoryStore())
     assert report.failures == {}
@@ -186,8 +186,8 @@ def test_retry_after_holds_back_the_call_that_it_answers() -> None:
     assert max(at for at, text in zip(model.arrivals, model.asked, strict=True) if text != refused) < first + 1
 
 
-def test_retry_after_holds_back_everybody_while_all_are_refused() -> None:
-    """Of forty rows that would be refused a dozen are; then no call leaves within the two seconds asked for."""
+def test_retry_after_delays_all_calls_while_all_are_refused() -> None:
+    """If all of forty rows would be refused, a dozen are; then no call leaves for the two seconds asked for."""
     model = UnreliableModel((("429 later",) * 11, "none"))
     report = enrich([str(number) for number in range(40)], model, MemoryStore())
     assert report.failures == {}
@@ -196,16 +196,16 @@ def test_retry_after_holds_back_everybody_while_all_are_refused() -> None:
     assert sum(at < refused_at + 0.1 for at in model.arrivals) <= 12
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 8])
-def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(lanes: int) -> None:
-    """The smaller of the two bounds holds, and it is used in full."""
-    model = UnreliableModel(HEALTHY, lanes=lanes)
+@pytest.mark.parametrize("parallel_limit", [1, 3, 8])
+def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(parallel_limit: int) -> None:
+    """The smaller of the two bounds holds, and is used in full."""
+    model = UnreliableModel(HEALTHY, lanes=parallel_limit)
     enrich([str(number) for number in range(40)], model, MemoryStore())
-    assert model.peak_in_flight == min(POLICY.max_concurrency, lanes)
+    assert model.peak_in_flight == min(POLICY.max_concurrency, parallel_limit)
 
 
-def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
-    """While a commit hangs, nobody starts another call and nothing is told: a kill costs at most what is in flight."""
+def test_no_call_starts_before_earlier_answers_are_queued_for_commit() -> None:
+    """While a commit hangs, no further call starts and no progress is reported: a kill costs the calls in flight."""
     model, store = UnreliableModel(HEALTHY), MemoryStore(commit_s=1000)
 
     async def main(clock: Clock) -> None:
@@ -213,8 +213,8 @@ def test_a_worker_asks_on_only_when_its_answers_are_durable() -> None:
             store=store, policy=POLICY, clock=clock, on_progress=lambda now: observer.append(now.rows_done)
         )
         task = asyncio.create_task(answer({"text": list("abcdefghij")}, QUESTION, options, model))
-        # A call is noted for a thousand seconds and made; its answer is kept for a thousand more, and the note of the
-        # call that takes its place comes with it or after it.
+        # Recording a call takes 1,000 s and keeping its answer another 1,000 s; the record of the call that takes its
+        # slot comes with it or after it.
         await asyncio.wait({task}, timeout=1999)
         seen.append((len(model.asked), max(observer, default=0)))
         await asyncio.wait({task}, timeout=2)
@@ -238,7 +238,7 @@ def test_full_refresh_asks_everything_again() -> None:
 
 
 def test_a_fatal_error_lets_calls_in_flight_finish() -> None:
-    """Whoever has asked already is waited for and kept; nobody asks anew."""
+    """Calls in flight are awaited and their answers kept; no new call starts."""
 
     class Expiring(UnreliableModel):
         async def __call__(self, call: Call) -> Reply:
@@ -254,8 +254,8 @@ def test_a_fatal_error_lets_calls_in_flight_finish() -> None:
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in HARMLESS_ALONE])
-def test_a_failure_is_never_stored(fault: str) -> None:
-    """What went wrong for ever leaves no trace in the store, so a re-run asks it."""
+def test_unreachable_rows_are_not_stored(fault: str) -> None:
+    """A row that kept failing transiently leaves nothing in the store, so a re-run asks it."""
     store = MemoryStore()
     with suppress(TransientError):
         report = enrich(["a", "b"], UnreliableModel(((), fault)), store)
@@ -266,8 +266,8 @@ def test_a_failure_is_never_stored(fault: str) -> None:
     assert sorted(model.asked) == ["a", "b"]
 
 
-def test_an_answer_says_how_it_was_come_by() -> None:
-    """Model, attempts, batch size and share of the cost are kept with the answer."""
+def test_answers_keep_their_provenance() -> None:
+    """Model, attempts, batch size and share of the cost are stored with the answer."""
     report = enrich(["a"], UnreliableModel((("garbage",), "none")), MemoryStore(), price=Price(*[Decimal(1)] * 3))
     (outcome,) = report.outcomes
     assert isinstance(outcome, Answer)
@@ -279,8 +279,8 @@ def test_an_answer_says_how_it_was_come_by() -> None:
 
 
 @pytest.mark.parametrize("fault", ["reorder", "repeat", "alien", "text ids", "fenced"])
-def test_what_can_be_told_apart_costs_nothing(fault: str) -> None:
-    """Order, repetition, strangers and ids as texts do no harm: one call, every answer its own."""
+def test_reordered_repeated_or_unknown_ids_cost_no_call(fault: str) -> None:
+    """Order, repetition, unknown ids and ids as texts: one call, and every row has its own answer."""
     model = UnreliableModel(((), fault))
     report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
     assert report.column("answer") == list("abcde")
@@ -288,7 +288,7 @@ def test_what_can_be_told_apart_costs_nothing(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop", "contradict", "wrong type"])
-def test_only_what_is_owed_is_asked_again(fault: str) -> None:
+def test_only_rows_without_a_clear_answer_are_asked_again(fault: str) -> None:
     """A row without one clear answer is asked again by itself; the others are kept."""
     model = UnreliableModel(((fault,), "none"))
     report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
@@ -297,8 +297,8 @@ def test_only_what_is_owed_is_asked_again(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["garbage", "prose", "truncated", "refused", "empty", "null"])
-def test_what_cannot_be_read_is_halved(fault: str) -> None:
-    """Nothing is salvaged from a cut or unreadable reply, and one refused row does not take its neighbours along."""
+def test_unreadable_batches_are_halved(fault: str) -> None:
+    """Nothing of a cut or unreadable reply is used, and one refused row does not fail its neighbours."""
     model = UnreliableModel(((fault,), "none"))
     report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
     assert report.column("answer") == list("abcde")
@@ -306,7 +306,7 @@ def test_what_cannot_be_read_is_halved(fault: str) -> None:
 
 
 def test_shifted_ids_lose_nothing() -> None:
-    """Ids that belong to nobody are no answers; the rows are asked again, in the end alone."""
+    """Ids that belong to no row are no answers; the rows are asked again, in the end alone."""
     model = UnreliableModel(((), "shift"))
     report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
     assert report.column("answer") == list("abcde")
@@ -315,7 +315,7 @@ def test_shifted_ids_lose_nothing() -> None:
 
 
 def test_changing_the_batch_size_asks_nothing_again() -> None:
-    """How answers were asked for is not part of their key."""
+    """The batch size is not part of an answer's key."""
     store = MemoryStore()
     enrich(list("abcdefg"), UnreliableModel(HEALTHY), store, BATCHED)
     model = UnreliableModel(HEALTHY)

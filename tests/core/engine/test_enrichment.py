@@ -68,15 +68,15 @@ def test_every_kind_of_table_is_read_alike(table: Any) -> None:
     "table", [pd.DataFrame({"text": []}), pl.DataFrame({"text": []}), pa.table({"text": []}), {"text": []}]
 )
 def test_empty_table_has_an_empty_report(table: Any) -> None:
-    """A table without rows is no error: nothing is asked and nothing comes back."""
+    """A table without rows is no error; no call is made."""
     model = ScriptedModel(echo)
     report = enrich_sync(table, prompt=PROMPT, output="answer", model=model)
     assert (report.outcomes, report.column("answer"), report.error_rate, model.calls) == ([], [], 0.0, [])
 
 
 @pytest.mark.parametrize("table", [42, "text", ["a", "b"], object(), pl.LazyFrame({"text": ["a"]}), pd.Series(["a"])])
-def test_what_is_not_a_table_is_refused_by_type(table: Any) -> None:
-    """What cannot be read as rows is refused before anything is asked, with the type and the kinds that are valid."""
+def test_non_table_is_refused_by_type(table: Any) -> None:
+    """An object that is no table is refused before any call; the error names its type and the valid kinds."""
     model = ScriptedModel(echo)
     with pytest.raises(ConfigError, match=f"{type(table).__name__} is not a table"):
         enrich_sync(table, prompt=PROMPT, output="answer", model=model)
@@ -93,7 +93,7 @@ def test_what_is_not_a_table_is_refused_by_type(table: Any) -> None:
     ],
 )
 def test_prompt_output_and_table_must_fit(prompt: str, output: str, hint: str) -> None:
-    """An unknown placeholder (with the nearest name) and an output that overwrites a column are refused unasked."""
+    """Unknown placeholders (with the nearest name) and outputs that overwrite a column are refused before any call."""
     model = ScriptedModel(echo)
     with pytest.raises(ConfigError, match=hint):
         enrich_sync({"text": ["a"], "other": ["b"]}, prompt=prompt, output=output, model=model)
@@ -118,7 +118,7 @@ UNSOUND = [
 
 
 @pytest.mark.parametrize(("table", "policy"), UNSOUND)
-def test_unsound_table_or_policy_is_refused(table: Any, policy: dict[str, Any]) -> None:
+def test_invalid_table_or_policy_is_refused(table: Any, policy: dict[str, Any]) -> None:
     """A table or a setting that cannot work is a ConfigError before anything is asked."""
     model = ScriptedModel(echo)
     with pytest.raises(ConfigError):
@@ -130,7 +130,7 @@ def test_unsound_table_or_policy_is_refused(table: Any, policy: dict[str, Any]) 
 
 
 def test_two_thousand_rows_are_answered_in_order_and_paid_once() -> None:
-    """Each row has the answer to its own text, in row order; copies are asked once; the report equals the books."""
+    """Each of 2,000 rows has its own answer, in row order; duplicates are asked once; the report equals the bill."""
     table = {"text": [f"row {number % 1500}" for number in range(2000)]}
     random.Random(7).shuffle(table["text"])
     with Provider() as provider:
@@ -159,7 +159,7 @@ def test_two_thousand_rows_are_answered_in_order_and_paid_once() -> None:
 def test_second_run_asks_only_what_is_new(
     change: Callable[[list[str]], list[str]], prompt: str, calls: int, tmp_path: Path
 ) -> None:
-    """A second run over the same store asks nothing for rows that have an answer, whatever their place."""
+    """A second run over the same store asks no row that has an answer, whatever its position."""
     table, chosen = texts(20), options(tmp_path / "answers.db")
     with Provider() as provider:
         ask(provider, table, chosen)
@@ -171,7 +171,7 @@ def test_second_run_asks_only_what_is_new(
 
 
 def test_enrich_sync_works_under_a_running_event_loop() -> None:
-    """In a notebook or any coroutine, enrich_sync works as everywhere; enrich itself can be awaited."""
+    """In a notebook or a coroutine `enrich_sync` works as elsewhere; `enrich` can be awaited."""
     model = ScriptedModel(echo)
 
     async def main() -> tuple[Report, Report]:
@@ -183,14 +183,14 @@ def test_enrich_sync_works_under_a_running_event_loop() -> None:
 
 
 def test_calls_in_flight_are_bounded() -> None:
-    """Never more than max_concurrency calls are in flight, and as many as that when there is work."""
+    """At most `max_concurrency` calls are in flight, and as many as that while there is work."""
     with Provider(latency_s=0.02) as provider:
         ask(provider, texts(40), options(max_concurrency=4))
     assert provider.books.peak_in_flight == 4
 
 
-def test_progress_is_told_to_the_end() -> None:
-    """Progress only grows, ends complete, and agrees with the report."""
+def test_progress_is_reported_to_the_end() -> None:
+    """Progress never decreases, ends complete, and agrees with the report."""
     seen: list[Any] = []
     chosen = Options(on_progress=seen.append, policy=Policy(retry=QUICK, max_repairs=0))
     with Provider(fault=matching("row 3", status(400))) as provider:
@@ -206,7 +206,7 @@ def test_progress_is_told_to_the_end() -> None:
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 def test_interrupt_stops_calls_and_keeps_answers(interrupt: type[BaseException], tmp_path: Path) -> None:
-    """What lands in the waiting thread ends the run: calls in flight are dropped, none follows, answers stay."""
+    """An interrupt of the waiting thread cancels calls in flight, starts no other, and keeps the answers."""
     store = tmp_path / "answers.db"
 
     def tick() -> None:
@@ -239,7 +239,7 @@ def test_error_of_the_coroutine_is_raised_as_it_is() -> None:
 
 
 def test_one_open_store_serves_several_threads(tmp_path: Path) -> None:
-    """Runs in different threads, each with an event loop of its own, share a store without waiting for ever."""
+    """Runs in different threads, each with an event loop of its own, share a store without deadlock."""
     with open_store(tmp_path / "answers.db") as store, ThreadPoolExecutor(4) as threads:
 
         def run(name: str) -> Report:
@@ -251,18 +251,22 @@ def test_one_open_store_serves_several_threads(tmp_path: Path) -> None:
     assert [report.progress.rows_done for report in reports] == [200] * 4
 
 
-def test_what_is_no_model_is_named() -> None:
-    """An object without the port's attributes is refused before anything is asked."""
+def test_object_that_is_no_model_is_refused() -> None:
+    """An object without the protocol's attributes is refused before any call, and named."""
     with pytest.raises(ConfigError, match="lacks 'max_concurrency'"):
         enrich_sync([{"a": 1}], prompt="{a}", output="b", model=object())
 
 
-def test_scripts_of_other_names_share_no_answers(tmp_path: Path) -> None:
-    """A script is known by its name; another name is another model."""
+def test_scripted_models_of_different_names_share_no_answers(tmp_path: Path) -> None:
+    """A scripted model is identified by its name; another name is another model."""
 
-    def said(text: str, name: str) -> list[str]:
+    def answer_of(text: str, name: str) -> list[str]:
         options = Options(store=tmp_path / "answers.db")
         model = ScriptedModel({"": text}, name=name)
         return enrich_sync([{"a": 1}], prompt="{a}", output="b", model=model, options=options).column("b")
 
-    assert [said("one", "first"), said("two", "second"), said("three", "first")] == [["one"], ["two"], ["one"]]
+    assert [answer_of("one", "first"), answer_of("two", "second"), answer_of("three", "first")] == [
+        ["one"],
+        ["two"],
+        ["one"],
+    ]

@@ -39,14 +39,14 @@ from tests.support.provider import (
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404])
 def test_fatal_failure_stops_at_once(code: int) -> None:
-    """When no request can succeed, only the calls in flight are made, and the error says what to do."""
+    """If no request can succeed, only the calls in flight are made, and the error says what to do."""
     with Provider(fault=error(code)) as provider, pytest.raises(FatalError, match=str(code)):
         ask(provider, texts(500))
     assert len(provider.books.requests) <= 8
 
 
 def test_answers_before_a_fatal_failure_are_kept(tmp_path: Path) -> None:
-    """What was answered before the key was revoked is not asked again with a new key."""
+    """Answers from before a key was revoked are not asked again with a new key."""
     chosen = options(tmp_path / "answers.db")
     revoked = lambda asked: error(401)(asked) if asked.headers["Authorization"] == "Bearer old" else None  # noqa: E731
     with Provider(fault=after(50, revoked)) as provider:
@@ -56,7 +56,7 @@ def test_answers_before_a_fatal_failure_are_kept(tmp_path: Path) -> None:
 
 
 def test_no_call_follows_a_fatal_failure() -> None:
-    """Once a fatal failure is seen no further call leaves, not even the retry of one that failed in passing."""
+    """After a fatal failure no further call leaves, not even a pending retry."""
     busy = status(503, headers={"retry-after-ms": "300"})
     with Provider(fault=lambda asked: (busy if "row 0" in asked.prompt else error(401))(asked)) as provider:
         with pytest.raises(FatalError):
@@ -65,7 +65,7 @@ def test_no_call_follows_a_fatal_failure() -> None:
 
 
 def test_refused_row_fails_alone() -> None:
-    """A row the provider refuses fails with a reason, asked once; all others are answered."""
+    """A row that the provider refuses fails with a reason, asked once; all others are answered."""
     with Provider(fault=matching("row 7", error(400, "too long", "context_length_exceeded"))) as provider:
         report = ask(provider, texts(30))
     assert provider.books.calls_by_prompt["Repeat: row 7"] == 1
@@ -78,14 +78,14 @@ def test_refused_row_fails_alone() -> None:
 
 
 def test_run_whose_every_row_is_refused_stops() -> None:
-    """Twenty refusals and not one answer end the run: it is the set-up that is refused, not the rows."""
+    """Twenty refusals without an answer end the run: the set-up is refused, not the rows."""
     with Provider(fault=status(400)) as provider, pytest.raises(FatalError, match="first 20 calls"):
         ask(provider, texts(500), options(max_concurrency=1))
     assert len(provider.books.requests) == 20
 
 
 def test_rows_that_stay_refused_do_not_end_a_later_run(tmp_path: Path) -> None:
-    """A run that ended well ends well again: rows that are refused once more fail alone, however many they are."""
+    """A later run in which only refused rows are left ends well; the rows fail again."""
     chosen = options(tmp_path / "answers.db", max_concurrency=1)
     table = {"text": [f"{'bad' if number % 2 else 'good'} {number}" for number in range(60)]}
     with Provider(fault=matching("bad", status(400))) as provider:
@@ -94,7 +94,7 @@ def test_rows_that_stay_refused_do_not_end_a_later_run(tmp_path: Path) -> None:
 
 
 def test_declined_answers_are_counted_as_spent() -> None:
-    """A reply that a content filter emptied was paid for, so it is in the report's spend."""
+    """A reply that a content filter emptied was billed, so it is in the report's spend."""
     with Provider(fault=matching("row 1", filtered)) as provider:
         report = ask(provider, texts(3))
     assert report.spend.usage.input_tokens == provider.books.input_tokens
@@ -111,8 +111,8 @@ def test_declined_answers_are_counted_as_spent() -> None:
         (garbage, 3),
     ],
 )
-def test_passing_faults_are_survived(fault: Fault, unknown: int) -> None:
-    """Calls that fail in passing are made again until every row is answered; possible double payments are counted."""
+def test_transient_faults_are_retried_until_answered(fault: Fault, unknown: int) -> None:
+    """Calls that fail transiently are retried until every row is answered; possible double payments are counted."""
     with Provider(fault=first(3, fault)) as provider:
         report = ask(provider, texts(20))
     assert report.column("answer") == texts(20)["text"]
@@ -121,8 +121,8 @@ def test_passing_faults_are_survived(fault: Fault, unknown: int) -> None:
     assert provider.books.billed_by_prompt.total() == 20 + unknown
 
 
-def test_call_that_takes_too_long_is_given_up_and_made_again() -> None:
-    """A call past its time-out is dropped at the provider, counted as possibly paid, and made again."""
+def test_timed_out_call_is_cancelled_and_retried() -> None:
+    """A call past its time-out is dropped at the provider, counted as possibly paid, and retried."""
     with Provider(fault=first(1, slow(30))) as provider:
         report = ask(provider, texts(5), timeout_s=0.3)
         provider.books.wait_for(lambda books: books.client_gone == 1)
@@ -131,7 +131,7 @@ def test_call_that_takes_too_long_is_given_up_and_made_again() -> None:
 
 
 def test_unreachable_rows_fail_with_the_reason() -> None:
-    """A row whose calls keep failing in transit fails after max_attempts calls; the others are answered."""
+    """A row whose calls keep failing transiently fails after `max_attempts` calls; the others are answered."""
     retry = RetryPolicy(max_attempts=3, first_wait_s=0.001)
     with Provider(fault=matching("row 3", status(503))) as provider:
         report = ask(provider, texts(10), options(retry=retry))
@@ -141,8 +141,8 @@ def test_unreachable_rows_fail_with_the_reason() -> None:
     assert "tried 3 times" in report.errors()[3]
 
 
-def test_provider_that_is_gone_ends_the_run() -> None:
-    """A provider that answers nobody is probed by a few calls, and in the end the run stops instead of trying all."""
+def test_lasting_outage_ends_the_run() -> None:
+    """A provider that answers no call is probed by a few calls; then the run ends instead of trying every row."""
     retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_outage_s=1.0)
     with Provider(fault=status(503)) as provider, pytest.raises(TransientError, match="503"):
         ask(provider, texts(500), options(retry=retry, max_concurrency=2))
@@ -153,7 +153,7 @@ def test_provider_that_is_gone_ends_the_run() -> None:
 
 
 def test_invalid_reply_is_asked_again_with_the_reason() -> None:
-    """A reply that does not validate is asked again, once, with what was wrong; the provenance says so."""
+    """An invalid reply is asked again once, with the reason; the provenance says so."""
     wrong_first = lambda prompt: echo("x: mended") if "could not be used" in prompt else {"answer": 42}  # noqa: E731
     with Provider(wrong_first) as provider:
         report = ask(provider, texts(1))
@@ -166,7 +166,7 @@ def test_invalid_reply_is_asked_again_with_the_reason() -> None:
 
 @pytest.mark.parametrize("max_repairs", [0, 1, 3])
 def test_repairs_are_bounded(max_repairs: int) -> None:
-    """A prompt that is never answered validly fails after max_repairs further calls, all of them counted."""
+    """A prompt without a valid reply fails after `max_repairs` further calls, all of them counted."""
     with Provider(lambda _: {"other": 1}) as provider:
         report = ask(provider, texts(2), options(max_repairs=max_repairs))
     assert {outcome.reason for outcome in report.outcomes} == {"invalid"}
@@ -175,16 +175,16 @@ def test_repairs_are_bounded(max_repairs: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "reply"), [(int, '{"answer": 1' + "0" * 30 + "}"), (float, '{"answer": NaN}')])
-def test_odd_numbers_harm_no_other_row(kind: type, reply: str, tmp_path: Path) -> None:
-    """A number that the store cannot carry fails its row, or comes back from the store as it went in."""
+def test_numbers_outside_the_stores_range_affect_no_other_row(kind: type, reply: str, tmp_path: Path) -> None:
+    """A number that the store cannot hold fails its row, or is read from the store as it was written."""
     model, chosen = ScriptedModel({"row 1": reply, "": {"answer": 0}}), options(tmp_path / "answers.db", max_repairs=0)
     asked = {"prompt": PROMPT, "output": {"answer": kind}, "model": model, "options": chosen}
     outcomes = [repr(enrich_sync(texts(3), **asked).column("answer")) for _ in range(2)]
     assert outcomes[0] == outcomes[1]
 
 
-def test_model_that_is_handed_over_has_no_made_up_price() -> None:
-    """A model of unknown price costs an unknown amount, not nothing, also when it is handed over open."""
+def test_open_model_of_unknown_price_costs_an_unknown_amount() -> None:
+    """Its cost is unknown, not zero, also when an open model is passed."""
 
     async def main(base_url: str) -> Report:
         model = connect(ModelSpec("openai_compatible/unheard-of", base_url=base_url))

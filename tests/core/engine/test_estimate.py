@@ -1,4 +1,4 @@
-"""What a run would take, before it: compared with what it then took."""
+"""Estimates, compared with what the run then takes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TEXTS = st.lists(st.sampled_from(["a", "b c", "d e f", "g"]), max_size=12)
 
 @given(TEXTS, TEXTS)
 def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]) -> None:
-    """Rows, reused rows, prompts, calls and input tokens are those of the run; nobody is asked for it."""
+    """Rows, reused rows, prompts, calls and input tokens equal those of the run; the estimate makes no call."""
     model = Words()
     with open_store(":memory:") as store:
         options = Options(store=store, price=PRICE)
@@ -94,7 +94,7 @@ def test_estimate_is_what_the_run_then_takes(before: list[str], texts: list[str]
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 30), (10, 3), ("auto", 3)])
 def test_calls_are_counted_as_they_would_be_packed(batch_size: Any, calls: int) -> None:
-    """The batch size counts, and instructions that are said once are counted once; `auto` begins small."""
+    """With the batch size, instructions counted once a call, and `auto` starting small."""
     rows = [{"text": f"row {number}"} for number in range(30)]
     model = Words(max_batch_size=None)
     options = Options(policy=Policy(batch_size=batch_size))
@@ -113,13 +113,13 @@ def test_calls_are_counted_as_they_would_be_packed(batch_size: Any, calls: int) 
     ],
 )
 def test_time_follows_from_the_rates(rates: Rates, least_s: Callable[[Estimate], float]) -> None:
-    """Thirty calls at one a second take half a minute; a rate of tokens may be the narrower one."""
+    """Thirty calls at one a second take half a minute; a token rate may be the tighter bound."""
     rows = [{"text": f"row {number}"} for number in range(30)]
     found = estimated(rows, Words(), Options(rates=rates))
     assert found.least_s == least_s(found)
 
 
-def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
+def test_unknown_price_is_not_zero_and_unaskable_rows_are_counted() -> None:
     """Without a price there is no figure; rows without a prompt cost nothing and are counted."""
     model = Words()
     task = compile_task(Prompt("{{ text.upper() }}", syntax="jinja2"), "loud", ModelSpec("test/unlisted"))
@@ -128,8 +128,8 @@ def test_unknown_price_is_not_zero_and_unaskable_rows_are_told() -> None:
     assert (found.rows, found.rows_unaskable, found.calls) == (2, 1, 1)
 
 
-def test_known_answers_tell_how_long_the_others_will_be() -> None:
-    """A schema of free text says little; ten answers say it all, and the range around them is narrower."""
+def test_known_answers_narrow_the_estimated_reply_length() -> None:
+    """A free-text schema gives a wide range; ten known answers give a narrower one around their mean."""
     model = Words(loud="THIS IS WHAT YOU SAID. " * 20)
     task = compile_task(PROMPT, {"loud": str}, spec_of(model))
     rows = [{"text": f"row {number}"} for number in range(40)]
@@ -145,8 +145,8 @@ def test_known_answers_tell_how_long_the_others_will_be() -> None:
     assert known.output_tokens[0] < usage.output_tokens < known.output_tokens[2]
 
 
-def test_nothing_is_written(tmp_path: Path) -> None:
-    """An estimate leaves no trace in the store: no call in the books and no answer."""
+def test_estimate_writes_nothing_to_the_store(tmp_path: Path) -> None:
+    """No call in the ledger, and no answer."""
     model, options = Words(), Options(store=tmp_path / "answers.db", price=PRICE)
     estimated([{"text": "a"}], model, options)
     report = enrich_sync([{"text": "b"}], prompt=PROMPT, output={"loud": str}, model=model, options=options)
@@ -154,8 +154,8 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     assert len(model.calls) == 1
 
 
-def test_what_cannot_run_cannot_be_estimated() -> None:
-    """A column that is missing or a cap without a price is the same error as in a run."""
+def test_estimate_raises_the_errors_of_a_run() -> None:
+    """A missing column or a cap without a price is the same error as in a run."""
     with pytest.raises(ConfigError, match="text"):
         estimated([{"txt": "a"}], Words(), Options())
 
@@ -201,7 +201,7 @@ class Batches(ScriptedModel):
 def test_calls_planned_are_calls_made(
     policy: dict[str, Any], bounds: dict[str, int], output: dict[str, Any], rows: int
 ) -> None:
-    """Whatever makes batches smaller or larger as a run goes on does so in the estimate; 5 % may differ."""
+    """What changes batch sizes during a run does so in the estimate; planned and made calls differ by at most 5 %."""
     table = {"text": [f"{LONG} {number}" for number in range(rows)]}
     task = compile_task("Mood of {text}", output, ModelSpec("scripted/batches", **bounds))
     schema = task.schema.json_schema
@@ -213,8 +213,8 @@ def test_calls_planned_are_calls_made(
     assert expected.calls == pytest.approx(report.spend.calls, rel=0.05, abs=2)
 
 
-def test_answers_that_are_known_tell_how_many_fit_into_a_reply() -> None:
-    """Notes are shorter than texts usually are; after a trial that is known, and calls are planned with more."""
+def test_known_answers_give_the_rows_per_reply() -> None:
+    """After a trial with short answers, the estimate plans more rows a call."""
     table = {"text": [f"{LONG} {number}" for number in range(600)]}
     task = compile_task("Note on {text}", NOTES, ModelSpec("scripted/batches", max_output_tokens=400))
     model = Batches({"note": "fine"})
@@ -228,8 +228,8 @@ def test_answers_that_are_known_tell_how_many_fit_into_a_reply() -> None:
     assert known.calls < before.calls
 
 
-def test_a_bound_on_replies_that_makes_batches_smaller_is_told() -> None:
-    """With the figure that bounds them, and how many rows calls carry; nothing is told of a size that is reached."""
+def test_reply_bound_that_shrinks_batches_is_reported() -> None:
+    """With the bound and the rows a call; nothing is reported if the configured size is reached."""
     table = {"text": [f"row {number}" for number in range(100)]}
 
     def limit(max_output_tokens: int) -> str | None:
@@ -238,13 +238,13 @@ def test_a_bound_on_replies_that_makes_batches_smaller_is_told() -> None:
         return asyncio.run(estimate(table, task, options, Batches({}))).limited_by
 
     assert limit(100_000) is None
-    told = limit(200) or ""
-    assert told.startswith("batch_size=20 exceeds what one reply can hold (max_output_tokens=200), at ")
-    assert told.endswith(" rows on average.")
+    warning = limit(200) or ""
+    assert warning.startswith("batch_size=20 exceeds what one reply can hold (max_output_tokens=200), at ")
+    assert warning.endswith(" rows on average.")
 
 
-def test_a_prompt_that_does_not_fit_the_window_is_no_call() -> None:
-    """A run fails its row without asking."""
+def test_prompt_beyond_the_window_is_no_call() -> None:
+    """A run fails its row without a call."""
     table = {"text": ["short", "long " * 5000]}
     task = compile_task("{text}", MOODS, ModelSpec("scripted/x"))
     model, options = Batches({"mood": "good"}), Options(policy=Policy(context_window=1000))
@@ -253,7 +253,7 @@ def test_a_prompt_that_does_not_fit_the_window_is_no_call() -> None:
     assert (found.calls, found.prompts_left, found.rows_unaskable) == (1, 1, 1) == (report.spend.calls, 1, 1)
 
 
-# -- thinking ------------------------------------------------------------------------------------------------------
+# -- reasoning -----------------------------------------------------------------------------------------------------
 
 
 def thinking(model: str = "openai/gpt-5.4", **spec: Any) -> Estimate:
@@ -261,8 +261,8 @@ def thinking(model: str = "openai/gpt-5.4", **spec: Any) -> Estimate:
     return asyncio.run(estimate([{"text": str(n)} for n in range(10)], task, Options(store=":memory:")))
 
 
-def test_thinking_is_in_the_output_and_in_the_cost() -> None:
-    """More effort takes more, in tokens and money; how much is the likely figure of a range."""
+def test_reasoning_tokens_are_in_output_and_cost() -> None:
+    """More effort takes more tokens and money; the estimate is the likely figure of a range."""
     none, low, high = (thinking(reasoning_effort=effort) for effort in ("none", "low", "high"))
     assert none.reasoning_tokens == (0, 0, 0)
     for some in (low, high):
@@ -287,13 +287,13 @@ def test_thinking_is_in_the_output_and_in_the_cost() -> None:
         ("anthropic/claude-sonnet-4-5", {"params": {"reasoning_effort": "low"}}, True),
     ],
 )
-def test_models_that_think_unasked_are_expected_to(model: str, spec: dict[str, Any], likely: bool) -> None:
-    """Those that always think, and those that are told to in any way."""
+def test_models_that_reason_by_default_are_estimated_so(model: str, spec: dict[str, Any], likely: bool) -> None:
+    """Models that always reason, and those that the settings make reason."""
     assert (thinking(model, **spec).reasoning_tokens[1] > 0) is likely
 
 
-def test_bound_on_output_tokens_bounds_thinking() -> None:
-    """It includes what a model thinks."""
+def test_output_bound_includes_reasoning() -> None:
+    """The bound on output tokens includes reasoning."""
     assert thinking(reasoning_effort="high", max_output_tokens=300).reasoning_tokens == (2000, 3000, 3000)
 
 
@@ -301,7 +301,7 @@ def test_bound_on_output_tokens_bounds_thinking() -> None:
 
 
 def test_images_are_in_the_estimate(tmp_path: Path) -> None:
-    """Each is counted by its model's rule, once however many rows name it, and not at all once it is answered."""
+    """Each image is counted by its model's rule, once however many rows name it, and not once it is answered."""
     (tmp_path / "p.png").write_bytes(picture(1, size=(640, 480)))
     media = MediaOptions(root=tmp_path)
     spec = ModelSpec("openai/gpt-4o", api_key="k", max_output_tokens=16)

@@ -1,4 +1,4 @@
-"""What a failed row took: how often it was asked, and its share of what those calls cost."""
+"""What a failed row took: its number of attempts and its share of their cost."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def billed(text: str) -> Reply:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("max_repairs", [0, 2])
-def test_failures_bear_what_their_calls_cost(batch_size: int, max_repairs: int) -> None:
-    """When no row is ever answered, the failures together cost what the run spent, repairs and splits included."""
+def test_failures_carry_the_cost_of_their_calls(batch_size: int, max_repairs: int) -> None:
+    """If no row is answered, the failures together cost what the run spent, repairs and splits included."""
     report = ask(lambda _: billed("nonsense"), batch_size=batch_size, max_repairs=max_repairs)
     failures = [failure for failure in report.outcomes.failures() if failure]
     assert len(failures) == 6
@@ -57,8 +57,8 @@ def test_failures_bear_what_their_calls_cost(batch_size: int, max_repairs: int) 
         assert {failure.cost_usd for failure in failures} == {each}
 
 
-def test_answered_rows_leave_a_failed_one_its_own_share() -> None:
-    """Of a call that answers all rows but one, the failed row bears its share, and alone what comes after."""
+def test_failed_row_bears_its_share_of_a_shared_call() -> None:
+    """Of a call that answers all rows but one, the failed row bears its share, and all of its later calls alone."""
 
     def script(prompt: str) -> Reply:
         if "row 2" in prompt and '"id"' not in prompt:
@@ -77,8 +77,8 @@ def test_answered_rows_leave_a_failed_one_its_own_share() -> None:
     assert failure.attempts == report.spend.calls == 3
 
 
-def test_a_row_that_was_never_asked_cost_nothing() -> None:
-    """A prompt that cannot be filled was asked of nobody."""
+def test_row_without_a_prompt_cost_nothing() -> None:
+    """A row whose prompt cannot be rendered was never asked."""
     options = Options(price=PRICE)
     model = ScriptedModel({"": {"answer": "x"}})
     prompt = Prompt("{{ 1 / n }}", syntax="jinja2")
@@ -89,8 +89,8 @@ def test_a_row_that_was_never_asked_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize(("lost", "cost"), [(True, None), (False, 0)])
-def test_a_call_that_was_lost_leaves_the_cost_open(lost: bool, cost: int | None) -> None:
-    """A row that stayed out of reach cost nothing if all its calls were turned away; otherwise nobody knows."""
+def test_lost_call_leaves_the_cost_unknown(lost: bool, cost: int | None) -> None:
+    """An unreachable row cost nothing if all its calls were refused; otherwise its cost is unknown."""
 
     def script(prompt: str) -> Reply:
         if "row 1" in prompt:
@@ -102,8 +102,8 @@ def test_a_call_that_was_lost_leaves_the_cost_open(lost: bool, cost: int | None)
     assert (failure.reason, failure.attempts, failure.cost_usd) == ("unreachable", 1, cost)
 
 
-def test_failures_come_back_with_what_they_took(tmp_path: Path) -> None:
-    """A later run that does not ask failed rows again knows as much about them as the one that did."""
+def test_stored_failures_keep_attempts_and_cost(tmp_path: Path) -> None:
+    """A later run that does not retry failed rows reports the same attempts and costs."""
     store = tmp_path / "answers.db"
     first = ask(lambda _: billed("nonsense"), store=store)
     second = ask(lambda _: billed("nonsense"), store=store, retry_failed_rows=False)
@@ -125,7 +125,7 @@ def test_failures_come_back_with_what_they_took(tmp_path: Path) -> None:
     ],
 )
 def test_failed_rows_are_asked_again_by_reason(retry_failed_rows: Any, asked: set[str], tmp_path: Path) -> None:
-    """Those that failed for another reason stay failed, for nothing."""
+    """Rows that failed for another reason stay failed, without a call."""
     store = tmp_path / "answers.db"
     reasons = {"row 1": "invalid", "row 2": "truncated", "row 3": "refused"}
 
@@ -151,15 +151,15 @@ def test_failed_rows_are_asked_again_by_reason(retry_failed_rows: Any, asked: se
 
 
 @pytest.mark.parametrize("value", ["invalid", ["unreachable"], ["refused", "no"], None, 1])
-def test_only_reasons_that_are_kept_can_be_named(value: Any) -> None:
-    """Rows that were out of reach are asked again anyway."""
+def test_only_stored_reasons_can_be_retried_by_name(value: Any) -> None:
+    """Unreachable rows are retried anyway, so their reason is refused."""
     with pytest.raises(ConfigError, match="a list of reasons, of 'invalid', 'truncated' and 'refused'"):
         Policy(retry_failed_rows=value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_that_was_asked_anew_in_vain_has_failed(kind: str, tmp_path: Path) -> None:
-    """Its old answer does not come back by itself: the row stays failed or is asked again, as any failed row."""
+def test_row_that_fails_in_a_full_refresh_has_failed(kind: str, tmp_path: Path) -> None:
+    """Its old answer is not reused: the row stays failed or is retried, as any failed row."""
     store = fresh_place(kind, tmp_path)
 
     def run(word: str, **policy) -> tuple[list[str | None], int]:  # noqa: ANN003
@@ -177,8 +177,8 @@ def test_a_row_that_was_asked_anew_in_vain_has_failed(kind: str, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cost", [None, Decimal(0), Decimal("0.0000000000000000000001")])
-def test_the_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal | None, tmp_path: Path) -> None:
-    """Also one that is not known, on both databases."""
+def test_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal | None, tmp_path: Path) -> None:
+    """Also an unknown cost, in both databases."""
 
     async def main() -> Failure:
         sent = call_to(key_of(1))
@@ -192,8 +192,8 @@ def test_the_store_keeps_the_cost_of_a_failure_exactly(kind: str, cost: Decimal 
     assert (found.model, found.attempts, found.cost_usd) == ("openai/m", 4, cost)
 
 
-def test_a_store_of_format_2_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Its failures are kept; what they took is not known."""
+def test_store_of_format_2_is_migrated(tmp_path: Path) -> None:
+    """Its failures are kept; their attempts and costs are unknown."""
     path = tmp_path / "answers.db"
     make_old_store(path, 2)
     database = sqlite3.connect(path)

@@ -10,14 +10,14 @@ from ondine_core.engine.gc_tuning import seldom_collected
 
 @pytest.fixture(autouse=True)
 def threshold() -> Iterator[None]:
-    """As it was, after each test."""
+    """Restore the thresholds after each test."""
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
 
 
-def test_it_is_as_before_once_the_last_run_is_over() -> None:
-    """While a run goes on the collector looks seldom; after the last of several, in whatever order, as before."""
+def test_gc_thresholds_are_restored_after_the_last_run() -> None:
+    """During runs the collector runs rarely; after the last of several, in any order, the thresholds are as before."""
     gc.set_threshold(700, 11, 12)
     first, second = seldom_collected(), seldom_collected()
     first.__enter__()
@@ -31,8 +31,8 @@ def test_it_is_as_before_once_the_last_run_is_over() -> None:
 
 
 @pytest.mark.parametrize("own", [0, 1_000_000])
-def test_who_wants_it_to_look_even_less_often_is_not_overruled(own: int) -> None:
-    """A collector that is switched off, or told to look less often still, stays so during a run and after an error."""
+def test_gc_set_less_eager_by_the_user_is_kept(own: int) -> None:
+    """A collector that is off, or set to run even less often, stays so during a run and after an error."""
     gc.set_threshold(own, 10, 10)
     seen = []
 

@@ -1,4 +1,4 @@
-"""What a store keeps of a question about images, and what can be told from it."""
+"""The stored definition of a task with images, and the keys computed from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tests.support.pictures import picture
 
 @pytest.mark.parametrize("options", [{}, {"detail": "low", "max_side_px": 10}, {"keep_metadata": True}], ids=str)
 @pytest.mark.parametrize("syntax", ["braces", "jinja2"])
-def test_the_key_of_a_row_can_be_told_later(options: dict[str, Any], syntax: Any, tmp_path: Path) -> None:
-    """From the definition and the row, wherever the image is by then."""
+def test_key_of_an_image_row_is_computed_from_the_definition(
+    options: dict[str, Any], syntax: Any, tmp_path: Path
+) -> None:
+    """From the stored definition and the row, wherever the image is by then."""
     text = "What is {name}? {photo:image}" if syntax == "braces" else "What is {{ name }}? {{ photo | image }}"
     prompt = Prompt(text, syntax=syntax, media=MediaOptions(**options))
     task = compile_task(prompt, "a", ModelSpec("openai/gpt-4o-mini"))

@@ -31,8 +31,8 @@ def skipped(report: Report) -> list[int]:
     return [number for number, outcome in enumerate(report.outcomes) if isinstance(outcome, Skipped)]
 
 
-def test_a_row_with_nothing_to_ask_about_is_skipped() -> None:
-    """Null and blank texts make no call and no failure; they are counted apart from both."""
+def test_row_with_a_missing_input_is_skipped() -> None:
+    """Null and blank texts make no call and no failure; they are counted separately."""
     report, model = ask("Mood of {text}")
     assert [type(outcome) for outcome in report.outcomes] == [Answer, Skipped, Skipped, Skipped, Answer]
     assert len(model.calls) == 1
@@ -44,14 +44,14 @@ def test_a_row_with_nothing_to_ask_about_is_skipped() -> None:
 
 
 def test_skipped_rows_are_not_in_the_error_rate() -> None:
-    """Of two rows that were asked, one failed."""
+    """The error rate counts asked rows only: of two, one failed."""
     model = ScriptedModel(lambda prompt: "nonsense" if "bad" in prompt else {"mood": "good"})
     report = enrich_sync({"text": ["good", "bad", None, ""]}, prompt="{text}", output=OUTPUT, model=model)
     assert report.error_rate == 0.5
 
 
 def test_a_missing_input_can_be_a_failure() -> None:
-    """It costs no call, and says which column it is."""
+    """With `on_missing="fail"` it costs no call, and the failure names the column."""
     report, model = ask("Mood of {text}", on_missing="fail")
     assert report.outcomes[1] == Failure("missing", "column 'text' is null or blank")
     assert (report.progress.rows_failed, report.progress.rows_skipped) == (3, 0)
@@ -59,7 +59,7 @@ def test_a_missing_input_can_be_a_failure() -> None:
 
 
 def test_a_missing_input_can_be_asked_about() -> None:
-    """All rows are, as they stand."""
+    """With `on_missing="ask"` all rows are asked as they are."""
     report, model = ask("Mood of {text}", on_missing="ask")
     assert report.column("mood") == ["good"] * 5
     assert len(model.calls) == 3  # "", " \t\n" and "good"
@@ -78,14 +78,14 @@ def test_a_missing_input_can_be_asked_about() -> None:
         (Prompt("{% if text %}{{ text }}{% endif %}?", syntax="jinja2"), [1, 2, 3]),
     ],
 )
-def test_columns_that_a_template_reads_under_a_condition_may_be_missing(prompt: str | Prompt, rows: list[int]) -> None:
+def test_conditionally_read_columns_may_be_missing(prompt: str | Prompt, rows: list[int]) -> None:
     """Each other column is needed; a row in which all are missing is skipped whatever the template says."""
     report, _ = ask(prompt)
     assert skipped(report) == rows
 
 
-def test_what_cleaning_leaves_blank_is_missing() -> None:
-    """It is the text that would be asked which counts."""
+def test_text_that_is_blank_after_cleaning_is_missing() -> None:
+    """The text that would be sent counts."""
     report, _ = ask("{text}", {"text": ["<p> </p>", "<p>good</p>"]}, clean=["html"])
     assert skipped(report) == [0]
 
@@ -100,20 +100,20 @@ def test_what_cleaning_leaves_blank_is_missing() -> None:
         {"value": [np.float64(1), np.float64("nan"), []]},
     ],
 )
-def test_each_kind_of_missing_value_is_missing_and_zero_is_not(table: Any) -> None:
-    """Nor are `False` and an empty list, which are values."""
+def test_every_kind_of_null_is_missing_and_zero_is_not(table: Any) -> None:
+    """`False` and an empty list are values, too."""
     report, _ = ask("{value}", table)
     assert skipped(report) == [1]
 
 
-def test_an_estimate_counts_them_too() -> None:
+def test_estimate_counts_skipped_rows() -> None:
     """They take no call."""
     task = compile_task("{text}", OUTPUT, ModelSpec("scripted/any"))
     found = run_in_thread(lambda: estimate(TABLE, task, Options(), ScriptedModel({})))
     assert (found.rows, found.rows_skipped, found.rows_unaskable, found.calls) == (5, 3, 0, 1)
 
 
-def test_another_word_is_refused() -> None:
-    """With those that are valid."""
+def test_unknown_on_missing_is_refused() -> None:
+    """The error lists the valid values."""
     with pytest.raises(ConfigError, match="on_missing='drop' must be 'skip', 'fail' or 'ask'"):
         Policy(on_missing="drop")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Do the tests of the laws notice when a law is broken? Each mutant breaks one on purpose, and must be caught."""
+"""Mutation tests: each mutant breaks one law on purpose, and a test of that law must fail."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TESTS = (
 )
 PROFILE = "--hypothesis-profile=first-find"
 CAUGHT = 1
-"""What pytest exits with when a test failed, and with nothing else."""
+"""Exit status of pytest if and only if a test failed."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is broken, where, and how: `good` stands once in the file and becomes `bad`; `law` picks the tests."""
+    """What is broken, where, and how: `good` is in the file once and becomes `bad`; `law` selects the tests."""
 
     breaks: str
     file: str
@@ -56,7 +56,7 @@ MUTANTS = (
         "strategy.py",
         "if place not in doubtful",
         "if place is not None",
-        "owed",
+        "without_a_clear_answer",
     ),
     Mutant("the last row of a batch is lost", "packing.py", "group.append(item)", "group[:] = [item]", "aligned"),
     Mutant(
@@ -64,19 +64,25 @@ MUTANTS = (
         "steps.py",
         'if ending != "whole":',
         "if None:",
-        "cannot_be_read",
+        "unreadable_batches",
     ),
     Mutant(
         "an unreadable batch is asked again as it was",
         "steps.py",
         "len(batch.items) // 2",
         "0",
-        "cannot_be_read",
+        "unreadable_batches",
     ),
     Mutant("repairs are never used up", "steps.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
-    Mutant("what is still owed is forgotten", "workers.py", "return result.retry", "return ()", "owed"),
     Mutant(
-        "what is known is asked again",
+        "rows that are still owed are forgotten",
+        "workers.py",
+        "return result.retry",
+        "return ()",
+        "without_a_clear_answer",
+    ),
+    Mutant(
+        "stored answers are asked again",
         "run.py",
         "while policy.reuse_since < inf and",
         "while False and",
@@ -90,14 +96,14 @@ MUTANTS = (
         "idempotent",
     ),
     Mutant(
-        "answers are told before they are durable",
+        "answers are reported before they are queued for commit",
         "call.py",
         "await run.runtime.store.settle(settled)",
         "asyncio.ensure_future(run.runtime.store.settle(settled))",
-        "durable",
+        "queued_for_commit",
     ),
     Mutant(
-        "callers that are late leave together",
+        "calls delayed by a stalled event loop leave together",
         "rate_limiter.py",
         "free_at - early_s - now\n            if wait_s > 0:",
         "free_at - early_s - now\n            if wait_s > 60:",
@@ -119,7 +125,7 @@ MUTANTS = (
         "retry_after",
     ),
     Mutant("rates are not booked", "call.py", "await limiter.acquire(tokens)", "pass", "paced"),
-    Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "books"),
+    Mutant("a reply is not counted", "cost_tracker.py", "self._answered += 1", "pass", "what_the_provider_counted"),
     Mutant(
         "a fatal error does not end the run",
         "call.py",
@@ -127,15 +133,21 @@ MUTANTS = (
         "if True:",
         "fatal",
     ),
-    Mutant("the worst case is not held", "cost_tracker.py", "bound * self._excess", "bound * 0", "solvent"),
+    Mutant("the worst case is not reserved", "cost_tracker.py", "bound * self._excess", "bound * 0", "solvent"),
     Mutant(
-        "what is missing is free",
+        "tokens missing from a reply's usage cost nothing",
         "charges.py",
         "else bound_usd\n",
         "else Decimal(0)\n",
         "solvent",
     ),
-    Mutant("a process that slept calls on", "call.py", "await self._ensure_lease(sent)", "pass", "laptop"),
+    Mutant(
+        "a process that was suspended past its lease continues to make calls",
+        "call.py",
+        "await self._ensure_lease(sent)",
+        "pass",
+        "laptop",
+    ),
     Mutant(
         "a lease goes by the wall clock",
         "lease.py",
@@ -144,50 +156,54 @@ MUTANTS = (
         "clock_that_is_set",
     ),
     Mutant(
-        "a store that was removed is written on",
+        "a store whose files were removed is still written to",
         "sqlite.py",
         "        self._check_files()\n        if self._log_sync",
         "        if self._log_sync",
         "removed_is_noticed",
     ),
-    Mutant("a lost call is given back", "call.py", "pending.charge = _NOT_KNOWN", "pass", "solvent"),
+    Mutant("the cost of a lost call is refunded", "call.py", "pending.charge = _NOT_KNOWN", "pass", "solvent"),
     Mutant(
-        "what another run has in flight is asked", "workers.py", "if pending.taken:", "if None:", "prompt_is_asked_once"
+        "a prompt that another run has in flight is asked",
+        "workers.py",
+        "if pending.taken:",
+        "if None:",
+        "prompt_is_asked_once",
     ),
     Mutant(
-        "a batch job is created before the store has that",
+        "a batch job is created before the store records it",
         "submitting.py",
         'state="creating",',
         'state="preparing",',
         "whenever_the_process_is_killed",
     ),
     Mutant(
-        "a batch job whose creation was not seen is handed in again",
+        "a batch job whose creation was not confirmed is submitted again",
         "submitting.py",
         'return state == "creating" and',
         "return False and",
         "whenever_the_process_is_killed",
     ),
     Mutant(
-        "what a batch job may cost is not held",
+        "the worst-case cost of a batch job is not reserved",
         "building.py",
         "amounts = [request.units for",
         "amounts = [0 for",
         "cap_holds_while_jobs",
     ),
     Mutant(
-        "what a batch job cost is not settled",
+        "the cost of a batch job is not settled",
         "job_tables.py",
         "settle(state, process, bound, spent, at))",
         "state)",
         "whenever_the_process_is_killed",
     ),
     Mutant(
-        "a row that another run has is put into a batch job",
+        "a row that another run has in flight is put into a batch job",
         "building.py",
         "        if keys:",
         "        if None:",
-        "two_runs_at_once",
+        "concurrent_runs_submit",
     ),
     Mutant(
         "an answer is kept under the key of another image",
@@ -201,11 +217,13 @@ MUTANTS = (
         "media_reader.py",
         "if _digest(data) != digest:",
         "if None:",
-        "images_go_into_jobs",
+        "images_are_sent_in_jobs",
     ),
-    Mutant("what images cost is not held", "cost_tracker.py", "length += sum(counted)", "pass", "reservations_hold"),
     Mutant(
-        "a text of a row names an image",
+        "the cost of images is not reserved", "cost_tracker.py", "length += sum(counted)", "pass", "reservations_hold"
+    ),
+    Mutant(
+        "a row's text can name an image",
         "template_syntax.py",
         "else escape_marks(write_cell(value))",
         "else write_cell(value)",
@@ -218,16 +236,16 @@ MUTANTS = (
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)
 def test_a_broken_law_is_noticed(mutant: Mutant, tmp_path: Path) -> None:
-    """The tests of the laws fail on the mutant, as they do not on the code as it is."""
+    """The selected tests fail on the mutant; they pass on the code as it is."""
     for package in ("ondine_core", "tests"):
-        # With the byte code, which stays valid since files keep their times: to compile all takes longer than the test.
+        # With the byte code, which stays valid since files keep their times: compiling takes longer than the test.
         shutil.copytree(ROOT / package, tmp_path / package)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (file,) = (tmp_path / "ondine_core").rglob(mutant.file)
     text = file.read_text(encoding="utf-8")
     assert text.count(mutant.good) == 1, f"{mutant.good!r} stands {text.count(mutant.good)} times in {mutant.file}"
     file.write_text(text.replace(mutant.good, mutant.bad), encoding="utf-8")
-    # Only the files that have such a test: to collect the others takes longer than to run it.
+    # Only the files that have such a test: collecting the others takes longer than running it.
     name = re.compile(rf"def test_\w*{mutant.law}")
     tests = [test for test in TESTS if name.search((tmp_path / test).read_text(encoding="utf-8"))]
     command = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", PROFILE, "-k", mutant.law, *tests)

@@ -1,4 +1,4 @@
-"""What somebody at a terminal or in a notebook sees: the progress bar, the report, and frames made of it."""
+"""The terminal and the notebook: the progress bar, the report, and frames made of it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def columns(frame: Any) -> dict[str, list[Any]]:
 # -- the report ----------------------------------------------------------------------------------------------------
 
 
-def test_a_report_prints_as_a_summary_however_many_rows_it_has() -> None:
-    """A cell that ends in a report shows some lines, not a list of twenty thousand latencies."""
+def test_report_prints_as_a_short_summary() -> None:
+    """A cell that ends in a report shows some lines, not a list of 20,000 latencies."""
     report = enrich_sync(
         {"text": [f"row {number}" for number in range(2_000)]},
         prompt=PROMPT,
@@ -59,7 +59,7 @@ def test_a_report_prints_as_a_summary_however_many_rows_it_has() -> None:
     assert len(report._repr_html_()) < 3_000
 
 
-def test_a_report_says_what_failed_and_what_was_known(tmp_path: Any) -> None:
+def test_report_counts_failed_and_reused_rows(tmp_path: Any) -> None:
     """The summary counts failed rows, and rows that needed no call."""
     options = Options(store=tmp_path / "answers.db")
     assert "rows 3, 1 failed;" in repr(ask(ROWS, options=options))
@@ -68,16 +68,16 @@ def test_a_report_says_what_failed_and_what_was_known(tmp_path: Any) -> None:
     assert "all known" in repr(again)
 
 
-def test_the_html_of_a_report_is_safe_and_shows_rows_and_reasons() -> None:
-    """What a model replied is text, never markup of the notebook."""
+def test_html_of_a_report_escapes_replies() -> None:
+    """The table shows rows and reasons; a model's reply is text, never markup of the notebook."""
     html = ask(ROWS)._repr_html_()
     assert "&lt;a&gt;" in html
     assert "<a>" not in html
     assert "the reply is not the JSON asked for" in html
 
 
-def test_a_report_is_rows_for_pandas() -> None:
-    """`pd.DataFrame(report)` has the output columns, a row a row."""
+def test_report_converts_to_a_pandas_frame() -> None:
+    """`pd.DataFrame(report)` has the output columns and one row for each row."""
     frame = pd.DataFrame(ask(ROWS))  # type: ignore[arg-type]
     assert list(frame.columns) == ["answer", "count"]
     assert frame["answer"].tolist()[:2] == ["<a>", "<b>"]
@@ -88,7 +88,7 @@ def test_a_report_is_rows_for_pandas() -> None:
 
 
 @FRAMES
-def test_to_frame_joins_the_outputs_on(make: Make) -> None:
+def test_to_frame_adds_the_outputs(make: Make) -> None:
     """The same kind of frame, with typed output columns and the reason where a row failed."""
     table = make(ROWS)
     frame = ask(table).to_frame(table)
@@ -103,7 +103,7 @@ def test_to_frame_joins_the_outputs_on(make: Make) -> None:
 
 
 @FRAMES
-def test_a_cell_can_run_twice(make: Make) -> None:
+def test_overwrite_lets_a_cell_run_twice(make: Make) -> None:
     """The second run finds its columns in the table; `overwrite` replaces them, and without it the error says so."""
     table = make(ROWS)
     once = ask(table).to_frame(table)
@@ -115,8 +115,8 @@ def test_a_cell_can_run_twice(make: Make) -> None:
         report.to_frame(once, overwrite=False)
 
 
-def test_a_frame_with_a_column_named_error_keeps_it() -> None:
-    """A column of the user's is not overwritten by the reasons of failed rows."""
+def test_to_frame_keeps_a_user_column_named_error() -> None:
+    """The reasons of failed rows do not overwrite a column of the user's."""
     table = pd.DataFrame({"text": ["a"], "error": ["mine"]})
     report = ask(table)
     with pytest.raises(ConfigError, match=r"'error' already.*error_column="):
@@ -157,10 +157,10 @@ HALF = Progress(10, 5, 1, 0, Spend(), 2.0)
         (True, io.StringIO(), False, True),
     ],
 )
-def test_the_bar_is_shown_where_somebody_looks(
+def test_progress_bar_is_shown_on_terminals_and_in_jupyter(
     wanted: bool | None, stream: io.StringIO, in_jupyter: bool, is_shown: bool
 ) -> None:
-    """On a terminal and in Jupyter unless it is switched off, elsewhere only if it is switched on."""
+    """There it is on unless it is switched off, elsewhere only if it is switched on."""
     with progress_bar(wanted, stream, in_jupyter=in_jupyter) as show:
         show(HALF)
     assert ("5/10 rows" in stream.getvalue()) == is_shown
@@ -175,13 +175,15 @@ def test_the_bar_is_shown_where_somebody_looks(
         (Progress(0, 0, 0, 0, Spend(), 1.0), "nothing to ask"),
     ],
 )
-def test_the_bar_says_pace_time_left_and_failures(progress: Progress, figures: str) -> None:
-    """The figures beside the bar; where nothing was asked there is no pace of 0.0 rows/s."""
+def test_progress_bar_shows_rate_time_left_and_failures(progress: Progress, figures: str) -> None:
+    """If no call was made it shows no rate of 0.0 rows/s."""
     assert progress_figures(progress) == figures
 
 
 @pytest.mark.parametrize("door", ["enrich", "enrich_sync"])
-def test_both_doors_show_the_whole_run(door: Literal["enrich", "enrich_sync"], capfd: Any) -> None:
+def test_enrich_and_enrich_sync_show_progress_of_the_whole_run(
+    door: Literal["enrich", "enrich_sync"], capfd: Any
+) -> None:
     """From the first to the last row, with the caller's own `on_progress` called as well."""
     seen: list[Progress] = []
     options = Options(on_progress=seen.append, progress_bar=True)
@@ -197,13 +199,13 @@ def test_both_doors_show_the_whole_run(door: Literal["enrich", "enrich_sync"], c
     assert (seen[0].rows_done, seen[-1].rows_done) == (0, 50)
 
 
-def test_a_pseudo_terminal_counts_as_one() -> None:
-    """What a shell gives a script is recognized as a terminal."""
+def test_pseudo_terminal_counts_as_a_terminal() -> None:
+    """The terminal that a shell gives a script is recognized."""
     reader, writer = pty.openpty()
     with os.fdopen(writer, "w", encoding="utf-8") as stream, progress_bar(None, stream, in_jupyter=False) as show:
         show(HALF)
     shown = b""
-    with suppress(OSError):  # what Linux says at the end, since nobody writes any more
+    with suppress(OSError):  # Linux's error at the end, since there is no writer any more
         while some := os.read(reader, 10_000):
             shown += some
     os.close(reader)

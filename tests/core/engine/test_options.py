@@ -8,15 +8,15 @@ from ondine_core.store import open_store
 
 
 @pytest.mark.parametrize("store", [None, 5, b"answers.db", ["answers.db"]], ids=repr)
-def test_a_store_that_is_none_is_refused(store: Any) -> None:
-    """It fails where the options are made, with the value and what is valid, and not with a Python error in a run."""
+def test_invalid_store_is_refused(store: Any) -> None:
+    """`Options` raises an error with the value and what is valid, before any run."""
     with pytest.raises(ConfigError, match="give a path, a postgresql:// URL, ':memory:' or an open store") as caught:
         Options(store=store)
     assert f"store={store!r}" in str(caught.value)
 
 
-def test_a_store_is_a_path_or_an_open_one(tmp_path: Path) -> None:
-    """A text, a path and a store that is open are taken as they are."""
+def test_store_is_a_path_or_an_open_store(tmp_path: Path) -> None:
+    """A text, a path and an open store are accepted."""
     with open_store(":memory:") as store:
         assert Options(store=store).store is store
     assert Options(store=tmp_path / "answers.db").store == tmp_path / "answers.db"
@@ -24,7 +24,7 @@ def test_a_store_is_a_path_or_an_open_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("durability", ["disk", "", None])
-def test_a_durability_that_is_none_is_refused(durability: Any) -> None:
-    """The message names what there is."""
+def test_invalid_durability_is_refused(durability: Any) -> None:
+    """The message lists the valid values."""
     with pytest.raises(ConfigError, match="must be 'process' or 'power'"):
         Options(durability=durability)

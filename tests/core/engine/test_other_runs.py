@@ -1,4 +1,4 @@
-"""One price for one text, also at the same moment: runs that overlap ask each prompt once between them."""
+"""Overlapping runs ask each prompt once between them, also at the same moment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def asked(books: Books) -> Counter[str]:
 @by_kind
 @pytest.mark.parametrize("batch_size", [1, 20])
 def test_processes_that_overlap_ask_each_row_once(workers: Workers, kind: str, batch_size: int, tmp_path: Path) -> None:
-    """Eight processes with 100 rows each of 380, four of them with the same ones: the provider sees each row once."""
+    """Eight processes with overlapping shares of 380 rows: the provider sees each row once."""
     place = fresh_place(kind, tmp_path)
     starts = [0, 0, 0, 0, 50, 100, 200, 280]
     with Provider(echo_each, latency_s=0.05) as provider:
@@ -70,8 +70,8 @@ def test_processes_that_overlap_ask_each_row_once(workers: Workers, kind: str, b
 
 
 @by_kind
-def test_what_a_killed_process_had_in_flight_is_taken_over(workers: Workers, kind: str, tmp_path: Path) -> None:
-    """It is known to have ended, so nobody waits for it; what it had in flight may be paid twice, nothing else."""
+def test_prompts_of_a_killed_process_are_taken_over(workers: Workers, kind: str, tmp_path: Path) -> None:
+    """Its end is noticed without a wait; only the calls that it had in flight may be paid twice."""
     place, hangs = fresh_place(kind, tmp_path), threading.Event()
     with Provider(echo_each, latency_s=0.02, fault=while_set(hangs, slow(3_600))) as provider:
         job = Job(provider.base_url, place, rows=60, concurrency=4, timeout_s=15)
@@ -83,7 +83,7 @@ def test_what_a_killed_process_had_in_flight_is_taken_over(workers: Workers, kin
         hangs.clear()
         assert max(asked(provider.books).values()) == 1
         workers.kill(killed)
-        os.kill(other, signal.SIGTERM)  # its own calls hang, too, and are awaited
+        os.kill(other, signal.SIGTERM)  # the run's own calls hang, too, and are awaited
         workers.wait(other)
         last = workers.start(replace(job, run="last"))
         assert workers.wait(last) == {"answers": job.texts, "error": None}
@@ -111,8 +111,8 @@ def test_two_threads_with_one_store_ask_each_row_once(kind: str, tmp_path: Path)
     assert sum(report.progress.rows_reused for report in reports) == 60
 
 
-def test_a_run_that_is_alone_claims_nothing(tmp_path: Path) -> None:
-    """So it pays nothing for runs that there are not."""
+def test_run_without_concurrent_runs_writes_no_claims(tmp_path: Path) -> None:
+    """So claims cost it nothing."""
     place = tmp_path / "answers.db"
     during: list[object] = []
     with Provider(fault=lambda _: during.extend(look(place, "SELECT COUNT(*) FROM ondine.claims"))) as provider:
@@ -121,8 +121,8 @@ def test_a_run_that_is_alone_claims_nothing(tmp_path: Path) -> None:
     assert look(place, "SELECT COUNT(*) FROM ondine.runs") == [(0,)]
 
 
-def test_another_question_is_no_overlap(tmp_path: Path) -> None:
-    """Runs that ask something else claim nothing either."""
+def test_runs_of_different_tasks_write_no_claims(tmp_path: Path) -> None:
+    """Runs that ask something else do not overlap."""
     place = tmp_path / "answers.db"
     during: list[object] = []
     hangs = threading.Event()
@@ -140,8 +140,8 @@ def test_another_question_is_no_overlap(tmp_path: Path) -> None:
     assert set(during) == {(0,)}
 
 
-def test_a_row_that_another_run_failed_is_asked_here(tmp_path: Path) -> None:
-    """A failure is not an answer; by default a run asks again what failed in another."""
+def test_row_that_failed_in_another_run_is_asked(tmp_path: Path) -> None:
+    """A failure is not an answer; by default a run retries what failed in another."""
     refused = matching("row 3", first(1, error(400, "flagged", "content_filter")))
     with Provider(latency_s=0.05, fault=refused) as provider:
         reports: list[Report] = []
@@ -171,7 +171,7 @@ async def run_at(clock: Clock, store: MemoryStore, model: UnreliableModel, table
 @settings(max_examples=60)
 @given(st.lists(st.tuples(tables, st.floats(0, 0.5)), min_size=2, max_size=5))
 def test_each_prompt_is_asked_once_whenever_runs_start(runs: list[tuple[list[str], float]]) -> None:
-    """Every run has all of its answers, and what all have asked together are the different texts."""
+    """Every run has all its answers, and together the runs ask each distinct text once."""
     store, model = MemoryStore(), UnreliableModel(((), "none"))
 
     async def main(clock: Clock) -> list[Report]:
@@ -185,9 +185,7 @@ def test_each_prompt_is_asked_once_whenever_runs_start(runs: list[tuple[list[str
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(tables, st.floats(0, 0.5)), min_size=2, max_size=4), schedules)
-def test_runs_end_whatever_happens_to_the_calls_of_the_others(
-    runs: list[tuple[list[str], float]], schedule: tuple
-) -> None:
+def test_runs_end_whatever_fails_in_other_runs(runs: list[tuple[list[str], float]], schedule: tuple) -> None:
     """No run waits for ever for another; each row has an answer of its own text, or a failure."""
     store, model = MemoryStore(), UnreliableModel((schedule[0], "none"))
 
@@ -217,8 +215,8 @@ class Stuck:
         """Nothing to close."""
 
 
-def test_a_process_that_stands_still_is_waited_for_as_long_as_a_call_may_take() -> None:
-    """Then its prompts are taken over, and counted as possibly paid twice."""
+def test_suspended_process_is_waited_for_as_long_as_a_call_may_take() -> None:
+    """Then its prompts are taken over and counted as possibly paid twice."""
     store, model = MemoryStore(), UnreliableModel(((), "none"))
 
     async def main(clock: Clock) -> tuple[Report, float]:
@@ -247,8 +245,8 @@ def sent(run: bytes, number: int, *keys: int, is_shared: bool = True) -> CallSta
 
 
 @by_kind
-def test_a_call_that_may_not_leave_is_not_noted(kind: str, tmp_path: Path) -> None:
-    """It is told for which prompts, claims none of its others, and leaves no trace."""
+def test_call_whose_prompts_are_claimed_is_not_recorded(kind: str, tmp_path: Path) -> None:
+    """It learns which prompts are claimed, claims none of its others, and leaves no trace."""
     one, two = b"1" * 8, b"2" * 8
 
     async def main() -> None:
@@ -257,7 +255,7 @@ def test_a_call_that_may_not_leave_is_not_noted(kind: str, tmp_path: Path) -> No
         assert await store.join(RunStarted(two, b"q" * 16, (2.0,))) == {one: (1.0,)}
         assert await store.send(sent(two, 1, 2, 3)) == {key_of(2)}
         assert await store.send(sent(two, 2, 3)) == frozenset()
-        assert await store.send(sent(one, 2, 1, 2)) == frozenset(), "its own claim is in nobody's way"
+        assert await store.send(sent(one, 2, 1, 2)) == frozenset(), "its own claim does not block it"
         assert {key: claim.run for key, claim in (await store.get_claims([key_of(n) for n in range(5)])).items()} == {
             key_of(1): one,
             key_of(2): one,

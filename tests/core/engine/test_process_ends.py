@@ -1,4 +1,4 @@
-"""What can be known about the end of a process, with real ones."""
+"""Detection of a process's end, with real processes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ TELL = "from ondine_core.types.processes import this_process; print(*this_proces
 
 @pytest.fixture
 def child() -> Iterator[tuple[subprocess.Popen[str], Process]]:
-    """A process that waits, and how it calls itself."""
+    """A process that waits, and its own identity."""
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", TELL], stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
@@ -24,34 +24,34 @@ def child() -> Iterator[tuple[subprocess.Popen[str], Process]]:
 
 
 def test_process_ends_when_it_is_killed(child: tuple[subprocess.Popen[str], Process]) -> None:
-    """It runs, also while it is suspended; killed it has ended, before and after its parent took notice."""
-    process, told = child
-    assert told != this_process()
-    assert not has_ended(told)
+    """A suspended process runs; a killed one has ended, before and after its parent reaped it."""
+    process, identity = child
+    assert identity != this_process()
+    assert not has_ended(identity)
     os.kill(process.pid, signal.SIGSTOP)
-    assert not has_ended(told)
+    assert not has_ended(identity)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert has_ended(told)
+    assert has_ended(identity)
     process.wait()
-    assert has_ended(told)
+    assert has_ended(identity)
 
 
-def test_id_that_is_used_again_is_another_process(child: tuple[subprocess.Popen[str], Process]) -> None:
-    """Whoever has the id now was started at another time."""
-    _, told = child
-    assert has_ended(told._replace(started_at=told.started_at - 1))
+def test_reused_process_id_is_another_process(child: tuple[subprocess.Popen[str], Process]) -> None:
+    """The process with a reused id was started at another time."""
+    _, identity = child
+    assert has_ended(identity._replace(started_at=identity.started_at - 1))
 
 
-def test_process_out_of_sight_has_never_ended() -> None:
-    """On another machine, or at a place that is not known, the same id means nothing."""
+def test_process_on_another_host_never_counts_as_ended() -> None:
+    """On another machine or at an unknown place the same id proves nothing."""
     gone = this_process()._replace(id=2**22 + 1)
     assert has_ended(gone)
     assert not has_ended(gone._replace(place=gone.place + 2))
     assert not has_ended(gone._replace(place=0.0))
 
 
-def test_process_knows_itself() -> None:
-    """The same numbers each time, and it runs."""
+def test_process_identity_is_stable() -> None:
+    """A process's own identity is the same each time, and counts as running."""
     assert this_process() == this_process()
     assert not has_ended(this_process())

@@ -1,4 +1,4 @@
-"""The laws with real processes, kills, outages and faults; the loopback provider's books say whether they held."""
+"""The laws with real processes, kills, outages and faults, checked by the loopback provider's ledger."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def place(tmp_path: Path) -> str:
 
 
 def billed(books: Books) -> Decimal:
-    """USD for all that was worked on."""
+    """USD for all calls that the provider worked on."""
     return PRICE.cost(Usage(books.input_tokens, 0, books.output_tokens))
 
 
@@ -81,15 +81,15 @@ def billed(books: Books) -> Decimal:
 
 PER_S, BURST = 30, 10
 LATE_S = 1.5
-"""What may lie between a booking and the arrival of its call: the note in the books, the loopback, a busy machine.
+"""Delay between a booking and the arrival of its call: the entry in the ledger, the loopback, a busy machine.
 
 With a limiter for each process, calls would be early by at least three seconds: 8 x 18 of them come at once.
 """
 ATTEMPTS = 5
 
 
-def eight_at_once(workers: Workers, base_url: str, place: str, rows: int, **settings: Any) -> list[dict[str, Any]]:
-    """What eight processes come to that begin together, each with rows of its own."""
+def run_eight(workers: Workers, base_url: str, place: str, rows: int, **settings: Any) -> list[dict[str, Any]]:
+    """The results of eight processes that begin together, each with rows of its own."""
     shared = {"requests_per_minute": 60 * PER_S, "burst": BURST, **settings}
     jobs = [Job(base_url, place, f"run-{n}", first=100 + n * rows, rows=rows, **shared) for n in range(8)]
     results = [workers.wait(process) for process in [workers.start(job) for job in jobs]]
@@ -97,26 +97,27 @@ def eight_at_once(workers: Workers, base_url: str, place: str, rows: int, **sett
     return results
 
 
-def too_early_s(arrivals: Sequence[float]) -> float:
-    """By how much the window that has the most calls for its length is too short for them, at the allowed rate."""
+def shortfall_s(arrivals: Sequence[float]) -> float:
+    """By how many seconds the busiest window is too short for its calls at the allowed rate."""
     free_at = itertools.accumulate(arrivals, lambda free, at: max(free, at) + 1 / PER_S, initial=0.0)
     return max(free - at - (BURST - 1) / PER_S for free, at in zip(free_at, arrivals, strict=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_processes_share_one_rate_and_use_it(workers: Workers, kind: str, tmp_path: Path) -> None:
-    """No window of any length has more calls than burst and rate allow, and at least 95 % of the rate is used.
+    """No window has more calls than burst and rate allow, and at least 95 % of the rate is used.
 
-    A busy machine may keep the processes from using it, so the best of some attempts counts; what the limiter itself
-    gave away would be missing from all of them.
+    A busy machine may keep the processes from using it, so the best of some attempts counts; a loss in the limiter
+    would
+    show in all of them.
     """
     rows, used = 18, list[float]()
     while not used or (max(used) < 0.95 and len(used) < ATTEMPTS):
         with Provider(latency_s=0.05) as provider:
-            eight_at_once(workers, provider.base_url, fresh_place(kind, tmp_path / str(len(used))), rows)
+            run_eight(workers, provider.base_url, fresh_place(kind, tmp_path / str(len(used))), rows)
         arrivals = [asked.arrived_at for asked in provider.books.requests]
         assert len(arrivals) == 8 * rows
-        assert too_early_s(arrivals) <= LATE_S
+        assert shortfall_s(arrivals) <= LATE_S
         # From when all eight are at work.
         first_of_each = {
             (int(asked.prompt.split()[-1]) - 100) // rows: asked.arrived_at
@@ -129,13 +130,13 @@ def test_eight_processes_share_one_rate_and_use_it(workers: Workers, kind: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_processes_draw_from_one_purse(workers: Workers, kind: str, tmp_path: Path) -> None:
-    """What the provider bills is never a nano-dollar more than the cap, and not much less; the rate holds as well."""
+def test_eight_processes_share_one_budget(workers: Workers, kind: str, tmp_path: Path) -> None:
+    """The provider's bill never exceeds the cap and comes close to it; the rate holds as well."""
     cap = Decimal("0.0012")
     with Provider(latency_s=0.05) as provider:
-        results = eight_at_once(workers, provider.base_url, fresh_place(kind, tmp_path), 20, budget_usd=str(cap))
+        results = run_eight(workers, provider.base_url, fresh_place(kind, tmp_path), 20, budget_usd=str(cap))
     assert 0.8 * float(cap) <= billed(provider.books) <= cap
-    assert too_early_s([asked.arrived_at for asked in provider.books.requests]) <= LATE_S
+    assert shortfall_s([asked.arrived_at for asked in provider.books.requests]) <= LATE_S
     errors = [result["error"] for result in results if result["error"]]
     assert errors
     assert all(re.search(r"BudgetExhausted.* 'team' .*spent.* rows? .*no answer", error) for error in errors)
@@ -166,9 +167,9 @@ def unseen_rows(place: str, job: Job) -> Counter[str]:
 
 
 def test_fifty_kills_lose_nothing(workers: Workers, place: str) -> None:
-    """Every row ends with its own answer, and no more is paid again than was in flight at a kill.
+    """Every row ends with its own answer, and at most what was in flight at a kill is paid again.
 
-    The moments are random, and so is whether a call has one row or five. Every call that left is in the books.
+    The moments are random, and so is whether a call has one row or five. Every call that left is in the ledger.
     """
     rng, latency_s = random.Random(1), 0.02
     with Provider(repeat, latency_s=latency_s) as provider:
@@ -189,21 +190,21 @@ def test_fifty_kills_lose_nothing(workers: Workers, place: str) -> None:
     asked = Counter(row for request in requests for row in re.findall(r"row \d+", request.prompt))
     assert set(asked) == set(job.texts)
     assert not [row for row in job.texts if asked[row] > 1 + unseen[row]]
-    # A call that was noted and had not left when the process was killed is one more in the books.
+    # A call that was recorded but not sent when the process was killed is one more in the ledger.
     assert audit.answered.calls <= len(requests) <= audit.sent == audit.answered.calls + unknown
     assert audit.paid_twice == len(unseen)
     assert audit.answered.usd <= billed(provider.books) <= audit.answered.usd + audit.unknown.usd
 
 
-def test_the_audit_after_kills_is_the_provider_s(workers: Workers, place: str) -> None:
-    """Killed while all its calls are with the provider: sent, answered, unknown, paid twice and dollars are exact."""
+def test_audit_after_kills_equals_the_provider(workers: Workers, place: str) -> None:
+    """After a kill with all calls in flight: sent, answered, unknown, paid twice and dollars are exact."""
     rng, stuck_from = random.Random(2), 0
 
     def stuck(_: object) -> Effect:
         return Slow(headers_s=60.0) if len(provider.books.requests) > stuck_from else None
 
     with Provider(latency_s=0.02, fault=stuck) as provider:
-        # So many are in flight from the first moment on.
+        # That many are in flight from the first moment on.
         job = Job(provider.base_url, place, first=100, rows=200, concurrency=4, budget_usd="1")
         for kills in range(1, 6):
             stuck_from = len(provider.books.requests) + rng.randrange(40)
@@ -226,8 +227,8 @@ def test_the_audit_after_kills_is_the_provider_s(workers: Workers, place: str) -
 
 
 @pytest.mark.parametrize(("calls", "output_tokens"), [(10, 5), (10, 20), (800, 5)])
-def test_a_limit_of_so_many_calls_pays_for_so_many(calls: int, output_tokens: int) -> None:
-    """At concurrency 200 no call more than the cap is worth is paid; the error names cap, spend and rows left."""
+def test_cap_for_n_calls_pays_for_n_calls_at_concurrency_200(calls: int, output_tokens: int) -> None:
+    """At concurrency 200 no call beyond the cap is paid; the error names cap, spend and rows left."""
     cents = Price(Decimal(0), Decimal("0.002"), Decimal(0))  # five tokens, a cent a reply
     table = {"text": [f"row {number}" for number in range(1000, 2200)]}
     options = Options(policy=Policy(max_concurrency=200), price=cents, max_cost_usd=Decimal(calls) / 100)
@@ -244,9 +245,9 @@ def test_a_limit_of_so_many_calls_pays_for_so_many(calls: int, output_tokens: in
 
 
 def test_mixed_faults_lose_no_row(place: str) -> None:
-    """Of calls 10 % end with 429, 10 % with 500, 5 % are dropped and 5 % malformed, and every row has its own answer.
+    """With 10 % 429, 10 % 500, 5 % dropped and 5 % malformed replies every row has its own answer.
 
-    No more calls are made than the faults cost. How little time is lost is held on virtual time, below.
+    No more calls are made than the faults cost. A test on virtual time, below, bounds the time lost.
     """
     table, rows = texts(600), 600
     faults = shares((0.1, status(429)), (0.1, status(500)), (0.05, cut), (0.05, garbage), seed=1)
@@ -265,7 +266,7 @@ def test_mixed_faults_lose_no_row(place: str) -> None:
 
 @dataclass
 class Watched:
-    """A model, and when each of its calls left and came back with an answer or without."""
+    """A model that records when each of its calls left and returned, and whether it was answered."""
 
     model: ChatModel
     calls: list[tuple[float, float, bool]] = field(default_factory=list)
@@ -286,7 +287,7 @@ class Watched:
 
 
 def most_in_a_second(times: Sequence[float]) -> int:
-    """The most of these that are within any one second."""
+    """The most of these times within any one second."""
     times, recent, most = sorted(times), deque[float](), 0
     for at in times:
         recent.append(at)
@@ -297,16 +298,16 @@ def most_in_a_second(times: Sequence[float]) -> int:
 
 
 def most_in_flight(calls: Sequence[tuple[float, float]]) -> int:
-    """The most of these calls that were under way at once."""
+    """The most of these calls that were in flight at the same time."""
     steps = sorted([(left, 1) for left, _ in calls] + [(back, -1) for _, back in calls])
     return max(itertools.accumulate(step for _, step in steps))
 
 
 def test_an_outage_of_five_seconds() -> None:
-    """While every call is answered 503, and then connections are refused, no row of a run with 50 in flight is lost.
+    """During 503s and then refused connections no row of a run with 50 calls in flight is lost.
 
-    Few calls probe it, and after its end nearly as many are in flight again as may be. How soon, and how many probe it
-    a second, is held on virtual time, below.
+    Few calls probe the provider, and afterwards nearly as many are in flight as before. A test on virtual time, below,
+    bounds the probes a second and the time to full speed.
     """
     table, half_s, began = texts(1000), 2.5, list[float]()
     busy = threading.Event()
@@ -330,7 +331,7 @@ def test_an_outage_of_five_seconds() -> None:
         model = Watched(connect(ModelSpec("openai_compatible/m", base_url=provider.base_url)))
         assert asyncio.run(main()).column("answer") == table["text"]
     start, end = began[0], began[0] + 2 * half_s
-    # Nothing would keep 50 workers from thousands of calls in these seconds.
+    # Without probing 50 workers would make thousands of calls in these seconds.
     assert sum(start + 1 <= left < end for left, *_ in model.calls) <= 50
     assert most_in_flight([(left, back) for left, back, answered in model.calls if answered and left >= end]) >= 40
 
@@ -343,9 +344,9 @@ class Timed:
     """A model that answers `Repeat: x` with `x`, unless it refuses at the instant of the call.
 
     Args:
-        refuse: From the instant to what is wrong.
-        latency_s: What answers take; a log-normal spread around it.
-        calls: When each came in, and whether it was answered.
+        refuse: From the instant to the error, if any.
+        latency_s: Seconds that answers take, with a log-normal spread.
+        calls: When each call arrived, and whether it was answered.
     """
 
     refuse: Callable[[float], TransientError | None]
@@ -370,7 +371,7 @@ class Timed:
     def ask(
         self, rows: int, policy: Policy | None = None, on_progress: Callable[[Progress], None] = lambda _: None
     ) -> Report:
-        """Ask it about so many rows, 50 at once."""
+        """Ask it about this many rows, 50 concurrently."""
         table, policy = texts(rows), policy or Policy(max_concurrency=50)
 
         async def main(clock: Clock) -> Report:
@@ -383,7 +384,7 @@ class Timed:
 
 
 def sliding_window(calls: int) -> Callable[[float], TransientError | None]:
-    """Refuse what exceeds so many calls in any second."""
+    """Refuse calls beyond this number in any second."""
     served = deque[float]()
 
     def refuse(now: float) -> TransientError | None:
@@ -398,8 +399,8 @@ def sliding_window(calls: int) -> Callable[[float], TransientError | None]:
 
 
 @pytest.mark.parametrize(("per_s", "latency_s"), [(20, 0.3), (50, 0.2)])
-def test_a_limit_that_nobody_named_is_found_and_used(per_s: int, latency_s: float) -> None:
-    """In four minutes at least 95 % of what the provider allows is used, and less than 2 % of calls are refused."""
+def test_unconfigured_rate_limit_is_found_and_used(per_s: int, latency_s: float) -> None:
+    """In four minutes at least 95 % of the provider's limit is used, and less than 2 % of calls are refused."""
     model = Timed(sliding_window(per_s), latency_s)
     report = model.ask(240 * per_s)
     assert not report.failures
@@ -407,10 +408,10 @@ def test_a_limit_that_nobody_named_is_found_and_used(per_s: int, latency_s: floa
     assert report.spend.refused < 0.02 * report.spend.calls
 
 
-def test_a_limit_is_found_on_a_real_server() -> None:
-    """What the fast start overruns is less than a third of all calls, and the limit is used from then on.
+def test_unconfigured_rate_limit_is_found_on_a_real_server() -> None:
+    """Calls refused at the start are less than a third of all, and the limit is used from then on.
 
-    How much of it is held on virtual time, above; without it, calls would wait for seconds each.
+    A test on virtual time, above, bounds how much of it is used; without discovery calls would wait for seconds each.
     """
     table, per_s = texts(200), 60
     with Provider(latency_s=0.05, fault=rate_limited(per_s)) as provider:
@@ -424,7 +425,7 @@ def test_a_limit_is_found_on_a_real_server() -> None:
 @pytest.mark.parametrize("seconds", [5, 60])
 @pytest.mark.parametrize("kind", ["overloaded", "broken"])
 def test_an_outage_is_waited_out(kind: Kind, seconds: int) -> None:
-    """With 50 calls in flight five calls a second probe it at most, no row is lost, full speed within 5 s after it."""
+    """With 50 calls in flight at most five calls a second probe, no row is lost, full speed within 5 s after it."""
     start, end = 5, 5 + seconds
     model = Timed(lambda now: TransientError("down", kind=kind) if start <= now < end else None, 0.1)
     assert not model.ask(4000).failures
@@ -434,7 +435,7 @@ def test_an_outage_is_waited_out(kind: Kind, seconds: int) -> None:
     assert after >= 0.8 * before
 
 
-def test_faults_take_little_time_from_a_minute() -> None:
+def test_one_minute_run_with_30_percent_faults_keeps_65_percent_of_its_speed() -> None:
     """Where three calls in ten fail at once, a run is at least 65 % as fast as without, first and last row included."""
     rng = random.Random(1)
     errors = [TransientError("429", kind="limited"), TransientError("500"), TransientError("lost", cost_unknown=True)]
@@ -446,8 +447,8 @@ def test_faults_take_little_time_from_a_minute() -> None:
     assert healthy >= 0.65 * ill
 
 
-def test_faults_take_a_bearable_time_from_a_few_seconds() -> None:
-    """A run that is over before the errors are understood answers nine rows in ten a third as fast as without them."""
+def test_run_of_seconds_with_faults_keeps_a_third_of_its_speed() -> None:
+    """A run that ends before the fault rate is known answers nine rows in ten at a third of the fault-free speed."""
     rng, rows = random.Random(1), 600
     errors = [TransientError("429", kind="limited"), TransientError("500"), TransientError("lost", cost_unknown=True)]
     policy = Policy(max_concurrency=32, retry=RetryPolicy(max_lost=12))

@@ -1,4 +1,4 @@
-"""Prompt caches: what is said to the provider, when calls wait for one another, and what that saves."""
+"""Prompt caches: what is sent to the provider, when calls wait for one another, and the saving."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ PROMPT = Prompt("Repeat: {text}", system=LONG)
 OUTPUT = {"answer": "string"}
 
 
-# -- what is known -------------------------------------------------------------------------------------------------
+# -- data of providers ---------------------------------------------------------------------------------------------
 
 
-def test_what_providers_cache() -> None:
-    """The price list knows better than the table from how many tokens on; nothing is known of servers of one's own."""
+def test_cache_data_of_providers() -> None:
+    """The price list overrides the table's minimum of tokens; for servers of the user's own nothing is known."""
     assert find_cache_rule(ModelSpec(MODEL)) is not None
     haiku, sonnet = (find_cache_rule(ModelSpec(f"anthropic/claude-{name}-4-5")) for name in ("haiku", "sonnet"))
     assert haiku is not None
@@ -62,15 +62,15 @@ def test_what_providers_cache() -> None:
     assert find_cache_rule(ModelSpec("openai_compatible/m")) is None
 
 
-def test_it_is_no_part_of_a_key() -> None:
+def test_prompt_cache_is_not_part_of_the_key() -> None:
     """Turning it on or off asks nothing again."""
     kinds: tuple[PromptCache, ...] = ("auto", "off", "1h")
     tasks = [compile_task(PROMPT, OUTPUT, ModelSpec(MODEL, prompt_cache=kind)) for kind in kinds]
     assert len({cache_key(task)("x") for task in tasks}) == 1
 
 
-def test_writing_for_an_hour_has_a_price_of_its_own() -> None:
-    """It is reserved only where it is asked for, and charged by what the reply says was written."""
+def test_one_hour_cache_writes_have_their_own_price() -> None:
+    """It is reserved only where it is asked for, and charged by the tokens that the reply says were written."""
     plain, hour = (find_tier_prices(ModelSpec(CLAUDE, prompt_cache=kind))["standard"] for kind in ("auto", "1h"))
     usage = Usage(2000, 500, 10, cache_write_tokens=1200, cache_write_1h_tokens=1000)
     assert hour.cost(usage) == Decimal("0.000003") * 300 + Decimal("3e-7") * 500 + Decimal("0.00000375") * 200 + (
@@ -80,7 +80,7 @@ def test_writing_for_an_hour_has_a_price_of_its_own() -> None:
     assert hour.at_most(100, 0) == Decimal("0.0006")
 
 
-# -- what calls have in common -------------------------------------------------------------------------------------
+# -- the common prefix of calls ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_writing_for_an_hour_has_a_price_of_its_own() -> None:
         ("Twice {{}} {a}", "Twice {} ", ""),
     ],
 )
-def test_the_text_before_the_first_column_is_common_to_all_rows(prompt: str | Prompt, lead: str, rest: str) -> None:
-    """In both syntaxes; what comes after it is known, too."""
+def test_text_before_the_first_column_is_the_common_prefix(prompt: str | Prompt, lead: str, rest: str) -> None:
+    """In both syntaxes; the text after it is known, too."""
     compiled = compile_prompt(prompt, lambda _: "")
     assert (compiled.lead, compiled.rest) == (lead, rest)
     rendered = compiled.render(dict.fromkeys(compiled.columns, "x"))
@@ -113,21 +113,21 @@ def test_calls_about_different_rows_have_one_prefix() -> None:
     assert prefix_id(prefix_of(call_of("Say: a", prompt="Say: {text}"))) != prefix_id(prefix_of(one))
 
 
-def test_a_prompt_whose_instructions_come_last_is_told() -> None:
-    """How many tokens a row that costs, and what to move; not where it is little."""
-    told = explain_uncacheable(compile_prompt("{review}\n" + LONG, lambda _: ""))
-    assert told is not None
-    assert "About 1,201 tokens" in told
-    assert "Move {review} to the end" in told
+def test_prompt_with_instructions_last_gets_advice() -> None:
+    """The advice says how many tokens a row it costs and what to move; there is none where it is little."""
+    advice = explain_uncacheable(compile_prompt("{review}\n" + LONG, lambda _: ""))
+    assert advice is not None
+    assert "About 1,201 tokens" in advice
+    assert "Move {review} to the end" in advice
     assert explain_uncacheable(compile_prompt(LONG + "{review}", lambda _: "")) is None
     assert explain_uncacheable(compile_prompt("{review}\nWhich mood?", lambda _: "")) is None
 
 
-# -- what is said to the provider ----------------------------------------------------------------------------------
+# -- what is sent to the provider ----------------------------------------------------------------------------------
 
 
-def test_the_fixed_part_of_a_message_to_claude_carries_the_breakpoint() -> None:
-    """Before the row, in the row's own message too, whose text stays the same; only where it is to be cached."""
+def test_breakpoint_ends_the_fixed_part_for_claude() -> None:
+    """Before the row, also within one message, whose text stays the same; only where it is to be cached."""
     call = replace(call_of("Repeat: a row"), cache_prefix=True)
     mark = {"type": "ephemeral"}
     body = orjson.loads(message_body({}, call, "json_schema", mark))
@@ -142,8 +142,8 @@ def test_the_fixed_part_of_a_message_to_claude_carries_the_breakpoint() -> None:
 
 
 @pytest.mark.parametrize(("host", "has_key"), [("api.openai.com", True), ("other.example", False)])
-def test_openai_is_told_which_calls_have_one_prefix(host: str, *, has_key: bool) -> None:
-    """By a key that is the same for all rows; a server that may refuse the field is not."""
+def test_openai_calls_with_one_prefix_share_a_cache_key(host: str, *, has_key: bool) -> None:
+    """The key is the same for all rows; it is not sent to servers that may refuse the field."""
     with Provider(echo) as provider:
         port = int(provider.base_url.rpartition(":")[2].removesuffix("/v1"))
 
@@ -172,13 +172,13 @@ def test_openai_is_told_which_calls_have_one_prefix(host: str, *, has_key: bool)
         (PrefixState(cached_until=10, is_led=True), "wait"),
     ],
 )
-def test_which_call_goes_first(state: PrefixState, step: str) -> None:
-    """One, as long as the prefix is not in the cache; then all."""
+def test_one_call_goes_first_until_the_prefix_is_cached(state: PrefixState, step: str) -> None:
+    """One call leaves while the prefix is not in the cache; then all do."""
     assert decide(state, 10.0) == step
 
 
-def test_others_wait_for_the_first_answer_and_again_after_a_long_pause() -> None:
-    """If the first fails, another goes first."""
+def test_calls_wait_for_the_first_answer_and_after_a_long_pause_again() -> None:
+    """If the first call fails, another goes first."""
 
     async def main(clock: Clock) -> list[tuple[float, int, bool]]:
         prefixes, prefix = CachedPrefixes(300.0, clock.elapsed), prefix_of(call_of("Repeat: a"))
@@ -212,7 +212,7 @@ def test_others_wait_for_the_first_answer_and_again_after_a_long_pause() -> None
 
 
 class MeteredModel:
-    """A model that answers after a while and bills as a provider with a prompt cache does."""
+    """A model that answers after a while and bills like a provider with a prompt cache."""
 
     max_concurrency = None
     max_batch_size = None
@@ -244,7 +244,7 @@ class MeteredModel:
         return Reply(text, usage, tier=tier)
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
 
 def run_metered(model: str, *, cached: bool, tier: Tier = "standard", batch_size: int = 1) -> tuple[Report, Meter, int]:
@@ -271,8 +271,8 @@ def run_metered(model: str, *, cached: bool, tier: Tier = "standard", batch_size
 
 
 @pytest.mark.parametrize("model", [MODEL, CLAUDE])
-def test_a_long_prefix_is_read_from_the_cache_after_the_first_call(model: str) -> None:
-    """2,000 rows with 256 in flight: all of it, and the bill is at most a quarter."""
+def test_long_prefix_is_read_from_the_cache_after_the_first_call(model: str) -> None:
+    """For 2,000 rows with 256 in flight all of it is read, and the bill is at most a quarter."""
     report, meter, peak = run_metered(model, cached=True)
     _, plain, _ = run_metered(model, cached=False)
     assert meter.read_tokens == meter.cacheable_tokens > 0
@@ -282,7 +282,7 @@ def test_a_long_prefix_is_read_from_the_cache_after_the_first_call(model: str) -
     assert saved == plain.usd - meter.usd
 
 
-def test_tier_cache_and_batches_multiply() -> None:
+def test_savings_of_tier_cache_and_batches_multiply() -> None:
     """At flex 0.13 of the bill without a cache at the standard tier; with twenty rows a call 0.05."""
     _, plain, _ = run_metered(MODEL, cached=False)
     _, flex, _ = run_metered(MODEL, cached=True, tier="flex")
@@ -296,7 +296,7 @@ def test_tier_cache_and_batches_multiply() -> None:
 
 
 def no_flex(after: int) -> Callable[[Asked], Effect]:
-    """No capacity at the flex tier, once so many calls were made."""
+    """No capacity at the flex tier after this many calls."""
     seen: list[Asked] = []
 
     def fault(asked: Asked) -> Effect:
@@ -323,7 +323,7 @@ def no_flex(after: int) -> Callable[[Asked], Effect]:
         ("priority", "downgraded", False),
     ],
 )
-def test_the_cost_of_a_run_is_the_bill_of_the_provider(
+def test_cost_of_a_run_equals_the_bill_of_the_provider(
     tier: Tier, reply: str, prompt_cache: PromptCache, batch_size: int, *, fallback: bool
 ) -> None:
     """To the last digit, with every combination of tier, reply, fallback, cache and batch size, within a cap."""
@@ -345,7 +345,7 @@ def test_the_cost_of_a_run_is_the_bill_of_the_provider(
     assert spend.usage.cached_input_tokens == meter.read_tokens > 0
     if fallback:
         assert meter.by_tier["default"] > 0
-    # The cache of this provider is automatic: turned off, calls only do not wait for one another.
+    # The cache of this provider is automatic: with it off, calls merely do not wait for one another.
     if prompt_cache != "off" and not fallback:
         assert meter.read_tokens == meter.cacheable_tokens
 
@@ -355,10 +355,10 @@ def test_the_cost_of_a_run_is_the_bill_of_the_provider(
 @pytest.mark.parametrize(
     ("tier", "answered_at"), [("standard", "standard"), ("priority", "standard"), ("priority", "priority")]
 )
-def test_the_cost_of_a_run_is_the_bill_of_anthropic(
+def test_cost_of_a_run_equals_the_bill_of_anthropic(
     tier: Tier, answered_at: str, prompt_cache: PromptCache, batch_size: int
 ) -> None:
-    """What is written into the cache, for five minutes or an hour, has its own price; both tiers cost the same."""
+    """Cache writes for five minutes or an hour have their own prices; both tiers cost the same."""
     entry = find_entry(CLAUDE) or {}
     rates = rates_of(entry)
     if prompt_cache == "1h":
@@ -378,8 +378,8 @@ def test_the_cost_of_a_run_is_the_bill_of_anthropic(
     assert not spend.at_most_calls
 
 
-def test_batches_that_are_split_into_single_rows_are_cached_all_the_same() -> None:
-    """Where a reply has no room for four answers, most calls carry one row: their prefix is another than a batch's."""
+def test_batches_split_into_single_rows_are_cached() -> None:
+    """If a reply has no room for four answers most calls carry one row, with a prefix of their own."""
     rates = rates_of(find_entry(CLAUDE) or {})
     meter = Meter({"standard": rates}, Cache(step=1, is_marked=True), lambda *_: "standard")
     with AnthropicProvider(echo_each, meter=meter) as provider:

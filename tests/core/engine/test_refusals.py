@@ -1,4 +1,4 @@
-"""What a run does about refusals: a row fails, a batch is halved, a model is asked again, or the run stops."""
+"""How a run reacts to refusals: a row fails, a batch is halved, a model is asked again, or the run stops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 
 CREDIT = {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}}
-UNHEARD_OF = {"error": {"message": "The purse of tenant 4711 is empty, request 9f3a-77", "type": "x"}}
+UNHEARD_OF = {"error": {"message": "The wallet of tenant 4711 is empty, request 9f3a-77", "type": "x"}}
 MODERATED = {"error": {"code": 403, "message": "Input was flagged by moderation", "metadata": {"reasons": ["x"]}}}
 WALL = b"<html><head><title>Attention Required! | Cloudflare</title></head></html>"
 
@@ -48,8 +48,8 @@ WALL = b"<html><head><title>Attention Required! | Cloudflare</title></head></htm
         (401, {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}),
     ],
 )
-def test_an_account_that_ends_in_mid_run_stops_it_at_once(code: int, body: Any) -> None:
-    """Credit that runs out, or a key that is revoked: only the calls in flight are made, whatever was answered."""
+def test_exhausted_credit_or_revoked_key_stops_the_run_at_once(code: int, body: Any) -> None:
+    """In mid-run only the calls in flight are still made, however many rows were answered before."""
     with Provider(fault=after(40, status(code, body))) as provider, pytest.raises(FatalError):
         ask(provider, texts(2000))
     assert len(provider.books.requests) <= 40 + 2 * 8
@@ -57,12 +57,12 @@ def test_an_account_that_ends_in_mid_run_stops_it_at_once(code: int, body: Any) 
 
 @pytest.mark.parametrize("answered", [0, 40, 300])
 @pytest.mark.parametrize("code", [400, 403, 422])
-def test_refusals_that_repeat_stop_a_run_in_whatever_words(code: int, answered: int) -> None:
-    """An end that nobody has a rule for costs a few dozen calls, although its figures differ from call to call."""
+def test_repeated_unknown_refusals_stop_the_run(code: int, answered: int) -> None:
+    """A refusal without a rule stops the run after a few dozen calls, although its figures differ from call to call."""
     numbers = iter(range(10**6))
 
     def fault(_: Asked) -> Effect:
-        said = f"The purse of tenant {next(numbers)} is empty"
+        said = f"The wallet of tenant {next(numbers)} is empty"
         return status(code, {"error": {"message": said, "request_id": "r"}})(_)
 
     with Provider(fault=after(answered, fault)) as provider, pytest.raises(FatalError, match=r"refused|permission"):
@@ -70,16 +70,16 @@ def test_refusals_that_repeat_stop_a_run_in_whatever_words(code: int, answered: 
     assert len(provider.books.requests) <= answered + 20 + 2 * 8
 
 
-def test_refusals_with_answers_between_are_the_rows() -> None:
-    """As many as there may be, as long as others are answered, the run goes on."""
+def test_refusals_between_answers_fail_their_rows() -> None:
+    """However many there are, the run continues as long as others are answered."""
     table = {"text": [f"{'bad' if number % 2 else 'good'} {number}" for number in range(120)]}
     with Provider(fault=matching("bad", status(400, UNHEARD_OF))) as provider:
         report = ask(provider, table, options(max_concurrency=1))
     assert report.progress.rows_failed == 60
 
 
-def test_rows_of_a_kind_that_is_refused_may_stand_together() -> None:
-    """Forty rows in a row that a filter refuses fail, each for itself: their content is named as the reason."""
+def test_forty_consecutive_filtered_rows_fail_alone() -> None:
+    """Each fails by itself, and its content is named as the reason."""
     table = {"text": [f"{'bad' if number < 40 else 'good'} {number}" for number in reversed(range(100))]}
     with Provider(
         fault=matching("bad", status(400, {"error": {"message": "no", "code": "content_filter"}}))
@@ -88,8 +88,8 @@ def test_rows_of_a_kind_that_is_refused_may_stand_together() -> None:
     assert report.progress.rows_failed == 40
 
 
-def test_a_quota_that_outlasts_every_wait_stops_the_run() -> None:
-    """A limit that lasts for hours is not waited for, and no other row runs into it."""
+def test_quota_exhausted_for_hours_stops_the_run() -> None:
+    """It is not waited for, and no other row runs into it."""
     body = {
         "error": {"message": "Rate limit reached (TPD): Limit 100, Used 100, Requested 9. Please try again in 7h2m."}
     }
@@ -107,8 +107,8 @@ def test_a_quota_that_outlasts_every_wait_stops_the_run() -> None:
     [status(403, MODERATED), status(403, WALL), status(403, {"message": "Forbidden"}), status(451, b"")],
     ids=["moderation", "firewall", "gateway", "451"],
 )
-def test_a_forbidden_row_fails_alone(fault: Fault, place: int) -> None:
-    """A 403 for one row is that row's, also when it is the first and nothing was answered yet; alone and in batches."""
+def test_forbidden_row_fails_alone(fault: Fault, place: int) -> None:
+    """A 403 for one row is that row's failure, also for the first row; alone and in batches."""
     table = texts(30)
     table["text"][place] = "BAD"
     for size in (1, 5):
@@ -121,15 +121,15 @@ def test_a_forbidden_row_fails_alone(fault: Fault, place: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 50])
 @pytest.mark.parametrize("body", [{"message": "Forbidden"}, WALL])
-def test_a_key_without_permission_is_told_from_a_row(rows: int, body: Any) -> None:
-    """When nothing at all is answered, 403 is the set-up's, however few rows there are."""
+def test_403_without_any_answer_is_the_set_up(rows: int, body: Any) -> None:
+    """If no row at all is answered, 403 is an error of the set-up, however few rows there are."""
     with Provider(fault=status(403, body)) as provider, pytest.raises(FatalError, match="permission"):
         ask(provider, texts(rows))
     assert len(provider.books.requests) <= 8
 
 
-def test_a_forbidden_row_does_not_end_a_later_run(tmp_path: Path) -> None:
-    """A run in which nothing is left to ask but the row that a firewall refuses ends as well as the one before."""
+def test_forbidden_row_does_not_end_a_later_run(tmp_path: Path) -> None:
+    """A later run that has only the forbidden row left to ask ends as well as the one before."""
     chosen = options(tmp_path / "answers.db", max_concurrency=1)
     with Provider(fault=matching("row 7", status(403, WALL))) as provider:
         assert ask(provider, texts(9), chosen).progress.rows_failed == 1
@@ -150,8 +150,8 @@ RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model.
         (400, "Invalid schema for response_format 'answer': 'oneOf' is not permitted.", None, "change the output"),
     ],
 )
-def test_a_refusal_of_the_set_up_stops_the_run_at_once(code: int, said: str, error_code: str, hint: str) -> None:
-    """One call shows it, or two where the schema may be said in words instead; the error says what to change."""
+def test_refused_set_up_stops_the_run_at_once(code: int, said: str, error_code: str, hint: str) -> None:
+    """After one call, or two where the schema can be put into the prompt; the error says what to change."""
     with Provider(fault=error(code, said, error_code)) as provider, pytest.raises(FatalError) as caught:
         ask(provider, texts(500), options(max_concurrency=1))
     assert hint in str(caught.value)
@@ -159,8 +159,8 @@ def test_a_refusal_of_the_set_up_stops_the_run_at_once(code: int, said: str, err
     assert len(provider.books.requests) == (2 if "response_format" in said else 1)
 
 
-def test_a_refusal_of_the_set_up_is_a_rows_once_others_were_answered() -> None:
-    """A router that sends one call in ten to a server of other habits does not end the run."""
+def test_refused_set_up_after_answers_fails_its_row() -> None:
+    """A router that sends one call in ten to a server with other requirements does not end the run."""
     with Provider(fault=matching("row 7", error(400, RENAMED, "unsupported_parameter"))) as provider:
         report = ask(provider, texts(30), options(max_concurrency=1))
     assert [row for row, why in enumerate(report.errors()) if why] == [7]
@@ -178,7 +178,7 @@ def test_a_refusal_of_the_set_up_is_a_rows_once_others_were_answered() -> None:
         (500, "Context size has been exceeded.", None),
     ],
 )
-def test_a_call_that_is_too_large_is_halved(code: int, said: str, error_code: str | None) -> None:
+def test_call_that_is_too_large_is_halved(code: int, said: str, error_code: str | None) -> None:
     """Halves that fit are answered, no call is repeated as it was, and no row is lost."""
     sizes: list[int] = []
 
@@ -194,8 +194,8 @@ def test_a_call_that_is_too_large_is_halved(code: int, said: str, error_code: st
     assert sorted(set(sizes), reverse=True) == [20, 10, 5]
 
 
-def test_a_row_that_is_too_large_alone_fails_alone() -> None:
-    """Waiting does not make it smaller."""
+def test_single_row_that_is_too_large_fails() -> None:
+    """It is not retried, since waiting does not make it smaller."""
     said = "Request too large on tokens per min (TPM): Limit 300, Requested 451."
     with Provider(echo_each, fault=matching("row 7", error(429, said, "rate_limit_exceeded"))) as provider:
         report = ask(provider, texts(12), options(batch_size=4, max_concurrency=1))
@@ -211,8 +211,8 @@ def failed(generation: str | None) -> Fault:
 
 
 @pytest.mark.parametrize("generation", ['{"answer": "go', '{"other": 1}', None])
-def test_a_reply_that_the_provider_refuses_is_asked_again(generation: str | None) -> None:
-    """With the reason, as any invalid reply, up to `max_repairs`; what it took is never taken for nothing."""
+def test_reply_refused_by_the_provider_is_asked_again(generation: str | None) -> None:
+    """With the reason, as any invalid reply, up to `max_repairs`; its cost never counts as zero."""
     price = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
     chosen = Options(price=price, policy=Policy(retry=QUICK, max_concurrency=4))
     with Provider(fault=first(5, failed(generation))) as provider:
@@ -229,8 +229,8 @@ def test_a_reply_that_the_provider_refuses_is_asked_again(generation: str | None
 
 
 @pytest.mark.parametrize("max_repairs", [0, 2])
-def test_replies_that_stay_refused_fail_their_row(max_repairs: int) -> None:
-    """The repairs are bounded, and the row says why."""
+def test_row_fails_when_its_replies_stay_refused(max_repairs: int) -> None:
+    """The repairs are bounded, and the row gives the reason."""
     with Provider(fault=matching("row 3", failed('{"answer": 7}'))) as provider:
         report = ask(provider, texts(6), options(max_repairs=max_repairs))
         calls = sum("row 3" in asked.prompt for asked in provider.books.requests)
@@ -239,8 +239,8 @@ def test_replies_that_stay_refused_fail_their_row(max_repairs: int) -> None:
     assert calls == max_repairs + 1
 
 
-def test_a_reply_that_the_provider_refuses_and_the_output_takes_is_an_answer() -> None:
-    """Providers refuse replies that are sound, and say what they were: nothing needs to be paid again."""
+def test_refused_reply_that_fits_the_output_is_an_answer() -> None:
+    """Some providers refuse valid replies and quote them: such a reply is used, and not paid again."""
     with Provider(fault=failed('{"answer": "sound"}')) as provider:
         report = ask(provider, texts(3))
     assert report.column("answer") == ["sound"] * 3
@@ -253,7 +253,7 @@ QUESTION = compile_task("Repeat: {text}", {"answer": str}, ModelSpec("test/m"))
 
 
 class Starting:
-    """A server that fails for so long, then answers."""
+    """A server that fails for some seconds, then answers."""
 
     max_concurrency: int | None = None
     max_batch_size: int | None = None
@@ -274,7 +274,7 @@ class Starting:
 
 
 def start(seconds: float, rows: int, **failure: Any) -> list[str | None]:
-    """What comes of a run that begins while a server starts."""
+    """The report of a run that begins while a server starts."""
 
     def main(clock: Clock) -> Any:
         chosen = Options(store=MemoryStore(), policy=Policy(retry=RetryPolicy()), clock=clock)
@@ -285,22 +285,22 @@ def start(seconds: float, rows: int, **failure: Any) -> list[str | None]:
 
 @pytest.mark.parametrize("rows", [20, 400])
 @pytest.mark.parametrize("failure", [{"kind": "overloaded"}, {"kind": "broken"}], ids=str)
-def test_a_model_may_take_minutes_to_load(rows: int, failure: dict[str, Any]) -> None:
-    """A server that says that it is not ready is waited for as long as for any outage, though it never answered."""
+def test_loading_model_is_waited_for_minutes(rows: int, failure: dict[str, Any]) -> None:
+    """A server that reports that it is loading is waited for like any outage, even before its first answer."""
     assert start(200, rows, **failure) == [None] * rows
     with pytest.raises(TransientError):
         start(400, rows, **failure)
 
 
-def test_a_server_that_takes_no_connection_is_waited_for_half_a_minute() -> None:
-    """It is more likely misnamed than starting."""
+def test_server_without_connection_is_waited_for_30_s() -> None:
+    """Its address is more likely wrong than the server starting."""
     assert start(25, 20, cause="connection") == [None] * 20
     with pytest.raises(TransientError):
         start(60, 20, cause="connection")
 
 
 class Poisoned(Starting):
-    """A server that some rows bring down, each time."""
+    """A server that crashes on certain rows, each time."""
 
     async def __call__(self, call: Call) -> Reply:
         if "row 1" not in call.messages[-1].content:
@@ -313,8 +313,8 @@ class Poisoned(Starting):
 
 @pytest.mark.parametrize(("rows", "ends"), [(10, False), (15, True)])
 @pytest.mark.parametrize("failure", [{"kind": "overloaded"}, {"kind": "broken"}], ids=str)
-def test_a_row_that_a_server_cannot_bear_fails_alone(rows: int, ends: bool, failure: dict[str, Any]) -> None:
-    """When everything else was answered, what stays unanswered for longer than an outage lasts is that row's matter."""
+def test_row_that_crashes_the_server_fails_alone(rows: int, ends: bool, failure: dict[str, Any]) -> None:
+    """When all others were answered, a row that stays unanswered for longer than an outage may last fails."""
 
     def main(clock: Clock) -> Any:
         chosen = Options(store=MemoryStore(), policy=Policy(retry=RetryPolicy()), clock=clock)

@@ -46,7 +46,7 @@ FAILURES = st.builds(
 
 
 def exactly(value: Any) -> Any:
-    """A value as what tells apart 1, 1.0 and True, -0.0 and 0.0, 2.50 and 2.5."""
+    """A value in a form in which 1, 1.0 and True, -0.0 and 0.0, 2.50 and 2.5 differ."""
     if isinstance(value, dict):
         return [(name, exactly(item)) for name, item in value.items()]
     if isinstance(value, list):
@@ -57,8 +57,8 @@ def exactly(value: Any) -> Any:
     return type(value), repr(value)
 
 
-def tally_of(outcomes: Sequence[Outcome], first: int = 0, price: Price | None = None) -> RunState:
-    """A run in which all that was asked came to this, with keys that count from `first`."""
+def run_state_of(outcomes: Sequence[Outcome], first: int = 0, price: Price | None = None) -> RunState:
+    """The state of a run with these outcomes, whose keys count from `first`."""
     keys = [(first + number).to_bytes(16) for number in range(len(outcomes))]
     run_state = RunState(len(keys), {}, CostTracker(price), lambda: 2.0, lambda _: None)
     run_state.settle(list(zip(keys, outcomes, strict=True)))
@@ -67,7 +67,7 @@ def tally_of(outcomes: Sequence[Outcome], first: int = 0, price: Price | None = 
 
 def report_of(outcomes: Sequence[Outcome], first: int = 0, stopped_by: OndineError | None = None) -> Report:
     """The report of that run, of which the output columns are a and b."""
-    run_state = tally_of(outcomes, first)
+    run_state = run_state_of(outcomes, first)
     kept = Outcomes(list(run_state.outcomes), run_state.outcomes)
     return Report(kept, ("a", "b"), run_state.progress, 1, (), (), Audit(), None, stopped_by)
 
@@ -76,7 +76,7 @@ def report_of(outcomes: Sequence[Outcome], first: int = 0, stopped_by: OndineErr
 
 
 @given(st.lists(ANSWERS | FAILURES, max_size=8))
-def test_outcomes_come_out_as_they_went_in(outcomes: list[Outcome]) -> None:
+def test_outcomes_are_kept_exactly(outcomes: list[Outcome]) -> None:
     """Every value, cost and time of every answer is kept exactly, whatever JSON can carry, in row order."""
     kept = report_of(outcomes).outcomes
     assert exactly(list(kept)) == exactly(outcomes)
@@ -87,7 +87,7 @@ def test_outcomes_come_out_as_they_went_in(outcomes: list[Outcome]) -> None:
 
 @given(st.lists(ANSWERS | FAILURES, max_size=8), st.slices(8))
 def test_outcomes_are_a_sequence(outcomes: list[Outcome], part: slice) -> None:
-    """They can be sliced, counted from the end, searched and compared."""
+    """They can be sliced, indexed from the end, searched and compared."""
     kept = report_of(outcomes).outcomes
     assert exactly(kept[part]) == exactly(outcomes[part])
     assert kept == outcomes
@@ -102,13 +102,13 @@ def test_outcomes_are_a_sequence(outcomes: list[Outcome], part: slice) -> None:
 def test_rows_with_one_prompt_share_its_outcome() -> None:
     """Many rows may point to one answer; it is kept once and shown for each."""
     answer, failure = Answer({"a": 1}, "m"), Failure("prompt", "no text")
-    outcomes = Outcomes([bytes(16), failure, bytes(16)], tally_of([answer]).outcomes)
+    outcomes = Outcomes([bytes(16), failure, bytes(16)], run_state_of([answer]).outcomes)
     assert list(outcomes) == [answer, failure, answer]
     assert list(outcomes.failures()) == [None, failure, None]
 
 
-def test_some_rows_can_be_told_anew() -> None:
-    """What another model came to takes the place of what the first could not do; the first report stays as it was."""
+def test_outcomes_of_a_fallback_replace_failures() -> None:
+    """The fallback's outcomes replace those of the first model; the first report stays unchanged."""
     answer, gone = Answer({"a": 1}, "m"), Failure("unreachable", "down")
     first, rest = [answer, gone, gone], [Failure("refused", "no"), Answer({"a": 2}, "other")]
     outcomes = report_of(first).outcomes
@@ -120,7 +120,7 @@ def test_some_rows_can_be_told_anew() -> None:
 
 
 def test_values_are_columns_in_row_order() -> None:
-    """Each output column has a value a row; what failed, and what an answer does not have, is None."""
+    """Each output column has one value for each row; failed rows and missing fields are None."""
     report = report_of([Answer({"a": 1, "b": "x"}, "m"), Failure("refused", "no"), Answer({"b": None, "c": 7}, "m")])
     assert report.values() == {"a": [1, None, None], "b": ["x", None, None]}
     assert report.column("a") == [1, None, None]
@@ -129,8 +129,8 @@ def test_values_are_columns_in_row_order() -> None:
     assert report_of([]).values() == {"a": [], "b": []}
 
 
-def test_errors_say_why() -> None:
-    """A failed row has its reason and detail, and alike ones are counted together."""
+def test_errors_have_reason_and_detail() -> None:
+    """Equal errors are counted together."""
     failures = [Failure("refused", "filter"), Failure("invalid", "a: missing"), Failure("refused", "filter")]
     report = report_of([failures[0], Answer({}, "m"), *failures[1:]])
     assert report.errors() == ["refused: filter", None, "invalid: a: missing", "refused: filter"]
@@ -140,13 +140,13 @@ def test_errors_say_why() -> None:
 
 
 def test_models_are_counted_by_rows() -> None:
-    """Who answered how many rows is told, failures left out."""
+    """The report counts the rows that each model answered, without failures."""
     answers = [Answer({}, "small"), Failure("refused", "no"), Answer({}, "large"), Answer({}, "small")]
     assert report_of(answers).models == {"small": 2, "large": 1}
 
 
-def test_a_run_that_was_taken_over_is_told_as_one() -> None:
-    """Rows, spend and time of both parts are one whole; rows that the second part answered have not failed."""
+def test_run_with_fallback_is_reported_as_one() -> None:
+    """Rows, spend and time of both parts are added; rows that the fallback answered have not failed."""
     answers, gone = [Answer({"a": 1}, "m"), Answer({"a": 2}, "n")], Failure("unreachable", "down")
     first = report_of([answers[0], gone, gone], stopped_by=FatalError("gone"))
     report = first.followed_by([1, 2], report_of([answers[1], Failure("refused", "no")], 100))
@@ -160,14 +160,14 @@ def test_a_run_that_was_taken_over_is_told_as_one() -> None:
 
 
 def progress(total: int, done: int, *, reused: int = 0, unaskable: int = 0, usd: str | None = "1") -> Progress:
-    """So many rows, ten seconds in, for so much money."""
+    """Progress ten seconds into a run."""
     spend = Spend(usd=None if usd is None else Decimal(usd))
     return Progress(total, done, reused, unaskable, spend, 10.0, unaskable)
 
 
-def test_the_total_is_what_was_spent_and_what_was_reused() -> None:
-    """It is never less than what was spent, also on rows that failed, and unknown where a part of it is."""
-    run_state = tally_of([])
+def test_total_cost_is_spent_plus_reused() -> None:
+    """It is never less than the spend, includes failed rows, and is unknown if a part of it is."""
+    run_state = run_state_of([])
     run_state.reuse({bytes([1] * 16): Answer({"a": 1}, "m", cost_usd=Decimal("0.25"))})
     run_state.reuse({bytes([2] * 16): Failure("invalid", "no", cost_usd=Decimal("0.5"))})
     assert (run_state.progress.reused_usd, run_state.progress.cost_usd_total) == (Decimal("0.75"), Decimal("0.75"))
@@ -179,15 +179,15 @@ def test_the_total_is_what_was_spent_and_what_was_reused() -> None:
     assert run_state.progress.cost_usd_total is None
 
 
-def test_forecast_is_what_all_will_have_cost() -> None:
-    """If the rest costs as much a row, a quarter of the way at one dollar means four in the end."""
+def test_forecast_extrapolates_the_cost_per_row() -> None:
+    """A quarter of the rows at 1 USD forecasts 4 USD in the end."""
     assert progress(100, 25).forecast_usd == 4
     assert progress(100, 100).forecast_usd == 1
     assert progress(100, 25, usd="0").forecast_usd == 0
 
 
-def test_rows_that_cost_nothing_forecast_nothing() -> None:
-    """Rows from the store and rows that cannot be asked cost neither money nor time, and say nothing about others."""
+def test_reused_and_unaskable_rows_do_not_affect_the_forecast() -> None:
+    """They cost neither money nor time, and say nothing about others."""
     assert progress(100, 75, reused=50).forecast_usd == 2
     assert progress(100, 75, unaskable=50).forecast_usd == 2
     assert progress(100, 75, unaskable=50).rows_per_s == 2.5
@@ -195,8 +195,8 @@ def test_rows_that_cost_nothing_forecast_nothing() -> None:
     assert progress(100, 75, unaskable=50).remaining_s == 10
 
 
-def test_before_anything_is_asked_nothing_is_forecast() -> None:
-    """No row, no price, no time: no forecast."""
+def test_no_forecast_before_the_first_row() -> None:
+    """Without a row, a price or time there is no forecast."""
     assert progress(100, 0).forecast_usd is None
     assert progress(100, 50, reused=50).forecast_usd is None
     assert progress(100, 50, unaskable=50).forecast_usd is None
@@ -206,21 +206,21 @@ def test_before_anything_is_asked_nothing_is_forecast() -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-def test_a_forecast_comes_true_where_all_rows_are_alike(asked: int, rest: int, reused: int, unaskable: int) -> None:
-    """Whatever was reused or cannot be asked, rows at a cent each are forecast at a cent each."""
+def test_forecast_is_exact_for_equal_rows(asked: int, rest: int, reused: int, unaskable: int) -> None:
+    """Rows at a cent each are forecast at a cent each, however many were reused or cannot be asked."""
     total, done = asked + rest + reused + unaskable, asked + reused + unaskable
     forecast = progress(total, done, reused=reused, unaskable=unaskable, usd=f"{asked / 100:.2f}").forecast_usd
     assert forecast == pytest.approx(Decimal(asked + rest) / 100)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "reuse", "unaskable"]), ANSWERS | FAILURES), max_size=20))
-def test_a_tally_counts_every_row_once(happened: list[tuple[str, Outcome]]) -> None:
-    """Done, reused, failed and left add up to the rows there are; duplicates count as often as they are."""
+def test_run_state_counts_every_row_once(happened: list[tuple[str, Outcome]]) -> None:
+    """Done, reused, failed and left add up to the rows; duplicates count as often as they occur."""
     copies = {number.to_bytes(16): number % 3 + 1 for number in range(len(happened))}
     unaskable = sum(what == "unaskable" for what, _ in happened)
     rows = sum(copies[n.to_bytes(16)] for n, (what, _) in enumerate(happened) if what != "unaskable") + unaskable
-    told: list[Progress] = []
-    run_state = RunState(rows, copies, CostTracker(None), lambda: 1.0, told.append)
+    reported: list[Progress] = []
+    run_state = RunState(rows, copies, CostTracker(None), lambda: 1.0, reported.append)
     for number, (what, outcome) in enumerate(happened):
         key = number.to_bytes(16)
         if what == "unaskable":
@@ -238,15 +238,15 @@ def test_a_tally_counts_every_row_once(happened: list[tuple[str, Outcome]]) -> N
     assert counts.rows_reused == sum(rows for rows, what, _ in asked if what == "reuse")
     assert counts.rows_failed == unaskable + sum(rows for rows, _, found in asked if isinstance(found, Failure))
     assert run_state.any_answer == any(isinstance(found, Answer) for *_, found in asked)
-    done = [progress.rows_done for progress in told]
+    done = [progress.rows_done for progress in reported]
     assert done == sorted(done)
 
 
-# -- weight --------------------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------------------------
 
 
-def test_a_hundred_thousand_rows_are_light() -> None:
-    """A row whose answer is 130 bytes of JSON takes less than 350, its key included; looking at all adds nothing."""
+def test_100_000_rows_take_350_bytes_each() -> None:
+    """A row whose answer is 130 bytes of JSON takes less than 350, its key included; reading all adds nothing."""
     rows, rng = 100_000, random.Random(1)
     labels = ["positive", "negative", "neutral"]
     tracemalloc.start()
@@ -267,9 +267,9 @@ def test_a_hundred_thousand_rows_are_light() -> None:
     assert peak - kept < 100_000
 
 
-def test_a_spend_of_a_tally_is_that_of_its_tracker() -> None:
+def test_progress_shows_the_spend_of_the_tracker() -> None:
     """Progress shows what the calls have cost so far."""
-    run_state = tally_of([Answer({}, "m")], price=Price(Decimal(1), Decimal(1), Decimal(1)))
+    run_state = run_state_of([Answer({}, "m")], price=Price(Decimal(1), Decimal(1), Decimal(1)))
     run_state.tracker.sent()
     run_state.tracker.answered("ask", Usage(3, 0, 4))
     assert run_state.progress.spend.usd == 7

@@ -25,7 +25,7 @@ def task(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSpec =
     return Task(compile_prompt(prompt, schema.dump), schema, replace(spec, **settings))
 
 
-# -- address -------------------------------------------------------------------------------------------------------
+# -- cache key -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def task(prompt: str | Prompt = "{a}", output: Output = "out", spec: ModelSpec =
     ],
 )
 def test_keys_never_change(asked: Task, text: str, key: str) -> None:
-    """A known question has its known key: were it another, every stored answer would be paid for again."""
+    """A known question has its known key; a changed key would pay for every stored answer again."""
     assert cache_key(asked)(text).hex() == key
 
 
 @given(TEXTS, TEXTS)
 def test_same_text_same_key(one: str, other: str) -> None:
-    """Two rows share a key if and only if their texts are equal, and in any process."""
+    """Two rows share a key if and only if their texts are equal, in every process."""
     key = cache_key(task())
     assert (key(one) == key(other)) == (one == other)
     assert key(one) == cache_key(task())(one)
@@ -84,8 +84,8 @@ DIFFERENT = {
 }
 
 
-def test_whatever_changes_the_meaning_changes_the_key() -> None:
-    """Model, server, sampling, schema, system message and every example are part of the question."""
+def test_every_part_of_the_question_changes_the_key() -> None:
+    """Model, server, sampling, schema, system message and every example are part of the key."""
     keys = {name: cache_key(asked)("text") for name, asked in DIFFERENT.items()}
     assert len(set(keys.values())) == len(keys), keys
 
@@ -102,15 +102,15 @@ def test_whatever_changes_the_meaning_changes_the_key() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_change_an_answer_leaves_the_key(settings: Mapping[str, Any]) -> None:
-    """Bounds, patience, keys and the order of parameters may be tuned without asking anything again."""
+def test_settings_that_do_not_affect_answers_are_not_in_the_key(settings: Mapping[str, Any]) -> None:
+    """Bounds, time-outs, API keys and the order of parameters may change without asking anything again."""
     expected = task(params={"a": {"x": 1, "y": 2}, "b": 1}) if settings.get("params") else task()
     assert cache_key(task(**settings))("text") == cache_key(expected)("text")
 
 
 @given(st.lists(TEXTS.filter(str.strip), min_size=2, max_size=2), TEXTS)
-def test_neighbours_do_not_run_together(parts: list[str], text: str) -> None:
-    """Text moved from one part of a question to the next makes another question."""
+def test_key_separates_the_parts_of_a_question(parts: list[str], text: str) -> None:
+    """Text moved from one part of a question to the next gives another key."""
     system, said = parts
     one = task(Prompt("{a}", system=system + said))
     other = task(Prompt("{a}", system=system))
@@ -119,7 +119,7 @@ def test_neighbours_do_not_run_together(parts: list[str], text: str) -> None:
 
 @pytest.mark.parametrize("value", [{1}, object(), {1: "x"}], ids=["set", "object", "number as name"])
 def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
-    """What could not be sent has no key either; the message names the setting."""
+    """They could not be sent and have no key; the message names the setting."""
     with pytest.raises(ConfigError, match=r"params=.* cannot be written as JSON"):
         cache_key(task(params={"p": value}))
 
@@ -128,14 +128,14 @@ def test_parameters_that_are_not_json_are_refused(value: Any) -> None:
 
 
 def test_render_is_lazy_and_by_index() -> None:
-    """Rows are rendered in the order asked for, when asked for, from the columns the prompt reads."""
+    """Rows are rendered on demand, in the order asked for, from the columns that the prompt reads."""
     texts = render(task("{a}-{b c}").prompt, {"a": [1, 2, 3], "b c": "xyz"}, iter([2, 0]), on_missing="ask")
     assert next(texts) == "3-z"
     assert list(texts) == ["1-x"]
 
 
-def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
-    """A template that stumbles over one value fails that row, without quoting it, and goes on with the next."""
+def test_row_that_cannot_be_rendered_fails_alone() -> None:
+    """A template error for one value fails that row, without quoting the value, and the next is rendered."""
     prompt = compile_prompt(Prompt("{{ 6 // a }}", syntax="jinja2"), str)
     one, two, three = render(prompt, {"a": [1, "secret", 2]}, range(3), on_missing="ask")
     assert (one, three) == ("6", "3")
@@ -144,7 +144,7 @@ def test_a_row_that_cannot_be_rendered_fails_alone() -> None:
 
 @given(st.text(st.characters(categories=["Cs", "L", "So"])))
 def test_lone_surrogates_are_replaced(text: str) -> None:
-    """What a broken decoder left in a text cannot stop a run: every rendered text can be hashed and sent."""
+    """Texts with lone surrogates are rendered so that they can be hashed and sent."""
     (shown,) = render(task("é{a}").prompt, {"a": [text]}, [0], on_missing="ask")
     assert shown == "é" + "".join("?" if "\ud800" <= char <= "\udfff" else char for char in text)
     assert cache_key(task())(str(shown))
@@ -152,7 +152,7 @@ def test_lone_surrogates_are_replaced(text: str) -> None:
 
 @given(st.lists(st.sampled_from(["x", "y", "z", Failure("prompt", "why")])))
 def test_equal_rows_are_asked_once(texts: list[str | Failure]) -> None:
-    """Each unique text is asked by the first row that has it; failures pass through, each in its place."""
+    """Each unique text is asked for its first row; failures pass through in their places."""
     rows, first = dedup(iter(texts), str.encode)
     assert rows == [text if isinstance(text, Failure) else text.encode() for text in texts]
     unique = {text for text in texts if isinstance(text, str)}
@@ -172,31 +172,31 @@ def batch(size: int = 1, repairs_left: int = REPAIRS, attempt: int = 1) -> Batch
 
 
 def judged(text: str, asked: Batch, finish_reason: str = "stop") -> ParsedReply:
-    """The verdict on a reply of one line a prompt."""
+    """The judgement of a reply with one line for each prompt."""
     return judge(asked, Reply(text, finish_reason=finish_reason), NUMBER, BY_LINE, REPAIRS)
 
 
-def test_a_valid_reply_is_an_answer() -> None:
-    """What fits the schema is kept and nothing is owed."""
+def test_valid_reply_is_an_answer() -> None:
+    """A reply that fits the schema is kept, and nothing is owed."""
     assert judged('{"n": 1}', batch()) == ParsedReply(answers=((b"\0", {"n": 1}),))
 
 
 @pytest.mark.parametrize("left", [1, 2])
-def test_an_invalid_reply_is_asked_again_with_the_reason(left: int) -> None:
+def test_invalid_reply_is_asked_again_alone_with_the_reason(left: int) -> None:
     """While repairs are left, the same prompt is asked once more, alone and with what was wrong."""
     again = Batch(batch().items, left - 1, 2, "n: input should be a valid integer")
     assert judged('{"n": "1"}', batch(repairs_left=left)) == ParsedReply(retry=(again,))
 
 
-def test_a_reply_that_stays_invalid_fails() -> None:
-    """Without repairs left the row fails, with the last reason and how often it was asked."""
+def test_reply_that_stays_invalid_fails() -> None:
+    """Without repairs left the row fails, with the last reason and the number of attempts."""
     failure = Failure("invalid", "the reply is not the JSON asked for (asked 3 times)")
     assert judged("secret", batch(repairs_left=0, attempt=3)) == ParsedReply(failures=((b"\0", failure),))
 
 
 @pytest.mark.parametrize("text", ['{"n": 1}', '{"n": 1'])
-def test_a_cut_reply_is_never_parsed(text: str) -> None:
-    """A reply cut by the bound on tokens fails, even where it happens to parse, and names the bound."""
+def test_truncated_reply_is_never_parsed(text: str) -> None:
+    """A reply cut at the token bound fails, even if it parses, and the failure names the bound."""
     ((_, failure),) = judged(text, batch(), "length").failures
     assert failure.reason == "truncated"
     assert "max_output_tokens=50" in failure.detail
@@ -205,8 +205,8 @@ def test_a_cut_reply_is_never_parsed(text: str) -> None:
     assert "by the provider" in other.detail
 
 
-def test_a_strategy_that_stumbles_over_a_reply_has_not_read_it() -> None:
-    """A strategy of the user's may raise for what a model says; its batch is halved, and alone the row fails."""
+def test_reply_on_which_a_strategy_raises_is_unreadable() -> None:
+    """The batch is halved, and a single row fails."""
     raising = replace(BY_LINE, decode=lambda _, text, __: {1: text.split(": ")[1]})
     halves = judge(batch(5), Reply("?"), NUMBER, raising, REPAIRS).retry
     assert [len(half.items) for half in halves] == [2, 3]
@@ -220,7 +220,7 @@ def test_a_strategy_that_stumbles_over_a_reply_has_not_read_it() -> None:
     st.sampled_from(["stop", "length", "unreadable"]),
 )
 def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind: str) -> None:
-    """Every prompt of a batch is answered, failed or owed, exactly once, and every retry is smaller."""
+    """Every prompt of a batch is answered, failed or owed exactly once, and every retry batch is smaller."""
     asked = batch(len(lines), left)
     texts = {number: line for number, line in enumerate(lines, 1) if line is not None}
     decoded = None if kind == "unreadable" else {**texts, 99: '{"n": 9}'}
@@ -245,7 +245,7 @@ def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind
 
 @given(st.lists(st.sampled_from([b"a", b"b", b"c", Failure("prompt", "why")])))
 def test_every_row_has_its_own_outcome(rows: list[Key | Failure]) -> None:
-    """One outcome a row, in row order: that of its text, or why it was never asked."""
+    """One outcome for each row, in row order: that of its text, or why it was never asked."""
     outcomes = {b"a": Answer({"n": 1}, "m"), b"b": Answer({"n": 2}, "m"), b"c": Failure("invalid", "why")}
     packed = {key: pack_answer(found) if isinstance(found, Answer) else found for key, found in outcomes.items()}
     assert Outcomes(rows, packed) == [row if isinstance(row, Failure) else outcomes[row] for row in rows]

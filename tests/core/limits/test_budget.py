@@ -1,4 +1,4 @@
-"""The purse: nothing leaves that could break a cap, and nothing that fits is kept back."""
+"""Budgets: no call is sent that could exceed a cap, and no call that fits is held back."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ NOTHING: Numbers = (0.0, 0.0, 0.0)
 
 
 class WatchedStore(MemoryStore):
-    """Remembers the most that was ever charged under each name, and how often it was asked.
+    """Records the highest amount ever charged under each name, and how often it was asked.
 
     Args:
-        takes_s: Seconds of an update; it is made half-way.
+        takes_s: Seconds that an update takes; the change is made half-way.
     """
 
     def __init__(self, takes_s: float = 0.0) -> None:
@@ -70,16 +70,16 @@ class WatchedStore(MemoryStore):
 
     @property
     def charged(self) -> list[tuple[Decimal, Decimal]]:
-        """What is charged and what is settled in every purse."""
-        purses = [numbers for name, numbers in self.numbers.items() if name.startswith("budget:")]
-        return [(usd_of(charged), usd_of(settled)) for charged, settled, *_ in purses]
+        """What is charged and what is settled in every budget."""
+        shared = [numbers for name, numbers in self.numbers.items() if name.startswith("budget:")]
+        return [(usd_of(charged), usd_of(settled)) for charged, settled, *_ in shared]
 
 
 # -- the law of solvency, through the engine ------------------------------------------------------------------------
 
 
 def spend(texts: list[str], model: UnreliableModel, cap: Decimal, policy: Policy = POLICY) -> WatchedStore:
-    """One run with a cap on virtual time; running out of money or patience is no failure here."""
+    """One run with a cap on virtual time; an exhausted budget or wait time-out is not a failure here."""
     store = WatchedStore()
 
     async def main(clock: Clock) -> None:
@@ -98,7 +98,7 @@ def spend(texts: list[str], model: UnreliableModel, cap: Decimal, policy: Policy
     st.decimals("0.001", "3", places=3),
 )
 def test_solvent(policy: Policy, texts: list[str], schedule: tuple, cap: Decimal) -> None:
-    """Charged never exceeds the cap; what the provider bills, and may have billed unseen, is within what is charged."""
+    """The amount charged never exceeds the cap, and covers what the provider billed or may have billed unseen."""
     model = UnreliableModel(schedule)
     store = spend(texts, model, cap, policy)
     assert max(store.most_charged.values(), default=Decimal(0)) <= cap
@@ -110,8 +110,8 @@ def test_solvent(policy: Policy, texts: list[str], schedule: tuple, cap: Decimal
         assert settled == len(model.replies) * A_REPLY
 
 
-def test_a_cap_of_ten_calls_pays_for_ten_at_any_concurrency() -> None:
-    """Two hundred workers at once cannot outspend the purse; nor is it left full."""
+def test_cap_for_ten_calls_pays_for_exactly_ten_at_any_concurrency() -> None:
+    """With 200 concurrent workers a cap that pays for ten calls is spent completely and never exceeded."""
     model = UnreliableModel(((), "none"), lanes=200)
     texts = [f"{number:03d}" for number in range(500)]
     policy = replace(POLICY, max_concurrency=200)
@@ -123,8 +123,8 @@ def test_a_cap_of_ten_calls_pays_for_ten_at_any_concurrency() -> None:
     assert max(store.most_charged.values(), default=Decimal(0)) <= 10 * A_REPLY
 
 
-def test_money_comes_back_and_is_used() -> None:
-    """Calls wait for the difference between worst case and cost, and go on until not even one would fit."""
+def test_difference_between_reservation_and_cost_is_reused() -> None:
+    """Calls wait for the difference between worst case and cost, and continue until not even one more would fit."""
     model = UnreliableModel(((), "none"))
     cap = Decimal(2)
     spend([f"{number:03d}" for number in range(500)], model, cap)
@@ -133,8 +133,8 @@ def test_money_comes_back_and_is_used() -> None:
     assert cap - one < len(model.replies) * A_REPLY <= cap
 
 
-def test_running_out_keeps_the_answers_and_resumes() -> None:
-    """The error names the cap; a run with more money asks only the rest."""
+def test_exhausted_budget_keeps_answers_and_a_higher_cap_resumes() -> None:
+    """The error names the cap; a run with a higher cap asks only the remaining rows."""
     store = WatchedStore()
     texts = [f"{number:03d}" for number in range(60)]
 
@@ -155,14 +155,14 @@ def test_running_out_keeps_the_answers_and_resumes() -> None:
     kept = len(store.answers)
     assert 0 < kept < 60
     with pytest.raises(BudgetExhaustedError):
-        run("0.5", "first")  # a retried step has the same purse
+        run("0.5", "first")  # a retried step has the same budget
     assert len(store.answers) == kept
     assert len(run("9", "second").asked) == 60 - kept
 
 
 @given(st.text(max_size=200), st.integers(0, 1000))
-def test_the_bound_grows_with_every_byte_and_token(text: str, longest: int) -> None:
-    """At least a token a byte of input, and the longest reply."""
+def test_worst_case_cost_is_one_input_token_a_byte_and_the_longest_reply(text: str, longest: int) -> None:
+    """The reserved cost counts at least one token for each byte of input, and a reply of the maximum length."""
     call = Call((Message("user", text),), b"{}")
     assert CostTracker(PRICE, longest).bound(call) >= len(text.encode()) * PRICE.input + longest * PRICE.output
 
@@ -174,24 +174,24 @@ def test_the_bound_grows_with_every_byte_and_token(text: str, longest: int) -> N
         ("openai_compatible/unheard-of", PRICE, "set max_output_tokens"),
     ],
 )
-def test_a_cap_that_cannot_be_computed_is_refused(model: str, price: Price | None, message: str) -> None:
-    """Without a price or a bound on the reply there is no cap; the error says what to set."""
+def test_cap_without_price_or_reply_bound_is_a_config_error(model: str, price: Price | None, message: str) -> None:
+    """Without a price or a bound on the reply a cap is refused; the error says what to set."""
     spec = ModelSpec(model, base_url="http://127.0.0.1:9/v1")
     with pytest.raises(ConfigError, match=message):
         enrich_sync([{"a": 1}], prompt="{a}", output="b", model=spec, options=Options(max_cost_usd=1, price=price))
 
 
 @pytest.mark.parametrize("cap", [0, -1])
-def test_a_cap_must_be_more_than_nothing(cap: int) -> None:
-    """Zero dollars are a mistake, not a dry run."""
+def test_cap_must_be_positive(cap: int) -> None:
+    """A cap of zero dollars is an error: it is a mistake, not a dry run."""
     with pytest.raises(ConfigError, match="must be more than 0"):
         enrich_sync(
             [{"a": 1}], prompt="{a}", output="b", model=ScriptedModel({"": "x"}), options=Options(max_cost_usd=cap)
         )
 
 
-def test_a_free_model_never_runs_out() -> None:
-    """What runs in this process costs nothing."""
+def test_free_model_never_exhausts_a_cap() -> None:
+    """A model that runs in this process costs nothing, so no cap stops it."""
     options = Options(max_cost_usd=0.01, price=FREE)
     report = enrich_sync(
         [{"a": n} for n in range(50)], prompt="{a}", output="b", model=ScriptedModel({"": "x"}), options=options
@@ -199,7 +199,7 @@ def test_a_free_model_never_runs_out() -> None:
     assert report.failures == {}
 
 
-# -- the law of solvency, many processes and caps --------------------------------------------------------------------
+# -- solvency across many processes and caps -------------------------------------------------------------------------
 
 CENT = Price(Decimal("0.01"), Decimal(0), Decimal(0))
 Outcome = Literal["cheaper", "exact", "refused", "unknown", "crashed", "cancelled"]
@@ -207,7 +207,7 @@ Outcome = Literal["cheaper", "exact", "refused", "unknown", "crashed", "cancelle
 
 @dataclass(frozen=True)
 class Ask:
-    """A call to be made: after how many seconds, by which process, how long its prompt is, and what becomes of it."""
+    """A call to make: after how many seconds, by which process, with how long a prompt, and how it ends."""
 
     after_s: float
     process: int
@@ -236,31 +236,33 @@ CAPS = st.lists(st.decimals("0.5", "20", places=10), min_size=1, max_size=3).map
 
 
 def bound_of(length: int) -> Decimal:
-    """The most that a call with a prompt of so many letters can cost."""
+    """The worst-case cost of a call whose prompt has `length` letters."""
     bound = CostTracker(CENT, 0).bound(Call((Message("user", "x" * length),)))
     assert bound is not None
     return bound
 
 
-def budget(cap: BudgetLimit, store: MemoryStore, clock: Clock, told: Callable[[str], None] = lambda _: None) -> Budget:
-    return Budget(cap, "run", store, now=clock.now, sleep=clock.sleep, on_threshold=told)
+def budget(
+    cap: BudgetLimit, store: MemoryStore, clock: Clock, on_threshold: Callable[[str], None] = lambda _: None
+) -> Budget:
+    return Budget(cap, "run", store, now=clock.now, sleep=clock.sleep, on_threshold=on_threshold)
 
 
 @settings(deadline=None)
 @given(ASKS, CAPS, st.sampled_from([0.0, 0.3]))
 def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[BudgetLimit, ...], store_s: float) -> None:
-    """At every instant charged is within every cap; in the end exactly what was spent and may have been is charged."""
+    """Charged amounts are within every cap at every instant, and in the end equal what was or may have been spent."""
     store, expected, lost = WatchedStore(store_s), 0, 0
 
     async def main(clock: Clock) -> None:
         def process() -> BudgetSet:
             return BudgetSet(tuple(budget(cap, store, clock) for cap in caps))
 
-        purses = [process() for _ in range(3)]
+        shared = [process() for _ in range(3)]
 
         async def make(ask: Ask) -> None:
             nonlocal expected, lost
-            budgets = process() if ask.outcome == "crashed" else purses[ask.process]
+            budgets = process() if ask.outcome == "crashed" else shared[ask.process]
             bound = bound_of(ask.length)
             with suppress(BudgetExhaustedError, TimeoutError):
                 async with asyncio.timeout(ask.takes_s if ask.outcome == "cancelled" else None):
@@ -288,8 +290,10 @@ def test_solvent_across_processes_and_caps(asks: list[Ask], caps: tuple[BudgetLi
 
 @settings(deadline=None, max_examples=30)
 @given(CAPS, st.integers(0, 30), st.decimals("0", "0.9", places=6), st.integers(1, 3))
-def test_a_purse_is_used_to_the_end(caps: tuple[BudgetLimit, ...], length: int, share: Decimal, processes: int) -> None:
-    """Calls that cost less than their worst case go on, in all processes, until not one more would fit."""
+def test_shared_budget_is_spent_to_the_end(
+    caps: tuple[BudgetLimit, ...], length: int, share: Decimal, processes: int
+) -> None:
+    """Calls that cost less than their worst case continue, in all processes, until not one more fits."""
     store, calls = WatchedStore(0.01), 0
 
     async def main(clock: Clock) -> None:
@@ -303,8 +307,8 @@ def test_a_purse_is_used_to_the_end(caps: tuple[BudgetLimit, ...], length: int, 
                     await clock.sleep(0.1)
                     await budgets.settle(holds, max(bound * share, Decimal("0.02")))
 
-        purses = [BudgetSet(tuple(budget(cap, store, clock) for cap in caps)) for _ in range(processes)]
-        await asyncio.gather(*(keep_calling(budgets) for budgets in purses for _ in range(4)))
+        shared = [BudgetSet(tuple(budget(cap, store, clock) for cap in caps)) for _ in range(processes)]
+        await asyncio.gather(*(keep_calling(budgets) for budgets in shared for _ in range(4)))
 
     run_virtually(main)
     worst = bound_of(length)
@@ -319,8 +323,8 @@ ONE = BudgetLimit(Decimal(1), "team", "ever")
 SIXTY = Decimal("0.6")
 
 
-def test_what_a_crashed_process_held_stays_charged() -> None:
-    """Nobody knows whether its call was billed, so nobody may spend that money, and nobody waits for it for ever."""
+def test_reservation_of_a_crashed_process_stays_charged() -> None:
+    """Its call may have been billed, so the amount is never spent again, and waiting for it ends with a time-out."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -333,7 +337,7 @@ def test_what_a_crashed_process_held_stays_charged() -> None:
         with pytest.raises(BudgetExhaustedError, match=explained):
             await mine.hold(SIXTY)
         assert 60 <= clock.now() <= 63
-        # Whoever comes next does not wait all that time again.
+        # The next call does not wait all that time again.
         with pytest.raises(BudgetExhaustedError):
             await mine.hold(SIXTY)
         assert clock.now() <= 63
@@ -342,8 +346,8 @@ def test_what_a_crashed_process_held_stays_charged() -> None:
     run_virtually(main)
 
 
-def test_what_will_never_fit_is_not_waited_for() -> None:
-    """Once so much is spent that the call would not fit even if nothing were in flight, the error comes at once."""
+def test_call_that_can_never_fit_fails_at_once() -> None:
+    """A call that would not fit even with nothing in flight fails without waiting."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -359,8 +363,8 @@ def test_what_will_never_fit_is_not_waited_for() -> None:
     run_virtually(main)
 
 
-def test_what_other_processes_give_back_is_used() -> None:
-    """However long they take, as long as something comes back now and then."""
+def test_call_waits_while_other_processes_give_back() -> None:
+    """A call waits for as long as other processes keep releasing money from time to time."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -377,8 +381,8 @@ def test_what_other_processes_give_back_is_used() -> None:
     run_virtually(main)
 
 
-def test_patience_begins_anew_when_room_was_found() -> None:
-    """What stood still long ago says nothing of now."""
+def test_wait_timeout_restarts_after_progress() -> None:
+    """The wait time-out counts from the last release, not from an earlier standstill."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -397,8 +401,8 @@ def test_patience_begins_anew_when_room_was_found() -> None:
     run_virtually(main)
 
 
-def test_who_comes_later_and_asks_for_less_does_not_push_in() -> None:
-    """Otherwise a long call would wait for as long as there are short ones."""
+def test_smaller_later_call_does_not_overtake() -> None:
+    """Calls are admitted in order of arrival, so a large call is not starved by small ones."""
 
     async def main(clock: Clock) -> None:
         mine, done = budget(ONE, WatchedStore(), clock), []
@@ -418,8 +422,8 @@ def test_who_comes_later_and_asks_for_less_does_not_push_in() -> None:
     run_virtually(main)
 
 
-def test_calls_of_this_process_are_waited_for_as_long_as_they_take() -> None:
-    """They are sure to come back; and who waits learns of it at once."""
+def test_calls_of_the_same_process_are_waited_for_without_time_out() -> None:
+    """Their release is certain, and wakes the waiting call immediately."""
 
     async def main(clock: Clock) -> None:
         mine = budget(ONE, WatchedStore(), clock)
@@ -434,8 +438,8 @@ def test_calls_of_this_process_are_waited_for_as_long_as_they_take() -> None:
     run_virtually(main)
 
 
-def test_many_that_wait_ask_the_store_as_often_as_one() -> None:
-    """One looks for room, the others wait for their turn, and get it in the order they came."""
+def test_many_waiting_calls_poll_the_store_as_often_as_one() -> None:
+    """One waiting call polls; the others wait their turn and are admitted in order of arrival."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -457,8 +461,8 @@ def test_many_that_wait_ask_the_store_as_often_as_one() -> None:
     run_virtually(main)
 
 
-def test_what_waits_for_one_purse_holds_nothing_of_another() -> None:
-    """A call that the day's budget has no room for does not keep the month's from others."""
+def test_call_that_waits_for_one_budget_reserves_nothing_of_another() -> None:
+    """A call that does not fit into the day's budget reserves nothing in the month's."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -476,8 +480,8 @@ def test_what_waits_for_one_purse_holds_nothing_of_another() -> None:
     run_virtually(main)
 
 
-def test_a_budget_named_twice_is_refused() -> None:
-    """It would be charged twice for each call."""
+def test_same_budget_given_twice_is_a_config_error() -> None:
+    """Each call would be charged twice."""
 
     async def main(clock: Clock) -> None:
         twice = [budget(BudgetLimit(Decimal(usd), "team", "day"), MemoryStore(), clock) for usd in (1, 2)]
@@ -492,8 +496,8 @@ def test_a_budget_named_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("after_s", [0.01, 0.03, 0.06, 0.11, 0.14, 0.16])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_call_that_is_cancelled_holds_nothing(after_s: float, times: int) -> None:
-    """Whether it was charged already, in one purse or in both, and even if it is cancelled once more meanwhile."""
+def test_cancelled_call_releases_its_reservation(after_s: float, times: int) -> None:
+    """Whether one budget or both had been charged, and even if it is cancelled again during the release."""
     store = WatchedStore(0.05)
 
     async def main(clock: Clock) -> None:
@@ -516,8 +520,8 @@ def test_a_call_that_is_cancelled_holds_nothing(after_s: float, times: int) -> N
     assert store.charged == [(0, 0)] * len(store.charged)
 
 
-def test_settling_is_not_cut_short() -> None:
-    """Who is cancelled while he settles a call is cancelled when that is done."""
+def test_settling_completes_before_a_cancellation() -> None:
+    """A call that is cancelled while it settles is cancelled after the settlement."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore(0.05)
@@ -532,8 +536,8 @@ def test_settling_is_not_cut_short() -> None:
     run_virtually(main)
 
 
-def test_a_call_that_waits_and_is_cancelled_lets_the_next_one_wait() -> None:
-    """Its place is free, and nothing of it stays behind."""
+def test_cancelled_waiting_call_leaves_the_queue() -> None:
+    """The next call takes its turn, and no reservation stays behind."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore(0.05)
@@ -551,7 +555,7 @@ def test_a_call_that_waits_and_is_cancelled_lets_the_next_one_wait() -> None:
 
 
 class HalfBroken(WatchedStore):
-    """Cannot write what is called b."""
+    """Fails to write the numbers named b."""
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         if name.endswith("b"):
@@ -559,8 +563,8 @@ class HalfBroken(WatchedStore):
         return await super().update(name, step)
 
 
-def test_a_store_that_fails_half_way_keeps_no_money() -> None:
-    """What the first purse was charged is given back when the second cannot be read; and settled when it cannot be."""
+def test_store_failure_half_way_leaves_no_charge() -> None:
+    """If the second budget cannot be read, the first is refunded; if it cannot be settled, the first still is."""
 
     async def main(clock: Clock) -> None:
         store = HalfBroken(0.05)
@@ -582,8 +586,8 @@ DAY_S = 86_400
 
 
 @pytest.mark.parametrize(("period", "over_s"), [("day", DAY_S), ("month", 31 * DAY_S)])
-def test_a_new_period_is_a_new_purse(period: Literal["day", "month"], over_s: float) -> None:
-    """A call of the old one is settled there; whoever waited for room has it at midnight."""
+def test_new_period_starts_a_new_budget(period: Literal["day", "month"], over_s: float) -> None:
+    """A call of the old period is settled there; a waiting call has room at midnight."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
@@ -605,44 +609,44 @@ def test_a_new_period_is_a_new_purse(period: Literal["day", "month"], over_s: fl
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), max_size=40))
-def test_each_threshold_is_told_once(costs: list[tuple[int, int]]) -> None:
-    """By whoever passes it first, and by nobody before so much is spent."""
-    told: list[str] = []
+def test_each_threshold_warns_once(costs: list[tuple[int, int]]) -> None:
+    """The process that passes a threshold first warns, no other does, and none before the share is spent."""
+    warnings: list[str] = []
     store = WatchedStore()
 
     async def main(clock: Clock) -> None:
         cap = replace(ONE, warn_at=(0.9, 0.25, 0.5))
-        budgets = [budget(cap, store, clock, told.append) for _ in range(3)]
+        budgets = [budget(cap, store, clock, warnings.append) for _ in range(3)]
         for number, cents in costs:
             with suppress(BudgetExhaustedError):
                 hold = await budgets[number].hold(Decimal(cents) / 100)
                 await budgets[number].settle(hold, Decimal(cents) / 100)
             spent = sum((settled for _, settled in store.charged), Decimal(0))
             expected = [share for share in ("25%", "50%", "90%") if spent * 100 >= int(share[:2])]
-            assert [sentence.split()[0] for sentence in told] == expected
+            assert [sentence.split()[0] for sentence in warnings] == expected
 
     run_virtually(main)
 
 
-def test_a_threshold_is_told_again_when_the_cap_is_raised() -> None:
-    """It is the amount that is told, with whose it is."""
-    told: list[str] = []
+def test_threshold_warns_again_when_the_cap_is_raised() -> None:
+    """The warning is per amount, and names the budget."""
+    warnings: list[str] = []
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()
         for usd in (1, 1, 2):
-            mine = budget(BudgetLimit(Decimal(usd), "team", "month"), store, clock, told.append)
+            mine = budget(BudgetLimit(Decimal(usd), "team", "month"), store, clock, warnings.append)
             await mine.settle(await mine.hold(Decimal("0.4")), Decimal("0.8") if usd == 2 else Decimal("0.4"))
 
     run_virtually(main)
-    assert told == [
+    assert warnings == [
         "75% of max_cost_usd=1 a month of the budget 'team' is spent: $0.800000.",
         "75% of max_cost_usd=2 a month of the budget 'team' is spent: $1.600000.",
     ]
 
 
-def test_the_figures_of_a_purse() -> None:
-    """Charged counts calls in flight, what is left does not; per cent are of what is spent, as warnings are."""
+def test_figures_of_a_budget() -> None:
+    """`charged` includes calls in flight, `remaining` does not; percentages are of what is spent, as in warnings."""
 
     async def main(clock: Clock) -> None:
         store = WatchedStore()

@@ -29,13 +29,13 @@ def cap(period: Period, name: str = "team") -> BudgetLimit:
         (cap("ever"), "budget:ever::team"),
     ],
 )
-def test_where_the_numbers_are(cap: BudgetLimit, cell: str) -> None:
-    """Under the name, and the run or the period."""
+def test_store_name_of_a_budget(cap: BudgetLimit, cell: str) -> None:
+    """The numbers of a budget are stored under its name and its run or period."""
     assert cap.cell("7f3", EVE) == cell
 
 
-def test_days_are_the_same_everywhere() -> None:
-    """They are UTC's, whatever the time zone of the machine."""
+def test_days_are_utc() -> None:
+    """A day is a UTC day, whatever the time zone of the machine."""
     code = (
         f"from ondine_core.limits.budget_limit import BudgetLimit; print(BudgetLimit(5, 'team', 'day').cell('', {EVE}))"
     )
@@ -44,8 +44,8 @@ def test_days_are_the_same_everywhere() -> None:
     assert said.stdout.strip() == cap("day").cell("", EVE)
 
 
-def test_a_new_period_is_a_new_purse() -> None:
-    """A second later it is another day and another month; a run and all time go on."""
+def test_new_day_and_month_have_new_numbers() -> None:
+    """One second after midnight the day's and the month's names are new; those of a run and of all time are not."""
     changed = {
         period: cap(period).cell("r", EVE) != cap(period).cell("r", EVE + 1)
         for period in ("run", "day", "month", "ever")
@@ -59,8 +59,8 @@ NAMES = st.text(":/%ab", max_size=4)
 @example("a:b", "c", "a", "c:b")
 @example("a", "b:c", "c:a", "b")
 @given(NAMES, NAMES, NAMES, NAMES)
-def test_no_two_share_a_purse_by_accident(one: str, run: str, other: str, other_run: str) -> None:
-    """Whatever is in the names of budgets and runs."""
+def test_names_of_budgets_never_collide(one: str, run: str, other: str, other_run: str) -> None:
+    """Whatever characters the names of budgets and runs contain."""
     if (one, run) != (other, other_run):
         assert cap("run", one).cell(run, EVE) != cap("run", other).cell(other_run, EVE)
 
@@ -83,21 +83,21 @@ def test_no_two_share_a_purse_by_accident(one: str, run: str, other: str, other_
         ({"max_cost_usd": Decimal(5), "warn_at": (0.0,)}, "warn_at="),
     ],
 )
-def test_a_cap_that_means_nothing_is_refused(arguments: dict, message: str) -> None:
+def test_invalid_cap_is_refused(arguments: dict, message: str) -> None:
     """The error names the setting, its value, and what is valid."""
     with pytest.raises(ConfigError, match=message):
         BudgetLimit(**arguments)
 
 
-def test_a_cap_in_words() -> None:
-    """Its setting, and whose it is."""
+def test_description_of_a_cap() -> None:
+    """It names the setting and, for a shared budget, its name."""
     assert str(cap("run", "")) == "max_cost_usd=5"
     assert str(cap("month")) == "max_cost_usd=5 a month of the budget 'team'"
     assert str(cap("ever")) == "max_cost_usd=5 in all of the budget 'team'"
 
 
-def test_a_number_is_meant_as_it_is_written() -> None:
-    """A tenth is a tenth."""
+def test_float_is_read_as_its_decimal_text() -> None:
+    """0.1 means exactly a tenth."""
     assert BudgetLimit(0.1) == BudgetLimit(Decimal("0.1"))  # type: ignore[arg-type]
 
 
@@ -105,13 +105,13 @@ USD = st.decimals("1e-9", "1e6", places=15)
 
 
 @given(USD)
-def test_rounding_never_loosens(usd: Decimal) -> None:
-    """What is paid counts at least as much as it is, what may be paid at most; both by less than a nano-dollar."""
+def test_rounding_never_loosens_a_cap(usd: Decimal) -> None:
+    """Amounts paid are rounded up and caps down, both by less than a nano-dollar."""
     assert usd <= usd_of(units_of(usd)) < usd + Decimal("1e-9")
     assert usd - Decimal("1e-9") < usd_of(BudgetLimit(usd).units) <= usd
 
 
 @given(st.integers(0, 2**53))
-def test_units_survive_the_store(units: int) -> None:
-    """A float holds every amount a cap can have, to the nano-dollar."""
+def test_a_float_holds_every_amount_exactly(units: int) -> None:
+    """Every amount that a cap can have is stored to the nano-dollar."""
     assert units_of(usd_of(float(units))) == units

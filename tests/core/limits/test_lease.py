@@ -1,4 +1,4 @@
-"""A lease has at most one holder, and none waits for a dead one."""
+"""A lease has at most one holder, and no process waits for a dead one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POLL_S = TTL_S / 6
 
 @dataclass(frozen=True)
 class Worker:
-    """Comes at an instant, works so long, and is killed after so much of it, if at all."""
+    """Arrives at an instant, works for a time, and may be killed on the way."""
 
     comes_at: float
     works_s: float
@@ -43,7 +43,7 @@ class Worker:
 
 
 class Reach(MemoryStore):
-    """One process's way to the store that all share; nothing passes once the process is dead."""
+    """One process's connection to the shared store; nothing passes once the process is dead."""
 
     def __init__(self, shared: MemoryStore, latency_s: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Reach(MemoryStore):
         self.dead = False
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
-        # What is on its way arrives, whether or not anybody still waits for it.
+        # A request that was sent arrives, even if its caller is gone.
         return await asyncio.shield(asyncio.ensure_future(self._pass_on(name, step)))
 
     async def _pass_on(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
@@ -67,7 +67,7 @@ workers = st.builds(Worker, seconds, seconds, st.none() | seconds, st.floats(0, 
 
 @dataclass
 class Held:
-    """From when to when a worker held the lease, and whether it was killed then."""
+    """When a worker began and ceased to hold the lease, and whether it was killed then."""
 
     worker: Worker
     start: float
@@ -94,7 +94,7 @@ async def work(worker: Worker, shared: MemoryStore, clock: Clock, log: list[Held
 
 @given(st.lists(workers, min_size=1, max_size=6))
 def test_one_holder_at_a_time_and_no_waiting_for_the_dead(group: list[Worker]) -> None:
-    """Whoever comes, works and is killed when: no two hold the lease at once, all get it, and in time."""
+    """No two workers hold the lease at once, all get it, and none waits for a dead one."""
     log: list[Held] = []
 
     async def main(clock: Clock) -> None:
@@ -111,15 +111,15 @@ def test_one_holder_at_a_time_and_no_waiting_for_the_dead(group: list[Worker]) -
 
 
 def test_lease_outlasts_its_term_while_it_is_renewed() -> None:
-    """A holder that works for hours is not taken over, and the next is told how long it may take, now and then."""
-    told: list[float] = []
+    """A holder that works for hours keeps the lease; a waiting process is informed how long it may take."""
+    waits: list[float] = []
 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
 
         async def hold(works_s: float) -> float:
             effects = {"now": clock.now, "sleep": clock.sleep, "boot": clock.boot}
-            async with hold_lease(store, "asset", **effects, ttl_s=TTL_S, on_wait=told.append):
+            async with hold_lease(store, "asset", **effects, ttl_s=TTL_S, on_wait=waits.append):
                 started = clock.now()
                 await clock.sleep(works_s)
             return started
@@ -129,12 +129,12 @@ def test_lease_outlasts_its_term_while_it_is_renewed() -> None:
         assert 7200 <= second <= 7200 + POLL_S
 
     run_virtually(main)
-    assert 7200 / TTL_S <= len(told) <= 7200 / TTL_S * 2 + 1
-    assert all(TTL_S / 2 <= left_s <= TTL_S for left_s in told)
+    assert 7200 / TTL_S <= len(waits) <= 7200 / TTL_S * 2 + 1
+    assert all(TTL_S / 2 <= left_s <= TTL_S for left_s in waits)
 
 
 def test_lease_taken_by_another_cancels_the_body() -> None:
-    """A holder that was suspended and finds the lease in other hands is stopped, and told what happened."""
+    """A suspended holder that finds the lease taken is cancelled with an error that says what happened."""
 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
@@ -154,7 +154,7 @@ def test_lease_taken_by_another_cancels_the_body() -> None:
 
 
 def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
-    """When the store fails, what it says is what the body ends with."""
+    """If the store fails to renew the lease, the body ends with the store's error."""
 
     async def main(clock: Clock) -> None:
         store = Reach(MemoryStore(), 0)
@@ -172,7 +172,7 @@ def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
 def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) -> None:
-    """An error or a cancellation of the body passes through unchanged, and the lease is free at once."""
+    """An error or a cancellation of the body passes through unchanged, and the lease is free immediately."""
 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
@@ -185,8 +185,8 @@ def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) 
     run_virtually(main)
 
 
-def test_wait_that_is_broken_off_leaves_no_lease_behind() -> None:
-    """Cancelled while the store grants the lease, a caller holds nothing."""
+def test_cancelled_wait_leaves_no_lease_behind() -> None:
+    """A caller that is cancelled while the store grants the lease does not hold it."""
 
     async def main(clock: Clock) -> None:
         shared = MemoryStore()
@@ -249,8 +249,8 @@ def seconds_to_take(place: str, ttl_s: float) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lease_of_a_process_that_was_killed_here_is_free_at_once(kind: str, tmp_path: Path) -> None:
-    """After kill -9 of the holder another process does not wait, even if a parent has yet to learn of the death."""
+def test_lease_of_a_process_killed_on_this_machine_is_free_at_once(kind: str, tmp_path: Path) -> None:
+    """After kill -9 of the holder another process does not wait, even if the parent has not reaped it yet."""
     place = fresh_place(kind, tmp_path)
     with holder(place, TIMEOUT_S) as process:
         os.kill(process.pid, signal.SIGKILL)
@@ -258,16 +258,16 @@ def test_lease_of_a_process_that_was_killed_here_is_free_at_once(kind: str, tmp_
         assert seconds_to_take(place, TIMEOUT_S) < TIMEOUT_S / 6
 
 
-def test_lease_of_a_process_that_stands_still_is_free_after_its_term(tmp_path: Path) -> None:
-    """A holder that was suspended is waited for until its term is over: it might go on."""
+def test_lease_of_a_suspended_process_is_free_after_its_term(tmp_path: Path) -> None:
+    """A suspended holder might continue, so it is waited for until its term is over."""
     place, ttl_s = str(tmp_path / "answers.db"), 1.0
     with holder(place, ttl_s) as process:
         os.kill(process.pid, signal.SIGSTOP)
         assert ttl_s / 2 <= seconds_to_take(place, ttl_s) <= TIMEOUT_S
 
 
-def test_lease_of_a_process_that_cannot_be_seen_is_free_after_its_term(tmp_path: Path) -> None:
-    """A process id says nothing about a holder in another container."""
+def test_lease_of_an_invisible_process_is_free_after_its_term(tmp_path: Path) -> None:
+    """The process id of a holder in another container proves nothing, so its term is waited for."""
     unshare = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         pytest.skip("This machine makes no name spaces.")

@@ -25,7 +25,7 @@ CLOSE = 1e-5
 
 @dataclass
 class Still:
-    """A clock that stands still unless it is moved; whoever sleeps is noted and goes on."""
+    """A clock that stands still unless it is moved; sleeps are recorded and end at once."""
 
     time: float = START
     departures: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Still:
         return self.time
 
     async def sleep(self, seconds: float) -> None:
-        """Note when the sleeper leaves."""
+        """Record when the sleeper would continue."""
         assert seconds > 0
         self.departures.append(round(self.time + seconds - START, 4))
 
@@ -45,7 +45,7 @@ def limiter(store: MemoryStore, clock: Still | Clock, rates: Rates, name: str = 
 
 
 def departures_of(steps: Callable[[RateLimiter, Still], Awaitable[None]], rates: Rates) -> list[float]:
-    """When the callers left that had to wait, in seconds."""
+    """The departure times, in seconds, of the callers that had to wait."""
     clock = Still()
 
     async def main() -> None:
@@ -56,7 +56,7 @@ def departures_of(steps: Callable[[RateLimiter, Still], Awaitable[None]], rates:
 
 
 class SlowStore(MemoryStore):
-    """Takes five milliseconds for each update, and does it half-way."""
+    """Takes five milliseconds for each update, and makes the change half-way."""
 
     async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
         await asyncio.sleep(0.0025)
@@ -65,12 +65,12 @@ class SlowStore(MemoryStore):
         return numbers
 
 
-# -- the law of pace -----------------------------------------------------------------------------------------------
+# -- no window exceeds the rate ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Departure:
-    """A call that left, and in which place it had come to its limiter."""
+    """A call that left, and its position in the queue of its limiter."""
 
     at: float
     tokens: int
@@ -83,7 +83,7 @@ CALLS = st.lists(
     min_size=1,
     max_size=40,
 )
-"""Seconds since the call before, at which of four limiters, tokens, and after how many seconds it is cancelled."""
+"""Seconds since the previous call, which of four limiters, tokens, and seconds until it is cancelled."""
 RATES = st.builds(
     lambda requests, tokens, burst: Rates(requests, tokens, burst if requests else 1),
     st.none() | st.floats(6, 6000),
@@ -93,7 +93,7 @@ RATES = st.builds(
 
 
 def play(calls: Sequence[tuple[float, int, int, float | None]], rates: Rates) -> list[Departure]:
-    """Every limiter stands for a process; all have one store."""
+    """Run the calls; every limiter stands for a process, and all share one store."""
     left: list[Departure] = []
 
     async def main(clock: Clock) -> None:
@@ -116,7 +116,7 @@ def play(calls: Sequence[tuple[float, int, int, float | None]], rates: Rates) ->
 
 
 def excess(departures: Sequence[float], amounts: Sequence[float], rate: float, burst: float) -> float:
-    """How far the worst window goes beyond `rate` times its length, and the burst or its largest call."""
+    """By how much the worst window exceeds `rate` times its length plus the burst or its largest call."""
     return max(
         sum(amounts[first : last + 1])
         - max(burst, *amounts[first : last + 1])
@@ -129,7 +129,7 @@ def excess(departures: Sequence[float], amounts: Sequence[float], rate: float, b
 @settings(deadline=None)
 @given(CALLS, RATES)
 def test_no_window_admits_more_than_its_rate(calls: list[tuple[float, int, int, float | None]], rates: Rates) -> None:
-    """Whoever comes to whichever process and is cancelled when: a burst or a call, and the rate, and no more."""
+    """No window admits more than the rate and one burst or call, whichever processes call or cancel."""
     left = play(calls, rates)
     times, tokens = [one.at for one in left], [float(one.tokens) for one in left]
     for amounts, rate, burst in zip(([1.0] * len(left), tokens), rates.per_second, rates.bursts, strict=True):
@@ -140,7 +140,7 @@ def test_no_window_admits_more_than_its_rate(calls: list[tuple[float, int, int, 
 @settings(deadline=None)
 @given(CALLS, RATES)
 def test_first_come_first_served(calls: list[tuple[float, int, int, float | None]], rates: Rates) -> None:
-    """At one limiter nobody leaves before one who came earlier, and all leave who are not cancelled."""
+    """At one limiter calls leave in order of arrival, and all that are not cancelled leave."""
     left = play(calls, rates)
     for number in range(4):
         times = [one.at for one in sorted(left, key=lambda one: one.place) if one.limiter == number]
@@ -160,8 +160,8 @@ def test_first_come_first_served(calls: list[tuple[float, int, int, float | None
         (Rates(600, 600_000, burst=20), 2, 500, 600),
     ],
 )
-def test_the_rate_is_used(rates: Rates, processes: int, tokens: int, a_minute: float) -> None:
-    """While callers wait, at least 98 % of the rate leave, though the store takes its time."""
+def test_at_least_98_percent_of_the_rate_is_used(rates: Rates, processes: int, tokens: int, a_minute: float) -> None:
+    """While callers wait, at least 98 % of the rate leave, with a store that takes 5 ms an update."""
     times: list[float] = []
 
     async def main(clock: Clock) -> None:
@@ -181,8 +181,8 @@ def test_the_rate_is_used(rates: Rates, processes: int, tokens: int, a_minute: f
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=10))
-def test_callers_at_once_leave_in_turn(amounts: list[int]) -> None:
-    """Callers that come together are each given an instant of their own, first come, first served."""
+def test_concurrent_callers_get_successive_departures(amounts: list[int]) -> None:
+    """Callers that arrive together are each given a departure of their own, first come, first served."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await asyncio.gather(*(shared.acquire(tokens) for tokens in amounts))
@@ -194,7 +194,7 @@ def test_callers_at_once_leave_in_turn(amounts: list[int]) -> None:
 
 
 def test_two_limiters_on_one_store_share_the_rate() -> None:
-    """Whoever uses the same store and name draws on one rate; another name has its own."""
+    """Limiters with the same store and name share one rate; another name has its own."""
 
     async def main() -> list[list[float]]:
         one, other, stranger = Still(), Still(), Still()
@@ -208,8 +208,8 @@ def test_two_limiters_on_one_store_share_the_rate() -> None:
     assert asyncio.run(main()) == [[2.0], [1.0, 3.0], []]
 
 
-def test_idle_time_is_not_saved_up() -> None:
-    """After a pause without calls there is no burst: the first leaves at once, the next at the rate."""
+def test_no_burst_after_idle_time_by_default() -> None:
+    """After a pause without calls the first leaves at once and the next at the rate."""
 
     async def steps(shared: RateLimiter, clock: Still) -> None:
         await shared.acquire(0)
@@ -221,7 +221,7 @@ def test_idle_time_is_not_saved_up() -> None:
 
 
 def test_idle_time_is_saved_up_to_the_burst() -> None:
-    """After a pause as many leave at once as the burst says, however long the pause was."""
+    """After a pause as many calls leave at once as `burst` says, however long the pause was."""
 
     async def steps(shared: RateLimiter, clock: Still) -> None:
         for pause_s in (0, 3600):
@@ -235,8 +235,8 @@ def test_idle_time_is_saved_up_to_the_burst() -> None:
 # -- hold-offs -----------------------------------------------------------------------------------------------------
 
 
-def test_hold_off_holds_back_whoever_books_later() -> None:
-    """A `Retry-After` moves nobody who has booked, and lets nobody else leave before it is over, at the usual pace."""
+def test_hold_off_delays_later_bookings_only() -> None:
+    """A `Retry-After` does not move existing bookings; later ones leave after it is over, at the usual rate."""
 
     async def main() -> list[float]:
         clock, store = Still(), MemoryStore()
@@ -252,7 +252,7 @@ def test_hold_off_holds_back_whoever_books_later() -> None:
 
 
 def test_hold_off_is_never_shortened() -> None:
-    """Of several pauses the longest holds, and one that is shorter than the bookings changes nothing."""
+    """The longest of overlapping hold-offs counts, and one that ends before the bookings do changes nothing."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.hold_off(5)
@@ -264,8 +264,8 @@ def test_hold_off_is_never_shortened() -> None:
     assert departures_of(steps, Rates(tokens_per_minute=60)) == [5.0, 12.0]
 
 
-def test_hold_off_counts_without_any_rate() -> None:
-    """What a provider asks of one it asks of all, also where nobody has set a rate."""
+def test_hold_off_applies_without_a_rate() -> None:
+    """A hold-off of one caller delays all callers, also where no rate is set."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.acquire(1)
@@ -278,7 +278,7 @@ def test_hold_off_counts_without_any_rate() -> None:
 
 
 def test_no_burst_follows_a_hold_off() -> None:
-    """Whoever asked for a pause has nothing saved up for us."""
+    """After a hold-off the bucket starts empty."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.hold_off(10)
@@ -288,8 +288,8 @@ def test_no_burst_follows_a_hold_off() -> None:
     assert departures_of(steps, Rates(requests_per_minute=60, burst=3)) == [10.0, 11.0, 12.0]
 
 
-def test_hold_off_has_an_end() -> None:
-    """A provider that asks for a day is not waited for by everybody for longer than ten minutes."""
+def test_hold_off_is_at_most_ten_minutes() -> None:
+    """A provider that asks for a day holds back all callers for ten minutes at most."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.hold_off(86_400)
@@ -301,8 +301,8 @@ def test_hold_off_has_an_end() -> None:
 # -- time-outs and cancellation ------------------------------------------------------------------------------------
 
 
-def test_who_cannot_wait_so_long_books_nothing() -> None:
-    """The error says how long it would be; the next caller leaves as if nobody had asked."""
+def test_wait_longer_than_the_time_out_books_nothing() -> None:
+    """The error says how long the wait would be; the next caller leaves as if the first had not come."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.acquire(0)
@@ -315,8 +315,8 @@ def test_who_cannot_wait_so_long_books_nothing() -> None:
     assert departures_of(steps, Rates(requests_per_minute=60)) == [1.0, 2.0]
 
 
-def test_the_time_spent_in_line_counts() -> None:
-    """Whoever may not even book within his time learns it then, and the others leave as if he had not come."""
+def test_time_spent_in_the_queue_counts_towards_the_time_out() -> None:
+    """A caller whose time-out ends before it can book fails then, and does not delay the others."""
 
     async def main(clock: Clock) -> tuple[list[float], float]:
         shared, left = limiter(MemoryStore(), clock, Rates(requests_per_minute=60)), []
@@ -340,10 +340,10 @@ def test_the_time_spent_in_line_counts() -> None:
 
 @pytest.mark.parametrize(("cancelled", "next_at"), [([3], 3), ([2, 3], 2), ([1, 2, 3], 1), ([3, 2, 1], 1), ([1, 2], 4)])
 @pytest.mark.parametrize("store", [MemoryStore, SlowStore])
-def test_who_is_cancelled_gives_his_booking_back(
+def test_cancelled_caller_gives_its_booking_back(
     store: type[MemoryStore], cancelled: list[int], next_at: float
 ) -> None:
-    """Several at once, in any order; but not where another booked after them: the next would leave too close to it."""
+    """Several at once, in any order; but not if another booked later, since the next would leave too soon."""
 
     async def main(clock: Clock) -> float:
         one_store = store()
@@ -364,8 +364,8 @@ def test_who_is_cancelled_gives_his_booking_back(
 
 
 @pytest.mark.parametrize("after_s", [0.001, 0.003], ids=["before it is made", "before he knows of it"])
-def test_who_is_cancelled_while_booking_gives_it_back(after_s: float) -> None:
-    """Even if he is cancelled once more while he does."""
+def test_caller_cancelled_while_booking_gives_it_back(after_s: float) -> None:
+    """Even if it is cancelled again during that."""
 
     async def main(clock: Clock) -> float:
         shared = limiter(SlowStore(), clock, Rates(requests_per_minute=1))
@@ -383,8 +383,8 @@ def test_who_is_cancelled_while_booking_gives_it_back(after_s: float) -> None:
     assert run_virtually(main) < 1
 
 
-def test_giving_back_takes_nothing_else_along() -> None:
-    """What calls were heard to have used meanwhile still counts."""
+def test_giving_back_keeps_usage_reported_meanwhile() -> None:
+    """Usage that other calls reported in the meantime still counts."""
 
     async def main(clock: Clock) -> float:
         shared = limiter(MemoryStore(), clock, Rates(1, 6000))
@@ -401,8 +401,8 @@ def test_giving_back_takes_nothing_else_along() -> None:
     assert 65 - CLOSE <= run_virtually(main) <= 65.5 + CLOSE
 
 
-def test_a_slow_store_makes_nobody_late() -> None:
-    """A call leaves when it is booked for, not as much later as the store took to answer."""
+def test_slow_store_delays_no_departure() -> None:
+    """A call leaves at its booked time, not later by the time that the store took to answer."""
 
     async def main(clock: Clock) -> float:
         shared = limiter(SlowStore(), clock, Rates(requests_per_minute=60))
@@ -412,8 +412,8 @@ def test_a_slow_store_makes_nobody_late() -> None:
     assert run_virtually(main) == pytest.approx(2.0025, abs=CLOSE)
 
 
-def test_a_clock_that_is_set_back_while_booking_makes_nobody_wait_for_it() -> None:
-    """The wait is what was booked, at most."""
+def test_clock_set_back_while_booking_adds_no_wait() -> None:
+    """The wait is at most what was booked."""
 
     class Setback(MemoryStore):
         async def update(self, name: str, step: Callable[[Numbers | None], Numbers]) -> Numbers:
@@ -432,8 +432,8 @@ def test_a_clock_that_is_set_back_while_booking_makes_nobody_wait_for_it() -> No
     assert [at + 2 * 7200 for at in clock.departures] == [1.0]
 
 
-def test_what_a_killed_process_had_booked_passes() -> None:
-    """It had booked four calls ahead at most, however many it would have made, and the fifth turn is the next one's."""
+def test_bookings_of_a_killed_process_pass() -> None:
+    """A killed process had booked at most four calls ahead; the fifth departure is another process's."""
 
     async def main(clock: Clock) -> float:
         store, rates = MemoryStore(), Rates(requests_per_minute=60)
@@ -453,7 +453,7 @@ def test_what_a_killed_process_had_booked_passes() -> None:
 @settings(deadline=None)
 @given(st.lists(st.floats(-29, 29), min_size=2, max_size=4), st.integers(1, 50))
 def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[float], seed: int) -> None:
-    """Everybody leaves at the rate by his own clock; whose clock is behind waits longer."""
+    """All processes together keep the rate by their own clocks; one whose clock is behind waits longer."""
     times: list[float] = []
 
     async def main(clock: Clock) -> None:
@@ -474,7 +474,7 @@ def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[floa
     assert all(later - earlier >= 1 - CLOSE for earlier, later in pairwise(sorted(times)))
 
 
-# -- departures of callers that are late ---------------------------------------------------------------------------
+# -- departures after a stalled event loop -------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -486,7 +486,7 @@ def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[floa
 def test_callers_that_are_late_do_not_leave_together(
     per_minute: int, stalls: list[tuple[float, float]], burst: float
 ) -> None:
-    """Whenever an event loop stalls, no second has more departures than the rate and the burst; most time is caught up.
+    """After a stall of the event loop no second exceeds rate and burst; most of the time is caught up.
 
     A provider counts its whole rate, of which a run books 98.5 %.
     """
@@ -515,8 +515,8 @@ def test_callers_that_are_late_do_not_leave_together(
     assert times[-1] - times[0] <= count / (0.985 * rate) + late_s
 
 
-def test_a_clock_that_is_set_back_holds_nobody_up_who_departs() -> None:
-    """A departure waits for the one before it and no longer, whatever the clock says."""
+def test_clock_set_back_delays_no_departure() -> None:
+    """A departure waits for the one before it and no longer, whatever the clock reads."""
     clock = Still()
 
     async def main() -> None:
@@ -529,7 +529,7 @@ def test_a_clock_that_is_set_back_holds_nobody_up_who_departs() -> None:
     assert [at + 3600 * number for number, at in enumerate(clock.departures, 1)] == pytest.approx([0.1, 0.1], rel=0.06)
 
 
-# -- what replies tell ---------------------------------------------------------------------------------------------
+# -- corrections by usage ------------------------------------------------------------------------------------------
 
 USED = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.floats(0, 3)), min_size=1, max_size=30)
 """Tokens booked, tokens used, and seconds until that is known."""
@@ -537,8 +537,8 @@ USED = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.floats(
 
 @settings(deadline=None)
 @given(USED, st.floats(6000, 600_000))
-def test_corrected_bookings_keep_what_is_used_to_the_rate(calls: list[tuple[int, int, float]], rate: float) -> None:
-    """One call after the other, any window uses at most the rate and its last call, however wrong the bookings were."""
+def test_corrected_bookings_keep_usage_within_the_rate(calls: list[tuple[int, int, float]], rate: float) -> None:
+    """With sequential calls any window uses at most the rate plus its last call, however wrong the bookings were."""
     times: list[float] = []
 
     async def main(clock: Clock) -> None:
@@ -556,8 +556,8 @@ def test_corrected_bookings_keep_what_is_used_to_the_rate(calls: list[tuple[int,
 @pytest.mark.parametrize(
     ("used", "departures"), [(100, [1.0]), (50, [0.5]), (400, [4.0]), (10**9, [60.0]), (0, [])], ids=str
 )
-def test_a_correction_moves_the_next_call(used: int, departures: list[float]) -> None:
-    """More or less, never before now, and for what nobody foresaw no more than the minute a provider counts."""
+def test_correction_moves_the_next_departure(used: int, departures: list[float]) -> None:
+    """Earlier or later, never before now, and by at most the minute that a provider counts."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.acquire(100)
@@ -567,7 +567,7 @@ def test_a_correction_moves_the_next_call(used: int, departures: list[float]) ->
     assert departures_of(steps, Rates(tokens_per_minute=6000)) == departures
 
 
-def test_a_correction_without_a_token_rate_is_none() -> None:
+def test_no_correction_without_a_token_rate() -> None:
     """Requests are not corrected."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
@@ -593,8 +593,8 @@ def test_a_correction_without_a_token_rate_is_none() -> None:
         (Rates(60, 6000, burst=5), 5, (0, 0)),
     ],
 )
-def test_what_could_leave_right_now(rates: Rates, calls: int, left: tuple[float, float]) -> None:
-    """Requests, and tokens of the burst; where nothing is owed, one call of any size. Asking books nothing."""
+def test_available_requests_and_tokens(rates: Rates, calls: int, left: tuple[float, float]) -> None:
+    """The requests and tokens of the burst; with nothing owed, one call of any size. Asking books nothing."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         for _ in range(calls):
@@ -606,8 +606,8 @@ def test_what_could_leave_right_now(rates: Rates, calls: int, left: tuple[float,
 
 
 @pytest.mark.parametrize(("rates", "free"), [(Rates(requests_per_minute=60), (1, inf)), (Rates(), (inf, inf))])
-def test_nothing_could_leave_while_all_are_held_off(rates: Rates, free: tuple[float, float]) -> None:
-    """A hold-off is over when it is over, and counts without a rate, too."""
+def test_nothing_is_available_during_a_hold_off(rates: Rates, free: tuple[float, float]) -> None:
+    """A hold-off applies without a rate, too, and ends on time."""
 
     async def steps(shared: RateLimiter, clock: Still) -> None:
         await shared.hold_off(5)
@@ -618,8 +618,8 @@ def test_nothing_could_leave_while_all_are_held_off(rates: Rates, free: tuple[fl
     departures_of(steps, rates)
 
 
-def test_reset_forgets() -> None:
-    """Bookings, hold-offs and what replies told: the next call leaves at once."""
+def test_reset_forgets_bookings_hold_offs_and_usage() -> None:
+    """After a reset the next call leaves at once."""
 
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.acquire(100)
@@ -632,8 +632,8 @@ def test_reset_forgets() -> None:
     assert departures_of(steps, Rates(60, 6000)) == [1.0]
 
 
-def test_what_was_booked_before_a_reset_is_not_given_back_after_it() -> None:
-    """It was forgotten, and the bookings made since are others'."""
+def test_booking_from_before_a_reset_is_not_given_back() -> None:
+    """It was forgotten by the reset, and later bookings are other calls'."""
 
     async def main(clock: Clock) -> float:
         store = MemoryStore()
@@ -654,8 +654,8 @@ def test_what_was_booked_before_a_reset_is_not_given_back_after_it() -> None:
     assert run_virtually(main) == pytest.approx(2.1, abs=CLOSE)
 
 
-def test_random_stops_and_starts_lose_little() -> None:
-    """Runs that are terminated again and again give back what they had booked: the next ones use the rate."""
+def test_repeated_terminations_lose_little_of_the_rate() -> None:
+    """Runs that are terminated again and again give their bookings back, and the next runs use the rate."""
 
     async def main(clock: Clock) -> float:
         store, rates, left = MemoryStore(), Rates(requests_per_minute=600), 0

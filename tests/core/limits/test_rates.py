@@ -11,7 +11,7 @@ from ondine_core.limits.rates import Heard, Queue, Rates, book
 from ondine_core.types.protocols import Numbers
 
 START = 1_800_000_000.0
-"""Wall clocks read large numbers; the arithmetic has to bear them."""
+"""Wall clocks read large numbers; the arithmetic must stay exact with them."""
 CLOSE = 1e-5
 RATES = st.floats(0.01, 1000)
 BURSTS = st.floats(0, 50)
@@ -22,7 +22,7 @@ CALLS = st.lists(st.tuples(st.floats(0, 20), st.integers(0, 5000)), min_size=1, 
 def booked(
     calls: Sequence[tuple[float, int]], rates: tuple[float | None, float | None], bursts: Numbers = (0.0, 0.0)
 ) -> list[float]:
-    """The departure of each call."""
+    """The departure time of each call."""
     free_at: Numbers = (0.0, 0.0)
     departures = []
     for now, (_, tokens) in zip(accumulate((gap for gap, _ in calls), initial=START), calls, strict=False):
@@ -45,7 +45,7 @@ def excess(departures: Sequence[float], amounts: Sequence[float], rate: float, b
 def test_no_window_admits_more_than_its_rate(
     calls: list[tuple[float, int]], requests: float, tokens: float, burst: float, burst_tokens: float
 ) -> None:
-    """A window of w seconds admits at most rate times w, and one burst or call, of requests and of tokens alike."""
+    """A window of w seconds admits at most rate * w plus one burst or call, of requests and of tokens alike."""
     departures = booked(calls, (requests, tokens), (burst, burst_tokens))
     assert excess(departures, [1.0] * len(calls), requests, burst) <= requests * CLOSE
     assert excess(departures, [float(amount) for _, amount in calls], tokens, burst_tokens) <= tokens * CLOSE
@@ -55,14 +55,16 @@ def test_no_window_admits_more_than_its_rate(
 def test_departures_are_in_order_of_arrival(
     calls: list[tuple[float, int]], requests: Any, tokens: Any, burst: float, burst_tokens: float
 ) -> None:
-    """Nobody overtakes, however small his call is."""
+    """No call overtakes an earlier one, however small it is."""
     departures = booked(calls, (requests, tokens), (burst, burst_tokens))
     assert all(later >= earlier - CLOSE for earlier, later in pairwise(departures))
 
 
 @given(CALLS, RATES, RATES)
-def test_nobody_waits_without_need(calls: list[tuple[float, int]], requests: float, tokens: float) -> None:
-    """A call that waits leaves at the very instant at which the slower of the two rates has recovered."""
+def test_no_call_waits_longer_than_the_slower_rate_needs(
+    calls: list[tuple[float, int]], requests: float, tokens: float
+) -> None:
+    """A call that waits leaves at the instant at which the slower of the two rates has recovered."""
     departures = booked(calls, (requests, tokens))
     free_requests = free_tokens = arrival = START
     for departure, (gap, amount) in zip(departures, calls, strict=True):
@@ -81,7 +83,7 @@ def test_nobody_waits_without_need(calls: list[tuple[float, int]], requests: flo
     ],
 )
 def test_calls_of_10_20_30_and_40_tokens(rates: tuple[float | None, float | None], departures: list[float]) -> None:
-    """Where one rate is not limited the other alone decides; where both are, the slower one does."""
+    """With one rate that rate decides; with both the slower one does."""
     found = booked([(0, 10), (0, 20), (0, 30), (0, 40)], rates)
     assert [at - START for at in found] == pytest.approx(departures, abs=CLOSE)
 
@@ -96,8 +98,8 @@ def test_calls_of_10_20_30_and_40_tokens(rates: tuple[float | None, float | None
         (Rates(60, 6000), 100, [0, 1, 2, 3, 4]),
     ],
 )
-def test_a_burst_after_a_pause(rates: Rates, tokens: int, departures: list[float]) -> None:
-    """So many calls leave at once if they have the size the two rates suppose; fewer of larger ones."""
+def test_burst_after_a_pause(rates: Rates, tokens: int, departures: list[float]) -> None:
+    """As many calls as `burst` leave at once if they have the average size of the two rates; fewer of larger ones."""
     found = booked([(0, tokens)] * 5, rates.per_second, rates.bursts)
     assert [at - START for at in found] == pytest.approx(departures, abs=CLOSE)
 
@@ -106,15 +108,15 @@ def test_a_burst_after_a_pause(rates: Rates, tokens: int, departures: list[float
     ("rates", "limited"),
     [(Rates(), False), (Rates(requests_per_minute=1), True), (Rates(tokens_per_minute=1), True), (Rates(1, 1), True)],
 )
-def test_rates_say_whether_there_are_any(rates: Rates, limited: bool) -> None:
-    """No rate is no limit; either rate is one."""
+def test_rates_without_a_number_are_no_limit(rates: Rates, limited: bool) -> None:
+    """Either rate alone is a limit."""
     assert bool(rates) is limited
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
-def test_a_rate_that_lets_nobody_pass_is_refused(name: str, rate: float) -> None:
-    """A rate is a number more than nothing; the message names it, its value, and how to have no limit."""
+def test_rate_must_be_a_positive_number(name: str, rate: float) -> None:
+    """The message names the setting, its value, and how to have no limit."""
     with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None is no limit"):
         Rates(**{name: rate})
 
@@ -127,8 +129,8 @@ def test_a_rate_that_lets_nobody_pass_is_refused(name: str, rate: float) -> None
         ({"tokens_per_minute": 60, "burst": 5}, "burst=5 counts requests; set requests_per_minute too"),
     ],
 )
-def test_a_burst_that_means_nothing_is_refused(rates: dict[str, float], message: str) -> None:
-    """A burst counts requests, one at least, and how many tokens go with it follows from both rates."""
+def test_burst_must_be_at_least_one_request(rates: dict[str, float], message: str) -> None:
+    """A burst counts requests; the tokens that go with it follow from both rates."""
     with pytest.raises(ConfigError, match=message):
         Rates(**rates)
 
@@ -139,8 +141,10 @@ WAITS = st.floats(0, 1000)
 
 
 @given(st.tuples(RATES, RATES), WAITS, WAITS, WAITS, st.floats(-60, 3600))
-def test_what_is_written_is_read(rates: tuple[float, float], one: float, two: float, held: float, gap: float) -> None:
-    """Instants come back as they were, also to a process whose clock is up to a minute behind."""
+def test_state_round_trips_through_the_store(
+    rates: tuple[float, float], one: float, two: float, held: float, gap: float
+) -> None:
+    """Instants are read as they were written, also by a process whose clock is up to a minute behind."""
     queue = Queue((START + one, START + two), START + held, 7.0, 5.0)
     found = Queue.read(queue.written(START, rates), START + gap, rates)
     assert (found.made, found.last) == (7.0, 5.0)
@@ -148,14 +152,14 @@ def test_what_is_written_is_read(rates: tuple[float, float], one: float, two: fl
 
 
 @given(RATES, WAITS, st.floats(61, 1e9))
-def test_a_clock_that_was_ahead_holds_nobody_up(rate: float, wait: float, ahead: float) -> None:
-    """Whoever finds the last writer more than a minute ahead waits for what was booked, not for that clock."""
+def test_clock_ahead_of_others_delays_no_call(rate: float, wait: float, ahead: float) -> None:
+    """If the last writer's clock was over a minute ahead, a process waits only for the bookings."""
     written = Queue((START + ahead + wait, 0.0)).written(START + ahead, (rate, None))
     assert Queue.read(written, START, (rate, None)).free_at[0] == pytest.approx(START + wait, abs=CLOSE)
 
 
-def test_a_rate_set_right_is_not_waited_for_as_if_it_were_still_wrong() -> None:
-    """Ten calls booked at one a minute are ten seconds' worth once there may be one a second."""
+def test_corrected_rate_applies_to_earlier_bookings() -> None:
+    """Ten calls booked at one a minute take ten seconds once one a second is allowed."""
     written = Queue((START + 600, 0.0)).written(START, (1 / 60, None))
     assert Queue.read(written, START, (1.0, None)).free_at[0] == pytest.approx(START + 10, abs=CLOSE)
 
@@ -174,14 +178,14 @@ def test_a_rate_set_right_is_not_waited_for_as_if_it_were_still_wrong() -> None:
         (100.0, 1e9, 100.0),
     ],
 )
-def test_usage_moves_the_token_rate(free_at: float, more_s: float, expected: float) -> None:
-    """By what was used more or less; what nobody foresaw makes nobody wait longer than the minute a provider counts."""
-    heard = Heard().used(more_s, START)
-    moved = heard.applied(Queue((START + 1, START + free_at)), START)
+def test_actual_usage_corrects_the_next_booking(free_at: float, more_s: float, expected: float) -> None:
+    """By the tokens used beyond or below the booking; an unforeseen excess delays no call by more than a minute."""
+    reported = Heard().used(more_s, START)
+    moved = reported.applied(Queue((START + 1, START + free_at)), START)
     assert moved.free_at == pytest.approx((START + 1, START + expected), abs=CLOSE)
 
 
 def test_usage_of_many_calls_adds_up() -> None:
-    """All that was heard since the last booking counts, from when the first of it was heard."""
-    heard = Heard().used(5.0, START).used(-1.0, START + 3)
-    assert heard.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)
+    """All usage reported since the last booking counts, from the time of the first report."""
+    reported = Heard().used(5.0, START).used(-1.0, START + 3)
+    assert reported.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)

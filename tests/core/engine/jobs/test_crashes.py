@@ -1,4 +1,4 @@
-"""Kills between any two steps, and whatever befalls jobs: each row is answered, paid once, and the books agree."""
+"""Batch jobs with a kill between any two steps and with every fault: each row is answered and paid once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_budgets(database: Database) -> list[BudgetState]:
     return [read_state(tuple(json.loads(numbers))) for name, numbers in found if name.startswith("budget:")]
 
 
-async def check_books(world: JobWorld) -> None:
-    """The ledger and the budgets say what the provider billed, and nothing is open."""
+async def check_ledger(world: JobWorld) -> None:
+    """The ledger and the budgets equal the provider's bill, and nothing is open."""
     spent = (await world.read(lambda database: read_spending(database, "asset")))["asset",]
     assert spent.usd == world.provider.usd
     assert (spent.unknown, spent.paid_twice) == (0, 0)
@@ -44,7 +44,7 @@ async def check_books(world: JobWorld) -> None:
 def test_each_row_is_answered_and_paid_once_whenever_the_process_is_killed(
     deaths: list[int], rows: int, cuts: int
 ) -> None:
-    """Before or after each write of the store and each request to the provider, also when a job's id is never seen."""
+    """Killed before or after any write of the store or any request to the provider, each row is paid once."""
 
     async def main(clock: Clock) -> None:
         with TemporaryDirectory() as folder:
@@ -57,12 +57,12 @@ def test_each_row_is_answered_and_paid_once_whenever_the_process_is_killed(
             assert report.column("said") == words(rows)
             live = rows < 3
             assert max(world.provider.billed.values()) == 1 or live
-            # What was being prepared when a process was killed is given up after an hour, where it seems to live.
+            # A job in preparation whose process is not known to be dead is given up after an hour.
             await clock.sleep(3700.0)
             await world.finish(words(rows))
             if not live:
                 assert sum(world.provider.billed.values()) == rows
-                await check_books(world)
+                await check_ledger(world)
 
     run_virtually(main)
 
@@ -79,7 +79,7 @@ GOOD, CUT, WRONG, REFUSED, BROKEN, UNRUN, UNREADABLE = (
 ANSWERS = st.sampled_from((GOOD, GOOD, CUT, WRONG, REFUSED, BROKEN, UNRUN, UNREADABLE))
 
 
-def came_of(kind: str, text: str) -> Reply | ProviderError | None:
+def fault_result(kind: str, text: str) -> Reply | ProviderError | None:
     usage = Usage(20, output_tokens=9)
     special: dict[str, Reply | ProviderError | None] = {
         CUT: Reply("w", usage, finish_reason="length"),
@@ -99,10 +99,10 @@ def came_of(kind: str, text: str) -> Reply | ProviderError | None:
     wait_s=st.sampled_from((0.0, 7200.0)),
 )
 @settings(max_examples=80, deadline=None)
-def test_whatever_a_job_brings_each_row_has_one_outcome_and_the_bill_is_the_providers(
+def test_each_row_has_one_outcome_and_the_ledger_is_the_bill_whatever_results_a_job_has(
     kinds: list[list[str]], takes_h: float, deaths: list[int], wait_s: float
 ) -> None:
-    """Cut, empty, refused, broken and missing replies, jobs that expire with a part of their rows, and kills."""
+    """With cut, empty, refused, broken and missing replies, partly expired jobs, and kills."""
 
     async def main(clock: Clock) -> None:
         with TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def test_whatever_a_job_brings_each_row_has_one_outcome_and_the_bill_is_the_prov
 
             def answer(text: str) -> Reply | ProviderError | None:
                 kinds_left = left[text.partition("\n")[0]]
-                return came_of(kinds_left.pop(0) if kinds_left else GOOD, text)
+                return fault_result(kinds_left.pop(0) if kinds_left else GOOD, text)
 
             world.provider.answer = answer
             rows = words(len(kinds))

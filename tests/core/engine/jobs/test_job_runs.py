@@ -1,4 +1,4 @@
-"""What a run at the tier "batch" does with its jobs, on a virtual clock."""
+"""Runs at the tier "batch" and their jobs, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.virtual_clock import run_virtually
 
 HOUR_S = 3600.0
 BOUND = BATCH_PRICE.at_most(200, 16)
-"""More than a request of these tests can cost."""
+"""More than any request of these tests can cost."""
 
 
 def in_world(path: Path, act: Callable[[JobWorld], Awaitable[Any]], **settings: Any) -> Any:
@@ -40,8 +40,8 @@ async def spent(world: JobWorld) -> Any:
     return (await world.read(lambda database: read_spending(database, "asset")))["asset",]
 
 
-def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(tmp_path: Path) -> None:
-    """The error says what is under way; the later run hands nothing in, and has all answers and their cost."""
+def test_run_ends_while_its_job_is_under_way_and_a_later_run_reads_it(tmp_path: Path) -> None:
+    """The error says what is under way; the later run submits nothing and has all answers and their cost."""
 
     async def act(world: JobWorld) -> None:
         first = await world.run(words(5), batch_wait_s=600.0)
@@ -62,23 +62,23 @@ def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(tmp_path
     in_world(tmp_path, act)
 
 
-def test_a_run_that_may_wait_reads_its_own_job(tmp_path: Path) -> None:
-    """Several jobs, where one cannot hold all; and nothing is left open."""
+def test_run_that_waits_reads_its_own_jobs(tmp_path: Path) -> None:
+    """With several jobs, since one cannot hold all rows; nothing is left open."""
 
     async def act(world: JobWorld) -> None:
         world.provider.limits = JobLimits(4, 10**6)
         report = await world.run(words(10), batch_wait_s=2 * HOUR_S)
         assert isinstance(report, Report)
         assert report.column("said") == words(10)
-        assert [len(job.texts) for job in world.provider.jobs.values()] == [4, 4]  # and two rows at once
+        assert [len(job.texts) for job in world.provider.jobs.values()] == [4, 4]  # and two rows by live calls
         assert await world.read(job_tables.read_jobs) == []
         assert await world.read(job_tables.read_waits) == []
 
     in_world(tmp_path, act)
 
 
-def test_images_go_into_jobs(tmp_path: Path) -> None:
-    """Each answer is to its own image, and one that changes before it is written fails alone, unbilled."""
+def test_images_are_sent_in_jobs(tmp_path: Path) -> None:
+    """Each answer belongs to its own image; an image that changes before it is written fails alone, unbilled."""
 
     async def act(world: JobWorld) -> None:
         rows: list[Any] = [picture(number) for number in range(6)]
@@ -94,8 +94,8 @@ def test_images_go_into_jobs(tmp_path: Path) -> None:
     in_world(tmp_path, act, question="Say {word:image}")
 
 
-def test_a_file_holds_as_many_bytes_as_the_provider_takes(tmp_path: Path) -> None:
-    """What does not fit goes into the next job."""
+def test_job_files_stay_below_the_providers_size_limit(tmp_path: Path) -> None:
+    """Requests beyond the limit go into the next job."""
 
     async def act(world: JobWorld) -> None:
         world.provider.limits = JobLimits(1000, 300)
@@ -107,8 +107,8 @@ def test_a_file_holds_as_many_bytes_as_the_provider_takes(tmp_path: Path) -> Non
     in_world(tmp_path, act)
 
 
-def test_one_changed_row_is_one_call(tmp_path: Path) -> None:
-    """Known answers are taken, and a row that makes no job of its own is asked at once."""
+def test_one_changed_row_is_one_live_call(tmp_path: Path) -> None:
+    """Known answers are reused, and a row below `batch_min_rows` is asked by a live call."""
 
     async def act(world: JobWorld) -> None:
         await world.finish(words(30))
@@ -122,8 +122,8 @@ def test_one_changed_row_is_one_call(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_rows_that_change_while_a_job_is_under_way_go_into_a_job_of_their_own(tmp_path: Path) -> None:
-    """The first job is neither cancelled nor handed in again, and what it brings for rows that are gone is kept."""
+def test_rows_changed_while_a_job_is_under_way_go_into_a_new_job(tmp_path: Path) -> None:
+    """The first job is neither cancelled nor submitted again, and its answers for removed rows are kept."""
 
     async def act(world: JobWorld) -> None:
         await world.run(words(20))
@@ -139,8 +139,8 @@ def test_rows_that_change_while_a_job_is_under_way_go_into_a_job_of_their_own(tm
     in_world(tmp_path, act)
 
 
-def test_two_runs_at_once_never_hand_in_a_row_twice(tmp_path: Path) -> None:
-    """Rows that both have are in one job, and both have their answers in the end."""
+def test_concurrent_runs_submit_each_row_once(tmp_path: Path) -> None:
+    """Rows that both runs have are in one job, and both runs end with their answers."""
 
     async def act(world: JobWorld) -> None:
         parts = {start: words(20)[start : start + 12] for start in (0, 8)}
@@ -155,8 +155,8 @@ def test_two_runs_at_once_never_hand_in_a_row_twice(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_a_run_at_another_tier_waits_for_rows_that_a_job_has(tmp_path: Path) -> None:
-    """It asks the others at once, and pays none of them a second time."""
+def test_run_at_another_tier_waits_for_rows_in_a_job(tmp_path: Path) -> None:
+    """It asks the other rows by live calls, and pays none twice."""
 
     async def act(world: JobWorld) -> None:
         await world.run(words(5))
@@ -173,8 +173,8 @@ def test_a_run_at_another_tier_waits_for_rows_that_a_job_has(tmp_path: Path) -> 
     in_world(tmp_path, act)
 
 
-def test_a_cap_holds_while_jobs_are_out_and_small_jobs_follow_each_other(tmp_path: Path) -> None:
-    """What requests may cost is held until they are settled; what comes back cheaper pays for the next ones."""
+def test_cap_holds_while_jobs_are_under_way(tmp_path: Path) -> None:
+    """Worst-case costs are reserved until requests are settled; refunds pay for the next, smaller jobs."""
 
     async def act(world: JobWorld) -> None:
         report = await world.run(words(40), batch_wait_s=99 * HOUR_S)
@@ -187,24 +187,24 @@ def test_a_cap_holds_while_jobs_are_out_and_small_jobs_follow_each_other(tmp_pat
     in_world(tmp_path, act, max_cost_usd=Decimal("0.0008"))
 
 
-def test_a_cap_that_is_spent_ends_the_run_and_keeps_its_answers(tmp_path: Path) -> None:
-    """Over several runs of one materialization, too: a new run does not begin at nothing."""
+def test_exhausted_cap_ends_the_run_and_keeps_its_answers(tmp_path: Path) -> None:
+    """Also over several runs of one materialization: a new run continues with the amount already spent."""
 
     async def act(world: JobWorld) -> None:
-        async def go_on() -> None:
+        async def resume() -> None:
             for _ in range(60):
                 assert isinstance(await world.run(words(40), batch_wait_s=600.0), JobsUnderWayError)
                 await world.clock.sleep(HOUR_S)
 
         with pytest.raises(BudgetExhaustedError, match="max_cost_usd"):
-            await go_on()
+            await resume()
         assert Decimal(0) < world.provider.usd <= Decimal("0.0003")
 
     in_world(tmp_path, act, max_cost_usd=Decimal("0.0003"))
 
 
-def test_a_shared_cap_holds_for_the_jobs_of_several_runs(tmp_path: Path) -> None:
-    """None of them holds what another needs for ever, and together they never spend more."""
+def test_shared_cap_holds_for_the_jobs_of_several_runs(tmp_path: Path) -> None:
+    """Together the runs never exceed it, and no run blocks another for ever."""
 
     async def act(world: JobWorld) -> None:
         runs = [
@@ -219,8 +219,8 @@ def test_a_shared_cap_holds_for_the_jobs_of_several_runs(tmp_path: Path) -> None
     in_world(tmp_path, act, team_usd=Decimal("0.0012"))
 
 
-def test_when_answers_are_wanted_by_a_time_the_job_is_cancelled_and_the_rest_asked_at_once(tmp_path: Path) -> None:
-    """What the job has by then is read; nothing is paid twice."""
+def test_answer_by_cancels_the_job_and_asks_the_rest_by_live_calls(tmp_path: Path) -> None:
+    """What the job has answered by then is read; nothing is paid twice."""
 
     async def act(world: JobWorld) -> None:
         world.provider.takes_s = 10 * HOUR_S
@@ -233,8 +233,8 @@ def test_when_answers_are_wanted_by_a_time_the_job_is_cancelled_and_the_rest_ask
     in_world(tmp_path, act)
 
 
-def test_a_later_run_keeps_the_time_by_which_answers_are_wanted(tmp_path: Path) -> None:
-    """A run that has none of its own takes that of the job."""
+def test_later_run_keeps_answer_by_of_its_job(tmp_path: Path) -> None:
+    """A run without `answer_by` of its own uses that of the job."""
 
     async def act(world: JobWorld) -> None:
         world.provider.takes_s = 30 * HOUR_S
@@ -248,8 +248,8 @@ def test_a_later_run_keeps_the_time_by_which_answers_are_wanted(tmp_path: Path) 
     in_world(tmp_path, act)
 
 
-def test_a_full_account_gets_smaller_jobs_later(tmp_path: Path) -> None:
-    """A job that is refused for the quota is handed in again in smaller ones, not lost."""
+def test_job_refused_for_quota_is_resubmitted_smaller(tmp_path: Path) -> None:
+    """A job that is refused for the account's quota is submitted again in smaller jobs; no row is lost."""
 
     async def act(world: JobWorld) -> None:
         world.provider.refuse_create = [TransientError("Too much.", kind="limited", retry_after_s=700.0)]
@@ -262,8 +262,8 @@ def test_a_full_account_gets_smaller_jobs_later(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_a_job_that_is_refused_ends_the_run_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Its rows are free, and its money is back."""
+def test_refused_job_ends_the_run_and_releases_everything(tmp_path: Path) -> None:
+    """Its rows are free for other runs, and its reservation is refunded."""
 
     async def act(world: JobWorld) -> None:
         world.provider.refuse_create = [FatalError("The key was not accepted.")]
@@ -276,8 +276,8 @@ def test_a_job_that_is_refused_ends_the_run_and_leaves_nothing_behind(tmp_path: 
     in_world(tmp_path, act)
 
 
-def test_results_that_are_gone_count_with_their_bound_and_are_asked_again(tmp_path: Path) -> None:
-    """It is said, and in the audit: a bill that cannot be seen is never taken for nothing."""
+def test_expired_results_are_charged_at_worst_case_and_asked_again(tmp_path: Path) -> None:
+    """A warning and the audit say so: an unknown bill never counts as zero."""
 
     async def act(world: JobWorld) -> None:
         await world.run(words(6))
@@ -298,7 +298,7 @@ def test_results_that_are_gone_count_with_their_bound_and_are_asked_again(tmp_pa
     in_world(tmp_path, act)
 
 
-def test_a_job_of_another_account_is_not_given_up(tmp_path: Path) -> None:
+def test_job_of_another_account_is_not_given_up(tmp_path: Path) -> None:
     """The run says whose job it is; with the right key it is read."""
 
     async def act(world: JobWorld) -> None:
@@ -312,8 +312,8 @@ def test_a_job_of_another_account_is_not_given_up(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_jobs_that_expire_for_days_make_failed_rows_in_the_end(tmp_path: Path) -> None:
-    """Three jobs that ended without running a row, and it is out of reach: asked again by the next run."""
+def test_rows_of_jobs_that_keep_expiring_fail(tmp_path: Path) -> None:
+    """After three jobs that ended without running a row it fails as unreachable; the next run asks it again."""
 
     async def act(world: JobWorld) -> None:
         world.provider.takes_s, world.provider.window_s = 10**9, 24 * HOUR_S
@@ -327,8 +327,8 @@ def test_jobs_that_expire_for_days_make_failed_rows_in_the_end(tmp_path: Path) -
     in_world(tmp_path, act)
 
 
-def test_an_interrupted_run_leaves_its_job_unless_it_is_to_be_cancelled(tmp_path: Path) -> None:
-    """Terminate in the middle of the wait."""
+def test_interrupted_run_cancels_its_job_only_on_request(tmp_path: Path) -> None:
+    """Terminated while it waits, a run leaves its job running unless `cancel_on_terminate` is set."""
 
     async def act(world: JobWorld) -> None:
         for cancels in (False, True):
@@ -346,8 +346,8 @@ def test_an_interrupted_run_leaves_its_job_unless_it_is_to_be_cancelled(tmp_path
     in_world(tmp_path, act)
 
 
-def test_everything_is_asked_anew_on_demand(tmp_path: Path) -> None:
-    """Older answers are not taken, and not in the way."""
+def test_full_refresh_asks_everything_again_by_job(tmp_path: Path) -> None:
+    """Older answers are neither reused nor in the way."""
 
     async def act(world: JobWorld) -> None:
         await world.finish(words(6))
@@ -360,8 +360,8 @@ def test_everything_is_asked_anew_on_demand(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_a_request_that_is_refused_is_its_rows_failure(tmp_path: Path) -> None:
-    """The others have answers."""
+def test_refused_request_fails_its_row_only(tmp_path: Path) -> None:
+    """The other rows have answers."""
 
     async def act(world: JobWorld) -> None:
         world.provider.answer = lambda text: RefusedError("No.", usage=Usage(3)) if "w3" in text else reply_to(text)
@@ -372,8 +372,8 @@ def test_a_request_that_is_refused_is_its_rows_failure(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_no_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
-    """Thousands of rows that errored for the account's sake are asked again, and were not billed."""
+def test_exhausted_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
+    """Thousands of requests that failed for lack of credit were not billed, and are asked again by a later run."""
 
     async def act(world: JobWorld) -> None:
         world.provider.answer = lambda _: FatalError("The account has no credit.", fault="account")
@@ -386,8 +386,8 @@ def test_no_credit_ends_the_run_and_fails_no_row(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_a_line_that_fails_validation_is_its_rows_failure_and_the_others_are_handed_in_again(tmp_path: Path) -> None:
-    """As many times as lines are found to be wrong."""
+def test_line_that_fails_validation_fails_its_row_and_the_rest_is_resubmitted(tmp_path: Path) -> None:
+    """Repeated for each line that the provider finds invalid."""
 
     async def act(world: JobWorld) -> None:
         world.provider.problems = [(JobProblem("Too long.", line=2),), (JobProblem("Too long.", line=3),)]
@@ -402,7 +402,7 @@ def test_a_line_that_fails_validation_is_its_rows_failure_and_the_others_are_han
     in_world(tmp_path, act)
 
 
-def test_a_job_that_the_provider_does_not_run_for_its_setup_ends_the_run(tmp_path: Path) -> None:
+def test_job_refused_for_its_setup_ends_the_run(tmp_path: Path) -> None:
     """With the provider's reason; no row has failed."""
 
     async def act(world: JobWorld) -> None:
@@ -415,7 +415,7 @@ def test_a_job_that_the_provider_does_not_run_for_its_setup_ends_the_run(tmp_pat
     in_world(tmp_path, act)
 
 
-def test_a_job_that_ends_since_the_account_is_full_comes_back_in_smaller_ones(tmp_path: Path) -> None:
+def test_job_that_fails_for_quota_is_resubmitted_smaller(tmp_path: Path) -> None:
     """Its rows are not given up, however often that happens."""
 
     async def act(world: JobWorld) -> None:
@@ -430,8 +430,8 @@ def test_a_job_that_ends_since_the_account_is_full_comes_back_in_smaller_ones(tm
     in_world(tmp_path, act)
 
 
-def test_results_that_come_twice_or_are_of_other_jobs_are_left_out(tmp_path: Path) -> None:
-    """The first result of a request counts; strangers are named in a warning."""
+def test_duplicate_and_foreign_results_are_ignored(tmp_path: Path) -> None:
+    """The first result of a request counts; results of other jobs are named in a warning."""
 
     async def act(world: JobWorld) -> None:
         world.provider.noise = True
@@ -443,8 +443,8 @@ def test_results_that_come_twice_or_are_of_other_jobs_are_left_out(tmp_path: Pat
     in_world(tmp_path, act)
 
 
-def test_a_materialization_that_failed_once_its_jobs_were_read_is_over(tmp_path: Path) -> None:
-    """The next run begins one of its own, with a cap and a deadline of its own."""
+def test_run_after_a_failed_materialization_starts_anew(tmp_path: Path) -> None:
+    """Once the failed one has read its jobs, the next run has a cap and a deadline of its own."""
 
     async def act(world: JobWorld) -> None:
         await world.run(words(6))

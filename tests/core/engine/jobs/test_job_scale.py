@@ -26,7 +26,7 @@ def base_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rows_take_little_memory(base_url: str, tmp_path: Path) -> None:
+def test_batch_jobs_of_100_000_rows_take_at_most_400_mib(base_url: str, tmp_path: Path) -> None:
     """At most 400 MiB beyond the table; one row that changes later is a job of one request."""
     command = [sys.executable, "-m", "tests.support.job_scale", base_url, str(tmp_path / "answers.db"), str(ROWS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -43,7 +43,7 @@ def job_of(server: JobServer, store: str, kill_at: int | None = None, skew_s: fl
 
 
 def finish(workers: Workers, server: JobServer, store: str) -> list[str]:
-    """The answers, after as many runs as it takes, hours apart, since a request may be on its way for long."""
+    """The answers, after as many runs as needed, hours apart, since a request may stay on its way for long."""
     for hours in range(10):
         result = workers.wait(workers.start(job_of(server, store, skew_s=hours * HOUR_S)))
         assert result is not None
@@ -55,7 +55,7 @@ def finish(workers: Workers, server: JobServer, store: str) -> list[str]:
 
 
 def check(server: JobServer, store: str) -> None:
-    """Each row was billed once, and the ledger says so."""
+    """Each row was billed once, and the ledger agrees."""
     assert len(server.books.billed) == ROWS
     assert set(server.books.billed.values()) == {1}
     database = connect(store)
@@ -68,8 +68,8 @@ def check(server: JobServer, store: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", sorted(MODELS))
-def test_a_kill_before_any_write_costs_no_row_and_pays_none_twice(provider: str, tmp_path: Path) -> None:
-    """Also after the provider created the job, when its id is in no store yet: its marker finds it again."""
+def test_kill_before_any_write_loses_no_row_and_pays_none_twice(provider: str, tmp_path: Path) -> None:
+    """Also after the provider created the job but before its id is stored: the marker finds it."""
     with Workers() as workers:
         for kill_at in range(MANY):
             with metered(provider) as server:
@@ -83,7 +83,7 @@ def test_a_kill_before_any_write_costs_no_row_and_pays_none_twice(provider: str,
 
 
 @pytest.mark.slow
-def test_runs_on_several_hosts_never_hand_in_a_row_twice() -> None:
+def test_runs_on_several_hosts_submit_each_row_once() -> None:
     """Processes that share a Postgres store and ask for overlapping rows at the same time."""
     store = postgres().new_database()
     with metered("openai") as server, Workers() as workers:
