@@ -7,7 +7,7 @@ the provider how far the jobs are and repeats the run for what it left open, wit
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -44,6 +44,7 @@ _KEPT_TAGS = frozenset(
     )
 )
 """Those of Dagster's own tags that say how a run is to be made; the others say how it came about."""
+_DAGSTERS_OWN = ("dagster/", ".dagster/")
 
 
 def batch_sensor(
@@ -329,30 +330,21 @@ def _ended_before(context: dg.SensorEvaluationContext, run_id: str, at: float) -
 # -- polling -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Apis:
-    """Connections to batch APIs, one for each resource and model."""
-
-    stack: AsyncExitStack
-    found: dict[tuple[int, str], JobApi]
-
-    def get(self, llm: LLMResource, model: str) -> JobApi:
-        """The API by which a job of `model` can be asked about."""
-        key = (id(llm), model)
-        if key not in self.found:
-            spec = llm.spec()
-            api = connect_jobs(spec if spec.model == model else another_model(spec, model))
-            self.stack.push_async_callback(api.aclose)
-            self.found[key] = api
-        return self.found[key]
-
-
 async def _poll_all(
     place: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
 ) -> list[_Polled]:
     """Ask providers about the jobs of several runs, some at a time."""
     places = asyncio.Semaphore(_POLLS_AT_ONCE)
     ends_at = asyncio.get_running_loop().time() + _POLL_TIMEOUT_S
+    apis: dict[tuple[int, str], JobApi] = {}
+
+    def connect(llm: LLMResource, model: str) -> JobApi:
+        """The API by which a job of `model` can be asked about; one connection for each resource and model."""
+        spec, key = llm.spec(), (id(llm), model)
+        if key not in apis:
+            apis[key] = connect_jobs(spec if spec.model == model else another_model(spec, model))
+            stack.push_async_callback(apis[key].aclose)
+        return apis[key]
 
     async def poll(waiting: _Waiting) -> _Polled:
         candidates: list[LLMResource] = []
@@ -360,7 +352,7 @@ async def _poll_all(
             candidates += models.of(key, assets[key].required_resource_keys)
         try:
             async with asyncio.timeout_at(ends_at), places:
-                return await _poll(store, waiting, candidates, apis)
+                return await _poll(store, waiting, candidates, connect)
         except OndineError as error:
             return _Polled(is_ready=False, problem=str(error))
         except TimeoutError:
@@ -368,11 +360,12 @@ async def _poll_all(
 
     with open_store(place) as store:
         async with AsyncExitStack() as stack:
-            apis = _Apis(stack, {})
             return await asyncio.gather(*map(poll, due))
 
 
-async def _poll(store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], apis: _Apis) -> _Polled:
+async def _poll(
+    store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], connect: Callable[[LLMResource, str], JobApi]
+) -> _Polled:
     """Ask about the jobs of a run, each by the account that handed it in, as far as it is known.
 
     Raises:
@@ -381,18 +374,14 @@ async def _poll(store: Store, waiting: _Waiting, candidates: Sequence[LLMResourc
     read = partial(job_tables.read_jobs, jobs=waiting.jobs)
     by_api: dict[int, tuple[JobApi, list[bytes]]] = {}
     for record in await store.read(read):
-        api = _choose(record, candidates, apis)
+        found = [connect(llm, record.model) for llm in candidates]
+        # Another account of the provider may see the job, too.
+        api = next((api for api in found if api.account == record.account), found[0])
         by_api.setdefault(id(api), (api, []))[1].append(record.job)
     is_ready = True
     for api, jobs in by_api.values():
         is_ready = await poll_jobs(api, store, jobs) and is_ready
     return _Polled(is_ready, await store.read(read))
-
-
-def _choose(record: JobRecord, candidates: Sequence[LLMResource], apis: _Apis) -> JobApi:
-    """Of the APIs of `candidates` that of the account that handed in a job; another key may see it, too."""
-    found = [apis.get(llm, record.model) for llm in candidates]
-    return next((api for api in found if api.account == record.account), found[0])
 
 
 # -- the run -------------------------------------------------------------------------------------------------------
@@ -409,15 +398,10 @@ def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRe
         for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
         if entry.dagster_event
     }
-    tags = {name: value for name, value in run.tags.items() if _is_kept(name)}
     return dg.RunRequest(
         run_key=waiting.run_key,
         run_config=run.run_config,
-        tags=tags,
+        tags={tag: value for tag, value in run.tags.items() if tag in _KEPT_TAGS or not tag.startswith(_DAGSTERS_OWN)},
         partition_key=run.tags.get(_PARTITION),
         asset_selection=sorted(selection.resolve(list(dict.fromkeys(known.values()))) & planned),
     )
-
-
-def _is_kept(tag: str) -> bool:
-    return tag in _KEPT_TAGS or not tag.startswith(("dagster/", ".dagster/"))

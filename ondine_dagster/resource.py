@@ -29,6 +29,7 @@ from ondine_core.store import (
 from ondine_core.store.connect import store_in
 from ondine_core.telemetry.registry import check_observers
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
+from ondine_dagster.config.launchpad import another_model
 from ondine_dagster.config.strict import StrictConfig, plain_texts
 from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Positive, keep_int_variables, read_variables
 
@@ -205,8 +206,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         plain = plain_texts(given)
         fallbacks = given.get("fallbacks")
         for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
-            if type(model) is str:
-                _check_model(model)
+            if type(model) is str and not all(model.partition("/")):
+                connect(ModelSpec(model))  # refuses a name without a provider in the words of a step
         params = given.get("params")
         if isinstance(params, dict):
             effort = plain.get("reasoning_effort")
@@ -270,12 +271,10 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         )
 
     def _fallback(self, model: str) -> ModelSpec:
-        """The settings for `model`: address, key and what only the provider knows of are those of the same provider."""
-        spec = self.spec()
-        if _provider_of(model) == _provider_of(spec.model):
-            other = dataclasses.replace(spec, model=model, params={}, provider_name=None, reasoning_effort=None)
-            return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")
-        return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)
+        """The settings for `model`, without what is said of this one's requests."""
+        other = another_model(self.spec(), model)
+        other = dataclasses.replace(other, params={}, provider_name=None, reasoning_effort=None)
+        return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")
 
     def _price(self) -> Price | None:
         given, taken, cached = (
@@ -295,17 +294,6 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
 
 _NESTED = {"params", "settings", "observers"}
 """The fields that hold mappings in which Dagster reads no variables."""
-
-
-def _provider_of(model: str) -> str:
-    return model.partition("/")[0]
-
-
-def _check_model(model: str) -> None:
-    """Refuse a name without a provider, in the words of a step; whether there is such a provider is seen there."""
-    provider, _, name = model.partition("/")
-    if not (provider and name):
-        connect(ModelSpec(model))
 
 
 def own_resource(model: Any) -> Any:

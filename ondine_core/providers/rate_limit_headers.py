@@ -14,7 +14,6 @@ from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Any
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MAX_WAIT_S = 31 * 86400.0
 """A longer wait than a month is a mistake: no limit of a provider is longer."""
@@ -86,7 +85,7 @@ def _duration_s(text: str | None) -> float | None:
     parts = _PART.findall(text or "")
     if not text or "".join(amount + unit for amount, unit in parts) != text:
         return None
-    return sum(float(amount) * _UNITS_S[unit] for amount, unit in parts)
+    return sum(float(amount) * _WORDS_S[unit] for amount, unit in parts)
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -168,18 +167,13 @@ def wait_of_value_s(value: Any, now: float) -> float | None:
                 seconds = max(0.0, seconds / (1000 if seconds >= _EPOCH_MS else 1) - now)
             return valid_wait_s(seconds)
         case {"seconds": seconds, **rest}:
-            nanos = rest.get("nanos")
-            return wait_of_value_s(seconds, now) if not isinstance(nanos, int) else _sum_s(seconds, nanos, now)
+            whole_s, nanos = wait_of_value_s(seconds, now), rest.get("nanos")
+            return valid_wait_s(whole_s + nanos / 1e9) if whole_s is not None and isinstance(nanos, int) else whole_s
         case str():
             text = value.strip().lower()
             number = _number(text)
             return _leading_wait_s(text, now) if number is None else wait_of_value_s(number, now)
     return None
-
-
-def _sum_s(seconds: Any, nanos: int, now: float) -> float | None:
-    whole_s = wait_of_value_s(seconds, now)
-    return None if whole_s is None else valid_wait_s(whole_s + nanos / 1e9)
 
 
 def _leading_wait_s(text: str, now: float) -> float | None:

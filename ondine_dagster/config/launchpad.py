@@ -135,11 +135,10 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
 
 
 def _asked_so(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
-    if config.tier is not None:
-        spec = replace(spec, tier=config.tier.value)
-    if config.prompt_cache is not None:
-        spec = replace(spec, prompt_cache=config.prompt_cache.value)
-    return spec
+    tier = config.tier.value if config.tier else spec.tier
+    return replace(
+        spec, tier=tier, prompt_cache=config.prompt_cache.value if config.prompt_cache else spec.prompt_cache
+    )
 
 
 def another_model(spec: ModelSpec, model: str) -> ModelSpec:

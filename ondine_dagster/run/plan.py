@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import time
 from typing import Any
 
@@ -22,7 +21,6 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task
 from ondine_core.store import open_store
 from ondine_core.telemetry.registry import ObserverSpec
-from ondine_core.types.job_record import JobWait
 from ondine_core.types.ledger import Origin
 from ondine_core.types.protocols import ChatModel
 from ondine_dagster.checks.check import Ask, Check
@@ -115,10 +113,7 @@ def plan(
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),
     )
-    if declared.tier is not None:
-        spec = replace(spec, tier=declared.tier)
-    if declared.prompt_cache is not None:
-        spec = replace(spec, prompt_cache=declared.prompt_cache)
+    spec = replace(spec, tier=declared.tier or spec.tier, prompt_cache=declared.prompt_cache or spec.prompt_cache)
     spec, options = configure(config, spec, options, opened=model is not None)
     if spec.tier == "batch" and config.max_rows is not None:
         # A trial that waits for a job is not what the materialization waits for.
@@ -128,7 +123,8 @@ def plan(
         policy = replace(policy, reuse_since=_created_at(context))
     answer_by = declared.answer_by if config.answer_by is None else config.answer_by
     if answer_by is not None and spec.tier == "batch":
-        wait = run_in_thread(partial(_find_wait, store, options.origin))
+        with open_store(store) as opened:
+            wait = run_in_thread(lambda: find_wait(opened, options.origin))
         policy = replace(policy, answer_by=find_deadline(answer_by, wait.since if wait else time()))
     return Plan(replace(enrichment.task, model=spec), replace(options, policy=policy), model)
 
@@ -156,13 +152,6 @@ def _partition(context: dg.AssetExecutionContext) -> str:
         return ""
     first, *others = context.partition_keys
     return f"{first}...{others[-1]}" if others else str(first)
-
-
-async def _find_wait(place: str, origin: Origin) -> JobWait | None:
-    """What earlier runs of the materialization of `origin` wait for."""
-    with open_store(place) as store:
-        wait: JobWait | None = await find_wait(store, origin)
-    return wait
 
 
 def _created_at(context: dg.AssetExecutionContext) -> float:

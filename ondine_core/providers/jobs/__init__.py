@@ -39,8 +39,8 @@ def connect_jobs(spec: ModelSpec) -> JobApi:
 
 _DIALECTS: Mapping[str, str] = {
     **dict.fromkeys(("openai", "groq", "mistral", "together_ai"), "openai_jobs:connect_openai_jobs"),
-    "anthropic": "anthropic_jobs:connect_anthropic_jobs",
-    "azure": "openai_jobs:connect_azure_jobs",
-    "gemini": "gemini_jobs:connect_gemini_jobs",
+    "anthropic": "anthropic_jobs:AnthropicJobs",
+    "azure": "openai_jobs:AzureJobs",
+    "gemini": "gemini_jobs:GeminiJobs",
 }
 """Where each provider's adapter is; the modules load when they are needed."""

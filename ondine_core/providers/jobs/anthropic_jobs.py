@@ -24,11 +24,12 @@ from ondine_core.providers.anthropic_request import (
     structure_of,
 )
 from ondine_core.providers.http_errors import ADVICE
-from ondine_core.providers.job_api import JobApi, JobLimits, JobReply, JobStatus, NewJob
+from ondine_core.providers.job_api import JobLimits, JobReply, JobStatus, NewJob
 from ondine_core.providers.jobs.job_adapter import (
     CLOCK_SLACK_S,
     LATE_S,
     JobAdapter,
+    Jobs,
     epoch_s,
     fingerprint,
     id_of,
@@ -58,13 +59,8 @@ _CHUNK = 2**18
 _BEGIN, _END = b'{"requests":[', b"]}"
 
 
-def connect_anthropic_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The message batches of the model `name`; settings are those of `connect_anthropic`."""
-    return _AnthropicJobs(spec, name)
-
-
-class _AnthropicJobs(JobAdapter):
-    """One model of Anthropic's."""
+class AnthropicJobs(JobAdapter):
+    """The message batches of one model; settings are those of `connect_anthropic`."""
 
     limits = _LIMITS
 
@@ -101,8 +97,14 @@ class _AnthropicJobs(JobAdapter):
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """Look at the first result of each batch of that size since then; see `JobApi`."""
+
+        def read(page: Any) -> tuple[Jobs, Mapping[str, str] | None]:
+            """The batches that were created since then, the newest first."""
+            recent = [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since - CLOCK_SLACK_S]
+            return recent, {"after_id": page["last_id"]} if recent and page.get("has_more") else None
+
         undecided = ""
-        async for batch in self._list(since - CLOCK_SLACK_S):
+        async for batch in self._listed("", {"limit": "100"}, read):
             with reading():
                 batch_id, is_candidate = str(batch["id"]), sum(batch["request_counts"].values()) == requests
                 has_ended = batch["processing_status"] == "ended"
@@ -123,22 +125,6 @@ class _AnthropicJobs(JobAdapter):
                 async for reply in results:
                     return reply.custom_id
         return ""
-
-    async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
-        """The batches that were created since then, the newest first."""
-
-        def recent(page: Any) -> list[Mapping[str, Any]]:
-            return [batch for batch in page["data"] if epoch_s(batch["created_at"]) >= since]
-
-        def following(page: Any) -> Mapping[str, str] | None:
-            last = page["last_id"] if recent(page) and page.get("has_more") else None
-            return None if last is None else {"after_id": last}
-
-        async for page in self._pages("", {"limit": "100"}, following):
-            with reading():
-                batches = recent(page)
-            for batch in batches:
-                yield batch
 
     def _path(self, job_id: str) -> str:
         return f"/{quote(job_id, safe='')}"

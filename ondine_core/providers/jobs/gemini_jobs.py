@@ -15,10 +15,11 @@ import orjson
 
 from ondine_core.errors import ConfigError, TransientError
 from ondine_core.providers.http_client import Endpoint, constant
-from ondine_core.providers.job_api import JobApi, JobLimits, JobProblem, JobReply, JobStatus, NewJob
+from ondine_core.providers.job_api import JobLimits, JobProblem, JobReply, JobStatus, NewJob
 from ondine_core.providers.jobs.job_adapter import (
     LATE_S,
     JobAdapter,
+    Jobs,
     fingerprint,
     id_of,
     problem_of,
@@ -52,13 +53,8 @@ _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_
 """Tokens of thinking by effort, as Gemini translates them for the models up to 2.5; later ones know the words."""
 
 
-def connect_gemini_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The batch API for the model `name` of Gemini."""
-    return _GeminiJobs(spec, name)
-
-
-class _GeminiJobs(JobAdapter):
-    """One model of Gemini's."""
+class GeminiJobs(JobAdapter):
+    """The batch API for one model of Gemini."""
 
     limits = _LIMITS
 
@@ -142,15 +138,14 @@ class _GeminiJobs(JobAdapter):
         """Look for the name that the job would have; see `JobApi`."""
         del since, requests  # the name is enough
 
-        def following(page: Any) -> Mapping[str, str] | None:
+        def read(page: Any) -> tuple[Jobs, Mapping[str, str] | None]:
             token = page.get("nextPageToken")
-            return {"pageToken": token} if token else None
+            return page.get("operations") or (), {"pageToken": token} if token else None
 
-        async for page in self._pages(f"{self._version}/batches", {"pageSize": "100"}, following):
+        async for job in self._listed(f"{self._version}/batches", {"pageSize": "100"}, read):
             with reading():
-                for job in page.get("operations") or ():
-                    if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
-                        return id_of(job, field="name")
+                if (job.get("metadata") or {}).get("displayName") == f"ondine-{marker}":
+                    return id_of(job, field="name")
         return None
 
     def _path(self, job_id: str) -> str:

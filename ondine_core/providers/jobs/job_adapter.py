@@ -17,7 +17,7 @@ from datetime import datetime
 from hashlib import blake2b
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -38,6 +38,7 @@ _OK = 200
 _ID = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([\w-]{1,64})"')
 _QUOTATION = re.compile(r"(?<=['\"`])[^'\"`]{40,}(?=['\"`])")
 _OTHER_FORM = (LookupError, TypeError, AttributeError, ValueError)
+Jobs: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class JobAdapter(ABC):
@@ -105,18 +106,19 @@ class JobAdapter(ABC):
         job: Mapping[str, Any] = await self._http.get(self._path(job_id), missing=f"{self.word} {job_id!r}")
         return job
 
-    async def _pages(
-        self, path: str, params: Mapping[str, str], following: Callable[[Any], Mapping[str, str] | None]
-    ) -> AsyncIterator[Any]:
-        """The pages of a list of jobs; `following` takes the parameters of the next from each, `None` from the last."""
+    async def _listed(
+        self, path: str, params: Mapping[str, str], read: Callable[[Any], tuple[Jobs, Mapping[str, str] | None]]
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """The jobs of a list; `read` takes them out of each page, and the parameters of the next, if there is one."""
         for _ in range(_MAX_PAGES):
             page = await self._http.get(path, params)
-            yield page
             with reading():
-                changed = following(page)
-            if changed is None:
+                jobs, following = read(page)
+            for job in jobs:
+                yield job
+            if following is None:
                 return
-            params = {**params, **changed}
+            params = {**params, **following}
         raise TransientError(f"{self._http.to.host!r} lists too many batch jobs to find one among them.")
 
     def _read_line(self, line: ResultLine) -> JobReply:

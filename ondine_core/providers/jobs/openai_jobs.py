@@ -25,6 +25,7 @@ from ondine_core.providers.jobs.job_adapter import (
     CLOCK_SLACK_S,
     LATE_S,
     JobAdapter,
+    Jobs,
     epoch_s,
     fingerprint,
     id_of,
@@ -116,15 +117,6 @@ def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
     return _OpenAIJobs(dialect, write, http, fingerprint(key or "", root))
 
 
-def connect_azure_jobs(spec: ModelSpec, name: str) -> JobApi:
-    """The batch API for the global-batch deployment `name` of Azure OpenAI, in the first region only.
-
-    A job runs where its file is, so there is nothing to go on to when a region turns it away. Settings are those of
-    `connect_azure`. Its account is its endpoint and its key; tokens are renewed, so with them it is the endpoint alone.
-    """
-    return _AzureJobs(spec, name)
-
-
 class _OpenAIJobs(JobAdapter):
     """One model behind one batch API."""
 
@@ -197,34 +189,25 @@ class _OpenAIJobs(JobAdapter):
         file = await self._http.get(_file_path(str(job.get("input_file_id"))))
         return isinstance(file, dict) and file.get("filename") == _file_name(marker)
 
-    async def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
+    def _list(self, since: float) -> AsyncIterator[Mapping[str, Any]]:
         """The jobs that were created since then, the newest pages first."""
-        dialect, numbers = self._dialect, count(1)
+        is_mistral, numbers = self._dialect.is_mistral, count(1)
 
-        def jobs_on(page: Any) -> list[Mapping[str, Any]]:
-            return page if isinstance(page, list) else page.get("data") or []
-
-        def recent(page: Any) -> list[Mapping[str, Any]]:
-            return [job for job in jobs_on(page) if epoch_s(job.get("created_at")) >= since]
-
-        def following(page: Any) -> Mapping[str, str] | None:
-            about = {} if isinstance(page, list) else page
+        def read(page: Any) -> tuple[Jobs, Mapping[str, str] | None]:
+            about: Mapping[str, Any] = {"data": page} if isinstance(page, list) else page
+            jobs, has_more = about.get("data") or [], about.get("has_more")
+            recent = [job for job in jobs if epoch_s(job.get("created_at")) >= since]
             cursor = (about.get("paging") or {}).get("next_cursor")  # of Groq
-            if not recent(page):
-                return None
+            if not recent:
+                return recent, None
             if cursor:
-                return {"cursor": str(cursor)}
-            if dialect.is_mistral:
-                has_more = about.get("has_more") or len(jobs_on(page)) == int(_PAGE)
-                return {"page": str(next(numbers))} if has_more else None
-            return {"after": str(jobs_on(page)[-1]["id"])} if about.get("has_more") else None
+                return recent, {"cursor": str(cursor)}
+            if is_mistral:
+                return recent, {"page": str(next(numbers))} if has_more or len(jobs) == int(_PAGE) else None
+            return recent, {"after": str(jobs[-1]["id"])} if has_more else None
 
-        first = {"page_size": _PAGE, "page": "0"} if dialect.is_mistral else {"limit": _PAGE}
-        async for page in self._pages(dialect.jobs, first, following):
-            with reading():
-                jobs = recent(page)
-            for job in jobs:
-                yield job
+        first = {"page_size": _PAGE, "page": "0"} if is_mistral else {"limit": _PAGE}
+        return self._listed(self._dialect.jobs, first, read)
 
     def _path(self, job_id: str) -> str:
         return f"{self._dialect.jobs}/{quote(job_id, safe='')}"
@@ -272,8 +255,12 @@ class _OpenAIJobs(JobAdapter):
         return JobReply(custom_id, self._read_reply(status, body, chat_reply))
 
 
-class _AzureJobs(_OpenAIJobs):
-    """A deployment of Azure OpenAI."""
+class AzureJobs(_OpenAIJobs):
+    """The batch API for one global-batch deployment of Azure OpenAI, in the first region only.
+
+    A job runs where its file is, so there is nothing to go on to when a region turns it away. Settings are those of
+    `connect_azure`. Its account is its endpoint and its key; tokens are renewed, so with them it is the endpoint alone.
+    """
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
         found = find_deployment(spec, name)
