@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from itertools import count
@@ -55,15 +55,13 @@ class PendingCall:
         observer: Receives its events.
 
     Attributes:
-        sent: Its entry in the ledger, as it leaves.
-        came: What came back, and `usage` the tokens that were billed for it (`None`: none).
         taken: Prompts for which it must not leave.
         leads: Whether other calls wait until it has brought their prefix into the provider's cache.
         slot: Its concurrency slot, for as long as it counts as a call in flight.
-        bound_usd: The most that it can cost, `None` if that is not known.
         reserved: What is reserved for it in budgets.
         tokens: What is booked for it of the rate.
         charge: What it cost: nothing before it leaves.
+        usage: The tokens that were billed for it, `None` for none.
         took_s: How long that took.
         ending: How it ended for the limits, and `retry_after_s` the wait that its refusal asked for.
     """
@@ -73,12 +71,9 @@ class PendingCall:
     reason: CallReason
     keep: bool
     observer: BatchObserver
-    sent: CallStarted = field(init=False)
-    came: Reply | RefusedError = field(init=False)
     taken: frozenset[Key] = frozenset()
     leads: bool = False
     slot: InFlightCall | None = None
-    bound_usd: Decimal | None = None
     reserved: tuple[Reservation, ...] = ()
     tokens: int = 0
     charge: Charge = NOTHING
@@ -108,8 +103,11 @@ class Caller:
         self._count = lru_cache(maxsize=64)(run.runtime.count)
 
     @asynccontextmanager
-    async def start(self, pending: PendingCall) -> AsyncIterator[None]:
+    async def start(self, pending: PendingCall) -> AsyncIterator[CallStarted]:
         """Get a call ready to leave, unless prompts of it are `taken`; what it holds is given back when the block ends.
+
+        Yields:
+            Its entry in the ledger.
 
         Raises:
             BudgetExhaustedError: It does not fit into the budget.
@@ -118,10 +116,9 @@ class Caller:
         """
         try:
             await self._admit(pending)
-            await self._reserve(pending)
+            bound_usd = await self._reserve(pending)
             await self._book(pending)
-            await self._record(pending)
-            yield
+            yield await self._record(pending, bound_usd)
         finally:
             self._leave(pending)
             if pending.leads and self._prefixes:
@@ -129,7 +126,7 @@ class Caller:
             if pending.reserved and self._run.runtime.budgets:
                 await self._run.runtime.budgets.settle(pending.reserved, pending.charge.usd)
 
-    async def send(self, pending: PendingCall) -> Reply | RefusedError:
+    async def send(self, pending: PendingCall, sent: CallStarted) -> Reply | RefusedError:
         """Send a call, and return what the model replied, or why the provider refuses its content.
 
         Raises:
@@ -137,7 +134,7 @@ class Caller:
             FatalError: No call succeeds.
             StoreError: The lease cannot be renewed, or that it failed cannot be kept.
         """
-        run, sent = self._run, pending.sent
+        run = self._run
         if run.runtime.limiter:
             await run.runtime.limiter.depart()
         await self._ensure_lease(sent)
@@ -146,11 +143,10 @@ class Caller:
         pending.observer.sent(sent, pending.call)
         pending.charge = _NOT_KNOWN  # until it comes back
         try:
-            came, pending.usage = await self._ask(pending)
+            came, pending.usage = await self._ask(pending, sent)
         except BaseException as error:
             pending.observer.on_reply(error, pending.charge.usd, pending.took_s)
             raise
-        pending.came = came
         pending.ending = "answered"
         self._health.note_reply()
         if self._prefixes and pending.call.cache_prefix:
@@ -166,20 +162,22 @@ class Caller:
             came.refused_before = any(failure.reason == "refused" for failure in failures)
         return came
 
-    async def settle(self, pending: PendingCall, result: BatchResult) -> None:
+    async def settle(
+        self, pending: PendingCall, sent: CallStarted, came: Reply | RefusedError, result: BatchResult
+    ) -> None:
         """Keep what came of a call; returns when that is durable.
 
         Raises:
             StoreError: It cannot be kept.
         """
-        run, came, usage = self._run, pending.came, pending.usage
+        run, usage = self._run, pending.usage
         is_ordinary = not (result.failures or result.retry)
         pending.observer.on_reply(came, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
         hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
         if hold_off_s:
             self._admission.hold_off(hold_off_s)
         kept = result if pending.keep else BatchResult()
-        settled = finish_call(run, pending.sent, usage, pending.charge, kept)
+        settled = finish_call(run, sent, usage, pending.charge, kept)
         self._leave(pending)
         await run.runtime.store.settle(settled)
         limiter = run.runtime.limiter
@@ -200,16 +198,16 @@ class Caller:
         if call.tier != self._health.tier:
             pending.call = replace(call, tier=self._health.tier)
 
-    async def _reserve(self, pending: PendingCall) -> None:
-        """Reserve the most that the call can cost."""
+    async def _reserve(self, pending: PendingCall) -> Decimal | None:
+        """Reserve the most that the call can cost, and return it; `None` if that is not known."""
         run = self._run
-        pending.bound_usd = run.run_state.tracker.bound(pending.call)
-        if run.runtime.budgets is None or pending.bound_usd is None:
-            return
-        began = run.clock.elapsed()
-        with run.stop.interruptible():
-            pending.reserved = await run.runtime.budgets.hold(pending.bound_usd)
-        pending.observer.held(usd_of(pending.reserved[0].units), run.clock.elapsed() - began)
+        bound_usd = run.run_state.tracker.bound(pending.call)
+        if run.runtime.budgets is not None and bound_usd is not None:
+            began = run.clock.elapsed()
+            with run.stop.interruptible():
+                pending.reserved = await run.runtime.budgets.hold(bound_usd)
+            pending.observer.held(usd_of(pending.reserved[0].units), run.clock.elapsed() - began)
+        return bound_usd
 
     async def _book(self, pending: PendingCall) -> None:
         """Wait for the call's turn in the shared rate."""
@@ -223,25 +221,26 @@ class Caller:
             await limiter.acquire(tokens)
         pending.observer.booked(tokens, run.clock.elapsed() - began)
 
-    async def _record(self, pending: PendingCall) -> None:
+    async def _record(self, pending: PendingCall, bound_usd: Decimal | None) -> CallStarted:
         """Record the call in the ledger, unless prompts of it are in flight in other runs."""
         run, others = self._run, self._run.others
-        pending.sent = CallStarted(
+        sent = CallStarted(
             others.own.run + next(self._numbers).to_bytes(8),  # numbered, since randomness for each would take longer
             run.origin,
             run.task.model.model,
             pending.reason,
             pending.keys,
             run.clock.now(),
-            pending.bound_usd,
+            bound_usd,
             others.own.task if pending.keep else b"",
             others.is_shared,
             others.is_known_unanswered(pending.keys),
         )
-        taken = await run.runtime.store.send(pending.sent)
+        taken = await run.runtime.store.send(sent)
         if taken is not None:
             others.is_shared = True
             pending.taken = taken
+        return sent
 
     async def _ensure_lease(self, sent: CallStarted) -> None:
         """Make sure, before a call leaves, that the lease is still held: the process may have been suspended."""
@@ -256,7 +255,7 @@ class Caller:
 
     # -- when it comes back ----------------------------------------------------------------------------------------
 
-    async def _ask(self, pending: PendingCall) -> tuple[Reply | RefusedError, Usage | None]:
+    async def _ask(self, pending: PendingCall, sent: CallStarted) -> tuple[Reply | RefusedError, Usage | None]:
         """What came back, and the tokens that were billed for it (`None`: none)."""
         try:
             reply = await self._call_model(pending)
@@ -270,13 +269,13 @@ class Caller:
             if self._health.is_about_the_row(error):
                 return RefusedError(error.refusal, fault="unclear"), None
             self._run.stop.stop(error)  # before another call takes the place of this one
-            await self._settle_failed(pending, error)
+            await self._settle_failed(pending, sent, error)
             raise
         except ProviderError as error:
-            await self._settle_failed(pending, error)
+            await self._settle_failed(pending, sent, error)
             raise
         except asyncio.CancelledError:
-            self._lose(pending.sent)
+            self._lose(sent)
             raise
         usage = check_usage(reply.usage, reply.text)
         return (reply if usage is reply.usage else replace(reply, usage=usage)), usage
@@ -293,20 +292,20 @@ class Caller:
         finally:
             pending.took_s = elapsed() - began
 
-    async def _settle_failed(self, pending: PendingCall, error: ProviderError) -> None:
+    async def _settle_failed(self, pending: PendingCall, sent: CallStarted, error: ProviderError) -> None:
         """Keep that a call failed; it costs nothing, unless that is not known."""
         pending.ending = "broken"
         if isinstance(error, TransientError):
             pending.ending = error.kind
             pending.retry_after_s = self._capped(error.retry_after_s)
             if error.cost_unknown:
-                self._lose(pending.sent)
+                self._lose(sent)
                 return
         pending.charge = NOTHING
         self._leave(pending)
         if self._admission.limits.closed_since is not None:
             await self._tell_others(pending.retry_after_s)
-        await self._run.runtime.store.settle(CallFinished(pending.sent, "refused"))
+        await self._run.runtime.store.settle(CallFinished(sent, "refused"))
 
     def _lose(self, sent: CallStarted) -> None:
         """Note a call whose outcome was not seen."""

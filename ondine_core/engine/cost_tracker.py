@@ -111,7 +111,8 @@ class CostTracker:
             charge = self._charge_dearest(usage, bound_usd)
         is_cached = usage.cached_input_tokens or usage.cache_write_tokens
         if is_cached and price is not None and stated_usd is None and usage.is_complete:
-            self._cache_saved_usd += price.cost(_uncached(usage)) - price.cost(usage)
+            uncached = replace(usage, cached_input_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
+            self._cache_saved_usd += price.cost(uncached) - price.cost(usage)
         old = self._stages.get(stage, UsageTotals())
         self._stages[stage] = old + UsageTotals(1, usage, charge.usd, int(charge.at_most))
         return charge
@@ -140,11 +141,6 @@ class CostTracker:
             self._unknown_usd,
             self._cache_saved_usd,
         )
-
-
-def _uncached(usage: Usage) -> Usage:
-    """`usage` as it would be without a prompt cache."""
-    return replace(usage, cached_input_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
 
 
 def _length(text: str) -> int:

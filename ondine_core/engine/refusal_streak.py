@@ -38,7 +38,8 @@ class RefusalStreak:
             error: The refusal, of a request that cannot be made smaller or was not refused for its size.
             any_answer: Whether any row of the run has an answer; without one no refusal is a single row's.
         """
-        words = _without_figures(str(error))
+        # Without what differs from call to call: amounts, times, and the names of requests.
+        words = re.sub(r"[\w-]*\d[\w.-]*", "0", str(error))
         self.alike = self.alike + 1 if words == self.words else 1
         self.words = words
         self.count += 1
@@ -47,8 +48,3 @@ class RefusalStreak:
         if self.alike >= (_MAX_UNCLEAR if error.fault == "unclear" else _MAX_OF_ROWS):
             return FatalError(f"The last {self.alike} calls were all refused, in the same words. {error}")
         return None
-
-
-def _without_figures(words: str) -> str:
-    """`words` without what differs from call to call: amounts, times, and the names of requests."""
-    return re.sub(r"[\w-]*\d[\w.-]*", "0", words)

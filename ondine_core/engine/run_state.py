@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 from ondine_core.engine.cost_tracker import CostTracker
@@ -47,16 +47,13 @@ class RunState:
 
     def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
         """Take outcomes that were in the store."""
-        self._take(outcomes.items())
+        self.settle(outcomes.items())
         self._reused += sum(self._copies.get(key, 1) for key in outcomes)
         for outcome in outcomes.values():
             self._reused_usd = add_usd(self._reused_usd, outcome.cost_usd)
 
-    def settle(self, outcomes: Sequence[tuple[Key, Outcome]]) -> None:
+    def settle(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
         """Take what asking came to."""
-        self._take(outcomes)
-
-    def _take(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
         for key, outcome in outcomes:
             failed = isinstance(outcome, Failure)
             self.outcomes[key] = outcome if isinstance(outcome, Failure) else pack_answer(outcome)

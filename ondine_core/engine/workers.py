@@ -225,22 +225,18 @@ class Asker:
 
     async def _call(self, pending: PendingCall, encoded: EncodedBatch, part: _Part) -> BatchResult:
         """Make a call and keep its outcomes."""
-        async with self._caller.start(pending):
+        async with self._caller.start(pending) as sent:
             if pending.taken:
                 return BatchResult(taken=pending.taken)
-            came = await self._caller.send(pending)
-            self._learn(encoded.batch, came, part)
+            came = await self._caller.send(pending, sent)
+            if isinstance(came, RefusedError):
+                self._health.note_refusal(came, len(encoded.batch.items), any_answer=part.run_state.any_answer)
             result = self._run.interpreter.interpret(encoded, came, pending.charge.usd)
             if isinstance(came, Reply):
+                part.run_state.latencies_s.append(came.latency_s)
                 part.sizes.learn(encoded.batch, len(result.answers), came)
-            await self._caller.settle(pending, result)
+            await self._caller.settle(pending, sent, came, result)
         return result
-
-    def _learn(self, batch: Batch, came: Reply | RefusedError, part: _Part) -> None:
-        if isinstance(came, Reply):
-            part.run_state.latencies_s.append(came.latency_s)
-        else:
-            self._health.note_refusal(came, len(batch.items), any_answer=part.run_state.any_answer)
 
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:
         """Fail the prompts of a batch after its last attempt."""

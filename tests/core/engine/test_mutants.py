@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "an interrupted call is made again",
         "call.py",
-        "except asyncio.CancelledError:\n            self._lose(pending.sent)\n            raise",
+        "except asyncio.CancelledError:\n            self._lose(sent)\n            raise",
         "except asyncio.CancelledError:\n            raise TransientError('again')",
         "interrupt",
     ),
