@@ -225,7 +225,7 @@ class Request(aiohttp.ClientRequest):
             await super().write_bytes(writer, conn, *further)
 
 
-class _Resolver(AbstractResolver):
+class Resolver(AbstractResolver):
     """Look names up in threads for which nothing waits, neither a cancelled call nor the end of the process."""
 
     def __init__(self, resolve: Resolve) -> None:
@@ -234,6 +234,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
+        """The addresses of `host`."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -296,7 +297,7 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, max_bytes: int, resolve: Resolve) -> None:
         super().__init__(
-            limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=_Resolver(resolve)
+            limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=Resolver(resolve)
         )
         self._typical_s = self._rest_s = 0.0
         self._trust = _Trust()

@@ -29,7 +29,7 @@ from ondine_dagster.checks.check import (
     check_columns,
     check_share,
 )
-from ondine_dagster.checks.scores import NO_ANSWER, LabelScore, Score, as_label, score, shown
+from ondine_dagster.checks.scores import NO_ANSWER, Score, as_label, score, shown
 from ondine_dagster.frames import as_one_table
 from ondine_dagster.reporting.markdown import markdown
 from ondine_dagster.reporting.metadata import spend_metadata, table
@@ -214,17 +214,13 @@ def _score_table(scores: Sequence[Score], closed: set[str]) -> dg.TableMetadataV
 
 
 def _label_table(scores: Sequence[Score]) -> dg.TableMetadataValue:
-    rows = (
-        (one.column, shown(label.label), label.expected, label.answered, *_rounded(label))
-        for one in scores
-        for label in one.labels[:_LABELS_SHOWN]
-    )
+    rows = []
+    for one in scores:
+        for label in one.labels[:_LABELS_SHOWN]:
+            shares = (round(share, 4) for share in (label.precision, label.recall, label.f1))
+            rows.append((one.column, shown(label.label), label.expected, label.answered, *shares))
     figures = {"expected": "int", "answered": "int", "precision": "float", "recall": "float", "f1": "float"}
     return table(rows, column="string", label="string", **figures)
-
-
-def _rounded(label: LabelScore) -> tuple[float, float, float]:
-    return round(label.precision, 4), round(label.recall, 4), round(label.f1, 4)
 
 
 def _confusion(one: Score) -> str:

@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from math import inf, isfinite
@@ -98,7 +98,6 @@ def rows_by_partition(
 
     numbered = is_only_numbered(frame)
     columns = _columns(partition_by, partitions)
-    dimensions = [kind for _, kind in columns]
     if isinstance(partitions, dg.MultiPartitionsDefinition) and not isinstance(partition_by, str):
         parts = [[_parts_of(partitions, key)[name] for name in partition_by] for key in keys]
     else:
@@ -106,7 +105,7 @@ def rows_by_partition(
     marks = [_marks(frame, column, kind) for column, kind in columns]
     found = {}
     for key, part in zip(keys, parts, strict=True):
-        belongs = [_belongs(kind, name) for kind, name in zip(dimensions, part, strict=True)]
+        belongs = [_belongs(kind, name) for (_, kind), name in zip(columns, part, strict=True)]
         mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
         # narwhals takes an empty mask for no condition at all.
         rows = frame.filter(mask) if mask else frame
@@ -240,8 +239,8 @@ def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[floa
     is_open = partitions.end is None or partitions.end.timestamp() > time()
     windows = None
     if partitions.exclusions:
-        keys = partitions.get_partition_keys()
-        windows = [(window.start.timestamp(), window.end.timestamp()) for window in _windows(partitions, keys)]
+        found = map(partitions.time_window_for_partition_key, partitions.get_partition_keys())
+        windows = [(window.start.timestamp(), window.end.timestamp()) for window in found]
 
     def test(mark: float | None) -> bool:
         if mark is None or mark < begin:
@@ -254,10 +253,6 @@ def _is_covered(partitions: dg.TimeWindowPartitionsDefinition) -> Callable[[floa
         return mark < windows[at][1]
 
     return test
-
-
-def _windows(partitions: dg.TimeWindowPartitionsDefinition, keys: Sequence[str]) -> Iterator[dg.TimeWindow]:
-    return (partitions.time_window_for_partition_key(key) for key in keys)
 
 
 def _instant(value: Any, column: str, zone: ZoneInfo) -> float:

@@ -5,26 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
-from ondine_core.errors import ConfigError
 from ondine_core.types.media import MediaError
 
 _MOST_PAGES = 5_000
 _LONGEST_TAIL = 1_024
 """Bytes behind the end marker that writers leave there; by the specification readers look for it so far."""
-
-
-def check_pypdf() -> None:
-    """Refuse to go on without the library.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    if find_spec("pypdf") is None:
-        raise ConfigError("Documents in a prompt need pypdf: pip install 'ondine-dagster[documents]'.")
 
 
 def end_of_pdf(data: bytes) -> int:

@@ -34,7 +34,7 @@ _OK = 200
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 IsAllowed = Callable[[str], bool]
-Resolve = Callable[..., Any]
+Resolve = Callable[..., list[Any]]
 
 
 def is_public(address: str) -> bool:
@@ -93,9 +93,16 @@ async def fetch(
     """
     import aiohttp
 
+    from ondine_core.providers.http_connection import Resolver
+
+    def resolve_checked(*host: Any, **options: Any) -> list[Any]:
+        addresses = resolve(*host, **options)
+        if not all(is_allowed(address[0]) for *_, address in addresses):
+            raise _NotAllowedError
+        return addresses
+
     found: dict[str, Path | MediaError] = {}
-    checked = _resolver(is_allowed, resolve)
-    connector = aiohttp.TCPConnector(resolver=checked, use_dns_cache=False, limit=_AT_ONCE)
+    connector = aiohttp.TCPConnector(resolver=Resolver(resolve_checked), use_dns_cache=False, limit=_AT_ONCE)
     timeout = aiohttp.ClientTimeout(total=options.timeout_s)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), headers={"Accept": "*/*"}
@@ -168,28 +175,3 @@ async def _save(response: ClientResponse, max_bytes: int, folder: Path) -> Path:
         os.unlink(name)  # noqa: PTH108  (pathlib is refused in a coroutine)
         raise
     return Path(name)
-
-
-def _resolver(is_allowed: IsAllowed, resolve: Resolve) -> Any:
-    from aiohttp.abc import AbstractResolver, ResolveResult
-
-    class Resolver(AbstractResolver):
-        """Looks a host name up, and refuses it if any of its addresses is not allowed."""
-
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-        ) -> list[ResolveResult]:
-            found = await asyncio.to_thread(resolve, host, port, family, socket.SOCK_STREAM)
-            if not all(is_allowed(address[0]) for *_, address in found):
-                raise _NotAllowedError
-            return [
-                ResolveResult(
-                    hostname=host, host=address[0], port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST
-                )
-                for kind, _, _, _, address in found
-            ]
-
-        async def close(self) -> None:
-            """Nothing to close."""
-
-    return Resolver()

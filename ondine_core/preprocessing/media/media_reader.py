@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from shutil import rmtree
@@ -24,17 +25,11 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 from weakref import finalize
 
-from ondine_core.preprocessing.media.documents import check_pypdf, count_pages, cut_pages, end_of_pdf, read_text
+from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.media.documents import count_pages, cut_pages, end_of_pdf, read_text
 from ondine_core.preprocessing.media.image_headers import find_type, read_image
 from ondine_core.preprocessing.media.media_options import MediaOptions
-from ondine_core.preprocessing.media.pixels import (
-    check_pillow,
-    digest_pixels,
-    fit,
-    is_pillow_image,
-    shrink_image,
-    to_png,
-)
+from ondine_core.preprocessing.media.pixels import digest_pixels, fit, is_pillow_image, shrink_image, to_png
 from ondine_core.preprocessing.media.strip_metadata import strip_metadata
 from ondine_core.types.cell_text import is_blank
 from ondine_core.types.media import Media, MediaError, MediaKind
@@ -85,10 +80,10 @@ class MediaReader:
         self.fetched: dict[str, Path | MediaError] = {}
         """Addresses that were fetched, and where their content is."""
         self._folder: Path | None = None
-        if options.max_side_px is not None:
-            check_pillow()
-        if "document" in kinds:
-            check_pypdf()
+        if options.max_side_px is not None and find_spec("PIL") is None:
+            raise ConfigError("media: max_side_px needs Pillow: pip install 'ondine-dagster[images]'.")
+        if "document" in kinds and find_spec("pypdf") is None:
+            raise ConfigError("Documents in a prompt need pypdf: pip install 'ondine-dagster[documents]'.")
 
     @property
     def folder(self) -> Path:

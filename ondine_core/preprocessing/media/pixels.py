@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import sys
 from hashlib import blake2b
-from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
-from ondine_core.errors import ConfigError
 from ondine_core.types.media import MediaError
 
 _QUALITY = 90
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 _FORMATS = {"image/jpeg": "JPEG", "image/webp": "WEBP", "image/png": "PNG", "image/gif": "PNG"}
-
-
-def check_pillow() -> None:
-    """Refuse to go on without the library.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    if find_spec("PIL") is None:
-        raise ConfigError("media: max_side_px needs Pillow: pip install 'ondine-dagster[images]'.")
 
 
 def is_pillow_image(value: Any) -> bool:

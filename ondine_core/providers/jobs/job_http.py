@@ -160,7 +160,8 @@ class JobHttp:
             secret = await self._secret_headers(request)
             try:
                 async with await self._begin(request, secret, timeout, ExitStack()) as came:
-                    if came.status == _OK and not _is_packed(came):
+                    is_packed = came.headers.get("Content-Encoding", "identity") not in ("", "identity")
+                    if came.status == _OK and not is_packed:
                         async for line in split_lines(came.content, self._max_line_bytes):
                             yield line
                         return
@@ -224,10 +225,6 @@ def _free_of_charge(failure: ProviderError) -> ProviderError:
     if isinstance(failure, TransientError) and failure.cost_unknown:
         return TransientError(str(failure), retry_after_s=failure.retry_after_s, kind=failure.kind)
     return failure
-
-
-def _is_packed(came: aiohttp.ClientResponse) -> bool:
-    return came.headers.get("Content-Encoding", "identity") not in ("", "identity")
 
 
 async def _read(came: aiohttp.ClientResponse) -> Response:

@@ -204,7 +204,7 @@ def test_what_is_public(address: str, public: bool) -> None:
 def test_a_redirect_leads_nowhere_private(tmp_path: Path) -> None:
     """By address, by name, and out of the web."""
 
-    def resolve(host: str, port: int, *_: Any) -> Any:
+    def resolve(host: str, port: int, **_: Any) -> Any:
         return socket.getaddrinfo("127.0.0.2" if host == "inside.test" else host, port, type=socket.SOCK_STREAM)
 
     with site() as pages:
@@ -223,7 +223,7 @@ def test_a_name_that_stands_for_another_address_a_moment_later_changes_nothing(t
     answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1", "127.0.0.2"]])
     asked = []
 
-    def resolve(host: str, port: int, *_: Any) -> Any:
+    def resolve(host: str, port: int, **_: Any) -> Any:
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in next(answers)]
 
