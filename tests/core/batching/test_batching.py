@@ -24,15 +24,15 @@ from tests.support.batches import OUTPUT, PROMPT, QUESTION, batch, every_strateg
 
 
 @pytest.mark.parametrize("output", ["mood", OUTPUT])
-def test_one_per_call_says_the_prompt_and_no_more(output: Output) -> None:
-    """A prompt that travels alone is sent as it is, with the schema that its reply is held to."""
+def test_single_row_call_is_the_plain_prompt(output: Output) -> None:
+    """A prompt that is sent alone is unchanged, with the schema for its reply."""
     asked = task("Classify.\nReview: {review}", output)
     call = ONE_PER_CALL.encode(batch(asked, ["q"]), asked)
     assert call == Call((Message("user", "Classify.\nReview: q"),), asked.schema.json_schema)
 
 
-def test_a_complaint_follows_the_row() -> None:
-    """Asked again, the model is told what was wrong, at the very end, so that the fixed part stays the same bytes."""
+def test_complaint_comes_after_the_row() -> None:
+    """When a row is asked again, the reason is at the very end, so the fixed part keeps the same bytes."""
     call = ONE_PER_CALL.encode(batch(QUESTION, ["q"], complaint="n: field required"), QUESTION)
     assert call.messages[:-1] == QUESTION.prompt.head
     assert call.messages[-1].content.startswith("Classify.\nReview: q\n\n")
@@ -40,8 +40,8 @@ def test_a_complaint_follows_the_row() -> None:
 
 
 @given(st.text())
-def test_one_per_call_takes_the_reply_whole(text: str) -> None:
-    """The reply to a prompt that travels alone is its answer, every character of it."""
+def test_single_row_reply_is_the_whole_answer(text: str) -> None:
+    """The reply to a prompt sent alone is its answer, every character of it."""
     assert ONE_PER_CALL.decode(batch(QUESTION, ["q"]), text, QUESTION) == {1: text}
 
 
@@ -51,7 +51,7 @@ def test_one_per_call_takes_the_reply_whole(text: str) -> None:
 @every_strategy
 @pytest.mark.parametrize("output", ["mood", OUTPUT])
 def test_the_fixed_part_comes_first_and_never_changes(strategy: BatchStrategy, output: Output) -> None:
-    """Instructions and examples are the same bytes in every batch, so that a prefix cache pays; rows come last."""
+    """Instructions and examples have the same bytes in every batch, for prefix caches; rows come last."""
     prompt = PROMPT if output is OUTPUT else Prompt(PROMPT.text, system=PROMPT.system)
     asked = task(prompt, output)
     first = strategy.encode(batch(asked, ["a", "b"]), asked)
@@ -62,8 +62,8 @@ def test_the_fixed_part_comes_first_and_never_changes(strategy: BatchStrategy, o
     assert "Classify" not in first.messages[-1].content
 
 
-def test_json_is_held_to_by_the_provider() -> None:
-    """The schema of one answer becomes that of a list of answers with ids."""
+def test_batch_schema_is_a_list_of_answers_with_ids() -> None:
+    """The provider is sent the schema of one answer as that of a list of answers with ids."""
     schema = json.loads(STRATEGIES["json"].encode(batch(QUESTION, ["a"]), QUESTION).json_schema)
     answer = schema["properties"]["answers"]["items"]
     assert answer["required"] == ["id", "mood", "stars", "sure", "score"]
@@ -82,7 +82,7 @@ def test_json_is_held_to_by_the_provider() -> None:
     ],
 )
 def test_columns_may_be_called_id(template: str, columns: list[str], name: str) -> None:
-    """The local id makes room for columns read and written, and is called the same in rows and answers."""
+    """The local id gets another name if a column is called `id`, the same in rows and answers."""
     asked = task(template, dict.fromkeys(columns, "string"))
     call = STRATEGIES["json"].encode(Batch((Item(b"", "", dict.fromkeys(asked.prompt.columns, "x")),)), asked)
     assert json.loads(call.json_schema)["properties"]["answers"]["items"]["required"] == [name, *columns]
@@ -98,8 +98,8 @@ def test_columns_may_be_called_id(template: str, columns: list[str], name: str) 
         ("{{ review|upper }}", False),
     ],
 )
-def test_logic_that_cannot_be_hoisted_travels_with_each_row(template: str, hoisted: bool) -> None:
-    """A template of plain placeholders is said once; one with logic is rendered in full for every item."""
+def test_template_with_logic_is_rendered_for_each_row(template: str, hoisted: bool) -> None:
+    """A template of plain placeholders is sent once; one with logic is rendered in full for every item."""
     asked = task(Prompt(template, syntax="jinja2"))
     call = STRATEGIES["json"].encode(batch(asked, ["tea"]), asked)
     assert ("{review}" in call.messages[0].content) is hoisted
@@ -112,7 +112,7 @@ def test_logic_that_cannot_be_hoisted_travels_with_each_row(template: str, hoist
 
 @pytest.mark.parametrize(("name", "share"), [("json", 0.198), ("jsonl", 0.198), ("csv", 0.182), ("xml", 0.22)])
 def test_twenty_rows_a_call_send_a_fifth_of_the_prompt(name: str, share: float) -> None:
-    """For 150 tokens of instructions and 20 tokens a row, at four characters a token, counted over all messages.
+    """With 150 tokens of instructions and 20 tokens a row, 20 rows a call send a fifth of the characters.
 
     XML's tags alone cost half as much as such a row.
     """
@@ -128,8 +128,8 @@ def test_twenty_rows_a_call_send_a_fifth_of_the_prompt(name: str, share: float) 
     assert together <= alone * share
 
 
-def test_an_unknown_format_is_named() -> None:
-    """The error lists what is valid."""
+def test_unknown_format_is_refused() -> None:
+    """The error lists the valid formats."""
     with pytest.raises(ConfigError, match="'yaml'; valid are 'json', 'jsonl', 'csv', 'xml'"):
         find_strategy("yaml")
 
@@ -139,15 +139,15 @@ def test_each_format_has_a_name_that_type_checkers_know() -> None:
     assert get_args(RowFormatName) == tuple(STRATEGIES)
 
 
-def test_only_fields_that_say_something_are_described() -> None:
-    """Where a provider is not held to a schema, the model is told what it says, plain texts apart."""
+def test_prompt_describes_fields_without_a_schema() -> None:
+    """Where the provider gets no schema, the prompt describes the fields, except plain texts."""
     kinds = {
         "mood": {"enum": ["good", "bad"]},
         "topic": "string",
         "why": {"type": "string", "description": "in brief"},
     }
-    said = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), task("{review}", kinds)).messages[0].content
-    assert said.endswith(
+    content = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), task("{review}", kinds)).messages[0].content
+    assert content.endswith(
         '\nFields: {"mood":{"enum":["good","bad"],"type":"string"},"why":{"description":"in brief","type":"string"}}'
     )
     plain = STRATEGIES["csv"].encode(batch(QUESTION, ["a"]), task("{review}", {"topic": str})).messages[0].content
@@ -155,8 +155,8 @@ def test_only_fields_that_say_something_are_described() -> None:
 
 
 @pytest.mark.parametrize("name", ["csv", "xml"])
-def test_examples_show_values_as_they_are_read(name: str) -> None:
-    """An example's list is JSON and its null is nothing, as a reply's would be."""
+def test_examples_show_values_as_in_a_reply(name: str) -> None:
+    """An example's list is JSON and its null is nothing, as in a reply."""
     output = {"tags": list[str], "topic": {"type": "string", "nullable": True}}
     asked = task(Prompt("{review}", examples=[("x", {"tags": ["a", "b"], "topic": None})]), output)
     shown = STRATEGIES[name].encode(batch(asked, ["q"]), asked).messages[2].content
@@ -164,7 +164,7 @@ def test_examples_show_values_as_they_are_read(name: str) -> None:
     assert asked.schema.parse(found) == {"tags": ["a", "b"], "topic": None}
 
 
-# -- a strategy of one's own ---------------------------------------------------------------------------------------
+# -- a user's own strategy ------------------------------------------------------------------------------------------
 
 
 def write_lines(batch: Batch, _: Task) -> Call:
@@ -191,8 +191,8 @@ def mood_of(prompt: str) -> Any:
     return "\n".join(f"{number}. {word}" for number, word in reversed(lines))
 
 
-def test_a_strategy_of_ones_own() -> None:
-    """Two functions put rows into calls in one's own way; what they cannot read is asked again in smaller calls."""
+def test_user_defined_strategy() -> None:
+    """Two functions encode and decode calls; rows that they cannot decode are asked again in smaller calls."""
     words = [f"word{number}" for number in range(12)] + ["nonsense"]
     model = ScriptedModel(mood_of, max_batch_size=None)
     options = Options(policy=Policy(strategy=LINES, batch_size=5, max_repairs=0))

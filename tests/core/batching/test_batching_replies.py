@@ -44,8 +44,8 @@ ANSWERS = st.fixed_dictionaries(
 
 @every_strategy
 @given(st.lists(ANSWERS, min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_answers_come_back_to_their_ids(strategy: BatchStrategy, answers: list[dict[str, Any]], rng: Any) -> None:
-    """In any order, whatever markup the answers contain, each id has its own answer, with its types."""
+def test_answers_are_matched_by_id(strategy: BatchStrategy, answers: list[dict[str, Any]], rng: Any) -> None:
+    """In any order and with any markup in the answers, each id has its own answer, with its types."""
     numbered = dict(enumerate(answers, 1))
     shuffled = dict(rng.sample(sorted(numbered.items(), key=lambda pair: pair[0]), len(numbered)))
     asked = batch(QUESTION, ["x"] * len(answers))
@@ -59,8 +59,8 @@ ECHO = task("Say again: {review}", {"again": str})
 
 @every_strategy
 @given(texts=st.lists(st.lists(st.text(max_size=9) | HOSTILE, max_size=4).map("".join), min_size=1, max_size=6))
-def test_what_is_asked_comes_back(strategy: BatchStrategy, texts: list[str]) -> None:
-    """A model that repeats what it reads gives each row its own text back, whatever that is made of."""
+def test_echoed_rows_get_their_own_text(strategy: BatchStrategy, texts: list[str]) -> None:
+    """A model that echoes its rows gives each row its own text, whatever characters it has."""
     asked = batch(ECHO, texts)
     form = strategy.encode.args[0]
     read = form.read(strategy.encode(asked, ECHO).messages[-1].content)
@@ -76,8 +76,8 @@ def in_xml(text: str) -> str:
 
 
 @every_strategy
-def test_free_text_and_patterns_travel_in_batches_too(strategy: BatchStrategy) -> None:
-    """What is not a JSON object alone travels in a field of its own."""
+def test_free_text_and_patterns_work_in_batches(strategy: BatchStrategy) -> None:
+    """An output that is not a JSON object is sent in a field of its own."""
     asked = task(Prompt("Sum up {review}", examples=[("long", "short")]), "summary")
     found = strategy.decode(
         batch(asked, ["a", "b"]), reply_with(strategy, {2: {"answer": "B"}, 1: {"answer": "A"}}), asked
@@ -87,7 +87,7 @@ def test_free_text_and_patterns_travel_in_batches_too(strategy: BatchStrategy) -
 
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.text(max_size=60))
 def test_no_reply_breaks_a_strategy(texts: list[str], reply: str) -> None:
-    """Whatever comes back, decoding ends in answers for known ids or in nothing."""
+    """For any reply, decoding gives answers for known ids or none."""
     asked = batch(QUESTION, texts)
     for strategy in STRATEGIES.values():
         found = strategy.decode(asked, reply, QUESTION)
@@ -106,7 +106,7 @@ def answers(text: str, strategy: BatchStrategy, rows: int = 2) -> Mapping[int, A
     return None if found is None else {number: one for number, one in parsed.items() if not isinstance(one, Invalid)}
 
 
-def written(strategy: BatchStrategy, *records: Mapping[str, Any]) -> str:
+def replies_to(strategy: BatchStrategy, *records: Mapping[str, Any]) -> str:
     form = strategy.encode.args[0]
     return f'{{"answers":{form.write(records)}}}' if form.name == "json" else form.write(records)
 
@@ -118,10 +118,10 @@ def written(strategy: BatchStrategy, *records: Mapping[str, Any]) -> str:
         ([{"id": 1, **A}, {"id": 2, **B}], {1: A, 2: B}),
         ([{"id": 2, **B}, {"id": 1, **A}], {1: A, 2: B}),
         ([{"id": "1", **A}, {"id": " 2 ", **B}], {1: A, 2: B}),
-        ([{"id": 1, **A}, {"id": 2, **B}, {"id": 1, **A}], {1: A, 2: B}),  # said twice
+        ([{"id": 1, **A}, {"id": 2, **B}, {"id": 1, **A}], {1: A, 2: B}),  # repeated
         ([{"id": 1, **A}, {"id": 2, **B}, {"id": 1, **B}], {2: B}),  # contradicted
         ([{"id": 2, **B}], {2: B}),
-        ([{"id": 1, **A}, {"id": 2, **B}, {"id": 3, **B}, {"id": 0, **B}], {1: A, 2: B}),  # more than was asked
+        ([{"id": 1, **A}, {"id": 2, **B}, {"id": 3, **B}, {"id": 0, **B}], {1: A, 2: B}),  # an id that was not asked
         ([{"id": 0, **A}, {"id": 1, **B}], None),  # counted from 0: the 1 is not ours
         ([{"id": "2", **A}, {"id": "3", **B}], None),
         ([{"id": 1001, **A}, {"id": 1002, **B}], None),
@@ -135,7 +135,7 @@ def test_answers_are_joined_by_id(
     strategy: BatchStrategy, records: list[dict[str, Any]], found: Mapping[int, Any] | None
 ) -> None:
     """Whatever a reply repeats, invents, drops or contradicts, a row has the one answer under its id or none."""
-    assert answers(written(strategy, *records), strategy) == found
+    assert answers(replies_to(strategy, *records), strategy) == found
 
 
 @every_strategy
@@ -148,12 +148,12 @@ def test_a_fence_around_a_reply_is_stripped(strategy: BatchStrategy, fence: str)
 @pytest.mark.parametrize("name", ["json", "xml"])
 @pytest.mark.parametrize("prose", ["Sure! Here you are:\n{}", "{}\nIs there anything else?", "```\n{}\n```\nDone."])
 def test_prose_around_a_reply_makes_it_unreadable(name: str, prose: str) -> None:
-    """Nothing is dug out of a text."""
+    """No answer is extracted from surrounding prose."""
     assert not answers(prose.replace("{}", reply_with(STRATEGIES[name], {1: A, 2: B})), STRATEGIES[name])
 
 
-def test_prose_around_lines_is_no_line() -> None:
-    """Where each line stands for itself, one that is no record is left out; before a header of CSV none can be."""
+def test_prose_around_json_lines_is_ignored() -> None:
+    """In JSON lines a line that is no record is skipped; before a CSV header no other line is allowed."""
     prose = "Sure, here:\n{}\nIs there anything else?"
     lines, csv = STRATEGIES["jsonl"], STRATEGIES["csv"]
     assert answers(prose.replace("{}", reply_with(lines, {1: A, 2: B})), lines) == {1: A, 2: B}
@@ -161,13 +161,13 @@ def test_prose_around_lines_is_no_line() -> None:
 
 
 def test_json_may_come_as_a_bare_list() -> None:
-    """The list of answers without its wrapper says the same."""
+    """The list of answers is accepted without its wrapper."""
     assert answers(json.dumps([{"id": 1, **A}, 7, None, {"id": 2, **B}]), STRATEGIES["json"]) == {1: A, 2: B}
 
 
 @pytest.mark.parametrize(("value", "text"), [("", ""), (None, ""), (0, "0"), (False, "false"), (["ä"], '["ä"]')])
-def test_free_text_is_what_would_have_been_said_alone(value: Any, text: str) -> None:
-    """A value where a text was asked for is the JSON that stands in the reply; nothing is no text."""
+def test_free_text_value_is_kept_as_json_text(value: Any, text: str) -> None:
+    """A value where free text was asked for is the JSON of the reply; an empty one is no text."""
     asked = task("{review}", "summary")
     found = STRATEGIES["json"].decode(batch(asked, ["a"]), orjson.dumps([{"id": 1, "answer": value}]).decode(), asked)
     assert found == {1: text}
@@ -175,7 +175,7 @@ def test_free_text_is_what_would_have_been_said_alone(value: Any, text: str) -> 
 
 @pytest.mark.parametrize("name", ["csv", "xml"])
 def test_texts_are_read_as_their_schema_says(name: str) -> None:
-    """Where there are only texts, the schema tells numbers, truth, null, lists and choices from texts that look so."""
+    """In text-only formats the schema distinguishes numbers, booleans, null, lists and choices from texts like them."""
     kinds = {
         "text": "string",
         "maybe": {"type": "string", "nullable": True},
@@ -203,13 +203,13 @@ def test_texts_are_read_as_their_schema_says(name: str) -> None:
 
 
 @every_strategy
-def test_a_reply_may_hold_what_no_text_can(strategy: BatchStrategy) -> None:
-    """Lone surrogates, as broken decoders leave behind, spoil neither the run nor the other answers."""
+def test_lone_surrogates_in_a_reply_are_survived(strategy: BatchStrategy) -> None:
+    """They spoil neither the run nor the other answers."""
     broken = reply_with(strategy, {1: A, 2: B}).replace("b", "\ud800")
     assert 1 in (answers(broken, strategy) or {1: A})
 
 
-def test_an_answer_nested_too_deep_is_no_answer() -> None:
-    """A reply that is nothing but brackets spoils its own row only."""
+def test_answer_nested_too_deeply_is_invalid() -> None:
+    """A reply of nothing but brackets fails its own row only."""
     nested = json.dumps({"answers": [{"id": 2, **B}]}).replace("[{", '[{"id":1,"mood":' + "[" * 500 + "]" * 500 + "},{")
     assert answers(nested, STRATEGIES["json"]) == {2: B}

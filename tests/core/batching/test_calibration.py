@@ -24,20 +24,20 @@ LABEL = compile_schema({"label": {"enum": ["a", "b"]}}).columns
 
 @pytest.mark.parametrize(
     ("agreed", "compared", "low", "high"),
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3; and, of ours, what the module's text says.
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3; and the figures of the module's docstring.
     [
         *((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)),
         *((49, 50, 0.8950, 0.9965), (189, 189, 0.9801, 1.0)),
     ],
 )
-def test_the_interval_is_wilsons(agreed: int, compared: int, low: float, high: float) -> None:
+def test_interval_is_wilsons(agreed: int, compared: int, low: float, high: float) -> None:
     """It agrees with published figures to four places."""
     assert wilson(agreed, compared) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(0, 500), st.integers(0, 500))
-def test_the_interval_holds_the_share(agreed: int, more: int) -> None:
-    """It lies within 0 and 1, around the share, and is a mirror image for rows that disagree."""
+def test_interval_contains_the_share(agreed: int, more: int) -> None:
+    """It lies within 0 and 1, contains the share, and is mirrored for the share of disagreeing rows."""
     compared = agreed + more
     low, high = wilson(agreed, compared)
     assert 0 <= low <= (agreed / compared if compared else 0.5) <= high <= 1
@@ -49,8 +49,8 @@ def test_the_interval_holds_the_share(agreed: int, more: int) -> None:
 
 
 @given(st.integers(0, 200), st.integers(1, 300), st.integers())
-def test_the_sample_is_of_the_size_asked_for(keys: int, n: int, seed: int) -> None:
-    """It has different keys, in their order, and is the same for the same source of chance."""
+def test_sample_has_the_requested_size(keys: int, n: int, seed: int) -> None:
+    """Its keys are distinct and in order, and the same for the same random seed."""
     chosen = sample(KEYS[:keys], n, random.Random(seed))
     assert len(chosen) == min(n, keys)
     assert chosen == [key for key in KEYS if key in set(chosen)]
@@ -77,15 +77,15 @@ def agreements(
         *(({"x": [0.3]}, {"x": [0.1 + 0.2]}, True), ({"x": 1}, {"y": 1}, False), ({"x": 1}, {}, False)),
     ],
 )
-def test_what_counts_as_the_same(one: Json, other: Json, same: bool) -> None:
-    """Numbers may differ in the last digits of a float, texts in the space around them, and nothing else may."""
+def test_values_that_agree(one: Json, other: Json, same: bool) -> None:
+    """Numbers may differ in the last digits of a float, texts in surrounding space; any other difference disagrees."""
     columns = [Column("x", {"type": "integer"})]
     assert agreements([{"x": one}], [{"x": other}], columns)["x"].agreed == same
     assert agreements([{"x": other}], [{"x": one}], columns)["x"].agreed == same
 
 
-def test_a_row_that_failed_in_one_way_disagrees() -> None:
-    """A batch that loses an answer is not as good; a row without any answer tells nothing."""
+def test_row_that_failed_in_one_of_the_two_disagrees() -> None:
+    """A row answered only alone or only in a batch disagrees; a row without any answer does not count."""
     a: Values = {"label": "a"}
     found = agreements([a, a, None, None], [a, None, a, None], LABEL)["label"]
     assert (found.agreed, found.compared) == (1, 3)
@@ -106,14 +106,14 @@ MIXED = compile_schema(
 
 
 def test_free_text_does_not_decide() -> None:
-    """Texts that may be put in other words are reported; columns with one right answer decide."""
+    """Free texts are reported but not decisive; columns with one right answer decide."""
     found = agreements([], [], MIXED)
     assert [name for name, column in found.items() if column.decides] == ["label", "day", "code", "stars"]
 
 
 @pytest.mark.parametrize("output", ["summary", {"why": str, "tags": list[str]}])
-def test_free_text_decides_where_there_is_nothing_else(output: Any) -> None:
-    """Were nothing to decide, every batch size would pass unseen."""
+def test_free_text_decides_if_there_is_no_other_column(output: Any) -> None:
+    """Otherwise every batch size would pass unchecked."""
     found = agreements([], [], compile_schema(output).columns)
     assert all(column.decides for column in found.values())
 
@@ -132,14 +132,14 @@ def calibration(agreed: int, compared: int, batch_size: int = 20) -> Calibration
     [(49, 50, 20, None), (48, 50, 20, 10), (0, 50, 3, 1), (0, 50, 1, None), (0, 0, 20, None)],
 )
 def test_the_worst_column_decides(agreed: int, compared: int, batch_size: int, size: int | None) -> None:
-    """Half the size is next if fewer rows agree than asked for in any column that decides; below 1 there is nothing."""
+    """If too few rows agree in any deciding column, half the size is tried next, down to 1."""
     assert next_size(calibration(agreed, compared, batch_size), 0.98) == size
 
 
 def run(
     answers: Any, batch_size: int, plan: CalibrationPlan, keys: Sequence[Key] = KEYS
 ) -> tuple[Calibrated, list[int]]:
-    """What calibrating comes to with a scripted answerer, and the sizes at which it asked."""
+    """The result of calibrating with scripted answers, and the sizes that were asked."""
     sizes: list[int] = []
 
     async def ask(asked: Sequence[Key], size: int) -> Mapping[Key, Values]:
@@ -152,8 +152,8 @@ def run(
 
 
 @given(st.integers(1, 120), st.integers(1, 60), st.integers(0, 200), st.integers(1, 100))
-def test_the_size_found_is_one_at_which_rows_agree(size: int, limit: int, keys: int, rows: int) -> None:
-    """With answers that are others above a limit, the size found is at most the limit and at least half of it."""
+def test_calibrated_size_is_one_at_which_rows_agree(size: int, limit: int, keys: int, rows: int) -> None:
+    """With answers that change above a limit, the size is at most the limit and at least half of it."""
     found, sizes = run(lambda _, at: {"label": "a" if at <= limit else "b"}, size, CalibrationPlan(rows), KEYS[:keys])
     largest_call = min(size, keys)
     assert found.batch_size <= size
@@ -169,25 +169,25 @@ def test_the_size_found_is_one_at_which_rows_agree(size: int, limit: int, keys: 
     assert all(made.rows == min(keys, max(rows, size)) for made in found.calibrations)
 
 
-def test_a_good_size_costs_one_comparison() -> None:
-    """Each sampled row is asked twice: alone and together."""
+def test_agreeing_size_costs_one_comparison() -> None:
+    """Each sampled row is asked twice: alone and in a batch."""
     found, sizes = run(lambda *_: {"label": "a"}, 20, CalibrationPlan(50))
     assert sizes == [1, 20]
     assert found == Calibrated(20, (Calibration(50, 20, (Agreement("label", 50, 50, *wilson(50, 50)),)),))
 
 
-def test_a_batch_size_of_one_costs_nothing() -> None:
+def test_batch_size_of_one_is_not_calibrated() -> None:
     """There is nothing to compare."""
     assert run(lambda *_: {"label": "a"}, 1, CalibrationPlan(50)) == (Calibrated(1), [])
 
 
-def test_no_rows_cost_nothing() -> None:
-    """An empty run is not calibrated, and keeps its size."""
+def test_run_without_rows_is_not_calibrated() -> None:
+    """Its batch size is kept."""
     assert run(lambda *_: {"label": "a"}, 20, CalibrationPlan(50), []) == (Calibrated(20), [])
 
 
-def test_a_run_may_be_stopped_instead() -> None:
-    """Asked to stop, it tries no smaller size and says what was found and what to do."""
+def test_on_disagreement_stop_raises() -> None:
+    """With `"stop"` no smaller size is tried; the error says what was found and what to do."""
     plan = CalibrationPlan(50, on_disagreement="stop")
     found, sizes = run(lambda key, at: {"label": "b" if at > 1 and key[-1] % 2 else "a"}, 20, plan, KEYS[:50])
     assert found.stop
@@ -198,7 +198,7 @@ def test_a_run_may_be_stopped_instead() -> None:
     )
 
 
-def test_answers_that_batches_lose_count() -> None:
+def test_answers_missing_from_batches_count_as_disagreement() -> None:
     """A row that is answered alone and not in a batch disagrees, and the size goes down."""
     found, _ = run(lambda _, at: {"label": "a"} if at <= 5 else None, 20, CalibrationPlan(50))
     assert found.batch_size == 5
@@ -214,7 +214,7 @@ def test_answers_that_batches_lose_count() -> None:
         ({"rows": 5, "on_disagreement": "halt"}, "'halt'; valid are 'lower' and 'stop'"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(plan: Mapping[str, Any], message: str) -> None:
+def test_invalid_plan_is_refused(plan: Mapping[str, Any], message: str) -> None:
     """The message names the setting and what is valid."""
     with pytest.raises(ConfigError, match=message):
         CalibrationPlan(**plan)

@@ -18,7 +18,7 @@ from tests.support.strategies import ITEMS
 
 @given(ITEMS, st.integers(1, 7), st.integers(0, 3))
 def test_pack_keeps_everything_in_order(items: list[Item], size: int, max_repairs: int) -> None:
-    """Every prompt is in exactly one batch, in order; all batches are full but the last, and none is empty."""
+    """Every prompt is in exactly one batch, in order; all batches but the last are full, and none is empty."""
     batches = list(pack(items, size, max_repairs))
     assert [item for packed in batches for item in packed.items] == items
     assert all(len(packed.items) == size for packed in batches[:-1])
@@ -30,7 +30,7 @@ def test_pack_keeps_everything_in_order(items: list[Item], size: int, max_repair
 
 @given(st.integers(1, 7), st.integers(0, 5))
 def test_pack_is_lazy(size: int, taken: int) -> None:
-    """No prompt is rendered before the batch that it travels in is taken, so a million prompts need no memory."""
+    """No prompt is rendered before its batch is taken, so a million prompts need no memory."""
     rendered = 0
 
     def items() -> Iterator[Item]:
@@ -46,10 +46,10 @@ def test_pack_is_lazy(size: int, taken: int) -> None:
 
 
 @given(ITEMS, st.lists(st.integers(1, 7), min_size=30, max_size=30))
-def test_a_new_size_acts_at_once(items: list[Item], sizes: list[int]) -> None:
-    """The size is asked for each batch, so what is learnt from one reply decides about the next call."""
-    told = iter(sizes)
-    batches = list(pack(items, lambda: next(told), 0))
+def test_new_size_applies_to_the_next_batch(items: list[Item], sizes: list[int]) -> None:
+    """The size is read for each batch, so a change applies to the next call."""
+    next_sizes = iter(sizes)
+    batches = list(pack(items, lambda: next(next_sizes), 0))
     assert all(len(packed.items) == size for packed, size in zip(batches[:-1], sizes, strict=False))
 
 
@@ -58,7 +58,7 @@ LENGTHS = st.integers(0, 30) | st.integers(100, 2_000)
 
 @given(st.lists(LENGTHS, max_size=40), st.integers(2, 20), st.integers(100, 1_000), st.integers(10, 300))
 def test_every_batch_fits(lengths: list[int], size: int, window: int, reply: int) -> None:
-    """Whatever stands next to whatever, two or more prompts and their answers fit window and reply; none is lost."""
+    """Any two or more prompts of a batch fit window and reply with their answers; none is lost."""
     items = [Item(bytes([number]), "x" * length) for number, length in enumerate(lengths)]
     room = Room(window, reply, fixed_tokens=20, answer_tokens=10, weigh=lambda item: len(item.text))
     batches = list(pack(items, size, 0, lambda: room))
@@ -66,14 +66,14 @@ def test_every_batch_fits(lengths: list[int], size: int, window: int, reply: int
     for number, packed in enumerate(batches, 1):
         count, tokens = len(packed.items), sum(len(item.text) for item in packed.items)
         assert count == 1 or (10 * count <= reply and 20 + tokens + 10 * count <= window)
-        # None is closed before it has to be.
+        # No batch is closed before it has to be.
         if number < len(batches) and count < size:
             assert not room.fits(count + 1, tokens + len(batches[number].items[0].text))
 
 
 @given(ITEMS, st.integers(1, 7))
 def test_each_prompt_is_counted_once_in_a_batch(items: list[Item], size: int) -> None:
-    """Counting takes time: once, again if it opens the next batch, and not at all where prompts travel alone."""
+    """A prompt's tokens are counted once, again if it opens the next batch, and never if prompts are sent alone."""
     counted: list[Item] = []
     room = Room(60, None, weigh=lambda item: counted.append(item) or len(item.text))
     batches = list(pack(items, size, 0, lambda: room))
@@ -84,8 +84,8 @@ def test_each_prompt_is_counted_once_in_a_batch(items: list[Item], size: int) ->
 
 
 @given(ITEMS, st.integers(2, 7), st.integers(20, 200))
-def test_only_what_might_not_fit_is_counted(items: list[Item], size: int, window: int) -> None:
-    """With a bound at hand, tokens are counted where it does not fit, none more than twice; batches are the same."""
+def test_tokens_are_counted_only_if_a_bound_does_not_suffice(items: list[Item], size: int, window: int) -> None:
+    """Where a cheap bound fits, nothing is counted, elsewhere at most twice; the batches are the same."""
     counted: list[Item] = []
 
     def weigh(item: Item) -> int:
@@ -104,7 +104,7 @@ def test_only_what_might_not_fit_is_counted(items: list[Item], size: int, window
 @every_strategy
 @given(texts=st.lists(st.text('aé<"\n&,x', max_size=400), min_size=1, max_size=12), window=st.integers(400, 3_000))
 def test_calls_stay_in_the_window(strategy: BatchStrategy, texts: list[str], window: int) -> None:
-    """What is counted is what is sent: markup, escapes, instructions, schema and complaint included."""
+    """The tokens counted are those sent: with markup, escapes, instructions, schema and complaint."""
     room = find_room(strategy, QUESTION, len, window_tokens=window)
     assert room is not None
     for packed in pack(batch(QUESTION, texts).items, 12, 1, lambda: room):
@@ -113,8 +113,8 @@ def test_calls_stay_in_the_window(strategy: BatchStrategy, texts: list[str], win
         assert len(packed.items) == 1 or sent + room.answer_tokens * len(packed.items) <= window
 
 
-def test_room_is_what_is_known_of_the_model() -> None:
-    """Window and longest reply come from the list and the user; without either nothing is counted."""
+def test_room_comes_from_the_model_list_and_the_user() -> None:
+    """Window and longest reply come from the list or the user; without either nothing is counted."""
     spec = ModelSpec("openai/gpt-4", max_output_tokens=900)
     known = find_room(STRATEGIES["json"], compile_task("{a}", "b", spec))
     assert known is not None

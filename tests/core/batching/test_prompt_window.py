@@ -42,15 +42,15 @@ def reporting(tokens: int, cached: int = 0) -> Any:
         ("lm_studio/qwen3", 2048, 0, False),
         ("openai_compatible/m", 4096, 0, False),  # the same behind a gateway: exactly a window
         ("openai_compatible/m", 8192, 0, False),
-        ("ollama/llama3.2", 9100, 0, True),  # another vocabulary
+        ("ollama/llama3.2", 9100, 0, True),  # another tokenizer
         ("ollama/llama3.2", 7000, 0, True),
-        ("openai_compatible/m", 20, 0, True),  # a server that counts nothing right
+        ("openai_compatible/m", 20, 0, True),  # a server that counts wrongly
         ("ollama/llama3.2", 0, 0, True),  # or nothing at all
         ("openai_compatible/m", 600, 8400, True),  # or its cache apart
     ],
 )
-def test_prompt_that_the_server_cut_is_no_question(model: str, tokens: int, cached: int, kept: bool) -> None:
-    """An answer to a part of the prompt fails as truncated, once, with what to set; other counts are no reason to."""
+def test_prompt_truncated_by_the_server_fails(model: str, tokens: int, cached: int, kept: bool) -> None:
+    """An answer to part of a prompt fails as truncated, once, with advice; other token counts do not."""
     with Provider(fault=reporting(tokens, cached)) as provider:
         report = enriched(provider, ["REFUND please. " + SENTENCE * 500], model)
     assert len(provider.books.requests) == 1
@@ -74,8 +74,8 @@ def test_row_beyond_a_known_window_is_not_asked() -> None:
     assert (report.column("label")[1:], len(provider.books.requests)) == (["fine", "fine"], 2)
 
 
-def test_batch_that_the_server_cut_is_asked_in_halves() -> None:
-    """Rows of a batch that did not fit get their answers from calls that do."""
+def test_batch_truncated_by_the_server_is_halved() -> None:
+    """Its rows get their answers from smaller calls that fit."""
 
     def cut(asked: Asked) -> Effect:
         tokens = sum(len(message["content"]) for message in asked.messages) // 4

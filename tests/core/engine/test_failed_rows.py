@@ -159,7 +159,7 @@ def test_only_stored_reasons_can_be_retried_by_name(value: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_row_that_fails_in_a_full_refresh_has_failed(kind: str, tmp_path: Path) -> None:
-    """Its old answer is not reused: the row stays failed or is retried, as any failed row."""
+    """The older answer is not reused: the row stays failed or is retried, as any failed row."""
     store = fresh_place(kind, tmp_path)
 
     def run(word: str, **policy) -> tuple[list[str | None], int]:  # noqa: ANN003

@@ -220,7 +220,11 @@ MUTANTS = (
         "images_are_sent_in_jobs",
     ),
     Mutant(
-        "the cost of images is not reserved", "cost_tracker.py", "length += sum(counted)", "pass", "reservations_hold"
+        "the cost of images is not reserved",
+        "cost_tracker.py",
+        "length += sum(counted)",
+        "pass",
+        "reservations_hold_the_cost",
     ),
     Mutant(
         "a row's text can name an image",

@@ -1,4 +1,4 @@
-"""Anthropic's messages API: what is sent, and what is made of what comes back."""
+"""Anthropic's messages API: requests, and how replies are interpreted."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def body(call: Call = CALL, model: str = CLAUDE, **spec: Any) -> Mapping[str, An
     return request.body
 
 
-def said(*content: Mapping[str, Any], stop_reason: str = "end_turn", **usage: Any) -> Fault:
-    """A message with this content."""
+def reply_of(*content: Mapping[str, Any], stop_reason: str = "end_turn", **usage: Any) -> Fault:
+    """A reply with this content."""
     usage = {"input_tokens": 3, "output_tokens": 2, **usage}
     message = {"id": "msg-1", "type": "message", "role": "assistant", "model": "m", "content": list(content)}
     return status(200, {**message, "stop_reason": stop_reason, "stop_sequence": None, "usage": usage})
@@ -88,7 +88,7 @@ def test_system_text_and_examples_are_blocks_and_the_schema_is_the_output_format
     ids=["5m", "1h"],
 )
 def test_last_fixed_block_carries_the_breakpoint_of_the_cache(spec: Mapping[str, Any], mark: Mapping[str, str]) -> None:
-    """The examples if there are some, else the system text; the row never does, and without being told nothing does."""
+    """The breakpoint is on the examples, else on the system text; never on a row, nor without `cache_prefix`."""
     shown = body(replace(EXAMPLES, cache_prefix=True), **spec)
     assert shown["messages"][1]["content"] == [{"type": "text", "text": '{"answer": "a"}', "cache_control": mark}]
     assert orjson.dumps(shown).count(b"cache_control") == 1
@@ -99,16 +99,16 @@ def test_last_fixed_block_carries_the_breakpoint_of_the_cache(spec: Mapping[str,
     assert b"cache_control" not in orjson.dumps([bare, body(EXAMPLES, **spec)])
 
 
-def test_schema_in_words_is_in_the_cached_part() -> None:
-    """It is the same in all calls, so it is before the breakpoint, also where there is no system text."""
+def test_schema_in_the_prompt_is_in_the_cached_part() -> None:
+    """It is the same in all calls, so it is before the breakpoint, also without a system text."""
     call = Call((Message("user", "Repeat: x"),), CALL.json_schema, cache_prefix=True)
     (block,) = body(call, settings={"structured_output": "words"})["system"]
     assert block["cache_control"] == {"type": "ephemeral"}
     assert '"required":["answer"]' in block["text"]
 
 
-def test_bounds_that_the_format_does_not_know_are_said_in_descriptions() -> None:
-    """A number's range is no keyword of the format, so the model reads it instead."""
+def test_bounds_unknown_to_the_format_are_in_descriptions() -> None:
+    """The format has no keyword for a number's range, so the description states it."""
     schema = compile_schema({"score": {"type": "integer", "minimum": 1, "maximum": 5}}).json_schema
     sent = body(Call((Message("user", "Repeat: 3"),), schema))
     assert sent["output_config"]["format"]["schema"]["properties"]["score"] == {
@@ -122,12 +122,12 @@ def test_bounds_that_the_format_does_not_know_are_said_in_descriptions() -> None
     [(CLAUDE, 77, 77), (CLAUDE, None, 64_000), (ADAPTIVE, None, 128_000), ("anthropic/claude-of-tomorrow", None, 4096)],
 )
 def test_bound_on_output_tokens_is_always_sent(model: str, given: int | None, sent: int) -> None:
-    """The API requires it: the user's, else the most that the model can, else what every model can."""
+    """The API requires it: the user's, else the model's maximum, else what every model allows."""
     assert body(model=model, max_output_tokens=given)["max_tokens"] == sent
 
 
-def test_model_without_output_format_is_held_to_a_tool() -> None:
-    """A model that refuses the format is asked by a tool at once, and the answer is what the tool was called with."""
+def test_model_without_output_format_is_asked_by_a_tool() -> None:
+    """A model that refuses the format is asked by a tool, and the answer is the tool's input."""
     reply, (refused, taken) = asked(model=OLD)
     assert "output_config" in refused.body
     assert taken.body["tools"][0]["input_schema"]["required"] == ["answer"]
@@ -136,8 +136,8 @@ def test_model_without_output_format_is_held_to_a_tool() -> None:
     assert reply.finish_reason == "end_turn"
 
 
-def test_schema_is_said_in_words_where_neither_format_nor_tool_is_taken() -> None:
-    """A gateway may know neither; each is refused once, at no cost."""
+def test_schema_is_in_the_prompt_if_format_and_tool_are_refused() -> None:
+    """A gateway may support neither; each is refused once, at no cost."""
 
     def refuse(request: Asked) -> Any:
         parts = {"output_config": "output_config: Extra inputs are not permitted", "tools": "tools are not supported"}
@@ -154,9 +154,9 @@ def test_schema_is_said_in_words_where_neither_format_nor_tool_is_taken() -> Non
     assert orjson.loads(reply.text) == {"answer": WORDS}
 
 
-def test_server_that_answers_with_plain_text_is_told_the_schema_in_words() -> None:
-    """One that speaks this API and ignores the format would never answer in form."""
-    with AnthropicProvider(fault=said(text("Well, hello"))) as provider:
+def test_server_that_ignores_the_format_gets_the_schema_in_the_prompt() -> None:
+    """A server that replies with plain text in spite of the format is sent the schema as text."""
+    with AnthropicProvider(fault=reply_of(text("Well, hello"))) as provider:
         model = connect(ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address))
         one_call(model, call=CALL)
         one_call(model, call=CALL)
@@ -165,15 +165,15 @@ def test_server_that_answers_with_plain_text_is_told_the_schema_in_words() -> No
     assert "output_config" not in second
 
 
-def test_refused_row_teaches_nothing() -> None:
-    """A refusal of the content is passed on; the schema goes as before."""
+def test_refused_row_does_not_change_the_request_form() -> None:
+    """A refusal of the content is passed on; later calls send the schema as before."""
     with pytest.raises(RefusedError) as caught:
         asked(failing(400, "invalid_request_error", "Output blocked by content filtering policy; see the schema"))
     assert caught.value.fault == "row"
 
 
 @pytest.mark.parametrize("path", ["", "/v1", "/v1/", "/v1/messages"])
-def test_base_url_may_end_where_users_end_it(path: str) -> None:
+def test_base_url_works_with_and_without_the_version(path: str) -> None:
     """With or without the version, one address is meant."""
     with AnthropicProvider() as provider:
         spec = ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address + path)
@@ -184,7 +184,7 @@ def test_base_url_may_end_where_users_end_it(path: str) -> None:
 
 
 def test_key_and_version_are_headers_of_each_request() -> None:
-    """The key goes as Anthropic wants it, and the version of the API is one that takes a temperature."""
+    """The key is in Anthropic's own header, and the API version is one that accepts a temperature."""
     _, (request,) = asked(settings={"extra_headers": {"anthropic-beta": "x-2026"}})
     headers = {name.lower(): value for name, value in request.headers.items()}
     assert headers["x-api-key"] == KEY
@@ -201,7 +201,7 @@ def test_key_and_version_are_headers_of_each_request() -> None:
 def test_key_of_the_environment_goes_to_the_provider_only(
     variable: str, header: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the address that the same environment names, and never to a base_url that the user configured."""
+    """It goes to the address that the same environment names, and never to a configured base_url."""
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, KEY)
@@ -214,7 +214,7 @@ def test_key_of_the_environment_goes_to_the_provider_only(
     assert {name.lower(): sent for name, sent in there.items()}[header.lower()] == value
 
 
-def test_where_it_is_asked_is_known_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_address_is_known_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces and metrics name the server."""
     for name in ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -226,7 +226,7 @@ def test_where_it_is_asked_is_known_without_asking(monkeypatch: pytest.MonkeyPat
 
 
 def test_parameters_arrive_under_the_names_of_this_api() -> None:
-    """Those that others call differently are renamed, and the rest is sent as it is."""
+    """Parameters that other APIs name differently are renamed; the rest is sent as it is."""
     params = {"stop": "END", "user": "u-1", "top_k": 5, "extra_body": {"container": "c-1"}}
     sent = body(temperature=0.5, params=params)
     assert (sent["stop_sequences"], sent["metadata"], sent["top_k"]) == (["END"], {"user_id": "u-1"}, 5)
@@ -255,14 +255,14 @@ def test_parameters_arrive_under_the_names_of_this_api() -> None:
         ({"api_key": "a\nb"}, "api_key has a line end"),
     ],
 )
-def test_definition_that_no_call_would_succeed_with_is_refused(spec: dict[str, Any], message: str) -> None:
-    """Before any call, and with what to do instead."""
+def test_definition_that_can_never_succeed_is_refused(spec: dict[str, Any], message: str) -> None:
+    """Before any call, with what to do instead."""
     with pytest.raises(ConfigError, match=message):
         connect(ModelSpec(**{"model": CLAUDE, "api_key": KEY, **spec}))
 
 
-def test_what_is_not_taken_is_left_out_on_demand() -> None:
-    """And a temperature of 1, which is the only one that such a model has, is no mistake."""
+def test_drop_params_leaves_out_unsupported_parameters() -> None:
+    """A temperature of 1, the only one that such a model allows, is no error."""
     sent = body(model=ADAPTIVE, temperature=0.2, params={"seed": 7}, settings={"drop_params": True})
     assert not {"temperature", "seed"} & sent.keys()
     assert "temperature" not in body(model=ADAPTIVE, temperature=1.0)
@@ -279,10 +279,10 @@ def test_what_is_not_taken_is_left_out_on_demand() -> None:
         ("anthropic/claude-of-tomorrow", "max", {"type": "adaptive"}, "max"),
     ],
 )
-def test_effort_is_said_as_the_model_takes_it(
+def test_effort_is_sent_in_the_form_of_the_model(
     model: str, effort: str, thinking: Mapping[str, Any], level: str | None
 ) -> None:
-    """As a number of tokens, or as an effort beside the output format; the amounts are those that litellm asks for."""
+    """As a token budget, or as an effort beside the output format; the amounts are those of litellm."""
     sent = body(model=model, params={"reasoning_effort": effort})
     assert sent["thinking"] == thinking
     assert sent["output_config"].get("effort") == level
@@ -290,8 +290,8 @@ def test_effort_is_said_as_the_model_takes_it(
     assert "reasoning_effort" not in sent
 
 
-def test_thinking_model_is_not_made_to_call_a_tool() -> None:
-    """The API refuses both together, so a model without the output format is told the schema in words."""
+def test_thinking_model_gets_the_schema_in_the_prompt_instead_of_a_tool() -> None:
+    """The API refuses thinking with a forced tool, so without the output format the schema is in the prompt."""
     sent = body(params={"reasoning_effort": "low"}, settings={"structured_output": "tool"})
     assert "tools" not in sent
     assert '"required":["answer"]' in sent["system"][0]["text"]
@@ -300,8 +300,8 @@ def test_thinking_model_is_not_made_to_call_a_tool() -> None:
 # -- replies -------------------------------------------------------------------------------------------------------
 
 
-def test_usage_tells_cache_and_thinking_apart() -> None:
-    """What was read from the cache and written to it, for how long, and what was thought."""
+def test_usage_has_cache_and_thinking_tokens() -> None:
+    """Tokens read from the cache, written to it (by lifetime), and of thinking are separate."""
     usage = {
         "input_tokens": 10,
         "cache_read_input_tokens": 5,
@@ -310,28 +310,28 @@ def test_usage_tells_cache_and_thinking_apart() -> None:
         "output_tokens": 9,
         "output_tokens_details": {"thinking_tokens": 6},
     }
-    reply, _ = asked(said(text('{"answer": "x"}'), **usage))
+    reply, _ = asked(reply_of(text('{"answer": "x"}'), **usage))
     assert reply.usage == Usage(22, 5, 9, 6, 7, cache_write_1h_tokens=4)
     assert (reply.text, reply.model, reply.request_id) == ('{"answer": "x"}', "m", "msg-1")
 
 
-def test_thoughts_are_no_part_of_the_text() -> None:
-    """And a reply that has nothing else says so."""
-    reply, _ = asked(said(THOUGHT, text("a"), text("b")))
+def test_thinking_is_not_part_of_the_text() -> None:
+    """A reply with nothing but thinking is reported as such."""
+    reply, _ = asked(reply_of(THOUGHT, text("a"), text("b")))
     assert (reply.text, reply.reasoning_only) == ("ab", False)
-    reply, _ = asked(said({"type": "redacted_thinking", "data": "x"}, stop_reason="max_tokens"))
+    reply, _ = asked(reply_of({"type": "redacted_thinking", "data": "x"}, stop_reason="max_tokens"))
     assert (reply.text, reply.reasoning_only, reply.finish_reason) == ("", True, "max_tokens")
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "pause_turn", "model_context_window_exceeded", "tool_use"])
 def test_stop_reason_is_passed_on(reason: str) -> None:
-    """In the provider's word, so that the table of finish reasons decides what it means."""
-    reply, _ = asked(said(text("half"), stop_reason=reason))
+    """Unchanged, so that the table of finish reasons decides what it means."""
+    reply, _ = asked(reply_of(text("half"), stop_reason=reason))
     assert reply.finish_reason == reason
 
 
-def test_refusal_says_of_which_kind_and_what_it_cost() -> None:
-    """A model that declines is paid all the same; the explanation, which may quote the row, is not repeated."""
+def test_refusal_has_its_category_and_cost() -> None:
+    """A declined reply is billed; its explanation, which may quote the row, is not repeated."""
     details = {"type": "refusal", "category": "bio", "explanation": WORDS}
     usage = {"input_tokens": 30, "output_tokens": 1}
     message = {"content": [], "stop_reason": "refusal", "stop_details": details, "usage": usage}
@@ -341,8 +341,8 @@ def test_refusal_says_of_which_kind_and_what_it_cost() -> None:
     assert WORDS not in str(caught.value)
 
 
-def test_limits_hold_the_next_call() -> None:
-    """The limit that is short holds: of output tokens two of 100 are there, and all of them in a minute."""
+def test_rate_limit_headers_delay_the_next_call() -> None:
+    """The limit that is short decides: 2 of 100 output tokens are left, and all return within a minute."""
     asked_at = datetime.now(UTC)
     reset = (asked_at + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
     limits = {
@@ -369,15 +369,15 @@ def test_limits_hold_the_next_call() -> None:
         (failing(429, "rate_limit_error", "Please try again in 42s."), "limited", 42),
     ],
 )
-def test_error_of_the_moment_is_one(fault: Fault, kind: str, wait_s: float | None) -> None:
-    """What the body says decides, as for every other client."""
+def test_transient_errors_are_recognized_by_body(fault: Fault, kind: str, wait_s: float | None) -> None:
+    """The body decides, as for every other client."""
     with pytest.raises(TransientError) as caught:
         asked(fault)
     assert (caught.value.kind, caught.value.retry_after_s, caught.value.cost_unknown) == (kind, wait_s, False)
 
 
 def test_spend_limit_is_no_rate_limit() -> None:
-    """It has the status of one, and no wait helps."""
+    """It has the status of a rate limit, but waiting does not help."""
     with pytest.raises(FatalError, match="no credit"):
         asked(failing(429, "rate_limit_error", "Limit reached.", error_code="contract_spend_limit_reached"))
 
@@ -397,7 +397,7 @@ print(*(name for name in ("litellm", "openai", "httpx", "anthropic") if name in 
 
 
 def test_step_with_claude_does_not_import_litellm() -> None:
-    """Which takes seconds in every process; nor any other client library."""
+    """Neither litellm, whose import takes seconds, nor another client library is loaded."""
     with AnthropicProvider() as provider:
         ran = subprocess.run(
             [sys.executable, "-c", _ASK, provider.address], capture_output=True, text=True, check=True, timeout=60

@@ -44,8 +44,8 @@ def test_deployment_and_version_are_in_the_address_and_not_in_the_body() -> None
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/openai", "/openai/v1/"])
-def test_endpoint_is_understood_as_the_portal_shows_it(tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Endpoint, key and version may come from the usual variables; what the portal appends to the endpoint is known."""
+def test_endpoint_may_be_copied_from_the_portal(tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoint, key and version may come from the usual variables; a suffix that the portal adds is removed."""
     with AzureProvider(shown(KEY), versions=("2025-01-01",)) as provider:
         for name, value in [("ENDPOINT", provider.address + tail), ("API_KEY", KEY), ("API_VERSION", "2025-01-01")]:
             monkeypatch.setenv(f"AZURE_OPENAI_{name}", value)
@@ -53,7 +53,7 @@ def test_endpoint_is_understood_as_the_portal_shows_it(tail: str, monkeypatch: p
     assert reply.text == '{"answer":"hello"}'
 
 
-def test_version_of_the_settings_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_of_the_settings_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the definition says is stronger than what the environment says."""
     monkeypatch.setenv("AZURE_OPENAI_API_VERSION", "2025-01-01")
     with AzureProvider() as provider:
@@ -62,13 +62,13 @@ def test_version_of_the_settings_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class UndatedProvider(AzureProvider):
-    """Has the address of version v1."""
+    """A provider at the address of version v1."""
 
     path = "/openai/{deployment}/chat/completions"
 
 
-def test_the_undated_version_has_an_address_of_its_own() -> None:
-    """Version v1 names the deployment in the body, as OpenAI does."""
+def test_version_v1_names_the_deployment_in_the_body() -> None:
+    """As OpenAI does."""
     with UndatedProvider(deployment="v1", versions=("v1",)) as provider:
         chosen = spec(provider, api_key=KEY, settings={"api_version": "v1"}, max_output_tokens=9)
         one_call(connect(chosen), call=CALL)
@@ -88,10 +88,10 @@ def test_the_undated_version_has_an_address_of_its_own() -> None:
         ("demo1", None, "max_tokens"),
     ],
 )
-def test_bound_on_output_tokens_has_the_name_the_model_knows(
+def test_output_bound_has_the_field_name_of_the_deployed_model(
     deployment: str, base_model: str | None, bound: str
 ) -> None:
-    """What is deployed decides how the bound is called; where that is not said, the deployment's name does."""
+    """The deployed model decides the field; if it is not configured, the deployment's name does."""
     settings = {"base_model": base_model} if base_model else {}
     with AzureProvider(deployment=deployment) as provider:
         chosen = ModelSpec(f"azure/{deployment}", KEY, provider.address, max_output_tokens=9, settings=settings)
@@ -113,16 +113,16 @@ def test_bound_on_output_tokens_has_the_name_the_model_knows(
     ],
 )
 def test_wrong_definition_is_refused_with_the_remedy(fields: dict[str, Any], message: str) -> None:
-    """What cannot work is refused before any call, and the message says what to write."""
+    """A definition that cannot work is refused before any call; the message says what to write."""
     with pytest.raises(ConfigError, match=message):
         connect(spec(**{"api_key": KEY, **fields}))
 
 
-# -- access --------------------------------------------------------------------------------------------------------
+# -- credentials ---------------------------------------------------------------------------------------------------
 
 
-def test_no_access_names_all_three_ways() -> None:
-    """Who has configured none of the three ways is told each of them."""
+def test_missing_credentials_name_all_three_ways() -> None:
+    """Without identity, token and key the error describes all three."""
     with pytest.raises(ConfigError) as caught:
         connect(spec())
     for way in ("managed_identity=true", "client_id", "AZURE_OPENAI_AD_TOKEN", "api_key", "AZURE_OPENAI_API_KEY"):
@@ -130,7 +130,7 @@ def test_no_access_names_all_three_ways() -> None:
 
 
 def test_identity_goes_before_token_and_token_before_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the ways that are configured, the first in the order identity, token, key is used, and no other."""
+    """Of the configured credentials only the first of identity, token and key is used."""
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "key-of-the-environment")
     with AzureProvider() as provider:
         one_call(connect(spec(provider)), call=CALL)
@@ -152,10 +152,10 @@ def test_identity_goes_before_token_and_token_before_key(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["azure.identity", "azure"])
 def test_missing_package_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Managed identity without azure-identity is refused at once, with the command that installs it."""
+    """Managed identity without azure-identity is refused at once, with the install command."""
     for module in [module for module in sys.modules if module.partition(".")[0] == "azure"]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, name, None)  # how Python itself marks what cannot be imported
+    monkeypatch.setitem(sys.modules, name, None)  # how Python marks a module that cannot be imported
     with pytest.raises(ConfigError, match=r"pip install 'ondine-dagster\[azure\]'"):
         connect(spec(settings={"managed_identity": True}))
 
@@ -164,8 +164,8 @@ def test_missing_package_says_what_to_install(name: str, monkeypatch: pytest.Mon
     ("settings", "message"),
     [({"managed_identity": "yes"}, "neither true nor false"), ({"client_id": "1234"}, "set managed_identity")],
 )
-def test_half_a_managed_identity_is_refused(settings: dict[str, Any], message: str) -> None:
-    """A setting for managed identity that would be ignored, or is no yes or no, is a mistake."""
+def test_incomplete_managed_identity_is_refused(settings: dict[str, Any], message: str) -> None:
+    """A managed-identity setting that would be ignored, or is no boolean, is an error."""
     with pytest.raises(ConfigError, match=message):
         connect(spec(api_key=KEY, settings=settings))
 
@@ -182,10 +182,10 @@ def test_half_a_managed_identity_is_refused(settings: dict[str, Any], message: s
         ({}, None, 404, "there is no deployment 'small' at this endpoint, or no api version '2024-10-21'"),
     ],
 )
-def test_refused_access_says_what_is_missing(
+def test_refused_credentials_say_what_is_missing(
     settings: dict[str, Any], credential: Credential | None, code: int, advice: str
 ) -> None:
-    """The remedy in the error is that of the way that was used."""
+    """The remedy in the error fits the kind of credentials used."""
     with AzureProvider(fault=status(code)) as provider, pytest.raises(FatalError, match=advice):
         one_call(
             connect_azure(spec(provider, api_key=KEY, settings=settings), "small", credential=credential), call=CALL
@@ -193,7 +193,7 @@ def test_refused_access_says_what_is_missing(
 
 
 def test_filtered_prompt_refuses_one_row() -> None:
-    """Azure's content filter refuses the request it was asked, and no other."""
+    """Azure's content filter refuses that request only."""
     filtered = error(400, "The response was filtered due to the content management policy.", "content_filter")
     with AzureProvider(fault=filtered) as provider, pytest.raises(RefusedError, match="content_filter"):
         one_call(connect(spec(provider, api_key=KEY)), call=CALL)

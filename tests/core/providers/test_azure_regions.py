@@ -25,8 +25,8 @@ def in_regions(*providers: AzureProvider, **fields: Any) -> ChatModel:
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 503])
-def test_call_that_a_region_turns_away_goes_to_the_next(code: int) -> None:
-    """An overloaded region is left alone for as long as it asks, and no call is lost or delayed by it."""
+def test_call_refused_by_a_region_goes_to_the_next(code: int) -> None:
+    """An overloaded region is skipped for as long as it asks; no call is lost or delayed."""
     with AzureProvider(fault=status(code, headers={"Retry-After": "60"})) as busy, AzureProvider() as idle:
         replies = calls(in_regions(busy, idle), 5)
     assert len(replies) == 5
@@ -34,7 +34,7 @@ def test_call_that_a_region_turns_away_goes_to_the_next(code: int) -> None:
 
 
 def test_traffic_returns_when_the_region_takes_calls_again() -> None:
-    """The preferred region is asked again once its pause is over."""
+    """The preferred region is used again once its pause is over."""
     busy = first(1, status(429, headers={"Retry-After-Ms": "100"}))
     with AzureProvider(fault=busy) as preferred, AzureProvider() as other:
         calls(in_regions(preferred, other), 4, pause_s=0.1)
@@ -42,8 +42,8 @@ def test_traffic_returns_when_the_region_takes_calls_again() -> None:
     assert len(other.books.requests) >= 1
 
 
-def test_region_out_of_reach_is_passed_over() -> None:
-    """Where nobody listens, the next region is asked at once."""
+def test_unreachable_region_is_skipped() -> None:
+    """The next region is asked at once."""
     with AzureProvider() as gone:
         pass
     with AzureProvider() as there:
@@ -61,8 +61,8 @@ def test_chosen_region_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(one.books.requests), len(two.books.requests)) == (5, 2)
 
 
-def test_call_that_may_have_been_billed_goes_nowhere_else() -> None:
-    """A time-out is for the engine to retry; the retry then goes to the other region."""
+def test_call_that_may_have_been_billed_is_not_moved() -> None:
+    """After a time-out the engine retries, and the retry goes to the other region."""
     with AzureProvider(fault=slow(5)) as hanging, AzureProvider() as other:
         model = in_regions(hanging, other, timeout_s=0.3)
 
@@ -78,8 +78,8 @@ def test_call_that_may_have_been_billed_goes_nowhere_else() -> None:
         assert asyncio.run(main()).text == '{"answer":"hello"}'
 
 
-def test_all_regions_busy_is_the_shortest_pause_they_ask_for() -> None:
-    """When no region takes the call, it fails at no cost, to be made again when the first of them may."""
+def test_all_regions_busy_waits_for_the_first_to_be_free() -> None:
+    """The call fails at no cost, with the shortest of the pauses that the regions ask for."""
     faults = [status(429, headers={"Retry-After": seconds}) for seconds in ("30", "7")]
     with (
         AzureProvider(fault=faults[0]) as one,
@@ -91,7 +91,7 @@ def test_all_regions_busy_is_the_shortest_pause_they_ask_for() -> None:
 
 
 def test_misconfigured_region_stops_the_run_with_its_name() -> None:
-    """A region that lacks the deployment is a mistake to mend, not one to work around for ever."""
+    """A region that lacks the deployment is an error, not a reason to use another one for ever."""
     with (
         AzureProvider(fault=status(429)) as busy,
         AzureProvider(deployment="other") as wrong,
@@ -100,8 +100,8 @@ def test_misconfigured_region_stops_the_run_with_its_name() -> None:
         one_call(in_regions(busy, wrong), call=CALL)
 
 
-def test_region_at_its_limit_holds_nobody_while_another_is_free() -> None:
-    """A region whose reply says that its limit is reached is left alone; the pause is not the run's."""
+def test_region_at_its_limit_delays_no_call_while_another_is_free() -> None:
+    """Its pause applies to the region, not to the run."""
     used_up = {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "0",

@@ -15,7 +15,7 @@ from tests.support.azure_provider import CALL, AzureProvider, Credential, Token,
 
 
 def test_token_is_fetched_again_before_it_expires() -> None:
-    """A run outlives many tokens, and no call ever shows one that has expired."""
+    """A run longer than a token's life never sends an expired token."""
     credential = Credential(lifetime_s=2.0)
     with AzureProvider(credential.accepts) as provider:
         calls(connect_azure(spec(provider), "small", credential=credential), 30, pause_s=0.1)
@@ -25,7 +25,7 @@ def test_token_is_fetched_again_before_it_expires() -> None:
 
 
 def test_one_token_is_fetched_for_all_calls() -> None:
-    """However many calls begin at once, one token is fetched, and all of them wait for it."""
+    """Concurrent first calls wait for the same fetch."""
     credential = Credential(delay_s=0.1)
 
     async def main(model: ChatModel) -> None:
@@ -40,7 +40,7 @@ def test_one_token_is_fetched_for_all_calls() -> None:
 
 @dataclass
 class Gated(Credential):
-    """Gives the first token at once and every other when the gate is opened."""
+    """Gives the first token at once, and each later one when the event is set."""
 
     def __post_init__(self) -> None:
         self.asked, self.gate = threading.Event(), threading.Event()
@@ -53,8 +53,8 @@ class Gated(Credential):
         return super().get_token(*scopes)
 
 
-def test_nobody_waits_for_a_new_token_while_the_old_one_is_good() -> None:
-    """Ahead of time one fetch runs beside the calls; it may fail while there is time for another."""
+def test_refresh_runs_in_the_background_while_the_token_is_valid() -> None:
+    """Calls do not wait for it, and it may fail while there is time for another."""
     clock = [1_000_000.0]
     credential = Gated(lifetime_s=3600.0, now=lambda: clock[0])
 
@@ -81,8 +81,8 @@ def test_nobody_waits_for_a_new_token_while_the_old_one_is_good() -> None:
     assert len(credential.given) == 2
 
 
-def test_everybody_waits_for_a_new_token_once_the_old_one_is_not_good() -> None:
-    """After a pause that outlived the token, no call goes out with it."""
+def test_calls_wait_for_a_new_token_once_the_old_one_expired() -> None:
+    """After a pause longer than the token's life no call is sent with it."""
     clock = [1_000_000.0]
     credential = Credential(lifetime_s=3600.0, now=lambda: clock[0])
 
@@ -99,7 +99,7 @@ def test_everybody_waits_for_a_new_token_once_the_old_one_is_not_good() -> None:
 
 
 class ClientAuthenticationError(Exception):
-    """As azure-core calls it."""
+    """As azure-core names it."""
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ class ClientAuthenticationError(Exception):
         (OSError("no route"), TransientError, "no route"),
     ],
 )
-def test_token_that_is_not_given_says_why(failure: Exception, kind: type[Exception], message: str) -> None:
-    """Without an identity no call can succeed; when its service is out of reach, a later one may. Neither costs."""
+def test_refused_token_gives_the_reason(failure: Exception, kind: type[Exception], message: str) -> None:
+    """The error is fatal without an identity, transient if the token service is unreachable; neither costs anything."""
     with AzureProvider() as provider, pytest.raises(kind, match=message) as caught:
         one_call(connect_azure(spec(provider), "small", credential=Credential(failures=[failure])), call=CALL)
     assert not getattr(caught.value, "cost_unknown", False)
     assert provider.books.requests == []
 
 
-def test_every_call_has_an_error_of_its_own() -> None:
-    """Calls that waited for the same token fail apart, since whoever retries one counts on its error."""
+def test_calls_waiting_for_one_token_have_separate_errors() -> None:
+    """The retry code changes the error of its call, so they must not share one."""
     credential = Credential(delay_s=0.1, failures=[OSError("no route")])
 
     async def main(model: ChatModel) -> list[BaseException | Reply]:
@@ -132,16 +132,16 @@ def test_every_call_has_an_error_of_its_own() -> None:
     assert one is not other
 
 
-def test_token_that_takes_too_long_is_a_time_out_at_no_cost() -> None:
-    """Waiting for a token ends with the time of the call; it never left."""
+def test_slow_token_is_a_time_out_at_no_cost() -> None:
+    """The wait for a token counts towards the call's time-out; the call was not sent."""
     credential = Credential(delay_s=0.4)
     with pytest.raises(TransientError, match=r"no token within 0\.1 s") as caught:
         one_call(connect_azure(spec(timeout_s=0.1), "small", credential=credential), call=CALL)
     assert (caught.value.cost_unknown, caught.value.kind) == (False, "overloaded")
 
 
-def test_real_credential_says_that_there_is_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """azure-identity itself is used when nothing else is given, and where it finds nobody the error says so."""
+def test_azure_identity_without_an_identity_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """azure-identity is used by default, and the error says that it found no identity."""
     pytest.importorskip("azure.identity", reason="the extra 'azure' is not installed")
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzurePowerShellCredential")
     with pytest.raises(FatalError, match="gave no token for the managed identity"):

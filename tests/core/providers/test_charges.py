@@ -1,4 +1,4 @@
-"""What a reply cost: every way in which a server writes usage and cost, against the provider's own bill."""
+"""The cost of a reply for every way in which servers report usage and cost, against the provider's own bill."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from tests.support.virtual_clock import run_virtually
 Json = Mapping[str, Any]
 
 
-# -- the law: charged is what the provider bills, or more, and never more than was reserved --------------------------
+# -- the law: bill <= charged <= reserved ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a provider really counted for a call; the reply says it in one way or another."""
+    """What a provider really counted for a call, which replies report in different ways."""
 
     fresh: int
     read: int
@@ -56,7 +56,7 @@ class Truth:
         return self.plain + self.thought
 
     def bill(self, price: Price) -> Decimal:
-        """By the provider's books: the tier of the prompt's length, each kind of token at its price, and the fee."""
+        """The provider's bill: the price tier of the prompt's length, each kind of token at its price, and the fee."""
         tier = price
         for length, dearer in sorted(price.beyond, key=lambda one: one[0]):
             tier = dearer if self.sent > length else tier
@@ -139,7 +139,7 @@ SHAPES: Mapping[str, Callable[[Truth], Any]] = {
         openai(truth) | {"prompt_tokens_details": None, "completion_tokens_details": {"reasoning_tokens": [1]}}
     ),
 }
-"""Ways in which servers, gateways and proxies were seen to write usage, and ways in which they may."""
+"""Ways in which servers, gateways and proxies report usage, observed and possible."""
 EXACT = ("as OpenAI writes it", "as Anthropic writes it", "alone in a list", "as texts", "as floats", "without a total")
 
 RATES = st.decimals(0, "0.001", places=9)
@@ -157,7 +157,7 @@ TRUTHS = st.builds(Truth, st.integers(1, 200), *[st.integers(0, 100)] * 2, st.in
 
 
 def charge_of(completion: Json, price: Price) -> tuple[Charge, Decimal]:
-    """What a completion is charged, as the engine does it, and what was reserved for it."""
+    """The engine's charge for a completion, and what was reserved for it."""
     bound = CostTracker(price, MAX_OUTPUT).bound(CALL)
     assert bound is not None
     reply = chat_reply({"choices": [{"message": {"content": "fine"}}], **completion})
@@ -167,7 +167,7 @@ def charge_of(completion: Json, price: Price) -> tuple[Charge, Decimal]:
 @settings(max_examples=400)
 @given(TRUTHS, PRICES, st.sampled_from(sorted(SHAPES)))
 def test_solvent_by_the_providers_bill(truth: Truth, price: Price, shape: str) -> None:
-    """However usage is written: charged is at least the bill and at most what was reserved; exact where it can be."""
+    """For every way to report usage the charge is between the bill and the reservation, and exact where it can be."""
     charge, bound = charge_of({"usage": SHAPES[shape](truth)}, price)
     assert charge.usd is not None
     assert truth.bill(price) <= charge.usd <= bound
@@ -179,8 +179,8 @@ def test_solvent_by_the_providers_bill(truth: Truth, price: Price, shape: str) -
 
 @settings(max_examples=100)
 @given(TRUTHS, PRICES, st.sampled_from(sorted(SHAPES)), st.decimals("0.000001", "0.5", places=10), st.integers(0, 4))
-def test_a_stated_cost_is_the_bill(truth: Truth, price: Price, shape: str, usd: Decimal, way: int) -> None:
-    """OpenRouter's, xAI's, Perplexity's, DeepInfra's, and with a key of one's own: whatever the tokens say."""
+def test_stated_cost_is_the_charge(truth: Truth, price: Price, shape: str, usd: Decimal, way: int) -> None:
+    """As stated by OpenRouter, xAI, Perplexity or DeepInfra, also with the user's own key, whatever the tokens say."""
     stated = (
         {"cost": float(usd), "is_byok": False, "cost_details": {"upstream_inference_cost": float(usd)}},
         {"cost_in_usd_ticks": int(usd * 10**10)},
@@ -194,7 +194,7 @@ def test_a_stated_cost_is_the_bill(truth: Truth, price: Price, shape: str, usd: 
 
 
 class Gateway:
-    """A model that answers with completions whose usage is written in turn in each of several ways."""
+    """A model whose completions report usage in each of several ways in turn."""
 
     max_concurrency: int | None = 8
     max_batch_size: int | None = None
@@ -232,10 +232,10 @@ SMALL = st.builds(
     st.integers(1, 40),
     st.lists(st.floats(0, 3), min_size=1, max_size=5),
 )
-def test_a_cap_holds_by_the_bill_at_every_instant(
+def test_bill_is_within_the_charge_and_the_cap_at_every_instant(
     replies: list[tuple[Truth, str, str]], price: Price, cap: Decimal, rows: int, takes_s: list[float]
 ) -> None:
-    """Eight workers, any usage, any finish: the provider's bill is within what is charged, and that within the cap."""
+    """With eight workers and any usage and finish, bill <= charged <= cap."""
     model, store = Gateway(replies, price, takes_s), WatchedStore()
 
     async def main(clock: Clock) -> None:
@@ -250,7 +250,7 @@ def test_a_cap_holds_by_the_bill_at_every_instant(
         assert model.billed <= settled == charged
 
 
-# -- shapes that were seen -------------------------------------------------------------------------------------------
+# -- observed forms of usage -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,11 +266,11 @@ def test_a_cap_holds_by_the_bill_at_every_instant(
             },
             Usage(32, 0, 1009, 1000),
         ),
-        # A gateway before Gemini that maps candidates only and drops thoughts.
+        # A gateway before Gemini that maps candidates only and drops reasoning tokens.
         ({"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623}, Usage(20, 0, 603, 0, 0, 405)),
         # LiteLLM's proxy, of a provider that gives no total.
         ({"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 0}, Usage(20, 0, 198)),
-        # Another one, of a reply that is nothing but thoughts.
+        # Another one, of a reply that is nothing but reasoning.
         (
             {
                 "prompt_tokens": 21,
@@ -308,12 +308,12 @@ def test_a_cap_holds_by_the_bill_at_every_instant(
     ],
 )
 def test_usage_is_read_in_the_ways_of_many_servers(usage: Json, expected: Usage) -> None:
-    """Tokens that the figures prove are counted, under whatever name."""
+    """Tokens that the figures prove are counted, under any known name."""
     assert usage_of({"usage": usage}) == expected
 
 
-def test_groq_puts_usage_below_its_own_name() -> None:
-    """Where the usual place is empty."""
+def test_groqs_usage_is_read_from_its_own_field() -> None:
+    """`x_groq` is read if the usual field is empty."""
     assert usage_of({"x_groq": {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}}) == Usage(3, 0, 2)
 
 
@@ -338,18 +338,18 @@ def test_groq_puts_usage_below_its_own_name() -> None:
         ({}, None),
     ],
 )
-def test_a_stated_cost_is_read_where_it_can_be_true(usage: Json, usd: str | None) -> None:
-    """In USD, with what a key of one's own was charged; what cannot be a cost says nothing."""
+def test_plausible_stated_cost_is_read(usage: Json, usd: str | None) -> None:
+    """In USD, with the cost of the user's own key; an impossible cost is ignored."""
     assert stated_usd_of({"usage": usage}) == (None if usd is None else Decimal(usd))
 
 
 @pytest.mark.parametrize(("header", "usd"), [("0.0125", Decimal("0.0125")), ("0.0", None), ("None", None), ("", None)])
-def test_a_proxy_states_the_cost_in_a_header(header: str, usd: Decimal | None) -> None:
-    """LiteLLM's proxy writes 0 for a model whose price it does not know, which says nothing."""
+def test_cost_header_of_litellms_proxy_is_read(header: str, usd: Decimal | None) -> None:
+    """The proxy writes 0 for a model without a known price; that is ignored."""
     assert stated_usd_in({"x-litellm-response-cost": header}) == usd
 
 
-# -- through the door ------------------------------------------------------------------------------------------------
+# -- whole runs ------------------------------------------------------------------------------------------------------
 
 PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
 
@@ -382,8 +382,8 @@ def writing(usage: Any, **headers: str) -> Callable[[Asked], Canned]:
         [],
     ],
 )
-def test_an_odd_figure_costs_no_answer_and_ends_no_run(usage: Any, tmp_path: Any) -> None:
-    """Every row has its answer from one call, down to the store's 64 bits; cost is known, or known to be at most so."""
+def test_odd_usage_figures_lose_no_answer(usage: Any, tmp_path: Any) -> None:
+    """Every row is answered by one call, even with figures beyond 64 bits; the cost is known or an upper bound."""
     with Provider(fault=writing(usage)) as provider:
         chosen = replace(options(tmp_path / "answers.db"), price=PRICE)
         report = ask(provider, texts(5), chosen, max_output_tokens=50)
@@ -400,7 +400,7 @@ def test_an_odd_figure_costs_no_answer_and_ends_no_run(usage: Any, tmp_path: Any
 @pytest.mark.parametrize(
     "usage", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, {"prompt_tokens": 5}]
 )
-def test_what_nobody_can_bound_is_unknown_and_never_zero(usage: Any) -> None:
+def test_unbounded_cost_is_unknown_not_zero(usage: Any) -> None:
     """Without a price, and without a longest reply."""
     with Provider(fault=writing(usage)) as provider:
         unpriced = ask(provider, texts(2))
@@ -411,16 +411,16 @@ def test_what_nobody_can_bound_is_unknown_and_never_zero(usage: Any) -> None:
         assert str(report.spend) == "of unknown cost"
 
 
-def test_a_price_of_nothing_is_a_known_nothing() -> None:
-    """A server of one's own that reports no usage costs 0, and that is exact."""
+def test_zero_price_is_a_known_cost_of_zero() -> None:
+    """A self-hosted server without usage costs exactly 0."""
     free = Price(Decimal(0), Decimal(0), Decimal(0))
     with Provider(fault=writing(None)) as provider:
         report = ask(provider, texts(2), replace(options(), price=free, max_cost_usd=1))
     assert (report.spend.usd, report.spend.at_most_calls) == (0, 0)
 
 
-def test_a_stated_cost_needs_no_price_list() -> None:
-    """Of a body and of a header: the run knows what it cost although no list has the model."""
+def test_stated_cost_needs_no_list_price() -> None:
+    """With a cost in body or header, the run's cost is known although no list has the model."""
     for fault in (
         writing({"prompt_tokens": 5, "completion_tokens": 2, "cost": 0.0125}),
         writing({"prompt_tokens": 5, "completion_tokens": 2}, **{"x-litellm-response-cost": "0.0125"}),
@@ -430,8 +430,8 @@ def test_a_stated_cost_needs_no_price_list() -> None:
         assert (report.spend.usd, report.spend.at_most_calls) == (Decimal("0.05"), 0)
 
 
-def test_a_provider_that_exceeds_its_bound_is_charged_what_it_proves_and_bounded_by_that_from_then_on() -> None:
-    """Reasoning that max_output_tokens does not bound: the cap is overrun by no call after the first."""
+def test_provider_that_exceeds_its_bound_raises_the_reservation() -> None:
+    """If reasoning exceeds max_output_tokens, later calls reserve more, and only the first overruns the cap."""
     usage = {
         "prompt_tokens": 20,
         "completion_tokens": 5,
@@ -447,17 +447,17 @@ def test_a_provider_that_exceeds_its_bound_is_charged_what_it_proves_and_bounded
     assert calls * each <= 45 < (calls + 1) * each
 
 
-def test_tokens_kept_for_an_hour_are_part_of_those_written() -> None:
-    """More of them than were written to the cache cannot be; what can be is kept, and the usage is incomplete."""
-    told = Usage(50, 0, 5, 0, 10, cache_write_1h_tokens=20)
-    assert check_usage(told, "x") == replace(told, cache_write_1h_tokens=10, is_complete=False)
-    assert check_usage(replace(told, cache_write_1h_tokens=-1), "x").cache_write_1h_tokens == 0
-    possible = replace(told, cache_write_1h_tokens=10)
+def test_one_hour_cache_writes_are_part_of_all_cache_writes() -> None:
+    """A higher 1-hour count is impossible: the possible part is kept, and the usage is marked incomplete."""
+    usage = Usage(50, 0, 5, 0, 10, cache_write_1h_tokens=20)
+    assert check_usage(usage, "x") == replace(usage, cache_write_1h_tokens=10, is_complete=False)
+    assert check_usage(replace(usage, cache_write_1h_tokens=-1), "x").cache_write_1h_tokens == 0
+    possible = replace(usage, cache_write_1h_tokens=10)
     assert check_usage(possible, "x") is possible
     assert (possible + possible).cache_write_1h_tokens == 20
 
 
-def test_usage_of_a_model_of_ones_own_is_checked_too() -> None:
+def test_usage_of_a_user_defined_model_is_checked() -> None:
     """A `ChatModel` may return anything."""
 
     class Odd:
@@ -503,8 +503,8 @@ def test_usage_of_a_model_of_ones_own_is_checked_too() -> None:
         ("gemini/gemini-2.5-flash", {}, "0"),
     ],
 )
-def test_a_fee_for_each_request_is_in_the_price(model: str, params: Json, fee: str) -> None:
-    """Of models that are priced by the request or search for each; the dearest size unless one is chosen."""
+def test_request_fee_is_in_the_price(model: str, params: Json, fee: str) -> None:
+    """For models priced by request or search; the dearest search size unless one is chosen."""
     price = find_price(model, params)
     assert price is not None
     assert price.per_request == Decimal(fee)
@@ -526,8 +526,8 @@ def test_a_fee_for_each_request_is_in_the_price(model: str, params: Json, fee: s
         ("openrouter/openai/gpt-4o:online", {}, ":online"),
     ],
 )
-def test_a_cap_on_what_cannot_be_priced_is_refused(model: str, params: Json, complaint: str) -> None:
-    """Before the first call, with the part that has no price and what to do; without a cap its cost is unknown."""
+def test_cap_on_an_unpriced_request_part_is_refused(model: str, params: Json, complaint: str) -> None:
+    """Before the first call, with the part that has no price and what to do; without a cap the cost is unknown."""
     spec = ModelSpec(model, api_key="k", params=params, max_output_tokens=50)
     assert complaint in str(find_unpriced_part(spec))
     task = compile_task("Say: {text}", {"answer": str}, spec)
@@ -541,14 +541,14 @@ def test_a_cap_on_what_cannot_be_priced_is_refused(model: str, params: Json, com
 
 
 def test_tools_that_the_caller_runs_cost_tokens_only() -> None:
-    """A function is no search."""
+    """A function tool is not charged as a search."""
     tools = [{"type": "function", "function": {"name": "search_orders", "parameters": {}}}]
     assert find_unpriced_part(ModelSpec("openai/gpt-4o", params={"tools": tools})) is None
 
 
 @pytest.mark.parametrize("usd", ["-0.001", "NaN", "Infinity"])
 @pytest.mark.parametrize("name", ["input", "reasoning", "per_request"])
-def test_a_price_that_would_refill_a_budget_is_refused(name: str, usd: str) -> None:
-    """With the part and its value."""
+def test_price_must_be_finite_and_not_negative(name: str, usd: str) -> None:
+    """The error names the field and its value."""
     with pytest.raises(ConfigError, match=f"{name}='{usd}' of a price"):
         replace(PRICE, **{name: Decimal(usd)})

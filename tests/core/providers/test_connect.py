@@ -20,7 +20,7 @@ KEY = "sk-from-the-environment"
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "nobody/gpt-4o-mini", "openai/", "/gpt-4o-mini", ""])
 def test_unknown_provider_is_named_with_the_valid_ones(model: str) -> None:
-    """A model name that is not provider/name of a known provider is refused, and the message lists what is valid."""
+    """A model name without a known provider is refused; the message lists the valid ones."""
     with pytest.raises(ConfigError, match="openai_compatible") as caught:
         connect(ModelSpec(model))
     assert repr(model) in str(caught.value)
@@ -31,8 +31,8 @@ def test_unknown_provider_is_named_with_the_valid_ones(model: str) -> None:
 @pytest.mark.parametrize(
     ("name", "decided_by"), [("n", "one reply a prompt"), ("max_tokens", "max_output_tokens"), ("timeout", "timeout_s")]
 )
-def test_what_is_decided_elsewhere_is_no_parameter(model: str, name: str, decided_by: str) -> None:
-    """What would undo the cap on cost or the reading of replies is refused, and the message says what to set."""
+def test_reserved_parameters_are_refused(model: str, name: str, decided_by: str) -> None:
+    """Parameters that would undo the cap or the parsing of replies are refused; the message says what to set."""
     with pytest.raises(ConfigError, match=f"'{name}' of '{model}' is not yours to set; it follows from {decided_by}"):
         connect(ModelSpec(model, api_key=KEY, params={name: 3}))
 
@@ -49,7 +49,7 @@ def test_what_is_decided_elsewhere_is_no_parameter(model: str, name: str, decide
 def test_missing_key_names_the_variable(
     model: str, variable: str, value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that needs a key and has none, or an empty one, is refused with the name of the variable to set."""
+    """A required key that is missing or empty is an error that names its variable."""
     if value is not None:
         monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable):
@@ -57,8 +57,8 @@ def test_missing_key_names_the_variable(
 
 
 @pytest.mark.parametrize("model", ["hosted_vllm/qwen", "openai_compatible/qwen"])
-def test_missing_address_is_asked_for(model: str) -> None:
-    """A provider without an address of its own is refused without base_url, and the message says so."""
+def test_missing_base_url_is_an_error(model: str) -> None:
+    """For providers without an address of their own; the message says so."""
     with pytest.raises(ConfigError, match="base_url"):
         connect(ModelSpec(model))
 
@@ -70,7 +70,7 @@ def test_missing_address_is_asked_for(model: str) -> None:
 def test_key_of_the_environment_stays_away_from_other_addresses(
     model: str, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The provider's own key from the environment is never sent to a base_url that the user configured."""
+    """The provider's key from the environment is never sent to a configured base_url."""
     monkeypatch.setenv(variable, KEY)
     with Provider() as provider:
         one_call(connect(ModelSpec(model, base_url=provider.base_url)))
@@ -79,7 +79,7 @@ def test_key_of_the_environment_stays_away_from_other_addresses(
     assert KEY not in str(asked)
 
 
-def test_key_that_was_given_goes_to_the_address_that_was_given() -> None:
+def test_explicit_key_is_sent_to_the_explicit_base_url() -> None:
     """A key given together with a base_url is sent there."""
     with Provider() as provider:
         one_call(connect(ModelSpec("openai/m", api_key="sk-given", base_url=provider.base_url)))
@@ -97,8 +97,8 @@ def test_name_may_contain_slashes() -> None:
 
 
 @pytest.mark.parametrize("provider", [name for name, server in SERVERS.items() if server.needs_key])
-def test_every_variable_of_a_provider_opens_it(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any variable that litellm knows for a provider is enough alone, and without one all of them are named."""
+def test_any_key_variable_of_a_provider_suffices(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable that litellm knows for a provider is enough; without one the error names all."""
     with pytest.raises(ConfigError) as caught:
         connect(ModelSpec(f"{provider}/m"))
     for variable in SERVERS[provider].keys:
@@ -109,9 +109,7 @@ def test_every_variable_of_a_provider_opens_it(provider: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("provider", [name for name, server in SERVERS.items() if server.addresses])
-def test_address_of_the_environment_comes_with_the_key_of_the_environment(
-    provider: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_address_gets_the_environment_key(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway that the environment names gets the key that the environment holds for it."""
     server = SERVERS[provider]
     with Provider() as standing_in:
@@ -121,8 +119,8 @@ def test_address_of_the_environment_comes_with_the_key_of_the_environment(
     assert standing_in.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
-def test_ollamas_variable_names_the_root_of_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ollama's address is written without /v1 everywhere else, so it may be here."""
+def test_ollama_address_may_omit_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ollama's own variable has the address without /v1."""
     with Provider() as provider:
         monkeypatch.setenv("OLLAMA_API_BASE", provider.base_url.removesuffix("/v1"))
         one_call(connect(ModelSpec("ollama/m")))
@@ -146,7 +144,7 @@ def sent(model: str, monkeypatch: pytest.MonkeyPatch, call: Call = HELD, **setti
 
 
 def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
-    """With the model's bare name and the key as a bearer token; a schema that it refuses is said in words."""
+    """With the bare model name and a bearer token; a schema that it refuses is put into the prompt."""
     refused = [
         {"error": {"code": 400, "message": "Request contains an invalid argument.", "status": "INVALID_ARGUMENT"}}
     ]
@@ -179,20 +177,20 @@ def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
         ("openai/m", {"structured_output": "words"}, None),
     ],
 )
-def test_model_is_held_to_a_schema_as_far_as_its_server_can(
+def test_schema_is_sent_in_the_form_that_the_server_supports(
     model: str, settings: dict[str, Any], kind: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a server does not take a schema, the model is told it in the fixed beginning of the call."""
+    """A server without structured output gets it in the fixed beginning of the prompt."""
     body = sent(model, monkeypatch, **settings)
     assert body.get("response_format", {}).get("type") == kind
-    told = SCHEMA.decode() in body["messages"][0]["content"]
-    assert told == (kind != "json_schema")
+    in_prompt = SCHEMA.decode() in body["messages"][0]["content"]
+    assert in_prompt == (kind != "json_schema")
     assert body["messages"][0]["content"].startswith("Be brief.")
     assert body["messages"][1:] == [{"role": "user", "content": "Repeat: x"}]
 
 
-def test_call_without_a_schema_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Free text stays free, and a schema is told also where there are no instructions."""
+def test_call_without_a_schema_has_no_format_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free text stays free; with a schema the instruction is added even without a system message."""
     free = sent("deepseek/m", monkeypatch, Call((Message("user", "Repeat: x"),)))
     held = sent("deepseek/m", monkeypatch, Call((Message("user", "Repeat: x"),), HELD.json_schema))
     assert free["messages"] == [{"role": "user", "content": "Repeat: x"}]
@@ -209,12 +207,12 @@ def test_call_without_a_schema_is_told_nothing(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_unknown_setting_is_refused_with_the_valid_ones(settings: dict[str, Any], message: str) -> None:
-    """A setting that the provider does not know is a mistake, not ignored."""
+    """An unknown setting is an error, not ignored."""
     with pytest.raises(ConfigError, match=message):
         connect(ModelSpec("openai/m", api_key=KEY, settings=settings))
 
 
-# -- everybody else ------------------------------------------------------------------------------------------------
+# -- other providers -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,15 +225,15 @@ def test_unknown_setting_is_refused_with_the_valid_ones(settings: dict[str, Any]
         ("claude-sonnet-4-5", "'anthropic/claude-sonnet-4-5'"),
     ],
 )
-def test_near_miss_is_answered_with_what_was_meant(model: str, meant: str) -> None:
-    """A misspelt provider, or a known model without one, is told what to write."""
+def test_misspelt_provider_gets_a_suggestion(model: str, meant: str) -> None:
+    """A misspelt provider, or a known model without one, is an error that says what to write."""
     with pytest.raises(ConfigError, match="Did you mean") as caught:
         connect(ModelSpec(model))
     assert meant in str(caught.value)
 
 
 def test_connecting_imports_nothing_heavy() -> None:
-    """Connecting by litellm, and learning which providers it has, costs none of the seconds that importing it does."""
+    """Connecting through litellm and listing its providers do not import it, which takes seconds."""
     code = """
 import sys
 from ondine_core import ModelSpec
@@ -262,26 +260,26 @@ print(*{name.partition(".")[0] for name in sys.modules})
     ],
 )
 def test_llama_cpp_refuses_settings_that_it_cannot_use(settings: dict[str, Any], message: str) -> None:
-    """What another provider knows of is not silently ignored by this one, and counts are whole numbers."""
+    """Settings of other providers are errors, and counts must be whole numbers."""
     with pytest.raises(ConfigError, match=message):
         connect(ModelSpec("llama_cpp/gemma-3-270m", settings=settings))
 
 
-def test_llama_cpp_takes_as_many_calls_as_it_computes_together(tmp_path: Path) -> None:
-    """Eight by default, fewer where each needs much memory, or what the user says; the engine is told."""
+def test_llama_cpp_reports_its_parallel_calls_as_max_concurrency(tmp_path: Path) -> None:
+    """Eight by default, fewer if each needs much memory, or the user's number."""
     pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
     small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
     small.write_bytes(b"GGUF")
     with large.open("wb") as file:
         file.write(b"GGUF")
-        file.truncate(3 << 30)  # takes no room on the disk
+        file.truncate(3 << 30)  # a sparse file
     assert connect(ModelSpec(f"llama_cpp/{small}")).max_concurrency == 8
     assert connect(ModelSpec(f"llama_cpp/{large}")).max_concurrency == 4
     assert connect(ModelSpec(f"llama_cpp/{large}", settings={"parallel": 3})).max_concurrency == 3
 
 
-def test_llama_cpp_without_the_file_says_which(tmp_path: Path) -> None:
-    """A llama.cpp model file that is not there is refused at once, with its path."""
+def test_missing_llama_cpp_file_is_named(tmp_path: Path) -> None:
+    """A missing model file is refused at once, with its path."""
     pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
     missing = tmp_path / "missing.gguf"
     with pytest.raises(ConfigError, match="there is no file") as caught:

@@ -29,7 +29,7 @@ from ondine_core.types.values import ModelSpec
         ("openai/gpt-4o-mini", 128_000),
         ("openai/gpt-4", 8_192),
         ("azure/gpt-4o-mini", 128_000),
-        ("gemini/gemini-gemma-2-9b-it", 8_192),  # an old entry, with one figure for everything
+        ("gemini/gemini-gemma-2-9b-it", 8_192),  # an old entry, with one figure for window and reply
         ("openai/no-such-model", None),
         ("hosted_vllm/gpt-4o-mini", None),
         ("llama_cpp/model.gguf", None),
@@ -37,7 +37,7 @@ from ondine_core.types.values import ModelSpec
     ],
 )
 def test_the_window_of_a_model(model: str, tokens: int | None) -> None:
-    """A listed model has its window; one that is not listed, or a namesake elsewhere, has none that is known."""
+    """A listed model has its window; an unlisted one, or a namesake elsewhere, has no known window."""
     assert get_context_limit(model) == tokens
 
 
@@ -52,7 +52,7 @@ def test_the_window_of_a_model(model: str, tokens: int | None) -> None:
     ],
 )
 def test_the_bound_on_a_reply(model: str, allowed: int | None, tokens: int | None) -> None:
-    """The model's bound and the user's both hold."""
+    """Both the model's bound and the user's hold."""
     assert get_output_limit(ModelSpec(model, max_output_tokens=allowed)) == tokens
 
 
@@ -60,8 +60,8 @@ def test_the_bound_on_a_reply(model: str, allowed: int | None, tokens: int | Non
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("word", 2), ("größe", 4), ("\ud800", 2)])
-def test_two_bytes_a_token(text: str, tokens: int) -> None:
-    """A text has half as many tokens as it has bytes in UTF-8, rounded up; a lone surrogate breaks nothing."""
+def test_estimate_is_one_token_for_two_bytes(text: str, tokens: int) -> None:
+    """A text has half as many tokens as bytes in UTF-8, rounded up, also with a lone surrogate."""
     assert estimate_tokens(text) == tokens
 
 
@@ -76,7 +76,7 @@ def answer_tokens(output: Any, **settings: Any) -> int:
 
 
 def test_a_choice_is_as_long_as_its_longest_option() -> None:
-    """An estimate from a closed schema covers every answer there is."""
+    """The estimate for a closed schema covers every possible answer."""
     output = {"mood": {"enum": ["good", "somewhat mixed"]}, "sure": bool, "stars": int, "day": {"enum": [None, "Mon"]}}
     longest = {"id": 100, "mood": "somewhat mixed", "sure": False, "stars": 12345, "day": "Mon"}
     assert answer_tokens(output, count=len) == len(json.dumps(longest, separators=(",", ":")))
@@ -95,12 +95,12 @@ def test_a_choice_is_as_long_as_its_longest_option() -> None:
         ({"a": str}, "free text"),
     ],
 )
-def test_what_holds_more_is_longer(shorter: Any, longer: Any) -> None:
-    """Answers are expected to grow with what the schema asks for; an option to leave it out changes nothing."""
+def test_larger_schemas_have_longer_answers(shorter: Any, longer: Any) -> None:
+    """The estimate grows with the fields; making a field optional changes nothing."""
     assert answer_tokens(shorter) < answer_tokens(longer)
 
 
-def test_an_optional_value_is_expected_to_be_there() -> None:
+def test_nullable_value_is_estimated_as_present() -> None:
     """What may be null is estimated as if it never were."""
     assert answer_tokens({"a": {"type": "string", "nullable": True}}) == answer_tokens({"a": str})
 
@@ -112,8 +112,8 @@ ROOMS = st.builds(Room, LIMITS, LIMITS, st.integers(0, 300), st.integers(1, 100)
 
 
 @given(ROOMS, st.integers(0, 100), st.integers(1, 300))
-def test_the_size_suggested_is_the_largest_that_fits(room: Room, row_tokens: int, most: int) -> None:
-    """As many rows as window and reply allow, at most as many as wanted, and at least the one that has to travel."""
+def test_suggested_size_is_the_largest_that_fits(room: Room, row_tokens: int, most: int) -> None:
+    """As many rows as fit window and reply, at most the requested number, and at least one."""
     size = suggest_batch_size(room, row_tokens, most)
     assert 1 <= size <= most
     assert size == 1 or room.fits(size, size * row_tokens)
@@ -122,15 +122,15 @@ def test_the_size_suggested_is_the_largest_that_fits(room: Room, row_tokens: int
 
 @given(ROOMS, st.integers(0, 100), st.integers(1, 300))
 def test_advice_is_given_when_a_size_does_not_fit(room: Room, row_tokens: int, size: int) -> None:
-    """There is advice if and only if fewer rows fit, and it names how many."""
+    """There is advice if and only if fewer rows fit, and it says how many."""
     fitting = suggest_batch_size(room, row_tokens, size)
     advice = validate_batch_size(size, room, row_tokens)
     assert (advice is None) == (fitting == size)
     assert advice is None or f"about {fitting} rows" in advice
 
 
-def test_the_figure_that_is_exceeded_is_named() -> None:
-    """Advice says what the size is too large for, and what to expect."""
+def test_advice_names_the_exceeded_limit() -> None:
+    """It says which limit the size exceeds and the size to expect."""
     assert validate_batch_size(200, Room(output_tokens=4_096, answer_tokens=80)) == (
         "batch_size=200 exceeds what one reply can hold (max_output_tokens=4096), at 80 tokens an answer; "
         "calls will carry about 51 rows."
@@ -141,8 +141,8 @@ def test_the_figure_that_is_exceeded_is_named() -> None:
     )
 
 
-def test_without_limits_everything_fits() -> None:
-    """Where nothing is known the provider decides."""
+def test_without_known_limits_every_size_fits() -> None:
+    """The provider decides then."""
     assert Room().fits(10**6, 10**9)
     assert suggest_batch_size(Room(), 10**6) == 100
     assert validate_batch_size(10**6, Room(), 10**6) is None
@@ -152,14 +152,14 @@ def test_without_limits_everything_fits() -> None:
 
 
 @given(ROOMS, st.integers(1, 50), st.integers(1, 10_000), st.booleans())
-def test_a_longer_answer_counts_at_once(room: Room, rows: int, output_tokens: int, cut: bool) -> None:
-    """After a reply at least as many tokens are expected as its answers had; after a cut one twice as many."""
+def test_longer_answer_raises_the_estimate_at_once(room: Room, rows: int, output_tokens: int, cut: bool) -> None:
+    """After a reply at least as many tokens are expected as its answers had; after a truncated one twice as many."""
     learnt = learn_answer_tokens(room, rows, output_tokens, cut=cut)
     assert learnt.answer_tokens * rows >= output_tokens * (1 + cut)
     assert room.answer_tokens - learnt.answer_tokens <= room.answer_tokens / 8
 
 
-def test_shorter_answers_count_by_and_by() -> None:
+def test_shorter_answers_lower_the_estimate_gradually() -> None:
     """One long answer is remembered for a while, not for ever."""
     room = Room(answer_tokens=400)
     for _ in range(100):
@@ -167,6 +167,6 @@ def test_shorter_answers_count_by_and_by() -> None:
     assert 25 <= room.answer_tokens <= 32
 
 
-def test_a_provider_that_counts_nothing_teaches_nothing() -> None:
-    """A reply without usage is no reply of length 0."""
+def test_reply_without_usage_does_not_change_the_estimate() -> None:
+    """It does not count as a reply of length 0."""
     assert learn_answer_tokens(Room(answer_tokens=40), 10, 0) == Room(answer_tokens=40)

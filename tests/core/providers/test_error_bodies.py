@@ -1,4 +1,4 @@
-"""What a user reads of an error response, whatever its shape, and what never."""
+"""What a user reads of an error response, in whatever form it comes, and what is withheld."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("code", [400, 401, 429, 500])
-def test_an_explanation_is_found_in_every_shape(shape: str, code: int) -> None:
-    """Nobody agrees on where an error says what is wrong; the user reads it all the same."""
+def test_explanation_is_found_in_every_error_format(shape: str, code: int) -> None:
+    """Providers put it in different fields; the user reads it in any case."""
     assert WORDS in str(failure(code, SHAPES[shape]))
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b"[]", b'""', b'{"error":null}', b"\xff\xfe", b"<html></html>"])
-def test_a_response_that_says_nothing_is_named_by_its_status(body: bytes) -> None:
-    """An empty body gives an error that is a sentence."""
+def test_empty_error_body_is_described_by_its_status(body: bytes) -> None:
+    """The error is still a sentence."""
     assert str(failure(400, body)).strip("� ").startswith("The provider replied 400")
 
 
@@ -93,15 +93,15 @@ JSON = st.recursive(
 
 
 @given(JSON.map(lambda value: orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)) | st.binary(max_size=300))
-def test_any_body_is_survived(body: bytes) -> None:
-    """Whatever a gateway sends, the failure is one of ours, short, and names the status."""
+def test_any_error_body_gives_a_short_error(body: bytes) -> None:
+    """For any body the failure is one of our errors, short, and names the status."""
     for code in (200, 400, 403, 429, 502):
         error = failure(code, body)
         assert isinstance(error, ProviderError)
         assert len(str(error)) < 700
 
 
-def test_a_huge_body_costs_little() -> None:
+def test_huge_error_body_is_read_in_part() -> None:
     """Of megabytes only the beginning is read, and of many errors only the first."""
     error = failure(400, {"errors": [{"message": f"error {number}"} for number in range(100_000)]})
     assert len(str(error)) < 700
@@ -118,8 +118,8 @@ def test_a_huge_body_costs_little() -> None:
         ({"error": {"message": "Input was flagged", "code": "content_filter"}}, None),
     ],
 )
-def test_an_error_under_status_200_is_that_error(body: Any, kind: str | None) -> None:
-    """Gateways send errors with status 200; their code or their words decide, also when the code is a text."""
+def test_error_with_status_200_is_classified_by_its_body(body: Any, kind: str | None) -> None:
+    """Its code, even as text, or its message decides."""
     error = failure(200, body)
     assert getattr(error, "kind", None) == kind
     assert not getattr(error, "cost_unknown", False)
@@ -159,17 +159,17 @@ WAITS: list[tuple[Any, dict[str, str], float | None]] = [
 
 
 @pytest.mark.parametrize(("body", "headers", "expected"), WAITS, ids=lambda value: str(value)[:60])
-def test_a_wait_that_a_body_names_is_heeded_like_a_header(
+def test_wait_named_in_a_body_is_read_like_retry_after(
     body: Any, headers: dict[str, str], expected: float | None
 ) -> None:
-    """In fields, in sentences, as durations or dates; a header wins, and what nobody means is no wait."""
+    """From fields or sentences, as a duration or a date; a header has precedence, implausible values are ignored."""
     error = failure(429, body, headers)
     assert isinstance(error, TransientError)
     assert error.retry_after_s == (None if expected is None else pytest.approx(expected))
 
 
-def test_the_run_waits_as_long_as_a_body_asks() -> None:
-    """The next attempt at a call comes after the wait that only the body of its refusal names."""
+def test_run_waits_as_long_as_a_body_asks() -> None:
+    """The retry comes after the wait that only the body names."""
     body = {"error": {"message": "Rate limit reached. Please try again in 250ms.", "code": "rate_limit_exceeded"}}
     seen: list[float] = []
 
@@ -190,7 +190,7 @@ ROW = "My name is Ann Li and the kettle of Café Zürich burnt my hand"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         f"Invalid content: {ROW}",
         "Invalid content: 'Ann Li'",
@@ -200,17 +200,17 @@ ROW = "My name is Ann Li and the kettle of Café Zürich burnt my hand"
         "Near `Café Zürich`: no",
     ],
 )
-def test_of_a_row_nothing_is_quoted_but_the_rest_is(said: str) -> None:
-    """What a message repeats of a row is blotted out, and only that."""
+def test_row_text_is_masked_in_messages(message: str) -> None:
+    """What a message repeats of a row is masked, and only that."""
     call = Call((Message("user", TEMPLATE.replace("{text}", ROW)),), fixed=TEMPLATE)
-    shown = str(failure(400, {"error": {"message": said}}, call=call))
+    shown = str(failure(400, {"error": {"message": message}}, call=call))
     for part in ("Ann", "kettle", "burnt", "Zürich", "ANN"):
         assert part not in shown
     assert "…" in shown
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Invalid schema: In context=('properties', 'tags'), 'uniqueItems' is not permitted",
         "The word 'JSON' must be in the product review",
@@ -218,14 +218,14 @@ def test_of_a_row_nothing_is_quoted_but_the_rest_is(said: str) -> None:
         "The topic of this product review is missing",
     ],
 )
-def test_words_of_the_template_are_no_reason_to_withhold_a_message(said: str) -> None:
-    """An explanation is about the set-up, so it shares words with it."""
+def test_template_words_are_not_masked(message: str) -> None:
+    """An explanation of the set-up may share words with the template."""
     call = Call((Message("user", TEMPLATE.replace("{text}", "great kettle, maximum context")),), fixed=TEMPLATE)
-    assert said in str(failure(400, {"error": {"message": said}}, call=call))
+    assert message in str(failure(400, {"error": {"message": message}}, call=call))
 
 
 def test_fields_that_echo_the_request_are_not_read() -> None:
-    """A row that talks of money is not taken for an empty account, wherever it is echoed."""
+    """A row about money is not taken for an exhausted account, wherever the response echoes it."""
     row = "insufficient_quota: my credit balance is too low"
     body = {"error": {"message": "Input was flagged", "metadata": {"flagged_input": row}, "input": row}}
     assert "insufficient" not in str(failure(403, body))
@@ -236,8 +236,8 @@ RARE = st.text("qxzjv 0123456789üß", min_size=8, max_size=40).map(str.strip).f
 
 
 @given(st.sampled_from(["", "Invalid input: ", "The field '"]), RARE, st.sampled_from(["", "' is not known", " at 7"]))
-def test_a_row_is_blotted_out_wherever_it_stands(before: str, row: str, after: str) -> None:
-    """Whatever the row and whatever is around it, its words do not reach the user."""
+def test_row_text_is_masked_anywhere_in_a_body(before: str, row: str, after: str) -> None:
+    """For any row and any surrounding text."""
     call = Call((Message("user", f"{TEMPLATE} {row}"),), fixed=TEMPLATE)
     masked = mask(f"{before}{row}{after}", call, [])
     assert " ".join(row.split()) not in masked
@@ -245,12 +245,12 @@ def test_a_row_is_blotted_out_wherever_it_stands(before: str, row: str, after: s
 
 
 def test_a_run_shows_words_of_its_template_and_none_of_its_rows() -> None:
-    """From the table to the report: alone and in batches."""
-    said = "The product review 'great kettle 7' has tags that the topic lacks"
+    """In the report of a whole run, for single rows and batches."""
+    message = "The product review 'great kettle 7' has tags that the topic lacks"
     table = {"text": [f"great kettle {number}" for number in range(12)]}
     prompt = "Say the topic and tags of this product review: {text}"
     for size in (1, 4):
-        with Provider(fault=matching("kettle 7", status(400, {"error": {"message": said}}))) as provider:
+        with Provider(fault=matching("kettle 7", status(400, {"error": {"message": message}}))) as provider:
             errors = ask(provider, table, options(batch_size=size, max_concurrency=1), prompt=prompt).errors()
         (shown,) = [error for error in errors if error and "product review" in error]
         assert "The product review '…' has tags that the topic lacks" in shown

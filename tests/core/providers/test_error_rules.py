@@ -1,7 +1,6 @@
-"""Whose fault a refusal is: `refusals.jsonl` has one response a line, with who sends it and what it means.
+"""Classification of refusals: `refusals.jsonl` has one response a line, with its sender and its meaning.
 
-The bodies are those that the providers document on their pages about errors, or that their users report in public
-issue threads, shortened.
+The bodies are those that the providers document, or that their users report in public issue threads, shortened.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def meaning(error: ProviderError) -> str:
 
 
 @pytest.fixture(scope="module")
-def answers() -> Iterator[dict[int, ProviderError]]:
-    """What each case comes to, asked of one server by its number."""
+def outcomes() -> Iterator[dict[int, ProviderError]]:
+    """The outcome of each case, asked of one server by its number."""
 
     def fault(asked: Asked) -> Effect:
         case = CASES[int(asked.prompt)]
@@ -60,9 +59,9 @@ def answers() -> Iterator[dict[int, ProviderError]]:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{case['sent_by']}-{case['status']}" for case in CASES])
-def test_a_refusal_is_blamed_on_what_is_at_fault(number: int, answers: dict[int, ProviderError]) -> None:
-    """By its status, its codes and its words; the user reads what was said, and what to do where something helps."""
-    case, error = CASES[number], answers[number]
+def test_refusal_is_classified_by_what_is_at_fault(number: int, outcomes: dict[int, ProviderError]) -> None:
+    """By status, codes and message; the user reads the message, and what to do if something helps."""
+    case, error = CASES[number], outcomes[number]
     assert meaning(error) == case["means"], str(error)
     assert case.get("shows", "") in str(error)
     assert str(case["status"]) in str(error)

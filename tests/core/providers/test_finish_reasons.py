@@ -27,7 +27,7 @@ REASONS: list[tuple[str, FinishKind]] = [
     ("pause_turn", "cut"),  # Anthropic
     ("ERROR_LIMIT", "cut"),  # Cohere
     ("time_limit", "cut"),  # Watsonx
-    ("something nobody has heard of", "cut"),
+    ("an_unknown_reason", "cut"),
     ("", "cut"),
     ("tool_calls", "tool"),  # OpenAI
     ("function_call", "tool"),  # OpenAI, before tools
@@ -62,14 +62,14 @@ def failed(report: Report) -> list[str]:
 
 
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
-def test_every_known_reason_has_its_ending(reason: str, ending: FinishKind) -> None:
-    """Only reasons that say so make a reply whole; one that nobody knows makes it cut."""
+def test_finish_reasons_are_classified(reason: str, ending: FinishKind) -> None:
+    """Only known reasons of a complete reply count as whole; an unknown one counts as truncated."""
     assert ending_of(reason) == ending
 
 
 @pytest.mark.parametrize(("reason", "ending"), REASONS)
-def test_half_a_sentence_is_kept_only_if_the_server_calls_it_whole(reason: str, ending: FinishKind) -> None:
-    """What a row gets follows from why its reply ended: the text, or a failure of the kind that it is."""
+def test_row_outcome_follows_the_finish_reason(reason: str, ending: FinishKind) -> None:
+    """The text if the reply is whole, else a failure of the kind that the reason means."""
     with Provider(lambda _: HALF, fault=lambda _: Altered(choice={"finish_reason": reason})) as provider:
         report = enriched(provider, ["a"])
     expected = {"cut": "truncated", "tool": "invalid", "broken": "unreachable", "refused": "refused"}
@@ -92,22 +92,22 @@ def test_half_a_sentence_is_kept_only_if_the_server_calls_it_whole(reason: str, 
         ({"finish_reason": "tool_calls"}, False),
     ],
 )
-def test_the_most_exact_word_decides(choice: dict[str, Any], kept: bool) -> None:
-    """A reason that a router translated to "stop" is read as its upstream gave it; null is no reason to keep."""
+def test_upstream_finish_reason_takes_precedence(choice: dict[str, Any], kept: bool) -> None:
+    """A reason that a router mapped to "stop" is read as its upstream sent it; null means incomplete."""
     with Provider(lambda _: HALF, fault=lambda _: Altered(choice=choice)) as provider:
         report = enriched(provider, ["a"])
     assert (report.column("summary") == [HALF]) is kept
 
 
-def test_server_that_reports_no_reasons_at_all_is_believed() -> None:
-    """A field that is left out says nothing of this reply."""
+def test_missing_finish_reason_field_means_whole() -> None:
+    """A server without the field says nothing about the reply."""
     body = {"choices": [{"message": {"content": "hello"}}]}
     with Provider(fault=status(200, body)) as provider:
         assert enriched(provider, ["a"]).column("summary") == ["hello"]
 
 
-def test_call_of_a_tool_without_text_is_no_answer_and_asked_once() -> None:
-    """A finish for a tool that was not offered, with content null, fails the row; asking the same again is not paid."""
+def test_unoffered_tool_call_fails_the_row_once() -> None:
+    """Content null with a tool that was not offered fails the row, without a repeated call."""
     altered = Altered(choice={"finish_reason": "tool_calls"}, message={"content": None})
     with Provider(fault=lambda _: altered) as provider:
         report = enriched(provider, ["a"])
@@ -116,8 +116,8 @@ def test_call_of_a_tool_without_text_is_no_answer_and_asked_once() -> None:
 
 @pytest.mark.parametrize("strategy", ["json", "jsonl", "csv", "xml"])
 @pytest.mark.parametrize("reason", ["length", "max_tokens", "model_length", "made_up"])
-def test_half_a_batch_is_asked_again_smaller(strategy: str, reason: str) -> None:
-    """A batch that was cut keeps nothing of its text, not even of records that look whole; its rows are asked alone."""
+def test_truncated_batch_is_asked_again_in_smaller_calls(strategy: str, reason: str) -> None:
+    """Nothing of its text is used, not even records that look complete."""
     halves = {
         "json": '{"answers":[{"id":1,"answer":"half a sen',
         "jsonl": '{"id":1,"answer":"half"}\n{"id":2,"ans',

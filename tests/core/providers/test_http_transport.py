@@ -53,7 +53,7 @@ def failure(fault: Fault, **settings: Any) -> ProviderError:
 
 @pytest.mark.parametrize("fault", [refusal, filtered])
 def test_declined_answer_is_refused(fault: Fault) -> None:
-    """A model that declines, or a content filter, refuses this request and no other."""
+    """A reply declined by the model or a content filter refuses this request only."""
     assert isinstance(failure(fault), RefusedError)
 
 
@@ -80,7 +80,7 @@ def test_declined_answer_is_refused(fault: Fault) -> None:
 )
 @pytest.mark.parametrize("body", [None, b"", b"<html>", b"[]", b'{"error":null}', b'{"error":"plain"}'])
 def test_status_decides_the_kind_of_failure(code: int, kind: type[ProviderError], body: bytes | None) -> None:
-    """Every status is fatal, refused or transient, whatever its body; a call that was turned away cost nothing."""
+    """Every status is fatal, refused or transient, whatever its body; a refused call costs nothing."""
     raised = failure(status(code, body))
     assert type(raised) is kind
     assert str(code) in str(raised)
@@ -102,8 +102,8 @@ def test_status_decides_the_kind_of_failure(code: int, kind: type[ProviderError]
         (520, "broken"),
     ],
 )
-def test_status_says_what_ails_the_provider(code: int, kind: str) -> None:
-    """Turned away for the rate, for want of capacity, or for another reason: each is answered in another way."""
+def test_status_gives_the_cause(code: int, kind: str) -> None:
+    """A rate limit, lack of capacity and other causes are distinguished, since they are handled differently."""
     raised = failure(status(code))
     assert isinstance(raised, TransientError)
     assert raised.kind == kind
@@ -122,15 +122,15 @@ def test_status_says_what_ails_the_provider(code: int, kind: str) -> None:
     ],
     ids=["no reply", "half a reply", "cut", "cut in half", "garbage", "429 in 200", "503 in 200"],
 )
-def test_what_is_lost_says_what_ails_the_provider(fault: Fault, kind: str) -> None:
-    """Silence is taken for overload, a broken connection or reply for a breakdown."""
+def test_lost_call_gives_the_cause(fault: Fault, kind: str) -> None:
+    """Silence counts as overload, a broken connection or reply as a failure."""
     raised = failure(fault, timeout_s=0.3)
     assert isinstance(raised, TransientError)
     assert raised.kind == kind
 
 
 def test_redirection_is_not_followed() -> None:
-    """Key and prompt are not carried to where a server points; the user is told to check the address."""
+    """Key and prompt are not sent to the target; the error says to check the address."""
     with Provider() as elsewhere:
         raised = failure(status(307, headers={"Location": f"{elsewhere.base_url}/chat/completions"}))
     assert isinstance(raised, FatalError)
@@ -140,7 +140,7 @@ def test_redirection_is_not_followed() -> None:
 
 @pytest.mark.parametrize("field", ["code", "type"])
 def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
-    """A 429 that means an empty account is fatal: waiting does not fill it."""
+    """A 429 for an exhausted account is fatal, since waiting does not help."""
     raised = failure(status(429, {"error": {"message": "You exceeded your quota", field: "insufficient_quota"}}))
     assert isinstance(raised, FatalError)
     assert "credit" in str(raised)
@@ -156,13 +156,13 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
         ({"Retry-After": formatdate(NOON + 42, usegmt=True)}, 42.0),
         ({"Retry-After": formatdate(NOON - 42, usegmt=True)}, 0.0),
         ({"Retry-After": "soon"}, None),
-        # A proxy of LiteLLM's passes on so what the provider behind it asks for.
+        # LiteLLM's proxy forwards the provider's headers under this prefix.
         ({"llm_provider-retry-after": "7"}, 7.0),
         ({"llm_provider-retry-after-ms": "250", "llm_provider-retry-after": "9"}, 0.25),
         ({"llm_provider-retry-after": formatdate(NOON + 42, usegmt=True)}, 42.0),
         ({"llm_provider-retry-after": "9", "Retry-After": "7"}, 7.0),
         ({"llm_provider-retry-after": "9", "Retry-After": "soon"}, 9.0),
-        # Without one, what the limits say about themselves.
+        # Without Retry-After, the reset of the limits.
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m3s"}, 63.0),
         ({"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "1m3s"}, None),
         ({"Retry-After": "1 Jan 2024 0:9999999999"}, None),
@@ -170,7 +170,7 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
     ],
 )
 def test_retry_after_is_understood_in_every_form(headers: dict[str, str], expected: float | None) -> None:
-    """The pause a provider asks for is read as seconds, milliseconds or a date; nonsense is no pause."""
+    """It is read as seconds, milliseconds or a date; an invalid value is no pause."""
     with Provider(fault=status(429, headers=headers)) as provider:
         endpoint = Endpoint(f"{provider.base_url}/chat/completions", 5)
         model = HttpModel(endpoint, lambda _: b'{"messages":[{"role":"user","content":""}]}', chat_reply, wall=now)
@@ -183,8 +183,8 @@ def now() -> float:
     return NOON
 
 
-def test_refused_connection_cost_nothing() -> None:
-    """When nobody listens, the call may be made again and surely was not billed."""
+def test_refused_connection_costs_nothing() -> None:
+    """The call may be retried and was certainly not billed."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(TransientError, match=rf"127\.0\.0\.1:{port}") as caught:
@@ -198,7 +198,7 @@ def test_refused_connection_cost_nothing() -> None:
     [cut, cut_body, slow(30), slow_body(30), garbage, status(200, {"error": {"message": "odd"}}), status(200, [])],
 )
 def test_call_without_a_seen_reply_has_an_unknown_cost(fault: Fault) -> None:
-    """A call that left and whose reply was not seen whole may be made again, and may have been billed."""
+    """A call that was sent without a complete reply may be retried, and may have been billed."""
     raised = failure(fault, timeout_s=0.3)
     assert isinstance(raised, TransientError)
     assert raised.cost_unknown
@@ -206,7 +206,7 @@ def test_call_without_a_seen_reply_has_an_unknown_cost(fault: Fault) -> None:
 
 @pytest.mark.parametrize(("code", "kind"), [(429, TransientError), (400, RefusedError), (401, FatalError)])
 def test_error_object_under_status_200_is_that_error(code: int, kind: type[ProviderError]) -> None:
-    """A gateway's error with status 200 counts as the error it names."""
+    """An error object with status 200 counts as the error it names."""
     assert type(failure(status(200, {"error": {"message": "no", "code": code}}))) is kind
 
 
@@ -223,8 +223,8 @@ OK = {"choices": [{"message": {"content": "hello"}}]}
     ],
     ids=["content in parts", "tokens as text", "id as object", "code as object"],
 )
-def test_reply_of_another_shape_is_understood_or_a_provider_error(fault: Fault) -> None:
-    """Whatever JSON a server sends, the result is a well-formed reply or an error the engine knows."""
+def test_any_json_reply_is_a_reply_or_a_provider_error(fault: Fault) -> None:
+    """For any JSON the result is a well-formed reply or a provider error."""
     with Provider(fault=fault) as provider:
         try:
             reply = one_call_to(provider.base_url)
@@ -236,13 +236,13 @@ def test_reply_of_another_shape_is_understood_or_a_provider_error(fault: Fault) 
 
 
 def test_key_with_a_line_end_works() -> None:
-    """A key that was read from a file with its line end is accepted without it."""
+    """A key read from a file is used without its line end."""
     with Provider() as provider:
         one_call_to(provider.base_url, api_key=f"{KEY}\n")
     assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
-def test_netrc_does_not_disturb_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_does_not_replace_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry in the user's .netrc neither breaks the call nor replaces the key."""
     (tmp_path / "netrc").write_text("default login me password mine\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -251,54 +251,54 @@ def test_netrc_does_not_disturb_the_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
-# -- discretion ----------------------------------------------------------------------------------------------------
+# -- secrets -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [400, 401, 429, 500])
-def test_message_that_quotes_the_prompt_is_withheld(code: int) -> None:
-    """A provider's message that repeats part of a prompt appears in no error."""
+def test_message_that_quotes_the_prompt_is_masked(code: int) -> None:
+    """Part of a prompt that a provider repeats appears in no error."""
     raised = failure(error(code, "Invalid content: 'customer's confidential words' was flagged", "bad_input"))
     assert "confidential" not in str(raised)
     assert "bad_input" in str(raised)
 
 
 def test_message_that_quotes_nothing_is_passed_on() -> None:
-    """A provider's message that repeats nothing of the prompt is told to the user."""
+    """A message that repeats nothing of the prompt is shown to the user."""
     assert "The field top_q is not known" in str(failure(error(400, "The field top_q is not known.")))
 
 
 @pytest.mark.parametrize("key", ["tok_of/any+form", "sk-proj-*****************abcd", "key-abcdef123"])
 def test_keys_in_messages_are_masked(key: str) -> None:
-    """A provider that quotes a key, ours or half masked, does not get it into the error."""
-    said = error(401, f"Incorrect API key provided: {key}. Find yours online", "invalid_api_key")
-    raised = failure(said, api_key="tok_of/any+form")
+    """A key that the provider quotes, even half masked, is masked in the error."""
+    response = error(401, f"Incorrect API key provided: {key}. Find yours online", "invalid_api_key")
+    raised = failure(response, api_key="tok_of/any+form")
     assert key not in str(raised)
     assert "Incorrect API key provided" in str(raised)
 
 
 @pytest.mark.parametrize("fault", [error(401, f"Bad key {KEY}"), error(500), cut, garbage, slow(30)])
 def test_the_key_is_in_no_repr_and_no_traceback(fault: Fault) -> None:
-    """Neither a specification, nor a model, nor an error with its causes shows the key."""
+    """Neither a specification, a model, nor an error with its causes shows the key."""
     spec = ModelSpec("openai_compatible/m", api_key=KEY, base_url="http://127.0.0.1:9/v1")
     raised = failure(fault, timeout_s=0.2)
     shown = [repr(spec), repr(connect(spec)), repr(raised), *traceback.format_exception(raised)]
     assert not any(KEY in text for text in shown)
 
 
-def test_no_part_of_the_key_is_left_where_a_message_is_cut() -> None:
-    """A long message is masked before it is shortened, so that no beginning of the key stays."""
+def test_key_is_masked_before_a_message_is_shortened() -> None:
+    """No beginning of the key remains at the cut."""
     assert "sk-12" not in str(failure(error(401, "bad " * 73 + KEY)))
 
 
 def test_short_value_of_a_row_is_not_quoted() -> None:
-    """A provider's message that repeats a short value of the row is withheld, too."""
+    """A short value of the row that a provider repeats is masked, too."""
     with Provider(fault=error(400, "Unsupported name 'Ann Li'")) as provider, pytest.raises(RefusedError) as caught:
         one_call_to(provider.base_url, "Who is this?\nAnn Li")
     assert "Ann Li" not in str(caught.value)
 
 
 def test_password_in_the_address_is_in_no_repr() -> None:
-    """Credentials written into base_url are shown neither by the specification nor by the error that refuses them."""
+    """Credentials in base_url are shown neither by the specification nor by the error that refuses them."""
     spec = ModelSpec("openai_compatible/m", base_url="http://me:hunter2@127.0.0.1:9/v1")
     with pytest.raises(ConfigError, match="use api_key") as refused:
         connect(spec)
@@ -306,14 +306,14 @@ def test_password_in_the_address_is_in_no_repr() -> None:
 
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "ftp://x/v1", "http://x:port/v1"])
-def test_what_is_no_address_is_refused_at_once(address: str) -> None:
-    """A forgotten scheme is a mistake to mend, not an outage to wait for."""
+def test_base_url_without_scheme_is_refused(address: str) -> None:
+    """It is a configuration error, not an outage to wait for."""
     with pytest.raises(ConfigError, match="is no address"):
         connect(ModelSpec("openai_compatible/m", base_url=address))
 
 
-def test_a_call_that_times_out_is_not_sent_for_ever() -> None:
-    """What may have been billed unseen is tried as often as the policy says, and the reason says what to raise."""
+def test_timed_out_calls_have_a_bound_of_attempts() -> None:
+    """Attempts that may have been billed unseen are bounded by the policy; the reason says what to raise."""
     with Provider(fault=slow(5)) as provider:
         spec = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.1)
         policy = Policy(retry=RetryPolicy(first_wait_s=0.001, max_lost=3))

@@ -1,4 +1,4 @@
-"""Lines of results, whatever pieces they arrive in, and what of a provider's words is kept."""
+"""Result lines in chunks of any size, and what is kept of a provider's messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BYTES = 6
 
 
 class Pieces:
-    """A body that arrives in these pieces."""
+    """A body that arrives in these chunks."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
@@ -37,8 +37,8 @@ def lines_of(pieces: list[bytes]) -> list[ResultLine]:
 
 
 @given(st.lists(st.text("ab \n", max_size=9).map(str.encode), max_size=9))
-def test_lines_are_the_same_whatever_pieces_they_arrive_in(pieces: list[bytes]) -> None:
-    """None is lost, cut or joined to another; of one that is too long the beginning is kept, and that is said."""
+def test_lines_are_the_same_for_any_chunks(pieces: list[bytes]) -> None:
+    """None is lost, cut or joined; of a line that is too long the beginning is kept and marked."""
     lines = [line for line in b"".join(pieces).split(b"\n") if line[:MAX_BYTES].strip()]
     found = [line for line in lines_of(pieces) if line.content.strip()]
     assert [line.content for line in found] == [line[:MAX_BYTES] for line in lines]
@@ -55,13 +55,13 @@ def test_lines_are_the_same_whatever_pieces_they_arrive_in(pieces: list[bytes]) 
         ("The model `m` is not supported by the Batch API.", False),
     ],
 )
-def test_too_much_under_way_is_told_from_other_problems(message: str, is_quota: bool) -> None:
-    """No credit is another matter, which no waiting mends."""
+def test_job_quota_is_distinguished_from_other_problems(message: str, is_quota: bool) -> None:
+    """Exhausted credit, for one, does not end by waiting."""
     assert problem_of(message).is_quota is is_quota
 
 
-def test_a_problem_holds_neither_keys_nor_long_quotations() -> None:
-    """What is quoted at length may be a row."""
+def test_problem_text_holds_neither_keys_nor_long_quotations() -> None:
+    """A long quotation may be a row."""
     row = "the customer wrote that the parcel never came to her house"
     problem = problem_of(f"Invalid JSON: '{row}' with key sk-abcdefghij", "invalid_json", 7)
     assert row not in problem.message
@@ -69,14 +69,14 @@ def test_a_problem_holds_neither_keys_nor_long_quotations() -> None:
     assert problem.line == 7
 
 
-def test_an_account_is_told_by_key_and_address() -> None:
-    """The same in every process, and without the key."""
+def test_account_id_follows_from_key_and_address() -> None:
+    """It is the same in every process and does not contain the key."""
     found = {fingerprint(key, address) for key in ("k1", "k2") for address in ("http://a", "http://b")}
     assert len(found) == 4
     assert fingerprint("k1", "http://a") in found
 
 
-def test_times_of_providers() -> None:
-    """In seconds or by ISO 8601; what is neither is taken to be recent."""
+def test_provider_timestamps_are_read() -> None:
+    """As seconds or ISO 8601; any other value counts as recent."""
     assert epoch_s(1_700_000_000) == epoch_s("2023-11-14T22:13:20Z") == epoch_s("2023-11-14T22:13:20.000000000Z")
     assert epoch_s(None) == epoch_s("yesterday") == inf

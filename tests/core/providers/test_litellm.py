@@ -39,12 +39,12 @@ KEY = "sk-ant-1234567890"
 
 
 def by_litellm(spec: ModelSpec) -> ChatModel:
-    """The model by way of litellm, also where there is a client of our own."""
+    """The model through litellm, also where there is a client of our own."""
     return connect_litellm(spec, spec.model.partition("/")[2])
 
 
 def ask_claude(fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **spec: Any) -> tuple[Reply, Any]:
-    """A reply, and the body of the request it was given for."""
+    """A reply, and the body of the request that led to it."""
     import_litellm()
     with AnthropicProvider(fault=fault) as provider:
         given = {"api_key": KEY, "base_url": provider.address, **spec}
@@ -52,8 +52,8 @@ def ask_claude(fault: Fault | None = None, call: Call = CALL, model: str = CLAUD
     return reply, provider.books.requests[0]
 
 
-def said(usage: Mapping[str, int]) -> dict[str, Any]:
-    """What Anthropic writes for a message of one word."""
+def message_body(usage: Mapping[str, int]) -> dict[str, Any]:
+    """Anthropic's message of one word."""
     return {
         "id": "msg-1",
         "type": "message",
@@ -65,18 +65,18 @@ def said(usage: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-# -- what is known before litellm is imported ----------------------------------------------------------------------
+# -- checks before litellm is imported -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("release", ["1.82.7", "1.82.8", "1.107.0"])
 def test_compromised_release_is_refused(release: str) -> None:
-    """A release that was published with malicious code is never imported, and the user is told what to do."""
+    """A release published with malicious code is never imported; the error says what to do."""
     with pytest.raises(ConfigError, match=rf"litellm '{release}' is a compromised release: pip install"):
         check_release(release)
 
 
-def test_sound_release_is_accepted() -> None:
-    """Every other release is nobody's concern."""
+def test_other_releases_are_accepted() -> None:
+    """Every release that is not known to be compromised is accepted."""
     check_release("1.106.2")
 
 
@@ -89,7 +89,7 @@ def test_sound_release_is_accepted() -> None:
     ],
 )
 def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has no key is told at once which variable holds it, before seconds of importing."""
+    """A missing key is an error that names its variable, before the seconds of importing litellm."""
     with pytest.raises(ConfigError, match=variable):
         connect(ModelSpec(model))
     monkeypatch.setenv(variable, KEY)
@@ -107,13 +107,13 @@ def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: 
     ],
 )
 def test_wrong_definition_is_refused(spec: dict[str, Any], message: str) -> None:
-    """What cannot work, or would undo what Ondine guarantees, is refused before any call."""
+    """A definition that cannot work, or would undo a guarantee, is refused before any call."""
     with pytest.raises(ConfigError, match=message):
         by_litellm(ModelSpec(CLAUDE, api_key=KEY, **spec))
 
 
 def test_settings_are_those_of_the_provider() -> None:
-    """Credentials that are no key are settings of the providers that have them."""
+    """Credentials that are not a key are settings of the providers that use them."""
     connect(ModelSpec("bedrock/claude", settings={"aws_region_name": "us-east-1", "aws_profile_name": "p"}))
     connect(ModelSpec("vertex_ai/gemini", settings={"vertex_project": "p", "vertex_location": "l"}))
     with pytest.raises(ConfigError, match=r"valid are .*aws_region_name"):
@@ -123,8 +123,8 @@ def test_settings_are_those_of_the_provider() -> None:
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
-def test_system_schema_and_parameters_arrive_as_the_dialect_has_them() -> None:
-    """Instructions, schema, bound and the dialect's own parameters arrive where Anthropic looks for them."""
+def test_request_has_the_form_of_the_dialect() -> None:
+    """Instructions, schema, output bound and the dialect's own parameters are where Anthropic expects them."""
     _, asked = ask_claude(temperature=0.5, max_output_tokens=70, params={"top_k": 5, "stop": ["END"]})
     body = asked.body
     assert asked.headers["x-api-key"] == KEY
@@ -135,22 +135,22 @@ def test_system_schema_and_parameters_arrive_as_the_dialect_has_them() -> None:
     assert "stream" not in body
 
 
-def test_model_without_structured_output_is_held_to_a_tool() -> None:
-    """Where litellm makes a tool of the schema, the answer is what the tool was called with."""
+def test_model_without_structured_output_is_asked_by_a_tool() -> None:
+    """Where litellm makes a tool of the schema, the answer is the tool's input."""
     reply, asked = ask_claude(model=OLD_CLAUDE)
     assert asked.body["tools"][0]["input_schema"]["required"] == ["answer"]
     assert orjson.loads(reply.text) == {"answer": WORDS}
 
 
-def test_words_replace_the_schema_where_the_user_says_so() -> None:
-    """The model can be told the schema instead of being held to it."""
+def test_setting_puts_the_schema_into_the_prompt() -> None:
+    """Instead of structured output the schema can be sent as text."""
     _, asked = ask_claude(settings={"structured_output": "words"})
     assert "output_format" not in asked.body
     assert '"required":["answer"]' in asked.body["system"][0]["text"]
 
 
-def test_parameter_that_the_model_does_not_take_is_an_error_or_left_out_on_demand() -> None:
-    """Nothing that was configured is left out silently; the error says which, and leaving out can be asked for."""
+def test_unsupported_parameter_is_an_error_unless_drop_params() -> None:
+    """Nothing configured is dropped silently: the error names it, and dropping is an option."""
     with pytest.raises(FatalError, match=r"logit_bias.* settings drop_params=true"):
         ask_claude(params={"logit_bias": {"50": 1}})
     _, asked = ask_claude(params={"logit_bias": {"50": 1}}, settings={"drop_params": True})
@@ -158,7 +158,7 @@ def test_parameter_that_the_model_does_not_take_is_an_error_or_left_out_on_deman
 
 
 def test_key_of_the_environment_stays_away_from_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider's own key from the environment is never sent to a base_url that the user configured."""
+    """The provider's key from the environment is never sent to a configured base_url."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", KEY)
     _, asked = ask_claude(api_key=None)
@@ -166,7 +166,7 @@ def test_key_of_the_environment_stays_away_from_other_addresses(monkeypatch: pyt
 
 
 def test_key_of_the_environment_goes_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a key of its own a call takes the provider's, to the address that the same environment names."""
+    """A call without a configured key uses the environment's, at the address that the same environment names."""
     import_litellm()
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     with AnthropicProvider() as provider:
@@ -176,7 +176,7 @@ def test_key_of_the_environment_goes_to_the_provider(monkeypatch: pytest.MonkeyP
 
 
 def test_key_of_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that only litellm has seen is masked in what a provider says, whatever its form."""
+    """A key that only litellm reads is masked in provider messages, in any form."""
     import_litellm()
     monkeypatch.setenv("ANTHROPIC_API_KEY", "form/less.key")
     with AnthropicProvider(fault=status(401, {"error": {"message": "bad form/less.key"}})) as provider:
@@ -189,35 +189,35 @@ def test_key_of_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> No
 # -- replies -------------------------------------------------------------------------------------------------------
 
 
-def test_what_went_into_the_cache_is_told_apart() -> None:
-    """Input that Anthropic read from its cache, or wrote into it, has prices of its own and is counted apart."""
+def test_cache_tokens_are_counted_separately() -> None:
+    """Input that Anthropic read from or wrote to its cache has its own prices."""
     usage = {
         "input_tokens": 10,
         "cache_read_input_tokens": 5,
         "cache_creation_input_tokens": 7,
         "output_tokens": 3,
     }
-    reply, _ = ask_claude(status(200, said(usage)))
+    reply, _ = ask_claude(status(200, message_body(usage)))
     assert reply.usage == Usage(
         input_tokens=22, cached_input_tokens=5, output_tokens=3, reasoning_tokens=0, cache_write_tokens=7
     )
 
 
-def test_limits_that_anthropic_names_hold_the_next_call() -> None:
-    """Anthropic's headers say what is left and until when, in its own names and as dates; they are obeyed."""
+def test_anthropics_rate_limit_headers_delay_the_next_call() -> None:
+    """Its own header names, with dates, say what is left and until when."""
     reset = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
     limits = {
         "anthropic-ratelimit-requests-limit": "4",
         "anthropic-ratelimit-requests-remaining": "0",
         "anthropic-ratelimit-requests-reset": reset,
     }
-    reply, _ = ask_claude(status(200, said({"input_tokens": 3, "output_tokens": 1}), limits))
+    reply, _ = ask_claude(status(200, message_body({"input_tokens": 3, "output_tokens": 1}), limits))
     assert 13 <= reply.hold_off_s <= 15
     assert reply.request_id == "msg-1"
 
 
-def test_call_that_nobody_named_has_no_name() -> None:
-    """Litellm makes up a name where the provider gave none; it is not passed on."""
+def test_request_id_made_up_by_litellm_is_dropped() -> None:
+    """If the provider sent none there is none."""
     body = {"choices": [{"message": {"content": "hello"}}]}
     with Provider(fault=status(200, body)) as provider:
         import_litellm()
@@ -231,14 +231,14 @@ def test_call_that_nobody_named_has_no_name() -> None:
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"Retry-After": formatdate(2e9, usegmt=True)}])
 def test_retry_after_is_read_from_the_response_itself(headers: dict[str, str]) -> None:
-    """The pause a provider asks for survives litellm's renaming of errors."""
+    """It survives litellm's mapping of errors."""
     with pytest.raises(TransientError) as caught:
         ask_claude(status(429, headers=headers))
     assert (caught.value.retry_after_s or 0) >= 7
 
 
-def test_what_a_body_says_is_read_as_for_every_other_client() -> None:
-    """Waits, credit and filters that only the body of a response names survive litellm's renaming of errors."""
+def test_error_bodies_are_classified_as_for_other_clients() -> None:
+    """Waits, credit and filters named only in a body survive litellm's mapping of errors."""
 
     def failed(code: int, kind: str, message: str) -> ProviderError:
         body = {"type": "error", "error": {"type": kind, "message": message}}
@@ -257,8 +257,8 @@ def test_what_a_body_says_is_read_as_for_every_other_client() -> None:
     assert filtered.fault == "row"
 
 
-def test_what_never_left_says_why_in_litellms_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call for which litellm finds no identity stops the run, and nobody is told that a key was wrong."""
+def test_missing_identity_stops_the_run_with_litellms_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error does not claim that a key was wrong."""
     import_litellm()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -267,15 +267,15 @@ def test_what_never_left_says_why_in_litellms_words(monkeypatch: pytest.MonkeyPa
         one_call(connect(ModelSpec("bedrock/anthropic.claude", settings={"aws_region_name": "us-east-1"})), call=CALL)
 
 
-def test_unknown_model_of_a_known_provider_is_a_matter_for_the_provider() -> None:
-    """A model that no data file has is asked for all the same; the provider says whether it exists."""
+def test_unlisted_model_of_a_known_provider_is_asked() -> None:
+    """The provider decides whether it exists."""
     reply, asked = ask_claude(model="anthropic/claude-of-tomorrow")
     assert asked.body["model"] == "claude-of-tomorrow"
     assert orjson.loads(reply.text) == {"answer": WORDS}
 
 
 def test_cause_of_an_error_is_found_in_any_chain() -> None:
-    """The HTTP client's own error is found behind whatever it was wrapped in, and a loop of causes ends."""
+    """The HTTP client's error is found behind any wrapping, and a cycle of causes ends."""
     reset, renamed, again = ConnectionResetError("reset"), RuntimeError("renamed"), RuntimeError("again")
     again.__context__, renamed.__cause__ = renamed, reset
     assert cause_of(again) is reset
@@ -286,7 +286,7 @@ def test_cause_of_an_error_is_found_in_any_chain() -> None:
     assert cause_of(timed_out) is timed_out
 
 
-# -- guests in the process -----------------------------------------------------------------------------------------
+# -- side effects --------------------------------------------------------------------------------------------------
 
 
 def test_litellm_stays_silent_whatever_the_levels(caplog: pytest.LogCaptureFixture) -> None:
@@ -301,14 +301,14 @@ def test_litellm_stays_silent_whatever_the_levels(caplog: pytest.LogCaptureFixtu
 
 
 def test_importing_reads_no_env_file_and_fetches_no_prices() -> None:
-    """Whoever asks by litellm has told it beforehand to leave environment and network alone."""
+    """Before its import litellm is configured to leave environment and network alone."""
     import_litellm()
     assert os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] == "True"
     assert os.environ["LITELLM_MODE"] == "PRODUCTION"
 
 
-def test_model_serves_many_calls_at_once_and_one_loop_after_another() -> None:
-    """Fifty calls at once all get their own answer, and a model that was closed works in another event loop."""
+def test_model_serves_concurrent_calls_and_successive_event_loops() -> None:
+    """Fifty concurrent calls get their own answers, and a closed model works in another event loop."""
     import_litellm()
 
     async def main(model: Any) -> list[str]:
@@ -324,7 +324,7 @@ def test_model_serves_many_calls_at_once_and_one_loop_after_another() -> None:
 
 
 def test_time_out_is_for_the_whole_call() -> None:
-    """A time-out counts from the call to the last byte, and the next call is not affected."""
+    """It counts from the call to the last byte, and does not affect the next call."""
     import_litellm()
 
     async def main(model: Any) -> Reply:
@@ -340,7 +340,7 @@ def test_time_out_is_for_the_whole_call() -> None:
 
 
 def test_addresses_are_those_of_litellm() -> None:
-    """What users know from litellm works here, so our table is checked against the litellm that is installed."""
+    """Our addresses of providers equal those of the installed litellm."""
     import_litellm()
     litellm = importlib.import_module("litellm")
     # litellm uses DeepSeek's preview address, another name of Together's, and Ollama's own dialect.

@@ -1,4 +1,4 @@
-"""Dialects of litellm's other ways of sending: what is watched on the way is the same."""
+"""Dialects that litellm sends in other ways: hooks see the same of each."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COHERE = {
 
 
 class AnyProvider(Provider):
-    """Replies the same at every address, and keeps the requests."""
+    """Gives the same reply at every address, and keeps the requests."""
 
     path = "/{tail:.*}"
 
@@ -65,7 +65,7 @@ DIALECTS: dict[str, tuple[dict[str, Any], dict[str, Any], Usage]] = {
     "cohere/command-a-03-2025": (COHERE, {"api_key": "k"}, Usage(25, 0, 9)),
 }
 every_dialect = pytest.mark.parametrize("model", DIALECTS)
-# Pydantic warns of types in litellm's module for Cohere, once, when the first call imports it.
+# Pydantic warns about types in litellm's module for Cohere, once, when the first call imports it.
 pytestmark = pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class")
 
 
@@ -78,7 +78,7 @@ def ask(model: str, provider: Provider) -> Reply:
 
 @every_dialect
 def test_answer_and_usage_are_read(model: str) -> None:
-    """Text, tokens, cached tokens and thinking come out of each dialect under the same names."""
+    """Text, tokens, cached tokens and reasoning have the same names for every dialect."""
     body, _, usage = DIALECTS[model]
     with AnyProvider(body) as provider:
         reply = ask(model, provider)
@@ -93,7 +93,7 @@ def test_answer_and_usage_are_read(model: str) -> None:
     [(400, RefusedError), (403, FatalError), (404, FatalError), (429, TransientError), (503, TransientError)],
 )
 def test_status_decides_in_every_dialect(model: str, status: int, kind: type[Exception]) -> None:
-    """What litellm makes of a status does not matter, nor does it send anything twice; no secret is told."""
+    """The mapping by litellm has no effect, nothing is sent twice, and no secret is in the error."""
     with AnyProvider({"message": "no"}, status, {"Retry-After": "7"}) as provider, pytest.raises(kind) as caught:
         ask(model, provider)
     assert type(caught.value) is kind

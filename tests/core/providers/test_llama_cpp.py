@@ -1,4 +1,4 @@
-"""The embedded model, for real: llama.cpp with the weights of the extra `local`."""
+"""The embedded model: the real llama.cpp with the weights of the extra `local`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OUTPUT = {"mood": {"type": "string", "enum": ["positive", "negative"]}}
 
 
 def test_a_base_model_classifies_by_continuation() -> None:
-    """Examples and a grammar make the base model answer in the form asked for, and mostly right."""
+    """With examples and a grammar the base model answers in the required form, and mostly right."""
     rows = [
         {"review": "I love these shoes, they are perfect."},
         {"review": "Terrible. It stopped working after a day."},
@@ -48,7 +48,7 @@ def test_a_base_model_classifies_by_continuation() -> None:
 
 
 def test_free_text_ends_with_the_answer() -> None:
-    """Without a grammar the model does not go on to make up the next question."""
+    """Without a grammar the model does not continue with the next question."""
     prompt = Prompt(
         "Name the product.\n\nReview: {review}", examples=[("My kettle leaks.", "kettle"), ("Nice shoes!", "shoes")]
     )
@@ -59,8 +59,8 @@ def test_free_text_ends_with_the_answer() -> None:
     assert "Review:" not in outcome.values["product"]
 
 
-def test_tokens_are_counted_by_the_model_itself() -> None:
-    """The model's own tokenizer counts, which for Gemma is not OpenAI's."""
+def test_tokens_are_counted_by_the_models_tokenizer() -> None:
+    """Gemma's own tokenizer differs from OpenAI's."""
 
     async def count(texts: list[str]) -> list[int]:
         model = connect(ModelSpec(MODEL))
@@ -74,7 +74,7 @@ def test_tokens_are_counted_by_the_model_itself() -> None:
 
 
 def test_the_weights_load_once_a_process() -> None:
-    """A second model of the same file joins the running server."""
+    """A second model of the same file uses the running server."""
 
     async def ask_twice() -> list[str | None]:
         ids = []
@@ -88,16 +88,16 @@ def test_the_weights_load_once_a_process() -> None:
     assert first != second
 
 
-def test_a_cut_answer_is_truncated_and_not_an_answer() -> None:
+def test_answer_at_the_output_bound_is_truncated() -> None:
     """The bound on output tokens is reported as such."""
     report = enrich_sync([{"review": "fine"}], prompt=MOODS, output=OUTPUT, model=ModelSpec(MODEL, max_output_tokens=2))
     assert list(report.failures) == ["truncated: the reply was cut at max_output_tokens=2; raise max_output_tokens"]
 
 
 def test_an_interrupt_stops_the_generation() -> None:
-    """Cancelling ends the call at once, not when the model has finished writing.
+    """Cancelling ends the call at once, not when the model has finished generating.
 
-    Processor time is measured, of which writing it all takes many seconds on any machine.
+    Processor time is measured; generating the whole reply takes many seconds on any machine.
     """
 
     async def main() -> float:
@@ -125,14 +125,14 @@ def test_an_interrupt_stops_the_generation() -> None:
     ("name", "message"),
     [("nowhere.gguf", "there is no file 'nowhere.gguf'"), ("gemma-4", "there is no file 'gemma-4'")],
 )
-def test_a_model_that_is_not_there_is_named(name: str, message: str) -> None:
-    """The error says what was looked for and what is valid."""
+def test_missing_model_is_an_error(name: str, message: str) -> None:
+    """It says what was looked for and what is valid."""
     with pytest.raises(ConfigError, match=message):
         connect(ModelSpec(f"llama_cpp/{name}"))
 
 
-def test_a_file_that_is_no_model_is_fatal(tmp_path: Path) -> None:
-    """Broken weights stop the run; they are not retried row by row."""
+def test_broken_weights_are_fatal(tmp_path: Path) -> None:
+    """They stop the run and are not retried row by row."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
     with pytest.raises(FatalError, match=r"broken\.gguf"):

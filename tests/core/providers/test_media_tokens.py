@@ -1,4 +1,4 @@
-"""The most tokens of an image or document against the providers' own rules, and what follows for budgets."""
+"""Token bounds of images and documents against the providers' own rules, and their effect on budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def image(width: int, height: int, **more: str) -> Media:
     return Media("image", "image/png", "0" * 32, 1000, width, height, **more)  # type: ignore[arg-type]
 
 
-# What providers bill, written down from their pages and not from the code.
+# What providers bill, taken from their pages and not from the code.
 
 
 def tiles(base: int, tile: int) -> Bill:
@@ -101,20 +101,20 @@ RULES: dict[str, Bill] = {
 @pytest.mark.parametrize("model", RULES)
 @given(sides, sides)
 def test_no_image_takes_more_than_its_bound(model: str, width: int, height: int) -> None:
-    """Whatever its size and shape, by every family's rule."""
+    """For any size and shape, by every model family's rule."""
     assert max_media_tokens(model, image(width, height)) >= RULES[model](width, height)
 
 
 @given(sides, sides, st.sampled_from([name for name in RULES if name.startswith("openai/")]))
-def test_behind_a_deployment_any_model_may_be(width: int, height: int, model: str) -> None:
-    """A name that says nothing is bounded by the dearest rule of all."""
+def test_unknown_model_is_bounded_by_the_dearest_rule(width: int, height: int, model: str) -> None:
+    """A deployment's name does not reveal its model."""
     assert max_media_tokens("azure/our-deployment", image(width, height)) >= RULES[model](width, height)
 
 
 @pytest.mark.parametrize(
     ("model", "size", "tokens"),
     [
-        # Measured, without what the prompt around them took: JOHNISKING/image-token-cost.
+        # Measured, without the tokens of the prompt around them: JOHNISKING/image-token-cost.
         ("anthropic/claude-opus-5-5", (4032, 3024), 3928),
         ("anthropic/claude-opus-5-5", (1920, 1080), 2691),
         ("anthropic/claude-haiku-4-5", (4032, 3024), 1596),
@@ -128,33 +128,33 @@ def test_behind_a_deployment_any_model_may_be(width: int, height: int, model: st
         ("openai/gpt-5-mini", (1800, 2400), 2353),
     ],
 )
-def test_bounds_hold_for_what_was_measured(model: str, size: tuple[int, int], tokens: int) -> None:
-    """And are within a factor of three of it."""
+def test_bounds_hold_for_measured_images(model: str, size: tuple[int, int], tokens: int) -> None:
+    """They are within a factor of three of the measurement."""
     assert tokens <= max_media_tokens(model, image(*size)) <= 3 * tokens
 
 
-def test_a_low_detail_costs_the_base() -> None:
+def test_low_detail_costs_the_base_tokens() -> None:
     """By OpenAI's rule of tiles."""
     assert max_media_tokens("openai/gpt-4o", image(4000, 4000, detail="low")) == 85
 
 
 def test_an_unknown_size_is_bounded_as_a_large_one() -> None:
-    """An address that is passed on may be of any size."""
+    """An address that is passed on may name an image of any size."""
     for model, rule in RULES.items():
         assert max_media_tokens(model, image(0, 0)) >= rule(8_000, 6_000)
 
 
 @pytest.mark.parametrize("model", RULES)
 def test_pages_are_bounded(model: str) -> None:
-    """A page takes its picture and up to 3,000 tokens of text; of a document that is passed on, a hundred pages."""
+    """A page takes its picture and up to 3,000 tokens of text; a document passed by address counts 100 pages."""
     page = RULES[model](1_536, 1_988) + 3_000
     assert max_media_tokens(model, Media("document", "application/pdf", "0" * 32, pages=7)) >= 7 * page
     assert max_media_tokens(model, Media("document", "application/pdf", "0" * 32)) >= 100 * page
 
 
 @given(st.lists(st.tuples(sides, sides), max_size=4), st.sampled_from(list(RULES)), st.text(max_size=20))
-def test_reservations_hold_what_images_cost(sizes: list[tuple[int, int]], model: str, text: str) -> None:
-    """Each time that one is shown, whatever is said around it."""
+def test_reservations_hold_the_cost_of_images(sizes: list[tuple[int, int]], model: str, text: str) -> None:
+    """For each use of an image, whatever text is around it."""
     media = [Media("image", "image/png", f"{n:032x}", 1, *size) for n, size in enumerate(sizes)]
     shown = [*media, *media[:1]]
     call = Call(

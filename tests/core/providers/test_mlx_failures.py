@@ -1,4 +1,4 @@
-"""What can be wrong with an MLX model, its options or its repository, and what the errors say."""
+"""Errors of an MLX model, its options or its repository, and their messages."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_options_are_checked_when_connecting(models: Path, spec: dict[str, Any], message: str) -> None:
-    """What is not known or not valid is named, with what is."""
+    """An unknown or invalid option is an error that lists the valid ones."""
     with pytest.raises(ConfigError, match=message):
         connect(ModelSpec(f"mlx/{models / 'chat'}", **spec))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c"])
-def test_a_folder_that_is_not_there_is_named(name: str) -> None:
-    """The error says what was looked for and what is valid."""
+def test_missing_folder_is_an_error(name: str) -> None:
+    """It says what was looked for and what is valid."""
     with pytest.raises(ConfigError, match=f"there is no folder '{name}'; give the path of one, or a repository"):
         connect(ModelSpec(f"mlx/{name}"))
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    """Found before anything is asked."""
+def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    """It is found before any row is asked."""
     with pytest.raises(ConfigError, match=r"no config\.json"):
         connect(ModelSpec(f"mlx/{tmp_path}"))
 
 
 def test_a_model_that_cannot_be_loaded_is_fatal(tmp_path: Path) -> None:
-    """An unknown family or broken weights stop the run; they are not tried again row by row."""
+    """An unknown family or broken weights stop the run; they are not retried row by row."""
     strange = write_tiny_model(tmp_path / "strange", model_type="made_up")
     broken = write_tiny_model(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not a model")
@@ -78,7 +78,7 @@ def test_a_model_that_cannot_be_loaded_is_fatal(tmp_path: Path) -> None:
             ask(folder, "Hello")
 
 
-# What MLX says on Metal and CUDA. On Linux's processors it says nothing of the kind: there it reads no file, or dies.
+# MLX's messages on Metal and CUDA. On Linux CPUs there are none: loading fails, or the process dies.
 NO_MEMORY = [
     "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size of 8 bytes.",
     "[metal::malloc] Resource limit (499000) exceeded.",
@@ -87,10 +87,10 @@ NO_MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("said", NO_MEMORY)
-def test_want_of_memory_is_told_from_other_errors(said: str) -> None:
-    """Too large a model is fatal, too many calls at once are an overload, and a call too large alone is refused."""
-    error = RuntimeError(said)
+@pytest.mark.parametrize("message", NO_MEMORY)
+def test_out_of_memory_is_classified_by_when_it_happens(message: str) -> None:
+    """A model too large is fatal, too many concurrent calls are an overload, and a single call too large is refused."""
+    error = RuntimeError(message)
     assert "does not fit into memory" in str(not_loaded("a/b", error))
     many, alone = broken_off(error, 4), broken_off(error, 1)
     assert isinstance(many, TransientError)
@@ -100,7 +100,7 @@ def test_want_of_memory_is_told_from_other_errors(said: str) -> None:
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Hugging Face's address book, as far as it has nothing for us."""
+    """A local Hugging Face API that has no repositories."""
 
     def do_GET(self) -> None:
         status, code = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "expired": (401, "")}.get(
@@ -143,15 +143,15 @@ asyncio.run(main())
 
 
 def ask_all(*names: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What a process of its own prints that asks each of the repositories."""
+    """The output of a process that asks each of the repositories."""
     command = [sys.executable, "-c", ASK_ALL, *names]
     return subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, **variables}
     )
 
 
-def test_what_hugging_face_refuses_is_explained(hub: str, tmp_path: Path) -> None:
-    """No such repository, no access and no such revision each say what to do; the token is in none of the texts."""
+def test_hugging_face_errors_are_explained(hub: str, tmp_path: Path) -> None:
+    """For a missing repository, access or revision the error says what to do, without the token."""
     done = ask_all(
         *("missing/model", "gated/model", "expired/model", "revised/model"),
         HF_HUB_OFFLINE="0",
@@ -169,15 +169,15 @@ def test_what_hugging_face_refuses_is_explained(hub: str, tmp_path: Path) -> Non
     assert "sentinel" not in done.stdout + done.stderr
 
 
-def test_without_a_network_a_model_must_be_there(tmp_path: Path) -> None:
-    """The error says how to fetch it."""
+def test_missing_model_without_a_network_is_an_error(tmp_path: Path) -> None:
+    """It says how to download the model."""
     done = ask_all("some/model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert "FatalError model='mlx/some/model': it is not on this machine" in done.stdout
     assert "hf download some/model" in done.stdout
 
 
 def test_without_the_extra_connecting_says_what_to_install() -> None:
-    """The packages are looked for when connecting, not at the first row."""
+    """The packages are checked when connecting, not at the first row."""
     code = "import sys; sys.modules['mlx_lm'] = None; from ondine_core.providers.mlx import connect_mlx as c; from "
     code += "ondine_core.types.values import ModelSpec as M; c(M('mlx/a/b'), 'a/b')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""One MLX model for many callers: batches, cancelling, loading, memory."""
+"""One MLX model for concurrent callers: batches, cancelling, loading, memory."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("mlx"))
 
 
-def test_calls_at_once_are_written_side_by_side(models: Path) -> None:
-    """Each gets the reply it gets alone, in a fraction of the steps."""
+def test_concurrent_calls_are_batched(models: Path) -> None:
+    """Each gets the reply it would get alone, in a fraction of the steps."""
     calls = [task(f"Row {number * number}" + "!" * number) for number in range(16)]
 
     async def both(model: MlxModel) -> tuple[list[Reply], list[Reply], int, int, int]:
@@ -55,7 +55,7 @@ def test_calls_at_once_are_written_side_by_side(models: Path) -> None:
     assert steps < steps_alone / 6
 
 
-def test_a_call_joins_those_being_written(models: Path) -> None:
+def test_call_joins_a_running_batch(models: Path) -> None:
     """It waits neither for a batch to fill nor for one to end."""
 
     async def join(model: MlxModel) -> tuple[Reply, bool]:
@@ -73,8 +73,8 @@ def test_a_call_joins_those_being_written(models: Path) -> None:
     assert reply.usage.output_tokens == 40
 
 
-def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path) -> None:
-    """From then on nobody computes for it; whoever is written beside it gets the reply it gets alone."""
+def test_cancelled_call_leaves_its_batch(models: Path) -> None:
+    """Its generation stops; the other calls get the replies they would get alone."""
     folder = models / "endless"
 
     async def cancel(model: MlxModel) -> None:
@@ -97,16 +97,16 @@ def test_a_cancelled_call_stops_and_leaves_the_others_alone(models: Path) -> Non
 
 
 def test_a_model_that_cannot_batch_is_refused(tmp_path: Path) -> None:
-    """mlx-lm has no batches for some families (Llama 4); the error says what serves those."""
+    """mlx-lm does not batch some families (Llama 4); the error names what serves them."""
     with pytest.raises(FatalError, match=r"cannot batch models of this kind; run `mlx_lm\.server`"):
         ask(write_llama_4(tmp_path / "llama4"), task("Row"))
 
 
 @pytest.mark.parametrize("window", [None, 96])
-def test_a_common_beginning_is_read_once(tmp_path: Path, window: int | None) -> None:
-    """What prompts share is reported as cached, and the replies are those of a model that reads everything.
+def test_common_prefix_is_computed_once(tmp_path: Path, window: int | None) -> None:
+    """Shared tokens are reported as cached, and replies equal those without the cache.
 
-    That holds for models, too, that look back only so far in every other layer.
+    Also for models whose every other layer has a sliding window.
     """
     kinds = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
     folder = write_tiny_model(tmp_path / "model", leaning=ENDLESS, **kinds)
@@ -115,7 +115,7 @@ def test_a_common_beginning_is_read_once(tmp_path: Path, window: int | None) -> 
 
     async def cached_and_afresh(model: MlxModel) -> tuple[list[Reply], list[Reply]]:
         cached = [await model(calls[0]), *await ask_together(model, calls[1:])]
-        await model.aclose()  # frees the memory of beginnings
+        await model.aclose()  # frees the prefix cache
         afresh = []
         for call in calls:
             afresh.append(await model(call))
@@ -132,7 +132,7 @@ def test_a_common_beginning_is_read_once(tmp_path: Path, window: int | None) -> 
 
 
 def test_connections_share_one_model(models: Path) -> None:
-    """The weights load once a process, whoever asks, and stay for the next one."""
+    """The weights load once a process, whatever connects, and stay loaded for later connections."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
@@ -150,8 +150,8 @@ def test_connections_share_one_model(models: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_model_nobody_has_open_makes_room(models: Path) -> None:
-    """Two models may not fit into memory: an idle one is dropped when another is needed, one in use is not."""
+def test_unused_model_is_unloaded_for_another(models: Path) -> None:
+    """Two models may not fit into memory: an idle one is unloaded for another, one in use is not."""
 
     async def main() -> tuple[int, int]:
         base, chat = (connect(ModelSpec(f"mlx/{models / name}", max_output_tokens=5)) for name in ("base", "chat"))
@@ -175,7 +175,7 @@ def test_a_model_nobody_has_open_makes_room(models: Path) -> None:
 
 
 def test_warming_up_comes_before_the_first_call(tmp_path: Path) -> None:
-    """The model is loaded and has said a word by the time the first call is answered."""
+    """The model is loaded and has generated a token before the first call is answered."""
     fresh = write_tiny_model(tmp_path / "fresh", leaning=ENDLESS)
 
     async def work(model: MlxModel) -> int:
@@ -186,7 +186,7 @@ def test_warming_up_comes_before_the_first_call(tmp_path: Path) -> None:
 
 
 def test_counting_does_not_load_the_model(tmp_path: Path) -> None:
-    """Before the first call tokens are estimated, then they are counted."""
+    """Before the first call tokens are estimated, afterwards counted."""
     fresh = write_tiny_model(tmp_path / "fresh")
 
     async def counts(model: MlxModel) -> tuple[list[int], list[int]]:
@@ -197,16 +197,16 @@ def test_counting_does_not_load_the_model(tmp_path: Path) -> None:
     assert use(fresh, counts) == ([5, 0], [10, 0])
 
 
-def test_a_slow_reply_is_given_up(models: Path) -> None:
-    """The time-out is an overload the engine can react to, and the computing ends with it."""
+def test_slow_reply_times_out(models: Path) -> None:
+    """The time-out is an overload for the engine, and generation stops."""
     with pytest.raises(TransientError, match=r"did not finish within 0\.2 s") as caught:
         ask(models / "endless", "Hello", max_output_tokens=8000, timeout_s=0.2)
     assert (caught.value.kind, caught.value.cost_unknown) == ("overloaded", False)
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_the_process_ends_in_peace(models: Path, busy: bool) -> None:
-    """MLX's thread does not bring the interpreter down at its exit, not even while it writes."""
+def test_process_exits_cleanly(models: Path, busy: bool) -> None:
+    """MLX's thread does not crash the interpreter at exit, even while it generates."""
     code = f"""
 import asyncio
 from ondine_core.providers import connect

@@ -22,7 +22,7 @@ print(source(), find_price("openai/gpt-4o-mini").input, "acme" in chat_providers
 
 
 def write_litellm(folder: Path, version: str) -> None:
-    """A package of that name with the data files of a release of its own."""
+    """Write a package of that name with the data files of a given release."""
     package = folder / "litellm"
     about = folder / f"litellm-{version}.dist-info"
     for path in (package, about):
@@ -41,7 +41,7 @@ def write_litellm(folder: Path, version: str) -> None:
     ("version", "seen"), [("999.1.0", "litellm 999.1.0 0.000007 True False"), ("1.0.0", "1.5E-7 False True")]
 )
 def test_newer_data_is_used_without_importing_litellm(version: str, seen: str, tmp_path: Path) -> None:
-    """An installed litellm refreshes the prices if it is newer than the copy, and is not read if it is older."""
+    """An installed litellm's prices are used if it is newer than the copy, else not read."""
     write_litellm(tmp_path, version)
     root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
@@ -49,8 +49,8 @@ def test_newer_data_is_used_without_importing_litellm(version: str, seen: str, t
     assert ran.stdout.strip().endswith(seen)
 
 
-def test_copy_has_all_that_is_used(tmp_path: Path) -> None:
-    """Every model that answers in text has in the copy the prices and limits that litellm's file has for it."""
+def test_copy_equals_litellms_file_in_all_fields_used(tmp_path: Path) -> None:
+    """For every model that answers in text, prices and limits are those of litellm's file."""
     litellm = installed_litellm()
     assert litellm is not None
     assert main(tmp_path) == 0
@@ -66,8 +66,8 @@ def test_copy_has_all_that_is_used(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "encodings").iterdir()} == names
 
 
-def test_package_has_a_copy_that_knows_the_usual_models() -> None:
-    """It was made from a release, on a day, and lists current models with their prices."""
+def test_packaged_copy_lists_current_models() -> None:
+    """It has the release and the date that it was made from, and prices of current models."""
     about = orjson.loads((Path(model_data.__file__).parent / model_data.SOURCE).read_bytes())
     assert set(about) == {"version", "copied_on"}
     for name in ("gpt-4o-mini", "claude-haiku-4-5", "groq/openai/gpt-oss-120b"):

@@ -37,8 +37,8 @@ def ask_model(model: str, provider: Provider, **spec: Any) -> Reply:
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
-def test_request_says_what_was_configured() -> None:
-    """Model, messages, settings and further parameters arrive as configured; the key arrives as a bearer token."""
+def test_request_has_what_was_configured() -> None:
+    """Model, messages, settings and further parameters as configured; the key as a bearer token."""
     call = Call((Message("system", "Be brief."), Message("user", "Repeat: ünï 🙂")))
     with Provider() as provider:
         reply = ask(
@@ -58,8 +58,8 @@ def test_request_says_what_was_configured() -> None:
     assert orjson.loads(reply.text) == {"answer": "ünï 🙂"}
 
 
-def test_fields_of_extra_body_are_sent_beside_the_others() -> None:
-    """`extra_body`, which OpenAI's package merges into a request, is merged here, too, and never sent itself."""
+def test_extra_body_is_merged_into_the_request() -> None:
+    """As OpenAI's package does; `extra_body` itself is never sent."""
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
     with Provider() as provider:
         ask(provider.base_url, params={"top_p": 0.9, "extra_body": extra})
@@ -68,7 +68,7 @@ def test_fields_of_extra_body_are_sent_beside_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "message"),
     [
         ({"extra_body": {"max_tokens": 9}}, "max_output_tokens"),
         ({"extra_body": {"model": "other"}}, "follows from model"),
@@ -77,14 +77,14 @@ def test_fields_of_extra_body_are_sent_beside_the_others() -> None:
         ({"extra_body": ["top_p"]}, "not a mapping"),
     ],
 )
-def test_extra_body_that_says_otherwise_is_refused(params: dict[str, Any], told: str) -> None:
-    """What is decided elsewhere, or said twice, is an error where the model is connected."""
-    with pytest.raises(ConfigError, match=told):
+def test_conflicting_extra_body_is_refused(params: dict[str, Any], message: str) -> None:
+    """A field that is reserved or given twice is an error when the model is connected."""
+    with pytest.raises(ConfigError, match=message):
         connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:9/v1", params=params))
 
 
-def test_request_leaves_out_what_was_not_configured() -> None:
-    """What the user left to the provider is absent from the request, not null."""
+def test_request_omits_unset_fields() -> None:
+    """A field that was not configured is absent, not null."""
     with Provider() as provider:
         ask(provider.base_url)
     assert set(provider.books.requests[0].body) == {"model", "messages"}
@@ -104,16 +104,16 @@ def test_request_leaves_out_what_was_not_configured() -> None:
         ("openai_compatible/llama-3", "max_tokens"),
     ],
 )
-def test_bound_on_output_tokens_has_the_name_the_models_family_knows(model: str, name: str) -> None:
-    """OpenAI's reasoning models, at whatever address, are told max_completion_tokens, every other max_tokens."""
+def test_output_bound_has_the_field_name_of_the_model_family(model: str, name: str) -> None:
+    """`max_completion_tokens` for OpenAI's reasoning models at any address, else `max_tokens`."""
     with Provider() as provider:
         ask_model(model, provider, max_output_tokens=9)
     body = provider.books.requests[0].body
     assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 9}
 
 
-def test_openais_own_address_is_told_the_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At api.openai.com every model knows the new name; a proxy named by variable is used."""
+def test_openais_own_address_gets_max_completion_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At api.openai.com every model accepts it; a proxy named by variable is used."""
     with Provider() as provider:
         monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
         one_call(connect(ModelSpec("openai/m", KEY, "http://api.openai.com/v1", max_output_tokens=9)))
@@ -122,24 +122,24 @@ def test_openais_own_address_is_told_the_new_name(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_user_may_choose_the_name_of_the_bound(field: str) -> None:
-    """A setting says what the bound is called, whatever the model's name tells; the bound itself stays known."""
+def test_setting_chooses_the_field_of_the_output_bound(field: str) -> None:
+    """Whatever the model's name suggests; the bound itself stays known."""
     with Provider() as provider:
         ask_model("openai/gpt-5", provider, max_output_tokens=9, settings={"token_limit_field": field})
     assert provider.books.requests[0].body[field] == 9
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ({"params": {"max_completion_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
         ({"params": {"max_tokens": 5}}, r"max_output_tokens \(settings token_limit_field"),
         ({"settings": {"token_limit_field": "n_predict"}}, "'max_tokens', 'max_completion_tokens'"),
     ],
 )
-def test_bound_in_other_places_is_refused_with_the_place_for_it(spec: dict[str, Any], told: str) -> None:
-    """A bound that a cap cannot see is an error, which names the field that the cap does see."""
-    with pytest.raises(ConfigError, match=told):
+def test_output_bound_in_params_is_refused(spec: dict[str, Any], message: str) -> None:
+    """A cap could not use it there; the error names the right field."""
+    with pytest.raises(ConfigError, match=message):
         connect(ModelSpec("openai/gpt-5", KEY, "http://127.0.0.1:9/v1", **spec))
 
 
@@ -157,9 +157,7 @@ def test_bound_in_other_places_is_refused_with_the_place_for_it(spec: dict[str, 
         ("hosted_vllm/gpt-oss-20b", {"temperature": 0.2}, True),
     ],
 )
-def test_temperature_that_a_family_never_takes_is_refused_at_once(
-    model: str, spec: dict[str, Any], is_taken: bool
-) -> None:
+def test_temperature_that_a_family_never_accepts_is_refused(model: str, spec: dict[str, Any], is_taken: bool) -> None:
     """Reasoning models that sample at 1 only are not asked ten thousand times in vain."""
     made = ModelSpec(model, KEY, "http://127.0.0.1:9/v1", **spec)
     if is_taken:
@@ -169,8 +167,8 @@ def test_temperature_that_a_family_never_takes_is_refused_at_once(
             connect(made)
 
 
-def test_schema_is_sent_strict_with_what_strict_mode_refuses_in_words() -> None:
-    """The schema goes out as strict structured output: lengths are said in words, patterns, ranges and names stay."""
+def test_schema_is_sent_strict_with_unsupported_constraints_in_descriptions() -> None:
+    """Lengths move to descriptions; patterns, ranges and names stay."""
     schema = compile_schema(
         {
             "code": {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 5},
@@ -211,8 +209,8 @@ def test_reply_carries_usage_request_id_and_latency() -> None:
 @pytest.mark.parametrize(
     ("headers", "request_id"), [({"X-Request-ID": "from-header"}, "from-header"), ({}, "from-body")]
 )
-def test_request_id_of_the_header_wins_over_the_body(headers: dict[str, str], request_id: str) -> None:
-    """The provider's name for the call is its request header, else the id of the completion."""
+def test_request_id_header_takes_precedence_over_the_body(headers: dict[str, str], request_id: str) -> None:
+    """Without the header it is the id of the completion."""
     body = {"id": "from-body", "choices": [{"message": {"content": "hello"}}]}
     with Provider(fault=status(200, body, headers)) as provider:
         assert ask(provider.base_url).request_id == request_id
@@ -235,14 +233,14 @@ def test_request_id_of_the_header_wins_over_the_body(headers: dict[str, str], re
         ),
     ],
 )
-def test_usage_is_read_as_far_as_it_is_said(usage: object, expected: Usage) -> None:
-    """Cached and reasoning tokens are told apart; a count that is missing is no 0."""
+def test_partial_usage_is_read(usage: object, expected: Usage) -> None:
+    """Cached and reasoning tokens are separate; a missing count is not 0."""
     assert chat_reply({"choices": [{"message": {"content": "x"}}], "usage": usage}).usage == expected
 
 
 @pytest.mark.parametrize(("fault", "finish_reason", "text"), [(truncated, "length", None), (empty, "stop", "")])
-def test_finish_reason_is_the_providers_word(fault: Fault, finish_reason: str, text: str | None) -> None:
-    """A cut reply is marked as cut, and a reply without text is a reply with empty text."""
+def test_finish_reason_is_passed_on(fault: Fault, finish_reason: str, text: str | None) -> None:
+    """A truncated reply is marked, and a reply without text has an empty text."""
     with Provider(fault=fault) as provider:
         reply = ask(provider.base_url)
     assert reply.finish_reason == finish_reason
@@ -253,7 +251,7 @@ def test_finish_reason_is_the_providers_word(fault: Fault, finish_reason: str, t
 
 
 def connections_of_100_calls(at_once: int) -> int:
-    """How many connections a hundred calls use, so many at a time."""
+    """The number of connections that a hundred calls use, `at_once` concurrently."""
 
     async def main(base_url: str) -> None:
         model, turn = connect(ModelSpec("openai_compatible/m", base_url=base_url)), asyncio.Semaphore(at_once)
@@ -272,17 +270,17 @@ def connections_of_100_calls(at_once: int) -> int:
 
 
 def test_connections_are_shared_by_calls() -> None:
-    """Each of five calls at a time has at most two: one in use, and one that rests."""
+    """Five concurrent calls have at most two connections each: one in use, one resting."""
     assert connections_of_100_calls(5) <= 10
 
 
 def test_connections_to_a_quick_server_do_not_rest() -> None:
-    """Each call at a time has one, where a server answers within milliseconds; on a busy machine it may not always."""
+    """Concurrent calls have one each if the server answers within milliseconds; a busy machine may need more."""
     assert any(connections_of_100_calls(2) <= 2 for _ in range(10))
 
 
-def test_cancelled_call_lets_go_of_the_provider() -> None:
-    """Cancelling a call closes its connection, so that a provider that watches it stops working."""
+def test_cancelled_call_closes_its_connection() -> None:
+    """So a provider that watches it stops working."""
 
     async def main(provider: Provider) -> None:
         model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
@@ -298,8 +296,8 @@ def test_cancelled_call_lets_go_of_the_provider() -> None:
 
 
 @pytest.mark.parametrize(("below", "hinted"), [("", True), ("/api", True), ("/v1/other", False)])
-def test_an_address_without_v1_is_told_so(below: str, hinted: bool) -> None:
-    """Most servers answer below /v1 only; the refusal names the address to try."""
+def test_404_without_v1_suggests_the_address(below: str, hinted: bool) -> None:
+    """Most servers answer below /v1 only; the error names the address to try."""
     with Provider() as provider:
         root = provider.base_url.removesuffix("/v1")
         with pytest.raises(FatalError) as caught:

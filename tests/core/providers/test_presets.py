@@ -29,7 +29,7 @@ KEY = "sk-sentinel-0123456789abcdef0123"
 
 
 def test_no_preset_holds_a_key() -> None:
-    """A preset is a model and nothing else; nor is there anything like a key, or a price, in the files they are in."""
+    """Presets have the fields of a model only; their files have nothing like a key or a price."""
     for spec in PRESETS.values():
         assert spec == ModelSpec(spec.model)
         assert spec.api_key is None
@@ -39,7 +39,7 @@ def test_no_preset_holds_a_key() -> None:
 
 @pytest.mark.parametrize("name", [name for name, spec in PRESETS.items() if spec.model.split("/")[0] in HOSTED])
 def test_a_hosted_preset_is_in_the_price_file(name: str) -> None:
-    """Price and window of every hosted preset are known; if it was withdrawn, its successor's are."""
+    """Price and window of every hosted preset are known; of a withdrawn one those of its successor."""
     if name in WITHDRAWN:
         assert find_entry(PRESETS[name].model) is None, f"{name} is back: take it out of WITHDRAWN"
     model = PRESETS[WITHDRAWN.get(name, name)].model
@@ -71,8 +71,8 @@ def test_every_provider_has_a_preset(model: str) -> None:
     assert any(re.fullmatch(model, spec.model) for spec in PRESETS.values())
 
 
-def test_presets_cannot_be_changed() -> None:
-    """What one part of a program does to a preset, no other part sees."""
+def test_presets_are_immutable() -> None:
+    """A change in one part of a program does not affect another."""
     with pytest.raises(TypeError):
         PRESETS["gpt-4o"] = ModelSpec("openai/other")  # type: ignore[index]
     with pytest.raises(FrozenInstanceError):
@@ -87,8 +87,8 @@ def test_presets_cannot_be_changed() -> None:
     assert theirs.params == {"logit_bias": {"1": 1}}
 
 
-def test_every_field_of_a_model_is_checked() -> None:
-    """A field that is added to `ModelSpec` is known here, too, with the same default."""
+def test_preset_fields_are_those_of_model_spec() -> None:
+    """With the same defaults, so a new field of `ModelSpec` must be added."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in _Spec.model_fields.items()}
     spec = ModelSpec("m/m")
     assert {**defaults, "model": "m/m"} == {field.name: getattr(spec, field.name) for field in fields(spec)}
@@ -99,7 +99,7 @@ def test_every_field_of_a_model_is_checked() -> None:
 
 
 def test_a_preset_with_changes() -> None:
-    """Any field can be set where the preset is taken."""
+    """Any field can be overridden where the preset is used."""
     assert preset("gpt-4o-mini") == ModelSpec("openai/gpt-4o-mini")
     changed = preset("azure-gpt-4o", model="azure/our-deployment", api_key=KEY, temperature=0, params={"seed": 7})
     assert changed == ModelSpec("azure/our-deployment", api_key=KEY, temperature=0.0, params={"seed": 7})
@@ -109,15 +109,15 @@ def test_a_preset_with_changes() -> None:
     ("name", "meant"),
     [("gpt4o-mini", "gpt-4o-mini"), ("claude-sonnet-5", "claude-sonnet-5-5"), ("ollama-llama-70b", "llama-3.3-70b")],
 )
-def test_an_unknown_preset_is_answered_with_what_was_meant(name: str, meant: str) -> None:
-    """A name that is not there is refused with the nearest ones and the list of all."""
+def test_unknown_preset_gets_suggestions(name: str, meant: str) -> None:
+    """The error has the nearest names and the list of all."""
     with pytest.raises(ConfigError, match=f"{re.escape(repr(name))}; did you mean .*{re.escape(meant)}") as caught:
         preset(name)
     assert ", ".join(PRESETS) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"temprature": 0}, "no field 'temprature'; did you mean 'temperature'"),
         ({"nonsense": 0}, "no field 'nonsense'. The fields are model,"),
@@ -135,9 +135,9 @@ def test_an_unknown_preset_is_answered_with_what_was_meant(name: str, meant: str
         ({"params": [1]}, "params is not valid"),
     ],
 )
-def test_a_change_is_checked(changes: dict[str, Any], told: str) -> None:
-    """A mistake in a change is found where it is made, and told with the preset, the field and the value."""
-    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+def test_override_is_validated(changes: dict[str, Any], message: str) -> None:
+    """The error names the preset, the field and the value."""
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         preset("gpt-4o", **changes)
     assert str(caught.value).startswith("preset 'gpt-4o': ")
 
@@ -152,8 +152,8 @@ def test_a_change_is_checked(changes: dict[str, Any], told: str) -> None:
         {"api_key": KEY, "temperature": -1},
     ],
 )
-def test_a_refused_change_shows_no_secret(changes: dict[str, Any]) -> None:
-    """What may hold a key is not quoted, neither in the message nor in what it was caused by."""
+def test_refused_override_shows_no_secret(changes: dict[str, Any]) -> None:
+    """A value that may be a key is quoted neither in the message nor in its causes."""
     with pytest.raises(ConfigError) as caught:
         preset("gpt-4o", **changes)
     assert KEY not in str(caught.value)
@@ -161,8 +161,8 @@ def test_a_refused_change_shows_no_secret(changes: dict[str, Any]) -> None:
     assert caught.value.__suppress_context__
 
 
-def test_a_server_of_ones_own() -> None:
-    """Any server that speaks OpenAI's dialect is an address, a model as it knows it, and a name for reports."""
+def test_preset_for_a_self_hosted_server() -> None:
+    """Any server of OpenAI's dialect has an address, a model name, and a name for reports."""
     assert openai_compatible(
         "http://127.0.0.1:8000/v1", "meta-llama/Llama-3.3-70B", "house", temperature=0
     ) == ModelSpec(
@@ -177,7 +177,7 @@ def test_a_server_of_ones_own() -> None:
         openai_compatible("http://127.0.0.1:8000/v1", "m", temp=0)
 
 
-# -- a file of one's own -------------------------------------------------------------------------------------------
+# -- a user's file -------------------------------------------------------------------------------------------------
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -202,7 +202,7 @@ cheap:
 
 
 def test_presets_from_a_file(tmp_path: Path) -> None:
-    """A file's presets are like Ondine's: taken by name, changed where they are taken, and no part can be changed."""
+    """They are used like built-in ones: by name, with overrides, immutable."""
     presets = load_presets(write(tmp_path, HOUSE))
     assert presets == {
         "house": ModelSpec(
@@ -225,13 +225,13 @@ def test_presets_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}\n"])
-def test_a_file_without_presets_is_one(tmp_path: Path, text: str) -> None:
-    """An empty file has no presets, and that is no mistake."""
+def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
+    """It is no error."""
     assert load_presets(str(write(tmp_path, text))) == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("- house\n", "expected names of presets"),
         ("house: openai/gpt-4o\n", "preset 'house': expected the fields of a model"),
@@ -251,10 +251,10 @@ def test_a_file_without_presets_is_one(tmp_path: Path, text: str) -> None:
         ("house: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
     ],
 )
-def test_a_mistake_in_a_file_is_named_with_its_place(tmp_path: Path, text: str, told: str) -> None:
-    """Every message names the file, the preset and the field; nothing in a file is executed, and nothing is dropped."""
+def test_error_in_a_file_names_file_preset_and_field(tmp_path: Path, text: str, message: str) -> None:
+    """Nothing in a file is executed, and nothing is dropped."""
     file = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load_presets(file)
     assert str(caught.value).startswith(repr(str(file)))
 
@@ -272,22 +272,22 @@ def test_a_mistake_in_a_file_is_named_with_its_place(tmp_path: Path, text: str, 
     ],
 )
 def test_a_key_in_a_file_is_refused(tmp_path: Path, text: str, field: str) -> None:
-    """A key in a file is refused under whatever name, without being shown, and with what to do in place of it."""
+    """Under whatever name, without being shown, with what to do instead."""
     with pytest.raises(ConfigError, match=f"preset 'house': {re.escape(field)} holds a key.*variable") as caught:
         load_presets(write(tmp_path, f"house:\n  model: openai/gpt-4o\n  {text.format(KEY)}\n"))
     assert KEY not in str(caught.value)
 
 
-def test_a_broken_line_with_a_key_is_not_shown(tmp_path: Path) -> None:
-    """Where the parser stumbles over the line of a key, its number is told and not what is in it."""
+def test_parse_error_shows_the_line_number_only(tmp_path: Path) -> None:
+    """The line may contain a key."""
     with pytest.raises(ConfigError, match="in line 3") as caught:
         load_presets(write(tmp_path, f"house:\n  api_key: '{KEY}\n"))
     assert KEY not in str(caught.value)
     assert caught.value.__suppress_context__
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """No such file, a folder, or another encoding: the message has the path and the reason."""
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    """Missing, a folder, or in another encoding: the message has the path and the reason."""
     for path, reason in ((tmp_path / "missing.yaml", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError, match=f"{re.escape(str(path))}.*{reason}"):
             load_presets(path)
@@ -301,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_listing_has_prices_and_windows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every preset is a line, its columns aligned; what the price file does not say is unknown, and never a zero."""
+    """One aligned line for each preset; what the price file lacks is unknown, never zero."""
     assert main([]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines[: len(PRESETS)]}
@@ -316,7 +316,7 @@ def test_the_listing_has_prices_and_windows(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_listing_as_json() -> None:
-    """`python -m ondine_core.presets --json` is for programs: numbers are numbers, and what is unknown is null."""
+    """`--json` gives numbers as numbers and unknown values as null."""
     command = [sys.executable, "-W", "error", "-m", "ondine_core.presets", "--json"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     by_name = {entry.pop("preset"): entry for entry in listed}
@@ -336,7 +336,7 @@ def test_the_listing_as_json() -> None:
 
 
 def test_the_listing_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A team's own presets are listed alike; a mistake in them is one line, and no traceback."""
+    """A team's own presets are listed the same way; an error in them is one line without a traceback."""
     assert main([str(write(tmp_path, HOUSE))]) == 0
     listed = capsys.readouterr().out
     assert "llm.example.com" not in listed
@@ -345,7 +345,7 @@ def test_the_listing_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("error: The presets in ")
 
 
-# -- what many rows cost -------------------------------------------------------------------------------------------
+# -- cost of many rows ---------------------------------------------------------------------------------------------
 
 
 PRICE = Price(Decimal("1e-6"), Decimal("5e-6"), Decimal("1e-7"), cache_write=Decimal("1.25e-6"))
@@ -365,13 +365,13 @@ PRICE = Price(Decimal("1e-6"), Decimal("5e-6"), Decimal("1e-7"), cache_write=Dec
         (3, 2, False, "0.004549"),
     ],
 )
-def test_what_rows_cost_is_the_sum_of_their_calls(rows: int, batch_size: int, usd: str, *, cached: bool) -> None:
-    """By hand: input, cached input, writing to the cache, output, and what a batch adds."""
+def test_cost_of_rows_is_the_sum_of_their_calls(rows: int, batch_size: int, usd: str, *, cached: bool) -> None:
+    """Checked by hand: input, cached input, cache writes, output, and the overhead of a batch."""
     assert cost_of(Workload(rows, 55, 10, 2000), PRICE, batch_size, cached=cached) == Decimal(usd)
 
 
 def test_costs_are_compared_by_model_tier_cache_and_rows_a_call(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command of the guide; a prefix that is too short for a cache has no figure, and no figure is 0."""
+    """As the guide's command shows it; a prefix too short for a cache has no figure, and no figure is 0."""
     figures = ["--rows", "1000000", "--input-tokens", "55", "--output-tokens", "10", "--prefix-tokens", "1500"]
     assert main(["cost", *figures, "--json"]) == 0
     lines = {(line["model"], line["tier"]): line["usd"] for line in json.loads(capsys.readouterr().out)}
@@ -388,8 +388,8 @@ def test_costs_are_compared_by_model_tier_cache_and_rows_a_call(capsys: pytest.C
 
 
 @pytest.mark.parametrize("wrong", [["--rows", "0"], ["--rows", "many"], ["--unknown"]])
-def test_a_workload_that_is_none_is_an_error(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With the argument."""
+def test_invalid_workload_is_an_error(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the argument."""
     with pytest.raises(SystemExit):
         main(["cost", *wrong])
     assert wrong[0] in capsys.readouterr().err

@@ -12,11 +12,11 @@ PRICE = Price(Decimal("0.15e-6"), Decimal("0.6e-6"), Decimal("0.075e-6"))
 
 
 def test_a_listed_model_has_its_price() -> None:
-    """Prices are the exact decimals of the list, cached input included."""
+    """The exact decimals of the list, cached input included."""
     assert find_price("openai/gpt-4o-mini") == PRICE
 
 
-def test_without_a_cached_price_cached_input_costs_as_much() -> None:
+def test_cached_input_without_a_price_costs_as_fresh_input() -> None:
     """Where the list names no price for cached input, none is made up."""
     price = find_price("openai/gpt-4")
     assert price is not None
@@ -27,7 +27,7 @@ def test_without_a_cached_price_cached_input_costs_as_much() -> None:
     "model", ["llama_cpp/model.gguf", "llama_cpp//tmp/m.gguf", "mlx/any", "scripted/ScriptedModel"]
 )
 def test_a_model_in_this_process_is_free(model: str) -> None:
-    """Local models cost nothing, and that is known."""
+    """Its cost is a known zero."""
     assert find_price(model) == FREE
     assert FREE.cost(Usage(10**9, 10**8, 10**9)) == 0
 
@@ -44,17 +44,17 @@ def test_a_model_in_this_process_is_free(model: str) -> None:
     ],
 )
 def test_an_unknown_model_has_no_price(model: str) -> None:
-    """An unknown model is not free, nor does it cost what a namesake costs elsewhere."""
+    """It is neither free nor priced like a namesake elsewhere."""
     assert find_price(model) is None
 
 
 def test_a_model_priced_otherwise_than_by_token_has_no_price() -> None:
-    """A list entry that names no price per token, such as a picture's, is not taken for free."""
+    """A list entry without a price per token, such as an image model's, is not free."""
     assert find_price("openai/dall-e-3") is None
 
 
-def test_an_entry_is_what_the_list_says() -> None:
-    """Other modules read windows and lengths of replies where the prices come from."""
+def test_list_entry_has_window_and_reply_length() -> None:
+    """Other modules read them from the same entry as the prices."""
     assert (find_entry("openai/gpt-4o-mini") or {})["max_input_tokens"] == 128_000
     assert find_entry("openai/no-such-model") is None
 
@@ -71,8 +71,8 @@ def test_an_entry_is_what_the_list_says() -> None:
         ("xai/grok-4.3", 199_999, ("1.25", "2.5", "0.2", "2.5", "5", "0.4")),
     ],
 )
-def test_a_long_prompt_makes_the_whole_call_dearer(model: str, longest: int, prices: tuple[str, ...]) -> None:
-    """Beyond the length the list names, every token of the call costs more: prompt, cached prompt and reply."""
+def test_long_prompt_price_applies_to_the_whole_call(model: str, longest: int, prices: tuple[str, ...]) -> None:
+    """Beyond the listed length prompt, cached prompt and reply all cost more."""
     price = find_price(model)
     assert price is not None
     million = [Decimal(text) for text in prices]
@@ -82,15 +82,15 @@ def test_a_long_prompt_makes_the_whole_call_dearer(model: str, longest: int, pri
         assert price.cost(usage) == expected / 1_000_000
 
 
-def test_thinking_has_its_own_price_where_the_list_names_one() -> None:
-    """A model that charges more for thinking is charged so, within the reply's tokens."""
+def test_reasoning_tokens_have_their_listed_price() -> None:
+    """They are part of the reply's tokens."""
     price = find_price("dashscope/qwen-turbo")
     assert price is not None
     assert price.cost(Usage(0, 0, 1_000_000, 400_000)) == Decimal("0.6") * Decimal("0.2") + Decimal("0.2")
 
 
-def test_of_several_lengths_the_longest_that_is_exceeded_counts() -> None:
-    """The order in which the prices are written down does not matter."""
+def test_longest_exceeded_length_decides_the_price() -> None:
+    """In any order of the list's entries."""
     one, two, three = (Price(Decimal(usd), Decimal(0), Decimal(0)) for usd in (1, 2, 3))
     price = Price(Decimal(1), Decimal(0), Decimal(0), beyond=((200, three), (100, two)))
     for tokens, expected in ((100, one), (101, two), (200, two), (201, three)):
@@ -108,7 +108,7 @@ PRICES = st.builds(
 
 @given(PRICES, st.integers(0, 3000), st.integers(0, 3000), st.data())
 def test_no_shorter_call_costs_more_than_the_bound(price: Price, sent: int, received: int, data: st.DataObject) -> None:
-    """A bound on the tokens bounds the cost, even where a longer prompt, the cache or thinking is the dearer one."""
+    """A bound on tokens bounds the cost, even if a longer prompt, the cache or reasoning costs more."""
     bound = price.at_most(sent, received)
     shorter, reply = data.draw(st.integers(0, sent)), data.draw(st.integers(0, received))
     cached, thinking = data.draw(st.integers(0, shorter)), data.draw(st.integers(0, reply))
@@ -117,8 +117,8 @@ def test_no_shorter_call_costs_more_than_the_bound(price: Price, sent: int, rece
     assert price.at_most(shorter, reply) <= bound
 
 
-def test_what_is_put_into_the_cache_has_its_own_price_where_the_list_names_one() -> None:
-    """Some providers charge more for a prompt they keep; of the others it costs what it would cost anyway."""
+def test_cache_writes_have_their_listed_price() -> None:
+    """Without a listed price they cost as fresh input."""
     million = Usage(1_000_000, cache_write_tokens=1_000_000)
     dear, plain = find_price("anthropic/claude-sonnet-4-5"), find_price("openai/gpt-4o-mini")
     assert dear is not None
@@ -137,25 +137,25 @@ USAGES = st.builds(
 
 
 def test_cost_of_a_call() -> None:
-    """Fresh input, cached input and output are each paid at their own price; reasoning is output."""
+    """Fresh input, cached input and output each have their price; reasoning is output."""
     assert PRICE.cost(Usage(1_000_000, 400_000, 100_000, 50_000)) == Decimal("0.09") + Decimal("0.03") + Decimal("0.06")
 
 
 @given(USAGES, USAGES)
 def test_cost_adds_up(one: Usage, other: Usage) -> None:
-    """Where length does not matter, the cost of a run is to the last digit the sum of its calls'; never negative."""
+    """Without length-dependent prices the cost of a run is exactly the sum of its calls'; never negative."""
     assert PRICE.cost(one + other) == PRICE.cost(one) + PRICE.cost(other)
     assert PRICE.cost(one) >= 0
 
 
 @given(USAGES)
-def test_the_cache_only_saves(usage: Usage) -> None:
+def test_cached_input_never_costs_more_than_fresh_input(usage: Usage) -> None:
     """Input from a cache never costs more than fresh input."""
     assert PRICE.cost(usage) <= PRICE.cost(Usage(usage.input_tokens, 0, usage.output_tokens))
 
 
-def test_tokens_of_unknown_kind_may_make_a_prompt_a_long_one() -> None:
-    """What is charged is the dearer of both prices, what is proven the cheaper."""
+def test_tokens_of_unknown_kind_count_at_the_dearer_price() -> None:
+    """The charge is the dearer of both prices, the proven cost the cheaper."""
     long = Price(Decimal(3), Decimal(3), Decimal(3), per_request=Decimal(5))
     price = Price(Decimal(1), Decimal(2), Decimal(1), beyond=((1, long),))
     usage = Usage(1, output_tokens=2, unexplained_tokens=1)

@@ -1,4 +1,4 @@
-"""As many threads as have a processor for themselves."""
+"""The number of threads that have a processor each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ondine_core.providers.processors import brief_spinning, core_count, measure
 
 
 def machine(processors: float, others: int = 0) -> Callable[[int], list[float]]:
-    """A measurement on a machine where so many other threads are always ready to run, and time is shared evenly."""
+    """A measurement on a machine where `others` threads are always ready to run, and time is shared evenly."""
     return lambda threads: [min(1.0, processors / (threads + others))] * threads
 
 
@@ -31,22 +31,22 @@ def machine(processors: float, others: int = 0) -> Callable[[int], list[float]]:
         (1, machine(1, others=1), 1),
     ],
 )
-def test_each_thread_has_a_processor_for_itself(
+def test_threads_are_as_many_as_free_processors(
     cores: int, measure: Callable[[int], list[float]], threads: int
 ) -> None:
-    """All of a quiet machine, the rest of a busy one, and no more than a container is given."""
+    """All of an idle machine, the rest of a busy one, and at most a container's share."""
     assert thread_count(cores, measure) == threads
 
 
-def test_one_thread_that_shares_its_processor_is_enough_to_take_fewer() -> None:
-    """All would wait for it."""
+def test_one_shared_processor_reduces_the_threads() -> None:
+    """All other threads would wait for the slow one."""
     shares = {4: [0.5, 1.0, 1.0, 1.0], 3: [1.0, 1.0, 1.0]}
     assert thread_count(4, shares.__getitem__) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="The system cannot confine a thread to a processor.")
 def test_threads_on_one_processor_are_measured_as_sharing_it() -> None:
-    """The measurement is real: two busy threads that may only use one processor run for half of the time each."""
+    """With real threads: two on one processor are measured at half of the time each."""
 
     def confined() -> tuple[int, list[float], int]:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -61,16 +61,16 @@ def test_threads_on_one_processor_are_measured_as_sharing_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_library_spins_briefly_unless_the_user_chose() -> None:
-    """OpenMP itself says what it read, and the variable is gone afterwards."""
+def test_openmp_spins_briefly_by_default() -> None:
+    """OpenMP reports the value it read, and the variable is removed afterwards."""
     pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
-    assert openmp_says({}) == "10000"
-    assert openmp_says({"GOMP_SPINCOUNT": "5"}) == "5"
-    assert openmp_says({"OMP_WAIT_POLICY": "passive"}) == "0"
+    assert openmp_spin_count({}) == "10000"
+    assert openmp_spin_count({"GOMP_SPINCOUNT": "5"}) == "5"
+    assert openmp_spin_count({"OMP_WAIT_POLICY": "passive"}) == "0"
 
 
-def openmp_says(chosen: dict[str, str]) -> str:
-    """How often GNU's OpenMP spins in a process that loads the library as the provider does."""
+def openmp_spin_count(chosen: dict[str, str]) -> str:
+    """GNU OpenMP's spin count in a process that loads the library as the provider does."""
     code = """
 import os
 from ondine_core.providers.processors import brief_spinning
@@ -80,15 +80,15 @@ with brief_spinning(os.environ):
 assert dict(os.environ) == before
 """
     environment = os.environ | chosen | {"OMP_DISPLAY_ENV": "verbose"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    lines = [line for line in said.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    lines = [line for line in output.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
     if not lines:
         pytest.skip("The library does not use GNU's OpenMP here.")
     return lines[0].partition("=")[2].strip(" '")
 
 
-def test_what_the_user_chose_is_left_alone() -> None:
-    """A variable of OpenMP's that is set stays as it is, and none is added."""
+def test_openmp_variables_of_the_user_are_kept() -> None:
+    """A variable that is set stays, and none is added."""
     chosen = {"OMP_WAIT_POLICY": "active"}
     with brief_spinning(chosen):
         assert chosen == {"OMP_WAIT_POLICY": "active"}

@@ -21,7 +21,7 @@ NOON = 1_700_000_000.0
 LEFT, RESET, LIMIT = (f"x-ratelimit-{what}-requests" for what in ("remaining", "reset", "limit"))
 TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT = (f"x-ratelimit-{what}-tokens" for what in ("remaining", "reset", "limit"))
 
-# -- what is left --------------------------------------------------------------------------------------------------
+# -- remaining limits ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT = (f"x-ratelimit-{what}-tokens" for what
     ],
 )
 def test_a_duration_is_read_in_every_form(text: str, seconds: float) -> None:
-    """Durations come as OpenAI and Groq write them, or as plain seconds."""
+    """Durations as OpenAI and Groq write them, or as plain seconds."""
     assert hold_off_s({LEFT: "0", RESET: text}, 1) == pytest.approx(seconds)
 
 
@@ -64,20 +64,20 @@ def test_a_duration_is_read_in_every_form(text: str, seconds: float) -> None:
     ],
     ids=str,
 )
-def test_what_is_missing_or_malformed_holds_back_nobody(headers: Mapping[str, str]) -> None:
-    """Without both figures, or with ones that mean nothing, or while there is enough left, nobody waits."""
+def test_missing_or_malformed_headers_cause_no_wait(headers: Mapping[str, str]) -> None:
+    """Neither do complete ones while enough is left."""
     assert hold_off_s(headers, 10) == 0
 
 
-def test_one_call_more_needs_only_its_part_of_the_limit() -> None:
-    """A limit fills evenly: of 60 calls a minute the next is there after a second, and nobody waits for all of them."""
+def test_wait_is_only_for_the_share_that_the_next_call_needs() -> None:
+    """Limits refill evenly: of 60 calls a minute the next is available after a second."""
     assert hold_off_s({LEFT: "0", RESET: "60s", LIMIT: "60"}, 1) == pytest.approx(1)
     assert hold_off_s({TOKENS_LEFT: "0", TOKENS_RESET: "1m", TOKENS_LIMIT: "6000"}, 500) == pytest.approx(5)
     assert hold_off_s({TOKENS_LEFT: "400", TOKENS_RESET: "56s", TOKENS_LIMIT: "6000"}, 500) == pytest.approx(1)
 
 
 def test_a_call_larger_than_the_limit_waits_until_it_is_full() -> None:
-    """More than the whole limit is never there at once."""
+    """More than the whole limit is never available."""
     assert hold_off_s({TOKENS_LEFT: "0", TOKENS_RESET: "6s", TOKENS_LIMIT: "100"}, 500) == 6
 
 
@@ -92,8 +92,8 @@ NUMBERS = st.integers(0, 10**6)
 
 
 @given(NUMBERS, NUMBERS, st.floats(0, 1e5), NUMBERS, NUMBERS)
-def test_nobody_waits_longer_than_until_all_is_back(left: int, limit: int, reset: float, few: int, more: int) -> None:
-    """The pause lies between nothing and the reset, and a larger call waits no less long."""
+def test_wait_never_exceeds_the_reset(left: int, limit: int, reset: float, few: int, more: int) -> None:
+    """It is between 0 and the reset, and not shorter for a larger call."""
     headers = {TOKENS_LEFT: str(left), TOKENS_RESET: f"{reset:f}s", TOKENS_LIMIT: str(limit)}
     short, long = (hold_off_s(headers, few), hold_off_s(headers, few + more))
     assert 0 <= short <= long <= reset + 1e-5
@@ -105,8 +105,8 @@ HEADERS = st.text(st.characters(max_codepoint=300), max_size=30) | st.from_regex
 
 
 @given(HEADERS, HEADERS, HEADERS, st.integers(0, 10**9))
-def test_any_header_is_survived(left: str, reset: str, limit: str, tokens: int) -> None:
-    """Whatever a server writes, the answer it comes with is kept, and the pause is a number."""
+def test_any_header_value_gives_a_number(left: str, reset: str, limit: str, tokens: int) -> None:
+    """For any header values the answer is kept, and the wait is a number."""
     kinds = (LEFT, RESET, LIMIT), (TOKENS_LEFT, TOKENS_RESET, TOKENS_LIMIT)
     for names in kinds:
         seconds = hold_off_s(dict(zip(names, (left, reset, limit), strict=True)), tokens)
@@ -122,26 +122,26 @@ DATES = st.from_regex(
 @example("0 Jan 0 0:3000000000", "")
 @example("0 Jan 0 0:0 -3000000000000", "")
 @given(HEADERS | DATES, HEADERS | DATES)
-def test_any_retry_after_is_survived(seconds: str, milliseconds: str) -> None:
+def test_any_retry_after_is_none_or_not_negative(seconds: str, milliseconds: str) -> None:
     """A pause that is asked for is a number that is not negative, or none."""
     for headers in ({"retry-after": seconds}, {"retry-after-ms": milliseconds, "retry-after": seconds}):
         asked = retry_after_s(headers, NOON)
         assert asked is None or (asked >= 0 and isfinite(asked))
 
 
-def test_what_a_proxy_passes_on_is_the_limit_of_the_provider_behind_it() -> None:
-    """LiteLLM's proxy repeats what is left without a prefix, and says only with one when it will be back."""
+def test_litellm_proxy_headers_are_read_as_the_providers_limits() -> None:
+    """The proxy repeats what is left without a prefix, and the reset only with one."""
     behind = {f"llm_provider-{LEFT}": "0", f"llm_provider-{RESET}": "2s", f"llm_provider-{LIMIT}": "10"}
     assert hold_off_s({LEFT: "0", LIMIT: "10", **behind}, 1) == pytest.approx(0.2)
     assert hold_off_s({LEFT: "5", RESET: "60s", LIMIT: "10", **behind}, 1) == pytest.approx(0.2)
     assert hold_off_s({LEFT: "0", RESET: "60s", LIMIT: "10", **behind}, 1) == pytest.approx(6)
 
 
-# -- over the wire -------------------------------------------------------------------------------------------------
+# -- over HTTP -----------------------------------------------------------------------------------------------------
 
 
-def test_a_reply_says_how_long_the_next_call_should_wait() -> None:
-    """What the headers of a reply say is left reaches whoever asked, in any spelling of their names."""
+def test_reply_has_the_wait_of_the_next_call() -> None:
+    """From headers in any spelling."""
     with Provider(fault=telling({LEFT: "0", RESET: "2s"})) as provider:
         assert one_call_to(provider.base_url).hold_off_s == 2
     with Provider(fault=telling({LEFT.title(): "0", RESET.upper(): "120ms"})) as provider:
@@ -150,8 +150,8 @@ def test_a_reply_says_how_long_the_next_call_should_wait() -> None:
         assert one_call_to(provider.base_url).hold_off_s == 0
 
 
-def test_the_tokens_of_a_call_are_what_the_next_is_taken_to_need() -> None:
-    """A second call like this one, of 40 tokens or so, must fit into what is left."""
+def test_next_call_is_expected_to_need_as_many_tokens() -> None:
+    """A second call like this one, of about 40 tokens, must fit into what is left."""
     left = {TOKENS_LIMIT: "1000", TOKENS_RESET: "10s"}
     text = "Repeat: " + "word " * 30
     with Provider(fault=telling({**left, TOKENS_LEFT: "0"})) as provider:
@@ -164,7 +164,7 @@ def test_the_tokens_of_a_call_are_what_the_next_is_taken_to_need() -> None:
 
 
 def test_a_run_waits_when_a_reply_says_that_nothing_is_left() -> None:
-    """The whole run pauses when one reply says so, and no call is refused for it."""
+    """The whole run pauses after one such reply, and no call is refused."""
     with Provider(fault=after(3, telling({LEFT: "0", RESET: "300ms"}))) as provider:
         report = ask(provider, texts(12), options(max_concurrency=1))
     arrived = [asked.arrived_at for asked in provider.books.requests]
@@ -173,11 +173,11 @@ def test_a_run_waits_when_a_reply_says_that_nothing_is_left() -> None:
     assert provider.books.most_in(0.28) == 4
 
 
-# -- the provider itself -------------------------------------------------------------------------------------------
+# -- the simulated provider ---------------------------------------------------------------------------------------
 
 
 def statuses(provider: Provider, count: int) -> list[float | None]:
-    """Ask one after the other: the pause each refusal asks for, -1 for an answer."""
+    """Ask sequentially: the wait of each refusal, -1 for an answer."""
 
     async def main() -> list[float | None]:
         model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
@@ -195,7 +195,7 @@ def statuses(provider: Provider, count: int) -> list[float | None]:
 
 
 def test_the_simulated_limit_counts_over_a_window() -> None:
-    """The provider of these tests lets so many through in a window, refuses the rest, and says when to come back."""
+    """It admits a number of calls in each window, refuses the rest, and names the wait."""
     with Provider(fault=rate_limited(3, 60.0, retry_after_s=7)) as provider:
         assert statuses(provider, 5) == [-1, -1, -1, 7, 7]
     assert provider.books.most_in(60) == 5
@@ -204,7 +204,7 @@ def test_the_simulated_limit_counts_over_a_window() -> None:
 
 
 def test_the_simulated_outage_has_a_switch() -> None:
-    """The provider of these tests fails for as long as a switch is set."""
+    """The simulated provider fails for as long as the switch is set."""
     down = threading.Event()
     with Provider(fault=while_set(down, status(503))) as provider:
         assert statuses(provider, 1) == [-1]

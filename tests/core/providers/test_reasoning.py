@@ -59,8 +59,8 @@ def failures(report: Report) -> list[Failure]:
     [(MOOD, '{"mood": "good"}', "good"), ("label", "A fine kettle.", "A fine kettle."), (SCORE, "9/10", "9")],
     ids=["object", "free text", "regular expression"],
 )
-def test_thoughts_before_an_answer_are_no_part_of_it(thoughts: str, output: Any, answer: str, expected: str) -> None:
-    """Whatever a model thinks first, a row gets what it replies then, and pays one call."""
+def test_reasoning_before_an_answer_is_removed(thoughts: str, output: Any, answer: str, expected: str) -> None:
+    """A row gets the reply after the reasoning, from one call."""
     with Provider(lambda _: thoughts + answer) as provider:
         report = enriched(provider, output)
     (column,) = report.columns
@@ -68,8 +68,8 @@ def test_thoughts_before_an_answer_are_no_part_of_it(thoughts: str, output: Any,
 
 
 @every_wrapping
-def test_thoughts_before_a_batch_are_no_part_of_it(thoughts: str) -> None:
-    """The same holds for replies that answer many rows, within a code fence, too."""
+def test_reasoning_before_a_batch_reply_is_removed(thoughts: str) -> None:
+    """Also within a code fence."""
 
     def answer(prompt: str) -> str:
         moods = zip(ids_in(prompt), ("good", "bad"), strict=True)
@@ -93,8 +93,8 @@ def test_thoughts_before_a_batch_are_no_part_of_it(thoughts: str) -> None:
     ],
 )
 @pytest.mark.parametrize("output", ["label", SCORE], ids=["free text", "regular expression"])
-def test_thoughts_without_an_answer_are_a_cut_reply(text: str, output: Any) -> None:
-    """Thoughts that do not end, or that nothing follows, never become an answer, and are not paid again in vain."""
+def test_reasoning_without_an_answer_is_truncated(text: str, output: Any) -> None:
+    """Reasoning that does not end, or has no reply after it, never becomes an answer and is not repeated."""
     with Provider(lambda _: text.replace("no end", "3/10")) as provider:
         report = enriched(provider, output)
     (failure,) = failures(report)
@@ -113,22 +113,22 @@ def test_thoughts_without_an_answer_are_a_cut_reply(text: str, output: Any) -> N
         "analysis of the final report",
     ],
 )
-def test_marks_within_an_answer_stay(answer: str) -> None:
-    """Only the beginning of a reply is thoughts; an answer that speaks of the marks is left as it is."""
+def test_reasoning_marks_within_an_answer_stay(answer: str) -> None:
+    """Only the beginning of a reply is searched for them."""
     assert strip_reasoning(answer) == answer
     assert strip_reasoning(f"<think>hm</think>{answer}") == answer
 
 
-def test_marks_that_the_row_holds_may_be_repeated() -> None:
-    """A reply that repeats a lone closing mark of its row is not taken for thoughts."""
+def test_closing_mark_from_the_row_is_not_reasoning() -> None:
+    """A reply may repeat a lone closing mark of its row."""
     reply = "User: hm\n</think>\nBot: yes"
     assert strip_reasoning(reply, asked=f"Translate: {reply}") == reply
     assert strip_reasoning(reply) == "\nBot: yes"
 
 
 @given(st.text(alphabet="ab <>/{}\"'\n", max_size=40), st.text(alphabet="ab {}\"'\n", min_size=1, max_size=40))
-def test_what_follows_a_block_is_the_answer(thoughts: str, answer: str) -> None:
-    """For any thoughts without the closing mark, what follows it comes back unchanged; no marks, no change."""
+def test_text_after_a_reasoning_block_is_unchanged(thoughts: str, answer: str) -> None:
+    """For any reasoning without the closing mark; without marks nothing changes."""
     assert strip_reasoning(answer) == answer
     assert strip_reasoning(f"<think>{thoughts}</think>{answer}") == (answer if answer.strip() else None)
 
@@ -144,16 +144,16 @@ def test_what_follows_a_block_is_the_answer(thoughts: str, answer: str) -> None:
         [{"text": "go"}, {"type": "output_text", "text": "od"}],
     ],
 )
-def test_thoughts_in_parts_are_no_part_of_the_text(content: list[dict[str, Any]]) -> None:
-    """Content that comes in parts is the text of its parts of text."""
+def test_reasoning_parts_are_not_in_the_text(content: list[dict[str, Any]]) -> None:
+    """Content given in parts is the text of its text parts."""
     with Provider(fault=lambda _: Altered(message={"content": content})) as provider:
         assert enriched(provider, "label").column("label") == ["good"]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 @pytest.mark.parametrize("content", [None, "", "  "])
-def test_answer_that_is_only_in_the_thoughts_is_named_and_not_taken(field: str, content: str | None) -> None:
-    """JSON that a server puts into the reasoning alone is no answer; the failure says where it is, after one call."""
+def test_answer_only_in_the_reasoning_is_a_failure(field: str, content: str | None) -> None:
+    """JSON that a server puts into the reasoning alone is no answer; the failure says so, after one call."""
     altered = Altered(message={"content": content, field: '{"mood": "good"}'})
     with Provider(fault=lambda _: altered) as provider:
         (failure,) = failures(enriched(provider, MOOD))
@@ -170,8 +170,8 @@ def test_answer_that_is_only_in_the_thoughts_is_named_and_not_taken(field: str, 
     ],
     ids=["field", "count", "text"],
 )
-def test_reply_that_was_cut_while_thinking_says_so(message: Mapping[str, Any], usage: Mapping[str, Any]) -> None:
-    """The bound on output tokens includes what a model thinks, so that is what the row's failure tells to change."""
+def test_reply_truncated_while_reasoning_says_so(message: Mapping[str, Any], usage: Mapping[str, Any]) -> None:
+    """The output bound includes reasoning; the row's failure says to change it."""
     counts = {"prompt_tokens": 9, "completion_tokens": 40, **usage}
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "length"}
     with Provider(fault=status(200, {"choices": [choice], "usage": counts})) as provider:
@@ -180,7 +180,7 @@ def test_reply_that_was_cut_while_thinking_says_so(message: Mapping[str, Any], u
     assert "was cut by the provider while the model was thinking; raise max_output_tokens, or lower" in failure.detail
 
 
-def test_reply_that_was_cut_in_its_answer_says_no_more() -> None:
+def test_reply_truncated_in_its_answer_does_not_mention_reasoning() -> None:
     """Thinking that had ended is not what cut it."""
     choice = {"message": {"content": "<think>Hm</think>half", "reasoning_content": "Hm"}, "finish_reason": "length"}
     usage = {"prompt_tokens": 9, "completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 30}}
@@ -189,12 +189,12 @@ def test_reply_that_was_cut_in_its_answer_says_no_more() -> None:
     assert failure.detail == "the reply was cut by the provider; raise max_output_tokens"
 
 
-# -- how much a model thinks ---------------------------------------------------------------------------------------
+# -- reasoning effort ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-sonnet-4-5", "openai_compatible/m"])
-def test_effort_is_the_same_question_as_in_params(model: str) -> None:
-    """A field of its own changes no key: who wrote it into params finds the answers, and another effort asks anew."""
+def test_effort_field_has_the_key_of_effort_in_params(model: str) -> None:
+    """Answers stored with it in params are found, and another effort asks again."""
 
     def key(**spec: Any) -> bytes:
         return cache_key(compile_task("Rate: {text}", {"label": "string"}, ModelSpec(model, **spec)))("Rate: x")
@@ -206,7 +206,7 @@ def test_effort_is_the_same_question_as_in_params(model: str) -> None:
 
 
 def test_effort_is_sent_and_is_set_once() -> None:
-    """As the request field that OpenAI has for it; beside the same one in params it is an error."""
+    """As OpenAI's request field; a second value in params is an error."""
     with Provider() as provider:
         one_call_to(provider.base_url, reasoning_effort="low")
     assert provider.books.requests[0].body["reasoning_effort"] == "low"

@@ -1,4 +1,4 @@
-"""What a server cannot take is written otherwise, once for the model; the refusals are those of real servers."""
+"""Requests are adapted to what a server refuses, once for each model; the refusals are those of real servers."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def enriched(provider: Provider, rows: int = 8, model: str = "openai_compatible/
 
 
 def refusing(predicate: Any, refusal: Fault) -> tuple[Fault, list[Asked]]:
-    """A server that refuses what `predicate` says, and what it refused."""
+    """A server that refuses requests matching `predicate`, and the requests it refused."""
     refused: list[Asked] = []
 
-    def befall(asked: Asked) -> Effect:
+    def fault(asked: Asked) -> Effect:
         if not predicate(asked):
             return None
         refused.append(asked)
         return refusal(asked)
 
-    return befall, refused
+    return fault, refused
 
 
 def error(code: int, message: str, **more: Any) -> Fault:
     return status(code, {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code, **more}})
 
 
-# Each as the server beside it says it, by reports of its users.
+# Each as the named server sends it, by reports of its users.
 NO_SYSTEM: dict[str, Fault] = {
     "vLLM with Gemma": error(400, "System role not supported"),
     "vLLM, older": status(
@@ -97,8 +97,8 @@ NO_SCHEMA: dict[str, Fault] = {
 
 @pytest.mark.parametrize("refusal", NO_SYSTEM.values(), ids=NO_SYSTEM)
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_system_message_is_folded_where_there_is_no_such_role(refusal: Fault, batch_size: int) -> None:
-    """Every row is answered; calls that were under way when it was learnt are all that is refused."""
+def test_system_message_is_merged_if_the_role_is_refused(refusal: Fault, batch_size: int) -> None:
+    """Every row is answered; only calls in flight at the first refusal are refused."""
     has_system, refused = refusing(lambda asked: asked.messages[0]["role"] == "system", refusal)
     with Provider(good, fault=has_system) as provider:
         report = enriched(provider, batch_size=batch_size)
@@ -111,8 +111,8 @@ def test_system_message_is_folded_where_there_is_no_such_role(refusal: Fault, ba
 
 
 @pytest.mark.parametrize("refusal", NO_SCHEMA.values(), ids=NO_SCHEMA)
-def test_schema_is_said_in_words_where_it_is_refused(refusal: Fault) -> None:
-    """A server without structured output is told the schema in the conversation, and the parser judges."""
+def test_refused_schema_is_put_into_the_prompt(refusal: Fault) -> None:
+    """Replies are validated by the parser."""
     has_schema, refused = refusing(lambda asked: "response_format" in asked.body, refusal)
     with Provider(lambda _: {"mood": "good"}, fault=has_schema) as provider:
         report = enriched(provider)
@@ -133,8 +133,8 @@ def test_schema_is_said_in_words_where_it_is_refused(refusal: Fault) -> None:
         ("openai_compatible/gpt-5", "max_completion_tokens", "unknown field max_completion_tokens"),
     ],
 )
-def test_bound_is_sent_by_its_other_name_where_one_is_refused(model: str, refused_name: str, message: str) -> None:
-    """Whatever a deployment is called, its replies stay bounded, by the name that it knows."""
+def test_refused_output_bound_field_is_renamed(model: str, refused_name: str, message: str) -> None:
+    """Whatever a deployment is called, its replies stay bounded."""
     has_name, refused = refusing(lambda asked: refused_name in asked.body, error(400, message, param=refused_name))
     with Provider(lambda _: {"mood": "good"}, fault=has_name) as provider:
         report = enriched(provider, model=model)
@@ -143,17 +143,17 @@ def test_bound_is_sent_by_its_other_name_where_one_is_refused(model: str, refuse
     assert [last[name] for name in last if name.startswith("max_")] == [50]
 
 
-def test_server_that_lacks_everything_is_asked_in_plain_words() -> None:
-    """One refusal after another is learnt from: no system role, no schema, another name of the bound."""
+def test_server_without_any_of_these_features_is_served() -> None:
+    """The refusals are handled one after another: system role, schema, name of the bound."""
 
-    def befall(asked: Asked) -> Effect:
+    def fault(asked: Asked) -> Effect:
         if "max_tokens" in asked.body:
             return error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")(asked)
         if "response_format" in asked.body:
             return error(400, "response_format is not supported")(asked)
         return NO_SYSTEM["vLLM with Gemma"](asked) if asked.messages[0]["role"] == "system" else None
 
-    with Provider(lambda _: {"mood": "good"}, fault=befall) as provider:
+    with Provider(lambda _: {"mood": "good"}, fault=fault) as provider:
         report = enriched(provider, rows=1)
     assert (report.column("mood"), len(provider.books.requests)) == (["good"], 4)
 
@@ -166,54 +166,54 @@ def test_server_that_lacks_everything_is_asked_in_plain_words() -> None:
         error(400, "The input was blocked."),
     ],
 )
-def test_other_refusals_are_the_rows(fault: Fault) -> None:
-    """A refusal that the form of the request is not the reason for is not sent again in another form."""
+def test_unrelated_refusal_is_not_retried_in_another_form(fault: Fault) -> None:
+    """It is the row's failure."""
     with Provider(fault=fault) as provider:
         report = enriched(provider, rows=1)
     assert [isinstance(outcome, Failure) for outcome in report.outcomes] == [True]
     assert len(provider.books.requests) == 1
 
 
-def test_refusal_that_stays_ends_after_one_try_of_each_form() -> None:
-    """A server that refuses the system message even where there is none is not asked without end."""
+def test_persistent_refusal_ends_after_each_form_was_tried_once() -> None:
+    """A server that always refuses is not asked without end."""
     calls = 0
 
-    def befall(asked: Asked) -> Canned:
+    def fault(asked: Asked) -> Canned:
         nonlocal calls
         calls += 1
         effect = NO_SYSTEM["vLLM with Gemma"](asked)
         assert isinstance(effect, Canned)
         return effect
 
-    with Provider(fault=befall) as provider, pytest.raises(FatalError, match="System role not supported"):
+    with Provider(fault=fault) as provider, pytest.raises(FatalError, match="System role not supported"):
         enriched(provider, rows=1)
     assert calls == 2
 
 
-def test_schema_that_a_server_ignores_is_said_in_words() -> None:
-    """A server that answers a schema with plain text does not know schemas: no row is lost, and few calls are."""
+def test_ignored_schema_is_put_into_the_prompt() -> None:
+    """If a server replies to a schema with plain text, few calls are repeated and no row is lost."""
 
     def talk(asked: Asked) -> Effect:
         return Altered(message={"content": "It is good, I think."}) if "response_format" in asked.body else None
 
     with Provider(good, fault=talk) as provider:
         report = enriched(provider, rows=40)
-    said = [asked for asked in provider.books.requests if "response_format" not in asked.body]
+    in_prompt = [asked for asked in provider.books.requests if "response_format" not in asked.body]
     assert report.column("mood") == ["good"] * 40
-    assert len(provider.books.requests) - len(said) <= 4
-    assert all('"enum":["good","bad"]' in asked.messages[0]["content"] for asked in said)
+    assert len(provider.books.requests) - len(in_prompt) <= 4
+    assert all('"enum":["good","bad"]' in asked.messages[0]["content"] for asked in in_prompt)
 
 
 @pytest.mark.parametrize("fault", [truncated, empty], ids=["cut", "empty"])
-def test_reply_that_was_not_to_be_judged_says_nothing_about_schemas(fault: Fault) -> None:
-    """Only a whole text that is no JSON does."""
+def test_only_complete_non_json_text_counts_as_ignored_schema(fault: Fault) -> None:
+    """Truncated or empty replies do not."""
     with Provider(good, fault=first(1, fault)) as provider:
         enriched(provider, rows=4)
     assert all("response_format" in asked.body for asked in provider.books.requests)
 
 
-def test_server_that_heeded_a_schema_once_is_not_doubted_again() -> None:
-    """A model that falls out of line later is asked by schema as before."""
+def test_server_that_used_a_schema_once_keeps_getting_it() -> None:
+    """A later reply in plain text does not change the form."""
     with Provider(good, fault=matching("row 7", lambda _: Altered(message={"content": "It is good."}))) as provider:
         report = enriched(provider, rows=12, max_repairs=1)
     assert sum(isinstance(outcome, Failure) for outcome in report.outcomes) == 1

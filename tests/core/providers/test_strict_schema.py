@@ -1,4 +1,4 @@
-"""What is sent to strict mode, against its rules, which are written here anew from OpenAI's guide to it."""
+"""Schemas sent in strict mode, checked against its rules, written here anew from OpenAI's guide."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ def sent(output: Any, model_name: str = "openai_compatible/m", batch_size: int =
 
 @pytest.mark.parametrize("output", STRICT.values(), ids=STRICT)
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_what_people_declare_is_sent_within_strict_mode(output: Any, batch_size: int) -> None:
-    """Each of these is enforced by the provider, in a subset that it does not refuse, alone and in batches."""
+def test_common_outputs_are_sent_within_strict_mode(output: Any, batch_size: int) -> None:
+    """Each is enforced by the provider, in the accepted subset, for single rows and batches."""
     asked, refused = sent(output, batch_size=batch_size)
     assert "response_format" in asked.body
     assert refused == []
@@ -204,15 +204,15 @@ def test_what_people_declare_is_sent_within_strict_mode(output: Any, batch_size:
 
 @pytest.mark.parametrize("output", IN_WORDS.values(), ids=IN_WORDS)
 @pytest.mark.parametrize("model_name", ["openai_compatible/m", "openai/gpt-4o-mini", "hosted_vllm/m"])
-def test_what_strict_mode_cannot_say_is_said_in_words(output: Any, model_name: str) -> None:
-    """No row is lost to a schema that the provider would refuse: the conversation says it, and the parser judges."""
+def test_schema_beyond_strict_mode_is_put_into_the_prompt(output: Any, model_name: str) -> None:
+    """No row is lost to a schema that the provider would refuse; the parser validates."""
     asked, _ = sent(output, model_name)
     assert "response_format" not in asked.body
     assert compile_schema(output).json_schema.decode() in asked.messages[0]["content"]  # type: ignore[union-attr]
 
 
-def test_said_schema_is_still_checked() -> None:
-    """An answer to a schema in words is judged as any other: right mappings are kept, wrong ones fail."""
+def test_schema_in_the_prompt_is_still_validated() -> None:
+    """Valid mappings are kept, invalid ones fail."""
     replies = {"a": {"x": {"apples": 3}}, "b": {"x": {"apples": "three"}}}
     with Provider(lambda prompt: replies[prompt[-1]]) as provider:
         report = enrich_sync(
@@ -225,8 +225,8 @@ def test_said_schema_is_still_checked() -> None:
     assert report.column("x") == [{"apples": 3}, None]
 
 
-def test_constraints_that_strict_mode_lacks_are_said_and_checked() -> None:
-    """A length goes into the description beside what the user said there; a reply that breaks it is no answer."""
+def test_unsupported_constraints_are_described_and_validated() -> None:
+    """A length is added to the user's description; a reply that violates it is no answer."""
     output = model(str, max_length=3, description="A code.")
     asked, _ = sent(output)
     schema = asked.body["response_format"]["json_schema"]["schema"]
@@ -234,14 +234,14 @@ def test_constraints_that_strict_mode_lacks_are_said_and_checked() -> None:
 
 
 def test_pair_keeps_its_length() -> None:
-    """A tuple becomes an array of exactly as many items."""
+    """A tuple becomes an array of exactly its number of items."""
     asked, _ = sent(model(tuple[float, float]))
     schema = asked.body["response_format"]["json_schema"]["schema"]["properties"]["x"]
     assert schema == {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 
 
-def test_server_without_constraints_is_told_them_in_words() -> None:
-    """Azure and Cerebras refuse patterns, formats and bounds; there they are descriptions."""
+def test_servers_without_constraints_get_them_as_descriptions() -> None:
+    """Azure and Cerebras refuse patterns, formats and bounds."""
     schema = compile_schema(model(int, ge=1, le=5)).json_schema
     assert schema is not None
     narrow = orjson.loads(strict_schema(schema, SchemaSubset(constraints=False)) or b"")
@@ -256,14 +256,14 @@ def nested(levels: int) -> type[BaseModel]:
 
 
 @pytest.mark.parametrize(("levels", "is_strict"), [(9, True), (10, True), (12, False)])
-def test_schema_that_is_nested_too_deeply_is_said_in_words(levels: int, is_strict: bool) -> None:
-    """Strict mode takes ten levels."""
+def test_schema_nested_over_ten_levels_is_put_into_the_prompt(levels: int, is_strict: bool) -> None:
+    """Strict mode accepts ten levels."""
     asked, refused = sent(nested(levels))
     assert ("response_format" in asked.body, refused) == (is_strict, [])
 
 
-def test_way_of_asking_is_no_part_of_the_key(tmp_path: Path) -> None:
-    """A server that is asked in words one day and by schema the next has its answers all the same."""
+def test_form_of_the_schema_is_not_part_of_the_key(tmp_path: Path) -> None:
+    """Answers are found whether the schema was sent as text or as structured output."""
     with Provider(lambda _: {"x": "a"}) as provider:
         for structure in ("words", "json_schema"):
             enrich_sync(
@@ -292,16 +292,16 @@ TYPES = st.recursive(
 
 
 @given(TYPES)
-def test_any_combination_is_within_strict_mode_or_said_in_words(kind: Any) -> None:
-    """However types are combined, what is sent as strict is strict."""
+def test_any_schema_sent_as_strict_is_strict(kind: Any) -> None:
+    """For any combination of types; others are put into the prompt."""
     schema = compile_schema(model(kind)).json_schema
     assert schema is not None
     strict = strict_schema(schema)
     assert strict is None or faults(orjson.loads(strict)) == []
 
 
-def test_choices_that_gemini_does_not_know_are_said_in_descriptions() -> None:
-    """It knows those of texts that are not empty; of others the type is sent, and the rest is said in words."""
+def test_choices_unsupported_by_gemini_are_in_descriptions() -> None:
+    """It supports choices of non-empty texts; of others the type is sent and the description lists the values."""
     properties = {
         "grade": {"type": "integer", "enum": [1, 2, 3]},
         "side": {"type": "string", "enum": ["left", ""]},

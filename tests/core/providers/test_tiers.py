@@ -1,4 +1,4 @@
-"""Price tiers: how they are asked for, what they cost, and what happens when one has no capacity."""
+"""Price tiers: requests, costs, and the behaviour when a tier has no capacity."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ask(provider: Provider, tier: Tier, options: Options, rows: int = ROWS) -> R
     )
 
 
-# -- what there is -------------------------------------------------------------------------------------------------
+# -- available tiers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,33 +63,33 @@ def ask(provider: Provider, tier: Tier, options: Options, rows: int = ROWS) -> R
         ("llama_cpp/gemma-3-270m", ("standard",)),
     ],
 )
-def test_which_model_has_which_tiers(model: str, tiers: tuple[Tier, ...]) -> None:
-    """By the table of providers, and by the price list where that says it; a model it does not know may have all."""
+def test_tiers_of_a_model(model: str, tiers: tuple[Tier, ...]) -> None:
+    """From the price list where it has them, else the table of providers; an unknown model may have all."""
     assert find_tiers(ModelSpec(model)) == tiers
 
 
-def test_a_tier_that_the_model_does_not_have_is_an_error_that_names_those_it_has() -> None:
-    """Before any call, and for a text that is no tier as well."""
+def test_unavailable_tier_is_an_error_with_the_available_ones() -> None:
+    """Before any call; also for an unknown tier."""
     with pytest.raises(ConfigError, match=r"tier='flex'.*gpt-4o-mini.*it has 'standard', 'priority'"):
         connect(ModelSpec("openai/gpt-4o-mini", "k", tier="flex"))
     with pytest.raises(ConfigError, match="tier='cheap' is not one of 'standard', 'flex', 'priority'"):
         check_tier(ModelSpec(MODEL, tier="cheap"))  # type: ignore[arg-type]
 
 
-def test_a_provider_without_a_batch_api_is_an_error_that_names_those_with_one() -> None:
-    """Before any call; also where it is asked for a job right away."""
+def test_batch_tier_without_a_batch_api_is_an_error() -> None:
+    """It names the providers with one, before any call."""
     for refuse in (check_tier, connect_jobs):
         with pytest.raises(ConfigError, match=r"tier='batch': 'xai/grok-4'.*openai, azure, gemini, groq, anthropic"):
             refuse(ModelSpec("xai/grok-4", "k", tier="batch"))
 
 
-def test_a_tier_among_the_parameters_is_an_error_that_names_the_field() -> None:
-    """There it would be a part of every key, and priced at the standard rate."""
+def test_service_tier_in_params_is_an_error() -> None:
+    """In params it would be part of every key and priced at the standard rate; the error names the field `tier`."""
     with pytest.raises(ConfigError, match=r"'service_tier'.*it follows from tier"):
         connect(ModelSpec(MODEL, "k", params={"service_tier": "flex"}))
 
 
-def test_a_tier_is_no_part_of_a_key() -> None:
+def test_tier_is_not_part_of_the_key() -> None:
     """Changing it asks nothing again."""
     tasks = [compile_task(PROMPT, "answer", ModelSpec(MODEL, tier=tier)) for tier in get_args(Tier)]
     assert len({cache_key(task)("x") for task in tasks}) == 1
@@ -99,14 +99,14 @@ def test_a_tier_is_no_part_of_a_key() -> None:
     ("model", "tier", "word"),
     [(MODEL, "flex", "flex"), ("groq/m", "priority", "performance"), ("anthropic/m", "priority", "auto")],
 )
-def test_each_provider_is_asked_in_its_words(model: str, tier: Tier, word: str) -> None:
-    """The standard tier is asked for by saying nothing, and the tier of batch jobs by handing them in."""
+def test_tier_is_requested_in_the_providers_terms(model: str, tier: Tier, word: str) -> None:
+    """The standard tier sends no field, and the batch tier uses jobs."""
     assert tier_fields(ModelSpec(model), tier) == {"service_tier": word}
     assert tier_fields(ModelSpec(model), "standard") == tier_fields(ModelSpec(model), "batch") == {}
 
 
-def test_what_replies_call_the_tiers() -> None:
-    """A reply that says nothing was answered as it was asked; a name that is not known is not guessed."""
+def test_tier_is_read_from_the_reply() -> None:
+    """Without a name it is the tier that was asked for; an unknown name stays unknown."""
     assert billed_tier(None, "flex") == billed_tier("auto", "flex") == billed_tier("Flex", "standard") == "flex"
     assert billed_tier("default", "flex") == billed_tier("on_demand", "flex") == "standard"
     assert billed_tier("performance", "standard") == "priority"
@@ -114,11 +114,11 @@ def test_what_replies_call_the_tiers() -> None:
     assert billed_tier("hyperspeed", "flex") is None
 
 
-# -- what they cost ------------------------------------------------------------------------------------------------
+# -- prices --------------------------------------------------------------------------------------------------------
 
 
 def test_each_tier_has_its_own_prices() -> None:
-    """Of input, output and what is cached; long prompts included."""
+    """For input, output and cached input, long prompts included."""
     flex = find_price(MODEL, tier="flex")
     assert flex is not None
     assert (flex.input, flex.output) == (Decimal("1.25e-7"), Decimal("0.000001"))
@@ -130,7 +130,7 @@ def test_each_tier_has_its_own_prices() -> None:
 
 
 def test_a_tier_with_a_figure_missing_is_never_priced_too_low() -> None:
-    """A model with no price of output has no tier; a price of cached input that is missing is not the cheaper one."""
+    """Without an output price there is no tier; a missing cached price is not the cheaper one."""
     assert find_price("openai/gpt-5-nano", tier="priority") is None
     for name in ("azure/gpt-5.4", "gemini/gemini-2.5-flash", "openai/gpt-5.6"):
         for tier in ("flex", "priority", "batch"):
@@ -140,8 +140,8 @@ def test_a_tier_with_a_figure_missing_is_never_priced_too_low() -> None:
             assert other.cached_input >= min(plain.cached_input, plain.cached_input * other.input / plain.input)
 
 
-def test_a_batch_job_costs_what_is_listed_or_half_where_that_is_documented() -> None:
-    """At Anthropic also of the prompt cache; nobody else is taken to grant both discounts where no list says so."""
+def test_batch_price_is_listed_or_documented_half() -> None:
+    """At Anthropic half of cache prices, too; of others both discounts are used only if listed."""
     listed, claude, unlisted = (
         find_tier_prices(ModelSpec(name, prompt_cache="1h"))["batch"]
         for name in ("openai/gpt-4.1", "anthropic/claude-sonnet-4-5", "groq/openai/gpt-oss-120b")
@@ -160,8 +160,8 @@ def test_a_batch_job_costs_what_is_listed_or_half_where_that_is_documented() -> 
     )
 
 
-def test_a_discount_that_nobody_states_is_not_taken() -> None:
-    """Mistral and Together have one, of an amount that is not known: the list price is the bound. Others have none."""
+def test_undocumented_discount_is_not_applied() -> None:
+    """Mistral and Together do not document the amount, so the list price is the bound; others have none."""
     prices = find_tier_prices(ModelSpec("mistral/mistral-small-latest"))
     assert prices["batch"] == prices["standard"]
     assert "batch" not in find_tier_prices(ModelSpec("together_ai/of-tomorrow"))
@@ -169,7 +169,7 @@ def test_a_discount_that_nobody_states_is_not_taken() -> None:
 
 
 def test_groq_has_flex_at_the_price_of_the_standard_tier() -> None:
-    """And no list price for capacity by contract."""
+    """It has no list price for contracted capacity."""
     prices = find_tier_prices(ModelSpec("groq/openai/gpt-oss-120b"))
     assert prices["flex"] == prices["standard"]
     assert "priority" not in prices
@@ -178,8 +178,8 @@ def test_groq_has_flex_at_the_price_of_the_standard_tier() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("reply", ["as asked", "downgraded", "now and then"])
 @pytest.mark.parametrize("tier", ["standard", "flex", "priority"])
-def test_the_cost_of_a_run_is_the_bill_of_the_provider(tier: Tier, reply: str, batch_size: int) -> None:
-    """To the last digit, by the tier that each reply names, within a cap that has room for one call at a time."""
+def test_cost_of_a_run_at_any_tier_equals_the_bill(tier: Tier, reply: str, batch_size: int) -> None:
+    """To the last digit, by the tier that each reply names, with a cap for one call at a time."""
 
     def answered_at(asked: str, number: int) -> str:
         return "default" if reply == "downgraded" or (reply == "now and then" and number % 3) else asked
@@ -197,7 +197,7 @@ def test_the_cost_of_a_run_is_the_bill_of_the_provider(tier: Tier, reply: str, b
 
 @pytest.mark.parametrize("tier", ["standard", "flex", "priority"])
 def test_a_cap_holds_at_every_tier(tier: Tier) -> None:
-    """Calls are reserved at the dearest tier that may answer, here the standard one instead of flex."""
+    """Calls are reserved at the dearest tier that may answer, here standard instead of flex."""
     meter = Meter(RATES, answered_at=lambda asked, number: "default" if number % 2 else asked)
     cap = Decimal("0.0008")
     with Provider(echo_each, meter=meter) as provider, pytest.raises(BudgetExhaustedError):
@@ -206,7 +206,7 @@ def test_a_cap_holds_at_every_tier(tier: Tier) -> None:
 
 
 def test_a_reply_of_an_unknown_tier_is_charged_at_its_bound() -> None:
-    """Never at nothing, and the figure is called a bound."""
+    """The charge is not zero, and is reported as an upper bound."""
     meter = Meter({**RATES, "hyperspeed": RATES["priority"]}, answered_at=lambda *_: "hyperspeed")
     with Provider(echo_each, meter=meter) as provider:
         report = ask(provider, "priority", Options(), rows=3)
@@ -217,7 +217,7 @@ def test_a_reply_of_an_unknown_tier_is_charged_at_its_bound() -> None:
 
 
 def test_changing_the_tier_asks_nothing_again(tmp_path: Any) -> None:
-    """The answers of one tier are those of every other."""
+    """Answers of one tier are reused at every other."""
     with Provider(echo_each, meter=Meter(RATES)) as provider:
         for tier in ("flex", "standard", "priority"):
             report = ask(provider, tier, Options(store=tmp_path / "answers.db"))
@@ -225,8 +225,8 @@ def test_changing_the_tier_asks_nothing_again(tmp_path: Any) -> None:
         assert len(provider.books.requests) == ROWS
 
 
-def test_calls_at_the_flex_tier_may_take_longer() -> None:
-    """Unless the user says how long."""
+def test_flex_calls_have_a_longer_default_time_out() -> None:
+    """Unless the user sets it."""
     assert ModelSpec(MODEL).max_call_s == 60
     assert ModelSpec(MODEL, tier="flex").max_call_s == 900
     assert ModelSpec(MODEL, tier="batch").max_call_s == 60
@@ -237,8 +237,8 @@ def test_calls_at_the_flex_tier_may_take_longer() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "resource_unavailable"), (498, "capacity_exceeded"), (498, None)])
-def test_want_of_capacity_is_no_attempt(status: int, code: str | None) -> None:
-    """OpenAI says it with 429 and a code, Groq with 498: it is waited for, at no cost."""
+def test_lack_of_capacity_does_not_count_as_an_attempt(status: int, code: str | None) -> None:
+    """OpenAI sends 429 with a code, Groq 498: the call waits, at no cost."""
     meter = Meter(RATES)
     with Provider(echo_each, meter=meter, fault=first(4, error(status, "Resource unavailable", code))) as provider:
         report = ask(provider, "flex", Options(policy=Policy(max_concurrency=4, retry=replace(QUICK, max_attempts=1))))
@@ -248,7 +248,7 @@ def test_want_of_capacity_is_no_attempt(status: int, code: str | None) -> None:
 
 
 class FlexModel:
-    """A model whose flex tier has no capacity for some time; it notes what it answered, and at which tier."""
+    """A model whose flex tier has no capacity for some time; it records its answers and their tiers."""
 
     max_concurrency = None
     max_batch_size = None
@@ -266,13 +266,13 @@ class FlexModel:
         return Reply('{"answer": "x"}', Usage(100, 0, 10), tier=call.tier)
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
 
 def run_at_flex(
     has_capacity: Callable[[float], bool], rows: int = 200, **policy: Any
 ) -> tuple[Report | Exception, FlexModel, list[str]]:
-    told: list[str] = []
+    warnings: list[str] = []
     models: list[FlexModel] = []
 
     async def main(clock: Clock) -> Report | Exception:
@@ -280,19 +280,19 @@ def run_at_flex(
         models.append(model)
         task = compile_task(PROMPT, {"answer": "string"}, ModelSpec(MODEL, tier="flex", max_output_tokens=64))
         options = Options(
-            policy=Policy(**policy), clock=clock, store=MemoryStore(), on_warning=told.append, max_cost_usd=1
+            policy=Policy(**policy), clock=clock, store=MemoryStore(), on_warning=warnings.append, max_cost_usd=1
         )
         try:
             return await answer(texts(rows), task, options, model)
         except TransientError as failed:
             return failed
 
-    return run_virtually(main), models[0], told
+    return run_virtually(main), models[0], warnings
 
 
 def test_an_outage_of_the_flex_tier_of_half_a_minute_is_waited_out() -> None:
-    """Nothing is lost, nothing paid twice, and all is answered at flex."""
-    report, model, told = run_at_flex(lambda now: not 3 < now < 33)
+    """No row is lost or paid twice, and all are answered at flex."""
+    report, model, warnings = run_at_flex(lambda now: not 3 < now < 33)
     assert isinstance(report, Report)
     assert report.progress.rows_failed == 0
     assert {tier for _, tier in model.answered} == {"flex"}
@@ -300,12 +300,12 @@ def test_an_outage_of_the_flex_tier_of_half_a_minute_is_waited_out() -> None:
     price = find_price(MODEL, tier="flex")
     assert price is not None
     assert report.progress.spend.usd == 200 * price.cost(Usage(100, 0, 10))
-    assert not told
+    assert not warnings
 
 
-def test_without_end_the_rest_goes_at_the_standard_tier_if_that_is_wanted() -> None:
-    """After `tier_patience_s`, at its price, and the user is told."""
-    report, model, told = run_at_flex(lambda now: now < 3, tier_patience_s=60, tier_fallback=True)
+def test_tier_fallback_uses_the_standard_tier() -> None:
+    """After `tier_patience_s` the rest is asked at the standard price, with a warning."""
+    report, model, warnings = run_at_flex(lambda now: now < 3, tier_patience_s=60, tier_fallback=True)
     assert isinstance(report, Report)
     assert report.progress.rows_failed == 0
     assert len(model.answered) == len({text for text, _ in model.answered}) == 200
@@ -315,21 +315,21 @@ def test_without_end_the_rest_goes_at_the_standard_tier_if_that_is_wanted() -> N
     expected = sum(price.cost(Usage(100, 0, 10)) for tier in tiers if (price := prices[tier]))
     assert report.progress.spend.usd == expected
     assert 60 <= report.progress.elapsed_s < 120
-    (message,) = told
+    (message,) = warnings
     assert "no capacity at the tier 'flex' for 60 s" in message
 
 
-def test_without_end_and_without_fallback_the_run_ends_and_keeps_its_answers() -> None:
-    """The error says what to do; nothing was asked at a dearer tier."""
-    failed, model, told = run_at_flex(lambda now: now < 3, tier_patience_s=60)
+def test_run_without_tier_fallback_ends_and_keeps_its_answers() -> None:
+    """The error says what to do; no call was made at a dearer tier."""
+    failed, model, warnings = run_at_flex(lambda now: now < 3, tier_patience_s=60)
     assert isinstance(failed, TransientError)
     assert "tier_fallback=True" in str(failed)
     assert {tier for _, tier in model.answered} == {"flex"}
-    assert not told
+    assert not warnings
 
 
-def test_a_price_of_ones_own_holds_at_every_tier() -> None:
-    """Whoever says what a token costs has a contract."""
+def test_user_price_applies_at_every_tier() -> None:
+    """A configured price is a contract."""
     price = find_price("openai/gpt-4o")
     assert price is not None
     with Provider(echo_each, meter=Meter(RATES)) as provider:

@@ -1,4 +1,4 @@
-"""TLS is verified, and the usual variables say by whose certificates, and through which proxy."""
+"""TLS is verified; the usual variables choose the certificates and the proxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 HOST = "provider.test"
-"""Nobody but our proxy knows where it is."""
+"""A host name that only our proxy can resolve."""
 CLIENT = """
 import asyncio, sys
 from ondine_core import ModelSpec, OndineError
@@ -61,7 +61,7 @@ class Completion(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Site:
-    """A provider behind TLS: its port, and the file of the authority that vouches for it."""
+    """A provider behind TLS: its port, and the file of its certificate authority."""
 
     port: int
     authority: Path
@@ -69,7 +69,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A provider for `localhost` and `HOST`, with a certificate of an authority of its own."""
+    """A provider for `localhost` and `HOST`, with a certificate of its own authority."""
     folder = tmp_path_factory.mktemp("tls")
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "An authority nobody knows")])
@@ -108,7 +108,7 @@ def served(server: ThreadingTCPServer | ThreadingHTTPServer) -> Iterator[None]:
 
 @contextmanager
 def proxy(to_port: int) -> Iterator[tuple[str, list[str]]]:
-    """A proxy that tunnels to `to_port`, whatever it is asked for, and what it was asked for."""
+    """A proxy that tunnels everything to `to_port`, and the hosts that it was asked for."""
     asked: list[str] = []
 
     class Tunnel(StreamRequestHandler):
@@ -136,39 +136,39 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def call(url: str, **variables: str) -> str:
-    """What a process of its own gets from the provider at `url`."""
+    """The result of a separate process that calls the provider at `url`."""
     usual = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
     kept = {name: value for name, value in os.environ.items() if name.upper() not in usual}
     command = [sys.executable, "-c", CLIENT, url]
     return subprocess.run(command, env=kept | variables, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(site: Site) -> None:
-    """No request succeeds until someone acts, and the message says where to look."""
-    said = call(f"https://localhost:{site.port}/v1")
-    assert said.startswith("FatalError Cannot trust or reach")
-    assert "certificates" in said
+def test_untrusted_certificate_is_fatal(site: Site) -> None:
+    """No request can succeed until it is fixed, and the message says where to look."""
+    outcome = call(f"https://localhost:{site.port}/v1")
+    assert outcome.startswith("FatalError Cannot trust or reach")
+    assert "certificates" in outcome
 
 
-def test_an_authority_of_ones_own_is_named_by_variable(site: Site) -> None:
+def test_ssl_cert_file_names_the_trusted_authority(site: Site) -> None:
     """`SSL_CERT_FILE` names the certificates to trust."""
     assert call(f"https://localhost:{site.port}/v1", SSL_CERT_FILE=str(site.authority)) == "answered over TLS"
 
 
 def test_a_certificate_for_another_name_is_refused(site: Site) -> None:
-    """Who is trusted is trusted under its own name only."""
-    said = call(f"https://127.0.0.1:{site.port}/v1", SSL_CERT_FILE=str(site.authority))
-    assert said.startswith("FatalError Cannot trust or reach")
+    """A trusted authority does not help if the name differs."""
+    outcome = call(f"https://127.0.0.1:{site.port}/v1", SSL_CERT_FILE=str(site.authority))
+    assert outcome.startswith("FatalError Cannot trust or reach")
 
 
 def test_calls_go_through_the_proxy_that_a_variable_names(site: Site) -> None:
-    """`HTTPS_PROXY` is used and sees no more than the name of the host; TLS goes through it, end to end."""
+    """`HTTPS_PROXY` is used and sees only the host name; TLS is end to end."""
     with proxy(site.port) as (url, asked):
-        said = call(f"https://{HOST}/v1", SSL_CERT_FILE=str(site.authority), HTTPS_PROXY=url)
+        outcome = call(f"https://{HOST}/v1", SSL_CERT_FILE=str(site.authority), HTTPS_PROXY=url)
         untrusted = call(f"https://{HOST}/v1", HTTPS_PROXY=url)
         around = call(f"https://{HOST}/v1", HTTPS_PROXY=url, NO_PROXY=f"localhost,{HOST}")
         local = call(f"https://localhost:{site.port}/v1", SSL_CERT_FILE=str(site.authority), HTTPS_PROXY=url)
-    assert said == "answered over TLS"
+    assert outcome == "answered over TLS"
     assert untrusted.startswith("FatalError Cannot trust or reach")
     assert around.startswith("TransientError Cannot connect to")
     assert local == "answered over TLS"

@@ -40,8 +40,8 @@ O200K_FILE = "fb374d419588a4632f3f557e76b4b70aebbca790"
         ("お誕生日おめでとう", 9, 8),
     ],
 )
-def test_openai_counts_as_it_publishes(text: str, old: int, new: int) -> None:
-    """The counts are those of OpenAI's cookbook: cl100k for GPT-4, o200k for GPT-4o."""
+def test_openai_counts_equal_the_published_ones(text: str, old: int, new: int) -> None:
+    """Those of OpenAI's cookbook: cl100k for GPT-4, o200k for GPT-4o."""
     assert (counter(OLD)(text), counter(NEW)(text)) == (old, new)
 
 
@@ -64,7 +64,7 @@ def counts(model: str) -> list[int]:
         ("azure/gpt-35-turbo-16k", OLD),
     ],
 )
-def test_a_name_tells_the_encoding(model: str, like: str) -> None:
+def test_encoding_follows_from_the_model_family(model: str, like: str) -> None:
     """Provider, version and fine-tuning in a model's name do not matter."""
     assert counts(model) == counts(like)
     assert counts(NEW) != counts(OLD)
@@ -72,13 +72,13 @@ def test_a_name_tells_the_encoding(model: str, like: str) -> None:
 
 @pytest.mark.parametrize("model", [NEW, OLD, OTHER])
 def test_special_tokens_in_a_row_are_text(model: str) -> None:
-    """What looks like a special token came out of somebody's row: it is counted by its letters, and never refused."""
+    """They are counted by their letters and never refused."""
     assert counter(model)("<|endoftext|>") >= 6
     assert counter(model)("<|im_start|>system<|endofprompt|>") >= 12
 
 
 def test_half_a_surrogate_pair_is_counted() -> None:
-    """A text that is not sound Unicode, as a cut export may hold, has a count like any other."""
+    """Invalid Unicode, as in a truncated export, has a count like any text."""
     assert counter(NEW)("cut \ud83d") >= 2
     assert counter(NEW)("cut \ud83d" * 1000) >= 2000
 
@@ -91,7 +91,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 @given(st.lists(WORDS, max_size=60), st.integers(1, 40), st.sampled_from([NEW, OLD]))
 @example(["", "def f(x):\n    return x + 1\n", "", "000"], 27, NEW)
 def test_long_texts_are_counted_to_the_token(words: list[str], times: int, model: str) -> None:
-    """Where words are divided by blanks, a text that has to be cut is counted as if it had not been."""
+    """A text with blanks that is split for counting has the count of the whole."""
     text = " ".join(f"{word}." for word in words * times)
     encoding = tiktoken.get_encoding("o200k_base" if model == NEW else "cl100k_base")
     assert counter(model)(text) == len(encoding.encode_ordinary(text))
@@ -104,8 +104,8 @@ RUNS = ("a", " ", "\n", "\t ", "^", "漢字仮名交", "🤷🏽‍♀️", "ภ
 
 @pytest.mark.parametrize("unit", RUNS)
 @pytest.mark.parametrize("model", [NEW, OLD, OTHER])
-def test_a_megabyte_of_one_thing_is_counted_in_passing(unit: str, model: str) -> None:
-    """No text stops the pipeline: tiktoken alone panics at some of these, and takes minutes for others before 0.13."""
+def test_a_megabyte_of_repeated_text_is_counted_quickly(unit: str, model: str) -> None:
+    """Used alone, tiktoken panics at some such texts, and takes minutes for others before 0.13."""
     text = unit * (1_000_000 // len(unit))
     started = time.thread_time()
     assert counter(model)(text) >= 1000
@@ -113,8 +113,8 @@ def test_a_megabyte_of_one_thing_is_counted_in_passing(unit: str, model: str) ->
 
 
 @pytest.mark.parametrize("unit", RUNS)
-def test_a_run_without_blanks_is_counted_a_little_too_high(unit: str) -> None:
-    """Where there is no good place to cut, the count is never short, and at most two tokens too high for each cut."""
+def test_text_without_blanks_is_counted_at_most_two_too_high_a_split(unit: str) -> None:
+    """Without a good place to split the count is never too low."""
     text = unit * (20_000 // len(unit))
     exact = len(tiktoken.get_encoding("o200k_base").encode_ordinary(text))
     assert exact <= counter(NEW)(text) <= exact + 2 * 20
@@ -128,26 +128,26 @@ def test_a_run_without_blanks_is_counted_a_little_too_high(unit: str) -> None:
     ["anthropic/claude-sonnet-5-5", "gemini/gemini-2.5-pro", "mlx/mlx-community/Qwen3-1.7B-4bit", OTHER, "azure/ours"],
 )
 def test_other_models_are_counted_on_the_safe_side(model: str) -> None:
-    """Where the tokenizer is not known, a count is above OpenAI's, and not so high that nothing fits any more."""
+    """With an unknown tokenizer the count is above OpenAI's, but not so high that nothing fits."""
     for text in (PROSE * 20, RECORD * 20):
         exact = counter(NEW)(text)
         assert exact <= counter(model)(text) <= 2.5 * exact
 
 
 def test_an_openai_model_that_tiktoken_does_not_know_is_estimated() -> None:
-    """A model newer than the table is not taken for one of the old encodings."""
+    """A newer model is not counted by an old encoding."""
     assert counter("openai/gpt-99-luna")(PROSE * 20) == -(-counter(NEW)(PROSE * 20) * 135 // 100)
 
 
-def test_claude_is_not_counted_short() -> None:
-    """The only tokenizer that Anthropic ever published stays below the count, in prose, code and records."""
+def test_claude_is_not_undercounted() -> None:
+    """The only tokenizer that Anthropic published stays below the count, in prose, code and records."""
     claude = Tokenizer.from_file(str(FILES / "anthropic_tokenizer.json"))
     for text in TEXTS:
         assert len(claude.encode(text * 10).ids) <= counter("anthropic/claude-opus-5-5")(text * 10)
 
 
 @given(st.text("0123456789., ", max_size=200))
-def test_figures_are_counted_by_the_digit_where_digits_are_tokens(figures: str) -> None:
+def test_digits_are_counted_singly_for_models_that_encode_them_so(figures: str) -> None:
     """Tables of figures take up to three times as many tokens with Qwen, Gemma or Mistral as with GPT."""
     digits = sum(map(str.isdigit, figures))
     for model in ("ollama/qwen3:8b", "llama_cpp/gemma-3-270m", OTHER):
@@ -158,7 +158,7 @@ def test_figures_are_counted_by_the_digit_where_digits_are_tokens(figures: str) 
 
 
 def run(code: str, *path: Path, **variables: str) -> list[str]:
-    """What `code` prints in a process that has no way out, nor anybody's cache."""
+    """The output of `code` in a process without network and without a cache."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     mine = {
         name: value for name, value in os.environ.items() if "CACHE_DIR" not in name and "PROXY" not in name.upper()
@@ -177,8 +177,8 @@ COUNT = (
 )
 
 
-def test_counting_asks_nothing_of_the_network(tmp_path: Path) -> None:
-    """Without a network and without a cache, the first count is exact, and litellm is not imported for it."""
+def test_counting_needs_no_network(tmp_path: Path) -> None:
+    """Without network and cache the first count is exact, and litellm is not imported."""
     code = f"{COUNT}; import os, sys; print('litellm' in sys.modules, 'TIKTOKEN_CACHE_DIR' in os.environ)"
     encodings = map(tiktoken.get_encoding, ("o200k_base", "cl100k_base"))
     expected = [str(len(encoding.encode_ordinary(PROSE))) for encoding in encodings]
@@ -187,6 +187,6 @@ def test_counting_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_before_the_first_count() -> None:
-    """Naming a counter costs nothing; a step that finds every answer in the store never pays for an encoding."""
+    """A run that finds every answer in the store never loads an encoding."""
     naming = f"from ondine_core.providers.tokenizer import counter; counter({NEW!r})"
     assert run(f"{naming}; import sys; print('tiktoken' in sys.modules)") == ["False"]

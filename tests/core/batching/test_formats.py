@@ -29,7 +29,7 @@ TABLES = st.lists(NAMES, unique=True, max_size=4).flatmap(
 
 
 def carried(form: RowFormat, text: str) -> str:
-    """What is left of a text on the way, as the module says."""
+    """What remains of a text after a round trip, as the module's docstring says."""
     return text if form.name != "xml" else NOT_XML.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -39,8 +39,8 @@ def numbered(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 @every_form
 @given(rows=TABLES)
-def test_what_is_written_is_read(form: RowFormat, rows: list[dict[str, str]]) -> None:
-    """Any texts under any names, markup of our own included, are the same texts of the same records when read."""
+def test_formats_round_trip(form: RowFormat, rows: list[dict[str, str]]) -> None:
+    """Any texts under any names, with any markup, are read as the same texts of the same records."""
     records = form.read(form.write(numbered(rows)))
     expected = [{name: carried(form, text) for name, text in row.items()} for row in rows]
     assert records is not None
@@ -50,8 +50,8 @@ def test_what_is_written_is_read(form: RowFormat, rows: list[dict[str, str]]) ->
 
 @every_form
 @given(rows=TABLES, at=st.integers(0, 400))
-def test_half_a_text_is_no_text(form: RowFormat, rows: list[dict[str, str]], at: int) -> None:
-    """Of a text that is cut no record is read that was not in it whole."""
+def test_truncated_text_gives_only_whole_records(form: RowFormat, rows: list[dict[str, str]], at: int) -> None:
+    """Of a truncated text only records that were complete in it are read."""
     text = form.write(numbered(rows))
     whole = form.read(text) or []
     found = form.read(text[:at]) or []
@@ -62,8 +62,8 @@ def test_half_a_text_is_no_text(form: RowFormat, rows: list[dict[str, str]], at:
 
 @every_form
 @given(st.text() | st.lists(HOSTILE, max_size=8).map("".join))
-def test_no_text_breaks_a_reader(form: RowFormat, text: str) -> None:
-    """Whatever a model writes is read as records or as nothing."""
+def test_readers_accept_any_text(form: RowFormat, text: str) -> None:
+    """Any text is read as records or as none."""
     records = form.read(text)
     assert records is None or all(isinstance(record, dict) for record in records)
 
@@ -73,8 +73,8 @@ def test_no_text_breaks_a_reader(form: RowFormat, text: str) -> None:
     "text",
     ["", " ", "Sorry, no.", "null", "7", '"x"', '{"answers":', '{"answers":{}}', "[", "<items>", "<items/>", "id,a"],
 )
-def test_what_holds_no_records_is_refused(form: RowFormat, text: str) -> None:
-    """There is nothing to be dug out."""
+def test_text_without_records_is_unreadable(form: RowFormat, text: str) -> None:
+    """No record is extracted from other text."""
     assert not [record for record in form.read(text) or () if "id" in record]
 
 
@@ -82,8 +82,8 @@ VALUES = {"n": 7, "x": 0.5, "yes": True, "no": None, "list": ["a", 1], "object":
 
 
 @pytest.mark.parametrize("name", ["csv", "xml"])
-def test_values_that_are_no_texts_are_written_as_json(name: str) -> None:
-    """Where there are only texts, lists and truth values are JSON and null is nothing; a number is itself."""
+def test_non_text_values_are_written_as_json(name: str) -> None:
+    """In text-only formats lists and booleans are JSON, null is empty, and a number is itself."""
     (record,) = FORMS[name].read(FORMS[name].write([{"id": 1, **VALUES}])) or [{}]
     assert record.pop("id") == "1"
     assert list(record.values()) == ["7", "0.5", "true", "", '["a",1]', '{"b":null}', "t"]
@@ -91,7 +91,7 @@ def test_values_that_are_no_texts_are_written_as_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["csv", "xml"])
 def test_records_may_lack_a_value(name: str) -> None:
-    """A value that one record lacks moves no other value out of its place."""
+    """A missing value does not shift the other values of its record."""
     form = FORMS[name]
     records = form.read(form.write([{"id": 1, "b": "x"}, {"id": 2, "a": "y", "b": "z"}]))
     assert [(record.get("a", ""), record["b"]) for record in records or ()] == [("", "x"), ("y", "z")]
@@ -100,8 +100,8 @@ def test_records_may_lack_a_value(name: str) -> None:
 # -- JSON lines ----------------------------------------------------------------------------------------------------
 
 
-def test_a_line_that_cannot_be_read_is_left_out() -> None:
-    """Lines stand each for itself, also those that end as Windows ends them."""
+def test_unreadable_json_line_is_skipped() -> None:
+    """Each line is read by itself, also with Windows line ends."""
     text = 'Here you are:\r\n{"id":1,"a":"x"}\r\n\r\n{"id":2,"a":\n[{"id":3}]\n{"id":4,"a":"y"}'
     assert FORMS["jsonl"].read(text) == [{"id": 1, "a": "x"}, {"id": 4, "a": "y"}]
 
@@ -121,7 +121,7 @@ def test_a_line_that_cannot_be_read_is_left_out() -> None:
     ],
 )
 def test_csv_is_read_strictly(text: str, records: list[dict[str, str]] | None) -> None:
-    """A value that may stand in the wrong column, or be cut, is not taken."""
+    """A value that may be in the wrong column, or truncated, is not used."""
     assert FORMS["csv"].read(text) == records
 
 
@@ -143,12 +143,12 @@ def test_csv_is_read_strictly(text: str, records: list[dict[str, str]] | None) -
     ],
 )
 def test_xml_items(item: str, record: dict[str, str] | None) -> None:
-    """Attributes and elements are fields; an item in which one is there twice or holds markup is not taken."""
+    """Attributes and elements are fields; an item with a field twice or with markup in it is skipped."""
     assert FORMS["xml"].read(f"<?xml version='1.0'?>\n<items>{item}</items>") == (record and [record])
 
 
-def test_xml_entities_are_not_unfolded() -> None:
-    """A document type, where a small text declares itself a huge one, is refused."""
+def test_xml_document_types_are_refused() -> None:
+    """A document type could expand a small text to a huge one."""
     items = "<items><item id='1'><a>&b;</a></item></items>"
     bomb = f"<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;'>]>{items}"
     assert FORMS["xml"].read(bomb) is None
