@@ -234,7 +234,13 @@ MUTANTS = (
         "cannot_name",
     ),
     Mutant("a path leads out of the root", "media_reader.py", "!= self._root:", "== None:", "leads_nowhere_but"),
-    Mutant("one public address of a name is enough", "fetching.py", "if not all(", "if not any(", "a_moment_later"),
+    Mutant(
+        "one public address among a name's addresses is enough",
+        "fetching.py",
+        "if not all(",
+        "if not any(",
+        "dns_rebinding",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Steps that clean a text: each does what it says, to any text, in time that grows with it and no faster."""
+"""Cleaning steps: each does what its name says, to any text, in time linear in the text."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ TEXTS = st.text(st.characters(), max_size=60) | st.text(
 
 @given(TEXTS, st.sampled_from(sorted(STEPS.keys() - {"html", "markdown"})))
 @example("\u0301" * 100, "unicode")
-def test_cleaning_twice_is_cleaning_once(text: str, name: str) -> None:
-    """What is clean stays as it is, so an answer is found again whoever cleaned the text before."""
+def test_cleaning_is_idempotent(text: str, name: str) -> None:
+    """Clean text is unchanged, so an answer is found again whether or not its text was cleaned before."""
     once = STEPS[name](text)
     assert STEPS[name](once) == once
 
 
 @given(TEXTS, st.sampled_from(sorted(STEPS)))
 def test_any_text_can_be_cleaned(text: str, name: str) -> None:
-    """Lone surrogates, NUL, half tags and whatever else: the result is a text."""
+    """Also with lone surrogates, NUL or half tags, the result is a text."""
     assert isinstance(STEPS[name](text), str)
 
 
 @given(st.text(alphabet="abc ABC 123 äöü éè 漢字 .,!?-:\n", max_size=80).map(str.strip))
-def test_plain_text_is_left_alone_by_markup(text: str) -> None:
+def test_markup_steps_leave_plain_text_unchanged(text: str) -> None:
     """Where there is no markup, nothing is taken for it."""
     assert strip_html(text) == text
 
@@ -62,8 +62,8 @@ def test_plain_text_is_left_alone_by_markup(text: str) -> None:
 # -- characters ----------------------------------------------------------------------------------------------------
 
 
-def test_one_way_to_write_a_character() -> None:
-    """Composed and decomposed accents become the same, and full-width forms ASCII if that is asked for."""
+def test_unicode_is_normalized() -> None:
+    """Composed and decomposed accents become the same, and full-width forms ASCII on request."""
     assert normalize_unicode("e\u0301") == "é" == normalize_unicode("é")
     assert normalize_unicode("ﬁ ① \uff21") == "ﬁ ① \uff21"
     assert normalize_unicode("ﬁ ① \uff21", "NFKC") == "fi 1 A"
@@ -71,7 +71,7 @@ def test_one_way_to_write_a_character() -> None:
 
 @given(st.text(max_size=1500, alphabet=st.characters(exclude_categories=["Cs"])))
 def test_long_texts_are_normalized_like_short_ones(text: str) -> None:
-    """The guard against texts made of accents changes nothing in others."""
+    """The guard against texts made of accents changes no other text."""
     padded = "ab " * 400 + text
     assert normalize_unicode(padded) == unicodedata.normalize("NFC", padded)
 
@@ -91,13 +91,13 @@ def test_long_texts_are_normalized_like_short_ones(text: str) -> None:
         ("क्\u200dष", "क्\u200dष"),
     ],
 )
-def test_what_cannot_be_seen_goes(text: str, clean: str) -> None:
-    """Controls, marks of direction and hidden instructions go; joiners stay where a script spells with them."""
+def test_invisible_characters_are_removed(text: str, clean: str) -> None:
+    """Controls, direction marks and hidden instructions; joiners stay in scripts that need them."""
     assert strip_control(text) == clean
 
 
 def test_blanks_and_repetitions() -> None:
-    """Blanks of all kinds are one space, lines stay lines, and shouting is said once."""
+    """Blanks of all kinds become one space, lines stay lines, and repeated punctuation is reduced."""
     assert collapse_whitespace("  a \t\u00a0b \n\n \n\n c\u3000d \n") == "a b\n\nc d"
     assert (
         collapse_punctuation("wow!!!! ok??, ,,no;; ----- ..... ... :: 100%%%% #####")
@@ -133,7 +133,7 @@ def test_blanks_and_repetitions() -> None:
     ],
 )
 def test_html_becomes_text(text: str, clean: str) -> None:
-    """Tags go, blocks break lines, entities are decoded once, and what only looks like a tag stays."""
+    """Tags are removed, blocks break lines, entities are decoded once, and text that only looks like a tag stays."""
     assert strip_html(text) == clean
 
 
@@ -156,7 +156,7 @@ def test_html_becomes_text(text: str, clean: str) -> None:
     ],
 )
 def test_markdown_becomes_text(text: str, clean: str) -> None:
-    """Marks go, words and lines stay, and code and arithmetic are not taken for emphasis."""
+    """Marks are removed, words and lines stay, and code and arithmetic are not read as emphasis."""
     assert strip_markdown(text) == clean
 
 
@@ -170,7 +170,7 @@ SENTENCES = "The kettle boils fast. It looks great! Does it last? I hope so. " *
 @example("word " * 500, 8)
 @example("\u0301" * 1000, 9)
 def test_a_truncated_text_fits(text: str, most: int) -> None:
-    """It has at most so many tokens, begins like the text, and says that it was cut; one that fits stays as it is."""
+    """It has at most the given tokens, begins like the text and is marked as cut; a text that fits is unchanged."""
     cut = truncate(most)(text)
     assert COUNT(cut) <= most
     if cut == text:
@@ -181,7 +181,7 @@ def test_a_truncated_text_fits(text: str, most: int) -> None:
 
 
 def test_a_text_is_cut_at_the_end_of_a_sentence() -> None:
-    """Or of a word, where the sentence would cost half of what there is room for."""
+    """Or of a word, if the sentence would cost half of the available tokens."""
     assert truncate(25)(SENTENCES).removesuffix(" […]").endswith(("fast.", "great!", "last?", "so."))
     assert truncate(20)("One sentence. " + "and another one without an end " * 20).endswith("another one without […]")
     assert truncate(20)("これは文です。" * 20).endswith("。 […]")
@@ -189,8 +189,8 @@ def test_a_text_is_cut_at_the_end_of_a_sentence() -> None:
     assert truncate(12, mark="")(SENTENCES) == "The kettle boils fast. It looks great!"
 
 
-def test_a_megabyte_is_cut_without_being_counted() -> None:
-    """Only as much of it as fits is looked at."""
+def test_a_megabyte_is_cut_without_counting_all_of_it() -> None:
+    """Only about as much as fits is tokenized."""
     grows_no_faster_than_its_text(truncate(100), "no end in sight ")
     assert len(truncate(100)("a" * 1_000_000)) < 1_000
     assert len(truncate(100)("漢" * 1_000_000)) < 1_000
@@ -254,8 +254,8 @@ _UNITS = (
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_time_grows_with_the_text_and_no_faster(name: str) -> None:
-    """Twice as much of anything takes about twice as long; the standard library's HTML parser would take hours."""
+def test_cleaning_takes_linear_time(name: str) -> None:
+    """Twice the text takes about twice as long; the standard library's HTML parser would take hours."""
     rng = random.Random(3)
     pieces = ["<a", "<b", " ", "=", '"', "'", ">", "<", "/", "\n", "*", "_", "[", "]", "(", ")", "&"]
     mixed = ["".join(rng.choice(pieces) for _ in range(rng.randrange(2, 9))) for _ in range(40)]
@@ -267,7 +267,7 @@ def test_time_grows_with_the_text_and_no_faster(name: str) -> None:
 
 
 def test_steps_are_names_functions_and_values() -> None:
-    """All forms that a user may write mean the same, and have a name for people."""
+    """All forms that a user may write are equivalent, and have a readable name."""
     assert find_steps("html") == find_steps(["html"]) == (strip_html,)
     assert find_steps([{"truncate": 9}]) == find_steps([{"truncate": {"max_tokens": 9}}]) == (Truncation(9),)
     assert find_steps(strip_html) == (strip_html,)
@@ -291,52 +291,52 @@ def test_steps_are_names_functions_and_values() -> None:
         ([{"truncate": 9, "html": True}], "There is no cleaning step {'truncate': 9, 'html': True}"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error_at_once(clean: Any, message: str) -> None:
-    """Steps are checked where they are declared, and the message says what is valid."""
+def test_invalid_steps_are_refused_when_declared(clean: Any, message: str) -> None:
+    """The message says what is valid."""
     with pytest.raises(ConfigError) as raised:
         find_steps(clean)
     assert message in str(raised.value)
 
 
-# -- through the door ----------------------------------------------------------------------------------------------
+# -- whole runs ----------------------------------------------------------------------------------------------------
 
 
-def said(prompt: str) -> dict[str, str]:
-    return {"said": prompt.removeprefix("Repeat: ")}
+def echo(prompt: str) -> dict[str, str]:
+    return {"echo": prompt.removeprefix("Repeat: ")}
 
 
-def test_rows_are_asked_as_they_were_cleaned() -> None:
-    """Steps apply in order, rows that read the same are asked once, and what is no text is left alone, or not asked."""
-    model = ScriptedModel(said)
+def test_rows_are_asked_after_cleaning() -> None:
+    """Steps apply in order, rows equal after cleaning are asked once, and non-texts are unchanged or not asked."""
+    model = ScriptedModel(echo)
     table = {"text": ["<b>Hot</b>!!!", "Hot!", 7, None, "x" * 200]}
     report = enrich_sync(
         table,
         prompt="Repeat: {text}",
-        output={"said": str},
+        output={"echo": str},
         model=model,
         clean=["html", "punctuation", str.lower, truncate(20)],
     )
-    assert report.column("said")[:4] == ["hot!", "hot!", "7", None]
-    assert report.column("said")[4].endswith("x […]")
+    assert report.column("echo")[:4] == ["hot!", "hot!", "7", None]
+    assert report.column("echo")[4].endswith("x […]")
     assert len(model.calls) == 3
     assert report.preprocess_stats is not None
     assert report.preprocess_stats.rows_truncated == 1
 
 
-def test_changing_the_steps_asks_only_what_reads_differently(tmp_path: Any) -> None:
-    """Cleaning is not part of an answer's key, the cleaned text is."""
+def test_changed_steps_ask_only_rows_whose_text_changed(tmp_path: Any) -> None:
+    """The steps are not part of an answer's key, the cleaned text is."""
     table = {"text": ["plain", "<b>bold</b>"]}
     calls = []
     for clean in ([], ["html"], ["html", "whitespace"]):
-        model = ScriptedModel(said)
+        model = ScriptedModel(echo)
         chosen = Options(store=tmp_path / "answers.db")
-        enrich_sync(table, prompt="Repeat: {text}", output={"said": str}, model=model, clean=clean, options=chosen)
+        enrich_sync(table, prompt="Repeat: {text}", output={"echo": str}, model=model, clean=clean, options=chosen)
         calls.append(len(model.calls))
     assert calls == [2, 1, 0]
 
 
 def test_a_step_that_fails_fails_its_row_only() -> None:
-    """Whatever a function of the user's raises, or returns, the other rows are answered; nothing of the row is said."""
+    """If a user's function raises or returns no text, the other rows are answered, and no row text is shown."""
 
     def fussy(text: str) -> Any:
         if "secret" in text:
@@ -344,8 +344,8 @@ def test_a_step_that_fails_fails_its_row_only() -> None:
         return None if "none" in text else text
 
     table = {"text": ["a secret", "b", "none"]}
-    report = enrich_sync(table, prompt="Repeat: {text}", output={"said": str}, model=ScriptedModel(said), clean=[fussy])
-    assert report.column("said") == [None, "b", None]
+    report = enrich_sync(table, prompt="Repeat: {text}", output={"echo": str}, model=ScriptedModel(echo), clean=[fussy])
+    assert report.column("echo") == [None, "b", None]
     assert report.failures == {
         "prompt: the row cannot be cleaned (ValueError)": 1,
         "prompt: the row cannot be cleaned (TypeError)": 1,

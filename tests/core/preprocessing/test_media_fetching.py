@@ -1,4 +1,4 @@
-"""Addresses in cells: passed on, or fetched from the public internet only."""
+"""Addresses of media in cells: passed on, or fetched from the public internet only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGE = bytes(3_000_000)
 
 
 class Site:
-    """A web site on 127.0.0.1 and 127.0.0.2, and how often each page was asked for."""
+    """A web site on 127.0.0.1 and 127.0.0.2, with the number of requests for each page."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -98,7 +98,7 @@ def get(
     resolve: Callable[..., Any] = socket.getaddrinfo,
     **options: Any,
 ) -> bytes | str:
-    """What an address has, or why it is not fetched."""
+    """The content of an address, or why it is not fetched."""
     chosen = MediaOptions(fetch=True, **options)
     found = asyncio.run(fetch(iter([url]), chosen, folder, is_allowed, resolve))[url]
     if isinstance(found, MediaError):
@@ -111,8 +111,8 @@ def get(
 
 
 @pytest.mark.parametrize("kind", [Provider, AnthropicProvider])
-def test_an_address_is_passed_on(kind: type[Provider]) -> None:
-    """The provider fetches it, and nobody else does; it is asked about once."""
+def test_address_is_passed_to_the_provider(kind: type[Provider]) -> None:
+    """The provider fetches it, this process does not; the same address is asked once."""
     with site() as pages, kind() as provider:
         ask([pages.url("/p.png"), f" {pages.url('/p.png')} "], provider)
         assert not pages.asked
@@ -120,8 +120,8 @@ def test_an_address_is_passed_on(kind: type[Provider]) -> None:
     assert [media.url for media in asked.media] == [pages.url("/p.png")]
 
 
-def test_documents_are_passed_on_to_those_that_fetch_them() -> None:
-    """Anthropic does; for OpenAI they are fetched here."""
+def test_document_addresses_are_passed_to_providers_that_fetch_them() -> None:
+    """Anthropic fetches them; for OpenAI they are fetched here."""
     url = "https://example.org/x.pdf"
     with AnthropicProvider() as provider:
         ask([url], provider, "See {photo:document}")
@@ -134,8 +134,8 @@ def test_documents_are_passed_on_to_those_that_fetch_them() -> None:
 # -- fetched -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_fetched_is_sent_and_known_by_its_content() -> None:
-    """Two addresses of one picture are one question; each is fetched once, whatever it is called."""
+def test_fetched_media_are_keyed_by_content() -> None:
+    """Two addresses of one picture are one prompt; each address is fetched once."""
     with site() as pages, Provider() as provider:
         urls = [pages.url(page) for page in ("/p.png", "/same.png", "/p.png", "/other.png", "/here")]
         report = ask(urls, provider, fetch=True, allow_private=True)
@@ -145,7 +145,7 @@ def test_what_is_fetched_is_sent_and_known_by_its_content() -> None:
     assert report.failures == {}
 
 
-def test_what_cannot_be_fetched_fails_its_row_alone() -> None:
+def test_failed_fetch_fails_its_row_alone() -> None:
     """With a reason."""
     with site() as pages, Provider() as provider:
         cells = [pages.url("/p.png"), pages.url("/gone"), pages.url("/x.pdf"), "http://127.0.0.1:9/p.png"]
@@ -157,7 +157,7 @@ def test_what_cannot_be_fetched_fails_its_row_alone() -> None:
 
 
 def test_limits_of_fetching(tmp_path: Path) -> None:
-    """Bytes, also of what is compressed, seconds, and redirects."""
+    """Bytes (also after decompression), seconds, and redirects are bounded."""
     with site() as pages:
         assert "max_bytes=1,000" in get(pages.url("/large"), tmp_path, max_bytes=1000)
         assert "max_bytes=1,000" in get(pages.url("/zip"), tmp_path, max_bytes=1000)
@@ -172,8 +172,8 @@ def test_limits_of_fetching(tmp_path: Path) -> None:
     "host",
     ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"],  # noqa: S104
 )
-def test_this_machine_is_not_reached(host: str) -> None:
-    """By whatever name."""
+def test_loopback_is_not_reached(host: str) -> None:
+    """By any name."""
     with site() as pages, Provider() as provider:
         report = ask([f"http://{host}:{pages.port}/p.png"], provider, fetch=True, timeout_s=5)
         assert not pages.asked
@@ -196,13 +196,13 @@ def test_this_machine_is_not_reached(host: str) -> None:
         ],
     ],
 )
-def test_what_is_public(address: str, public: bool) -> None:
-    """Neither networks of one's own, nor the service that tells a machine its secrets, nor what is embedded."""
+def test_public_addresses(address: str, public: bool) -> None:
+    """Private networks, cloud metadata services and embedded private addresses are not public."""
     assert is_public(address) is public
 
 
-def test_a_redirect_leads_nowhere_private(tmp_path: Path) -> None:
-    """By address, by name, and out of the web."""
+def test_redirect_to_a_private_address_is_refused(tmp_path: Path) -> None:
+    """By address, by name, and to other schemes."""
 
     def resolve(host: str, port: int, **_: Any) -> Any:
         return socket.getaddrinfo("127.0.0.2" if host == "inside.test" else host, port, type=socket.SOCK_STREAM)
@@ -218,8 +218,8 @@ def test_a_redirect_leads_nowhere_private(tmp_path: Path) -> None:
         assert pages.asked == Counter({"/inside": 1, "/named": 1, "/file": 1})
 
 
-def test_a_name_that_stands_for_another_address_a_moment_later_changes_nothing(tmp_path: Path) -> None:
-    """The connection goes to the address that was checked, and all addresses of a name are."""
+def test_dns_rebinding_has_no_effect(tmp_path: Path) -> None:
+    """The connection goes to the address that was checked, and all addresses of a name must be public."""
     answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1", "127.0.0.2"]])
     asked = []
 

@@ -1,4 +1,4 @@
-"""Files that somebody made on purpose, and what reading them may come to."""
+"""Files made with bad intent: they are refused or sent unharmed, in bounded time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def damaged(content: bytes, changes: list[tuple[int, int]], cut: int | None) -> 
 def test_a_damaged_image_is_refused_or_sent(
     form: str, changes: list[tuple[int, int]], cut: int | None, keep: bool
 ) -> None:
-    """Whatever is changed in it, it ends as a reason or as an image that says the same of itself when it is sent."""
+    """Whatever byte is changed, the result is a reason, or an image that still reads the same when it is sent."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 3, "Maker"
     plain = Image.new("RGB", (30, 20), "red")
@@ -53,7 +53,7 @@ def test_a_damaged_image_is_refused_or_sent(
 @example([(325, 0)], None)
 @example([(324, 1)], None)
 def test_a_damaged_document_is_refused_or_sent(changes: list[tuple[int, int]], cut: int | None) -> None:
-    """The same of a PDF, whole, in part, and as text."""
+    """A PDF, sent whole, in part, or as text."""
     content = damaged(document("one", "two"), changes, cut)
     for options in ({}, {"pages": "1"}, {"as_text": True}):
         reader = MediaReader(MediaOptions(**options), frozenset({"document"}))  # type: ignore[arg-type]
@@ -65,21 +65,21 @@ def test_a_damaged_document_is_refused_or_sent(changes: list[tuple[int, int]], c
 
 @given(st.binary(max_size=200))
 def test_noise_is_refused(content: bytes) -> None:
-    """With a reason that does not repeat it."""
+    """With a reason that does not repeat its content."""
     with pytest.raises(MediaError):
         READER.read(content or b" ", "image")
 
 
-def test_a_file_of_countless_parts_is_refused() -> None:
-    """Only to read them would take long."""
+def test_file_with_too_many_parts_is_refused() -> None:
+    """Reading them all would take long."""
     chunk = struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt"))
     content = picture()
     with pytest.raises(MediaError, match="more than 100,000 parts"):
         READER.read(content[:33] + chunk * 200_000 + content[33:], "image")
 
 
-def test_a_file_is_read_once_for_all_that_name_it(tmp_path: Path) -> None:
-    """As long as it looks the same; the bytes are not kept."""
+def test_file_named_by_many_rows_is_read_once(tmp_path: Path) -> None:
+    """As long as its size and time are unchanged; its bytes are not kept."""
     path = tmp_path / "p.png"
     path.write_bytes(picture(1))
     reader = MediaReader(MediaOptions(root=tmp_path), frozenset({"image"}))
@@ -91,8 +91,8 @@ def test_a_file_is_read_once_for_all_that_name_it(tmp_path: Path) -> None:
 
 
 @given(st.text(st.sampled_from("ab\ue000\ue001:image0123"), max_size=60))
-def test_no_text_of_a_row_is_a_reference(text: str) -> None:
-    """Whatever it says, nothing is found in it; and it stays as long as it was."""
+def test_row_text_is_never_a_media_reference(text: str) -> None:
+    """For any text; its length is unchanged."""
     media = READER.read(picture(), "image")
     assert isinstance(media, Media)
     known = {media.reference: media}
@@ -105,8 +105,8 @@ def test_no_text_of_a_row_is_a_reference(text: str) -> None:
     assert "".join(map(str, split_media(around, known))) == around
 
 
-def test_a_gallery_is_its_images() -> None:
-    """In order, and no list of texts."""
+def test_list_of_images_is_sent_in_order() -> None:
+    """It is not written as a list of texts."""
     found = READER.read([picture(1), None, picture(2)], "image")
     assert isinstance(found, Gallery)
     assert [Image.open(BytesIO(media.load())).size for media in found] == [(24, 16)] * 2

@@ -1,4 +1,4 @@
-"""Regular expressions of the user's as outputs: none holds a run, whatever a model replies."""
+"""The user's regular expressions as outputs: none can stall a run, whatever a model replies."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ AMBIGUOUS = [
 
 @pytest.mark.parametrize("pattern", AMBIGUOUS)
 def test_an_ambiguous_pattern_is_refused_when_it_is_declared(pattern: str) -> None:
-    """What takes minutes for a reply of forty characters is an error of the definition, which says what to change."""
+    """A pattern that takes minutes for a reply of forty characters is an error that says what to change."""
     with pytest.raises(ConfigError, match=r"is ambiguous.*Repeat nothing"):
         compile_schema(re.compile(pattern))
 
 
 class Compiled(BaseModel):
-    """A pattern that Pydantic hands to Python's engine, since it is compiled."""
+    """A pattern for Python's engine, since it is compiled."""
 
     x: str = Field(pattern=re.compile(r"^(a+)+$"))
 
 
 class Chosen(BaseModel):
-    """A model that chose Python's engine."""
+    """A model that configures Python's engine."""
 
     model_config = ConfigDict(regex_engine="python-re")
     x: list[str | None] = Field(min_length=1)
@@ -43,27 +43,27 @@ class Chosen(BaseModel):
 
 
 class Inner(BaseModel):
-    """One that did so further in."""
+    """A nested model that does so."""
 
     model_config = ConfigDict(regex_engine="python-re")
     x: str = Field(pattern=r"^(?:[a-z]+,?)*!$")
 
 
 class Outer(BaseModel):
-    """And one that has it."""
+    """A model that contains it."""
 
     inner: list[Inner]
 
 
 @pytest.mark.parametrize("output", [Compiled, Chosen, Outer])
-def test_patterns_of_fields_are_checked_where_they_may_stall(output: type[BaseModel]) -> None:
+def test_patterns_for_pythons_engine_are_checked(output: type[BaseModel]) -> None:
     """Wherever they are in a model."""
     with pytest.raises(ConfigError, match="is ambiguous"):
         compile_schema(output)
 
 
-def test_a_pattern_that_pydantic_matches_itself_needs_no_check() -> None:
-    """Its engine takes linear time."""
+def test_patterns_for_pydantics_engine_are_not_checked() -> None:
+    """That engine takes linear time."""
     schema = compile_schema({"x": {"type": "string", "pattern": "^(a+)+$"}})
     assert isinstance(schema.parse('{"x": "' + "a" * 10_000 + '!"}'), Invalid)
 
@@ -84,8 +84,8 @@ def test_a_pattern_that_pydantic_matches_itself_needs_no_check() -> None:
         (r"(?as)(?P<x>\w+)(?P<y>.*)", "né\nx", {"x": "n", "y": "é\nx"}),
     ],
 )
-def test_patterns_match_as_they_always_did(pattern: str, reply: str, values: dict[str, Any]) -> None:
-    """The engine that gives up in time reads patterns as Python's does, flags included."""
+def test_time_limited_engine_matches_like_pythons(pattern: str, reply: str, values: dict[str, Any]) -> None:
+    """Flags included."""
     compiled = re.compile(pattern)
     found = compiled.search(reply)
     assert found is not None
@@ -93,12 +93,12 @@ def test_patterns_match_as_they_always_did(pattern: str, reply: str, values: dic
 
 
 HIDDEN = r"(?P<a>q)\d(?P<b>(?:z|y|zy|[yz]z?)+)(?P<c>!)\1"
-"""No trial gets past its digit."""
+"""The trial texts never match its digit."""
 HOSTILE = "q1" + "zy" * 3_000 + "!"
 
 
-def test_a_hostile_reply_is_given_up_in_time() -> None:
-    """What no trial found fails the reply that finds it, and the next row is answered."""
+def test_reply_that_stalls_a_pattern_is_invalid_in_bounded_time() -> None:
+    """If the trials missed a slow pattern, the reply that stalls it fails, and the next row is answered."""
     model = ScriptedModel({"row 0": HOSTILE, "": "q1z!q"})
     chosen = Options(policy=Policy(max_repairs=1))
     table = {"text": ["row 0", "row 1"]}
@@ -126,13 +126,13 @@ HALF = "la\ud800bel"
     ],
     ids=["column", "field", "value", "description", "nested", "pattern", "template", "system"],
 )
-def test_half_a_character_in_a_name_is_named(prompt: Any, output: Any) -> None:
-    """Before anything is asked, with the text and where it stands."""
+def test_lone_surrogate_in_a_name_is_an_error(prompt: Any, output: Any) -> None:
+    """Before any call, with the text and the position."""
     with pytest.raises(ConfigError, match=r"la\\ud800bel.*half of a character"):
         enrich_sync({"text": ["a"]}, prompt=prompt, output=output, model=ScriptedModel({"": "x"}))
 
 
-def test_half_a_character_in_a_row_harms_nobody() -> None:
-    """Rows are not names: what a broken decoder left in one is asked with a mark in its place."""
+def test_lone_surrogate_in_a_row_is_replaced() -> None:
+    """The row is asked, and the others are not affected."""
     report = enrich_sync({"text": [HALF]}, prompt="{text}", output="label", model=ScriptedModel({"": "x"}))
     assert report.column("label") == ["x"]

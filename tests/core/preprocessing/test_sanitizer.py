@@ -1,4 +1,4 @@
-"""What is taken out of a row, what stands in its place, and what an answer gets back."""
+"""The sanitizer: what is replaced in a row, by what, and what is restored in an answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DATA = (
     "2001:db8::ff00:42:8329",
     "ghp_" + "16C7e42F292c6912E7710c83",
 )
-"""One of each kind, found whatever stands around it as long as that is no part of it."""
+"""One of each kind, found in any surroundings that are not part of it."""
 NOISE = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
@@ -56,28 +56,28 @@ def values(row: Mapping[str, Any], sanitizer: Sanitizer) -> Mapping[str, Any]:
 @given(TEXTS, st.sampled_from(MODES))
 @example("123-45-6789.555-123-4567.123-45-6789.10.0.0.1.a@b.com_c@d.com", REDACT)
 def test_nothing_is_left_that_a_rule_matches(text: str, sanitizer: Sanitizer) -> None:
-    """A sanitized text has no match of any rule, whatever stood next to whatever."""
+    """A sanitized text has no match of any rule, for any combination of neighbours."""
     assert find(values({"x": text}, sanitizer)["x"], sanitizer.chosen) == []
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3))
 @example(["<EMAIL_1> a@b.com", "email_2 and <EMAIL_3>"])
-def test_placeholders_are_restored_to_the_letter(texts: list[str]) -> None:
-    """An answer that repeats a whole row gets it back as it was, placeholders that the row wrote itself included."""
+def test_placeholders_are_restored_exactly(texts: list[str]) -> None:
+    """An answer that repeats a row gets it back unchanged, even placeholders that the row itself contained."""
     row = {str(number): text for number, text in enumerate(texts)}
     sanitized = sanitize(row, PLACEHOLDER)
     assert restore(dict(sanitized.values), sanitized.raw) == row
 
 
 @given(st.sampled_from(DATA), st.text(alphabet=" \n\t;|\"'(){}!?é漢", min_size=1, max_size=5), st.sampled_from(MODES))
-def test_a_datum_is_found_wherever_it_stands(datum: str, around: str, sanitizer: Sanitizer) -> None:
-    """Each kind of datum is gone from between any blanks and punctuation."""
+def test_each_kind_of_datum_is_found_between_any_punctuation(datum: str, around: str, sanitizer: Sanitizer) -> None:
+    """Also between any blanks."""
     assert datum not in values({"x": f"so{around}{datum}{around}so"}, sanitizer)["x"]
 
 
 @pytest.mark.parametrize("sanitizer", MODES, ids=lambda sanitizer: sanitizer.mode)
-def test_sanitizing_again_changes_nothing(sanitizer: Sanitizer) -> None:
-    """Marks are no data themselves."""
+def test_sanitizing_is_idempotent(sanitizer: Sanitizer) -> None:
+    """Marks do not match any rule."""
     for sentence in corpus():
         once = values({"x": sentence.text}, sanitizer)
         assert values(once, sanitizer) == once
@@ -94,14 +94,14 @@ def test_sanitizing_again_changes_nothing(sanitizer: Sanitizer) -> None:
     ],
     ids=["redact", "placeholder"],
 )
-def test_marks_say_what_was_there(sanitizer: Sanitizer, texts: list[str]) -> None:
-    """A mark names the kind; a placeholder numbers it, the same for the same text in every column of a row."""
+def test_marks_name_the_kind(sanitizer: Sanitizer, texts: list[str]) -> None:
+    """A placeholder also has a number, the same for the same text in all columns of a row."""
     row = {"a": "alice@example.com or bob@example.com, call 555-123-4567", "b": "alice@example.com"}
     assert list(values(row, sanitizer).values()) == texts
 
 
 def test_hashes_are_the_same_for_the_same_text_and_salt() -> None:
-    """Rows can be compared by hash, within one salt; nothing of the text is in it."""
+    """Rows can be compared by hash within one salt; the text cannot be read from it."""
     row, other = {"x": "I am alice@example.com"}, {"x": "and alice@example.com is me"}
     (mark,) = {values(one, HASH)["x"].split("[")[1].split("]")[0] for one in (row, other)}
     assert mark.startswith("EMAIL#")
@@ -114,16 +114,16 @@ def test_a_salt_is_not_shown() -> None:
     assert "sixteen" not in repr(HASH) + str(HASH)
 
 
-def test_what_a_row_writes_itself_is_not_restored() -> None:
-    """A row that writes `<EMAIL_1>` keeps it, and its own address gets another number, whatever the spelling."""
+def test_placeholder_written_in_a_row_is_not_restored() -> None:
+    """A row that contains `<EMAIL_1>` keeps it, and its own address gets another number, in any spelling."""
     for written in ("<EMAIL_1>", "email_1", "&lt;EMAIL_01&gt;"):
         sanitized = sanitize({"a": "alice@example.com", "b": [written]}, PLACEHOLDER)
         assert sanitized.values["a"] == "<EMAIL_2>"
         assert restore(f"{written} is <EMAIL_2>", sanitized.raw) == f"{written} is alice@example.com"
 
 
-def test_restoring_goes_everywhere_and_once() -> None:
-    """Texts in lists and objects are restored; a text that comes back is not looked into again."""
+def test_restoring_is_recursive_and_single_pass() -> None:
+    """Texts in lists and objects are restored; restored text is not searched again."""
     raw = {"<EMAIL_1>": "<EMAIL_2>", "<EMAIL_2>": "b@example.com"}
     answer = {"a": ["<EMAIL_1>", {"b": "to <EMAIL_2>!"}], "n": 1, "none": None, "other": "<EMAIL_3> <EMAIL_12>"}
     assert restore(answer, raw) == {
@@ -134,8 +134,8 @@ def test_restoring_goes_everywhere_and_once() -> None:
     }
 
 
-def test_redacting_for_people_is_the_same_in_every_mode() -> None:
-    """What is shown has fixed marks."""
+def test_redaction_for_display_has_fixed_marks() -> None:
+    """In every mode."""
     assert {redact("write to a@b.com", sanitizer) for sanitizer in MODES} == {"write to [EMAIL]"}
 
 
@@ -159,16 +159,16 @@ def test_redacting_for_people_is_the_same_in_every_mode() -> None:
         ("call\na@b.com", "call\n[EMAIL]"),
     ],
 )
-def test_whatever_is_written_is_read(value: Any, sanitized: Any) -> None:
-    """Numbers, nested values, keys, arrays and bytes are no hiding place, and no entry of a mapping is lost."""
+def test_values_of_every_type_are_searched(value: Any, sanitized: Any) -> None:
+    """Numbers, nested values, keys, arrays and bytes, and no entry of a mapping is lost."""
     assert values({"x": value}, REDACT)["x"] == sanitized
 
 
 @pytest.mark.parametrize(
     "value", [None, True, 7, 1.5, float("nan"), Decimal("1.10"), date(2024, 1, 15), [1, [2]], {"a": 1}, {"b", "a"}]
 )
-def test_values_without_a_datum_stay_what_they_are(value: Any) -> None:
-    """A template may still calculate with them: they are not made texts."""
+def test_values_without_a_datum_keep_their_type(value: Any) -> None:
+    """A template may still calculate with them."""
     row = {"x": value, "y": np.arange(3)}
     assert sanitize(row, REDACT).values is row
 
@@ -177,14 +177,14 @@ def test_values_without_a_datum_stay_what_they_are(value: Any) -> None:
 
 
 def test_only_the_chosen_rules_are_used() -> None:
-    """Rules are chosen by name, in either case."""
+    """Rules are chosen by name, in upper or lower case."""
     row = {"x": "a@b.com 555-123-4567 10.0.0.1"}
     assert values(row, Sanitizer(rules=["email", "IP"]))["x"] == "[EMAIL] 555-123-4567 [IP]"
     assert values(row, Sanitizer(rules="phone"))["x"] == "a@b.com [PHONE] 10.0.0.1"
 
 
-def test_own_patterns() -> None:
-    """They come after the built-in ones, count by their group `value`, and see the text as it stands."""
+def test_user_patterns() -> None:
+    """They apply after the built-in rules, replace their group `value`, and see the already sanitized text."""
     own = Sanitizer(
         "placeholder", patterns={"customer": r"\bC-\d{6}\b", "name": r"(?i)\bname: (?P<value>[^\n,]{1,60})"}
     )
@@ -196,7 +196,7 @@ def test_own_patterns() -> None:
     assert values(row, Sanitizer(rules=(), patterns={"CUSTOMER": r"C-\d{6}"}))["x"].endswith("a@b.com about [CUSTOMER]")
 
 
-def test_a_pattern_that_matches_marks_ends() -> None:
+def test_pattern_that_matches_its_own_mark_is_applied_once() -> None:
     """A pattern that would find its own mark again is applied once."""
     own = Sanitizer(patterns={"ANY": r"[A-Z<\[][A-Z_<>\]\[]{2,30}"})
     assert values({"x": "see ABCDEF and a@b.com"}, own)["x"] == "see [ANY] and [EMAIL]"
@@ -221,26 +221,26 @@ def test_a_pattern_that_matches_marks_ends() -> None:
         (7, "sanitize=7; give a mode, a Sanitizer, or a mapping"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error_at_once(given: Any, message: str) -> None:
-    """Settings are checked where they are declared, and the message says what is valid."""
+def test_invalid_settings_are_refused_when_declared(given: Any, message: str) -> None:
+    """The message says what is valid."""
     with pytest.raises(ConfigError) as raised:
         find_sanitizer(given)
     assert message in str(raised.value)
 
 
 def test_a_short_salt_is_not_in_the_message() -> None:
-    """It may be the right secret in the wrong place."""
+    """It may be a real secret."""
     with pytest.raises(ConfigError) as raised:
         Sanitizer("hash", salt="tooshort")
     assert "tooshort" not in str(raised.value)
 
 
-def test_every_rule_is_named_in_the_corpus() -> None:
-    """There is no rule without figures."""
+def test_every_rule_is_in_the_corpus() -> None:
+    """So each has figures."""
     assert {name for sentence in corpus() for name, _, _ in sentence.labels} == set(RULE_NAMES)
 
 
-# -- through the door ----------------------------------------------------------------------------------------------
+# -- whole runs ----------------------------------------------------------------------------------------------------
 
 PROMPT = "Who wrote this?\nText: {text}"
 
@@ -250,7 +250,7 @@ def who(prompt: str) -> dict[str, str]:
 
 
 def test_rows_share_a_prompt_and_get_their_own_data_back() -> None:
-    """Rows that differ in their personal data only are asked once; each answer names the row's own."""
+    """Rows that differ only in personal data are asked once; each answer has its row's own data."""
     texts = ["by a@b.com", "by c@d.com", "by <EMAIL_1>", "by <EMAIL_1>, not e@f.com", None]
     model = ScriptedModel(who)
     report = enrich_sync({"text": texts}, prompt=PROMPT, output={"who": str}, model=model, sanitize="placeholder")
@@ -264,7 +264,7 @@ def test_rows_share_a_prompt_and_get_their_own_data_back() -> None:
 
 
 def test_reused_answers_are_restored_for_the_rows_of_this_run(tmp_path: Any) -> None:
-    """Another row may find the answer that was kept for one; nothing but the placeholder is in the store."""
+    """A stored answer, which holds the placeholder only, is restored with the data of the row that reuses it."""
     store = tmp_path / "answers.db"
     for address in ("a@b.com", "c@d.com"):
         model = ScriptedModel(who)
@@ -285,7 +285,7 @@ def test_reused_answers_are_restored_for_the_rows_of_this_run(tmp_path: Any) -> 
 
 
 def test_rows_that_a_fallback_answers_get_their_own_data_back() -> None:
-    """Which model answered a row does not change whose data it gets."""
+    """Whichever model answered."""
     texts = [f"row {number}: user{number}@example.com" for number in range(20)]
     with Provider(fault=after(5, status(401))) as first, Provider() as second:
         chosen = Options(
@@ -300,8 +300,8 @@ def test_rows_that_a_fallback_answers_get_their_own_data_back() -> None:
     assert len(report.models) == 2
 
 
-def test_examples_are_treated_as_rows() -> None:
-    """The input of an example is cleaned and sanitized, and its answer says the same placeholder."""
+def test_examples_are_sanitized_like_rows() -> None:
+    """The input of an example is cleaned and sanitized, and its answer has the same placeholder."""
     model = ScriptedModel(who)
     prompt = Prompt(PROMPT, examples=[("<b>Ask</b> ann@b.com or bob@b.com", {"who": "bob@b.com"})])
     report = enrich_sync(
@@ -318,7 +318,7 @@ def test_examples_are_treated_as_rows() -> None:
 
 
 def test_without_a_sanitizer_nothing_is_restored() -> None:
-    """A row that writes a placeholder, and an answer that does, are texts like any other."""
+    """Placeholders in rows and answers are ordinary text."""
     report = enrich_sync({"text": ["<EMAIL_1> a@b.com"]}, prompt=PROMPT, output={"who": str}, model=ScriptedModel(who))
     assert report.column("who") == ["<EMAIL_1> a@b.com"]
     assert report.preprocess_stats is None

@@ -1,4 +1,4 @@
-"""What the rules find: figures on the labelled corpus, and time that grows with the text and no faster."""
+"""The sanitizer's rules: precision and recall on the labelled corpus, and linear time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RULES = Sanitizer().chosen
 
 
 def texts(text: str) -> list[tuple[str, str]]:
-    """Rule and datum of what is found in `text`."""
+    """Rule and datum of each finding in `text`."""
     return [(span.name, text[span.start : span.end]) for span in find(text, RULES)]
 
 
@@ -29,7 +29,7 @@ def texts(text: str) -> list[tuple[str, str]]:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    """Some hundred sentences, a good part of them without anything to find, and ten data of each rule at least."""
+    """Some hundred sentences, many without any datum, and at least ten data for each rule."""
     sentences = corpus()
     labels = [name for sentence in sentences for name, _, _ in sentence.labels]
     assert len(sentences) >= 300
@@ -38,14 +38,14 @@ def test_the_corpus_is_large_enough() -> None:
 
 
 def test_precision_and_recall() -> None:
-    """Each rule is right nine times in ten, and finds nine in ten: what it misses is in the corpus, marked."""
+    """Both are at least 0.9 for each rule; misses are marked in the corpus."""
     for name, score in scores(corpus()).items():
         assert score.precision >= 0.9, name
         assert score.recall >= 0.9, name
 
 
 def test_the_guide_has_the_figures_of_the_corpus() -> None:
-    """The table in the guide is what is measured here."""
+    """The guide's table equals the measurement."""
     rows = [
         f"| `{name}` | {score.found + score.missed} | {score.precision:.2f} | {score.recall:.2f} |"
         for name, score in scores(corpus()).items()
@@ -53,7 +53,7 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
     assert re.findall(r"^\| `[A-Z_]+` \| \d+ .*$", GUIDE, re.MULTILINE) == rows
 
 
-# -- what is found -------------------------------------------------------------------------------------------------
+# -- findings ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
     ],
 )
 def test_a_datum_is_found_whole_and_alone(text: str, found: list[tuple[str, str]]) -> None:
-    """What stands around a datum is no part of it, and where two rules overlap the first names what they find."""
+    """Its surroundings are not part of it, and of overlapping rules the first names the finding."""
     assert texts(text) == found
 
 
-def test_check_digits_count() -> None:
-    """A card or an account number with one wrong digit is none; with two digits swapped, it is none either."""
+def test_check_digits_are_verified() -> None:
+    """A card or account number with a wrong digit, or two swapped digits, is not found."""
     rng = random.Random(1)
     for number in ("4111111111111111", "DE89370400440532013000", "GB82WEST12345698765432"):
         assert len(texts(number)) == 1
@@ -87,7 +87,7 @@ def test_check_digits_count() -> None:
 
 
 def test_account_numbers_of_every_country() -> None:
-    """Of each country in the registry, a number of the right length with the right check digits is found, no other."""
+    """For each country in the registry numbers of the right length and check digits are found, no others."""
     for country, length in IBAN_LENGTHS.items():
         account = ("0123456789" * 4)[: length - 4]
         rest = int("".join(str(int(one, 36)) for one in f"{account}{country}00")) % 97
@@ -154,20 +154,20 @@ _NEAR_MATCHES = (
     ],
     ids=["ASCII", "beyond", "near matches"],
 )
-def test_time_grows_with_the_text_and_no_faster(units: list[str]) -> None:
-    """Whatever is repeated, twice as much of it takes about twice as long: no text can hang a run."""
+def test_sanitizing_takes_linear_time(units: list[str]) -> None:
+    """Twice as much of any repeated text takes about twice as long."""
     for unit in units:
         grows_no_faster_than_its_text(lambda text: find(text, RULES), unit)
 
 
-def test_the_measure_tells_a_square() -> None:
+def test_time_measurement_detects_quadratic_time() -> None:
     """What takes quadratic time does not pass for linear."""
     with pytest.raises(AssertionError, match="times as long"):
         grows_no_faster_than_its_text(lambda text: re.search(r"\w+@", text), "a")
 
 
-def test_random_near_matches_take_no_longer_either() -> None:
-    """What rules are made of, in any order."""
+def test_random_near_matches_take_linear_time() -> None:
+    """Parts of matches in any order."""
     rng = random.Random(7)
     pieces = [*_NEAR_MATCHES, *"0123456789abcdefABCDEF@.:-+()/'_ %=\n"]
     for _ in range(20):
@@ -188,8 +188,8 @@ def test_random_near_matches_take_no_longer_either() -> None:
         r"\d+\d+\d+z",
     ],
 )
-def test_a_pattern_that_stalls_is_refused(pattern: str) -> None:
-    """A user's pattern that takes quadratic time or worse is an error where it is declared, with the fix in it."""
+def test_user_pattern_of_quadratic_time_is_refused(pattern: str) -> None:
+    """When it is declared, with the fix in the error."""
     started = time.thread_time()
     with pytest.raises(ConfigError, match=r"The pattern of 'MINE' stalls: .* Bound its repeats"):
         Sanitizer(patterns={"MINE": pattern})
@@ -206,6 +206,6 @@ def test_a_pattern_that_stalls_is_refused(pattern: str) -> None:
         r"\bEMP\d+\b",
     ],
 )
-def test_a_sound_pattern_is_taken(pattern: str) -> None:
-    """Bounded repeats, and unbounded ones that nothing can follow, are fine."""
+def test_user_pattern_of_linear_time_is_accepted(pattern: str) -> None:
+    """Bounded repeats, and unbounded ones with nothing after them."""
     assert find("nothing here", Sanitizer(patterns={"MINE": pattern}).chosen) == []

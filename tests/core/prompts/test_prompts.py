@@ -60,7 +60,7 @@ def test_braces_name_columns(template: str, columns: tuple[str, ...], text: str)
     "template", ["{a!r}", "{a:>3}", "{a.b}", "{a[0]}", "{}", "{ }", '{"label": "x"} {a}', "{a.__class__}"]
 )
 def test_braces_hold_names_only(template: str) -> None:
-    """Attributes, indices, conversions, formats and pasted JSON are refused with both ways out."""
+    """Attributes, indices, conversions, formats and pasted JSON are refused, with both fixes."""
     with pytest.raises(
         ConfigError, match=r"where a column name was expected\. Double literal braces, \{\{ \}\}, or use"
     ):
@@ -69,7 +69,7 @@ def test_braces_hold_names_only(template: str) -> None:
 
 @pytest.mark.parametrize("template", ["{a", "a}", "{a} {", "{a{b}}"])
 def test_unbalanced_braces_are_refused(template: str) -> None:
-    """A template with a stray brace never reaches a model; the message says how to write one."""
+    """The message says how to write a literal brace."""
     with pytest.raises(ConfigError, match=r"double literal braces, \{\{ \}\}|Double literal braces, \{\{ \}\}"):
         compiled(template)
 
@@ -95,8 +95,8 @@ def test_unbalanced_braces_are_refused(template: str) -> None:
         (["<X object at 0x1f>"], '["<X object at 0x1f>"]'),
     ],
 )
-def test_values_write_themselves(value: Any, text: str) -> None:
-    """A missing value is nothing at all, a text stays as it is, and a nested value is JSON."""
+def test_text_of_values(value: Any, text: str) -> None:
+    """A missing value is empty, a text is unchanged, and a nested value is JSON."""
     assert compiled("[{a}]").render({"a": value}) == f"[{text}]"
 
 
@@ -113,7 +113,7 @@ for text, syntax in (
 
 
 def test_a_set_is_the_same_text_in_every_process() -> None:
-    """Its elements are in an order of their own, however deep it lies, so that no later run pays for them again."""
+    """Its elements are sorted at any depth, so no later run pays for them again."""
     texts = {
         subprocess.run(
             [sys.executable, "-c", RENDERING],
@@ -128,12 +128,12 @@ def test_a_set_is_the_same_text_in_every_process() -> None:
 
 
 class Opaque:
-    """Has no text but where it lies in memory."""
+    """Has no text but its memory address."""
 
 
 @dataclass
 class Holder:
-    """Writes what it holds."""
+    """Writes the value it holds."""
 
     inner: Any
 
@@ -152,14 +152,14 @@ class Holder:
     ids=["object", "list", "mapping", "set", "dataclass", "function"],
 )
 def test_a_value_without_a_text_is_refused(render: Callable[[Any], str], value: Any, name: str) -> None:
-    """An address is another in every run, which would pay for the row again; the complaint names the type only."""
+    """A memory address differs in every run, which would pay for the row again; the error names the type only."""
     with pytest.raises(TypeError, match=f"a value of type '{name}' has no text but its address") as caught:
         render({"a": value})
     assert "0x" not in str(caught.value)
 
 
 def test_a_row_without_a_text_fails_alone() -> None:
-    """It is never asked, and the rows beside it are; its failure names the type, and not what it holds."""
+    """It is not asked, other rows are; the failure names the type, not the content."""
     rows = [{"a": "x"}, {"a": Opaque()}, {"a": {"z", "y"}}]
     report = enrich_sync(rows, prompt="{a}", output="b", model=ScriptedModel({"": "ok"}))
     first, second, third = report.outcomes
@@ -170,8 +170,8 @@ def test_a_row_without_a_text_fails_alone() -> None:
     assert isinstance(third, Answer)
 
 
-def test_jinja2_reads_what_has_no_text_itself() -> None:
-    """An attribute of such a value may be written; a value without a set stays the very one it was."""
+def test_jinja2_can_write_an_attribute_of_a_value_without_text() -> None:
+    """A value that contains no set is passed unchanged."""
     row = {"a": Holder(Opaque()), "b": Holder("x")}
     assert jinja("{{ b.inner }}{% if a.inner %}!{% endif %}").render(row) == "x!"
 
@@ -179,20 +179,20 @@ def test_jinja2_reads_what_has_no_text_itself() -> None:
 @given(TEMPLATE_LIKE, TEMPLATE_LIKE)
 @example("{b}", "{a}")
 def test_row_text_is_never_evaluated_by_braces(a: str, b: str) -> None:
-    """Whatever two rows' texts are, `{a}|{b}` puts both in verbatim."""
+    """For any two texts `{a}|{b}` contains both verbatim."""
     assert compiled("{a}|{b}").render({"a": a, "b": b}) == f"{a}|{b}"
 
 
 @given(TEMPLATE_LIKE, TEMPLATE_LIKE)
 @example("{{ b }}", "{% raw %}")
 def test_row_text_is_never_evaluated_by_jinja2(a: str, b: str) -> None:
-    """Whatever two rows' texts are, `{{ a }}|{{ b }}` puts both in verbatim, unescaped."""
+    """For any two texts `{{ a }}|{{ b }}` contains both verbatim, unescaped."""
     assert jinja("{{ a }}|{{ b }}").render({"a": a, "b": b}) == f"{a}|{b}"
 
 
 @given(TEXTS)
-def test_doubled_braces_are_the_text_itself(text: str) -> None:
-    """Any text with its braces doubled is a literal."""
+def test_text_with_doubled_braces_is_literal(text: str) -> None:
+    """For any text."""
     literal = text.replace("{", "{{").replace("}", "}}")
     assert compiled(literal + "{a}").render({"a": ""}) == text
 
@@ -212,7 +212,7 @@ def test_doubled_braces_are_the_text_itself(text: str) -> None:
     ],
 )
 def test_jinja2_names_columns(template: str, columns: tuple[str, ...], text: str) -> None:
-    """The free names of a Jinja2 template are its columns, known before any row; nothing is escaped for HTML."""
+    """The free names of a template are its columns, known before any row; nothing is escaped for HTML."""
     prompt = jinja(template)
     assert (prompt.syntax, set(prompt.columns)) == ("jinja2", set(columns))
     assert prompt.render({"a": "x<y>", "b": "b"}) == text
@@ -222,7 +222,7 @@ def test_jinja2_names_columns(template: str, columns: tuple[str, ...], text: str
     ("template", "line"), [("{{ a", 1), ("x\n{% if a %}", 2), ("{{ a|nosuch }}", 1), ("{{ a is nosuch }}", 1)]
 )
 def test_jinja2_that_does_not_parse_is_refused(template: str, line: int) -> None:
-    """Syntax errors and unknown filters and tests are found when the prompt is defined, with their line."""
+    """Syntax errors and unknown filters and tests are errors of the definition, with their line."""
     with pytest.raises(ConfigError, match=rf"The Jinja2 prompt does not parse, line {line}: "):
         jinja(template)
 
@@ -241,21 +241,21 @@ def test_jinja2_that_does_not_parse_is_refused(template: str, line: int) -> None
     ],
 )
 def test_jinja2_is_sandboxed(template: str) -> None:
-    """No template reaches an underscore attribute, by any road, so none reaches Python's inside."""
+    """No template reaches an underscore attribute, and so none reaches Python's internals."""
     with pytest.raises(SecurityError):
         jinja(template).render({"a": "x"})
 
 
 def test_jinja2_cannot_change_a_value() -> None:
-    """A template cannot alter the row it reads."""
+    """A template cannot modify the row."""
     row = {"a": [1]}
     with pytest.raises(SecurityError):
         jinja("{{ a.append(2) }}").render(row)
     assert row == {"a": [1]}
 
 
-def test_jinja2_is_strict_about_what_a_value_lacks() -> None:
-    """A misspelt attribute fails its row instead of writing nothing."""
+def test_jinja2_missing_attribute_fails_the_row() -> None:
+    """A misspelt attribute does not write an empty text."""
     with pytest.raises(UndefinedError, match="nosuch"):
         jinja("{{ a.nosuch }}").render({"a": {"k": 1}})
 
@@ -275,8 +275,8 @@ def test_jinja2_is_strict_about_what_a_value_lacks() -> None:
         ("p.md", "jinja2", "jinja2"),
     ],
 )
-def test_a_file_says_its_syntax_by_its_name(tmp_path: Path, name: str, syntax: str, said: Any) -> None:
-    """`.j2` and `.jinja` are Jinja2, everything else braces, unless `syntax` says otherwise."""
+def test_file_name_decides_the_syntax(tmp_path: Path, name: str, syntax: str, said: Any) -> None:
+    """`.j2` and `.jinja` are Jinja2, everything else braces, unless `syntax` is given."""
     braces = "Größe: {a}\n"
     file = tmp_path / name
     file.write_text(braces if syntax == "braces" else "Größe: {{ a }}\n", encoding="utf-8")
@@ -287,7 +287,7 @@ def test_a_file_says_its_syntax_by_its_name(tmp_path: Path, name: str, syntax: s
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_file_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     """A missing file and one that is not UTF-8 are configuration errors that name the file."""
     file = tmp_path / "prompt.md"
     if content is not None:
@@ -320,8 +320,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         ),
     ],
 )
-def test_a_prompt_that_cannot_work_is_refused_with_the_fix(prompt: Prompt, fix: str) -> None:
-    """Whatever is wrong with a prompt is said before a row is read, with what to do about it."""
+def test_invalid_prompt_is_refused_with_the_fix(prompt: Prompt, fix: str) -> None:
+    """Before a row is read."""
     with pytest.raises(ConfigError) as caught:
         compiled(prompt)
     assert fix in str(caught.value)
@@ -340,7 +340,7 @@ def test_a_prompt_that_cannot_work_is_refused_with_the_fix(prompt: Prompt, fix: 
     ],
 )
 def test_jinja2_without_its_syntax_is_refused(text: str, quoted: str) -> None:
-    """It would be sent as it stands, with braces in the place of every row's text."""
+    """Otherwise it would be sent literally, with braces in place of every row's text."""
     with pytest.raises(ConfigError, match=re.escape(f"The prompt has {quoted}, which is Jinja2")) as caught:
         compile_prompt(text, str)
     assert "syntax='jinja2'" in str(caught.value)
@@ -357,7 +357,7 @@ def test_literal_braces_are_no_jinja2(text: str) -> None:
 @pytest.mark.parametrize("given_", ["good", {"a": "good"}, {"a": "good", "unread": 1}])
 @pytest.mark.parametrize("answer", ["pos", {"label": "pos"}])
 def test_examples_come_in_two_forms(given_: Any, answer: Any) -> None:
-    """A sole column and a sole output column may be written plainly; the conversation is the same."""
+    """A single column and a single output may be given as plain values; the messages are the same."""
     prompt = compiled(Prompt("Rate {a}!", system="Be brief.", examples=[(given_, answer)]))
     assert prompt.head == (
         Message("system", "Be brief."),
@@ -367,14 +367,14 @@ def test_examples_come_in_two_forms(given_: Any, answer: Any) -> None:
 
 
 def test_examples_keep_their_order() -> None:
-    """Examples precede the row in the order they are written; without a system message there is none."""
+    """Examples precede the row in the order given; without a system message there is none."""
     prompt = compiled(Prompt("{{ a }}", syntax="jinja2", examples=[("1", "x"), ("2", "y")]))
     assert [message.content for message in prompt.head] == ["1", '{"label": "x"}', "2", '{"label": "y"}']
     assert [message.role for message in prompt.head] == ["user", "assistant"] * 2
 
 
 def test_arrays_in_cells_are_written_in_full() -> None:
-    """A NumPy array, as pandas reads lists from Parquet, becomes the list it is."""
+    """A NumPy array, as pandas reads from Parquet, is written as a list."""
     render = compiled("{a}").render
     assert render({"a": np.arange(2000)}) == str(list(range(2000)))
 
@@ -388,14 +388,14 @@ def test_arrays_in_cells_are_written_in_full() -> None:
         (Prompt('{{ a }}{% include "x" %}', syntax="jinja2"), "write it all in one"),
     ],
 )
-def test_examples_and_includes_that_cannot_work_are_refused(prompt: Prompt, fix: str) -> None:
-    """They fail when the prompt is defined, not at every row."""
+def test_invalid_examples_and_includes_are_refused(prompt: Prompt, fix: str) -> None:
+    """When the prompt is defined, not at every row."""
     with pytest.raises(ConfigError, match=fix):
         compile_prompt(prompt, str)
 
 
-def test_a_missing_value_is_nothing_in_jinja_too() -> None:
-    """`None` would read as a word."""
+def test_missing_value_is_empty_in_jinja2() -> None:
+    """Not the word `None`."""
     assert compiled(Prompt("<{{ a }}>", syntax="jinja2")).render({"a": None}) == "<>"
 
 
@@ -414,16 +414,16 @@ def test_a_missing_value_is_nothing_in_jinja_too() -> None:
         ),
     ],
 )
-def test_a_prompt_of_the_wrong_types_is_refused_where_it_is_made(given_: dict[str, Any], said: str) -> None:
-    """No Python error at the first row: the argument, its value and what is valid."""
+def test_prompt_arguments_of_wrong_types_are_refused(given_: dict[str, Any], said: str) -> None:
+    """The error has the argument, its value and what is valid."""
     with pytest.raises(ConfigError) as caught:
         Prompt(**given_)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("prompt", [5, None, b"{x}"])
-def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
-    """Neither a text nor a `Prompt` is an error that shows it."""
+def test_object_that_is_no_prompt_is_refused(prompt: Any) -> None:
+    """Anything but a text or a `Prompt` is an error that shows it."""
     with pytest.raises(ConfigError, match="is not understood; give a template, or a Prompt") as caught:
         compiled(prompt)
     assert f"prompt={prompt!r}" in str(caught.value)

@@ -13,8 +13,8 @@ from tests.support.reviews import REPLY, Review, refusal
 # -- forms ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_a_column_a_field() -> None:
-    """A reply speaks in aliases and the columns in field names; enums, dates and nested models become plain JSON."""
+def test_model_has_a_column_for_each_field() -> None:
+    """Replies use aliases and columns field names; enums, dates and nested models become plain JSON."""
     schema = compile_schema(Review)
     assert [column.name for column in schema.columns] == ["mood", "topic", "parts", "day", "stars"]
     assert schema.columns[1].description == "what it is about"
@@ -24,7 +24,7 @@ def test_a_model_is_a_column_a_field() -> None:
 
 
 def test_the_wire_schema_is_closed_and_inlined() -> None:
-    """A provider is held to every property and no other; references are in place, titles and defaults gone."""
+    """Every property is required and no other allowed; references are inlined, titles and defaults removed."""
     schema = compile_schema(Review)
     assert schema.json_schema is not None
     mood = {"enum": ["good", "bad"], "type": "string", "description": "How it sounds."}
@@ -53,7 +53,7 @@ def test_the_wire_schema_is_closed_and_inlined() -> None:
 
 
 def test_columns_may_have_any_name() -> None:
-    """Columns called `title`, `default` or `$defs` are columns, not words of JSON schema."""
+    """Columns called `title`, `default` or `$defs` are not read as JSON-schema keywords."""
     names = ["title", "default", "$defs", "required", "model_config", "two words"]
     schema = compile_schema(dict.fromkeys(names, "string"))
     assert [column.name for column in schema.columns] == names
@@ -95,8 +95,8 @@ STRING, INTEGER = {"type": "string"}, {"type": "integer"}
     ],
     ids=str,
 )
-def test_a_mapping_is_a_column_a_type(kind: Any, column: dict[str, Any]) -> None:
-    """Python types, type names and fragments of JSON schema may be mixed; each says the same as its schema."""
+def test_mapping_has_a_column_for_each_type(kind: Any, column: dict[str, Any]) -> None:
+    """Python types, type names and JSON-schema fragments may be mixed; each equals its schema."""
     assert compile_schema({"c": kind, "d": "string"}).columns == (Column("c", column), Column("d", STRING))
 
 
@@ -116,8 +116,8 @@ def test_a_mapping_is_a_column_a_type(kind: Any, column: dict[str, Any]) -> None
     ],
     ids=str,
 )
-def test_a_choice_of_its_own_type_is_understood(kind: dict[str, Any]) -> None:
-    """Each value of a choice is an answer as long as it is of the type beside it, if there is one; null always is."""
+def test_enum_with_a_type_accepts_values_of_that_type(kind: dict[str, Any]) -> None:
+    """Null is accepted as well if it is a choice."""
     schema = compile_schema({"c": kind})
     for value in kind.get("enum", [kind.get("const")]):
         assert schema.parse(json.dumps({"c": value})) == {"c": value}
@@ -134,7 +134,7 @@ def test_a_choice_of_its_own_type_is_understood(kind: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("kind", ["string", ["string", "null"]], ids=str)
 def test_a_format_is_checked(kind: Any, form: str, good: str, bad: str) -> None:
-    """Every format that is taken is one that replies are held to, also where null is an answer."""
+    """Replies are validated against every accepted format, also if null is allowed."""
     schema = compile_schema({"c": {"type": kind, "format": form}})
     assert schema.parse(json.dumps({"c": good})) == {"c": good}
     assert refusal(schema, json.dumps({"c": bad})).startswith("c")
@@ -159,12 +159,12 @@ def test_a_format_is_checked(kind: Any, form: str, good: str, bad: str) -> None:
     ids=str,
 )
 def test_columns_may_be_called_like_words_of_json_schema(output: Any, names: list[str]) -> None:
-    """Only what can be nothing else is a schema; one with properties is that of an object, with its type or without."""
+    """Only an unambiguous schema is read as one; `properties` makes it an object, with or without `type`."""
     assert [column.name for column in compile_schema(output).columns] == names
 
 
 def test_a_json_schema_is_understood() -> None:
-    """A whole JSON schema is its properties; what it does not require may be absent and is then null."""
+    """Its properties are the columns; one that is not required may be absent and is then null."""
     properties = {"a": {"type": "string"}, "b": {"type": "integer"}}
     schema = compile_schema({"type": "object", "properties": properties, "required": ["a"]})
     assert schema.parse('{"a": "x"}') == {"a": "x", "b": None}
@@ -173,7 +173,7 @@ def test_a_json_schema_is_understood() -> None:
 
 
 def test_named_groups_are_columns() -> None:
-    """A pattern is searched in the reply; a group that took no part is null, a reply without a match invalid."""
+    """A pattern is searched in the reply; an unused group is null, a reply without a match invalid."""
     schema = compile_schema(re.compile(r"(?P<label>pos|neg)(?: (?P<score>\d+))?$", re.IGNORECASE))
     assert schema.json_schema is None
     assert [column.name for column in schema.columns] == ["label", "score"]
@@ -183,15 +183,15 @@ def test_named_groups_are_columns() -> None:
 
 
 def test_a_name_is_a_column_of_free_text() -> None:
-    """Free text is kept as it is but for white space around it; nothing is not an answer."""
+    """Free text is kept except for surrounding white space; an empty reply is invalid."""
     schema = compile_schema("summary")
     assert (schema.json_schema, schema.columns) == (None, (Column("summary", STRING),))
     assert schema.parse(' ```{"a": 1}``` \n') == {"summary": '```{"a": 1}```'}
     assert refusal(schema, " \n ") == "the reply is empty"
 
 
-def test_the_identity_tells_meanings_apart() -> None:
-    """Schemas of other columns, types, descriptions, flags or forms never share answers; equal ones always do."""
+def test_schema_identity_distinguishes_meanings() -> None:
+    """Other columns, types, descriptions, flags or forms never share answers; equal ones always do."""
     pattern = r"(?P<a>x)"
     forms: list[Any] = [{"a": str}, {"b": str}, {"a": int}, {"a": {"type": "string", "description": "d"}}, "a", "b"]
     forms += [re.compile(pattern), re.compile(pattern, re.IGNORECASE), Review]
@@ -199,7 +199,7 @@ def test_the_identity_tells_meanings_apart() -> None:
     assert compile_schema({"a": "string"}).identity == compile_schema({"a": str}).identity
 
 
-# -- what cannot be understood -------------------------------------------------------------------------------------
+# -- invalid outputs -----------------------------------------------------------------------------------------------
 
 
 class Empty(BaseModel):
@@ -234,8 +234,8 @@ class Token(BaseModel):
 @pytest.mark.parametrize(
     ("output", "field"), [(Login, "codes"), (Token, "token"), ({"k": SecretStr}, "k"), ({"m": list[Login]}, "m")]
 )
-def test_a_secret_is_not_an_answer(output: Any, field: str) -> None:
-    """A field that would be kept as asterisks, however deep it lies, is refused before it is paid for."""
+def test_secret_field_is_refused(output: Any, field: str) -> None:
+    """At any depth, since it would be stored as asterisks."""
     with pytest.raises(ConfigError, match=rf"field '{field}' is a secret, of which only '\*+' would be kept"):
         compile_schema(output)
 
@@ -285,7 +285,7 @@ def test_a_secret_is_not_an_answer(output: Any, field: str) -> None:
         ({"a": {"type": "number", "enum": [False]}}, "allows False, which is not of type 'number'"),
         ({"a": {"type": "boolean", "enum": [0, 1]}}, "allows 0, which is not of type 'boolean'"),
         ({"a": {"type": ["string", "null"], "enum": ["x", 2]}}, "allows 2, which is not of type ['string', 'null']"),
-        # formats that nobody would check
+        # formats that are not validated
         ({"a": {"type": "string", "format": "email"}}, "has the format 'email' of type 'string', which is not checked"),
         ({"a": {"type": "string", "format": "uri"}}, "those of 'string' that are: 'date', 'date-time', 'time', 'uuid'"),
         ({"a": {"type": "integer", "format": "date"}}, "has the format 'date' of type 'integer', which is not checked"),
@@ -307,8 +307,8 @@ def test_a_secret_is_not_an_answer(output: Any, field: str) -> None:
     ],
     ids=str,
 )
-def test_an_output_that_cannot_work_is_refused_with_the_fix(output: Any, fix: str) -> None:
-    """Whatever is wrong with an output is said when it is defined, with where it is and what is valid."""
+def test_invalid_output_is_refused_with_the_fix(output: Any, fix: str) -> None:
+    """When it is defined, with the place and what is valid."""
     with pytest.raises(ConfigError) as caught:
         compile_schema(output)
     assert fix in str(caught.value)

@@ -23,13 +23,13 @@ GOOD = '{"n": 1, "s": "x", "b": true, "f": 2}'
     "reply", [GOOD, f" {GOOD}\n", f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```\n", f"```JSON\n{GOOD}```"]
 )
 def test_a_code_fence_is_stripped(reply: str) -> None:
-    """An object, alone or in a code fence, is an answer; an integer does for a number."""
+    """An object, alone or in a code fence, is an answer; an integer is accepted as a number."""
     assert STRICT.parse(reply) == {"n": 1, "s": "x", "b": True, "f": 2.0}
 
 
 @pytest.mark.parametrize("cut", range(len(GOOD)))
 def test_a_truncated_reply_is_never_an_answer(cut: int) -> None:
-    """Wherever a reply is cut, it is invalid: nothing is closed or completed."""
+    """Cut anywhere it is invalid: nothing is completed."""
     assert refusal(STRICT, GOOD[:cut]) == ("the reply is not the JSON asked for" if cut else "the reply is empty")
 
 
@@ -47,7 +47,7 @@ def test_a_truncated_reply_is_never_an_answer(cut: int) -> None:
         "```json\n```x",
     ],
 )
-def test_nothing_is_dug_out_of_prose(reply: str) -> None:
+def test_no_answer_is_extracted_from_prose(reply: str) -> None:
     """Prose around the object, several objects and almost-JSON are invalid."""
     assert refusal(STRICT, reply) == "the reply is not the JSON asked for"
 
@@ -70,12 +70,12 @@ def test_nothing_is_dug_out_of_prose(reply: str) -> None:
     ],
 )
 def test_types_are_not_converted(old: str, new: str, reason: str) -> None:
-    """A text is not a number, a number not a truth value, an array not an object; the reason says where and what."""
+    """A text is not a number, a number not a boolean, an array not an object; the reason has place and type."""
     assert refusal(STRICT, GOOD.replace(old, new)) == reason
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_a_number_that_cannot_be_kept_is_invalid(value: str) -> None:
+def test_number_that_json_cannot_hold_is_invalid(value: str) -> None:
     """What JSON cannot carry, and so no store could give back, is not an answer."""
     assert refusal(STRICT, GOOD.replace('"f": 2', f'"f": {value}')) == "a number is out of range"
 
@@ -84,13 +84,13 @@ def test_a_number_that_cannot_be_kept_is_invalid(value: str) -> None:
     ("value", "kept"), [(2**63 - 1, True), (-(2**63), True), (2**70, False), (-(2**63) - 1, False)]
 )
 def test_integers_are_kept_within_64_bits(value: int, kept: bool) -> None:
-    """Integers that a table can hold are exact; greater ones are invalid rather than a crash."""
+    """Integers that a table can hold are exact; larger ones are invalid."""
     outcome = STRICT.parse(GOOD.replace('"n": 1', f'"n": {value}'))
     assert outcome == ({"n": value, "s": "x", "b": True, "f": 2.0} if kept else Invalid("a number is out of range"))
 
 
 class Checked(BaseModel):
-    """Every way to be wrong; all fields may be left out."""
+    """Fields with every kind of constraint, all optional."""
 
     mood: Mood = Mood.GOOD
     day: dt.date = dt.date(2026, 1, 2)
@@ -101,7 +101,7 @@ class Checked(BaseModel):
     @field_validator("own")
     @classmethod
     def quotes(cls, value: str) -> str:
-        """Complain with the value itself, as people's validators do."""
+        """Raise an error with the value in it, as users' validators do."""
         if value:
             raise ValueError(f"what is {value}?")
         return value
@@ -110,7 +110,7 @@ class Checked(BaseModel):
 @pytest.mark.parametrize("field", ["mood", "day", "text", "inner", "own"])
 @given(secret=st.text(st.characters(categories=["L", "N", "Z", "Cc"]), max_size=60).map("zq{}".format))
 def test_a_reason_is_one_line_and_quotes_nothing(field: str, secret: str) -> None:
-    """What a model wrote where it did not belong is not in the reason, even if the user's own validator quotes it."""
+    """The invalid value is not in it, even if the user's validator quotes it."""
     reason = refusal(compile_schema(Checked), json.dumps({field: secret}))
     assert "zq" not in reason
     assert reason.startswith((f"{field}: ", f"{field}."))
@@ -140,14 +140,14 @@ ANSWERS = st.fixed_dictionaries(
 
 
 @given(ANSWERS)
-def test_what_is_dumped_parses_to_the_same(values: dict[str, Any]) -> None:
-    """The text shown to a model as an example's answer is itself a valid reply, with the same values."""
+def test_dumped_answer_parses_to_the_same_values(values: dict[str, Any]) -> None:
+    """The text of an example's answer is itself a valid reply."""
     assert ROUND.parse(ROUND.dump(values)) == values
 
 
 @given(ANSWERS, st.sampled_from([("stars", 0), ("stars", 6), ("label", "c"), ("tags", [None]), ("note", 1)]))
 def test_a_value_out_of_range_is_invalid(values: dict[str, Any], wrong: tuple[str, Any]) -> None:
-    """Limits and choices are held, not only types."""
+    """Limits and choices are validated, not only types."""
     assert refusal(ROUND, json.dumps(values | dict([wrong]))).startswith(wrong[0])
 
 
@@ -155,12 +155,12 @@ def test_a_value_out_of_range_is_invalid(values: dict[str, Any], wrong: tuple[st
     "value", [REPLY, Review.model_validate(REPLY), {**REPLY, "mood": Mood.GOOD, "day": dt.date(2026, 1, 2)}]
 )
 def test_an_answer_may_be_given_in_python(value: Any) -> None:
-    """An example's answer may be a model or hold enums and dates; it is dumped as a model would reply, by alias."""
+    """An example's answer may be a model or have enums and dates; it is dumped as a reply, by alias."""
     assert json.loads(compile_schema(Review).dump(value)) == REPLY
 
 
 def test_free_text_and_patterns_dump_as_they_are() -> None:
-    """Examples of text are shown as text, and checked as replies are."""
+    """Examples of text are unchanged, and validated like replies."""
     assert compile_schema("a").dump("x") == compile_schema("a").dump({"a": "x"}) == "x"
     assert compile_schema(re.compile("(?P<a>x)")).dump("xx") == "xx"
 
@@ -177,14 +177,14 @@ def test_free_text_and_patterns_dump_as_they_are() -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(output: Any, value: Any, fix: str) -> None:
-    """An example's answer that the schema would not take from a model is refused with the reason."""
+    """An example's answer that would be an invalid reply is refused with the reason."""
     with pytest.raises(ConfigError) as caught:
         compile_schema(output).dump(value)
     assert fix in str(caught.value)
 
 
 class Picky(BaseModel):
-    """A model whose validator looks something up."""
+    """A model whose validator raises a look-up error."""
 
     a: str
 
@@ -194,8 +194,8 @@ class Picky(BaseModel):
         return {"x": "y"}[value]
 
 
-def test_whatever_a_validator_raises_is_a_failed_row() -> None:
-    """A bug in the user's validator costs the row that shows it, not the run."""
+def test_any_exception_of_a_validator_fails_its_row() -> None:
+    """Not the run."""
     assert refusal(compile_schema(Picky), '{"a": "z"}') == "a validator of the output raised KeyError"
 
 
@@ -209,28 +209,28 @@ def test_whatever_a_validator_raises_is_a_failed_row() -> None:
         ),
     ],
 )
-def test_a_reason_names_no_key_of_the_replys_own(output: Any, reply: str) -> None:
-    """Keys that the model made up are text of the reply, too."""
+def test_reason_names_no_key_that_the_model_made_up(output: Any, reply: str) -> None:
+    """Such keys are text of the reply."""
     assert "SECRET" not in refusal(compile_schema(output), reply)
 
 
 @pytest.mark.parametrize("output", ["a", re.compile("(?P<a>.*)", re.DOTALL)])
 def test_lone_surrogates_do_not_reach_the_store(output: Any) -> None:
-    """What UTF-8 cannot hold is replaced."""
+    """They are replaced."""
     assert compile_schema(output).parse("x\ud800y") == {"a": "x?y"}
 
 
 @pytest.mark.parametrize(
     ("reply", "good"), [('{"a": "xy"}', True), ('{"a": "x"}', False), ('{"a": 3}', True), ('{"a": 2}', False)]
 )
-def test_each_constraint_binds_the_type_it_speaks_of(reply: str, good: bool) -> None:
+def test_each_constraint_applies_to_its_type(reply: str, good: bool) -> None:
     """A column of two types is held to the bounds of each."""
     schema = compile_schema({"a": {"type": ["string", "integer"], "minLength": 2, "minimum": 3}})
     assert isinstance(schema.parse(reply), Invalid) is not good
 
 
 def test_renaming_a_field_asks_again() -> None:
-    """The alias alone does not make an answer of one column an answer of another."""
+    """An alias alone does not make an answer of one column an answer of another."""
 
     class Old(BaseModel):
         topic: str = Field(alias="t")

@@ -1,4 +1,4 @@
-"""What a killed process held of a budget: settled at its bound once its end is seen, and listed by a command."""
+"""Budget reservations of a killed process: settled at their bound once its end is seen, and listed by a command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ asyncio.run(hold())
 
 
 def start_holder(place: str, usd: str) -> subprocess.Popen[str]:
-    """A process that holds `usd`, and has spent 0.05."""
+    """A process that reserves `usd`, and has spent 0.05."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, place, usd], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -64,8 +64,8 @@ def budget_in(store: Store) -> Budget:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_killed_process_held_is_spent_and_not_waited_for(kind: str, tmp_path: Path) -> None:
-    """Without a wait: what does not fit beside it is refused at once, what fits is taken, and nothing stays held."""
+def test_reservation_of_a_killed_process_is_settled_without_a_wait(kind: str, tmp_path: Path) -> None:
+    """Other calls are admitted or refused at once, and no reservation is left."""
     place = fresh_place(kind, tmp_path)
     holder = start_holder(place, "0.6")
     assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
@@ -82,18 +82,18 @@ def test_what_a_killed_process_held_is_spent_and_not_waited_for(kind: str, tmp_p
     assert read_budget(place, "team") == (Decimal("0.75"), Decimal("0.75"))
 
 
-def test_what_a_living_process_holds_stays_held(tmp_path: Path) -> None:
-    """Also while it is stopped: it may go on, and then gives back what its call did not cost."""
+def test_reservation_of_a_living_process_is_kept(tmp_path: Path) -> None:
+    """Also while it is suspended: it may continue, and then refunds the difference."""
     place = str(tmp_path / "answers.db")
     holder = start_holder(place, "0.6")
     try:
         os.kill(holder.pid, signal.SIGSTOP)
 
-        async def look_at_it() -> Decimal:
+        async def remaining() -> Decimal:
             with open_store(place) as store:
                 return await budget_in(store).remaining()
 
-        assert asyncio.run(look_at_it()) == Decimal("0.35")
+        assert asyncio.run(remaining()) == Decimal("0.35")
         assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
         assert main([place, "settle"]) == 0
         assert read_budget(place, "team") == (Decimal("0.65"), Decimal("0.05"))
@@ -102,7 +102,7 @@ def test_what_a_living_process_holds_stays_held(tmp_path: Path) -> None:
 
 
 def test_reservations_are_listed_and_settled_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With budget, amount and holder; only what is held by those that have ended is settled, once."""
+    """With budget, amount and holder; only those of ended processes are settled, once."""
     place = str(tmp_path / "answers.db")
     dead, living = start_holder(place, "0.2"), start_holder(place, "0.3")
     try:
@@ -122,7 +122,7 @@ def test_reservations_are_listed_and_settled_by_a_command(tmp_path: Path, capsys
 
 
 def test_holders_of_other_machines_and_versions_are_settled_by_their_age(tmp_path: Path) -> None:
-    """Nobody here can see whether they live, so a person says so; what is held without a name is settled as well."""
+    """Whether they live cannot be seen here, so a person decides by age; reservations without a holder, too."""
     place, elsewhere = str(tmp_path / "answers.db"), Process(5.0, 7.0, 9.0)
 
     def write(store: Store, name: str, state: BudgetState) -> None:
@@ -138,8 +138,8 @@ def test_holders_of_other_machines_and_versions_are_settled_by_their_age(tmp_pat
     assert [read_budget(place, name)[1] for name in ("old", "new", "unnamed")] == [1, 0, 3]
 
 
-def test_prune_keeps_the_record_of_what_budgets_are_charged_with(tmp_path: Path) -> None:
-    """However old it is."""
+def test_prune_keeps_records_that_budgets_are_charged_with(tmp_path: Path) -> None:
+    """At any age."""
     place = str(tmp_path / "answers.db")
     kill(start_holder(place, "0.6"))
     before = look(place, "SELECT name, numbers FROM ondine.numbers WHERE name LIKE 'budget:%'")
@@ -155,8 +155,8 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_charged_is_what_is_spent_and_what_is_held(steps: list[tuple[str, Process, int]]) -> None:
-    """In whatever order processes charge, settle, end, or settle late: no sum is lost, and nothing is negative."""
+def test_charged_is_spent_plus_reserved(steps: list[tuple[str, Process, int]]) -> None:
+    """In any order of charging, settling, ending and late settling no sum is lost or negative."""
     state, open_ = BudgetState(), {ME: list[int](), OTHER: list[int]()}
     spent = unsettled = 0
     for kind, process, units in steps:

@@ -1,4 +1,4 @@
-"""What a store promises, on SQLite and on a real Postgres."""
+"""The behaviour of stores, on SQLite and on a real Postgres."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # -- formats -------------------------------------------------------------------------------------------------------
 
 
-def test_a_store_of_format_5_is_brought_up_to_date(place: str) -> None:
-    """Its answers and failures are there, of unknown origin; new ones have theirs."""
+def test_store_of_format_5_is_migrated(place: str) -> None:
+    """Its answers and failures stay, of unknown origin; new ones have theirs."""
 
     async def fill(store: Store) -> None:
         await keep(store, (key_of(1), Answer({"n": 1}, "m")))
@@ -75,8 +75,8 @@ def test_a_store_of_format_5_is_brought_up_to_date(place: str) -> None:
         Answer({"n": 10**30, "text": "\udcff"}, "openai/m"),
     ],
 )
-def test_answer_comes_back_as_it_was_kept(answer: Answer, place: str) -> None:
-    """Values, exact cost and provenance of an answer survive, and a later answer replaces an earlier one."""
+def test_answer_is_read_as_it_was_stored(answer: Answer, place: str) -> None:
+    """Values, exact cost and provenance are unchanged, and a later answer replaces an earlier one."""
 
     async def main(store: Store) -> None:
         await keep(store, (key_of(1), Answer({"other": 1}, "other")))
@@ -89,7 +89,7 @@ def test_answer_comes_back_as_it_was_kept(answer: Answer, place: str) -> None:
 
 
 def test_text_that_a_database_refuses_is_escaped(place: str) -> None:
-    """An odd header or name does not cost the answer; it is kept, and found, in a readable form."""
+    """An odd header or name does not lose the answer; it is stored and found in a readable form."""
     odd = "a\udcff\0"
 
     async def main(store: Store) -> None:
@@ -105,7 +105,7 @@ def test_text_that_a_database_refuses_is_escaped(place: str) -> None:
 
 
 def test_look_up_of_any_size_is_answered(place: str) -> None:
-    """No key, or many more than a query takes, can be looked up at once."""
+    """No key, or more keys than a query can have."""
     keys = [key_of(number) for number in range(5000)]
 
     async def main(store: Store) -> None:
@@ -121,7 +121,7 @@ def test_look_up_of_any_size_is_answered(place: str) -> None:
 
 
 def test_settle_returns_when_the_answer_is_durable(place: str) -> None:
-    """Once settle returns, another process would see the answer."""
+    """After settle returns another connection sees the answer."""
 
     async def main(store: Store) -> None:
         for number in range(10):
@@ -132,8 +132,8 @@ def test_settle_returns_when_the_answer_is_durable(place: str) -> None:
         asyncio.run(main(store))
 
 
-def test_send_returns_when_the_call_is_noted(place: str) -> None:
-    """Once send returns, another process would see the call."""
+def test_send_returns_when_the_call_is_recorded(place: str) -> None:
+    """After send returns another connection sees the call."""
 
     async def main(store: Store) -> None:
         sent = call_to(key_of(1), key_of(2))
@@ -146,7 +146,7 @@ def test_send_returns_when_the_call_is_noted(place: str) -> None:
 
 
 def test_cancelled_settle_is_kept(place: str) -> None:
-    """An answer whose caller is cancelled while it waits is kept, it was paid for; other callers notice nothing."""
+    """An answer whose caller is cancelled while it waits is stored, since it was paid; others are not affected."""
 
     async def main() -> None:
         with open_store(place) as store:
@@ -182,8 +182,10 @@ ANSWER, OTHER, FAILURE = Answer({"n": 1}, "m"), Answer({"n": 2}, "m"), Failure("
         ([ANSWER, OTHER], OTHER),
     ],
 )
-def test_answer_outlives_a_failure(outcomes: list[Answer | Failure], left: object, together: bool, place: str) -> None:
-    """An answer ends a failure, no failure ends an answer, the later of two alike counts; in one commit or several."""
+def test_answer_takes_precedence_over_a_failure(
+    outcomes: list[Answer | Failure], left: object, together: bool, place: str
+) -> None:
+    """An answer replaces a failure, never the reverse; of two of a kind the later counts; in one commit or several."""
     key = key_of(1)
 
     def settled(outcome: Answer | Failure) -> CallFinished:
@@ -206,8 +208,8 @@ def test_answer_outlives_a_failure(outcomes: list[Answer | Failure], left: objec
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def test_step_sees_what_the_last_one_made(place: str) -> None:
-    """Steps on one name that run in one commit follow one another, those on another name know nothing of it."""
+def test_steps_on_one_name_in_one_commit_follow_one_another(place: str) -> None:
+    """Steps on another name do not affect them."""
 
     def add(numbers: Numbers | None) -> Numbers:
         return ((numbers or (0,))[0] + 1,)
@@ -226,7 +228,7 @@ def test_step_sees_what_the_last_one_made(place: str) -> None:
     [lambda _: 1 / 0, lambda _: (float("nan"),), lambda _: (2.0**63, 2**64), lambda _: "x", lambda _: next(iter(()))],
 )
 def test_step_that_fails_fails_its_own_caller_only(bad: object, place: str) -> None:
-    """A step that raises, or returns what is no numbers, changes nothing, and whoever shares its commit is served."""
+    """A step that raises or returns invalid numbers changes nothing; others in its commit succeed."""
 
     async def main(store: Store) -> None:
         await store.update("n", lambda _: (7.0,))
@@ -243,8 +245,8 @@ def test_step_that_fails_fails_its_own_caller_only(bad: object, place: str) -> N
         asyncio.run(main(store))
 
 
-def test_usage_beyond_belief_fails_its_own_caller_only(place: str) -> None:
-    """A provider that reports more tokens than 64 bits hold costs nobody else their answer."""
+def test_usage_beyond_64_bits_fails_its_own_caller_only(place: str) -> None:
+    """Other answers of the commit are stored."""
 
     async def main(store: Store) -> None:
         absurd = CallFinished(call_to(key_of(1)), "answered", Usage(2**70))
@@ -264,13 +266,13 @@ def test_usage_beyond_belief_fails_its_own_caller_only(place: str) -> None:
 
 
 def commits(place: str) -> int:
-    """Transactions so far, as the one writer that marks them counts."""
+    """The number of transactions, as counted by the single writer that marks them."""
     marks = look(place, "SELECT numbers FROM ondine.numbers WHERE name LIKE 'writer:%%'")
     return max(json.loads(numbers)[0] for (numbers,) in marks)
 
 
 def test_many_callers_share_a_commit(tmp_path: Path) -> None:
-    """Ten thousand concurrent calls are settled in a handful of transactions."""
+    """Ten thousand concurrent calls are settled in a few transactions."""
     place = fresh_place("postgres", tmp_path)  # where they can be counted
 
     async def main(store: Store) -> None:
@@ -284,8 +286,8 @@ def test_many_callers_share_a_commit(tmp_path: Path) -> None:
     assert len(keys_in(place)) == 10_000
 
 
-def test_close_carries_out_what_is_gathered(place: str) -> None:
-    """Answers that were handed over and not yet written are written when the store is closed, and nothing after."""
+def test_close_writes_pending_answers(place: str) -> None:
+    """Answers handed over before are written, and none after."""
 
     async def main() -> None:
         store = Store(place)
@@ -303,7 +305,7 @@ def test_close_carries_out_what_is_gathered(place: str) -> None:
 
 
 class Hanging(list[bytes]):
-    """Keys that whoever looks them up waits for."""
+    """Keys whose look-up blocks until it is released."""
 
     def __init__(self, *keys: bytes) -> None:
         super().__init__(keys)
@@ -315,8 +317,8 @@ class Hanging(list[bytes]):
         return super().__len__()
 
 
-def test_nobody_writes_while_the_thread_has_the_database(place: str) -> None:
-    """However little there is to write, it waits for what the store's thread has begun."""
+def test_event_loop_does_not_write_while_the_thread_uses_the_database(place: str) -> None:
+    """Even a small write waits for the work that the store's thread has begun."""
     keys = Hanging(key_of(9))
 
     async def main(store: Store) -> None:
@@ -353,14 +355,14 @@ def stop_while_busy(store: Store) -> None:
 
 
 def test_answer_survives_the_end_of_its_event_loop(place: str) -> None:
-    """An answer that waits to be written when its event loop is shut down is written in the end."""
+    """An answer that waits for its write when the event loop is shut down is written."""
     with open_store(place) as store:
         stop_while_busy(store)
     assert keys_in(place) == {key_of(1)}
 
 
 def test_store_works_on_after_an_event_loop_was_stopped(place: str) -> None:
-    """A store that is shared by two runs serves the second although the first was stopped in the middle."""
+    """A store shared by two runs serves the second after the first was stopped in the middle."""
     with open_store(place) as store:
         stop_while_busy(store)
         asyncio.run(asyncio.wait_for(keep(store, (key_of(2), ANSWER)), TIMEOUT_S))
@@ -368,7 +370,7 @@ def test_store_works_on_after_an_event_loop_was_stopped(place: str) -> None:
 
 
 def test_one_store_serves_several_event_loops_at_once(place: str) -> None:
-    """Threads with an event loop each share a store, and each caller gets the answer to its own question."""
+    """Each caller gets its own answer, with an event loop in each of several threads."""
 
     async def main(store: Store, first: int) -> None:
         await asyncio.gather(*(keep(store, (key_of(first + n), Answer({"n": first + n}, "m"))) for n in range(100)))
@@ -380,7 +382,7 @@ def test_one_store_serves_several_event_loops_at_once(place: str) -> None:
     def run(store: Store, first: int) -> None:
         try:
             asyncio.run(main(store, first))
-        except BaseException as error:  # noqa: BLE001  (told below)
+        except BaseException as error:  # noqa: BLE001  (asserted below)
             failed.append(error)
 
     with open_store(place) as store:
@@ -394,8 +396,8 @@ def test_one_store_serves_several_event_loops_at_once(place: str) -> None:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12))
-def test_nothing_overtakes(sizes: list[int]) -> None:
-    """However many entries gather at a time, and whoever writes them, they take effect in the order they came."""
+def test_writes_take_effect_in_order(sizes: list[int]) -> None:
+    """However many entries gather and whichever thread writes them."""
 
     def then(number: int) -> Callable[[Numbers | None], Numbers]:
         return lambda before: (*(before or ()), float(number))

@@ -1,4 +1,4 @@
-"""Which store an address names: understood or refused, and no secret becomes a file name or part of a message."""
+"""Store addresses: accepted or refused, and no secret becomes a file name or part of a message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "geheim"  # noqa: S105  (what a password is here)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, where a wrongly read address would become a file."""
+    """The working directory, where a misread address would become a file."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,15 +62,15 @@ def settings_of(address: str) -> dict[str, Any]:
         "user=me password=geheim host=db.internal port=5433 dbname=answers sslmode=require",
     ],
 )
-def test_spellings_of_one_postgres_address_mean_the_same(address: str) -> None:
-    """Quotes, blanks, a byte order mark, drivers and other tools' schemes are understood, as are connection strings."""
+def test_spellings_of_a_postgres_address_are_equal(address: str) -> None:
+    """Quotes, blanks, a byte order mark, driver names, other tools' schemes, and connection strings."""
     settings = settings_of(address)
     found = tuple(str(settings[name]) for name in ("host", "port", "dbname", "user", "password"))
     assert found == ("db.internal", "5433", "answers", "me", SECRET)
 
 
-def test_a_path_object_of_a_url_is_still_the_url() -> None:
-    """`Path` makes one slash of two, which does not make it a file."""
+def test_path_object_of_a_url_is_read_as_the_url() -> None:
+    """`Path` makes one slash of two."""
     assert settings_of(str(Path("postgresql://me:geheim@db/answers")))["host"] == "db"
 
 
@@ -106,13 +106,13 @@ def test_a_path_object_of_a_url_is_still_the_url() -> None:
     ],
 )
 def test_usual_options_are_understood(url: str, expected: dict[str, str]) -> None:
-    """What libpq knows reaches it; what only other clients know is left out."""
+    """Options of libpq are passed on; those of other clients are removed."""
     settings = settings_of(url)
     assert {name: str(settings[name]) for name in expected} == expected
 
 
 def test_options_work_on_a_real_server() -> None:
-    """A store opens with the options that hosted services and other clients write."""
+    """A store opens with the options of hosted services and other clients."""
     url = server().new_database()
     separators = ("?pgbouncer=true", "?prepareThreshold=0&sslmode=prefer&channel_binding=prefer", "?schema=public")
     host = f"host=127.0.0.1 port={server().port} user={url.split('//')[1].split(':')[0]}"
@@ -149,13 +149,13 @@ def test_options_work_on_a_real_server() -> None:
         ("run:1.db", "run:1.db"),
     ],
 )
-def test_files_are_found_however_they_are_written(address: str, path: str) -> None:
-    """Paths and the URLs of files that other tools use name the same file."""
+def test_spellings_of_a_file_are_equal(address: str, path: str) -> None:
+    """Paths and other tools' file URLs name the same file."""
     parsed = parse_address(address)
     assert (parsed.kind, parsed.text) == ("file", path)
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------
+# -- refused addresses ---------------------------------------------------------------------------------------------
 
 REFUSED = [
     "mysql://me:geheim@db/answers",
@@ -191,8 +191,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("address", REFUSED)
-def test_what_is_not_understood_is_refused_and_not_repeated(address: str, folder: Path) -> None:
-    """No file is made, and neither the message nor what it was raised from holds the secret."""
+def test_unknown_address_is_refused_without_being_repeated(address: str, folder: Path) -> None:
+    """No file is made, and neither the message nor its causes hold the secret."""
     with pytest.raises(ConfigError, match=r"path|postgresql://user:password@host") as caught, open_store(address):
         pass
     assert SECRET not in "".join(traceback.format_exception_only(caught.value))
@@ -201,8 +201,8 @@ def test_what_is_not_understood_is_refused_and_not_repeated(address: str, folder
 
 
 @pytest.mark.parametrize("address", [address for address in REFUSED[:20] if address.strip()])
-def test_resource_and_options_refuse_it_when_they_are_made(address: str) -> None:
-    """A wrong address is said where the definitions load and before a run begins, again without the secret."""
+def test_resource_and_options_refuse_it_when_created(address: str) -> None:
+    """When definitions load, or before a run begins, without the secret."""
     with pytest.raises(Exception, match="answer store") as caught:
         LLMResource(model="openai/m", store=address)
     assert SECRET not in str(caught.value)
@@ -212,13 +212,13 @@ def test_resource_and_options_refuse_it_when_they_are_made(address: str) -> None
 
 
 def test_options_do_not_show_the_address() -> None:
-    """The password of a store is in no `repr`."""
+    """A store's password is in no `repr`."""
     assert SECRET not in repr(Options(store="postgresql://me:geheim@db/answers"))
 
 
 @pytest.mark.parametrize("address", ["me:geheim@db/answers", "host=db passwort=geheim", "mysql://me:geheim@db/x"])
 def test_command_line_refuses_it(address: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command says what is wrong with the address, and not the secret."""
+    """With what is wrong, without the secret."""
     assert main([address, "size"]) == 2
     told = capsys.readouterr()
     assert "answer store" in told.err
@@ -236,7 +236,7 @@ def test_command_line_refuses_it(address: str, folder: Path, capsys: pytest.Capt
         ["x.db", "postgresql://me:gehe/im:geheim@db/answers"],
     ],
 )
-def test_command_line_does_not_repeat_an_address_in_the_wrong_place(
+def test_command_line_quotes_a_misplaced_address_without_its_password(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be parsed is quoted without its password."""
@@ -254,7 +254,7 @@ def test_command_line_does_not_repeat_an_address_in_the_wrong_place(
     st.text("ap:/\\@= ;\"'?#&.\n\t%{}", max_size=12),
 )
 def test_no_path_holds_a_url_or_a_password(before: str, middle: str, after: str) -> None:
-    """Whatever is written around a URL or a password, it never becomes the path of a file."""
+    """For any text around a URL or a password, it never becomes the path of a file."""
     try:
         address = parse_address(before + middle + after)
     except OndineError:

@@ -36,7 +36,7 @@ Command = Callable[..., str]
 
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store with the books of two runs, ten days apart."""
+    """A store with the ledger of two runs, ten days apart."""
     place = fresh_place(request.param, tmp_path)
     with open_store(place) as store:
         asyncio.run(fill(store))
@@ -72,7 +72,7 @@ async def fill(store: Store) -> None:
 
 @pytest.fixture
 def run(place: str, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command on the store; what it prints."""
+    """The output of a command on the store."""
 
     def run(*arguments: str) -> str:
         assert main([place, *arguments]) == 0
@@ -85,8 +85,8 @@ def cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_the_examples_of_the_guides_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line that a page shows names commands and options that there are; only its store is not there."""
+def test_command_examples_of_the_guides_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line on a page parses; only its store does not exist."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     lines = [
         line
@@ -102,7 +102,7 @@ def test_the_examples_of_the_guides_are_understood(tmp_path: Path, capsys: pytes
 
 
 def test_size(run: Command) -> None:
-    """How much there is, on disk too, and from when to when."""
+    """The number of entries, the size on disk, and the first and last date."""
     told = cells(run("size"))
     assert [row[-1] for row in told[:3]] == ["16", "2", "2"]
     assert told[3][:2] == ["on", "disk"]
@@ -111,8 +111,8 @@ def test_size(run: Command) -> None:
 
 
 @pytest.mark.parametrize("by", ["asset", "model"])
-def test_spend_is_told_apart(by: str, run: Command) -> None:
-    """Calls, tokens and USD by asset or model, with what has no price and what is not known."""
+def test_spend_by_asset_or_model(by: str, run: Command) -> None:
+    """Calls, tokens and USD, with unpriced and unknown amounts."""
     told = run("spend", "--by", by)
     names = ("labels", "topics") if by == "asset" else ("local/m", "openai/m")
     assert cells(told)[1:3] == [
@@ -124,7 +124,7 @@ def test_spend_is_told_apart(by: str, run: Command) -> None:
 
 
 def test_spend_by_day_stage_and_run(run: Command) -> None:
-    """Each way of telling apart comes to the same sum; a column is as wide as its widest cell."""
+    """Each grouping has the same total; a column is as wide as its widest cell."""
     for by, rows in (("day", 2), ("stage", 1), ("run", 2)):
         told = run("spend", "--by", by).splitlines()
         table = told[: told.index("")]
@@ -134,7 +134,7 @@ def test_spend_by_day_stage_and_run(run: Command) -> None:
 
 
 def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The books of a run; one that is not known is an error that says where to look."""
+    """The ledger of a run; an unknown run is an error that says where to look."""
     told = run("audit", "run-new")
     assert "10 calls left; 1 prompts" in told
     assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0", "0.010000"]
@@ -142,8 +142,8 @@ def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "run 'run-7' is in the ledger; `spend --by run`" in capsys.readouterr().err
 
 
-def test_prune_removes_what_is_old(run: Command, place: str) -> None:
-    """What is older goes, but not calls of unknown outcome, with which budgets stay charged; a dry run only says."""
+def test_prune_removes_old_entries(run: Command, place: str) -> None:
+    """Except calls of unknown outcome, which budgets are charged with; a dry run only reports."""
     rehearsed, before = run("prune", "--older-than", "5d", "--dry-run"), keys_in(place)
     assert len(before) == 16
     pruned = run("prune", "--older-than", "5d")
@@ -155,7 +155,7 @@ def test_prune_removes_what_is_old(run: Command, place: str) -> None:
 
 
 def test_prune_of_an_asset(run: Command, place: str) -> None:
-    """What was asked for it goes, whatever its age; other assets keep theirs, and the books are kept by age alone."""
+    """Its entries are removed at any age, other assets' kept; the ledger is kept by age alone."""
     rehearsed = run("prune", "--asset", "topics", "--dry-run")
     pruned = run("prune", "--asset", "topics")
     assert [row[-1] for row in cells(rehearsed)[1:]] == [row[-1] for row in cells(pruned)[1:]] == ["8", "2", "0", "0"]
@@ -166,10 +166,10 @@ def test_prune_of_an_asset(run: Command, place: str) -> None:
     assert keys_in(place) == {key_of(n) for n in (1, 5, 7, 9)}
 
 
-def test_prune_removes_nothing_unless_it_is_said_what(
+def test_prune_without_age_and_asset_removes_nothing(
     place: str, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without an age and an asset nothing is removed, and an asset that is not there has nothing to remove."""
+    """An unknown asset has nothing to remove."""
     with pytest.raises(SystemExit, match="2"):
         main([place, "prune"])
     assert "--older-than AGE, --asset ASSET, or both" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_prune_removes_nothing_unless_it_is_said_what(
 
 
 def test_failures_are_listed(run: Command) -> None:
-    """Each prompt without an answer has a line with its key, asset, run and reason, the newest first."""
+    """Each failed prompt is a line with key, asset, run and reason, newest first."""
     told = run("failures").splitlines()
     assert told[0] == "2 prompts have no answer: 2 refused."
     rows = [line.split() for line in told[3:]]
@@ -190,15 +190,15 @@ def test_failures_are_listed(run: Command) -> None:
     assert key_of(14).hex() not in run("failures", "--since", "5d", "--asset", "topics")
 
 
-def test_a_prompt_that_was_answered_after_all_is_no_failure(place: str, run: Command) -> None:
-    """What is listed is what the next run would ask."""
+def test_prompt_answered_later_is_not_listed_as_a_failure(place: str, run: Command) -> None:
+    """The list is what the next run would retry."""
     with open_store(place) as store:
         asyncio.run(keep(store, (key_of(4), Answer({"text": "yes"}, "m", answered_at=time.time() + 1))))
     assert run("failures").startswith("1 prompts have no answer")
 
 
 def test_spend_and_export_are_filtered(run: Command) -> None:
-    """By asset and by age, a date or a number of days; the sums are of what is left."""
+    """By asset and by age, as a date or a number of days; sums are of the filtered entries."""
     assert len(cells(run("spend"))) == 5
     assert cells(run("spend", "--asset", "topics"))[1] == "topics 10 8,000 800 160 0.009876 0 1".split()
     today = f"{datetime.fromtimestamp(time.time() - DAY_S, UTC):%Y-%m-%d}"
@@ -215,7 +215,7 @@ def test_spend_and_export_are_filtered(run: Command) -> None:
 
 
 def test_the_store_of_the_dagster_instance_is_the_default(tmp_path: Path) -> None:
-    """Without a name it is the one in the storage of DAGSTER_HOME, wherever `dagster.yaml` puts that."""
+    """Without a name the store is in the storage of DAGSTER_HOME, as `dagster.yaml` configures it."""
     home = tmp_path / "home"
     home.mkdir()
     environment = {"DAGSTER_HOME": str(home), "ARTIFACTS": str(tmp_path / "elsewhere")}
@@ -231,8 +231,8 @@ def test_the_store_of_the_dagster_instance_is_the_default(tmp_path: Path) -> Non
             default_store(wrong)
 
 
-def test_prune_forgets_leases_that_ran_out_long_ago(run: Command, place: str) -> None:
-    """Numbers of leases go when they are old; those of budgets and rates stay, and so does a lease that is held."""
+def test_prune_removes_expired_leases(run: Command, place: str) -> None:
+    """Old leases are removed; budgets, rates and a held lease stay."""
     clock = {"now": lambda: 1000.0, "sleep": asyncio.sleep}
 
     async def use(store: Store) -> None:
@@ -248,8 +248,8 @@ def test_prune_forgets_leases_that_ran_out_long_ago(run: Command, place: str) ->
     assert names == {"budget:b", "lease:held"}
 
 
-def test_prune_gives_the_space_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file whose answers are gone is small again."""
+def test_prune_shrinks_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After its answers are removed."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, *((key_of(n), Answer({"text": "x" * 1000}, "m")) for n in range(2000))))
@@ -260,7 +260,7 @@ def test_prune_gives_the_space_back(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_export_as_json_lines(run: Command) -> None:
-    """Every answer is a line of JSON, with its values as they are and exact costs."""
+    """Each answer is a line of JSON, with unchanged values and exact costs."""
     records = {record["key"]: record for record in map(json.loads, run("export").splitlines())}
     assert len(records) == 16
     record = records[key_of(6).hex()]
@@ -270,7 +270,7 @@ def test_export_as_json_lines(run: Command) -> None:
 
 
 def test_export_as_csv_into_a_file(run: Command, tmp_path: Path) -> None:
-    """The file is there when it is whole, and a spreadsheet or `csv` reads back what was stored."""
+    """The file appears when it is complete, and `csv` reads back what was stored."""
     assert run("export", "--format", "csv", "-o", str(tmp_path / "all.csv")) == ""
     with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
         records = {record["key"]: record for record in csv.DictReader(file)}
@@ -281,7 +281,7 @@ def test_export_as_csv_into_a_file(run: Command, tmp_path: Path) -> None:
 
 
 def test_store_may_be_named_by_the_environment(place: str) -> None:
-    """ONDINE_STORE names the store, so that a password is not on the command line."""
+    """With ONDINE_STORE a password need not be on the command line."""
     result = subprocess.run(
         [sys.executable, "-m", "ondine_core.store", "audit", "run-new"],
         capture_output=True,
@@ -323,10 +323,10 @@ def test_export_needs_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["size"], ["spend"], ["export"], ["prune", "--older-than", "1d"]])
-def test_nothing_is_made_where_no_store_is(
+def test_missing_store_is_an_error_and_is_not_created(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped path or database is an error in one line, and stays as empty as it was."""
+    """A mistyped path or database is an error in one line."""
     path = tmp_path / "absent" / "answers.db"
     url = fresh_place("postgres", tmp_path)
     for place in (str(path), url):
@@ -347,7 +347,7 @@ def test_nothing_is_made_where_no_store_is(
     "arguments", [["size"], ["spend", "URL"], ["URL", "URL"], ["URL", "size", "URL"], ["URL", "size"]]
 )
 def test_password_is_not_repeated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is wrong with a command line, a URL on it is not told with its password."""
+    """For any error of a command line, a URL in it is shown without its password."""
     url = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db"
     with pytest.raises(SystemExit, match="2"):
         sys.exit(main([url if argument == "URL" else argument for argument in arguments]))

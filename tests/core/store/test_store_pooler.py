@@ -55,18 +55,18 @@ async def work(store: Store, first: int, calls: int = 25) -> None:
         )
 
 
-async def work_at_once(store: Store, first: int) -> None:
+async def work_concurrently(store: Store, first: int) -> None:
     await asyncio.gather(*(work(store, first + 100 * lane) for lane in range(4)))
 
 
 def run_clients(address: str, clients: int = 6) -> list[BaseException]:
-    """Let several processes' worth of stores work at once; returns what they raised."""
+    """Let the stores of several processes work concurrently; returns the errors they raised."""
     errors: list[BaseException] = []
 
     def client(number: int) -> None:
         try:
             with open_store(address) as store:
-                asyncio.run(work_at_once(store, 1000 * number))
+                asyncio.run(work_concurrently(store, 1000 * number))
         except BaseException as error:  # noqa: BLE001  (the test looks at it)
             errors.append(error)
 
@@ -80,7 +80,7 @@ def run_clients(address: str, clients: int = 6) -> list[BaseException]:
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 def test_more_clients_than_sessions_lose_nothing(mode: str, url: str) -> None:
-    """Stores that share fewer server sessions than they are keep every answer, count every call once, and add up."""
+    """Stores that share fewer server sessions keep every answer and count every call once."""
     with pgbouncer(mode, default_pool_size=3 if mode == "transaction" else 10) as port:
         assert run_clients(through(port, url)) == []
     with open_store(url) as store:
@@ -90,8 +90,8 @@ def test_more_clients_than_sessions_lose_nothing(mode: str, url: str) -> None:
     assert len(keys_in(url)) == 600
 
 
-def test_nothing_stays_in_a_pooled_session(pooler: int, url: str) -> None:
-    """After a store was used, the pooler's sessions have no settings, prepared statements or locks of its making."""
+def test_pooled_session_is_left_clean(pooler: int, url: str) -> None:
+    """After use it has no settings, prepared statements or locks of the store."""
     address = through(pooler, url)
     looks = (
         "SELECT name, setting FROM pg_settings WHERE source = 'session' AND name NOT IN ('application_name')",
@@ -112,8 +112,8 @@ def test_nothing_stays_in_a_pooled_session(pooler: int, url: str) -> None:
         connection.close()
 
 
-def test_failed_transaction_leaves_nothing_either(pooler: int, url: str) -> None:
-    """A step that raises, and a lock that is not given in time, leave the session as it was, and the store goes on."""
+def test_failed_transaction_leaves_the_session_clean(pooler: int, url: str) -> None:
+    """After a step that raises and after a lock time-out, and the store continues."""
 
     async def main(store: Store) -> None:
         await store.update("n", add_one)
@@ -132,21 +132,21 @@ def test_failed_transaction_leaves_nothing_either(pooler: int, url: str) -> None
 
 
 def test_statement_mode_is_refused_with_the_remedy(url: str) -> None:
-    """A pooler that hands out statements one by one is refused when the store opens, at once."""
+    """A pooler in statement mode is refused when the store opens."""
     with pgbouncer("statement") as port, pytest.raises(StoreError, match="set pool_mode to transaction or session"):
         Store(through(port, url), wait_timeout_s=20)
 
 
 def test_setting_that_the_pooler_refuses_is_named(pooler: int, url: str) -> None:
-    """By default no startup parameter is sent that a pooler refuses; one in the URL is refused with what to change."""
+    """By default no startup parameter is sent that a pooler refuses; one in the URL is an error with the fix."""
     with open_store(through(pooler, url)):
         pass
     with pytest.raises(StoreError, match="Leave `options` and other settings out of the URL"):
         Store(through(pooler, url) + "?options=-c%20statement_timeout%3D5000", wait_timeout_s=20)
 
 
-def test_pooler_that_is_full_is_waited_for_then_named(url: str) -> None:
-    """A pooler that takes no more clients is waited for; if that takes too long, the message says what is used up."""
+def test_full_pooler_is_waited_for_then_an_error(url: str) -> None:
+    """After the wait time-out the message says what is used up."""
     with pgbouncer("transaction", max_client_conn=1) as port:
         address = through(port, url)
         with open_store(address), pytest.raises(StoreError, match="All connections of the server or pooler are taken"):

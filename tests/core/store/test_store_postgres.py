@@ -1,4 +1,4 @@
-"""What can befall a store in Postgres, on a real server: it is stopped, restarted, unreachable, shared, refusing."""
+"""Failures of a store in Postgres, on a real server: stopped, restarted, unreachable, shared, refusing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def make_call(store: Store, number: int) -> None:
 
 
 def test_every_transaction_takes_effect_once_however_often_the_connection_breaks(url: str) -> None:
-    """While another client cuts the connection again and again, every call is counted once and every step done once."""
+    """While another client keeps cutting connections, every call is counted and every step done once."""
     done = threading.Event()
 
     def cut() -> None:
@@ -85,8 +85,8 @@ def test_every_transaction_takes_effect_once_however_often_the_connection_breaks
     assert keys_in(url) == {key_of(1000 * worker + n) for worker in range(8) for n in range(40)}
 
 
-class Cable:
-    """A TCP way to the server that breaks at some COMMITs: before it passes, or after, before the answer is back.
+class CutProxy:
+    """A TCP proxy that cuts the connection at some COMMITs, before they are forwarded or after.
 
     Args:
         breaks: At which COMMITs, counted from 0 from when `live` is set.
@@ -135,9 +135,9 @@ class Cable:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_transaction_whose_end_was_not_seen_takes_effect_once(url: str, when: str) -> None:
-    """Whether the connection breaks just before a commit or just after it, each step is done once, and told right."""
-    cable = Cable({1, 2, 4}, when)
+def test_transaction_without_a_seen_commit_takes_effect_once(url: str, when: str) -> None:
+    """If the connection breaks just before or after a commit, each step is done once and reported right."""
+    cable = CutProxy({1, 2, 4}, when)
 
     async def main(store: Store) -> None:
         cable.live = True
@@ -154,7 +154,7 @@ def test_transaction_whose_end_was_not_seen_takes_effect_once(url: str, when: st
 
 
 def test_restart_of_the_server_is_waited_out(url: str) -> None:
-    """A server that crashes and comes back in the middle of a run costs nothing but time."""
+    """A server crash and restart in the middle of a run cost only time."""
 
     async def main(store: Store) -> None:
         under_way = asyncio.Event()
@@ -178,8 +178,8 @@ def test_restart_of_the_server_is_waited_out(url: str) -> None:
         asyncio.run(main(store))
 
 
-def test_server_that_is_about_to_start_is_waited_for(url: str) -> None:
-    """A store opens when its server does, as where both are started at once."""
+def test_starting_server_is_waited_for(url: str) -> None:
+    """A store opens once its server does, if both are started together."""
     with ThreadPoolExecutor() as pool:
         server().stop()
         try:
@@ -191,8 +191,8 @@ def test_server_that_is_about_to_start_is_waited_for(url: str) -> None:
         opening.result(timeout=10).close()
 
 
-def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) -> None:
-    """After `wait_timeout_s` an error names server and database; once it is back the store works, and reopens."""
+def test_unreachable_server_is_an_error_and_nothing_is_half_written(url: str) -> None:
+    """After `wait_timeout_s` it names server and database; once the server is back the store works again."""
 
     async def main(store: Store) -> None:
         await make_call(store, 1)
@@ -207,7 +207,7 @@ def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) ->
         place = f"postgresql://127.0.0.1:{server().port}/{url.rpartition('/')[2]}"
         assert place in str(caught.value)
         assert "Check that the server runs" in str(caught.value)
-        assert_discreet(caught.value)
+        assert_no_password(caught.value)
         assert (await store.audit("run-1")).sent == 1
         await make_call(store, 3)
 
@@ -218,8 +218,8 @@ def test_server_that_stays_away_is_told_and_nothing_is_half_written(url: str) ->
     assert keys_in(url) == {key_of(1), key_of(3)}
 
 
-def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
-    """Numbers that another client keeps locked are a StoreError after `wait_timeout_s`; other names are not held up."""
+def test_lock_of_another_process_times_out(url: str) -> None:
+    """After `wait_timeout_s` it is a StoreError; other names are not delayed."""
     import psycopg
 
     async def main(store: Store) -> None:
@@ -236,12 +236,12 @@ def test_lock_of_another_process_is_waited_for_so_long(url: str) -> None:
 
 
 def test_a_transaction_is_one_round_trip(url: str) -> None:
-    """Notes, answers and changed numbers wait once for the server, so a distant one costs a commit its latency once."""
+    """Calls, answers and changed numbers are one round trip together, so a distant server delays a commit once."""
 
     async def main(store: Store, proxy: LatencyProxy) -> None:
         await make_call(store, 0)
         for _ in range(2):
-            await store.update("n", add_one)  # from the third on, the numbers of this process are known to it
+            await store.update("n", add_one)  # from the third on, the process knows its numbers
         before = proxy.round_trips
         for number in range(1, 11):
             await make_call(store, number)
@@ -257,7 +257,7 @@ def test_a_transaction_is_one_round_trip(url: str) -> None:
 
 
 def test_run_begins_and_ends_with_few_round_trips(url: str) -> None:
-    """A store that is there is checked in two round trips; a run is announced in one, and its books are read in one."""
+    """Two to check an existing store, one to announce a run, and one to read its ledger."""
     with open_store(url):
         pass
     with latency_proxy(server().port, 0.001) as proxy:
@@ -275,7 +275,7 @@ def test_run_begins_and_ends_with_few_round_trips(url: str) -> None:
 
 
 def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
-    """A call is assumed to be noted when it is settled; where it is not, the books stay right."""
+    """A call is assumed to be recorded when it is settled; if it is not, the ledger is still right."""
 
     async def main(store: Store) -> None:
         call = call_to(key_of(1))
@@ -290,11 +290,11 @@ def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
         asyncio.run(main(store))
 
 
-# -- what cannot be opened, and what is said about it --------------------------------------------------------------
+# -- stores that cannot be opened ----------------------------------------------------------------------------------
 
 
-def assert_discreet(error: BaseException) -> None:
-    """The password is nowhere in the error and in what it was raised from."""
+def assert_no_password(error: BaseException) -> None:
+    """The password is nowhere in the error and its causes."""
     told = "".join(traceback.format_exception(error))
     for secret in (PASSWORD, PASSWORD[:6], server().url().partition(f"{USER}:")[2].partition("@")[0]):
         assert secret not in told
@@ -308,22 +308,22 @@ def assert_discreet(error: BaseException) -> None:
     ],
     ids=["password", "database"],
 )
-def test_server_that_lets_nobody_in_is_told_at_once(password: str, database: str, hint: str) -> None:
-    """A wrong password or database is a StoreError that names server and database, and not the password."""
+def test_refused_login_is_an_error_at_once(password: str, database: str, hint: str) -> None:
+    """A wrong password or database is a StoreError with server and database, without the password."""
     with pytest.raises(StoreError, match=hint) as caught:
         Store(server().url(database, password))
     assert f"'postgresql://127.0.0.1:{server().port}/{database}'" in str(caught.value)
-    assert_discreet(caught.value)
+    assert_no_password(caught.value)
 
 
-def test_server_that_is_not_there_is_told(url: str) -> None:
-    """A port where nothing listens is a StoreError, once it was waited for."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        elsewhere = url.replace(str(server().port), str(nobody.getsockname()[1]))
+def test_missing_server_is_an_error(url: str) -> None:
+    """A port without a listener is a StoreError after the wait time-out."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        elsewhere = url.replace(str(server().port), str(unused.getsockname()[1]))
         with pytest.raises(StoreError, match=r"refused.*Check that the server runs") as caught:
             Store(elsewhere, wait_timeout_s=0.2)
-    assert_discreet(caught.value)
+    assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -337,22 +337,22 @@ def test_server_that_is_not_there_is_told(url: str) -> None:
         "postgresql://host:geheim/db",
     ],
 )
-def test_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
-    """A password with characters that mean something in a URL is not taken for a host and told; how to write it is."""
+def test_unreadable_url_is_not_repeated(url: str) -> None:
+    """A password with URL characters is not taken for a host and shown; the error says how to write it."""
     with pytest.raises(ConfigError, match="%40") as caught:
         Store(url)
     assert not re.search("geheim|zz", "".join(traceback.format_exception_only(caught.value)))
     assert caught.value.__context__ is None
 
 
-def test_store_does_not_tell_its_password(url: str) -> None:
-    """Neither the store nor anything it holds shows the password."""
+def test_store_does_not_show_its_password(url: str) -> None:
+    """Neither the store nor its attributes show it."""
     with open_store(url) as store:
         assert PASSWORD not in repr(store) + repr(store.place) + repr(vars(store))
 
 
-def test_missing_driver_is_told_with_its_remedy() -> None:
-    """Without psycopg, a Postgres URL is a ConfigError with the command to run; importing the package does not care."""
+def test_missing_driver_is_an_error_with_the_install_command() -> None:
+    """For a Postgres URL without psycopg; importing the package works without it."""
     program = """
 import sys
 sys.modules["psycopg"] = None
@@ -370,7 +370,7 @@ except OndineError as error:
 
 
 def test_psycopg_is_loaded_only_for_a_postgres_url() -> None:
-    """A store in a file costs no import of the driver."""
+    """A store in a file does not import the driver."""
     program = """
 import sys
 from ondine_core import open_store
@@ -388,8 +388,8 @@ with open_store(":memory:"):
         (["UPDATE ondine.numbers SET numbers = '[99]' WHERE name = 'format'"], "format 99.*upgrade"),
     ],
 )
-def test_schema_that_is_no_store_of_ours_is_left_alone(spoil: list[str], hint: str, url: str) -> None:
-    """A schema of someone else, or of a newer version, is a StoreError that says so."""
+def test_foreign_or_newer_schema_is_refused(spoil: list[str], hint: str, url: str) -> None:
+    """It is a StoreError that says so, and nothing is changed."""
     if "UPDATE" in spoil[0]:
         with open_store(url):
             pass
@@ -400,15 +400,15 @@ def test_schema_that_is_no_store_of_ours_is_left_alone(spoil: list[str], hint: s
 
 
 def test_database_in_another_encoding_is_refused(url: str) -> None:
-    """A database that cannot hold every text is refused when it is opened, not at the first odd row."""
+    """A database that cannot hold every text is refused when it is opened."""
     del url
     server().execute("CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(StoreError, match="encoded as 'LATIN1'"):
         Store(server().url("old"))
 
 
-def test_user_who_may_not_make_a_schema_is_told_what_to_ask_for(url: str) -> None:
-    """Without the right to make a schema the message says which grant is missing; with a schema given, it works."""
+def test_missing_right_to_create_a_schema_names_the_grant(url: str) -> None:
+    """With an existing schema the store works."""
     database = url.rpartition("/")[2]
     server().execute("CREATE USER guest PASSWORD 'guest'")
     guest = f"postgresql://guest:guest@127.0.0.1:{server().port}/{database}"
@@ -421,7 +421,7 @@ def test_user_who_may_not_make_a_schema_is_told_what_to_ask_for(url: str) -> Non
 
 
 def test_store_shares_a_database_with_others(url: str) -> None:
-    """All tables are in a schema of their own, and tables of the same names elsewhere are not touched."""
+    """All tables are in a schema of their own; tables of the same names elsewhere are not touched."""
     server().execute("CREATE TABLE answers (id int)", url)
     with open_store(url) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
@@ -431,20 +431,20 @@ def test_store_shares_a_database_with_others(url: str) -> None:
 
 
 def test_closed_store_leaves_no_mark(url: str) -> None:
-    """The marks that writers leave are gone when they close."""
+    """The marks of writers are removed when they close."""
     with open_store(url) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
     assert server().execute("SELECT name FROM ondine.numbers", url) == [("format",)]
 
 
-def test_url_may_say_postgres_and_more(url: str) -> None:
-    """`postgres://` is the same, and whatever the driver understands may follow."""
+def test_postgres_scheme_and_driver_options_are_accepted(url: str) -> None:
+    """`postgres://` means the same, and any option of the driver may follow."""
     with open_store(url.replace("postgresql", "postgres") + "?application_name=mine&connect_timeout=3") as store:
         asyncio.run(keep(store, (key_of(1), Answer({}, ORIGIN.asset))))
         assert server().execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mine'") == [(1,)]
 
 
-def test_unreadable_url_is_an_error_of_ours() -> None:
-    """What is raised for a URL is caught with the rest."""
+def test_unreadable_url_is_an_ondine_error() -> None:
+    """It can be caught with the other errors of the package."""
     with pytest.raises(OndineError):
         Store("postgresql://[::1/db")

@@ -1,4 +1,4 @@
-"""What a server does to a store in the middle of a run: waited out or said clearly, never paid for silently."""
+"""Server failures in the middle of a run: waited out or reported clearly, never paid for silently."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def name_of(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def new_guest(url: str, options: str = "") -> tuple[str, str]:
-    """A user who is no superuser and may make the schema, and the URL by which he connects."""
+def new_user(url: str, options: str = "") -> tuple[str, str]:
+    """A user without superuser rights who may create the schema, and the user's URL."""
     guest = f"visitor_{next(_guests)}"
     server().execute(f"CREATE USER {guest} PASSWORD 'guest' {options}")
     server().execute(f"GRANT CREATE ON DATABASE {name_of(url)} TO {guest}")
@@ -94,8 +94,8 @@ def drop_database(url: str) -> None:
         (drop_database, "does not exist.*what it held is gone"),
     ],
 )
-def test_store_that_was_emptied_is_said_before_the_next_call(spoil: Callable[[str], None], said: str, url: str) -> None:
-    """The note of a call fails, with what happened and what it costs, and without the claim that all is safe."""
+def test_emptied_store_is_an_error_before_the_next_call(spoil: Callable[[str], None], said: str, url: str) -> None:
+    """It says what happened and what it costs, and does not claim that the answers are safe."""
 
     async def main(store: Store) -> None:
         await write(store)
@@ -111,8 +111,8 @@ def test_store_that_was_emptied_is_said_before_the_next_call(spoil: Callable[[st
 
 
 @pytest.mark.parametrize("spoil", [drop_schema, replace_schema])
-def test_run_whose_store_is_emptied_stops_asking(spoil: Callable[[str], None], url: str) -> None:
-    """No call follows but those in flight: nothing is bought for a store that has forgotten what it holds."""
+def test_run_stops_when_its_store_is_emptied(spoil: Callable[[str], None], url: str) -> None:
+    """Only calls in flight are still made: no answer is bought for a store that lost its contents."""
     asked = count(1)
 
     def fault(_: Asked) -> Effect:
@@ -126,8 +126,8 @@ def test_run_whose_store_is_emptied_stops_asking(spoil: Callable[[str], None], u
         assert next(asked) <= 1 + 20 + 2 * 8
 
 
-def test_server_that_forgot_what_it_confirmed_is_said(url: str) -> None:
-    """A replica that takes over behind what the primary confirmed is noticed at the next write."""
+def test_server_that_lost_confirmed_writes_is_an_error(url: str) -> None:
+    """A replica behind the primary is noticed at the next write."""
 
     async def main(store: Store) -> None:
         await write(store, 1)
@@ -140,8 +140,8 @@ def test_server_that_forgot_what_it_confirmed_is_said(url: str) -> None:
         asyncio.run(main(store))
 
 
-def test_mark_that_was_pruned_is_no_trouble(url: str) -> None:
-    """Another process may clear away the mark of a writer that has been silent for long."""
+def test_pruned_mark_of_a_writer_is_no_error(url: str) -> None:
+    """Another process may remove the mark of a writer that was silent for long."""
 
     async def main(store: Store) -> None:
         await write(store, 1)
@@ -166,7 +166,7 @@ def change_password(url: str, guest: str) -> Callable[[], object]:
     return lambda: server().execute(f"ALTER USER {guest} PASSWORD 'guest'", url)
 
 
-def close_the_door(url: str, guest: str) -> Callable[[], object]:
+def refuse_connections(url: str, guest: str) -> Callable[[], object]:
     server().execute(f"ALTER USER {guest} CONNECTION LIMIT 0")
     return lambda: server().execute(f"ALTER USER {guest} CONNECTION LIMIT -1", url)
 
@@ -174,17 +174,17 @@ def close_the_door(url: str, guest: str) -> Callable[[], object]:
 REFUSALS = [
     pytest.param(make_read_only, "takes no writes", id="read-only"),
     pytest.param(change_password, "password authentication failed", id="password"),
-    pytest.param(close_the_door, "All connections of the server or pooler are taken", id="connections"),
+    pytest.param(refuse_connections, "All connections of the server or pooler are taken", id="connections"),
 ]
 
 
 @pytest.mark.parametrize(("refuse", "said"), REFUSALS)
-def test_refusal_that_passes_is_waited_out(
+def test_temporary_refusal_is_waited_out(
     refuse: Callable[[str, str], Callable[[], object]], said: str, url: str
 ) -> None:
-    """Read-only during a failover, a password in rotation, no connection left: the run goes on when that is over."""
+    """Read-only during a failover, a password rotation, no free connection: the run continues afterwards."""
     del said
-    guest, address = new_guest(url)
+    guest, address = new_user(url)
 
     async def main(store: Store) -> None:
         await write(store, 1)
@@ -202,9 +202,9 @@ def test_refusal_that_passes_is_waited_out(
 
 
 @pytest.mark.parametrize(("refuse", "said"), REFUSALS)
-def test_refusal_that_stays_is_said(refuse: Callable[[str, str], Callable[[], object]], said: str, url: str) -> None:
-    """After `wait_timeout_s` the error says what the server refuses; nothing is half written, the store recovers."""
-    guest, address = new_guest(url)
+def test_lasting_refusal_is_an_error(refuse: Callable[[str, str], Callable[[], object]], said: str, url: str) -> None:
+    """After `wait_timeout_s` it says what the server refuses; nothing is half written, and the store recovers."""
+    guest, address = new_user(url)
 
     async def main(store: Store) -> None:
         await write(store, 1)
@@ -221,8 +221,8 @@ def test_refusal_that_stays_is_said(refuse: Callable[[str, str], Callable[[], ob
 
 
 def test_too_many_clients_are_waited_for_when_a_store_opens(url: str) -> None:
-    """A store that finds all connections taken opens when one is free, or says what is used up."""
-    _, address = new_guest(url, "CONNECTION LIMIT 1")
+    """A store opens when a connection is free, or says after the time-out what is used up."""
+    _, address = new_user(url, "CONNECTION LIMIT 1")
     with open_store(address), pytest.raises(StoreError, match="All connections of the server or pooler are taken"):
         Store(address, wait_timeout_s=0.3)
     first = Store(address)
@@ -233,12 +233,12 @@ def test_too_many_clients_are_waited_for_when_a_store_opens(url: str) -> None:
     timer.join()
 
 
-# -- errors that stay ----------------------------------------------------------------------------------------------
+# -- lasting errors ------------------------------------------------------------------------------------------------
 
 
-def test_permission_that_is_taken_away_is_said(url: str) -> None:
+def test_revoked_permission_ends_the_run_with_the_reason(url: str) -> None:
     """A right that is revoked in the middle of a run ends it with the reason."""
-    guest, _ = new_guest(url)
+    guest, _ = new_user(url)
     address = f"postgresql://{guest}:guest@127.0.0.1:{server().port}/{name_of(url)}"
     with open_store(url):
         pass
@@ -255,8 +255,8 @@ def test_permission_that_is_taken_away_is_said(url: str) -> None:
         asyncio.run(main(store))
 
 
-def test_full_disk_is_said_and_survived(url: str) -> None:
-    """What does not fit fails with the reason and nothing of it is written; later writes succeed."""
+def test_full_disk_is_an_error_and_later_writes_succeed(url: str) -> None:
+    """The failed write leaves nothing behind."""
     failing = """
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$"""
@@ -276,11 +276,11 @@ def test_full_disk_is_said_and_survived(url: str) -> None:
         asyncio.run(main(store))
 
 
-# -- a server that says nothing ------------------------------------------------------------------------------------
+# -- a server that hangs -------------------------------------------------------------------------------------------
 
 
-def test_frozen_session_is_given_up_and_does_its_work_once(url: str) -> None:
-    """A connection that is open and never answers is cut; what the server carries out later takes no effect twice."""
+def test_frozen_connection_is_replaced_and_its_work_done_once(url: str) -> None:
+    """A connection that never answers is cut; what the server executes later takes no effect twice."""
 
     async def main(store: Store) -> None:
         assert await store.update("n", add_one) == (1,)
@@ -300,16 +300,16 @@ def test_frozen_session_is_given_up_and_does_its_work_once(url: str) -> None:
         asyncio.run(main(store))
 
 
-def test_several_processes_may_change_one_number_at_once(url: str) -> None:
-    """Numbers that others change meanwhile are read anew: no step is lost and none is done twice."""
+def test_concurrent_changes_of_one_number_lose_no_step(url: str) -> None:
+    """Numbers that others change meanwhile are read again: no step is lost or done twice."""
     stores = [Store(url) for _ in range(3)]
 
     async def main() -> None:
-        async def lane(store: Store) -> None:
+        async def worker(store: Store) -> None:
             for _ in range(30):
                 await store.update("n", add_one)
 
-        await asyncio.gather(*(lane(store) for store in stores for _ in range(4)))
+        await asyncio.gather(*(worker(store) for store in stores for _ in range(4)))
         assert await stores[0].update("n", lambda numbers: numbers or ()) == (360,)
 
     asyncio.run(main())
@@ -317,7 +317,7 @@ def test_several_processes_may_change_one_number_at_once(url: str) -> None:
         store.close()
 
 
-def test_waiting_for_a_lock_is_no_broken_connection(url: str) -> None:
+def test_waiting_for_a_lock_is_not_a_broken_connection(url: str) -> None:
     """A lock that another client holds for less than `wait_timeout_s` is waited for."""
 
     async def main(store: Store) -> None:

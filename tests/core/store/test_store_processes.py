@@ -1,4 +1,4 @@
-"""Processes that share a store, and what is left when one is killed."""
+"""Processes that share a store, and the effects of killing one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def start(place: str, script: str) -> subprocess.Popen[str]:
-    """Another process with the store open as `store`; the coroutine body `script` runs in it."""
+    """Another process with the store open as `store`, which runs the coroutine body `script`."""
     body = "\n".join(f"        {line}" for line in script.splitlines())
     program = f"""
 import asyncio, os
@@ -56,8 +56,8 @@ def finish(*processes: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "times"), [("sqlite", 100), ("postgres", 5)])
-def test_new_place_can_be_opened_by_many_at_once(kind: str, times: int, tmp_path: Path) -> None:
-    """Whoever opens a store at the instant others make, open or close it waits its turn, as in a backfill."""
+def test_new_store_can_be_opened_by_many_processes_at_once(kind: str, times: int, tmp_path: Path) -> None:
+    """A process that opens it while others create, open or close it waits its turn, as in a backfill."""
     failed: list[StoreError] = []
 
     def one(place: str, ready: threading.Barrier) -> None:
@@ -78,8 +78,8 @@ def test_new_place_can_be_opened_by_many_at_once(kind: str, times: int, tmp_path
     assert failed == []
 
 
-def test_processes_that_write_at_once_lose_nothing(place: str) -> None:
-    """Three processes that make the same three hundred calls each, in any order, keep every answer and count all."""
+def test_concurrent_writers_lose_nothing(place: str) -> None:
+    """Three processes with the same 300 calls each, in any order, keep every answer and count every call."""
     script = """
 for at in range(0, 300, 50):
     order = sorted(range(at, at + 50), key=lambda n: os.urandom(4))
@@ -91,7 +91,7 @@ for at in range(0, 300, 50):
 
 
 def test_shared_numbers_are_updated_atomically(place: str) -> None:
-    """Three processes that each add one a hundred times to several names, in any order, come to three hundred."""
+    """Three processes that each add 1 a hundred times to several names arrive at 300."""
     script = """
 async def add(name):
     for _ in range(100):
@@ -103,7 +103,7 @@ await asyncio.gather(*map(add, sorted("abcd", key=lambda _: os.urandom(4))))"""
 
 
 def test_kill_loses_no_answer_whose_settlement_returned(place: str) -> None:
-    """After kill -9 of a writing process, every answer whose settle had returned is there."""
+    """After kill -9 of a writer every settled answer is there."""
     script = """
 async def work(first):
     for n in range(first, 10**9, 8):
@@ -120,8 +120,8 @@ await asyncio.gather(*(work(first) for first in range(8)))"""
     assert whole <= keys_in(place)
 
 
-def test_store_that_is_not_closed_lets_the_process_end(place: str) -> None:
-    """A program that forgets to close the store ends all the same, and what it settled is kept."""
+def test_unclosed_store_does_not_block_the_exit(place: str) -> None:
+    """And its settled answers are kept."""
     program = f"""
 import asyncio, os
 from ondine_core.store import Store

@@ -1,4 +1,4 @@
-"""What can befall the file of a store, and that an older one is brought up to date."""
+"""Failures of a store's file, and migrations of older formats."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ANSWER = Answer({"text": "x" * 1000}, "m")
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_memory_keeps_nothing(durability: str) -> None:
-    """A store in memory answers within its life and makes no file."""
+def test_memory_store_makes_no_file(durability: str) -> None:
+    """It keeps answers until it is closed."""
     store = Store(":memory:", durability=durability)
     asyncio.run(keep(store, (key_of(1), ANSWER)))
     assert len(asyncio.run(store.get([key_of(1)]))) == 1
@@ -36,8 +36,8 @@ def test_memory_keeps_nothing(durability: str) -> None:
     assert not Path(":memory:").exists()
 
 
-def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
-    """The folder is made; file, log and index are readable by their owner only."""
+def test_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """File, log and index; the folder is created."""
     path = tmp_path / "new" / "folder" / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
@@ -48,7 +48,7 @@ def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
 
 
 def test_many_callers_share_a_commit(tmp_path: Path) -> None:
-    """Thousands of concurrent calls are kept in a handful of commits, counted in the write-ahead log."""
+    """Thousands of concurrent calls take a few commits, counted in the write-ahead log."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -57,7 +57,7 @@ def test_many_callers_share_a_commit(tmp_path: Path) -> None:
     with open_store(path) as store:
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
-        reader.execute("SELECT * FROM answers").fetchall()  # an open snapshot keeps the log from starting over
+        reader.execute("SELECT * FROM answers").fetchall()  # an open snapshot prevents the log from restarting
         before = commits(path)
         asyncio.run(main(store))
         assert 1 <= commits(path) - before <= 100
@@ -66,8 +66,8 @@ def test_many_callers_share_a_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("writers", "own_thread"), [(1, True), (50, False)])
-def test_a_few_entries_are_written_without_another_thread(writers: int, own_thread: bool, tmp_path: Path) -> None:
-    """Handing little over to a thread takes longer than writing it; a lot would keep the event loop."""
+def test_small_writes_are_made_by_the_event_loop(writers: int, own_thread: bool, tmp_path: Path) -> None:
+    """Handing them to a thread takes longer than writing; large ones would block the loop."""
 
     async def main(store: Store) -> None:
         here = float(threading.get_ident())
@@ -80,8 +80,8 @@ def test_a_few_entries_are_written_without_another_thread(writers: int, own_thre
         asyncio.run(main(store))
 
 
-def test_an_event_loop_never_waits_for_another_process(tmp_path: Path) -> None:
-    """While another process keeps the file locked, the event loop goes on; the write is made when it is let go."""
+def test_file_lock_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    """While another process holds the lock the loop continues; the write follows the release."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -102,8 +102,8 @@ def test_an_event_loop_never_waits_for_another_process(tmp_path: Path) -> None:
     assert keys_in(path) == {key_of(1)}
 
 
-def test_many_small_writes_do_not_swell_the_log(tmp_path: Path) -> None:
-    """Writes of the event loop's own make no checkpoint, and still one is made now and then."""
+def test_small_writes_still_lead_to_checkpoints(tmp_path: Path) -> None:
+    """The event loop's own writes make none, but one is made from time to time."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -126,8 +126,8 @@ def commits(path: Path) -> int:
 # -- formats -------------------------------------------------------------------------------------------------------
 
 
-def test_store_of_format_1_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Answers and numbers of a file that an earlier version made are there, and the books can be kept in it."""
+def test_store_of_format_1_is_migrated(tmp_path: Path) -> None:
+    """Its answers and numbers are there, and it can hold the ledger."""
     path = tmp_path / "answers.db"
     database = sqlite3.connect(path)
     database.executescript("""
@@ -161,7 +161,7 @@ def test_store_of_format_1_is_brought_up_to_date(tmp_path: Path) -> None:
 
 
 def test_new_and_upgraded_store_have_the_same_tables(tmp_path: Path) -> None:
-    """Whichever way a file came to the newest format, its tables are alike."""
+    """Whatever format a file was migrated from."""
 
     def tables(path: Path) -> set[tuple[str, str]]:
         database = sqlite3.connect(path)
@@ -183,7 +183,7 @@ def test_new_and_upgraded_store_have_the_same_tables(tmp_path: Path) -> None:
     assert tables(tmp_path / "old.db") == tables(tmp_path / "new.db")
 
 
-# -- what cannot be opened -----------------------------------------------------------------------------------------
+# -- files that cannot be opened--------------------------------------------------------------------------------------
 
 
 def no_database(path: Path) -> None:
@@ -215,10 +215,10 @@ def of_someone_else(path: Path) -> None:
         (of_someone_else, "something else.*name another store"),
     ],
 )
-def test_store_that_cannot_be_opened_says_which_and_why(
+def test_store_that_cannot_be_opened_is_an_error_with_the_reason(
     spoil: Callable[[Path], None], hint: str, tmp_path: Path
 ) -> None:
-    """A file that is damaged, too new, of something else or a folder is an error with its path, cause and remedy."""
+    """A damaged, newer or foreign file, or a folder: the error has path, cause and fix."""
     path = tmp_path / "answers.db"
     spoil(path)
     with pytest.raises(StoreError, match=hint) as caught:
@@ -228,21 +228,21 @@ def test_store_that_cannot_be_opened_says_which_and_why(
 
 @pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "redis://:secret@host/0"])
 def test_url_of_another_kind_is_refused(url: str) -> None:
-    """A URL that names no store is not taken for the path of a file, and its password is not repeated."""
+    """It is not taken for a file's path, and its password is not repeated."""
     with pytest.raises(ConfigError, match="Give the path of a file, or postgresql://") as caught:
         Store(url)
     assert "secret" not in str(caught.value)
 
 
-def test_place_where_nobody_may_write_is_refused() -> None:
-    """Where the system lets nobody make a file, not even root, the message says who must allow what."""
+def test_unwritable_location_is_refused() -> None:
+    """Where not even root may create a file, the message says which permission is missing."""
     if not Path("/sys/kernel").is_dir():
         pytest.skip("no sysfs here")
     with pytest.raises(StoreError, match=r"'/sys/kernel/answers\.db' failed.*Allow this user to write"):
         Store("/sys/kernel/answers.db")
 
 
-# In a process of its own, as a user who may not write: what root does is allowed everywhere.
+# In a process of its own, as a user without write permission, since root may write everywhere.
 UNPRIVILEGED = """
 import asyncio, os, sys
 from ondine_core.store import Store
@@ -257,15 +257,15 @@ except Exception as error:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that other users may enter; pytest's own they may not."""
+    """A folder that other users may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
         Path(name).chmod(0o700)
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_file_or_folder_that_may_not_be_written_is_refused(exists: bool, open_folder: Path) -> None:
-    """A read-only folder or file is a StoreError that says to allow writing; what is in it stays as it is."""
+def test_read_only_file_or_folder_is_refused(exists: bool, open_folder: Path) -> None:
+    """The error says to allow writing; the contents stay unchanged."""
     path = open_folder / "answers.db"
     if exists:
         with open_store(path) as store:
@@ -285,11 +285,11 @@ def test_file_or_folder_that_may_not_be_written_is_refused(exists: bool, open_fo
         assert not path.exists()
 
 
-# -- what goes wrong while it is open ------------------------------------------------------------------------------
+# -- failures of an open store -------------------------------------------------------------------------------------
 
 
-def test_damaged_file_is_told(tmp_path: Path) -> None:
-    """Pages that were overwritten are found out when they are read, with a way to save the rest; nothing hangs."""
+def test_damaged_file_is_an_error(tmp_path: Path) -> None:
+    """Overwritten pages are noticed when read, with a way to save the rest; nothing hangs."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(200))))
@@ -299,8 +299,8 @@ def test_damaged_file_is_told(tmp_path: Path) -> None:
         asyncio.run(store.get([key_of(n) for n in range(200)]))
 
 
-def test_damaged_answer_is_named_and_unknown(tmp_path: Path) -> None:
-    """An answer whose JSON somebody cut is named in a warning and is not there; others can be read."""
+def test_damaged_answer_is_warned_of_and_counts_as_missing(tmp_path: Path) -> None:
+    """An answer with truncated JSON; others can be read."""
     path = tmp_path / "answers.db"
     warnings: list[str] = []
     with open_store(path, warn=warnings.append) as store:
@@ -315,8 +315,8 @@ def test_damaged_answer_is_named_and_unknown(tmp_path: Path) -> None:
     assert key_of(1).hex() in warnings[0]
 
 
-def test_lock_of_another_process_is_waited_for_so_long(tmp_path: Path) -> None:
-    """A file that another process keeps locked is a StoreError after `wait_timeout_s`, and works when it is let go."""
+def test_lock_of_another_process_times_out(tmp_path: Path) -> None:
+    """After `wait_timeout_s` it is a StoreError; the store works once the lock is released."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -335,7 +335,7 @@ def test_lock_of_another_process_is_waited_for_so_long(tmp_path: Path) -> None:
 
 
 def test_failed_write_reaches_every_caller(tmp_path: Path) -> None:
-    """When a commit fails, each caller that waits for it raises, and the store can be written again afterwards."""
+    """When a commit fails each waiting caller raises, and the store can be written afterwards."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -382,8 +382,8 @@ asyncio.run(main())
 """
 
 
-def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
-    """When the disk fills up, what was kept before is there, the failed call left no trace, and room mends it."""
+def test_full_disk_is_an_error_and_nothing_is_half_written(tmp_path: Path) -> None:
+    """Earlier entries are there, the failed call left nothing, and with free space writes succeed."""
     path = tmp_path / "answers.db"
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
@@ -413,8 +413,8 @@ def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
         ("/my share/a.db", "nfs"),
     ],
 )
-def test_network_file_system_is_told_from_the_mounts(path: str, kind: str | None, tmp_path: Path) -> None:
-    """The mount that holds the path, the innermost one, decides whether it lies on a network file system."""
+def test_network_file_system_is_found_from_the_mounts(path: str, kind: str | None, tmp_path: Path) -> None:
+    """The innermost mount that contains the path decides."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/x /data/shared nfs4 rw 0 0\n"
@@ -434,8 +434,8 @@ def test_network_file_system_is_told_from_the_mounts(path: str, kind: str | None
         ("/far/answers.db", None),
     ],
 )
-def test_file_system_that_is_lost_with_its_container_is_told(path: str, kind: str | None, tmp_path: Path) -> None:
-    """A container's own layer and memory pass; a volume in it stays."""
+def test_ephemeral_container_file_system_is_found(path: str, kind: str | None, tmp_path: Path) -> None:
+    """A container's own layer and memory are lost with it; a volume is not."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "overlay / overlay rw 0 0\n/dev/sdb /opt/dagster/storage ext4 rw 0 0\ntmpfs /memory tmpfs rw 0 0\n"
@@ -446,7 +446,7 @@ def test_file_system_that_is_lost_with_its_container_is_told(path: str, kind: st
 
 
 def test_file_system_is_unknown_without_mounts(tmp_path: Path) -> None:
-    """Where the list of mounts cannot be read, nothing is claimed."""
+    """If the mounts cannot be read, there is no result."""
     found = find_file_system("/data/answers.db", tmp_path / "absent")
     assert found not in PASSING_FILE_SYSTEMS
     assert not found.startswith(NETWORK_FILE_SYSTEMS)

@@ -1,4 +1,4 @@
-"""What is told of a row or a text: key, answer, run and cost; of a failed one the reason, and the reply if kept."""
+"""The command `why`: key, answer, run and cost of a row or a text; of a failed one the reason and a kept reply."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def why(place: str, capsys: pytest.CaptureFixture[str]) -> Why:
-    """What `why` tells."""
+    """The output of `why`."""
 
     def why(*arguments: str) -> str:
         capsys.readouterr()
@@ -51,7 +51,7 @@ def why(place: str, capsys: pytest.CaptureFixture[str]) -> Why:
 
 
 def ask(place: str, *rows: str, **policy: Any) -> Report:
-    """Ask about reviews; of those that leak nothing valid comes back, but the address of somebody and colours."""
+    """Ask about reviews; of those that leak, replies are invalid and contain an address and colours."""
     model = ScriptedModel(
         lambda text: "Sorry! Ask bob@example.com\n\x1b[31mplease" if "leaks" in text else {"mood": "good"}
     )
@@ -67,7 +67,7 @@ def ask(place: str, *rows: str, **policy: Any) -> Report:
 
 
 def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None:
-    """However the row is named: key, values, model, run, asset, partition and cost; rows are prepared as for a run."""
+    """With key, values, model, run, asset, partition and cost; rows are preprocessed as in a run."""
     ask(place, "Lovely,   says ann@example.com")
     told = why("--asset", "shop/moods", "--row", json.dumps({"review": "Lovely, says carl@example.com"}))
     for line in (
@@ -83,8 +83,8 @@ def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None
     assert why("--key", told.split()[1]) == told
 
 
-def test_a_reply_is_kept_only_if_it_is_wanted(place: str, why: Why) -> None:
-    """A failure tells its reason; the reply behind it is in the store if the run kept it, sanitized and harmless."""
+def test_reply_of_a_failure_is_kept_only_on_request(place: str, why: Why) -> None:
+    """With `keep_replies` it is stored sanitized; without it only the reason is."""
     ask(place, "It leaks")
     told = why("--text", "It leaks")
     assert "failure  invalid: the reply is not the JSON asked for (asked 2 times)" in told
@@ -97,7 +97,7 @@ def test_a_reply_is_kept_only_if_it_is_wanted(place: str, why: Why) -> None:
 
 
 def test_a_kept_reply_is_in_no_message(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is kept is in the store and nowhere else."""
+    """It is in the store and nowhere else."""
     with caplog.at_level(logging.DEBUG):
         report = ask(place, "It leaks", keep_replies=True)
     assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(1,)]
@@ -105,7 +105,7 @@ def test_a_kept_reply_is_in_no_message(place: str, caplog: pytest.LogCaptureFixt
 
 
 def test_replies_are_kept_for_thirty_days(place: str, why: Why) -> None:
-    """An older one is not shown any more, and the next run, or `prune`, removes it."""
+    """An older one is not shown, and the next run or `prune` removes it."""
     ask(place, "It leaks", "The other leaks", keep_replies=True)
     age(place, "replies", "kept_at", 31 * DAY_S)
     assert "not kept" in why("--text", "It leaks")
@@ -126,8 +126,8 @@ def age(place: str, table: str, column: str, seconds: float) -> None:
         database.close()
 
 
-def test_what_is_not_known_is_said(place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An asset, a row or a key that the store does not know is an error in one line that says what was tried."""
+def test_unknown_asset_row_or_key_is_an_error(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line that says what was tried."""
     ask(place, "Lovely")
     for arguments, hint in (
         (["--asset", "moods", "--text", "x"], "No run is known that asked for 'moods'"),
@@ -153,8 +153,8 @@ def test_what_is_not_known_is_said(place: str, capsys: pytest.CaptureFixture[str
         ("{review}", {"clean": ["html", {"truncate": 30}], "sanitize": {"mode": "redact", "rules": ["email"]}}),
     ],
 )
-def test_the_key_of_a_row_is_that_of_a_run(prompt: str | Prompt, given: Mapping[str, Any]) -> None:
-    """From what the store keeps, a row gets the key that it has in a run."""
+def test_key_of_a_row_equals_that_of_a_run(prompt: str | Prompt, given: Mapping[str, Any]) -> None:
+    """Computed from the stored definition."""
     spec = ModelSpec("openai/m", base_url="http://h:1/v1", temperature=0, params={"reasoning_effort": "low", "seed": 7})
     task = compile_task(prompt, {"mood": str}, spec, **given)
     row = {"review": "<b>ann@example.com</b> " + 20 * "says so. ", "n": 3}
@@ -175,7 +175,7 @@ def test_the_key_of_a_row_is_that_of_a_run(prompt: str | Prompt, given: Mapping[
     ],
 )
 def test_a_definition_holds_no_secret(spec: ModelSpec) -> None:
-    """Where an address or a parameter may be one, no key of a text is told rather than that it is kept."""
+    """If an address or a parameter may be secret, it is not stored, and no key of a text is computed."""
     written = write_definition(compile_task("{a}", "b", spec))
     assert b"hidden" not in written
     if spec.api_key is None:
@@ -191,8 +191,8 @@ def test_a_definition_holds_no_secret(spec: ModelSpec) -> None:
         {"sanitize": Sanitizer(patterns={"NAME": "hidden"})},
     ],
 )
-def test_rows_that_cannot_be_prepared_again_are_named_by_their_text(given: Mapping[str, Any]) -> None:
-    """A function, a salt and patterns of one's own are not kept; the text as it was sent has its key."""
+def test_rows_preprocessed_by_user_code_are_found_by_their_sent_text(given: Mapping[str, Any]) -> None:
+    """Functions, salts and the user's patterns are not stored."""
     task = compile_task("{a}", "b", ModelSpec("openai/m"), **given)
     written = write_definition(task)
     assert b"hidden" not in written
@@ -201,8 +201,8 @@ def test_rows_that_cannot_be_prepared_again_are_named_by_their_text(given: Mappi
         keys_of_row(read_definition(written), {"a": "x"})
 
 
-def test_a_kept_reply_has_no_key_and_an_end() -> None:
-    """The provider's key and what looks like one are taken out, a long reply is cut, a short one is as it came."""
+def test_kept_reply_is_masked_and_shortened() -> None:
+    """API keys are masked, a long reply is cut, a short one is unchanged."""
     task = compile_task("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
     assert kept_reply("fine <b>", task) == "fine <b>"
     key = "".join(("sk-", "proj-", "a1B2" * 8))

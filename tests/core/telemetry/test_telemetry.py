@@ -1,4 +1,4 @@
-"""The stream of events: what it says agrees with the report, and no observer can harm the run."""
+"""The stream of events agrees with the report, and no observer can harm the run."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def of(kind: type[E], events: list[Event]) -> list[E]:
 
 
 def counted(what: RunEnded | Report) -> Progress:
-    """What a run came to, but for the microseconds between its last event and its report."""
+    """The figures of a run, except the microseconds between its last event and its report."""
     assert what.progress is not None
     return replace(what.progress, elapsed_s=0.0)
 
 
-# -- what is told --------------------------------------------------------------------------------------------------
+# -- events -------------------------------------------------------------------------------------------------------
 
 FAULTS = st.sampled_from(
     [
@@ -99,7 +99,7 @@ FAULTS = st.sampled_from(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(FAULTS, max_size=12), st.integers(1, 12))
 def test_events_add_up_to_the_report(faults: list[ProviderError | None], rows: int) -> None:
-    """Calls, tokens, dollars and failed rows: the sums over events are the report's, whatever befalls the calls."""
+    """Calls, tokens, dollars and failed rows summed over events equal the report's, with any faults."""
     seen: list[Event] = []
     chosen = replace(options(), price=PRICE, observers=(seen.append,))
     table = {"text": [f"row {number // 2}" for number in range(rows)]}
@@ -120,7 +120,7 @@ def test_events_add_up_to_the_report(faults: list[ProviderError | None], rows: i
 
 
 class Sampling:
-    """Takes events, one by one those of few calls only."""
+    """An observer that receives only a few calls one by one."""
 
     def __init__(self, calls_per_second: float | None = 0.0, wants: frozenset[type] | None = None) -> None:
         self.calls_per_second, self.wants = calls_per_second, wants
@@ -132,8 +132,8 @@ class Sampling:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(FAULTS, max_size=30), st.integers(140, 160))
-def test_ordinary_calls_that_are_told_together_add_up(faults: list[ProviderError | None], rows: int) -> None:
-    """After the first hundred nothing ordinary is told alone; what is not, is, with its batch; and no call is lost."""
+def test_gathered_calls_add_up_to_the_report(faults: list[ProviderError | None], rows: int) -> None:
+    """After the first hundred ordinary calls arrive gathered, others alone with their batch; none is lost."""
     some = Sampling()
     chosen = replace(options(), price=PRICE, observers=(some,), rates=Rates(6_000_000))
     model = ScriptedModel(lambda text: {"answer": text}, faults=[None] * 100 + faults)
@@ -155,8 +155,8 @@ def test_ordinary_calls_that_are_told_together_add_up(faults: list[ProviderError
     assert sum(event.rows for event in of(RowsFailed, some.seen)) == report.progress.rows_failed
 
 
-def test_waits_of_calls_that_are_told_together_are_told_with_them() -> None:
-    """For the budget and for the rate, and those of a call that fails by themselves, like the call."""
+def test_waits_of_gathered_calls_are_gathered_with_them() -> None:
+    """For budget and rate; those of a failed call arrive alone, like the call."""
     some = Sampling()
     with Provider(fault=matching("row 119", first(1, status(503)))) as provider:
         chosen = replace(options(), price=PRICE, max_cost_usd=1, rates=Rates(6_000_000), observers=(some,))
@@ -172,8 +172,8 @@ def test_waits_of_calls_that_are_told_together_are_told_with_them() -> None:
     ("fault", "errors"),
     [(matching("row 119", first(1, truncated)), {None}), (matching("row 119", refusal), {"refused"})],
 )
-def test_a_call_that_does_not_bring_every_answer_is_told_alone(fault: Fault, errors: set[str | None]) -> None:
-    """With its batch, which says what is owed or has failed; here after a hundred that were told one by one."""
+def test_call_without_every_answer_is_emitted_alone(fault: Fault, errors: set[str | None]) -> None:
+    """With its batch, which says what is owed or failed; here after a hundred single ones."""
     some = Sampling()
     with Provider(fault=fault) as provider:
         ask(provider, texts(120), replace(options(max_concurrency=1), observers=(some,)))
@@ -183,8 +183,8 @@ def test_a_call_that_does_not_bring_every_answer_is_told_alone(fault: Fault, err
     assert all(ended[call.batch.number].owed + ended[call.batch.number].failed for call in late[:1])
 
 
-def test_what_was_not_told_yet_is_told_when_a_run_ends_early() -> None:
-    """Nothing comes after its end, and every call that was answered before is told."""
+def test_gathered_calls_are_emitted_when_a_run_ends_early() -> None:
+    """Before the run's last event."""
     some = Sampling()
     with Provider(fault=after(120, status(401))) as provider, pytest.raises(ProviderError):
         ask(provider, texts(200), replace(options(), observers=(some,)))
@@ -199,15 +199,17 @@ def test_what_was_not_told_yet_is_told_when_a_run_ends_early() -> None:
 
 
 def ordinary(at: float, duration_s: float) -> OrdinaryCall:
-    """A call that came at `at`."""
+    """A call that ended at `at`."""
     batch = AskedBatch(RUN, ENDPOINT, 1, 1, 1, at - duration_s)
     sent = CallStarted(b"", RUN.origin, RUN.model, "ask", (), at - duration_s)
     return OrdinaryCall(CallEnded(at, batch, sent, duration_s, Usage(1, 0, 1)))
 
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=50), st.floats(0.1, 100))
-def test_gathered_calls_are_told_after_two_seconds_or_a_thousand(pauses: list[float], duration_s: float) -> None:
-    """However long the calls themselves take; and none is lost."""
+def test_gathered_calls_are_emitted_after_two_seconds_or_a_thousand_calls(
+    pauses: list[float], duration_s: float
+) -> None:
+    """However long the calls take; and none is lost."""
     sampler, at, first_at, waiting = CallSampler(0), 1e9, None, 0
     for _ in range(100):
         assert isinstance(sampler.receive(ordinary(at, duration_s))[0], OrdinaryCall)
@@ -230,7 +232,7 @@ def test_gathered_calls_are_told_after_two_seconds_or_a_thousand(pauses: list[fl
 
 @given(st.lists(st.floats(-1, 5), max_size=300), st.floats(0, 50))
 def test_a_sampler_never_takes_more_than_its_rate(steps: list[float], per_second: float) -> None:
-    """A hundred, and so many for each second that has gone by; also where the clock is set back."""
+    """At most a hundred plus its rate for each second passed; also when the clock is set back."""
     sampler, at, latest, taken = CallSampler(per_second), 1e9, 1e9, 0
     assert sum(sampler.takes(at) for _ in range(150)) == 100
     for step in steps:
@@ -241,15 +243,15 @@ def test_a_sampler_never_takes_more_than_its_rate(steps: list[float], per_second
 
 
 def test_a_sampler_takes_its_rate() -> None:
-    """Of a hundred a second it takes the ten that it may."""
+    """Of a hundred calls a second it takes the ten that are allowed."""
     sampler = CallSampler(10)
     taken = [sampler.takes(1e9 + number / 100) for number in range(6000)]
     assert sum(taken[:100]) == 100
     assert 575 <= sum(taken[200:]) <= 585
 
 
-def test_each_observer_is_told_of_as_many_calls_one_by_one_as_it_wants() -> None:
-    """Whatever the others want; the calls are the same, and so is what they cost."""
+def test_each_observer_has_its_own_calls_per_second() -> None:
+    """Whatever the others ask for; the totals are the same."""
     none, every, runs = Sampling(0.0), Sampling(None), Sampling(None, frozenset({RunEnded}))
     own: list[Event] = []
     model = ScriptedModel(lambda text: {"answer": text})
@@ -263,8 +265,8 @@ def test_each_observer_is_told_of_as_many_calls_one_by_one_as_it_wants() -> None
     assert [type(event) for event in runs.seen] == [RunEnded]
 
 
-def test_every_event_says_whose_it_is() -> None:
-    """Run, asset, partition, model, server and what the provider calls the call are at hand in every call's event."""
+def test_every_event_names_its_run_and_call() -> None:
+    """Run, asset, partition, model, server and the provider's request id are in every call's event."""
     origin = Origin("run-1", "labels", "2026-01-01")
     with Provider(echo_each) as provider:
         _, seen = watched(provider, texts(5), batch_size=5, origin=origin)
@@ -278,8 +280,8 @@ def test_every_event_says_whose_it_is() -> None:
     assert 0 < call.duration_s < 5
 
 
-def test_waits_and_repetitions_are_told() -> None:
-    """A hold and a booking for every call that leaves, and every call that is made again, with what it failed for."""
+def test_waits_and_retries_are_emitted() -> None:
+    """A budget and a rate wait for each sent call, and each retry with its reason."""
     with Provider(fault=first(2, status(503))) as provider:
         report, seen = watched(provider, texts(1), max_cost_usd=1, rates=Rates(60_000))
     assert report.failures == {}
@@ -289,8 +291,8 @@ def test_waits_and_repetitions_are_told() -> None:
     assert all(held.usd > 0 for held in of(Held, seen))
 
 
-def test_failures_are_told_with_their_reason() -> None:
-    """Rows that the model refuses, and those without a prompt, each with the batch that it was in, if any."""
+def test_failed_rows_are_emitted_with_their_reason() -> None:
+    """Refused rows and rows without a prompt, with their batch if any."""
     seen: list[Event] = []
     with Provider(fault=matching("BAD", refusal)) as provider:
         prompt = Prompt("{{ text.upper() }}", syntax="jinja2")
@@ -302,7 +304,7 @@ def test_failures_are_told_with_their_reason() -> None:
 
 
 def test_a_run_with_a_fallback_is_one_run() -> None:
-    """It begins once and ends once, numbers its batches through, and says of each call who was asked."""
+    """It begins and ends once, its batches are numbered through, and each call names its model."""
     seen: list[Event] = []
     with Provider(fault=status(401)) as broken, Provider() as sound:
         fallback = ModelSpec("openai_compatible/other", base_url=sound.base_url)
@@ -315,8 +317,8 @@ def test_a_run_with_a_fallback_is_one_run() -> None:
     assert counted(of(RunEnded, seen)[0]) == counted(report)
 
 
-def test_what_was_said_is_told_only_to_who_asks() -> None:
-    """Of two observers of one run, the one that wants contents gets them, the other none."""
+def test_content_is_given_only_to_observers_that_ask_for_it() -> None:
+    """Of two observers of one run only the one with `content` gets messages and replies."""
     plain: list[Event] = []
 
     class Curious:
@@ -339,7 +341,7 @@ def test_what_was_said_is_told_only_to_who_asks() -> None:
 
 
 def test_no_event_has_the_key() -> None:
-    """Not even where the provider repeats it in its complaint."""
+    """Not even if the provider repeats it in an error."""
     key, seen = "sentinel-5up3r-53cr3t", list[Event]()
     with Provider(fault=error(401, f"Incorrect API key provided: {key}.")) as provider, pytest.raises(ProviderError):
         ask(provider, texts(1), replace(options(), observers=(seen.append,)), api_key=key)
@@ -347,8 +349,8 @@ def test_no_event_has_the_key() -> None:
     assert key not in repr(seen)
 
 
-def test_what_a_models_own_error_says_is_not_told() -> None:
-    """It may repeat anything; its name has to do."""
+def test_text_of_a_models_own_exception_is_not_emitted() -> None:
+    """It may contain anything; the event has the exception's name only."""
     seen: list[Event] = []
 
     class Careless(ScriptedModel):
@@ -362,11 +364,11 @@ def test_what_a_models_own_error_says_is_not_told() -> None:
     assert "cannot answer" not in repr(seen)
 
 
-# -- observers that misbehave --------------------------------------------------------------------------------------
+# -- failing observers ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_nobody_observes_has_no_threads_for_it() -> None:
-    """It starts nothing."""
+def test_run_without_observers_starts_no_thread() -> None:
+    """And needs none."""
     threads: list[str] = []
     with Provider() as provider:
         chosen = replace(options(), on_progress=lambda _: threads.extend(t.name for t in threading.enumerate()))
@@ -375,8 +377,8 @@ def test_a_run_that_nobody_observes_has_no_threads_for_it() -> None:
     assert not [name for name in threads if "observer" in name]
 
 
-def test_an_observer_that_fails_is_told_of_once_and_stops_nobody() -> None:
-    """The run goes on, other observers see everything, and the end says how often it failed; not with what text."""
+def test_failing_observer_is_reported_once_and_affects_no_other() -> None:
+    """The run continues, and its end says how often the observer failed, without the error's text."""
     seen: list[Event] = []
     trouble: list[str] = []
 
@@ -394,7 +396,7 @@ def test_an_observer_that_fails_is_told_of_once_and_stops_nobody() -> None:
     assert "secret" not in "".join(trouble)
 
 
-def test_an_observer_that_exits_does_not_end_the_run() -> None:
+def test_observer_that_raises_system_exit_does_not_end_the_run() -> None:
     """Not even where it means to end the program."""
     trouble: list[str] = []
     with Provider() as provider:
@@ -403,8 +405,8 @@ def test_an_observer_that_exits_does_not_end_the_run() -> None:
     assert "failed with SystemExit" in trouble[0]
 
 
-def test_an_observer_that_waits_does_not_hold_the_run() -> None:
-    """Every row is answered while the observer still waits at its first event; it gets all of them afterwards."""
+def test_blocked_observer_does_not_delay_the_run() -> None:
+    """Every row is answered while it waits at its first event; it gets all others afterwards."""
     done, seen = threading.Event(), list[Event]()
 
     def wait(event: Event) -> None:
@@ -420,8 +422,8 @@ def test_an_observer_that_waits_does_not_hold_the_run() -> None:
     assert len(of(CallEnded, seen)) == 20
 
 
-def test_what_does_not_fit_is_dropped_and_counted() -> None:
-    """A buffer never grows beyond its capacity; what was missed is told to the event."""
+def test_events_beyond_the_buffer_are_dropped_and_counted() -> None:
+    """A buffer never exceeds its capacity; the number of dropped events is exact."""
     busy, go, seen, trouble = threading.Event(), threading.Event(), list[Event](), list[str]()
     run = Run(Origin("r"), "m", 1)
 
@@ -443,8 +445,8 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
     assert trouble == ["The observer 'slow' was too slow and missed 40 of 52 events."]
 
 
-def test_an_observer_that_never_returns_is_left_behind() -> None:
-    """Closing takes as long as it may and not longer; events that nobody saw are counted."""
+def test_observer_that_never_returns_is_abandoned() -> None:
+    """Closing ends after its time-out; unseen events are counted."""
     never, trouble = threading.Event(), list[str]()
     stream = Stream([Opened("stuck", lambda _: never.wait(30), owned=False)], trouble.append)
     for _ in range(3):
@@ -457,7 +459,7 @@ def test_an_observer_that_never_returns_is_left_behind() -> None:
 
 
 def test_an_interrupt_does_not_wait_for_observers() -> None:
-    """A run that is cancelled tells so and ends, although an observer never returns."""
+    """A cancelled run emits its end and ends, although an observer never returns."""
     never, seen = threading.Event(), list[Event]()
 
     async def main() -> float:
@@ -485,8 +487,8 @@ def test_an_interrupt_does_not_wait_for_observers() -> None:
     never.set()
 
 
-def test_an_observer_is_told_of_what_it_wants_only() -> None:
-    """`wants` names the kinds of events."""
+def test_observer_receives_only_the_events_it_wants() -> None:
+    """`wants` names the types of events."""
 
     class Ends:
         wants = frozenset({RunEnded})
@@ -503,7 +505,7 @@ def test_an_observer_is_told_of_what_it_wants_only() -> None:
     assert [type(event) for event in ends.seen] == [RunEnded]
 
 
-def test_progress_is_told_twice_a_second_at_most() -> None:
+def test_progress_is_emitted_at_most_twice_a_second() -> None:
     """However many batches a run has."""
     with Provider() as provider:
         report, seen = watched(provider, texts(200))
@@ -513,7 +515,7 @@ def test_progress_is_told_twice_a_second_at_most() -> None:
 # -- observers by name ---------------------------------------------------------------------------------------------
 
 
-def test_an_observer_of_ones_own_by_decorator() -> None:
+def test_user_observer_is_registered_by_decorator() -> None:
     """It is opened with its options, sees the run, and is closed once after the last event."""
     said: list[str] = []
 
@@ -537,8 +539,8 @@ def test_an_observer_of_ones_own_by_decorator() -> None:
     assert said[-2:] == ["a RunEnded", "closed within 5"]
 
 
-def test_an_observer_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an installed distribution announces as an entry point is found by its name."""
+def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point of a distribution is found by its name."""
     (tmp_path / "their_observer.py").write_text("seen = []\ndef open_theirs(*, to=None):\n    return seen.append\n")
     about = tmp_path / "theirs-1.0.dist-info"
     about.mkdir()
@@ -560,8 +562,8 @@ def test_an_observer_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("logging", "must be a sequence"),
     ],
 )
-def test_what_names_no_observer_is_an_error_where_it_is_written(observers: Any, said: str) -> None:
-    """Not when the run starts."""
+def test_unknown_observer_is_a_config_error(observers: Any, said: str) -> None:
+    """When `Options` is created, not when the run starts."""
     with pytest.raises(ConfigError, match=said):
         Options(observers=observers)
 
@@ -579,7 +581,7 @@ def test_what_names_no_observer_is_an_error_where_it_is_written(observers: Any, 
 def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
     wish: dict[str, Any] | None, said: str
 ) -> None:
-    """Nor one that wants what there is not; and those that were opened before it are closed."""
+    """Also one that wants unknown events; observers opened before it are closed."""
     closed: list[float] = []
 
     class Closing:
@@ -607,7 +609,7 @@ def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
 
 
 def test_two_runs_may_share_an_observer() -> None:
-    """Their events are told apart by their runs."""
+    """Their events differ by their run."""
     seen: list[Event] = []
 
     async def main() -> tuple[Report, ...]:

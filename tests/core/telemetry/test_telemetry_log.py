@@ -1,4 +1,4 @@
-"""Log lines: few, with the ids that they are about, and without what was said."""
+"""Log lines: few, with the ids of their subject, and without messages or replies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORIGIN = Origin("run-1", "labels", "2026-01-01")
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
+def _restore_structlog() -> Iterator[None]:
     yield
     structlog.reset_defaults()
 
@@ -32,7 +32,7 @@ def logged(capfd: pytest.CaptureFixture[str], provider: Provider, rows: int, obs
 
 
 def test_a_run_makes_a_few_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    """Its beginning, its end with its figures, and each kind of failure once, not once a row."""
+    """Its beginning, its end with figures, and each kind of failure once, not once a row."""
     with Provider(fault=matching("1", refusal)) as provider:
         lines = logged(capfd, provider, 100, "logging")
     assert [line["event"] for line in lines] == ["run started", "rows failed", "run ended"]
@@ -43,7 +43,7 @@ def test_a_run_makes_a_few_lines(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_has_a_line_for_every_call(capfd: pytest.CaptureFixture[str]) -> None:
-    """With its own id and that of its batch, tokens, and why it failed."""
+    """With its own id, its batch's, tokens, and why it failed."""
     with Provider(fault=first(1, status(503))) as provider:
         lines = logged(capfd, provider, 4, {"name": "logging", "level": "debug"})
     calls = [line for line in lines if line["event"] == "call ended"]
@@ -56,7 +56,7 @@ def test_debug_has_a_line_for_every_call(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_no_line_has_the_key(capfd: pytest.CaptureFixture[str]) -> None:
-    """Not even where the provider repeats it."""
+    """Not even if the provider repeats it."""
     key = "sentinel-5up3r-53cr3t"
     spec = {"name": "logging", "level": "debug", "form": "console"}
     with Provider(fault=error(401, f"Incorrect API key provided: {key}.")) as provider, pytest.raises(ProviderError):
@@ -67,7 +67,7 @@ def test_no_line_has_the_key(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_programs_own_structlog_is_used(capfd: pytest.CaptureFixture[str]) -> None:
-    """Lines go where the program has configured structlog to put them."""
+    """Lines go where the program configured structlog."""
     seen: list[dict[str, Any]] = []
 
     def keep(_logger: Any, _name: str, line: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def test_the_programs_own_structlog_is_used(capfd: pytest.CaptureFixture[str]) -
     assert [line["event"] for line in seen] == ["run started", "run ended"]
 
 
-def test_lines_can_be_handed_to_a_logger() -> None:
-    """Anything with `log(level, message)`; the lines are whole, without times of their own making."""
+def test_lines_can_be_sent_to_a_logger() -> None:
+    """Any object with `log(level, message)`; the lines are complete and have no time stamps."""
     seen: list[tuple[int, str]] = []
 
     class Logger:

@@ -1,4 +1,4 @@
-"""Spans and metrics as a collector on the loopback gets them: totals are the report's, and nothing secret is there."""
+"""Spans and metrics as a loopback collector receives them: totals equal the report's, without secrets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def total(spans: list[Span], attribute: str) -> Any:
 def test_totals_are_the_reports_to_the_token_and_the_cent(
     collector: Collector, rows: int, batch_size: int, rate: int | None
 ) -> None:
-    """Over spans, over metrics, and on the span of the run; with calls that fail, are refused, and are made again."""
+    """Over spans, over metrics, and on the run's span; with failed, refused and retried calls."""
     faults = shares((0.2, status(503)), (0.1, status(429)))
     with Provider(echo_each, fault=faults, cached_tokens=1) as provider:
         watching = {"name": "opentelemetry", "calls_per_second": rate}
@@ -93,7 +93,7 @@ def test_totals_are_the_reports_to_the_token_and_the_cent(
 
 
 def test_calls_beyond_the_rate_are_recorded_together(collector: Collector) -> None:
-    """The sums stay, and every call that failed has a span of its own."""
+    """The sums are unchanged, and every failed call has a span of its own."""
     with Provider(fault=matching("row 199", first(3, status(503)))) as provider:
         report = observed(provider, {"name": "opentelemetry", "calls_per_second": 0}, rows=250)
     calls = calls_of(collector.spans())
@@ -106,8 +106,8 @@ def test_calls_beyond_the_rate_are_recorded_together(collector: Collector) -> No
     assert sum(span.failed for span in calls) == 3
 
 
-def test_a_call_that_fails_beyond_the_rate_has_all_that_befell_its_batch(collector: Collector) -> None:
-    """The holds and the bookings of every attempt, the one that failed included."""
+def test_failed_call_beyond_the_rate_has_the_waits_of_its_batch(collector: Collector) -> None:
+    """The budget and rate waits of every attempt, the failed one included."""
     with Provider(fault=matching("row 149", first(1, status(503)))) as provider:
         watching = {"name": "opentelemetry", "calls_per_second": 0}
         observed(provider, watching, rows=150, max_cost_usd=1, rates=Rates(6_000_000))
@@ -116,8 +116,8 @@ def test_a_call_that_fails_beyond_the_rate_has_all_that_befell_its_batch(collect
     assert [name for name, _ in spans[failed.parent].notes] == ["hold", "booking", "retry", "hold", "booking"]
 
 
-def test_reused_rows_are_told_apart(collector: Collector, tmp_path: Any) -> None:
-    """A second run asks nothing, and its metrics say so."""
+def test_reused_rows_have_a_metric_of_their_own(collector: Collector, tmp_path: Any) -> None:
+    """A second run makes no call, and its metrics say so."""
     with Provider() as provider:
         observed(provider, rows=10, store=tmp_path / "answers.db")
         observed(provider, ALL, rows=10, store=tmp_path / "answers.db")
@@ -162,7 +162,7 @@ def test_spans_follow_the_conventions(collector: Collector) -> None:
 
 
 def test_calls_are_in_batches_and_batches_in_the_run(collector: Collector) -> None:
-    """One trace: times nest, a repetition is in the batch of the first try, and what was wrong is said."""
+    """One trace: times nest, a retry is in the batch of its first attempt, and errors are recorded."""
     fault = first(1, status(429, {"error": {"message": "slow down"}}))
     with Provider(fault=fault) as provider:
         observed(provider, ALL, rows=3)
@@ -181,8 +181,8 @@ def test_calls_are_in_batches_and_batches_in_the_run(collector: Collector) -> No
     assert [name for name, _ in spans[failed.parent].notes] == ["retry"]
 
 
-def test_rows_that_fail_are_noted_where_they_were_asked(collector: Collector) -> None:
-    """With reason and detail, and without their text."""
+def test_failed_rows_are_events_of_their_batch(collector: Collector) -> None:
+    """With reason and detail, without their text."""
     with Provider(fault=matching("row 1", refusal)) as provider:
         observed(provider, ALL, rows=3)
     notes = [note for span in collector.spans() if span.name == "batch" for note in span.notes]
@@ -192,8 +192,8 @@ def test_rows_that_fail_are_noted_where_they_were_asked(collector: Collector) ->
 
 
 @pytest.mark.parametrize("how", ["option", "variable", "active span"])
-def test_the_callers_trace_goes_on(collector: Collector, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is handed over, named by the environment, or active where the run is started."""
+def test_callers_trace_is_continued(collector: Collector, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it is passed, in the environment, or active where the run is started."""
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     traceparent = f"00-{trace}-{span}-01"
     with Provider() as provider:
@@ -211,7 +211,7 @@ def test_the_callers_trace_goes_on(collector: Collector, how: str, monkeypatch: 
 
 
 def test_the_programs_own_tracer_provider_is_used() -> None:
-    """Where there is one, its processors get the spans, and it is not shut down with the run."""
+    """Its processors get the spans, and it is not shut down with the run."""
     code = """
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -230,12 +230,12 @@ print(*sorted(span.name for span in exporter.get_finished_spans()))
     assert found.split("\n")[0] == "batch batch chat ScriptedModel chat ScriptedModel enrich enrich"
 
 
-# -- what must not be in it ----------------------------------------------------------------------------------------
+# -- secrets and content -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [False, True])
-def test_what_was_said_is_recorded_only_when_asked_for(collector: Collector, content: bool) -> None:
-    """By default no request to the collector has a word of a row or of a reply."""
+def test_content_is_recorded_only_on_request(collector: Collector, content: bool) -> None:
+    """By default no request to the collector has a word of a row or a reply."""
     with Provider() as provider:
         observed(provider, *({"name": name, "content": content} for name in ("opentelemetry", "langfuse")), rows=2)
     assert collector.requests
@@ -248,8 +248,8 @@ def test_what_was_said_is_recorded_only_when_asked_for(collector: Collector, con
         assert '"finish_reason":"stop"' in call.attributes["gen_ai.output.messages"]
 
 
-def test_no_key_is_in_what_is_exported(collector: Collector) -> None:
-    """Neither the provider's nor Langfuse's, also where the provider repeats it in its complaint."""
+def test_no_key_is_exported(collector: Collector) -> None:
+    """Neither the provider's nor Langfuse's, also if the provider repeats it in an error."""
     key = "sentinel-5up3r-53cr3t"
     chosen = replace(options(), observers=({**ALL, "content": True}, "langfuse"))
     with Provider(fault=error(401, f"Incorrect API key provided: {key}.")) as provider, pytest.raises(ProviderError):
@@ -261,7 +261,7 @@ def test_no_key_is_in_what_is_exported(collector: Collector) -> None:
 
 
 def test_lone_surrogates_and_nul_do_not_break_the_export(collector: Collector) -> None:
-    """What no collector takes is replaced; nothing else of the run is lost."""
+    """They are replaced; nothing else of the run is lost."""
     table = {"text": ["a\ud800b", "nul\0", "c"]}
     chosen = replace(options(), observers=({**ALL, "content": True},))
     with Provider() as provider:
@@ -273,7 +273,7 @@ def test_lone_surrogates_and_nul_do_not_break_the_export(collector: Collector) -
 
 
 def test_langfuse_gets_generations_with_costs(collector: Collector) -> None:
-    """At its own address, with its own credentials, as many tokens and dollars as the report has."""
+    """At its own address, with its own credentials, with the report's tokens and dollars."""
     origin = Origin("run-1", "labels", "2026-01-01")
     with Provider(echo_each) as provider:
         report = observed(provider, "langfuse", rows=20, batch_size=5, origin=origin)
@@ -289,8 +289,10 @@ def test_langfuse_gets_generations_with_costs(collector: Collector) -> None:
     assert collector.to("/v1/") == []
 
 
-def test_langfuse_does_not_get_keys_for_others(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the OTLP variables say to send to a collector of one's own stays there."""
+def test_langfuse_does_not_get_headers_of_other_collectors(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers of the OTLP variables are not sent to Langfuse."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-their-key=for-them-only")
     with Provider() as provider:
         observed(provider, "langfuse", "opentelemetry", rows=1)
@@ -300,18 +302,18 @@ def test_langfuse_does_not_get_keys_for_others(collector: Collector, monkeypatch
 
 
 def test_langfuse_without_keys_is_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is asked."""
+    """Before any call."""
     monkeypatch.delenv("LANGFUSE_SECRET_KEY", raising=False)
     monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk")
     with pytest.raises(ConfigError, match="LANGFUSE_SECRET_KEY"):
         open_observers(["langfuse"])
 
 
-# -- where nobody listens ------------------------------------------------------------------------------------------
+# -- without a collector -------------------------------------------------------------------------------------------
 
 
 def test_variables_switch_signals_off(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`OTEL_METRICS_EXPORTER=none`, and `OTEL_SDK_DISABLED` for all of it."""
+    """`OTEL_METRICS_EXPORTER=none` for metrics, and `OTEL_SDK_DISABLED` for all."""
     with Provider() as provider:
         monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
         observed(provider, "opentelemetry", rows=1)
@@ -323,8 +325,8 @@ def test_variables_switch_signals_off(collector: Collector, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("stalls", [False, True], ids=["gone", "stalled"])
-def test_a_dead_collector_costs_seconds_at_the_end(stalls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run itself is as quick as ever, and its end waits for what an export may take, here a second."""
+def test_dead_collector_costs_only_the_export_time_out(stalls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is as fast as usual, and its end waits for the time-out of an export, here 1 s."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with socket.socket() as closed, Collector(stalls=True) as stalled, Provider() as provider:
         closed.bind(("127.0.0.1", 0))
@@ -336,8 +338,8 @@ def test_a_dead_collector_costs_seconds_at_the_end(stalls: bool, monkeypatch: py
         assert time.monotonic() - began - report.progress.elapsed_s < 20
 
 
-def test_an_interrupted_process_has_told_everything(collector: Collector) -> None:
-    """After Ctrl-C the collector has the run's span, and one for every call, those that were cancelled among them."""
+def test_interrupted_process_exports_everything(collector: Collector) -> None:
+    """After Ctrl-C the collector has the run's span, and one for every call, cancelled ones included."""
     code = """
 import os, signal, sys
 from ondine_core import ModelSpec, Options, Policy, enrich_sync
@@ -378,8 +380,8 @@ for name in ("opentelemetry", "langfuse", "prometheus"):
     assert found.count("ondine-dagster[prometheus]") == 1
 
 
-def test_observers_cost_nothing_until_they_are_named() -> None:
-    """Neither their packages nor structlog are imported with the core."""
+def test_observer_packages_are_imported_on_use() -> None:
+    """Neither they nor structlog are imported with the core."""
     code = """
 import sys, ondine_core
 print([name for name in ("opentelemetry", "prometheus_client", "structlog", "requests") if name in sys.modules])

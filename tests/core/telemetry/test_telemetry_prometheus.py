@@ -1,4 +1,4 @@
-"""Figures for Prometheus: pushed ones and scraped ones are the report's."""
+"""Prometheus metrics: pushed and scraped values equal the report's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRICE = Price(Decimal("0.00000015"), Decimal("0.0000006"), Decimal("0.00000015")
 
 
 def observed(provider: Provider, observer: Any, rows: int = 30, **changes: Any) -> Report:
-    """The report of a run that this observes."""
+    """The report of a run with this observer."""
     chosen = replace(options(batch_size=4), observers=(observer,), price=PRICE, **changes)
     return ask(provider, texts(rows), chosen, max_output_tokens=2000)
 
@@ -33,8 +33,8 @@ def total(samples: Mapping[str, float], name: str, part: str = "") -> float:
     return sum(value for key, value in samples.items() if key.partition("{")[0] == name and part in key)
 
 
-def test_pushed_figures_are_the_reports() -> None:
-    """To the token and the cent, under run, asset and partition, whatever befalls the calls."""
+def test_pushed_values_equal_the_report() -> None:
+    """To the token and the cent, by run, asset and partition, with any faults."""
     with Provider(echo_each, fault=shares((0.2, status(503)))) as provider, Collector() as gateway:
         spec = {"name": "prometheus", "push_gateway": gateway.url}
         report = observed(provider, spec, max_cost_usd=1, origin=Origin("r", "labels", "2026-01-01"))
@@ -52,8 +52,8 @@ def test_pushed_figures_are_the_reports() -> None:
     assert total(samples, "ondine_wait_duration_seconds_count", 'reason="budget"') == spend.calls
 
 
-def test_histograms_are_cumulative_and_end_with_everything() -> None:
-    """As Prometheus reads them: no bucket has less than the one before it, and `+Inf` has all."""
+def test_histograms_are_cumulative() -> None:
+    """No bucket has less than the one before it, and `+Inf` has all."""
     with Provider() as provider, Collector() as gateway:
         observed(provider, {"name": "prometheus", "push_gateway": gateway.url})
     text = gateway.to("/metrics/job/")[-1].body.decode()
@@ -66,7 +66,7 @@ def test_histograms_are_cumulative_and_end_with_everything() -> None:
 
 
 def test_a_long_lived_process_offers_the_sum_of_its_runs() -> None:
-    """In the default registry, once, however many runs there were; runs may fail and be reused."""
+    """In the default registry, however many runs there were; also with failed runs and reused rows."""
 
     def scraped() -> dict[str, float]:
         families = text_string_to_metric_families(generate_latest(REGISTRY).decode())
@@ -85,8 +85,8 @@ def test_a_long_lived_process_offers_the_sum_of_its_runs() -> None:
     assert total(found, "gen_ai_client_operation_duration_seconds_count", "'refused'") > 0
 
 
-def test_a_gateway_that_is_gone_is_told_of() -> None:
-    """The run is as good as without."""
+def test_missing_gateway_is_warned_of() -> None:
+    """The run is not affected."""
     trouble: list[str] = []
     with socket.socket() as closed, Provider() as provider:
         closed.bind(("127.0.0.1", 0))

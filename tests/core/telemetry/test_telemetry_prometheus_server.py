@@ -1,4 +1,4 @@
-"""Figures as a real Prometheus has them, which scrapes a real push gateway."""
+"""Metrics in a real Prometheus that scrapes a real push gateway."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def test_rows_of_all_runs_are_counted(tmp_path: Path) -> None:
-    """The guide's query has the rows of every run: of one asset in turn, a second attempt, and another partition."""
+    """The guide's query has the rows of every run: sequential runs, a second attempt, and another partition."""
     origins = [Origin("a", "labels"), Origin("b", "labels"), Origin("b", "labels"), Origin("c", "labels", "2026-01-01")]
     sizes = (10, 25, 5, 30)
     (expression,) = re.findall(r"```promql\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)

@@ -1,4 +1,4 @@
-"""The books are true to the call and to the dollar, whatever is sent and settled, and whenever the process dies."""
+"""The ledger is exact to the call and to the dollar, whatever is sent and settled, and whenever the process dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ondine_core.providers.pricing import Price
 from ondine_core.store import Store, open_store
 from ondine_core.types.ledger import Audit, CallFinished, CallStarted, Origin, UsageTotals
 from ondine_core.types.values import Answer, Failure, Usage
-from tests.support.books import KINDS, call_to, fresh_place, key_of, look
+from tests.support.ledger import KINDS, call_to, fresh_place, key_of, look
 from tests.support.postgres import server
 
 TIMEOUT_S = 60.0
@@ -43,7 +43,7 @@ failures = st.builds(
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[CallStarted, CallFinished]:
-    """A call, and what may become of it."""
+    """A call, and its possible outcomes."""
     origin = Origin(draw(st.sampled_from(RUNS)), draw(st.sampled_from("ab")), draw(st.sampled_from(["", "p"])))
     most = draw(st.none() | tokens.map(lambda count: count * PRICE.output))
     stage = draw(st.sampled_from(["ask", "repair"]))
@@ -63,7 +63,7 @@ def calls(draw: st.DrawFn) -> tuple[CallStarted, CallFinished]:
 
 @dataclass
 class Model:
-    """The books in plain Python."""
+    """The ledger in plain Python."""
 
     open: dict[bytes, CallStarted] = field(default_factory=dict)
     seen: list[CallFinished] = field(default_factory=list)
@@ -94,16 +94,16 @@ class Model:
         return UsageTotals(len(seen), sum((one.usage for one in seen), Usage()), usd)
 
 
-# What happens to a call: noted and settled in one breath with others, settled again, or never.
-FATES = ("settled", "settled twice", "never noted", "lost")
-histories = st.lists(st.lists(st.tuples(calls(), st.sampled_from(FATES)), max_size=6), max_size=5)
+# What happens to a call: recorded and settled concurrently with others, settled again, or never.
+CALL_STATES = ("settled", "settled twice", "never recorded", "lost")
+histories = st.lists(st.lists(st.tuples(calls(), st.sampled_from(CALL_STATES)), max_size=6), max_size=5)
 
 
-async def live_through(store: Store, model: Model, group: list[tuple[tuple[CallStarted, CallFinished], str]]) -> None:
-    """Calls that are made at the same time."""
-    noted = [call for call, state in group if state != "never noted"]
-    await asyncio.gather(*(store.send(sent) for sent, _ in noted))
-    model.open |= {sent.call: sent for sent, _ in noted}
+async def make_calls(store: Store, model: Model, group: list[tuple[tuple[CallStarted, CallFinished], str]]) -> None:
+    """Make these calls concurrently."""
+    recorded = [call for call, state in group if state != "never recorded"]
+    await asyncio.gather(*(store.send(sent) for sent, _ in recorded))
+    model.open |= {sent.call: sent for sent, _ in recorded}
     seen = [settled for (_, settled), state in group for _ in range(2 if "twice" in state else 1) if state != "lost"]
     await asyncio.gather(*(store.settle(settled) for settled in seen))
     for settled in seen:
@@ -129,7 +129,7 @@ def agree(place: str, history: list[list[tuple[tuple[CallStarted, CallFinished],
     for group in history:
         once = [one for one in group if one[0][0].call not in called and not called.add(one[0][0].call)]
         with open_store(place) as store:
-            asyncio.run(live_through(store, model, once))
+            asyncio.run(make_calls(store, model, once))
             check(store, model)
     with open_store(place) as store:
         check(store, model)
@@ -137,15 +137,15 @@ def agree(place: str, history: list[list[tuple[tuple[CallStarted, CallFinished],
 
 @settings(deadline=None, max_examples=60)
 @given(histories)
-def test_books_agree_with_a_model(history: list[list[tuple[tuple[CallStarted, CallFinished], str]]]) -> None:
-    """After any sequence of calls, audit, answers, failures and open calls are what a model in plain Python says."""
+def test_ledger_agrees_with_a_model(history: list[list[tuple[tuple[CallStarted, CallFinished], str]]]) -> None:
+    """After any sequence of calls, audit, answers, failures and open calls equal those of a model in plain Python."""
     with tempfile.TemporaryDirectory() as folder:
         agree(f"{folder}/answers.db", history)
 
 
 @settings(deadline=None, max_examples=25)
 @given(histories)
-def test_books_in_postgres_agree_with_a_model(
+def test_ledger_in_postgres_agrees_with_a_model(
     history: list[list[tuple[tuple[CallStarted, CallFinished], str]]],
 ) -> None:
     """The same on a server."""
@@ -164,7 +164,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_usd_is_the_sum_of_tokens_times_price(place: str) -> None:
-    """Thousands of calls of less than a hundredth of a cent add up to the last digit, not to within a rounding."""
+    """Thousands of calls of less than a hundredth of a cent add up exactly, without a rounding error."""
     usages = [Usage(n % 7, n % 3, n % 5) for n in range(2000)]
 
     async def main(store: Store) -> None:
@@ -182,8 +182,8 @@ def test_usd_is_the_sum_of_tokens_times_price(place: str) -> None:
         asyncio.run(main(store))
 
 
-def test_price_finer_than_the_books_is_off_by_half_a_pico_dollar_a_call_at_most(place: str) -> None:
-    """A price that is no whole number of pico-dollars a token is rounded to the nearest, once a call; a bound, up."""
+def test_price_finer_than_a_pico_dollar_is_rounded_once_a_call(place: str) -> None:
+    """The cost of a call is rounded to the nearest pico-dollar, a bound upwards."""
     usd = Decimal("0.0000123456789012345")
 
     async def main(store: Store) -> None:
@@ -201,8 +201,8 @@ def test_price_finer_than_the_books_is_off_by_half_a_pico_dollar_a_call_at_most(
         asyncio.run(main(store))
 
 
-def test_days_are_those_on_which_calls_left(place: str) -> None:
-    """A call is entered under the date, in UTC, on which it left."""
+def test_calls_are_entered_under_the_day_they_were_sent(place: str) -> None:
+    """The UTC date."""
     almost_midnight = 1_767_225_599.9
 
     async def main(store: Store) -> None:
@@ -219,7 +219,7 @@ def test_days_are_those_on_which_calls_left(place: str) -> None:
 
 # -- real processes ------------------------------------------------------------------------------------------------
 
-# Each line it writes is a call that has left; the model's reply is a line it reads.
+# Each line it writes is a call that was sent; the model's reply is a line it reads.
 SENDER = """
 import asyncio, os, sys
 from decimal import Decimal
@@ -271,8 +271,8 @@ def audit(place: str) -> Audit:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_books_are_exact_after_a_kill_with_calls_in_flight(seed: int, place: str) -> None:
-    """Killed while all its calls are in flight, what a process sent, was answered and does not know is in the books."""
+def test_ledger_is_exact_after_a_kill_with_calls_in_flight(seed: int, place: str) -> None:
+    """After a kill with all calls in flight the ledger has the calls sent, answered and of unknown outcome."""
     rng = random.Random(seed)
     left, answered = 0, 0
     for _ in range(2):
@@ -292,15 +292,15 @@ def test_books_are_exact_after_a_kill_with_calls_in_flight(seed: int, place: str
                 left += 1
             # Every worker waits for a reply, so each has settled its last call.
             os.kill(process.pid, signal.SIGKILL)
-    books = audit(place)
-    assert (books.sent, books.answered.calls, books.unknown.calls) == (left, answered, 2 * WORKERS)
-    assert books.answered.usd == answered * Decimal("0.0005")
-    assert books.unknown.usd == 2 * WORKERS * Decimal("0.001")
+    ledger = audit(place)
+    assert (ledger.sent, ledger.answered.calls, ledger.unknown.calls) == (left, answered, 2 * WORKERS)
+    assert ledger.answered.usd == answered * Decimal("0.0005")
+    assert ledger.unknown.usd == 2 * WORKERS * Decimal("0.001")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_call_is_missing_after_a_kill_at_any_moment(seed: int, place: str) -> None:
-    """Killed at any moment: no call that left is missing or there twice, at most those about to leave are more."""
+    """No sent call is missing or duplicated; at most those about to be sent are recorded in addition."""
     rng = random.Random(seed)
     calls_left: Counter[bytes] = Counter()
     for _ in range(3):
@@ -311,10 +311,10 @@ def test_no_call_is_missing_after_a_kill_at_any_moment(seed: int, place: str) ->
                 process.stdin.write(line)
             os.kill(process.pid, signal.SIGKILL)
             calls_left.update(line.strip() for line in process.stdout.read().splitlines(keepends=True) if b"\n" in line)
-    books = audit(place)
-    assert calls_left.total() <= books.sent <= calls_left.total() + 3 * WORKERS
+    ledger = audit(place)
+    assert calls_left.total() <= ledger.sent <= calls_left.total() + 3 * WORKERS
     unseen = {call.hex().encode() for (call,) in look(place, "SELECT call FROM ondine.calls")}
     kept = {key.hex().encode() for (key,) in look(place, "SELECT key FROM ondine.answers")}
     assert not unseen & kept, "a call is settled with its answer or not at all"
-    assert len(unseen | kept) == books.sent
+    assert len(unseen | kept) == ledger.sent
     assert set(calls_left) <= unseen | kept
