@@ -24,7 +24,7 @@ from ondine_core.limits.lease import hold_lease
 from ondine_core.store import open_store
 from ondine_core.types.clock import Clock
 from ondine_core.types.processes import Process, this_process
-from tests.support.books import KINDS, fresh_place
+from tests.support.ledger import KINDS, fresh_place
 from tests.support.provider import Asked, Effect, Provider, Slow
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from ondine_core.store import open_store
-from tests.support.books import key_of, keys_in
+from tests.support.ledger import key_of, keys_in
 
 TIMEOUT_S = 120.0
 SECTOR = 512
@@ -32,7 +32,7 @@ KEEP = """
 import asyncio, os, signal, sys
 from ondine_core.store import open_store
 from ondine_core.types.values import Answer
-from tests.support.books import keep, key_of
+from tests.support.ledger import keep, key_of
 
 async def main():
     loop = asyncio.get_running_loop()

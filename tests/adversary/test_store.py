@@ -25,7 +25,7 @@ from ondine_core.store.sqlite_files import store_files
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.values import Answer
 from tests.support.asking import PROMPT, texts
-from tests.support.books import call_to, fresh_place, keep, key_of, keys_in
+from tests.support.ledger import call_to, fresh_place, keep, key_of, keys_in
 from tests.support.postgres import PASSWORD
 from tests.support.provider import Provider
 

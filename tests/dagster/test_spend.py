@@ -22,7 +22,7 @@ from ondine_core.store import open_store
 from ondine_core.types.ledger import CallFinished, Origin
 from ondine_core.types.values import Usage
 from ondine_dagster import LLMResource, spend_report
-from tests.support.books import KINDS, call_to, fresh_place, key_of
+from tests.support.ledger import KINDS, call_to, fresh_place, key_of
 from tests.support.provider import Asked, Canned, Provider
 from tests.support.review_assets import answer, metadata_of, moods_of, run
 

@@ -24,7 +24,7 @@ from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.store import open_store
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.values import Failure, Reply, Usage
-from tests.support.books import KINDS, call_to, fresh_place, key_of
+from tests.support.ledger import KINDS, call_to, fresh_place, key_of
 from tests.support.old_store import make_old_store
 
 PRICE = Price(Decimal("0.003"), Decimal("0.007"), Decimal("0.001"))

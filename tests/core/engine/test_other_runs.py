@@ -28,7 +28,7 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallStarted, RunStarted
 from ondine_core.types.values import Call, Failure, ModelSpec, Reply, Usage
 from tests.support.asking import ask, echo_each, options, texts
-from tests.support.books import KINDS, ORIGIN, fresh_place, key_of, look
+from tests.support.ledger import KINDS, ORIGIN, fresh_place, key_of, look
 from tests.support.provider import Books, Provider, error, first, matching, slow, while_set
 from tests.support.unreliable import MemoryStore, UnreliableModel, schedules
 from tests.support.virtual_clock import run_virtually

@@ -43,7 +43,7 @@ from ondine_core.prompts.task import cache_key
 from ondine_core.providers import connect
 from ondine_core.store.records import split_keys
 from tests.support.asking import PROMPT, texts
-from tests.support.books import KINDS, fresh_place, look
+from tests.support.ledger import KINDS, fresh_place, look
 from tests.support.provider import (
     Books,
     Effect,

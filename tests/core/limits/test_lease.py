@@ -23,7 +23,7 @@ from ondine_core.limits.lease import hold_lease
 from ondine_core.store import open_store
 from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import Numbers
-from tests.support.books import KINDS, fresh_place
+from tests.support.ledger import KINDS, fresh_place
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 

@@ -22,7 +22,7 @@ from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import main
 from ondine_core.store.budget_state import BudgetState, charge, read_state, settle, settle_holdings, usd_of, write_state
 from ondine_core.types.processes import Process, this_process
-from tests.support.books import KINDS, fresh_place, look, read_budget
+from tests.support.ledger import KINDS, fresh_place, look, read_budget
 
 CAP = BudgetLimit(Decimal(1), "team", "ever")
 HOLDER = """

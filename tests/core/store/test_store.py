@@ -22,7 +22,7 @@ from ondine_core.store.connect import connect
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Usage
-from tests.support.books import KINDS, call_to, fresh_place, keep, key_of, keys_in, look
+from tests.support.ledger import KINDS, call_to, fresh_place, keep, key_of, keys_in, look
 
 TIMEOUT_S = 30.0
 

@@ -24,7 +24,7 @@ from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import default_store, main
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin, RunStarted
 from ondine_core.types.values import Answer, Failure, Usage
-from tests.support.books import KINDS, fresh_place, keep, key_of, keys_in, look
+from tests.support.ledger import KINDS, fresh_place, keep, key_of, keys_in, look
 from tests.support.postgres import PASSWORD
 
 DAY_S = 86400.0

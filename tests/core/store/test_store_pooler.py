@@ -15,7 +15,7 @@ from ondine_core.store import Store, open_store
 from ondine_core.types.ledger import CallFinished
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Usage
-from tests.support.books import call_to, key_of, keys_in
+from tests.support.ledger import call_to, key_of, keys_in
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres import server
 

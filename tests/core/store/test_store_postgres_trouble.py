@@ -17,7 +17,7 @@ from ondine_core.store import Store, open_store
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer
 from tests.support.asking import ask, options, texts
-from tests.support.books import call_to, keep, key_of, keys_in
+from tests.support.ledger import call_to, keep, key_of, keys_in
 from tests.support.postgres import server
 from tests.support.provider import Asked, Effect, Provider
 

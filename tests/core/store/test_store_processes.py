@@ -14,7 +14,7 @@ import pytest
 
 from ondine_core.errors import StoreError
 from ondine_core.store import Store, open_store
-from tests.support.books import KINDS, fresh_place, key_of, keys_in
+from tests.support.ledger import KINDS, fresh_place, key_of, keys_in
 
 TIMEOUT_S = 60.0
 

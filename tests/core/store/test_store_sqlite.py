@@ -20,7 +20,7 @@ from ondine_core.errors import ConfigError, StoreError
 from ondine_core.store import NETWORK_FILE_SYSTEMS, PASSING_FILE_SYSTEMS, Store, find_file_system, open_store
 from ondine_core.store.schema import MIGRATIONS
 from ondine_core.types.values import Answer
-from tests.support.books import call_to, keep, key_of, keys_in
+from tests.support.ledger import call_to, keep, key_of, keys_in
 
 TIMEOUT_S = 60.0
 ANSWER = Answer({"text": "x" * 1000}, "m")
@@ -364,7 +364,7 @@ from ondine_core.errors import StoreError
 from ondine_core.store import open_store
 from ondine_core.store.schema import MIGRATIONS
 from ondine_core.types.values import Answer
-from tests.support.books import keep, key_of
+from tests.support.ledger import keep, key_of
 
 async def main():
     with open_store(sys.argv[1]) as store:

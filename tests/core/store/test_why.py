@@ -24,7 +24,7 @@ from ondine_core.store.__main__ import main
 from ondine_core.store.connect import connect
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import ModelSpec
-from tests.support.books import KINDS, fresh_place, look
+from tests.support.ledger import KINDS, fresh_place, look
 
 ORIGIN = Origin("run-7", "shop/moods", "2026-01-05")
 DAY_S = 86400.0

@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from tests.support.books import read_budget
+from tests.support.ledger import read_budget
 from tests.support.deployed_figures import DAYS, PARTS, ROWS_A_DAY, ROWS_A_PART, billed, is_complete, keeps_rate
 from tests.support.deployment import Deployment
 from tests.support.provider import Books, Provider

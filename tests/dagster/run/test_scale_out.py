@@ -20,7 +20,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.support.books import read_budget
+from tests.support.ledger import read_budget
 from tests.support.deployed_figures import (
     CONCURRENCY,
     PARTS,

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.support.books import look
+from tests.support.ledger import look
 from tests.support.container_project import ROWS, build_job
 from tests.support.containers import ContainerHost
 from tests.support.deployment import until
