@@ -249,11 +249,11 @@ def _evaluate(
         keys = definition.get_partition_keys(dynamic_partitions_store=context.instance) if definition else ()
         return frozenset((None, *keys))
 
-    for place in models.stores:
+    for path_or_url in models.stores:
         try:
-            waits = [wait for wait in _read_waits(place) if wait.origin.asset in watched]
+            waits = [wait for wait in _read_waits(path_or_url) if wait.origin.asset in watched]
             due = _find_due(context, waits, no_room_s, notes)
-            polled = run_in_thread(partial(_poll_all, place, due, models, assets)) if due else []
+            polled = run_in_thread(partial(_poll_all, path_or_url, due, models, assets)) if due else []
         except OndineError as error:
             problems.append(str(error))
             continue
@@ -284,11 +284,11 @@ def _conclude(
     return dg.SensorResult(skip_reason="\n".join(notes) or "No asset waits for batch jobs.")
 
 
-def _read_waits(place: str) -> list[JobWait]:
-    address = parse_address(place)
+def _read_waits(path_or_url: str) -> list[JobWait]:
+    address = parse_address(path_or_url)
     if address.kind != "postgres" and not Path(address.text).exists():
         return []
-    with open_store(place) as store:
+    with open_store(path_or_url) as store:
         return run_in_thread(lambda: store.read(job_tables.read_waits))
 
 
@@ -331,7 +331,7 @@ def _ended_before(context: dg.SensorEvaluationContext, run_id: str, at: float) -
 
 
 async def _poll_all(
-    place: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
+    path_or_url: str, due: Sequence[_Waiting], models: _Models, assets: Mapping[dg.AssetKey, dg.AssetsDefinition]
 ) -> list[_Polled]:
     """Ask providers about the jobs of several runs, some at a time."""
     places = asyncio.Semaphore(_POLLS_AT_ONCE)
@@ -358,7 +358,7 @@ async def _poll_all(
         except TimeoutError:
             return _Polled(is_ready=False, problem=f"The provider did not answer within {_POLL_TIMEOUT_S:.0f} s.")
 
-    with open_store(place) as store:
+    with open_store(path_or_url) as store:
         async with AsyncExitStack() as stack:
             return await asyncio.gather(*map(poll, due))
 

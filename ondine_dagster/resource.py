@@ -93,7 +93,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         "(dearer) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it asks "
         "nothing again; what the model does not have is an error.",
     )
-    tier_patience_s: NonNegative = Field(
+    tier_wait_timeout_s: NonNegative = Field(
         default=900.0, description="Seconds for which the flex tier may have no capacity for any call."
     )
     tier_fallback: bool = Field(
@@ -256,7 +256,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
             policy=Policy(
                 max_concurrency=self.max_concurrency,
                 context_window=self.context_window,
-                tier_patience_s=self.tier_patience_s,
+                tier_wait_timeout_s=self.tier_wait_timeout_s,
                 tier_fallback=self.tier_fallback,
                 batch_wait_s=self.batch_wait_s,
                 batch_min_rows=self.batch_min_rows,

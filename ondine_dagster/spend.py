@@ -62,10 +62,10 @@ def spend_report(
 
     def compute(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         llm = None if store else getattr(context.resources, resource_key)
-        place = store or (llm.store if isinstance(llm, LLMResource) else None) or default_store(context.instance)
+        path_or_url = store or (llm.store if isinstance(llm, LLMResource) else None) or default_store(context.instance)
         since = None if days is None else datetime.now(UTC).date() - timedelta(days=days - 1)
         try:
-            spent = _read(place, since)
+            spent = _read(path_or_url, since)
         except OndineError as error:
             raise failure(error, None) from error
         return dg.MaterializeResult(value=_table(spent, frame), metadata=_metadata(spent))
@@ -80,8 +80,8 @@ _Spent = Mapping[tuple[str, ...], Spending]
 """By asset, model and day."""
 
 
-def _read(place: str, since: date | None) -> _Spent:
-    database = connect(place, create=False)
+def _read(path_or_url: str, since: date | None) -> _Spent:
+    database = connect(path_or_url, create=False)
     try:
         spent = read_spending(database, "asset", "model", "day")
     finally:
@@ -157,12 +157,12 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
 def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
     """USD by asset, by model and by day, each with a bar; the dearest and the latest come first."""
     tables = {}
-    for place, name in enumerate(("asset", "model", "day")):
+    for index, name in enumerate(("asset", "model", "day")):
         usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)
-        at_most = {group[place] for group, one in spent.items() if one.at_most_calls}
+        at_most = {group[index] for group, one in spent.items() if one.at_most_calls}
         for group, one in spent.items():
-            usd[group[place]] += one.usd
-            calls[group[place]] += one.calls + one.unknown + one.in_jobs
+            usd[group[index]] += one.usd
+            calls[group[index]] += one.calls + one.unknown + one.in_jobs
         by_cost = sorted(usd, key=lambda each: (-usd[each], each))
         shown = (sorted(usd, reverse=True) if name == "day" else by_cost)[:_LINES_SHOWN]
         tables[f"ondine/spend_by_{name}"] = dg.MetadataValue.md(_bars(name, shown, usd, calls, at_most))

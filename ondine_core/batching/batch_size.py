@@ -17,15 +17,15 @@ from math import inf
 from ondine_core.errors import ConfigError
 
 _FIRST_ROWS = 10
-_MOST_ROWS = 100
+_MAX_ROWS = 100
 """Beyond it there is little left to save: of the instructions, 99 % are shared already."""
 _SHARE_OF_TIMEOUT = 0.5
 """A call that takes half its time-out on a good day is lost on a bad one, and with it all of its rows."""
-_PATIENCE = 4
-_LONGEST_PATIENCE = 160
+_PROBE_AFTER = 4
+_MAX_PROBE_AFTER = 160
 _GOOD_FOR_ONE_BAD = 12
 """Good calls that make up for a bad one: sizes at which more than one in thirteen is bad do not last."""
-_MOST_CREDIT = 3 * _GOOD_FOR_ONE_BAD
+_MAX_CREDIT = 3 * _GOOD_FOR_ONE_BAD
 _LOST_AFTER = 100
 """A probe without an outcome for this many calls carried fewer rows than it might: they did not fit the window."""
 
@@ -36,42 +36,42 @@ class AdaptiveSize:
 
     Args:
         rows: The size that has proved itself.
-        most: Never more than this.
+        max_rows: Never more than this.
         ceiling: Up to here sizes double; it is where the last probe that failed left from.
         max_s: The latency that a call should keep under.
         slowest_s: The longest latency seen at `rows`.
         probe: The larger size that a call in flight tries, 0 if none does.
         streak: Good calls of `rows` rows since it last changed.
         due: The streak at which the next probe leaves.
-        patience: The streak that a probe which failed last made the next one wait for.
+        probe_after: The streak that a probe which failed last made the next one wait for.
         credit: Good calls, those that bad ones used up apart.
     """
 
     rows: int
-    most: int
+    max_rows: int
     ceiling: int
     max_s: float = inf
     slowest_s: float = 0.0
     probe: int = 0
     streak: int = 0
     due: int = 1
-    patience: int = _PATIENCE
+    probe_after: int = _PROBE_AFTER
     credit: int = 0
 
 
-def start_size(most: int = _MOST_ROWS, timeout_s: float = inf) -> AdaptiveSize:
+def start_size(max_rows: int = _MAX_ROWS, timeout_s: float = inf) -> AdaptiveSize:
     """The size to begin with.
 
     Args:
-        most: Most rows that a call may ever carry.
+        max_rows: Most rows that a call may ever carry.
         timeout_s: Seconds after which a call is lost; sizes whose calls take more than half of it are too large.
 
     Raises:
-        ConfigError: `most` is not at least 1.
+        ConfigError: `max_rows` is not at least 1.
     """
-    if most < 1:
-        raise ConfigError(f"The largest batch size is {most!r}; it must be at least 1.")
-    return AdaptiveSize(min(_FIRST_ROWS, most), most, most, timeout_s * _SHARE_OF_TIMEOUT)
+    if max_rows < 1:
+        raise ConfigError(f"The largest batch size is {max_rows!r}; it must be at least 1.")
+    return AdaptiveSize(min(_FIRST_ROWS, max_rows), max_rows, max_rows, timeout_s * _SHARE_OF_TIMEOUT)
 
 
 def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
@@ -104,7 +104,7 @@ def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -
         return _shrink(size, rows // 2 if lost else max(rows // 2, int(rows * size.max_s / latency_s)))
     if not good:
         return size
-    size = replace(size, credit=min(size.credit + 1, _MOST_CREDIT))
+    size = replace(size, credit=min(size.credit + 1, _MAX_CREDIT))
     if rows < size.rows:
         return size
     return replace(size, streak=size.streak + 1, slowest_s=max(size.slowest_s, latency_s))
@@ -115,21 +115,21 @@ def _learn_from_probe(size: AdaptiveSize, rows: int, latency_s: float, *, good: 
         return size
     if good:
         ceiling = max(size.ceiling, rows)
-        known = AdaptiveSize(rows, size.most, ceiling, size.max_s, latency_s, credit=size.credit)
-        return replace(known, due=0 if rows < ceiling else _PATIENCE)
-    patience = min(2 * size.patience, _LONGEST_PATIENCE)
-    return replace(size, ceiling=size.rows, probe=0, due=size.streak + patience, patience=patience)
+        known = AdaptiveSize(rows, size.max_rows, ceiling, size.max_s, latency_s, credit=size.credit)
+        return replace(known, due=0 if rows < ceiling else _PROBE_AFTER)
+    probe_after = min(2 * size.probe_after, _MAX_PROBE_AFTER)
+    return replace(size, ceiling=size.rows, probe=0, due=size.streak + probe_after, probe_after=probe_after)
 
 
 def _shrink(size: AdaptiveSize, rows: int) -> AdaptiveSize:
-    return AdaptiveSize(max(1, rows), size.most, size.ceiling, size.max_s, due=_PATIENCE)
+    return AdaptiveSize(max(1, rows), size.max_rows, size.ceiling, size.max_s, due=_PROBE_AFTER)
 
 
 def _larger(size: AdaptiveSize) -> int:
     if size.rows < size.ceiling:
         grown = min(2 * size.rows, size.ceiling)
     else:
-        grown = min(max(size.rows + 1, size.rows * 5 // 4), size.most)
+        grown = min(max(size.rows + 1, size.rows * 5 // 4), size.max_rows)
     if size.slowest_s:
         # As if every row took its share of the time: that is more than it will take, and closer with each step.
         grown = int(min(grown, size.rows * size.max_s / size.slowest_s))

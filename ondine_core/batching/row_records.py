@@ -22,7 +22,7 @@ ANY_TEXT: Mapping[str, Json] = {"type": "string"}
 THE_COLUMN = "x"
 """What the column of a prompt that reads but one is called in a call with many rows."""
 
-_LONGEST_ID = 20
+_MAX_ID = 20
 
 
 @lru_cache(maxsize=16)
@@ -95,7 +95,7 @@ def answer_text(record: Record, task: Task, *, typed: bool) -> str:
 
 def read_id(value: Json) -> int | None:
     """The number that `value` is, or says."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_ID:
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _MAX_ID:
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -19,16 +19,16 @@ class Sizes:
     """How many rows the next call may carry, and what there is room for in it; learns from replies."""
 
     def __init__(self, task: Task, runtime: Runtime, policy: Policy, batch_size: int | Literal["auto"]) -> None:
-        most = runtime.model.max_batch_size
+        max_rows = runtime.model.max_batch_size
         self._max_repairs = policy.max_repairs
         self._adaptive: AdaptiveSize | None = None
         if batch_size == "auto":
             timeout_s = task.model.max_call_s
-            self._adaptive = start_size(most, timeout_s) if most else start_size(timeout_s=timeout_s)
+            self._adaptive = start_size(max_rows, timeout_s) if max_rows else start_size(timeout_s=timeout_s)
             self._fixed = 1
         else:
-            self._fixed = min(batch_size, most or batch_size)
-        self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.most > 1)
+            self._fixed = min(batch_size, max_rows or batch_size)
+        self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.max_rows > 1)
         self.room: Room | None = None
         if self.several:
             self.room = find_room(policy.strategy, task, runtime.count, policy.context_window, runtime.media_tokens)

@@ -143,7 +143,7 @@ class Caller:
         pending.observer.sent(sent, pending.call)
         pending.charge = _NOT_KNOWN  # until it comes back
         try:
-            came, pending.usage = await self._ask(pending, sent)
+            reply, pending.usage = await self._ask(pending, sent)
         except BaseException as error:
             pending.observer.on_reply(error, pending.charge.usd, pending.took_s)
             raise
@@ -151,19 +151,19 @@ class Caller:
         self._health.note_reply()
         if self._prefixes and pending.call.cache_prefix:
             self._prefixes.answered(prefix_of(pending.call))
-        pending.charge = charge_call(tracker, sent, came, pending.usage, pending.call.tier)
+        pending.charge = charge_call(tracker, sent, reply, pending.usage, pending.call.tier)
         usd, bound_usd = pending.charge.usd, sent.at_most_usd
         if usd is not None and bound_usd is not None and usd > bound_usd:
             tracker.exceeded(pending.call, usd)
-        if isinstance(came, Reply):
+        if isinstance(reply, Reply):
             self._health.note_answer()
         else:
             failures = (await run.runtime.store.get_failures(pending.keys)).values()
-            came.refused_before = any(failure.reason == "refused" for failure in failures)
-        return came
+            reply.refused_before = any(failure.reason == "refused" for failure in failures)
+        return reply
 
     async def settle(
-        self, pending: PendingCall, sent: CallStarted, came: Reply | RefusedError, result: BatchResult
+        self, pending: PendingCall, sent: CallStarted, reply: Reply | RefusedError, result: BatchResult
     ) -> None:
         """Keep what came of a call; returns when that is durable.
 
@@ -172,8 +172,8 @@ class Caller:
         """
         run, usage = self._run, pending.usage
         is_ordinary = not (result.failures or result.retry)
-        pending.observer.on_reply(came, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
-        hold_off_s = self._capped(came.hold_off_s) if isinstance(came, Reply) else 0.0
+        pending.observer.on_reply(reply, pending.charge.usd, pending.took_s, ordinary=is_ordinary)
+        hold_off_s = self._capped(reply.hold_off_s) if isinstance(reply, Reply) else 0.0
         if hold_off_s:
             self._admission.hold_off(hold_off_s)
         kept = result if pending.keep else BatchResult()

@@ -48,28 +48,28 @@ class Interpreter:
     _paid: dict[Key, Decimal | None] = field(default_factory=dict)
     """What prompts that are asked again have cost so far, `None` where that is not known."""
 
-    def interpret(self, sent: EncodedBatch, came: Reply | RefusedError, usd: Decimal | None) -> BatchResult:
+    def interpret(self, sent: EncodedBatch, reply: Reply | RefusedError, usd: Decimal | None) -> BatchResult:
         """What a reply, or a refusal to give one, means for each prompt of its batch.
 
         Args:
             sent: The prompts, and the call that carried them.
-            came: What came back.
+            reply: What came back.
             usd: What the call cost, `None` if that is not known.
         """
         batch, repairs = sent.batch, self.policy.max_repairs
-        if isinstance(came, RefusedError):
+        if isinstance(reply, RefusedError):
             # One row may be what the whole batch was refused for.
-            return self._charge(batch, shrink(batch, Failure("refused", str(came)), repairs), usd)
-        cut = find_cut_prompt(sent.call, came.usage, self.task.model.provider, self.window)
+            return self._charge(batch, shrink(batch, Failure("refused", str(reply)), repairs), usd)
+        cut = find_cut_prompt(sent.call, reply.usage, self.task.model.provider, self.window)
         if cut is not None:
             parsed = shrink(batch, cut, repairs)
         else:
-            parsed = judge(batch, came, self.task, sent.strategy, repairs)
-        result = self._charge(batch, parsed, usd, came.request_id)
-        if not (self.policy.keep_replies and result.failures and came.text):
+            parsed = judge(batch, reply, self.task, sent.strategy, repairs)
+        result = self._charge(batch, parsed, usd, reply.request_id)
+        if not (self.policy.keep_replies and result.failures and reply.text):
             return result
-        reply = kept_reply(came.text, self.task)
-        return replace(result, replies=tuple((key, reply) for key, _ in result.failures))
+        kept = kept_reply(reply.text, self.task)
+        return replace(result, replies=tuple((key, kept) for key, _ in result.failures))
 
     def fail(self, batch: Batch, failure: Failure, usd: Decimal | None = Decimal(0)) -> BatchResult:
         """That all prompts of `batch` have failed, after a call that cost each of them `usd`."""

@@ -7,15 +7,15 @@ from ondine_core.prompts.task import Task
 
 _KEYS = Sanitizer(rules=("api_key",))
 _LONGEST = 20_000
-_LONGEST_READ = 100_000
+_MAX_READ = 100_000
 _EDGE = 200
 """Where a text is cut, what the rules would have found may be cut, too."""
 
 
 def kept_reply(text: str, task: Task) -> str:
     """`text` without the key of the provider and what the sanitizer of `task` finds, cut if it is long."""
-    is_cut = len(text) > _LONGEST_READ
-    text = text[:_LONGEST_READ]
+    is_cut = len(text) > _MAX_READ
+    text = text[:_MAX_READ]
     key = task.model.api_key
     if key:
         text = text.replace(key, "***")

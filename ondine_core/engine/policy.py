@@ -47,7 +47,7 @@ class Policy:
         on_missing: What is done with a row for which a column that the prompt reads is null or blank (in a Jinja2
             template, one that is read outside of conditions): `"skip"` leaves its outputs null without a call,
             `"fail"` makes it a failed row, `"ask"` asks nevertheless.
-        tier_patience_s: Seconds for which the flex tier may have no capacity for any call.
+        tier_wait_timeout_s: Seconds for which the flex tier may have no capacity for any call.
         tier_fallback: Whether the rest of the run then goes at the standard tier, at its price; otherwise the run ends
             and keeps its answers.
         batch_wait_s: Seconds for which a run waits for its batch jobs before it ends with `JobsUnderWayError`.
@@ -68,7 +68,7 @@ class Policy:
     context_window: int | None = None
     keep_replies: bool = False
     on_missing: OnMissing = "skip"
-    tier_patience_s: float = 900.0
+    tier_wait_timeout_s: float = 900.0
     tier_fallback: bool = False
     batch_wait_s: float = 600.0
     batch_min_rows: int = 20
@@ -86,8 +86,10 @@ class Policy:
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
         if self.max_concurrency < 1:
             raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
-        if not 0 <= self.tier_patience_s < inf:
-            raise ConfigError(f"tier_patience_s={self.tier_patience_s!r} must be a number of seconds, 0 or more.")
+        if not 0 <= self.tier_wait_timeout_s < inf:
+            raise ConfigError(
+                f"tier_wait_timeout_s={self.tier_wait_timeout_s!r} must be a number of seconds, 0 or more."
+            )
         if not 0 <= self.batch_wait_s < inf:
             raise ConfigError(f"batch_wait_s={self.batch_wait_s!r} must be a number of seconds, 0 or more.")
         if self.batch_min_rows < 1:

@@ -71,10 +71,10 @@ class ProviderHealth:
         if reason is not None:
             self._run.stop.stop(reason)
 
-    def note_unreachable(self, error: TransientError, most: int) -> None:
-        """Note a batch whose last attempt failed; `most` in a row, without a reply, are an outage."""
+    def note_unreachable(self, error: TransientError, max_in_a_row: int) -> None:
+        """Note a batch whose last attempt failed; `max_in_a_row` in a row, without a reply, are an outage."""
         self._unreachable_in_a_row += 1
-        if self._unreachable_in_a_row >= most:
+        if self._unreachable_in_a_row >= max_in_a_row:
             self._run.stop.stop(error)
 
     # -- what is at fault ------------------------------------------------------------------------------------------
@@ -116,12 +116,12 @@ class ProviderHealth:
         now = clock.elapsed()
         if self._no_capacity_since is None:
             self._no_capacity_since = now
-        left_s = self._no_capacity_since + policy.tier_patience_s - now
+        left_s = self._no_capacity_since + policy.tier_wait_timeout_s - now
         if left_s > 0:
             wait_s = policy.retry.wait_s(refused, error, clock.rng)
             return min(wait_s if wait_s <= policy.retry.max_retry_after_s else 0.0, left_s)
         model = self._run.task.model.model
-        what = f"{model!r} had no capacity at the tier {self.tier!r} for {policy.tier_patience_s:g} s"
+        what = f"{model!r} had no capacity at the tier {self.tier!r} for {policy.tier_wait_timeout_s:g} s"
         if policy.tier_fallback:
             self.tier = "standard"
             self._run.runtime.on_warning(f"{what}; the rest goes at the tier 'standard', at its price.")

@@ -20,7 +20,7 @@ from ondine_core.types.progress import Progress, Spend
 from ondine_core.types.values import Answer, Json, Outcome, Skipped
 
 _ROWS_SHOWN = 5
-_LONGEST_SHOWN = 100
+_MAX_SHOWN = 100
 _REASONS_SHOWN = 5
 
 
@@ -188,7 +188,7 @@ class Report:
 def _shown(value: Any) -> str:
     """A value for a notebook, in one short line."""
     text = "" if value is None else " ".join(str(value).split())
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

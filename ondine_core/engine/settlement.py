@@ -18,14 +18,14 @@ NOTHING = Charge(Decimal(0))
 
 
 def charge_call(
-    tracker: CostTracker, sent: CallStarted, came: Reply | RefusedError | None, usage: Usage | None, tier: Tier
+    tracker: CostTracker, sent: CallStarted, reply: Reply | RefusedError | None, usage: Usage | None, tier: Tier
 ) -> Charge:
     """What a call is charged.
 
     Args:
         tracker: Adds it up.
         sent: The call.
-        came: What came back; `None` if that was not seen.
+        reply: What came back; `None` if that was not seen.
         usage: The tokens that were billed; `None` for none.
         tier: The price tier at which it was made.
     """
@@ -34,9 +34,9 @@ def charge_call(
     return tracker.answered(
         sent.stage,
         usage,
-        stated_usd=None if came is None else came.stated_usd,
+        stated_usd=None if reply is None else reply.stated_usd,
         bound_usd=sent.at_most_usd,
-        tier=billed_tier(None if came is None else came.tier, tier),
+        tier=billed_tier(None if reply is None else reply.tier, tier),
     )
 
 

@@ -228,14 +228,14 @@ class Asker:
         async with self._caller.start(pending) as sent:
             if pending.taken:
                 return BatchResult(taken=pending.taken)
-            came = await self._caller.send(pending, sent)
-            if isinstance(came, RefusedError):
-                self._health.note_refusal(came, len(encoded.batch.items), any_answer=part.run_state.any_answer)
-            result = self._run.interpreter.interpret(encoded, came, pending.charge.usd)
-            if isinstance(came, Reply):
-                part.run_state.latencies_s.append(came.latency_s)
-                part.sizes.learn(encoded.batch, len(result.answers), came)
-            await self._caller.settle(pending, sent, came, result)
+            reply = await self._caller.send(pending, sent)
+            if isinstance(reply, RefusedError):
+                self._health.note_refusal(reply, len(encoded.batch.items), any_answer=part.run_state.any_answer)
+            result = self._run.interpreter.interpret(encoded, reply, pending.charge.usd)
+            if isinstance(reply, Reply):
+                part.run_state.latencies_s.append(reply.latency_s)
+                part.sizes.learn(encoded.batch, len(result.answers), reply)
+            await self._caller.settle(pending, sent, reply, result)
         return result
 
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:

@@ -32,7 +32,7 @@ from ondine_core.store.budget_state import (
 from ondine_core.types.processes import has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
-_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
+_PAUSE_S, _MAX_PAUSE_S = 0.25, 2.0
 """Between two looks at what other processes have given back."""
 
 
@@ -67,7 +67,7 @@ class Budget:
         self._sleep = sleep
         self._on_threshold = on_threshold
         self._wait_timeout_s = wait_timeout_s
-        self._most = cap.units
+        self._max_units = cap.units
         self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
         self._returned, self._in_flight = asyncio.Event(), 0
         self._seen: tuple[BudgetState, float] | None = None
@@ -91,20 +91,20 @@ class Budget:
 
     async def remaining(self) -> Decimal:
         """USD that are neither spent nor held."""
-        return usd_of(max(0, self._most - (await self._read()).charged))
+        return usd_of(max(0, self._max_units - (await self._read()).charged))
 
     async def can_afford(self, amount: Decimal) -> bool:
         """Whether `amount` would fit at once."""
-        return units_of(amount) <= self._most - (await self._read()).charged
+        return units_of(amount) <= self._max_units - (await self._read()).charged
 
     async def usage_percentage(self) -> float:
         """What is spent, in per cent of the cap; it is this that warnings go by."""
-        return 100 * (await self._read()).settled / self._most
+        return 100 * (await self._read()).settled / self._max_units
 
     @property
     def cell(self) -> tuple[str, int]:
         """The name of its numbers at present, and the most units that may be charged."""
-        return self.cap.cell(self._run, self._now()), self._most
+        return self.cap.cell(self._run, self._now()), self._max_units
 
     async def charge(self, units: int) -> Reservation | None:
         """Charge `units` if they fit now."""
@@ -113,7 +113,7 @@ class Budget:
         def step(numbers: Numbers | None) -> Numbers:
             nonlocal fits
             state = read_state(numbers)
-            fits = state.charged + units <= self._most
+            fits = state.charged + units <= self._max_units
             return write_state(charge(state, self._process, units, self._now()) if fits else state)
 
         await self._store.update(hold.cell, step)
@@ -131,8 +131,9 @@ class Budget:
                 state = charge(state, self._process, hold.units, self._now())
             state = settle(state, self._process, hold.units, spent, self._now())
             # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
-            passed = [share for share in sorted(self.cap.warn_at) if state.warned < share * self._most <= state.settled]
-            return write_state(state._replace(warned=passed[-1] * self._most) if passed else state)
+            units_at = {share: share * self._max_units for share in sorted(self.cap.warn_at)}
+            passed = [share for share, units in units_at.items() if state.warned < units <= state.settled]
+            return write_state(state._replace(warned=units_at[passed[-1]]) if passed else state)
 
         _, settled, *_ = await self._store.update(hold.cell, step)
         self._in_flight -= 1
@@ -146,16 +147,16 @@ class Budget:
         while True:
             self._returned.clear()
             state = await self._read()
-            if state.charged + units <= self._most:
+            if state.charged + units <= self._max_units:
                 self._seen = None
                 return
             if self._seen is None or self._seen[0] != state:
                 self._seen, pause_s = (state, self._now()), _PAUSE_S
             lost = not self._in_flight and self._now() - self._seen[1] >= self._wait_timeout_s
-            if lost or state.settled + units > self._most:
+            if lost or state.settled + units > self._max_units:
                 raise BudgetExhaustedError(self._explain(state, units, lost=lost))
             await self._pause(pause_s)
-            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(1.5 * pause_s, _MAX_PAUSE_S)
 
     def _explain(self, state: BudgetState, units: int, *, lost: bool) -> str:
         settled, held = state.settled, state.charged - state.settled

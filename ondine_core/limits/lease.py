@@ -111,7 +111,7 @@ class _State(NamedTuple):
 
     token: float = _NOBODY
     ends_at: float = 0.0
-    place: float = 0.0
+    host: float = 0.0
     process_id: float = 0.0
     started_at: float = 0.0
     machine: float = 0.0
@@ -120,7 +120,7 @@ class _State(NamedTuple):
 
     @property
     def process(self) -> Process:
-        return Process(self.place, self.process_id, self.started_at, self.machine)
+        return Process(self.host, self.process_id, self.started_at, self.machine)
 
 
 @dataclass(slots=True)

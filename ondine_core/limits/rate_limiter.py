@@ -18,7 +18,7 @@ from ondine_core.errors import StoreError, TransientError
 from ondine_core.limits.rates import Heard, Queue, Rates, book
 from ondine_core.types.protocols import AnswerStore, Numbers
 
-LONGEST_HOLD_OFF_S = 600.0
+MAX_HOLD_OFF_S = 600.0
 """So long a `Retry-After` is passed on to everybody, and no longer: it may be meant for one account or model only."""
 _BOOKED_AHEAD, _BOOKED_AHEAD_S = 4, 0.1
 """What is booked ahead is lost with a process that is killed; what leaves while the store answers keeps a rate full."""
@@ -138,7 +138,7 @@ class RateLimiter:
         """
 
         def step(queue: Queue, now: float) -> Queue:
-            until = now + min(seconds, LONGEST_HOLD_OFF_S)
+            until = now + min(seconds, MAX_HOLD_OFF_S)
             spent = (
                 until + max(0.0, burst - one) / rate if rate else 0.0
                 for rate, burst, one in zip(self._rates, self._bursts, (1.0, 0.0), strict=True)

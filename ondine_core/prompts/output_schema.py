@@ -152,11 +152,11 @@ def _regular_expression(pattern: re.Pattern[str]) -> OutputSchema:
     return OutputSchema(columns, None, identity, parse, dump)
 
 
-_LONGEST_TRIAL, _STALLED_S = 900, 0.25
+_MAX_TRIAL, _STALLED_S = 900, 0.25
 
 
 def _check_time(pattern: re.Pattern[str]) -> None:
-    text = find_stall(pattern, max_length=_LONGEST_TRIAL, max_s=_STALLED_S)
+    text = find_stall(pattern, max_length=_MAX_TRIAL, max_s=_STALLED_S)
     if text is not None:
         raise ConfigError(
             f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "

@@ -34,7 +34,7 @@ __all__ = [
     "validate_batch_size",
 ]
 
-_MOST_ROWS = 100
+_MAX_ROWS = 100
 
 
 # -- the model's limits --------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def make_up_answer(json_schema: bytes | None, rank: float = 1.0, texts: float = 
     """
     usual = _FREE_TEXT if json_schema is None else _TEXT
 
-    def text(most: float) -> str:
-        length = int(min(most, usual * texts))
+    def text(max_length: float) -> str:
+        length = int(min(max_length, usual * texts))
         return (_FILLER * (length // len(_FILLER) + 1))[:length]
 
     def choose(options: Sequence[Json]) -> Json:
@@ -206,9 +206,9 @@ def learn_answer_tokens(room: Room, rows: int, output_tokens: int, *, cut: bool 
     return replace(room, answer_tokens=max(1, room.answer_tokens + (gap if gap > 0 else int(gap / 8))))
 
 
-def suggest_batch_size(room: Room, row_tokens: int, most: int = _MOST_ROWS) -> int:
-    """The largest number of rows of `row_tokens` tokens each that fit into one call; at least 1, at most `most`."""
-    return max(1, min([most, *(fitting for _, fitting in _largest(room, row_tokens))]))
+def suggest_batch_size(room: Room, row_tokens: int, max_rows: int = _MAX_ROWS) -> int:
+    """The largest number of rows of `row_tokens` tokens each that fit into one call; at least 1, at most `max_rows`."""
+    return max(1, min([max_rows, *(fitting for _, fitting in _largest(room, row_tokens))]))
 
 
 def validate_batch_size(batch_size: int, room: Room, row_tokens: int = 0) -> str | None:

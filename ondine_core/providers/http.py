@@ -119,7 +119,7 @@ class HttpModel:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         """The whole response."""
-        came = await self._client.send(
+        response = await self._client.send(
             "POST",
             self._endpoint.url,
             # aiohttp sends a file piece by piece; it warns of large bytes.
@@ -128,13 +128,13 @@ class HttpModel:
             proxy=self._proxy,
             timeout=self._timeout,
         )
-        async with came:
-            content = await came.read()
-        encoding = came.headers.get("Content-Encoding")
+        async with response:
+            content = await response.read()
+        encoding = response.headers.get("Content-Encoding")
         if encoding:
             content = decompress(content, encoding, self._max_reply_bytes)
         check_parsable(content)
-        return Response(came.status, came.headers, content, self._wall())
+        return Response(response.status, response.headers, content, self._wall())
 
     def _is_of_another_call(self, own_id: str, echo: str | None) -> bool:
         """Whether a server that repeats our names for calls repeats that of another one."""

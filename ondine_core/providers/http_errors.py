@@ -201,7 +201,7 @@ def _wait_s(response: Response, body: ErrorBody) -> float | None:
     return asked_s
 
 
-_LONGEST_QUOTE = 300
+_MAX_QUOTE = 300
 
 
 def quotable(message: str, call: Call, secrets: Iterable[str]) -> str:
@@ -210,5 +210,5 @@ def quotable(message: str, call: Call, secrets: Iterable[str]) -> str:
 
 
 def _as_suffix(masked: str) -> str:
-    masked = masked[:_LONGEST_QUOTE].rstrip(" .")
+    masked = masked[:_MAX_QUOTE].rstrip(" .")
     return f": {masked}" if masked.strip("… .,:;'\"") else ""

@@ -37,19 +37,19 @@ class Watch:
     host: str = ""
     secrets: list[str] = field(default_factory=list, repr=False)
     left: set[str] = field(default_factory=set)
-    came: httpx.Response | None = None
+    raw: httpx.Response | None = None
 
     @property
     def headers(self) -> Mapping[str, str]:
         """Of the response, by their names in small letters."""
-        return {} if self.came is None else dict(self.came.headers)
+        return {} if self.raw is None else dict(self.raw.headers)
 
     def response(self) -> Response | None:
         """The response, if it came back whole."""
-        if self.came is None or not self.came.is_stream_consumed:
+        if self.raw is None or not self.raw.is_stream_consumed:
             return None
         try:
-            return Response(self.came.status_code, self.headers, self.came.content, time.time())
+            return Response(self.raw.status_code, self.headers, self.raw.content, time.time())
         except RuntimeError:  # it began to be read, and was not read to its end
             return None
 
@@ -103,7 +103,7 @@ async def _comes(response: httpx.Response) -> None:
     response.stream = _bounded(response.stream, encoding)
     seen = _watch.get()
     if seen is not None:
-        seen.came = response
+        seen.raw = response
 
 
 def _bounded(stream: Any, encoding: str) -> Any:
@@ -162,7 +162,7 @@ def response_behind(error: BaseException) -> Response | None:
 
     for link in reversed(_chain(error)):
         if isinstance(link, httpx.HTTPStatusError):
-            return Watch(came=link.response).response()
+            return Watch(raw=link.response).response()
     return None
 
 

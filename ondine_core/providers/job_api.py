@@ -83,11 +83,11 @@ class JobReply:
 
     Args:
         custom_id: The request.
-        came: The reply; why there is none; `None` if the request was not run (expired, cancelled), and so not billed.
+        outcome: The reply, or why there is none; `None` if the request was not run (expired, cancelled) and not billed.
     """
 
     custom_id: str
-    came: Reply | ProviderError | None
+    outcome: Reply | ProviderError | None
 
 
 class JobApi(Protocol):

@@ -67,7 +67,7 @@ _KEYS: Mapping[MediaKind, tuple[str, ...]] = {
     "document": ("supports_pdf_input",),
 }
 _DATED = re.compile(r"\d{4}")
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 _LEFT_FOR_TEXT = 2**16
 """Bytes of a request for what is not in its messages: schema and fields."""
 
@@ -114,7 +114,7 @@ def _able(provider: str, kind: MediaKind) -> Iterator[str]:
         usd = entry.get("input_cost_per_token")
         if usd and not _DATED.search(own) and find_entry(f"{provider}/{own}") is entry:
             found.append(("/" in own, usd, f"{provider}/{own}"))  # of several names, the one without a region
-    yield from (name for _, _, name in sorted(found)[:_MOST_NAMED])
+    yield from (name for _, _, name in sorted(found)[:_MAX_NAMED])
 
 
 # -- requests ------------------------------------------------------------------------------------------------------

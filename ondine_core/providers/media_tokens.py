@@ -47,18 +47,18 @@ def _tiles(base: int, tile: int, width: int, height: int, is_low: bool) -> int:
     return base + tile * max(counts)
 
 
-def _patches(percent: int, most: int | None, width: int, height: int, is_low: bool) -> int:
+def _patches(percent: int, max_patches: int | None, width: int, height: int, is_low: bool) -> int:
     del is_low  # it takes no more
     patches = ceil(width / _PATCH_PX) * ceil(height / _PATCH_PX)
-    return ceil((patches if most is None else min(patches, most)) * percent / 100)
+    return ceil((patches if max_patches is None else min(patches, max_patches)) * percent / 100)
 
 
 # -- Anthropic, Google, and others ---------------------------------------------------------------------------------
 
 
-def _claude(most: int, width: int, height: int, is_low: bool) -> int:
+def _claude(max_tokens: int, width: int, height: int, is_low: bool) -> int:
     del is_low  # there is no such choice
-    return min(most, max(ceil(width / 28) * ceil(height / 28), ceil(width * height / 750)))
+    return min(max_tokens, max(ceil(width / 28) * ceil(height / 28), ceil(width * height / 750)))
 
 
 _GEMINI_TILE, _GEMINI_3_IMAGE, _SMALL_PX = 258, 1_120, 384
@@ -82,20 +82,20 @@ def _others(width: int, height: int, is_low: bool) -> int:
     """Patches of 14 pixels, a mark for each line, and what models take that cut every image into tiles of their own."""
     del is_low
     lines = ceil(height / 14)
-    return min(_MOST_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
+    return min(_MAX_PATCHES_ELSEWHERE, max(5_120, ceil(width / 14) * lines + lines))
 
 
-_MOST_PATCHES_ELSEWHERE = 18_000
+_MAX_PATCHES_ELSEWHERE = 18_000
 """Models shrink an image to 16,384 patches (Qwen), with some more for parts of a patch at the edges."""
 
 
 _MINI, _NANO, _O4_MINI, _NEW = 162, 246, 172, 120
-_MOST_PATCHES = 1_536
+_MAX_PATCHES = 1_536
 _FAMILIES: tuple[tuple[str, Rule], ...] = (
     (r"gpt-4o-mini", partial(_tiles, 2_833, 5_667)),
-    (r"gpt-(?:4\.1|5)-mini", partial(_patches, _MINI, _MOST_PATCHES)),
-    (r"gpt-(?:4\.1|5)-nano", partial(_patches, _NANO, _MOST_PATCHES)),
-    (r"\bo4-mini", partial(_patches, _O4_MINI, _MOST_PATCHES)),
+    (r"gpt-(?:4\.1|5)-mini", partial(_patches, _MINI, _MAX_PATCHES)),
+    (r"gpt-(?:4\.1|5)-nano", partial(_patches, _NANO, _MAX_PATCHES)),
+    (r"\bo4-mini", partial(_patches, _O4_MINI, _MAX_PATCHES)),
     (r"gpt-4o|gpt-4\.1|gpt-4\.5|gpt-4-turbo|chatgpt-4o", partial(_tiles, 85, 170)),
     (r"\bo[13](?!-mini|\w)", partial(_tiles, 75, 150)),
     (r"gpt-5(?:-chat|-pro|-codex|-search|-20|$)", partial(_tiles, 70, 140)),

@@ -32,16 +32,16 @@ NETWORK_FILE_SYSTEMS = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "n
 
 
 def open_store(
-    place: str | Path,
+    path_or_url: str | Path,
     *,
     durability: Durability = "process",
     wait_timeout_s: float = 30.0,
     warn: Callable[[str], None] = warn_in_log,
 ) -> AbstractContextManager[Store]:
-    """Open the store at `place`, to be used in a `with` statement that closes it in the end.
+    """Open the store at `path_or_url`, to be used in a `with` statement that closes it in the end.
 
     Args:
-        place: A file (made if absent; `":memory:"` is forgotten), or a URL as in
+        path_or_url: A file (made if absent; `":memory:"` is forgotten), or a URL as in
             `postgresql://user:password@host:5432/database`.
         durability: Of a file: `"process"` survives kill -9, and a power cut but for the last second or so; `"power"`
             survives both and commits slower. A Postgres server has its own settings.
@@ -52,7 +52,7 @@ def open_store(
         ConfigError: The URL is of another kind, or the driver for Postgres is not installed.
         StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    return closing(Store(place, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn))
+    return closing(Store(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s, warn=warn))
 
 
 def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str:

@@ -68,10 +68,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     arguments = list(arguments)
     if arguments and arguments[0] in commands.choices:
         try:
-            place = default_store(os.environ)
+            path_or_url = default_store(os.environ)
         except ConfigError as error:
             parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE; {error}")
-        arguments = [place, *arguments]
+        arguments = [path_or_url, *arguments]
     return parser.parse_args(arguments)
 
 
@@ -81,9 +81,9 @@ def default_store(environment: Mapping[str, str]) -> str:
     Raises:
         ConfigError: The environment does not say.
     """
-    place = environment.get("ONDINE_STORE")
-    if place:
-        return place
+    path_or_url = environment.get("ONDINE_STORE")
+    if path_or_url:
+        return path_or_url
     home = environment.get("DAGSTER_HOME")
     if home:
         return find_dagster_store(home, environment)

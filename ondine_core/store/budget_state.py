@@ -24,14 +24,14 @@ class Holding(NamedTuple):
 
     units: float
     changed_at: float
-    place: float
+    host: float
     id: float
     started_at: float
 
     @property
     def process(self) -> Process:
         """The process that holds it."""
-        return Process(self.place, self.id, self.started_at)
+        return Process(self.host, self.id, self.started_at)
 
 
 class BudgetState(NamedTuple):
@@ -116,7 +116,7 @@ def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, 
     """What `process` holds, and what the others do."""
     held, others = 0.0, []
     for holding in state.holdings:
-        if holding.id == process.id and holding.place == process.place and holding.started_at == process.started_at:
+        if holding.id == process.id and holding.host == process.host and holding.started_at == process.started_at:
             held += holding.units
         else:
             others.append(holding)
@@ -124,7 +124,7 @@ def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, 
 
 
 def _holding(process: Process, units: float, now: float) -> Holding:
-    return Holding(units, now, process.place, process.id, process.started_at)
+    return Holding(units, now, process.host, process.id, process.started_at)
 
 
 def units_of(usd: Decimal) -> int:

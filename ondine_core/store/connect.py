@@ -43,13 +43,13 @@ class StoreAddress:
     text: str = field(repr=False)
 
 
-def parse_address(place: str | Path) -> StoreAddress:
-    """The store that `place` names.
+def parse_address(path_or_url: str | Path) -> StoreAddress:
+    """The store that `path_or_url` names.
 
     Raises:
         ConfigError: It is neither a path nor an address of Postgres; nothing of it is quoted but a scheme.
     """
-    text = str(place).strip(_WRAPPING)
+    text = str(path_or_url).strip(_WRAPPING)
     if not text:
         raise ConfigError(f"The address of the answer store is empty. {_VALID}")
     if not text.isprintable() and re.search(r"[\x00-\x1f\x7f]", text):
@@ -140,16 +140,16 @@ def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
 
 
 def connect(
-    place: str | Path,
+    path_or_url: str | Path,
     *,
     durability: Durability = "process",
     wait_timeout_s: float = 30.0,
     create: bool = True,
 ) -> Database:
-    """Open the store at `place`, in the newest format.
+    """Open the store at `path_or_url`, in the newest format.
 
     Args:
-        place: A file, or a URL as in `postgresql://user:password@host:5432/database`.
+        path_or_url: A file, or a URL as in `postgresql://user:password@host:5432/database`.
         durability: Of a file: `"process"` survives kill -9, `"power"` a power cut too. Postgres has its own settings.
         wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
         create: Whether to make what is not there.
@@ -158,7 +158,7 @@ def connect(
         ConfigError: The address is of another kind, or the driver for Postgres is not installed.
         StoreError: It cannot be created or opened, is not a store, or was written by a newer version.
     """
-    address = parse_address(place)
+    address = parse_address(path_or_url)
     database: Database
     if address.kind == "file":
         database = SqliteDatabase(address.text, durability=durability, wait_timeout_s=wait_timeout_s, create=create)

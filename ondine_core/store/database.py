@@ -22,7 +22,7 @@ REPLACE_NUMBERS = upsert("numbers", ["name"], ["name", "numbers"])
 class Database(Protocol):
     """A connection, used by one thread at a time."""
 
-    place: str
+    location: str
     """Where it is, for messages; never with a password."""
 
     def read(self, work: Callable[[], T]) -> T:

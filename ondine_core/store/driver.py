@@ -114,16 +114,16 @@ def parse(address: str) -> tuple[dict[str, Any], str]:
     except (ProgrammingError, UnicodeError):
         settings = {}
     host, port = settings.get("host") or settings.get("hostaddr") or "localhost", str(settings.get("port", "5432"))
-    place = f"postgresql://{host}:{port}/{settings.get('dbname', '')}"
+    location = f"postgresql://{host}:{port}/{settings.get('dbname', '')}"
     # An @ or / left as it is makes part of a password the name of a host, a port or a database. Nothing is quoted here,
     # nor what the driver says.
-    if not settings or re.search("[@=]", place) or not re.fullmatch(r"\d*(,\d*)*", port):
+    if not settings or re.search("[@=]", location) or not re.fullmatch(r"\d*(,\d*)*", port):
         raise ConfigError(
             "The address of the answer store cannot be read; write postgresql://user:password@host:5432/database, with "
             "characters like @ / : % ? # in the password as %40 %2F %3A %25 %3F %23, and after a question mark nothing "
             "but what libpq knows (sslmode, sslrootcert, connect_timeout, target_session_attrs, ...)."
         )
-    return settings, place
+    return settings, location
 
 
 def _drop_other_clients(address: str) -> str:
@@ -160,9 +160,11 @@ def may_come_up(error: psycopg.Error) -> bool:
     return is_about_connection(error) and ("FATAL" not in said or bool(_ON_ITS_WAY.search(said)))
 
 
-def explain(error: psycopg.Error, place: str) -> StoreError:
-    """What went wrong at `place`, and what to do."""
+def explain(error: psycopg.Error, location: str) -> StoreError:
+    """What went wrong at `location`, and what to do."""
     what = " ".join(str(error).split())
     by_words = (advice for words, advice in _ADVICE_BY_WORDS if words.search(what))
     advice = next(by_words, _ADVICE.get(error.sqlstate or "08006", "What was stored before is safe."))
-    return StoreError(f"The answer store {place!r} failed: {what}{'' if what.endswith(('.', '?')) else '.'} {advice}")
+    return StoreError(
+        f"The answer store {location!r} failed: {what}{'' if what.endswith(('.', '?')) else '.'} {advice}"
+    )

@@ -31,7 +31,7 @@ from ondine_core.types.values import Answer, Failure, Key
 T = TypeVar("T")
 warn_in_log = logging.getLogger(__name__).warning
 
-_MOST_AT_ONCE = 8
+_MAX_AT_ONCE = 8
 """More entries than these are written by the thread, which the event loop does not wait for."""
 
 _Query: TypeAlias = Callable[[Database], Any]
@@ -52,15 +52,15 @@ class Store:
 
     def __init__(
         self,
-        place: str | Path,
+        path_or_url: str | Path,
         *,
         durability: Durability = "process",
         wait_timeout_s: float = 30.0,
         warn: Callable[[str], None] = warn_in_log,
     ) -> None:
         self._warn = warn
-        self._database = connect(place, durability=durability, wait_timeout_s=wait_timeout_s)
-        self.place = self._database.place
+        self._database = connect(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s)
+        self.location = self._database.location
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
@@ -136,7 +136,7 @@ class Store:
         return changed
 
     def close(self) -> None:
-        """Carry out what was asked so far and let go of the place."""
+        """Carry out what was asked so far and close the database."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -151,7 +151,7 @@ class Store:
         request = _Request(work, loop.create_future())
         with self._lock:
             if self._closed:
-                raise StoreError(f"The answer store {self.place!r} is closed.")
+                raise StoreError(f"The answer store {self.location!r} is closed.")
             if callable(work):
                 self._pass_on([request])
             elif group := self._gathered.get(loop):
@@ -201,7 +201,7 @@ class Store:
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
         """What writing has come to, or `None` if somebody or something would have to be waited for."""
-        if self._passed_on or len(entries) > _MOST_AT_ONCE or any(isinstance(entry, Change) for entry in entries):
+        if self._passed_on or len(entries) > _MAX_AT_ONCE or any(isinstance(entry, Change) for entry in entries):
             return None
         return self._write(entries, self._database.write_at_once)
 

@@ -44,8 +44,8 @@ from ondine_core.types.job_record import OPEN_STATES, JobRecord, JobState, JobWa
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin, UsageTotals
 from ondine_core.types.processes import Process
 
-JOB_PLACE = -1.0
-"""The place of the process that a job's share of a budget is held by: none, so it is never taken to have ended."""
+JOB_HOST = -1.0
+"""The host of the process that holds a job's share of a budget: none, so it is never taken to have ended."""
 
 _COLUMNS = (
     *("job", "question", "run", "asset", "partition", "model", "account", "owner", "created_at", "answer_by", "cells"),
@@ -187,14 +187,14 @@ def _find_locked(database: Database, job: bytes, of: Sequence[JobState]) -> JobR
 
 def _to_record(row: Row) -> JobRecord:
     kept = dict(zip(_COLUMNS, row, strict=True))
-    most = kept.pop("at_most_pico_usd")
+    bound = kept.pop("at_most_pico_usd")
     return JobRecord(
         job=bytes(kept.pop("job")),
         task=bytes(kept.pop("question")),
         origin=Origin(kept.pop("run"), kept.pop("asset"), kept.pop("partition")),
         owner=tuple(orjson.loads(kept.pop("owner"))),
         cells=tuple(orjson.loads(kept.pop("cells"))),
-        at_most_usd=None if most is None else from_pico(most),
+        at_most_usd=None if bound is None else from_pico(bound),
         **kept,
     )
 
@@ -233,8 +233,8 @@ def number_in_job(call: CallStarted) -> int:
 
 
 def _to_call(row: Row) -> CallStarted:
-    call, run, asset, partition, model, stage, keys, sent_at, most, batch = row
-    usd = None if most is None else from_pico(most)
+    call, run, asset, partition, model, stage, keys, sent_at, bound, batch = row
+    usd = None if bound is None else from_pico(bound)
     origin = Origin(run, asset, partition)
     return CallStarted(
         bytes(call), origin, model, stage, tuple(split_keys(bytes(keys))), sent_at, usd, batch=bytes(batch)
@@ -268,7 +268,7 @@ def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinishe
 
 def job_process(job: bytes) -> Process:
     """Who holds what a job holds of budgets."""
-    return Process(JOB_PLACE, float(int.from_bytes(job) >> 11), 0.0)  # a float holds 53 bits exactly
+    return Process(JOB_HOST, float(int.from_bytes(job) >> 11), 0.0)  # a float holds 53 bits exactly
 
 
 def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amounts: Sequence[int], at: float) -> int:
@@ -308,7 +308,7 @@ def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) ->
         units: How many are wanted.
     """
     for cell, state in _read_states(database, tuple(cells)).items():
-        held = sum(holding.units for holding in state.holdings if holding.place == JOB_PLACE)
+        held = sum(holding.units for holding in state.holdings if holding.host == JOB_HOST)
         if state.charged - held + units > cells[cell]:
             return False
     return True

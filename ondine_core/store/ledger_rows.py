@@ -43,7 +43,7 @@ from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Failure, Key
 
 T = TypeVar("T")
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 """Damaged rows in one warning; it also says how many there are."""
 
 _SEND = insert("calls", CALL_COLUMNS, "ON CONFLICT (call) DO NOTHING")
@@ -77,7 +77,7 @@ def write_entries(database: Database, entries: Sequence[Entry]) -> dict[int, Any
     """Write what any number of callers want written, within a transaction.
 
     Returns:
-        By place in `entries`: for each change its result; for each update the new numbers, or what its step raised, and
+        By index in `entries`: for each change its result; for each update the new numbers, or what its step raised, and
         then nothing changed; for each call of a task that several runs ask the prompts that keep it from leaving.
     """
     outcomes = {at: entry.work(database) for at, entry in enumerate(entries) if isinstance(entry, Change)}
@@ -135,7 +135,7 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
     for at, (name, step) in updates.items():
         try:
             if name in held and name not in numbers:
-                numbers[name] = _parse_numbers(name, held[name], database.place)
+                numbers[name] = _parse_numbers(name, held[name], database.location)
             new = tuple(step(numbers.get(name)))
             if not all(map(isfinite, new)):
                 raise ValueError(f"The numbers called {name!r} must be finite, not {new!r}.")
@@ -149,28 +149,28 @@ def _update(database: Database, updates: Mapping[int, Update]) -> dict[int, Numb
     return outcomes
 
 
-def _parse_numbers(name: str, held: Any, place: str) -> Numbers:
+def _parse_numbers(name: str, held: Any, location: str) -> Numbers:
     try:
         return tuple([float(number) for number in orjson.loads(held)])
     except (TypeError, ValueError) as error:
         raise StoreError(
-            f"The numbers called {name!r} in the answer store {place!r} are damaged ({error}). Restore a backup, or "
+            f"The numbers called {name!r} in the answer store {location!r} are damaged ({error}). Restore a backup, or "
             "remove that row of the table 'numbers': a rate or a lease starts anew then, a budget at nothing spent."
         ) from error
 
 
 def read_answers(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Answer]:
     """The answers known for `keys`; damaged ones are named in a warning and count as unknown."""
-    return _parse_rows(database.select_in(_FIND_ANSWERS, keys), to_answer, "answers", database.place, warn)
+    return _parse_rows(database.select_in(_FIND_ANSWERS, keys), to_answer, "answers", database.location, warn)
 
 
 def read_failures(database: Database, keys: Sequence[Key], warn: Callable[[str], None]) -> dict[Key, Failure]:
     """How prompts failed that have no answer; damaged rows are named in a warning and count as unknown."""
-    return _parse_rows(database.select_in(_FIND_FAILURES, keys), to_failure, "failures", database.place, warn)
+    return _parse_rows(database.select_in(_FIND_FAILURES, keys), to_failure, "failures", database.location, warn)
 
 
 def _parse_rows(
-    rows: Iterable[Row], parse: Callable[[Row], tuple[Key, T]], table: str, place: str, warn: Callable[[str], None]
+    rows: Iterable[Row], parse: Callable[[Row], tuple[Key, T]], table: str, location: str, warn: Callable[[str], None]
 ) -> dict[Key, T]:
     found: dict[Key, T] = {}
     damaged: list[str] = []
@@ -182,8 +182,8 @@ def _parse_rows(
         else:
             found[key] = value
     if damaged:
-        named = ", ".join(damaged[:_MOST_NAMED]) + (", ..." if len(damaged) > _MOST_NAMED else "")
-        warn(f"{len(damaged):,} rows of the table {table!r} in {place!r} are damaged and are asked again: {named}.")
+        named = ", ".join(damaged[:_MAX_NAMED]) + (", ..." if len(damaged) > _MAX_NAMED else "")
+        warn(f"{len(damaged):,} rows of the table {table!r} in {location!r} are damaged and are asked again: {named}.")
     return found
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.05, 2.0
 _SHORTEST_ANSWER_LIMIT_S = 2.0
 _ROWS_A_STATEMENT = 256
 _CONFLICTS = ("40001", "40P01")
@@ -81,7 +81,7 @@ class PostgresDatabase:
 
     def __init__(self, url: str, *, wait_timeout_s: float) -> None:
         self._driver = load_driver()
-        self._settings, self.place = parse(url)
+        self._settings, self.location = parse(url)
         self._wait_timeout_s = wait_timeout_s
         self._writer = f"writer:{secrets.token_hex(8)}"
         self._writes = 0  # begun
@@ -165,16 +165,16 @@ class PostgresDatabase:
         marks = [orjson.loads(mark) for _, mark in self.select_in(FIND_NUMBERS, [self._writer])]
         if tables != [(self._table,)]:
             raise StoreError(
-                f"The answer store {self.place!r} was emptied or replaced while this process used it: what it held "
+                f"The answer store {self.location!r} was emptied or replaced while this process used it: what it held "
                 "before is gone, and nothing was asked since. Run again to begin with what is there now; every prompt "
                 "without an answer in it is paid for again. Restore a copy first if you have one."
             )
         if marks and marks[0][0] == self._writes:
             return int(marks[0][2])
         raise StoreError(
-            f"The answer store {self.place!r} has lost transactions that its server had confirmed, as when a replica "
-            "that was behind takes over: answers of the last moments may be missing. Run again; what is missing is "
-            "asked, and paid for, again."
+            f"The answer store {self.location!r} has lost transactions that its server had confirmed, as when a "
+            "replica that was behind takes over: answers of the last moments may be missing. Run again; what is "
+            "missing is asked, and paid for, again."
         )
 
     def _insist(self, work: Callable[[], T]) -> T:
@@ -193,11 +193,11 @@ class PostgresDatabase:
                 is_lost = is_about_connection(error, closed=self._connection.closed)
                 is_lost = is_lost or (error.sqlstate == _READ_ONLY and self._confirmed > 0)
                 if not (is_lost or error.sqlstate in _CONFLICTS) or time.monotonic() > until:
-                    raise explain(error, self.place) from error
+                    raise explain(error, self.location) from error
                 if is_lost:
                     self._connection.close()
                     if error.sqlstate == _READ_ONLY:
-                        time.sleep(min(_LONGEST_PAUSE_S, self._wait_timeout_s / 10))
+                        time.sleep(min(_MAX_PAUSE_S, self._wait_timeout_s / 10))
                     # It let us in before, so whatever it says now may pass.
                     self._connection = self._insist_on_connection(until, lambda _: True)
             finally:
@@ -220,14 +220,14 @@ class PostgresDatabase:
         again = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, self._driver.Error) and may_pass(error)),
             # By chance, since a server that comes back is awaited by many.
-            wait=wait_random_exponential(_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+            wait=wait_random_exponential(_FIRST_PAUSE_S, max=_MAX_PAUSE_S),
             stop=stop_after_delay(max(0.0, until - time.monotonic())),
             reraise=True,
         )
         try:
             return again(self._connect)
         except self._driver.Error as error:
-            raise explain(error, self.place) from error
+            raise explain(error, self.location) from error
 
     def _connect(self) -> psycopg.Connection[Row]:
         connection: psycopg.Connection[Row]
@@ -239,7 +239,9 @@ class PostgresDatabase:
             connection.adapters.register_dumper(int, self._driver.types.numeric.Int8Dumper)
             encoding = connection.info.parameter_status("server_encoding") or "UTF8"
             if encoding != "UTF8":
-                raise StoreError(f"The database {self.place!r} is encoded as {encoding!r}; name one encoded as UTF8.")
+                raise StoreError(
+                    f"The database {self.location!r} is encoded as {encoding!r}; name one encoded as UTF8."
+                )
         except BaseException:
             connection.close()
             raise

@@ -42,7 +42,7 @@ ORIGIN_BYTES = 8
 DAY_S = 86400.0
 _PICO = 10**12
 _EPOCH = date(1970, 1, 1).toordinal()
-_MOST = 2**60
+_MAX_INTEGER = 2**60
 """No sum of a few such amounts leaves 64 bits."""
 _OPTIONAL_TEXT = (str, type(None))
 _ANSWER_TYPES = frozenset(
@@ -111,9 +111,9 @@ def to_sent_row(sent: CallStarted) -> SentRow:
     Raises:
         StoreError: Its bound is beyond what 64 bits can add up.
     """
-    most = sent.at_most_usd
-    if most is not None and most * _PICO > _MOST:
-        raise StoreError(f"A call of model {sent.model!r} may cost {most} USD, which is beyond belief.")
+    bound = sent.at_most_usd
+    if bound is not None and bound * _PICO > _MAX_INTEGER:
+        raise StoreError(f"A call of model {sent.model!r} may cost {bound} USD, which is beyond belief.")
     row = (
         sent.call,
         *clean_origin(sent.origin),
@@ -121,7 +121,7 @@ def to_sent_row(sent: CallStarted) -> SentRow:
         sent.stage,
         b"".join(sent.keys),
         sent.sent_at,
-        to_pico_bound(most),
+        to_pico_bound(bound),
         sent.batch,
     )
     return SentRow(sent, row)
@@ -148,7 +148,7 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
         int(settled.at_most),
         int(settled.paid_twice),
     )
-    if max(amounts) > _MOST:
+    if max(amounts) > _MAX_INTEGER:
         raise StoreError(
             f"A call of model {sent.model!r} reports figures beyond belief, not kept: {usage!r}, {usd} USD."
         )

@@ -23,7 +23,7 @@ from ondine_core.store.budget_state import (
     write_state,
 )
 from ondine_core.store.database import Database
-from ondine_core.store.job_tables import JOB_PLACE, job_process, read_jobs
+from ondine_core.store.job_tables import JOB_HOST, job_process, read_jobs
 from ondine_core.store.ledger_rows import write_entries
 from ondine_core.store.records import Update
 from ondine_core.types.processes import Process, has_ended, this_process
@@ -74,7 +74,7 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
     """
 
     def is_over(holding: Holding) -> bool:
-        if holding.place == JOB_PLACE:
+        if holding.host == JOB_HOST:
             return False
         if has_ended(holding.process):
             return True
@@ -106,11 +106,11 @@ def _states(database: Database) -> Iterator[tuple[str, BudgetState]]:
 
 
 def _is_near(holding: Holding) -> bool:
-    return holding.process.place == this_process().place
+    return holding.process.host == this_process().host
 
 
 def _holder(holding: Holding, markers: Mapping[Process, str]) -> str:
-    if holding.place == JOB_PLACE:
+    if holding.host == JOB_HOST:
         return f"batch job {markers.get(holding.process, '?')}"
     process = f"process {holding.process.id:.0f}"
     if has_ended(holding.process):

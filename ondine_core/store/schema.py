@@ -118,12 +118,12 @@ def migrate(database: Database, *, create: bool = True) -> None:
 def _check(database: Database, *, create: bool) -> int:
     version = database.read_format()
     if version is None:
-        raise StoreError(f"{database.place!r} is a database of something else; name another store.")
+        raise StoreError(f"{database.location!r} is a database of something else; name another store.")
     if version == 0 and not create:
-        raise StoreError(f"There is no answer store at {database.place!r}; name one that exists.")
+        raise StoreError(f"There is no answer store at {database.location!r}; name one that exists.")
     if version > len(MIGRATIONS):
         raise StoreError(
-            f"The answer store {database.place!r} has format {version}, this version of Ondine reads up to "
+            f"The answer store {database.location!r} has format {version}, this version of Ondine reads up to "
             f"{len(MIGRATIONS)}; upgrade ondine-dagster or name another store."
         )
     return version

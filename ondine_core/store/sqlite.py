@@ -22,8 +22,8 @@ from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, pre
 
 T = TypeVar("T")
 
-_MOST_IN_A_LIST = 1024
-_MOST_ROWS = 256
+_MAX_IN_A_LIST = 1024
+_MAX_ROWS = 256
 _PAGES_A_CHECKPOINT = 4000
 """Keys are random, so a page is written again and again: the fewer checkpoints, the fewer copies and syncs."""
 _PAGES_GIVEN_BACK = 256
@@ -46,12 +46,12 @@ class SqliteDatabase:
     """
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
-        self.place = str(path)
+        self.location = str(path)
         self._wait_timeout_s = wait_timeout_s
         self._syncs_commits = durability == "power"
         self._small_writes = 0
-        self._patient: bool | None = None
-        self._file = None if self.place == ":memory:" else Path(path).expanduser()
+        self._waits: bool | None = None
+        self._file = None if self.location == ":memory:" else Path(path).expanduser()
         self._files: tuple[Path, ...] = ()
         self._log_sync: LogSync | None = None
         if self._file is not None:
@@ -73,7 +73,7 @@ class SqliteDatabase:
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs_commits else 'NORMAL'}")
                 if self._syncs_commits:
                     self._connection.execute("PRAGMA fullfsync = ON")  # macOS; without effect elsewhere
-                self._be_patient(patient=True)
+                self._set_waiting(waits=True)
                 self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # now log and index exist
                 self._identity = identify(self._files)
         except BaseException:
@@ -83,14 +83,14 @@ class SqliteDatabase:
     def read(self, work: Callable[[], T]) -> T:
         """The result of `work`, which selects."""
         with self._explained():
-            self._be_patient(patient=True)
+            self._set_waiting(waits=True)
             return work()
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together or not at all; SQLite has one writer anyway."""
         del locks
         with self._explained():
-            self._be_patient(patient=True)
+            self._set_waiting(waits=True)
             # IMMEDIATE: a writer waits for the lock at once instead of failing half-way.
             self._connection.execute("BEGIN IMMEDIATE")
             return self._finish(work)
@@ -102,7 +102,7 @@ class SqliteDatabase:
         if self._syncs_commits or self._small_writes % _WRITES_A_CHECKPOINT == 0:
             return None
         with self._explained():
-            self._be_patient(patient=False)
+            self._set_waiting(waits=False)
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
@@ -136,7 +136,7 @@ class SqliteDatabase:
             if identify(self._files) == self._identity:
                 return
             self._lost = (
-                f"The answer store {self.place!r}, or its -wal or -shm file, was removed or replaced while in use"
+                f"The answer store {self.location!r}, or its -wal or -shm file, was removed or replaced while in use"
             )
             try:
                 saved = self._save_files()
@@ -178,12 +178,12 @@ class SqliteDatabase:
             finally:
                 copy.close()
 
-    def _be_patient(self, *, patient: bool) -> None:
+    def _set_waiting(self, *, waits: bool) -> None:
         """Whether to wait for other processes, and for a checkpoint when one is due."""
-        if self._patient is not patient:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._wait_timeout_s) if patient else 0}")
-            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT if patient else 0}")
-            self._patient = patient
+        if self._waits is not waits:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._wait_timeout_s) if waits else 0}")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT if waits else 0}")
+            self._waits = waits
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows of a query."""
@@ -192,8 +192,8 @@ class SqliteDatabase:
     def select_in(self, sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a query whose only parameter is the list after `IN`."""
         found: list[Row] = []
-        for start in range(0, len(values), _MOST_IN_A_LIST):
-            some = list(values[start : start + _MOST_IN_A_LIST])
+        for start in range(0, len(values), _MAX_IN_A_LIST):
+            some = list(values[start : start + _MAX_IN_A_LIST])
             # Filled up to a power of two: a handful of statements, which SQLite then compiles once.
             some += some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))
             found += self._connection.execute(to_sqlite(sql, values=len(some)), some).fetchall()
@@ -227,7 +227,7 @@ class SqliteDatabase:
         while left := len(rows) - start:
             # A handful of statements again, each for a power of two. In each, SQLite lets go of the interpreter, and
             # where that is busy gets it back late; so one for many rows leaves sooner than many for one.
-            count = 1 << (min(left, _MOST_ROWS).bit_length() - 1) if " VALUES (" in sql else 1
+            count = 1 << (min(left, _MAX_ROWS).bit_length() - 1) if " VALUES (" in sql else 1
             some = rows[start : start + count]
             self._connection.execute(to_sqlite(sql, rows=count), list(chain.from_iterable(some)))
             start += count
@@ -302,7 +302,7 @@ class SqliteDatabase:
             yield
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             advice = _advise(error, self._wait_timeout_s)
-            raise StoreError(f"The answer store {self.place!r} failed: {error}. {advice}") from error
+            raise StoreError(f"The answer store {self.location!r} failed: {error}. {advice}") from error
 
 
 _ADVICE = {

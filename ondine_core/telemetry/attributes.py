@@ -133,8 +133,8 @@ def _content(content: Content, finish_reason: str | None) -> Attributes:
     sent = [{"role": message.role, "parts": _parts(message.content)} for message in content.messages]
     attributes = {"gen_ai.input.messages": orjson.dumps(sent).decode()}
     if content.text is not None:
-        came = [{"role": "assistant", "parts": _parts(content.text), "finish_reason": finish_reason}]
-        attributes["gen_ai.output.messages"] = orjson.dumps(came).decode()
+        reply = [{"role": "assistant", "parts": _parts(content.text), "finish_reason": finish_reason}]
+        attributes["gen_ai.output.messages"] = orjson.dumps(reply).decode()
     return attributes
 
 

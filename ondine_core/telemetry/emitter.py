@@ -101,18 +101,18 @@ class BatchObserver:
         self._call = call
 
     def on_reply(
-        self, came: Reply | BaseException, usd: Decimal | None, duration_s: float, *, ordinary: bool = False
+        self, reply: Reply | BaseException, usd: Decimal | None, duration_s: float, *, ordinary: bool = False
     ) -> None:
         """The call that was sent brought a reply, ordinary if all its prompts have an answer now, or failed."""
         now, content = self._emitter.now(), None
         if self._emitter.content:
-            content = Content(self._call.messages, came.text if isinstance(came, Reply) else None)
-        if isinstance(came, Reply):
-            said = (came.usage, usd, came.finish_reason, came.request_id, came.model)
+            content = Content(self._call.messages, reply.text if isinstance(reply, Reply) else None)
+        if isinstance(reply, Reply):
+            said = (reply.usage, usd, reply.finish_reason, reply.request_id, reply.model)
             call = CallEnded(now, self._batch, self._sent, duration_s, *said, content=content)
         else:
-            usage = came.usage if isinstance(came, RefusedError) else None
-            why = {"error_type": error_type_of(came), "error": error_words_of(came)}
+            usage = reply.usage if isinstance(reply, RefusedError) else None
+            why = {"error_type": error_type_of(reply), "error": error_words_of(reply)}
             call = CallEnded(now, self._batch, self._sent, duration_s, usage, usd, **why, content=content)
         if ordinary and self._is_ordinary:
             self._emitter.emit(OrdinaryCall(call, self._waits))

@@ -31,7 +31,7 @@ SCOPE = "ondine"
 """The name of the instrumentation scope."""
 
 _EXPORT_EVERY_S = 60.0
-_MOST_SPANS = 20_000
+_MAX_SPANS = 20_000
 """Spans that wait for the collector; the SDK's 2,048 are a second's worth where every call is recorded."""
 
 
@@ -139,7 +139,7 @@ def make_provider(exporter: SpanExporter | None, sampler: Sampler | None = None)
     resource = Resource.create({} if named else {"service.name": SCOPE})
     provider = TracerProvider(sampler, _with_id(resource), shutdown_on_exit=False)
     if exporter is not None:
-        queue = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else _MOST_SPANS
+        queue = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else _MAX_SPANS
         provider.add_span_processor(BatchSpanProcessor(exporter, queue))
     return provider
 

@@ -28,13 +28,13 @@ class Process(NamedTuple):
     """A process among all that may share a store.
 
     Args:
-        place: Identifies its host name, boot and space of process ids; 0 if unknown.
+        host: Identifies its host name, boot and space of process ids; 0 if unknown.
         id: Its process id there.
         started_at: Its start, in clock ticks since the boot, because ids are reused.
         machine: Identifies the boot clock that it reads, which containers of one machine share; 0 if unknown.
     """
 
-    place: float
+    host: float
     id: float
     started_at: float
     machine: float = _UNKNOWN
@@ -48,12 +48,12 @@ def boot_time() -> float:
 def this_process() -> Process:
     """The process that asks."""
     _, started_at = _read_stat(os.getpid()) or ("", 0.0)
-    return Process(_place() if started_at else _UNKNOWN, os.getpid(), started_at, _machine())
+    return Process(_host() if started_at else _UNKNOWN, os.getpid(), started_at, _machine())
 
 
 def has_ended(process: Process) -> bool:
     """Whether `process` is known to run no more; a zombie does not run."""
-    if process.place == _UNKNOWN or process.place != _place():
+    if process.host == _UNKNOWN or process.host != _host():
         return False
     try:
         os.kill(int(process.id), 0)
@@ -66,7 +66,7 @@ def has_ended(process: Process) -> bool:
 
 
 @cache
-def _place() -> float:
+def _host() -> float:
     # The host name tells machines apart that were cloned with their boot id.
     return _identify("pid", socket.gethostname())
 

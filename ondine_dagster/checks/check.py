@@ -17,7 +17,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
 
-_MOST_LABELS = 100
+_MAX_LABELS = 100
 """Metadata is read with every page of the UI; larger sets are not counted into it."""
 
 Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
@@ -122,7 +122,7 @@ def as_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
 def closed_columns(task: Task) -> dict[str, tuple[Any, ...]]:
     """The output columns that take a few given values only, and those values."""
     found = ((column.name, allowed_values(column.json_schema)) for column in task.schema.columns)
-    return {name: values for name, values in found if values is not None and len(values) <= _MOST_LABELS}
+    return {name: values for name, values in found if values is not None and len(values) <= _MAX_LABELS}
 
 
 def check_share(name: str, value: Any) -> None:
@@ -150,6 +150,6 @@ def check_closed(column: str, task: Task) -> None:
     """Refuse a column without a closed set of values."""
     if column not in closed_columns(task):
         raise ConfigError(
-            f"The column {column!r} has no closed set of at most {_MOST_LABELS} values, so its distribution says "
+            f"The column {column!r} has no closed set of at most {_MAX_LABELS} values, so its distribution says "
             "nothing; declare it as a Literal, an enum or a boolean."
         )

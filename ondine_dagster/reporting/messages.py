@@ -11,7 +11,7 @@ from ondine_core.types.values import Call, Message
 from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
 from ondine_dagster.reporting.thumbnails import describe
 
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 _FRAME = 40
 """Characters around a message, at the most usual."""
 _CUT = " […] "
@@ -26,7 +26,7 @@ def shown_messages(calls: Sequence[Call]) -> str:
         return ""
     head = [_in_words(message, calls[0]) for message in calls[0].messages[:-1]]
     own = [_in_words(call.messages[-1], call) for call in calls]
-    most = _MOST_SHOWN - len(own)
+    most = _MAX_SHOWN - len(own)
     left_out = len(head) - most
     shown = [*head[:most], *own]
     # The short ones leave their room to the long ones.

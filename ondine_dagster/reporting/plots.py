@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from ondine_dagster.reporting.markdown import SHOWN_IN_PLACE
 
-_MOST_VALUES = 8
-_MOST_COLUMNS = 4
+_MAX_VALUES = 8
+_MAX_COLUMNS = 4
 _BINS = 8
 _LABEL_LENGTH = 24
 _HUGE = 1e300
@@ -44,7 +44,7 @@ def distributions(columns: Mapping[str, Sequence[Any]], failed: int = 0, skipped
         skipped: How many of them have none because they were skipped.
     """
     counted = {name: _bars(values, failed, skipped) for name, values in columns.items()}
-    shown = [(name, bars) for name, bars in counted.items() if bars][:_MOST_COLUMNS]
+    shown = [(name, bars) for name, bars in counted.items() if bars][:_MAX_COLUMNS]
     while len(shown) > 1 and len(_picture(shown)) > SHOWN_IN_PLACE:
         shown.pop()
     return _picture(shown) if shown else None
@@ -96,7 +96,7 @@ def _count(values: Sequence[Any]) -> list[tuple[str, int]]:
     if not found:
         return []
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    if len(found) <= _MOST_VALUES:
+    if len(found) <= _MAX_VALUES:
         pairs = sorted(found.items()) if numbers else found.most_common()
         return [(_label(value), count) for value, count in pairs]
     return _ranges(found) if numbers else []

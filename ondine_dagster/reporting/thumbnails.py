@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 _ROWS = 5
-_MOST_IN_CELL = 3
+_MAX_IN_CELL = 3
 _SIDES_PX = (96, 64)
 _QUALITY = 60
-_MOST_CHARACTERS = 6_000
+_MAX_CHARACTERS = 6_000
 """Of one thumbnail; one that is longer is drawn smaller, or not at all."""
-_MOST_IN_ALL = 40_000
-_MOST_PIXELS = 25_000_000
+_MAX_IN_ALL = 40_000
+_MAX_PIXELS = 25_000_000
 """Larger images are not decoded for a thumbnail."""
 _NAME_LENGTH, _PATH_LENGTH = 60, 4096
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
@@ -71,7 +71,7 @@ def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None
     except MediaError:
         return f"{kind} {_name_of(cell)}".strip() + ", cannot be read"
     if isinstance(found, Gallery):
-        shown = [describe(one) for one in found.items[:_MOST_IN_CELL]]
+        shown = [describe(one) for one in found.items[:_MAX_IN_CELL]]
         more = len(found) - len(shown)
         return "; ".join([*shown, *([f"and {more} more"] if more else [])])
     return describe(found, _name_of(cell)) if isinstance(found, Media) else found
@@ -105,13 +105,13 @@ def _size(size: int) -> str:
 
 def draw(media: Media) -> Picture | None:
     """A small JPEG of an image as a `data:` URL; `None` if it is none, is too large, or cannot be decoded."""
-    if media.kind != "image" or media.url is not None or media.width * media.height > _MOST_PIXELS:
+    if media.kind != "image" or media.url is not None or media.width * media.height > _MAX_PIXELS:
         return None
     try:
         data = media.load()
         for side in _SIDES_PX:
             url = f"data:image/jpeg;base64,{b64encode(_shrink(data, side)).decode()}"
-            if len(url) <= _MOST_CHARACTERS:
+            if len(url) <= _MAX_CHARACTERS:
                 return Picture(url, describe(media))
     except Exception:  # noqa: BLE001  (a decoder may stumble over anything, and no run fails for want of a thumbnail)
         return None
@@ -136,7 +136,7 @@ def _shrink(data: bytes, side: int) -> bytes:
 class _Sheet:
     """Draws thumbnails as long as there is room for them, in metadata that stays in the event log."""
 
-    left: int = _MOST_IN_ALL
+    left: int = _MAX_IN_ALL
     drawn: int = 0
 
     def cell(self, cell: Any, kind: MediaKind, reader: MediaReader) -> Any:
@@ -147,11 +147,11 @@ class _Sheet:
             return describe_cell(cell, kind, reader)
         if not isinstance(found, Media | Gallery):
             return found
-        items = found.items[:_MOST_IN_CELL] if isinstance(found, Gallery) else (found,)
+        items = found.items[:_MAX_IN_CELL] if isinstance(found, Gallery) else (found,)
         return [self._draw(one) or describe(one) for one in items]
 
     def _draw(self, media: Media) -> Picture | None:
-        picture = draw(media) if self.left >= _MOST_CHARACTERS else None
+        picture = draw(media) if self.left >= _MAX_CHARACTERS else None
         if picture is not None:
             self.left -= len(picture.url)
             self.drawn += 1

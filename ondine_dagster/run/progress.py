@@ -18,7 +18,7 @@ from ondine_dagster.reporting.metadata import progress_line, progress_metadata
 
 _SHARE_OF_ELAPSED = 0.1
 """The wait for the next observation grows to this share of the time that the run has taken,"""
-_LONGEST_WAIT_S = 600.0
+_MAX_WAIT_S = 600.0
 """but to no more than this."""
 _CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
@@ -77,7 +77,7 @@ class Watch:
             self._line_due = now + self.every_s
             self._context.log.info(progress_line(self.latest))
         if now >= self._observation_due:
-            backed_off_s = min(_SHARE_OF_ELAPSED * self.latest.elapsed_s, _LONGEST_WAIT_S)
+            backed_off_s = min(_SHARE_OF_ELAPSED * self.latest.elapsed_s, _MAX_WAIT_S)
             self._observation_due = now + max(self.every_s, backed_off_s)
             self.observe()
 

@@ -129,7 +129,7 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
     if enrichment.arguments.failed_rows and failed_key(context.asset_key_for_output()) in context.selected_asset_keys:
         yield failed_rows_result(context, run.asked, run.rows.lengths, upstream)
     report = run.asked.report
-    evidence = CheckContext(
+    check_context = CheckContext(
         context,
         run.plan.task,
         report,
@@ -142,11 +142,11 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
     try:
         _judge(context, report, enrichment)
     except FailedRowsError as error:
-        yield from check_results({name: one for name, one in checks.items() if one.of_failures}, evidence)
+        yield from check_results({name: one for name, one in checks.items() if one.of_failures}, check_context)
         run.watch.observe()
         raise failure(error, run.watch.latest) from error
     _log_report(context, report)
-    yield from _results(context, enrichment, run, evidence, upstream)
+    yield from _results(context, enrichment, run, check_context, upstream)
 
 
 def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> _Run | None:
@@ -252,12 +252,12 @@ def _results(
     context: dg.AssetExecutionContext,
     enrichment: Enrichment,
     run: _Run,
-    evidence: CheckContext,
+    check_context: CheckContext,
     upstream: Mapping[dg.AssetKey, Sequence[str]],
 ) -> Results:
     """The enriched rows, if they are selected, and the results of checks."""
     key, asked, columns = context.asset_key_for_output(), run.asked, run.plan.task.schema.columns
-    results = check_results(_selected_checks(context, enrichment), evidence)
+    results = check_results(_selected_checks(context, enrichment), check_context)
     if key not in context.selected_asset_keys:
         yield from results
         return
@@ -265,21 +265,21 @@ def _results(
     figures = run_metadata(asked.report, asked.task.model)
     metadata = {
         "ondine/summary": figures["ondine/summary"],
-        **_pictures(enrichment, asked, table, evidence),
+        **_pictures(enrichment, asked, table, check_context),
         **reasons_metadata(asked.report),
         **figures,
         **({} if run.rows.unassigned is None else {"ondine/rows_without_partition": run.rows.unassigned}),
         "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count": len(table),
         "dagster/column_schema": column_schema(table, columns, enrichment.error_column),
         "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
-        **distribution_metadata(evidence),
+        **distribution_metadata(check_context),
     }
-    _share_out(context, figures, run.rows.lengths, evidence)
+    _share_out(context, figures, run.rows.lengths, check_context)
     yield dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata, check_results=results)
 
 
 def _pictures(
-    enrichment: Enrichment, asked: AskedRows, table: nw.DataFrame[Any], evidence: CheckContext
+    enrichment: Enrichment, asked: AskedRows, table: nw.DataFrame[Any], check_context: CheckContext
 ) -> dict[str, dg.MarkdownMetadataValue]:
     """The first rows, their images, and how values are distributed, as far as there is something to see."""
     outputs = [column.name for column in asked.task.schema.columns]
@@ -288,22 +288,25 @@ def _pictures(
     found = {
         "ondine/preview": shown_rows(asked, table),
         "ondine/thumbnails": images,
-        "ondine/plot": distributions(evidence.values, progress.rows_failed, progress.rows_skipped),
+        "ondine/plot": distributions(check_context.values, progress.rows_failed, progress.rows_skipped),
     }
     return {name: dg.MetadataValue.md(text) for name, text in found.items() if text is not None}
 
 
 def _share_out(
-    context: dg.AssetExecutionContext, figures: Mapping[str, Any], lengths: Mapping[str, int], evidence: CheckContext
+    context: dg.AssetExecutionContext,
+    figures: Mapping[str, Any],
+    lengths: Mapping[str, int],
+    check_context: CheckContext,
 ) -> None:
     """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
     if len(lengths) < 2:  # noqa: PLR2004
         return
-    key, failed = context.asset_key_for_output(), [one is not None for one in evidence.report.outcomes.failures()]
+    key, failed = context.asset_key_for_output(), [one is not None for one in check_context.report.outcomes.failures()]
     for partition, rows in slices(lengths):
         length, lost = lengths[partition], sum(failed[rows])
-        share = share_of(figures, length, len(failed), lost, length - lost - sum(evidence.there[rows]))
-        share |= distribution_metadata(evidence, rows)
+        share = share_of(figures, length, len(failed), lost, length - lost - sum(check_context.there[rows]))
+        share |= distribution_metadata(check_context, rows)
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
 
 

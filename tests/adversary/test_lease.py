@@ -32,9 +32,9 @@ from tests.support.virtual_clock import run_virtually
 TTL_S = 30.0
 TIMEOUT_S = 60.0
 HERE = this_process()
-CONTAINER = HERE._replace(place=HERE.place + 2)
+CONTAINER = HERE._replace(host=HERE.host + 2)
 """Another space of process ids on this machine: its boot clock is the same, its processes cannot be seen."""
-ELSEWHERE = HERE._replace(place=HERE.place + 2, machine=HERE.machine + 2)
+ELSEWHERE = HERE._replace(host=HERE.host + 2, machine=HERE.machine + 2)
 UNKNOWN = Process(0.0, 0.0, 0.0)
 """A process of a system without `/proc`."""
 

@@ -19,7 +19,7 @@ from tests.benchmarks.workload import Workload
 __all__ = ["Server", "run_client", "serving"]
 
 ROOT = Path(__file__).parents[2]
-_LONGEST_S = 1800
+_MAX_S = 1800
 
 
 def pinned_core(wanted: int) -> int:
@@ -73,7 +73,7 @@ def run_client(name: str, work: Workload, server: Server | None = None, *, pinne
         input=json.dumps(given),
         capture_output=True,
         text=True,
-        timeout=_LONGEST_S,
+        timeout=_MAX_S,
         check=False,
     )
     if ran.returncode:

@@ -107,7 +107,7 @@ async def nothing() -> None:
 
 
 def answered(replies: list[JobReply]) -> dict[str, str]:
-    return {reply.custom_id: reply.came.text for reply in replies if isinstance(reply.came, Reply)}
+    return {reply.custom_id: reply.outcome.text for reply in replies if isinstance(reply.outcome, Reply)}
 
 
 def ids(*numbers: int) -> set[str]:
@@ -125,11 +125,11 @@ def test_each_request_comes_back_with_its_own_answer(client: Client) -> None:
     assert (status.done, status.failed) == (4, 0) or client.server.name == "together_ai"
     replies = client.results(job_id)
     assert answered(replies) == {f"{MARKER}-{n}": f'{{"answer":"row {n}"}}' for n in range(4)}
-    came = [reply.came for reply in replies if isinstance(reply.came, Reply)]
-    assert all(reply.tier is None and reply.usage.is_complete and reply.request_id for reply in came)
+    outcome = [reply.outcome for reply in replies if isinstance(reply.outcome, Reply)]
+    assert all(reply.tier is None and reply.usage.is_complete and reply.request_id for reply in outcome)
     books = client.server.books
-    assert sum(reply.usage.input_tokens for reply in came) == books.input_tokens > 0
-    assert sum(reply.usage.output_tokens for reply in came) == books.output_tokens > 0
+    assert sum(reply.usage.input_tokens for reply in outcome) == books.input_tokens > 0
+    assert sum(reply.usage.output_tokens for reply in outcome) == books.output_tokens > 0
     assert books.billed == Counter(f"Repeat: row {n}" for n in range(4))
 
 
@@ -194,7 +194,7 @@ def test_what_replies_cost_is_the_bill_of_the_provider(model: str, tmp_path: Pat
         client = Client(server, tmp_path)
         replies = client.results(client.submit(rows=5))
         price = find_tier_prices(ModelSpec(model))["batch"]
-        costs = [price.cost(reply.came.usage) for reply in replies if isinstance(reply.came, Reply)]
+        costs = [price.cost(reply.outcome.usage) for reply in replies if isinstance(reply.outcome, Reply)]
         assert len(costs) == 5
         assert sum(costs) == server.books.usd > 0
         assert bool(meter.read_tokens) == (name == "anthropic")
@@ -215,7 +215,7 @@ def test_an_expired_job_keeps_the_rows_that_were_answered(client: Client) -> Non
     kept = {} if client.server.name == "gemini" else answered(replies)
     assert set(kept) == set(client.server.books.billed_ids)
     named = {reply.custom_id for reply in replies}
-    assert all(reply.came is None for reply in replies if reply.custom_id not in kept)
+    assert all(reply.outcome is None for reply in replies if reply.custom_id not in kept)
     assert named == ids(0, 1, 2, 3) or not status.bills_silence
 
 
@@ -228,7 +228,7 @@ def test_a_job_that_is_cancelled_keeps_the_rows_that_were_answered(client: Clien
     assert client.status(job_id).has_ended
     replies = client.results(job_id)
     assert set(answered(replies)) == set(client.server.books.billed_ids) == ids(0, 1)
-    assert all(reply.came is None for reply in replies if reply.custom_id in ids(2, 3))
+    assert all(reply.outcome is None for reply in replies if reply.custom_id in ids(2, 3))
     client.using(lambda api: api.cancel(job_id))
 
 
@@ -249,15 +249,15 @@ def test_errors_of_rows_are_those_of_live_calls(client: Client) -> None:
         "row 2": [500, "server_error", "Sorry."],
     }
     job_id = client.submit()
-    came = {reply.custom_id: reply.came for reply in client.results(job_id)}
-    assert isinstance(came[f"{MARKER}-0"], RefusedError)
-    assert "secret" not in str(came[f"{MARKER}-0"])
+    outcome = {reply.custom_id: reply.outcome for reply in client.results(job_id)}
+    assert isinstance(outcome[f"{MARKER}-0"], RefusedError)
+    assert "secret" not in str(outcome[f"{MARKER}-0"])
     for number, kind in ((1, "limited"), (2, "broken")):
-        error = came[f"{MARKER}-{number}"]
+        error = outcome[f"{MARKER}-{number}"]
         assert isinstance(error, TransientError)
         assert not error.cost_unknown
         assert error.kind == kind
-    assert isinstance(came[f"{MARKER}-3"], Reply)
+    assert isinstance(outcome[f"{MARKER}-3"], Reply)
     assert client.server.books.billed_ids.keys() == ids(3)
 
 
@@ -265,11 +265,11 @@ def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
     """Its usage comes with it."""
     client.server.faults.failing = {"row 0": [200, REFUSALS.get(client.server.name, "content_filter"), ""]}
     job_id = client.submit()
-    came = {reply.custom_id: reply.came for reply in client.results(job_id)}[f"{MARKER}-0"]
-    assert isinstance(came, RefusedError)
-    assert came.usage is not None
-    assert came.usage.input_tokens > 0
-    assert came.tier is None
+    outcome = {reply.custom_id: reply.outcome for reply in client.results(job_id)}[f"{MARKER}-0"]
+    assert isinstance(outcome, RefusedError)
+    assert outcome.usage is not None
+    assert outcome.usage.input_tokens > 0
+    assert outcome.tier is None
     assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
 
 
@@ -316,9 +316,9 @@ def test_a_line_that_cannot_be_read_is_a_reply_that_was_lost(client: Client, kin
     client.server.faults.mangled = [kind]
     replies = client.results(client.submit())
     assert len(answered(replies)) == 3
-    (lost,) = [reply for reply in replies if not isinstance(reply.came, Reply)]
-    assert isinstance(lost.came, TransientError)
-    assert lost.came.cost_unknown
+    (lost,) = [reply for reply in replies if not isinstance(reply.outcome, Reply)]
+    assert isinstance(lost.outcome, TransientError)
+    assert lost.outcome.cost_unknown
     assert lost.custom_id in ids(0, 1, 2, 3)
 
 
@@ -525,7 +525,7 @@ def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Pat
 
         async def read(api: JobApi) -> Counter[bool]:
             found = api.read_results(job_id)
-            return Counter([isinstance(reply.came, Reply) async for reply in found])
+            return Counter([isinstance(reply.outcome, Reply) async for reply in found])
 
         client.using(write)
         control(server.origin, "faults", max_requests=rows)
@@ -575,7 +575,7 @@ def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
             return found
 
         (reply,) = asyncio.run(read())
-    assert isinstance(reply.came, Reply)
+    assert isinstance(reply.outcome, Reply)
     assert [b"sk-very-secret" in head for head in heads] == [True, True, False]
 
 

@@ -127,11 +127,11 @@ class JobProvider:
         done = round(len(job.texts) * min(1.0, ended_after_s / self.takes_s)) if self.takes_s else len(job.texts)
         job.ran = {}
         for number, (custom_id, text) in enumerate(job.texts.items()):
-            came = self.answer(text) if number < done else None
-            job.ran[custom_id] = came
-            if isinstance(came, Reply):
+            outcome = self.answer(text) if number < done else None
+            job.ran[custom_id] = outcome
+            if isinstance(outcome, Reply):
                 self.billed[text] += 1
-                self.usd += BATCH_PRICE.cost(came.usage)
+                self.usd += BATCH_PRICE.cost(outcome.usage)
 
 
 @dataclass
@@ -184,7 +184,7 @@ class _Api:
         job = self._find(job_id)
         self.provider.settle(job)
         ran = job.ran or {}
-        done = sum(isinstance(came, Reply) for came in ran.values())
+        done = sum(isinstance(outcome, Reply) for outcome in ran.values())
         ended = "failed" if job.problems else "completed"
         state = "in_progress" if job.ran is None else ended
         return JobStatus(
@@ -195,8 +195,8 @@ class _Api:
         self.life.step()
         if self.provider.lost:
             raise JobLostError("The results are gone.")
-        for custom_id, came in (self._find(job_id).ran or {}).items():
-            yield JobReply(custom_id, came)
+        for custom_id, outcome in (self._find(job_id).ran or {}).items():
+            yield JobReply(custom_id, outcome)
             if self.provider.noise:
                 yield JobReply(custom_id, Reply("another"))
                 yield JobReply(f"{'0' * 16}-{custom_id}", Reply("alien"))

@@ -88,13 +88,13 @@ async def build(context: JobContext, folder: Path, max_requests: int) -> NewRequ
     return new
 
 
-async def _fill(context: JobContext, new: NewRequests, most: int) -> None:
-    """Put batches into a job until it has `most` requests, nothing waits any more, or the file or a budget is full."""
+async def _fill(context: JobContext, new: NewRequests, max_requests: int) -> None:
+    """Put batches into a job until it has `max_requests`, none waits any more, or the file or a budget is full."""
     has_media = bool(context.run.task.prompt.media_columns)
     at_once = _WITH_MEDIA_AT_ONCE if has_media else _REQUESTS_AT_ONCE
     with _explained(), new.file.open("wb") as file:
-        while new.lacks_units is None and new.count < most:
-            batches = list(islice(iter(context.queue.take, None), min(at_once, most - new.count)))
+        while new.lacks_units is None and new.count < max_requests:
+            batches = list(islice(iter(context.queue.take, None), min(at_once, max_requests - new.count)))
             if not batches:
                 break
             if has_media:  # files are read

@@ -34,7 +34,7 @@ from ondine_core.store.budget_state import usd_of
 from ondine_core.types.job_record import JobRecord
 from ondine_core.types.values import Batch
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
+_FIRST_PAUSE_S, _MAX_PAUSE_S, _PAUSE_FACTOR = 1.0, 60.0, 1.5
 """Between two looks at the jobs."""
 _CANCEL_S = 1800.0
 """How long a cancelled job is waited for; OpenAI allows for ten minutes."""
@@ -249,7 +249,7 @@ class JobRun:
         if answer_by is not None and self._cancelled_at is None:
             left_s = min(left_s, answer_by - clock.now())
         await clock.sleep(max(0.0, min(left_s, self._pause_s)))
-        self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _MAX_PAUSE_S)
 
     def _heed(self, answer_by: float | None) -> None:
         """From `answer_by` on no job is submitted, open jobs are cancelled, and the rest is asked by live calls."""

@@ -127,7 +127,7 @@ class _Reading:
         calls = await context.store.read(partial(job_tables.read_calls, job=record.job, numbers=sorted(replies)))
         keys = [key for call in calls for key in call.keys]
         items = context.queue.find_items(keys)
-        settled = [self._settle_one(call, replies[job_tables.number_in_job(call)].came, items) for call in calls]
+        settled = [self._settle_one(call, replies[job_tables.number_in_job(call)].outcome, items) for call in calls]
         await self._keep(settled)
 
     async def settle_rest(self, status: JobStatus) -> None:
@@ -169,7 +169,7 @@ class _Reading:
         run.run_state.tell()
 
     def _settle_one(
-        self, call: CallStarted, came: Reply | ProviderError | None, items: Mapping[Key, Item]
+        self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
     ) -> CallFinished:
         """What one request comes to; batches that it still owes are put into the queue."""
         context, run = self.context, self.context.run
@@ -177,19 +177,19 @@ class _Reading:
         batch = queued.batch
         sent = replace(call, origin=run.origin)
         run.run_state.tracker.sent()
-        if isinstance(came, FatalError):
-            if came.fault == "account" or not run.run_state.any_answer:
-                self.fatal = self.fatal or came
+        if isinstance(outcome, FatalError):
+            if outcome.fault == "account" or not run.run_state.any_answer:
+                self.fatal = self.fatal or outcome
                 context.owe(queued)
                 return CallFinished(sent, "refused")
-            came = RefusedError(came.refusal, fault="unclear")
-        if came is None or (isinstance(came, TransientError) and not came.cost_unknown):
+            outcome = RefusedError(outcome.refusal, fault="unclear")
+        if outcome is None or (isinstance(outcome, TransientError) and not outcome.cost_unknown):
             if self.was_full:
                 context.owe(queued)
             else:
                 _owe_again(context, queued)
             return CallFinished(sent, "refused")
-        reply, usage = _reply_of(came)
+        reply, usage = _reply_of(outcome)
         charge = charge_call(run.run_state.tracker, call, reply, usage, "batch")
         result = BatchResult()
         if reply is None:
@@ -209,15 +209,15 @@ class _Reading:
         return finish_call(run, sent, usage, charge, result)
 
 
-def _reply_of(came: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:
+def _reply_of(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:
     """What there is to interpret, if anything, and the tokens that were billed (`None`: none)."""
-    match came:
+    match outcome:
         case Reply():
-            usage = check_usage(came.usage, came.text)
-            return replace(came, usage=usage), usage
+            usage = check_usage(outcome.usage, outcome.text)
+            return replace(outcome, usage=usage), usage
         case RefusedError():
-            return came, None if came.usage is None else check_usage(came.usage, "")
+            return outcome, None if outcome.usage is None else check_usage(outcome.usage, "")
         case InvalidReplyError():
             # Whether it is billed is not known.
-            return came.reply, Usage(is_complete=False)
+            return outcome.reply, Usage(is_complete=False)
     return None, Usage(is_complete=False)

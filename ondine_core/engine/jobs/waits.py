@@ -66,7 +66,7 @@ def check_store(store: AnswerStore) -> Store:
     Raises:
         ConfigError: It cannot, or not for longer than this process.
     """
-    if not isinstance(store, Store) or store.place == ":memory:":
+    if not isinstance(store, Store) or store.location == ":memory:":
         raise ConfigError(
             "tier='batch' needs a store that outlives the process, since a job may be read by another one: set store "
             "to a file or a postgresql:// URL (in code: Options(store=...))."

@@ -32,7 +32,7 @@ _OPEN = re.compile(
     re.IGNORECASE,
 )
 _STOP = re.compile(r"[<>]|=\s{0,9}(?P<quote>[\"'])")
-_MOST_STOPS = 200
+_MAX_STOPS = 200
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 
@@ -78,7 +78,7 @@ def _find_end(text: str, missing: set[str], tag: re.Match[str]) -> int | None:
     if tag["comment"]:
         return after("-->", tag.end())
     at = tag.end()
-    for _ in range(_MOST_STOPS):
+    for _ in range(_MAX_STOPS):
         stop = _STOP.search(text, at)
         if stop is None or stop[0] == "<":
             return None

@@ -10,8 +10,8 @@ from typing import Any
 
 from ondine_core.types.media import MediaError
 
-_MOST_PAGES = 5_000
-_LONGEST_TAIL = 1_024
+_MAX_PAGES = 5_000
+_MAX_TAIL = 1_024
 """Bytes behind the end marker that writers leave there; by the specification readers look for it so far."""
 
 
@@ -25,7 +25,7 @@ def end_of_pdf(data: bytes) -> int:
     if at < 0:
         raise MediaError("it is corrupt or broken off (application/pdf)")
     end = at + 5
-    if len(data) - end > _LONGEST_TAIL:
+    if len(data) - end > _MAX_TAIL:
         raise MediaError("something else comes behind its end (application/pdf)")
     return end
 
@@ -37,8 +37,8 @@ def count_pages(data: bytes) -> int:
         MediaError: It is corrupt, is encrypted, or has none or too many.
     """
     pages = len(_open(data).pages)
-    if not 0 < pages <= _MOST_PAGES:
-        raise MediaError(f"it has {pages:,} pages; 1 to {_MOST_PAGES:,} are sent (application/pdf)")
+    if not 0 < pages <= _MAX_PAGES:
+        raise MediaError(f"it has {pages:,} pages; 1 to {_MAX_PAGES:,} are sent (application/pdf)")
     return pages
 
 

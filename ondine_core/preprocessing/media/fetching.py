@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
 _AT_ONCE = 16
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _CHUNK = 2**16
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK = 200
@@ -139,7 +139,7 @@ class _NotAllowedError(OSError):
 async def _fetch_one(
     session: ClientSession, url: str, options: MediaOptions, folder: Path, is_allowed: IsAllowed
 ) -> Path:
-    for _ in range(_MOST_REDIRECTS + 1):
+    for _ in range(_MAX_REDIRECTS + 1):
         _check_url(url, is_allowed)
         async with session.get(url, allow_redirects=False) as response:
             if response.status in _REDIRECTS:
@@ -148,7 +148,7 @@ async def _fetch_one(
             if response.status != _OK:
                 raise MediaError(f"its address answers with status {response.status}")
             return await _save(response, options.max_bytes, folder)
-    raise MediaError(f"its address redirects more than {_MOST_REDIRECTS} times")
+    raise MediaError(f"its address redirects more than {_MAX_REDIRECTS} times")
 
 
 def _check_url(url: str, is_allowed: IsAllowed) -> None:

@@ -98,7 +98,7 @@ def read_image(data: bytes, media_type: str) -> ImageFacts:
     return facts
 
 
-_MOST_PARTS = 100_000
+_MAX_PARTS = 100_000
 
 
 def _limited(parts: Iterator[Part]) -> Iterator[Part]:
@@ -108,8 +108,8 @@ def _limited(parts: Iterator[Part]) -> Iterator[Part]:
         MediaError: There are more.
     """
     for number, part in enumerate(parts):
-        if number == _MOST_PARTS:
-            raise MediaError(f"it has more than {_MOST_PARTS:,} parts")
+        if number == _MAX_PARTS:
+            raise MediaError(f"it has more than {_MAX_PARTS:,} parts")
         yield part
 
 

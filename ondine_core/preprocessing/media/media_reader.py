@@ -35,8 +35,8 @@ from ondine_core.types.cell_text import is_blank
 from ondine_core.types.media import Media, MediaError, MediaKind
 
 _DIGEST_BYTES = 16
-_MOST_KNOWN = 200_000
-_MOST_IN_CELL = 100
+_MAX_KNOWN = 200_000
+_MAX_IN_CELL = 100
 _ADDED_BYTES = 64
 """More than the orientation takes that is put back."""
 _URL = re.compile(r"https?://[^\s]+", re.IGNORECASE)
@@ -106,8 +106,8 @@ class MediaReader:
         if not isinstance(cell, list | tuple):
             return None if _is_missing(cell) else self._read_one(cell, kind)
         found = [self._read_one(one, kind) for one in cell if not _is_missing(one)]
-        if len(found) > _MOST_IN_CELL:
-            raise MediaError(f"it lists {len(found):,} {kind}s; at most {_MOST_IN_CELL} are sent")
+        if len(found) > _MAX_IN_CELL:
+            raise MediaError(f"it lists {len(found):,} {kind}s; at most {_MAX_IN_CELL} are sent")
         if not found:
             return None
         texts = [one for one in found if isinstance(one, str)]
@@ -156,7 +156,7 @@ class MediaReader:
             found = self._inspect(load(), kind, load)
         except OSError as error:
             raise MediaError(f"its file cannot be read ({type(error).__name__})") from None
-        if isinstance(found, Media) and len(self._known) < _MOST_KNOWN:
+        if isinstance(found, Media) and len(self._known) < _MAX_KNOWN:
             self._known[mark] = found
         return found
 

@@ -24,7 +24,7 @@ def strip_metadata(data: bytes, media_type: str) -> bytes:
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _UPRIGHT = 1
-_MOST_TURNS = 8
+_MAX_TURNS = 8
 
 
 def _find_orientation(tiff: bytes) -> int:
@@ -35,7 +35,7 @@ def _find_orientation(tiff: bytes) -> int:
         (count,) = struct.unpack_from(f"{order}H", tiff, offset)
         for number in range(count):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, offset + 2 + 12 * number)
-            if tag == _ORIENTATION and _UPRIGHT < value <= _MOST_TURNS:
+            if tag == _ORIENTATION and _UPRIGHT < value <= _MAX_TURNS:
                 return int(value)
     return _UPRIGHT
 

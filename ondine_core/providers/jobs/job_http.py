@@ -141,8 +141,8 @@ class JobHttp:
         failure: ProviderError | None = None
         try:
             with ExitStack() as opened:
-                async with await self._begin(request, secret, timeout, opened) as came:
-                    response = await _read(came)
+                async with await self._begin(request, secret, timeout, opened) as stream:
+                    response = await _read(stream)
             if response.status not in _SUCCESSES:
                 failure = self._classify(response, request, secret)
         except _BROKEN as error:
@@ -159,18 +159,18 @@ class JobHttp:
             request = JobRequest("GET", path, missing=missing)
             secret = await self._secret_headers(request)
             try:
-                async with await self._begin(request, secret, timeout, ExitStack()) as came:
-                    is_packed = came.headers.get("Content-Encoding", "identity") not in ("", "identity")
-                    if came.status == _OK and not is_packed:
-                        async for line in split_lines(came.content, self._max_line_bytes):
+                async with await self._begin(request, secret, timeout, ExitStack()) as stream:
+                    is_packed = stream.headers.get("Content-Encoding", "identity") not in ("", "identity")
+                    if stream.status == _OK and not is_packed:
+                        async for line in split_lines(stream.content, self._max_line_bytes):
                             yield line
                         return
-                    elsewhere = came.headers.get("Location") if came.status in _REDIRECTS else None
+                    elsewhere = stream.headers.get("Location") if stream.status in _REDIRECTS else None
                     if elsewhere is None:
-                        failure = self._classify(await _read(came), request, secret)
+                        failure = self._classify(await _read(stream), request, secret)
                         break
-                    path = urljoin(str(came.url), elsewhere)  # a file store, which gets no key
-                    if urlsplit(path).scheme not in ("https", came.url.scheme):
+                    path = urljoin(str(stream.url), elsewhere)  # a file store, which gets no key
+                    if urlsplit(path).scheme not in ("https", stream.url.scheme):
                         break
             except _BROKEN as error:
                 failure = lost(error, self.to)
@@ -227,14 +227,14 @@ def _free_of_charge(failure: ProviderError) -> ProviderError:
     return failure
 
 
-async def _read(came: aiohttp.ClientResponse) -> Response:
+async def _read(stream: aiohttp.ClientResponse) -> Response:
     """A whole response of bounded size."""
     content = bytearray()
-    async for chunk in came.content.iter_chunked(_CHUNK):
+    async for chunk in stream.content.iter_chunked(_CHUNK):
         content += chunk
         if len(content) > MAX_REPLY_BYTES:
             raise ReplyTooLargeError("The reply is too large.")
-    return Response(came.status, came.headers, bytes(content), time.time())
+    return Response(stream.status, stream.headers, bytes(content), time.time())
 
 
 async def split_lines(stream: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[ResultLine]:

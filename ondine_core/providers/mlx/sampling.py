@@ -12,27 +12,27 @@ from typing import Any, TypeAlias
 
 from ondine_core.providers.mlx.parameters import Options
 
-Picker: TypeAlias = Callable[[Any], Any]
+Sampler: TypeAlias = Callable[[Any], Any]
 """From log-probabilities, a row a text, to a token a text."""
 
 
-def make_picker(options: Options, vocabulary: int) -> Picker:
+def make_sampler(options: Options, vocabulary: int) -> Sampler:
     """What picks the tokens of one text among `vocabulary` of them."""
-    return _shared_picker(options, vocabulary) if options.params.seed is None else _picker(options, vocabulary)
+    return _shared_sampler(options, vocabulary) if options.params.seed is None else _sampler(options, vocabulary)
 
 
 @lru_cache(maxsize=64)
-def _shared_picker(options: Options, vocabulary: int) -> Picker:
+def _shared_sampler(options: Options, vocabulary: int) -> Sampler:
     """One object for equal options: mlx-lm then picks for all texts of a batch at once."""
-    return _picker(options, vocabulary)
+    return _sampler(options, vocabulary)
 
 
-def _picker(options: Options, vocabulary: int) -> Picker:
+def _sampler(options: Options, vocabulary: int) -> Sampler:
     import mlx.core as mx
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
 
     if not options.temperature:
-        greedy: Picker = greedy_sampler
+        greedy: Sampler = greedy_sampler
         return greedy
     params = options.params
     key = None if params.seed is None else mx.random.key(params.seed)

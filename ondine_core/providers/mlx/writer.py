@@ -19,7 +19,7 @@ from ondine_core.providers.mlx.failures import broken_off
 from ondine_core.providers.mlx.grammar import Grammars
 from ondine_core.providers.mlx.parameters import MAX_CONCURRENCY, Options
 from ondine_core.providers.mlx.prefix_cache import READ_AT_ONCE, PrefixCache
-from ondine_core.providers.mlx.sampling import make_picker
+from ondine_core.providers.mlx.sampling import make_sampler
 from ondine_core.types.values import Call, Reply, Usage
 
 _PARAGRAPH = "\n\n"
@@ -127,13 +127,13 @@ class Writer:
         grammar = None if call.json_schema is None else self._grammars.processor(call.json_schema)
         if grammar is not None:
             processors.append(grammar)
-        known, state = self._beginnings.find(tokens)
+        known, state = self._prefixes.find(tokens)
         number: int = self._generator.insert(
             [tokens[known:]],
             [min(options.max_output_tokens, window - len(tokens))],
             caches=[state],
             all_tokens=[tokens[:known]],
-            samplers=[make_picker(options, self._vocabulary)],
+            samplers=[make_sampler(options, self._vocabulary)],
             logits_processors=[processors],
         )[0]
         # A base model goes on to make up the next question unless something ends its answer.
@@ -216,7 +216,7 @@ class Writer:
         """Free the memory that only makes the next calls faster."""
         import mlx.core as mx
 
-        self._beginnings = PrefixCache(self._model)
+        self._prefixes = PrefixCache(self._model)
         mx.clear_cache()
 
     def unload(self) -> None:

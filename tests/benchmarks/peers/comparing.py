@@ -25,7 +25,7 @@ __all__ = ["PEER_SCALES", "SITUATIONS", "Client", "Figures", "PeerScale", "clien
 
 _LATENCY_MS, _CONCURRENCY = 50.0, 50
 _OWN = ("aiohttp", "Ondine")
-_LONGEST_S = 240
+_MAX_S = 240
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
@@ -150,9 +150,9 @@ def _run(client: Client, job: Job, server: Server) -> Measured:
     server.books()
     with _started(client, job) as (process, printed):
         try:
-            process.wait(timeout=_LONGEST_S)
+            process.wait(timeout=_MAX_S)
         except subprocess.TimeoutExpired:
-            raise _ClientError(f"it took more than {_LONGEST_S} s") from None
+            raise _ClientError(f"it took more than {_MAX_S} s") from None
     result: Measured = json.loads(printed.read_text(encoding="utf-8").strip().splitlines()[-1])
     if result["wrong"]:
         raise _ClientError(f"{result['wrong']} rows of {job.rows} have a wrong answer")

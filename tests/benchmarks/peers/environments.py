@@ -23,7 +23,7 @@ REQUIREMENTS: Mapping[str, Sequence[str]] = {
     "data-designer": ("data-designer>=0.9.7",),
 }
 """Of each peer, by its name in the table."""
-_LONGEST_S = 900
+_MAX_S = 900
 
 
 class EnvironmentMissingError(Exception):
@@ -50,9 +50,9 @@ def python_of(name: str, requirements: Sequence[str], folder: Path) -> Path:
 def _uv(*arguments: str) -> None:
     command = [sys.executable, "-m", "uv", "--quiet", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_MAX_S, check=False)
     except subprocess.TimeoutExpired:
-        raise EnvironmentMissingError(f"uv {arguments[0]} took more than {_LONGEST_S} s") from None
+        raise EnvironmentMissingError(f"uv {arguments[0]} took more than {_MAX_S} s") from None
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise EnvironmentMissingError(said[-1] if said else f"uv {arguments[0]} ended with {done.returncode}")

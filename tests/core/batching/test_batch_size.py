@@ -44,22 +44,22 @@ REPLIES = st.lists(st.tuples(st.integers(1, 120), st.floats(0, 1), st.floats(0, 
 
 @given(st.integers(1, 120), st.floats(1, 100), REPLIES)
 def test_size_stays_between_one_and_the_maximum(
-    most: int, timeout_s: float, replies: list[tuple[int, float, float]]
+    max_rows: int, timeout_s: float, replies: list[tuple[int, float, float]]
 ) -> None:
     """For any outcomes, also of calls that never left, the next size is at least 1 and at most the maximum."""
-    size = start_size(most, timeout_s)
+    size = start_size(max_rows, timeout_s)
     for rows, share, latency_s in replies:
         taken, size = take_rows(size)
-        assert 1 <= taken <= most
+        assert 1 <= taken <= max_rows
         size = adapt(size, rows=rows, owed=round(rows * share), latency_s=latency_s)
 
 
 @settings(deadline=None)
 @given(WORKERS, st.integers(1, 100))
-def test_healthy_model_soon_gets_the_maximum(in_flight: int, most: int) -> None:
+def test_healthy_model_soon_gets_the_maximum(in_flight: int, max_rows: int) -> None:
     """From ten rows to a hundred it takes five sequential calls, or six rounds of concurrent calls."""
-    taken = sizes(8 * in_flight, healthy, in_flight=in_flight, most=most)
-    assert all(rows == most for rows in taken[5 if in_flight == 1 else 7 * in_flight :])
+    taken = sizes(8 * in_flight, healthy, in_flight=in_flight, max_rows=max_rows)
+    assert all(rows == max_rows for rows in taken[5 if in_flight == 1 else 7 * in_flight :])
     assert taken == sorted(taken) or in_flight > 1
 
 

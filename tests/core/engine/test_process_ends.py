@@ -47,8 +47,8 @@ def test_process_on_another_host_never_counts_as_ended() -> None:
     """On another machine or at an unknown place the same id proves nothing."""
     gone = this_process()._replace(id=2**22 + 1)
     assert has_ended(gone)
-    assert not has_ended(gone._replace(place=gone.place + 2))
-    assert not has_ended(gone._replace(place=0.0))
+    assert not has_ended(gone._replace(host=gone.host + 2))
+    assert not has_ended(gone._replace(host=0.0))
 
 
 def test_process_identity_is_stable() -> None:

@@ -334,7 +334,7 @@ def test_cost_of_a_run_equals_the_bill_of_the_provider(
     meter = Meter(RATES, Cache(), answered_at)
     with Provider(echo_each, meter=meter, fault=no_flex(2) if fallback else None) as provider:
         spec = ModelSpec(MODEL, "k", provider.base_url, max_output_tokens=64, tier=tier, prompt_cache=prompt_cache)
-        policy = Policy(max_concurrency=4, batch_size=batch_size, tier_patience_s=0, tier_fallback=True)
+        policy = Policy(max_concurrency=4, batch_size=batch_size, tier_wait_timeout_s=0, tier_fallback=True)
         cap = Decimal("0.05")
         options = Options(policy=policy, max_cost_usd=cap)
         report = enrich_sync(texts(12), prompt=PROMPT, output=OUTPUT, model=spec, options=options)

@@ -142,7 +142,7 @@ steps = st.lists(
     ),
     max_size=120,
 )
-_LONGEST_WAIT_S = 45.0
+_MAX_WAIT_S = 45.0
 """Two calls at the lowest rate, and a little."""
 
 
@@ -189,7 +189,7 @@ class Run:
     def _check(self) -> float:
         ready_at = self._throttle.ready_at(self._now)
         assert self._throttle.in_flight == len(self._out) <= self._most
-        assert self._out or ready_at <= max(self._now, self._asked) + _LONGEST_WAIT_S
+        assert self._out or ready_at <= max(self._now, self._asked) + _MAX_WAIT_S
         assert ready_at > self._now or self._now >= self._asked
         return ready_at
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ondine_core.errors import TransientError
-from ondine_core.limits.rate_limiter import LONGEST_HOLD_OFF_S, RateLimiter
+from ondine_core.limits.rate_limiter import MAX_HOLD_OFF_S, RateLimiter
 from ondine_core.limits.rates import Rates
 from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import Numbers
@@ -295,7 +295,7 @@ def test_hold_off_is_at_most_ten_minutes() -> None:
         await shared.hold_off(86_400)
         await shared.acquire(0)
 
-    assert departures_of(steps, Rates(requests_per_minute=60)) == [LONGEST_HOLD_OFF_S]
+    assert departures_of(steps, Rates(requests_per_minute=60)) == [MAX_HOLD_OFF_S]
 
 
 # -- time-outs and cancellation ------------------------------------------------------------------------------------

@@ -304,8 +304,8 @@ def test_an_outage_of_the_flex_tier_of_half_a_minute_is_waited_out() -> None:
 
 
 def test_tier_fallback_uses_the_standard_tier() -> None:
-    """After `tier_patience_s` the rest is asked at the standard price, with a warning."""
-    report, model, warnings = run_at_flex(lambda now: now < 3, tier_patience_s=60, tier_fallback=True)
+    """After `tier_wait_timeout_s` the rest is asked at the standard price, with a warning."""
+    report, model, warnings = run_at_flex(lambda now: now < 3, tier_wait_timeout_s=60, tier_fallback=True)
     assert isinstance(report, Report)
     assert report.progress.rows_failed == 0
     assert len(model.answered) == len({text for text, _ in model.answered}) == 200
@@ -321,7 +321,7 @@ def test_tier_fallback_uses_the_standard_tier() -> None:
 
 def test_run_without_tier_fallback_ends_and_keeps_its_answers() -> None:
     """The error says what to do; no call was made at a dearer tier."""
-    failed, model, warnings = run_at_flex(lambda now: now < 3, tier_patience_s=60)
+    failed, model, warnings = run_at_flex(lambda now: now < 3, tier_wait_timeout_s=60)
     assert isinstance(failed, TransientError)
     assert "tier_fallback=True" in str(failed)
     assert {tier for _, tier in model.answered} == {"flex"}
