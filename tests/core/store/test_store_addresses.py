@@ -120,7 +120,7 @@ def test_options_work_on_a_real_server() -> None:
     connection_string = f"{host} password='{password}' dbname={url.rpartition('/')[2]}"
     for address in (*(url + more for more in separators), connection_string, f'  "{url}"\n'):
         with open_store(address) as store:
-            assert password not in store.place
+            assert password not in store.location
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

@@ -348,7 +348,7 @@ def test_unreadable_url_is_not_repeated(url: str) -> None:
 def test_store_does_not_show_its_password(url: str) -> None:
     """Neither the store nor its attributes show it."""
     with open_store(url) as store:
-        assert PASSWORD not in repr(store) + repr(store.place) + repr(vars(store))
+        assert PASSWORD not in repr(store) + repr(store.location) + repr(vars(store))
 
 
 def test_missing_driver_is_an_error_with_the_install_command() -> None:
