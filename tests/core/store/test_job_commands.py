@@ -24,10 +24,10 @@ from ondine_core.store.database import Database
 from ondine_core.types.job_record import JobRecord
 from ondine_core.types.ledger import Origin
 from tests.support.asking import PROMPT, texts
-from tests.support.ledger import KINDS, fresh_place, read_budget
 from tests.support.job_server import Faults, JobServer
 from tests.support.job_server_anthropic import AnthropicJobServer
 from tests.support.job_server_openai import OpenAIJobServer
+from tests.support.ledger import KINDS, fresh_place, read_budget
 
 HOUR_S = 3600.0
 PRICE = Price(Decimal("1e-6"), Decimal("2e-6"), Decimal("1e-6"))

@@ -22,8 +22,8 @@ from ondine_core.store.schema import migrate
 from ondine_core.types.ledger import CallFinished, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Usage
-from tests.support.ledger import ORIGIN, call_to, keep, key_of, keys_in
 from tests.support.latency import LatencyProxy, latency_proxy
+from tests.support.ledger import ORIGIN, call_to, keep, key_of, keys_in
 from tests.support.postgres import PASSWORD, USER, server
 
 TIMEOUT_S = 60.0

@@ -12,9 +12,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from tests.support.ledger import read_budget
 from tests.support.deployed_figures import DAYS, PARTS, ROWS_A_DAY, ROWS_A_PART, billed, is_complete, keeps_rate
 from tests.support.deployment import Deployment
+from tests.support.ledger import read_budget
 from tests.support.provider import Books, Provider
 
 pytestmark = pytest.mark.slow

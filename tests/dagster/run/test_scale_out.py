@@ -20,7 +20,6 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.support.ledger import read_budget
 from tests.support.deployed_figures import (
     CONCURRENCY,
     PARTS,
@@ -32,6 +31,7 @@ from tests.support.deployed_figures import (
 )
 from tests.support.deployment import Deployment, is_running, until
 from tests.support.guide import blocks
+from tests.support.ledger import read_budget
 from tests.support.postgres import server
 from tests.support.provider import Books, Provider, slow, while_set
 from tests.support.redis import find_program, redis_server

@@ -12,11 +12,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.support.ledger import look
 from tests.support.container_project import ROWS, build_job
 from tests.support.containers import ContainerHost
 from tests.support.deployment import until
 from tests.support.guide import blocks
+from tests.support.ledger import look
 from tests.support.postgres import server
 from tests.support.provider import Provider
 
