@@ -22,7 +22,7 @@ from ondine_core.engine.run import run as ask_rows
 from ondine_core.engine.runtime import Runtime, open_options_store, open_runtime
 from ondine_core.engine.tables import read
 from ondine_core.errors import BudgetExhaustedError, ConfigError
-from ondine_core.limits.lease import hold_lease
+from ondine_core.limits.lease import Lease
 from ondine_core.preprocessing.cleaning import Clean
 from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output
@@ -172,16 +172,8 @@ async def answer(
         clock = options.clock
         lease = None
         if options.lease is not None:
-            holding = hold_lease(
-                store,
-                options.lease,
-                now=clock.now,
-                sleep=clock.sleep,
-                boot=clock.boot,
-                ttl_s=options.lease_ttl_s,
-                on_wait=options.on_wait,
-            )
-            lease = await stack.enter_async_context(holding)
+            lease = Lease(store, options.lease, clock, options.lease_ttl_s)
+            await stack.enter_async_context(lease.held(options.on_wait))
         policy = await continue_materialization(store, options.origin, options.policy)
         options = replace(options, policy=policy)
         # All at the start: a key or a price that is missing for the last of them is an error before the first call.

@@ -84,16 +84,12 @@ class Policy:
             raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
-        if self.max_concurrency < 1:
-            raise ConfigError(f"max_concurrency={self.max_concurrency!r} must be at least 1.")
-        if not 0 <= self.tier_wait_timeout_s < inf:
-            raise ConfigError(
-                f"tier_wait_timeout_s={self.tier_wait_timeout_s!r} must be a number of seconds, 0 or more."
-            )
-        if not 0 <= self.batch_wait_s < inf:
-            raise ConfigError(f"batch_wait_s={self.batch_wait_s!r} must be a number of seconds, 0 or more.")
-        if self.batch_min_rows < 1:
-            raise ConfigError(f"batch_min_rows={self.batch_min_rows!r} must be at least 1.")
+        for name in ("max_concurrency", "batch_min_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
+        for name in ("tier_wait_timeout_s", "batch_wait_s"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, 0 or more.")
         if self.max_repairs < 0:
             raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
 

@@ -135,7 +135,7 @@ def _new_state(
 
 
 def _other_runs(task: Task, runtime: Runtime, options: Options) -> OtherRuns:
-    lease = runtime.lease.name if runtime.lease else ""
+    lease = runtime.lease.key if runtime.lease else ""
     own = RunStarted(urandom(8), cache_key(task)(""), this_process(), lease, options.origin, write_definition(task))
     find_known = partial(look_up, runtime.store, options.policy, task)
     return OtherRuns(runtime.store, own, find_known, options.clock.elapsed, task.model.max_call_s)

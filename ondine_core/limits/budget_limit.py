@@ -17,7 +17,7 @@ from ondine_core.store.budget_state import UNIT_USD
 
 Period: TypeAlias = Literal["run", "day", "month", "ever"]
 
-_MOSTUNIT_USDS = 2**53
+_MAX_UNITS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class BudgetLimit:
     def __post_init__(self) -> None:
         usd = Decimal(str(self.max_cost_usd))  # of a number its decimal text is meant, not its nearest binary fraction
         object.__setattr__(self, "max_cost_usd", usd)
-        if not (usd.is_finite() and UNIT_USD <= usd < _MOSTUNIT_USDS * UNIT_USD):
+        if not (usd.is_finite() and UNIT_USD <= usd < _MAX_UNITS * UNIT_USD):
             raise ConfigError(f"max_cost_usd={str(usd)!r} must be more than 0 and less than nine million.")
         if self.period not in get_args(Period):
             raise ConfigError(f"period={self.period!r}; valid are {', '.join(map(repr, get_args(Period)))}.")

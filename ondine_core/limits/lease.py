@@ -15,58 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, cast
 
 from ondine_core.errors import StoreError
-from ondine_core.types.processes import Process, boot_time, has_ended, this_process
+from ondine_core.types.clock import Clock
+from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 _NOBODY = 0.0
-
-
-@asynccontextmanager
-async def hold_lease(  # noqa: PLR0913  (named at every call)
-    store: AnswerStore,
-    name: str,
-    *,
-    now: Callable[[], float],
-    sleep: Callable[[float], Awaitable[None]],
-    boot: Callable[[], float] = boot_time,
-    process: Process | None = None,
-    ttl_s: float = 60.0,
-    on_wait: Callable[[float], None] = lambda _: None,
-) -> AsyncIterator[Lease]:
-    """Run the body while holding the lease on `name`, as soon as no other process does.
-
-    Args:
-        store: Shared by all who may want the lease.
-        name: What one at a time may work on.
-        now: Wall clock in seconds; `prune` removes old leases by it.
-        sleep: Waits for seconds.
-        boot: Clock in seconds that all processes of this machine agree on and that is never set.
-        process: Who wants the lease; by default this process.
-        ttl_s: How long the lease outlives a holder that was killed.
-        on_wait: Called, when another holds the lease and now and then while it does, with the seconds after which it
-            would be free if that one were dead.
-
-    Raises:
-        StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
-    """
-    # A float holds 53 bits exactly, and 0 means no holder.
-    token = float(1 + secrets.randbits(53))
-    lease = Lease(store, f"lease:{name}", token, process or this_process(), now, sleep, boot, ttl_s)
-    try:
-        await lease.take(on_wait)
-        async with _renewed(lease):
-            yield lease
-    finally:
-        # Also when the wait is broken off: the lease may have been granted unheard. If the store is gone, it runs out.
-        with suppress(StoreError):
-            await asyncio.shield(lease.release())
 
 
 @asynccontextmanager
@@ -125,22 +85,58 @@ class _State(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A lease that one process holds, or waits for."""
+    """A lease that one process holds, or waits for.
+
+    Args:
+        store: Shared by all who may want the lease.
+        name: What one at a time may work on.
+        clock: Its boot clock decides how long the lease is valid; `prune` removes old leases by the wall clock.
+        ttl_s: How long the lease outlives a holder that was killed.
+        process: The process that wants the lease.
+
+    Attributes:
+        token: Identifies the holder.
+        valid_until: By the boot clock: until then no other process can have taken it.
+    """
 
     store: AnswerStore
     name: str
-    token: float
-    process: Process
-    now: Callable[[], float]
-    sleep: Callable[[float], Awaitable[None]]
-    boot: Callable[[], float]
-    ttl_s: float
+    clock: Clock = field(default_factory=Clock)
+    ttl_s: float = 60.0
+    process: Process = field(default_factory=this_process)
+    # A float holds 53 bits exactly, and 0 means no holder.
+    token: float = field(default_factory=lambda: float(1 + secrets.randbits(53)), init=False)
     valid_until: float = field(default=0.0, init=False)
-    """By the boot clock: until then no other process can have taken it."""
+
+    @property
+    def key(self) -> str:
+        """The name of its numbers in the store."""
+        return f"lease:{self.name}"
+
+    @asynccontextmanager
+    async def held(self, on_wait: Callable[[float], None] = lambda _: None) -> AsyncIterator[None]:
+        """Run the body while holding the lease, as soon as no other process does.
+
+        Args:
+            on_wait: Called, when another holds the lease and now and then while it does, with the seconds after which
+                it would be free if that one were dead.
+
+        Raises:
+            StoreError: The lease was lost to another, or cannot be renewed; the body was cancelled.
+        """
+        try:
+            await self.take(on_wait)
+            async with _renewed(self):
+                yield
+        finally:
+            # Also when the wait is broken off: the lease may have been granted unheard. If the store is gone, it runs
+            # out.
+            with suppress(StoreError):
+                await asyncio.shield(self.release())
 
     def is_overdue(self) -> bool:
         """Whether another process may have taken the lease meanwhile; costs one look at a clock."""
-        return self.boot() >= self.valid_until
+        return self.clock.boot() >= self.valid_until
 
     async def renew(self) -> None:
         """Renew the lease.
@@ -148,10 +144,10 @@ class Lease:
         Raises:
             StoreError: It was lost, or the store failed.
         """
-        state = _State(*await self.store.update(self.name, self._renewed))
+        state = _State(*await self.store.update(self.key, self._renewed))
         if state.token != self.token:
             raise StoreError(
-                f"The lease on {self.name.removeprefix('lease:')!r} was lost to another process, because this one "
+                f"The lease on {self.name!r} was lost to another process, because this one "
                 f"did not renew it for {self.ttl_s:g} s (was it suspended?). Answers so far are kept; run again."
             )
         self.valid_until = state.ends_at_boot
@@ -163,49 +159,51 @@ class Lease:
             StoreError: It was lost, or the store failed.
         """
         while True:
-            await self.sleep(self.ttl_s / 3)
+            await self.clock.sleep(self.ttl_s / 3)
             await self.renew()
 
     async def take(self, on_wait: Callable[[float], None]) -> None:
         """Return when the lease is taken."""
         seen = _State()
-        seen_at = tell_at = self.boot()
+        seen_at = tell_at = self.clock.boot()
         while True:
-            state = _State(*await self.store.update(self.name, partial(self._taken, seen, seen_at)))
+            state = _State(*await self.store.update(self.key, partial(self._taken, seen, seen_at)))
             if state.token == self.token:
                 self.valid_until = state.ends_at_boot
                 return
             if state != seen:
-                seen, seen_at = state, self.boot()
+                seen, seen_at = state, self.clock.boot()
             left_s = self._left_s(state, seen_at)
-            if self.boot() >= tell_at:
+            if self.clock.boot() >= tell_at:
                 on_wait(left_s)
-                tell_at = self.boot() + self.ttl_s / 2
+                tell_at = self.clock.boot() + self.ttl_s / 2
             # It may be given back early, so it is looked at more often than it can run out.
-            await self.sleep(min(self.ttl_s / 6, max(left_s, self.ttl_s / 60)))
+            await self.clock.sleep(min(self.ttl_s / 6, max(left_s, self.ttl_s / 60)))
 
     async def release(self) -> None:
         """Let the next one take it."""
-        await self.store.update(self.name, self._released)
+        await self.store.update(self.key, self._released)
 
     def _left_s(self, state: _State, seen_at: float) -> float:
         """How long the lease is valid yet, if its holder is dead."""
         if state.machine and state.machine == self.process.machine:
-            return max(0.0, state.ends_at_boot - self.boot())
-        return max(0.0, seen_at + (state.ttl_s or self.ttl_s) - self.boot())
+            return max(0.0, state.ends_at_boot - self.clock.boot())
+        return max(0.0, seen_at + (state.ttl_s or self.ttl_s) - self.clock.boot())
 
     def _taken(self, seen: _State, seen_at: float, numbers: Numbers | None) -> Numbers:
         state = _State(*(numbers or ()))
         if state.token in (_NOBODY, self.token) or has_ended(state.process):
             return self._held()
-        left_s = self._left_s(state, seen_at if state == seen else self.boot())
+        left_s = self._left_s(state, seen_at if state == seen else self.clock.boot())
         return self._held() if left_s <= 0 else state
 
     def _renewed(self, numbers: Numbers | None) -> Numbers:
         return self._held() if numbers is None or numbers[0] == self.token else numbers
 
     def _released(self, numbers: Numbers | None) -> Numbers:
-        return _State(ends_at=self.now()) if numbers is None or numbers[0] == self.token else numbers
+        return _State(ends_at=self.clock.now()) if numbers is None or numbers[0] == self.token else numbers
 
     def _held(self) -> Numbers:
-        return _State(self.token, self.now() + self.ttl_s, *self.process, self.boot() + self.ttl_s, self.ttl_s)
+        return _State(
+            self.token, self.clock.now() + self.ttl_s, *self.process, self.clock.boot() + self.ttl_s, self.ttl_s
+        )

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ondine_core import Call, Options, Policy, Reply, enrich
 from ondine_core.errors import StoreError
-from ondine_core.limits.lease import hold_lease
+from ondine_core.limits.lease import Lease
 from ondine_core.store import open_store
 from ondine_core.types.clock import Clock
 from ondine_core.types.processes import Process, this_process
@@ -87,9 +87,7 @@ def test_no_clock_that_is_set_gives_a_lease_to_two(group: list[Holder]) -> None:
             return clock.boot() + boot_off_s
 
         await clock.sleep(holder.comes_at)
-        async with hold_lease(
-            store, "asset", now=now, sleep=clock.sleep, boot=boot, process=holder.process, ttl_s=TTL_S
-        ):
+        async with Lease(store, "asset", replace(clock, now=now, boot=boot), TTL_S, holder.process).held():
             began = clock.now()
             await clock.sleep(holder.works_s)
             held.append((began, clock.now()))
@@ -117,15 +115,14 @@ def test_lease_of_a_lost_holder_is_free_after_a_term(process: Process, waits_s: 
 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
-        lost = {"now": lambda: 1e9, "sleep": clock.sleep, "boot": clock.boot, "process": process, "ttl_s": TTL_S}
-        holding = hold_lease(store, "asset", **lost)
+        holding = Lease(store, "asset", replace(clock, now=lambda: 1e9), TTL_S, process).held()
         await holding.__aenter__()
         left = dict(store.numbers)
         await holding.__aexit__(None, None, None)
         store.numbers.update(left)  # as a kill leaves them
         await clock.sleep(TTL_S / 3)
         came_at = clock.now()
-        async with hold_lease(store, "asset", now=lambda: 2e9, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+        async with Lease(store, "asset", replace(clock, now=lambda: 2e9), TTL_S).held():
             shortest_s, max_s = waits_s
             assert shortest_s <= clock.now() - came_at <= max_s
 
@@ -139,9 +136,7 @@ def test_term_of_the_holder_counts_not_that_of_the_one_who_waits() -> None:
         store, log = MemoryStore(), list[str]()
 
         async def hold(name: str, process: Process, ttl_s: float, works_s: float) -> None:
-            async with hold_lease(
-                store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, process=process, ttl_s=ttl_s
-            ):
+            async with Lease(store, "asset", clock, ttl_s, process).held():
                 log.append(f"{name} begins")
                 await clock.sleep(works_s)
                 log.append(f"{name} ends")

@@ -151,8 +151,8 @@ MUTANTS = (
     Mutant(
         "a lease goes by the wall clock",
         "lease.py",
-        "state.ends_at_boot - self.boot()",
-        "state.ends_at - self.now()",
+        "state.ends_at_boot - self.clock.boot()",
+        "state.ends_at - self.clock.now()",
         "clock_that_is_set",
     ),
     Mutant(

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import StoreError
-from ondine_core.limits.lease import hold_lease
+from ondine_core.limits.lease import Lease
 from ondine_core.store import open_store
 from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import Numbers
@@ -79,7 +79,7 @@ async def work(worker: Worker, shared: MemoryStore, clock: Clock, log: list[Held
     store = Reach(shared, worker.latency_s)
     await clock.sleep(worker.comes_at)
     try:
-        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+        async with Lease(store, "asset", clock, TTL_S).held():
             held = Held(worker, clock.now(), float("inf"), killed=False)
             log.append(held)
             if worker.killed_after_s is not None and worker.killed_after_s < worker.works_s:
@@ -118,8 +118,7 @@ def test_lease_outlasts_its_term_while_it_is_renewed() -> None:
         store = MemoryStore()
 
         async def hold(works_s: float) -> float:
-            effects = {"now": clock.now, "sleep": clock.sleep, "boot": clock.boot}
-            async with hold_lease(store, "asset", **effects, ttl_s=TTL_S, on_wait=waits.append):
+            async with Lease(store, "asset", clock, TTL_S).held(waits.append):
                 started = clock.now()
                 await clock.sleep(works_s)
             return started
@@ -140,7 +139,7 @@ def test_lease_taken_by_another_cancels_the_body() -> None:
         store = MemoryStore()
 
         async def hold() -> None:
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+            async with Lease(store, "asset", clock, TTL_S).held():
                 await store.update("lease:asset", lambda _: (17.0, 10_000.0))
                 await clock.sleep(10_000)
 
@@ -160,7 +159,7 @@ def test_lease_that_cannot_be_renewed_cancels_the_body() -> None:
         store = Reach(MemoryStore(), 0)
 
         async def hold() -> None:
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+            async with Lease(store, "asset", clock, TTL_S).held():
                 store.dead = True
                 await clock.sleep(10_000)
 
@@ -177,9 +176,9 @@ def test_lease_is_given_back_whatever_ends_the_body(error: type[BaseException]) 
     async def main(clock: Clock) -> None:
         store = MemoryStore()
         with pytest.raises(error):
-            async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+            async with Lease(store, "asset", clock, TTL_S).held():
                 raise error
-        async with hold_lease(store, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+        async with Lease(store, "asset", clock, TTL_S).held():
             assert clock.now() == 0
 
     run_virtually(main)
@@ -192,9 +191,7 @@ def test_cancelled_wait_leaves_no_lease_behind() -> None:
         shared = MemoryStore()
 
         async def wait() -> None:
-            async with hold_lease(
-                Reach(shared, 5), "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S
-            ):
+            async with Lease(Reach(shared, 5), "asset", clock, TTL_S).held():
                 raise AssertionError
 
         waiting = asyncio.create_task(wait())
@@ -202,7 +199,7 @@ def test_cancelled_wait_leaves_no_lease_behind() -> None:
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        async with hold_lease(shared, "asset", now=clock.now, sleep=clock.sleep, boot=clock.boot, ttl_s=TTL_S):
+        async with Lease(shared, "asset", clock, TTL_S).held():
             assert clock.now() <= TTL_S / 6
 
     run_virtually(main)
@@ -210,12 +207,12 @@ def test_cancelled_wait_leaves_no_lease_behind() -> None:
 
 HOLDER = """
 import asyncio, sys, time
-from ondine_core.limits.lease import hold_lease
+from ondine_core.limits.lease import Lease
 from ondine_core.store import open_store
 
 async def main():
     with open_store(sys.argv[1]) as store:
-        async with hold_lease(store, "asset", now=time.time, sleep=asyncio.sleep, ttl_s=float(sys.argv[2])):
+        async with Lease(store, "asset", ttl_s=float(sys.argv[2])).held():
             print("held", flush=True)
             await asyncio.Event().wait()
 
@@ -242,7 +239,7 @@ def seconds_to_take(place: str, ttl_s: float) -> float:
     async def take() -> float:
         started = time.monotonic()
         with open_store(place) as store:
-            async with hold_lease(store, "asset", now=time.time, sleep=asyncio.sleep, ttl_s=ttl_s):
+            async with Lease(store, "asset", ttl_s=ttl_s).held():
                 return time.monotonic() - started
 
     return asyncio.run(asyncio.wait_for(take(), TIMEOUT_S))

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from ondine_core.errors import ConfigError
-from ondine_core.limits.lease import hold_lease
+from ondine_core.limits.lease import Lease
 from ondine_core.store import Store, open_store
 from ondine_core.store.__main__ import default_store, main
+from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import CallFinished, CallStarted, Origin, RunStarted
 from ondine_core.types.values import Answer, Failure, Usage
 from tests.support.ledger import KINDS, fresh_place, keep, key_of, keys_in, look
@@ -233,10 +234,9 @@ def test_the_store_of_the_dagster_instance_is_the_default(tmp_path: Path) -> Non
 
 def test_prune_removes_expired_leases(run: Command, place: str) -> None:
     """Old leases are removed; budgets, rates and a held lease stay."""
-    clock = {"now": lambda: 1000.0, "sleep": asyncio.sleep}
 
     async def use(store: Store) -> None:
-        async with hold_lease(store, "old", **clock):
+        async with Lease(store, "old", Clock(now=lambda: 1000.0)).held():
             pass
         await store.update("budget:b", lambda _: (1.0, 1.0))
         await store.update("lease:held", lambda _: (1.0, time.time() + 60))
