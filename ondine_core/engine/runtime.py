@@ -97,8 +97,7 @@ async def open_runtime(
     check_tier(spec)
     limiter = None
     if options.rates:
-        clock = options.clock
-        limiter = RateLimiter(_bucket(spec), _used(options.rates), store, now=clock.now, sleep=clock.sleep)
+        limiter = RateLimiter(_bucket(spec), _used(options.rates), store, options.clock)
     unpriced = None if options.price else find_unpriced_part(spec)
     listed = {} if unpriced else find_tier_prices(spec)
     price = options.price or listed.get(spec.tier)
@@ -164,12 +163,5 @@ def _check_bounded(
 def _budget(cap: BudgetLimit, spec: ModelSpec, store: AnswerStore, options: Options, origin: Origin) -> Budget:
     # A run's own budget is for one materialization; a named one is shared by all that name it.
     own = f"{origin.run}/{origin.asset}/{origin.partition}"
-    return Budget(
-        cap,
-        origin.run if cap.name else own,
-        store,
-        now=options.clock.now,
-        sleep=options.clock.sleep,
-        on_threshold=options.on_threshold,
-        wait_timeout_s=max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s),
-    )
+    run, wait_timeout_s = origin.run if cap.name else own, max(_WAIT_TIMEOUT_S, 2 * spec.max_call_s)
+    return Budget(cap, run, store, options.clock, options.on_threshold, wait_timeout_s)

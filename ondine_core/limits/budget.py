@@ -11,10 +11,9 @@ and a step that is retried from its own.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ondine_core.errors import BudgetExhaustedError, ConfigError, StoreError
@@ -29,13 +28,15 @@ from ondine_core.store.budget_state import (
     usd_of,
     write_state,
 )
-from ondine_core.types.processes import has_ended, this_process
+from ondine_core.types.clock import Clock
+from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 _PAUSE_S, _MAX_PAUSE_S = 0.25, 2.0
 """Between two looks at what other processes have given back."""
 
 
+@dataclass(slots=True, eq=False)
 class Budget:
     """What is spent and reserved of one `BudgetLimit`, shared by all processes on the store.
 
@@ -43,35 +44,27 @@ class Budget:
         cap: How much there is in it.
         run: Id of the run, which has a budget of its own if the limit is per run.
         store: Keeps the numbers.
-        now: Wall clock in seconds, which says what day it is.
-        sleep: Waits for seconds.
-        on_threshold: Called with a sentence, once among all processes, when a share of the cap is spent.
+        clock: Its wall clock says what day it is.
+        on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
         wait_timeout_s: How long nothing may come back from calls of other processes before they are given up for lost.
     """
 
-    def __init__(  # noqa: PLR0913  (by keyword)
-        self,
-        cap: BudgetLimit,
-        run: str,
-        store: AnswerStore,
-        *,
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        on_threshold: Callable[[str], None] = lambda _: None,
-        wait_timeout_s: float = 60.0,
-    ) -> None:
-        self.cap = cap
-        self._run = run
-        self._store = store
-        self._now = now
-        self._sleep = sleep
-        self._on_threshold = on_threshold
-        self._wait_timeout_s = wait_timeout_s
-        self._max_units = cap.units
-        self.turn = asyncio.Lock()  # of callers that did not fit: the first looks for room, the others wait for it
-        self._returned, self._in_flight = asyncio.Event(), 0
-        self._seen: tuple[BudgetState, float] | None = None
-        self._process = this_process()
+    cap: BudgetLimit
+    run: str
+    store: AnswerStore
+    clock: Clock = field(default_factory=Clock)
+    on_threshold: Callable[[str], None] = lambda _: None
+    wait_timeout_s: float = 60.0
+    # Of callers that did not fit: the first looks for room, the others wait for it.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+    _returned: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
+    _in_flight: int = field(default=0, init=False, repr=False)
+    _seen: tuple[BudgetState, float] | None = field(default=None, init=False, repr=False)
+    _max_units: int = field(init=False, repr=False)
+    _process: Process = field(default_factory=this_process, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._max_units = self.cap.units
 
     async def hold(self, amount: Decimal) -> Reservation:
         """Charge `amount`, as soon as it fits.
@@ -104,19 +97,19 @@ class Budget:
     @property
     def cell(self) -> tuple[str, int]:
         """The name of its numbers at present, and the most units that may be charged."""
-        return self.cap.cell(self._run, self._now()), self._max_units
+        return self.cap.cell(self.run, self.clock.now()), self._max_units
 
     async def charge(self, units: int) -> Reservation | None:
         """Charge `units` if they fit now."""
-        hold, fits = Reservation(self.cap.cell(self._run, self._now()), units), False
+        hold, fits = Reservation(self.cap.cell(self.run, self.clock.now()), units), False
 
         def step(numbers: Numbers | None) -> Numbers:
             nonlocal fits
             state = read_state(numbers)
             fits = state.charged + units <= self._max_units
-            return write_state(charge(state, self._process, units, self._now()) if fits else state)
+            return write_state(charge(state, self._process, units, self.clock.now()) if fits else state)
 
-        await self._store.update(hold.cell, step)
+        await self.store.update(hold.cell, step)
         self._in_flight += fits
         return hold if fits else None
 
@@ -128,18 +121,18 @@ class Budget:
             nonlocal passed
             state = read_state(numbers)
             if numbers is None:  # the store lost them
-                state = charge(state, self._process, hold.units, self._now())
-            state = settle(state, self._process, hold.units, spent, self._now())
+                state = charge(state, self._process, hold.units, self.clock.now())
+            state = settle(state, self._process, hold.units, spent, self.clock.now())
             # Warned is an amount, not a share: of a cap that was raised, it is warned anew.
             units_at = {share: share * self._max_units for share in sorted(self.cap.warn_at)}
             passed = [share for share, units in units_at.items() if state.warned < units <= state.settled]
             return write_state(state._replace(warned=units_at[passed[-1]]) if passed else state)
 
-        _, settled, *_ = await self._store.update(hold.cell, step)
+        _, settled, *_ = await self.store.update(hold.cell, step)
         self._in_flight -= 1
         self._returned.set()
         for share in passed:
-            self._on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
+            self.on_threshold(f"{share:.0%} of {self.cap} is spent: ${usd_of(settled):.6f}.")
 
     async def wait_for_room(self, units: int) -> None:
         """Return when `units` would fit; the caller holds the `turn`."""
@@ -151,8 +144,8 @@ class Budget:
                 self._seen = None
                 return
             if self._seen is None or self._seen[0] != state:
-                self._seen, pause_s = (state, self._now()), _PAUSE_S
-            lost = not self._in_flight and self._now() - self._seen[1] >= self._wait_timeout_s
+                self._seen, pause_s = (state, self.clock.now()), _PAUSE_S
+            lost = not self._in_flight and self.clock.now() - self._seen[1] >= self.wait_timeout_s
             if lost or state.settled + units > self._max_units:
                 raise BudgetExhaustedError(self._explain(state, units, lost=lost))
             await self._pause(pause_s)
@@ -161,7 +154,7 @@ class Budget:
     def _explain(self, state: BudgetState, units: int, *, lost: bool) -> str:
         settled, held = state.settled, state.charged - state.settled
         in_flight = f", ${usd_of(held):.6f} is held for calls in flight" if held > 0 else ""
-        in_vain = f" and in {self._wait_timeout_s:g} s nothing of it came back" if lost else ""
+        in_vain = f" and in {self.wait_timeout_s:g} s nothing of it came back" if lost else ""
         until = f", or wait until the {self.cap.period} is over (UTC)," if self.cap.period in ("day", "month") else ""
         return (
             f"{self.cap} is used up: ${usd_of(settled):.6f} is spent{in_flight}{in_vain}, and the next call may cost "
@@ -169,7 +162,7 @@ class Budget:
         )
 
     async def _pause(self, seconds: float) -> None:
-        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._returned.wait())]
+        waits = [asyncio.ensure_future(self.clock.sleep(seconds)), asyncio.ensure_future(self._returned.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -182,7 +175,7 @@ class Budget:
         def step(numbers: Numbers | None) -> Numbers:
             return write_state(settle_holdings(read_state(numbers), lambda holding: has_ended(holding.process)))
 
-        return read_state(await self._store.update(self.cap.cell(self._run, self._now()), step))
+        return read_state(await self.store.update(self.cap.cell(self.run, self.clock.now()), step))
 
 
 @dataclass(frozen=True, slots=True)

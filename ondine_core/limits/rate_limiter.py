@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import StoreError, TransientError
 from ondine_core.limits.rates import Heard, Queue, Rates, book
+from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 MAX_HOLD_OFF_S = 600.0
@@ -47,24 +47,16 @@ class RateLimiter:
         name: What is limited, for instance a model at a provider by one key; other names have rates of their own.
         rates: The allowed rates; without any, only hold-offs count.
         store: Keeps the shared numbers.
-        now: Wall clock in seconds, since other processes read what it writes.
-        sleep: Waits for seconds.
+        clock: Its wall clock counts, since other processes read what is written.
     """
 
-    def __init__(
-        self,
-        name: str,
-        rates: Rates,
-        store: AnswerStore,
-        *,
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, name: str, rates: Rates, store: AnswerStore, clock: Clock | None = None) -> None:
+        clock = clock or Clock()
         self._what, self._name = name, f"rate:{name}"
         self._rates, self._bursts = rates.per_second, rates.bursts
         self._store = store
-        self._now = now
-        self._sleep = sleep
+        self._now = clock.now
+        self._sleep = clock.sleep
         self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
         self._heard = Heard()
         self._unwanted: dict[float, _Booking] = {}

@@ -245,7 +245,7 @@ def bound_of(length: int) -> Decimal:
 def budget(
     cap: BudgetLimit, store: MemoryStore, clock: Clock, on_threshold: Callable[[str], None] = lambda _: None
 ) -> Budget:
-    return Budget(cap, "run", store, now=clock.now, sleep=clock.sleep, on_threshold=on_threshold)
+    return Budget(cap, "run", store, clock, on_threshold)
 
 
 @settings(deadline=None)

@@ -3,7 +3,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from math import inf
 
@@ -41,7 +41,7 @@ class Still:
 
 
 def limiter(store: MemoryStore, clock: Still | Clock, rates: Rates, name: str = "m") -> RateLimiter:
-    return RateLimiter(name, rates, store, now=clock.now, sleep=clock.sleep)
+    return RateLimiter(name, rates, store, clock)
 
 
 def departures_of(steps: Callable[[RateLimiter, Still], Awaitable[None]], rates: Rates) -> list[float]:
@@ -437,7 +437,7 @@ def test_bookings_of_a_killed_process_pass() -> None:
 
     async def main(clock: Clock) -> float:
         store, rates = MemoryStore(), Rates(requests_per_minute=60)
-        frozen = RateLimiter("m", rates, store, now=clock.now, sleep=lambda _: asyncio.Event().wait())
+        frozen = RateLimiter("m", rates, store, replace(clock, sleep=lambda _: asyncio.Event().wait()))
         calls = [asyncio.ensure_future(frozen.acquire(0)) for _ in range(100)]
         await clock.sleep(0.5)
         await limiter(store, clock, rates).acquire(0)
@@ -460,9 +460,8 @@ def test_clocks_that_differ_by_less_than_a_minute_keep_the_rate(skews: list[floa
         store = MemoryStore()
 
         async def keep_calling(skew: float) -> None:
-            shared = RateLimiter(
-                "m", Rates(requests_per_minute=60), store, now=lambda: clock.now() + skew, sleep=clock.sleep
-            )
+            skewed = replace(clock, now=lambda: clock.now() + skew)
+            shared = RateLimiter("m", Rates(requests_per_minute=60), store, skewed)
             for _ in range(8):
                 await clock.sleep(clock.rng.random() * 3)
                 await shared.acquire(0)

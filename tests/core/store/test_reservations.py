@@ -34,7 +34,7 @@ from ondine_core.store import open_store
 
 async def hold():
     with open_store(sys.argv[1]) as store:
-        budget = Budget(BudgetLimit(Decimal(1), "team", "ever"), "r", store, now=time.time, sleep=asyncio.sleep)
+        budget = Budget(BudgetLimit(Decimal(1), "team", "ever"), "r", store)
         await budget.hold(Decimal(sys.argv[2]))
         await budget.settle(await budget.hold(Decimal("0.1")), Decimal("0.05"))
         print("held", flush=True)
@@ -60,7 +60,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def budget_in(store: Store) -> Budget:
-    return Budget(CAP, "r", store, now=time.time, sleep=asyncio.sleep)
+    return Budget(CAP, "r", store)
 
 
 @pytest.mark.parametrize("kind", KINDS)
