@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from ondine_core.engine.gc_tuning import seldom_collected
+from ondine_core.engine.gc_tuning import rare_garbage_collection
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.engine.jobs.waits import continue_materialization, end_wait, give_up_wait
 from ondine_core.engine.options import Options
@@ -167,7 +167,7 @@ async def answer(
     names, rows, columns = read(table, task.prompt.columns)
     check_columns(task, names, overwrite=overwrite)
     async with AsyncExitStack() as stack:
-        stack.enter_context(seldom_collected())
+        stack.enter_context(rare_garbage_collection())
         store = open_options_store(options, stack)
         clock = options.clock
         lease = None
@@ -210,10 +210,13 @@ async def _ask_in_turn(
             task,
             columns if report is None else {name: [values[row] for row in left] for name, values in columns.items()},
             replace(runtime, emitter=observation.emitter(task.model)),
-            replace(options, on_progress=partial(_tell, observation.progress, report.progress if report else None)),
+            replace(
+                options,
+                on_progress=partial(_report_progress, observation.progress, report.progress if report else None),
+            ),
             may_end_early=number < len(chain),
         )
-        report = found if report is None else report.followed_by(left, found)
+        report = found if report is None else report.merge_rest(left, found)
         if report.stopped_by is None:
             break
         options.on_warning(f"{chain[number][0].model.model} takes over the rows that are left: {report.stopped_by}")
@@ -222,5 +225,5 @@ async def _ask_in_turn(
     return cast("Report", report)
 
 
-def _tell(on_progress: Callable[[Progress], None], before: Progress | None, progress: Progress) -> None:
-    on_progress(before.followed_by(progress) if before else progress)
+def _report_progress(on_progress: Callable[[Progress], None], before: Progress | None, progress: Progress) -> None:
+    on_progress(before.merge_rest(progress) if before else progress)

@@ -218,7 +218,7 @@ class _Polled:
 
     def __str__(self) -> str:
         done, requests = sum(job.done for job in self.jobs), sum(job.requests for job in self.jobs)
-        states = ", ".join(sorted({job.said for job in self.jobs}))
+        states = ", ".join(sorted({job.shown_status for job in self.jobs}))
         jobs = "1 batch job" if len(self.jobs) == 1 else f"{len(self.jobs):,} batch jobs"
         return f"{jobs} under way ({states}), {done:,} of {requests:,} requests are done"
 
@@ -267,10 +267,10 @@ def _evaluate(
                 notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
             else:
                 notes.append(f"{waiting}: {said}.")
-    return _conclude(context, requests, notes, problems)
+    return _sensor_result(context, requests, notes, problems)
 
 
-def _conclude(
+def _sensor_result(
     context: dg.SensorEvaluationContext, requests: list[dg.RunRequest], notes: list[str], problems: list[str]
 ) -> dg.SensorResult:
     for problem in problems:

@@ -63,7 +63,7 @@ class Calibration:
     columns: tuple[Agreement, ...]
 
     @property
-    def worst(self) -> Agreement:
+    def lowest(self) -> Agreement:
         """The deciding column with the smallest share."""
         return min((column for column in self.columns if column.decides), key=lambda column: column.share)
 

@@ -47,7 +47,7 @@ class CalibrationPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
+class CalibrationResult:
     """What calibrating came to.
 
     Args:
@@ -70,7 +70,7 @@ def sample(keys: Sequence[Key], n: int, rng: random.Random) -> list[Key]:
 
 def next_size(calibration: Calibration, min_agreement: float) -> int | None:
     """The size to try instead, half as large; `None` if this one is good."""
-    good = calibration.batch_size == 1 or calibration.worst.share >= min_agreement
+    good = calibration.batch_size == 1 or calibration.lowest.share >= min_agreement
     return None if good else max(1, calibration.batch_size // 2)
 
 
@@ -80,7 +80,7 @@ async def calibrate(
     batch_size: int,
     columns: Sequence[Column],
     plan: CalibrationPlan,
-) -> Calibrated:
+) -> CalibrationResult:
     """Find a batch size, at most `batch_size`, at which rows get the answers that they get alone.
 
     Args:
@@ -94,7 +94,7 @@ async def calibrate(
     # A call cannot be tried with more rows than there are.
     size = tried = min(batch_size, len(chosen))
     if size <= 1:
-        return Calibrated(batch_size)
+        return CalibrationResult(batch_size)
     alone = dict.fromkeys(chosen) | dict(await ask(chosen, 1))
     made: list[Calibration] = []
     while size > 1:
@@ -104,16 +104,16 @@ async def calibrate(
         if smaller is None:
             break
         if plan.on_disagreement == "stop":
-            return Calibrated(tried, tuple(made), _complain(made[0], plan, None), stop=True)
+            return CalibrationResult(tried, tuple(made), _complain(made[0], plan, None), stop=True)
         size = smaller
     complaint = None if size == tried else _complain(made[0], plan, size)
-    return Calibrated(batch_size if size == tried else size, tuple(made), complaint)
+    return CalibrationResult(batch_size if size == tried else size, tuple(made), complaint)
 
 
 def _complain(first: Calibration, plan: CalibrationPlan, size: int | None) -> str:
     advice = "lower batch_size or min_agreement, or set on_disagreement='lower'"
     todo = advice if size is None else f"batch_size={size} is used instead"
     return (
-        f"With batch_size={first.batch_size}, {first.worst}, which is less than "
+        f"With batch_size={first.batch_size}, {first.lowest}, which is less than "
         f"min_agreement={plan.min_agreement!r}; {todo}."
     )

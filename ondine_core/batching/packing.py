@@ -93,7 +93,7 @@ def pack(
     held: Item | None = None
     while True:
         most, space = size() if callable(size) else size, room()
-        load = _Load(space) if space is not None and most > 1 else None
+        load = _RoomUsed(space) if space is not None and most > 1 else None
         group: list[Item] = []
         while len(group) < most and (item := held or next(source, None)) is not None:
             held = None
@@ -106,7 +106,7 @@ def pack(
         yield Batch(tuple(group), max_repairs if len(group) == 1 else min(1, max_repairs))
 
 
-class _Load:
+class _RoomUsed:
     """What a batch takes of its room: of some items the tokens, of the others the most that they can have."""
 
     def __init__(self, room: Room) -> None:

@@ -29,7 +29,7 @@ class AddCommand(Protocol):
         """Returns its parser, for its arguments; `what` says what it does."""
 
 
-def adding_to(commands: argparse._SubParsersAction[Any]) -> AddCommand:
+def command_adder(commands: argparse._SubParsersAction[Any]) -> AddCommand:
     """What adds a command to `commands`."""
 
     def add(name: str, command: Command, what: str) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.types.values import Batch, Item, Reply
 
 
-class Sizes:
+class BatchSizes:
     """How many rows the next call may carry, and what there is room for in it; learns from replies."""
 
     def __init__(self, task: Task, runtime: Runtime, policy: Policy, batch_size: int | Literal["auto"]) -> None:
@@ -45,7 +45,7 @@ class Sizes:
         return rows
 
     @property
-    def asked_for(self) -> int | None:
+    def fixed_size(self) -> int | None:
         """The fixed size, `None` where it is found out."""
         return None if self._adaptive else self._fixed
 

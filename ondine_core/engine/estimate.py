@@ -23,7 +23,7 @@ import orjson
 from ondine_core.batching.calibration import sample
 from ondine_core.batching.prompt_window import find_window
 from ondine_core.batching.strategy import BatchStrategy
-from ondine_core.engine.adaptive_size import Sizes
+from ondine_core.engine.adaptive_size import BatchSizes
 from ondine_core.engine.encoding import encode_batch, find_oversize_prompt
 from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
@@ -153,7 +153,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
     number = packed.total()
     least, likely, most = (thought * number for thought in expected_reasoning_tokens(task.model))
     thoughts = least, likely, most
-    output = _add(lengths.of_all(packed), thoughts)
+    output = _add(lengths.total(packed), thoughts)
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
@@ -253,7 +253,7 @@ class _Lengths:
         """Tokens of a reply with `rows` answers; one that comes alone has neither an id nor anything around it."""
         return max(1, length - self.number) if rows == 1 else self.around + rows * length
 
-    def of_all(self, packed: Counter[int]) -> Range[int]:
+    def total(self, packed: Counter[int]) -> Range[int]:
         """Tokens of all replies, from the number of batches of each size."""
         least, likely, most = (
             sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
@@ -287,7 +287,7 @@ class _Part:
     """
 
     pending: Sequence[tuple[Key, int]]
-    sizes: Sizes
+    sizes: BatchSizes
     workers: int
     lengths: _Lengths
     calls: int = 0
@@ -314,7 +314,7 @@ class _Part:
 
     def explain(self) -> str | None:
         """Why there were more calls than the batch size takes, if there were."""
-        size, room = self.sizes.asked_for, self.sizes.room
+        size, room = self.sizes.fixed_size, self.sizes.room
         if size is None or room is None or self.calls <= -(-len(self.pending) // size):
             return None
         bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only by and by"
@@ -330,7 +330,7 @@ def _parts(
 
     def part(some: Sequence[tuple[Key, int]], batch_size: int | Literal["auto"]) -> _Part:
         workers = min(max_workers(runtime, policy), max(1, len(some)))
-        return _Part(some, Sizes(task, runtime, policy, batch_size), workers, lengths)
+        return _Part(some, BatchSizes(task, runtime, policy, batch_size), workers, lengths)
 
     if plan is not None and size != "auto":
         chosen = set(sample([key for key, _ in pending], max(plan.rows, size), options.clock.rng))

@@ -25,7 +25,7 @@ class _Runs:
 
 
 @contextmanager
-def seldom_collected() -> Iterator[None]:
+def rare_garbage_collection() -> Iterator[None]:
     """Let the collector look at new containers less often, in the whole process, until no run wants it any more."""
     with _Runs.lock:
         if not _Runs.count:

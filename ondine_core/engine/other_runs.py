@@ -26,7 +26,7 @@ _MARGIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class LookupResult:
     """What a look at some prompts found.
 
     Args:
@@ -115,7 +115,7 @@ class OtherRuns:
         wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, _MAX_WAIT_S)
         return wait_s
 
-    async def look_again(self) -> Looked:
+    async def look_again(self) -> LookupResult:
         """Look for the prompts that were left for later; the caller defers again those that are still held."""
         items, self._waiting = tuple(self._waiting.values()), {}
         looked = await self.look(items)
@@ -127,7 +127,7 @@ class OtherRuns:
             self._wait_s = _FIRST_WAIT_S
         return looked
 
-    async def look(self, items: Sequence[Item]) -> Looked:
+    async def look(self, items: Sequence[Item]) -> LookupResult:
         """Find out of some prompts which are answered, in flight elsewhere, or neither.
 
         Claims are read before answers: a prompt whose claim is gone has its answer by then.
@@ -145,7 +145,7 @@ class OtherRuns:
                 self._seen.pop(item.key, None)
         self.in_jobs |= in_jobs
         taken = found.keys() | held | in_jobs.keys()
-        return Looked(
+        return LookupResult(
             found,
             tuple(item for item in items if item.key not in taken),
             tuple(item for item in items if item.key in held),

@@ -9,7 +9,7 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-from ondine_core.batching.calibration import Calibrated
+from ondine_core.batching.calibration import CalibrationResult
 from ondine_core.engine.outcomes import Outcomes
 from ondine_core.engine.tables import new_column
 from ondine_core.errors import ConfigError, OndineError
@@ -52,7 +52,7 @@ class Report:
     latencies_s: Sequence[float]
     concurrency: Sequence[Setting]
     audit: Audit
-    calibrated: Calibrated | None = None
+    calibrated: CalibrationResult | None = None
     stopped_by: OndineError | None = None
     preprocess_stats: PreprocessStats | None = None
     json_schemas: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
@@ -128,12 +128,12 @@ class Report:
         values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
         return {name: values.get(name) for name in self.columns}
 
-    def followed_by(self, indices: Sequence[int], rest: Report) -> Report:
+    def merge_rest(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""
         return replace(
             self,
             outcomes=self.outcomes.with_others(indices, rest.outcomes),
-            progress=self.progress.followed_by(rest.progress),
+            progress=self.progress.merge_rest(rest.progress),
             latencies_s=sorted((*self.latencies_s, *rest.latencies_s)),
             concurrency=(*self.concurrency, *rest.concurrency),
             audit=rest.audit,

@@ -12,7 +12,7 @@ from os import urandom
 from typing import Any
 
 from ondine_core.batching.agreement import Values
-from ondine_core.batching.calibration import Calibrated, calibrate, sample
+from ondine_core.batching.calibration import CalibrationResult, calibrate, sample
 from ondine_core.batching.prompt_window import find_window
 from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
@@ -32,7 +32,7 @@ from ondine_core.engine.workers import Asker, max_in_flight
 from ondine_core.errors import ConfigError, FatalError, OndineError, TransientError
 from ondine_core.limits import AdaptiveConcurrency, AdmissionQueue
 from ondine_core.preprocessing.media.fetching import fetch_cells
-from ondine_core.preprocessing.preprocess import Prepared, PreprocessStats
+from ondine_core.preprocessing.preprocess import PreprocessedRow, PreprocessStats
 from ondine_core.prompts.task import Task, cache_key
 from ondine_core.types.ledger import RunStarted
 from ondine_core.types.processes import this_process
@@ -83,14 +83,14 @@ async def run(
     named = runtime.limiter.requests_per_s if runtime.limiter else None
     limits = AdaptiveConcurrency(max_in_flight(runtime, options.policy), clock.elapsed(), named)
     asker = Asker(context, AdmissionQueue(limits, clock.elapsed, clock.sleep))
-    calibrated: Calibrated | None = None
+    calibrated: CalibrationResult | None = None
     stopped_by: OndineError | None = None
     await forget_abandoned(store, clock.now())
     async with context.others.joined():
         await _reuse_known(context)
         try:
             if run_state.rows_left:
-                run_state.tell()
+                run_state.report_progress()
                 context.unseen.update(await store.get_unseen())
                 calibrated = await _calibrate(context, asker)
                 batch_size = calibrated.batch_size if calibrated else options.policy.batch_size
@@ -102,7 +102,7 @@ async def run(
             failure = Failure("unreachable", str(error))
             run_state.settle([(key, failure) for key in first if key not in run_state.outcomes])
         finally:
-            run_state.tell()
+            run_state.report_progress()
     return Report(
         Outcomes(keys, run_state.outcomes, restorer(task.prompt, columns)),
         tuple(column.name for column in task.schema.columns),
@@ -128,7 +128,7 @@ def _new_state(
     run_state = RunState(len(keys), copies, tracker, elapsed_s, options.on_progress)
     for key in keys:
         if isinstance(key, Failure):
-            run_state.unaskable()
+            run_state.count_unaskable()
         elif isinstance(key, Skipped):
             run_state.skip()
     return run_state
@@ -153,7 +153,7 @@ async def find_prompts(
     task: Task,
     columns: Mapping[str, Sequence[Any]],
     policy: Policy,
-    note: Callable[[Prepared], None] = lambda _: None,
+    note: Callable[[PreprocessedRow], None] = lambda _: None,
 ) -> tuple[list[Key | Failure | Skipped], dict[Key, int]]:
     """Each row's key (or failure, or why it is skipped), and the first row that asks each unique prompt."""
     rows = len(next(iter(columns.values())))
@@ -183,7 +183,7 @@ async def look_up(
             yield {key: failure for key, failure in failures.items() if not policy.retries(failure.reason)}
 
 
-async def _calibrate(context: RunContext, asker: Asker) -> Calibrated | None:
+async def _calibrate(context: RunContext, asker: Asker) -> CalibrationResult | None:
     """Compare answers of rows asked alone, which are kept, with answers of the same rows asked together."""
     plan, size = context.policy.calibration, context.policy.batch_size
     if plan is None or size == "auto":

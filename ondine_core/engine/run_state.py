@@ -34,7 +34,7 @@ class RunState:
         self.outcomes: dict[Key, bytes | Failure] = {}
         self.latencies_s = array("d")
 
-    def unaskable(self) -> None:
+    def count_unaskable(self) -> None:
         """Count a row whose prompt could not be rendered."""
         self._done += 1
         self._failed += 1
@@ -62,7 +62,7 @@ class RunState:
             self._failed += rows * failed
             self.any_answer = self.any_answer or not failed
 
-    def tell(self) -> None:
+    def report_progress(self) -> None:
         """Report progress."""
         self._on_progress(self.progress)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ondine_core.batching.strategy import BatchStrategy
-from ondine_core.preprocessing.preprocess import Prepared
+from ondine_core.preprocessing.preprocess import PreprocessedRow
 from ondine_core.preprocessing.sanitizer import has_placeholder, restore
 from ondine_core.prompts.output_schema import Invalid
 from ondine_core.prompts.task import Task, cache_key
@@ -33,7 +33,7 @@ def render(
     prompt: CompiledPrompt,
     columns: Mapping[str, Sequence[Any]],
     indices: Iterable[int],
-    note: Callable[[Prepared], None] = lambda _: None,
+    note: Callable[[PreprocessedRow], None] = lambda _: None,
     on_missing: OnMissing = "skip",
 ) -> Iterator[str | Failure | Skipped]:
     """The text of the prompt of each row in `indices`, lazily, or why the row has none.

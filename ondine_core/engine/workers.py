@@ -16,12 +16,12 @@ from decimal import Decimal
 from functools import partial
 from typing import Literal
 
-from ondine_core.engine.adaptive_size import Sizes
+from ondine_core.engine.adaptive_size import BatchSizes
 from ondine_core.engine.cached_prefix import CacheableCalls
 from ondine_core.engine.call import Caller, PendingCall
 from ondine_core.engine.encoding import EncodedBatch, encode_batch, find_oversize_prompt
 from ondine_core.engine.interpreting import BatchResult
-from ondine_core.engine.other_runs import Looked
+from ondine_core.engine.other_runs import LookupResult
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.provider_health import ProviderHealth
 from ondine_core.engine.run_context import RunContext
@@ -80,7 +80,7 @@ class Asker:
         """
         run = self._run
         run_state = scratch or run.run_state
-        sizes = Sizes(run.task, run.runtime, run.policy, batch_size)
+        sizes = BatchSizes(run.task, run.runtime, run.policy, batch_size)
         prompts = items(run.task, run.columns, pending, apart=sizes.several)
         part = _Part(
             sizes.pack(prompts),
@@ -153,12 +153,12 @@ class Asker:
                         await self._sleep(others.next_wait_s())
         return part.ready.popleft() if part.ready else None
 
-    def _take(self, looked: Looked, part: _Part) -> None:
+    def _take(self, looked: LookupResult, part: _Part) -> None:
         """Keep what a look found, have asked what is free, and leave the rest for later."""
         run = self._run
         run.reuse(looked.found)
         if looked.found:
-            run.run_state.tell()
+            run.run_state.report_progress()
         run.others.defer(looked.held)
         run.unseen.update(run.others.taken_over)
         part.ready.extend(part.sizes.pack(looked.free))
@@ -190,7 +190,7 @@ class Asker:
             rest = tuple(item for item in batch.items if item.key not in result.taken)
             return (replace(batch, items=rest),) if rest else ()
         part.run_state.settle((*result.answers, *result.failures))
-        part.run_state.tell()
+        part.run_state.report_progress()
         end_batch(run, observer, result, keep=part.keep, error=error)
         return result.retry
 
@@ -255,7 +255,7 @@ class _Part:
 
     batches: Iterator[Batch]
     run_state: RunState
-    sizes: Sizes
+    sizes: BatchSizes
     reason: CallReason | None
     keep: bool
     is_shared: bool

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ondine_core.errors import StoreError, TransientError
-from ondine_core.limits.rates import Heard, Queue, Rates, book
+from ondine_core.limits.rates import Queue, RateReports, Rates, book
 from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import AnswerStore, Numbers
 
@@ -58,7 +58,7 @@ class RateLimiter:
         self._now = clock.now
         self._sleep = clock.sleep
         self._ahead = asyncio.Semaphore(_most_ahead(*rates.per_second))
-        self._heard = Heard()
+        self._heard = RateReports()
         self._unwanted: dict[float, _Booking] = {}
         self._door, self._free_at = asyncio.Lock(), 0.0
 
@@ -112,7 +112,7 @@ class RateLimiter:
 
         def step(queue: Queue, now: float) -> Queue:
             nonlocal found
-            found = _left(queue, now, self._rates, self._bursts)
+            found = _available(queue, now, self._rates, self._bursts)
             return queue
 
         await self._change(step)
@@ -120,7 +120,7 @@ class RateLimiter:
 
     async def reset(self) -> None:
         """Forget all bookings and hold-offs; callers that wait for theirs still do."""
-        self._heard = Heard()
+        self._heard = RateReports()
         await self._change(lambda queue, _: Queue(made=queue.made))
 
     async def hold_off(self, seconds: float) -> None:
@@ -201,7 +201,7 @@ class RateLimiter:
             await self._change(step)
 
     async def _change(self, step: Callable[[Queue, float], Queue]) -> None:
-        heard, self._heard = self._heard, Heard()
+        heard, self._heard = self._heard, RateReports()
 
         def apply(numbers: Numbers | None) -> Numbers:
             now = self._now()
@@ -216,7 +216,7 @@ def _most_ahead(requests_a_s: float | None, tokens_a_s: float | None) -> int:
     return max(_BOOKED_AHEAD, math.ceil(calls_a_s * _BOOKED_AHEAD_S))
 
 
-def _left(queue: Queue, now: float, rates: tuple[float | None, ...], bursts: Numbers) -> tuple[float, float]:
+def _available(queue: Queue, now: float, rates: tuple[float | None, ...], bursts: Numbers) -> tuple[float, float]:
     owed_requests, owed_tokens = queue.owed(now, rates)
     requests = math.inf if rates[0] is None else max(0, math.floor(bursts[0] - owed_requests + 1e-3))
     if now < queue.held_until or not requests:

@@ -130,7 +130,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class RateReports:
     """What replies reported about the rates since the last booking.
 
     Args:
@@ -141,7 +141,7 @@ class Heard:
     since: float = 0.0
     tokens_s: float = 0.0
 
-    def used(self, more_s: float, now: float) -> Heard:
+    def used(self, more_s: float, now: float) -> RateReports:
         """Heard that a call took `more_s` seconds of the token rate more than was booked, or less."""
         return replace(self, since=self.since or now, tokens_s=self.tokens_s + more_s)
 

@@ -46,7 +46,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreprocessedRow:
     """A row ready to be rendered.
 
     Args:
@@ -76,7 +76,7 @@ class PreprocessStats:
     rows_sanitized: int = 0
     found: Counter[str] = field(default_factory=Counter)
 
-    def note(self, row: Prepared) -> None:
+    def note(self, row: PreprocessedRow) -> None:
         """Count one row more."""
         self.rows_truncated += row.truncated
         self.rows_sanitized += bool(row.found)
@@ -93,7 +93,7 @@ def find_preprocessing(clean: Clean | str, sanitize: Sanitize | None) -> Preproc
     return None if preparation == Preprocessing() else preparation
 
 
-def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> Prepared:
+def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedRow:
     """`row` cleaned and sanitized; only texts are cleaned.
 
     Raises:
@@ -106,9 +106,9 @@ def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> Prepared:
         truncated = any(cut for _, cut in cleaned.values())
         row = {name: value for name, (value, _) in cleaned.items()}
     if preparation.sanitizer is None:
-        return Prepared(row, truncated=truncated)
+        return PreprocessedRow(row, truncated=truncated)
     sanitized = sanitize(row, preparation.sanitizer)
-    return Prepared(sanitized.values, sanitized.raw, truncated, sanitized.found)
+    return PreprocessedRow(sanitized.values, sanitized.raw, truncated, sanitized.found)
 
 
 def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preprocessing) -> tuple[Mapping[str, Any], Json]:

@@ -36,7 +36,7 @@ def compile_jinja2(source: str) -> Template:
         raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
     free = meta.find_undeclared_variables(tree) - environment.globals.keys()
     ordered = dict.fromkeys(node.name for node in tree.find_all(nodes.Name) if node.name in free)
-    pieces = [_without_kind(piece) for output in tree.body for piece in getattr(output, "nodes", (output,))]
+    pieces = [_strip_media_filter(piece) for output in tree.body for piece in getattr(output, "nodes", (output,))]
     hoisted: str | None = None
     if all(isinstance(piece, nodes.TemplateData | nodes.Name) for piece in pieces):
         hoisted = "".join(getattr(piece, "data", None) or f"{{{getattr(piece, 'name', '')}}}" for piece in pieces)
@@ -60,7 +60,7 @@ def _write_beside_media(value: Any) -> Any:
     return escape_marks(str(ensure_deterministic(value)))
 
 
-def _without_kind(piece: Any) -> Any:
+def _strip_media_filter(piece: Any) -> Any:
     """The name in `{{ name | image }}`; like a plain name, it can be sent once for all rows."""
     is_kind = isinstance(piece, nodes.Filter) and piece.name in MEDIA_KINDS and not (piece.args or piece.kwargs)
     return piece.node if is_kind and isinstance(piece.node, nodes.Name) else piece

@@ -101,12 +101,12 @@ def as_object(output: Mapping[str, Any]) -> Mapping[str, Any]:
     of_words = all(key in _KNOWN or str(key).startswith("$") for key in output)
     properties = output.get("properties")
     if isinstance(properties, Mapping) and (
-        output.get("type") == "object" or ("type" not in output and of_words and not _says_type(properties))
+        output.get("type") == "object" or ("type" not in output and of_words and not _has_type(properties))
     ):
         return output
     # A column may be called `type` and another `description`, so words alone do not make it a schema.
     columns_only = all(kind in (*_PLAIN, "null") or _is_kind(kind) for kind in output.values())
-    if of_words and _says_type(output) and (list(output) == ["type"] or not columns_only):
+    if of_words and _has_type(output) and (list(output) == ["type"] or not columns_only):
         raise ConfigError(
             f"output={dict(output)!r} reads as the JSON schema of a value, which has no columns. For a column of such "
             f"values give its name, {{'label': {dict(output)!r}}}; if 'type' is to be a column itself, write its type "
@@ -120,7 +120,7 @@ def _is_kind(kind: Any) -> bool:
     return isinstance(kind, Mapping) or not isinstance(kind, str | int | float | list | tuple | set | None)
 
 
-def _says_type(schema: Mapping[str, Any]) -> bool:
+def _has_type(schema: Mapping[str, Any]) -> bool:
     """Whether `schema` says itself of which type or of which choice its value is, rather than naming columns."""
     said = schema.get("type")
     names = said if isinstance(said, list) else [said]

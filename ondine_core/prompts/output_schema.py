@@ -114,10 +114,12 @@ def _free_text(name: str) -> OutputSchema:
         stripped = storable_text(text).strip()
         return {name: stripped} if stripped else Invalid("the reply is empty")
 
-    return OutputSchema((Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_one, name))
+    return OutputSchema(
+        (Column(name, {"type": "string"}),), None, b"text:" + name.encode(), parse, partial(_dump_text, name)
+    )
 
 
-def _one(name: str, value: Any) -> str:
+def _dump_text(name: str, value: Any) -> str:
     text = value.get(name) if isinstance(value, Mapping) else value
     if not isinstance(text, str):
         raise ConfigError(f"a text for column {name!r} was expected, not {type(text).__name__}.")
@@ -244,7 +246,7 @@ class _Object:
         return {name: values.get(name) for name in self.names}
 
     def dump(self, value: Any) -> str:
-        given = value if isinstance(value, Mapping | BaseModel) else _only(self.names, value)
+        given = value if isinstance(value, Mapping | BaseModel) else _as_mapping(self.names, value)
         unknown = [key for key in given if key not in self.known] if isinstance(given, Mapping) else []
         if unknown:
             raise ConfigError(f"{unknown[0]!r} is not an output column; those are {', '.join(map(repr, self.names))}.")
@@ -262,7 +264,7 @@ class _Object:
         return text
 
 
-def _only(names: Sequence[str], value: Any) -> Mapping[str, Any]:
+def _as_mapping(names: Sequence[str], value: Any) -> Mapping[str, Any]:
     if len(names) != 1:
         raise ConfigError(f"a mapping with {', '.join(map(repr, names))} was expected.")
     return {names[0]: value}

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
-from ondine_core.preprocessing.preprocess import Prepared, Preprocessing, prepare, prepare_example
+from ondine_core.preprocessing.preprocess import PreprocessedRow, Preprocessing, prepare, prepare_example
 from ondine_core.prompts.braces_syntax import compile_braces
 from ondine_core.prompts.template_syntax import Render, Template, write_beside_media
 from ondine_core.providers.wire_text import check_text
@@ -107,7 +107,7 @@ class CompiledPrompt:
         """Whether anything is done to a row before it is rendered."""
         return self.reader is not None or self.preparation is not None
 
-    def prepare(self, row: Mapping[str, Any]) -> Prepared:
+    def prepare(self, row: Mapping[str, Any]) -> PreprocessedRow:
         """`row` as it is rendered: its images and documents are read, and its texts are cleaned and sanitized.
 
         Raises:
@@ -115,10 +115,10 @@ class CompiledPrompt:
             Exception: Whatever a step of the user's raises.
         """
         if self.reader is None:
-            return Prepared(row) if self.preparation is None else prepare(row, self.preparation)
+            return PreprocessedRow(row) if self.preparation is None else prepare(row, self.preparation)
         row = _read_media(row, self.media_columns, self.reader)
         if self.preparation is None:
-            return Prepared(row)
+            return PreprocessedRow(row)
         texts, media = _split_media(row)
         prepared = prepare(texts, self.preparation)
         return replace(prepared, values={**prepared.values, **media})

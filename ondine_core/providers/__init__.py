@@ -41,13 +41,13 @@ def connect(spec: ModelSpec) -> ChatModel:
         model: ChatModel = getattr(import_module(f"{__name__}.{module}"), function)(spec, name)
         return model
     raise ConfigError(
-        f"model={spec.model!r} is not understood.{_meant(spec.model)} Write provider/name, where provider is one of "
+        f"model={spec.model!r} is not understood.{_suggest(spec.model)} Write provider/name, where provider is one of "
         f"{', '.join(_DIALECTS)}, or any other that litellm has (bedrock, cohere, vertex_ai, ...). "
         "For any other OpenAI-compatible server: openai_compatible/name with base_url."
     )
 
 
-def _meant(model: str) -> str:
+def _suggest(model: str) -> str:
     provider, slash, name = model.partition("/")
     if not slash:
         hosts = [f"{host}/{model}" for host in ("openai", "anthropic", "gemini") if find_entry(f"{host}/{model}")]

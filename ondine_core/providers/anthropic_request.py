@@ -103,7 +103,7 @@ def fixed_fields(spec: ModelSpec, name: str) -> dict[str, Json]:
     """The fields of every request for the model `name`."""
     check_settings(spec, _SETTINGS)
     entry = find_entry(spec.listed_as)
-    fields = _own_names(request_fields(spec), spec)
+    fields = _rename_fields(request_fields(spec), spec)
     max_tokens = spec.max_output_tokens or find_max_output_tokens(spec.listed_as) or _MAX_TOKENS
     if spec.temperature is not None:
         fields.setdefault("temperature", spec.temperature)
@@ -114,7 +114,7 @@ def fixed_fields(spec: ModelSpec, name: str) -> dict[str, Json]:
     return {"model": name, "max_tokens": max_tokens, **fields}
 
 
-def _own_names(fields: Mapping[str, Json], spec: ModelSpec) -> dict[str, Json]:
+def _rename_fields(fields: Mapping[str, Json], spec: ModelSpec) -> dict[str, Json]:
     """`fields` under the names of this API; what it does not have is an error, or left out if the user says so."""
     own: dict[str, Json] = {}
     for name, value in fields.items():

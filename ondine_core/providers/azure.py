@@ -68,8 +68,8 @@ def connect_azure(
     """
     found = find_deployment(spec, name, credential=credential, now=now)
     access, version = found.access, found.version
-    path = "v1" if found.is_undated else f"deployments/{quote(name, safe='')}"
-    fixed = {"model": name} if found.is_undated else {}
+    path = "v1" if found.is_versionless else f"deployments/{quote(name, safe='')}"
+    fixed = {"model": name} if found.is_versionless else {}
 
     def model_at(root: str) -> OpenAIModel:
         url = f"{root}/{path}/chat/completions?api-version={quote(version)}"
@@ -97,7 +97,7 @@ class Deployment:
     roots: Mapping[str, str]
 
     @property
-    def is_undated(self) -> bool:
+    def is_versionless(self) -> bool:
         """Whether the version is of the API whose addresses do not name deployments."""
         return self.version in _UNDATED
 
@@ -186,7 +186,7 @@ class _Azure:
             try:
                 reply = await self._models[region](call)
             except TransientError as error:
-                self._set_aside(region, _SET_ASIDE_S if error.retry_after_s is None else error.retry_after_s)
+                self._suspend(region, _SET_ASIDE_S if error.retry_after_s is None else error.retry_after_s)
                 failures.append(error)
                 if error.cost_unknown:
                     break
@@ -194,7 +194,7 @@ class _Azure:
                 where = f"Region {region!r}: " if region else ""
                 raise FatalError(f"{where}{error}", fault=error.fault, refusal=f"{where}{error.refusal}") from None
             else:
-                self._set_aside(region, reply.hold_off_s)
+                self._suspend(region, reply.hold_off_s)
                 others = any(free_at <= time.monotonic() for free_at in self._free_at.values())
                 return replace(reply, hold_off_s=0.0) if others else reply
         if failures[-1].cost_unknown:
@@ -207,7 +207,7 @@ class _Azure:
         free = [region for region, free_at in self._free_at.items() if free_at <= now]
         return free or [min(self._free_at, key=self._free_at.__getitem__)]
 
-    def _set_aside(self, region: str, seconds: float) -> None:
+    def _suspend(self, region: str, seconds: float) -> None:
         if seconds > 0:
             self._free_at[region] = time.monotonic() + seconds
 

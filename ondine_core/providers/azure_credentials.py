@@ -55,7 +55,7 @@ class Credential(Protocol):
         """A token for `scopes`; it may block."""
 
 
-async def _nothing() -> None:
+async def _close_nothing() -> None:
     """Nothing to let go of."""
 
 
@@ -72,7 +72,7 @@ class Access:
 
     headers: SecretHeaders
     advice: Mapping[int, str]
-    aclose: Callable[[], Awaitable[None]] = _nothing
+    aclose: Callable[[], Awaitable[None]] = _close_nothing
     api_key: str | None = field(default=None, repr=False)
 
 

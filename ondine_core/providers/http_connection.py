@@ -65,7 +65,7 @@ class ReplyTooLargeError(aiohttp.ClientPayloadError):
     """A reply beyond what was asked for."""
 
 
-class _Trust:
+class _ReusePause:
     """Until when no connection of a client is used again, on the clock of the event loop."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class _Trust:
 class _Connection(ResponseHandler):
     """A connection that knows whether a reply is expected on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, trust: _Trust) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int, trust: _ReusePause) -> None:
         super().__init__(loop)
         self._trust = trust
         self._max_bytes = max_bytes + _HEADERS_BYTES
@@ -132,7 +132,7 @@ class _Connection(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         """Count bytes, and refuse those that no request asked for; without data, aiohttp goes on with what it has."""
         if data and not self._expects_reply:
-            self._take_stray(data)
+            self._receive_unexpected(data)
             return
         self._received += len(data)
         if self._received > (_HEADERS_BYTES if self._reply is None else self._max_bytes):
@@ -151,7 +151,7 @@ class _Connection(ResponseHandler):
             self._idle_since = self._loop.time()
             self.took_s = self._idle_since - self._began_at
 
-    def _take_stray(self, data: bytes) -> None:
+    def _receive_unexpected(self, data: bytes) -> None:
         if not data.strip(b"\r\n"):  # some servers end a line too many
             return
         if not self._is_used:
@@ -300,7 +300,7 @@ class Connector(aiohttp.TCPConnector):
             limit=0, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=_DNS_CACHE_S, resolver=Resolver(resolve)
         )
         self._typical_s = self._rest_s = 0.0
-        self._trust = _Trust()
+        self._trust = _ReusePause()
         made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
         self._factory = made
 

@@ -77,7 +77,7 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     host = to.host
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")
-    unsent = _never_read(error, host)
+    unsent = _not_received(error, host)
     if unsent is not None:
         return unsent
     if isinstance(error, OutOfStepError):
@@ -93,7 +93,7 @@ def lost(error: BaseException, to: Address) -> ProviderError:
     return TransientError(f"The connection to {host!r} broke ({type(error).__name__}).", cost_unknown=True)
 
 
-def _never_read(error: BaseException, host: str) -> ProviderError | None:
+def _not_received(error: BaseException, host: str) -> ProviderError | None:
     """What it means when the server cannot have read the request; `None` if it can."""
     if isinstance(error, NotSentError):
         return TransientError(f"{host!r} closed the connection before a call was sent.")

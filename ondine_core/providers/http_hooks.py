@@ -82,7 +82,7 @@ def watch() -> Iterator[Watch]:
         _watch.reset(mine)
 
 
-async def _leaves(request: httpx.Request) -> None:
+async def _on_request(request: httpx.Request) -> None:
     seen = _watch.get()
     if seen is None:
         return
@@ -97,7 +97,7 @@ async def _leaves(request: httpx.Request) -> None:
     seen.secrets += [value.rpartition(" ")[2] for name in _SECRET if (value := request.headers.get(name, ""))]
 
 
-async def _comes(response: httpx.Response) -> None:
+async def _on_response(response: httpx.Response) -> None:
     # Unpacked here, where its size is bounded, and not by httpx.
     encoding = response.headers.pop("content-encoding", "")
     response.stream = _bounded(response.stream, encoding)
@@ -142,7 +142,7 @@ def make_client(api_key: str | None, base_url: str | None) -> Any:
                 raise AttributeError(name)
             return getattr(self.openai, name)
 
-    client = Client(event_hooks={"request": [_leaves], "response": [_comes]})
+    client = Client(event_hooks={"request": [_on_request], "response": [_on_response]})
     client.client.follow_redirects = False  # key and prompt are not carried to where a server points
     client.openai = openai.AsyncOpenAI(
         api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=client.client

@@ -123,7 +123,7 @@ def _key(spec: ModelSpec, provider: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _Library:
     """litellm, our HTTP client for it, and how requests are written."""
 
     litellm: Any
@@ -145,7 +145,7 @@ class _LiteLLM:
         self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.request_params)
         settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
         self._options = {**settings, "api_base": spec.base_url, "api_key": key, "num_retries": 0, "max_retries": 0}
-        self._ready: asyncio.Future[_Loaded] | None = None
+        self._ready: asyncio.Future[_Library] | None = None
 
     def __repr__(self) -> str:
         return f"LiteLLM({self._spec.model!r})"
@@ -183,7 +183,7 @@ class _LiteLLM:
             with suppress(FatalError):
                 await (await ready).client.close()
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> _Library:
         # Importing must neither fetch prices nor read `.env` files into the environment.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
@@ -206,7 +206,7 @@ class _LiteLLM:
         _ = litellm.encoding, litellm.acompletion
         if provider == "openai" or provider in litellm.openai_compatible_providers:
             _ = client.openai.chat.completions
-        return _Loaded(litellm, client, RequestForm("json_schema" if structured else "words"))
+        return _Library(litellm, client, RequestForm("json_schema" if structured else "words"))
 
     # -- what came back --------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
     entry = find_entry(spec.listed_as)
     for kind in sorted(kinds):
         if entry is not None and not _takes(entry, kind):
-            able = list(_able(spec.listed_as.partition("/")[0], kind))
+            able = list(_capable_models(spec.listed_as.partition("/")[0], kind))
             others = f" Models that do: {', '.join(map(repr, able))}." if able else ""
             raise ConfigError(
                 f"The prompt has {kind}s, which {spec.model!r} does not take by the price list.{others} If it does, "
@@ -104,7 +104,7 @@ def _takes(entry: Mapping[str, Any], kind: MediaKind) -> bool:
     return any(entry.get(key) for key in _KEYS[kind])
 
 
-def _able(provider: str, kind: MediaKind) -> Iterator[str]:
+def _capable_models(provider: str, kind: MediaKind) -> Iterator[str]:
     """Some models of a provider that take this, the cheapest first."""
     found = []
     for name, entry in model_facts().items():

@@ -84,17 +84,22 @@ class Price:
         if not usage.unexplained_tokens:
             return _cost_at(self._up_to(usage.input_tokens)[-1], usage, Decimal(0))
         return max(
-            _cost_at(price, usage, max(price.dearest_input, price.dearest_output)) for price in self._possible(usage)
+            _cost_at(price, usage, max(price.dearest_input, price.dearest_output))
+            for price in self._possible_prices(usage)
         )
 
     def proven(self, usage: Usage) -> Decimal:
         """USD that `usage` costs at least: tokens of unknown kind are charged as the cheapest kind."""
         return min(
-            _cost_at(price, usage, min(price.input, price.cached_input, price.keeping, price.output, price.thinking))
-            for price in self._possible(usage)
+            _cost_at(
+                price,
+                usage,
+                min(price.input, price.cached_input, price.cache_write_price, price.output, price.thinking),
+            )
+            for price in self._possible_prices(usage)
         )
 
-    def _possible(self, usage: Usage) -> list[Price]:
+    def _possible_prices(self, usage: Usage) -> list[Price]:
         """The prices that may hold, depending on how many tokens of unknown kind belong to the prompt."""
         shorter = self._up_to(usage.input_tokens)[:-1]
         return self._up_to(usage.input_tokens + usage.unexplained_tokens)[len(shorter) :]
@@ -113,14 +118,14 @@ class Price:
         return fee + input_tokens * sent + (output_tokens or 0) * received
 
     @property
-    def keeping(self) -> Decimal:
+    def cache_write_price(self) -> Decimal:
         """For a token that the provider puts into its cache."""
         return self.input if self.cache_write is None else self.cache_write
 
     @property
-    def keeping_1h(self) -> Decimal:
+    def cache_write_1h_price(self) -> Decimal:
         """For a token that the provider keeps in its cache for an hour."""
-        return self.keeping if self.cache_write_1h is None else self.cache_write_1h
+        return self.cache_write_price if self.cache_write_1h is None else self.cache_write_1h
 
     @property
     def thinking(self) -> Decimal:
@@ -130,7 +135,7 @@ class Price:
     @property
     def dearest_input(self) -> Decimal:
         """For a token of the prompt: fresh, cached or written to the cache, whichever is dearest."""
-        return max(self.input, self.cached_input, self.keeping, self.keeping_1h)
+        return max(self.input, self.cached_input, self.cache_write_price, self.cache_write_1h_price)
 
     @property
     def dearest_output(self) -> Decimal:
@@ -151,8 +156,8 @@ def _cost_at(price: Price, usage: Usage, unexplained_usd: Decimal) -> Decimal:
         price.per_request
         + fresh * price.input
         + usage.cached_input_tokens * price.cached_input
-        + (usage.cache_write_tokens - usage.cache_write_1h_tokens) * price.keeping
-        + usage.cache_write_1h_tokens * price.keeping_1h
+        + (usage.cache_write_tokens - usage.cache_write_1h_tokens) * price.cache_write_price
+        + usage.cache_write_1h_tokens * price.cache_write_1h_price
         + plain * price.output
         + usage.reasoning_tokens * price.thinking
         + usage.unexplained_tokens * unexplained_usd
@@ -315,15 +320,15 @@ def _listed(value: Json) -> list[Json]:
 def _price(entry: Mapping[str, Any]) -> Price:
     paid, answered = _usd(entry[_INPUT]), _usd(entry[_OUTPUT])
     cached, thinking = entry.get(_CACHED), entry.get(_REASONING)
-    keeping, keeping_1h = entry.get(_CACHE_WRITE), entry.get(_CACHE_WRITE_1H)
+    cache_write_price, cache_write_1h_price = entry.get(_CACHE_WRITE), entry.get(_CACHE_WRITE_1H)
     return Price(
         paid,
         answered,
         paid if cached is None else _usd(cached),
         None if thinking is None else _usd(thinking),
         # Where the list says 0, writing is not charged on top of reading the prompt.
-        cache_write=None if keeping is None else max(paid, _usd(keeping)),
-        cache_write_1h=None if keeping_1h is None else max(paid, _usd(keeping_1h)),
+        cache_write=None if cache_write_price is None else max(paid, _usd(cache_write_price)),
+        cache_write_1h=None if cache_write_1h_price is None else max(paid, _usd(cache_write_1h_price)),
     )
 
 

@@ -36,7 +36,7 @@ def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
     return partial(_count, model, cautious)
 
 
-def fewest_tokens(text: str) -> int:
+def min_tokens(text: str) -> int:
     """Tokens of `text` in that of OpenAI's vocabularies which takes fewer, without a margin."""
     return min(sum(len(encode(piece)) for piece in _pieces(text)) for encode in map(_encoder, _ENCODINGS))
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
-from ondine_core.commands.terminal import adding_to
+from ondine_core.commands.terminal import command_adder
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect, find_dagster_store
 
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (spending, failed_prompts, upkeep, batch_jobs, copies):
-        group.add_commands(adding_to(commands))
+        group.add_commands(command_adder(commands))
 
     arguments = list(arguments)
     if arguments and arguments[0] in commands.choices:

@@ -151,7 +151,7 @@ def is_about_connection(error: psycopg.Error, *, closed: bool = False) -> bool:
     return closed or (isinstance(error, load_driver().OperationalError) and code.startswith(_TRY_LATER))
 
 
-def may_come_up(error: psycopg.Error) -> bool:
+def may_become_available(error: psycopg.Error) -> bool:
     """Whether a connection that could not be made may succeed in a moment: the server starts, or is full.
 
     A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.

@@ -31,7 +31,7 @@ import orjson
 from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Row
 from ondine_core.store.dialects import to_postgres
-from ondine_core.store.driver import explain, is_about_connection, load_driver, may_come_up, parse
+from ondine_core.store.driver import explain, is_about_connection, load_driver, may_become_available, parse
 
 if TYPE_CHECKING:
     import psycopg
@@ -91,10 +91,10 @@ class PostgresDatabase:
         self._assumes = self._is_alone = True
         self._busy_since: float | None = None
         self._closed = threading.Event()
-        self._connection = self._insist_on_connection(time.monotonic() + wait_timeout_s, may_come_up)
+        self._connection = self._connect_with_retries(time.monotonic() + wait_timeout_s, may_become_available)
         threading.Thread(target=self._cut_stalled, name="ondine-postgres", daemon=True).start()
         try:
-            [(self._lacks_schema, self._table)] = self._insist(self._look)
+            [(self._lacks_schema, self._table)] = self._retry(self._look)
         except BaseException:
             self._closed.set()
             self._connection.close()
@@ -110,16 +110,16 @@ class PostgresDatabase:
 
     def read(self, work: Callable[[], T]) -> T:
         """The result of `work`, which selects; run again if the connection breaks."""
-        return self._insist(work)
+        return self._retry(work)
 
     def write(self, work: Callable[[], T], locks: Iterable[str] = ()) -> T:
         """The result of `work`, whose statements take effect together and once, or not at all."""
         if self._table is None:
-            [(_, self._table)] = self._insist(lambda: self.select(_LOOK))
+            [(_, self._table)] = self._retry(lambda: self.select(_LOOK))
         self._writes += 1
         numbers = sorted(map(_lock_number, locks))
         results: list[T] = []
-        result = self._insist(lambda: self._transact(work, numbers, results))
+        result = self._retry(lambda: self._transact(work, numbers, results))
         self._confirmed, self._assumes = self._writes, True
         return result
 
@@ -177,7 +177,7 @@ class PostgresDatabase:
             "missing is asked, and paid for, again."
         )
 
-    def _insist(self, work: Callable[[], T]) -> T:
+    def _retry(self, work: Callable[[], T]) -> T:
         """Do `work` until the connection holds and no other transaction is in the way."""
         until: float | None = None
         while True:
@@ -199,7 +199,7 @@ class PostgresDatabase:
                     if error.sqlstate == _READ_ONLY:
                         time.sleep(min(_MAX_PAUSE_S, self._wait_timeout_s / 10))
                     # It let us in before, so whatever it says now may pass.
-                    self._connection = self._insist_on_connection(until, lambda _: True)
+                    self._connection = self._connect_with_retries(until, lambda _: True)
             finally:
                 self._busy_since = None
 
@@ -214,7 +214,7 @@ class PostgresDatabase:
                     with socket.socket(fileno=descriptor) as end:
                         end.shutdown(socket.SHUT_RDWR)
 
-    def _insist_on_connection(self, until: float, may_pass: Callable[[psycopg.Error], bool]) -> psycopg.Connection[Row]:
+    def _connect_with_retries(self, until: float, may_pass: Callable[[psycopg.Error], bool]) -> psycopg.Connection[Row]:
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
         again = Retrying(

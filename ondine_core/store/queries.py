@@ -57,7 +57,7 @@ _PASSING = ("lease:", "writer:")
 
 
 @dataclass(frozen=True, slots=True)
-class _Dated:
+class _PrunedTable:
     """A table whose rows grow old.
 
     Args:
@@ -74,10 +74,10 @@ class _Dated:
 
 
 _DATED = (
-    _Dated("answers", "answered_at"),
-    _Dated("failures", "failed_at"),
-    _Dated("replies", "kept_at"),
-    _Dated("ledger", "day", LINE_COLUMNS, "asset = ?"),
+    _PrunedTable("answers", "answered_at"),
+    _PrunedTable("failures", "failed_at"),
+    _PrunedTable("replies", "kept_at"),
+    _PrunedTable("ledger", "day", LINE_COLUMNS, "asset = ?"),
 )
 """Calls of unknown outcome are not among them: budgets stay charged with them, and this is the record of why."""
 
@@ -319,7 +319,7 @@ def prune(
     return removed
 
 
-def _old_rows(database: Database, dated: _Dated, limit: float | str, asset: str | None) -> Iterator[list[Row]]:
+def _old_rows(database: Database, dated: _PrunedTable, limit: float | str, asset: str | None) -> Iterator[list[Row]]:
     """The primary keys of old rows in their order, some at a time."""
     of_asset = "" if asset is None else f" AND {dated.of_asset}"
     sql = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{of_asset}"  # noqa: S608
@@ -349,7 +349,7 @@ def _read_in_pages(
         rows = database.read(partial(database.select, sql_of_rest, (*values, *last)))
 
 
-def _remove(database: Database, dated: _Dated, limit: float | str, rows: Sequence[Row]) -> None:
+def _remove(database: Database, dated: _PrunedTable, limit: float | str, rows: Sequence[Row]) -> None:
     """Remove rows by their primary keys, unless they were written anew meanwhile."""
     key = f"({list_columns(dated.key)}) = ({', '.join('?' * len(dated.key))})"
     sql = f"DELETE FROM ondine.{dated.table} WHERE {dated.column} < ? AND {key}"  # noqa: S608

@@ -16,7 +16,7 @@ import orjson
 from ondine_core.errors import ConfigError
 from ondine_core.telemetry.attributes import Attributes
 from ondine_core.telemetry.events import Observer
-from ondine_core.telemetry.otel import SCOPE, Exporting, find_caller, make_provider, require
+from ondine_core.telemetry.otel import SCOPE, OpenTelemetryObserver, find_caller, make_provider, require
 from ondine_core.telemetry.spans import Kind, Spans
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
     )
     provider = make_provider(exporter, ALWAYS_ON)
     spans = Spans(provider.get_tracer(SCOPE), find_caller(), _describe)
-    return Exporting(spans, provider, owned=True, content=content, calls_per_second=calls_per_second)
+    return OpenTelemetryObserver(spans, provider, owned=True, content=content, calls_per_second=calls_per_second)
 
 
 def _session(credentials: bytes) -> requests.Session:

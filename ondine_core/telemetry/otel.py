@@ -59,11 +59,11 @@ def open_opentelemetry(
         provider, owned = make_provider(_exporter("trace", "OTLPSpanExporter")), True
     exporter = _exporter("metric", "OTLPMetricExporter") if metrics else None
     spans = Spans(provider.get_tracer(SCOPE), find_caller())
-    return Exporting(spans, provider, owned, content, calls_per_second, exporter)
+    return OpenTelemetryObserver(spans, provider, owned, content, calls_per_second, exporter)
 
 
 @dataclass
-class Exporting:
+class OpenTelemetryObserver:
     """Exports spans, and metrics if there is somewhere to send them; an observer.
 
     The provider of the tracer is shut down in the end if it is `owned`.
@@ -109,7 +109,7 @@ class Exporting:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        metrics = _as_the_sdk_has_them(self._metrics, self._began_ns, time.time_ns())
+        metrics = _sdk_metrics(self._metrics, self._began_ns, time.time_ns())
         if metrics and self.exporter is not None:
             scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
             self.exporter.export(MetricsData([ResourceMetrics(self._resource, [scope], "")]))
@@ -181,7 +181,7 @@ def _exporter(signal: str, name: str) -> Any:
     return getattr(module, name)()
 
 
-def _as_the_sdk_has_them(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:
+def _sdk_metrics(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:
     from opentelemetry.sdk.metrics.export import (
         AggregationTemporality,
         Histogram,

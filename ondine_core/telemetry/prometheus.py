@@ -34,7 +34,7 @@ def open_prometheus(*, push_gateway: str | None = None, job: str = "ondine", pus
         ConfigError: A package is missing.
     """
     require("prometheus_client", "prometheus", "prometheus")
-    return _of_process() if push_gateway is None else _Pushed(push_gateway, job, push_every_s)
+    return _process_metrics() if push_gateway is None else _Pushed(push_gateway, job, push_every_s)
 
 
 class _Collected(Metrics):
@@ -57,7 +57,7 @@ class _Collected(Metrics):
 
 
 @cache
-def _of_process() -> Metrics:
+def _process_metrics() -> Metrics:
     """One for the life of the process: a registry takes a collector once, and scrapes go on after a run."""
     from prometheus_client import REGISTRY
 
@@ -107,16 +107,16 @@ def _buckets(of: Distribution) -> list[tuple[str, float]]:
 
 
 def _name(instrument: Instrument) -> str:
-    return _spell(instrument.name) + _UNITS.get(instrument.unit, "")
+    return _metric_name(instrument.name) + _UNITS.get(instrument.unit, "")
 
 
 def _labels(instrument: Instrument) -> list[str]:
-    return [_spell(key) for key in instrument.keys]
+    return [_metric_name(key) for key in instrument.keys]
 
 
 def _values(instrument: Instrument, labels: Mapping[str, str | int]) -> list[str]:
     return [str(labels.get(key, "")) for key in instrument.keys]
 
 
-def _spell(name: str) -> str:
+def _metric_name(name: str) -> str:
     return name.replace(".", "_")

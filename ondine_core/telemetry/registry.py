@@ -85,7 +85,7 @@ def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
             else:
                 one = Opened(getattr(spec, "__qualname__", type(spec).__qualname__), spec, owned=False)
             if_one_fails.callback(_close, one)
-            opened.append(_with_wishes(one))
+            opened.append(_with_declared_limits(one))
         if_one_fails.pop_all()
     return opened
 
@@ -95,7 +95,7 @@ def _close(opened: Opened) -> None:
         opened.close(0.0)
 
 
-def _with_wishes(opened: Opened) -> Opened:
+def _with_declared_limits(opened: Opened) -> Opened:
     """With what attributes of the observer say that it wants, which is checked here."""
     observe, rate = opened.observe, getattr(opened.observe, "calls_per_second", None)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < inf):

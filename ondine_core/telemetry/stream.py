@@ -65,7 +65,7 @@ class Stream:
     ) -> None:
         self.content = any(opened.content for opened in observers)
         """Whether one of them wants the text of calls."""
-        self._lanes = [_Lane(opened, on_observer_error, capacity) for opened in observers]
+        self._lanes = [_ObserverThread(opened, on_observer_error, capacity) for opened in observers]
         rates = {lane.calls_per_second for lane in self._lanes}
         # Calls that are too many for one observer are too many for those that want fewer, too: they are gathered once.
         self._samplers = [
@@ -91,7 +91,7 @@ class Stream:
             lane.wait()
 
 
-class _Lane:
+class _ObserverThread:
     """One observer, its buffer and its thread."""
 
     def __init__(self, opened: Opened, on_observer_error: Callable[[str], None], capacity: int) -> None:
@@ -129,11 +129,11 @@ class _Lane:
         unseen = len(self._waiting)
         missed, seen = self._dropped + unseen, self._taken - unseen
         if missed:
-            self._tell(f"was too slow and missed {missed:,} of {missed + seen:,} events.")
+            self._report_error(f"was too slow and missed {missed:,} of {missed + seen:,} events.")
         elif self._thread.is_alive():
-            self._tell("had not delivered everything when its time was up; what it still holds may be lost.")
+            self._report_error("had not delivered everything when its time was up; what it still holds may be lost.")
         if self._failed > 1:
-            self._tell(f"failed {self._failed:,} times in {seen:,} events.")
+            self._report_error(f"failed {self._failed:,} times in {seen:,} events.")
 
     def _work(self) -> None:
         while not self._ends.wait(_PAUSE_S):
@@ -159,9 +159,9 @@ class _Lane:
             if self._failed == 1:
                 # The text of the error may say anything; who wants it sets the level.
                 _log.debug("An observer failed.", exc_info=True)
-                self._tell(f"failed with {type(error).__name__}; the run goes on without it where it fails.")
+                self._report_error(f"failed with {type(error).__name__}; the run goes on without it where it fails.")
 
-    def _tell(self, what: str) -> None:
+    def _report_error(self, what: str) -> None:
         with suppress(Exception):
             self._on_observer_error(f"The observer {self._opened.name!r} {what}")
 

@@ -57,7 +57,7 @@ class JobRecord:
     done: int = 0
 
     @property
-    def said(self) -> str:
+    def shown_status(self) -> str:
         """What it does, in the provider's word, or in ours as long as there is none."""
         return self.status or self.state
 

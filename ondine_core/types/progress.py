@@ -130,7 +130,7 @@ class Progress:
             return None
         return self.spend.usd * (self.rows_asked + self.rows_total - self.rows_done) / self.rows_asked
 
-    def followed_by(self, rest: Progress) -> Progress:
+    def merge_rest(self, rest: Progress) -> Progress:
         """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
         return Progress(
             self.rows_total,

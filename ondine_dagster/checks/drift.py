@@ -152,14 +152,14 @@ def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Before:
+class _Earlier:
     """An earlier materialization: its counts of a column, and its partition or, without partitions, its run."""
 
     counts: Counts
     name: str
 
 
-def _find_before(context: dg.AssetExecutionContext, column: str) -> _Before | None:
+def _find_before(context: dg.AssetExecutionContext, column: str) -> _Earlier | None:
     """The materialization to compare the running one with, `None` if there is none with counts of `column`.
 
     Of an asset whose partitions are times it is that of the latest earlier partition; of any other, the one before of
@@ -173,7 +173,7 @@ def _find_before(context: dg.AssetExecutionContext, column: str) -> _Before | No
             entry = made.metadata.get(DISTRIBUTION) if made else None
             pairs = entry.value.get(column) if isinstance(entry, dg.JsonMetadataValue) else None  # type: ignore[union-attr]
             if pairs:
-                return _Before(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
+                return _Earlier(dict(pairs), record.partition_key or f"run {record.run_id[:8]}")
     return None
 
 

@@ -27,7 +27,7 @@ from ondine_dagster.component.fields import (
 )
 from ondine_dagster.component.model_field import ResolvedLLM, check_key
 from ondine_dagster.component.scaffolder import LLMAssetScaffolder
-from ondine_dagster.component.templates import must_resolve
+from ondine_dagster.component.templates import check_resolves
 from ondine_dagster.resource import own_resource_key
 from ondine_dagster.run.arguments import Arguments
 
@@ -132,7 +132,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         try:
             for name, field in cls.model_fields.items():
                 if not any(isinstance(one, dg.Resolver) for one in field.metadata):
-                    must_resolve(context.at_path(name), getattr(model, name))
+                    check_resolves(context.at_path(name), getattr(model, name))
             component: Self = super().resolve_from_model(context, model)
             check_key(component.llm)
             component._asset()

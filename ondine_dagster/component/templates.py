@@ -17,7 +17,7 @@ def fill(context: dg.ResolutionContext, value: Any) -> Any:
     """`value`, with what its texts stand for where they are nothing but a template."""
     match value:
         case str() if _TEMPLATE.fullmatch(value):
-            return _something(context, value)
+            return _resolve(context, value)
         case Mapping():
             return {name: fill(context.at_path(name), part) for name, part in value.items()}
         case list():
@@ -25,7 +25,7 @@ def fill(context: dg.ResolutionContext, value: Any) -> Any:
     return value
 
 
-def must_resolve(context: dg.ResolutionContext, value: Any) -> None:
+def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
     """Check that templates in an attribute, or in the values of a mapping, stand for something.
 
     A null that is written is none.
@@ -35,13 +35,13 @@ def must_resolve(context: dg.ResolutionContext, value: Any) -> None:
     """
     match value:
         case str() if _TEMPLATE.fullmatch(value):
-            _something(context, value)
+            _resolve(context, value)
         case Mapping():
             for name, part in value.items():
-                must_resolve(context.at_path(name), part)
+                check_resolves(context.at_path(name), part)
 
 
-def _something(context: dg.ResolutionContext, template: str) -> Any:
+def _resolve(context: dg.ResolutionContext, template: str) -> Any:
     """What `template` stands for: Dagster has null for a variable that is not set, which would be no cap, no rule."""
     found: Any = context.resolve_value(template)
     if found is None:

@@ -128,13 +128,13 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)
     if config.model in (None, spec.model):
-        return _asked_so(spec, config), options
+        return _with_config(spec, config), options
     if opened:
         raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
-    return _asked_so(another_model(spec, config.model), config), replace(options, price=None)
+    return _with_config(another_model(spec, config.model), config), replace(options, price=None)
 
 
-def _asked_so(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
+def _with_config(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
     tier = config.tier.value if config.tier else spec.tier
     return replace(
         spec, tier=tier, prompt_cache=config.prompt_cache.value if config.prompt_cache else spec.prompt_cache

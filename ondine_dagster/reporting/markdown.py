@@ -99,13 +99,13 @@ def _escape(text: str) -> str:
 def _without_bytes(value: Any) -> Any:
     """`value` with the length of bytes in their place: they are files, and no text."""
     if isinstance(value, bytes | bytearray | memoryview):
-        return _Words(f"{len(value):,} bytes")
+        return _Unquoted(f"{len(value):,} bytes")
     if isinstance(value, dict):
         return {name: _without_bytes(one) for name, one in value.items()}
     return [_without_bytes(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-class _Words(str):
+class _Unquoted(str):
     """A text that is written without quotes inside a list."""
 
     __slots__ = ()

@@ -24,8 +24,8 @@ def shown_messages(calls: Sequence[Call]) -> str:
     """
     if not calls:
         return ""
-    head = [_in_words(message, calls[0]) for message in calls[0].messages[:-1]]
-    own = [_in_words(call.messages[-1], call) for call in calls]
+    head = [_describe_media(message, calls[0]) for message in calls[0].messages[:-1]]
+    own = [_describe_media(call.messages[-1], call) for call in calls]
     most = _MAX_SHOWN - len(own)
     left_out = len(head) - most
     shown = [*head[:most], *own]
@@ -42,7 +42,7 @@ def shown_messages(calls: Sequence[Call]) -> str:
     return "\n".join(parts)
 
 
-def _in_words(message: Message, call: Call) -> Message:
+def _describe_media(message: Message, call: Call) -> Message:
     """`message` with a few words in the place of each image and document."""
     if not call.media:
         return message

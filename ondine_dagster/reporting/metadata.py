@@ -280,7 +280,7 @@ def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
 def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
     """What of a run is under way at the provider."""
     jobs = error.jobs
-    states = Counter(job.said for job in jobs)
+    states = Counter(job.shown_status for job in jobs)
     metadata: dict[str, Any] = {
         "ondine/job/summary": str(error),
         "ondine/job/count": len(jobs),
@@ -297,7 +297,7 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
         (
             job.marker,
             job.job_id or "",
-            job.said,
+            job.shown_status,
             job.requests,
             job.done,
             "" if job.at_most_usd is None else float(job.at_most_usd),

@@ -52,7 +52,7 @@ def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = Fa
             cells: dict[str, Any] = {error_column: str(outcome)}
         else:
             cells = dict(outcome.values) if isinstance(outcome, Answer) else {}
-        cells |= _as_asked({name: values[index] for name, values in columns.items()}, prompt)
+        cells |= _preprocessed({name: values[index] for name, values in columns.items()}, prompt)
         shown.append([cells.get(name) for name in names])
     return markdown(names, shown) if in_full else in_place(names, shown)
 
@@ -70,7 +70,7 @@ def shown_failures(asked: AskedRows) -> str | None:
     for number, failure in enumerate(failures.values()):
         row = {name: values[number] for name, values in columns.items()}
         if prompt.preparation is not None:
-            row = dict(_as_asked(row, prompt))
+            row = dict(_preprocessed(row, prompt))
         else:
             row |= {name: show(row[name]) for name, show in _described(prompt).items()}
         shown.append([failure.reason, *(row.get(name) for name in names)])
@@ -85,15 +85,15 @@ def _described(prompt: CompiledPrompt) -> Mapping[str, Callable[[Any], Any]]:
     return {name: partial(describe_cell, kind=kind, reader=reader) for name, kind in prompt.media_columns.items()}
 
 
-def _as_asked(row: Mapping[str, Any], prompt: CompiledPrompt) -> Mapping[str, Any]:
+def _preprocessed(row: Mapping[str, Any], prompt: CompiledPrompt) -> Mapping[str, Any]:
     try:
         values = prompt.prepare(row).values
     except Exception:  # noqa: BLE001  (a step of the user's, or a file, could not be read: the row was not asked)
         return {}
-    return {name: _in_words(value) for name, value in values.items()}
+    return {name: _describe_media(value) for name, value in values.items()}
 
 
-def _in_words(value: Any) -> Any:
+def _describe_media(value: Any) -> Any:
     if isinstance(value, Gallery):
         return "; ".join(map(describe, value))
     return describe(value) if isinstance(value, Media) else value

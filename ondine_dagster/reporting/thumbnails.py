@@ -133,7 +133,7 @@ def _shrink(data: bytes, side: int) -> bytes:
 
 
 @dataclass(slots=True)
-class _Sheet:
+class _ThumbnailSheet:
     """Draws thumbnails as long as there is room for them, in metadata that stays in the event log."""
 
     left: int = _MAX_IN_ALL
@@ -172,7 +172,7 @@ def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: 
     is_sanitized = prompt.preparation is not None and prompt.preparation.sanitizer is not None
     if not images or prompt.reader is None or is_sanitized or find_spec("PIL") is None:
         return None
-    head, sheet = table.head(_ROWS), _Sheet()
+    head, sheet = table.head(_ROWS), _ThumbnailSheet()
     columns: Mapping[str, Iterable[Any]] = {name: head.get_column(name).to_list() for name in (*images, *outputs)}
     cells = [
         [sheet.cell(value, "image", prompt.reader) if name in images else value for name, value in row]

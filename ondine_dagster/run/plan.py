@@ -109,7 +109,7 @@ def plan(
         on_threshold=watch.warn,
         on_warning=watch.warn,
         on_job=watch.say,
-        observers=tuple(_speaking(spec, watch) for spec in options.observers),
+        observers=tuple(_with_dagster_log(spec, watch) for spec in options.observers),
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),
     )
@@ -138,7 +138,7 @@ def _explain(context: dg.AssetExecutionContext, enrichment: Enrichment, store: s
         context.log.info(fallback)
 
 
-def _speaking(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
+def _with_dagster_log(spec: ObserverSpec, watch: Watch) -> ObserverSpec:
     """`spec`, with Dagster's log for the observer that logs."""
     named = {"name": spec} if isinstance(spec, str) else spec
     if isinstance(named, Mapping) and named.get("name") == "logging":

@@ -176,11 +176,11 @@ def test_limits_on_calls_at_once_are_found_and_used(proxy: LiteLLMProxy, limited
     name, key = limited
     texts, in_time = [f"{name} with 64 in flight, {number} takes a second" for number in range(40)], [0]
 
-    def tell(now: Progress) -> None:
+    def report_progress(now: Progress) -> None:
         if now.elapsed_s < 55:
             in_time.append(now.rows_done)
 
-    chosen = Options(store=":memory:", policy=Policy(max_concurrency=64), on_progress=tell)
+    chosen = Options(store=":memory:", policy=Policy(max_concurrency=64), on_progress=report_progress)
     report = ask(proxy.model(name, key), texts, chosen)
     assert report.column("answer") == texts
     # Five answers are all that comes before the first refusal is heard.

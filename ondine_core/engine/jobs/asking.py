@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Literal
 
-from ondine_core.engine.adaptive_size import Sizes
+from ondine_core.engine.adaptive_size import BatchSizes
 from ondine_core.engine.jobs.context import BatchQueue, JobContext
 from ondine_core.engine.jobs.job_run import JobRun
 from ondine_core.engine.jobs.waits import check_store
@@ -63,7 +63,7 @@ def _open_context(run: RunContext, batch_size: int | Literal["auto"], stack: Asy
         raise ConfigError(f"tier='batch': {task.model.model!r} has no batch API.")
     api = runtime.connect_jobs()
     stack.push_async_callback(api.aclose)
-    sizes = Sizes(task, runtime, run.policy, batch_size)
+    sizes = BatchSizes(task, runtime, run.policy, batch_size)
 
     def find_items(keys: Sequence[Key]) -> dict[Key, Item]:
         rows = ((key, run.first[key]) for key in keys if key in run.first)

@@ -145,7 +145,7 @@ async def _begin(context: JobContext) -> JobRecord:
 
 
 @dataclass(slots=True)
-class _Written:
+class _WrittenRequests:
     """What came of writing batches.
 
     Args:
@@ -160,10 +160,10 @@ class _Written:
     left: Sequence[QueuedBatch] = ()
 
 
-def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> _Written:
+def _write_requests(context: JobContext, new: NewRequests, batches: Sequence[QueuedBatch]) -> _WrittenRequests:
     """The requests of `batches`, up to the first for which the file has no room."""
     run, interpreter = context.run, context.run.interpreter
-    written = _Written()
+    written = _WrittenRequests()
     room = context.api.limits.bytes - new.bytes
     for place, queued in enumerate(batches):
         encoded = encode_batch(queued.batch, run.task, run.policy.strategy, run.clock.rng)

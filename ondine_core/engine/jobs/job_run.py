@@ -19,7 +19,7 @@ from ondine_core.engine.jobs.context import JobContext, QueuedBatch
 from ondine_core.engine.jobs.polling import ask_status
 from ondine_core.engine.jobs.reading import read_job, write_off
 from ondine_core.engine.jobs.submitting import recover, submit
-from ondine_core.engine.other_runs import Looked
+from ondine_core.engine.other_runs import LookupResult
 from ondine_core.errors import (
     FatalError,
     JobLostError,
@@ -79,7 +79,7 @@ class JobRun:
                     others = context.run.others
                     if others.is_due():
                         await self._take(await others.look_again())
-                    self._heed(context.run.policy.answer_by)
+                    self._check_deadline(context.run.policy.answer_by)
                     await self._hand_in(Path(folder))
                     jobs = await self._find_jobs()
                     if not jobs and not self._has_enough:
@@ -169,7 +169,7 @@ class JobRun:
                 continue
             try:
                 status = await ask_status(context.api, context.store, record, context.run.clock.now())
-                self._tell(record, status)
+                self._report_status(record, status)
                 if status.has_ended:
                     await read_job(context, record, status)
             except (TransientError, RefusedError):
@@ -185,7 +185,7 @@ class JobRun:
                     self._note_full(record.requests)
         return any_read
 
-    def _tell(self, record: JobRecord, status: JobStatus) -> None:
+    def _report_status(self, record: JobRecord, status: JobStatus) -> None:
         """Say how far a job is, if that has changed."""
         if (status.state, status.done) != (record.status, record.done):
             done = f"{status.done:,} of {record.requests:,} requests done"
@@ -222,7 +222,7 @@ class JobRun:
             items = context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
             await self._take(await context.run.others.look(tuple(items.values())))
 
-    async def _take(self, looked: Looked) -> None:
+    async def _take(self, looked: LookupResult) -> None:
         context = self.context
         context.run.reuse(looked.found)
         context.run.others.defer(looked.held)
@@ -239,7 +239,7 @@ class JobRun:
         # A job's own time may be earlier than this run's, which began later.
         times = [context.run.policy.answer_by, *(record.answer_by for record in jobs)]
         answer_by = min((at for at in times if at is not None), default=None)
-        self._heed(answer_by)
+        self._check_deadline(answer_by)
         if self._cancelled_at is not None:
             wait_until = self._cancelled_at + _CANCEL_S
             await self._cancel(jobs)
@@ -251,7 +251,7 @@ class JobRun:
         await clock.sleep(max(0.0, min(left_s, self._pause_s)))
         self._pause_s = min(_PAUSE_FACTOR * self._pause_s, _MAX_PAUSE_S)
 
-    def _heed(self, answer_by: float | None) -> None:
+    def _check_deadline(self, answer_by: float | None) -> None:
         """From `answer_by` on no job is submitted, open jobs are cancelled, and the rest is asked by live calls."""
         clock = self.context.run.clock
         if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:

@@ -39,7 +39,7 @@ async def read_job(context: JobContext, record: JobRecord, status: JobStatus) ->
         ProviderError: The results cannot be had at present; what was read is kept.
         StoreError: They cannot be kept.
     """
-    reading = _Reading(context, record)
+    reading = _ResultReader(context, record)
     waiting: dict[int, JobReply] = {}
     async for reply in context.api.read_results(record.job_id or ""):
         number = reading.number_of(reply.custom_id)
@@ -78,10 +78,10 @@ async def _close(context: JobContext, record: JobRecord, state: JobState) -> Non
         context.run.run_state.tracker.sent()
         context.run.run_state.tracker.lost(call.at_most_usd)
         context.run.unseen.update(call.keys)
-        _owe_again(context, batch_of(call)[0])
+        _ask_again(context, batch_of(call)[0])
 
 
-def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
+def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
     """Have a batch asked again that a job ended without running, unless that has happened too often."""
     not_run = queued.not_run + 1
     if not_run < _MAX_NOT_RUN:
@@ -92,7 +92,7 @@ def _owe_again(context: JobContext, queued: QueuedBatch) -> None:
 
 
 @dataclass(slots=True)
-class _Reading:
+class _ResultReader:
     """The results of one job while they are read.
 
     Args:
@@ -166,7 +166,7 @@ class _Reading:
         for key, _ in own:
             run.others.in_jobs.pop(key, None)
         run.run_state.settle(own)
-        run.run_state.tell()
+        run.run_state.report_progress()
 
     def _settle_one(
         self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
@@ -187,13 +187,13 @@ class _Reading:
             if self.was_full:
                 context.owe(queued)
             else:
-                _owe_again(context, queued)
+                _ask_again(context, queued)
             return CallFinished(sent, "refused")
         reply, usage = _reply_of(outcome)
         charge = charge_call(run.run_state.tracker, call, reply, usage, "batch")
         result = BatchResult()
         if reply is None:
-            _owe_again(context, queued)
+            _ask_again(context, queued)
         else:
             strategy = choose_strategy_of(strategy_name, batch, run.policy)
             encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))

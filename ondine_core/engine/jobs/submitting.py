@@ -39,7 +39,7 @@ async def submit(context: JobContext, new: NewRequests) -> None:
 
     async def create(_attempt: int) -> str | None:
         try:
-            return await context.api.submit(handed_in, partial(_about_to_create, context, new))
+            return await context.api.submit(handed_in, partial(_mark_creating, context, new))
         except TransientError as error:
             if _may_exist(error, await _state_of(context, job)):
                 return None
@@ -63,8 +63,8 @@ def _may_exist(error: TransientError, state: JobState | None) -> bool:
     return state == "creating" and (error.cost_unknown or error.kind != "limited") and error.cause != "connection"
 
 
-async def _about_to_create(context: JobContext, new: NewRequests) -> None:
-    about_to_create = partial(
+async def _mark_creating(context: JobContext, new: NewRequests) -> None:
+    mark_creating = partial(
         job_tables.move,
         job=new.record.job,
         of=("preparing", "creating"),
@@ -73,7 +73,7 @@ async def _about_to_create(context: JobContext, new: NewRequests) -> None:
         requests=new.count,
         at_most_usd=new.at_most_usd,
     )
-    if not await context.store.change(about_to_create):
+    if not await context.store.change(mark_creating):
         raise StoreError("Another run took this process for dead and gave up its batch job; run again.")
 
 

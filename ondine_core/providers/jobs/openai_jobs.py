@@ -266,7 +266,7 @@ class AzureJobs(_OpenAIJobs):
         found = find_deployment(spec, name)
         self._access, root = found.access, next(iter(found.roots.values()))
         write = partial(ChatWriter(spec, {"model": name}, root).write, form=found.form)
-        url = f"{root}/v1" if found.is_undated else root
+        url = f"{root}/v1" if found.is_versionless else root
         endpoint = Endpoint(url, spec.max_call_s, self._access.headers, advice=self._access.advice)
         http = JobHttp(endpoint, max_reply_bytes(spec.max_output_tokens), query={"api-version": found.version})
         super().__init__(_DIALECTS["azure"], write, http, fingerprint(self._access.api_key or "", root))

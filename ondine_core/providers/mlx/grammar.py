@@ -26,7 +26,7 @@ class Grammars:
         if json_schema not in self._matchers:
             self._matchers[json_schema] = self._compile(json_schema)
         matcher = self._matchers[json_schema]
-        return None if matcher is None else _hold_to(matcher.deep_copy(), self._ends)
+        return None if matcher is None else _constrain(matcher.deep_copy(), self._ends)
 
     def _compile(self, json_schema: bytes) -> Any:
         try:
@@ -44,7 +44,7 @@ class Grammars:
         return None if matcher.is_error() else matcher
 
 
-def _hold_to(matcher: Any, ends: list[int]) -> LogitsProcessor:
+def _constrain(matcher: Any, ends: list[int]) -> LogitsProcessor:
     import mlx.core as mx
     import numpy as np
 

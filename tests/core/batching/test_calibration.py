@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.batching.agreement import Agreement, Calibration, Values, compare, wilson
-from ondine_core.batching.calibration import Calibrated, CalibrationPlan, calibrate, next_size, sample
+from ondine_core.batching.calibration import CalibrationPlan, CalibrationResult, calibrate, next_size, sample
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.output_schema import Column, compile_schema
 from ondine_core.types.values import Json, Key
@@ -138,7 +138,7 @@ def test_the_worst_column_decides(agreed: int, compared: int, batch_size: int, s
 
 def run(
     answers: Any, batch_size: int, plan: CalibrationPlan, keys: Sequence[Key] = KEYS
-) -> tuple[Calibrated, list[int]]:
+) -> tuple[CalibrationResult, list[int]]:
     """The result of calibrating with scripted answers, and the sizes that were asked."""
     sizes: list[int] = []
 
@@ -159,7 +159,7 @@ def test_calibrated_size_is_one_at_which_rows_agree(size: int, limit: int, keys:
     assert found.batch_size <= size
     assert min(found.batch_size, largest_call) <= max(1, limit)
     if largest_call <= limit:
-        assert found == Calibrated(size, found.calibrations)
+        assert found == CalibrationResult(size, found.calibrations)
     else:
         assert found.batch_size >= limit / 2
         assert found.complaint
@@ -173,17 +173,17 @@ def test_agreeing_size_costs_one_comparison() -> None:
     """Each sampled row is asked twice: alone and in a batch."""
     found, sizes = run(lambda *_: {"label": "a"}, 20, CalibrationPlan(50))
     assert sizes == [1, 20]
-    assert found == Calibrated(20, (Calibration(50, 20, (Agreement("label", 50, 50, *wilson(50, 50)),)),))
+    assert found == CalibrationResult(20, (Calibration(50, 20, (Agreement("label", 50, 50, *wilson(50, 50)),)),))
 
 
 def test_batch_size_of_one_is_not_calibrated() -> None:
     """There is nothing to compare."""
-    assert run(lambda *_: {"label": "a"}, 1, CalibrationPlan(50)) == (Calibrated(1), [])
+    assert run(lambda *_: {"label": "a"}, 1, CalibrationPlan(50)) == (CalibrationResult(1), [])
 
 
 def test_run_without_rows_is_not_calibrated() -> None:
     """Its batch size is kept."""
-    assert run(lambda *_: {"label": "a"}, 20, CalibrationPlan(50), []) == (Calibrated(20), [])
+    assert run(lambda *_: {"label": "a"}, 20, CalibrationPlan(50), []) == (CalibrationResult(20), [])
 
 
 def test_on_disagreement_stop_raises() -> None:

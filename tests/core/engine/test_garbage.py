@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ondine_core.engine.gc_tuning import seldom_collected
+from ondine_core.engine.gc_tuning import rare_garbage_collection
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def threshold() -> Iterator[None]:
 def test_gc_thresholds_are_restored_after_the_last_run() -> None:
     """During runs the collector runs rarely; after the last of several, in any order, the thresholds are as before."""
     gc.set_threshold(700, 11, 12)
-    first, second = seldom_collected(), seldom_collected()
+    first, second = rare_garbage_collection(), rare_garbage_collection()
     first.__enter__()
     assert gc.get_threshold()[0] > 5_000
     assert gc.get_threshold()[1:] == (11, 12)
@@ -37,7 +37,7 @@ def test_gc_set_less_eager_by_the_user_is_kept(own: int) -> None:
     seen = []
 
     def fail() -> None:
-        with seldom_collected():
+        with rare_garbage_collection():
             seen.append(gc.get_threshold())
             raise KeyError
 

@@ -312,7 +312,7 @@ def test_an_outage_of_five_seconds() -> None:
     table, half_s, began = texts(1000), 2.5, list[float]()
     busy = threading.Event()
 
-    def tell(now: Progress) -> None:
+    def report_progress(now: Progress) -> None:
         if now.rows_done >= 500 and not began:
             began.append(time.monotonic())
             busy.set()
@@ -321,7 +321,7 @@ def test_an_outage_of_five_seconds() -> None:
             later(1.5 * half_s, busy.clear)
 
     async def main() -> Report:
-        options = Options(policy=Policy(max_concurrency=50), on_progress=tell)
+        options = Options(policy=Policy(max_concurrency=50), on_progress=report_progress)
         try:
             return await enrich(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
         finally:
@@ -456,11 +456,11 @@ def test_run_of_seconds_with_faults_keeps_a_third_of_its_speed() -> None:
     def seconds(refuse: Callable[[float], TransientError | None]) -> float:
         done_at: list[float] = []
 
-        def tell(now: Progress) -> None:
+        def report_progress(now: Progress) -> None:
             if now.rows_done >= 0.9 * rows:
                 done_at.append(now.elapsed_s)
 
-        assert not Timed(refuse, 0.08).ask(rows, policy, tell).failures
+        assert not Timed(refuse, 0.08).ask(rows, policy, report_progress).failures
         return done_at[0]
 
     def faulty(_: float) -> TransientError | None:

@@ -149,7 +149,7 @@ def test_run_with_fallback_is_reported_as_one() -> None:
     """Rows, spend and time of both parts are added; rows that the fallback answered have not failed."""
     answers, gone = [Answer({"a": 1}, "m"), Answer({"a": 2}, "n")], Failure("unreachable", "down")
     first = report_of([answers[0], gone, gone], stopped_by=FatalError("gone"))
-    report = first.followed_by([1, 2], report_of([answers[1], Failure("refused", "no")], 100))
+    report = first.merge_rest([1, 2], report_of([answers[1], Failure("refused", "no")], 100))
     progress = report.progress
     assert report.column("a") == [1, 2, None]
     assert (progress.rows_total, progress.rows_done, progress.rows_failed, progress.elapsed_s) == (3, 3, 1, 4.0)
@@ -173,7 +173,7 @@ def test_total_cost_is_spent_plus_reused() -> None:
     assert (run_state.progress.reused_usd, run_state.progress.cost_usd_total) == (Decimal("0.75"), Decimal("0.75"))
     paid = replace(run_state.progress, spend=Spend(calls=3, usd=Decimal(2)))
     assert paid.cost_usd_total == Decimal("2.75")
-    assert paid.followed_by(paid).cost_usd_total == Decimal("5.5")
+    assert paid.merge_rest(paid).cost_usd_total == Decimal("5.5")
     assert replace(paid, spend=Spend(calls=3)).cost_usd_total is None
     run_state.reuse({bytes([3] * 16): Answer({"a": 1}, "m")})
     assert run_state.progress.cost_usd_total is None
@@ -224,12 +224,12 @@ def test_run_state_counts_every_row_once(happened: list[tuple[str, Outcome]]) ->
     for number, (what, outcome) in enumerate(happened):
         key = number.to_bytes(16)
         if what == "unaskable":
-            run_state.unaskable()
+            run_state.count_unaskable()
         elif what == "reuse":
             run_state.reuse({key: outcome})
         else:
             run_state.settle([(key, outcome)])
-        run_state.tell()
+        run_state.report_progress()
     assert run_state.rows_left == 0
     counts = run_state.progress
     asked = [(copies[n.to_bytes(16)], what, found) for n, (what, found) in enumerate(happened) if what != "unaskable"]

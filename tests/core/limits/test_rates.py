@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ondine_core.errors import ConfigError
-from ondine_core.limits.rates import Heard, Queue, Rates, book
+from ondine_core.limits.rates import Queue, RateReports, Rates, book
 from ondine_core.types.protocols import Numbers
 
 START = 1_800_000_000.0
@@ -180,12 +180,12 @@ def test_corrected_rate_applies_to_earlier_bookings() -> None:
 )
 def test_actual_usage_corrects_the_next_booking(free_at: float, more_s: float, expected: float) -> None:
     """By the tokens used beyond or below the booking; an unforeseen excess delays no call by more than a minute."""
-    reported = Heard().used(more_s, START)
+    reported = RateReports().used(more_s, START)
     moved = reported.applied(Queue((START + 1, START + free_at)), START)
     assert moved.free_at == pytest.approx((START + 1, START + expected), abs=CLOSE)
 
 
 def test_usage_of_many_calls_adds_up() -> None:
     """All usage reported since the last booking counts, from the time of the first report."""
-    reported = Heard().used(5.0, START).used(-1.0, START + 3)
+    reported = RateReports().used(5.0, START).used(-1.0, START + 3)
     assert reported.applied(Queue(), START + 3).free_at[1] == pytest.approx(START + 4, abs=CLOSE)

@@ -126,7 +126,7 @@ def test_each_tier_has_its_own_prices() -> None:
     long = find_price("openai/gpt-5.6", tier="priority")
     assert long is not None
     ((length, beyond),) = long.beyond
-    assert (length, beyond.input, beyond.keeping) == (272_000, Decimal("0.000016"), Decimal("0.00002"))
+    assert (length, beyond.input, beyond.cache_write_price) == (272_000, Decimal("0.000016"), Decimal("0.00002"))
 
 
 def test_a_tier_with_a_figure_missing_is_never_priced_too_low() -> None:
@@ -147,12 +147,12 @@ def test_batch_price_is_listed_or_documented_half() -> None:
         for name in ("openai/gpt-4.1", "anthropic/claude-sonnet-4-5", "groq/openai/gpt-oss-120b")
     )
     assert (listed.input, listed.output, listed.cached_input) == (Decimal("1e-6"), Decimal("4e-6"), Decimal("1e-6"))
-    assert (claude.input, claude.cached_input, claude.keeping) == (
+    assert (claude.input, claude.cached_input, claude.cache_write_price) == (
         Decimal("1.5e-6"),
         Decimal("1.5e-7"),
         Decimal("1.875e-6"),
     )
-    assert claude.keeping_1h == Decimal("3e-6")
+    assert claude.cache_write_1h_price == Decimal("3e-6")
     assert (unlisted.input, unlisted.output, unlisted.cached_input) == (
         Decimal("7.5e-8"),
         Decimal("3e-7"),

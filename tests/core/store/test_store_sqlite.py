@@ -87,13 +87,13 @@ def test_file_lock_does_not_block_the_event_loop(tmp_path: Path) -> None:
     async def main(store: Store) -> None:
         other = sqlite3.connect(path)
         other.execute("BEGIN IMMEDIATE")
-        keeping = asyncio.create_task(keep(store, (key_of(1), ANSWER)))
+        cache_write_price = asyncio.create_task(keep(store, (key_of(1), ANSWER)))
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not keeping.done()
+        assert not cache_write_price.done()
         other.rollback()
         other.close()
-        await keeping
+        await cache_write_price
 
     with open_store(path, wait_timeout_s=20) as store:
         began = time.monotonic()
