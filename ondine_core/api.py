@@ -84,8 +84,7 @@ async def enrich(  # noqa: PLR0913  (by keyword)
             options.on_progress(progress)
             show(progress)
 
-        report = await answer(table, task, replace(options, on_progress=on_progress), opened, overwrite=overwrite)
-    return replace(report, overwrite=overwrite)
+        return await answer(table, task, replace(options, on_progress=on_progress), opened, overwrite=overwrite)
 
 
 def enrich_sync(  # noqa: PLR0913  (by keyword)
@@ -118,10 +117,9 @@ def enrich_sync(  # noqa: PLR0913  (by keyword)
                 show(progress)
 
         try:
-            report = run_in_thread(lambda: answer(table, task, watched, opened, overwrite=overwrite), tick)
+            return run_in_thread(lambda: answer(table, task, watched, opened, overwrite=overwrite), tick)
         finally:
             tick()
-    return replace(report, overwrite=overwrite)
 
 
 def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, ChatModel | None]:
@@ -192,7 +190,7 @@ async def answer(
             await give_up_wait(store, options.origin)
             raise
         await end_wait(store, options.origin)
-        return report
+        return replace(report, overwrite=overwrite)
 
 
 async def _ask_in_turn(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from operator import add
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
@@ -61,8 +61,14 @@ _ROWS_SHOWN = 3
 
 T = TypeVar("T")
 Count: TypeAlias = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
-Range: TypeAlias = tuple[T, T, T]
-"""The least, the likely, and the most."""
+
+
+class Range(NamedTuple, Generic[T]):
+    """A figure that is not known beforehand."""
+
+    least: T
+    likely: T
+    most: T
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Estimate:
     limited_by: str | None = None
     usd_by_tier: Mapping[Tier, Range[Decimal]] = field(default_factory=dict)
     advice: str | None = None
-    reasoning_tokens: Range[int] = (0, 0, 0)
+    reasoning_tokens: Range[int] = Range(0, 0, 0)
 
 
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
@@ -151,9 +157,8 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
                 tokens += await _count_input(calls, count, runtime.media_tokens)
             limited_by = limited_by or part.explain()
     number = packed.total()
-    least, likely, most = (thought * number for thought in expected_reasoning_tokens(task.model))
-    thoughts = least, likely, most
-    output = _add(lengths.total(packed), thoughts)
+    thoughts = Range(*(thought * number for thought in expected_reasoning_tokens(task.model)))
+    output = Range(*map(add, lengths.total(packed), thoughts))
     return Estimate(
         rows,
         rows_reused=sum(key in known for key in keys),
@@ -165,7 +170,7 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         input_tokens=tokens,
         output_tokens=output,
         usd=_cost(runtime.price, number, tokens, output, thoughts),
-        least_s=_least_s(options.rates, number, tokens + output[0]),
+        least_s=_least_s(options.rates, number, tokens + output.least),
         sample=_sample_calls(
             task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
         ),
@@ -258,7 +263,7 @@ class _Lengths:
         least, likely, most = (
             sum(self.of_reply(rows, length) * batches for rows, batches in packed.items()) for length in self.answers
         )
-        return int(least), int(likely), int(most * _BLANKS)
+        return Range(int(least), int(likely), int(most * _BLANKS))
 
 
 async def _measure_answers(task: Task, seen: Sequence[Answer], count: Count) -> _Lengths:
@@ -266,11 +271,10 @@ async def _measure_answers(task: Task, seen: Sequence[Answer], count: Count) -> 
     number, around = await count([_ID, _AROUND])
     if not seen:
         schema = task.schema.json_schema
-        least, likely, most = await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS])
-        return _Lengths((least, likely, most), number, around)
+        made_up = await count([make_up_answer(schema, rank, texts) for rank, texts in _BOUNDS])
+        return _Lengths(Range(*made_up), number, around)
     counts = await count([orjson.dumps({"id": 100, **answer.values}).decode() for answer in seen])
-    shortest, middle, longest = (sum(counts) / len(counts) * share for share in _SPREAD)
-    return _Lengths((shortest, middle, longest), number, around)
+    return _Lengths(Range(*(sum(counts) / len(counts) * share for share in _SPREAD)), number, around)
 
 
 @dataclass(slots=True)
@@ -309,7 +313,7 @@ class _Part:
 
     def _learn(self, batch: Batch) -> None:
         rows = len(batch.items)
-        reply = Reply("", Usage(output_tokens=round(self.lengths.of_reply(rows, self.lengths.answers[1]))))
+        reply = Reply("", Usage(output_tokens=round(self.lengths.of_reply(rows, self.lengths.answers.likely))))
         self.sizes.learn(batch, rows, reply)
 
     def explain(self) -> str | None:
@@ -343,24 +347,19 @@ def _parts(
     yield part(pending, size)
 
 
-def _add(some: Range[int], others: Range[int]) -> Range[int]:
-    least, likely, most = map(add, some, others)
-    return least, likely, most
-
-
 def _cost(
     price: Price | None, calls: int, tokens: int, replies: Range[int], thoughts: Range[int]
 ) -> Range[Decimal] | None:
     if price is None:
         return None
     if not calls:
-        return Decimal(0), Decimal(0), Decimal(0)
+        return Range(Decimal(0), Decimal(0), Decimal(0))
     # A price may depend on the length of a call, so it is that of the mean call, as often as there are calls.
     least, likely, most = (
         price.cost(Usage(-(-tokens // calls), 0, -(-reply // calls), thought // calls)) * calls
         for reply, thought in zip(replies, thoughts, strict=True)
     )
-    return least, likely, most * _AGAIN
+    return Range(least, likely, most * _AGAIN)
 
 
 def _least_s(rates: Rates, calls: int, tokens: int) -> float:

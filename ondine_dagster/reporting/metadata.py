@@ -212,7 +212,7 @@ def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
         "ondine/estimated_output_tokens": likely,
         "ondine/estimated_output_tokens_least": least,
         "ondine/estimated_output_tokens_most": most,
-        "ondine/estimated_reasoning_tokens": found.reasoning_tokens[1],
+        "ondine/estimated_reasoning_tokens": found.reasoning_tokens.likely,
         "ondine/cost_known": found.usd is not None,
     }
     if found.usd is not None:
@@ -249,11 +249,12 @@ def estimate_line(found: Estimate) -> str:
     parts = [
         f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
         f"{found.calls:,} calls, {found.input_tokens:,} input tokens, about {likely:,} output ({least:,} to {most:,})"
-        + (f", about {found.reasoning_tokens[1]:,} of them thinking" if found.reasoning_tokens[1] else ""),
+        + (f", about {found.reasoning_tokens.likely:,} of them thinking" if found.reasoning_tokens.likely else ""),
         _price_line(found.usd),
     ]
     if len(found.usd_by_tier) > 1:
-        parts.append("at each tier about " + ", ".join(f"{t} ${usd[1]:.4f}" for t, usd in found.usd_by_tier.items()))
+        tiers = ", ".join(f"{tier} ${usd.likely:.4f}" for tier, usd in found.usd_by_tier.items())
+        parts.append(f"at each tier about {tiers}")
     if found.rows_unaskable:
         parts.append(f"{found.rows_unaskable:,} rows that no prompt can be made of")
     if found.rows_skipped:
