@@ -1,4 +1,4 @@
-"""A process that may open few files, and is asked for thousands of calls at once."""
+"""A process with few file descriptors that is asked for thousands of concurrent calls."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ print(json.dumps([sorted({error for error in report.errors() if error}), report.
 
 
 @pytest.mark.parametrize("limit", [256, 1024])
-def test_few_descriptors_mean_fewer_calls_and_no_failed_row(limit: int) -> None:
-    """With a low `ulimit -n`, thousands of calls at once become as many as there are descriptors for."""
+def test_low_descriptor_limit_reduces_concurrency_without_failures(limit: int) -> None:
+    """With a low `ulimit -n` concurrency falls to the available descriptors, and no row fails."""
     with Provider(latency_s=0.02) as provider:
         command = [sys.executable, "-c", _CHILD, provider.base_url, str(limit)]
         ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)

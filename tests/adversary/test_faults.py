@@ -1,4 +1,4 @@
-"""The engine's laws, with a proxy between it and a real HTTP server that harms what passes."""
+"""The engine's laws with a fault-injecting proxy in front of a real HTTP server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HARMS = [delay, stall, cut, duplicate, reorder, inject]
 
 
 def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1, **chosen: object) -> list[str | None]:
-    """The answers to so many rows, asked through the proxy."""
+    """The answers to these rows, asked through the proxy."""
     model = ModelSpec(
         "openai_compatible/m", base_url=f"http://127.0.0.1:{proxy.port}/v1", timeout_s=0.5, max_output_tokens=50
     )
@@ -38,7 +38,7 @@ def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1,
 @pytest.mark.parametrize("batch_size", [1, 6])
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, batch_size: int) -> None:
-    """Total, aligned, paid once: each row has its own answer or none, and a second run asks only for those without."""
+    """Each row has its own answer or none, and a second run asks only rows without one."""
     store = tmp_path / "answers.db"
     with Provider(echo_each, latency_s=0.03) as provider:
         port = urlsplit(provider.base_url).port or 0
@@ -56,8 +56,8 @@ def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, b
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_the_cap_holds_by_the_providers_bill(tmp_path: Path, harm: Harm) -> None:
-    """Solvent: whatever gets lost on the way back, the provider's bill stays below the cap."""
+def test_providers_bill_stays_below_the_cap(tmp_path: Path, harm: Harm) -> None:
+    """Whatever replies are lost."""
     price, cap = Price(Decimal(1000), Decimal(1000), Decimal(1000)), Decimal("0.5")
     with Provider(latency_s=0.03) as provider:
         port = urlsplit(provider.base_url).port or 0

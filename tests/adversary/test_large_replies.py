@@ -1,4 +1,4 @@
-"""Replies that are larger than any answer: they cost their call, and neither the memory nor the run."""
+"""Replies larger than any answer lose only their call; neither memory nor the run suffers."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def endless_trailers() -> Iterator[bytes]:
 
 
 def many_values() -> Iterator[bytes]:
-    """As Python objects, these are twenty times as large."""
+    """As Python objects these are twenty times as large."""
     return iter([http_reply(b"[" + b"[]," * (MIB // 1) + b"[]]")])
 
 
 @cache
 def zeros(wbits: int) -> bytes:
-    """Some two MiB that are half a GiB once unpacked."""
+    """About two MiB that decompress to half a GiB."""
     packer = zlib.compressobj(1, wbits=wbits)
     return b"".join([*(packer.compress(bytes(16 * MIB)) for _ in range(32)), packer.flush()])
 
@@ -130,7 +130,7 @@ HOSTILE = [
 def ask_in_a_process(
     model: str, reply: Callable[[], Iterator[bytes]], fine: bytes = completion("fine")
 ) -> tuple[str, float]:
-    """How the call ended, and by how many MiB the memory of its process grew at most."""
+    """How the call ended, and by how many MiB its process's memory grew at most."""
     served: list[int] = []
 
     def script(connection: Connection) -> None:
@@ -148,7 +148,7 @@ def ask_in_a_process(
 
 @pytest.mark.parametrize("reply", HOSTILE, ids=lambda reply: reply.__name__)
 def test_a_hostile_reply_costs_its_call_and_little_memory(reply: Callable[[], Iterator[bytes]]) -> None:
-    """A reply without an end, or one that is huge once unpacked, ends its call at an unknown cost, within 64 MiB."""
+    """An endless reply or a decompression bomb ends its call at an unknown cost, within 64 MiB."""
     end, grown = ask_in_a_process("openai_compatible/m", reply)
     assert end.startswith("TransientError, cost unknown: True"), end
     assert grown <= 64, (end, grown)
@@ -156,8 +156,8 @@ def test_a_hostile_reply_costs_its_call_and_little_memory(reply: Callable[[], It
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reply", [endless_body, bomb], ids=lambda reply: reply.__name__)
-def test_a_hostile_reply_through_litellm_does_no_more(reply: Callable[[], Iterator[bytes]]) -> None:
-    """The same holds for dialects that litellm speaks."""
+def test_hostile_reply_through_litellm_costs_its_call_only(reply: Callable[[], Iterator[bytes]]) -> None:
+    """The same for the dialects of litellm."""
     end, grown = ask_in_a_process("anthropic/claude-3-5-haiku-latest", reply, CLAUDE)
     assert "cost unknown: True" in end, end
     assert grown <= 64, (end, grown)
@@ -167,7 +167,7 @@ def test_a_hostile_reply_through_litellm_does_no_more(reply: Callable[[], Iterat
     "encoding", ["gzip", "x-gzip", "deflate", "deflate without header", "gzip, deflate", "identity"]
 )
 def test_a_compressed_reply_is_read(encoding: str) -> None:
-    """A server that compresses although it was asked not to is understood."""
+    """Although the request did not allow compression."""
     body = completion("hello")
     for name in encoding.split(", "):
         packer = zlib.compressobj(wbits={"gzip": 31, "x-gzip": 31, "deflate": 15}.get(name, -15))
@@ -184,7 +184,7 @@ def test_a_compressed_reply_is_read(encoding: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\x1f\x8b", gzip.compress(completion("hello"))[:-9], b"\x78\x9c\x00"])
 def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
-    """What cannot be unpacked is a lost reply like any other."""
+    """Like any other lost reply."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -196,8 +196,8 @@ def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"0\r\n" + b"x: y\r\n" * 10_000, b"no number\r\n"], ids=["trailers", "chunk size"])
-def test_a_reply_that_stops_being_http_is_lost(rest: bytes) -> None:
-    """What breaks the protocol after the headers are read is a lost reply, whose cost is not known."""
+def test_invalid_http_after_the_headers_is_a_lost_reply(rest: bytes) -> None:
+    """Its cost is unknown."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -211,8 +211,8 @@ def test_a_reply_that_stops_being_http_is_lost(rest: bytes) -> None:
     assert caught.value.cost_unknown
 
 
-def test_the_bound_follows_from_max_output_tokens() -> None:
-    """A model that may write 100 tokens does not write two MiB."""
+def test_reply_size_bound_follows_from_max_output_tokens() -> None:
+    """A model that may write 100 tokens does not reply with two MiB."""
 
     def script(connection: Connection) -> None:
         connection.read_request()

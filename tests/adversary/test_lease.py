@@ -1,4 +1,4 @@
-"""Clocks that are set, processes that stand still: a lease has one holder, and the provider is paid once."""
+"""Leases with clocks that are set and processes that are suspended: one holder, and each row is paid once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TTL_S = 30.0
 TIMEOUT_S = 60.0
 HERE = this_process()
 CONTAINER = HERE._replace(host=HERE.host + 2)
-"""Another space of process ids on this machine: its boot clock is the same, its processes cannot be seen."""
+"""Another PID namespace on this machine: its boot clock is the same, its processes are invisible."""
 ELSEWHERE = HERE._replace(host=HERE.host + 2, machine=HERE.machine + 2)
 UNKNOWN = Process(0.0, 0.0, 0.0)
 """A process of a system without `/proc`."""
@@ -41,16 +41,16 @@ UNKNOWN = Process(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Holder:
-    """Works on a machine whose clocks are its own.
+    """A process on a machine with clocks of its own.
 
     Args:
         process: Where it runs.
-        comes_at: When it wants the lease.
+        comes_at: When it asks for the lease.
         works_s: How long it holds it.
-        wall_off_s: What its wall clock shows beyond the true time.
-        set_at: When somebody sets its wall clock.
+        wall_off_s: Offset of its wall clock from the true time.
+        set_at: When its wall clock is set.
         set_by_s: By how much.
-        boot_off_s: What the boot clock shows beyond that of this machine, where machines are not known.
+        boot_off_s: Offset of its boot clock from this machine's, where machines are not known.
     """
 
     process: Process
@@ -70,10 +70,10 @@ holders = st.builds(
 
 
 @given(st.lists(holders, min_size=2, max_size=5))
-def test_no_clock_that_is_set_gives_a_lease_to_two(group: list[Holder]) -> None:
-    """Whatever wall clocks show, and whenever they are set, live holders on one or several machines take turns.
+def test_setting_clocks_never_gives_the_lease_to_two(group: list[Holder]) -> None:
+    """Live holders on one or several machines take turns, whatever their wall clocks show and whenever they are set.
 
-    All get the lease, and the wait for a live holder that returned it is no longer than a term.
+    All get the lease, and the wait for a live holder that returned it is at most a term.
     """
     held: list[tuple[float, float]] = []
 
@@ -108,7 +108,7 @@ def test_no_clock_that_is_set_gives_a_lease_to_two(group: list[Holder]) -> None:
     [(CONTAINER, (0, TTL_S)), (ELSEWHERE, (TTL_S, 1.5 * TTL_S)), (UNKNOWN, (TTL_S, 1.5 * TTL_S))],
 )
 def test_lease_of_a_lost_holder_is_free_after_a_term(process: Process, waits_s: tuple[float, float]) -> None:
-    """A holder that is gone and cannot be seen is waited for, whatever the wall clocks show.
+    """An invisible dead holder is waited for, whatever the wall clocks show.
 
     On this machine for the rest of its term by the boot clock, on another one for a term from the first look at it.
     """
@@ -119,7 +119,7 @@ def test_lease_of_a_lost_holder_is_free_after_a_term(process: Process, waits_s: 
         await holding.__aenter__()
         left = dict(store.numbers)
         await holding.__aexit__(None, None, None)
-        store.numbers.update(left)  # as a kill leaves them
+        store.numbers.update(left)  # the state after a kill
         await clock.sleep(TTL_S / 3)
         came_at = clock.now()
         async with Lease(store, "asset", replace(clock, now=lambda: 2e9), TTL_S).held():
@@ -129,8 +129,8 @@ def test_lease_of_a_lost_holder_is_free_after_a_term(process: Process, waits_s: 
     run_virtually(main)
 
 
-def test_term_of_the_holder_counts_not_that_of_the_one_who_waits() -> None:
-    """A process with a short term does not take the lease from a live holder elsewhere that renews it seldom."""
+def test_term_of_the_holder_counts() -> None:
+    """A waiting process with a shorter term does not take the lease from a live holder that renews it rarely."""
 
     async def main(clock: Clock) -> None:
         store, log = MemoryStore(), list[str]()
@@ -165,7 +165,7 @@ except OndineError as error:
 
 @contextmanager
 def start(place: str, base_url: str, name: str, rows: int) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own, which is killed in the end if it still runs, or stands still."""
+    """A process of its own, killed in the end if it still runs or is suspended."""
     command = [sys.executable, "-c", RUN, place, base_url, name, str(rows)]
     with subprocess.Popen(command, stdout=-1, text=True) as process:
         try:
@@ -175,16 +175,16 @@ def start(place: str, base_url: str, name: str, rows: int) -> Iterator[subproces
 
 
 def stuck(first: int, count: int) -> Callable[[Asked], Effect]:
-    """These requests are answered so late that a process can be stopped while it waits for them."""
+    """Delay these requests so that a process can be suspended while it waits for them."""
     numbers = iter(range(10**9))
     return lambda _: Slow(headers_s=2.0) if first <= next(numbers) < first + count else None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_process_that_was_stopped_past_its_lease_makes_no_further_call(kind: str, tmp_path: Path) -> None:
-    """Stopped with eight calls in flight, overtaken by another process, and continued: it makes not one call more.
+def test_process_suspended_past_its_lease_makes_no_further_call(kind: str, tmp_path: Path) -> None:
+    """Suspended with eight calls in flight, overtaken by another process and resumed, it makes no further call.
 
-    The evidence is the provider's list of requests: every row was asked once, but for the eight that were in flight.
+    By the provider's list of requests every row was asked once, except for the eight in flight.
     """
     place, rows = fresh_place(kind, tmp_path), 60
     with open_store(place):
@@ -202,8 +202,8 @@ def test_process_that_was_stopped_past_its_lease_makes_no_further_call(kind: str
     assert asked == len(provider.books.requests) == rows + 8
 
 
-def test_process_that_was_stopped_for_a_moment_goes_on(tmp_path: Path) -> None:
-    """One that was stopped past its term, and that no other process has overtaken, still has its lease."""
+def test_process_suspended_without_being_overtaken_continues(tmp_path: Path) -> None:
+    """Suspended past its term, it still has its lease."""
     place, rows = str(tmp_path / "answers.db"), 40
     with Provider(fault=stuck(16, 8)) as provider, start(place, provider.base_url, "stopped", rows) as stopped:
         provider.books.wait_for(lambda books: len(books.requests) == 24, TIMEOUT_S)
@@ -216,7 +216,7 @@ def test_process_that_was_stopped_for_a_moment_goes_on(tmp_path: Path) -> None:
 
 @dataclass
 class FallsAsleep:
-    """A model whose machine is suspended for an hour at some call; while it sleeps another takes the lease, or not."""
+    """A model whose machine is suspended for an hour at some call; meanwhile another may take the lease."""
 
     at_call: int
     overtaken: Callable[[], None]
@@ -238,8 +238,8 @@ class FallsAsleep:
 
 
 @pytest.mark.parametrize(("overtaken", "calls"), [(True, 20), (False, 100)])
-def test_laptop_that_slept_makes_a_further_call_only_if_the_lease_is_its_own(overtaken: bool, calls: int) -> None:
-    """Timers do not run while a machine sleeps, so the renewal is not due when it wakes; the next call knows."""
+def test_laptop_after_sleep_calls_only_if_it_still_has_the_lease(overtaken: bool, calls: int) -> None:
+    """Timers stop during sleep, so no renewal is due at wake-up; the next call checks the lease."""
     store = MemoryStore()
 
     def overtake() -> None:
@@ -260,5 +260,5 @@ def test_laptop_that_slept_makes_a_further_call_only_if_the_lease_is_its_own(ove
 
     run_virtually(main)
     assert model.calls == calls
-    # Calls that were noted and then did not leave are no calls of unknown outcome.
+    # Calls that were recorded but not sent have no unknown outcome.
     assert any(line.outcome == "refused" for line in store.lines) is overtaken

@@ -1,4 +1,4 @@
-"""A server, or a gateway before it, that sends what was not asked for: an answer stays with the row that asked."""
+"""A server or gateway that sends unrequested replies: each answer stays with its own row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answer_to(body: Any) -> bytes:
 
 
 def ask_rows(server: RawServer, count: int = 40, **chosen: Any) -> list[str | None]:
-    """The answers to so many different rows, which echo their rows."""
+    """The answers to `count` different rows, which echo their rows."""
     model = ModelSpec("openai_compatible/m", base_url=server.base_url, timeout_s=5)
     report = enrich_sync(
         texts(count), prompt=PROMPT, output={"answer": "string"}, model=model, options=options(**chosen)
@@ -48,7 +48,7 @@ def ask_rows(server: RawServer, count: int = 40, **chosen: Any) -> list[str | No
 def with_each_reply(
     extra: Callable[[bytes], bytes], pause_s: float = 0.0, latency_s: float = 0.0
 ) -> Callable[[Connection], None]:
-    """A server that sends something after each reply, at once or some time later."""
+    """A server that sends extra bytes after each reply, at once or later."""
 
     def script(connection: Connection) -> None:
         while (body := connection.read_request()) is not None:
@@ -82,16 +82,16 @@ LATER = {
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("extra", LATER.values(), ids=LATER)
-def test_what_comes_while_a_connection_rests_is_no_reply(extra: Callable[[bytes], bytes], batch_size: int) -> None:
-    """A connection on which something arrived that nobody asked for is not used again; every row has its answer."""
+def test_bytes_on_an_idle_connection_are_no_reply(extra: Callable[[bytes], bytes], batch_size: int) -> None:
+    """A connection with unrequested bytes is not reused; every row has its own answer."""
     with RawServer(with_each_reply(extra, pause_s=0.002, latency_s=0.05)) as server:
         answers = ask_rows(server, max_concurrency=1, batch_size=batch_size)
     assert answers == [f"row {number}" for number in range(40)]
     assert server.connections > 1
 
 
-def test_a_server_that_once_sent_too_much_gets_a_connection_for_each_call() -> None:
-    """What is seen on one connection is held against all: no later call goes over a connection that was used before."""
+def test_server_that_sent_extra_bytes_gets_a_connection_for_each_call() -> None:
+    """After that on one connection, none is reused."""
 
     def script(connection: Connection) -> None:
         while (body := connection.read_request()) is not None:
@@ -107,15 +107,15 @@ def test_a_server_that_once_sent_too_much_gets_a_connection_for_each_call() -> N
 
 
 @pytest.mark.parametrize("extra", [lambda _: STRAY, lambda reply: reply], ids=["another", "the same"])
-def test_two_replies_at_once_are_both_not_believed(extra: Callable[[bytes], bytes]) -> None:
-    """Which of two replies that came together belongs to the request is not guessed: the call counts as lost."""
+def test_two_replies_to_one_request_are_both_rejected(extra: Callable[[bytes], bytes]) -> None:
+    """The call counts as lost."""
     with RawServer(with_each_reply(extra)) as server, pytest.raises(TransientError, match="another request") as caught:
         one_call_to(server.base_url)
     assert caught.value.cost_unknown
 
 
-def test_a_reply_that_starts_before_the_request_has_left_is_not_believed() -> None:
-    """A server cannot answer what it has not read: a reply during a long request belongs to another call."""
+def test_reply_before_the_end_of_the_request_is_rejected() -> None:
+    """A server cannot answer an unread request, so the reply belongs to another call."""
 
     def script(connection: Connection) -> None:
         connection.read_head()
@@ -127,8 +127,8 @@ def test_a_reply_that_starts_before_the_request_has_left_is_not_believed() -> No
         one_call_to(server.base_url, "x" * 2**25)
 
 
-def test_interim_replies_are_read_over() -> None:
-    """Replies of the 100s come before the real one and are none themselves."""
+def test_interim_replies_are_skipped() -> None:
+    """Status 1xx before the real reply."""
 
     def script(connection: Connection) -> None:
         while (body := connection.read_request()) is not None:
@@ -141,8 +141,8 @@ def test_interim_replies_are_read_over() -> None:
 
 
 @pytest.mark.parametrize("echo", ["header", "id"])
-def test_an_echo_of_another_calls_name_is_noticed(echo: str) -> None:
-    """Each call has a name of its own; a reply that repeats the name of another call is another call's."""
+def test_echoed_request_id_of_another_call_is_rejected(echo: str) -> None:
+    """Each call has an id; a reply that repeats another call's id belongs to that call."""
     names: list[str] = []
 
     def script(connection: Connection) -> None:
@@ -156,11 +156,11 @@ def test_an_echo_of_another_calls_name_is_noticed(echo: str) -> None:
     with RawServer(script) as server:
         answers = ask_rows(server, 2, max_concurrency=1)
     assert answers == ["x", None]
-    assert len(set(names)) == len(names) > 2  # asked again, each time under another name
+    assert len(set(names)) == len(names) > 2  # asked again, each time with a new id
 
 
-def test_a_batch_is_not_answered_by_the_reply_to_another_batch() -> None:
-    """A gateway that gives each call the reply to the one before: the ids in it are of no row that was sent."""
+def test_reply_to_another_batch_is_rejected() -> None:
+    """If a gateway shifts replies by one call, their ids belong to no row that was sent."""
     lock, last = threading.Lock(), [http_reply(completion('{"answers":[]}'))]
 
     def script(connection: Connection) -> None:
@@ -178,8 +178,8 @@ def test_a_batch_is_not_answered_by_the_reply_to_another_batch() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_ids_take_no_more_tokens_than_counting_and_are_new_in_each_call(name: str) -> None:
-    """Three digits are one token: rows cost what they cost when they were counted, and the fixed part is the same."""
+def test_random_ids_cost_no_extra_tokens(name: str) -> None:
+    """Three digits are one token; ids are new in each call, and the fixed part is the same."""
     asked = task(PROMPT, {"answer": "string"})
     items = tuple(Item(b"", "", {"text": f"row {number}"}) for number in range(40))
     strategy, rng = STRATEGIES[name], random.Random(7)
@@ -195,19 +195,19 @@ def test_ids_take_no_more_tokens_than_counting_and_are_new_in_each_call(name: st
 
 
 @given(count=st.integers(2, 3000), seed=st.integers())
-def test_ids_are_as_many_as_rows_and_never_that_of_the_example(count: int, seed: int) -> None:
-    """Ids are distinct whole numbers of at least three digits, in ascending order, not the one in the instructions."""
+def test_ids_are_distinct_and_differ_from_the_example(count: int, seed: int) -> None:
+    """Distinct numbers of at least three digits in ascending order, none of them the example's."""
     ids = draw_ids(count, random.Random(seed))
     assert sorted(set(ids)) == list(ids)
     assert len(ids) == count
     assert ids[0] > 100
 
 
-# -- sent again ------------------------------------------------------------------------------------------------------
+# -- resending ------------------------------------------------------------------------------------------------------
 
 
 def closing_after_each(pause_s: float) -> Callable[[Connection], None]:
-    """A server that answers once and then closes without saying so."""
+    """A server that answers once and then closes without announcing it."""
 
     def script(connection: Connection) -> None:
         body = connection.read_request()
@@ -219,8 +219,8 @@ def closing_after_each(pause_s: float) -> Callable[[Connection], None]:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.01])
-def test_a_connection_that_was_closed_while_it_rested_costs_nothing(pause_s: float) -> None:
-    """A server that closes after each reply without saying so costs one call at most, and is then believed to do so."""
+def test_closed_idle_connection_costs_at_most_one_call(pause_s: float) -> None:
+    """After the first unannounced close its connections are no longer reused."""
     with RawServer(closing_after_each(pause_s)) as server:
         model = ModelSpec("openai_compatible/m", base_url=server.base_url, timeout_s=5)
         report = enrich_sync(
@@ -232,8 +232,8 @@ def test_a_connection_that_was_closed_while_it_rested_costs_nothing(pause_s: flo
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["end of stream", "reset"])
-def test_a_request_that_was_read_is_not_sent_again_by_itself(*, reset: bool) -> None:
-    """A server that reads a request and drops it may have charged it, however it drops it: it is booked as unknown."""
+def test_request_that_was_read_is_not_resent(*, reset: bool) -> None:
+    """A server that reads and drops a request may have charged it: the call has an unknown cost."""
     read: list[Any] = []
 
     def script(connection: Connection) -> None:

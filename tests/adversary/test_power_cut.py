@@ -1,10 +1,9 @@
-"""What is left after a power cut, from what a process really wrote and synced.
+"""The disk after a power cut, computed from what a process really wrote and synced.
 
-A process that keeps answers runs under `strace`, which records every write with its bytes, every sync, and every answer
-that the process reported as kept, in their order. From that record the disk is rebuilt as a cut at any moment may leave
-it: what was written before the last completed sync of a file began is there, and of everything later each sector of
-512 bytes is there or not, by chance. So the test proves what SQLite and the store ask of the kernel; that a disk which
-says that it has synced has done so is not in its power.
+A process that stores answers runs under `strace`, which records in order every write with its bytes, every sync, and
+every answer reported as stored. From this record the disk is rebuilt as a cut at any moment may leave it: everything
+written before the last completed sync of a file began is there, and each later sector of 512 bytes is there or not, at
+random. So the test proves what SQLite and the store ask of the kernel, not that a disk really syncs.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ LINE = re.compile(r'^\d+ +(?:<\.\.\. )?(\w+)(?:\((?:\d+<([^>]*)>|"([^"]*)")(?:, 
 
 @dataclass
 class Disk:
-    """The files of a folder, as far as they are synced, and what was written to them since."""
+    """The files of a folder as synced, and the writes since."""
 
     synced: dict[str, bytearray] = field(default_factory=lambda: defaultdict(bytearray))
     written: dict[str, list[tuple[int, bytes | None]]] = field(default_factory=lambda: defaultdict(list))
@@ -74,7 +73,7 @@ class Disk:
             (folder / name).write_bytes(content)
 
     def sync(self, name: str, writes: int) -> None:
-        """The first so many writes are on the disk now."""
+        """The first `writes` writes are on the disk now."""
         for offset, data in self.written[name][:writes]:
             if data is None:
                 del self.synced[name][offset:]
@@ -93,7 +92,7 @@ def unhex(text: str | None) -> bytes:
 
 
 def replay(log: Path) -> Iterator[tuple[Disk, int, int]]:
-    """After each call: the disk, how many answers were reported, and how many of them before the last sync began."""
+    """After each call: the disk, the number of answers reported, and how many of them before the last sync began."""
     disk, kept, safe = Disk(), 0, 0
     syncing: dict[str, tuple[str, int, int]] = {}
     for line in log.read_text(encoding="ascii").splitlines():
@@ -125,7 +124,7 @@ def replay(log: Path) -> Iterator[tuple[Disk, int, int]]:
 
 @pytest.fixture
 def strace() -> list[str]:
-    """`strace`, where this machine has it and allows it."""
+    """`strace`, if this machine has it and allows it."""
     command = ["strace", "-f", "-y", "-xx", "-s", "5000", "-e", TRACED]
     if (
         shutil.which("strace") is None
@@ -136,10 +135,10 @@ def strace() -> list[str]:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_power_cut_costs_what_is_promised(durability: str, strace: list[str], tmp_path: Path) -> None:
-    """Whenever the power is cut, the database is whole and holds every answer of before the last sync began.
+def test_power_cut_loses_at_most_the_unsynced_answers(durability: str, strace: list[str], tmp_path: Path) -> None:
+    """After a cut at any moment the database is intact and has every answer from before the last sync began.
 
-    By default the log is synced again and again while the run goes on; with `"power"` before an answer is reported.
+    By default the log is synced repeatedly during the run; with `"power"` before an answer is reported.
     """
     log, path = tmp_path / "log", tmp_path / "store" / "answers.db"
     command = [*strace, "-o", str(log), sys.executable, "-c", KEEP, str(path), durability, "4"]
@@ -155,7 +154,7 @@ def test_power_cut_costs_what_is_promised(durability: str, strace: list[str], tm
         if number not in cuts:
             continue
         disk.cut(tmp_path / "cut", rng)
-        with open_store(tmp_path / "cut" / "answers.db"):  # in the first second its tables may have to be made anew
+        with open_store(tmp_path / "cut" / "answers.db"):  # in the first second its tables may have to be created again
             found = keys_in(tmp_path / "cut" / "answers.db")
         promised = kept if durability == "power" else safe
         assert {key_of(n) for n in range(promised)} <= found

@@ -1,4 +1,4 @@
-"""A name server that never answers holds up neither an interrupt nor the end of a process."""
+"""A DNS server that never answers delays neither an interrupt nor the exit of a process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ enrich_sync(rows, prompt="Say: {{text}}", output="said", model=model, options=Op
 def test_signal_ends_a_process_whose_resolver_hangs(
     number: signal.Signals, handler: str, code: int, tmp_path: Path
 ) -> None:
-    """The process ends for the signal, long before the look-up does."""
+    """The process ends on the signal, long before the look-up does."""
     command = [sys.executable, "-c", _CHILD, handler, str(tmp_path / "answers.db")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:

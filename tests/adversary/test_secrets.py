@@ -1,4 +1,4 @@
-"""Where keys go: to the provider, with the request, and nowhere else."""
+"""API keys are sent to the provider, with the request, and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "sk-1234567890-secret"
 def asked_through_proxy(
     monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str = ""
 ) -> tuple[bytes, ProviderError]:
-    """What a proxy reads in clear text when a call goes through it, and what the call ended with."""
+    """What a proxy reads in clear text during a call through it, and the result of the call."""
     read: list[bytes] = []
 
     def script(connection: Connection) -> None:
@@ -47,8 +47,8 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("user", ["", "me:hunter2@"], ids=["no credentials", "credentials"])
-def test_a_proxy_is_not_given_the_key(monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str) -> None:
-    """The clear-text CONNECT names the host, and the proxy's own credentials if there are any: no key, no prompt."""
+def test_proxy_does_not_get_the_key(monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str) -> None:
+    """The clear-text CONNECT has the host and the proxy's credentials if any, but neither key nor prompt."""
     read, failure = asked_through_proxy(monkeypatch, spec, user)
     assert read.startswith(b"CONNECT ")
     assert KEY.encode() not in read
@@ -59,8 +59,8 @@ def test_a_proxy_is_not_given_the_key(monkeypatch: pytest.MonkeyPatch, spec: Mod
     assert not any(secret in str(failure) + repr(failure) for secret in (KEY, "hunter2"))
 
 
-def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal of the proxy is the set-up's: it says so, where to look, and costs nothing."""
+def test_refusal_by_a_proxy_is_an_error_of_the_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so and where to look, and costs nothing."""
     _, failure = asked_through_proxy(monkeypatch, SPECS["compatible"])
     assert isinstance(failure, FatalError)
     assert "The proxy replied 403" in str(failure)
@@ -78,16 +78,16 @@ def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["openai", "azure key", "azure token", "litellm"],
 )
-def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str, spec: Any) -> None:
-    """A key with a line end or a character beyond ASCII is refused before any call, by its position only."""
+def test_key_invalid_in_a_header_is_refused_without_being_shown(key: str, spec: Any) -> None:
+    """A line end or a non-ASCII character is an error before any call, which gives its position only."""
     with pytest.raises(ConfigError, match="at position") as refused:
         connect(spec(key))
     assert KEY not in str(refused.value)
     assert KEY[:8] not in str(refused.value)
 
 
-def test_a_cookie_of_the_provider_is_not_kept() -> None:
-    """What a provider sets is not sent back: calls have nothing in common but the key."""
+def test_cookies_of_the_provider_are_not_sent_back() -> None:
+    """Calls have only the key in common."""
     heads: list[bytes] = []
 
     def script(connection: Connection) -> None:
@@ -104,8 +104,8 @@ def test_a_cookie_of_the_provider_is_not_kept() -> None:
     assert not any(b"cookie" in head.lower() for head in heads)
 
 
-def test_a_hanging_look_up_holds_neither_call_nor_thread() -> None:
-    """A name that is never resolved is given up by the time-out, and its thread does not keep the process."""
+def test_hanging_look_up_ends_with_the_time_out() -> None:
+    """And its thread does not keep the process alive."""
     from ondine_core.providers.http import HttpModel
     from ondine_core.providers.http_client import Endpoint
     from ondine_core.providers.openai_http import chat_reply

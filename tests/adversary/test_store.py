@@ -1,4 +1,4 @@
-"""What befalls the file of a store: removed, replaced, damaged, read by others, copied while in use."""
+"""The file of a store is removed, replaced, damaged, read by others, or copied while in use."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def put_another_in_its_place(path: Path) -> None:
 
 
 def copy_an_old_one_over_it(path: Path) -> None:
-    """As `mv backup.db answers.db` does; `cp` would write into the same file."""
+    """Like `mv backup.db answers.db`; `cp` would write into the same file."""
     shutil.copy(path, path.with_name("backup.db"))
     path.with_name("backup.db").replace(path)
 
@@ -106,12 +106,12 @@ def empty_it(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("answers", [1, 50])
-def test_store_that_was_removed_is_noticed_at_the_next_commit_and_saved(
+def test_removed_store_is_noticed_at_the_next_commit_and_saved(
     spoil: Callable[[Path], None], answers: int, tmp_path: Path
 ) -> None:
-    """No answer is reported as kept that nobody can find any more, and all of them are in the file that is named.
+    """No lost answer is reported as stored, and all answers are in the file that the error names.
 
-    Whoever writes, the event loop (few answers) or the thread (many); the commit that notices, and those after it.
+    Whether the event loop writes (few answers) or the thread (many); by the next commit and all later ones.
     """
     path = tmp_path / "ondine" / "answers.db"
 
@@ -120,7 +120,7 @@ def test_store_that_was_removed_is_noticed_at_the_next_commit_and_saved(
         spoil(path)
         with pytest.raises(StoreError, match="removed or replaced while in use") as caught:
             await keep(store, *((key_of(n), ANSWER) for n in range(100, 100 + answers)))
-        # `send` was what failed; the answers that other calls brought meanwhile are committed all the same.
+        # `send` failed; answers of other calls are committed nevertheless.
         results = await asyncio.gather(*(store.settle(one) for one in settled(200, answers)), return_exceptions=True)
         assert all(isinstance(result, StoreError) for result in results)
         return str(caught.value)
@@ -147,8 +147,8 @@ def settled(first: int, count: int) -> list[CallFinished]:
     ]
 
 
-def test_store_that_was_emptied_says_so_whatever_fails_first(tmp_path: Path) -> None:
-    """Where pages are gone that a commit needs, the error is about the file and not about damage to it."""
+def test_emptied_store_is_reported_as_such(tmp_path: Path) -> None:
+    """If a commit misses pages, the error is about the replaced file, not about damage."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(5_000))))
@@ -162,8 +162,8 @@ def test_store_that_was_emptied_says_so_whatever_fails_first(tmp_path: Path) -> 
         asyncio.run(main(store))
 
 
-def test_run_whose_store_is_removed_pays_for_no_more_than_was_in_flight(tmp_path: Path) -> None:
-    """The run ends with the message; of what the provider billed, all but the calls in flight are in the saved file."""
+def test_run_with_a_removed_store_pays_only_calls_in_flight(tmp_path: Path) -> None:
+    """The run ends with an error; the saved file has all that was billed except the calls in flight."""
     path, concurrency = tmp_path / "answers.db", 4
     removed: list[int] = []
 
@@ -185,8 +185,8 @@ def test_run_whose_store_is_removed_pays_for_no_more_than_was_in_flight(tmp_path
         assert len(provider.books.requests) == billed + 200 - kept
 
 
-def test_database_whose_log_is_left_behind_is_not_begun_anew(tmp_path: Path) -> None:
-    """Where only the database was removed, its log may hold the newest answers, which a new database would discard."""
+def test_database_missing_beside_its_log_is_an_error(tmp_path: Path) -> None:
+    """The log may have the newest answers, which a new database would discard."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
@@ -221,8 +221,8 @@ def test_database_whose_log_is_left_behind_is_not_begun_anew(tmp_path: Path) -> 
         "request_id = x'00'",
     ],
 )
-def test_damaged_answer_is_one_row_s_matter(damage: str, tmp_path: Path) -> None:
-    """Whatever is wrong with one answer, the run goes on, asks that row alone, and the next run asks nothing."""
+def test_damaged_answer_affects_its_row_only(damage: str, tmp_path: Path) -> None:
+    """The run asks that row again, and the next run asks nothing."""
     path, warnings = tmp_path / "answers.db", list[str]()
     with Provider() as provider:
         ask(provider, path, 20)
@@ -242,7 +242,7 @@ def test_damaged_answer_is_one_row_s_matter(damage: str, tmp_path: Path) -> None
 def test_damaged_answer_does_not_stop_the_command_line(
     damage: str, format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Export leaves it out and names it, so that what is written can be read; the other commands do their work."""
+    """`export` skips and names it; the other commands work."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(3))))
@@ -257,8 +257,8 @@ def test_damaged_answer_does_not_stop_the_command_line(
         assert main([str(path), *command]) == 0
 
 
-def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
-    """A failure that cannot be read counts as unknown; others are found."""
+def test_damaged_failure_affects_its_row_only(tmp_path: Path) -> None:
+    """It counts as unknown; others are found."""
     path, warnings = tmp_path / "answers.db", list[str]()
     insert = "INSERT INTO failures (key, reason, detail, failed_at, model, attempts, cost_usd) VALUES"
     with open_store(path, warn=warnings.append) as store:
@@ -274,7 +274,7 @@ def test_damaged_failure_is_one_row_s_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held", ["x'ff'", "'{'", "CAST('[1, null]' AS BLOB)", "CAST('[\"a\"]' AS BLOB)", "7"])
 def test_damaged_numbers_fail_their_own_caller_only(held: str, tmp_path: Path) -> None:
-    """A budget that cannot be read is an error with its name and a remedy, never a budget that begins at nothing."""
+    """An unreadable budget is an error with its name and a fix, never a budget that starts at zero."""
     path = tmp_path / "answers.db"
 
     async def main(store: Store) -> None:
@@ -294,7 +294,7 @@ def test_damaged_numbers_fail_their_own_caller_only(held: str, tmp_path: Path) -
         asyncio.run(main(store))
 
 
-# -- who may read --------------------------------------------------------------------------------------------------
+# -- permissions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -321,7 +321,7 @@ def test_file_that_others_could_read_is_made_private(umask: int, tmp_path: Path)
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 @pytest.mark.parametrize("format_", ["jsonl", "csv"])
 def test_export_is_private_and_follows_no_link(umask: int, format_: str, tmp_path: Path) -> None:
-    """A file that was there and readable is replaced by one of 0600; a link that was laid in wait is not followed."""
+    """An existing readable file is replaced by one of mode 0600; a planted link is not followed."""
     path, target, victim = tmp_path / "answers.db", tmp_path / "all.txt", tmp_path / "victim"
     with open_store(path) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
@@ -350,7 +350,7 @@ def test_export_is_private_and_follows_no_link(umask: int, format_: str, tmp_pat
 
 
 def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy made in mid-run has all that was committed, though most of it is in the log; a run on it pays the rest."""
+    """A copy made during a run has all that was committed, even if most is in the log; a run on it pays the rest."""
     path, copy = tmp_path / "answers.db", tmp_path / "copy.db"
     committed: list[set[bytes]] = []
 
@@ -367,7 +367,7 @@ def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest
         kept = keys_in(copy)
         assert committed[0] <= kept
         assert len(kept) >= 50
-        # Restored: the old files go, the copy takes their place.
+        # Restored: the old files are removed, and the copy takes their place.
         for file in store_files(path):
             file.unlink(missing_ok=True)
         copy.rename(path)
@@ -375,8 +375,8 @@ def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest
         assert len(provider.books.requests) == 200 - len(kept)
 
 
-def test_backup_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A target that exists, as a file or as a link to nowhere, is refused; nothing is left behind."""
+def test_backup_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An existing file or dangling link is refused; nothing is left behind."""
     path, target = tmp_path / "answers.db", tmp_path / "copy.db"
     with open_store(path) as store:
         asyncio.run(keep(store, (key_of(1), ANSWER)))
@@ -390,8 +390,8 @@ def test_backup_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.db"]
 
 
-def test_backup_of_a_store_on_a_server_is_the_server_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What copies a Postgres store is named."""
+def test_backup_of_a_postgres_store_names_pg_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the tool."""
     place = fresh_place("postgres", tmp_path)
     with open_store(place):
         pass
@@ -403,7 +403,7 @@ def test_backup_of_a_store_on_a_server_is_the_server_s(tmp_path: Path, capsys: p
 
 
 def transactions(log: bytes) -> list[int]:
-    """Pages of each transaction in a write-ahead log, in order (https://sqlite.org/fileformat2.html)."""
+    """The number of pages of each transaction in a write-ahead log, in order (https://sqlite.org/fileformat2.html)."""
     frame, pages, sizes = 24 + int.from_bytes(log[8:12], "big"), 0, list[int]()
     for at in range(32, len(log), frame):
         pages += 1
@@ -414,9 +414,9 @@ def transactions(log: bytes) -> list[int]:
 
 
 def test_prune_never_holds_the_lock_for_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 20,000 old answers no transaction removes more than some hundreds, nor writes more than some megabytes.
+    """Of 20,000 old answers a transaction removes some hundreds at most, and writes some megabytes at most.
 
-    Counted in the log: an open snapshot keeps it from starting over. Giving the space back is no exception.
+    Counted in the log, which an open snapshot prevents from restarting. Vacuuming is no exception.
     """
     path = tmp_path / "answers.db"
     with open_store(path) as store:
@@ -440,8 +440,8 @@ def test_prune_never_holds_the_lock_for_long(tmp_path: Path, capsys: pytest.Capt
     assert path.stat().st_size < large / 10
 
 
-def test_prune_leaves_others_their_turn(tmp_path: Path) -> None:
-    """Between two transactions it pauses for longer than they took."""
+def test_prune_pauses_between_transactions(tmp_path: Path) -> None:
+    """Each pause is longer than the transaction before it."""
     path = tmp_path / "answers.db"
     with open_store(path) as store:
         asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(2_000))))
@@ -465,8 +465,8 @@ def test_prune_leaves_others_their_turn(tmp_path: Path) -> None:
     assert min(pauses) > 0
 
 
-def test_prune_spares_what_was_written_meanwhile(tmp_path: Path) -> None:
-    """An old answer that a run brings anew while it is pruned stays."""
+def test_prune_keeps_answers_renewed_meanwhile(tmp_path: Path) -> None:
+    """An old answer that a run renews during the pruning stays."""
     path = tmp_path / "answers.db"
     now = Answer({"text": "new"}, "m", answered_at=2e9)
     with open_store(path) as store:
@@ -483,7 +483,7 @@ def test_prune_spares_what_was_written_meanwhile(tmp_path: Path) -> None:
 
 
 def test_store_may_be_named_in_a_file(tmp_path: Path) -> None:
-    """`@FILE` names the store, so that no process list shows its password: raw evidence from `/proc`."""
+    """With `@FILE` no process list shows the password: evidence from `/proc`."""
     place = fresh_place("postgres", tmp_path)
     with open_store(place):
         pass
@@ -498,7 +498,7 @@ def test_store_may_be_named_in_a_file(tmp_path: Path) -> None:
 
 
 def test_no_guide_puts_a_password_into_an_argument() -> None:
-    """A command of a guide names a file, or leaves the store to the environment; the help says why."""
+    """Commands of the guides name a file or use the environment; the help says why."""
     root = Path(__file__).parents[2]
     pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("examples/**/*.md")]
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The site holds together: it builds, every page is in it, and what it says of the code is so."""
+"""The documentation site builds, every page is in it, and its statements about the code are true."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {str(page.relative_to(DOCS)): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
 
 
-def test_the_site_builds_and_no_link_leads_nowhere(tmp_path: Path) -> None:
-    """Pages, anchors, pictures and the names of the reference; a page that the menu lacks is an error, too."""
+def test_site_builds_without_broken_links(tmp_path: Path) -> None:
+    """Pages, anchors, pictures and names of the reference; a page missing from the menu is an error, too."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
@@ -37,8 +37,8 @@ def test_the_site_builds_and_no_link_leads_nowhere(tmp_path: Path) -> None:
         assert missing == []
 
 
-def test_the_messages_that_are_explained_exist() -> None:
-    """Each heading that quotes a message quotes one of ours."""
+def test_messages_explained_in_troubleshooting_exist() -> None:
+    """Each heading that quotes a message quotes one in the source."""
     source = "\n".join(
         constants(file) for name in ("ondine_core", "ondine_dagster") for file in (ROOT / name).rglob("*.py")
     )
@@ -50,7 +50,7 @@ def test_the_messages_that_are_explained_exist() -> None:
 
 
 def constants(file: Path) -> str:
-    """The texts of a module, one a line, with nothing where values go; adjoining literals are one text."""
+    """The texts of a module, one a line, with values left out; adjoining literals are one text."""
     lines = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
@@ -60,7 +60,7 @@ def constants(file: Path) -> str:
     return "\n".join(lines)
 
 
-def test_the_tests_that_hold_the_laws_exist() -> None:
+def test_tests_named_for_the_laws_exist() -> None:
     """Each test that the page on architecture names is a function in that file."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGES["architecture.md"])
     assert len(named) >= 20
@@ -71,8 +71,8 @@ def test_the_tests_that_hold_the_laws_exist() -> None:
         assert test in functions, f"{file}::{test}"
 
 
-def test_the_front_door_is_short() -> None:
-    """The README is read in one sitting, and leads on."""
+def test_readme_is_short() -> None:
+    """And it links to the other pages."""
     assert 150 <= README.count("\n") <= 260
     assert {"docs/quickstart.md", "docs/index.md"} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
@@ -81,8 +81,8 @@ def test_the_front_door_is_short() -> None:
 # Those of the quickstart and of the README's examples are compared in tests/browser, those of benchmarks are dated.
 
 
-def test_the_defaults_that_are_named_are_those_of_the_code() -> None:
-    """Seconds in parentheses behind the name of a field, how long an outage is waited out, and the weights' size."""
+def test_defaults_in_the_docs_equal_the_code() -> None:
+    """Seconds in parentheses after a field's name, the length of an outage, and the size of the weights."""
     named = re.findall(r"`?(\w+_s)`? \((\d+) s\b", "\n".join(PAGES.values()))
     assert len(named) >= 3
     for name, seconds in named:
@@ -94,7 +94,7 @@ def test_the_defaults_that_are_named_are_those_of_the_code() -> None:
 
 
 def test_the_costs_of_a_million_rows_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line of the two tables, with the prices that are installed."""
+    """Each line of the two tables, with the installed prices."""
     page = PAGES["guides/cost.md"]
     (command,) = re.findall(r"^\$ python -m ondine_core\.presets (.*)$", page, re.MULTILINE)
     tables = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if block.startswith("model ")]
@@ -107,7 +107,7 @@ def test_the_costs_of_a_million_rows_are_what_the_command_prints(capsys: pytest.
 
 
 def test_the_plans_of_large_runs_are_what_the_code_of_the_page_computes() -> None:
-    """The table of the page on scale, whose measured figures stand in its code."""
+    """The table of the page on scale, whose measured figures are in its code."""
     (block,) = re.findall(r"```python\n(.*?)```", PAGES["scale.md"], re.DOTALL)
     names: dict[str, Any] = {"__name__": "scale"}
     exec(compile(block, "scale.md", "exec", dont_inherit=True), names)  # noqa: S102

@@ -1,4 +1,4 @@
-"""What importing costs, and which way imports may point."""
+"""What importing loads and costs, and the layers that imports must keep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAVY = (
     "matplotlib",
     "ipywidgets",
 )
-# A package may import those of the lines above its own, and nothing of its own line.
+# A package may import packages of the lines above its own, and none of its own line.
 CORE_LAYERS = """
     types
     errors
@@ -58,7 +58,7 @@ def run(code: str, *options: str) -> str:
     ("package", "unwanted"), [("ondine_core", (*HEAVY, "dagster", "pandas", "narwhals")), ("ondine_dagster", HEAVY)]
 )
 def test_importing_loads_nothing_heavy(package: str, unwanted: tuple[str, ...]) -> None:
-    """Every step is a process of its own, so what is imported is paid at every step."""
+    """Every step is a process of its own, which pays for its imports."""
     before = "import dagster" if package == "ondine_dagster" else "pass"
     code = f"import sys; {before}; old = set(sys.modules); import {package}; print(*(set(sys.modules) - old))"
     loaded = {name.partition(".")[0] for name in run(code).split()}
@@ -66,9 +66,9 @@ def test_importing_loads_nothing_heavy(package: str, unwanted: tuple[str, ...]) 
 
 
 def test_importing_costs_little_beyond_dagster(tmp_path: Path) -> None:
-    """At most a quarter of what `import dagster` takes, where neither was compiled before, as in a new container.
+    """At most a quarter of the time of `import dagster`, both uncompiled as in a new container.
 
-    As a ratio, since a busy machine makes both slower; the first measurement that says so counts.
+    A ratio, since a busy machine makes both slower; the first measurement within the bound counts.
     """
     code = (
         "from time import process_time as now; start = now(); import dagster; middle = now(); import ondine_dagster; "
@@ -82,7 +82,7 @@ def test_importing_costs_little_beyond_dagster(tmp_path: Path) -> None:
     ("package", "layers", "most"), [("ondine_core", CORE_LAYERS, 13), ("ondine_dagster", DAGSTER_LAYERS, 10)]
 )
 def test_packages_import_only_lower_layers(package: str, layers: list[str], most: int) -> None:
-    """No cycle between packages, and the core knows nothing of Dagster. Commands (`__main__`) may import everything.
+    """No cycle between packages, and the core does not import Dagster. Commands (`__main__`) may import everything.
 
     A package has few entries at its top (`most`, without `__init__`), so that a reader finds the right one.
     """
@@ -103,7 +103,7 @@ def test_packages_import_only_lower_layers(package: str, layers: list[str], most
 
 
 @pytest.mark.parametrize("package", ["ondine_core", "ondine_dagster"])
-def test_modules_do_not_import_each_other_in_a_circle(package: str) -> None:
+def test_modules_have_no_import_cycle(package: str) -> None:
     """Neither directly nor through others."""
     files = {module_of(file): file for file in (ROOT / package).rglob("*.py")}
     graph = {name: {owner(found, files) for found in imports(file)} - {name} for name, file in files.items()}
@@ -122,7 +122,7 @@ def module_of(file: Path) -> str:
 
 
 def owner(imported: str, modules: Container[str]) -> str:
-    """The module that is imported, or out of which a name is."""
+    """The module that is imported, or that defines an imported name."""
     return imported if imported in modules else imported.rpartition(".")[0]
 
 

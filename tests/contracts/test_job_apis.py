@@ -1,4 +1,4 @@
-"""Every batch API through one suite: a job goes in, each request comes back once, and the books agree."""
+"""Contract of every batch API: a job is submitted, each request is answered once, and the bill equals the ledger."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[JobServer]:
 
 @dataclass
 class Client:
-    """Hands in jobs and reads them, each step with a connection of its own, as runs do."""
+    """Submits jobs and reads them, each step with a connection of its own, as runs do."""
 
     server: JobServer
     folder: Path
@@ -103,7 +103,7 @@ def client(server: JobServer, tmp_path: Path) -> Client:
 
 
 async def nothing() -> None:
-    """Note nothing before a job is created."""
+    """Record nothing before a job is created."""
 
 
 def answered(replies: list[JobReply]) -> dict[str, str]:
@@ -114,11 +114,11 @@ def ids(*numbers: int) -> set[str]:
     return {f"{MARKER}-{number}" for number in numbers}
 
 
-# -- a job that goes well ------------------------------------------------------------------------------------------
+# -- successful jobs -----------------------------------------------------------------------------------------------
 
 
-def test_each_request_comes_back_with_its_own_answer(client: Client) -> None:
-    """With the usage that was billed, in the form of live replies, and each prompt is billed once."""
+def test_each_request_gets_its_own_answer(client: Client) -> None:
+    """With the billed usage, in the form of live replies; each prompt is billed once."""
     job_id = client.submit()
     status = client.status(job_id)
     assert status.has_ended
@@ -133,8 +133,8 @@ def test_each_request_comes_back_with_its_own_answer(client: Client) -> None:
     assert books.billed == Counter(f"Repeat: row {n}" for n in range(4))
 
 
-def test_what_is_asked_is_what_a_live_call_asks(server: JobServer, client: Client) -> None:
-    """A request of a job is one line of JSON, whatever the text of its row, and says what a live request would."""
+def test_requests_of_a_job_equal_live_requests(server: JobServer, client: Client) -> None:
+    """Each is one line of JSON, whatever the text of its row."""
 
     async def act(api: JobApi) -> bytes:
         return api.write(Call((Message("user", 'Repeat: one\ntwo \u2028 "three"'),)), f"{MARKER}-0")
@@ -147,8 +147,8 @@ def test_what_is_asked_is_what_a_live_call_asks(server: JobServer, client: Clien
     assert server.prompt_of(body) == 'Repeat: one\ntwo \u2028 "three"'
 
 
-def test_a_marker_is_noted_after_all_that_is_free_and_before_what_is_not(client: Client) -> None:
-    """So a crash in between leaves either no job or a job that was noted."""
+def test_job_is_recorded_between_the_free_and_the_paid_requests(client: Client) -> None:
+    """So a crash in between leaves either no job or a recorded one."""
     seen: list[int] = []
 
     async def note() -> None:
@@ -169,8 +169,8 @@ def create_path(server: JobServer) -> str:
     return next(request.partition(" ")[2] for request in reversed(server.books.requests) if "POST" in request)
 
 
-def test_states_on_the_way(client: Client) -> None:
-    """A job that runs has not ended, and says how far it is where the provider does."""
+def test_state_of_a_running_job(client: Client) -> None:
+    """It has not ended, and shows its progress where the provider does."""
     client.server.faults.takes_s = HALF_A_DAY_S
     job_id = client.submit()
     assert not client.status(job_id).has_ended
@@ -186,8 +186,8 @@ def test_states_on_the_way(client: Client) -> None:
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash"])
-def test_what_replies_cost_is_the_bill_of_the_provider(model: str, tmp_path: Path) -> None:
-    """To the last digit, at the prices of the tier, what is read from and written to the prompt cache included."""
+def test_cost_of_replies_equals_the_bill(model: str, tmp_path: Path) -> None:
+    """To the last digit, at the tier's prices, with reads and writes of the prompt cache."""
     name = model.partition("/")[0]
     meter = Meter({"batch": rates_of(find_entry(model) or {}, "batches")}, Cache(is_marked=True, min_tokens=16))
     with servers()[name](meter=meter) as server:
@@ -200,11 +200,11 @@ def test_what_replies_cost_is_the_bill_of_the_provider(model: str, tmp_path: Pat
         assert bool(meter.read_tokens) == (name == "anthropic")
 
 
-# -- rows that were not answered -----------------------------------------------------------------------------------
+# -- rows without an answer ----------------------------------------------------------------------------------------
 
 
 def test_an_expired_job_keeps_the_rows_that_were_answered(client: Client) -> None:
-    """They are billed and read; the rest was not run and costs nothing, whether or not the provider names it."""
+    """They are billed and read; the rest costs nothing, whether or not the provider names it."""
     client.server.faults.takes_s = 2 * DAY_S + 60
     client.server.faults.window_s = DAY_S + 60
     job_id = client.submit()
@@ -219,8 +219,8 @@ def test_an_expired_job_keeps_the_rows_that_were_answered(client: Client) -> Non
     assert named == ids(0, 1, 2, 3) or not status.bills_silence
 
 
-def test_a_job_that_is_cancelled_keeps_the_rows_that_were_answered(client: Client) -> None:
-    """Cancelling one that has ended changes nothing."""
+def test_cancelled_job_keeps_the_rows_that_were_answered(client: Client) -> None:
+    """Cancelling an ended job changes nothing."""
     client.server.faults.takes_s = HALF_A_DAY_S
     job_id = client.submit()
     client.server.advance(HALF_A_DAY_S / 2 + 60)
@@ -233,7 +233,7 @@ def test_a_job_that_is_cancelled_keeps_the_rows_that_were_answered(client: Clien
 
 
 def test_a_cancellation_that_comes_too_late_is_no_error(client: Client) -> None:
-    """The job ends between the question whether it runs and the request to stop it."""
+    """The job ends between the status request and the cancellation."""
     client.server.faults.takes_s = HALF_A_DAY_S
     client.server.faults.ends_before_cancel = True
     job_id = client.submit()
@@ -242,7 +242,7 @@ def test_a_cancellation_that_comes_too_late_is_no_error(client: Client) -> None:
 
 
 def test_errors_of_rows_are_those_of_live_calls(client: Client) -> None:
-    """A row's fault, the moment's, the set-up's; without a word of the provider that may quote a row."""
+    """Errors of a row, transient ones and those of the set-up, without provider text that may quote a row."""
     client.server.faults.failing = {
         "row 0": [400, "content_policy_violation", "Your prompt 'a secret of the row' was flagged by moderation."],
         "row 1": [429, "rate_limit_exceeded", "Slow down."],
@@ -262,7 +262,7 @@ def test_errors_of_rows_are_those_of_live_calls(client: Client) -> None:
 
 
 def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
-    """Its usage comes with it."""
+    """With its usage."""
     client.server.faults.failing = {"row 0": [200, REFUSALS.get(client.server.name, "content_filter"), ""]}
     job_id = client.submit()
     outcome = {reply.custom_id: reply.outcome for reply in client.results(job_id)}[f"{MARKER}-0"]
@@ -276,8 +276,8 @@ def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
 REFUSALS = {"anthropic": "refusal", "gemini": "SAFETY"}
 
 
-def test_all_rows_may_fail(client: Client) -> None:
-    """Then there may be no file of replies at all."""
+def test_job_whose_rows_all_fail_is_read(client: Client) -> None:
+    """There may be no file of replies at all."""
     client.server.faults.failing = {"row": [400, "invalid_request_error", "No."]}
     job_id = client.submit()
     assert client.status(job_id).has_ended
@@ -287,8 +287,8 @@ def test_all_rows_may_fail(client: Client) -> None:
     assert not client.server.books.billed
 
 
-def test_a_row_of_which_nothing_is_said_may_be_billed(client: Client) -> None:
-    """The job completed without it."""
+def test_row_missing_from_the_results_may_be_billed(client: Client) -> None:
+    """Although the job completed."""
     client.server.faults.silent = ["row 2"]
     job_id = client.submit()
     assert client.status(job_id).bills_silence
@@ -296,10 +296,10 @@ def test_a_row_of_which_nothing_is_said_may_be_billed(client: Client) -> None:
     assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
 
 
-# -- results that are not what they should be ----------------------------------------------------------------------
+# -- malformed results -------------------------------------------------------------------------------------------
 
 
-def test_ids_that_come_twice_or_are_not_ours_are_passed_on(client: Client) -> None:
+def test_duplicate_and_unknown_ids_are_passed_on(client: Client) -> None:
     """In any order."""
     client.server.faults.mangled = ["duplicate", "alien", "shuffle"]
     replies = client.results(client.submit())
@@ -311,7 +311,7 @@ def test_ids_that_come_twice_or_are_not_ours_are_passed_on(client: Client) -> No
 
 
 @pytest.mark.parametrize("kind", ["garbage", "deep", "huge"])
-def test_a_line_that_cannot_be_read_is_a_reply_that_was_lost(client: Client, kind: str) -> None:
+def test_unreadable_line_is_a_lost_reply(client: Client, kind: str) -> None:
     """It may be billed; the other lines are read."""
     client.server.faults.mangled = [kind]
     replies = client.results(client.submit())
@@ -322,8 +322,8 @@ def test_a_line_that_cannot_be_read_is_a_reply_that_was_lost(client: Client, kin
     assert lost.custom_id in ids(0, 1, 2, 3)
 
 
-def test_results_that_are_no_longer_kept(client: Client) -> None:
-    """They are lost, which is no outage."""
+def test_expired_results_are_lost(client: Client) -> None:
+    """That is not an outage."""
     job_id = client.submit()
     client.status(job_id)
     client.server.advance(60 * DAY_S)
@@ -331,8 +331,8 @@ def test_results_that_are_no_longer_kept(client: Client) -> None:
         client.results(job_id)
 
 
-def test_a_download_that_breaks_is_a_matter_of_the_moment(client: Client) -> None:
-    """It costs nothing, and the next one brings all."""
+def test_broken_download_is_transient(client: Client) -> None:
+    """It costs nothing, and the next one brings all lines."""
     job_id = client.submit()
     client.server.faults.cut_results = 1
     with pytest.raises(TransientError) as failed:
@@ -345,7 +345,7 @@ def test_a_download_that_breaks_is_a_matter_of_the_moment(client: Client) -> Non
 
 
 def test_a_job_whose_creation_was_not_answered_is_found_by_its_marker(client: Client) -> None:
-    """Its cost is not known until then; a marker that nobody used is not found."""
+    """Until then its cost is unknown; an unused marker is not found."""
     client.server.faults.cut_create = 1
     since = client.server.now()
     with pytest.raises(TransientError) as failed:
@@ -359,7 +359,7 @@ def test_a_job_whose_creation_was_not_answered_is_found_by_its_marker(client: Cl
 
 
 def test_a_job_is_found_among_many(client: Client) -> None:
-    """The list comes in pages."""
+    """The list has several pages."""
     client.server.faults.page_size = 3
     since = client.server.now()
     markers = [f"{number:016x}" for number in range(8)]
@@ -369,8 +369,8 @@ def test_a_job_is_found_among_many(client: Client) -> None:
     assert client.find(MARKER, since, 2) is None
 
 
-def test_a_creation_that_is_turned_away_creates_nothing(client: Client) -> None:
-    """It is tried later, as the provider asks."""
+def test_refused_creation_creates_no_job(client: Client) -> None:
+    """It is retried after the wait that the provider names."""
     body = {"error": {"message": "Rate limit reached.", "type": "rate_limit_error", "code": "rate_limit_exceeded"}}
     client.server.faults.refuse_create = [[429, body, {"Retry-After": "7"}]]
     with pytest.raises(TransientError) as failed:
@@ -379,8 +379,8 @@ def test_a_creation_that_is_turned_away_creates_nothing(client: Client) -> None:
     assert not client.server.books.created
 
 
-def test_a_refusal_of_a_job_tells_no_text_of_its_rows(client: Client) -> None:
-    """Nor any other request about it; the code of the error is told."""
+def test_refused_job_request_shows_no_row_text(client: Client) -> None:
+    """For any request about the job; the error's code is shown."""
     said = {"error": {"type": "invalid_request_error", "message": "requests.0: 'Repeat: row 0' is not valid."}}
     client.server.faults.refuse_create = [[400, said, {}]]
     with pytest.raises((RefusedError, FatalError)) as failed:
@@ -390,8 +390,8 @@ def test_a_refusal_of_a_job_tells_no_text_of_its_rows(client: Client) -> None:
     assert not client.server.books.created
 
 
-def test_too_much_under_way_is_a_limit(client: Client) -> None:
-    """Said at once with whatever status, or by a job that fails."""
+def test_job_quota_is_a_limit(client: Client) -> None:
+    """Whether the request is refused with any status or the job fails."""
     message = "Enqueued token limit reached for the model. Limit: 90,000 enqueued tokens."
     client.server.faults.refuse_create = [[400, {"error": {"message": message, "code": "token_limit_exceeded"}}, {}]]
     with pytest.raises(TransientError) as failed:
@@ -399,7 +399,7 @@ def test_too_much_under_way_is_a_limit(client: Client) -> None:
     assert failed.value.kind == "limited"
     client.server.faults.is_full = True
     if client.server.name == "anthropic":
-        return  # a batch that was taken does not fail
+        return  # an accepted batch does not fail
     status = client.status(client.submit())
     assert status.has_ended
     assert not status.bills_silence
@@ -407,16 +407,16 @@ def test_too_much_under_way_is_a_limit(client: Client) -> None:
     assert problem.is_quota
 
 
-def test_a_gateway_that_fails_leaves_open_whether_a_job_was_created(client: Client) -> None:
-    """As a connection that breaks does."""
+def test_gateway_error_leaves_the_creation_undecided(client: Client) -> None:
+    """Like a broken connection."""
     client.server.faults.refuse_create = [[504, {"error": {"message": "upstream timeout"}}, {}]]
     with pytest.raises(TransientError) as failed:
         client.submit()
     assert failed.value.cost_unknown
 
 
-def test_a_job_that_fails_its_validation_says_where(client: Client) -> None:
-    """Nothing of it is billed."""
+def test_failed_validation_names_the_line(client: Client) -> None:
+    """Nothing of the job is billed."""
     if client.server.name == "anthropic":
         return  # it validates row by row
     client.server.faults.invalid_line = 3
@@ -433,8 +433,8 @@ def test_a_job_that_fails_its_validation_says_where(client: Client) -> None:
 # -- accounts ------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_of_another_account_is_not_there(client: Client) -> None:
-    """Its state and results are lost to this key, and it is not found by its marker."""
+def test_job_of_another_account_is_not_found(client: Client) -> None:
+    """Neither its state and results nor, by its marker, the job."""
     since = client.server.now()
     job_id = client.submit()
     other = replace(client, key="key-2")
@@ -454,8 +454,8 @@ def test_a_wrong_key_is_fatal(client: Client) -> None:
         assert "wrong-key" not in str(failed.value)
 
 
-def test_accounts_are_told_apart_without_their_keys(client: Client, server: JobServer) -> None:
-    """By the key that is used, wherever it comes from, and by the address."""
+def test_account_id_differs_by_key_and_address(client: Client, server: JobServer) -> None:
+    """Wherever the key comes from, and without containing it."""
 
     async def account(api: JobApi) -> str:
         return api.account
@@ -469,8 +469,8 @@ def test_accounts_are_told_apart_without_their_keys(client: Client, server: JobS
     assert connect_jobs(elsewhere).account != first
 
 
-def test_an_outage_is_a_matter_of_the_moment(client: Client) -> None:
-    """A question about a job costs nothing."""
+def test_outage_of_the_job_api_is_transient(client: Client) -> None:
+    """A request about a job costs nothing."""
     job_id = client.submit()
     client.server.faults.status_errors = [503, 500]
     for _ in range(2):
@@ -480,8 +480,8 @@ def test_an_outage_is_a_matter_of_the_moment(client: Client) -> None:
     assert client.status(job_id).has_ended
 
 
-def test_the_tier_is_offered_for_those_that_are_here() -> None:
-    """The table of tiers and the table of adapters agree, and the servers stand for all of them."""
+def test_batch_tier_is_offered_for_every_adapter() -> None:
+    """The tables of tiers and adapters agree, and there is a test server for each."""
     assert set(JOB_PROVIDERS) == set(servers())
     for provider in JOB_PROVIDERS:
         model = MODELS.get(provider, f"{provider}/m")
@@ -495,7 +495,7 @@ def test_the_tier_is_offered_for_those_that_are_here() -> None:
 
 @contextmanager
 def in_process(name: str, log: Path) -> Iterator[JobServer]:
-    """A server in a process of its own, of which this one knows the address."""
+    """A server in a process of its own."""
     port = free_port()
     command = [sys.executable, "-m", "tests.support.job_server", name, str(port)]
     origin = f"http://127.0.0.1:{port}"
@@ -507,8 +507,8 @@ def in_process(name: str, log: Path) -> Iterator[JobServer]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
-def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Path) -> None:
-    """Neither the file nor the results are held, however many there are."""
+def test_100_000_requests_take_little_memory(name: str, tmp_path: Path) -> None:
+    """Neither the file nor the results are held in memory."""
     rows = 100_000
     with in_process(name, tmp_path / "log") as server:
         client = Client(server, tmp_path)
@@ -538,8 +538,8 @@ def test_a_hundred_thousand_requests_take_little_memory(name: str, tmp_path: Pat
     assert grown_kib < 12 * 2**10
 
 
-def test_a_server_of_its_own_process_keeps_its_jobs_when_a_client_is_gone(tmp_path: Path) -> None:
-    """Its clock, faults and books are reached from outside."""
+def test_server_process_keeps_its_jobs_after_a_client_ends(tmp_path: Path) -> None:
+    """Its clock, faults and ledger can be reached from outside."""
     with in_process("openai", tmp_path / "log") as server:
         client = Client(server, tmp_path)
         control(server.origin, "faults", takes_s=HALF_A_DAY_S)
@@ -551,7 +551,7 @@ def test_a_server_of_its_own_process_keeps_its_jobs_when_a_client_is_gone(tmp_pa
 
 
 def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
-    """A redirect is followed to the file, once, and no secret goes along."""
+    """One redirect to the file is followed, without any secret."""
     heads: list[bytes] = []
     line = b'{"custom_id":"a-0","response":{"status_code":200,"body":' + completion("x") + b"}}\n"
 
@@ -580,8 +580,8 @@ def test_results_in_a_file_store_are_fetched_without_the_key() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b'"text"', b"not JSON", b"[" * 3000 + b"]" * 3000, b'{"status": 5}'])
-def test_whatever_is_said_of_a_job_is_survived(body: bytes, server: JobServer) -> None:
-    """It is a matter of the moment, or says nothing of an end."""
+def test_any_status_response_is_survived(body: bytes, server: JobServer) -> None:
+    """It is a transient error, or says nothing about an end."""
 
     def script(connection: Connection) -> None:
         while connection.read_head():
@@ -605,11 +605,11 @@ def test_whatever_is_said_of_a_job_is_survived(body: bytes, server: JobServer) -
         assert found is None or isinstance(found, TransientError)
 
 
-# -- what only one provider has ------------------------------------------------------------------------------------
+# -- provider-specific behaviour ------------------------------------------------------------------------------------
 
 
-def test_a_batch_of_anthropic_that_still_runs_may_be_the_one(tmp_path: Path) -> None:
-    """Its requests cannot be seen yet, so it cannot be told; one of another size is none."""
+def test_running_anthropic_batch_may_be_the_one_looked_for(tmp_path: Path) -> None:
+    """Its requests cannot be seen yet, so it is undecided; a batch of another size is not the one."""
     with servers()["anthropic"](faults=Faults(takes_s=HALF_A_DAY_S)) as server:
         client = Client(server, tmp_path)
         since = server.now()
@@ -623,7 +623,7 @@ def test_a_batch_of_anthropic_that_still_runs_may_be_the_one(tmp_path: Path) -> 
 
 
 def test_anthropic_caches_the_fixed_part_in_a_batch_too() -> None:
-    """The breakpoint is where live calls have it, with the life that is asked for."""
+    """The breakpoint is where live calls have it, with the requested lifetime."""
     with servers()["anthropic"]() as server:
         api = connect_jobs(spec_for(server, prompt_cache="1h"))
         call = Call((Message("system", "Be brief."), Message("user", "Repeat: x")), cache_prefix=True)
@@ -632,8 +632,8 @@ def test_anthropic_caches_the_fixed_part_in_a_batch_too() -> None:
         asyncio.run(api.aclose())
 
 
-def test_gemini_is_asked_in_its_own_words() -> None:
-    """With the parameters of live calls; one that has no name there is an error before any job."""
+def test_gemini_parameters_are_translated() -> None:
+    """Like those of live calls; an untranslatable one is an error before any job."""
     params = {"top_p": 0.5, "stop": "END", "seed": 7, "reasoning_effort": "low"}
     spec = ModelSpec("gemini/gemini-2.5-flash", "k", temperature=0.0, max_output_tokens=9, params=params, tier="batch")
     call = Call((Message("system", "Be brief."), Message("assistant", "Yes?"), Message("user", "x")), SCHEMA)
@@ -656,14 +656,14 @@ def test_gemini_is_asked_in_its_own_words() -> None:
 
 
 def test_a_file_at_azure_is_used_once_it_is_processed(tmp_path: Path) -> None:
-    """Until then no job can be made of it."""
+    """A job is created only after that."""
     with servers()["azure"](faults=Faults(pending_files=1)) as server:
         client = Client(server, tmp_path)
         assert client.status(client.submit()).has_ended
 
 
-def test_an_account_at_azure_is_its_endpoint_where_tokens_are_used() -> None:
-    """A token is renewed, and the jobs stay those of the resource; a key is an account of its own."""
+def test_azure_account_with_tokens_is_its_endpoint() -> None:
+    """Tokens are renewed and jobs stay those of the resource; each key is an account of its own."""
     spec = ModelSpec("azure/small", None, "https://one.openai.azure.com", tier="batch")
     by_token = [connect_jobs(replace(spec, settings={"ad_token": token})).account for token in ("t1", "t2")]
     assert by_token[0] == by_token[1]

@@ -1,4 +1,4 @@
-"""Images and documents as columns: what every provider is sent, what is refused, and what is asked again."""
+"""Images and documents as columns: what each provider is sent, what is refused, and what is asked again."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ def seen(provider: Provider) -> list[Seen]:
 
 
 def failures(rows: Any, prompt: str | Prompt = PHOTO) -> list[str]:
-    """Why rows fail that must not be asked."""
+    """The failures of rows that must not be asked."""
     with WIRE.provider() as provider:
         report = ask(rows, provider, prompt)
         assert provider.books.requests == []
     return [outcome.detail for outcome in report.outcomes if isinstance(outcome, Failure)]
 
 
-# -- what is sent --------------------------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------------------------
 
 
 @every_client
 @every_form
 def test_the_image_meant_arrives_byte_for_byte(client: Client, form: str) -> None:
-    """In the right block, with the right media type, between the words around it."""
+    """In the right block, with the right media type, between the surrounding text."""
     content = picture(3, form)
     with client.provider() as provider:
         report = ask({"photo": [content]}, provider, "Before {photo:image} after: x", client)
@@ -118,7 +118,7 @@ def test_the_image_meant_arrives_byte_for_byte(client: Client, form: str) -> Non
 
 @every_client
 def test_a_document_arrives_byte_for_byte(client: Client) -> None:
-    """A PDF goes as a document, not as a picture of it."""
+    """A PDF is sent as a document, not as a picture."""
     content = document("An invoice over 12 EUR", "Page 2")
     with client.provider() as provider:
         ask({"invoice": [content]}, provider, "Read {invoice:document}: x", client)
@@ -129,8 +129,8 @@ def test_a_document_arrives_byte_for_byte(client: Client) -> None:
 
 
 @every_client
-def test_each_row_of_a_batch_travels_with_its_own_image(client: Client) -> None:
-    """An image is beside the id of its row, however many rows a call carries."""
+def test_each_row_of_a_batch_is_sent_with_its_own_image(client: Client) -> None:
+    """An image is next to its row's id, however many rows a call has."""
     contents = [picture(number) for number in range(7)]
     with client.provider(answer=look) as provider:
         report = ask({"photo": contents}, provider, client=client, batch_size=4)
@@ -140,8 +140,8 @@ def test_each_row_of_a_batch_travels_with_its_own_image(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_images_travel_in_every_format_of_rows(name: str) -> None:
-    """No format tears a reference apart or escapes it."""
+def test_images_work_in_every_batch_format(name: str) -> None:
+    """No format splits or escapes a reference."""
     contents = [picture(number) for number in range(3)]
     with WIRE.provider(lambda _: "?") as provider:
         ask({"photo": contents, "name": ["a", "b", "c"]}, provider, "{name}: {photo:image}",
@@ -151,7 +151,7 @@ def test_images_travel_in_every_format_of_rows(name: str) -> None:
 
 
 def test_several_images_and_lists_of_images_keep_their_order() -> None:
-    """In a row and in a cell, in any place and number."""
+    """In a row and in a cell, at any place and in any number."""
     a, b, c, d = (picture(number) for number in range(4))
     rows = [{"first": a, "others": [b, c]}, {"first": d, "others": []}]
     with WIRE.provider() as provider:
@@ -160,8 +160,8 @@ def test_several_images_and_lists_of_images_keep_their_order() -> None:
     assert report.outcomes[1] == Skipped("others")
 
 
-def test_examples_hold_images() -> None:
-    """A few-shot pair may show one, alone and in a batch."""
+def test_examples_may_have_images() -> None:
+    """For single rows and batches."""
     shown, asked = picture(1), picture(2)
     prompt = Prompt(PHOTO, examples=[({"photo": shown}, {"answer": "red"})])
     with WIRE.provider() as provider:
@@ -186,15 +186,15 @@ def test_jinja2_shows_images_by_a_filter() -> None:
     assert prompts == [f"{name_of(a)}1: {name_of(b)} 2: {name_of(c)} ", f"1: {name_of(c)} "]
 
 
-def test_a_plain_jinja2_template_is_said_once_for_all_rows() -> None:
-    """`{{ photo | image }}` hoists as `{photo:image}` does."""
+def test_plain_jinja2_template_is_sent_once_for_all_rows() -> None:
+    """`{{ photo | image }}` is hoisted like `{photo:image}`."""
     task = compile_task(Prompt("See {{ photo | image }} ok", syntax="jinja2"), "a", ModelSpec("test/x"))
     assert task.prompt.hoisted == "See {photo} ok"
     assert compile_task("See {photo:image} ok", "a", ModelSpec("test/x")).prompt.hoisted == "See {photo} ok"
 
 
 def test_detail_is_passed_on() -> None:
-    """How closely a model looks is OpenAI's to read."""
+    """OpenAI's `detail` option."""
     with WIRE.provider() as provider:
         ask({"photo": [picture()]}, provider, prompt_of(detail="low"))
         assert [media.detail for media in seen(provider)] == ["low"]
@@ -204,9 +204,9 @@ def test_detail_is_passed_on() -> None:
 
 
 def cells(folder: Path) -> dict[str, Any]:
-    """One picture in every way that a cell can hold it."""
+    """One picture in every form that a cell can hold."""
     content = picture(5)
-    (folder / "p.txt").write_bytes(content)  # a name says nothing
+    (folder / "p.txt").write_bytes(content)  # a misleading file name
     return {
         "bytes": content,
         "bytearray": bytearray(content),
@@ -220,14 +220,14 @@ def cells(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "path", "absolute path", "Path", "data URL"])
 def test_every_kind_of_cell_is_the_same_image(tmp_path: Path, kind: str) -> None:
-    """Whatever holds it, it is the same content under the same key."""
+    """Every form has the same content and the same key."""
     with WIRE.provider() as provider:
         ask({"photo": [cells(tmp_path)[kind]]}, provider, prompt_of(root=tmp_path))
         assert [media.content for media in seen(provider)] == [picture(5)]
 
 
 def test_an_image_of_pillow_is_its_pixels() -> None:
-    """It is asked once, however it was made, and arrives as a PNG with these pixels."""
+    """It is asked once, however it was made, and is sent as a PNG with these pixels."""
     image = Image.open(BytesIO(picture(7)))
     with WIRE.provider() as provider:
         ask({"photo": [image, image.copy(), Image.new("CMYK", (3, 3))]}, provider)
@@ -247,7 +247,7 @@ def test_an_image_of_pillow_is_its_pixels() -> None:
     ],
     ids=["pandas", "polars", "arrow", "arrow large"],
 )
-def test_frames_hold_images(table: Callable[[list[bytes | None]], Any]) -> None:
+def test_frames_may_have_image_columns(table: Callable[[list[bytes | None]], Any]) -> None:
     """Binary columns of every kind of frame; the result is a frame of that kind."""
     frame = table([picture(1), None, picture(2)])
     with WIRE.provider(look) as provider:
@@ -258,7 +258,7 @@ def test_frames_hold_images(table: Callable[[list[bytes | None]], Any]) -> None:
 
 @pytest.mark.parametrize(("on_missing", "sent"), [("skip", 0), ("fail", 0), ("ask", 1)])
 def test_a_null_image_is_skipped_failed_or_asked_without(on_missing: Any, sent: int) -> None:
-    """As `on_missing` says of every column."""
+    """As `on_missing` is set."""
     with WIRE.provider() as provider:
         report = ask({"photo": [None], "name": ["tea"]}, provider, "{name}: {photo:image}",
                      on_missing=on_missing)  # fmt: skip
@@ -271,14 +271,14 @@ def test_a_null_image_is_skipped_failed_or_asked_without(on_missing: Any, sent: 
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 
-def test_keys_of_prompts_without_images_are_as_ever() -> None:
-    """Answers that were paid before images came stay known."""
+def test_keys_of_prompts_without_images_are_unchanged() -> None:
+    """Answers stored before images were supported are found."""
     task = compile_task(Prompt("Say: {text}", system="Be brief."), {"answer": str}, ModelSpec("openai/gpt-4o-mini"))
     assert cache_key(task)("Say: \ue000image:\ue001").hex() == "f28a4905eed362cf5d826f2a87942d54"
 
 
-def test_the_same_content_elsewhere_is_not_asked_again(tmp_path: Path) -> None:
-    """Another path, another way to hold it, another batch size: no call. One byte changed: one call."""
+def test_same_content_under_another_name_is_not_asked_again(tmp_path: Path) -> None:
+    """Another path, form or batch size: no call. One byte changed: one call."""
     content = picture(9)
     names = write(tmp_path, content, content)
     changed = bytearray(saved(Image.new("RGB", (24, 16), (1, 2, 4)), "png"))
@@ -292,8 +292,8 @@ def test_the_same_content_elsewhere_is_not_asked_again(tmp_path: Path) -> None:
         assert len(provider.books.requests) == 2
 
 
-def test_options_that_change_what_is_seen_are_part_of_the_question(tmp_path: Path) -> None:
-    """And the others are not."""
+def test_options_that_change_the_image_are_part_of_the_key(tmp_path: Path) -> None:
+    """The others are not."""
     store = tmp_path / "answers.db"
     options: list[dict[str, Any]] = [
         {}, {"max_bytes": 10**6}, {"root": "/"}, {"fetch": True}, {"max_side_px": 10}, {"detail": "low"},
@@ -307,8 +307,8 @@ def test_options_that_change_what_is_seen_are_part_of_the_question(tmp_path: Pat
     assert calls == [1, 1, 1, 1, 2, 3, 4]
 
 
-def test_a_text_of_a_row_cannot_name_an_image() -> None:
-    """A reference in a text is text, also that of an image in the same call."""
+def test_row_text_cannot_name_an_image() -> None:
+    """A reference in a text stays text, even that of an image in the same call."""
     content = picture(1)
     task = compile_task("{name} {photo:image}", "a", ModelSpec("test/x"))
     (reference,) = task.prompt.media_of(task.prompt.prepare({"name": "", "photo": content}).values)
@@ -324,7 +324,7 @@ def test_a_text_of_a_row_cannot_name_an_image() -> None:
 
 
 def test_the_store_holds_no_image(tmp_path: Path) -> None:
-    """Keys, answers and the definition, and nothing of the content."""
+    """Neither keys, answers nor the definition have its content."""
     with WIRE.provider() as provider:
         ask({"photo": [saved(Image.effect_noise((64, 64), 50), "png")]}, provider, store=tmp_path / "answers.db")
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
@@ -334,7 +334,7 @@ def test_the_store_holds_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(24, 16), (48, 16)], ids=["looks the same", "looks another"])
 def test_a_file_that_changes_while_the_run_is_on_fails_its_row(tmp_path: Path, size: tuple[int, int]) -> None:
-    """An answer is never kept under the key of another content, and the neighbour is answered."""
+    """An answer is never stored under the key of another content, and the other row is answered."""
     changing = ChangingPath(tmp_path / "p.png", picture(99, size=size))
     with WIRE.provider() as provider:
         report = ask({"photo": [picture(1), changing]}, provider)
@@ -343,7 +343,7 @@ def test_a_file_that_changes_while_the_run_is_on_fails_its_row(tmp_path: Path, s
     assert "has changed" in str(report.outcomes[1])
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------
+# -- refused media ------------------------------------------------------------------------------------------------
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -367,8 +367,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_image_fails_its_row_alone(content: bytes, reason: str) -> None:
-    """With a reason, before it is sent, and its neighbours are answered."""
+def test_invalid_image_fails_its_row_alone(content: bytes, reason: str) -> None:
+    """With a reason, before it is sent."""
     with WIRE.provider() as provider:
         report = ask({"photo": [picture(), content, picture(1)]}, provider)
         assert len(provider.books.requests) == 2
@@ -387,20 +387,20 @@ def test_what_is_no_image_fails_its_row_alone(content: bytes, reason: str) -> No
     ],
     ids=["broken off", "empty", "polyglot", "image"],
 )
-def test_what_is_no_document_fails_its_row(content: bytes, reason: str) -> None:
+def test_invalid_document_fails_its_row(content: bytes, reason: str) -> None:
     """With a reason, before it is sent."""
     assert reason in failures({"invoice": [content]}, "{invoice:document}")[0]
 
 
 def test_an_encrypted_document_fails_its_row() -> None:
-    """Nobody could read it."""
+    """No model could read it."""
     writer, written = PdfWriter(clone_from=BytesIO(document("x"))), BytesIO()
     writer.encrypt("secret", algorithm="RC4-128")
     writer.write(written)
     assert "encrypted" in failures({"invoice": [written.getvalue()]}, "{invoice:document}")[0]
 
 
-def test_limits_are_the_users(tmp_path: Path) -> None:
+def test_size_limits_are_configurable(tmp_path: Path) -> None:
     """Bytes and pixels, of files and of bytes."""
     names = write(tmp_path, picture(1, size=(50, 50)))
     for cell in (names[0], picture(1, size=(50, 50))):
@@ -412,8 +412,8 @@ def test_limits_are_the_users(tmp_path: Path) -> None:
     "cell",
     ["../secret.png", "a/../../secret.png", "/etc/passwd", "link.png", "folder/secret.png", "~/secret.png", "p\0.png"],
 )
-def test_a_path_leads_nowhere_but_below_the_root(tmp_path: Path, cell: str) -> None:
-    """Whoever writes a cell does not read the files of whoever runs the pipeline."""
+def test_path_outside_the_root_is_refused(tmp_path: Path, cell: str) -> None:
+    """The author of a cell cannot read files of the user who runs the pipeline."""
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "secret.png").write_bytes(picture(8))
@@ -424,8 +424,8 @@ def test_a_path_leads_nowhere_but_below_the_root(tmp_path: Path, cell: str) -> N
     assert "secret" not in reason
 
 
-def test_a_path_of_the_users_own_code_leads_anywhere_that_it_says(tmp_path: Path) -> None:
-    """A root of its own, all of the disk, or a `Path` in the cell."""
+def test_user_code_may_allow_any_path(tmp_path: Path) -> None:
+    """By a root of its own, the whole disk, or a `Path` object in the cell."""
     (name,) = write(tmp_path, picture(8))
     with WIRE.provider() as provider:
         ask({"photo": [str(tmp_path / name)]}, provider, prompt_of(root="/"))
@@ -433,8 +433,8 @@ def test_a_path_of_the_users_own_code_leads_anywhere_that_it_says(tmp_path: Path
         assert len(seen(provider)) == 2
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
-    """A folder, a pipe, and a device would hang or never end."""
+def test_folders_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    """They would hang or never end."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     found = failures({"photo": [".", "pipe", "nothing.png"]}, prompt_of(root=tmp_path))
@@ -445,15 +445,15 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cell", ["ftp://host/p.png", "file:///etc/passwd", "data:image/png;base64,!!", 7, {"a": 1}, [1]]
 )
-def test_what_no_cell_means_fails_its_row(cell: Any) -> None:
+def test_cell_of_another_type_fails_its_row(cell: Any) -> None:
     """With a reason that shows nothing of the cell."""
     (reason,) = failures([{"photo": cell}])
     assert "passwd" not in reason
 
 
 @every_form
-def test_what_comes_behind_an_image_is_not_sent(form: str) -> None:
-    """A file that is an image and an archive at once goes as the image alone."""
+def test_data_after_an_image_is_not_sent(form: str) -> None:
+    """Of a file that is an image and an archive only the image is sent."""
     content = picture(4, form)
     with WIRE.provider() as provider:
         ask({"photo": [content + b"PK\x03\x04 a hidden archive"]}, provider, prompt_of(keep_metadata=True))
@@ -465,7 +465,7 @@ def test_what_comes_behind_an_image_is_not_sent(form: str) -> None:
 
 
 def tagged(form: str, orientation: int = 1) -> bytes:
-    """A picture that says where, when and by whom it was taken."""
+    """A picture with metadata of place, time and camera."""
     image = Image.new("RGB", (20, 10), "red")
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "SecretCamera"
@@ -479,7 +479,7 @@ def tagged(form: str, orientation: int = 1) -> bytes:
 
 @every_form
 def test_metadata_are_removed_and_pixels_kept(form: str) -> None:
-    """Nobody is told where a picture was taken; it is byte for byte the same picture, and kept if wanted."""
+    """The encoded pixels are unchanged byte for byte; an option keeps the metadata."""
     content = tagged(form)
     assert b"SecretCamera" in content
     with WIRE.provider() as provider:
@@ -494,8 +494,8 @@ def test_metadata_are_removed_and_pixels_kept(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-def test_which_way_is_up_is_kept(form: str) -> None:
-    """And nothing else of the metadata."""
+def test_orientation_is_kept(form: str) -> None:
+    """And no other metadata."""
     with WIRE.provider() as provider:
         ask({"photo": [tagged(form, orientation=6)]}, provider)
         (media,) = seen(provider)
@@ -507,8 +507,8 @@ def test_which_way_is_up_is_kept(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", TYPES)
-def test_large_images_are_made_smaller(form: str) -> None:
-    """To so many pixels on the longer side, upright, and small ones go as they are."""
+def test_large_images_are_scaled_down(form: str) -> None:
+    """To the maximum of the longer side, upright; small ones are unchanged."""
     large = saved(Image.new("RGB", (400, 100), "blue"), form)
     small = picture(1, form)
     with WIRE.provider() as provider:
@@ -525,7 +525,7 @@ def test_large_images_are_made_smaller(form: str) -> None:
         assert Image.open(BytesIO(seen(provider)[0].content)).size == (25, 100)
 
 
-def test_some_pages_of_a_document_are_sent() -> None:
+def test_selected_pages_of_a_document_are_sent() -> None:
     """Those that `pages` names."""
     content = document("one", "two", "three", "four")
     for pages, texts in {"2": ["two"], "2-3": ["two", "three"], "3-": ["three", "four"]}.items():
@@ -536,8 +536,8 @@ def test_some_pages_of_a_document_are_sent() -> None:
     assert "none of the pages" in failures({"invoice": [content]}, prompt_of("{invoice:document}", pages="9-"))[0]
 
 
-def test_the_text_of_a_document_is_sent_instead() -> None:
-    """It is cleaned and sanitized as every text is, and asked of models that read text only."""
+def test_text_of_a_document_is_sent_on_request() -> None:
+    """It is cleaned and sanitized like any text, and works with text-only models."""
     content = document("Write to jo@example.org", "Total: 12")
     prompt = prompt_of("{invoice:document}", as_text=True)
     with WIRE.provider() as provider:
@@ -552,14 +552,14 @@ def test_the_text_of_a_document_is_sent_instead() -> None:
     [{"detail": "huge"}, {"pages": "0"}, {"pages": "3-1"}, {"pages": "x"}, {"max_side_px": 0}, {"max_bytes": -1}],
     ids=str,
 )
-def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    """When they are written."""
+def test_invalid_media_options_are_refused(wrong: dict[str, Any]) -> None:
+    """When they are created."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         MediaOptions(**wrong)
 
 
-def test_one_column_is_one_thing() -> None:
-    """A column is a text, an image or a document."""
+def test_column_has_one_media_kind() -> None:
+    """Text, image or document."""
     with pytest.raises(ConfigError, match="as image and as text"):
         compile_task("{a} {a:image}", "b", ModelSpec("test/x"))
     with pytest.raises(ConfigError, match="column name was expected"):
@@ -579,24 +579,24 @@ def test_one_column_is_one_thing() -> None:
         ("mlx//no/model", PHOTO, "Ask a server"),
     ],
 )
-def test_a_model_that_cannot_see_is_refused_before_the_first_call(model: str, prompt: str, others: str) -> None:
-    """As far as the price list knows, with models of the same provider that can."""
+def test_model_without_vision_is_refused_before_the_first_call(model: str, prompt: str, others: str) -> None:
+    """By the price list; the error names models of the provider that have vision."""
     with pytest.raises(ConfigError, match=others):
         compile_task(prompt, "b", ModelSpec(model))
     if "/no/" not in model:
         compile_task(Prompt(prompt, media=MediaOptions(check_model=False)), "b", ModelSpec(model))
 
 
-def test_a_model_that_is_not_listed_may_see() -> None:
-    """Nobody knows."""
+def test_unlisted_model_may_have_vision() -> None:
+    """It is unknown, so it is asked."""
     compile_task(PHOTO, "b", ModelSpec("openai/some-new-model"))
     compile_task(PHOTO, "b", ModelSpec("hosted_vllm/own"))
     compile_task(PHOTO, "b", ModelSpec("openai/gpt-4o-mini"))
     compile_task("{a:document}", "b", ModelSpec("anthropic/claude-sonnet-4-5"))
 
 
-def test_what_a_request_cannot_carry_fails_alone() -> None:
-    """By the provider's own limits: bytes, images, pixels, addresses."""
+def test_media_beyond_the_providers_limits_fail_alone() -> None:
+    """Bytes, images, pixels, addresses."""
     noise = saved(Image.effect_noise((2200, 2200), 100), "png")
     spec = ModelSpec("groq/meta-llama/some-vision", api_key="k", base_url="http://127.0.0.1:9/v1")
     options = Options(progress_bar=False)
@@ -611,7 +611,7 @@ def test_what_a_request_cannot_carry_fails_alone() -> None:
 
 
 def test_batches_keep_the_limits_of_a_request() -> None:
-    """A call carries no more images than its provider takes."""
+    """A call has no more images than its provider accepts."""
     contents = [picture(number) for number in range(12)]
     with WIRE.provider(look) as provider:
         spec = ModelSpec("groq/meta-llama/some-vision", api_key="k", base_url=provider.base_url)
@@ -622,12 +622,12 @@ def test_batches_keep_the_limits_of_a_request() -> None:
     assert max(sizes) <= 5
 
 
-# -- discretion ----------------------------------------------------------------------------------------------------
+# -- secrets -------------------------------------------------------------------------------------------------------
 
 
 @every_client
 def test_no_error_repeats_an_image(client: Client) -> None:
-    """A provider that quotes what it was sent is not quoted."""
+    """If a provider quotes the request, the error does not."""
     content = saved(Image.effect_noise((32, 32), 50), "png")
     encoded = base64.b64encode(content).decode()
     said = f"Cannot read data:image/png;base64,{encoded} or {encoded[:200]}"
@@ -639,7 +639,7 @@ def test_no_error_repeats_an_image(client: Client) -> None:
 
 
 def test_messages_of_a_call_hold_references() -> None:
-    """What observers and dry runs show of a call is text."""
+    """Observers and dry runs see text in place of images."""
     task = compile_task(PHOTO, "a", ModelSpec("test/x"))
     columns = {"photo": [picture()]}
     (item,) = items(task, columns, [(b"k" * 16, 0)], apart=False)
@@ -650,8 +650,8 @@ def test_messages_of_a_call_hold_references() -> None:
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_placeholders_are_given_back_beside_images(tmp_path: Path, is_gone: bool) -> None:
-    """A path is no text of the row, and a file that is gone once it was answered harms nothing."""
+def test_placeholders_are_restored_in_rows_with_images(tmp_path: Path, is_gone: bool) -> None:
+    """A path is not row text, and a file removed after its answer has no effect."""
     (name,) = write(tmp_path, picture(1))
     rows = {"note": ["jo@example.org"], "photo": [name]}
     with WIRE.provider(lambda _: {"answer": "<EMAIL_1>"}) as provider:
@@ -668,7 +668,7 @@ def test_placeholders_are_given_back_beside_images(tmp_path: Path, is_gone: bool
 
 @pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash"])
 def test_requests_of_batch_jobs_hold_images(model: str) -> None:
-    """As live ones do, each in its dialect."""
+    """Like live ones, in each dialect."""
     spec = ModelSpec(model, api_key=KEY, base_url="http://127.0.0.1:9/v1")
     task = compile_task(PHOTO, "a", spec)
     row = task.prompt.prepare({"photo": picture(6)}).values  # noqa: PD011
@@ -681,8 +681,8 @@ def test_requests_of_batch_jobs_hold_images(model: str) -> None:
     assert (media.content, media.media_type) == (picture(6), "image/png")
 
 
-def test_a_model_that_is_handed_over_sees_references() -> None:
-    """A model of the user's gets the call, whose `media` it may read."""
+def test_user_model_gets_references_and_media() -> None:
+    """The call's `media` has the content."""
     model = ScriptedModel({"What": "a picture"})
     enrich_sync({"photo": [picture(1)]}, prompt=PHOTO, output="a", model=model, options=Options(progress_bar=False))
     (media,) = model.calls[0].media.values()

@@ -1,4 +1,4 @@
-"""The page on metadata keys is complete, and names no key that there is not."""
+"""The page on metadata keys is complete, and names no unknown key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = re.compile(r"ondine/[a-z0-9_/]+")
 
 
 def test_every_key_is_on_the_page_and_no_other() -> None:
-    """Those that the source writes, those that are made of a prefix, and those of each reason of a failed row."""
+    """Keys in the source, keys made of a prefix, and those of each reason of a failed row."""
     page = (ROOT / "docs" / "metadata.md").read_text(encoding="utf-8")
     explained = [key for line in page.splitlines() for key in re.findall(rf"^\| `({KEY.pattern})` \|", line)]
     assert len(explained) == len(set(explained))
@@ -37,18 +37,18 @@ def written_keys() -> set[str]:
 
 
 EVERYTHING = Progress(1, 1, 0, 0, Spend(calls=2, unknown=1, usd=Decimal(1), unknown_usd=Decimal(1)), 1.0)
-"""A run that has a figure for each key."""
+"""A run with a value for each key."""
 PREFIXES = {
     "ondine/progress/": [key.removeprefix("ondine/progress/") for key in progress_metadata(EVERYTHING)],
     "ondine/trial/": ("rows_available", "rows_total"),
     "ondine/rows_failed_": get_args(get_type_hints(Failure)["reason"]),
     "ondine/spend_by_": ("asset", "model", "day"),
 }
-"""How keys go on that the source composes."""
+"""Endings of the keys that the source composes."""
 
 
 def made_of(composed: ast.JoinedStr) -> set[str]:
-    """The keys that a literal with a value in it stands for."""
+    """The keys that a literal with a value in it can be."""
     first = composed.values[0]
     if not (isinstance(first, ast.Constant) and str(first.value).startswith("ondine/")):
         return set()

@@ -1,4 +1,4 @@
-"""What holds for every client, whoever it speaks to and by whatever library."""
+"""The contract of every client, whatever provider it asks and whatever library it uses."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ lost_reply = pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
 
 
 def fail(client: Client, fault: Fault, **spec: Any) -> tuple[ProviderError, int]:
-    """How a call ends whose provider has a fault, and how many requests it made."""
+    """The error of a call to a provider with a fault, and the number of requests made."""
     with client.provider(fault=fault) as provider, pytest.raises(ProviderError) as caught:
         client.ask(provider, **spec)
     return caught.value, len(provider.books.requests)
 
 
-def test_a_reply_that_is_nested_without_end_is_lost() -> None:
-    """It may be billed, and it is no crash of the run."""
+def test_endlessly_nested_reply_is_lost() -> None:
+    """It may be billed, and does not crash the run."""
     nested = b'{"choices":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     failed, requests = fail(WIRE, status(200, nested))
     assert isinstance(failed, TransientError)
@@ -78,8 +78,8 @@ def test_a_reply_that_is_nested_without_end_is_lost() -> None:
 
 
 @every_client
-def test_answer_comes_with_usage_and_the_providers_name_for_the_call(client: Client) -> None:
-    """A reply says what it used, cached input among it, what the provider calls the call, and how long it took."""
+def test_reply_has_usage_request_id_and_latency(client: Client) -> None:
+    """Cached input is part of the usage."""
     with client.provider(cached_tokens=3) as provider:
         reply = client.ask(provider, max_output_tokens=50)
         books = provider.books
@@ -91,7 +91,7 @@ def test_answer_comes_with_usage_and_the_providers_name_for_the_call(client: Cli
 
 @every_client
 def test_schema_reaches_the_provider(client: Client) -> None:
-    """Whatever the dialect calls it, the provider is told which fields an answer has."""
+    """In the dialect's own form it lists the fields of an answer."""
     with client.provider() as provider:
         client.ask(provider)
         client.ask(provider, Call((Message("user", "Repeat: x"),)))
@@ -101,8 +101,8 @@ def test_schema_reaches_the_provider(client: Client) -> None:
 
 
 @every_client
-def test_mapping_with_any_keys_is_asked_for_in_words(client: Client) -> None:
-    """Strict mode, Anthropic's format and litellm would close the object, so that it could only come back empty."""
+def test_mapping_with_any_keys_is_put_into_the_prompt(client: Client) -> None:
+    """Strict mode, Anthropic's format and litellm would close the object, so replies would be empty."""
     schema = compile_schema(create_model("Counts", answer=(dict[str, int], ...))).json_schema
     assert schema is not None
     with client.provider() as provider:
@@ -113,8 +113,8 @@ def test_mapping_with_any_keys_is_asked_for_in_words(client: Client) -> None:
 
 
 @every_client
-def test_settings_of_the_specification_arrive(client: Client) -> None:
-    """Temperature, bound on output tokens and further parameters are sent."""
+def test_settings_of_the_spec_are_sent(client: Client) -> None:
+    """Temperature, output bound and further parameters."""
     with client.provider() as provider:
         client.ask(provider, temperature=0.25, max_output_tokens=77, params={"top_p": 0.5})
     body = provider.books.requests[0].body
@@ -123,7 +123,7 @@ def test_settings_of_the_specification_arrive(client: Client) -> None:
 
 @every_client
 def test_cost_of_a_reply_follows_from_its_usage(client: Client) -> None:
-    """The price file and the usage of a reply give its cost, cached input at its own price."""
+    """By the price file, with cached input at its own price."""
     price = find_price(client.priced_as)
     assert price is not None
     with client.provider(cached_tokens=3) as provider:
@@ -133,23 +133,23 @@ def test_cost_of_a_reply_follows_from_its_usage(client: Client) -> None:
 
 
 @every_client
-def test_cut_answer_is_marked_as_cut(client: Client) -> None:
-    """A reply that the bound on output tokens cut is never taken for a whole one."""
+def test_truncated_reply_is_marked(client: Client) -> None:
+    """A reply cut by the output bound never counts as whole."""
     with client.provider(fault=truncated) as provider:
         assert ending_of(client.ask(provider).finish_reason) == "cut"
 
 
 @every_client
-def test_answer_without_text_is_an_empty_one(client: Client) -> None:
-    """A reply without text is a reply with empty text, for the schema to refuse."""
+def test_reply_without_text_has_an_empty_text(client: Client) -> None:
+    """The schema then refuses it."""
     with client.provider(fault=empty) as provider:
         assert client.ask(provider).text == ""
 
 
 @every_client
 @pytest.mark.parametrize("fault", [refusal, filtered])
-def test_declined_answer_is_refused_and_paid_for(client: Client, fault: Fault) -> None:
-    """A model that declines, or a content filter, refuses this request and no other; what was billed is told."""
+def test_declined_reply_is_refused_and_billed(client: Client, fault: Fault) -> None:
+    """A refusal by the model or a content filter is of this request only; the billed amount is reported."""
     failure, _ = fail(client, fault)
     assert isinstance(failure, RefusedError)
     assert failure.usage is not None
@@ -162,7 +162,7 @@ def test_declined_answer_is_refused_and_paid_for(client: Client, fault: Fault) -
 @every_client
 @pytest.mark.parametrize("code", STATUSES)
 def test_status_decides_what_a_failure_means(client: Client, code: int) -> None:
-    """Every status means the same from every client; a call that was turned away is made once and cost nothing."""
+    """Every status has the same meaning for every client; a refused call is sent once and costs nothing."""
     failure, requests = fail(client, status(code, headers={"Retry-After": "7", "Location": "http://127.0.0.1:9/"}))
     kind = getattr(failure, "kind", None)
     assert (type(failure), kind) == STATUSES[code]
@@ -174,8 +174,8 @@ def test_status_decides_what_a_failure_means(client: Client, code: int) -> None:
 
 @every_client
 @lost_reply
-def test_reply_that_was_not_seen_may_have_been_billed(client: Client, fault: Fault) -> None:
-    """A call that left and whose reply was not seen whole is made once, and its cost is unknown."""
+def test_call_without_a_complete_reply_has_an_unknown_cost(client: Client, fault: Fault) -> None:
+    """It is sent once."""
     failure, requests = fail(client, fault, timeout_s=0.5)
     assert isinstance(failure, TransientError)
     assert failure.cost_unknown
@@ -186,7 +186,7 @@ def test_reply_that_was_not_seen_may_have_been_billed(client: Client, fault: Fau
 @every_client
 @pytest.mark.parametrize("last_words", [b"", b"550 mailbox unavailable\r\n\r\n"], ids=["reset", "no HTTP"])
 def test_broken_connection_sends_no_call_twice(client: Client, last_words: bytes) -> None:
-    """A call that left may have been billed, so no library underneath sends it again; no error holds the key."""
+    """The call may have been billed, so no library resends it; no error has the key."""
     with resetting(last_words) as (address, requests), pytest.raises(TransientError) as caught:
         one_call(client.connect(f"{address}/v1" if client.provider is WIRE.provider else address), call=CALL)
     assert caught.value.cost_unknown
@@ -195,8 +195,8 @@ def test_broken_connection_sends_no_call_twice(client: Client, last_words: bytes
 
 
 @every_client
-def test_nobody_there_costs_nothing(client: Client) -> None:
-    """When nobody listens the call may be made again and surely was not billed."""
+def test_refused_connection_costs_nothing(client: Client) -> None:
+    """The call may be retried and was certainly not billed."""
     with client.provider() as provider:
         address = client.address(provider)
     with pytest.raises(TransientError, match="Cannot connect") as caught:
@@ -204,12 +204,12 @@ def test_nobody_there_costs_nothing(client: Client) -> None:
     assert not caught.value.cost_unknown
 
 
-# -- life and death ------------------------------------------------------------------------------------------------
+# -- cancel and close ----------------------------------------------------------------------------------------------
 
 
 @every_client
-def test_cancelled_call_lets_go_of_the_provider(client: Client) -> None:
-    """Cancelling a call closes its connection and leaves nothing running, and the next call works."""
+def test_cancelled_call_closes_its_connection(client: Client) -> None:
+    """Nothing is left running, and the next call works."""
 
     async def main() -> tuple[set[str], Reply]:
         model = client.connect(client.address(provider))
@@ -232,7 +232,7 @@ def test_cancelled_call_lets_go_of_the_provider(client: Client) -> None:
 
 @every_client
 def test_closing_twice_or_before_the_first_call_is_harmless(client: Client) -> None:
-    """A model can be closed at any time, more than once, and is opened again by a call."""
+    """A closed model is opened again by a call."""
 
     async def main() -> Reply:
         model = client.connect(client.address(provider))
@@ -254,10 +254,10 @@ def test_closing_twice_or_before_the_first_call_is_harmless(client: Client) -> N
     [None, error(401, f"Bad key {KEY}"), error(400, f"No: {WORDS}"), error(429, KEY), cut, garbage, slow(30)],
     ids=["answer", "401", "400", "429", "cut", "garbage", "slow"],
 )
-def test_neither_key_nor_prompt_shows_anywhere(
+def test_neither_key_nor_prompt_is_shown_anywhere(
     client: Client, fault: Fault | None, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No repr, error, cause of an error, log record at any level, or output shows the key or the prompt."""
+    """In no repr, error, cause, log record of any level, or output."""
     caplog.set_level(logging.DEBUG)
     with client.provider(fault=fault) as provider:
         model = client.connect(client.address(provider), timeout_s=0.5)

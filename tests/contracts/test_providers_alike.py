@@ -1,4 +1,4 @@
-"""The same prompt, and the same fault, through litellm and through the client of our own."""
+"""The same prompt and the same fault through litellm and through our own client."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LIMITS = {
 @litellm_client
 @pytest.mark.parametrize("fault", [None, truncated, empty, status(200, BODY), status(200, BODY, LIMITS)])
 def test_same_prompt_gives_the_same_reply(client: Client, fault: Fault | None) -> None:
-    """Through litellm and through our own client, a reply is the same in everything but the time it took."""
+    """The replies are equal except for their latency."""
     with client.provider(fault=fault, cached_tokens=2) as provider:
         ours, theirs = (asked.ask(provider, temperature=0.5) for asked in (WIRE, client))
     first, second = provider.books.requests[-2:]
@@ -66,7 +66,7 @@ def test_same_prompt_gives_the_same_reply(client: Client, fault: Fault | None) -
     ids=[*map(str, STATUSES), *LOST, *"refusal filtered quota quoted hidden list html".split()],
 )
 def test_same_fault_gives_the_same_error(client: Client, fault: Fault) -> None:
-    """Through litellm and through our own client, a fault is the same error with the same text and consequences."""
+    """The errors have the same type, text and consequences."""
     with client.provider(fault=fault) as provider:
         failures = []
         for asked in (WIRE, client):

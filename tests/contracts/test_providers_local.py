@@ -1,4 +1,4 @@
-"""What holds for every model that runs in this process."""
+"""The contract of every model that runs in this process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_local(model: str, **spec: Any) -> ChatModel:
 
 
 def test_local_model_answers_at_no_cost(local: str) -> None:
-    """A model in this process answers, counts its tokens, and costs nothing."""
+    """It answers, counts its tokens, and costs nothing."""
     reply = one_call(open_local(local), call=CALL)
     assert reply.usage.input_tokens > 0
     assert reply.usage.output_tokens > 0
@@ -49,14 +49,14 @@ def test_local_model_answers_at_no_cost(local: str) -> None:
 
 
 def test_local_model_keeps_to_a_schema(local: str) -> None:
-    """What comes back whole is JSON with the fields that were asked for."""
+    """A complete reply is JSON with the required fields."""
     reply = one_call(open_local(local, max_output_tokens=400), call=Call((Message("user", "Say hello."),), SCHEMA))
     if reply.finish_reason != "length":
         assert set(orjson.loads(reply.text)) == {"answer"}
 
 
-def test_local_model_says_when_it_was_cut(local: str) -> None:
-    """The bound on output tokens shows in the reply."""
+def test_local_model_reports_truncation(local: str) -> None:
+    """At the bound on output tokens."""
     if local.startswith("scripted"):
         pytest.skip("a script is never cut")
     reply = one_call(open_local(local, max_output_tokens=3), call=CALL)
@@ -84,16 +84,16 @@ def test_local_model_can_be_cancelled_and_closed_twice(local: str) -> None:
 
 
 @pytest.mark.parametrize("failure", [TransientError("busy", retry_after_s=7, kind="limited"), FatalError("key")])
-def test_script_fails_as_it_is_told(failure: ProviderError) -> None:
-    """The public fake raises what a provider would, so that a test of failures is a test of the real pipeline."""
+def test_scripted_model_raises_scripted_failures(failure: ProviderError) -> None:
+    """It raises what a provider would, so a test of failures runs the real pipeline."""
     with pytest.raises(type(failure)) as caught:
         one_call(ScriptedModel({"": "x"}, faults=[failure]), call=CALL)
     assert caught.value is failure
 
 
 @pytest.mark.parametrize("model", ["llama_cpp/{}/none.gguf", "mlx/{}/none", "azure/small", "anthropic/claude"])
-def test_what_is_missing_is_said_before_any_call(model: str, tmp_path: Path) -> None:
-    """A model that cannot be asked is refused when it is connected, with its name."""
+def test_missing_model_is_refused_when_connected(model: str, tmp_path: Path) -> None:
+    """With its name."""
     name = model.format(tmp_path)
     with pytest.raises(ValueError, match="model=") as caught:
         connect(ModelSpec(name))

@@ -50,15 +50,15 @@ TELEMETRY = """
         (ondine_dagster, RING),
     ],
 )
-def test_the_surface_is_what_is_listed(module: object, names: list[str]) -> None:
-    """A name joins or leaves the public surface on purpose only."""
+def test_public_names_are_those_listed(module: object, names: list[str]) -> None:
+    """A public name is added or removed on purpose only."""
     assert sorted(module.__all__) == sorted(names)
     values = [getattr(module, name) for name in names]
     assert all(value.__doc__ for value in values if inspect.isclass(value) or inspect.isroutine(value))
 
 
-def test_the_error_tree_is_the_one_drawn() -> None:
-    """Every error stands in the drawing at the top of its module, below the class it derives from."""
+def test_error_tree_equals_its_drawing() -> None:
+    """Every error is in the drawing at the top of its module, below its base class."""
     depths = {}
     for line in (errors.__doc__ or "").splitlines():
         if found := re.match(r"([│├└─ ]*)(\w+Error)\b", line):
@@ -75,6 +75,6 @@ def test_distribution_and_packages_have_one_version() -> None:
 
 
 def test_dg_finds_the_package() -> None:
-    """The entry point that `dg` reads is there."""
+    """It has the entry point that `dg` reads."""
     (entry,) = entry_points(group="dagster_dg_cli.registry_modules", name="ondine_dagster")
     assert entry.load() is ondine_dagster

@@ -1,4 +1,4 @@
-"""The documents tell the truth: their code runs, and their links lead somewhere."""
+"""The code of the documents runs, and their links work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUIDES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def run_block(marker: str) -> dict[str, Any]:
-    """The names that the README's Python block with `marker` in it defines."""
+    """The names that the README's Python block containing `marker` defines."""
     (block,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if marker in code]
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec", dont_inherit=True), names)  # noqa: S102
@@ -37,7 +37,7 @@ def test_every_python_block_is_run_here() -> None:
 
 
 def test_the_decorator_example() -> None:
-    """The definitions load, and the columns promised are those that come out."""
+    """The definitions load, and the promised columns are in the result."""
     names = run_block("defs = dg.Definitions")
     dg.Definitions.validate_loadable(names["defs"])
     llm = ScriptedModel({"": {"sentiment": "positive", "topic": None}})
@@ -59,8 +59,8 @@ COMPONENTS = [
 @pytest.mark.filterwarnings("ignore:Class `(LocalFileCodeReference|CodeReferencesMetadataValue)`")
 @pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
 @pytest.mark.parametrize("written", COMPONENTS)
-def test_a_component_loads(written: str) -> None:
-    """Every whole `defs.yaml` in a document is one; its prompt file may read any column."""
+def test_component_examples_load(written: str) -> None:
+    """Every whole `defs.yaml` in a document; its prompt file may read any column."""
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.defs_folder_path / "asset"
         folder.mkdir()
@@ -72,7 +72,7 @@ def test_a_component_loads(written: str) -> None:
 
 
 def test_the_yaml_twin_has_the_columns_of_the_decorator_example() -> None:
-    """One asset, written in two ways."""
+    """The same asset, written in two ways."""
     declared = compile_schema(run_block("defs = dg.Definitions")["Sentiment"])
     (written,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
     twin = compile_schema(written["attributes"]["output"])
@@ -86,7 +86,7 @@ def test_the_yaml_twin_has_the_columns_of_the_decorator_example() -> None:
 def test_the_example_without_dagster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It asks the embedded model, and prints what the comment beside it says."""
+    """It asks the embedded model and prints what its comment says."""
     monkeypatch.chdir(tmp_path)
     run_block("enrich_sync(")
     (printed,) = re.findall(r"print\(report.*?# (.*)", README)
@@ -94,7 +94,7 @@ def test_the_example_without_dagster(
 
 
 def test_the_example_of_a_shared_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resource is what Dagster accepts, and the engine gets the cap."""
+    """Dagster accepts the resource, and the engine gets the cap."""
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
     llm = run_block("SharedBudget(")["llm"].process_config_and_initialize()
     assert [str(cap) for cap in llm.options("answers.db").caps] == [
@@ -109,20 +109,20 @@ def test_the_example_of_a_users_test() -> None:
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_the_code_of_a_guide_runs(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All Python blocks of a guide, one after another as a reader pastes them, and the tests that they define."""
+    """All Python blocks of a guide in sequence, and the tests that they define."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
     text = guide.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "guide"}
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the guide's own line
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the guide's line
         exec(compile(above + block[1], guide, "exec", dont_inherit=True), names)  # noqa: S102
     for test in [value for name, value in names.items() if name.startswith("test_")]:
         test()
 
 
 def test_the_pools_of_the_guide_to_schedules(tmp_path: Path) -> None:
-    """Dagster takes the settings, and they say what the guide says."""
+    """Dagster accepts the settings, and they match the guide's text."""
     guide = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(# dagster.yaml\n.*?)```", guide, re.DOTALL)
     (tmp_path / "dagster.yaml").write_text(block + "telemetry: {enabled: false}\n", encoding="utf-8")
@@ -134,7 +134,7 @@ def test_the_pools_of_the_guide_to_schedules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_to_files_lead_somewhere(document: Path) -> None:
+def test_links_to_files_work(document: Path) -> None:
     """Every relative link and picture exists."""
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""fakellm, a mock of OpenAI's and Anthropic's servers that others wrote, asked in both dialects."""
+"""fakellm, a third-party mock of OpenAI's and Anthropic's servers, asked in both dialects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RULES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the mock answers by the rules."""
+    """The address of the mock with these rules."""
     folder = tmp_path_factory.mktemp("fakellm")
     try:
         python = make_environment(folder / "venv", sys.executable)
@@ -61,19 +61,19 @@ def ask(address: str, model: str, texts: list[str], key: str = "sk-right") -> Re
 
 @pytest.mark.parametrize("model", [OPENAI, ANTHROPIC])
 def test_rows_get_their_own_answers_or_their_own_failures(address: str, model: str) -> None:
-    """Answers are joined to their rows, a filter costs its row, and plain text is no answer to a schema."""
+    """Answers belong to their rows, a content filter fails its row, and plain text is no answer to a schema."""
     report = ask(address, model, ["first", "second", "third", "fourth"])
     third, fourth = sorted(report.failures, reverse=True)
     assert report.column("answer") == ["one", "two", None, None]
     assert third.startswith("refused: The provider replied 400")
     assert fourth.startswith("invalid")
-    assert report.spend.answered == 4  # the plain text twice
+    assert report.spend.answered == 4  # the row with plain text, twice
     assert report.spend.usage.is_complete
 
 
 @pytest.mark.parametrize("model", [OPENAI, ANTHROPIC])
-def test_wrong_key_is_told_at_once(address: str, model: str) -> None:
-    """The run stops with what to check."""
+def test_wrong_key_stops_the_run_at_once(address: str, model: str) -> None:
+    """With what to check."""
     with pytest.raises(FatalError, match="check api_key") as caught:
         ask(address, model, [f"row {number}" for number in range(30)], key="sk-wrong")
     assert caught.value.fault == "account"

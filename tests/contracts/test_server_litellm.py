@@ -1,4 +1,4 @@
-"""LiteLLM's proxy, with a provider of ours behind it: what is asked, answered, billed and refused through it."""
+"""LiteLLM's proxy in front of our provider: requests, answers, bills and refusals through it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.provider import Asked, Books, Effect, Fault, Provider, error,
 pytestmark = pytest.mark.slow
 
 GPT_4O_MINI = Price(Decimal("0.15e-6"), Decimal("0.60e-6"), Decimal("0.075e-6"))
-"""What the proxy takes its models for."""
+"""The models that the proxy assumes."""
 TOO_LONG = error(
     400, "This model's maximum context length is 4096 tokens, but 5000 were given.", "context_length_exceeded"
 )
@@ -48,7 +48,7 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
-def befall(asked: Asked) -> Effect:
+def fault_of(asked: Asked) -> Effect:
     """The fault whose name is in the prompt."""
     return next((fault(asked) for name, fault in FAULTS.items() if name in asked.prompt), None)
 
@@ -56,7 +56,7 @@ def befall(asked: Asked) -> Effect:
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Provider]:
     """The provider behind the proxy."""
-    with Provider(echo_each, fault=befall) as provider:
+    with Provider(echo_each, fault=fault_of) as provider:
         yield provider
 
 
@@ -75,15 +75,15 @@ def ask(model: ModelSpec, texts: list[str], chosen: Options | None = None) -> Re
 
 
 def arrivals(books: Books, part: str) -> list[float]:
-    """When each request that holds `part` reached the provider."""
+    """When each request that contains `part` reached the provider."""
     return [asked.arrived_at for asked in books.requests if part in asked.prompt]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_rows_get_their_own_answers_and_the_provider_s_bill(
+def test_rows_get_their_own_answers_and_the_providers_bill(
     proxy: LiteLLMProxy, upstream: Provider, batch_size: int
 ) -> None:
-    """Alone and in batches each row gets its own answer; tokens and money are those of the provider's books."""
+    """For single rows and batches; tokens and cost equal the provider's ledger."""
     books, texts = upstream.books, [f"{batch_size} a call, row {number}" for number in range(24)]
     sent, received, calls = books.input_tokens, books.output_tokens, len(books.requests)
     report = ask(proxy.model("small"), texts, options(batch_size=batch_size))
@@ -97,7 +97,7 @@ def test_rows_get_their_own_answers_and_the_provider_s_bill(
 
 
 def test_schema_reaches_the_provider(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """The proxy passes the strict schema on, so the provider holds its model to it."""
+    """The proxy forwards the strict schema."""
     ask(proxy.model("small"), ["held to a schema"])
     form = upstream.books.requests[-1].body["response_format"]
     assert (form["type"], form["json_schema"]["strict"]) == ("json_schema", True)
@@ -109,10 +109,10 @@ def test_schema_reaches_the_provider(proxy: LiteLLMProxy, upstream: Provider) ->
     [("small", "sk-of-a-stranger", "api_key"), ("large", MASTER_KEY, "model")],
     ids=["key", "model"],
 )
-def test_what_nobody_is_answered_for_is_told_at_once(
+def test_wrong_key_or_model_stops_the_run_at_once(
     proxy: LiteLLMProxy, upstream: Provider, name: str, key: str, advice: str
 ) -> None:
-    """A wrong key or an unknown model stops the run with what to check; no request reaches the provider."""
+    """The error says what to check; no request reaches the provider."""
     calls = len(upstream.books.requests)
     with pytest.raises(FatalError, match=f"check .*{advice}") as caught:
         ask(proxy.model(name, key), [f"row {number}" for number in range(200)], options(max_concurrency=1))
@@ -120,16 +120,16 @@ def test_what_nobody_is_answered_for_is_told_at_once(
     assert len(upstream.books.requests) == calls
 
 
-def test_wait_of_the_provider_is_waited_for(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """The proxy passes a `Retry-After` of its provider on; the call is made again after it, and only once."""
+def test_retry_after_of_the_provider_is_kept(proxy: LiteLLMProxy, upstream: Provider) -> None:
+    """The proxy forwards it; the call is retried once, after the wait."""
     report = ask(proxy.model("small"), ["limited once"])
     refused_at, again_at = arrivals(upstream.books, "limited once")
     assert report.column("answer") == ["limited once"]
     assert again_at - refused_at >= 1
 
 
-def test_wait_of_the_proxy_is_waited_for(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """A proxy whose deployments all rest says for how long; the provider is not asked meanwhile."""
+def test_cool_down_of_the_proxy_is_kept(proxy: LiteLLMProxy, upstream: Provider) -> None:
+    """If all its deployments rest, the proxy says for how long; the provider is not asked meanwhile."""
     report = ask(proxy.model("pair"), ["limited twice"])
     times = arrivals(upstream.books, "limited twice")
     assert report.column("answer") == ["limited twice"]
@@ -138,23 +138,23 @@ def test_wait_of_the_proxy_is_waited_for(proxy: LiteLLMProxy, upstream: Provider
 
 
 def test_refused_rows_fail_alone(proxy: LiteLLMProxy) -> None:
-    """A content filter and a window behind the proxy cost their row only, also in a batch of others."""
+    """A content filter or window limit behind the proxy fails its row only, also in a batch."""
     texts = ["one", "filtered", "two", "too long", "three", "four"]
     report = ask(proxy.model("small"), texts, options(batch_size=3))
     assert report.column("answer") == ["one", None, "two", None, "three", "four"]
     assert {outcome.reason for outcome in report.outcomes if isinstance(outcome, Failure)} == {"refused"}
 
 
-def test_credit_that_ends_behind_the_proxy_stops_the_run(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """It is no rate limit: nobody waits for it."""
+def test_exhausted_credit_behind_the_proxy_stops_the_run(proxy: LiteLLMProxy, upstream: Provider) -> None:
+    """It is no rate limit, so no call waits."""
     with pytest.raises(FatalError, match="credit") as caught:
         ask(proxy.model("small"), ["out of credit"])
     assert caught.value.fault == "account"
     assert len(arrivals(upstream.books, "out of credit")) == 1
 
 
-def test_provider_that_is_too_slow_for_the_proxy_is_charged(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """The proxy gives up, the provider bills all the same: each such call counts with the most that it can cost."""
+def test_time_out_of_the_proxy_is_charged_at_worst_case(proxy: LiteLLMProxy, upstream: Provider) -> None:
+    """The provider bills such a call, so each counts at its worst-case cost."""
     model = proxy.model("hasty", max_output_tokens=50)
     books = upstream.books
     sent, received = books.input_tokens, books.output_tokens
@@ -168,10 +168,10 @@ def test_provider_that_is_too_slow_for_the_proxy_is_charged(proxy: LiteLLMProxy,
 
 
 @pytest.mark.parametrize("limited", [("small", FIVE_CALLS_KEY), ("five", MASTER_KEY)], ids=["key", "deployment"])
-def test_limits_on_calls_at_once_are_found_and_used(proxy: LiteLLMProxy, limited: tuple[str, str]) -> None:
-    """Refusals that ask to wait for a minute do not stop a run: rows go on being answered before the minute is over.
+def test_concurrency_limit_is_found_and_used(proxy: LiteLLMProxy, limited: tuple[str, str]) -> None:
+    """Refusals with Retry-After 60 do not stop a run: rows are answered before the minute is over.
 
-    The exact bound (0.7 of what five at once can do, after 10 s) is held on the virtual clock.
+    The exact bound (0.7 of five concurrent calls, after 10 s) is tested on the virtual clock.
     """
     name, key = limited
     texts, in_time = [f"{name} with 64 in flight, {number} takes a second" for number in range(40)], [0]
@@ -183,5 +183,5 @@ def test_limits_on_calls_at_once_are_found_and_used(proxy: LiteLLMProxy, limited
     chosen = Options(store=":memory:", policy=Policy(max_concurrency=64), on_progress=report_progress)
     report = ask(proxy.model(name, key), texts, chosen)
     assert report.column("answer") == texts
-    # Five answers are all that comes before the first refusal is heard.
+    # Only five answers come before the first refusal.
     assert max(in_time) >= 15

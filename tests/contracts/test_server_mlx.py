@@ -1,4 +1,4 @@
-"""`mlx_lm.server` with tiny models of random weights, asked as any OpenAI-compatible server is."""
+"""`mlx_lm.server` with tiny random models, asked like any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def ask(model: ModelSpec, rows: int = 2, prompt: Prompt | str = "Say: {text}", o
 
 
 def read_tokens(*contents: str) -> int:
-    """Tokens of a conversation of these messages in the tiny models' template: a character each, and the marks."""
+    """Tokens of these messages in the tiny models' template: one for each character, and the marks."""
     return sum(2 + len(content) for content in contents) + 1
 
 
-def test_replies_are_cut_at_the_bound_and_said_to_be(server: MLXServer) -> None:
-    """A model that never ends is cut at the bound; no row takes the text, each call is counted with its tokens."""
+def test_replies_at_the_output_bound_are_truncated(server: MLXServer) -> None:
+    """No row gets the text of a model that never ends; each call is counted with its tokens."""
     report = ask(server.model("endless"))
     assert report.column("said") == [None, None]
     assert [outcome.reason for outcome in report.outcomes if isinstance(outcome, Failure)] == ["truncated"] * 2
@@ -75,21 +75,21 @@ def test_replies_are_cut_at_the_bound_and_said_to_be(server: MLXServer) -> None:
     assert report.spend.usage.is_complete
 
 
-def test_system_message_is_read(server: MLXServer) -> None:
-    """It is sent as such, and its tokens are counted."""
+def test_system_message_is_sent(server: MLXServer) -> None:
+    """Its tokens are counted."""
     report = ask(server.model("endless"), 1, Prompt("Say: {text}", system="Be brief."))
     assert report.spend.usage.input_tokens == read_tokens("Be brief.", "Say: a")
 
 
-def test_model_without_system_role_reads_the_message_with_the_row(server: MLXServer) -> None:
-    """The server refuses the first call (as 404, in the words of the template); no row is lost, and none later."""
+def test_model_without_system_role_gets_the_message_with_the_row(server: MLXServer) -> None:
+    """The server refuses the first call (404, with the template's message); no row is lost."""
     report = ask(server.model("without_system"), 3, Prompt("Say: {text}", system="Be brief."))
     assert report.spend.answered == 3
     assert report.spend.usage.input_tokens == 3 * read_tokens("Be brief.\n\nSay: a")
 
 
-def test_schema_that_the_server_would_ignore_is_said_in_words(server: MLXServer) -> None:
-    """This server knows no structured output and says nothing about it; as words the model reads the schema."""
+def test_schema_that_the_server_ignores_is_put_into_the_prompt(server: MLXServer) -> None:
+    """This server has no structured output and does not say so."""
     ignored = ask(server.model("endless"), 1, output={"mood": "string"})
     said = ask(server.model("endless", settings={"structured_output": "words"}), 1, output={"mood": "string"})
     assert ignored.spend.usage.input_tokens == read_tokens("Say: a")
@@ -106,10 +106,10 @@ def test_schema_that_the_server_would_ignore_is_said_in_words(server: MLXServer)
     ],
     ids=["address", "model", "value", "type"],
 )
-def test_what_nobody_is_answered_for_is_told_at_once(
+def test_wrong_address_model_or_parameter_stops_the_run_at_once(
     server: MLXServer, fault: str, name: str, spec: dict[str, Any], message: str
 ) -> None:
-    """A wrong address, model or parameter stops the run, in the server's words and with what to check."""
+    """With the server's message and what to check."""
     base_url = server.base_url.replace("/v1", spec.pop("path", "/v1"))
     with pytest.raises(FatalError, match=message) as caught:
         ask(server.model(name, base_url=base_url, **spec), 30)

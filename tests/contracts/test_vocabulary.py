@@ -1,4 +1,4 @@
-"""Identifiers that readers had to learn here and nowhere else: replaced by the words of the field, and kept out."""
+"""Private words that the code used for standard terms must not return."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def names(file: Path) -> set[str]:
     return {token.string for token in tokens if token.type == tokenize.NAME}
 
 
-def test_the_code_speaks_the_field_s_language() -> None:
-    """No identifier of the two packages is a word that readers had to learn here."""
+def test_code_uses_standard_terms() -> None:
+    """No identifier of the two packages is one of the private words."""
     for package in ("ondine_core", "ondine_dagster"):
         for file in (ROOT / package).rglob("*.py"):
             found = names(file)
@@ -33,8 +33,8 @@ def test_the_code_speaks_the_field_s_language() -> None:
             assert not [name for name in found if name.startswith("longest_") and name.endswith("_s")], file
 
 
-def test_so_do_the_documents() -> None:
-    """Nor does a page name one of them as code, or speak of purses and books."""
+def test_documents_use_standard_terms() -> None:
+    """No page names one as code, or uses `purse`, `books` or `errand`."""
     for page in (*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
         text = page.read_text(encoding="utf-8")
         assert not set(re.findall(r"`(\w+)`", text)) & OLD, page

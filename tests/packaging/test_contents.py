@@ -1,4 +1,4 @@
-"""What is published, and what must be in none of it."""
+"""The contents of what is published, and what must not be in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MADE_UP = "tests/support/pii_corpus.txt"
 
 
 def findings(files: dict[str, bytes]) -> list[str]:
-    """What looks like a secret or like a path of a developer's machine, with the file it is in."""
+    """Texts that look like a secret or a path of a developer's machine, with their file."""
     patterns = (SECRETS, HOMES, HERE)
     return [
         f"{name}: {found[0]!r}" for name, text in files.items() for kind in patterns if (found := kind.search(text))
@@ -45,7 +45,7 @@ def read_sdist(path: Path) -> dict[str, bytes]:
 
 
 def test_the_wheel_has_the_two_packages_typed_and_licensed_and_nothing_else(distributions: Distributions) -> None:
-    """Tests, docs and the example stay at home; type checkers and lawyers find what they look for."""
+    """Without tests, docs and the example; with `py.typed` and the licences."""
     names = set(read_wheel(distributions.wheel))
     about = f"ondine_dagster-{__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"ondine_core", "ondine_dagster", about}
@@ -59,8 +59,8 @@ def test_the_wheel_has_the_two_packages_typed_and_licensed_and_nothing_else(dist
     assert {name for name in names if not name.startswith(about)} == sources
 
 
-def test_the_wheel_says_what_it_is(distributions: Distributions) -> None:
-    """Name, version, licence, Pythons and the page that PyPI shows."""
+def test_wheel_metadata(distributions: Distributions) -> None:
+    """Name, version, licence, Python versions and the page for PyPI."""
     files = read_wheel(distributions.wheel)
     metadata = Parser().parsestr(files[f"ondine_dagster-{__version__}.dist-info/METADATA"].decode())
     assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == (
@@ -73,8 +73,8 @@ def test_the_wheel_says_what_it_is(distributions: Distributions) -> None:
     assert b"registry_modules" in files[f"ondine_dagster-{__version__}.dist-info/entry_points.txt"]
 
 
-def test_the_source_distribution_is_the_packages_and_their_papers(distributions: Distributions) -> None:
-    """Enough to build the wheel, which was built from it; no caches, no outputs."""
+def test_source_distribution_has_what_a_wheel_needs(distributions: Distributions) -> None:
+    """The wheel is built from it; it has no caches or outputs."""
     names = set(read_sdist(distributions.sdist))
     assert {name.partition("/")[0] for name in names} == {
         *("ondine_core", "ondine_dagster", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"),
@@ -89,7 +89,7 @@ def test_no_secret_and_no_developers_path_is_published(distributions: Distributi
 
 
 def test_no_secret_and_no_developers_path_is_in_the_tree() -> None:
-    """Of all files that git knows, but for the corpus of made-up ones."""
+    """Of all files that git knows, except the corpus of made-up ones."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607
     names = [name for name in tracked.split("\0") if name and (ROOT / name).is_file()]
     assert len(names) > 100
@@ -111,6 +111,6 @@ def test_no_secret_and_no_developers_path_is_in_the_tree() -> None:
         (str(ROOT), "/ondine_core"),
     ],
 )
-def test_what_is_looked_for_is_found(parts: tuple[str, ...]) -> None:
-    """The net has no hole where the usual fish are."""
+def test_search_finds_known_secrets_and_paths(parts: tuple[str, ...]) -> None:
+    """The search itself works."""
     assert findings({"a file": f"key = '{''.join(parts)}'".encode()})

@@ -1,4 +1,4 @@
-"""The wheel in empty environments: on every Python that is here, with old and new dependencies, and with each extra."""
+"""The wheel in empty environments: on every Python here, with old and new dependencies, and with each extra."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ EXTRAS = {
 
 
 def ends(pythons: Mapping[str, str]) -> dict[str, str]:
-    """The oldest and the newest of the Pythons that are here."""
+    """The oldest and the newest Python here."""
     versions = [version for version in VERSIONS if version in pythons]
     return {"oldest": pythons[versions[0]], "newest": pythons[versions[-1]]}
 
 
 def run(interpreter: str, *arguments: str | Path, where: Path) -> None:
-    """Run `interpreter` outside the repository; nothing but its environment can be imported."""
+    """Run `interpreter` outside the repository, so that only its environment can be imported."""
     command = [interpreter, "-I", *map(str, arguments)]
     ended = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -51,10 +51,10 @@ def run(interpreter: str, *arguments: str | Path, where: Path) -> None:
     else [("oldest", "lowest-direct"), ("newest", "highest")],
     ids=str,
 )
-def test_the_wheel_does_its_work_in_an_empty_environment(
+def test_wheel_works_in_an_empty_environment(
     version: str, resolution: str, distributions: Distributions, tmp_path: Path
 ) -> None:
-    """With its hard dependencies it enriches rows; with pandas beside it, a project outside the repository."""
+    """With its required dependencies it enriches rows, and with pandas a project outside the repository."""
     pythons = find_pythons()
     interpreter = make_environment(tmp_path / "venv", {**pythons, **ends(pythons)}[version])
     install = ("pip", "install", "--resolution", resolution, "--python", interpreter)
@@ -65,7 +65,7 @@ def test_the_wheel_does_its_work_in_an_empty_environment(
     run(interpreter, USERS / "project.py", where=tmp_path)
 
 
-def test_each_extra_is_tried_here() -> None:
+def test_every_extra_has_a_test() -> None:
     """A new extra needs a line above."""
     manifest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert sorted(EXTRAS) == sorted(manifest["project"]["optional-dependencies"])
@@ -73,24 +73,24 @@ def test_each_extra_is_tried_here() -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment that each extra has for itself, one after the other."""
+    """The interpreter of an environment that has one extra at a time."""
     return make_environment(tmp_path_factory.mktemp("extras") / "venv", sys.executable)
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_extra_brings_what_it_promises(
+def test_extra_installs_what_it_promises(
     extra: str, environment: str, distributions: Distributions, tmp_path: Path
 ) -> None:
-    """Alone, beside the hard dependencies, without a conflict."""
+    """Beside the required dependencies, without a conflict."""
     wanted = f"ondine-dagster[{extra}] @ {distributions.wheel.as_uri()}"
-    uv("pip", "install", "--exact", "--python", environment, wanted)  # what another extra brought is removed
+    uv("pip", "install", "--exact", "--python", environment, wanted)  # packages of another extra are removed
     uv("pip", "check", "--python", environment)
     run(environment, "-c", f"import ondine_dagster, {EXTRAS[extra]}", where=tmp_path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_all_extras_go_together(version: str, distributions: Distributions, tmp_path: Path) -> None:
-    """On each Python there are versions of everything that fit, with a wheel each."""
+def test_all_extras_can_be_installed_together(version: str, distributions: Distributions, tmp_path: Path) -> None:
+    """On each Python there are compatible versions of everything, as wheels."""
     wanted = tmp_path / "wanted.in"
     wanted.write_text(f"ondine-dagster[{','.join(EXTRAS)}] @ {distributions.wheel.as_uri()}", encoding="utf-8")
     uv("pip", "compile", "--python-version", version, "--only-binary", ":all:", wanted)

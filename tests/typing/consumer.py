@@ -1,6 +1,6 @@
-"""What a user writes, for type checkers to read; nothing here is run.
+"""A user's code, for type checkers to read; nothing here is run.
 
-A line with two ignores is one that both checkers must object to: either complains of an ignore that it does not need.
+A line with two ignores is one that both checkers must reject: each complains of an ignore that it does not need.
 """
 
 from collections.abc import Sequence
@@ -81,13 +81,13 @@ LLMResource()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 class Echo:
-    """A model of one's own is whatever has these four; no base class."""
+    """A user's model has these four attributes; no base class."""
 
     max_concurrency: int | None = None
     max_batch_size: int | None = None
 
     async def __call__(self, call: Call) -> Reply:
-        """Say the same again."""
+        """Repeat the text."""
         return Reply(call.messages[-1].content, Usage(1, 0, 1))
 
     async def aclose(self) -> None:

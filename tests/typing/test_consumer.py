@@ -1,4 +1,4 @@
-"""What a type checker of a user's tells them: what is right passes, what is wrong is marked."""
+"""Type checkers accept correct code of a user, and reject wrong code."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def run(*command: str | Path) -> None:
 
 
 def test_mypy_in_strict_mode_agrees() -> None:
-    """Without the settings of this repository; an error that is not raised is an ignore that is not used."""
+    """Without the settings of this repository; an unused ignore is an error that was not raised."""
     assert WRONG >= 9
     cache = ROOT / ".mypy_cache" / "consumer"
     run(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", cache, CONSUMER)
 
 
 def test_pyright_in_strict_mode_agrees(tmp_path: Path) -> None:
-    """By itself: it heeds its own ignores only, and each must be needed."""
+    """It reads only its own ignores, and each must be needed."""
     assert CONSUMER.read_text(encoding="utf-8").count("# pyright: ignore[") == WRONG
     settings = {
         "include": [str(CONSUMER)],

@@ -153,14 +153,14 @@ MUTANTS = (
         "lease.py",
         "state.ends_at_boot - self.clock.boot()",
         "state.ends_at - self.clock.now()",
-        "clock_that_is_set",
+        "setting_clocks",
     ),
     Mutant(
         "a store whose files were removed is still written to",
         "sqlite.py",
         "        self._check_files()\n        if self._log_sync",
         "        if self._log_sync",
-        "removed_is_noticed",
+        "removed_store_is_noticed",
     ),
     Mutant("the cost of a lost call is refunded", "call.py", "pending.charge = _NOT_KNOWN", "pass", "solvent"),
     Mutant(
@@ -231,9 +231,9 @@ MUTANTS = (
         "template_syntax.py",
         "else escape_marks(write_cell(value))",
         "else write_cell(value)",
-        "cannot_name",
+        "row_text_cannot_name",
     ),
-    Mutant("a path leads out of the root", "media_reader.py", "!= self._root:", "== None:", "leads_nowhere_but"),
+    Mutant("a path leads out of the root", "media_reader.py", "!= self._root:", "== None:", "path_outside_the_root"),
     Mutant(
         "one public address among a name's addresses is enough",
         "fetching.py",

@@ -1,4 +1,4 @@
-"""What somebody has who installed the wheel and nothing else: no Dagster project, no data frames."""
+"""The wheel alone: no Dagster project, no data frames."""
 
 import importlib.util
 

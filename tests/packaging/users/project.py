@@ -1,4 +1,4 @@
-"""A user's Dagster project in one file, materialized twice, where pandas has no pyarrow beside it."""
+"""A user's Dagster project in one file, materialized twice, with pandas but without pyarrow."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ondine_dagster import ScriptedModel, build_llm_asset, llm_asset, spend_repo
 
 @dg.asset
 def reviews() -> pd.DataFrame:
-    """Three rows, two of them alike."""
+    """Three rows, two of them equal."""
     return pd.DataFrame({"review": ["I love it", "It broke", "I love it"]})
 
 
