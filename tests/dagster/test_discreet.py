@@ -1,7 +1,7 @@
-"""The law "discreet": what a rule of the sanitizer matches is behind no door, whatever the rows, however calls end.
+"""The law "discreet": text matching a sanitizer rule appears nowhere, whatever the rows and however calls end.
 
-Looked behind are: the provider, the store's files, everything that Dagster keeps (events, metadata, failures, compute
-logs), what is printed and logged, a collector of spans, and whatever Python shows of reports and errors.
+Searched are: the provider, the store's files, everything that Dagster keeps (events, metadata, failures, compute
+logs), output and logs, a collector of spans, and the texts of reports and errors.
 """
 
 import base64
@@ -58,7 +58,7 @@ FAULTS: dict[str, Fault | None] = {
 
 
 def secrets_of(rows: list[list[str]]) -> set[bytes]:
-    """The raw data in `rows`, as UTF-8, as JSON writes them, and without what may be around them."""
+    """The raw data in `rows`, as UTF-8, as in JSON, and without optional surroundings."""
     found = {
         part.removeprefix("customer ")
         for row in rows
@@ -68,14 +68,14 @@ def secrets_of(rows: list[list[str]]) -> set[bytes]:
     return {part.encode() for part in found}
 
 
-def unfolded(text: bytes) -> bytes:
-    """`text`, and what is in base64 in it."""
+def with_base64_decoded(text: bytes) -> bytes:
+    """`text`, and the content of base64 in it."""
     parts = re.findall(rb"base64,([0-9A-Za-z+/=]{8,})", text)
     return b"\n".join([text, *map(base64.b64decode, parts)])
 
 
-def repeats(prompt: str) -> Any:
-    """Repeats the row, and says something that few rows differ in, so that it is drawn."""
+def echo(prompt: str) -> Any:
+    """Repeat the row, and add a value with few variants, so that it is plotted."""
     try:
         rows = json.loads(prompt)
     except ValueError:
@@ -85,7 +85,7 @@ def repeats(prompt: str) -> Any:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance that keeps all it has in one folder."""
+    """An instance that keeps everything in one folder."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as running:
         yield running
 
@@ -111,7 +111,7 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing raw leaves, and nothing raw stays, but in the table, which gets it back."""
+    """Raw data are in the restored table only."""
     folder = Path(instance.root_directory)
     texts = [" ".join(row) for row in rows]
     clean = data.draw(st.sampled_from([[], ["control"], ["html"]]))
@@ -131,7 +131,7 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
 
     caplog.set_level(logging.DEBUG)
     with (
-        Provider(repeats, fault=FAULTS[fault]) as provider,
+        Provider(echo, fault=FAULTS[fault]) as provider,
         Collector() as collector,
     ):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
@@ -157,9 +157,9 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
     files = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
     doors = {
         "provider": "\n".join(sent).encode("utf-8", "replace"),
-        "shown": unfolded("\n".join(shown).encode("utf-8", "replace")),
+        "shown": with_base64_decoded("\n".join(shown).encode("utf-8", "replace")),
         "spans": b"\n".join(spans),
-        "files": unfolded(b"\n".join(files)),
+        "files": with_base64_decoded(b"\n".join(files)),
     }
     assert sent
     assert spans
@@ -173,9 +173,9 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
 
 @given(rows=st.lists(TEXTS, min_size=1, max_size=3), fault=st.sampled_from(sorted(FAULTS)))
 @settings(max_examples=15, deadline=None)
-def test_reports_and_errors_show_nothing(rows: list[list[str]], fault: str) -> None:
-    """Neither a report nor a failure nor an exception shows raw data; an answer does, since it was restored."""
-    with Provider(repeats, fault=FAULTS[fault]) as provider:
+def test_reports_and_errors_show_no_raw_data(rows: list[list[str]], fault: str) -> None:
+    """An answer does, since it was restored."""
+    with Provider(echo, fault=FAULTS[fault]) as provider:
         model = ModelSpec("openai_compatible/m", base_url=provider.base_url)
         try:
             report = enrich_sync(

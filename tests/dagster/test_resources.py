@@ -1,4 +1,4 @@
-"""The resource as a value: what its fields come to."""
+"""The resource: its fields and what they become."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ondine_dagster.resource import default_store, store_warning
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_becomes_a_resource_and_stays_itself(name: str) -> None:
-    """Every preset can be asked from Dagster, as it is in the catalogue, with the resource's own fields beside it."""
+def test_every_preset_becomes_a_resource(name: str) -> None:
+    """Unchanged from the catalogue, with the resource's own fields beside it."""
     llm = LLMResource.from_spec(preset(name), requests_per_minute=30, max_concurrency=3)
     assert llm.spec() == preset(name)
     assert llm.options("answers.db").rates.requests_per_minute == 30
@@ -29,7 +29,7 @@ def test_a_preset_becomes_a_resource_and_stays_itself(name: str) -> None:
 
 
 def test_effort_and_prompt_cache_reach_the_model_and_not_a_fallback() -> None:
-    """They are fields of the resource; another model may have other efforts, so a fallback gets none."""
+    """A fallback gets none, since another model may have other efforts."""
     llm = LLMResource(model="openai/gpt-5", reasoning_effort="low", prompt_cache="1h", fallbacks=["openai/gpt-4o"])
     assert (llm.spec().reasoning_effort, llm.spec().prompt_cache) == ("low", "1h")
     (fallback,) = llm.options("answers.db").fallbacks
@@ -41,8 +41,8 @@ def test_effort_and_prompt_cache_reach_the_model_and_not_a_fallback() -> None:
 
 
 @pytest.mark.parametrize(("cached", "costs"), [(None, "0.000002"), (0.0005, "0.0000005")])
-def test_prices_of_your_own(cached: float | None, costs: str) -> None:
-    """USD per thousand tokens become a price per token; what is cached costs as much as the rest unless you say so."""
+def test_configured_prices(cached: float | None, costs: str) -> None:
+    """USD per thousand tokens become a price per token; cached input costs the same unless configured."""
     llm = LLMResource(
         model="openai_compatible/m",
         input_cost_per_1k_tokens=0.002,
@@ -53,8 +53,8 @@ def test_prices_of_your_own(cached: float | None, costs: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["input_cost_per_1k_tokens", "cached_input_cost_per_1k_tokens"])
-def test_half_a_price_is_none(given: str) -> None:
-    """A price without the other half would be a silent 0, so it is refused."""
+def test_incomplete_price_is_refused(given: str) -> None:
+    """A missing half would be a silent 0."""
     llm = LLMResource(model="openai_compatible/m", **{given: 0.002})
     with pytest.raises(ConfigError, match="Set both"):
         llm.options("answers.db")
@@ -62,7 +62,7 @@ def test_half_a_price_is_none(given: str) -> None:
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_durability_reaches_the_store(durability: Literal["process", "power"]) -> None:
-    """What a store in a file is to survive is a field of the resource, and 'process' is the default."""
+    """`durability` is a field of the resource, and 'process' is the default."""
     assert LLMResource(model="openai/m", durability=durability).options("answers.db").durability == durability
     assert LLMResource(model="openai/m").options("answers.db").durability == "process"
     with pytest.raises(ValueError, match="durability"):
@@ -70,8 +70,8 @@ def test_durability_reaches_the_store(durability: Literal["process", "power"]) -
 
 
 @pytest.mark.parametrize("config", ["", "local_artifact_storage: {module: %s, class: %s, config: {base_dir: %s}}"])
-def test_the_command_line_looks_where_the_resource_writes(config: str, tmp_path: Path) -> None:
-    """With DAGSTER_HOME alone, `python -m ondine_core.store` opens the store that steps of that instance use."""
+def test_command_line_opens_the_store_of_the_instance(config: str, tmp_path: Path) -> None:
+    """With DAGSTER_HOME alone, `python -m ondine_core.store` opens the store that the instance's steps use."""
     module, name = LocalArtifactStorage.__module__, LocalArtifactStorage.__name__
     (tmp_path / "dagster.yaml").write_text(config % (module, name, tmp_path / "elsewhere") if config else "")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
@@ -87,8 +87,8 @@ def test_the_command_line_looks_where_the_resource_writes(config: str, tmp_path:
         ("home", "home/.tmp_dagster_home_x/storage", True),
     ],
 )
-def test_a_home_that_was_chosen_is_not_temporary(home: str | None, folder: str, is_told: bool) -> None:
-    """`DAGSTER_HOME` below the system's temporary directory is no mistake; a home that `dagster dev` made up is."""
+def test_chosen_dagster_home_is_not_warned_of(home: str | None, folder: str, is_told: bool) -> None:
+    """A `DAGSTER_HOME` in the system's temporary directory is accepted; one made up by `dagster dev` is warned of."""
     with tempfile.TemporaryDirectory() as root:
         store = Path(root) / folder / "ondine" / "answers.db"
         warning = store_warning(str(store), home and str(Path(root) / home)) or ""

@@ -1,4 +1,4 @@
-"""A key is used and shown nowhere: not in the event log, the metadata, the store, nor what a failure says."""
+"""An API key is shown nowhere: not in the event log, the metadata, the store, or an error."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def answers() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_a_key_is_nowhere(refused: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whether the step succeeds or the provider repeats the key in its complaint, no file and no output has it."""
+def test_api_key_is_in_no_file_and_no_output(refused: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whether the step succeeds or the provider repeats the key in an error."""
     fault = error(401, f"Incorrect API key provided: {KEY}.") if refused else None
     with Provider(fault=fault) as provider, dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         llm = LLMResource(

@@ -1,4 +1,4 @@
-"""The spend report against books written by real runs, on both databases."""
+"""The spend report against ledgers written by real runs, on both databases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.review_assets import answer, metadata_of, moods_of, run
 
 
 def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> dt.date:
-    """Books with calls: asset, model, days ago, USD. The result is the day from which they are counted."""
+    """Write a ledger of calls (asset, model, days ago, USD); returns the day from which the days are counted."""
     today = dt.datetime.now(dt.UTC).date()
 
     async def main() -> None:
@@ -56,8 +56,8 @@ CALLS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frame", ["pandas", "polars", "pyarrow"])
-def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: Path) -> None:
-    """A row for each, calls without a price and calls that were lost apart; sums are exact."""
+def test_spend_by_asset_model_and_day(kind: str, frame: Any, tmp_path: Path) -> None:
+    """One row for each, with unpriced and lost calls separate; sums are exact."""
     place = fresh_place(kind, tmp_path)
     today = write(place, *CALLS)
     result = run(spend_report(store=place, frame=frame, group_name="money"))
@@ -86,7 +86,7 @@ def test_spend_is_told_by_asset_model_and_day(kind: str, frame: Any, tmp_path: P
 
 
 def test_requests_of_batch_jobs_are_under_way_and_not_lost(tmp_path: Path) -> None:
-    """They have columns of their own until they are answered, and count as calls in the picture."""
+    """They have columns of their own until they are answered, and count as calls in the plot."""
     place = str(tmp_path / "answers.db")
     write(place, *CALLS[:1])
     with open_store(place) as store:
@@ -101,8 +101,8 @@ def test_requests_of_batch_jobs_are_under_way_and_not_lost(tmp_path: Path) -> No
     assert "| moods | 3 | $0.2500 |" in found["ondine/spend_by_asset"]
 
 
-def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
-    """The dearest and the latest first, and bars as long as their share of the longest."""
+def test_report_is_a_text_plot(tmp_path: Path) -> None:
+    """The dearest and the latest first, with bars proportional to the longest."""
     place = str(tmp_path / "answers.db")
     today = write(place, *CALLS)
     found = metadata_of(run(spend_report(store=place)), "llm_spend")
@@ -121,7 +121,7 @@ def test_the_report_is_a_picture_in_text(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_a_long_report_are_shown_without_a_click(tmp_path: Path) -> None:
-    """The lines that do not fit are those of the cheapest assets and of the earliest days."""
+    """Lines of the cheapest assets and earliest days are left out."""
     place = str(tmp_path / "answers.db")
     today = write(place, *((f"asset_{number}", "openai/m", number, Decimal(50 - number)) for number in range(40)))
     found = metadata_of(run(spend_report(store=place)), "llm_spend")
@@ -133,7 +133,7 @@ def test_the_tables_of_a_long_report_are_shown_without_a_click(tmp_path: Path) -
 
 
 def test_the_last_days_only(tmp_path: Path) -> None:
-    """Today is one of them."""
+    """The current day is one of them."""
     place = str(tmp_path / "answers.db")
     write(place, *CALLS)
 
@@ -145,7 +145,7 @@ def test_the_last_days_only(tmp_path: Path) -> None:
 
 
 def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
-    """What an asset spent by a resource is in the report, to the provider's own bill."""
+    """The report equals the provider's bill of an asset that used the resource."""
     report = spend_report(name="bill")
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
@@ -157,8 +157,8 @@ def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
     assert bill["ondine/requests"] == 2
 
 
-def test_by_default_that_is_the_instances_own(tmp_path: Path) -> None:
-    """A bare model keeps its answers there, too."""
+def test_default_store_is_that_of_the_instance(tmp_path: Path) -> None:
+    """A model without a resource stores its answers there, too."""
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(moods_of("good", "bad", "good"), llm=ScriptedModel(answer), instance=instance)
         table = run(spend_report(), instance=instance).output_for_node("llm_spend")
@@ -166,7 +166,7 @@ def test_by_default_that_is_the_instances_own(tmp_path: Path) -> None:
 
 
 def test_nothing_spent_is_an_empty_table(tmp_path: Path) -> None:
-    """With all its columns, and zero dollars."""
+    """With all columns, and zero dollars."""
     with open_store(tmp_path / "answers.db"):
         pass
     result = run(spend_report(store=str(tmp_path / "answers.db")))
@@ -175,8 +175,8 @@ def test_nothing_spent_is_an_empty_table(tmp_path: Path) -> None:
     assert metadata_of(result, "llm_spend")["ondine/cost_usd"] == 0.0
 
 
-def test_a_store_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """A mistyped place is not an empty bill, and no file is left there."""
+def test_missing_store_is_an_error(tmp_path: Path) -> None:
+    """Not an empty report, and no file is created."""
     result = run(spend_report(store=str(tmp_path / "none.db")))
     (event,) = [event for event in result.all_events if event.is_step_failure]
     assert "none.db" in str(event.step_failure_data.user_failure_data.description)
@@ -190,8 +190,8 @@ def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complai
         spend_report(**arguments)
 
 
-def test_what_is_a_bound_says_so_everywhere(tmp_path: Path) -> None:
-    """A provider that reports no usage: metadata, log, spend report and command line show the cost as "at most"."""
+def test_upper_bounds_of_cost_are_marked_everywhere(tmp_path: Path) -> None:
+    """Without usage, metadata, log, spend report and command line show the cost as "at most"."""
 
     def without_usage(asked: Asked) -> Canned:
         message = {"role": "assistant", "content": json.dumps(answer(asked.prompt))}
@@ -221,8 +221,8 @@ def test_what_is_a_bound_says_so_everywhere(tmp_path: Path) -> None:
     assert "In all at most $" in said.stdout
 
 
-def test_what_is_exact_says_so(tmp_path: Path) -> None:
-    """Usage that adds up: the cost is known, and no bound."""
+def test_exact_cost_is_not_marked_as_a_bound(tmp_path: Path) -> None:
+    """With consistent usage."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
         found = metadata_of(run(moods_of("good", "bad"), llm=llm), "moods")

@@ -1,4 +1,4 @@
-"""Observers of a step: named on the resource, in the run's trace, and speaking in Dagster's log."""
+"""Observers of a step: configured on the resource, within the run's trace, and in Dagster's log."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def answers() -> pd.DataFrame:
 def materialize(
     provider: Provider, observers: list[Any], tmp_path: Path, tags: dict[str, str] | None = None
 ) -> tuple[dg.ExecuteInProcessResult, list[str]]:
-    """The result of a run for one day, and what was said in its log."""
+    """The result of a run for one day, and its log."""
     llm = LLMResource(
         model="openai_compatible/m",
         base_url=provider.base_url,
@@ -45,7 +45,7 @@ def materialize(
 
 
 def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tag `traceparent` is the parent; spans bear run, asset and partition, and add up to what the asset shows."""
+    """The tag `traceparent` is the parent; spans have run, asset and partition, and add up to the metadata."""
     with Collector() as collector, Provider() as provider:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         gateway = {"name": "prometheus", "push_gateway": collector.url}
@@ -70,7 +70,7 @@ def test_the_runs_trace_goes_on_and_agrees_with_the_metadata(tmp_path: Path, mon
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
-    """Also when the step fails; and no prompt is in them."""
+    """Also when the step fails; no prompt is in them."""
     fault = status(401) if broken else matching("Repeat: b", refusal)
     with Provider(fault=fault) as provider:
         result, said = materialize(provider, [{"name": "logging", "level": "debug"}], tmp_path)
@@ -83,8 +83,8 @@ def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
     assert not any("Repeat:" in line for line in lines)
 
 
-def test_an_observer_of_ones_own_and_one_that_fails(tmp_path: Path) -> None:
-    """The one sees the step's run, the other is warned of once in the log; the asset is as good as without."""
+def test_user_observer_works_beside_a_failing_one(tmp_path: Path) -> None:
+    """The failing one is warned of once in the log; the asset is not affected."""
     seen: list[Event] = []
 
     @register_observer("seeing")
@@ -107,7 +107,7 @@ def test_an_observer_of_ones_own_and_one_that_fails(tmp_path: Path) -> None:
     assert sum("'failing' failed with ValueError" in line for line in said) == 1
 
 
-def test_a_wrong_name_is_an_error_where_the_resource_is_written() -> None:
-    """It says which are known."""
+def test_unknown_observer_is_an_error_of_the_resource() -> None:
+    """It lists the known ones."""
     with pytest.raises(ValueError, match=r"there is no 'opentelemetri'. Did you mean 'opentelemetry'"):
         LLMResource(model="openai/gpt-4o-mini", observers=["opentelemetri"])

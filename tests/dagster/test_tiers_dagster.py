@@ -1,4 +1,4 @@
-"""The price tier of an asset, from each place where it can be set to the request that leaves."""
+"""The price tier of an asset, from each place where it can be set to the request."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def rows() -> pd.DataFrame:
         ({}, {"tier": "priority"}, {"tier": "flex"}, "flex"),
     ],
 )
-def test_the_launchpad_goes_before_the_asset_and_the_asset_before_the_resource(
+def test_tier_precedence_is_launchpad_asset_resource(
     resource: dict[str, Any], argument: dict[str, Any], config: dict[str, Any], tier: str | None
 ) -> None:
-    """And the cost is the bill of the provider."""
+    """The cost equals the provider's bill."""
     result, bodies, meter = run(llm_asset(**ARGUMENTS, **argument, name="shouts")(rows), resource, config)
     assert result.success
     assert {body.get("service_tier") for body in bodies} == {tier}
@@ -68,7 +68,7 @@ def test_the_launchpad_goes_before_the_asset_and_the_asset_before_the_resource(
 
 
 def test_a_tier_that_the_model_does_not_have_fails_the_step_before_any_call() -> None:
-    """With those that it has."""
+    """The error lists the available ones."""
     asset = llm_asset(**ARGUMENTS, tier="flex", name="shouts")(rows)
     result, bodies, _ = run(asset, {}, model="openai/gpt-4o-mini")
     assert not result.success
@@ -77,8 +77,8 @@ def test_a_tier_that_the_model_does_not_have_fails_the_step_before_any_call() ->
     assert "it has 'standard', 'priority'" in str(failure.event_specific_data)
 
 
-def test_a_text_that_is_no_tier_is_an_error_of_the_definition() -> None:
-    """With those that there are."""
+def test_unknown_tier_is_an_error_of_the_definition() -> None:
+    """With the valid ones."""
     with pytest.raises(ConfigError, match="tier='cheap' must be one of 'standard', 'flex', 'priority'"):
         build_llm_asset(name="x", upstream="y", **ARGUMENTS, tier="cheap")  # type: ignore[typeddict-item]
 
@@ -108,7 +108,7 @@ LONG = "one two six ten " * 300
 
 @pytest.mark.parametrize("config", [{}, {"prompt_cache": "off"}])
 def test_what_the_cache_read_and_saved_is_in_the_metadata(config: dict[str, Any]) -> None:
-    """The Launchpad can turn it off for a run; a provider whose cache is automatic reads from it all the same."""
+    """The Launchpad can turn it off for a run; an automatic cache of the provider is read all the same."""
     meter = Meter({"default": rates_of(ENTRY)}, Cache())
     prompt = Prompt("Repeat: {text}", system=LONG)
     asset = llm_asset(prompt=prompt, output={"answer": "string"}, prompt_cache="auto", name="shouts")(rows)
@@ -122,8 +122,8 @@ def test_what_the_cache_read_and_saved_is_in_the_metadata(config: dict[str, Any]
     assert meter.read_tokens > 0
 
 
-def test_a_prompt_whose_instructions_come_last_is_told_at_definition_and_in_a_dry_run() -> None:
-    """Where rows travel alone; in batches the instructions come first in any case."""
+def test_prompt_with_instructions_last_gets_advice_at_definition_and_in_a_dry_run() -> None:
+    """For single-row calls; in batches the instructions come first anyway."""
     prompt = "{text}\n" + LONG
     asset = llm_asset(prompt=prompt, output={"answer": "string"}, name="shouts")(rows)
     told = asset.metadata_by_key[asset.key]["ondine/prompt_advice"]

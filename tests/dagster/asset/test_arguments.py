@@ -1,4 +1,4 @@
-"""Mistakes in the arguments of `llm_asset` and its twins, and functions of every shape: told when definitions load."""
+"""Mistakes in the arguments and the function of `llm_asset` and `build_llm_asset`: errors when definitions load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reviews() -> pd.DataFrame:
 
 @dg.asset
 def labelled() -> pd.DataFrame:
-    """Rows with labels; the scripted model meets them all."""
+    """Rows with labels that the scripted model meets."""
     return pd.DataFrame({"review": ["good"], "mood": ["fine"]})
 
 
@@ -56,7 +56,7 @@ def build(**arguments: Any) -> dg.AssetsDefinition:
     ],
 )
 def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -> None:
-    """An answer that is paid for is not lost to the error column or to the name of the model."""
+    """A paid answer is not lost to the error column or the column with the model's name."""
     with pytest.raises(ConfigError, match=message):
         build(**arguments)
     shared = {"prompt": PROMPT, "output": "mood", **arguments}
@@ -89,8 +89,8 @@ def test_no_column_overwrites_another(arguments: dict[str, Any], message: str) -
         ("failed_rows", ["yes", 1, None], "True or False"),
     ],
 )
-def test_a_value_that_is_not_valid_is_named_with_those_that_are(name: str, values: list[Any], valid: str) -> None:
-    """Rather than Python saying that two types cannot be compared, or a mistake being taken for something."""
+def test_invalid_value_is_named_with_the_valid_ones(name: str, values: list[Any], valid: str) -> None:
+    """Instead of a Python type error or a silent misreading."""
     for value in values:
         with pytest.raises(ConfigError) as caught:
             build(**{name: value})
@@ -106,8 +106,8 @@ def test_a_value_that_is_not_valid_is_named_with_those_that_are(name: str, value
         {"max_cost_usd": None, "max_error_rate": None, "calibrate": None, "model_column": None},
     ],
 )
-def test_values_of_every_kind_of_number_are_fine(arguments: dict[str, Any]) -> None:
-    """What is valid stays valid."""
+def test_numbers_of_every_type_are_accepted(arguments: dict[str, Any]) -> None:
+    """Ints, floats and Decimals where they are valid."""
     assert build(**arguments).key == dg.AssetKey("moods")
 
 
@@ -115,14 +115,14 @@ def test_values_of_every_kind_of_number_are_fine(arguments: dict[str, Any]) -> N
     "checks", [ErrorRateCheck(max_rate=0.1), "error_rate", {"type": "golden", "rows": [{"review": "me"}]}, None, 5]
 )
 def test_checks_are_a_list(checks: Any) -> None:
-    """One check alone is named by its type, without the rows in it."""
+    """A single check is an error that names its type, without its rows."""
     with pytest.raises(ConfigError, match=rf"checks is a {type(checks).__name__}; .* checks=\[") as caught:
         build(checks=checks)
     assert "me'" not in str(caught.value)
 
 
-def test_a_class_is_no_check() -> None:
-    """The arguments that it needs are named."""
+def test_check_class_without_arguments_is_refused() -> None:
+    """The error names the arguments that it needs."""
     with pytest.raises(ConfigError, match=r"class ErrorRateCheck; give a check, ErrorRateCheck\(max_rate=\.\.\.\)"):
         build(checks=[ErrorRateCheck])
     with pytest.raises(ConfigError, match=r"GoldenCheck\(rows=\.\.\., min_score=\.\.\.\)"):
@@ -142,8 +142,8 @@ def test_a_class_is_no_check() -> None:
         ("max_cost", "Did you mean 'max_cost_usd'"),
     ],
 )
-def test_an_argument_of_another_place_is_told_where_it_belongs(name: str, place: str) -> None:
-    """Not the nearest name of the decorator's own, which would mean something else."""
+def test_misplaced_argument_error_says_where_it_belongs(name: str, place: str) -> None:
+    """Not the nearest argument of the decorator, which would mean something else."""
     with pytest.raises(ConfigError) as caught:
         build(**{name: "x"})
     assert f"has an argument {name!r}." in str(caught.value)
@@ -155,7 +155,7 @@ def test_an_argument_of_another_place_is_told_where_it_belongs(name: str, place:
 
 @pytest.mark.parametrize("model", ["openai/gpt-4o-mini", ModelSpec("openai/gpt-4o-mini"), LLMResource(model="a/b")])
 def test_an_asset_may_have_a_model_of_its_own(model: Any) -> None:
-    """As in YAML: no resource `llm` has to be defined, and the definitions load without a warning."""
+    """As in YAML: no resource `llm` is needed, and the definitions load without a warning."""
     asset = build(model=model, checks=[ErrorRateCheck(max_rate=0.1)], failed_rows=True)
     dg.Definitions.validate_loadable(dg.Definitions(assets=[reviews, asset]))
     resource: Any = asset.resource_defs["llm_for_moods"]
@@ -165,7 +165,7 @@ def test_an_asset_may_have_a_model_of_its_own(model: Any) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"failed_rows": True}, {"required_resource_keys": {"other"}}])
 def test_the_own_model_is_asked_and_not_the_resource(more: dict[str, Any]) -> None:
-    """Also where another asset of the run asks the resource `llm`."""
+    """Also if another asset of the run asks the resource `llm`."""
     own, shared = ScriptedModel({"": "own"}, name="own"), ScriptedModel({"": "shared"}, name="shared")
     moods = build(model=own, **more)
     others = build(name="others")
@@ -174,7 +174,7 @@ def test_the_own_model_is_asked_and_not_the_resource(more: dict[str, Any]) -> No
     assert list(result.asset_value("others")["mood"]) == ["shared", "shared"]
 
 
-def test_a_model_and_a_resource_are_one_too_many() -> None:
+def test_model_and_resource_key_exclude_each_other() -> None:
     """One of them would be ignored."""
     with pytest.raises(ConfigError, match="resource_key='llm' and a model of its own; give one of the two"):
         build(model="openai/gpt-4o-mini", resource_key="llm")
@@ -183,8 +183,8 @@ def test_a_model_and_a_resource_are_one_too_many() -> None:
 # -- for type checkers ---------------------------------------------------------------------------------------------
 
 
-def test_the_typed_arguments_are_those_that_there_are() -> None:
-    """What a type checker takes is what `@dg.asset` and `llm_asset` take, by name."""
+def test_typed_arguments_equal_the_accepted_ones() -> None:
+    """Type checkers accept the arguments of `@dg.asset` and `llm_asset`, by name."""
     unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     own = {*Arguments.model_fields, "model"}
     dagsters = {name for name, one in inspect.signature(dg.asset).parameters.items() if one.kind not in unnamed}
@@ -195,24 +195,24 @@ def test_the_typed_arguments_are_those_that_there_are() -> None:
     assert own == {name for name, one in shown.items() if one.kind not in unnamed}
 
 
-def test_what_to_do_on_disagreement_needs_calibrating() -> None:
-    """Otherwise nothing would ever disagree, and the user would believe it was looked at."""
+def test_on_disagreement_needs_calibrate() -> None:
+    """Otherwise it would never apply."""
     with pytest.raises(ConfigError, match=r"on_disagreement='stop' .* calibrate=50"):
         build(on_disagreement="stop")
 
 
-# -- the twin ------------------------------------------------------------------------------------------------------
+# -- build_llm_asset-------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("upstream", [None, 5, "", [], [None], reviews])
 def test_the_upstream_is_a_key(upstream: Any) -> None:
-    """Anything else is named."""
+    """Anything else is an error that names it."""
     with pytest.raises(ConfigError, match=r"upstream=.* must be the key"):
         build(upstream=upstream)
 
 
-def test_the_twin_has_one_input() -> None:
-    """Others are for a function, and the message says so."""
+def test_build_llm_asset_has_one_input() -> None:
+    """More inputs need a function; the message says so."""
     with pytest.raises(ConfigError, match=r"ins=.*@llm_asset\(ins="):
         build(ins={"more": dg.AssetIn("labelled")})
 
@@ -226,12 +226,12 @@ async def stream(reviews):  # noqa: ANN001, ANN201
 
 
 def by_position(reviews, /):  # noqa: ANN001, ANN201
-    """Dagster gives inputs by name."""
+    """Dagster passes inputs by name."""
     return reviews
 
 
 def any_number(*reviews):  # noqa: ANN002, ANN201
-    """They would have no names."""
+    """These inputs have no names."""
     return reviews
 
 
@@ -246,14 +246,14 @@ def any_number(*reviews):  # noqa: ANN002, ANN201
         (any_number, r"'any_number' takes '\*reviews' by position"),
     ],
 )
-def test_what_is_no_function_of_named_inputs_is_refused(function: Any, message: str) -> None:
-    """With what was expected."""
+def test_function_without_named_inputs_is_refused(function: Any, message: str) -> None:
+    """The error says what is expected."""
     with pytest.raises(ConfigError, match=message):
         llm_asset(prompt=PROMPT, output="mood")(function)
 
 
-def test_a_decorator_without_arguments_says_how_it_is_written() -> None:
-    """As does an argument without its name."""
+def test_decorator_without_arguments_shows_its_usage() -> None:
+    """So does a positional argument."""
     bare: Any = llm_asset
     with pytest.raises(ConfigError, match=r"'by_position'.*@llm_asset\(prompt=\.\.\., output=\.\.\.\)"):
         bare(by_position)
@@ -262,7 +262,7 @@ def test_a_decorator_without_arguments_says_how_it_is_written() -> None:
 
 
 def test_inputs_may_come_as_keywords() -> None:
-    """`**inputs` gets the inputs of `ins` that are no parameters, as in `@dg.asset`, and nothing of ours."""
+    """`**inputs` gets the inputs of `ins` that are not parameters, as in `@dg.asset`, and nothing else."""
     seen = []
     calendar = dg.AssetIn("calendar", dagster_type=dg.Nothing)
     ins = {"rows": dg.AssetIn("reviews"), "more": dg.AssetIn("labelled"), "calendar": calendar}
@@ -284,7 +284,7 @@ def test_inputs_may_come_as_keywords() -> None:
 
 
 def test_keywords_without_inputs_are_no_input() -> None:
-    """A function that takes `**inputs` and has none depends on nothing."""
+    """A function with `**inputs` and no `ins` depends on nothing."""
 
     @llm_asset(prompt=PROMPT, output="mood")
     def moods(**inputs):  # noqa: ANN003, ANN202
@@ -293,12 +293,12 @@ def test_keywords_without_inputs_are_no_input() -> None:
     assert list(run(moods).output_for_node("moods")["mood"]) == ["fine"]
 
 
-# -- inputs that are something else, too ---------------------------------------------------------------------------
+# -- inputs with a second use ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["parameter", "ins", "keywords", "prefix"])
 def test_labelled_rows_may_be_an_input_of_the_asset(how: str) -> None:
-    """The asset is loaded once, and given to the function and to the check."""
+    """The asset is loaded once, for the function and for the check."""
     key = dg.AssetKey(["people", "up2"] if how == "prefix" else ["up2"])
 
     @dg.asset(key=key)
@@ -331,7 +331,7 @@ def test_labelled_rows_may_be_an_input_of_the_asset(how: str) -> None:
     assert list(result.output_for_node("moods")["mood"]) == ["fine"]
 
 
-def test_labelled_rows_are_not_taken_from_what_is_no_input() -> None:
+def test_labelled_rows_come_from_the_asset_not_a_resource_of_its_name() -> None:
     """A resource with the name of their asset is not where they come from."""
 
     @llm_asset(prompt=PROMPT, output="mood", checks=[GoldenCheck(rows="labelled", min_score=1)])
@@ -344,7 +344,7 @@ def test_labelled_rows_are_not_taken_from_what_is_no_input() -> None:
 
 
 def test_an_input_is_not_the_resource() -> None:
-    """A parameter with the name of the resource is an input unless it is annotated, and would be asked in its place."""
+    """An unannotated parameter with the resource's name would be read as an input, so it is an error."""
 
     def moods(llm):  # noqa: ANN001, ANN202
         return llm
@@ -369,7 +369,7 @@ def test_an_input_is_not_the_resource() -> None:
 
 
 def test_a_dependency_may_have_the_name_of_the_resource() -> None:
-    """It has no value, so nothing is taken for another."""
+    """A dependency passes no value, so there is no ambiguity."""
 
     @llm_asset(prompt=PROMPT, output="mood", deps=["llm"])
     def moods():  # noqa: ANN202

@@ -1,4 +1,4 @@
-"""`llm_asset` and its twin, materialized in process with the scripted model and against a loopback provider."""
+"""`llm_asset` and `build_llm_asset`, materialized in process with the scripted model and a loopback provider."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = ["I love it", "It broke", "I love it", "It is blue"]
 
 
 class Sentiment(BaseModel):
-    """What the tests ask for."""
+    """The output of the tests."""
 
     sentiment: Literal["positive", "negative", "neutral"]
     topic: str | None = Field(description="what the review is about")
@@ -83,11 +83,11 @@ def failure_of(result: dg.ExecuteInProcessResult) -> dg.StepFailureData:
     return event.step_failure_data
 
 
-# -- what it returns -----------------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------------------------
 
 
 def test_the_asset_is_the_rows_with_the_output_columns() -> None:
-    """Rows, order and other columns stay; the answers are each row's own."""
+    """Rows, order and other columns stay; each row has its own answer."""
     table = materialize(reviews, review_sentiment).output_for_node("review_sentiment")
     assert list(table.columns) == ["id", "review", "sentiment", "topic", "review_sentiment_error"]
     assert table["review"].tolist() == TEXTS
@@ -97,7 +97,7 @@ def test_the_asset_is_the_rows_with_the_output_columns() -> None:
 
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_the_frame_keeps_its_kind(kind: Callable[[dict[str, list[str]]], Any]) -> None:
-    """What goes in as pandas, polars or pyarrow comes out as such."""
+    """A pandas, polars or pyarrow frame stays one."""
 
     @llm_asset(prompt=PROMPT, output="mood")
     def moods():  # noqa: ANN202
@@ -109,7 +109,7 @@ def test_the_frame_keeps_its_kind(kind: Callable[[dict[str, list[str]]], Any]) -
 
 
 def test_a_function_may_take_context_config_and_resources() -> None:
-    """The decorated function is an ordinary asset function, also with postponed annotations."""
+    """As an ordinary asset function, also with postponed annotations."""
 
     @llm_asset(prompt=PROMPT, output="mood")
     def moods(context: dg.AssetExecutionContext, reviews: pd.DataFrame, config: Suffix, warehouse: Warehouse):  # noqa: ANN202
@@ -129,8 +129,8 @@ def test_a_function_may_take_context_config_and_resources() -> None:
     }
 
 
-def test_a_function_may_ask_for_the_model_itself_or_name_another_resource() -> None:
-    """The resource is taken from the key given, and is handed over if the function has a parameter of that name."""
+def test_function_may_take_the_llm_resource_under_any_key() -> None:
+    """With a parameter of the resource's name it gets the resource."""
 
     @llm_asset(prompt=PROMPT, output="mood", resource_key="oracle")
     def moods(reviews: pd.DataFrame, oracle: dg.ResourceParam[object]):  # noqa: ANN202
@@ -140,8 +140,8 @@ def test_a_function_may_ask_for_the_model_itself_or_name_another_resource() -> N
     assert materialize(reviews, moods, resources={"oracle": ScriptedModel({"": "fine"})}).success
 
 
-def test_annotations_for_type_checkers_only_do_no_harm() -> None:
-    """A parameter whose type exists under TYPE_CHECKING only is an input like any other."""
+def test_annotations_under_type_checking_work() -> None:
+    """Such a parameter is an input like any other."""
 
     @llm_asset(prompt=PROMPT, output="mood")
     def moods(reviews: Decimal):  # noqa: ANN202
@@ -151,7 +151,7 @@ def test_annotations_for_type_checkers_only_do_no_harm() -> None:
 
 
 def test_required_resource_keys_still_work() -> None:
-    """The other way to ask for resources, by key, goes together with the model."""
+    """Together with the model's resource."""
 
     @llm_asset(prompt=PROMPT, output="mood", required_resource_keys={"warehouse"})
     def moods(context, reviews):  # noqa: ANN001, ANN202
@@ -163,7 +163,7 @@ def test_required_resource_keys_still_work() -> None:
 
 
 def test_build_llm_asset_needs_no_function() -> None:
-    """The twin enriches all rows of its upstream, with the same arguments."""
+    """It enriches all rows of its upstream, with the same arguments."""
     twin = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, key_prefix="shop")
     result = materialize(reviews, twin)
     assert twin.key == dg.AssetKey(["shop", "moods"])
@@ -171,7 +171,7 @@ def test_build_llm_asset_needs_no_function() -> None:
 
 
 def test_every_other_asset_argument_passes_through() -> None:
-    """Group, owners, tags, kinds, pool, retry policy, description and metadata are Dagster's business."""
+    """Group, owners, tags, kinds, pool, retry policy, description and metadata are passed to Dagster."""
 
     @llm_asset(
         prompt=PROMPT,
@@ -207,15 +207,15 @@ def test_every_other_asset_argument_passes_through() -> None:
     assert moods.op.retry_policy == dg.RetryPolicy(max_retries=2)
 
 
-def test_an_argument_that_there_is_not_is_named_with_the_one_that_was_meant() -> None:
-    """Of our own arguments and of Dagster's."""
+def test_unknown_argument_gets_a_suggestion() -> None:
+    """Among our arguments and Dagster's."""
     for wrong, meant in [("batchsize", "batch_size"), ("group", "group_name"), ("max_cost", "max_cost_usd")]:
         with pytest.raises(ConfigError, match=f"argument '{wrong}'. Did you mean '{meant}'"):
             build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output="mood", **{wrong: 3})
 
 
 def test_checks_on_the_asset_run_with_it() -> None:
-    """`check_specs` of a user's own may be answered by a check that reads the enriched table."""
+    """A user's `@asset_check` can read the enriched table."""
 
     @dg.asset_check(asset=review_sentiment)
     def all_answered(review_sentiment: pd.DataFrame) -> dg.AssetCheckResult:
@@ -229,7 +229,7 @@ def test_checks_on_the_asset_run_with_it() -> None:
 
 
 def test_a_partition_is_enriched_by_itself() -> None:
-    """The partition's rows go in, and its row count is reported as the partition's."""
+    """With its own rows and its own row count."""
 
     @dg.asset(partitions_def=DAYS)
     def daily(context) -> pd.DataFrame:  # noqa: ANN001  (Dagster's own decorator cannot read postponed annotations)
@@ -246,8 +246,8 @@ def test_a_partition_is_enriched_by_itself() -> None:
     assert "dagster/row_count" not in found
 
 
-def test_metadata_tells_counts_tokens_cost_schema_lineage_and_a_preview() -> None:
-    """The figures have fixed keys and plottable types, and come from what happened."""
+def test_metadata_has_counts_tokens_cost_schema_lineage_and_preview() -> None:
+    """The keys are fixed, the types plottable, and the values those of the run."""
     llm = ScriptedModel(answer)
     found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
     assert found["ondine/rows_total"] == found["ondine/rows_succeeded"] == 4
@@ -268,7 +268,7 @@ def test_metadata_tells_counts_tokens_cost_schema_lineage_and_a_preview() -> Non
 
 
 def test_a_model_without_a_known_price_reports_no_cost() -> None:
-    """An unknown cost is left out and said to be unknown; it is never 0."""
+    """The cost is reported as unknown, never as 0."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai_compatible/unheard-of", base_url=provider.base_url)
         found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
@@ -278,7 +278,7 @@ def test_a_model_without_a_known_price_reports_no_cost() -> None:
 
 
 def test_cost_is_what_the_provider_bills() -> None:
-    """Tokens in the metadata are the provider's, and the dollars are their list price."""
+    """Tokens are the provider's, the dollars their list price."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
         found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
@@ -289,7 +289,7 @@ def test_cost_is_what_the_provider_bills() -> None:
 
 
 def test_code_version_follows_prompt_and_output() -> None:
-    """Dagster sees a new version when prompt, examples or output change, and only then."""
+    """It changes if and only if prompt, examples or output change."""
 
     def version(prompt: str | Prompt = PROMPT, output: Any = Sentiment, **options: Any) -> str | None:
         (spec,) = build_llm_asset(name="x", upstream="reviews", prompt=prompt, output=output, **options).specs
@@ -309,8 +309,8 @@ def test_code_version_follows_prompt_and_output() -> None:
 
 
 @pytest.mark.parametrize("batch_format", ["json", "csv"])
-def test_several_rows_travel_in_one_call(batch_format: str) -> None:
-    """The table is the same as with a row a call; an interrupted or repeated run resumes row by row."""
+def test_several_rows_are_sent_in_one_call(batch_format: str) -> None:
+    """The table equals that of single-row calls; an interrupted or repeated run resumes row by row."""
 
     def answer_batch(prompt: str) -> Any:
         if batch_format == "json":
@@ -333,8 +333,8 @@ def test_several_rows_travel_in_one_call(batch_format: str) -> None:
     assert (found["ondine/requests"], found["ondine/unique_prompts"]) == (1, 3)
 
 
-def test_a_script_need_not_know_how_rows_travel() -> None:
-    """The scripted model gets a row a call, whatever the batch size of the asset."""
+def test_scripted_model_gets_single_rows() -> None:
+    """Whatever the batch size of the asset."""
     moods = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, batch_size=20)
     llm = ScriptedModel(answer)
     materialize(reviews, moods, llm=llm)
@@ -368,7 +368,7 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> None:
-    """Without a store of one's own, two runs of one instance share one."""
+    """Two runs of one instance share the default store."""
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first, second = ScriptedModel(answer), ScriptedModel(answer)
         materialize(reviews, review_sentiment, llm=first, instance=instance)
@@ -380,8 +380,8 @@ def test_answers_live_in_the_instances_storage_by_default(tmp_path: Path) -> Non
 # -- money -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_cap_on_cost_stops_the_step_for_good_and_a_higher_one_resumes(tmp_path: Path) -> None:
-    """The step says what is spent and is not retried; with more money only the rest is asked."""
+def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp_path: Path) -> None:
+    """The failure says what is spent; with a higher cap only the remaining rows are asked."""
     rows = pd.DataFrame({"review": [f"love {number}" for number in range(200)]})
 
     def moods(cap: float) -> dg.AssetsDefinition:
@@ -406,7 +406,7 @@ def test_a_cap_on_cost_stops_the_step_for_good_and_a_higher_one_resumes(tmp_path
 
 
 def test_a_cap_needs_a_price(tmp_path: Path) -> None:
-    """An unknown price is refused with the fix, and a price of one's own is taken."""
+    """Without a price it is refused with the fix; a configured price is accepted."""
     moods = build_llm_asset(name="moods", upstream="reviews", prompt=PROMPT, output=Sentiment, max_cost_usd=1)
     with Provider(answer) as provider:
         settings = {
@@ -439,7 +439,7 @@ def one_row_fails(prompt: str) -> Any:
 
 
 def test_a_failed_row_is_null_with_a_reason() -> None:
-    """One bad row costs only itself, and the report says why."""
+    """One bad row fails alone, and the report says why."""
     result = materialize(reviews, broken_asset(), llm=ScriptedModel(one_row_fails))
     table = result.output_for_node("moods")
     assert table["sentiment"].isna().tolist() == [False, False, False, True]
@@ -452,8 +452,8 @@ def test_a_failed_row_is_null_with_a_reason() -> None:
     assert record.data["rows"] == 1
 
 
-def test_rows_that_fail_the_same_way_again_are_not_retried() -> None:
-    """A step that fails for invalid rows is not asked, and paid, again by Dagster."""
+def test_step_failed_by_invalid_rows_is_not_retried() -> None:
+    """Dagster would pay for the same failures again."""
     llm = ScriptedModel({"": "nonsense"})
     asset = broken_asset(retry_policy=dg.RetryPolicy(max_retries=2))
     result = materialize(reviews, asset, llm=llm, raise_on_error=False)
@@ -461,8 +461,8 @@ def test_rows_that_fail_the_same_way_again_are_not_retried() -> None:
     assert len(llm.calls) == 3 * 4  # three texts, three repairs each
 
 
-def test_the_log_says_what_came_of_it(capfd: pytest.CaptureFixture[str]) -> None:
-    """Short steps say their counts, too, and failed rows are a warning with their reasons."""
+def test_log_has_counts_and_reasons(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also of short steps; failed rows are a warning with their reasons."""
     materialize(reviews, broken_asset(), llm=ScriptedModel(one_row_fails))
     log = capfd.readouterr().err
     assert "4 of 4 rows" in log
@@ -471,7 +471,7 @@ def test_the_log_says_what_came_of_it(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_failed_rows_can_be_dropped() -> None:
-    """`on_row_error="drop"` leaves the failed rows out, and the error column with them."""
+    """With `on_row_error="drop"` the failed rows and the error column are left out."""
     table = materialize(reviews, broken_asset(on_row_error="drop"), llm=ScriptedModel(one_row_fails)).output_for_node(
         "moods"
     )
@@ -486,7 +486,7 @@ def test_failed_rows_can_be_dropped() -> None:
 def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(
     tmp_path: Path, options: dict[str, Any], rule: str
 ) -> None:
-    """The step says which rule was broken; a re-run asks only the failed row."""
+    """The failure names the exceeded limit; a re-run asks only the failed row."""
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         result = materialize(
             reviews,
@@ -503,12 +503,12 @@ def test_too_many_failed_rows_fail_the_step_and_keep_the_answers(
 
 
 def test_a_table_without_a_single_answer_fails_the_step() -> None:
-    """A step is not green when nothing came of it."""
+    """A step does not succeed without any answer."""
     result = materialize(reviews, broken_asset(), llm=ScriptedModel({"": "nonsense"}), raise_on_error=False)
     assert "no row got an answer" in failure_of(result).user_failure_data.description
 
 
-def test_what_only_a_person_can_mend_is_not_retried(tmp_path: Path) -> None:
+def test_errors_that_need_a_person_are_not_retried(tmp_path: Path) -> None:
     """A wrong key fails the step for good; a store that cannot be opened may be back at the next attempt."""
 
     def retries(**settings: Any) -> int:
@@ -531,8 +531,8 @@ def test_what_only_a_person_can_mend_is_not_retried(tmp_path: Path) -> None:
         (400, "The purse of tenant 7 is empty."),
     ],
 )
-def test_credit_that_ends_in_mid_run_is_a_red_step_that_is_not_retried(code: int, message: str) -> None:
-    """In known words and in unknown ones: a few dozen calls at most, and Dagster leaves it at that."""
+def test_exhausted_credit_fails_the_step_without_retry(code: int, message: str) -> None:
+    """With a known or an unknown message, after a few dozen calls at most."""
 
     @dg.asset
     def reviews() -> pd.DataFrame:
@@ -550,7 +550,7 @@ def test_credit_that_ends_in_mid_run_is_a_red_step_that_is_not_retried(code: int
 
 
 def test_one_refused_row_fails_alone() -> None:
-    """A content filter takes one row, not the table."""
+    """A content filter fails its row, not the table."""
     with Provider(answer, fault=matching("blue", error(400, "blocked", "content_filter"))) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
         table = materialize(reviews, broken_asset(), llm=llm).output_for_node("moods")
@@ -585,13 +585,13 @@ def test_one_refused_row_fails_alone() -> None:
     ],
 )
 def test_wrong_usage_fails_when_definitions_load(arguments: dict[str, Any], message: str) -> None:
-    """The message names the mistake and the fix before anything runs."""
+    """The message has the mistake and the fix."""
     with pytest.raises(ConfigError, match=message):
         build_llm_asset(name="x", upstream="reviews", **({"output": "mood"} | arguments))
 
 
 def test_async_and_generator_functions_are_refused() -> None:
-    """The decorated function returns rows; the concurrency is ours."""
+    """The decorated function returns rows; concurrency is internal."""
 
     async def asynchronous(reviews):  # noqa: ANN001, ANN202
         return reviews
@@ -605,7 +605,7 @@ def test_async_and_generator_functions_are_refused() -> None:
 
 
 def test_a_missing_resource_fails_when_definitions_load() -> None:
-    """Dagster names the resource that is not there."""
+    """With Dagster's own error that names it."""
     with pytest.raises(dg.DagsterInvalidDefinitionError, match="'llm'"):
         dg.Definitions.validate_loadable(dg.Definitions(assets=[reviews, review_sentiment]))
 
@@ -623,8 +623,8 @@ def test_a_missing_resource_fails_when_definitions_load() -> None:
         (pd.DataFrame([["a", "b"]], columns=["review", "review"]), "two columns of one name"),
     ],
 )
-def test_rows_that_do_not_fit_fail_before_anything_is_paid(rows: Any, message: str) -> None:
-    """Columns are checked against the rows before the first call."""
+def test_missing_columns_fail_before_the_first_call(rows: Any, message: str) -> None:
+    """Columns are checked against the rows first."""
 
     @llm_asset(prompt=PROMPT, output="mood")
     def moods():  # noqa: ANN202
@@ -636,13 +636,13 @@ def test_rows_that_do_not_fit_fail_before_anything_is_paid(rows: Any, message: s
     assert llm.calls == []
 
 
-def test_something_that_is_no_model_is_named() -> None:
-    """A resource of the wrong kind fails with what was expected."""
+def test_resource_of_the_wrong_type_is_refused() -> None:
+    """The error says what is expected."""
     result = materialize(reviews, review_sentiment, llm=object(), raise_on_error=False)
     assert "LLMResource or a ChatModel was expected" in failure_of(result).user_failure_data.description
 
 
-def test_no_rows_are_no_problem() -> None:
+def test_empty_table_stays_empty_with_its_new_columns() -> None:
     """An empty table comes back empty, with its new columns."""
 
     @llm_asset(prompt=PROMPT, output=Sentiment)
@@ -655,7 +655,7 @@ def test_no_rows_are_no_problem() -> None:
 
 
 def test_refused_is_a_row_outcome_with_a_scripted_model() -> None:
-    """Users can play every fault in their own tests."""
+    """Users can script every fault in their own tests."""
     llm = ScriptedModel(answer, faults=[RefusedError("not this one")])
     table = materialize(reviews, review_sentiment, llm=llm).output_for_node("review_sentiment")
     assert table["review_sentiment_error"].notna().sum() in (1, 2)

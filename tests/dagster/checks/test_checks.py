@@ -64,14 +64,14 @@ LABELLED = [{"review": "good", "mood": "good"}]
         (GoldenCheck(rows=[{"review": "x", "mood": "Good"}], min_score=0.9), "1 labels of 'mood'.*\"good\""),
     ],
 )
-def test_what_is_wrong_with_a_check_is_said_when_the_definitions_load(check: Any, complaint: str) -> None:
-    """With what is valid; nothing is asked before."""
+def test_invalid_check_is_an_error_when_definitions_load(check: Any, complaint: str) -> None:
+    """With what is valid, before any call."""
     with pytest.raises(ConfigError, match=complaint):
         moods_of("good", checks=[check])
 
 
 def test_checks_of_one_name_are_refused() -> None:
-    """They would hide each other; a name of one's own tells them apart."""
+    """One would hide the other; `name` makes them differ."""
     twice = [NullRateCheck(max_rate=0.1), NullRateCheck(max_rate=0.5)]
     with pytest.raises(ConfigError, match="Two checks are called 'null_rate'"):
         moods_of("good", checks=twice)
@@ -80,8 +80,8 @@ def test_checks_of_one_name_are_refused() -> None:
     assert {name: spec.blocking for name, spec in specs.items()} == {"null_rate": False, "half": True}
 
 
-def test_a_mapping_is_a_check_as_a_value_is() -> None:
-    """What YAML can say is the same check, by its type."""
+def test_mapping_is_a_check_by_its_type() -> None:
+    """As YAML writes it."""
     pairs = [
         (ErrorRateCheck(max_rate=0.1), {"type": "error_rate", "max_rate": 0.1}),
         (NullRateCheck(max_rate=0.1, columns=["topic"]), {"type": "null_rate", "max_rate": 0.1, "columns": ["topic"]}),
@@ -100,8 +100,8 @@ def test_a_mapping_is_a_check_as_a_value_is() -> None:
     assert dg.AssetKey(["shop", "labelled"]) in values.dependency_keys
 
 
-def test_specs_of_the_users_own_are_refused_with_what_to_write() -> None:
-    """The function returns rows and can answer no check."""
+def test_check_specs_are_refused_with_the_alternative() -> None:
+    """The function returns rows and cannot answer a check."""
     with pytest.raises(ConfigError, match=r"checks=\[...\]"):
         moods_of("good", check_specs=[dg.AssetCheckSpec("mine", asset="moods")])
 
@@ -111,7 +111,7 @@ def test_specs_of_the_users_own_are_refused_with_what_to_write() -> None:
 
 @pytest.mark.parametrize(("most", "passed"), [(0.25, True), (0.24, False)])
 def test_error_rate(most: float, passed: bool) -> None:
-    """The share of all rows that failed, up to the threshold and no further."""
+    """The share of all rows that failed; it passes up to and including the threshold."""
     result = run(moods_of("good", "bad", "good price", "junk", checks=[ErrorRateCheck(max_rate=most)]))
     check = checks_of(result)["error_rate"]
     assert (check.passed, check.severity) == (passed, dg.AssetCheckSeverity.WARN)
@@ -123,7 +123,7 @@ def test_error_rate(most: float, passed: bool) -> None:
 @pytest.mark.parametrize("on_row_error", ["null", "drop"])
 @pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
 def test_null_rate_is_of_the_answered_rows(on_row_error: str, kind: str) -> None:
-    """A failed row is not a null answer, whatever becomes of it and whatever the frame."""
+    """A failed row does not count as a null answer, with any `on_row_error` and any frame."""
     import polars as pl
     import pyarrow as pa
 
@@ -146,7 +146,7 @@ def test_null_rate_is_of_the_answered_rows(on_row_error: str, kind: str) -> None
     assert checks["null_rate_summary"].description == "0.75 of the answers in 'summary' are null."
 
 
-def test_null_rate_looks_at_all_columns_unless_told() -> None:
+def test_null_rate_covers_all_columns_by_default() -> None:
     """The worst of them decides."""
     check = checks_of(run(moods_of("good price", checks=[NullRateCheck(max_rate=0.9)])))["null_rate"]
     assert not check.passed
@@ -154,7 +154,7 @@ def test_null_rate_looks_at_all_columns_unless_told() -> None:
 
 
 def test_cost_per_row_counts_repairs_and_rows_that_were_asked_only(tmp_path: Path) -> None:
-    """What a run spent over the rows it asked; rows that were known cost nothing and do not thin it out."""
+    """A run's spend divided by its asked rows; reused rows do not lower it."""
     tries = iter(["nonsense"])
     with Provider(lambda _: next(tries, None) or {"mood": "good"}) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
@@ -170,7 +170,7 @@ def test_cost_per_row_counts_repairs_and_rows_that_were_asked_only(tmp_path: Pat
 
 
 def test_cost_per_row_without_a_price_fails_with_the_fix() -> None:
-    """What cannot be computed is not taken for cheap."""
+    """An unknown cost does not pass."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai_compatible/unheard-of", base_url=provider.base_url)
         check = checks_of(run(moods_of("good", checks=[CostPerRowCheck(max_usd=1)]), llm=llm))["cost_per_row"]
@@ -184,8 +184,8 @@ COUNTS = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 50), min_size=
 
 
 @given(COUNTS, COUNTS)
-def test_distance_is_the_largest_difference_of_any_event(one: dict[str, int], other: dict[str, int]) -> None:
-    """Half the sum of differences is the total variation distance by its definition, over all sets of values."""
+def test_distance_is_the_total_variation_distance(one: dict[str, int], other: dict[str, int]) -> None:
+    """Half the sum of differences equals the definition, the largest difference over all sets of values."""
     total, rest = sum(one.values()), sum(other.values())
     events = [[value for bit, value in enumerate("abcde") if mask >> bit & 1] for mask in range(32)]
     largest = max(
@@ -196,8 +196,8 @@ def test_distance_is_the_largest_difference_of_any_event(one: dict[str, int], ot
     assert distance(one, one) == 0
 
 
-def test_distance_by_chance_is_what_chance_does() -> None:
-    """Two samples of one distribution are about so far apart on average."""
+def test_expected_distance_matches_random_samples() -> None:
+    """Two samples of one distribution are that far apart on average."""
     import random
 
     rng = random.Random(7)
@@ -214,7 +214,7 @@ def test_distance_by_chance_is_what_chance_does() -> None:
 
 
 def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
-    """The first has nothing to compare with; the second is as far from it as its shares differ, nulls and all."""
+    """The first has no baseline; the second's distance is the difference of its shares, nulls included."""
     drift = [DriftCheck(column=column, max_distance=0.2) for column in ("mood", "topic", "angry")]
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first = run(moods_of("good", "good price", "bad", "bad angry", "junk", checks=drift), instance=instance)
@@ -240,8 +240,8 @@ def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
     assert first.run_id[:8] in str(second["drift_mood"].description)
 
 
-def test_drift_passes_where_nothing_changed_and_looks_back_beyond_what_tells_nothing(tmp_path: Path) -> None:
-    """A materialization reported from elsewhere, without figures, is not one to compare with."""
+def test_drift_skips_materializations_without_figures(tmp_path: Path) -> None:
+    """A materialization reported from elsewhere is no baseline."""
     asset = moods_of("good", "bad", checks=[DriftCheck(column="mood", max_distance=0)])
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(asset, instance=instance)
@@ -270,7 +270,7 @@ def drift_of(asset: dg.AssetsDefinition, partition: str, instance: dg.DagsterIns
 
 
 def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
-    """Not from the day itself, nor from a later one, in whatever order days are filled."""
+    """Neither the day itself nor a later one, in whatever order days are filled."""
     texts = {"2026-01-02": ["good", "bad"], "2026-01-05": ["good"], "2026-01-09": ["bad"]}
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(DAYS, texts)
@@ -281,8 +281,8 @@ def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
         assert "from 2026-01-02" in drift_of(asset, "2026-01-05", instance)
 
 
-def test_drift_of_a_partition_that_is_no_time_is_from_itself(tmp_path: Path) -> None:
-    """What one tenant's reviews are like says nothing about another's."""
+def test_drift_of_a_static_partition_is_from_itself(tmp_path: Path) -> None:
+    """One tenant's distribution is no baseline for another's."""
     texts = {"de": ["good"], "fr": ["bad"]}
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(dg.StaticPartitionsDefinition(["de", "fr"]), texts)
@@ -293,7 +293,7 @@ def test_drift_of_a_partition_that_is_no_time_is_from_itself(tmp_path: Path) -> 
 
 
 def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Path) -> None:
-    """Of several dimensions the one that is time counts, and the others stay."""
+    """Of several dimensions the time one moves, and the others stay."""
     both = dg.MultiPartitionsDefinition({"day": DAYS, "tenant": dg.StaticPartitionsDefinition(["de", "fr"])})
 
     def key(day: str, tenant: str) -> dg.MultiPartitionKey:
@@ -312,11 +312,11 @@ def test_drift_of_a_day_and_a_tenant_is_from_the_tenants_day_before(tmp_path: Pa
 
 
 def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> None:
-    """A range is one run; the day after it is compared with its last day, not with all of them."""
+    """The day after a range is compared with the range's last day, not with all of it."""
 
     class Memory(dg.IOManager):
         def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-            """Forget it."""
+            """Store nothing."""
 
         def load_input(self, context: dg.InputContext) -> Any:
             """Nothing is loaded."""
@@ -352,8 +352,8 @@ def test_partitions_of_one_run_have_their_own_distributions(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_failed_check_stops_what_is_downstream_only_if_it_is_blocking(blocking: bool) -> None:
-    """The asset itself is materialized either way, and a retry policy does not ask again."""
+def test_only_a_blocking_check_stops_downstream_assets(blocking: bool) -> None:
+    """The asset is materialized in any case, and a retry policy asks nothing again."""
 
     @dg.asset
     def dashboard(moods: pd.DataFrame) -> int:

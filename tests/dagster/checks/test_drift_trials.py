@@ -1,4 +1,4 @@
-"""A trial on a few rows is not what later runs are measured by."""
+"""A trial on a few rows is no baseline for drift."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def try_out(instance: dg.DagsterInstance, asset: Any, **options: Any) -> None:
 
 @pytest.mark.parametrize("trials", [1, 12])
 def test_a_trial_is_no_baseline(trials: int, tmp_path: Path) -> None:
-    """Nothing changed, so a whole run after one or many trials passes; it is compared with the whole run before."""
+    """A whole run after trials is compared with the whole run before them, and passes."""
     asset = moods_of("good", "bad", "bad", "bad", checks=DRIFT)
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         first = run(asset, instance=instance).run_id[:8]
@@ -36,8 +36,8 @@ def test_a_trial_is_no_baseline(trials: int, tmp_path: Path) -> None:
         assert f"True The distance from run {first} is 0" in drift_of(instance, asset)
 
 
-def test_the_trial_of_a_day_is_passed_over(tmp_path: Path) -> None:
-    """The day before it is the measure then."""
+def test_trial_of_a_day_is_skipped_as_a_baseline(tmp_path: Path) -> None:
+    """The day before it is used."""
 
     @llm_asset(prompt=PROMPT, output=Mood, partitions_def=dg.DailyPartitionsDefinition("2026-01-01"), checks=DRIFT)
     def moods():  # noqa: ANN202

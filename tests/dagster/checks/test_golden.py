@@ -1,4 +1,4 @@
-"""Golden checks: labelled rows asked as the asset's own are, through real materializations."""
+"""Golden checks: labelled rows asked like the asset's own, through real materializations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ondine_dagster import GoldenCheck, LLMResource, llm_asset
 from tests.support.provider import Provider
 from tests.support.review_assets import PROMPT, Mood, answer, checks_of, metadata_of, moods_of, run, values
 
-# What `answer` makes of them: good, bad, bad, good, and nothing.
+# The outputs of `answer` for them: good, bad, bad, good, and none.
 REVIEWS = ["good price", "bad", "bad too", "so good", "junk"]
 LABELS = ["good", "bad", "good", "good", "bad"]
 
@@ -42,7 +42,7 @@ def check_of(check: GoldenCheck, *texts: str, **options: Any) -> dg.AssetCheckEv
 
 @pytest.mark.parametrize(("least", "passed"), [(0.6, True), (0.61, False)])
 def test_accuracy_counts_rows_without_an_answer_as_wrong(least: float, passed: bool) -> None:
-    """Three of five labels are met: the threshold may be reached, not missed."""
+    """Three of five labels match, and a score equal to the threshold passes."""
     check = check_of(golden(min_score=least))
     assert check.passed is passed
     assert check.description == f"The accuracy of 'mood' is 0.600, at least {least} is wanted."
@@ -51,14 +51,14 @@ def test_accuracy_counts_rows_without_an_answer_as_wrong(least: float, passed: b
 
 
 def test_f1_is_the_mean_over_labels() -> None:
-    """Good: two answered, three expected, two met. Bad: two answered, two expected, one met."""
+    """Good: two answered, three expected, two matching. Bad: two answered, two expected, one matching."""
     check = check_of(golden(metric="f1"))
     good, bad = 2 * 2 / (3 + 2), 2 * 1 / (2 + 2)
     assert values(check.metadata)["ondine/score"] == pytest.approx((good + bad) / 2, abs=1e-6)
 
 
-def test_figures_are_told_by_label_and_by_pair() -> None:
-    """Which labels are met, and what was said instead."""
+def test_metadata_has_scores_by_label_and_confusions() -> None:
+    """For each label its matches, and for each mismatch the answer given."""
     found = values(check_of(golden()).metadata)
     assert found["ondine/scores"] == [{"column": "mood", "rows": 5, "accuracy": 0.6, "f1": 0.65}]
     names = ("column", "label", "expected", "answered", "precision", "recall", "f1")
@@ -75,7 +75,7 @@ def test_figures_are_told_by_label_and_by_pair() -> None:
 
 
 def test_every_column_has_to_reach_the_score() -> None:
-    """The worst decides, and by default all columns count that there are labels for."""
+    """The worst column decides; by default every column with labels counts."""
     rows = {"review": ["good price", "bad"], "mood": ["good", "bad"], "topic": ["quality", None]}
     check = check_of(golden(rows=rows, min_score=0.9))
     assert not check.passed
@@ -84,8 +84,8 @@ def test_every_column_has_to_reach_the_score() -> None:
     assert check_of(golden(rows=rows, min_score=0.9, columns="mood")).passed
 
 
-def test_a_missing_label_is_null_only_where_null_may_be_the_answer() -> None:
-    """Of a column that takes no null it says that nobody knows, and the row does not count."""
+def test_missing_label_is_null_only_in_a_nullable_column() -> None:
+    """In any other column the row is unlabelled and does not count."""
     rows = {"review": ["good", "bad price"], "mood": ["good", None], "topic": [None, None]}
     found = {one["column"]: one for one in values(check_of(golden(rows=rows)).metadata)["ondine/scores"]}
     assert (found["mood"]["rows"], found["mood"]["accuracy"]) == (1, 1.0)
@@ -93,15 +93,15 @@ def test_a_missing_label_is_null_only_where_null_may_be_the_answer() -> None:
 
 
 def test_free_text_is_compared_without_being_shown() -> None:
-    """Accuracy has a figure; what rows and answers say is in no metadata."""
+    """Accuracy is computed; texts of rows and answers are in no metadata."""
     rows = {"review": ["a long secret", "short"], "summary": ["a long secret", "other"]}
     found = values(check_of(golden(rows=rows, min_score=0.5)).metadata)
     assert found["ondine/scores"] == [{"column": "summary", "rows": 2, "accuracy": 0.5, "f1": None}]
     assert "secret" not in str(found)
 
 
-def test_a_picture_of_many_labels_is_bounded() -> None:
-    """The rarer ones are put together; every row is counted."""
+def test_confusion_table_of_many_labels_is_bounded() -> None:
+    """Rare labels are grouped; every row is counted."""
     failed_rows_result = [chr(ord("a") + number) for number in range(26)]
     rows = {"review": failed_rows_result, "letter": failed_rows_result}
     asset_options = {"output": {"letter": {"enum": failed_rows_result}}}
@@ -118,11 +118,11 @@ def test_a_picture_of_many_labels_is_bounded() -> None:
     [pd.DataFrame, pl.DataFrame, pa.table, dict, lambda columns: pd.DataFrame(columns).to_dict("records")],
 )
 def test_labelled_rows_may_be_any_table(kind: Callable[[dict[str, list[str]]], Any]) -> None:
-    """Frames of every kind, columns, or a list of rows as YAML has it."""
+    """Frames of every kind, columns, or a list of rows as in YAML."""
     assert check_of(golden(rows=kind({"review": REVIEWS, "mood": LABELS}))).passed
 
 
-# -- how they are asked ----------------------------------------------------------------------------------------------
+# -- how rows are asked ----------------------------------------------------------------------------------------------
 
 
 def answer_batch(prompt: str) -> Any:
@@ -130,8 +130,8 @@ def answer_batch(prompt: str) -> Any:
     return {"answers": [{"id": row["id"], **answer(f"Review: {row['x']}")} for row in rows]}
 
 
-def test_labelled_rows_are_asked_as_the_others_and_kept_as_theirs(tmp_path: Path) -> None:
-    """So many a call, one bill, and nothing the second time."""
+def test_labelled_rows_are_batched_billed_and_stored_like_others(tmp_path: Path) -> None:
+    """Their second run makes no call."""
     rows = {"review": REVIEWS[:4], "mood": LABELS[:4]}
     asset = moods_of("good one", "good two", batch_size=20, checks=[golden(rows=rows)])
     with Provider(answer_batch) as provider:
@@ -147,7 +147,7 @@ def test_labelled_rows_are_asked_as_the_others_and_kept_as_theirs(tmp_path: Path
 
 
 def test_partitions_share_the_answers(tmp_path: Path) -> None:
-    """Each partition is judged, and the sample is paid for once; labelled rows need no partitions."""
+    """Each partition has its result, and the sample is paid once; labelled rows need no partitions."""
 
     @dg.asset
     def labelled() -> pd.DataFrame:
@@ -173,10 +173,10 @@ def test_partitions_share_the_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: Path) -> None:
-    """Those that come while it is being asked wait, and find the answers."""
+    """Concurrent processes wait for the one that asks it, and reuse its answers."""
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        run(moods_of("good"), instance=instance)  # Dagster's databases are not made by several processes at once
+        run(moods_of("good"), instance=instance)  # Dagster's databases cannot be created by several processes at once
     with Provider(lambda prompt: {"answer": prompt.rpartition("Text: ")[2]}, latency_s=0.2) as provider:
         environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "TEST_BASE_URL": provider.base_url}
         command = [sys.executable, "-m", "tests.support.golden_project"]
@@ -188,8 +188,8 @@ def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: 
     assert set(asked.values()) == {1}
 
 
-def test_labelled_rows_from_upstream_are_an_input_and_nothing_more() -> None:
-    """The asset depends on them; they are neither enriched nor where its columns come from."""
+def test_labelled_rows_from_upstream_are_only_an_input() -> None:
+    """They are neither enriched nor in the column lineage."""
 
     @dg.asset(key=["people", "labelled"])
     def labelled() -> pd.DataFrame:
@@ -212,7 +212,7 @@ def test_labelled_rows_from_upstream_are_an_input_and_nothing_more() -> None:
 
 
 def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
-    """To try other labels nothing is materialized and, with answers that are known, nothing asked."""
+    """Other labels can be tried without a materialization and, with known answers, without a call."""
 
     def labelled(name: str, label: str) -> dg.AssetsDefinition:
         @dg.asset(name=name)
@@ -234,8 +234,8 @@ def test_a_golden_check_can_be_run_without_its_asset(tmp_path: Path) -> None:
     assert len(llm.calls) == calls == 1
 
 
-def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_path: Path) -> None:
-    """The asset has no table then, and its answers and figures are not lost."""
+def test_interrupt_during_the_golden_check_reports_the_spend(tmp_path: Path) -> None:
+    """The asset has no table then, but its answers and figures are kept."""
 
     def script(prompt: str) -> Any:
         if "labelled" in prompt:
@@ -255,7 +255,7 @@ def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_pa
         assert len(llm.calls) == 3
 
 
-# -- when they cannot be asked ---------------------------------------------------------------------------------------
+# -- when rows cannot be asked ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def test_what_was_spent_is_told_when_an_interrupt_meets_the_labelled_rows(tmp_pa
         ({"review": ["x"], "mood": [None]}, "No row has a label in 'mood'"),
     ],
 )
-def test_rows_from_upstream_that_do_not_fit_fail_the_check_alone(rows: Any, complaint: str) -> None:
-    """What is wrong is said; the asset's own rows are answered and stored."""
+def test_invalid_labelled_rows_fail_the_check_alone(rows: Any, complaint: str) -> None:
+    """The error is reported; the asset's own rows are answered and stored."""
 
     @dg.asset
     def labelled() -> pd.DataFrame:
@@ -282,8 +282,8 @@ def test_rows_from_upstream_that_do_not_fit_fail_the_check_alone(rows: Any, comp
     assert complaint in str(check.description)
 
 
-def test_a_budget_that_is_used_up_fails_the_check_and_keeps_the_table(tmp_path: Path) -> None:
-    """The sample draws from the cap of the materialization, which holds, and a higher one is enough for the rest."""
+def test_exhausted_budget_fails_the_check_and_keeps_the_table(tmp_path: Path) -> None:
+    """The sample shares the materialization's cap; a higher one lets the check finish."""
     rows = {"review": [f"good {number}" for number in range(300)], "mood": ["good"] * 300}
 
     def asset(cap: float) -> dg.AssetsDefinition:
@@ -309,8 +309,8 @@ def test_a_budget_that_is_used_up_fails_the_check_and_keeps_the_table(tmp_path: 
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_blocking_golden_check_keeps_a_bad_prompt_from_what_is_downstream(blocking: bool) -> None:
-    """The asset has its table, the dashboard does not."""
+def test_blocking_golden_check_stops_downstream_assets(blocking: bool) -> None:
+    """The asset has its table, the dashboard is not made."""
 
     @dg.asset
     def dashboard(moods: pd.DataFrame) -> int:

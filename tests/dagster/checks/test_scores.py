@@ -1,4 +1,4 @@
-"""Accuracy and F1 against their definitions, and what counts as the same value."""
+"""Accuracy and F1 against their definitions, and equality of labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scored(rows: list[tuple[str, str | None]]):  # noqa: ANN201
 
 
 def defined_f1(rows: list[tuple[str, str | None]], label: str) -> float:
-    """F1 by precision and recall, as textbooks have it."""
+    """F1 by precision and recall, from the textbook definition."""
     met = sum(one == other == label for one, other in rows)
     answered, expected = sum(other == label for _, other in rows), sum(one == label for one, _ in rows)
     if not met:
@@ -34,8 +34,8 @@ def defined_f1(rows: list[tuple[str, str | None]], label: str) -> float:
 
 
 @given(ROWS)
-def test_scores_are_what_their_definitions_say(rows: list[tuple[str, str | None]]) -> None:
-    """Accuracy is the share met; macro F1 is the mean over all labels that occur, and a missing answer is no label."""
+def test_scores_equal_their_definitions(rows: list[tuple[str, str | None]]) -> None:
+    """Macro F1 is the mean over all labels that occur; a missing answer is no label."""
     found = scored(rows)
     seen = {value for row in rows for value in row if value is not None}
     assert found.accuracy == pytest.approx(sum(one == other for one, other in rows) / len(rows))
@@ -53,7 +53,7 @@ def test_scores_are_what_their_definitions_say(rows: list[tuple[str, str | None]
 
 @given(ROWS)
 def test_every_row_is_in_the_confusion_counts_once(rows: list[tuple[str, str | None]]) -> None:
-    """Rows without an answer too, under a name that no label has."""
+    """Also a row without an answer, under a name that no label has."""
     confusion = scored(rows).confusion
     assert sum(confusion.values()) == len(rows)
     unanswered = sum(count for (_, answer), count in confusion.items() if answer == NO_ANSWER)
@@ -80,14 +80,14 @@ class Mood(enum.Enum):
         (True, np.bool_(True)),
     ],
 )
-def test_what_counts_as_the_same(one: Any, other: Any) -> None:
-    """However a frame holds a label, it is met by the answer that JSON has for it."""
+def test_labels_match_across_types(one: Any, other: Any) -> None:
+    """A label in any frame type matches its JSON answer."""
     assert as_label(one) == as_label(other)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [(True, 1), ("4", 4), (None, "null"), ("good", "Good"), (0.1, 0.1001), ("(no answer)", NO_ANSWER)]
 )
-def test_what_does_not(one: Any, other: Any) -> None:
-    """Nothing is guessed."""
+def test_labels_that_do_not_match(one: Any, other: Any) -> None:
+    """Nothing is converted by guessing."""
     assert as_label(one) != (other if other == NO_ANSWER else as_label(other))

@@ -1,4 +1,4 @@
-"""`LLMAssetComponent` in a defs folder: what is written in YAML is the asset that the decorator makes."""
+"""`LLMAssetComponent` in a defs folder: its YAML makes the same asset as the decorator."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ from ondine_dagster.component.fields import MediaFields
 from tests.support.pictures import picture
 from tests.support.provider import Provider
 
-# What Dagster itself does when it reads a component's YAML.
+# Dagster's own functions that read a component's YAML.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Class `(LocalFileCodeReference|CodeReferencesMetadataValue)`"),
     pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
@@ -70,7 +70,7 @@ def component(attributes: Mapping[str, Any], **envelope: Any) -> dict[str, Any]:
 def loaded(
     attributes: Mapping[str, Any] | None = None, files: Mapping[str, Any] | None = None, **envelope: Any
 ) -> Iterator[dg.Definitions]:
-    """The definitions of a project with one component, the attributes given replacing those of `LABELS`."""
+    """The definitions of a project with one component, whose attributes are those of `LABELS` with these replaced."""
     described = component(LABELS | dict(attributes or {}), **envelope)
     with defs_folder({"labels/defs.yaml": described} | dict(files or {})) as sandbox, sandbox.build_all_defs() as defs:
         yield defs
@@ -94,26 +94,26 @@ def with_tickets(defs: dg.Definitions) -> dg.Definitions:
     return dg.Definitions.merge(defs, dg.Definitions([tickets]))
 
 
-def told(defs: dg.Definitions) -> str:
-    """Everything that the code server tells the UI."""
+def serialized(defs: dg.Definitions) -> str:
+    """Everything that the code server sends to the UI."""
     return serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
 
 
 def spec_of(asset: dg.AssetsDefinition) -> dg.AssetSpec:
-    """The asset's spec without what Dagster notes of the file it was written in."""
+    """The asset's spec without Dagster's reference to its file."""
     (spec,) = asset.specs
     noted = ("dagster/code_references", "dagster/component_origin")
     return spec.replace_attributes(metadata={name: what for name, what in spec.metadata.items() if name not in noted})
 
 
-# -- the twin ------------------------------------------------------------------------------------------------------
+# -- equality ------------------------------------------------------------------------------------------------------
 
 DAILY = {"type": "daily", "start_date": "2026-01-01"}
 
 
 @pytest.mark.filterwarnings("ignore:Parameter `backfill_policy` of (function|initializer):dagster.BetaWarning")
-def test_the_asset_is_the_one_that_the_decorator_makes() -> None:
-    """Spec, code version, op and rows are equal, whatever is said of the asset."""
+def test_component_makes_the_same_asset_as_the_decorator() -> None:
+    """Spec, code version, op and rows are equal, for any attributes."""
 
     @llm_asset(
         key=["shop", "labels"],
@@ -186,7 +186,7 @@ def test_the_asset_is_the_one_that_the_decorator_makes() -> None:
 
 
 def test_every_argument_of_the_decorator_is_an_attribute() -> None:
-    """Nothing can be said in Python only; what is added to the decorator is added here."""
+    """A new argument of the decorator must be added to the component."""
     said = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind is one.KEYWORD_ONLY}
     # The field is called `llm`, and `model` in YAML.
     names = {name: "llm" if name == "model" else name for name in said}
@@ -224,7 +224,7 @@ def test_every_argument_of_the_decorator_is_an_attribute() -> None:
     ids=str,
 )
 def test_an_argument_has_the_same_effect(arguments: dict[str, Any]) -> None:
-    """Both ask the same calls and come to the same table, or fail with the same words."""
+    """Both make the same calls and the same table, or fail with the same message."""
 
     def grumpy(prompt: str) -> Any:
         return {"mood": "furious"} if "broke" in prompt else answer(prompt)
@@ -239,7 +239,7 @@ def rows_of_tickets(tickets: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_ids(call: Call) -> str:
-    """What was asked, but for the ids of rows, which are drawn for each call."""
+    """The request, without the random ids of rows."""
     return re.sub(r'id(=|": ?)"?\d+', "id", str(call.messages))
 
 
@@ -267,8 +267,8 @@ def literal(text: str) -> str:
 @example("{{ env.HOME }} {% if x %} {# y #} {{ '{{' }}", True)
 @example("{{ env.HOME }} {% if x %} {# y #} {{ '{{' }}", False)
 @given(st.text(st.sampled_from("{}%#'\": -|>&*!\\\n\t$aé~"), max_size=12), st.booleans())
-def test_braces_reach_the_model_as_they_are(text: str, in_file: bool) -> None:
-    """Dagster's templating touches no prompt, in the YAML or in a file of its own."""
+def test_braces_reach_the_model_unchanged(text: str, in_file: bool) -> None:
+    """Dagster's templating does not touch prompts, in YAML or in a file."""
     assume("{ a" not in text)  # with its braces doubled it reads as Jinja2, which is refused
     template = f"Look: {literal(text)} end. {{body}}"
     files = {"labels/prompt.md": template} if in_file else {}
@@ -281,7 +281,7 @@ def test_braces_reach_the_model_as_they_are(text: str, in_file: bool) -> None:
 
 
 def test_a_prompt_file_is_beside_its_yaml_and_its_text_is_in_the_code_version() -> None:
-    """Wherever the process was started; a changed file is changed code."""
+    """In any working directory; a changed file changes the code version."""
     versions = []
     for text in (PROMPT, PROMPT, "Another: {body}"):
         with loaded({"prompt": {"file": "texts/p.md"}}, {"labels/texts/p.md": text}) as defs:
@@ -298,8 +298,8 @@ def test_a_prompt_file_is_beside_its_yaml_and_its_text_is_in_the_code_version() 
     ],
     ids=["inline", "file", "suffix"],
 )
-def test_jinja_in_a_prompt_is_ours(prompt: dict[str, str], files: dict[str, str]) -> None:
-    """Its expressions see the row, not the scope of the YAML."""
+def test_jinja_in_a_prompt_sees_the_row(prompt: dict[str, str], files: dict[str, str]) -> None:
+    """Not the scope of the YAML."""
     with loaded({"prompt": prompt}, files) as defs:
         llm = ScriptedModel(answer)
         table_of(labels_of(defs), llm)
@@ -323,7 +323,7 @@ MAPPINGS = [{"input": {"body": given}, "answer": wanted} for given, wanted in PA
     ids=["pairs", "mappings", "json", "yaml"],
 )
 def test_system_message_and_examples(examples: Any, files: dict[str, str]) -> None:
-    """However examples are written, the model sees the same turns, with the answers as they stand."""
+    """In every notation the model gets the same messages, with the answers unchanged."""
     with loaded({"prompt": {"text": PROMPT, "system": "Be {{ brief }}.", "examples": examples}}, files) as defs:
         llm = ScriptedModel(answer)
         table_of(labels_of(defs), llm)
@@ -367,18 +367,18 @@ TEMPLATE_VARS = """
     ids=["type", "literal", "json-schema", "text", "pattern", "model", "template"],
 )
 def test_every_kind_of_output(output: Any, reply: Any, columns: dict[str, Any]) -> None:
-    """Texts stay what they are, unless they are nothing but a template."""
+    """Texts stay texts unless they are a template as a whole."""
     files = {"labels/variables.py": textwrap.dedent(TEMPLATE_VARS)}
     with loaded({"output": output}, files, template_vars_module=".variables") as defs:
         table = table_of(labels_of(defs), ScriptedModel(lambda _: reply))
     assert table[[*columns]].to_dict("records") == [columns] * len(TICKETS)
 
 
-# -- who is asked --------------------------------------------------------------------------------------------------
+# -- the model -----------------------------------------------------------------------------------------------------
 
 
 def test_a_model_of_the_assets_own_is_private_to_it() -> None:
-    """Components with models of their own neither clash nor see each other's, whatever their keys are."""
+    """Components with own models neither conflict nor share resources, whatever their keys."""
     keys = ["labels", "eu/labels", "labels-2", "9lives"]
     files = {
         f"part{number}/defs.yaml": component(LABELS | {"asset": {"key": key}, "model": f"openai/model-{number}"})
@@ -394,7 +394,7 @@ def test_a_model_of_the_assets_own_is_private_to_it() -> None:
     assert not resources
 
 
-def test_the_resource_is_llm_unless_said_otherwise() -> None:
+def test_resource_key_is_llm_by_default() -> None:
     """As for the decorator."""
     with loaded() as defs:
         assert labels_of(defs).required_resource_keys == {"llm", "io_manager"}
@@ -416,16 +416,16 @@ FIELDS = {
 
 
 def test_a_key_is_read_when_the_step_starts_and_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The definitions load without it, and what the code server tells the UI has its name only."""
+    """The definitions load without it, and the UI gets only the variable's name."""
     secret, structure = "sentinel-5up3r-53cr3t", "json_object"
     with Provider(lambda _: {"mood": "good", "topic": "x"}) as provider:
         fields = {"model": "openai_compatible/m", "base_url": provider.base_url} | FIELDS
         with loaded({"model": fields}) as defs:
-            assert "SHOP_KEY" in told(with_tickets(defs))
+            assert "SHOP_KEY" in serialized(with_tickets(defs))
         monkeypatch.setenv("SHOP_KEY", secret)
         monkeypatch.setenv("SHOP_STRUCTURE", structure)
         with loaded({"model": fields}) as defs:
-            shown = told(with_tickets(defs))
+            shown = serialized(with_tickets(defs))
             assert with_tickets(defs).resolve_implicit_global_asset_job_def().execute_in_process().success
     assert secret not in shown
     assert structure not in shown
@@ -434,7 +434,7 @@ def test_a_key_is_read_when_the_step_starts_and_is_shown_nowhere(monkeypatch: py
 
 
 def test_a_field_may_be_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers too; the model itself may be named by the environment, or be a resource made in Python."""
+    """Also numbers; the model may come from the environment or be a Python resource."""
     monkeypatch.setenv("SHOP_RPM", "120")
     with loaded({"model": FIELDS | {"model": "openai/m"}}) as defs:
         (llm,) = (defs.resources or {}).values()
@@ -456,7 +456,7 @@ def test_a_field_may_be_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.model == "openai/small"
 
 
-def test_every_field_of_the_resource_can_be_written() -> None:
+def test_every_resource_field_is_in_the_schema() -> None:
     """With its description."""
     fields = LLMAssetComponent.model().model_json_schema()["$defs"]["ModelFields"]["properties"]
     assert {name: field.description for name, field in LLMResource.model_fields.items()} == {
@@ -465,14 +465,14 @@ def test_every_field_of_the_resource_can_be_written() -> None:
 
 
 def test_every_attribute_is_described() -> None:
-    """`dg` and editors have something to say about each of ours."""
+    """`dg` and editors show a description of each attribute."""
     schema = LLMAssetComponent.model().model_json_schema()
     ours = [schema, *(part for name, part in schema["$defs"].items() if "Fields" in name)]
     assert len(ours) > 8
     assert not [name for part in ours for name, one in part["properties"].items() if not one.get("description")]
 
 
-# -- what Dagster offers -------------------------------------------------------------------------------------------
+# -- Dagster's features --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_every_attribute_is_described() -> None:
     ids=["hourly", "daily", "weekly", "window", "static", "monthly", "dynamic"],
 )
 def test_partitions(written: Any, meant: dg.PartitionsDefinition) -> None:
-    """Those that Dagster has in YAML, and any other as a template."""
+    """Dagster's YAML forms, and any other as a template."""
     variables = """
         import dagster as dg
 
@@ -510,7 +510,7 @@ def test_partitions(written: Any, meant: dg.PartitionsDefinition) -> None:
     dg.__version__.startswith("1.12."), reason="Dagster 1.12 post-processes no asset whose upstream is elsewhere"
 )
 def test_post_processing_applies() -> None:
-    """As to any component's assets; the rows stay what they are."""
+    """As to any component's assets; rows are unchanged."""
     said = {"assets": [{"target": "*", "attributes": {"group_name": "later", "tags": {"tier": "gold"}}}]}
     with loaded({"model": "openai/m"}, post_processing=said) as defs:
         asset = labels_of(defs)
@@ -538,7 +538,7 @@ SUBCLASS = """
 
 
 def test_a_subclass_chooses_rows_and_spec() -> None:
-    """With attributes of its own; the failed column follows the key."""
+    """With attributes of its own; the failed rows' asset follows the key."""
     written = {"type": ".short.Short", "attributes": LABELS | {"longest": 8, "model": "openai/m"}}
     files = {"labels/defs.yaml": written, "labels/short.py": textwrap.dedent(SUBCLASS)}
     with defs_folder(files) as sandbox, sandbox.build_all_defs() as defs:
@@ -563,7 +563,7 @@ CHECKS = [
 
 
 def test_checks_and_failed_rows() -> None:
-    """Those of the decorator, with their types and arguments; a labelled sample is written out or an asset."""
+    """Types and arguments equal the decorator's; a labelled sample is given inline or as an asset."""
     declared = llm_asset(
         name="labels",
         prompt=PROMPT,
@@ -588,7 +588,7 @@ def test_checks_and_failed_rows() -> None:
 
 
 def test_rows_by_partition() -> None:
-    """Of an upstream table without partitions, each run takes its own rows."""
+    """Each run takes its own rows from an unpartitioned upstream."""
     parts = {"key": "labels", "partitions_def": {"type": "static", "partition_keys": ["1", "2", "3"]}}
     with loaded({"asset": parts, "partition_by": "id"}) as defs:
         result = run(labels_of(defs), ScriptedModel(answer), partition_key="2")
@@ -596,13 +596,13 @@ def test_rows_by_partition() -> None:
 
 
 class Labels(BaseModel):
-    """An output in Python."""
+    """An output model in Python."""
 
     mood: Literal["good", "bad"]
 
 
 def test_a_component_can_be_made_in_python() -> None:
-    """With the values that the decorator takes, a fake among them."""
+    """With the decorator's values, including a scripted model."""
     made = LLMAssetComponent(
         asset=dg.AssetSpec("labels"),
         upstream=dg.AssetKey("tickets"),
@@ -661,7 +661,7 @@ def test_a_component_can_be_made_in_python() -> None:
     ids=str,
 )
 def test_a_mistake_is_named_with_its_file_and_line(wrong: dict[str, Any], said: str) -> None:
-    """When the definitions load, whatever is wrong."""
+    """When the definitions load."""
     described = component(LABELS | wrong)
     text = yaml.safe_dump(described, sort_keys=False)
     line = 1 + text.splitlines().index(
@@ -681,7 +681,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @pytest.mark.parametrize("key", ["sentinel-5up3r-53cr3t", "{{ env('SHOP_KEY', 'sentinel-5up3r-53cr3t') }}"])
-def test_a_key_that_is_written_out_is_refused(key: str) -> None:
+def test_literal_api_key_is_refused(key: str) -> None:
     """Without repeating it."""
     with pytest.raises(Exception, match="labels") as caught, loaded({"model": {"model": "openai/m", "api_key": key}}):
         pass
@@ -695,8 +695,8 @@ def test_a_key_that_is_written_out_is_refused(key: str) -> None:
 COLOURS = {"text": "Which colour?\n{photo:image}", "media": {"root": "photos", "max_side_px": 20, "detail": "low"}}
 
 
-def test_images_are_asked_about_in_yaml() -> None:
-    """With the options of `MediaOptions` under `prompt`; a relative root is beside the file."""
+def test_images_in_yaml() -> None:
+    """With the options of `MediaOptions` under `prompt`; a relative root is relative to the file."""
 
     @dg.asset(name="tickets")
     def photos() -> pd.DataFrame:
@@ -721,7 +721,7 @@ def test_images_are_asked_about_in_yaml() -> None:
 
 
 def test_the_options_of_images_are_those_of_python() -> None:
-    """Same names, same defaults."""
+    """The same names and defaults."""
     in_python = {field.name: field.default for field in dataclasses.fields(MediaOptions)}
     in_yaml = {name: field.default for name, field in MediaFields.model_fields.items()}
     assert in_yaml == in_python
@@ -737,7 +737,7 @@ def test_the_options_of_images_are_those_of_python() -> None:
         ({"detail": "medium"}, "detail"),
     ],
 )
-def test_an_option_of_images_that_is_wrong_is_an_error_of_the_file(media: dict[str, Any], message: str) -> None:
+def test_invalid_image_option_is_an_error_of_the_file(media: dict[str, Any], message: str) -> None:
     """When the definitions load."""
     with pytest.raises(Exception, match="labels") as caught, loaded({"prompt": COLOURS | {"media": media}}):
         pass

@@ -1,4 +1,4 @@
-"""What is scaffolded for an `LLMAssetComponent`, in whatever folder and form; the first hour does it in a project."""
+"""Scaffolding an `LLMAssetComponent`, in any folder and in both formats."""
 
 from collections.abc import Mapping
 
@@ -24,8 +24,8 @@ from ondine_dagster import LLMAssetComponent
     ],
     ids=str,
 )
-def test_what_is_scaffolded_loads(scaffold_format: str, fields: Mapping[str, str]) -> None:
-    """Whatever it was told, in both forms alike."""
+def test_scaffolded_component_loads(scaffold_format: str, fields: Mapping[str, str]) -> None:
+    """With any options, in both formats."""
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(
             LLMAssetComponent,

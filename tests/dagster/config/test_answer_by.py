@@ -1,4 +1,4 @@
-"""When answers of batch jobs are wanted: from what is written to a moment."""
+"""`answer_by`: from its text to a moment."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def at(text: str, zone: str = "UTC") -> float:
         ("06:00", at("2026-01-05 22:00"), at("2026-01-06 06:00")),
         ("06:00 Europe/Berlin", at("2026-01-05 05:30"), at("2026-01-06 05:00")),
         ("06:00 Europe/Berlin", at("2026-07-05 03:59"), at("2026-07-05 04:00")),
-        # The day of 23 hours, and the time that it does not have.
+        # The day of 23 hours, and a time that it does not have.
         ("06:00 Europe/Berlin", at("2026-03-28 22:00"), at("2026-03-29 04:00")),
         ("02:30 Europe/Berlin", at("2026-03-28 22:00"), at("2026-03-29 01:30")),
-        # The day of 25 hours, and the time that it has twice.
+        # The day of 25 hours, and a time that it has twice.
         ("06:00 Europe/Berlin", at("2026-10-24 22:00"), at("2026-10-25 05:00")),
         ("02:30 Europe/Berlin", at("2026-10-24 22:00"), at("2026-10-25 00:30")),
         # A date that was skipped as a whole.
@@ -46,7 +46,7 @@ def at(text: str, zone: str = "UTC") -> float:
 def test_a_time_of_day_is_the_next_one_and_seconds_count_from_the_start(
     answer_by: Any, started_at: float, deadline: float
 ) -> None:
-    """Also on the days on which clocks are put forward or back."""
+    """Also on days with a daylight-saving change."""
     assert find_deadline(answer_by, started_at) == deadline
 
 
@@ -57,7 +57,7 @@ def test_a_time_of_day_is_the_next_one_and_seconds_count_from_the_start(
     st.floats(at("2000-01-01"), at("2040-01-01"), allow_nan=False),
 )
 def test_the_next_time_of_day_comes_within_two_days(hour: int, minute: int, zone: str, started_at: float) -> None:
-    """It lies after the start, and reads like what was written unless clocks are put forward over it."""
+    """It is after the start and reads as written, unless a daylight-saving change skips it."""
     deadline = find_deadline(f"{hour:02}:{minute:02} {zone}", started_at)
     assert 0 < deadline - started_at <= 49 * 3600
     local = dt.datetime.fromtimestamp(deadline, ZoneInfo(zone))
@@ -68,8 +68,8 @@ def test_the_next_time_of_day_comes_within_two_days(hour: int, minute: int, zone
 @pytest.mark.parametrize(
     "answer_by", ["6:00", "24:00", "06:60", "06:00 Mars", "06:00 ../x", "tomorrow", "", -1, "-5", True, []]
 )
-def test_what_is_no_time_is_an_error_that_says_what_is_valid(answer_by: Any) -> None:
-    """Of the definition, and of the Launchpad."""
+def test_invalid_answer_by_is_an_error_with_the_valid_forms(answer_by: Any) -> None:
+    """In a definition and in the Launchpad."""
     assert not is_answer_by(answer_by)
     with pytest.raises(ConfigError, match="must be a time of day, as in '06:00'"):
         find_deadline(answer_by, 0.0)

@@ -1,4 +1,4 @@
-"""What a run is told in the Launchpad, and runs of one or several partitions of a table that has none."""
+"""Run config from the Launchpad, and runs of one or several partitions of an unpartitioned table."""
 
 from __future__ import annotations
 
@@ -63,23 +63,23 @@ def events(result: Any, kind: str) -> list[Any]:
 
 
 def observed(result: Any) -> dict[str, Any]:
-    """The metadata of the last observation; those before it tell the progress."""
+    """The metadata of the last observation; earlier ones are progress."""
     *_, event = events(result, "ASSET_OBSERVATION")
     return {name: value.value for name, value in event.asset_observation_data.asset_observation.metadata.items()}
 
 
-def test_the_launchpad_shows_what_can_be_set() -> None:
-    """Each field is in the asset's config schema with a description, and none has to be set."""
+def test_launchpad_schema_describes_every_field() -> None:
+    """Every field has a description, and none is required."""
     fields = shouts.op.config_schema.config_type.fields  # type: ignore[union-attr]
     assert set(fields) == set(LLMAssetConfig.model_fields)
     assert all(field.description and not field.is_required for field in fields.values())
 
 
 @pytest.mark.parametrize("asset", [shouts, checked_shouts], ids=["plain", "with checks"])
-def test_a_dry_run_says_what_it_would_take_and_does_nothing(
+def test_dry_run_reports_the_estimate_and_does_nothing(
     asset: dg.AssetsDefinition, instance: dg.DagsterInstance
 ) -> None:
-    """Rows, prompts, calls and cost are in the log and in an observation; nothing is asked, stored or materialized."""
+    """Rows, prompts, calls and cost are logged and observed; nothing is asked, stored or materialized."""
     llm = shout()
     result = run(asset, instance, llm, dry_run=True)
     assert result.success
@@ -97,15 +97,15 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(
 
 
 def test_a_dry_run_is_silent_about_checks(instance: dg.DagsterInstance) -> None:
-    """Dagster would log the outputs of checks as missing, as if something had gone wrong."""
+    """Dagster would log missing check outputs as if something had failed."""
     result = run(checked_shouts, instance, shout(), dry_run=True)
     said = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert any("Dry run" in text for text in said)
     assert [text for text in said if "expected outputs" in text] == []
 
 
-def test_what_is_downstream_of_a_dry_run_does_not_run(instance: dg.DagsterInstance) -> None:
-    """There is no new table to work on."""
+def test_assets_downstream_of_a_dry_run_do_not_run(instance: dg.DagsterInstance) -> None:
+    """There is no new table."""
 
     @dg.asset
     def downstream(shouts: pd.DataFrame) -> None:
@@ -120,7 +120,7 @@ def test_what_is_downstream_of_a_dry_run_does_not_run(instance: dg.DagsterInstan
 def test_a_trial_shows_rows_and_leaves_the_table_alone(
     asset: dg.AssetsDefinition, instance: dg.DagsterInstance
 ) -> None:
-    """`max_rows` asks about the first rows and shows them in an observation; the real run finds their answers."""
+    """`max_rows` asks the first rows and shows them in an observation; the real run reuses their answers."""
     llm = shout()
     result = run(asset, instance, llm, max_rows=2)
     assert result.success
@@ -145,8 +145,8 @@ def test_a_trial_of_more_rows_than_there_are_is_a_trial(instance: dg.DagsterInst
     assert observed(result)["ondine/trial/rows_total"] == 4
 
 
-def test_a_trial_says_what_failed_and_does_not_fail(instance: dg.DagsterInstance) -> None:
-    """Reasons stand beside their rows and are counted; `on_row_error` and `max_error_rate` are for the real run."""
+def test_trial_reports_failed_rows_and_does_not_fail(instance: dg.DagsterInstance) -> None:
+    """With counted reasons; `on_row_error` and `max_error_rate` apply to real runs only."""
 
     @llm_asset(**ARGUMENTS, on_row_error="raise", max_error_rate=0.0)
     def strict() -> pd.DataFrame:
@@ -160,8 +160,8 @@ def test_a_trial_says_what_failed_and_does_not_fail(instance: dg.DagsterInstance
     assert [record.data["rows"] for record in found["ondine/trial/failures"].records] == [2]
 
 
-def test_a_random_trial_is_repeated_and_widened_for_nothing(instance: dg.DagsterInstance) -> None:
-    """The sample is not the head of the table, and always the same; a larger one has the rows of a smaller one."""
+def test_random_trial_is_stable_and_nested(instance: dg.DagsterInstance) -> None:
+    """The sample is not the head of the table, always the same, and part of a larger sample."""
 
     @llm_asset(**ARGUMENTS)
     def many() -> pd.DataFrame:
@@ -178,8 +178,8 @@ def test_a_random_trial_is_repeated_and_widened_for_nothing(instance: dg.Dagster
     assert set(first["ondine/trial/rows"].split("\n")) < set(wider["ondine/trial/rows"].split("\n"))
 
 
-def test_what_is_downstream_of_a_trial_does_not_run(instance: dg.DagsterInstance) -> None:
-    """There is no new table to work on."""
+def test_assets_downstream_of_a_trial_do_not_run(instance: dg.DagsterInstance) -> None:
+    """There is no new table."""
 
     @dg.asset
     def downstream(shouts: pd.DataFrame) -> None:
@@ -193,7 +193,7 @@ def test_what_is_downstream_of_a_trial_does_not_run(instance: dg.DagsterInstance
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
 @pytest.mark.parametrize("sample", Sample)
 def test_a_trial_takes_rows_of_any_frame(make: Any, sample: Sample) -> None:
-    """The rows chosen are of the same kind and in their order."""
+    """The chosen rows keep the frame's kind and order."""
     chosen = choose_rows(frame_of(make({"n": list(range(20))})), 5, sample).to_native()
     assert type(chosen) is type(make({"n": [1]}))
     numbers = frame_of(chosen).get_column("n").to_list()
@@ -202,7 +202,7 @@ def test_a_trial_takes_rows_of_any_frame(make: Any, sample: Sample) -> None:
 
 
 def test_a_full_refresh_asks_everything_again_but_not_twice(instance: dg.DagsterInstance) -> None:
-    """Known answers are renewed; a retry of the step finds those of its own run."""
+    """Stored answers are renewed; a retry of the step reuses those of its own run."""
     llm = shout()
     run(shouts, instance, llm)
     run(shouts, instance, llm, full_refresh=True)
@@ -227,8 +227,8 @@ def test_a_full_refresh_asks_everything_again_but_not_twice(instance: dg.Dagster
     assert sorted(asked) == ["Shout: a", "Shout: b", "Shout: c", "Shout: c"]
 
 
-def test_failed_rows_stay_failed_if_they_are_not_to_be_retried(instance: dg.DagsterInstance) -> None:
-    """`retry_failed_rows=False` asks only what was never asked."""
+def test_retry_failed_rows_false_keeps_failed_rows(instance: dg.DagsterInstance) -> None:
+    """Only rows that were never asked are asked."""
     run(shouts, instance, ScriptedModel(lambda _: {"loud": "A"}, faults=[RefusedError("no")] * 1))
     llm = shout()
     result = run(shouts, instance, llm, retry_failed_rows=False)
@@ -238,8 +238,8 @@ def test_failed_rows_stay_failed_if_they_are_not_to_be_retried(instance: dg.Dags
     assert len(llm.calls) == 1
 
 
-def test_the_asset_says_for_which_reasons_and_the_launchpad_decides_for_one_run(instance: dg.DagsterInstance) -> None:
-    """A refusal is not asked again every night, unless it is wanted."""
+def test_retry_reasons_of_the_asset_and_of_one_run(instance: dg.DagsterInstance) -> None:
+    """A refused row is not asked again every night unless the asset or the run says so."""
 
     @llm_asset(**ARGUMENTS, name="shouts", retry_failed_rows=["invalid", "truncated"])
     def patient() -> pd.DataFrame:
@@ -257,7 +257,7 @@ def test_the_asset_says_for_which_reasons_and_the_launchpad_decides_for_one_run(
 
 
 def test_another_model_and_another_cap_for_one_run(instance: dg.DagsterInstance) -> None:
-    """The Launchpad's model is asked instead of the resource's, and the cap is that of the run."""
+    """The Launchpad's model replaces the resource's, and its cap applies."""
     with Provider(lambda _: {"loud": "A"}) as provider:
         llm = LLMResource(model="openai_compatible/small", base_url=provider.base_url)
         result = run(shouts, instance, llm, model="openai_compatible/large")
@@ -269,27 +269,27 @@ def test_another_model_and_another_cap_for_one_run(instance: dg.DagsterInstance)
         assert "input_cost_per_1k_tokens" in failed.step_failure_data.user_failure_data.description
 
 
-def test_an_open_model_cannot_be_exchanged(instance: dg.DagsterInstance) -> None:
-    """A test's script stands for itself; to ask another model there must be an LLMResource."""
+def test_open_model_cannot_be_replaced_in_the_launchpad(instance: dg.DagsterInstance) -> None:
+    """Another model needs an LLMResource."""
     result = run(shouts, instance, shout(), model="openai/gpt-4o")
     (failed,) = events(result, "STEP_FAILURE")
     assert "no LLMResource" in failed.step_failure_data.user_failure_data.description
 
 
 class Loudness(LLMAssetConfig):
-    """Fields of the user's beside ours."""
+    """The user's config fields beside ours."""
 
     prefix: str = ""
 
 
 class Suffix(dg.Config):
-    """Config that knows nothing of ours."""
+    """A user's config without our fields."""
 
     suffix: str = "!"
 
 
-def test_config_of_ones_own_may_have_the_fields_too(instance: dg.DagsterInstance) -> None:
-    """A subclass of LLMAssetConfig reaches the function and the step; any other config the function only."""
+def test_user_config_may_extend_llm_asset_config(instance: dg.DagsterInstance) -> None:
+    """A subclass reaches the function and the step; any other config the function only."""
 
     @llm_asset(**ARGUMENTS)
     def prefixed(config: Loudness) -> pd.DataFrame:
@@ -310,7 +310,7 @@ DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-04")
 
 
 class Memory(dg.IOManager):
-    """Keeps whatever it is given, ranges of partitions included."""
+    """Keeps its outputs in memory, also of partition ranges."""
 
     def __init__(self) -> None:
         self.tables: dict[Any, Any] = {}
@@ -331,7 +331,7 @@ def events_table() -> pd.DataFrame:
 
 @llm_asset(**ARGUMENTS, partitions_def=DAYS, partition_by="day")
 def daily_shouts(events_table: pd.DataFrame) -> pd.DataFrame:
-    """Each day's rows of a table that knows no days."""
+    """Each day's rows of an unpartitioned table."""
     return events_table
 
 
@@ -347,8 +347,8 @@ def fill(
     return job.execute_in_process(instance=instance, asset_selection=keys, run_config=ops, **selected), llm
 
 
-def test_a_partition_takes_its_rows_from_a_table_that_has_none(instance: dg.DagsterInstance) -> None:
-    """Only the day's rows are asked about and stored."""
+def test_partition_takes_its_rows_from_an_unpartitioned_table(instance: dg.DagsterInstance) -> None:
+    """Only the day's rows are asked and stored."""
     memory = Memory()
     result, llm = fill(instance, memory, partition_key="2026-01-02")
     assert result.success
@@ -357,7 +357,7 @@ def test_a_partition_takes_its_rows_from_a_table_that_has_none(instance: dg.Dags
 
 
 def test_a_range_is_one_run_and_each_partition_has_its_share(instance: dg.DagsterInstance) -> None:
-    """One pass over the rows of several partitions; each one's metadata counts its own rows, and costs add up."""
+    """Each partition's metadata counts its own rows, and the costs add up."""
     memory = Memory()
     tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
     result, llm = fill(instance, memory, tags=tags)
@@ -388,10 +388,10 @@ def test_a_range_is_one_run_and_each_partition_has_its_share(instance: dg.Dagste
         ),
     ],
 )
-def test_a_trial_of_partitions_fills_none(
+def test_trial_of_partitions_stores_none(
     instance: dg.DagsterInstance, selected: Any, rows: list[str], partition: str | None
 ) -> None:
-    """The rows are those of the partition, or of all in the range; nothing is stored."""
+    """Its rows are those of the partition or the range."""
     memory = Memory()
     result, llm = fill(instance, memory, {"max_rows": 1}, **selected)
     assert result.success
@@ -403,7 +403,7 @@ def test_a_trial_of_partitions_fills_none(
 
 
 def test_shards_of_one_table(instance: dg.DagsterInstance) -> None:
-    """A table without natural partitions is cut into shards, which together ask each row once."""
+    """Together the shards ask each row once."""
     parts = shards(3)
 
     @llm_asset(**ARGUMENTS, partitions_def=parts, partition_by="id")
@@ -422,7 +422,7 @@ def test_shards_of_one_table(instance: dg.DagsterInstance) -> None:
 
 
 def test_frames_by_partition_are_one_table(instance: dg.DagsterInstance) -> None:
-    """What the default IO manager loads for a range, a mapping of partition to frame, may be returned as it is."""
+    """The default IO manager's mapping of partition to frame may be returned as it is."""
 
     @llm_asset(**ARGUMENTS, partitions_def=DAYS)
     def ranged(context: dg.AssetExecutionContext) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""What is misspelt or cannot be right is an error where it is written, not a cap that is silently missing."""
+"""Misspelt or invalid config is an error where it is written, not a missing cap."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MODEL = "openai/gpt-4o-mini"
     ],
 )
 def test_an_unknown_field_is_an_error(kind: Any, given: dict[str, Any], complaint: str) -> None:
-    """It is named, with what was perhaps meant or what is valid; no value is repeated."""
+    """With a suggestion or the valid fields; no value is repeated."""
     with pytest.raises(ValidationError) as caught:
         kind(**given)
     assert f"{kind.__name__} has no field {complaint}" in str(caught.value)
     assert "input_value" not in str(caught.value)
 
 
-def test_a_budget_in_a_mapping_is_checked_like_one() -> None:
-    """Run config and YAML have no classes."""
+def test_budget_mapping_is_validated() -> None:
+    """As in run config and YAML."""
     budget: Any = {"name": "b", "max_cost_usd": 1}
     assert LLMResource(model=MODEL, budgets=[budget]).budgets == [SharedBudget(name="b", max_cost_usd=1)]
     with pytest.raises(ValidationError, match=r"has no field 'max_cost'\. Did you mean 'max_cost_usd'"):
@@ -46,7 +46,7 @@ def test_a_budget_in_a_mapping_is_checked_like_one() -> None:
 
 
 class Open(LLMAssetConfig):
-    """A config that takes any name."""
+    """A config that accepts any name."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -58,7 +58,7 @@ class Loud(LLMAssetConfig):
 
 
 def test_subclasses_have_fields_of_their_own() -> None:
-    """Those are known, and a subclass that wants to take any name does."""
+    """They are accepted, and a subclass may accept any name."""
     assert Loud(loud=True, max_rows=3).loud
     assert Open(max_rows=3, anything=1).max_rows == 3  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="Did you mean 'loud'"):
@@ -75,16 +75,16 @@ def test_subclasses_have_fields_of_their_own() -> None:
         ({"model": dg.EnvVar("M"), "params": {"n": 3}}, "'n' of 'the model' is not yours"),
     ],
 )
-def test_what_a_step_would_refuse_is_refused_at_once(given: dict[str, Any], complaint: str) -> None:
-    """In the words of the step, without the values of other fields."""
+def test_values_that_a_step_refuses_are_refused_when_written(given: dict[str, Any], complaint: str) -> None:
+    """With the step's message, without the values of other fields."""
     with pytest.raises(ValidationError) as caught:
         LLMResource(**given, api_key="sentinel-5up3r-53cr3t")
     assert complaint in str(caught.value)
     assert "sentinel" not in str(caught.value)
 
 
-def test_a_model_without_a_provider_is_refused_in_the_words_of_the_step() -> None:
-    """There is one text for one mistake."""
+def test_model_without_provider_has_the_message_of_the_step() -> None:
+    """One mistake has one message."""
     with pytest.raises(ValidationError) as early:
         LLMResource(model="gpt-4o-mini")
     with pytest.raises(ConfigError) as late:
@@ -100,7 +100,7 @@ def test_a_model_without_a_provider_is_refused_in_the_words_of_the_step() -> Non
         ({"warn_at": [75]}, r"must be shares of the cap"),
     ],
 )
-def test_a_budget_that_cannot_be_is_refused_at_once(given: dict[str, Any], complaint: str) -> None:
+def test_invalid_budget_is_refused_when_written(given: dict[str, Any], complaint: str) -> None:
     """With what is valid."""
     with pytest.raises(ValidationError) as caught:
         SharedBudget(**{"name": "b", "max_cost_usd": 1.0} | given)
@@ -108,7 +108,7 @@ def test_a_budget_that_cannot_be_is_refused_at_once(given: dict[str, Any], compl
 
 
 def test_variables_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name of a variable is no value yet, and is not judged as one; what it stands for is."""
+    """A variable is validated when it is read."""
     llm = LLMResource(model=dg.EnvVar("ODD_MODEL"), base_url=dg.EnvVar("ODD_URL"))
     monkeypatch.setenv("ODD_MODEL", MODEL)
     monkeypatch.setenv("ODD_URL", "http://127.0.0.1:1/v1")
@@ -119,8 +119,8 @@ def test_variables_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
         llm.process_config_and_initialize()
 
 
-def test_dagsters_ways_with_a_resource_are_as_before() -> None:
-    """It is copied, its parts are pickled, and it is configured when a run is launched."""
+def test_resource_can_be_copied_pickled_and_configured() -> None:
+    """Dagster does all three."""
     llm = LLMResource(model=MODEL, budgets=[SharedBudget(name="b", max_cost_usd=1)], params={"seed": 1})
     assert llm.model_copy().spec() == llm.spec()
     assert pickle.loads(pickle.dumps(llm.budgets)) == llm.budgets
@@ -140,7 +140,7 @@ def test_dagsters_ways_with_a_resource_are_as_before() -> None:
 
 
 def test_an_unknown_field_of_run_config_is_dagsters_error() -> None:
-    """Nothing is asked."""
+    """No call is made."""
 
     @llm_asset(prompt="Repeat: {text}", output="answer")
     def answers():  # noqa: ANN202

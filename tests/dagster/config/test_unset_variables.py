@@ -1,4 +1,4 @@
-"""A template that stands for nothing is an error where nothing would mean no cap or no rule."""
+"""An unset variable in a template is an error where null would mean no cap or no limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from ondine_dagster import LLMAssetComponent
 from tests.dagster.component.test_component import causes, labels_of, loaded
 
-# What Dagster itself does when it reads YAML.
+# Dagster's own functions that read YAML.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Class `(LocalFileCodeReference|CodeReferencesMetadataValue)`"),
     pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
@@ -38,15 +38,15 @@ def read(**attributes: Any) -> LLMAssetComponent:
 def test_a_variable_that_is_not_set_is_an_error(
     attributes: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The attribute and the variable are named."""
+    """It names the attribute and the variable."""
     for name in ("CAP", "DAY", "MODE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Exception, match=re.escape(complaint)):
         read(**attributes)
 
 
-def test_what_is_set_or_null_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A null that is written means what it says."""
+def test_set_variables_and_literal_nulls_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A literal null means null."""
     monkeypatch.setenv("CAP", "2.5")
     monkeypatch.setenv("COLUMN", "at")
     monkeypatch.setenv("MODE", "redact")
@@ -57,8 +57,8 @@ def test_what_is_set_or_null_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_cost_usd", "max_error_rate", "partition_by"])
-def test_a_component_has_no_cap_by_accident(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Definitions do not load while the variable that holds the cap is not set."""
+def test_component_with_an_unset_cap_variable_does_not_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have no cap."""
     monkeypatch.delenv("CAP", raising=False)
     with pytest.raises(Exception, match="labels") as caught, loaded({name: "{{ env.CAP }}"}) as defs:
         labels_of(defs)
@@ -67,7 +67,7 @@ def test_a_component_has_no_cap_by_accident(name: str, monkeypatch: pytest.Monke
 
 
 def test_a_component_has_the_cap_that_a_variable_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text in the environment is a number here, held to what a number may be; a null beside it stays null."""
+    """Its text is read as a number and validated; a null beside it stays null."""
     attributes = {"max_cost_usd": "{{ env.CAP }}", "max_error_rate": None}
     monkeypatch.setenv("CAP", "0.5")
     with loaded(attributes) as defs:

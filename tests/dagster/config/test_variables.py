@@ -1,4 +1,4 @@
-"""Variables of the environment, in every field of a resource and of a budget."""
+"""Environment variables in every field of a resource and of a budget."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,13 +27,13 @@ def teams() -> pd.DataFrame:
 
 
 def asked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the provider is sent by a step with these fields."""
+    """The request of a step with these fields."""
     with Provider(lambda _: {"team": "x"}) as provider:
         return asked_of(provider, fields)
 
 
 def asked_of(provider: Provider, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `provider` is sent last by a step with these fields."""
+    """The last request to `provider` of a step with these fields."""
     with dg.DagsterInstance.ephemeral() as instance:
         llm = LLMResource(**({"model": "openai_compatible/m", "base_url": provider.base_url} | dict(fields)))
         assert dg.materialize([teams], resources={"llm": llm}, instance=instance).success
@@ -66,7 +66,7 @@ def started(fields: Mapping[str, Any]) -> LLMResource:
     ids=["text", "nested", "list", "whole number"],
 )
 def test_a_variable_in_params_is_sent_as_its_value(params: dict[str, Any], sent: dict[str, Any]) -> None:
-    """At any depth, and as a number where it is named as one."""
+    """At any depth, and as a number for a numeric variable."""
     body = asked({"params": params})
     assert {name: body[name] for name in sent} == sent
 
@@ -76,31 +76,31 @@ NUMBERS = [name for name in NUMBERS if name not in ("params", "settings", "obser
 
 
 def test_the_numbers_of_a_resource_are_known_to_this_test() -> None:
-    """A new number has to take variables, too."""
+    """A new numeric field must accept variables, too."""
     assert len(NUMBERS) == 16
 
 
 @pytest.mark.parametrize("variable", [dg.EnvVar("RATE"), dg.EnvVar.int("RATE")], ids=["EnvVar", "EnvVar.int"])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_of_a_resource_may_be_a_variable(name: str, variable: Any) -> None:
-    """Named as a text or as a whole number."""
+    """As a text or an integer variable."""
     assert getattr(started({name: variable}), name) == 600
 
 
-def test_a_fraction_in_a_variable() -> None:
+def test_variable_may_hold_a_fraction() -> None:
     """Dagster has no `EnvVar.float`."""
     assert started({"temperature": dg.EnvVar("SHARE")}).temperature == 0.5
 
 
 def test_the_numbers_of_a_budget_may_be_variables() -> None:
-    """Its cap, and the shares at which it warns."""
+    """Its cap, and its warning shares."""
     budget = SharedBudget(name=dg.EnvVar("TENANT"), max_cost_usd=dg.EnvVar("USD"), warn_at=[dg.EnvVar("SHARE"), 0.9])
     (cap,) = started({"budgets": [budget]}).options("answers.db").caps
     assert (cap.name, float(cap.max_cost_usd), cap.warn_at) == ("acme", 2.5, (0.5, 0.9))
 
 
 def test_a_launchpad_may_name_variables() -> None:
-    """As Dagster writes them in YAML."""
+    """In Dagster's YAML form."""
     with Provider(lambda _: {"team": "x"}) as provider, dg.DagsterInstance.ephemeral() as instance:
         config = {"model": {"env": "MODEL"}, "base_url": provider.base_url, "requests_per_minute": {"env": "RATE"}}
         config["params"] = {"user": {"env": "TENANT"}}
@@ -125,8 +125,8 @@ def test_a_launchpad_may_name_variables() -> None:
         ({"params": {"seed": dg.EnvVar.int("TENANT")}}, "The variable 'TENANT' is no whole number"),
     ],
 )
-def test_a_variable_that_is_not_what_it_should_be_is_named(fields: dict[str, Any], message: str) -> None:
-    """And its value, which may be a secret, is not."""
+def test_invalid_variable_is_named_without_its_value(fields: dict[str, Any], message: str) -> None:
+    """The value may be a secret."""
     with pytest.raises(Exception, match=None) as caught:  # noqa: PT011  (what was its cause is checked)
         started(fields)
     said = "\n".join(map(str, causes(caught.value)))
@@ -135,14 +135,14 @@ def test_a_variable_that_is_not_what_it_should_be_is_named(fields: dict[str, Any
 
 
 @pytest.mark.parametrize(("name", "value"), [("requests_per_minute", 0), ("burst", 0.5), ("max_concurrency", 1.5)])
-def test_a_number_that_is_written_is_checked_when_it_is_written(name: str, value: float) -> None:
+def test_literal_number_is_validated_when_written(name: str, value: float) -> None:
     """Bounds hold as they did."""
     with pytest.raises(ValueError, match=name):
         LLMResource(model="openai_compatible/m", **{name: value})
 
 
 def test_a_fallback_of_the_same_provider_has_its_address() -> None:
-    """Another model behind one address needs no second resource; its name may be a variable."""
+    """A second model at the same address needs no second resource; its name may be a variable."""
     no_such_model = error(404, "The model `m` does not exist", "model_not_found")
     with Provider(lambda _: {"team": "x"}, fault=first(1, no_such_model)) as provider:
         body = asked_of(provider, {"fallbacks": [dg.EnvVar("MODEL")], "api_key": "k"})

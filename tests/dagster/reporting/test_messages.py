@@ -1,4 +1,4 @@
-"""What would be sent, shown in a dry run."""
+"""The messages that a dry run shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ondine_dagster.reporting.messages import shown_messages
 SHOWN_IN_PLACE = 999
 
 
-def rehearse(tmp_path: Path, **arguments: Any) -> str:
+def dry_run(tmp_path: Path, **arguments: Any) -> str:
     @llm_asset(prompt=Prompt("Which mood?\n{review}", system="Be brief."), output={"mood": str}, **arguments)
     def moods() -> pd.DataFrame:
         return pd.DataFrame({"review": ["Fine,  says ann@example.com", "Bad", "So so", "The fourth"]})
@@ -31,8 +31,8 @@ def rehearse(tmp_path: Path, **arguments: Any) -> str:
 
 
 def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path) -> None:
-    """System message once, then a message for each of the first rows, cleaned and sanitized as it would be sent."""
-    shown = rehearse(tmp_path, clean=["whitespace"], sanitize="placeholder")
+    """The system message once, then a message for each of the first rows, cleaned and sanitized."""
+    shown = dry_run(tmp_path, clean=["whitespace"], sanitize="placeholder")
     assert shown.count("**system**\n~~~text\nBe brief.\n~~~") == 1
     assert shown.count("**user**") == 3
     assert "~~~text\nWhich mood?\nFine, says <EMAIL_1>\n~~~" in shown
@@ -41,8 +41,8 @@ def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_of_batches_shows_one_call(tmp_path: Path) -> None:
-    """The instructions of a batch, and its first rows with their ids."""
-    shown = rehearse(tmp_path, batch_size=4)
+    """The batch's instructions, and its first rows with their ids."""
+    shown = dry_run(tmp_path, batch_size=4)
     assert shown.count("**user**") == 1
     for text in ("Do for each item", "Bad", "So so"):
         assert text in shown
@@ -50,7 +50,7 @@ def test_a_dry_run_of_batches_shows_one_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("long", [0, 1, 2])
 def test_messages_are_short_enough_to_be_shown(long: int) -> None:
-    """A long one is cut in the middle, a short one stands whole; nothing in a text ends its block."""
+    """A long one is cut in the middle, a short one complete; no text can end its code block."""
     texts = ["Be brief.", "First ~~~~ row", "Second row"]
     texts[long] = f"Begin {2000 * 'x'} end"
     head = [Message("system", texts[0]), *(Message("user", f"example {n}") for n in range(8))]

@@ -1,4 +1,4 @@
-"""The picture of what a run wrote."""
+"""The plot of a run's answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(markdown: str) -> ET.Element:
-    """The picture inside `markdown`, as a browser would parse it."""
+    """The plot inside `markdown`, as a browser parses it."""
     found = re.fullmatch(r"!\[.*]\(<data:image/svg\+xml,([^<>\n]*)>\)", markdown)
     assert found
     return ET.fromstring(unquote(found[1]))  # noqa: S314  (our own)
@@ -27,17 +27,17 @@ def texts(picture: ET.Element) -> list[str]:
 
 
 def test_values_are_counted_and_the_most_frequent_comes_first() -> None:
-    """A closed set is drawn by frequency, with shares of all rows; answers without a value come last."""
+    """A closed set is ordered by frequency, with shares of all rows; null answers come last."""
     markdown = distributions({"mood": ["good", "bad", "good", None, "good"], "summary": [str(n) for n in range(20)]})
     assert markdown is not None
-    assert len(markdown) < 1000  # else Dagster hides it behind a link
+    assert len(markdown) < 1000  # otherwise Dagster hides it behind a link
     picture = drawn(markdown)
     assert texts(picture) == ["mood", "good: 3 (60%)", "bad: 1 (20%)", "(no value): 1 (20%)"]
     assert [re.findall(r"h(\d+)", bars.attrib["d"]) for bars in picture.iter(f"{SVG}path")] == [["220", "73"], ["73"]]
 
 
 def test_failed_rows_have_a_bar_of_their_own() -> None:
-    """In each column, in another colour than answers without a value."""
+    """In each column, in another colour than null answers."""
     columns = {"mood": ["good", "bad", None, None, None], "score": [1, None, 2, None, None]}
     markdown = distributions(columns, failed=2)
     assert markdown is not None
@@ -63,7 +63,7 @@ def test_columns_are_left_out_before_the_picture_is_hidden_behind_a_link() -> No
 
 
 def test_many_numbers_are_drawn_in_ranges() -> None:
-    """Numbers keep their order, and every one of them is in a bar."""
+    """In numeric order, with every number in a bar."""
     markdown = distributions({"score": list(range(100))})
     assert markdown is not None
     labels = texts(drawn(markdown))
@@ -71,7 +71,7 @@ def test_many_numbers_are_drawn_in_ranges() -> None:
     assert sum(int(label.partition(": ")[2].partition(" ")[0]) for label in labels[1:]) == 100
 
 
-def test_nothing_worth_a_picture_has_none() -> None:
+def test_free_text_lists_and_empty_columns_are_not_drawn() -> None:
     """Free text, lists and empty columns are not drawn."""
     assert distributions({"summary": [str(n) for n in range(20)], "tags": [["a"], ["a"]], "none": [None, None]}) is None
 
@@ -80,8 +80,8 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) |
 
 
 @given(st.dictionaries(st.text(), st.lists(VALUES, max_size=30), max_size=8))
-def test_whatever_models_write_can_be_drawn(columns: dict[str, list[Any]]) -> None:
-    """Markup, control characters, infinities and mixed types make no broken picture and no error."""
+def test_any_answers_can_be_drawn(columns: dict[str, list[Any]]) -> None:
+    """Markup, control characters, infinities and mixed types give neither a broken plot nor an error."""
     markdown = distributions(columns)
     if markdown is not None:
         drawn(markdown)

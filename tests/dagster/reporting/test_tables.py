@@ -60,8 +60,8 @@ def names(table: Any) -> list[str]:
 
 
 @FRAMES
-def test_the_same_kind_comes_out(make: Make) -> None:
-    """A frame comes back as its own kind: its columns first and untouched, rows in order, then outputs and errors."""
+def test_frame_keeps_its_kind(make: Make) -> None:
+    """Its own columns come first and unchanged, rows in order, then outputs and errors."""
     table = joined(make(ROWS), answered(1, FAILED, 3), {"type": "integer"})
     assert type(table) is type(make(ROWS))
     assert names(table) == ["id", "review", "out", "out_error"]
@@ -82,7 +82,7 @@ def test_the_frame_given_is_not_changed(make: Make) -> None:
 
 @FRAMES
 def test_failed_rows_can_be_left_out(make: Make) -> None:
-    """With `drop` only answered rows stay, in order, and there is no error column, since it would be empty."""
+    """With `drop` only answered rows stay, in order, and there is no error column."""
     table = joined(make(ROWS), answered(FAILED, 2, None), {"anyOf": [{"type": "integer"}, {"type": "null"}]}, "drop")
     assert {name: values(table, name) for name in names(table)} == {
         "id": [1, 2],
@@ -93,7 +93,7 @@ def test_failed_rows_can_be_left_out(make: Make) -> None:
 
 @FRAMES
 def test_a_frame_without_rows_has_its_columns(make: Make) -> None:
-    """Nothing to ask is an enriched frame without rows, with the dtypes it always has."""
+    """With their usual types."""
     empty = make({"review": ["x"]})[:0]
     table = joined(empty, answered(), {"type": "integer"})
     assert names(table) == ["review", "out", "out_error"]
@@ -102,7 +102,7 @@ def test_a_frame_without_rows_has_its_columns(make: Make) -> None:
 
 @FRAMES
 def test_several_outputs_keep_their_order(make: Make) -> None:
-    """Output columns stand in the order in which they were declared, each with its own row's values."""
+    """In the order of declaration, each with its own row's values."""
     outcomes = [Answer({"a": number, "b": -number}, "m") for number in range(3)]
     columns = [Column("b", {"type": "integer"}), Column("a", {"type": "integer"})]
     table = join(frame_of(make(ROWS)), report(outcomes, ["b", "a"]), columns, "e").to_native()
@@ -121,7 +121,7 @@ INDICES = [
 
 @pytest.mark.parametrize("index", INDICES, ids=["repeated", "texts", "dates", "levels"])
 def test_a_pandas_index_is_kept_and_never_joined_on(index: pd.Index) -> None:
-    """An index that is unsorted, repeats itself or has levels stays, and every answer is beside its own row."""
+    """An unsorted, repeated or multi-level index stays, and every answer is in its own row."""
     table = joined(pd.DataFrame(ROWS, index=index), answered(1, FAILED, 3), {"type": "integer"})
     assert table.index.equals(index)
     assert table.index.names == index.names
@@ -189,7 +189,7 @@ BY_KIND = pytest.mark.parametrize(
 def test_a_column_with_nulls_has_its_type(
     make: Make, json_schema: Any, value: Any, shown: Any, dtypes: tuple[str, str, str]
 ) -> None:
-    """A column of any kind has the type it was declared with, null where the answer is null or the row failed."""
+    """The declared type, with null where the answer is null or the row failed."""
     table = joined(make(ROWS), answered(value, None, FAILED), json_schema)
     assert values(table, "out") == [shown, None, None]
     assert dtype(table, "out") == dtypes[[pd.DataFrame, pl.DataFrame, pa.Table].index(type(table))]
@@ -200,7 +200,7 @@ def test_a_column_with_nulls_has_its_type(
 def test_a_column_of_nulls_has_its_type(
     make: Make, json_schema: Any, value: Any, shown: Any, dtypes: tuple[str, str, str]
 ) -> None:
-    """Even if every row failed the column has its declared type, so that partitions can be put together."""
+    """Even if every row failed, so that partitions can be concatenated."""
     table = joined(make(ROWS), answered(None, None, FAILED), json_schema)
     assert values(table, "out") == [None] * 3
     assert dtype(table, "out") == dtypes[[pd.DataFrame, pl.DataFrame, pa.Table].index(type(table))]
@@ -209,26 +209,26 @@ def test_a_column_of_nulls_has_its_type(
 
 @pytest.mark.parametrize(("kind", "expected"), [("integer", "Int64"), ("number", "Float64"), ("boolean", "boolean")])
 def test_a_pandas_column_of_nulls_has_its_type(kind: str, expected: str) -> None:
-    """Numbers and truth values that are all missing are pandas' nullable types."""
+    """Numbers and booleans use pandas' nullable types."""
     table = joined(pd.DataFrame(ROWS), answered(None, None, FAILED), {"type": kind})
     assert dtype(table, "out") == expected
     assert table["out"].isna().all()
 
 
 @FRAMES
-def test_moments_are_told_in_utc(make: Make) -> None:
-    """Time zones are brought to UTC; a moment without one stays as it was written."""
+def test_date_times_are_converted_to_utc(make: Make) -> None:
+    """A date-time without a zone is unchanged."""
     found = answered(MOMENT, MOMENT + "Z", "2026-01-02T00:04:05-03:00")
     table = joined(make(ROWS), found, {**TEXT, "format": "date-time"})
     assert values(table, "out") == [dt.datetime.fromisoformat(MOMENT)] * 3
 
 
-# -- what Dagster shows --------------------------------------------------------------------------------------------
+# -- schema and preview --------------------------------------------------------------------------------------------
 
 
 @FRAMES
-def test_the_schema_tells_what_columns_mean(make: Make) -> None:
-    """Every column is listed with its type, the outputs with their descriptions."""
+def test_schema_has_types_and_descriptions(make: Make) -> None:
+    """Of every column, the outputs' from their model."""
     column = Column("out", {"type": "integer", "description": "how many"})
     schema = column_schema(join(frame_of(make(ROWS)), answered(1, None, 3), [column], "e"), [column], "e")
     assert [(c.name, c.type, c.description) for c in schema.columns] == [
@@ -252,15 +252,15 @@ def test_the_schema_tells_what_columns_mean(make: Make) -> None:
     ids=repr,
 )
 def test_the_schema_names_the_values_of_a_closed_set(json_schema: dict[str, Any], description: str | None) -> None:
-    """Beside what the column's description says; not those of a boolean, and not endlessly many."""
+    """After the description; not for booleans, and up to a limit."""
     column = Column("out", json_schema)
     schema = column_schema(frame_of(pd.DataFrame({"out": [None]})), [column], "e")
     assert schema.columns[0].description == description
 
 
 @FRAMES
-def test_names_are_known_of_frames_only(make: Make) -> None:
-    """A frame has column names; anything else that an upstream asset may be has none."""
+def test_column_names_of_non_frames_are_unknown(make: Make) -> None:
+    """Other upstream values have none."""
     assert names_of(make(ROWS)) == ("id", "review")
     assert [names_of(value) for value in (None, 3, "id", ROWS, [ROWS])] == [()] * 5
 
@@ -283,15 +283,15 @@ def test_names_are_known_of_frames_only(make: Make) -> None:
     ],
     ids=repr,
 )
-def test_a_preview_cell_stays_in_its_cell(make: Make, value: Any, cell: str) -> None:
-    """Whatever text a row holds, the preview is one Markdown table: pipes and markup escaped, lines joined, bounded."""
+def test_preview_escapes_cells(make: Make, value: Any, cell: str) -> None:
+    """For any row text the preview is one Markdown table: markup escaped, lines joined, length bounded."""
     lines = preview(make({"a|b": [value, "z"], "n": [1, 2]}), ["a|b", "n"]).split("\n")
     assert lines == ["| a\\|b | n |", "| --- | --- |", f"| {cell} | 1 |", "| z | 2 |"]
 
 
 @FRAMES
 def test_a_preview_of_long_rows_has_fewer(make: Make) -> None:
-    """Dagster hides what is longer than 999 characters behind a link, so rows are left out; never all."""
+    """Dagster hides over 999 characters behind a link, so rows are left out, but never all."""
     lines = preview(make({"text": ["x" * 150] * 10}), ["text"])
     assert len(lines) < 1000
     assert lines.count("\n") == 1 + 6
@@ -302,14 +302,14 @@ def test_a_preview_of_long_rows_has_fewer(make: Make) -> None:
 @FRAMES
 @pytest.mark.parametrize(("rows", "shown"), [(0, 0), (9, 9), (10, 10), (11, 10), (1000, 10)])
 def test_a_preview_is_ten_rows_at_most(make: Make, rows: int, shown: int) -> None:
-    """A preview does not grow with its table, and shows only the columns asked for, from the first row on."""
+    """From the first row on, with the requested columns only."""
     lines = preview(make({"n": list(range(rows)), "unasked": ["x"] * rows}), ["n"]).split("\n")
     assert lines == ["| n |", "| --- |", *(f"| {number} |" for number in range(shown))]
 
 
 @FRAMES
 @pytest.mark.parametrize("on_row_error", ["null", "drop"])
-def test_an_empty_partition_is_no_problem(make: Make, on_row_error: Literal["null", "drop"]) -> None:
+def test_empty_partition_has_its_columns(make: Make, on_row_error: Literal["null", "drop"]) -> None:
     """No rows in, no rows out, with the columns there."""
     table = joined(make({"review": []}), answered(), {"type": "integer"}, on_row_error)
     assert names(table)[:2] == ["review", "out"]
@@ -317,8 +317,8 @@ def test_an_empty_partition_is_no_problem(make: Make, on_row_error: Literal["nul
 
 
 @FRAMES
-def test_what_has_no_single_type_is_json_text_inside_lists_too(make: Make) -> None:
-    """Lists of mixed kinds and free mappings keep every value."""
+def test_mixed_values_in_lists_are_json_text(make: Make) -> None:
+    """Lists of mixed types and free mappings keep every value."""
     mixed = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
     table = joined(make(ROWS), answered(["x", 1], [], FAILED), mixed)
     assert [list(found) if found is not None else None for found in values(table, "out")[:2]] == [['"x"', "1"], []]
@@ -328,7 +328,7 @@ def test_what_has_no_single_type_is_json_text_inside_lists_too(make: Make) -> No
 
 
 @FRAMES
-def test_the_ends_of_the_calendar_can_be_kept(make: Make) -> None:
+def test_date_time_outside_the_utc_calendar_is_kept_without_its_zone(make: Make) -> None:
     """A date-time whose UTC lies outside of the calendar is kept without its zone."""
     moment = {"type": "string", "format": "date-time"}
     table = joined(make(ROWS), answered("0001-01-01T00:00:00+14:00", FAILED, FAILED), moment)

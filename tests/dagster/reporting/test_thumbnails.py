@@ -1,4 +1,4 @@
-"""Images in Dagster's metadata: what they are said to be, and thumbnails, which are drawn anew and few."""
+"""Images in Dagster's metadata: their descriptions, and few, re-encoded thumbnails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def table(*photos: Any) -> Any:
 
 
 def noise(width: int, height: int) -> bytes:
-    """An image that no encoder makes small."""
+    """An image that does not compress."""
     pixels = random.Random(0).randbytes(3 * width * height)
     return saved(Image.frombytes("RGB", (width, height), pixels), "png")
 
@@ -47,11 +47,11 @@ def decoded(text: str) -> list[Image.Image]:
     return [Image.open(BytesIO(base64.b64decode(found[3]))) for found in DATA_URL.finditer(text)]
 
 
-# -- in words ------------------------------------------------------------------------------------------------------
+# -- descriptions --------------------------------------------------------------------------------------------------
 
 
-def test_a_cell_is_described_by_name_size_and_weight(tmp_path: Path) -> None:
-    """Not by its content, and not by the folder it is in."""
+def test_cell_is_described_by_name_dimensions_and_bytes(tmp_path: Path) -> None:
+    """Neither by its content nor by its folder."""
     file = tmp_path / "cat.png"
     file.write_bytes(noise(64, 48))
     kilobytes = round((len(file.read_bytes()) + 64) / 1000)
@@ -67,7 +67,7 @@ def test_a_cell_is_described_by_name_size_and_weight(tmp_path: Path) -> None:
 
 
 def test_several_images_of_a_cell_are_described() -> None:
-    """The first three, and how many more there are."""
+    """The first three, and the number of the others."""
     said = describe_cell([picture(number) for number in range(5)], "image", READER)
     assert said is not None
     assert said.count("24 x 16") == 3
@@ -78,20 +78,20 @@ def test_several_images_of_a_cell_are_described() -> None:
     "cell", ["https://me:pw@shop.example/a.png?sig=s3cret", "https://shop.example/a.png#s3cret", "https://["]
 )
 def test_an_address_is_shown_by_its_host_only(cell: str) -> None:
-    """Signed addresses hold secrets, and metadata is read by many."""
+    """Signed addresses hold secrets, and metadata is widely readable."""
     said = describe_cell(cell, "image", READER)
     assert said in ("image at shop.example", "image at an address")
 
 
 @pytest.mark.parametrize("cell", ["missing/cat.png", b"no image", "data:image/png;base64,AAAA", 3.5])
-def test_what_cannot_be_read_is_said_to_be_so(cell: Any) -> None:
-    """A preview never fails a run, and shows nothing of the cell but a file's name."""
+def test_unreadable_image_is_described_as_such(cell: Any) -> None:
+    """A preview never fails a run, and shows only a file's name of the cell."""
     name = " cat.png" if isinstance(cell, str) and "cat" in cell else ""
     assert describe_cell(cell, "image", READER) == f"image{name}, cannot be read"
 
 
 def test_bytes_are_never_written_as_text() -> None:
-    """Also where a column of bytes is no image of the prompt, or they are in a list or a mapping."""
+    """Also of a byte column that is no image of the prompt, or in lists and mappings."""
     rows = pd.DataFrame({"raw": [b"s3cret", bytearray(b"s3cret"), [b"s3cret"], {"bytes": b"s3cret", "path": None}]})
     text = preview(rows, ["raw"])
     assert "s3cret" not in text
@@ -103,12 +103,12 @@ def test_bytes_are_never_written_as_text() -> None:
     ]
 
 
-# -- drawn ---------------------------------------------------------------------------------------------------------
+# -- thumbnails ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", TYPES)
-def test_a_thumbnail_is_small_and_drawn_anew(form: str) -> None:
-    """At most 96 pixels and 6,000 characters, as JPEG, whatever the image was; without its metadata."""
+def test_thumbnail_is_small_and_re_encoded(form: str) -> None:
+    """At most 96 pixels and 6,000 characters, as JPEG without metadata."""
     image = Image.new("RGB", (900, 600), (200, 30, 30))
     exif = Image.Exif()
     exif[0x010E] = "s3cret place"
@@ -125,7 +125,7 @@ def test_a_thumbnail_is_small_and_drawn_anew(form: str) -> None:
 
 
 def test_a_thumbnail_stands_upright_on_white() -> None:
-    """The camera's orientation is heeded, and what is transparent is white."""
+    """The camera's orientation is applied, and transparent pixels are white."""
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = draw(_media(saved(Image.new("RGB", (80, 40), "red"), "jpeg", exif=exif)))
@@ -144,7 +144,7 @@ def _media(content: bytes) -> Media:
 
 
 def test_thumbnails_are_few_and_take_little_room() -> None:
-    """Five rows of at most three each, 40 kB in all, for they stay in the event log; the rest is said in words."""
+    """Five rows of at most three each and 40 kB in all, since they stay in the event log; others are described."""
     text = shown_thumbnails(table(*([noise(300, 300)] * 4 for _ in range(20))), compiled(), ["name"])
     assert text is not None
     assert text.count("\n") == 1 + 5
@@ -155,32 +155,32 @@ def test_thumbnails_are_few_and_take_little_room() -> None:
 
 @pytest.mark.parametrize("content", [bomb(), bomb(6_000), picture(), b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
 def test_hostile_files_are_not_drawn(content: bytes) -> None:
-    """What would decode to gigabytes, what is broken, and markup: a few words, and never an original byte."""
+    """Decompression bombs, broken files and markup are described, without an original byte."""
     text = shown_thumbnails(table(content, picture(1)), compiled(), ["name"])
     assert text is not None
     assert len(decoded(text)) == (2 if content == picture() else 1)
     assert "svg" not in text
 
 
-def test_no_browser_is_sent_to_an_address() -> None:
+def test_image_addresses_are_neither_fetched_nor_linked() -> None:
     """An address in a cell is neither fetched nor shown."""
     assert shown_thumbnails(table("https://shop.example/a.png"), compiled(), ["name"]) is None
 
 
-def test_there_are_none_where_rows_are_sanitized() -> None:
-    """Nothing looks for personal data in images, and metadata is read by more people than the table."""
+def test_sanitized_assets_have_no_thumbnails() -> None:
+    """Images are not searched for personal data, and metadata is more widely readable than the table."""
     prompt = compiled(sanitize="redact")
     assert shown_thumbnails(table(picture()), prompt, ["name"]) is None
 
 
-def test_a_document_has_none_and_texts_have_none() -> None:
+def test_documents_and_texts_have_no_thumbnail() -> None:
     """Only images are drawn."""
     assert shown_thumbnails(table(document("One")), compiled("{photo:document}"), ["name"]) is None
     assert shown_thumbnails(table("a text"), compiled("{photo}"), ["name"]) is None
 
 
 def test_a_description_cannot_be_markup(tmp_path: Path) -> None:
-    """Not even by the name of a file."""
+    """Not even through a file's name."""
     file = tmp_path / "![a](b)<i>.png"
     file.write_bytes(picture())
     said = describe_cell(str(file), "image", READER)

@@ -1,4 +1,4 @@
-"""The batch tier in a real deployment: a nightly run whose sensor goes on, and runs that are terminated."""
+"""The batch tier in a real deployment: a nightly run that the sensor continues, and terminated runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE_S = 120
 
 @dataclass(frozen=True)
 class Place:
-    """A deployment and the provider that it asks, whose jobs take an hour of its own clock."""
+    """A deployment and its provider, whose jobs take an hour of its own clock."""
 
     deployment: Deployment
     provider: NightlyProvider
@@ -48,8 +48,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield Place(deployment, provider)
 
 
-def test_a_nightly_run_is_gone_on_with_by_the_sensor(place: Place) -> None:
-    """The schedule's run ends within seconds, the sensor's makes the table and its report when the job has ended."""
+def test_nightly_run_is_continued_by_the_sensor(place: Place) -> None:
+    """The schedule's run ends within seconds; the sensor's makes the table and its report when the job has ended."""
     deployment = place.deployment
     (requested,) = (
         every_night.evaluate_tick(dg.build_schedule_context(repository_def=defs.get_repository_def())).run_requests
@@ -83,7 +83,7 @@ NIGHTLY = ("tickets", "ticket_answers", "ticket_report")
 
 
 def test_terminate_leaves_the_job_and_a_later_run_reads_it(place: Place) -> None:
-    """The process ends by a real signal; the job goes on, is not handed in again, and is read and paid once."""
+    """The process ends by a real signal; the job continues, is not submitted again, and is read and paid once."""
     deployment = place.deployment
     number = len(place.provider.books.created) + 1
     run = deployment.launch("terminated")
@@ -99,8 +99,8 @@ def test_terminate_leaves_the_job_and_a_later_run_reads_it(place: Place) -> None
     assert len(place.provider.books.created) == number
 
 
-def test_terminate_cancels_the_job_where_it_is_wanted(place: Place) -> None:
-    """With `cancel_on_terminate`, the provider is asked to; the sensor leaves a run alone that a person ended."""
+def test_terminate_cancels_the_job_with_cancel_on_terminate(place: Place) -> None:
+    """The provider is asked to cancel, and the sensor does not continue a run that a person terminated."""
     deployment = place.deployment
     number = len(place.provider.books.created) + 1
     run = deployment.launch("cancelled")

@@ -1,4 +1,4 @@
-"""A step of the batch tier, run by run: what it leaves open, what the sensor makes of that, and what is paid."""
+"""A step of the batch tier, run by run: what it leaves open, what the sensor requests, and what is paid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOUR_S = 3600.0
 
 @pytest.fixture
 def provider() -> Iterator[NightlyProvider]:
-    """Whose jobs take an hour of its own clock."""
+    """Its jobs take an hour of its own clock."""
     with NightlyProvider() as running:
         running.faults.takes_s = HOUR_S
         yield running
@@ -41,7 +41,7 @@ def table(first: str = "", rows: int = ROWS) -> pd.DataFrame:
 
 
 def asked(rows: int = ROWS, **arguments: Any) -> dg.AssetsDefinition:
-    """An asset of so many rows."""
+    """An asset of these rows."""
 
     @llm_asset(**ASKS, **{"name": "answers"} | arguments)
     def of_table() -> pd.DataFrame:
@@ -75,7 +75,7 @@ def observed(result: dg.ExecuteInProcessResult) -> Mapping[str, Any]:
 def tick(
     sensor: dg.SensorDefinition, instance: dg.DagsterInstance, defs: dg.Definitions
 ) -> list[dg.RunRequest] | str | None:
-    """What a tick of a sensor requests, or why it requests nothing."""
+    """The requests of a sensor's tick, or why it requests nothing."""
     resources = {key: defs.resources[key] for key in sensor.required_resource_keys} if defs.resources else {}
     with dg.build_sensor_context(instance=instance, definitions=defs, resources=resources) as context:
         found = sensor.evaluate_tick(context)
@@ -90,10 +90,10 @@ def definitions(provider: NightlyProvider, *assets: Any, sensor: Any = None, **f
     )
 
 
-def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(
+def test_run_ends_while_its_job_is_under_way_and_a_later_run_reads_it(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """No materialization, one observation that says what is under way; no row is asked or paid twice."""
+    """One observation says what is under way, without a materialization; no row is asked or paid twice."""
     first = run(instance, provider)
     assert first.success
     assert not first.asset_materializations_for_node("answers")
@@ -121,8 +121,10 @@ def test_a_run_ends_while_its_job_is_under_way_and_a_later_one_reads_it(
     assert not provider.live
 
 
-def test_fewer_rows_than_make_a_job_are_asked_at_once(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """As `batch_min_rows` of the resource says."""
+def test_rows_below_batch_min_rows_are_asked_by_live_calls(
+    instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """`batch_min_rows` is a field of the resource."""
     result = run(instance, provider, llm=model(provider, batch_min_rows=ROWS + 1))
     assert result.asset_materializations_for_node("answers")
     assert not provider.books.created
@@ -130,7 +132,7 @@ def test_fewer_rows_than_make_a_job_are_asked_at_once(instance: dg.DagsterInstan
 
 
 def test_assets_downstream_wait_for_the_answers(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A step that left a job under way has no output: what is downstream is skipped, and made by the later run."""
+    """A step with a job under way has no output: downstream assets are skipped, and made by the later run."""
 
     @llm_asset(**ASKS, name="labels", failed_rows=True, checks=[ErrorRateCheck(max_rate=0.5)])
     def labels() -> pd.DataFrame:
@@ -152,10 +154,10 @@ def test_assets_downstream_wait_for_the_answers(instance: dg.DagsterInstance, pr
     assert [check.passed for check in last.get_asset_check_evaluations()] == [True]
 
 
-def test_a_trial_is_not_what_the_materialization_waits_for(
+def test_trial_does_not_change_the_wait_of_the_materialization(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """A few rows tried meanwhile leave the wait of the real run as it is, for the sensor."""
+    """The sensor still continues the real run."""
     sensor = batch_sensor()
     defs = definitions(provider, sensor=sensor)
     first = run(instance, provider)
@@ -168,8 +170,8 @@ def test_a_trial_is_not_what_the_materialization_waits_for(
     assert request.run_key.startswith(first.run_id)
 
 
-def test_all_is_asked_anew_once(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """`full_refresh` is that of the first run: what one of its jobs answered meanwhile is not asked again."""
+def test_full_refresh_over_jobs_asks_each_row_once(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """It is that of the first run: answers of its own jobs are not asked again."""
     refresh = {"ops": {"answers": {"config": {"full_refresh": True}}}}
     run(instance, provider)
     provider.end_all()
@@ -183,8 +185,8 @@ def test_all_is_asked_anew_once(instance: dg.DagsterInstance, provider: NightlyP
     assert not provider.live
 
 
-def test_labelled_rows_are_asked_at_once(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A check is answered in the run that makes the table, however many rows have labels."""
+def test_labelled_rows_are_asked_by_live_calls(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """The run that makes the table answers its check, however many rows have labels."""
     labels = [{"text": f"labelled {number}", "answer": f"labelled {number}"} for number in range(ROWS)]
     asset = asked(checks=[GoldenCheck(rows=labels, min_score=0.9)])
     run(instance, provider, asset)
@@ -195,10 +197,8 @@ def test_labelled_rows_are_asked_at_once(instance: dg.DagsterInstance, provider:
     assert sum(provider.live.values()) == ROWS
 
 
-def test_a_materialization_whose_cap_is_used_up_has_ended(
-    instance: dg.DagsterInstance, provider: NightlyProvider
-) -> None:
-    """All its runs draw from one cap; when that is spent and no job is open, the next run is one of its own."""
+def test_materialization_ends_when_its_cap_is_spent(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """All its runs share one cap; once it is spent and no job is open, the next run is a new materialization."""
     rates = Rates(Decimal("1e-7"), Decimal(0), Decimal(0), Decimal("1e-6"))
     provider.use(Meter({"batch": rates}))
     price = {"input_cost_per_1k_tokens": 0.0001, "output_cost_per_1k_tokens": 0.001}
@@ -223,10 +223,10 @@ def test_a_materialization_whose_cap_is_used_up_has_ended(
 # -- answer_by -----------------------------------------------------------------------------------------------------
 
 
-def test_at_answer_by_the_job_is_cancelled_and_the_rest_is_asked_at_once(
+def test_answer_by_cancels_the_job_and_asks_the_rest_by_live_calls(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """What the job has answered by then is kept and paid once; nothing waits for another day."""
+    """What the job has answered by then is kept and paid once."""
     asset = asked(answer_by=2)
     first = run(instance, provider, asset)
     assert not first.asset_materializations_for_node("answers")
@@ -242,8 +242,8 @@ def test_at_answer_by_the_job_is_cancelled_and_the_rest_is_asked_at_once(
     assert not provider.books.billed.keys() & provider.live.keys()
 
 
-def test_the_time_is_that_of_the_first_run(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A run that goes on after it does not take it for tomorrow's: it hands in no job."""
+def test_answer_by_is_that_of_the_first_run(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """A run that continues after that time does not read it as tomorrow's, and submits no job."""
     run(instance, provider, asked(answer_by=2))
     provider.end_all()
     time.sleep(2)
@@ -253,8 +253,8 @@ def test_the_time_is_that_of_the_first_run(instance: dg.DagsterInstance, provide
     assert sum(provider.live.values()) == ROWS
 
 
-def test_the_launchpad_ends_a_wait_now(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """`answer_by: '0'` cancels the job and asks the rest at once."""
+def test_launchpad_can_end_a_wait(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """`answer_by: '0'` cancels the job and asks the rest by live calls."""
     run(instance, provider)
     last = run(instance, provider, run_config={"ops": {"answers": {"config": {"answer_by": "0"}}}})
     assert last.asset_materializations_for_node("answers")
@@ -273,7 +273,7 @@ def as_requests(found: Any) -> list[dg.RunRequest]:
 def test_the_sensor_requests_one_run_when_all_jobs_have_ended(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """Until then it says what is under way; then it repeats config and tags, and a run that exists for it is enough."""
+    """Until then it reports what is under way; the request repeats config and tags, and is made once."""
     sensor = batch_sensor()
     defs = definitions(provider, sensor=sensor)
     assert tick(sensor, instance, defs) == "No asset waits for batch jobs."
@@ -314,9 +314,7 @@ def test_a_run_that_was_requested_and_failed_is_not_requested_again(
     assert "launch it again" in str(said)
 
 
-def test_a_run_that_finds_no_room_for_a_job_is_repeated_after_a_while(
-    instance: dg.DagsterInstance, provider: NightlyProvider
-) -> None:
+def test_run_without_quota_for_a_job_is_repeated_later(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
     """The step ends as if it waited for a job, and after some ticks of the sensor a run tries again."""
     sensor = batch_sensor(minimum_interval_seconds=1)
     defs = definitions(provider, sensor=sensor)
@@ -357,8 +355,8 @@ def test_partitions_are_requested_one_by_one(instance: dg.DagsterInstance, provi
     assert str(tick(sensor, instance, defs)).startswith("answers [b]: 1 batch job under way")
 
 
-def test_a_partition_that_is_gone_stops_no_other(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A run for it could not be launched; the tick names it."""
+def test_removed_partition_does_not_block_others(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """Its run cannot be launched; the tick names it."""
     before = dg.StaticPartitionsDefinition(["a", "b"])
     asset, other = asked(partitions_def=before), asked(2 * ROWS, partitions_def=before)
     run(instance, provider, asset, partition_key="a")
@@ -376,7 +374,7 @@ def test_a_partition_that_is_gone_stops_no_other(instance: dg.DagsterInstance, p
 def test_a_run_of_several_partitions_is_repeated_as_one(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """A backfill in one run stays one: its range is in the tags."""
+    """A single-run backfill stays one: its range is in the tags."""
     parts = dg.StaticPartitionsDefinition(["a", "b", "c"])
 
     @llm_asset(**ASKS, partitions_def=parts, backfill_policy=dg.BackfillPolicy.single_run())
@@ -404,14 +402,14 @@ class NoTables(dg.IOManager):
         """Nothing is stored."""
 
     def load_input(self, _: dg.InputContext) -> Any:
-        """Nothing is downstream."""
+        """No asset is downstream."""
         raise NotImplementedError
 
 
-def test_the_run_makes_what_waits_and_what_is_downstream(
+def test_requested_run_makes_waiting_and_downstream_assets(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """Not what is upstream, whose rows could be others by then, nor what the first run did not mean to make."""
+    """Not upstream assets, whose rows may have changed, nor assets that the first run did not select."""
 
     @dg.asset
     def texts() -> pd.DataFrame:
@@ -461,10 +459,10 @@ def test_the_run_makes_what_waits_and_what_is_downstream(
         (dg.DagsterEventType.RUN_CANCELED, "was terminated; launch it again to read what its jobs answer."),
     ],
 )
-def test_a_run_at_work_or_terminated_is_left_alone(
+def test_running_or_terminated_run_is_not_continued(
     event: dg.DagsterEventType, said: str, instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
-    """A run that waits for its jobs reads them itself, and what a person ended is for a person to go on with."""
+    """A run that waits for its jobs reads them itself; a terminated one is for a person to continue."""
     sensor = batch_sensor()
     defs = definitions(provider, sensor=sensor)
     first = run(instance, provider)
@@ -475,10 +473,8 @@ def test_a_run_at_work_or_terminated_is_left_alone(
     assert tick(sensor, instance, defs) == f"answers: the run {first.run_id} {said}"
 
 
-def test_each_resource_is_asked_with_its_own_key_and_one_that_fails_stops_no_other(
-    instance: dg.DagsterInstance, provider: NightlyProvider
-) -> None:
-    """Its failure is in the tick when nothing is due, and in the sensor's log when something is."""
+def test_failing_resource_does_not_block_others(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
+    """Each is polled with its own key; a failure is in the tick, or in the sensor's log if a run is requested."""
     own = asked_as("own", model=model(provider, api_key="third"))
     assets = [asked_as("first", resource_key="llm"), asked_as("second", resource_key="other"), own]
     sensor = batch_sensor(resource_keys=["llm", "other"])
@@ -506,7 +502,7 @@ def asked_as(name: str, **arguments: Any) -> dg.AssetsDefinition:
 
 
 def test_the_model_of_the_launchpad_is_polled(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
-    """A run that asked another model than the resource's is asked about with that one."""
+    """Jobs of a run with another model than the resource's are polled with that model."""
     sensor = batch_sensor()
     defs = definitions(provider, sensor=sensor)
     run(instance, provider, run_config={"ops": {"answers": {"config": {"model": "openai/gpt-4o"}}}})
@@ -523,7 +519,7 @@ def test_the_model_of_the_launchpad_is_polled(instance: dg.DagsterInstance, prov
         ({"target": 7}, "must be keys of assets"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, Any], said: str) -> None:
+def test_invalid_sensor_arguments_are_errors(arguments: dict[str, Any], said: str) -> None:
     """When the definitions load."""
     with pytest.raises(ConfigError, match=said):
         batch_sensor(**arguments)

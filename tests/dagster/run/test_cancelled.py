@@ -1,4 +1,4 @@
-"""A run that is cancelled where no signal reaches its step, as with Celery or after the loss of a network."""
+"""A run cancelled where no signal reaches its step, as with Celery or after a network failure."""
 
 import dagster as dg
 import pandas as pd
@@ -12,7 +12,7 @@ ROWS, CONCURRENCY = 400, 4
 
 @pytest.mark.parametrize("status", ["CANCELING", "CANCELED"])
 def test_step_stops_when_its_run_was_cancelled(status: str) -> None:
-    """It notices within its progress interval, makes no further call, keeps what was answered and reports the spend."""
+    """Within its progress interval it stops calling, keeps the answers and reports the spend."""
 
     @llm_asset(prompt="Say it again.\nText: {text}", output={"answer": str})
     def answers(context: dg.AssetExecutionContext) -> pd.DataFrame:

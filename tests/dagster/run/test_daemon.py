@@ -1,4 +1,4 @@
-"""Backfills through Dagster's own daemon, with a provider that keeps books: what many runs at once add up to."""
+"""Concurrent backfills through Dagster's own daemon, checked against the provider's ledger."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Backfilled:
-    """What three backfills came to that went on at once, one of them twice."""
+    """The results of three concurrent backfills, one of them repeated."""
 
     deployment: Deployment
     books: dict[str, Books]
@@ -45,7 +45,7 @@ class Backfilled:
     repeated: list[dg.DagsterRun]
 
     def charged(self, asset: str) -> tuple[Decimal, Decimal]:
-        """USD charged to the budget of an asset, and of it what is known to be spent."""
+        """USD charged to the budget of an asset, and the part known to be spent."""
         return read_budget(self.store, asset)
 
     @property
@@ -65,7 +65,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
             "TEST_EXECUTOR": "in_process",
         }
         with Deployment(home, "tests.support.deployed_project", SETTINGS, variables) as running:
-            many = running.backfill("paced", DAYS)  # takes all the places there are, so that they go on at once
+            many = running.backfill("paced", DAYS)  # uses all available slots, so that they run concurrently
             first = running.backfill("capped", PARTS)
             several = running.backfill("ranged", DAYS)
             capped_runs = running.finished_all(first, len(PARTS), 900)
@@ -86,7 +86,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
 
 
 def test_partitions_in_processes_of_their_own_are_paid_once(done: Backfilled) -> None:
-    """Four partitions in four processes: every row has its own answer, each was asked once, and the books agree."""
+    """Four partitions in four processes: each row is asked once and has its own answer, and the ledgers agree."""
     assert [run.status for run in done.paced] == [dg.DagsterRunStatus.SUCCESS] * len(DAYS)
     assert all(is_complete(done.deployment.home, "paced", day, ROWS_A_DAY) for day in DAYS)
     books = done.books["paced"]
@@ -99,21 +99,21 @@ def test_partitions_in_processes_of_their_own_are_paid_once(done: Backfilled) ->
     assert done.charged("paced") == (billed(books), billed(books))
 
 
-def test_partitions_in_processes_of_their_own_keep_to_one_rate(done: Backfilled) -> None:
-    """No window of any length has more calls than burst and rate allow, whichever runs they came from."""
+def test_partitions_in_processes_of_their_own_share_one_rate(done: Backfilled) -> None:
+    """No window has more calls than burst and rate allow, over all runs."""
     assert keeps_rate(done.books["paced"])
 
 
-def test_runs_went_on_at_once(done: Backfilled) -> None:
-    """What is promised of many runs at once was not seen one after the other."""
+def test_runs_were_concurrent(done: Backfilled) -> None:
+    """Otherwise these tests would prove nothing."""
     runs = (*done.paced, *done.ranged, *done.capped, *done.repeated)
     records = [done.deployment.instance.get_run_record_by_id(run.run_id) for run in runs]
     spans = [(record.start_time, record.end_time) for record in records if record]
     assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) >= 2
 
 
-def test_budget_that_is_used_up_midway_stops_the_rest_for_good(done: Backfilled) -> None:
-    """Not a cent beyond the cap, and runs that got no more say what is used up and what to do."""
+def test_budget_exhausted_midway_stops_the_remaining_runs(done: Backfilled) -> None:
+    """Nothing beyond the cap is spent, and the failed runs say what is used up and what to do."""
     statuses = Counter(run.status for run in done.capped)
     assert statuses[dg.DagsterRunStatus.FAILURE] + statuses[dg.DagsterRunStatus.SUCCESS] == len(PARTS)
     assert 0.5 * float(CAP) < done.spent_when_capped <= Decimal(CAP)
@@ -125,8 +125,8 @@ def test_budget_that_is_used_up_midway_stops_the_rest_for_good(done: Backfilled)
             assert "Raise max_cost_usd" in told
 
 
-def test_failed_partitions_go_on_once_the_budget_is_raised(done: Backfilled) -> None:
-    """Repeating the failed ones asks what has no answer yet, and nothing else; the partitions end complete."""
+def test_failed_partitions_continue_with_a_higher_budget(done: Backfilled) -> None:
+    """Repeating them asks only rows without an answer; the partitions end complete."""
     assert done.repeated
     assert {run.status for run in done.repeated} == {dg.DagsterRunStatus.SUCCESS}
     books = done.books["capped"]
@@ -137,7 +137,7 @@ def test_failed_partitions_go_on_once_the_budget_is_raised(done: Backfilled) -> 
 
 
 def test_run_of_several_partitions_stores_each_with_its_own_rows(done: Backfilled) -> None:
-    """Four partitions in two runs of two: each is materialized, with its own rows, and paid once."""
+    """Four partitions in two runs of two: each is materialized with its own rows and paid once."""
     assert [run.status for run in done.ranged] == [dg.DagsterRunStatus.SUCCESS] * 2
     assert all(is_complete(done.deployment.home, "ranged", day, ROWS_A_DAY) for day in DAYS)
     books = done.books["ranged"]

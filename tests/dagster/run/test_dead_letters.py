@@ -28,13 +28,13 @@ def failed(result: dg.ExecuteInProcessResult) -> Any:
     return result.output_for_node("moods", "failed")
 
 
-# -- what it has -----------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_row_error", ["null", "drop"])
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_failed_rows_are_a_frame_of_the_same_kind(kind: Any, on_row_error: str) -> None:
-    """The rows' own columns, and why they have no answer, of whom and how often; also of rows that are dropped."""
+    """The rows' own columns, with reason, model and attempts; also of dropped rows."""
 
     @llm_asset(prompt=PROMPT, output=Mood, failed_rows=True, on_row_error=on_row_error)
     def moods():  # noqa: ANN202
@@ -61,7 +61,7 @@ def test_failed_rows_are_a_frame_of_the_same_kind(kind: Any, on_row_error: str) 
 
 
 def test_costs_add_up_to_what_the_failed_rows_were_billed(tmp_path: Path) -> None:
-    """Rows with the same prompt share its cost, repairs included; the metadata has the sum."""
+    """Rows with one prompt share its cost, repairs included; the metadata has the sum."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
         result = run(moods_of("good", "junk", "junk", "junk too", failed_rows=True), llm=llm)
@@ -80,7 +80,7 @@ def test_costs_add_up_to_what_the_failed_rows_were_billed(tmp_path: Path) -> Non
 
 
 def test_failed_rows_are_shown_with_counts_and_reasons() -> None:
-    """A summary, the first rows, and how often each reason occurs come first; the columns have descriptions."""
+    """Summary, first rows and counts by reason lead the metadata; the columns have descriptions."""
     result = run(moods_of("good", "junk 4711", "junk", failed_rows=True))
     found = metadata_of(result, "moods_failed")
     assert (found["dagster/row_count"], found["ondine/rows_failed"], found["ondine/rows_failed_invalid"]) == (2, 2, 2)
@@ -101,8 +101,8 @@ def test_failed_rows_are_shown_with_counts_and_reasons() -> None:
     assert reason["reason"].startswith("invalid: ")
 
 
-def test_failed_rows_are_shown_as_the_model_saw_them() -> None:
-    """What the sanitizer takes out is in the table and not in its metadata."""
+def test_failed_rows_are_shown_sanitized() -> None:
+    """Data replaced by the sanitizer are in the table, not in its metadata."""
     result = run(moods_of("good", "junk of ann@example.com", failed_rows=True, sanitize="redact"))
     assert failed(result)["review"].tolist() == ["junk of ann@example.com"]
     assert "ann@" not in str(metadata_of(result, "moods_failed"))
@@ -110,7 +110,7 @@ def test_failed_rows_are_shown_as_the_model_saw_them() -> None:
 
 
 def test_when_no_row_failed_the_table_is_empty_and_has_its_columns() -> None:
-    """Types stay, so that a warehouse takes it."""
+    """With their types, as a warehouse needs."""
     result = run(moods_of("good", "bad", failed_rows=True))
     table = failed(result)
     assert (len(table), list(table.columns)) == (0, ["review", *ADDED])
@@ -121,7 +121,7 @@ def test_when_no_row_failed_the_table_is_empty_and_has_its_columns() -> None:
     assert not {"ondine/preview", "ondine/failures"} & found.keys()
 
 
-def test_a_price_that_is_unknown_is_null_and_no_metadata() -> None:
+def test_unknown_cost_is_null_in_the_table_and_absent_in_metadata() -> None:
     """It is never 0."""
     with Provider(answer) as provider:
         llm = LLMResource(model="openai_compatible/unheard-of", base_url=provider.base_url)
@@ -133,8 +133,8 @@ def test_a_price_that_is_unknown_is_null_and_no_metadata() -> None:
 # -- two assets of one step ------------------------------------------------------------------------------------------
 
 
-def test_the_second_asset_is_like_the_first() -> None:
-    """One definition for a list of assets: keys, group, owners, partitions and step settings; what fills it is one."""
+def test_failed_rows_asset_has_the_settings_of_the_first() -> None:
+    """Keys, group, owners, partitions and step settings; one step fills both."""
     asset = moods_of(
         "good",
         failed_rows=True,
@@ -165,7 +165,7 @@ def test_the_second_asset_is_like_the_first() -> None:
 
 
 def test_both_can_be_used_downstream() -> None:
-    """Through whatever IO manager there is."""
+    """Through any IO manager."""
 
     @dg.asset
     def inbox(moods_failed: pd.DataFrame, moods: pd.DataFrame) -> tuple[int, int]:
@@ -175,7 +175,7 @@ def test_both_can_be_used_downstream() -> None:
     assert result.output_for_node("inbox") == (1, 2)
 
 
-def test_failed_rows_are_stored_also_when_there_are_too_many() -> None:
+def test_failed_rows_are_stored_when_too_many_fail_the_step() -> None:
     """The step fails, and what failed can be looked at."""
     result = run(moods_of("good", "junk", failed_rows=True, max_error_rate=0.1))
     filled = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
@@ -184,7 +184,7 @@ def test_failed_rows_are_stored_also_when_there_are_too_many() -> None:
     assert failed(result)["review"].tolist() == ["junk"]
 
 
-def test_partitions_have_their_own() -> None:
+def test_each_partition_has_its_own_failed_rows() -> None:
     """With the partition's row count."""
 
     @llm_asset(prompt=PROMPT, output=Mood, failed_rows=True, partitions_def=DAYS)
@@ -197,8 +197,8 @@ def test_partitions_have_their_own() -> None:
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_the_check_of_the_error_rate_is_on_the_page_of_the_table(blocking: bool) -> None:
-    """It is answered also when the failed rows fail the step, and stops what is downstream of the table."""
+def test_error_rate_check_belongs_to_the_table(blocking: bool) -> None:
+    """It is answered when the failed rows fail the step, and blocks assets downstream of the table."""
 
     @dg.asset
     def dashboard(moods: pd.DataFrame) -> int:
@@ -222,8 +222,8 @@ def test_the_check_of_the_error_rate_is_on_the_page_of_the_table(blocking: bool)
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_a_column_of_the_same_name_is_refused_before_anything_is_asked(name: str) -> None:
-    """With its name; without `failed_rows` it is a column like any other."""
+def test_conflicting_column_is_refused_before_the_first_call(name: str) -> None:
+    """By name; without `failed_rows` it is an ordinary column."""
 
     def moods(**options: Any) -> dg.AssetsDefinition:
         @llm_asset(prompt=PROMPT, output=Mood, **options)
@@ -240,18 +240,18 @@ def test_a_column_of_the_same_name_is_refused_before_anything_is_asked(name: str
     assert run(moods()).success
 
 
-def test_an_io_manager_is_named_by_its_key() -> None:
-    """A definition in place is for single assets."""
+def test_io_manager_def_is_refused_with_failed_rows() -> None:
+    """An inline definition is for single assets; a key works."""
     with pytest.raises(ConfigError, match="io_manager_key"):
         moods_of("good", failed_rows=True, io_manager_def=dg.mem_io_manager)
 
 
-# -- asking them again -----------------------------------------------------------------------------------------------
+# -- asking again ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failed_rows", [True, False])
-def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, failed_rows: bool) -> None:
-    """After the model was mended their table is empty, and the enriched one is whole."""
+def test_replay_job_asks_only_the_failed_rows(tmp_path: Path, failed_rows: bool) -> None:
+    """After the model was fixed their table is empty, and the enriched one is complete."""
     asset = moods_of("good", "junk", "bad", failed_rows=failed_rows)
     job = replay_failed_rows_job(asset, description="Once more.")
     assert (job.name, job.description) == ("replay_moods", "Once more.")
@@ -273,7 +273,7 @@ def test_the_replay_job_asks_the_failed_rows_and_no_others(tmp_path: Path, faile
 def test_a_reply_is_kept_in_the_store_and_shown_nowhere_else(
     declared: bool, chosen: bool | None, kept: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`keep_replies`, of the asset or of a run, is the only way to see a failed reply, and `why` the only place."""
+    """Only with `keep_replies`, of the asset or the run; only the command `why` shows it."""
     moods = moods_of("good", "junk", failed_rows=True, keep_replies=declared)
     config = {"ops": {"moods": {"config": {} if chosen is None else {"keep_replies": chosen}}}}
     with dg.DagsterInstance.ephemeral() as instance:

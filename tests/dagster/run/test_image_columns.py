@@ -1,4 +1,4 @@
-"""Assets that ask about images: what is sent, kept, and shown in metadata and logs."""
+"""Assets with images: what is sent, stored, and shown in metadata and logs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ every_frame = pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars", 
 
 
 def look(prompt: str) -> Any:
-    """The colour and the names of the images that a prompt shows, one a row."""
+    """The colour and the names of the images in a prompt, one a row."""
     first, _, _ = prompt.partition("\n")
     if not first.startswith("["):
         return {"colour": "red", "seen": "[" + prompt.rpartition("[")[2]}
@@ -45,7 +45,7 @@ def look(prompt: str) -> Any:
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    """A provider that says which image it was shown."""
+    """A provider that replies with the image it was shown."""
     with Provider(look) as running:
         yield running
 
@@ -73,7 +73,7 @@ def run(
     assets: list[dg.AssetsDefinition], provider: Provider, instance: dg.DagsterInstance, **options: Any
 ) -> dg.ExecuteInProcessResult:
     llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
-    # The instance's own IO manager, which writes to files.
+    # The instance's default IO manager, which writes to files.
     return dg.materialize(assets, resources={"llm": llm}, instance=instance, **options)
 
 
@@ -83,7 +83,7 @@ def metadata(result: dg.ExecuteInProcessResult, name: str = "colours") -> dict[s
 
 
 def logged(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) -> str:
-    """All that the event log has of a run."""
+    """Everything that the event log has of a run."""
     return "\n".join(map(repr, instance.all_logs(result.run_id)))
 
 
@@ -95,7 +95,7 @@ def logged(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) -> s
 def test_bytes_go_through_every_kind_of_frame(
     frame: Any, batch_size: int, provider: Provider, instance: dg.DagsterInstance
 ) -> None:
-    """Read by the default IO manager, asked, answered in their own rows, and stored as they were."""
+    """Loaded by the default IO manager, asked, answered in their own rows, and stored unchanged."""
     contents: list[Any] = [*(picture(number) for number in range(4)), None]
     result = run(colours(frame({"id": [*range(5)], "photo": contents}), batch_size=batch_size), provider, instance)
     table = result.output_for_node("colours")
@@ -111,8 +111,8 @@ def _dicts(table: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_columns_come_from_the_images_they_were_asked_of(provider: Provider, instance: dg.DagsterInstance) -> None:
-    """Lineage of an image column is that of a text column."""
+def test_column_lineage_includes_image_columns(provider: Provider, instance: dg.DagsterInstance) -> None:
+    """As for text columns."""
     rows = pd.DataFrame({"id": [1], "photo": [picture()], "size": ["S"]})
     result = run(colours(rows, "Size {size}: {photo:image}"), provider, instance)
     lineage = metadata(result)["dagster/column_lineage"].deps_by_column
@@ -122,12 +122,12 @@ def test_columns_come_from_the_images_they_were_asked_of(provider: Provider, ins
     assert schema.keys() >= {"photo", "colour"}
 
 
-# -- what is shown -------------------------------------------------------------------------------------------------
+# -- metadata -----------------------------------------------------------------------------------------------------
 
 
 @every_frame
-def test_no_byte_of_an_image_is_metadata_or_log(frame: Any, provider: Provider, instance: dg.DagsterInstance) -> None:
-    """A preview describes images, thumbnails are drawn anew; bytes beside them, and those that fail, are not shown."""
+def test_no_image_bytes_are_in_metadata_or_logs(frame: Any, provider: Provider, instance: dg.DagsterInstance) -> None:
+    """Previews describe images and thumbnails are re-encoded; other byte columns and failing images are not shown."""
     rows = frame({"photo": [picture(3), SECRET], "raw": [SECRET, SECRET]})
     result = run(colours(rows, "{raw}: {photo:image}", failed_rows=True), provider, instance)
     shown = metadata(result)
@@ -144,7 +144,7 @@ def test_no_byte_of_an_image_is_metadata_or_log(frame: Any, provider: Provider, 
 def test_a_trial_and_a_dry_run_describe_the_images_they_show(
     config: dict[str, Any], provider: Provider, instance: dg.DagsterInstance
 ) -> None:
-    """In the messages as in the rows."""
+    """In messages and in rows."""
     assets = colours(pd.DataFrame({"photo": [picture(1), picture(2)]}))
     run_config = dg.RunConfig({"colours": {"config": config}})
     result = run(assets, provider, instance, run_config=run_config)
@@ -162,7 +162,7 @@ def test_a_trial_and_a_dry_run_describe_the_images_they_show(
 def test_thumbnails_can_be_left_out(
     arguments: dict[str, Any], tmp_path: Path, provider: Provider, instance: dg.DagsterInstance
 ) -> None:
-    """By an argument, and they are where rows are sanitized; then a file's name is not said either."""
+    """By an argument; sanitized assets have none, nor file names."""
     (tmp_path / "me@shop.example.png").write_bytes(picture())
     prompt = Prompt(PROMPT, media=MediaOptions(root=tmp_path))
     result = run(colours(pd.DataFrame({"photo": ["me@shop.example.png"]}), prompt, **arguments), provider, instance)
@@ -179,7 +179,7 @@ def test_thumbnails_can_be_left_out(
 def test_rows_whose_image_cannot_be_read_are_in_the_table_of_failed_rows(
     frame: Any, provider: Provider, instance: dg.DagsterInstance
 ) -> None:
-    """With what their cells hold, so that somebody can look at them."""
+    """With their cells, so that a person can look at them."""
     result = run(colours(frame({"photo": [picture(), SECRET]}), failed_rows=True), provider, instance)
     failed = result.output_for_node("colours", "failed")
     row = failed.to_pylist()[0] if isinstance(failed, pa.Table) else _dicts(failed)[0]
@@ -190,7 +190,7 @@ def test_rows_whose_image_cannot_be_read_are_in_the_table_of_failed_rows(
 
 @every_frame
 def test_checks_work_with_images(frame: Any, provider: Provider, instance: dg.DagsterInstance) -> None:
-    """Labelled images are asked like any row; distributions are compared; rates are counted."""
+    """Labelled images are asked like any row; drift and rates are computed."""
     checks = [
         GoldenCheck(rows=frame({"photo": [picture(7), picture(8)], "colour": ["red", "blue"]}), min_score=0.5),
         DriftCheck(column="colour", max_distance=0.5),
@@ -207,11 +207,11 @@ def test_checks_work_with_images(frame: Any, provider: Provider, instance: dg.Da
     assert len(provider.books.requests) == 4
 
 
-# -- what is asked again -------------------------------------------------------------------------------------------
+# -- asking again -------------------------------------------------------------------------------------------------
 
 
 def test_only_what_changed_is_asked_again(tmp_path: Path, provider: Provider, instance: dg.DagsterInstance) -> None:
-    """The same content under another path is known, and one byte more is not."""
+    """The same content under another path is reused; one more byte is asked."""
     names = write(tmp_path, picture(1), picture(2))
     prompt = Prompt(PROMPT, media=MediaOptions(root=tmp_path))
 
@@ -230,8 +230,8 @@ def test_only_what_changed_is_asked_again(tmp_path: Path, provider: Provider, in
 # -- definitions ---------------------------------------------------------------------------------------------------
 
 
-def test_the_code_version_says_how_images_are_read() -> None:
-    """What changes the question makes the asset stale; how long a download may take does not."""
+def test_code_version_includes_the_media_options() -> None:
+    """Those that change the prompt do, a download's time-out does not."""
 
     def version(**media: Any) -> str | None:
         prompt = Prompt("{photo:image}", media=MediaOptions(**media))
@@ -252,8 +252,8 @@ def test_the_code_version_says_how_images_are_read() -> None:
         ({"prompt": "{photo:image} {photo}"}, "as image and as text"),
     ],
 )
-def test_what_is_wrong_is_said_when_definitions_load(arguments: dict[str, Any], message: str) -> None:
-    """With where the option belongs."""
+def test_invalid_media_options_are_errors_when_definitions_load(arguments: dict[str, Any], message: str) -> None:
+    """The error says where the option belongs."""
     given: dict[str, Any] = {"name": "colours", "upstream": "photos", "prompt": PROMPT, "output": COLOUR} | arguments
     with pytest.raises(ConfigError, match=message):
         build_llm_asset(**given)

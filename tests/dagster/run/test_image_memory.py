@@ -1,4 +1,4 @@
-"""100,000 rows of paths to images: what is held in memory, and what is asked a second time."""
+"""100,000 rows of image paths: memory use, and what is asked a second time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MOST_MIB = 500
 
 
 def image(number: int, *, changed: bool = False) -> bytes:
-    """A file of about 200 kB, another one for each number; `changed` in one byte of its pixels."""
+    """A file of about 200 kB, different for each number; `changed` differs in one byte of its pixels."""
     pixels = bytearray(random.Random(number).randbytes(3 * SIDE_PX * SIDE_PX))
     pixels[0] ^= changed
     return saved(Image.frombytes("RGB", (SIDE_PX, SIDE_PX), bytes(pixels)), "png", compress_level=0)
 
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
-    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame, none for what is known, also by another path."""
+    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame, and none for known files at any path."""
     folder, home = tmp_path / "images", tmp_path / "home"
     for made in (folder, home, folder / "copies"):
         made.mkdir()

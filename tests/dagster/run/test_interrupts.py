@@ -1,4 +1,4 @@
-"""Runs of a real deployment that are terminated, stopped and killed, with a provider that keeps books."""
+"""Runs of a real deployment that are terminated, stopped and killed, checked against the provider's ledger."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SETTINGS = {
 
 
 class Place:
-    """The deployment, and a provider for each asset; three of them are slow when told."""
+    """The deployment, and a provider for each asset; three of them are slow on request."""
 
     def __init__(self, deployment: Deployment, books: dict[str, Books], is_slow: threading.Event) -> None:
         self.deployment, self.books, self.is_slow = deployment, books, is_slow
 
     def wait_for_rows(self, asset: str, count: int) -> None:
-        """Until so many rows of an asset are answered."""
+        """Wait until `count` rows of an asset are answered."""
         self.books[asset].wait_for(lambda books: books.answered >= count, 600)
 
     def wait_until_stuck(self, asset: str) -> None:
-        """Make the provider slow, until all calls that may be in flight are with it."""
+        """Slow the provider down, and wait until all allowed calls are in flight."""
         before = len(self.books[asset].requests)
         self.is_slow.set()
         self.books[asset].wait_for(lambda books: len(books.requests) >= before + CONCURRENCY, 120)
@@ -56,19 +56,19 @@ class Place:
         until(lambda: not is_running(pid) or None, within_s, f"end of process {pid}")
 
     def assert_complete(self, asset: str, paid_twice: int) -> None:
-        """Every row has its own answer, and at most so many were paid twice."""
+        """Every row has its own answer, and at most `paid_twice` rows were paid twice."""
         assert is_complete(self.deployment.home, asset, "all", ROWS)
         billed = self.books[asset].billed_by_prompt
         assert len(billed) == ROWS
         assert sum(billed.values()) - ROWS <= paid_twice
 
     def audit(self, *runs: str) -> list[Audit]:
-        """Our books of some runs."""
+        """The store's ledger of some runs."""
         with open_store(self.deployment.home / "storage" / "ondine" / "answers.db") as store:
             return [run_in_thread(lambda run=run: store.audit(run)) for run in runs]
 
     def assert_spend_is_reported(self, asset: str, run: str) -> None:
-        """The last observation of the first run says what the provider's books say."""
+        """The last observation of the first run equals the provider's ledger."""
         books = self.books[asset]
         told = self.deployment.observed(asset, [run])[run]
         assert told["ondine/progress/requests"] == len(books.requests)
@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> None:
-    """Terminate in the UI ends the step although calls hang, reports the spend, and the next run asks only the rest."""
+    """Terminate in the UI ends a step with hanging calls, reports the spend, and the next run asks only the rest."""
     run = place.deployment.launch("terminated")
     place.wait_for_rows("terminated", ROWS // 4)
     step, _ = place.pids(run)
@@ -116,8 +116,8 @@ def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> 
     assert event.metadata["ondine/requests"].value == len(place.books["terminated"].requests) - calls
 
 
-def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place: Place) -> None:
-    """SIGTERM, then kill -9: attempt by attempt the same run gets on, none waits for a dead one, the audit is true."""
+def test_killed_step_continues_by_its_retry_policy(place: Place) -> None:
+    """SIGTERM, then kill -9: each attempt continues without waiting for a dead one, and the audit is exact."""
     run = place.deployment.launch("retried")
     place.wait_for_rows("retried", ROWS // 4)
     first, worker = place.pids(run)
@@ -131,7 +131,7 @@ def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place:
     second, same_worker = place.pids(run)
     assert second != first
     assert same_worker == worker
-    # A call that was noted and had not left when its process was killed would be in our books only.
+    # A call recorded but not sent when its process was killed would be in the store's ledger only.
     place.wait_until_stuck("retried")
     os.kill(second, signal.SIGKILL)
     place.is_slow.clear()
@@ -149,8 +149,8 @@ def test_step_that_is_stopped_and_then_killed_goes_on_by_its_retry_policy(place:
     assert billed(books) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(books)
 
 
-def test_run_worker_that_is_stopped_is_replaced_by_a_run_retry(place: Place) -> None:
-    """SIGTERM to a run worker, as when its machine is drained: what was spent is told, a new run does the rest."""
+def test_stopped_run_worker_is_replaced_by_a_run_retry(place: Place) -> None:
+    """SIGTERM, as when its machine is drained: the spend is reported, and a new run does the rest."""
     run = place.deployment.launch("stopped", {"dagster/max_retries": "1"})
     place.wait_for_rows("stopped", ROWS // 4)
     step, worker = place.pids(run)
@@ -164,7 +164,7 @@ def test_run_worker_that_is_stopped_is_replaced_by_a_run_retry(place: Place) -> 
 
 
 def test_step_that_outlives_its_run_worker_is_waited_for(place: Place) -> None:
-    """Kill -9 of a run worker leaves its step at work; a run launched meanwhile waits, finds all, pays for nothing."""
+    """After kill -9 of a run worker its step continues; a new run waits for it, finds all answers and pays nothing."""
     run = place.deployment.launch("orphaned")
     place.wait_for_rows("orphaned", ROWS // 8)
     orphan, worker = place.pids(run)

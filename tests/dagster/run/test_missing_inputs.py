@@ -1,4 +1,4 @@
-"""Rows without a value in a column that the prompt reads: their outputs, figures and checks."""
+"""Rows without a value in a column of the prompt: their outputs, counts and checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REVIEWS: tuple[Any, ...] = ("good", None, " ", "junk")
 
 
 def test_skipped_rows_are_counted_apart_from_failures() -> None:
-    """One of two rows that were asked failed; the skipped ones have neither an answer nor an error."""
+    """Of two asked rows one failed; skipped rows have neither an answer nor an error."""
     checks = [ErrorRateCheck(max_rate=0.5), NullRateCheck(columns="mood", max_rate=0.0)]
     result = run(moods_of(*REVIEWS, checks=checks, failed_rows=True))
     table = result.output_for_node("moods", "result")
@@ -30,13 +30,13 @@ def test_skipped_rows_are_counted_apart_from_failures() -> None:
 
 
 def test_a_step_fails_when_every_row_that_was_asked_failed() -> None:
-    """Rows that were skipped are no answers."""
+    """Skipped rows do not count as answers."""
     assert not run(moods_of(None, "junk")).success
     assert run(moods_of(None, "")).success
 
 
 def test_missing_inputs_can_be_failed_rows_or_be_asked_about() -> None:
-    """As `on_missing` says."""
+    """As `on_missing` is set."""
     failed = run(moods_of(*REVIEWS, on_missing="fail"))
     assert metadata_of(failed, "moods")["ondine/rows_failed"] == 3
     llm = ScriptedModel(lambda _: {"mood": "good", "topic": None, "angry": False, "summary": None})
@@ -45,7 +45,7 @@ def test_missing_inputs_can_be_failed_rows_or_be_asked_about() -> None:
 
 
 def test_partitions_of_one_run_have_their_own_counts() -> None:
-    """Skipped and failed rows belong to the partition that has them."""
+    """Of skipped and failed rows."""
     days = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-03")
 
     @llm_asset(prompt=PROMPT, output={"mood": {"enum": ["good", "bad"]}}, partitions_def=days, partition_by="day")
@@ -67,8 +67,8 @@ def test_partitions_of_one_run_have_their_own_counts() -> None:
     assert found == {"2026-01-01": [0, 1], "2026-01-02": [1, 1]}
 
 
-def test_a_dry_run_counts_them() -> None:
-    """As the run does."""
+def test_dry_run_counts_skipped_rows() -> None:
+    """Like the run."""
     config = dg.RunConfig(ops={"moods": LLMAssetConfig(dry_run=True)})
     result = run(moods_of(*REVIEWS), run_config=config)
     (event,) = result.get_asset_observation_events()

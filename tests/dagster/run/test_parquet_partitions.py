@@ -1,4 +1,4 @@
-"""Files of partitions are read together, whatever became of the rows of each."""
+"""Partition files can be read together, whatever happened to their rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WITH_TYPE = pytest.mark.parametrize(
 
 @WITH_TYPE
 def test_pandas_partitions_can_be_read_together(json_schema: Any, value: Any, tmp_path: Path) -> None:
-    """An all-good, an all-failed and an empty partition have one schema in Parquet, errors and outputs alike."""
+    """Partitions with only answers, only failures and no rows have one Parquet schema."""
     whole = pd.DataFrame({"id": ROWS["id"]})
     tables = {
         "good": joined(whole, answered(value, value, value), json_schema),
@@ -40,8 +40,8 @@ def test_pandas_partitions_can_be_read_together(json_schema: Any, value: Any, tm
     assert values(together, "out_error").count("invalid: why") == 3
 
 
-def test_dead_letters_of_partitions_can_be_read_together(tmp_path: Path) -> None:
-    """Also those of a partition that has none."""
+def test_failed_rows_of_partitions_can_be_read_together(tmp_path: Path) -> None:
+    """Also those of a partition without any."""
     whole = frame_of(pd.DataFrame({"id": ROWS["id"]}))
     failed_rows(whole, answered(1, 2, 3)).to_native().to_parquet(tmp_path / "none.parquet")
     failed_rows(whole, answered(FAILED, 2, 3)).to_native().to_parquet(tmp_path / "one.parquet")
@@ -50,7 +50,7 @@ def test_dead_letters_of_partitions_can_be_read_together(tmp_path: Path) -> None
 
 @BY_KIND
 def test_a_pandas_column_of_nulls_is_null(json_schema: Any, value: Any, shown: Any, dtypes: Any) -> None:
-    """Whatever its type, and joined with one that has values it is like that."""
+    """For every type, also after concatenation with a column that has values."""
     del shown, dtypes
     nulls = joined(pd.DataFrame(ROWS), answered(None, None, FAILED), json_schema)
     good = joined(pd.DataFrame(ROWS), answered(value, value, value), json_schema)

@@ -1,4 +1,4 @@
-"""Which rows belong to a partition."""
+"""The rows that belong to a partition."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def ids(table: Any) -> list[int]:
     ],
     ids=["dates", "date-times", "texts", "zones"],
 )
-def test_time_decides(make: Callable[..., Any], days: list[Any]) -> None:
-    """Dates, date-times and texts fall into their day; who has no value belongs to none; the kind of frame stays."""
+def test_rows_belong_to_the_partition_of_their_time(make: Callable[..., Any], days: list[Any]) -> None:
+    """Dates, date-times and texts fall into their day; a row without a value is in none; the frame's kind stays."""
     table = make({"id": [1, 2, 3], "at": days})
     found = rows_by_partition(table, "at", DAILY, ["2026-01-05", "2026-01-06", "2026-01-07"])
     assert [ids(rows) for rows in found.values()] == [[1], [2], []]
@@ -57,7 +57,7 @@ def test_time_decides(make: Callable[..., Any], days: list[Any]) -> None:
 
 
 def test_a_time_without_a_zone_is_in_that_of_the_partitions() -> None:
-    """A day begins when it begins there."""
+    """A day begins at midnight of that zone."""
     partitions = dg.DailyPartitionsDefinition("2026-01-01", timezone="America/New_York")
     table = pd.DataFrame({"id": [1, 2], "at": ["2026-01-05T23:00:00", "2026-01-06T04:59:00Z"]})
     assert ids(rows_by_partition(table, "at", partitions, ["2026-01-05"])["2026-01-05"]) == [1, 2]
@@ -65,7 +65,7 @@ def test_a_time_without_a_zone_is_in_that_of_the_partitions() -> None:
 
 @KINDS
 def test_a_key_is_the_value_as_text(make: Callable[..., Any]) -> None:
-    """Static and dynamic partitions take the rows whose value reads like their key."""
+    """Static and dynamic partitions have the rows whose value as text is their key."""
     table = make({"id": [1, 2, 3], "shop": [7, 8, 7]})
     for partitions in (dg.StaticPartitionsDefinition(["7", "8"]), dg.StaticPartitionsDefinition(["8", "7"])):
         found = rows_by_partition(table, "shop", partitions, ["7", "8"])
@@ -83,14 +83,16 @@ def test_a_key_is_the_value_as_text(make: Callable[..., Any]) -> None:
     ],
     ids=["whole numbers", "midnights", "dates", "texts of floats"],
 )
-def test_a_null_among_values_hides_no_row(make: Callable[..., Any], values: list[Any], keys: list[str]) -> None:
-    """Whole numbers that became floats, and dates that became midnights, are the keys they were."""
+def test_null_in_a_column_does_not_change_the_keys(
+    make: Callable[..., Any], values: list[Any], keys: list[str]
+) -> None:
+    """Integers that became floats and dates that became midnights still match."""
     found = rows_by_partition(make({"id": [1, 2, 3], "of": values}), "of", dg.StaticPartitionsDefinition(keys), keys)
     assert [ids(rows) for rows in found.values()] == [[1], [2]]
 
 
-def test_a_key_that_is_there_to_the_letter_comes_first() -> None:
-    """No row is in two partitions."""
+def test_exact_key_takes_precedence() -> None:
+    """So no row is in two partitions."""
     keys = ["1", "1.0"]
     found = rows_by_partition(pd.DataFrame({"id": [1], "of": [1.0]}), "of", dg.StaticPartitionsDefinition(keys), keys)
     assert [ids(rows) for rows in found.values()] == [[], [1]]
@@ -98,7 +100,7 @@ def test_a_key_that_is_there_to_the_letter_comes_first() -> None:
 
 @KINDS
 def test_a_column_without_any_key_is_an_error(make: Callable[..., Any]) -> None:
-    """Its type and some keys are told, and no value; a column without values, or with other keys' rows, is none."""
+    """It shows the type and some keys, but no value; a column without values or with other valid keys is no error."""
     partitions = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
     with pytest.raises(ConfigError, match=r"'of': no value of this .*the keys are 'a', 'b', 'c', \.\.\.") as caught:
         rows_by_partition(make({"id": [1, 2], "of": ["secret", None]}), "of", partitions, ["a"])
@@ -116,7 +118,7 @@ SHOPS = dg.StaticPartitionsDefinition(["a", "b"])
 
 @pytest.mark.parametrize("keys", [["a"], ["a", "b"]])
 def test_a_pandas_index_is_kept(keys: list[str]) -> None:
-    """In a run of one partition and of several; rows that were only numbered are numbered anew."""
+    """In a run of one partition and of several; a default index is renumbered."""
     table = pd.DataFrame({"id": [1, 2, 3], "shop": ["b", "a", "b"]}, index=pd.Index([7, 8, 9], name="ticket"))
     whole, _ = joined(rows_by_partition(table, "shop", SHOPS, keys), keys)
     assert (list(whole.index), whole.index.name) == ([8, 7, 9][: len(whole)], "ticket")
@@ -125,7 +127,7 @@ def test_a_pandas_index_is_kept(keys: list[str]) -> None:
 
 
 def test_the_index_of_frames_by_partition_is_kept() -> None:
-    """As it is of one frame."""
+    """Like that of one frame."""
     tables = {
         key: pd.DataFrame({"id": [1]}, index=pd.DatetimeIndex([f"2026-01-0{n}"])) for n, key in ((1, "a"), (2, "b"))
     }
@@ -134,7 +136,7 @@ def test_the_index_of_frames_by_partition_is_kept() -> None:
 
 
 def test_several_dimensions_have_a_column_each() -> None:
-    """A row belongs to a partition of days and shops if both its day and its shop do."""
+    """A row belongs to a partition of day and shop if both match."""
     partitions = dg.MultiPartitionsDefinition({"day": DAILY, "shop": dg.StaticPartitionsDefinition(["a", "b"])})
     table = pd.DataFrame({"id": [1, 2, 3], "at": ["2026-01-05"] * 2 + ["2026-01-06"], "where": ["a", "b", "a"]})
     keys = [dg.MultiPartitionKey({"day": "2026-01-05", "shop": "b"}), "2026-01-06|a"]
@@ -144,15 +146,15 @@ def test_several_dimensions_have_a_column_each() -> None:
 
 @given(st.integers(1, 20), st.lists(st.integers() | st.text(), unique_by=str, max_size=50))
 def test_every_row_is_in_one_shard(count: int, values: list[Any]) -> None:
-    """Shards lose no row and have none twice."""
+    """Exactly one."""
     partitions = shards(count)
     table = pl.DataFrame({"id": list(range(len(values))), "key": [str(value) for value in values]})
     found = rows_by_partition(table, "key", partitions, list(partitions.get_partition_keys()))
     assert sorted(number for rows in found.values() for number in ids(rows)) == list(range(len(values)))
 
 
-def test_shards_are_the_same_everywhere_and_about_as_large() -> None:
-    """Where a row belongs follows from its value alone, and 1,000 rows are dealt evenly."""
+def test_shards_are_deterministic_and_balanced() -> None:
+    """A row's shard follows from its value alone, and 1,000 rows are distributed evenly."""
     table = pd.DataFrame({"id": range(1000)})
     found = rows_by_partition(table, "id", shards(4), list(shards(4).get_partition_keys()))
     assert ids(found["1-of-4"])[:5] == [2, 5, 6, 10, 17]
@@ -160,7 +162,7 @@ def test_shards_are_the_same_everywhere_and_about_as_large() -> None:
 
 
 def test_several_partitions_become_one_table() -> None:
-    """Frames by partition are joined in the order of the partitions, whatever the order they come in."""
+    """In the order of the partitions, whatever the order of the mapping."""
     tables = {"b": pl.DataFrame({"id": [3]}), "a": pl.DataFrame({"id": [1, 2]})}
     whole, lengths = joined(tables, ["a", "b", "c"])
     assert (ids(whole), lengths) == ([1, 2, 3], {"a": 2, "b": 1})
@@ -183,8 +185,8 @@ def test_several_partitions_become_one_table() -> None:
         (lambda: joined({"a": pd.DataFrame(), "b": pl.DataFrame()}, ["a", "b"]), "do not fit together"),
     ],
 )
-def test_what_cannot_be_dealt_is_an_error(act: Callable[[], Any], message: str) -> None:
-    """The message names the column, the partitions or the dimensions, and no value of a row."""
+def test_rows_that_cannot_be_assigned_are_an_error(act: Callable[[], Any], message: str) -> None:
+    """It names the column, the partitions or the dimensions, and no value of a row."""
     with pytest.raises(ConfigError, match=message) as caught:
         act()
     assert "soon" not in str(caught.value)

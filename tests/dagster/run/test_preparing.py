@@ -1,4 +1,4 @@
-"""Cleaning and sanitizing as an asset has them: arguments, code version, metadata, and what is shown of rows."""
+"""Cleaning and sanitizing in an asset: arguments, code version, metadata, and what is shown of rows."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ ROWS = pd.DataFrame(
 )
 
 
-def said(prompt: str) -> Any:
-    return "no answer" if "fail" in prompt else {"said": prompt.removeprefix("Text: ")}
+def echo(prompt: str) -> Any:
+    return "no answer" if "fail" in prompt else {"echo": prompt.removeprefix("Text: ")}
 
 
 def asset(**arguments: Any) -> dg.AssetsDefinition:
-    @llm_asset(prompt="Text: {text}", output={"said": str}, **arguments)
+    @llm_asset(prompt="Text: {text}", output={"echo": str}, **arguments)
     def answers() -> pd.DataFrame:
         return ROWS
 
@@ -35,17 +35,17 @@ def asset(**arguments: Any) -> dg.AssetsDefinition:
 
 
 def materialized(**arguments: Any) -> tuple[pd.DataFrame, dict[str, Any], dg.ExecuteInProcessResult]:
-    result = dg.materialize([asset(**arguments)], resources={"llm": ScriptedModel(said)})
+    result = dg.materialize([asset(**arguments)], resources={"llm": ScriptedModel(echo)})
     (event,) = result.asset_materializations_for_node("answers")
     return result.output_for_node("answers"), {name: found.value for name, found in event.metadata.items()}, result
 
 
 def test_the_table_has_its_data_and_the_metadata_has_marks() -> None:
-    """Input columns stay as they are, answers get back what was theirs, and the preview shows what the model saw."""
+    """Input columns are unchanged, answers are restored, and the preview shows the sanitized text."""
     table, metadata, _ = materialized(clean=["html", {"truncate": 20}], sanitize="placeholder")
     assert list(table["text"]) == list(ROWS["text"])
-    assert list(table["said"].drop(index=[1, 3])) == ["by ann@example.com", "by <EMAIL_1>", "by zoe@example.com"]
-    assert pd.isna(table["said"][1])
+    assert list(table["echo"].drop(index=[1, 3])) == ["by ann@example.com", "by <EMAIL_1>", "by zoe@example.com"]
+    assert pd.isna(table["echo"][1])
     preview = metadata["ondine/preview"]
     assert preview.count("by \\<EMAIL\\_1\\>") == 6
     assert "@" not in preview
@@ -54,27 +54,27 @@ def test_the_table_has_its_data_and_the_metadata_has_marks() -> None:
 
 
 def test_dropped_rows_are_not_shown() -> None:
-    """The preview has the rows that the table has."""
+    """The preview has the rows of the table."""
     table, metadata, _ = materialized(sanitize="redact", on_row_error="drop")
     assert len(table) == 4
     assert "fail" not in metadata["ondine/preview"]
     assert len(metadata["ondine/preview"].splitlines()) == 2 + 4
 
 
-def test_what_is_cut_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+def test_truncated_rows_are_a_warning_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     """Rows that were truncated are a warning in the log."""
     materialized(clean=[{"truncate": 20}])
     assert "1 of 5 rows were truncated before they were asked." in capfd.readouterr().err
 
 
-def test_without_either_nothing_is_counted() -> None:
-    """The figures appear only where something may have been done to rows."""
+def test_no_preprocessing_metadata_without_preprocessing() -> None:
+    """Its figures appear only if rows may have been changed."""
     _, metadata, _ = materialized()
     assert not [name for name in metadata if "sanitized" in name or "truncated" in name]
 
 
-def test_what_is_done_to_rows_is_in_the_definition() -> None:
-    """Who looks at the asset sees it; changing it makes the asset out of date, and leaving it out changes nothing."""
+def test_preprocessing_is_in_the_definition_and_the_code_version() -> None:
+    """Changing it makes the asset stale; an asset without it is unchanged."""
     variants: list[dict[str, Any]] = [
         {},
         {"clean": ["html"]},
@@ -96,7 +96,7 @@ def test_what_is_done_to_rows_is_in_the_definition() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"clean": ["htm"]}, {"sanitize": "mask"}, {"sanitize": {"patterns": {"X": r"(\w+)+!"}}}]
 )
-def test_what_cannot_be_meant_fails_when_the_definitions_load(wrong: dict[str, Any]) -> None:
+def test_invalid_preprocessing_fails_when_the_definitions_load(wrong: dict[str, Any]) -> None:
     """No run is needed to find out."""
     with pytest.raises(ConfigError):
         asset(**wrong)

@@ -1,4 +1,4 @@
-"""Kills and interrupts of real processes, with a provider that keeps books."""
+"""Kills and interrupts of real processes, checked against the provider's ledger."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def start(tmp_path: Path, provider: Provider) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Starts a run worker; whatever is left of it is killed in the end."""
+    """Start a run worker; it is killed in the end if it still runs."""
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
     environment = os.environ | {
         "DAGSTER_HOME": str(tmp_path),
@@ -60,7 +60,7 @@ def step_pid(home: Path) -> int:
 
 
 def wait_until_gone(pid: int, within_s: float) -> None:
-    """Wait until no process `pid` runs any more."""
+    """Wait until no process `pid` exists."""
     until(lambda: not is_running(pid) or None, within_s, f"end of the step {pid}")
 
 
@@ -89,7 +89,7 @@ def test_after_kill_9_of_the_step_only_calls_in_flight_are_paid_again(
 def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
     tmp_path: Path, provider: Provider, start: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
-    """Terminate ends the step although calls hang, sends no further one, reports what was spent, and loses nothing."""
+    """Terminate ends a step with hanging calls, sends no further call, reports the spend, and keeps the answers."""
     worker = start()
     provider.books.wait_for(lambda books: books.answered >= ROWS // 3, 300)
     HANGS.set()
@@ -98,7 +98,7 @@ def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
     calls = len(provider.books.requests)
     pid = step_pid(tmp_path)
     worker.send_signal(signal.SIGTERM)
-    wait_until_gone(pid, 40)  # less than the 60 s after which a call is given up
+    wait_until_gone(pid, 40)  # less than the 60 s time-out of a call
     HANGS.clear()
     worker.wait(300)
     assert len(provider.books.requests) == calls < ROWS

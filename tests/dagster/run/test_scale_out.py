@@ -1,8 +1,8 @@
-"""Runs on several workers behind a broker, each with a disk of its own; Postgres is all they share.
+"""Runs on several workers behind a broker, each with a disk of its own; they share only Postgres.
 
-This is the deployment of `docs/scale-out.md` with Celery, made of the blocks of that guide as they are written: runs go
-to a queue in Redis, workers take them from there, and Dagster's storage, the answers, the budget and the rate are in
-Postgres.
+This is the deployment of `docs/scale-out.md` with Celery, made of that guide's blocks: runs are queued in Redis,
+workers
+take them from there, and Dagster's storage, the answers, the budget and the rate are in Postgres.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ pytestmark = [
 
 
 class Place:
-    """The deployment, its store, and a provider for each asset; that of `terminated` is slow when told."""
+    """The deployment, its store, and a provider for each asset; that of `terminated` is slow on request."""
 
     def __init__(self, deployment: Deployment, store: str, books: dict[str, Books], is_slow: threading.Event) -> None:
         self.deployment, self.store, self.books, self.is_slow = deployment, store, books, is_slow
 
     def worker_of(self, run: str) -> int:
-        """The process that works on a run: of a pool, so it is that of the step too."""
+        """The process of a run and its step, one of a pool."""
         return int((self.deployment.home / f"pids-{run}").read_text().split()[0])
 
     def counted_requests(self, asset: str, run: str) -> int:
-        """What a run said last of the calls that it made."""
+        """The number of calls in a run's last report."""
         said = self.deployment.observed(asset, [run]).get(run, {})
         return int(said.get("ondine/progress/requests", 0))
 
     def is_complete(self, asset: str) -> bool:
-        """Whether every row of an asset without partitions has its own answer, and hardly one was paid twice."""
+        """Whether every row of an unpartitioned asset has its own answer, and hardly any was paid twice."""
         paid = sum(self.books[asset].billed_by_prompt.values())
         return is_complete(self.deployment.home, asset, "all", ROWS) and paid - ROWS <= CONCURRENCY
 
@@ -75,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         providers = {name: stack.enter_context(Provider(latency_s=0.05, fault=fault)) for name, fault in faults.items()}
         (written,) = blocks("yaml", "CeleryRunLauncher")
         settings = {"telemetry": {"enabled": False}, **yaml.safe_load(written)}
-        settings["run_monitoring"]["poll_interval_seconds"] = 1  # less to wait for a worker that was lost
+        settings["run_monitoring"]["poll_interval_seconds"] = 1  # shorter waits for a lost worker
         variables = {
             "TEST_URLS": json.dumps({name: provider.base_url for name, provider in providers.items()}),
             "TEST_STORE": store,
@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) -> None:
-    """Three partitions, one of them launched twice, on two workers: asked once, at one rate, charged to one purse."""
+    """Three partitions, one launched twice, on two workers: asked once, at one rate, from one budget."""
     launched = [place.deployment.launch("spread", {"dagster/partition": part}) for part in (*PARTS, PARTS[0])]
     runs = [place.deployment.finished(run) for run in launched]
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
@@ -114,8 +114,8 @@ def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) ->
 
 
 def test_terminate_reaches_the_worker(place: Place) -> None:
-    """Terminate in the UI stops the calls of a run that another process got from the queue; answers are kept."""
-    # Dagster's launcher does not record that somebody asked for it, so a retry would follow.
+    """Terminate in the UI stops the calls of a run that a worker took from the queue; answers are kept."""
+    # Dagster's launcher does not record the termination request, so a retry would follow.
     run = place.deployment.launch("terminated", {"dagster/max_retries": "0"})
     books = place.books["terminated"]
     books.wait_for(lambda books: books.answered >= ROWS // 4, 600)
@@ -132,8 +132,8 @@ def test_terminate_reaches_the_worker(place: Place) -> None:
     assert place.is_complete("terminated")
 
 
-def test_worker_that_is_lost_is_replaced(place: Place) -> None:
-    """Kill -9 of a worker's process: the run is retried on another, which does not wait, and does only the rest."""
+def test_killed_worker_is_replaced(place: Place) -> None:
+    """After kill -9 the run is retried on another worker, which does not wait, and does only the rest."""
     run = place.deployment.launch("stopped")
     books = place.books["stopped"]
     books.wait_for(lambda books: books.answered >= ROWS // 4, 600)
@@ -146,8 +146,8 @@ def test_worker_that_is_lost_is_replaced(place: Place) -> None:
     assert place.is_complete("stopped")
 
 
-def test_steps_that_are_distributed_over_workers(place: Place) -> None:
-    """The other executor of the guide: a run that Celery did not launch gives its step to a worker."""
+def test_celery_executor_distributes_steps_over_workers(place: Place) -> None:
+    """The guide's other executor: a run not launched by Celery gives its step to a worker."""
     module = ("-m", "tests.support.deployed_project")
     run = place.deployment.start("dagster", "job", "execute", *module, "-j", "stepwise_job")
     assert run.wait(600) == 0

@@ -1,4 +1,4 @@
-"""Every `dagster.yaml` of the guide is one that Dagster takes, and containers get what their runs need.
+"""Dagster accepts every `dagster.yaml` of the guide, and containers get what their runs need.
 
 The recipe for Celery is executed in `test_scale_out.py`.
 """
@@ -25,7 +25,7 @@ URL = "postgresql+psycopg2://me:secret@127.0.0.1:1/dagster"
 
 
 def settings_of(block: str) -> dict[str, Any]:
-    """A block without its storage, since Dagster would connect to it at once."""
+    """A block without its storage, to which Dagster would connect at once."""
     settings: dict[str, Any] = yaml.safe_load(block)
     return {"telemetry": {"enabled": False}, **settings}
 
@@ -42,7 +42,7 @@ def test_the_guide_has_a_block_for_each_deployment() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: next(iter(yaml.safe_load(block))))
-def test_settings_are_what_dagster_takes(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dagster_accepts_the_settings(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The instance opens, and its launcher is made with every setting of the block."""
     for name in ("DAGSTER_POSTGRES_URL", "CELERY_BROKER_URL"):
         monkeypatch.setenv(name, URL if "POSTGRES" in name else "redis://127.0.0.1:1/0")
@@ -58,7 +58,7 @@ def test_settings_are_what_dagster_takes(block: str, tmp_path: Path, monkeypatch
 
 
 def test_limits_are_those_of_the_guide(tmp_path: Path) -> None:
-    """Runs, a backfill's runs, and pools."""
+    """For runs, runs of a backfill, and pools."""
     with open_instance(tmp_path, settings_of(BLOCKS[-1])) as instance:
         limits = instance.get_concurrency_config()
         assert limits.run_queue_config is not None
@@ -70,7 +70,7 @@ def test_limits_are_those_of_the_guide(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_dagster_does_not_know_is_refused(tmp_path: Path) -> None:
-    """The checks above would find a slip."""
+    """So the tests above would find a mistake."""
     settings = settings_of(BLOCKS[-1])
     settings["concurrency"]["runs"]["max_runs"] = 1
     with pytest.raises(dg.DagsterInvalidConfigError), open_instance(tmp_path, settings):
@@ -78,8 +78,8 @@ def test_a_setting_that_dagster_does_not_know_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_docker_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in a container with nothing but the variables of the recipe reaches storage, store and model."""
+def test_docker_container_has_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With only the recipe's variables a run reaches storage, store and model."""
     variables = variables_of_a_deployment()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -93,8 +93,8 @@ def test_docker_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_kubernetes_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in a pod with nothing but the secret of the recipe reaches storage, store and model."""
+def test_kubernetes_pod_has_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With only the recipe's secret a run reaches storage, store and model."""
     secret = variables_of_a_deployment()
     for name, value in secret.items():
         monkeypatch.setenv(name, value)
@@ -109,7 +109,7 @@ def test_kubernetes_hands_over_what_a_run_needs(tmp_path: Path, monkeypatch: pyt
 
 
 def variables_of_a_deployment() -> dict[str, str]:
-    """What the guide has set for the daemon or put into the secret, with databases of their own."""
+    """The variables that the guide sets for the daemon or in the secret, with databases of their own."""
     return {
         "DAGSTER_POSTGRES_URL": server().new_database().replace("://", "+psycopg2://"),
         "ONDINE_STORE": server().new_database(),
@@ -119,7 +119,7 @@ def variables_of_a_deployment() -> dict[str, str]:
 
 @contextmanager
 def ran(home: Path, settings: dict[str, Any], host: ContainerHost) -> Iterator[Provider]:
-    """The provider that a run was answered by, which the launcher of `settings` started and which succeeded."""
+    """The provider that a successful run used, which the launcher of `settings` started."""
     job = dg.reconstructable(build_job)
     with Provider() as provider, open_instance(home, settings) as instance:
         llm = {
@@ -153,7 +153,7 @@ def assert_all_answered(provider: Provider, variables: dict[str, str]) -> None:
 
 
 def out_of_cluster(folder: Path, address: str) -> dict[str, Any]:
-    """Settings of a launcher that is in no cluster, in place of `load_incluster_config`."""
+    """Launcher settings for use outside a cluster, in place of `load_incluster_config`."""
     kubeconfig = folder / "kubeconfig"
     cluster = {"name": "here", "cluster": {"server": address}}
     kubeconfig.write_text(yaml.safe_dump({**KUBECONFIG, "clusters": [cluster]}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Assets whose upstream partitions are not their own: weeks of days, windows that overlap, a whole of parts."""
+"""Assets whose upstream partitions differ: weeks of days, overlapping windows, an unpartitioned asset of partitions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +68,7 @@ BOTH = pytest.mark.parametrize("make", [decorated, built])
 
 @BOTH
 def test_a_week_has_the_rows_of_its_days(make: Any) -> None:
-    """All of them, in the order of the days; the day whose key is the week's is one of seven."""
+    """All of them in order; the day with the week's key is one of seven."""
     assert days_of(run(make(WEEKLY), WEEK, "2026-01-04")) == twice(WEEK)
 
 
@@ -79,7 +79,7 @@ def test_an_asset_without_partitions_has_the_rows_of_all(make: Any) -> None:
 
 
 def test_a_rolling_window_has_its_rows() -> None:
-    """Three days up to the run's own."""
+    """The three days up to the run's own."""
     window = dg.TimeWindowPartitionMapping(start_offset=-2)
     asset = decorated(DAILY, ins={"tickets": dg.AssetIn("tickets", partition_mapping=window)})
     assert days_of(run(asset, ALL_DAYS[:5], "2026-01-05")) == twice(ALL_DAYS[2:5])
@@ -105,7 +105,7 @@ def test_a_dimension_of_two_has_the_rows_of_the_other() -> None:
 
 
 def test_partition_by_picks_from_the_rows_of_all_upstream_partitions() -> None:
-    """A mapping from upstream and `partition_by` go together."""
+    """An upstream mapping and `partition_by` work together."""
     shops = dg.StaticPartitionsDefinition(["a", "b"])
     every = dg.AssetIn("tickets", partition_mapping=dg.AllPartitionMapping())
 
@@ -124,7 +124,7 @@ def test_column_lineage_of_a_week_is_that_of_a_day() -> None:
 
 
 def test_labelled_rows_may_be_partitioned() -> None:
-    """A golden set that an asset keeps by day is one set for an asset without partitions."""
+    """A golden set partitioned by day is one set for an unpartitioned asset."""
 
     @dg.asset(partitions_def=DAILY)
     def labelled(context: dg.AssetExecutionContext) -> pd.DataFrame:
@@ -140,8 +140,8 @@ def test_labelled_rows_may_be_partitioned() -> None:
 
 
 @pytest.mark.parametrize("key", ["2026-1-05", "misspelt"])
-def test_a_key_that_nobody_knows_is_refused(key: str) -> None:
-    """Its rows would be lost; the message names it and the way out."""
+def test_unknown_partition_key_is_refused(key: str) -> None:
+    """Its rows would be lost; the message names it and the fix."""
 
     @llm_asset(name="teams", partitions_def=DAILY, **COLUMNS)
     def teams(tickets: Any) -> Any:
@@ -155,7 +155,7 @@ def test_a_key_that_nobody_knows_is_refused(key: str) -> None:
     assert "pd.concat" in said
 
 
-def test_what_is_no_table_is_named() -> None:
+def test_upstream_value_that_is_no_table_is_refused() -> None:
     """Also in a mapping."""
 
     @llm_asset(name="teams", partitions_def=DAILY, **COLUMNS)
@@ -168,7 +168,7 @@ def test_what_is_no_table_is_named() -> None:
 
 
 def test_polars_frames_with_an_empty_day() -> None:
-    """Its columns have no types; that is no reason to fail."""
+    """Its columns have no types, which is no error."""
 
     @llm_asset(name="teams", partitions_def=WEEKLY, **COLUMNS)
     def teams(tickets: Any) -> Any:
@@ -181,7 +181,7 @@ def test_polars_frames_with_an_empty_day() -> None:
 
 
 def counted(partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key: str) -> tuple[int, str]:
-    """The rows of no partition that a run reports, and its log."""
+    """The number of rows of no partition that a run reports, and its log."""
 
     @llm_asset(name="teams", partitions_def=partitions, partition_by="at", **COLUMNS)
     def teams() -> pd.DataFrame:
@@ -209,10 +209,10 @@ def counted(partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key
     ],
     ids=["days", "days to come", "before the first week", "static", "dynamic", "shards", "all"],
 )
-def test_rows_of_no_partition_are_counted_and_said(
+def test_rows_of_no_partition_are_counted_and_warned_of(
     partitions: dg.PartitionsDefinition[Any], values: Sequence[Any], key: str, lost: int
 ) -> None:
-    """In the metadata of every run, and as a warning; rows of other partitions are not among them."""
+    """In the metadata of every run; rows of other partitions are not among them."""
     found, log = counted(partitions, values, key)
     assert found == lost
     assert (f"{lost} of {len(values)} rows have no value in partition_by='at'" in log) == (lost > 0)
@@ -222,6 +222,6 @@ def test_rows_of_no_partition_are_counted_and_said(
     "partitions", [shards(4), dg.MultiPartitionsDefinition({"day": DAILY, "shard": shards(4)})], ids=["one", "two"]
 )
 def test_shards_without_a_column_are_refused(partitions: dg.PartitionsDefinition[Any]) -> None:
-    """Each shard would be the whole table, paid for once and stored four times."""
+    """Each shard would be the whole table, paid once and stored four times."""
     with pytest.raises(ConfigError, match="shards"):
         decorated(partitions)

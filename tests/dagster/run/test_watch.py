@@ -1,4 +1,4 @@
-"""How often a running step reports, on a clock of the test's own."""
+"""How often a running step reports, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Step:
 
 
 def watched(seconds: int) -> Step:
-    """A step that runs for so long, with ten seconds between reports."""
+    """A step that runs for `seconds`, with ten seconds between reports."""
     step: Any = Step()
     watch = Watch(step, now=lambda: step.seconds)
     for second in range(seconds + 1):
@@ -48,7 +48,7 @@ def watched(seconds: int) -> Step:
 
 
 def test_lines_keep_their_pace_and_observations_become_rarer() -> None:
-    """The asset's page keeps every observation: ten hours have a hundred, not 3,600; ten minutes pass at most."""
+    """The asset's page keeps every observation: 100 in ten hours, not 3,600; at most ten minutes apart."""
     step = watched(36_000)
     assert len(step.lines) == 3_601
     times = [seconds for seconds, _ in step.observations]
@@ -60,7 +60,7 @@ def test_lines_keep_their_pace_and_observations_become_rarer() -> None:
 
 
 def test_figures_of_a_running_step_have_keys_of_their_own() -> None:
-    """Under the keys of a materialization they would be drawn among its figures; they lead with a line, too."""
+    """So plots show materializations only; a summary line leads them."""
     _, observation = watched(20).observations[-1]
     found = {key: value.value for key, value in observation.metadata.items()}
     assert all(key.startswith("ondine/progress/") for key in found)
