@@ -197,8 +197,8 @@ def test_process_suspended_past_its_lease_makes_no_further_call(kind: str, tmp_p
         asked = len(provider.books.requests)
         provider.books.wait_for(lambda books: books.in_flight == 0, TIMEOUT_S)
         os.kill(stopped.pid, signal.SIGCONT)
-        told, _ = stopped.communicate(timeout=TIMEOUT_S)
-    assert "'asset' was lost to another process" in told
+        output, _ = stopped.communicate(timeout=TIMEOUT_S)
+    assert "'asset' was lost to another process" in output
     assert asked == len(provider.books.requests) == rows + 8
 
 

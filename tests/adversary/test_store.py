@@ -34,8 +34,8 @@ ANSWER = Answer({"text": "x" * 500}, "m")
 
 def ask(provider: Provider, path: Path, rows: int, warnings: list[str] | None = None) -> Report:
     model = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=10)
-    told = [] if warnings is None else warnings
-    options = Options(store=path, policy=Policy(max_concurrency=4), on_observer_error=told.append)
+    messages = [] if warnings is None else warnings
+    options = Options(store=path, policy=Policy(max_concurrency=4), on_observer_error=messages.append)
     return enrich_sync(texts(rows), prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
 
 
@@ -126,9 +126,9 @@ def test_removed_store_is_noticed_at_the_next_commit_and_saved(
         return str(caught.value)
 
     with open_store(path) as store:
-        told = asyncio.run(main(store))
+        message = asyncio.run(main(store))
     (saved,) = path.parent.glob("answers.db.*.saved.db")
-    assert repr(str(saved)) in told
+    assert repr(str(saved)) in message
     assert saved.stat().st_mode & 0o777 == 0o600
     assert keys_in(saved) == {key_of(n) for n in (*range(answers), *range(200, 200 + answers))}
     # As the message says.
@@ -491,9 +491,9 @@ def test_store_may_be_named_in_a_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ondine_core.store", f"@{tmp_path / 'store.url'}", "size"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        told, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert told.startswith("answers")
+    assert output.startswith("answers")
     assert PASSWORD.encode() not in shown
 
 
@@ -506,5 +506,5 @@ def test_no_guide_puts_a_password_into_an_argument() -> None:
     assert commands
     assert not [line for line in commands if "://" in line or "$ONDINE_STORE" in line or "${" in line]
     command = [sys.executable, "-m", "ondine_core.store", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "Other users of a machine can read the arguments" in " ".join(told.split())
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "Other users of a machine can read the arguments" in " ".join(output.split())

@@ -126,6 +126,6 @@ def test_the_plans_of_large_runs_are_what_the_code_of_the_page_computes() -> Non
     assert set(keys) <= set(shown)
     for what, key in keys.items():
         factor = 100 if "share" in what else 1
-        for said, plan in zip(shown[what], (names["five_million"], names["billion"]), strict=True):
-            digits = len(said.partition(".")[2])
-            assert round(plan[key] * factor, digits) == float(said.replace(",", "")), what
+        for figure, plan in zip(shown[what], (names["five_million"], names["billion"]), strict=True):
+            digits = len(figure.partition(".")[2])
+            assert round(plan[key] * factor, digits) == float(figure.replace(",", "")), what

@@ -381,8 +381,8 @@ def test_refused_creation_creates_no_job(client: Client) -> None:
 
 def test_refused_job_request_shows_no_row_text(client: Client) -> None:
     """For any request about the job; the error's code is shown."""
-    said = {"error": {"type": "invalid_request_error", "message": "requests.0: 'Repeat: row 0' is not valid."}}
-    client.server.faults.refuse_create = [[400, said, {}]]
+    message = {"error": {"type": "invalid_request_error", "message": "requests.0: 'Repeat: row 0' is not valid."}}
+    client.server.faults.refuse_create = [[400, message, {}]]
     with pytest.raises((RefusedError, FatalError)) as failed:
         client.submit()
     assert "invalid_request_error" in str(failed.value)

@@ -630,8 +630,8 @@ def test_no_error_repeats_an_image(client: Client) -> None:
     """If a provider quotes the request, the error does not."""
     content = saved(Image.effect_noise((32, 32), 50), "png")
     encoded = base64.b64encode(content).decode()
-    said = f"Cannot read data:image/png;base64,{encoded} or {encoded[:200]}"
-    with client.provider(fault=matching("What", error(400, said))) as provider:
+    message = f"Cannot read data:image/png;base64,{encoded} or {encoded[:200]}"
+    with client.provider(fault=matching("What", error(400, message))) as provider:
         report = ask({"photo": [content]}, provider, client=client)
     (outcome,) = report.outcomes
     assert isinstance(outcome, Failure)

@@ -91,9 +91,9 @@ def test_model_without_system_role_gets_the_message_with_the_row(server: MLXServ
 def test_schema_that_the_server_ignores_is_put_into_the_prompt(server: MLXServer) -> None:
     """This server has no structured output and does not say so."""
     ignored = ask(server.model("endless"), 1, output={"mood": "string"})
-    said = ask(server.model("endless", settings={"structured_output": "words"}), 1, output={"mood": "string"})
+    report = ask(server.model("endless", settings={"structured_output": "words"}), 1, output={"mood": "string"})
     assert ignored.spend.usage.input_tokens == read_tokens("Say: a")
-    assert said.spend.usage.input_tokens > read_tokens("Say: a", '"mood"', '"string"')
+    assert report.spend.usage.input_tokens > read_tokens("Say: a", '"mood"', '"string"')
 
 
 @pytest.mark.parametrize(

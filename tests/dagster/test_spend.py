@@ -214,11 +214,11 @@ def test_upper_bounds_of_cost_are_marked_everywhere(tmp_path: Path) -> None:
     assert "at most $" in total["ondine/spend_by_asset"]
     assert "at most $" in total["ondine/summary"]
     assert bill.output_for_node("bill")["at_most_calls"].tolist() == [2]
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "ondine_core.store", place, "spend"], check=True, capture_output=True, text=True
     )
-    assert "<= 0.000" in said.stdout
-    assert "In all at most $" in said.stdout
+    assert "<= 0.000" in output.stdout
+    assert "In all at most $" in output.stdout
 
 
 def test_exact_cost_is_not_marked_as_a_bound(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def test_lines_are_in_dagsters_log(tmp_path: Path, broken: bool) -> None:
     """Also when the step fails; no prompt is in them."""
     fault = status(401) if broken else matching("Repeat: b", refusal)
     with Provider(fault=fault) as provider:
-        result, said = materialize(provider, [{"name": "logging", "level": "debug"}], tmp_path)
+        result, log = materialize(provider, [{"name": "logging", "level": "debug"}], tmp_path)
     assert result.success is not broken
-    lines = [line for line in said if f" run={result.run_id}" in line]
+    lines = [line for line in log if f" run={result.run_id}" in line]
     assert any("run started" in line for line in lines)
     assert any(("run ended early" if broken else "run ended") in line for line in lines)
     assert sum("call ended" in line for line in lines) >= (1 if broken else 3)
@@ -99,12 +99,12 @@ def test_user_observer_works_beside_a_failing_one(tmp_path: Path) -> None:
         return fail
 
     with Provider() as provider:
-        result, said = materialize(provider, ["seeing", "failing"], tmp_path)
+        result, log = materialize(provider, ["seeing", "failing"], tmp_path)
     assert result.success
     assert sum(isinstance(event, CallEnded) for event in seen) == 3
     assert isinstance(seen[-1], RunEnded)
     assert seen[-1].run.origin.asset == "answers"
-    assert sum("'failing' failed with ValueError" in line for line in said) == 1
+    assert sum("'failing' failed with ValueError" in line for line in log) == 1
 
 
 def test_unknown_observer_is_an_error_of_the_resource() -> None:

@@ -126,8 +126,8 @@ def test_prompt_with_instructions_last_gets_advice_at_definition_and_in_a_dry_ru
     """For single-row calls; in batches the instructions come first anyway."""
     prompt = "{text}\n" + LONG
     asset = llm_asset(prompt=prompt, output={"answer": "string"}, name="shouts")(rows)
-    told = asset.metadata_by_key[asset.key]["ondine/prompt_advice"]
-    assert "Move {text} to the end" in str(told)
+    message = asset.metadata_by_key[asset.key]["ondine/prompt_advice"]
+    assert "Move {text} to the end" in str(message)
     result, _, _ = run(asset, {}, {"dry_run": True})
     (event,) = result.get_asset_observation_events()
     advice = event.asset_observation_data.asset_observation.metadata["ondine/prompt_advice"]

@@ -62,8 +62,8 @@ def test_repeated_unknown_refusals_stop_the_run(code: int, answered: int) -> Non
     numbers = iter(range(10**6))
 
     def fault(_: Asked) -> Effect:
-        said = f"The wallet of tenant {next(numbers)} is empty"
-        return status(code, {"error": {"message": said, "request_id": "r"}})(_)
+        message = f"The wallet of tenant {next(numbers)} is empty"
+        return status(code, {"error": {"message": message, "request_id": "r"}})(_)
 
     with Provider(fault=after(answered, fault)) as provider, pytest.raises(FatalError, match=r"refused|permission"):
         ask(provider, texts(2000))
@@ -142,7 +142,7 @@ RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model.
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "error_code", "hint"),
+    ("code", "message", "error_code", "hint"),
     [
         (400, RENAMED, "unsupported_parameter", "knows the bound on output tokens only as max_completion_tokens"),
         (400, "Unsupported value: 'temperature' does not support 0.2 with this model.", None, "leave temperature out"),
@@ -150,13 +150,13 @@ RENAMED = "Unsupported parameter: 'max_tokens' is not supported with this model.
         (400, "Invalid schema for response_format 'answer': 'oneOf' is not permitted.", None, "change the output"),
     ],
 )
-def test_refused_set_up_stops_the_run_at_once(code: int, said: str, error_code: str, hint: str) -> None:
+def test_refused_set_up_stops_the_run_at_once(code: int, message: str, error_code: str, hint: str) -> None:
     """After one call, or two where the schema can be put into the prompt; the error says what to change."""
-    with Provider(fault=error(code, said, error_code)) as provider, pytest.raises(FatalError) as caught:
+    with Provider(fault=error(code, message, error_code)) as provider, pytest.raises(FatalError) as caught:
         ask(provider, texts(500), options(max_concurrency=1))
     assert hint in str(caught.value)
-    assert said.rstrip(".") in str(caught.value)
-    assert len(provider.books.requests) == (2 if "response_format" in said else 1)
+    assert message.rstrip(".") in str(caught.value)
+    assert len(provider.books.requests) == (2 if "response_format" in message else 1)
 
 
 def test_refused_set_up_after_answers_fails_its_row() -> None:
@@ -170,7 +170,7 @@ def test_refused_set_up_after_answers_fails_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "error_code"),
+    ("code", "message", "error_code"),
     [
         (429, "Request too large for gpt-4o on tokens per min (TPM): Limit 300, Requested 451.", "rate_limit_exceeded"),
         (413, "Request too large", "rate_limit_exceeded"),
@@ -178,14 +178,14 @@ def test_refused_set_up_after_answers_fails_its_row() -> None:
         (500, "Context size has been exceeded.", None),
     ],
 )
-def test_call_that_is_too_large_is_halved(code: int, said: str, error_code: str | None) -> None:
+def test_call_that_is_too_large_is_halved(code: int, message: str, error_code: str | None) -> None:
     """Halves that fit are answered, no call is repeated as it was, and no row is lost."""
     sizes: list[int] = []
 
     def fault(asked: Asked) -> Effect:
         rows = len(orjson.loads(asked.prompt)) if asked.prompt.startswith("[") else 1
         sizes.append(rows)
-        return error(code, said, error_code)(asked) if rows > 5 else None
+        return error(code, message, error_code)(asked) if rows > 5 else None
 
     with Provider(echo_each, fault=fault) as provider:
         report = ask(provider, texts(200), options(batch_size=20))
@@ -196,8 +196,8 @@ def test_call_that_is_too_large_is_halved(code: int, said: str, error_code: str 
 
 def test_single_row_that_is_too_large_fails() -> None:
     """It is not retried, since waiting does not make it smaller."""
-    said = "Request too large on tokens per min (TPM): Limit 300, Requested 451."
-    with Provider(echo_each, fault=matching("row 7", error(429, said, "rate_limit_exceeded"))) as provider:
+    message = "Request too large on tokens per min (TPM): Limit 300, Requested 451."
+    with Provider(echo_each, fault=matching("row 7", error(429, message, "rate_limit_exceeded"))) as provider:
         report = ask(provider, texts(12), options(batch_size=4, max_concurrency=1))
     assert [row for row, why in enumerate(report.errors()) if why] == [7]
 

@@ -111,10 +111,10 @@ def test_settings_that_do_not_affect_answers_are_not_in_the_key(settings: Mappin
 @given(st.lists(TEXTS.filter(str.strip), min_size=2, max_size=2), TEXTS)
 def test_key_separates_the_parts_of_a_question(parts: list[str], text: str) -> None:
     """Text moved from one part of a question to the next gives another key."""
-    system, said = parts
-    one = task(Prompt("{a}", system=system + said))
+    system, addition = parts
+    one = task(Prompt("{a}", system=system + addition))
     other = task(Prompt("{a}", system=system))
-    assert cache_key(one)(text) != cache_key(other)(said + text)
+    assert cache_key(one)(text) != cache_key(other)(addition + text)
 
 
 @pytest.mark.parametrize("value", [{1}, object(), {1: "x"}], ids=["set", "object", "number as name"])

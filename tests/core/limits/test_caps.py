@@ -40,8 +40,8 @@ def test_days_are_utc() -> None:
         f"from ondine_core.limits.budget_limit import BudgetLimit; print(BudgetLimit(5, 'team', 'day').cell('', {EVE}))"
     )
     far_away = {**os.environ, "TZ": "Asia/Tokyo"}
-    said = subprocess.run([sys.executable, "-c", code], env=far_away, check=True, capture_output=True, text=True)
-    assert said.stdout.strip() == cap("day").cell("", EVE)
+    output = subprocess.run([sys.executable, "-c", code], env=far_away, check=True, capture_output=True, text=True)
+    assert output.stdout.strip() == cap("day").cell("", EVE)
 
 
 def test_new_day_and_month_have_new_numbers() -> None:

@@ -150,10 +150,10 @@ def test_failed_fetch_fails_its_row_alone() -> None:
     with site() as pages, Provider() as provider:
         cells = [pages.url("/p.png"), pages.url("/gone"), pages.url("/x.pdf"), "http://127.0.0.1:9/p.png"]
         report = ask(cells, provider, fetch=True, allow_private=True)
-    said = [str(outcome) for outcome in report.outcomes][1:]
-    assert [part in one for part, one in zip(("status 404", "application/pdf", "be fetched"), said, strict=True)] == [
-        True
-    ] * 3
+    reasons = [str(outcome) for outcome in report.outcomes][1:]
+    assert [
+        part in one for part, one in zip(("status 404", "application/pdf", "be fetched"), reasons, strict=True)
+    ] == [True] * 3
 
 
 def test_limits_of_fetching(tmp_path: Path) -> None:

@@ -313,8 +313,8 @@ def test_examples_are_sanitized_like_rows() -> None:
         clean=["html"],
     )
     assert report.column("who") == ["by a@b.com"]
-    said = [message.content for message in model.calls[0].messages]
-    assert said[:2] == ["Who wrote this?\nText: Ask <EMAIL_1> or <EMAIL_2>", '{"who": "<EMAIL_2>"}']
+    contents = [message.content for message in model.calls[0].messages]
+    assert contents[:2] == ["Who wrote this?\nText: Ask <EMAIL_1> or <EMAIL_2>", '{"who": "<EMAIL_2>"}']
 
 
 def test_without_a_sanitizer_nothing_is_restored() -> None:

@@ -264,7 +264,7 @@ def test_jinja2_missing_attribute_fails_the_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "syntax", "said"),
+    ("name", "syntax", "given"),
     [
         ("p.md", "braces", None),
         ("p.txt", "braces", None),
@@ -275,15 +275,15 @@ def test_jinja2_missing_attribute_fails_the_row() -> None:
         ("p.md", "jinja2", "jinja2"),
     ],
 )
-def test_file_name_decides_the_syntax(tmp_path: Path, name: str, syntax: str, said: Any) -> None:
+def test_file_name_decides_the_syntax(tmp_path: Path, name: str, syntax: str, given: Any) -> None:
     """`.j2` and `.jinja` are Jinja2, everything else braces, unless `syntax` is given."""
     braces = "Größe: {a}\n"
     file = tmp_path / name
     file.write_text(braces if syntax == "braces" else "Größe: {{ a }}\n", encoding="utf-8")
-    prompt = compiled(Prompt(file=file, syntax=said))
+    prompt = compiled(Prompt(file=file, syntax=given))
     assert (prompt.syntax, prompt.columns) == (syntax, ("a",))
     assert prompt.render({"a": "x"}) == "Größe: x"
-    assert compiled(Prompt(file=str(file), syntax=said)) == prompt
+    assert compiled(Prompt(file=str(file), syntax=given)) == prompt
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -400,7 +400,7 @@ def test_missing_value_is_empty_in_jinja2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_", "said"),
+    ("given_", "message"),
     [
         ({"text": 5}, "text=5 of a prompt is a int; give a text, or None"),
         ({"text": "{x}", "system": 5}, "system=5 of a prompt is a int; give a text, or None"),
@@ -414,11 +414,11 @@ def test_missing_value_is_empty_in_jinja2() -> None:
         ),
     ],
 )
-def test_prompt_arguments_of_wrong_types_are_refused(given_: dict[str, Any], said: str) -> None:
+def test_prompt_arguments_of_wrong_types_are_refused(given_: dict[str, Any], message: str) -> None:
     """The error has the argument, its value and what is valid."""
     with pytest.raises(ConfigError) as caught:
         Prompt(**given_)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("prompt", [5, None, b"{x}"])

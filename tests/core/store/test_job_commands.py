@@ -167,9 +167,9 @@ def test_ambiguous_marker_is_an_error(job_setup: JobSetup) -> None:
     job_setup.ask(first=4)
     one, other = (record.marker for record in job_setup.records())
     job_setup.inside(lambda database: database.run("UPDATE ondine.jobs SET job = ? WHERE job = ?", twin(one, other)))
-    said = job_setup.run("jobs", "show", one[:8], code=2)
-    assert f"{one[:8]!r} may be any of " in said
-    assert one in said
+    output = job_setup.run("jobs", "show", one[:8], code=2)
+    assert f"{one[:8]!r} may be any of " in output
+    assert one in output
     assert facts(job_setup.run("jobs", "show", one.upper()))["job"] == one
 
 
@@ -188,8 +188,8 @@ def test_jobs_are_cancelled_and_the_next_run_reads_what_was_answered(job_setup: 
     job_setup.ask(first=4)
     markers = [record.marker for record in job_setup.records()]
     job_setup.server.advance(HOUR_S / 2)
-    said = job_setup.jobs("cancel", markers[0], markers[1][:5], markers[0])
-    assert [line.split()[0] for line in said.splitlines()] == markers
+    output = job_setup.jobs("cancel", markers[0], markers[1][:5], markers[0])
+    assert [line.split()[0] for line in output.splitlines()] == markers
     assert [request for request in job_setup.server.books.requests if request.endswith("/cancel")] == [
         f"POST /v1/batches/batch_{number}/cancel" for number in (1, 2)
     ]
@@ -213,9 +213,9 @@ def test_cancel_explains_why_it_cannot_cancel(job_setup: JobSetup, monkeypatch: 
     job_setup.ask()
     (record,) = job_setup.records()
     monkeypatch.setenv("JOB_KEY", KEYS[1])
-    said = job_setup.jobs("cancel", record.marker, code=2)
-    assert "was handed in with another key or at another address; name them by --api-key-variable" in said
-    assert KEYS[1] not in said
+    output = job_setup.jobs("cancel", record.marker, code=2)
+    assert "was handed in with another key or at another address; name them by --api-key-variable" in output
+    assert KEYS[1] not in output
     monkeypatch.setenv("JOB_KEY", " ")
     assert "the environment variable 'JOB_KEY' is not set" in job_setup.jobs("cancel", record.marker, code=2)
     monkeypatch.setenv("JOB_KEY", KEYS[0])
@@ -249,8 +249,8 @@ def test_another_job_is_not_adopted(job_setup: JobSetup) -> None:
     )
     job_setup.change(orphan, state="creating", job_id=None)
     assert "finds no batch job 'batch_9'" in job_setup.jobs("adopt", orphan.marker, "batch_9", code=2)
-    said = job_setup.jobs("adopt", orphan.marker, "batch_2", code=2)
-    assert f"'batch_2' is the provider's id of the batch job {other.marker}" in said
+    output = job_setup.jobs("adopt", orphan.marker, "batch_2", code=2)
+    assert f"'batch_2' is the provider's id of the batch job {other.marker}" in output
     job_setup.inside(lambda database: database.run("DELETE FROM ondine.jobs WHERE job_id IN ('batch_2', 'batch_3')"))
     assert "it has 3 requests, and not 4" in job_setup.jobs("adopt", orphan.marker, "batch_3", code=2)
     assert "is not the batch job" in job_setup.jobs("adopt", orphan.marker, "batch_2", code=2)
@@ -292,9 +292,9 @@ def test_a_job_that_is_forgotten_stays_charged_and_its_rows_are_asked_again(job_
     job_setup.ask()
     (record,) = job_setup.records()
     assert record.at_most_usd
-    said = job_setup.run("jobs", "forget", record.marker, code=2)
-    assert f"its 4 requests without an outcome stay charged at <= {record.at_most_usd:.6f} USD" in said
-    assert f"`jobs cancel {record.marker}`. To forget it, add --yes." in said
+    output = job_setup.run("jobs", "forget", record.marker, code=2)
+    assert f"its 4 requests without an outcome stay charged at <= {record.at_most_usd:.6f} USD" in output
+    assert f"`jobs cancel {record.marker}`. To forget it, add --yes." in output
     assert job_setup.records()[0].state == "submitted"
     assert "4 requests count with the most" in job_setup.run("jobs", "forget", record.marker, "--yes")
     assert read_budget(job_setup.place, "team") == (record.at_most_usd, record.at_most_usd)

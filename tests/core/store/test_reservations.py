@@ -108,10 +108,10 @@ def test_reservations_are_listed_and_settled_by_a_command(tmp_path: Path, capsys
     try:
         kill(dead)
         assert main([place, "reservations"]) == 0
-        told = capsys.readouterr().out
-        assert "team ever  0.200000" in told
-        assert f"process {dead.pid}, which has ended" in told
-        assert f"process {living.pid}, running" in told
+        output = capsys.readouterr().out
+        assert "team ever  0.200000" in output
+        assert f"process {dead.pid}, which has ended" in output
+        assert f"process {living.pid}, running" in output
         assert main([place, "settle"]) == 0
         assert "$0.200000 that was held counts as spent now" in capsys.readouterr().out
         assert read_budget(place, "team") == (Decimal("0.6"), Decimal("0.3"))

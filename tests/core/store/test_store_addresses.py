@@ -220,9 +220,9 @@ def test_options_do_not_show_the_address() -> None:
 def test_command_line_refuses_it(address: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With what is wrong, without the secret."""
     assert main([address, "size"]) == 2
-    told = capsys.readouterr()
-    assert "answer store" in told.err
-    assert SECRET not in told.out + told.err
+    captured = capsys.readouterr()
+    assert "answer store" in captured.err
+    assert SECRET not in captured.out + captured.err
     assert list(folder.iterdir()) == []
 
 
@@ -243,9 +243,9 @@ def test_command_line_quotes_a_misplaced_address_without_its_password(
     monkeypatch.setenv("ONDINE_STORE", "x.db")
     with pytest.raises(SystemExit):
         main(arguments)
-    told = capsys.readouterr()
-    assert SECRET not in told.out + told.err
-    assert "gehe" not in told.out + told.err
+    captured = capsys.readouterr()
+    assert SECRET not in captured.out + captured.err
+    assert "gehe" not in captured.out + captured.err
 
 
 @given(

@@ -104,31 +104,31 @@ def test_command_examples_of_the_guides_are_valid(tmp_path: Path, capsys: pytest
 
 def test_size(run: Command) -> None:
     """The number of entries, the size on disk, and the first and last date."""
-    told = cells(run("size"))
-    assert [row[-1] for row in told[:3]] == ["16", "2", "2"]
-    assert told[3][:2] == ["on", "disk"]
-    assert float(told[3][2]) > 0
-    assert len(told) == 6
+    output = cells(run("size"))
+    assert [row[-1] for row in output[:3]] == ["16", "2", "2"]
+    assert output[3][:2] == ["on", "disk"]
+    assert float(output[3][2]) > 0
+    assert len(output) == 6
 
 
 @pytest.mark.parametrize("by", ["asset", "model"])
 def test_spend_by_asset_or_model(by: str, run: Command) -> None:
     """Calls, tokens and USD, with unpriced and unknown amounts."""
-    told = run("spend", "--by", by)
+    output = run("spend", "--by", by)
     names = ("labels", "topics") if by == "asset" else ("local/m", "openai/m")
-    assert cells(told)[1:3] == [
+    assert cells(output)[1:3] == [
         [names[0], "8", "8,000", "800", "160", "?", "2", "0"],
         [names[1], "10", "8,000", "800", "160", "0.009876", "0", "1"],
     ]
-    assert "In all $0.009876. 8 calls have no price" in told
-    assert "2 calls are under way or were lost; they may cost $0.020000 more." in told
+    assert "In all $0.009876. 8 calls have no price" in output
+    assert "2 calls are under way or were lost; they may cost $0.020000 more." in output
 
 
 def test_spend_by_day_stage_and_run(run: Command) -> None:
     """Each grouping has the same total; a column is as wide as its widest cell."""
     for by, rows in (("day", 2), ("stage", 1), ("run", 2)):
-        told = run("spend", "--by", by).splitlines()
-        table = told[: told.index("")]
+        output = run("spend", "--by", by).splitlines()
+        table = output[: output.index("")]
         assert sum(int(line.split()[1]) for line in table[1:]) == 18
         assert len(table) == 1 + rows
         assert len({len(line) for line in table}) == 1
@@ -136,9 +136,9 @@ def test_spend_by_day_stage_and_run(run: Command) -> None:
 
 def test_audit(run: Command, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The ledger of a run; an unknown run is an error that says where to look."""
-    told = run("audit", "run-new")
-    assert "10 calls left; 1 prompts" in told
-    assert cells(told)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0", "0.010000"]
+    output = run("audit", "run-new")
+    assert "10 calls left; 1 prompts" in output
+    assert cells(output)[3] == ["unknown", "(at", "most)", "1", "0", "0", "0", "0", "0", "0.010000"]
     assert main([place, "audit", "run-7"]) == 2
     assert "run 'run-7' is in the ledger; `spend --by run`" in capsys.readouterr().err
 
@@ -180,9 +180,9 @@ def test_prune_without_age_and_asset_removes_nothing(
 
 def test_failures_are_listed(run: Command) -> None:
     """Each failed prompt is a line with key, asset, run and reason, newest first."""
-    told = run("failures").splitlines()
-    assert told[0] == "2 prompts have no answer: 2 refused."
-    rows = [line.split() for line in told[3:]]
+    output = run("failures").splitlines()
+    assert output[0] == "2 prompts have no answer: 2 refused."
+    rows = [line.split() for line in output[3:]]
     assert [row[0] for row in rows] == [key_of(4).hex(), key_of(14).hex()]
     assert rows[0][4:6] == ["topics", "run-new"]
     assert rows[0][-1] == "no"
@@ -204,9 +204,9 @@ def test_spend_and_export_are_filtered(run: Command) -> None:
     assert cells(run("spend", "--asset", "topics"))[1] == "topics 10 8,000 800 160 0.009876 0 1".split()
     today = f"{datetime.fromtimestamp(time.time() - DAY_S, UTC):%Y-%m-%d}"
     for since in ("5d", today, f"{today}T00:00+00:00"):
-        told = run("spend", "--since", since, "--asset", "labels")
-        assert cells(told)[1][1] == "4"
-        assert "1 calls are under way" in told
+        output = run("spend", "--since", since, "--asset", "labels")
+        assert cells(output)[1][1] == "4"
+        assert "1 calls are under way" in output
         exported = [
             json.loads(line)["key"] for line in run("export", "--since", since, "--asset", "labels").split("\n")[:-1]
         ]
@@ -331,9 +331,9 @@ def test_missing_store_is_an_error_and_is_not_created(
     url = fresh_place("postgres", tmp_path)
     for place in (str(path), url):
         assert main([place, *command]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: There is no answer store at ")
-        assert told.count("\n") == 1
+        output = capsys.readouterr().err
+        assert output.startswith("error: There is no answer store at ")
+        assert output.count("\n") == 1
     assert not path.parent.exists()
     with pytest.raises(SystemExit):
         main([str(path), "prune", "--older-than", "soon"])
@@ -351,9 +351,9 @@ def test_password_is_not_repeated(arguments: list[str], capsys: pytest.CaptureFi
     url = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db"
     with pytest.raises(SystemExit, match="2"):
         sys.exit(main([url if argument == "URL" else argument for argument in arguments]))
-    told = capsys.readouterr()
-    assert PASSWORD[:6] not in told.err + told.out
-    assert told.err
+    captured = capsys.readouterr()
+    assert PASSWORD[:6] not in captured.err + captured.out
+    assert captured.err
 
 
 def test_export_that_cannot_be_written_is_an_error(place: str, capsys: pytest.CaptureFixture[str]) -> None:

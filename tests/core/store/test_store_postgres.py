@@ -295,9 +295,9 @@ def test_call_that_was_counted_is_not_counted_again(url: str) -> None:
 
 def assert_no_password(error: BaseException) -> None:
     """The password is nowhere in the error and its causes."""
-    told = "".join(traceback.format_exception(error))
+    message = "".join(traceback.format_exception(error))
     for secret in (PASSWORD, PASSWORD[:6], server().url().partition(f"{USER}:")[2].partition("@")[0]):
-        assert secret not in told
+        assert secret not in message
 
 
 @pytest.mark.parametrize(
@@ -363,10 +363,10 @@ try:
 except OndineError as error:
     print(type(error).__name__, error)
 """
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert told.startswith("ConfigError")
-    assert "pip install 'ondine-dagster[postgres]'" in told
-    assert "geheim" not in told
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output.startswith("ConfigError")
+    assert "pip install 'ondine-dagster[postgres]'" in output
+    assert "geheim" not in output
 
 
 def test_psycopg_is_loaded_only_for_a_postgres_url() -> None:
@@ -377,8 +377,8 @@ from ondine_core import open_store
 with open_store(":memory:"):
     print("psycopg" in sys.modules)
 """
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert told == "False\n"
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def drop_database(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (drop_schema, "tables of the store were removed"),
         (replace_schema, "was emptied or replaced while this process used it"),
@@ -94,13 +94,13 @@ def drop_database(url: str) -> None:
         (drop_database, "does not exist.*what it held is gone"),
     ],
 )
-def test_emptied_store_is_an_error_before_the_next_call(spoil: Callable[[str], None], said: str, url: str) -> None:
+def test_emptied_store_is_an_error_before_the_next_call(spoil: Callable[[str], None], message: str, url: str) -> None:
     """It says what happened and what it costs, and does not claim that the answers are safe."""
 
     async def main(store: Store) -> None:
         await write(store)
         spoil(url)
-        with pytest.raises(StoreError, match=said) as caught:
+        with pytest.raises(StoreError, match=message) as caught:
             await store.send(call_to(key_of(2)))
         assert "safe" not in str(caught.value)
         with pytest.raises(StoreError):
@@ -178,12 +178,12 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("refuse", "said"), REFUSALS)
+@pytest.mark.parametrize(("refuse", "message"), REFUSALS)
 def test_temporary_refusal_is_waited_out(
-    refuse: Callable[[str, str], Callable[[], object]], said: str, url: str
+    refuse: Callable[[str, str], Callable[[], object]], message: str, url: str
 ) -> None:
     """Read-only during a failover, a password rotation, no free connection: the run continues afterwards."""
-    del said
+    del message
     guest, address = new_user(url)
 
     async def main(store: Store) -> None:
@@ -201,8 +201,10 @@ def test_temporary_refusal_is_waited_out(
     assert keys_in(url) == {key_of(1), key_of(2)}
 
 
-@pytest.mark.parametrize(("refuse", "said"), REFUSALS)
-def test_lasting_refusal_is_an_error(refuse: Callable[[str, str], Callable[[], object]], said: str, url: str) -> None:
+@pytest.mark.parametrize(("refuse", "message"), REFUSALS)
+def test_lasting_refusal_is_an_error(
+    refuse: Callable[[str, str], Callable[[], object]], message: str, url: str
+) -> None:
     """After `wait_timeout_s` it says what the server refuses; nothing is half written, and the store recovers."""
     guest, address = new_user(url)
 
@@ -210,7 +212,7 @@ def test_lasting_refusal_is_an_error(refuse: Callable[[str, str], Callable[[], o
         await write(store, 1)
         relent = refuse(url, guest)
         cut_connections(url)
-        with pytest.raises(StoreError, match=said):
+        with pytest.raises(StoreError, match=message):
             await write(store, 2)
         relent()
         await write(store, 3)

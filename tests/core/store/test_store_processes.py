@@ -111,11 +111,11 @@ async def work(first):
         print(n, flush=True)
 await asyncio.gather(*(work(first) for first in range(8)))"""
     with start(place, script) as process:
-        told = [process.stdout.readline() for _ in range(300)][1:]
+        lines = [process.stdout.readline() for _ in range(300)][1:]
         os.kill(process.pid, signal.SIGKILL)
-        told += process.stdout.read().splitlines(keepends=True)
+        lines += process.stdout.read().splitlines(keepends=True)
     assert process.returncode == -signal.SIGKILL
-    whole = {key_of(int(line)) for line in told if line.endswith("\n")}
+    whole = {key_of(int(line)) for line in lines if line.endswith("\n")}
     assert len(whole) >= 299
     assert whole <= keys_in(place)
 

@@ -388,8 +388,8 @@ def test_full_disk_is_an_error_and_nothing_is_half_written(tmp_path: Path) -> No
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
     )
-    count, _, told = result.stdout.partition(" ")
-    assert "failed: disk I/O error. Free some space" in told
+    count, _, output = result.stdout.partition(" ")
+    assert "failed: disk I/O error. Free some space" in output
     assert keys_in(path) == {*(key_of(n) for n in range(int(count))), key_of(10**9)}
     with open_store(path) as store:
         audit = asyncio.run(store.audit("run-1"))

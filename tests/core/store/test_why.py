@@ -69,7 +69,7 @@ def ask(place: str, *rows: str, **policy: Any) -> Report:
 def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None:
     """With key, values, model, run, asset, partition and cost; rows are preprocessed as in a run."""
     ask(place, "Lovely,   says ann@example.com")
-    told = why("--asset", "shop/moods", "--row", json.dumps({"review": "Lovely, says carl@example.com"}))
+    output = why("--asset", "shop/moods", "--row", json.dumps({"review": "Lovely, says carl@example.com"}))
     for line in (
         "key",
         'answer   {"mood": "good"}',
@@ -77,22 +77,22 @@ def test_an_answer_is_found_by_row_text_and_prompt(place: str, why: Why) -> None
         "asset    shop/moods/2026-01-05",
         "cost     $0.0",
     ):
-        assert line in told
-    assert why("--text", "Lovely, says ann@example.com") == told
-    assert why("--text", "Which mood?\nLovely, says <EMAIL_1>") == told
-    assert why("--key", told.split()[1]) == told
+        assert line in output
+    assert why("--text", "Lovely, says ann@example.com") == output
+    assert why("--text", "Which mood?\nLovely, says <EMAIL_1>") == output
+    assert why("--key", output.split()[1]) == output
 
 
 def test_reply_of_a_failure_is_kept_only_on_request(place: str, why: Why) -> None:
     """With `keep_replies` it is stored sanitized; without it only the reason is."""
     ask(place, "It leaks")
-    told = why("--text", "It leaks")
-    assert "failure  invalid: the reply is not the JSON asked for (asked 2 times)" in told
-    assert "reply    not kept" in told
+    output = why("--text", "It leaks")
+    assert "failure  invalid: the reply is not the JSON asked for (asked 2 times)" in output
+    assert "reply    not kept" in output
     assert look(place, "SELECT COUNT(*) FROM ondine.replies") == [(0,)]
     ask(place, "It leaks", keep_replies=True)
-    told = why("--asset", "shop/moods", "--text", "It leaks")
-    assert "reply    Sorry! Ask [EMAIL]\n         \\x1b[31mplease" in told
+    output = why("--asset", "shop/moods", "--text", "It leaks")
+    assert "reply    Sorry! Ask [EMAIL]\n         \\x1b[31mplease" in output
     assert "bob@" not in str(look(place, "SELECT reply FROM ondine.replies"))
 
 
@@ -136,9 +136,9 @@ def test_unknown_asset_row_or_key_is_an_error(place: str, capsys: pytest.Capture
         (["--key", "00ff"], "tried 00ff"),
     ):
         assert main([place, "why", *arguments]) == 2
-        told = capsys.readouterr().err
-        assert hint in told
-        assert told.count("\n") == 1
+        output = capsys.readouterr().err
+        assert hint in output
+        assert output.count("\n") == 1
 
 
 # -- definitions ---------------------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ def test_kept_reply_is_masked_and_shortened() -> None:
     task = compile_task("{a}", "b", ModelSpec("openai/m", api_key="hidden-key"))
     assert kept_reply("fine <b>", task) == "fine <b>"
     key = "".join(("sk-", "proj-", "a1B2" * 8))
-    told = kept_reply(f"hidden-key {key}", task)
-    assert "hidden" not in told
-    assert "sk-proj" not in told
+    reply = kept_reply(f"hidden-key {key}", task)
+    assert "hidden" not in reply
+    assert "sk-proj" not in reply
     careful = replace(task, prompt=compile_task("{a}", "b", ModelSpec("m"), sanitize="redact").prompt)
     long = kept_reply(7000 * "eve@example.com ", careful)
     assert len(long) < 20_010

@@ -216,10 +216,10 @@ def test_gathered_calls_are_emitted_after_two_seconds_or_a_thousand_calls(
     for pause in [*pauses, *[0.0] * 1100]:
         at += pause
         first_at, waiting = first_at or at, waiting + 1
-        told = sampler.receive(ordinary(at, duration_s))
-        assert bool(told) == (at - first_at > 2 or waiting == 1000)
-        if told:
-            (calls,) = told
+        emitted = sampler.receive(ordinary(at, duration_s))
+        assert bool(emitted) == (at - first_at > 2 or waiting == 1000)
+        if emitted:
+            (calls,) = emitted
             assert isinstance(calls, CallsEnded)
             assert len(calls.durations_s) == waiting
             assert (calls.began_at, calls.at) == (first_at - duration_s, at)
@@ -298,8 +298,8 @@ def test_failed_rows_are_emitted_with_their_reason() -> None:
         prompt = Prompt("{{ text.upper() }}", syntax="jinja2")
         chosen = replace(options(), observers=(seen.append,))
         report = ask(provider, {"text": ["good", "bad", "bad", 3]}, chosen, prompt)
-    told = {(event.reason, event.rows, event.batch is not None) for event in of(RowsFailed, seen)}
-    assert told == {("refused", 2, True), ("prompt", 1, False)}
+    emitted = {(event.reason, event.rows, event.batch is not None) for event in of(RowsFailed, seen)}
+    assert emitted == {("refused", 2, True), ("prompt", 1, False)}
     assert report.progress.rows_failed == 3
 
 
@@ -517,17 +517,17 @@ def test_progress_is_emitted_at_most_twice_a_second() -> None:
 
 def test_user_observer_is_registered_by_decorator() -> None:
     """It is opened with its options, sees the run, and is closed once after the last event."""
-    said: list[str] = []
+    seen: list[str] = []
 
     class Mine:
         def __init__(self, prefix: str) -> None:
             self._prefix = prefix
 
         def __call__(self, event: Event) -> None:
-            said.append(f"{self._prefix}{type(event).__name__}")
+            seen.append(f"{self._prefix}{type(event).__name__}")
 
         def close(self, timeout_s: float) -> None:
-            said.append(f"closed within {timeout_s:.0f}")
+            seen.append(f"closed within {timeout_s:.0f}")
 
     @register_observer("mine")
     def open_mine(*, prefix: str = "") -> Observer:
@@ -535,8 +535,8 @@ def test_user_observer_is_registered_by_decorator() -> None:
 
     with Provider() as provider:
         ask(provider, texts(1), replace(options(), observers=({"name": "mine", "prefix": "a "},)))
-    assert said[0] == "a RunStarted"
-    assert said[-2:] == ["a RunEnded", "closed within 5"]
+    assert seen[0] == "a RunStarted"
+    assert seen[-2:] == ["a RunEnded", "closed within 5"]
 
 
 def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +553,7 @@ def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("observers", "said"),
+    ("observers", "message"),
     [
         (("opentelemetri",), "Did you mean 'opentelemetry'"),
         (({"name": "prometheus", "gateway": "x"},), "'prometheus' has no option 'gateway'; it has 'push_gateway'"),
@@ -562,14 +562,14 @@ def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         ("logging", "must be a sequence"),
     ],
 )
-def test_unknown_observer_is_a_config_error(observers: Any, said: str) -> None:
+def test_unknown_observer_is_a_config_error(observers: Any, message: str) -> None:
     """When `Options` is created, not when the run starts."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Options(observers=observers)
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("wish", "message"),
     [
         (None, "no such place"),
         ({"calls_per_second": "10"}, "calls_per_second='10' of 'second' must be 0 or a positive number"),
@@ -579,7 +579,7 @@ def test_unknown_observer_is_a_config_error(observers: Any, said: str) -> None:
     ],
 )
 def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
-    wish: dict[str, Any] | None, said: str
+    wish: dict[str, Any] | None, message: str
 ) -> None:
     """Also one that wants unknown events; observers opened before it are closed."""
     closed: list[float] = []
@@ -602,7 +602,7 @@ def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
         vars(observer).update(wish)
         return observer
 
-    with Provider() as provider, pytest.raises(ConfigError, match=said):
+    with Provider() as provider, pytest.raises(ConfigError, match=message):
         ask(provider, texts(1), replace(options(), observers=("first", "second")))
     assert provider.books.requests == []
     assert closed == ([0.0] if wish is None else [0.0, 0.0])

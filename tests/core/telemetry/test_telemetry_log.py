@@ -61,9 +61,9 @@ def test_no_line_has_the_key(capfd: pytest.CaptureFixture[str]) -> None:
     spec = {"name": "logging", "level": "debug", "form": "console"}
     with Provider(fault=error(401, f"Incorrect API key provided: {key}.")) as provider, pytest.raises(ProviderError):
         ask(provider, texts(1), replace(options(), observers=(spec,)), api_key=key)
-    said = capfd.readouterr().err
-    assert "run ended early" in said
-    assert key not in said
+    output = capfd.readouterr().err
+    assert "run ended early" in output
+    assert key not in output
 
 
 def test_the_programs_own_structlog_is_used(capfd: pytest.CaptureFixture[str]) -> None:

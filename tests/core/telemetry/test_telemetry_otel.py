@@ -186,8 +186,8 @@ def test_failed_rows_are_events_of_their_batch(collector: Collector) -> None:
     with Provider(fault=matching("row 1", refusal)) as provider:
         observed(provider, ALL, rows=3)
     notes = [note for span in collector.spans() if span.name == "batch" for note in span.notes]
-    ((name, said),) = notes
-    assert (name, said["ondine.reason"], said["ondine.rows"]) == ("rows failed", "refused", 1)
+    ((name, attributes),) = notes
+    assert (name, attributes["ondine.reason"], attributes["ondine.rows"]) == ("rows failed", "refused", 1)
     assert collector.total("ondine.row.failures", {"ondine.reason": "refused"}) == 1
 
 
@@ -240,8 +240,8 @@ def test_content_is_recorded_only_on_request(collector: Collector, content: bool
         observed(provider, *({"name": name, "content": content} for name in ("opentelemetry", "langfuse")), rows=2)
     assert collector.requests
     for path in ("/v1/traces", LANGFUSE):
-        said = b"".join(request.body for request in collector.to(path))
-        assert (b"row 1" in said) is content
+        sent = b"".join(request.body for request in collector.to(path))
+        assert (b"row 1" in sent) is content
     if content:
         call = calls_of(collector.spans())[0]
         assert '"role":"user"' in call.attributes["gen_ai.input.messages"]

@@ -394,12 +394,12 @@ def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance, Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
         result = materialize(moods(0.0005), llm=llm, instance=instance, raise_on_error=False)
-        said = failure_of(result).user_failure_data.description
+        printed = failure_of(result).user_failure_data.description
         paid = len(provider.books.requests)
         billed = (provider.books.input_tokens * 0.15 + provider.books.output_tokens * 0.60) / 1e6
         assert materialize(moods(1), llm=llm, instance=instance).success
         assert len(provider.books.requests) == 200
-    assert "max_cost_usd=0.0005 is used up" in said
+    assert "max_cost_usd=0.0005 is used up" in printed
     assert 0 < paid < 200
     assert 0.0003 < billed <= 0.0005
     assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)

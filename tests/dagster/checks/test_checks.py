@@ -202,15 +202,15 @@ def test_expected_distance_matches_random_samples() -> None:
 
     rng = random.Random(7)
     shares, sizes = {"a": 0.6, "b": 0.3, "c": 0.1}, (200, 300)
-    found, told = [], []
+    found, expected = [], []
     for _ in range(400):
         one, other = (
             {v: drawn.count(v) for v in shares if v in drawn}
             for drawn in (rng.choices(list(shares), list(shares.values()), k=size) for size in sizes)
         )
         found.append(distance(one, other))
-        told.append(distance_by_chance(one, other))
-    assert sum(told) / len(told) == pytest.approx(sum(found) / len(found), rel=0.1)
+        expected.append(distance_by_chance(one, other))
+    assert sum(expected) / len(expected) == pytest.approx(sum(found) / len(found), rel=0.1)
 
 
 def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:

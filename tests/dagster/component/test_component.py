@@ -187,16 +187,16 @@ def test_component_makes_the_same_asset_as_the_decorator() -> None:
 
 def test_every_argument_of_the_decorator_is_an_attribute() -> None:
     """A new argument of the decorator must be added to the component."""
-    said = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    arguments = {name for name, one in inspect.signature(llm_asset).parameters.items() if one.kind is one.KEYWORD_ONLY}
     # The field is called `llm`, and `model` in YAML.
-    names = {name: "llm" if name == "model" else name for name in said}
+    names = {name: "llm" if name == "model" else name for name in arguments}
     assert set(names.values()) <= LLMAssetComponent.model_fields.keys()
     schema = LLMAssetComponent.model().model_json_schema()
-    assert said <= schema["properties"].keys()
+    assert arguments <= schema["properties"].keys()
     unlike = {
         name: (parameter.default, LLMAssetComponent.model_fields[names[name]].default)
         for name, parameter in inspect.signature(llm_asset).parameters.items()
-        if name in said - {"prompt", "output"}
+        if name in arguments - {"prompt", "output"}
         and parameter.default != LLMAssetComponent.model_fields[names[name]].default
     }
     assert not unlike
@@ -511,8 +511,8 @@ def test_partitions(written: Any, meant: dg.PartitionsDefinition) -> None:
 )
 def test_post_processing_applies() -> None:
     """As to any component's assets; rows are unchanged."""
-    said = {"assets": [{"target": "*", "attributes": {"group_name": "later", "tags": {"tier": "gold"}}}]}
-    with loaded({"model": "openai/m"}, post_processing=said) as defs:
+    changes = {"assets": [{"target": "*", "attributes": {"group_name": "later", "tags": {"tier": "gold"}}}]}
+    with loaded({"model": "openai/m"}, post_processing=changes) as defs:
         asset = labels_of(defs)
         spec = spec_of(asset)
         assert (spec.group_name, spec.tags["tier"], spec.kinds) == ("later", "gold", {"llm"})
@@ -619,7 +619,7 @@ def test_a_component_can_be_made_in_python() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"prompt": "Hi {"}, ":{line} - attributes.prompt: The prompt does not parse"),
         ({"prompt": "Hi"}, ":{line} - attributes.prompt: The prompt reads no column"),
@@ -660,7 +660,7 @@ def test_a_component_can_be_made_in_python() -> None:
     ],
     ids=str,
 )
-def test_a_mistake_is_named_with_its_file_and_line(wrong: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_named_with_its_file_and_line(wrong: dict[str, Any], message: str) -> None:
     """When the definitions load."""
     described = component(LABELS | wrong)
     text = yaml.safe_dump(described, sort_keys=False)
@@ -671,7 +671,7 @@ def test_a_mistake_is_named_with_its_file_and_line(wrong: dict[str, Any], said: 
         pass
     messages = "\n".join(str(error) for error in causes(caught.value))
     assert "labels/defs.yaml" in messages
-    assert said.format(line=line) in messages
+    assert message.format(line=line) in messages
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

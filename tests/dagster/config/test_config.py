@@ -99,9 +99,9 @@ def test_dry_run_reports_the_estimate_and_does_nothing(
 def test_a_dry_run_is_silent_about_checks(instance: dg.DagsterInstance) -> None:
     """Dagster would log missing check outputs as if something had failed."""
     result = run(checked_shouts, instance, shout(), dry_run=True)
-    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
-    assert any("Dry run" in text for text in said)
-    assert [text for text in said if "expected outputs" in text] == []
+    messages = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert any("Dry run" in text for text in messages)
+    assert [text for text in messages if "expected outputs" in text] == []
 
 
 def test_assets_downstream_of_a_dry_run_do_not_run(instance: dg.DagsterInstance) -> None:

@@ -62,8 +62,8 @@ def test_component_with_an_unset_cap_variable_does_not_load(name: str, monkeypat
     monkeypatch.delenv("CAP", raising=False)
     with pytest.raises(Exception, match="labels") as caught, loaded({name: "{{ env.CAP }}"}) as defs:
         labels_of(defs)
-    said = "\n".join(map(str, causes(caught.value)))
-    assert f"{name}='{{{{ env.CAP }}}}' stands for nothing: the variable 'CAP' is not set" in said
+    message = "\n".join(map(str, causes(caught.value)))
+    assert f"{name}='{{{{ env.CAP }}}}' stands for nothing: the variable 'CAP' is not set" in message
 
 
 def test_a_component_has_the_cap_that_a_variable_holds(monkeypatch: pytest.MonkeyPatch) -> None:

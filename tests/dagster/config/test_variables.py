@@ -129,9 +129,9 @@ def test_invalid_variable_is_named_without_its_value(fields: dict[str, Any], mes
     """The value may be a secret."""
     with pytest.raises(Exception, match=None) as caught:  # noqa: PT011  (what was its cause is checked)
         started(fields)
-    said = "\n".join(map(str, causes(caught.value)))
-    assert message in said
-    assert "acme" not in said
+    expected_message = "\n".join(map(str, causes(caught.value)))
+    assert message in expected_message
+    assert "acme" not in expected_message
 
 
 @pytest.mark.parametrize(("name", "value"), [("requests_per_minute", 0), ("burst", 0.5), ("max_concurrency", 1.5)])

@@ -60,9 +60,9 @@ def test_nightly_run_is_continued_by_the_sensor(place: Place) -> None:
     job = place.wait_for_job(1)
     assert deployment.finished(first, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
     assert [event.asset_key.path[-1] for name in NIGHTLY for event in deployment.materialized(name)] == ["tickets"]
-    told = deployment.observed("ticket_answers", [first])[first]
-    assert told["ondine/job/count"] == 1
-    assert told["ondine/job/rows_left"] == ROWS
+    metadata = deployment.observed("ticket_answers", [first])[first]
+    assert metadata["ondine/job/count"] == 1
+    assert metadata["ondine/job/rows_left"] == ROWS
 
     place.provider.end_all()
     second = until(

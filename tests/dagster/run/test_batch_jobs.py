@@ -67,8 +67,10 @@ def run(
 
 
 def observed(result: dg.ExecuteInProcessResult) -> Mapping[str, Any]:
-    told = [event.asset_observation_data.asset_observation.metadata for event in result.get_asset_observation_events()]
-    found = next(metadata for metadata in told if "ondine/job/count" in metadata)
+    observations = [
+        event.asset_observation_data.asset_observation.metadata for event in result.get_asset_observation_events()
+    ]
+    found = next(metadata for metadata in observations if "ondine/job/count" in metadata)
     return {key: one if isinstance(one, dg.TableMetadataValue) else one.value for key, one in found.items()}
 
 
@@ -97,13 +99,13 @@ def test_run_ends_while_its_job_is_under_way_and_a_later_run_reads_it(
     first = run(instance, provider)
     assert first.success
     assert not first.asset_materializations_for_node("answers")
-    told = observed(first)
-    assert told["ondine/job/count"] == 1
-    assert told["ondine/job/requests"] == told["ondine/job/rows_left"] == ROWS
-    assert told["ondine/job/requests_done"] == 0
-    assert isinstance(told["ondine/job/held_usd"], float)
-    assert told["ondine/job/state"] == "1 in_progress"
-    (record,) = told["ondine/job/jobs"].records
+    metadata = observed(first)
+    assert metadata["ondine/job/count"] == 1
+    assert metadata["ondine/job/requests"] == metadata["ondine/job/rows_left"] == ROWS
+    assert metadata["ondine/job/requests_done"] == 0
+    assert isinstance(metadata["ondine/job/held_usd"], float)
+    assert metadata["ondine/job/state"] == "1 in_progress"
+    (record,) = metadata["ondine/job/jobs"].records
     assert record.data["provider_id"] == provider.books.created[0]
     log = "\n".join(entry.user_message for entry in instance.all_logs(first.run_id))
     assert "1 batch job of 'openai/gpt-4o-mini' under way" in log
@@ -280,8 +282,8 @@ def test_the_sensor_requests_one_run_when_all_jobs_have_ended(
     config = {"ops": {"answers": {"config": {"max_cost_usd": 5}}}}
     first = run(instance, provider, run_config=config, tags={"team": "a", "dagster/priority": "3"})
     provider.advance(HOUR_S / 2)
-    said = tick(sensor, instance, defs)
-    assert said == "answers: 1 batch job under way (in_progress), 15 of 30 requests are done."
+    requests = tick(sensor, instance, defs)
+    assert requests == "answers: 1 batch job under way (in_progress), 15 of 30 requests are done."
     provider.end_all()
     (request,) = as_requests(tick(sensor, instance, defs))
     assert request.run_config["ops"] == config["ops"]
@@ -309,9 +311,9 @@ def test_a_run_that_was_requested_and_failed_is_not_requested_again(
     (request,) = as_requests(tick(sensor, instance, defs))
     failed = run(instance, provider, llm=object(), tags={"dagster/run_key": str(request.run_key)}, raise_on_error=False)
     assert not failed.success
-    said = tick(sensor, instance, defs)
-    assert f"the run {failed.run_id} was requested" in str(said)
-    assert "launch it again" in str(said)
+    reason = tick(sensor, instance, defs)
+    assert f"the run {failed.run_id} was requested" in str(reason)
+    assert "launch it again" in str(reason)
 
 
 def test_run_without_quota_for_a_job_is_repeated_later(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
@@ -319,10 +321,10 @@ def test_run_without_quota_for_a_job_is_repeated_later(instance: dg.DagsterInsta
     sensor = batch_sensor(minimum_interval_seconds=1)
     defs = definitions(provider, sensor=sensor)
     provider.faults.is_full = True
-    told = observed(run(instance, provider))
-    assert told["ondine/job/count"] == 0
-    assert told["ondine/job/state"] == "no room"
-    assert told["ondine/job/rows_left"] == ROWS
+    metadata = observed(run(instance, provider))
+    assert metadata["ondine/job/count"] == 0
+    assert metadata["ondine/job/state"] == "no room"
+    assert metadata["ondine/job/rows_left"] == ROWS
     assert tick(sensor, instance, defs) == (
         "answers: the account has no room for another batch job; a run tries again soon."
     )
@@ -483,8 +485,8 @@ def test_failing_resource_does_not_block_others(instance: dg.DagsterInstance, pr
         dg.materialize([asset], resources={} if asset is own else llms, instance=instance)
     assert [job.key for job in provider.jobs.values()] == ["one", "two", "third"]
     defs = dg.Definitions(assets, resources=llms, sensors=[sensor])
-    said = str(tick(sensor, instance, defs))
-    assert [line.partition(":")[0] for line in said.splitlines()] == ["first", "second", "own"]
+    reason = str(tick(sensor, instance, defs))
+    assert [line.partition(":")[0] for line in reason.splitlines()] == ["first", "second", "own"]
     provider.refuse_key("two")
     with pytest.raises(dg.Failure, match="second: "):
         tick(sensor, instance, defs)
@@ -512,14 +514,14 @@ def test_the_model_of_the_launchpad_is_polled(instance: dg.DagsterInstance, prov
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"resource_keys": [1]}, "must be the key of a resource"),
         ({"minimum_interval_seconds": 0}, "must be at least 1"),
         ({"target": 7}, "must be keys of assets"),
     ],
 )
-def test_invalid_sensor_arguments_are_errors(arguments: dict[str, Any], said: str) -> None:
+def test_invalid_sensor_arguments_are_errors(arguments: dict[str, Any], message: str) -> None:
     """When the definitions load."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         batch_sensor(**arguments)

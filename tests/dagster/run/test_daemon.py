@@ -119,10 +119,10 @@ def test_budget_exhausted_midway_stops_the_remaining_runs(done: Backfilled) -> N
     assert 0.5 * float(CAP) < done.spent_when_capped <= Decimal(CAP)
     for run in done.capped:
         if run.status == dg.DagsterRunStatus.FAILURE:
-            (told,) = done.deployment.failures(run.run_id)
-            assert "BudgetExhaustedError" in told
-            assert "'capped'" in told
-            assert "Raise max_cost_usd" in told
+            (message,) = done.deployment.failures(run.run_id)
+            assert "BudgetExhaustedError" in message
+            assert "'capped'" in message
+            assert "Raise max_cost_usd" in message
 
 
 def test_failed_partitions_continue_with_a_higher_budget(done: Backfilled) -> None:

@@ -150,9 +150,9 @@ def test_unknown_partition_key_is_refused(key: str) -> None:
     result = run(teams, WEEK[:1], "2026-01-04")
     assert not result.success
     (failed,) = (event for event in result.all_events if event.is_step_failure)
-    said = str(failed.event_specific_data.error)
-    assert f"with the key '{key}', which is a partition neither of this run nor of an upstream asset" in said
-    assert "pd.concat" in said
+    message = str(failed.event_specific_data.error)
+    assert f"with the key '{key}', which is a partition neither of this run nor of an upstream asset" in message
+    assert "pd.concat" in message
 
 
 def test_upstream_value_that_is_no_table_is_refused() -> None:

@@ -392,7 +392,7 @@ def test_line_that_fails_validation_fails_its_row_and_the_rest_is_resubmitted(tm
     async def act(world: JobWorld) -> None:
         world.provider.problems = [(JobProblem("Too long.", line=2),), (JobProblem("Too long.", line=3),)]
         report = await world.finish(words(8))
-        assert [word for word, said in zip(words(8), report.column("said"), strict=True) if said is None] == [
+        assert [word for word, answer in zip(words(8), report.column("said"), strict=True) if answer is None] == [
             "w1",
             "w3",
         ]
