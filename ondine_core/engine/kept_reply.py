@@ -6,7 +6,7 @@ from ondine_core.preprocessing.sanitizer import Sanitizer, redact
 from ondine_core.prompts.task import Task
 
 _KEYS = Sanitizer(rules=("api_key",))
-_LONGEST = 20_000
+_MAX_KEPT = 20_000
 _MAX_READ = 100_000
 _EDGE = 200
 """Where a text is cut, what the rules would have found may be cut, too."""
@@ -25,4 +25,4 @@ def kept_reply(text: str, task: Task) -> str:
         text = redact(text, preparation.sanitizer)
     if is_cut:
         text = text[:-_EDGE]
-    return f"{text[:_LONGEST]} […]" if is_cut or len(text) > _LONGEST else text
+    return f"{text[:_MAX_KEPT]} […]" if is_cut or len(text) > _MAX_KEPT else text

@@ -166,14 +166,14 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
     items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
     if batch.repairs_left:
         left = max_repairs if len(items) == 1 < len(batch.items) else batch.repairs_left - 1
-        again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_REASONS_TOLD]))
+        again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_MAX_REASONS]))
         return ParsedReply(tuple(answers), retry=(again,))
     rest = Batch(items, 0, batch.attempt)
     parsed = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
     return replace(parsed, answers=tuple(answers))
 
 
-_REASONS_TOLD = 3
+_MAX_REASONS = 3
 _TURN_OFF = "raise max_output_tokens, or lower reasoning_effort (some servers have a switch in extra_body instead)"
 
 

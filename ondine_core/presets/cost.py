@@ -11,7 +11,7 @@ from ondine_core.providers.prompt_cache import find_cache_rule
 from ondine_core.providers.tiers import find_tier_prices, find_tiers
 from ondine_core.types.values import ModelSpec, Tier, Usage
 
-_TOLD, _ROW_AROUND, _ANSWER_AROUND = 60, 8, 6
+_BATCH_INSTRUCTIONS, _ROW_OVERHEAD, _ANSWER_OVERHEAD = 60, 8, 6
 """Tokens that a call with several rows adds: once for how to reply, and around each row and each answer."""
 
 
@@ -79,11 +79,11 @@ def cost_of(work: Workload, price: Price, batch_size: int, *, cached: bool) -> D
 
 
 def _prefix(work: Workload, batch_size: int) -> int:
-    return work.prefix_tokens + (_TOLD if batch_size > 1 else 0)
+    return work.prefix_tokens + (_BATCH_INSTRUCTIONS if batch_size > 1 else 0)
 
 
 def _usage(work: Workload, rows: int, batch_size: int, *, read: int) -> Usage:
     """The tokens of a call with `rows` rows, `read` of them from the cache."""
-    around = (_ROW_AROUND, _ANSWER_AROUND) if batch_size > 1 else (0, 0)
+    around = (_ROW_OVERHEAD, _ANSWER_OVERHEAD) if batch_size > 1 else (0, 0)
     sent = _prefix(work, batch_size) + rows * (work.input_tokens + around[0])
     return Usage(sent, read, rows * (work.output_tokens + around[1]))

@@ -103,7 +103,7 @@ def _measure(model: str, *, cautious: bool) -> Callable[[str], int]:
     encode = _encoder(family.encoding)
 
     def measure(text: str) -> int:
-        tokens = sum(len(encode(piece)) for piece in _pieces(text)) if len(text) > _LONGEST else len(encode(text))
+        tokens = sum(len(encode(piece)) for piece in _pieces(text)) if len(text) > _MAX_PIECE else len(encode(text))
         if family.digits_alone:
             # Three digits that were one token are three: two more for every three digits, at most.
             tokens += -(-2 * sum(map(text.count, "0123456789")) // 3)
@@ -114,7 +114,7 @@ def _measure(model: str, *, cautious: bool) -> Callable[[str], int]:
 
 # -- long texts ----------------------------------------------------------------------------------------------------
 
-_LONGEST = 1000
+_MAX_PIECE = 1000
 """Characters that tiktoken is given at once.
 
 It panics at a megabyte of blanks, and before 0.13 its time grew with the square of a run of characters without a blank.
@@ -122,18 +122,18 @@ It panics at a megabyte of blanks, and before 0.13 its time grew with the square
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """`text` in pieces of at most `_LONGEST` characters.
+    """`text` in pieces of at most `_MAX_PIECE` characters.
 
     No token spans the end of a word and the blank behind it, so a cut there changes no count. A run without such a
     place is cut anywhere, which adds a token or so to each piece.
     """
     start = 0
-    while len(text) - start > _LONGEST:
+    while len(text) - start > _MAX_PIECE:
         # Not at a line feed: one token may hold it and what stands before it.
-        cut = text.rfind(" ", start + 1, start + _LONGEST + 1)
+        cut = text.rfind(" ", start + 1, start + _MAX_PIECE + 1)
         while cut > start and text[cut - 1].isspace():
             cut = text.rfind(" ", start + 1, cut)
-        end = cut if cut > start else start + _LONGEST
+        end = cut if cut > start else start + _MAX_PIECE
         yield text[start:end]
         start = end
     yield text[start:]

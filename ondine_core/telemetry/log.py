@@ -76,18 +76,18 @@ class _Log:
         self._log, self._every_s = log, every_s
         self.wants = None if level == "debug" else _QUIET
         self.calls_per_second = None if level == "debug" else 0.0
-        self._told_at: dict[Run, float] = {}
+        self._logged_at: dict[Run, float] = {}
         self._reasons: set[tuple[Run, str]] = set()
 
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
             case RunStarted():
-                self._told_at[event.run] = event.at
+                self._logged_at[event.run] = event.at
                 self._write("info", event, event.run, "run started", model=event.run.model, rows=event.run.rows)
             case Progressed():
-                if event.at - self._told_at.get(event.run, event.at) >= self._every_s:
-                    self._told_at[event.run] = event.at
+                if event.at - self._logged_at.get(event.run, event.at) >= self._every_s:
+                    self._logged_at[event.run] = event.at
                     self._write("info", event, event.run, "run goes on", **_progress(event))
             case RunEnded():
                 self._run_ended(event)
@@ -108,7 +108,7 @@ class _Log:
         else:
             why = {"error_type": event.error_type, "error": event.error}
             self._write("warning", event, event.run, "run ended early", **why, **_progress(event))
-        self._told_at.pop(event.run, None)
+        self._logged_at.pop(event.run, None)
         self._reasons = {known for known in self._reasons if known[0] is not event.run}
 
     def _write(self, level: Level, event: Event, run: Run, what: str, **figures: Any) -> None:

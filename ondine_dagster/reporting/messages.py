@@ -31,12 +31,12 @@ def shown_messages(calls: Sequence[Call]) -> str:
     shown = [*head[:most], *own]
     # The short ones leave their room to the long ones.
     room, lengths = SHOWN_IN_PLACE - _FRAME * (len(shown) + 1), sorted(len(message.content) for message in shown)
-    longest = 0
+    max_length = 0
     for number, length in enumerate(lengths):
-        longest = room // (len(lengths) - number)
-        if length <= longest:
+        max_length = room // (len(lengths) - number)
+        if length <= max_length:
             room -= length
-    parts = [_block(message, max(longest, len(_CUT) + 2)) for message in shown]
+    parts = [_block(message, max(max_length, len(_CUT) + 2)) for message in shown]
     if left_out > 0:
         parts.insert(len(head[:most]), f"(and {left_out} messages of examples)")
     return "\n".join(parts)
@@ -52,15 +52,15 @@ def _describe_media(message: Message, call: Call) -> Message:
     )
 
 
-def _block(message: Message, longest: int) -> str:
-    text = _cut(message.content, longest)
+def _block(message: Message, max_length: int) -> str:
+    text = _cut(message.content, max_length)
     # Longer than any in the text, so that nothing in it ends the block.
     fence = "~" * max([3, *(len(found) + 1 for found in re.findall("~+", text))])
     return f"**{message.role}**\n{fence}text\n{text}\n{fence}"
 
 
-def _cut(text: str, longest: int) -> str:
-    if len(text) <= longest:
+def _cut(text: str, max_length: int) -> str:
+    if len(text) <= max_length:
         return text
-    kept = longest - len(_CUT)
+    kept = max_length - len(_CUT)
     return f"{text[: kept - kept // 3]}{_CUT}{text[len(text) - kept // 3 :]}"

@@ -13,7 +13,7 @@ from ondine_core.preprocessing.safe_regex import find_stall
 from ondine_core.preprocessing.sanitizer.rules import RULES, Rule
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
-_LONGEST = 20_000
+_MAX_TRIAL = 20_000
 _STALLED_S = 0.05
 """Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
 
@@ -37,7 +37,7 @@ def user_rule(name: str, pattern: str) -> Rule:
         raise ConfigError(f"The pattern of {name!r} is a {type(pattern).__name__}; write it as a text.")
     if compiled.search("") is not None:
         raise ConfigError(f"The pattern of {name!r} matches the empty text, so it would be found everywhere.")
-    text = find_stall(compiled, max_length=_LONGEST, max_s=_STALLED_S)
+    text = find_stall(compiled, max_length=_MAX_TRIAL, max_s=_STALLED_S)
     if text is not None:
         raise ConfigError(
             f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
