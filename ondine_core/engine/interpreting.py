@@ -8,10 +8,10 @@ from decimal import Decimal
 
 from ondine_core.batching.prompt_window import find_cut_prompt
 from ondine_core.engine.encoding import EncodedBatch
-from ondine_core.engine.kept_reply import kept_reply
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.steps import ParsedReply, judge, shrink
 from ondine_core.errors import RefusedError
+from ondine_core.preprocessing.sanitizer import Sanitizer, redact
 from ondine_core.prompts.task import Task
 from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
@@ -101,3 +101,28 @@ class Interpreter:
         """`failure` of one prompt with the model, the attempts and the cost of all of them."""
         cost = add_usd(self._paid.pop(key, Decimal(0)), share)
         return replace(failure, model=self.task.model.model, attempts=batch.attempt, cost_usd=cost)
+
+
+# -- what a model replied to a prompt that failed ------------------------------------------------------------------
+
+_KEYS = Sanitizer(rules=("api_key",))
+_MAX_KEPT = 20_000
+_MAX_READ = 100_000
+_EDGE = 200
+"""Where a text is cut, what the rules would have found may be cut, too."""
+
+
+def kept_reply(text: str, task: Task) -> str:
+    """`text` without the key of the provider and what the sanitizer of `task` finds, cut if it is long."""
+    is_cut = len(text) > _MAX_READ
+    text = text[:_MAX_READ]
+    key = task.model.api_key
+    if key:
+        text = text.replace(key, "***")
+    text = redact(text, _KEYS)
+    preparation = task.prompt.preparation
+    if preparation is not None and preparation.sanitizer is not None:
+        text = redact(text, preparation.sanitizer)
+    if is_cut:
+        text = text[:-_EDGE]
+    return f"{text[:_MAX_KEPT]} […]" if is_cut or len(text) > _MAX_KEPT else text

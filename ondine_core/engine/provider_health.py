@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ondine_core.engine.refusal_streak import RefusalStreak
+import re
+from dataclasses import dataclass
+
 from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import FatalError, RefusedError, TransientError
 from ondine_core.limits import AdaptiveConcurrency
@@ -13,6 +15,9 @@ _MAX_DOUBTS = 3
 """After this many refusals without a reason and without an answer, the key is taken to lack permission."""
 _FIRST_OUTAGE_S = 30.0
 """A server that never accepted a connection probably has another address, so it is waited for less long."""
+
+_MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
+"""Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""
 
 
 class ProviderHealth:
@@ -39,7 +44,7 @@ class ProviderHealth:
         self._doubted: FatalError | None = None
         self._doubts = 0
         self._unreachable_in_a_row = 0
-        self._refusals = RefusalStreak()
+        self._refusals = _RefusalStreak()
 
     # -- what comes back -------------------------------------------------------------------------------------------
 
@@ -53,7 +58,8 @@ class ProviderHealth:
     def note_answer(self) -> None:
         """Note a reply that refuses nothing."""
         self._answered = self.has_answers = True
-        self._refusals.end()
+        if self._refusals.count:
+            self._refusals = _RefusalStreak()
 
     def note_refusal(self, error: RefusedError, rows: int, *, any_answer: bool) -> None:
         """Stop the run when refusals repeat, but for those that a smaller batch or an earlier run explains.
@@ -153,3 +159,36 @@ class ProviderHealth:
         if len(self._failing) > 1 or not self._answered:
             run.stop.stop(error)
         return False
+
+
+@dataclass(slots=True)
+class _RefusalStreak:
+    """Refusals since the last answer.
+
+    Attributes:
+        words: The text of the last refusal, without its figures.
+        alike: How many of the last ones had the same text.
+        count: How many there are in all.
+    """
+
+    words: str = ""
+    alike: int = 0
+    count: int = 0
+
+    def add(self, error: RefusedError, *, any_answer: bool) -> FatalError | None:
+        """Note a refusal, and return why the run should end, if it should.
+
+        Args:
+            error: The refusal, of a request that cannot be made smaller or was not refused for its size.
+            any_answer: Whether any row of the run has an answer; without one no refusal is a single row's.
+        """
+        # Without what differs from call to call: amounts, times, and the names of requests.
+        words = re.sub(r"[\w-]*\d[\w.-]*", "0", str(error))
+        self.alike = self.alike + 1 if words == self.words else 1
+        self.words = words
+        self.count += 1
+        if not any_answer and self.count >= _MAX_UNCLEAR:
+            return FatalError(f"The first {self.count} calls were all refused. {error}")
+        if self.alike >= (_MAX_UNCLEAR if error.fault == "unclear" else _MAX_OF_ROWS):
+            return FatalError(f"The last {self.alike} calls were all refused, in the same words. {error}")
+        return None

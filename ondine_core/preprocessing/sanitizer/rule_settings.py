@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from ondine_core.errors import ConfigError
+from ondine_core.preprocessing.safe_regex import find_stall
 from ondine_core.preprocessing.sanitizer.rules import RULES, Rule
-from ondine_core.preprocessing.sanitizer.user_rules import user_rule
 
 Mode: TypeAlias = Literal["redact", "placeholder", "hash"]
 
@@ -58,7 +59,7 @@ class Sanitizer:
             valid = ", ".join(repr(name.lower()) for name in RULE_NAMES)
             raise ConfigError(f"There is no rule {unknown[0]!r}; those are {valid}. Write your own with patterns=.")
         wanted = {name.upper() for name in names}
-        own = [user_rule(name, pattern) for name, pattern in self.patterns.items()]
+        own = [_user_rule(name, pattern) for name, pattern in self.patterns.items()]
         if not wanted and not own:
             raise ConfigError("The sanitizer has no rules; leave rules= out for all of them, or sanitize= for none.")
         object.__setattr__(self, "chosen", (*(rule for rule in RULES if rule.name in wanted), *own))
@@ -89,3 +90,39 @@ def find_sanitizer(given: Sanitize | None) -> Sanitizer | None:
                 raise ConfigError(f"sanitize has no {unknown[0]!r}; it takes {', '.join(map(repr, names))}.")
             return Sanitizer(**given)
     raise ConfigError(f"sanitize={given!r}; give a mode, a Sanitizer, or a mapping with its arguments.")
+
+
+# -- rules of the user's own -----------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,30}(?<!_)")
+_MAX_TRIAL = 20_000
+_STALLED_S = 0.05
+"""Of processor time. A linear pattern takes a fifth of it for the longest trial, a quadratic one ten times as long."""
+
+
+def _user_rule(name: str, pattern: str) -> Rule:
+    """A rule called `name`, in capitals, for what `pattern` matches (only its group `value`, if it has one).
+
+    Raises:
+        ConfigError: The name or the pattern is not valid, the pattern matches nothing at all, or it takes too long.
+    """
+    given, name = name, name.upper() if isinstance(name, str) else ""
+    if not _NAME.fullmatch(name) or name in {rule.name for rule in RULES}:
+        raise ConfigError(
+            f"A pattern cannot be called {given!r}: letters, digits and underscores, and none of the built-in names."
+        )
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError, RecursionError) as error:
+        raise ConfigError(f"The pattern of {name!r} is not a regular expression: {error}.") from None
+    if not isinstance(pattern, str):
+        raise ConfigError(f"The pattern of {name!r} is a {type(pattern).__name__}; write it as a text.")
+    if compiled.search("") is not None:
+        raise ConfigError(f"The pattern of {name!r} matches the empty text, so it would be found everywhere.")
+    text = find_stall(compiled, max_length=_MAX_TRIAL, max_s=_STALLED_S)
+    if text is not None:
+        raise ConfigError(
+            f"The pattern of {name!r} stalls: searching {text[:2]!r} and so on for {len(text):,} characters takes "
+            rf"more than {_STALLED_S:g} s. Bound its repeats, as in \w{{1,64}} for \w+, and start it with \b."
+        )
+    return Rule(name, pattern, folded=False)

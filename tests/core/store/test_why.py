@@ -13,7 +13,7 @@ import pytest
 
 from ondine_core import Prompt, Sanitizer, ScriptedModel, enrich_sync
 from ondine_core.engine.definition import keys_of_row, keys_of_text, read_definition, write_definition
-from ondine_core.engine.kept_reply import kept_reply
+from ondine_core.engine.interpreting import kept_reply
 from ondine_core.engine.options import Options
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.report import Report
