@@ -54,10 +54,8 @@ def anthropic_endpoint(spec: ModelSpec) -> Endpoint:
     return Endpoint(find_anthropic_address(spec), spec.max_call_s, *headers, _ADVICE)
 
 
-class _AnthropicModel:
+class _AnthropicModel(HttpModel):
     """A model of Anthropic's, held to schemas in the way that it takes."""
-
-    max_batch_size: int | None = None
 
     def __init__(self, spec: ModelSpec, fields: Mapping[str, Json], structure: Structure) -> None:
         self._fields, self._structure = fields, structure
@@ -65,8 +63,7 @@ class _AnthropicModel:
         self._cache_mark = cache_mark(spec)
         self._heeds_schemas = False  # as far as is known
         limit = max_reply_bytes(fields["max_tokens"])
-        self._http = HttpModel(anthropic_endpoint(spec), self._write, message_reply, max_reply_bytes=limit)
-        self.max_concurrency = self._http.max_concurrency
+        super().__init__(anthropic_endpoint(spec), self._write, message_reply, max_reply_bytes=limit)
 
     def __repr__(self) -> str:
         return f"Anthropic({self._fields['model']!r})"
@@ -76,7 +73,7 @@ class _AnthropicModel:
         while True:
             structure = self._structure
             try:
-                reply = await self._http(call)
+                reply = await super().__call__(call)
             except ProviderError as error:
                 if call.json_schema is None or not _refuses_schema(error, structure):
                     raise
@@ -85,10 +82,6 @@ class _AnthropicModel:
             else:
                 self._learn_from(reply, call, structure)
                 return reply
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     def _write(self, call: Call) -> bytes:
         fields = {**self._fields, **self._tier_fields[call.tier]}

@@ -44,7 +44,7 @@ def chat_advice(base_url: str) -> Mapping[int, str]:
     return {**ADVICE, 404: ADVICE[404] + hint, 405: ADVICE[405] + hint}
 
 
-class OpenAIModel:
+class OpenAIModel(HttpModel):
     """A model behind one chat-completions address, asked in the form that its server takes.
 
     Requests have the fields `fixed`, and are written in `form` until the server says otherwise.
@@ -55,19 +55,14 @@ class OpenAIModel:
         self._form, self._max_output_tokens = form, spec.max_output_tokens
         self._heeds_schemas = False  # as far as is known
         limit = max_reply_bytes(spec.max_output_tokens)
-        self._http = HttpModel(endpoint, self._write, chat_reply, max_reply_bytes=limit)
-        self.max_concurrency = self._http.max_concurrency
-        self.max_batch_size: int | None = None
-
-    def __repr__(self) -> str:
-        return repr(self._http)
+        super().__init__(endpoint, self._write, chat_reply, max_reply_bytes=limit)
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`. A refusal for the form of the request costs nothing, and teaches it."""
         for _ in range(_MAX_FORMS):
             form = self._form
             try:
-                reply = await self._http(call)
+                reply = await super().__call__(call)
             except ProviderError as error:
                 if isinstance(error, InvalidReplyError) or (isinstance(error, TransientError) and error.cost_unknown):
                     raise
@@ -79,11 +74,7 @@ class OpenAIModel:
             else:
                 self._learn_from(reply, call, form)
                 return reply
-        return await self._http(call)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        return await super().__call__(call)
 
     def _learn_from(self, reply: Reply, call: Call, form: RequestForm) -> None:
         """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""
