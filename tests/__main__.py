@@ -16,7 +16,7 @@ pytest = (interpreter, "-m", "pytest")
 ruff = (interpreter, "-m", "ruff")
 types = (interpreter, "-m", "mypy")
 # One process more than processors, since many tests wait: for daemons, downloads, a browser.
-lanes = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
+parallel = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
 for command in ((*ruff, "check", "."), (*ruff, "format", "--check", ".")):
     run(*command)
 if sys.argv[1:]:
@@ -26,7 +26,7 @@ if sys.argv[1:]:
 with tempfile.TemporaryFile() as output:
     checking = subprocess.Popen(types, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     try:
-        run(*pytest, *lanes)
+        run(*pytest, *parallel)
     finally:
         failed = checking.wait()
         output.seek(0)

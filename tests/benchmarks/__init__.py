@@ -1,1 +1,1 @@
-"""How fast it is, beside what one would write by hand: `python -m tests.benchmarks`."""
+"""Speed compared with hand-written code and other clients: `python -m tests.benchmarks`."""

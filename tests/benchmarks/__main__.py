@@ -31,7 +31,7 @@ _PEERS = "peers"
 
 
 def main() -> int:
-    """Run what was asked for; 0 if all of its targets are met."""
+    """Run the requested scenarios; 0 if all of their targets are met."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     scenarios = f"of {', '.join(SCENARIOS)}, all by default; or {_PEERS}, alone"
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=scenarios)
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _peers(options: argparse.Namespace) -> int:
-    """Measure the peers; 0 whatever they come to, for they have no targets."""
+    """Measure the peers; always 0, for they have no targets."""
     scale, found = PEER_SCALES[options.scale], []
     for client in clients(options.environments):
         found.append(client)

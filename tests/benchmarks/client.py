@@ -1,6 +1,6 @@
-"""One client in a process of its own: `python -m tests.benchmarks.client NAME`, the workload as JSON on standard input.
+"""Run one client in a process of its own: `python -m tests.benchmarks.client NAME`, the workload as JSON on stdin.
 
-What it took is printed as one line of JSON.
+The measurement is printed as one line of JSON.
 """
 
 from __future__ import annotations

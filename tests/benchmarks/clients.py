@@ -1,6 +1,6 @@
-"""The clients that are compared, each as its user would write it: prepared first (that is its start-up), then run.
+"""The compared clients, each as its user would write it: prepared first (its start-up), then run.
 
-All ask the same question with structured output, one row a call unless they can do better, and parse what comes back.
+All ask the same question with structured output, one row a call unless they can do better, and parse the replies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": Tr
 
 @dataclass
 class Outcome:
-    """What a run came to: an answer a row in row order, tokens billed, and what else the client tells of itself."""
+    """The result of a run: an answer for each row in order, tokens billed, and what else the client reports."""
 
     answers: Sequence[Any]
     input_tokens: int = 0
@@ -33,7 +33,7 @@ class Outcome:
 
 
 class Columns(Sequence[dict[str, Any]]):
-    """A table by column, whose rows are made when somebody looks at them."""
+    """A table by column, whose rows are made on access."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
         self._columns = columns
@@ -53,7 +53,7 @@ def _messages(text: str) -> list[dict[str, str]]:
 
 
 async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, int, int]]]) -> Outcome:
-    """As many loops as there may be calls in flight share one iterator: the cheapest way to bound them."""
+    """`concurrency` loops share one iterator: the cheapest way to bound the calls in flight."""
     answers: list[Any] = [None] * work.rows
     outcome = Outcome(answers)
     rows = iter(enumerate(work.reviews))
@@ -69,7 +69,7 @@ async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, in
 
 
 def bare(work: Workload) -> Run:
-    """A loop around aiohttp and orjson that keeps, counts and checks nothing: the bound."""
+    """A loop around aiohttp and orjson that stores, counts and checks nothing: the upper bound."""
     import aiohttp
     import orjson
 
@@ -114,7 +114,7 @@ def litellm_loop(work: Workload, model: str = f"openai/{_MODEL}") -> Run:
     import litellm
     import orjson
 
-    # The root of the API is what litellm wants for Anthropic.
+    # For Anthropic litellm expects the root of the API.
     base_url = work.base_url.removesuffix("/v1") if model.startswith("anthropic/") else work.base_url
 
     async def ask(text: str) -> tuple[Any, int, int]:
@@ -174,7 +174,7 @@ _OBSERVERS_IMPORT = (
 
 
 def observed(work: Workload) -> Run:
-    """The same with all observers; traces, metrics and figures are sent to the provider, which takes anything."""
+    """The same with all observers, which export to the provider, since that accepts anything."""
     for name in _OBSERVERS_IMPORT:
         import_module(name)
     address = work.base_url.removesuffix("/v1")
@@ -192,7 +192,7 @@ def step(work: Workload) -> Run:
 
 
 def plain_step(work: Workload) -> Run:
-    """What Dagster takes for the same rows by itself."""
+    """Dagster's own time for the same rows."""
     from tests.benchmarks.steps import materialize_plain_asset, twice
 
     return lambda: Outcome([], told=twice(materialize_plain_asset, work))
@@ -206,7 +206,7 @@ def step_twice(work: Workload) -> Run:
 
 
 def store(work: Workload) -> Run:
-    """The store alone: answers of calls that take no time, noted and settled as the engine does."""
+    """The store alone: answers of calls that take no time, recorded and settled as the engine does."""
     from decimal import Decimal
 
     from ondine_core.store import open_store
@@ -245,7 +245,7 @@ _SLOTS = 8
 
 
 def raw_llama_cpp(work: Workload) -> Run:
-    """llama.cpp's own server on all processors, which a loop asks that keeps, counts and checks nothing."""
+    """llama.cpp's own server on all processors, asked by a loop that stores, counts and checks nothing."""
     import aiohttp
     import orjson
     import xllamacpp
@@ -280,7 +280,7 @@ def raw_llama_cpp(work: Workload) -> Run:
 
 
 def embedded(work: Workload) -> Run:
-    """The same rows and examples through `ondine_core.enrich_sync`, answers kept in a file."""
+    """The same rows and examples through `ondine_core.enrich_sync`, with answers stored in a file."""
     from ondine_core import Options, Prompt, enrich_sync
 
     prompt = Prompt("Give the mood of each review.\n\nReview: {review}", examples=list(_MOODS))

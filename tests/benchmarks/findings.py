@@ -1,4 +1,4 @@
-"""From runs to figures: medians with their spread, and ratios of runs that were made one after the other."""
+"""From runs to figures: medians with their spread, and ratios of runs made one after the other."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Finding:
     """A figure that has a target.
 
     Args:
-        what: In words.
+        what: Its description.
         value: The median.
-        low: The least of the repetitions.
-        high: The most of them.
-        target: In words.
+        low: The minimum of the repetitions.
+        high: Their maximum.
+        target: The target's description.
         met: Whether the median meets it.
     """
 
@@ -63,7 +63,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def findings(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
-    """What is known of each target."""
+    """The figures for each target."""
     rows_per_s, cpu_ms = _figure("rows_per_s"), _figure("cpu_ms_per_row")
     one = _Pairs(runs, "one row a call")
     yield from one.ratio("rows/s, beside aiohttp", "ondine", "aiohttp", rows_per_s, at_least=0.7)

@@ -1,7 +1,7 @@
-"""A provider of chat completions and of Anthropic's messages for load, which spends as little as it can on a request.
+"""A provider of chat completions and of Anthropic's messages for load tests, with minimal work for each request.
 
-It reads HTTP by hand, which serves well-behaved clients on the loopback and nobody else. A limit counts requests in a
-window that slides; what exceeds it is turned away at once, with or without a word on when to come back.
+It parses HTTP by hand, which is enough for well-behaved loopback clients only. A limit counts requests in a sliding
+window; requests beyond it are refused at once, with or without a `Retry-After`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PATH = "/v1"
 _END_OF_HEAD, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
 
 
-class Books:
-    """What has come in and what has gone out; a limit in force."""
+class ServerStats:
+    """The requests and replies, and a limit in force."""
 
     def __init__(self, latency_s: float, limit: int, window_s: float, refuse_each: int) -> None:
         self.latency_s = latency_s
@@ -38,14 +38,14 @@ class Books:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.requests = self.refused = self.in_flight = self.peak_in_flight = 0
         self.input_tokens = self.output_tokens = 0
         self.answered_at: list[float] = []
         self.cpu_s = time.process_time()
 
     def admits(self) -> bool:
-        """Whether a request that comes in now is within the limits."""
+        """Whether a request that arrives now is within the limits."""
         if self.refuse_each and self.requests % self.refuse_each == 0:
             return False
         if not self.limit:
@@ -59,7 +59,7 @@ class Books:
         return True
 
     def report(self) -> dict[str, Any]:
-        """Everything so far."""
+        """All figures so far."""
         return {
             "requests": self.requests,
             "refused": self.refused,
@@ -76,16 +76,16 @@ class Books:
 class Connection(asyncio.Protocol):
     """One client's connection."""
 
-    def __init__(self, books: Books) -> None:
-        self._books, self._buffer = books, b""
+    def __init__(self, stats: ServerStats) -> None:
+        self._books, self._buffer = stats, b""
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody is here."""
+        """A client has connected."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Serve whatever is complete."""
+        """Serve every complete request."""
         self._buffer += data
         while (end := self._buffer.find(_END_OF_HEAD)) >= 0:
             head = self._buffer[:end].lower()
@@ -100,37 +100,37 @@ class Connection(asyncio.Protocol):
             self._serve(head, body)
 
     def _serve(self, head: bytes, body: bytes) -> None:
-        books = self._books
+        stats = self._books
         is_message = head.startswith(b"post /v1/messages")
         if not is_message and not head.startswith(b"post /v1/chat/"):  # telemetry may be sent here, too
-            self._write(_response(b"200 OK", orjson.dumps(books.report())))
+            self._write(_response(b"200 OK", orjson.dumps(stats.report())))
             if b" /reset" in head:
-                books.reset()
+                stats.reset()
             return
-        books.requests += 1
-        if not books.admits():
-            books.refused += 1
+        stats.requests += 1
+        if not stats.admits():
+            stats.refused += 1
             self._write(
-                _response(b"429 Too Many Requests", _REFUSAL, b"Retry-After: 1\r\n" if books.refuse_each else b"")
+                _response(b"429 Too Many Requests", _REFUSAL, b"Retry-After: 1\r\n" if stats.refuse_each else b"")
             )
             return
-        books.in_flight += 1
-        books.peak_in_flight = max(books.peak_in_flight, books.in_flight)
-        self._loop.call_later(books.latency_s, self._answer, body, _message if is_message else _completion)
+        stats.in_flight += 1
+        stats.peak_in_flight = max(stats.peak_in_flight, stats.in_flight)
+        self._loop.call_later(stats.latency_s, self._answer, body, _message if is_message else _completion)
 
     def _answer(self, body: bytes, write: Callable[[str, str, int, int], dict[str, Any]]) -> None:
-        books, asked = self._books, orjson.loads(body)
-        books.in_flight -= 1
+        stats, asked = self._books, orjson.loads(body)
+        stats.in_flight -= 1
         texts = [_text(message["content"]) for message in asked["messages"]]
-        if not texts:  # curator asks so for the limits in the headers; nothing is billed
-            books.requests -= 1
+        if not texts:  # curator reads the limits in the headers this way; nothing is billed
+            stats.requests -= 1
             self._write(_response(b"400 Bad Request", _NO_MESSAGES))
             return
         content = orjson.dumps(_answers(texts[-1])).decode()
         sent, written = sum(map(len, texts)) // 4, len(content) // 4
-        books.input_tokens += sent
-        books.output_tokens += written
-        books.answered_at.append(time.monotonic())
+        stats.input_tokens += sent
+        stats.output_tokens += written
+        stats.answered_at.append(time.monotonic())
         self._write(_response(b"200 OK", orjson.dumps(write(asked["model"], content, sent, written))))
 
     def _write(self, data: bytes) -> None:
@@ -184,16 +184,16 @@ def _response(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
 
 async def _serve(options: argparse.Namespace) -> None:
     latency_s = options.latency_ms / 1000
-    books = Books(latency_s, options.limit, options.window_s, options.refuse_each)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(books), "127.0.0.1", 0, backlog=4096)
+    stats = ServerStats(latency_s, options.limit, options.window_s, options.refuse_each)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(stats), "127.0.0.1", 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    # Whoever started it holds the other end; when they are gone, so is this.
+    # The starting process holds the other end; when it exits, this process does.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 def main() -> None:
-    """Serve on a free port, which is printed, until the standard input is closed."""
+    """Serve on a free port, which is printed, until standard input is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency-ms", type=float, default=50.0)
     parser.add_argument("--limit", type=int, default=0, help="requests that a window admits; 0: any number")

@@ -1,4 +1,4 @@
-"""Starts the provider and the clients, each in a process of its own and, where the system can, on a core of its own."""
+"""Start the provider and the clients, each in a process and, where the system allows, on a core of its own."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _MAX_S = 1800
 
 
 def pinned_core(wanted: int) -> int:
-    """A core of those that this process may use, or -1 if there are too few or the system does not tell."""
+    """One of the cores that this process may use, or -1 if there are too few or they are unknown."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cores[wanted] if len(cores) > 1 else -1
 
 
 @dataclass(frozen=True)
 class Server:
-    """A provider that runs."""
+    """A running provider."""
 
     base_url: str
 
     def books(self) -> dict[str, Any]:
-        """What it has served since it was asked last."""
+        """Its figures since the last call."""
         address = self.base_url.removesuffix("/v1")
         with urllib.request.urlopen(f"{address}/reset") as came:  # noqa: S310  (our own, on the loopback)
             found: dict[str, Any] = json.load(came)
@@ -59,7 +59,7 @@ def serving(latency_ms: float, **limits: float) -> Iterator[Server]:
 
 
 def run_client(name: str, work: Workload, server: Server | None = None, *, pinned: bool = True) -> dict[str, Any]:
-    """What a client in a fresh process takes, and what the provider saw of it; `pinned` gives it one core.
+    """A client's measurements in a fresh process, and the provider's figures of it; `pinned` gives it one core.
 
     Raises:
         RuntimeError: It failed, or gave a row another row's answer.

@@ -1,4 +1,4 @@
-"""What is measured. Each scenario is repeated, its clients in turn, so that what disturbs one disturbs all alike."""
+"""The scenarios. Each is repeated with its clients in turn, so that a disturbance affects all alike."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Scale:
     """How much is measured.
 
     Args:
-        rows: Of a run.
-        slow_rows: Of a run of a client that is ten times slower.
-        many_rows: Of the long run.
-        repetitions: Of each scenario.
+        rows: Rows of a run.
+        slow_rows: Rows of a run of a client that is ten times slower.
+        many_rows: Rows of the long run.
+        repetitions: Repetitions of each scenario.
         limit: Requests a second, where there is a limit.
     """
 
@@ -54,12 +54,12 @@ def _run(name: str, work: Workload, server: Server | None = None) -> Measured:
 
 
 def compare(scale: Scale) -> Iterator[Measured]:
-    """Everybody: 256 calls in flight, one row a call, structured output, what is ours with a store."""
+    """All clients: 256 calls in flight, one row a call, structured output, Ondine with a store."""
     yield from _in_turn(scale, "one row a call", ("aiohttp", "ondine", "step", "openai", "litellm"), 256)
 
 
 def compare_few(scale: Scale) -> Iterator[Measured]:
-    """The same with 50 calls in flight, where the latency is the bound: 1,000 rows a second."""
+    """The same with 50 calls in flight, where latency is the bound: 1,000 rows a second."""
     yield from _in_turn(scale, "50 in flight", ("aiohttp", "ondine"), 50)
 
 
@@ -78,7 +78,7 @@ def anthropic(scale: Scale) -> Iterator[Measured]:
 
 
 def observers(scale: Scale) -> Iterator[Measured]:
-    """With everybody who can be told what happens, and without."""
+    """With all observers, and without any."""
     yield from _in_turn(scale, "observers", ("ondine", "observed"), 256)
 
 
@@ -93,7 +93,7 @@ def batches(scale: Scale) -> Iterator[Measured]:
 
 
 def cached(scale: Scale) -> Iterator[Measured]:
-    """A run that finds all of its answers in the store."""
+    """A run that finds all its answers in the store."""
     with serving(1) as server:
         for repetition in range(scale.repetitions):
             with _fresh_store() as store:
@@ -104,7 +104,7 @@ def cached(scale: Scale) -> Iterator[Measured]:
 
 
 def stores(scale: Scale) -> Iterator[Measured]:
-    """Answers written by calls that take no time, one a call and twenty."""
+    """Answers of calls that take no time, one a call and twenty."""
     for repetition in range(scale.repetitions):
         for size in (1, 20):
             found = _run("store", Workload("", 2 * scale.rows * size, 256, size))
@@ -112,7 +112,7 @@ def stores(scale: Scale) -> Iterator[Measured]:
 
 
 def distant_store(scale: Scale) -> Iterator[Measured]:
-    """Answers kept in Postgres, at hand and 20 ms away."""
+    """Answers stored in Postgres, local and 20 ms away."""
     with serving(LATENCY_MS) as provider:
         for repetition in range(scale.repetitions):
             for client, round_trip_s in (("Postgres at hand", 0.0), ("Postgres 20 ms away", 0.02)):
@@ -123,7 +123,7 @@ def distant_store(scale: Scale) -> Iterator[Measured]:
 
 
 def limits(scale: Scale) -> Iterator[Measured]:
-    """A limit that the provider enforces, named to the client or not."""
+    """A limit enforced by the provider, configured for the client or not."""
     rows = max(scale.limit, min(scale.rows, 20 * scale.limit))
     for repetition in range(scale.repetitions):
         for client, named in (("named", scale.limit), ("unnamed", None)):
@@ -134,7 +134,7 @@ def limits(scale: Scale) -> Iterator[Measured]:
 
 
 def _refusals(scale: Scale, repetition: int) -> Iterator[Measured]:
-    """50 calls in flight where all are answered, and where one in a hundred is refused for a second."""
+    """50 calls in flight, with all answered and with one in a hundred refused for a second."""
     for client, refuse_each in (("all answered", 0), ("1 % refused", 100)):
         with serving(LATENCY_MS, refuse_each=refuse_each) as server:
             found = _run("ondine", Workload(server.base_url, scale.rows, 50), server)
@@ -142,7 +142,7 @@ def _refusals(scale: Scale, repetition: int) -> Iterator[Measured]:
 
 
 def long_run(scale: Scale) -> Iterator[Measured]:
-    """Few rows and very many: is a row as quick, and what is held in memory?"""
+    """Few rows and very many: the time a row, and the memory used."""
     with serving(LATENCY_MS) as server:
         for client, rows in (("few rows", scale.rows), ("many rows", scale.many_rows)):
             found = _run("ondine", Workload(server.base_url, rows, 256), server)
@@ -150,7 +150,7 @@ def long_run(scale: Scale) -> Iterator[Measured]:
 
 
 def step_overhead(scale: Scale) -> Iterator[Measured]:
-    """One row through a step, and through one of Dagster's own: the first in a process, and the next."""
+    """One row in an enrichment step, and in one of Dagster's own: the first in a process, and the next."""
     with serving(0) as server:
         for repetition in range(scale.repetitions):
             for client in ("plain step", "step twice"):
@@ -159,7 +159,7 @@ def step_overhead(scale: Scale) -> Iterator[Measured]:
 
 
 def embedded(scale: Scale) -> Iterator[Measured]:
-    """A model inside the process, beside the library that computes it; both have all processors."""
+    """A model inside the process, compared with the library that computes it; both use all processors."""
     rows = max(8, min(128, scale.rows // 100))
     for repetition in range(scale.repetitions):
         for client in ("llama.cpp", "embedded"):

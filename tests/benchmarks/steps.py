@@ -1,4 +1,4 @@
-"""Assets that Dagster materializes in this process: an `@llm_asset`, and a plain one that takes what Dagster takes."""
+"""Assets that Dagster materializes in this process: an `@llm_asset`, and a plain one for Dagster's own time."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["materialize_llm_asset", "materialize_plain_asset", "twice"]
 
 
 def materialize_llm_asset(work: Workload) -> list[dict[str, Any]]:
-    """The answers that the rows of `work` get in a step."""
+    """The answers of a step for the rows of `work`."""
     from ondine_dagster import LLMResource, llm_asset
 
     @llm_asset(prompt=PROMPT, output=SCHEMA, batch_size=work.batch_size)

@@ -14,7 +14,7 @@ SCALE = Scale(100, 100, 100, 3, limit=100)
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """The command measures, finds every answer to be its row's, and writes its files; how fast is another matter."""
+    """The command measures, finds every answer in its own row, and writes its files; speed is not tested."""
     command = [sys.executable, "-m", "tests.benchmarks", "few", "store", "--scale", "tiny", "--output", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode in (0, 1), ran.stderr
@@ -27,7 +27,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scenario_is_an_error() -> None:
-    """It says which there are."""
+    """It lists the known ones."""
     command = [sys.executable, "-m", "tests.benchmarks", "fast"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 2
@@ -43,8 +43,8 @@ def runs(client: str, *rows_per_s: float) -> list[dict[str, object]]:
     ]
 
 
-def test_what_disturbs_a_pair_disturbs_no_ratio() -> None:
-    """A target is judged by the median of the ratios of runs made in turn, not by the ratio of two medians."""
+def test_target_is_the_median_of_paired_ratios() -> None:
+    """Runs are compared in pairs made one after the other, not by the ratio of two medians."""
     measured = [*runs("aiohttp", 1000, 100, 1000), *runs("ondine", 800, 80, 200)]
     found = {finding.what: finding for finding in findings(measured, SCALE)}
     ratio = found["rows/s, beside aiohttp"]

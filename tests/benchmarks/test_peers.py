@@ -28,7 +28,7 @@ def figures(**changes: object) -> Figures:
 
 
 def test_the_table_has_a_line_for_each_client() -> None:
-    """Rates are medians of the runs, and beside the bare loop's."""
+    """Rates are medians of the runs, shown with their ratio to the bare loop."""
     found = figures(rows_per_s=300.0, calls=50, paid_again=7)
     found.add("speed", {**RUN, "rows_per_s": 600.0})
     table = peers_table(
@@ -41,7 +41,7 @@ def test_the_table_has_a_line_for_each_client() -> None:
 
 
 def test_a_stale_answer_and_a_failure_are_shown() -> None:
-    """A changed row that came back unchanged is named; so is a situation in which a client gave up, with its reason."""
+    """A changed row with its old answer is marked, and a failed situation has its reason."""
     stale, broken = figures(lost=1, calls=0), Figures()
     broken.add("refused", "RateLimitError: 429")
     found = [Client("stale", PYTHON), Client("broken", PYTHON)]
@@ -52,7 +52,7 @@ def test_a_stale_answer_and_a_failure_are_shown() -> None:
 
 
 def test_a_peer_that_does_not_install_is_named_with_the_reason(tmp_path: Path) -> None:
-    """It is measured in no situation, and does not keep the others from being measured."""
+    """It has no measurements, and the others are measured."""
     found = list(clients(tmp_path, {"peer": ["/no/such/place/peer-1-py3-none-any.whl"]}))
     assert [client.name for client in found] == ["aiohttp", "Ondine", "peer"]
     assert list(compare_peers(found[2:], SCALE)) == []
@@ -62,7 +62,7 @@ def test_a_peer_that_does_not_install_is_named_with_the_reason(tmp_path: Path) -
 
 
 def test_a_client_is_measured(tmp_path: Path) -> None:
-    """The bare loop asks each row once, and again after one has changed; nothing is lost."""
+    """The bare loop asks each row once, and all again after one has changed; no row is lost."""
     scale = PeerScale(rows=20, few_rows=20, repetitions=1)
     (found, *_) = clients(tmp_path, {})
     runs = [run for _, _, run in compare_peers([found], scale, ["changed"])]
@@ -70,7 +70,7 @@ def test_a_client_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_job_has_its_duplicates_far_apart() -> None:
-    """Half of the texts come twice, the second time after all have come once; a changed row is the last."""
+    """Half of the texts occur twice, the second time after all have occurred once; a changed row is the last."""
     job = Job("", 6, distinct=3)
     assert job.numbers == [0, 1, 2, 0, 1, 2]
     assert Job("", 3, changed=True).numbers == [0, 1, 3]

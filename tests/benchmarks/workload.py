@@ -1,6 +1,6 @@
-"""What every client is given to do: rows, a question, the shape of an answer, and how to tell that it is the right one.
+"""The workload of every client: rows, a question, the form of an answer, and the check of an answer.
 
-It depends on nothing but the standard library, so that what a client takes to start is its own.
+It depends only on the standard library, so that a client's start-up time is its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEXT = "It came on time and the box was whole, but the lid sits loose and the h
 
 _NUMBER = re.compile(r"#(\d+)")
 _OF_A_TEST = {"name": "Jason", "age": 25}
-"""Some clients test a model before they begin: data-designer takes any answer, curator asks who is how old."""
+"""Some clients test a model before they begin: data-designer accepts any answer, curator asks for names and ages."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Workload:
 
     Args:
         base_url: The provider's, up to `/v1`.
-        rows: How many.
+        rows: Number of rows.
         concurrency: Most calls in flight.
-        batch_size: Rows a call, where the client can.
-        store: The file that answers are kept in, where the client keeps any; nothing keeps them in memory.
-        requests_per_s: The limit that the client is told, if it is told one.
+        batch_size: Rows a call, for clients that support it.
+        store: The file for answers, for clients that store any; empty keeps them in memory.
+        requests_per_s: The limit configured for the client, if any.
         first: Number of the first row.
     """
 
@@ -61,7 +61,7 @@ def review(number: int) -> str:
 
 
 def answer_to(text: str) -> dict[str, Any]:
-    """What the provider answers to a text with the number of its row, maybe with instructions around it."""
+    """The provider's answer to a text with the number of its row, possibly with instructions around it."""
     numbers = _NUMBER.findall(text)
     if not numbers:
         return _OF_A_TEST
@@ -69,5 +69,5 @@ def answer_to(text: str) -> dict[str, Any]:
 
 
 def is_right(number: int, answer: Any) -> bool:
-    """Whether `answer` is that of row `number`."""
+    """Whether `answer` belongs to row `number`."""
     return bool(answer == answer_to(f"#{number}"))

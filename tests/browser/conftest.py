@@ -1,4 +1,4 @@
-"""What is published is built once for all tests of it."""
+"""The distributions are built once for all tests of them."""
 
 from tests.support.distributions import distributions
 

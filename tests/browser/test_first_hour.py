@@ -1,7 +1,7 @@
-"""A stranger's first hour: the quickstart to the letter, then what a new project shows in Dagster's UI and does.
+"""A new user's first hour: the quickstart literally, then the UI and the behaviour of a new project.
 
 One project that `create-dagster` makes, one webserver, one daemon, one browser. With SCREENSHOTS set to a folder, the
-pictures of the documentation are taken anew.
+pictures of the documentation are taken again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tests.support.shop import Shop, add_assets, end, follow_quickstart
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE_S = 150
-"""What is not on a page after a while will not come."""
+"""How long a page may take to show something."""
 
 pytestmark = pytest.mark.slow
 
 ROWS = (40, 60)
-"""How many rows `ticket_teams` has, materialization by materialization."""
+"""The number of rows of `ticket_teams` in each materialization."""
 ROWS_OF_PICTURES = (40, 60, 90, 70, 80)
 
 DATA = ROOT / "example_project" / "src" / "example_project" / "data"
@@ -49,7 +49,7 @@ LABELS = dict(zip(REVIEWS["review"].str.strip(), REVIEWS["label"], strict=True))
 
 
 def label(prompt: str) -> dict[str, Any]:
-    """What the model answers to one row, or to several."""
+    """The model's answer to one row, or to several."""
     if prompt.startswith("["):
         rows = [{"id": row["id"], **label(f"Review: {row['x']}")} for row in json.loads(prompt)]
         return {"answers": rows}
@@ -93,14 +93,14 @@ def shop(
     provider: Provider,
     nightly: NightlyProvider,
 ) -> Shop:
-    """The project as the quickstart leaves it; nothing is served yet."""
+    """The project as the quickstart leaves it, without a running server."""
     variables = {"TEST_BASE_URL": provider.base_url, "TEST_JOBS_URL": nightly.base_url, "TEST_DATA": str(DATA)}
     return follow_quickstart(distributions, tmp_path_factory.mktemp("first_hour"), variables)
 
 
 @pytest.fixture(scope="module")
 def dagster(shop: Shop) -> Iterator[Shop]:
-    """The project with assets of many kinds, some of them filled, with a webserver and a daemon."""
+    """The project with assets of many kinds, some of them materialized, with a webserver and a daemon."""
     add_assets(shop)
     shop.run("uv", "run", "dg", "scaffold", "defs", "ondine_dagster.LLMAssetComponent", "ticket_moods",
              "--upstream", "first_tickets", "--column", "body")  # fmt: skip
@@ -117,7 +117,7 @@ MODEL = 'model: {model: openai_compatible/m, base_url: "{{ env.TEST_BASE_URL }}"
 
 
 def change(file: Path, old: str, new: str) -> None:
-    """Replace a text that a file has once."""
+    """Replace a text that a file contains once."""
     text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1
     file.write_text(text.replace(old, new), encoding="utf-8")
@@ -153,16 +153,16 @@ def see(browser: WebDriver, *texts: str) -> None:
 
 
 def click(browser: WebDriver, *texts: str) -> None:
-    """Click what says one of `texts`."""
+    """Click the elements that have `texts`."""
     path = f"//*[{' or '.join(f'normalize-space(text())={text!r}' for text in texts)}]"
     found = WebDriverWait(browser, PATIENCE_S).until(lambda _: browser.find_elements(By.XPATH, path))
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", found[-1])
 
 
 def keep(browser: WebDriver, name: str) -> None:
-    """Take a picture for the documentation, if one is wanted."""
+    """Take a picture for the documentation, on request."""
     if folder := os.environ.get("SCREENSHOTS"):
-        time.sleep(2)  # for what fades in
+        time.sleep(2)  # for elements that fade in
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
@@ -170,7 +170,7 @@ def keep(browser: WebDriver, name: str) -> None:
 
 
 def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Shop) -> None:
-    """The counts are those that the page prints, its test passes, and the second launch asked nothing."""
+    """The counts are those on the page, its test passes, and the second launch asks nothing."""
     counts = re.findall(r"sentiment_counts - (\{.*\})", shop.said)
     assert len(counts) == 1, shop.said
     assert counts[0] in shop.page, counts
@@ -183,7 +183,7 @@ def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Sho
 
 
 def test_the_readme_without_dagster_and_a_notebook(shop: Shop) -> None:
-    """What the README prints comes out, with a progress bar at a terminal only; a cell may run twice."""
+    """The output is that of the README, with a progress bar at a terminal only; a cell may run twice."""
     (example,) = re.findall(r"```python\n(from ondine_core [^`]*enrich_sync.*?)```", README, re.DOTALL)
     (printed,) = re.findall(r"# (\[.*)", example)
     first, again = (shop.run_python(example, terminal=terminal) for terminal in (True, False))
@@ -215,8 +215,8 @@ WRONG = {
 }
 
 
-def test_definitions_that_are_wrong_say_what_is_right(shop: Shop) -> None:
-    """Each is refused when it loads, with what to write instead."""
+def test_invalid_definitions_say_what_to_write(shop: Shop) -> None:
+    """Each is refused when it loads."""
     code = [
         "from ondine_dagster import ErrorRateCheck, build_llm_asset",
         "def show(**arguments):",
@@ -233,7 +233,7 @@ def test_definitions_that_are_wrong_say_what_is_right(shop: Shop) -> None:
 
 
 def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
-    """A dry run and a trial are shown with what is sent; the run after them asks what has no answer yet."""
+    """A dry run and a trial show what is sent; the run after them asks only rows without an answer."""
     asset = "first_tickets"
     dry = dagster.materialize(asset, config={"dry_run": True})
     assert asked_about(provider.books, range(200, 208)) == {}
@@ -254,7 +254,7 @@ def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, brows
 
 
 def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, provider: Provider) -> None:
-    """`why` shows what is on record, the reply of a failed row, too; the next run asks about one of the two."""
+    """`why` shows what is stored, also the reply of a failed row; the next run asks one of the two."""
     why = ("uv", "run", "python", "-m", "ondine_core.store", "why", "--asset", "first_tickets", "--row")
     failed = dagster.run(*why, json.dumps({"body": "Ticket 206: It is unreadable."}))
     assert '"nobody"' in failed
@@ -267,7 +267,7 @@ def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, prov
 
 
 def test_a_backfill_makes_the_calls_that_the_dry_run_planned(dagster: Shop, browser: WebDriver) -> None:
-    """Two days by the daemon; each is a run, and its calls are packed as they were planned."""
+    """Two days by the daemon, each in a run whose calls are packed as planned."""
     dagster.materialize("daily_sentiment", config={"dry_run": True}, partition="2026-01-05")
     (plan,) = observations(dagster, "daily_sentiment")
     assert len(dagster.backfill("daily_sentiment", "2026-01-05", "2026-01-06")) == 2
@@ -285,7 +285,7 @@ def test_a_backfill_makes_the_calls_that_the_dry_run_planned(dagster: Shop, brow
 
 
 def test_a_scaffolded_component_loads_and_materializes(dagster: Shop) -> None:
-    """With another model than it was scaffolded with; a mistake in it has file, line and attribute."""
+    """With another model than it was scaffolded with; an error in it has file, line and attribute."""
     names = {file.name for file in (dagster.folder / MOODS).parent.iterdir() if file.is_file()}
     assert names == {"defs.yaml", "prompt.md"}
     dagster.materialize("first_tickets", "ticket_moods")
@@ -299,7 +299,7 @@ def test_a_scaffolded_component_loads_and_materializes(dagster: Shop) -> None:
 
 
 def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
-    """`cost_usd_total` has what the reused answers cost, too."""
+    """`cost_usd_total` includes the cost of reused answers."""
     for asset in ("ticket_teams", "first_tickets", "daily_sentiment"):
         made = figures(dagster, asset)
         assert made
@@ -307,7 +307,7 @@ def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
 
 
 def asked_about(books: Books, tickets: range) -> dict[int, int]:
-    """How often each of these tickets was asked about, repairs included; `first_tickets` only."""
+    """How often each of these tickets was asked, repairs included; of `first_tickets` only."""
     asked = Counter[int]()
     for request in books.requests:
         found = re.search(r"Which team.*Ticket (\d+):", str(request.messages), re.DOTALL)
@@ -337,30 +337,30 @@ def observations(shop: Shop, asset: str) -> list[dict[str, Any]]:
 
 
 def log(shop: Shop, run: str) -> str:
-    """Everything a run logged."""
+    """All log messages of a run."""
     with dg.DagsterInstance.from_config(str(shop.home)) as instance:
         return "\n".join(event.user_message for event in instance.all_logs(run))
 
 
-# -- what the pages show -------------------------------------------------------------------------------------------
+# -- the UI's pages -----------------------------------------------------------------------------------------------
 
 
 def cells(browser: WebDriver, text: str) -> list[str]:
-    """The cells of the row of a Markdown table that has `text`."""
+    """The cells of the Markdown table row that contains `text`."""
     path = f"//td[contains(normalize-space(.), {text!r})]/ancestor::tr[not(.//table)]/td"
     return [cell.text for cell in browser.find_elements(By.XPATH, path)]
 
 
-def test_figures_are_drawn_over_materializations(dagster: Shop, browser: WebDriver) -> None:
-    """Every numeric figure is a plot; those of running steps have keys of their own."""
+def test_metadata_is_plotted_over_materializations(dagster: Shop, browser: WebDriver) -> None:
+    """Every numeric value is a plot; those of running steps have keys of their own."""
     browser.get(f"{dagster.address}/assets/ticket_teams")
     click(browser, "Plots")
     see(browser, "ondine/cost_usd", "ondine/progress/rows_done")
     keep(browser, "plots")
 
 
-def test_a_failed_row_is_not_shifted(dagster: Shop, browser: WebDriver) -> None:
-    """Its answers are empty cells, also the first one; the page says how many failed, and why."""
+def test_failed_row_has_empty_cells(dagster: Shop, browser: WebDriver) -> None:
+    """Its answers are empty cells, also the first; the page has the number of failures and the reasons."""
     browser.get(f"{dagster.address}/assets/ticket_teams?view=events")
     see(browser, "ondine/summary", " failed, $", "ondine/failures")
     found = cells(browser, "Ticket 1: It is unreadable.")
@@ -370,7 +370,7 @@ def test_a_failed_row_is_not_shifted(dagster: Shop, browser: WebDriver) -> None:
 
 
 def test_failed_rows_are_shown_with_their_reasons(dagster: Shop, browser: WebDriver) -> None:
-    """A preview, and the reasons with counts; the check of the error rate is on the page of the table itself."""
+    """A preview, and counts by reason; the error-rate check is on the page of the table itself."""
     browser.get(f"{dagster.address}/assets/ticket_teams_failed")
     see(browser, "ondine/summary", "ondine/preview", "ondine/failures", "invalid: team")
     assert cells(browser, "Ticket 1: It is unreadable.") == ["invalid", "Ticket 1: It is unreadable."]
@@ -380,7 +380,7 @@ def test_failed_rows_are_shown_with_their_reasons(dagster: Shop, browser: WebDri
 
 
 def test_the_spend_report_has_tables(dagster: Shop, browser: WebDriver) -> None:
-    """By asset, model and day, as tables and not as their source."""
+    """By asset, model and day, rendered as tables."""
     browser.get(f"{dagster.address}/assets/llm_spend?view=events")
     see(browser, "ondine/spend_by_asset", "ondine/spend_by_model", "ondine/spend_by_day", "ticket_teams")
     assert "| --- |" not in browser.find_element(By.TAG_NAME, "body").text
@@ -388,14 +388,14 @@ def test_the_spend_report_has_tables(dagster: Shop, browser: WebDriver) -> None:
     keep(browser, "spend")
 
 
-def test_a_failed_step_says_what_failed_it(dagster: Shop, browser: WebDriver) -> None:
-    """Its last observation is on the asset's page, with what it did and cost."""
+def test_failed_step_shows_its_last_observation(dagster: Shop, browser: WebDriver) -> None:
+    """With the reason, its calls and its cost."""
     browser.get(f"{dagster.address}/assets/strict_ticket_teams?view=events")
     see(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
     keep(browser, "failed_step")
 
 
-def test_images_are_shown_small(dagster: Shop, browser: WebDriver) -> None:
+def test_thumbnails_are_shown(dagster: Shop, browser: WebDriver) -> None:
     """The first images are on the asset's page with their answers, and the browser can draw them."""
     dagster.materialize("photo_labels")
     browser.get(f"{dagster.address}/assets/photo_labels?view=events")
@@ -416,8 +416,8 @@ LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on
     lineage { columnName columnDeps { assetKey { path } columnName } } } } } } } }"""
 
 
-def test_assets_and_columns_know_where_they_come_from(dagster: Shop, browser: WebDriver) -> None:
-    """Lineage leads from an output column to what the prompt reads; the free UI draws that of assets only."""
+def test_lineage_of_assets_and_columns(dagster: Shop, browser: WebDriver) -> None:
+    """Column lineage leads to the columns of the prompt; the open-source UI draws that of assets only."""
     (event,) = dagster.ask(LINEAGE)["assetNodeOrError"]["assetMaterializations"]
     (lineage,) = (entry["lineage"] for entry in event["metadataEntries"] if "lineage" in entry)
     sources = {column["columnName"]: column["columnDeps"] for column in lineage}
@@ -427,7 +427,7 @@ def test_assets_and_columns_know_where_they_come_from(dagster: Shop, browser: We
     keep(browser, "lineage")
 
 
-def test_the_launchpad_explains_what_can_be_set(dagster: Shop, browser: WebDriver) -> None:
+def test_launchpad_describes_its_fields(dagster: Shop, browser: WebDriver) -> None:
     """The fields of a run are in the Launchpad, each with its description."""
     browser.get(f"{dagster.address}/locations/shop/jobs/__ASSET_JOB/playground")
     click(browser, "Scaffold all default config")
@@ -436,18 +436,18 @@ def test_the_launchpad_explains_what_can_be_set(dagster: Shop, browser: WebDrive
 
 
 def test_the_component_has_a_page(dagster: Shop, browser: WebDriver) -> None:
-    """With what its attributes mean."""
+    """With the descriptions of its attributes."""
     browser.get(f"{dagster.address}/locations/shop/docs")
     click(browser, "Components")
     click(browser, "ondine_dagster")
-    # Versions of Dagster differ in how they name it here.
+    # Versions of Dagster name it differently here.
     click(browser, "LLMAssetComponent", "ondine_dagster.LLMAssetComponent")
     see(browser, "ondine_dagster.LLMAssetComponent", "prompt", "batch_size")
     keep(browser, "component")
 
 
 def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) -> None:
-    """What a model wrote is read and not clicked."""
+    """An answer's text cannot be clicked."""
     dagster.materialize("answers_with_links")
     browser.get(f"{dagster.address}/assets/answers_with_links?view=events")
     see(browser, "ondine/preview", "evil.example/a", "me")
@@ -456,8 +456,8 @@ def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) ->
     keep(browser, "links")
 
 
-def test_a_running_step_is_watched_and_stopped(dagster: Shop, browser: WebDriver) -> None:
-    """Observations come in while the step runs; Terminate ends it within seconds, with what was spent on the page."""
+def test_running_step_is_observed_and_terminated(dagster: Shop, browser: WebDriver) -> None:
+    """Observations arrive while the step runs; Terminate ends it within seconds, with the spend on the page."""
     run = dagster.launch("support_tickets", "ticket_labels", quick=False)
     browser.get(f"{dagster.address}/runs/{run}")
     see(browser, "ASSET_OBSERVATION", "rows/s")
@@ -473,7 +473,7 @@ def test_a_running_step_is_watched_and_stopped(dagster: Shop, browser: WebDriver
 def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
     dagster: Shop, browser: WebDriver, nightly: NightlyProvider
 ) -> None:
-    """The asset's page says what is under way; the sensor's run has its name and makes the table."""
+    """The asset's page shows what is under way; the sensor's run has its name and makes the table."""
     dagster.materialize("nightly_teams")
     nightly.advance(3600.0)
     dagster.materialize("nightly_teams")

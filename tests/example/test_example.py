@@ -1,4 +1,4 @@
-"""The example project, as a newcomer meets it."""
+"""The example project, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 TABLE = pd.read_csv(ROOT / "example_project/src/example_project/data/reviews.csv", keep_default_na=False)
 
 
-def test_the_data_are_worth_looking_at() -> None:
-    """A few hundred reviews over every day, some empty, some twice, and labelled."""
+def test_example_data_has_gaps_duplicates_and_labels() -> None:
+    """A few hundred reviews over all days, some empty, some duplicate, and labelled."""
     assert set(TABLE["date"]) == set(days.get_partition_keys())
     assert len(TABLE) > 300
     assert TABLE["review_id"].is_unique
@@ -44,12 +44,12 @@ def test_the_data_are_worth_looking_at() -> None:
 
 @pytest.mark.parametrize("arguments", [["-w", "workspace.yaml"], ["-m", "example_project.definitions"]])
 def test_dagster_loads_the_workspace(arguments: list[str], tmp_path: Path) -> None:
-    """What `dagster dev` reads is valid."""
+    """The files that `dagster dev` reads are valid."""
     validate(["dagster", "definitions", "validate", *arguments], ROOT, tmp_path)
 
 
 def test_dg_loads_the_project(tmp_path: Path) -> None:
-    """What `dg dev` reads is valid, and `dg` knows our package."""
+    """The files that `dg dev` reads are valid, and `dg` knows our package."""
     validate(["dg", "check", "defs"], ROOT / "example_project", tmp_path)
 
 
@@ -73,7 +73,7 @@ def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, A
 
 
 def test_the_embedded_model_beats_the_majority_and_a_re_run_asks_nothing(tmp_path: Path) -> None:
-    """A real model classifies a day of reviews clearly better than guessing; the second run is free."""
+    """A real model classifies a day of reviews clearly better than the majority label; the second run is free."""
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         results = [run_day(instance, "2026-01-07") for _ in range(2)]
     first, second = map(figures_by_asset, results)
@@ -90,10 +90,12 @@ def test_the_embedded_model_beats_the_majority_and_a_re_run_asks_nothing(tmp_pat
     assert {product: sold_in[product] for product in plain if product in sold_in}.items() <= plain.items()
 
 
-@pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`")  # which Dagster calls itself,
-@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # and this
-def test_the_day_is_scheduled_and_its_departments_follow_by_themselves(tmp_path: Path) -> None:
-    """The schedule asks for the day that is over; the condition waits for its reviews."""
+@pytest.mark.filterwarnings(
+    "ignore:Function `JobDefinition.run_request_for_partition`"
+)  # Dagster calls this one itself,
+@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # and this one
+def test_day_is_scheduled_and_departments_follow_automatically(tmp_path: Path) -> None:
+    """The schedule asks the past day; the automation condition waits for its reviews."""
     definitions, six = defs(), dt.datetime(2026, 1, 10, 6, tzinfo=dt.UTC)
     schedule = definitions.resolve_schedule_def("classify_reviews_schedule")
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
@@ -109,14 +111,14 @@ def test_the_day_is_scheduled_and_its_departments_follow_by_themselves(tmp_path:
     assert due.total_requested == 1
 
 
-def test_steps_that_ask_share_a_pool() -> None:
-    """One limit in the UI holds for all of them."""
+def test_enrichment_steps_share_a_pool() -> None:
+    """So one limit in the UI applies to all of them."""
     jobs = defs().resolve_implicit_global_asset_job_def()
     assert {node.name for node in jobs.nodes if node.definition.pools} == {"review_sentiment", "review_department"}
 
 
 def test_one_variable_switches_the_model(tmp_path: Path) -> None:
-    """ONDINE_MODEL and ONDINE_BASE_URL send the same example to another model; duplicates are asked once."""
+    """With ONDINE_MODEL and ONDINE_BASE_URL the example asks another model; duplicates are asked once."""
     answers = {True: {"department": "home"}, False: {"sentiment": "neutral"}}
     with Provider(lambda prompt: answers["Product:" in prompt]) as provider:
         environment = os.environ | {
@@ -138,7 +140,7 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
 
 
 def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
-    """With ONDINE_TIER=batch, a day's reviews are one job and its products another; the sensor is there."""
+    """With ONDINE_TIER=batch a day's reviews are one job and its products another; the sensor exists."""
     answers = {True: {"department": "home"}, False: {"sentiment": "neutral"}}
     with NightlyProvider(lambda prompt: answers["Product:" in prompt]) as provider:
         environment = os.environ | {
@@ -168,7 +170,7 @@ def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 20])
 def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: int, tmp_path: Path) -> None:
-    """The example's question about a day of its reviews, answered by its labels and billed as OpenAI does."""
+    """For a day of the example's reviews, answered by their labels and billed as by OpenAI."""
     labels = dict(zip(TABLE["review"], TABLE["label"], strict=True))
 
     def answer(prompt: str) -> Any:
@@ -198,8 +200,8 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
     assert expected["ondine/estimated_cost_usd_least"] <= usd <= expected["ondine/estimated_cost_usd_most"]
 
 
-def test_photos_are_asked_about_by_a_model_that_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default model cannot, so the assets are there once another is named; each picture gets its own answer."""
+def test_photo_assets_exist_with_a_vision_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model has no vision; with another model each picture gets its own answer."""
     monkeypatch.delenv("ONDINE_MODEL", raising=False)
     assert not photos().assets
     monkeypatch.setenv("ONDINE_MODEL", "openai/gpt-5-mini")
@@ -219,7 +221,7 @@ def test_photos_are_asked_about_by_a_model_that_can_see(monkeypatch: pytest.Monk
 
 
 def test_the_photos_are_those_that_the_script_draws() -> None:
-    """Each less than 2 kB."""
+    """Each has less than 2 kB."""
     assert {file.stem for file in PHOTOS.glob("*.png")} == set(PICTURES)
     for name, picture in PICTURES.items():
         content = (PHOTOS / f"{name}.png").read_bytes()

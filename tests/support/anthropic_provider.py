@@ -1,7 +1,7 @@
-"""A provider on the loopback that speaks Anthropic's messages API, with the faults and the books of `Provider`.
+"""A loopback provider that speaks Anthropic's messages API, with the faults and the ledger of `Provider`.
 
-Requests are held against Anthropic's API reference and its SDK: what these do not allow is refused with the status and
-the words of the API, so that a test whose request is wrong fails.
+Requests are checked against Anthropic's API reference and its SDK: invalid ones are refused with the API's status and
+message, so that a test with a wrong request fails.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
 
 
 class AnthropicProvider(Provider):
-    """Answers `POST /v1/messages`; where the caller offers a tool, the answer comes as the input of that tool."""
+    """Answers `POST /v1/messages`; if the caller offers a tool, the answer is that tool's input."""
 
     path: ClassVar[str] = "/v1/messages"
 
     def __init__(self, *args: Any, fault: Fault | None = None, **options: Any) -> None:
-        def befall(asked: Asked) -> Effect:
+        def effect_of(asked: Asked) -> Effect:
             wrong = next(_faults(asked), None)
             return failing(400, "invalid_request_error", wrong)(asked) if wrong else fault(asked) if fault else None
 
-        super().__init__(*args, fault=befall, **options)
+        super().__init__(*args, fault=effect_of, **options)
 
     @property
     def address(self) -> str:
-        """What Anthropic's clients call the base address."""
+        """The base address for Anthropic's clients."""
         return self.base_url.removesuffix("/v1")
 
     def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
@@ -77,7 +77,7 @@ class AnthropicProvider(Provider):
         return orjson.dumps(message), {"Content-Type": "application/json", "request-id": f"req-{number}"}
 
     def _usage(self, asked: Asked, text: str) -> dict[str, Any]:
-        """The usage of a reply. Unlike OpenAI, Anthropic does not count what was cached among the input tokens."""
+        """The usage of a reply. Unlike OpenAI, Anthropic does not count cached tokens among the input tokens."""
         sent = len(asked.prompt) // 4
         read = self._cached_tokens
         written = 0
@@ -103,7 +103,7 @@ class AnthropicProvider(Provider):
         }
 
     def _read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
-        """Tools, system text and messages, in this order; the last marked block ends what is cached."""
+        """Tools, system text and messages in this order; the last marked block ends the cached prefix."""
         text = orjson.dumps([body.get("tools"), body.get("output_config")]).decode()
         marked = None
         for block in blocks_of(body):
@@ -126,11 +126,11 @@ def failing(code: int, kind: str, message: str, **details: Any) -> Fault:
     return status(code, {"type": "error", "error": error, "request_id": "req-1"}, {"request-id": "req-1"})
 
 
-# -- what the API takes --------------------------------------------------------------------------------------------
+# -- request validation --------------------------------------------------------------------------------------------
 
 
 def _faults(asked: Asked) -> Iterator[str]:
-    """What the API would refuse of a request, in its words."""
+    """What the API would refuse in a request, with its message."""
     body, headers = asked.body, {name.lower(): value for name, value in asked.headers.items()}
     if "anthropic-version" not in headers:
         yield "anthropic-version: header is required"

@@ -1,4 +1,4 @@
-"""Short ways to ask the loopback provider: one call through a model, or a whole table through the door."""
+"""Short ways to ask the loopback provider: one call through a model, or a whole table through `enrich`."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def one_call_to(base_url: str, text: str = "Repeat: hello", call: Call | None = 
 
 
 def texts(count: int) -> dict[str, list[str]]:
-    """A table of so many rows, all different."""
+    """A table of `count` different rows."""
     return {"text": [f"row {number}" for number in range(count)]}
 
 
 def echo_each(prompt: str) -> Any:
-    """The answer of a provider to `PROMPT`, whether the row is alone in its call or one of many."""
+    """A provider's answer to `PROMPT`, for a single row or a batch."""
     if not prompt.startswith("["):
         return echo(prompt)
     return {"answers": [{"id": row["id"], "answer": row["x"]} for row in json.loads(prompt)]}
 
 
 def options(store: str | Path = ":memory:", **policy: Any) -> Options:
-    """Options with short pauses and eight calls at once, unless `policy` says otherwise."""
+    """Options with short pauses and eight concurrent calls, unless `policy` differs."""
     return Options(store=store, policy=Policy(**{"retry": QUICK, "max_concurrency": 8, **policy}))
 
 

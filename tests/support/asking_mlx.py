@@ -1,4 +1,4 @@
-"""Short ways to ask tiny MLX models. Importing this skips the importing test module where MLX is not installed."""
+"""Short ways to ask tiny MLX models. Importing this module skips the importing test module without MLX."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 ENDLESS = dict.fromkeys((END, "<|user|>", "<|system|>", "<|assistant|>", "<think>", "</think>"), -1000.0)
-"""The leaning of a model that writes characters and never ends."""
+"""The biases of a model that writes characters and never ends."""
 
 MOOD = json.dumps(
     {
@@ -67,7 +67,7 @@ def task(text: str, schema: bytes | None = None) -> Call:
 
 
 def use(folder: Path, action: Callable[[MlxModel], Awaitable[T]], **spec: Any) -> T:
-    """What `action` does with a connection to the model in `folder`, which is closed."""
+    """The result of `action` on a connection to the model in `folder`, which is closed afterwards."""
 
     async def main() -> T:
         model = connect(ModelSpec(f"mlx/{folder}", **{"max_output_tokens": 40, **spec}))
@@ -87,7 +87,7 @@ def ask(folder: Path, call: Call | str, **spec: Any) -> Reply:
 
 
 async def ask_with(folder: Path, text: str, **spec: Any) -> Reply:
-    """The reply to one question, over a connection of its own."""
+    """The reply to one text, over a connection of its own."""
     model = connect(ModelSpec(f"mlx/{folder}", **spec))
     try:
         return await model(task(text))
@@ -96,17 +96,17 @@ async def ask_with(folder: Path, text: str, **spec: Any) -> Reply:
 
 
 async def ask_together(model: MlxModel, calls: Sequence[Call]) -> list[Reply]:
-    """The replies to calls made at once."""
+    """The replies to concurrent calls."""
     return await asyncio.gather(*map(model, calls))
 
 
 async def ask_in_turn(model: MlxModel, calls: Sequence[Call]) -> list[Reply]:
-    """The replies to calls made one after another."""
+    """The replies to sequential calls."""
     return [await model(call) for call in calls]
 
 
 def texts(replies: Sequence[Reply]) -> list[str]:
-    """What the replies say."""
+    """The texts of the replies."""
     return [reply.text for reply in replies]
 
 

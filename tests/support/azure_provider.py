@@ -1,4 +1,4 @@
-"""Azure OpenAI on the loopback: it checks who calls which deployment and api version, and then is a `Provider`."""
+"""Azure OpenAI on the loopback: a `Provider` that checks credentials, deployment and api version."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class AzureProvider(Provider):
     """One resource with one deployment.
 
     Args:
-        accepts: Whether a value of `Authorization` or `api-key` is accepted now.
-        deployment: The one that exists.
-        versions: The api versions it knows.
+        accepts: Whether a value of `Authorization` or `api-key` is valid now.
+        deployment: The name of the deployment.
+        versions: The api versions that it supports.
         **provider: As for `Provider`.
     """
 
@@ -73,7 +73,7 @@ class Token:
 
 @dataclass
 class Credential:
-    """Gives tokens that live for `lifetime_s`, and knows which of them are good; `http_errors` come first."""
+    """Gives tokens that live for `lifetime_s`, and knows which are valid; `failures` come first."""
 
     lifetime_s: float = 3600.0
     delay_s: float = 0.0
@@ -106,7 +106,7 @@ def spec(provider: AzureProvider | None = None, **fields: Any) -> ModelSpec:
 
 
 def calls(model: ChatModel, count: int, pause_s: float = 0.0) -> list[Reply]:
-    """The replies to so many calls one after the other."""
+    """The replies to `count` sequential calls."""
 
     async def main() -> list[Reply]:
         replies = []

@@ -1,4 +1,4 @@
-"""A question with columns of every plain type, batches of rows that ask it, and what an obedient model replies."""
+"""A task with columns of every plain type, batches of rows, and the reply of a model that follows instructions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=ST
 
 
 def task(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Task:
-    """A question to a model of which nothing is known."""
+    """A task for a model of which nothing is known."""
     return compile_task(prompt, output, ModelSpec("test/model"))
 
 
@@ -35,19 +35,19 @@ QUESTION = task()
 
 
 def batch(asked: Task, texts: list[str], **options: Any) -> Batch:
-    """One row a text, in the column `review`."""
+    """One row for each text, in the column `review`."""
     rows = [{"review": text} for text in texts]
     items = [Item(bytes([n]), asked.prompt.render(row), asked.prompt.fields(row)) for n, row in enumerate(rows)]
     return Batch(tuple(items), **options)
 
 
 def ids_in(prompt: str) -> list[int]:
-    """The ids of the rows of a batch, as a provider reads them in JSON."""
+    """The ids of a batch's rows, as a provider reads them in JSON."""
     return [int(number) for number in re.findall(r'"id":(\d+)', prompt)]
 
 
 def reply_with(strategy: BatchStrategy, answers: Mapping[int, Mapping[str, Any]]) -> str:
-    """What a model that obeys would write."""
+    """The reply of a model that follows the instructions."""
     form = strategy.encode.args[0]
     text = form.write([{"id": number, **answer} for number, answer in answers.items()])
     return f'{{"answers":{text}}}' if form.name == "json" else text

@@ -1,4 +1,4 @@
-"""Every client that speaks HTTP, each with the loopback provider it speaks to, for tests that hold for all of them."""
+"""Every HTTP client, each with its loopback provider, for tests that hold for all of them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Client:
     """A client and its provider.
 
     Args:
-        name: What the tests call it.
-        model: What a user calls the model.
+        name: Its name in tests.
+        model: The user's name of the model.
         provider: Makes the server.
-        address: The server's address, as this client wants it.
+        address: The server's address, as this client expects it.
         link: Connects the model.
-        priced_as: Whose list price it has.
+        priced_as: The model whose list price applies.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Client:
     priced_as: str
 
     def connect(self, address: str, **spec: Any) -> ChatModel:
-        """The model behind `address`; what litellm imports is imported by now."""
+        """The model behind `address`; litellm's imports are done."""
         if self.name.startswith("litellm"):
             import_litellm()
         return self.link(ModelSpec(self.model, **{"base_url": address, "api_key": KEY, "timeout_s": 20.0, **spec}))
@@ -82,7 +82,7 @@ def _address(provider: AnthropicProvider | AzureProvider) -> str:
 
 
 class OpenAIProvider(Provider):
-    """A provider that holds each request it saw against OpenAI's description of its API when it ends."""
+    """A provider that, when it ends, checks every request it saw against OpenAI's description of its API."""
 
     def __exit__(self, kind: type[BaseException] | None = None, *raised: object) -> None:
         super().__exit__(kind, *raised)
@@ -138,7 +138,7 @@ STATUSES: dict[int, tuple[type[ProviderError], str | None]] = {
 
 @cache
 def import_litellm() -> None:
-    """Make a first call, which imports for seconds, so that time-outs of later ones are about the call."""
+    """Make a first call, which imports for seconds, so that time-outs of later calls are about the call."""
     with Provider() as provider:
         for client in BY_LITELLM:
             spec = ModelSpec(client.model, base_url=provider.base_url, api_key="none", timeout_s=120.0)
@@ -146,7 +146,7 @@ def import_litellm() -> None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that stand behind it, shown in a traceback or not."""
+    """An error and all its causes and contexts, whether a traceback shows them or not."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -158,10 +158,10 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def resetting(last_words: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
-    """A server that takes each request whole and then resets the connection: its address, and the requests.
+    """A server that reads each request completely and then resets the connection: its address, and the requests.
 
     Args:
-        last_words: Sent first, if any; then the connection is closed in peace.
+        last_words: Sent first, if any; then the connection is closed normally.
     """
     requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -175,7 +175,7 @@ def resetting(last_words: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
                 with connection:
                     requests.append(_read_request(connection))
                     connection.sendall(last_words)
-                    # To linger for no time at all is to reset.
+                    # A linger time of zero resets the connection.
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", not last_words, 0))
 
         thread = threading.Thread(target=serve, name="resetting")
@@ -197,5 +197,5 @@ def _read_request(connection: socket.socket) -> bytes:
 
 
 def leftovers() -> set[str]:
-    """What still runs here: the names of other tasks on this loop."""
+    """The names of other tasks that still run on this loop."""
     return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}

@@ -1,6 +1,6 @@
-"""Where telemetry goes, on the loopback: an OTLP/HTTP collector, Langfuse's endpoint and a push gateway in one server.
+"""A loopback server for telemetry: OTLP/HTTP collector, Langfuse endpoint and push gateway in one.
 
-It decodes what it is sent with the published protobuf messages, so what a test reads is what a real collector would.
+It decodes requests with the published protobuf messages, so a test reads what a real collector would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(frozen=True)
 class Span:
-    """A span that was exported; ids are in hex, times in seconds."""
+    """An exported span; ids are in hex, times in seconds."""
 
     name: str
     trace: str
@@ -42,7 +42,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
@@ -55,8 +55,8 @@ class Collector:
     """The server, as a context manager.
 
     Args:
-        status: What it answers.
-        stalls: Whether it takes requests and never answers.
+        status: The status of its replies.
+        stalls: Whether it reads requests and never replies.
     """
 
     status: int = 200
@@ -102,30 +102,30 @@ class Collector:
             do_PUT = take  # noqa: N815
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         return Handler
 
     def wait_for(self, predicate: Callable[[Collector], object], timeout_s: float = 60.0) -> None:
-        """Block until what came satisfies `predicate`; fail after `timeout_s`."""
+        """Block until what was received satisfies `predicate`; fail after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not predicate(self):
             assert time.monotonic() < deadline, f"It did not come to it within {timeout_s} s."
             time.sleep(0.01)
 
-    # -- what came -------------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------------
 
     def to(self, path: str) -> list[Request]:
-        """The requests whose path begins like this."""
+        """The requests whose path starts with `path`."""
         return [request for request in self.requests if request.path.startswith(path)]
 
     def spans(self, path: str = "/v1/traces") -> list[Span]:
-        """All spans, in the order in which they came."""
+        """All spans, in order of arrival."""
         messages = (ExportTraceServiceRequest.FromString(request.body) for request in self.to(path))
         return [span for message in messages for span in _spans(message)]
 
     def metrics(self) -> dict[str, Metric]:
-        """The metrics by name, as they were exported last."""
+        """The metrics by name, as last exported."""
         found: dict[str, Metric] = {}
         for request in self.to("/v1/metrics"):
             message = ExportMetricsServiceRequest.FromString(request.body)
@@ -135,14 +135,14 @@ class Collector:
         return found
 
     def total(self, name: str, wanted: Mapping[str, str] | None = None) -> float:
-        """The sum over a counter, or a histogram's values, of the series with these attributes."""
+        """The sum of a counter, or of a histogram's values, over the series with these attributes."""
         metric = self.metrics()[name]
         counts = [point for point in metric.sum.data_points if _matches(point, wanted)]
         spread = [point for point in metric.histogram.data_points if _matches(point, wanted)]
         return sum(point.as_double or point.as_int for point in counts) + sum(point.sum for point in spread)
 
     def pushed(self) -> dict[str, float]:
-        """The samples that were pushed last, as `name{label="value"}`, without labels that are empty."""
+        """The last pushed samples as `name{label="value"}`, without empty labels."""
         text = self.to("/metrics/job/")[-1].body.decode()
         return {
             name_of(sample.name, sample.labels): sample.value
@@ -152,7 +152,7 @@ class Collector:
 
 
 def name_of(name: str, labels: Mapping[str, str]) -> str:
-    """A sample's name with its labels, as Prometheus writes them."""
+    """A sample's name with its labels, as Prometheus writes it."""
     shown = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()) if value)
     return f"{name}{{{shown}}}" if shown else name
 

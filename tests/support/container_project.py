@@ -1,4 +1,4 @@
-"""A project whose runs are executed in containers; the run's config says which model is asked."""
+"""A project whose runs are executed in containers; the run's config names the model."""
 
 import dagster as dg
 import pandas as pd
@@ -18,7 +18,7 @@ def build_job() -> dg.JobDefinition:
     """The job of the asset, with Dagster's default executor."""
     defs = dg.Definitions(
         assets=[answers],
-        jobs=[dg.define_asset_job("job", executor_def=dg.in_process_executor)],  # one process less to wait for
+        jobs=[dg.define_asset_job("job", executor_def=dg.in_process_executor)],  # one process less to start
         resources={"llm": LLMResource.configure_at_launch()},
     )
     return defs.resolve_job_def("job")

@@ -1,7 +1,7 @@
-"""Docker's daemon and Kubernetes' API server on the loopback, as far as Dagster's launchers of runs use them.
+"""Docker's daemon and Kubernetes' API server on the loopback, as far as Dagster's run launchers use them.
 
-A container is a process of this machine that gets the container's command and the variables that were asked for it, and
-no others: what a recipe forgets to hand over is missing here as it would be in the container.
+A container is a process of this machine with the container's command and exactly the variables requested for it: a
+variable that a recipe forgets is missing here as in the container.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tests.support.deployment import REPOSITORY
 
 
 class ContainerHost:
-    """The server, as a context manager; processes that still run in the end are killed.
+    """The server, as a context manager; processes that still run at the end are killed.
 
     Args:
-        home: The folder that containers find mounted as `DAGSTER_HOME`, and where their output is logged.
+        home: The folder that containers find mounted as `DAGSTER_HOME`, with their logs.
         secrets: Kubernetes' secrets by name.
 
     Attributes:
-        containers: What was asked for, in Docker's or in Kubernetes' words.
+        containers: The requested containers, in the format of Docker or Kubernetes.
     """
 
     def __init__(self, home: Path, secrets: Mapping[str, Mapping[str, str]] | None = None) -> None:
@@ -52,7 +52,7 @@ class ContainerHost:
             process.wait()
 
     def log(self) -> str:
-        """What the containers wrote."""
+        """The output of the containers."""
         return "\n".join(file.read_text(encoding="utf-8") for file in sorted(self._home.glob("container-*.log")))
 
     def reply(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -88,7 +88,7 @@ class ContainerHost:
         return variables
 
     def _run(self, command: list[str], variables: Mapping[str, str]) -> None:
-        # What the image brings: the programs beside this interpreter, and a user's home.
+        # What an image provides: the programs beside this interpreter, and a user's home.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         image = {"PATH": path, "HOME": str(self._home)}
         with (self._home / f"container-{len(self._processes)}.log").open("wb") as log:
@@ -114,6 +114,6 @@ def _handler(host: ContainerHost) -> type[BaseHTTPRequestHandler]:
         do_POST = take  # noqa: N815
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     return Handler

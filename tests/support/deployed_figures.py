@@ -1,4 +1,4 @@
-"""What the definitions of a deployment under test and those who test it both know: how much there is of everything."""
+"""Figures shared by the definitions of a deployment under test and the tests of it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INPUT_USD_PER_1K, OUTPUT_USD_PER_1K = 1.0, 2.0
 DEAREST_USD = Decimal("0.1")
 """More than any call costs."""
 _LATE_S = 1.5
-"""So late may a call leave on a busy machine that the one after it seems to come too early. With a limiter for each
+"""How late a call may leave on a busy machine, so that the one after it seems early. With a limiter for each
 run, calls would be early by tens of seconds."""
 
 
 def billed(books: Books) -> Decimal:
-    """USD for what a provider did."""
+    """USD for the calls that a provider worked on."""
     usd = books.input_tokens * Decimal(str(INPUT_USD_PER_1K)) + books.output_tokens * Decimal(str(OUTPUT_USD_PER_1K))
     return usd / 1000
 
@@ -40,7 +40,7 @@ def keeps_rate(books: Books) -> bool:
 
 
 def texts(asset: str, partition: str, count: int) -> Sequence[str]:
-    """What rows say; each is to be answered by itself."""
+    """The texts of rows; each is answered by itself."""
     return [f"{asset} {partition} row {number}" for number in range(count)]
 
 

@@ -1,6 +1,6 @@
-"""The definitions of a deployment under test: assets that differ in how they are run, each with a provider of its own.
+"""The definitions of a deployment under test: assets that run in different ways, each with its own provider.
 
-What varies comes by environment and by files in the instance's folder, since every run imports this module anew.
+What varies comes from the environment and from files in the instance's folder, since every run imports this module.
 """
 
 import json
@@ -37,7 +37,7 @@ PAID_FOR = ("paced", "ranged", "capped", "spread")
 
 
 class Tables(dg.ConfigurableIOManager):
-    """A file a partition; a run of several writes and reads all of theirs."""
+    """A file for each partition; a run of several writes and reads all of its own."""
 
     def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
         """Write the rows of each partition."""
@@ -46,7 +46,7 @@ class Tables(dg.ConfigurableIOManager):
             rows.to_pickle(table_file(HOME, context.asset_key.to_user_string(), partition))
 
     def load_input(self, _: dg.InputContext) -> Any:
-        """Nothing is downstream."""
+        """No asset is downstream."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ def rows_of(asset: str, partition: str, count: int) -> pd.DataFrame:
 
 
 def asked(name: str, rows: Callable[[str], pd.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
-    """An asset whose rows are said again, with a model of its own."""
+    """An asset whose rows are echoed, with a model of its own."""
 
     @llm_asset(
         name=name,
@@ -75,7 +75,7 @@ def asked(name: str, rows: Callable[[str], pd.DataFrame], **arguments: Any) -> d
 
 
 def model(name: str) -> LLMResource:
-    """Who is asked for an asset."""
+    """The model of an asset."""
     paced = {"requests_per_minute": 60 * PER_S, "burst": BURST} if name in ("paced", "spread") else {}
     cap = (HOME / "budget").read_text() if name == "capped" else "1000"
     budgets = [SharedBudget(name=name, max_cost_usd=float(cap), period="ever")] if name in PAID_FOR else []
@@ -100,14 +100,14 @@ def plain(name: str, **arguments: Any) -> dg.AssetsDefinition:
 
 
 def executor() -> dg.ExecutorDefinition:
-    """What executes the steps of a run; for Celery it is the guide's."""
+    """Executes the steps of a run; for Celery it is the guide's."""
     if EXECUTOR == "celery":
         return guide.executor("in_process_executor")
     return dg.in_process_executor if EXECUTOR == "in_process" else dg.multiprocess_executor
 
 
 def jobs() -> list[Any]:
-    """A job whose single steps are distributed over Celery's workers, where there are any."""
+    """A job whose single steps are distributed over Celery's workers, if there are any."""
     if EXECUTOR != "celery":
         return []
     return [dg.define_asset_job("stepwise_job", "stepwise", executor_def=guide.executor("celery_executor"))]

@@ -1,6 +1,6 @@
-"""A Dagster deployment of real processes on the loopback: code server, webserver and daemon, in a folder of its own.
+"""A Dagster deployment of real loopback processes: code server, webserver and daemon, in a folder of its own.
 
-What a person would click is asked for through the webserver's GraphQL; what became of it is read from the instance.
+User actions are sent through the webserver's GraphQL; results are read from the instance.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 _START_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 600.0
-"""Long enough for any machine: nothing is promised of how long Dagster itself takes."""
+"""Long enough for any machine, since Dagster's own time is not tested."""
 _PAUSE_S = 0.1
 
 
 def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
-    """The first thing that `look` finds."""
+    """The first result of `look` that is not empty."""
     ends_at = time.monotonic() + within_s
     while (found := look()) is None:
         assert time.monotonic() < ends_at, f"No {what} within {within_s} s."
@@ -41,14 +41,14 @@ def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
+    """A port of 127.0.0.1 without a listener."""
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         return int(some.getsockname()[1])
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
+    """Whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "XZ"
     except (FileNotFoundError, ProcessLookupError):
@@ -57,13 +57,13 @@ def is_running(pid: int) -> bool:
 
 @dataclass
 class Deployment:
-    """Processes of Dagster's, as a context manager; what is left of them in the end is killed.
+    """Dagster's processes, as a context manager; those left at the end are killed.
 
     Args:
         home: The folder of the instance.
-        module: Has the definitions.
-        settings: What `dagster.yaml` says, in JSON's part of YAML.
-        variables: What its processes find in the environment.
+        module: The module of the definitions.
+        settings: The content of `dagster.yaml`, in the JSON subset of YAML.
+        variables: The environment of its processes.
     """
 
     home: Path
@@ -100,7 +100,7 @@ class Deployment:
         self._stack.close()
 
     def start(self, program: str, *arguments: str, home: Path | None = None) -> subprocess.Popen[bytes]:
-        """A further process of the deployment; with a folder of its own, as on a machine of its own."""
+        """Start a further process of the deployment; with a folder of its own, as on another machine."""
         command = [str(Path(sys.executable).parent / program), *arguments]
         variables = self._environment
         if home:
@@ -129,7 +129,7 @@ class Deployment:
                 os.killpg(process.pid, 9)
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The only field of the reply to a query, which must be no error."""
+        """The only field of a query's reply, which must be no error."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/graphql", body, {"Content-Type": "application/json"}
@@ -145,7 +145,7 @@ class Deployment:
         assert "Error" not in found["__typename"], found
         return found
 
-    # -- what a person does --------------------------------------------------------------------------------------------
+    # -- user actions -------------------------------------------------------------------------------------------------
 
     def launch(self, asset: str, tags: Mapping[str, str] | None = None) -> str:
         """Materialize an asset; returns the run's id."""
@@ -176,7 +176,7 @@ class Deployment:
         return str(found["backfillId"])
 
     def repeat_failed(self, backfill: str) -> str:
-        """Materialize the partitions that failed again; returns the id of the new backfill."""
+        """Materialize the failed partitions again; returns the id of the new backfill."""
 
         def repeat() -> dict[str, Any] | None:
             try:
@@ -186,7 +186,7 @@ class Deployment:
                     params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
                 )
             except AssertionError as error:
-                # Its runs are over a moment before the daemon has noticed.
+                # Its runs end a moment before the daemon notices.
                 if "still in progress" not in str(error):
                     raise
                 return None
@@ -194,7 +194,7 @@ class Deployment:
         return str(until(repeat, _END_TIMEOUT_S, "new backfill")["backfillId"])
 
     def terminate(self, run: str) -> None:
-        """Press Terminate."""
+        """Terminate the run as the UI does."""
         self.graphql(
             """mutation($run: String!) { terminateRun(runId: $run) {
             __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }""",
@@ -202,13 +202,13 @@ class Deployment:
         )
 
     def reload(self) -> None:
-        """Let the code server read the definitions anew."""
+        """Make the code server reload the definitions."""
         self.graphql("""mutation { reloadRepositoryLocation(repositoryLocationName: "tests") { __typename } }""")
 
-    # -- what became of it ---------------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------------------------
 
     def finished(self, run: str, within_s: float = _END_TIMEOUT_S) -> dg.DagsterRun:
-        """The run, once it is over."""
+        """The run, once it has ended."""
 
         def look() -> dg.DagsterRun | None:
             found = self.instance.get_run_by_id(run)
@@ -217,7 +217,7 @@ class Deployment:
         return until(look, within_s, f"end of the run {run}")
 
     def finished_all(self, backfill: str, count: int, within_s: float) -> list[dg.DagsterRun]:
-        """The runs of a backfill, once there are so many and all are over."""
+        """The runs of a backfill, once there are `count` and all have ended."""
 
         def look() -> list[dg.DagsterRun] | None:
             found = self.runs({"dagster/backfill": backfill})
@@ -226,11 +226,11 @@ class Deployment:
         return until(look, within_s, f"end of {count} runs")
 
     def runs(self, tags: Mapping[str, str]) -> list[dg.DagsterRun]:
-        """The runs with such tags."""
+        """The runs with these tags."""
         return list(self.instance.get_runs(dg.RunsFilter(tags=dict(tags))))
 
     def retry_of(self, run: str) -> str:
-        """The run that Dagster launched since another had failed."""
+        """The run that Dagster launched after another had failed."""
         return until(
             lambda: next((one.run_id for one in self.runs({"dagster/parent_run_id": run})), None),
             _END_TIMEOUT_S,
@@ -238,16 +238,16 @@ class Deployment:
         )
 
     def failures(self, run: str) -> list[str]:
-        """What the steps of a run failed of."""
+        """The errors of a run's failed steps."""
         events = self.instance.all_logs(run, of_type=dg.DagsterEventType.STEP_FAILURE)
         return [str(event.dagster_event.step_failure_data.error) for event in events if event.dagster_event]
 
     def log(self, run: str) -> str:
-        """Everything a run logged."""
+        """All log messages of a run."""
         return "\n".join(event.user_message for event in self.instance.all_logs(run))
 
     def observed(self, asset: str, runs: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-        """The figures of the last observation of each run."""
+        """The metadata of the last observation of each run."""
         found = self.instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
         return {
             record.run_id: {key: value.value for key, value in record.asset_observation.metadata.items()}
@@ -256,13 +256,13 @@ class Deployment:
         }
 
     def materialized(self, asset: str) -> list[dg.AssetMaterialization]:
-        """What was materialized, in order."""
+        """The materializations of the asset, in order."""
         found = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
         return [record.asset_materialization for record in found if record.asset_materialization]
 
 
 def listens(port: int) -> bool | None:
-    """True if somebody listens there."""
+    """Whether a server listens on the port."""
     with socket.socket() as attempt:
         return attempt.connect_ex(("127.0.0.1", port)) == 0 or None
 

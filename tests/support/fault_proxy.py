@@ -1,7 +1,7 @@
-"""A TCP proxy that harms what passes: it delays, stalls, cuts, duplicates, reorders and injects bytes.
+"""A TCP proxy that injects faults: it delays, stalls, cuts, duplicates, reorders and inserts bytes.
 
-A harm sees each piece of bytes on its way to the client and says what is sent instead, and when; what goes to the
-server passes unharmed. A piece is what the server wrote at once: a whole reply if the reply is short.
+A fault sees each chunk on its way to the client and returns what is sent instead, and when; bytes to the server pass
+unchanged. A chunk is what the server wrote at once: a whole reply if the reply is short.
 """
 
 from __future__ import annotations
@@ -18,57 +18,57 @@ __all__ = ["Cut", "FaultProxy", "Harm", "cut", "delay", "duplicate", "inject", "
 
 
 class Cut:
-    """In place of bytes: the connection is reset."""
+    """In place of bytes: reset the connection."""
 
 
 Pieces = Sequence[float | bytes | Cut]
-"""What is sent in place of a piece, in order; a number is a pause in seconds."""
+"""What is sent in place of a chunk, in order; a number is a pause in seconds."""
 
 Harm = Callable[[bytes, random.Random], Pieces]
 
 
 def delay(data: bytes, rng: random.Random) -> Pieces:
-    """Each piece comes in two, and late."""
+    """Send each chunk in two parts, late."""
     half = len(data) // 2
     return rng.random() / 50, data[:half], rng.random() / 50, data[half:]
 
 
 def stall(data: bytes, _: random.Random) -> Pieces:
-    """Half of it comes, and the rest never."""
+    """Send half of it, and never the rest."""
     return data[: len(data) // 2], 3600.0
 
 
 def cut(data: bytes, rng: random.Random) -> Pieces:
-    """The connection breaks somewhere in it."""
+    """Break the connection somewhere in it."""
     return data[: rng.randrange(len(data))], Cut()
 
 
 def duplicate(data: bytes, rng: random.Random) -> Pieces:
-    """It comes twice."""
+    """Send it twice."""
     return data, rng.choice([0.0, 0.002]), data
 
 
 def reorder(data: bytes, _: random.Random) -> Pieces:
-    """Its second half comes first."""
+    """Send its second half first."""
     half = len(data) // 2
     return data[half:], data[:half]
 
 
 def inject(data: bytes, rng: random.Random) -> Pieces:
-    """Another reply follows it."""
+    """Send another reply after it."""
     body = b'{"choices":[{"message":{"content":"{\\"answer\\":\\"stray\\"}"},"finish_reason":"stop"}]}'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     return data, rng.choice([0.0, 0.002]), head + body
 
 
 class FaultProxy:
-    """Stands before a server, as a context manager.
+    """A proxy in front of a server, as a context manager.
 
     Args:
-        port: Of the server, on this machine.
-        harm: Befalls a piece on its way to the client.
-        share: How many of the pieces it befalls; it may be changed.
-        seed: Of what is chance in it.
+        port: The server's port on this machine.
+        harm: The fault applied to a chunk on its way to the client.
+        share: The share of the chunks with a fault; it may be changed.
+        seed: Seed of its random choices.
     """
 
     def __init__(self, port: int, harm: Harm, share: float = 0.2, seed: int = 0) -> None:

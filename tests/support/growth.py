@@ -1,4 +1,4 @@
-"""How the time that a function takes grows with its text, told apart from the noise of a busy machine."""
+"""How a function's time grows with its text, robust against the noise of a busy machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from time import thread_time
 _SHORT = 1_000
 _FACTOR = 16
 _MOST = 64.0
-"""Sixteen times the text takes about 16 times as long; by its square it would take 256 times as long. Each is a factor
-of four from the limit, more than a busy machine adds."""
+"""Sixteen times the text takes about 16 times as long, or 256 times if quadratic. Each is a factor of four from the
+limit, more than the noise of a busy machine."""
 _QUICK_S = 0.01
-"""What takes less for the longer text cannot grow with its square: 128,000,000 steps would take longer."""
+"""A shorter time for the longer text cannot be quadratic: 128,000,000 steps would take longer."""
 _TRIES = 6
 
 
 def grows_no_faster_than_its_text(function: Callable[[str], object], unit: str) -> None:
-    """Check that `function` takes time in proportion to how often `unit` is repeated.
+    """Check that `function` takes time linear in the number of repetitions of `unit`.
 
-    Processor time of this thread is measured, and the quickest of all runs counts: what looks too slow is measured
-    again.
+    Processor time of this thread is measured, and the quickest of all runs counts: a run that seems too slow is
+    repeated.
     """
     short = unit * (_SHORT // len(unit))
     long = unit * (_FACTOR * _SHORT // len(unit))

@@ -1,7 +1,7 @@
-"""An asset over many rows of paths to images, in a process of its own, whose memory is measured.
+"""An asset over many rows of image paths, in a process of its own whose memory is measured.
 
 `python -m tests.support.image_rows <folder> <provider> <paths, one a line> ...` materializes it once for each list of
-paths; DAGSTER_HOME says where answers are kept.
+paths; DAGSTER_HOME has the answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROWS = 100_000
 
 
 def memory_mib(name: str) -> float:
-    """What the kernel says of this process: `VmRSS` (now) or `VmHWM` (at most)."""
+    """This process's memory by the kernel: `VmRSS` (now) or `VmHWM` (maximum)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith(f"{name}:")]
     return int(line.split()[1]) / 1024

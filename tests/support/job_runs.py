@@ -1,4 +1,4 @@
-"""Runs at the tier "batch" against a provider in memory, on a virtual clock: alone, killed, one after the other."""
+"""Runs at the tier "batch" against a provider in memory, on a virtual clock: alone, killed, sequential."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["JobWorld", "words"]
 
 
 def words(count: int) -> list[str]:
-    """So many rows, all different."""
+    """`count` different rows."""
     return [f"w{number}" for number in range(count)]
 
 
 @dataclass
 class _LiveModel:
-    """Answers at once, at the same price, and keeps the same books."""
+    """Answers live calls at the same price, and records them in the same ledger."""
 
     provider: JobProvider
     life: Life
@@ -56,7 +56,7 @@ class _LiveModel:
         return came
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class JobWorld:
 
     Args:
         clock: Virtual time.
-        path: Of the store.
+        path: The store's path.
         max_cost_usd: Cap of a materialization.
-        question: The prompt, of the column `word`.
+        question: The prompt, with the column `word`.
     """
 
     clock: Clock
@@ -92,7 +92,7 @@ class JobWorld:
         asset: str = "asset",
         **policy: Any,
     ) -> Report | JobsUnderWayError | None:
-        """The report of a run; that jobs are under way; or nothing, if it was killed."""
+        """The report of a run; that jobs are under way; or nothing, if the run was killed."""
         life = life or Life()
         store = KillableStore(self.path, life)
         running = asyncio.ensure_future(self._run(store, rows, life, tier, account, asset, policy))
@@ -144,7 +144,7 @@ class JobWorld:
         return report
 
     async def finish(self, rows: Sequence[str], *, most: int = 30, **policy: Any) -> Report:
-        """The report of the last of as many runs as it takes, some time apart."""
+        """The report of the last of as many runs as needed, some time apart."""
         for _ in range(most):
             report = await self.run(rows, **policy)
             if isinstance(report, Report):
@@ -153,7 +153,7 @@ class JobWorld:
         raise AssertionError(f"After {most} runs rows have no outcome.")
 
     async def read(self, query: Callable[[Any], Any]) -> Any:
-        """What the store has."""
+        """The result of a query of the store."""
         store = KillableStore(self.path, Life())
         try:
             return await store.read(query)

@@ -20,7 +20,7 @@ from ondine_core import ModelSpec, Options, Policy, Report, enrich_sync
 __all__ = ["main"]
 
 _IMPORTED = (aiohttp, orjson)
-"""What a run imports is no memory of rows."""
+"""Imported first, so that the memory of imports does not count."""
 
 
 def main(base_url: str, store: str, rows: int) -> None:

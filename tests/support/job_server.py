@@ -1,9 +1,9 @@
-"""Batch APIs of providers on the loopback: jobs with a clock that can be moved, scripted faults and exact books.
+"""Batch APIs of providers on the loopback: jobs with a movable clock, scripted faults and an exact ledger.
 
 The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of
-its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model), which a client's
-death does not touch; then `control` moves its clock, sets its faults and reads its books. Rows are answered evenly over
-the time that a job takes, so a job that is cancelled or expires has answered its share of them.
+its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model), which survives its
+client; then `control` moves its clock, sets its faults and reads its ledger. Rows are answered evenly over the duration
+of a job, so a cancelled or expired job has answered its share of them.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ DEEP = b"[" * 3000 + b"]" * 3000
 
 @dataclass
 class Faults:
-    """What befalls jobs; all of it can be changed at any time, and `control` sets it by name.
+    """Faults of jobs; all can be changed at any time, and `control` sets them by name.
 
     Args:
         takes_s: Seconds that a job takes.
         window_s: Seconds after which a job expires.
         results_life_s: Seconds after its end for which a job's results are kept.
         failing: By a part of a prompt: status, code and message of its error; status 200 names a finish reason instead.
-        silent: Parts of prompts that are billed and named in no file of results.
-        mangled: What is done to results: `shuffle`, `duplicate`, `alien`, `garbage` and `deep` (a line too many of each
-            kind, under an id of ours), `huge`.
+        silent: Parts of prompts that are billed and missing from all files of results.
+        mangled: Changes of results: `shuffle`, `duplicate`, `alien`, `garbage` and `deep` (one line more of each kind,
+            under an id of the job), `huge`.
         refuse_create: Status, body and headers for the next requests that create a job, which create none.
-        cut_create: Of the next requests that create a job, so many do, and are not answered.
+        cut_create: The number of next requests that create a job and get no response.
         invalid_line: The line at which validation of the next jobs fails.
-        is_full: Whether a job fails since too much is under way.
+        is_full: Whether jobs fail for the account's quota.
         page_size: Most jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
         max_requests: The most requests of a job; one with more fails.
-        pending_files: How often a file is said to be pending before it can be used, at Azure.
-        ends_before_cancel: Whether a job ends right before it is to be cancelled.
-        cut_results: Of the next downloads, so many break in the middle.
+        pending_files: How often a file is reported as pending before it can be used, at Azure.
+        ends_before_cancel: Whether a job ends right before its cancellation.
+        cut_results: The number of next downloads that break in the middle.
     """
 
     takes_s: float = 0.0
@@ -78,7 +78,7 @@ class Faults:
 
 @dataclass
 class Row:
-    """A request of a job: its id, what is asked, and what came of it."""
+    """A request of a job: its id, its body, and its result."""
 
     custom_id: str
     body: Mapping[str, Any]
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass
 class Job:
-    """A job; `ending` is `completed`, `expired`, `cancelled` or `failed`, and nothing while it runs."""
+    """A job; `ending` is `completed`, `expired`, `cancelled` or `failed`, and empty while it runs."""
 
     id: str
     key: str
@@ -106,11 +106,11 @@ class Job:
 
 @dataclass
 class JobBooks:
-    """What the server saw and billed.
+    """What the server received and billed.
 
     Attributes:
         billed: How often each prompt was billed.
-        billed_ids: How often each custom id was.
+        billed_ids: How often each custom id was billed.
         created: Ids of the jobs.
         requests: Methods and paths, in order.
         usd: The bill.
@@ -130,9 +130,9 @@ class JobServer:
 
     Args:
         answer: Last user message to answer, a text or a JSON value.
-        keys: The keys that there are; with none every key is an account.
+        keys: The valid keys; with none every key is an account.
         meter: Counts and bills; it knows the tier `batch`.
-        faults: What befalls jobs.
+        faults: The faults of jobs.
     """
 
     name: ClassVar[str] = ""
@@ -174,7 +174,7 @@ class JobServer:
 
     @property
     def base_url(self) -> str:
-        """What a model is connected to."""
+        """The base address for a model."""
         return f"{self.address}/v1"
 
     async def _serve(self, started: Future[int]) -> None:
@@ -189,7 +189,7 @@ class JobServer:
         await runner.cleanup()
 
     async def listen(self, port: int) -> web.AppRunner:
-        """Serve from now on."""
+        """Start serving."""
         app = web.Application(client_max_size=2**30, middlewares=[self._note])
         app.router.add_routes(
             [*self.routes(), web.get("/control/ready", self._ready), web.post("/control/{what}", self._control)]
@@ -213,11 +213,11 @@ class JobServer:
     # -- clock and control ---------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Seconds since the epoch, as the server sees them."""
+        """Seconds since the epoch, by the server's clock."""
         return time.time() + self._skew_s
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and let happen what is due."""
+        """Move the clock, and process what is due."""
         with self._lock:
             self._skew_s += seconds
             for job in self.jobs.values():
@@ -273,7 +273,7 @@ class JobServer:
         return f"batch_{len(self.jobs) + 1}"
 
     def settle(self, job: Job) -> None:
-        """Let happen to a job what is due."""
+        """Process what is due for a job."""
         with self._lock:
             if job.ending:
                 return
@@ -288,14 +288,14 @@ class JobServer:
                 self.end(job, "expired", int(rate * faults.window_s))
 
     def done_of(self, job: Job) -> int:
-        """Rows that are answered so far."""
+        """The rows that are answered so far."""
         if job.ending:
             return sum(row.came == "answered" for row in job.rows)
         share = (self.now() - job.created_at) / self.faults.takes_s if self.faults.takes_s else 0.0
         return int(share * len(job.rows))
 
     def can_cancel(self, job: Job) -> bool:
-        """Whether a job still runs when it is to be cancelled."""
+        """Whether a job still runs when it is cancelled."""
         if self.faults.ends_before_cancel and not job.ending:
             self.end(job, "completed", len(job.rows))
         return not job.ending
@@ -305,7 +305,7 @@ class JobServer:
         job.cancelled_at = self.now()
 
     def end(self, job: Job, ending: str, answered: int) -> None:
-        """End a job of which so many rows were answered."""
+        """End a job with `answered` rows answered."""
         job.ending, job.ended_at = ending, self.now()
         if ending == "failed":
             return
@@ -334,13 +334,13 @@ class JobServer:
         self.books.output_tokens += row.usage["completion_tokens"]
 
     def failure_of(self, row: Row) -> tuple[int, str, str] | None:
-        """Status, code and message of the error that a row meets."""
+        """Status, code and message of the error of a row."""
         prompt = self.prompt_of(row.body)
         found = next((error for part, error in self.faults.failing.items() if part in prompt), None)
         return tuple(found) if found else None
 
     def is_silent(self, row: Row) -> bool:
-        """Whether nothing is said of a row."""
+        """Whether a row is missing from the results."""
         return any(part in self.prompt_of(row.body) for part in self.faults.silent)
 
     def prompt_of(self, body: Mapping[str, Any]) -> str:
@@ -348,7 +348,7 @@ class JobServer:
         raise NotImplementedError
 
     def read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
-        """What of a request goes into the prompt, and how much of it is marked for the cache."""
+        """The part of a request that is the prompt, and how much of it is marked for the cache."""
         raise NotImplementedError
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ class JobServer:
         return job
 
     def are_gone(self, job: Job) -> bool:
-        """Whether the results of a job are no longer kept."""
+        """Whether the results of a job have expired."""
         return self.now() > job.ended_at + self.faults.results_life_s
 
     def refusal_of_create(self) -> web.Response | None:
@@ -425,14 +425,14 @@ class JobServer:
 
 
 def control(origin: str, what: str, **said: Any) -> Any:
-    """Move the clock (`advance`, seconds), set faults (`faults`) or read the books (`books`) of a server's process."""
+    """Move the clock (`advance`, seconds), set faults (`faults`) or read the ledger (`books`) of a server's process."""
     request = urllib.request.Request(f"{origin}/control/{what}", orjson.dumps(said))  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as came:  # noqa: S310
         return orjson.loads(came.read())
 
 
 def servers() -> Mapping[str, type[JobServer]]:
-    """The servers by the provider that they stand for."""
+    """The servers by the provider that they simulate."""
     modules = [import_module(f"tests.support.job_server_{name}") for name in ("openai", "anthropic", "gemini")]
     return {name: server for module in modules for name, server in module.SERVERS.items()}
 

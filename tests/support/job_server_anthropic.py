@@ -17,7 +17,7 @@ _STATES = {"answered": "succeeded", "failed": "errored", "cancelled": "canceled"
 
 
 class AnthropicJobServer(JobServer):
-    """All requests come with the one that creates a batch; there is no name of the client's."""
+    """All requests come with the one that creates a batch; batches have no client-defined name."""
 
     name = "anthropic"
 

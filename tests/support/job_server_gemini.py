@@ -17,7 +17,7 @@ _CONFIG = {"temperature", "maxOutputTokens", "responseMimeType", "responseJsonSc
 
 
 class GeminiJobServer(JobServer):
-    """A batch that expires has no results at all, and nothing of it is billed."""
+    """A batch that expires has no results and is not billed."""
 
     name = "gemini"
 

@@ -16,7 +16,7 @@ from tests.support.meter import prompt_text
 
 @dataclass
 class File:
-    """A file that was uploaded, or that holds results."""
+    """A file that was uploaded or holds results."""
 
     id: str
     key: str
@@ -26,7 +26,7 @@ class File:
 
 
 class OpenAIJobServer(JobServer):
-    """OpenAI's own, of which the others are variants."""
+    """OpenAI's own API, of which the others are variants."""
 
     root: ClassVar[str] = "/v1"
     jobs_path: ClassVar[str] = "/batches"
@@ -231,19 +231,19 @@ class OpenAIJobServer(JobServer):
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows with a reply, and rows that have ended without."""
+    """Rows with a reply, and rows that ended without one."""
 
     answered: int
     others: int
 
     @classmethod
     def of(cls, job: Job, done: int) -> Counts:
-        """Those of a job."""
+        """The counts of a job."""
         return cls(done, sum(row.came in ("failed", "expired", "cancelled") for row in job.rows))
 
 
 class AzureJobServer(OpenAIJobServer):
-    """Azure's: another path, a key in a header of its own, an api version, and 201 for a new job."""
+    """Azure's variant: another path, a key in a header of its own, an api version, and 201 for a new job."""
 
     root = "/openai"
     endpoint = "/chat/completions"
@@ -264,7 +264,7 @@ class AzureJobServer(OpenAIJobServer):
 
 
 class GroqJobServer(OpenAIJobServer):
-    """Groq's: OpenAI's, with a list by cursor."""
+    """Groq's variant: a list by cursor."""
 
     def page(self, jobs: list[Job], request: web.Request) -> Any:
         first, size = int(request.query.get("cursor", 0)), self.faults.page_size
@@ -273,7 +273,7 @@ class GroqJobServer(OpenAIJobServer):
 
 
 class MistralJobServer(OpenAIJobServer):
-    """Mistral's: other paths and words, the model beside the file, and pages by number."""
+    """Mistral's variant: other paths and fields, the model beside the file, and pages by number."""
 
     jobs_path = "/batch/jobs"
     is_named = False
@@ -310,7 +310,7 @@ class MistralJobServer(OpenAIJobServer):
 
 
 class TogetherJobServer(OpenAIJobServer):
-    """Together's: another path for files, a name for each, no metadata, and a list that is an array."""
+    """Together's variant: another path for files, with names, no metadata, and a list that is an array."""
 
     files_path = "/files/upload"
     purpose = "batch-api"

@@ -12,11 +12,11 @@ __all__ = ["LatencyProxy", "latency_proxy"]
 
 
 class LatencyProxy:
-    """A proxy that is running.
+    """A running proxy.
 
     Attributes:
         port: On 127.0.0.1.
-        round_trips: How often the client waited for the server: bytes came back after bytes had been sent.
+        round_trips: How often the client waited for the server: bytes arrived after bytes had been sent.
     """
 
     def __init__(self, target_port: int, round_trip_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Short ways to write in the books, and the two kinds of place that a store can be at."""
+"""Short ways to write to a store's ledger, and the two kinds of store location."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call_to(*keys: Key, origin: Origin = ORIGIN) -> CallStarted:
 
 
 async def keep(store: AnswerStore, *answers: tuple[Key, Answer]) -> None:
-    """Make one call that brings `answers`."""
+    """Make one call that stores `answers`."""
     sent = call_to(*(key for key, _ in answers))
     await store.send(sent)
     await store.settle(CallFinished(sent, "answered", answers=answers))

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy as its users run it, in an environment of its own, with a provider of ours behind it."""
+"""LiteLLM's proxy as its users run it, in an environment of its own, in front of our provider."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.support.server_process import free_port, run_server
 __all__ = ["FIVE_CALLS_KEY", "MASTER_KEY", "LiteLLMProxy", "install_litellm_proxy", "run_litellm_proxy"]
 
 MASTER_KEY = f"sk-{secrets.token_hex(16)}"
-"""The key of the owner; the proxy refuses to start with a weaker one."""
+"""The master key; the proxy refuses to start with a weaker one."""
 FIVE_CALLS_KEY = "sk-of-a-team-with-five-calls-at-once"
 _REQUIREMENT = "litellm[proxy]>=1.100,<1.107"
-# The proxy keeps its keys in a database; without one, the keys that are not the owner's come from a function.
+# The proxy stores keys in a database; without one, a function provides the keys besides the master key.
 _KEYS = f"""
 from litellm.proxy._types import UserAPIKeyAuth
 
@@ -42,7 +42,7 @@ class LiteLLMProxy:
     base_url: str
 
     def model(self, name: str, key: str | None = MASTER_KEY, **spec: Any) -> ModelSpec:
-        """The model that the proxy calls `name`."""
+        """The model with this name at the proxy."""
         return ModelSpec(f"openai_compatible/{name}", base_url=self.base_url, api_key=key, **spec)
 
 
@@ -58,10 +58,10 @@ def install_litellm_proxy(folder: Path) -> Path:
 
 @contextmanager
 def run_litellm_proxy(program: Path, folder: Path, upstream: str) -> Iterator[LiteLLMProxy]:
-    """A proxy that asks `upstream` and retries nothing itself, until the block ends.
+    """A proxy that asks `upstream` and does not retry, until the block ends.
 
-    It serves `small`, `hasty` (which waits for half a second), `five` (five calls at once), and `pair` (two
-    deployments, of which one that was limited rests).
+    It serves `small`, `hasty` (with a time-out of half a second), `five` (five concurrent calls), and `pair` (two
+    deployments, of which one rests after a rate limit).
     """
 
     def deployment(name: str, **params: Any) -> dict[str, Any]:

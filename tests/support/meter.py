@@ -1,7 +1,7 @@
-"""How a provider counts, caches and bills: tokens by length, a prompt cache with a life, prices by tier.
+"""How a provider counts, caches and bills: tokens by length, a prompt cache with a lifetime, prices by tier.
 
-It shares nothing with the code that it checks. The cache knows prefixes in steps. An entry exists once a call that
-wrote it is answered, and lives from its last use.
+It shares no code with what it checks. The cache knows prefixes in steps. An entry exists once the call that wrote it is
+answered, and lives from its last use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHARACTERS_A_TOKEN = 4
 
 @dataclass(frozen=True)
 class Rates:
-    """USD a token."""
+    """USD for each token."""
 
     input: Decimal
     read: Decimal
@@ -30,9 +30,9 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cache:
-    """What a provider caches: prefixes from so many tokens, in steps, for so long after their last use.
+    """A provider's prompt cache: prefixes from a minimum of tokens, in steps, for a time after their last use.
 
-    With `is_marked`, only the prefix that a call marks, whatever its length is a multiple of.
+    With `is_marked` only the prefix that a call marks is cached, at any multiple.
     """
 
     min_tokens: int = 1024
@@ -57,7 +57,7 @@ def rates_of(entry: Mapping[str, Any], tier: str = "") -> Rates:
 
 
 def prompt_text(body: Mapping[str, Any]) -> str:
-    """What of a request goes into the prompt, in the order in which a provider reads it."""
+    """The parts of a request that are the prompt, in the order in which a provider reads them."""
     schema = orjson.dumps(body.get("response_format", "")).decode()
     return schema + "".join(f"<{message['role']}>{message['content']}" for message in body["messages"])
 
@@ -71,15 +71,16 @@ class Meter:
     """Counts and bills calls.
 
     Args:
-        rates: Prices by the name of a tier, as replies call it.
-        cache: What is cached; `None` caches nothing.
-        answered_at: The tier at which a call is answered, from the tier that it asks for and its number.
+        rates: Prices by the name of a tier in replies.
+        cache: The prompt cache; `None` caches nothing.
+        answered_at: The tier at which a call is answered, from the tier requested and the call's number.
         now: Seconds.
 
     Attributes:
         usd: The bill.
-        input_tokens, read_tokens, written_tokens: What calls sent, and what of it was read from and put into the cache.
-        cacheable_tokens: What of all calls but the first could have been read.
+        input_tokens, read_tokens, written_tokens: Tokens of calls, and of these the ones read from and written to the
+            cache.
+        cacheable_tokens: The tokens of all calls but the first that could have been read.
         by_tier: Calls by the tier at which they were answered.
     """
 
@@ -97,7 +98,7 @@ class Meter:
         self.by_tier: dict[str, int] = {}
 
     def bill(self, prompt: str, answer: str, asked_tier: str, marked: int | None = None) -> tuple[dict[str, Any], str]:
-        """Bill a call that marks so many characters; returns its usage as OpenAI writes it, and the tier."""
+        """Bill a call that marks `marked` characters; returns its usage in OpenAI's format, and the tier."""
         tier = self._answered_at(asked_tier, self.calls)
         sent, received, read = tokens_of(prompt), tokens_of(answer), self._read(prompt, marked)
         cacheable = max(self._prefixes(prompt, marked), default=0)
@@ -115,7 +116,7 @@ class Meter:
         return {"prompt_tokens": sent, "completion_tokens": received, "prompt_tokens_details": details}, tier
 
     def keep(self, prompt: str, marked: int | None = None) -> None:
-        """The call with this prompt is answered: from now on its prefixes are cached."""
+        """The call with this prompt is answered: its prefixes are cached from now on."""
         if self._cache:
             for prefix in self._prefixes(prompt, marked).values():
                 self._alive_until[prefix] = self._now() + self._cache.life_s

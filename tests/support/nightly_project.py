@@ -1,6 +1,6 @@
 """A project whose tables are labelled at night by batch jobs, and two assets whose runs are terminated.
 
-The provider's address is in the environment.
+The environment has the provider's address.
 """
 
 import os
@@ -38,13 +38,13 @@ def ticket_answers(tickets: pd.DataFrame) -> pd.DataFrame:
 
 @dg.asset(group_name="tickets", partitions_def=days)
 def ticket_report(ticket_answers: pd.DataFrame) -> int:
-    """How many answers there are."""
+    """The number of answers."""
     return int(ticket_answers["answer"].notna().sum())
 
 
 @llm_asset(**ASKS, resource_key="patient")
 def terminated() -> pd.DataFrame:
-    """A run that is terminated, and whose job goes on."""
+    """A run that is terminated, and whose job continues."""
     return table("terminated")
 
 
@@ -55,7 +55,7 @@ def cancelled() -> pd.DataFrame:
 
 
 def model(**fields: Any) -> LLMResource:
-    """Who is asked."""
+    """The model of the assets."""
     return LLMResource(
         model="openai/gpt-4o-mini",
         api_key="key",

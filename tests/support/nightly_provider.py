@@ -1,4 +1,4 @@
-"""OpenAI on the loopback, asked either way: by batch jobs and at once, with what each way was billed for."""
+"""OpenAI on the loopback, for batch jobs and live calls, with the bill of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.meter import Meter
 
 
 class NightlyProvider(OpenAIJobServer):
-    """A batch API that answers chat completions, too; `books` is about jobs only, `live` counts the other prompts."""
+    """A batch API that answers chat completions, too; `books` is about jobs only, `live` counts live prompts."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -46,14 +46,14 @@ class NightlyProvider(OpenAIJobServer):
         self._meter = meter
 
     def refuse_key(self, key: str) -> None:
-        """From now on a key is wrong."""
+        """Refuse a key from now on."""
         self._refused.add(key)
 
     def end_all(self) -> None:
-        """Let every job end now."""
+        """End every job now."""
         self.advance(self.faults.takes_s)
 
     @property
     def jobs_cancelled(self) -> list[str]:
-        """Ids of the jobs that somebody had cancelled."""
+        """Ids of the jobs that were cancelled by request."""
         return [job.id for job in self.jobs.values() if job.cancelled_at is not None]

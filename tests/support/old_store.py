@@ -1,4 +1,4 @@
-"""Answer stores as earlier versions made them, from the steps that led to each format."""
+"""Answer stores in earlier formats, made by the steps that led to each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of the tests' Postgres server; Debian's package is installed where there is none."""
+"""A real PgBouncer in front of the tests' Postgres server; Debian's package is installed if it is missing."""
 
 from __future__ import annotations
 

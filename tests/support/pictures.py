@@ -1,4 +1,4 @@
-"""Small pictures and documents, drawn when they are needed."""
+"""Small pictures and documents, drawn on demand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "
 
 @cache
 def picture(number: int = 0, form: str = "png", size: tuple[int, int] = (24, 16)) -> bytes:
-    """A picture of one colour, another one for each number, as a file without metadata."""
+    """A picture of one colour, different for each number, as a file without metadata."""
     written = BytesIO()
     image = Image.new("RGB", size, ((37 * number) % 256, (91 * number) % 256, (number // 256) % 256))
     image.save(written, form.upper(), **({"lossless": True} if form == "webp" else {}))
@@ -86,7 +86,7 @@ def write(folder: Path, *contents: bytes) -> list[str]:
 
 
 class ChangingPath(os.PathLike[str]):
-    """A path to a file that has another content from the second look on, with the time and the place of the first."""
+    """A path to a file with other content from the second read on, but the same time and location."""
 
     def __init__(self, path: Path, then: bytes) -> None:
         path.write_bytes(picture(98))

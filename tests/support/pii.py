@@ -1,4 +1,4 @@
-"""The labelled corpus of personal data and secrets, and what the rules make of it."""
+"""The labelled corpus of personal data and secrets, and the rules' results on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LABEL = re.compile(r"⟦([A-Z_]+):(.*?)⟧", re.DOTALL)
 
 @dataclass(frozen=True)
 class Sentence:
-    """A text, and what in it is to be found: rule, start and end."""
+    """A text and the data to be found in it: rule, start and end."""
 
     text: str
     labels: tuple[tuple[str, int, int], ...]
@@ -24,7 +24,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Score:
-    """How often a rule found what it should, missed it, and found what it should not."""
+    """A rule's numbers of hits, misses and false findings."""
 
     found: int
     missed: int
@@ -32,12 +32,12 @@ class Score:
 
     @property
     def precision(self) -> float:
-        """Of what was found, the share that is right."""
+        """The share of findings that are right."""
         return self.found / (self.found + self.wrong)
 
     @property
     def recall(self) -> float:
-        """Of what is there, the share that was found."""
+        """The share of data that are found."""
         return self.found / (self.found + self.missed)
 
 
@@ -61,7 +61,8 @@ def _sentence(line: str) -> Sentence:
 def scores(sentences: list[Sentence]) -> dict[str, Score]:
     """Each rule's score.
 
-    A datum counts as found if a span of its rule covers it all, and a span as wrong if no datum of its rule is in it.
+    A datum counts as found if a span of its rule covers all of it, and a span as false if it contains no datum of its
+    rule.
     """
     counts: Counter[tuple[str, str]] = Counter()
     rules = Sanitizer().chosen

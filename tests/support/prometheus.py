@@ -1,4 +1,4 @@
-"""Real Prometheus and its push gateway on the loopback, where Debian's packages of them are installed."""
+"""A real Prometheus and its push gateway on the loopback, if Debian's packages of them are installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _START_TIMEOUT_S = 60.0
 
 @contextmanager
 def push_gateway() -> Iterator[str]:
-    """The address of a gateway that forgets everything in the end, with the interface that empties it."""
+    """The address of a gateway without persistence, with its admin API for deleting."""
     port = free_port()
     with _server(PROGRAMS[1], port, "--web.enable-admin-api", "--persistence.file="):
         yield f"127.0.0.1:{port}"
@@ -46,7 +46,7 @@ def prometheus(folder: Path, gateway: str) -> Iterator[str]:
 
 
 def query(server: str, expression: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and value of each series that an expression gives."""
+    """Labels and value of each series of an expression."""
     url = f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310  (our own server)
         answer: dict[str, Any] = json.load(reply)

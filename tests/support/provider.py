@@ -1,7 +1,7 @@
-"""A chat-completions provider on the loopback, which misbehaves on demand and keeps books on everything.
+"""A chat-completions provider on the loopback, with scripted faults and a ledger of everything.
 
 It runs on an event loop in a thread of its own, so a test may be a coroutine or ordinary code. A fault is a function
-from a request to what befalls it; faults compose: `first(2, status(429))`, `matching("row 7", cut)`.
+from a request to its effect; faults compose: `first(2, status(429))`, `matching("row 7", cut)`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Canned:
-    """Send this instead of an answer."""
+    """Send this response instead of an answer."""
 
     status: int
     body: bytes
@@ -66,14 +66,14 @@ class Canned:
 
 @dataclass(frozen=True)
 class Cut:
-    """Do the work, then drop the connection before the headers, or when half of the body is out."""
+    """Do the work, then drop the connection before the headers or in the middle of the body."""
 
     in_body: bool = False
 
 
 @dataclass(frozen=True)
 class Slow:
-    """Answer after `headers_s`, and let the second half of the body wait for another `body_s`."""
+    """Answer after `headers_s`, and send the second half of the body `body_s` later."""
 
     headers_s: float = 0.0
     body_s: float = 0.0
@@ -81,7 +81,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Altered:
-    """Answer with other fields of the choice or its message, and with further headers."""
+    """Answer with changed fields of the choice or its message, and with further headers."""
 
     choice: Mapping[str, Any] = field(default_factory=dict)
     message: Mapping[str, Any] = field(default_factory=dict)
@@ -95,24 +95,24 @@ Fault = Callable[[Asked], Effect]
 
 
 def status(code: int, body: Any = None, headers: Mapping[str, str] | None = None) -> Fault:
-    """Reply with this status; `body` is bytes or JSON, by default an error object."""
+    """Respond with this status; `body` is bytes or JSON, by default an error object."""
     body = {"error": {"message": f"status {code}", "type": "made_to_order"}} if body is None else body
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     return lambda _: Canned(code, content, headers or {})
 
 
 def error(code: int, message: str = "no", error_code: str | None = None) -> Fault:
-    """Reply with this status and an error object as OpenAI writes it."""
+    """Respond with this status and an error object in OpenAI's format."""
     return status(code, {"error": {"message": message, "type": "made_to_order", "code": error_code}})
 
 
 def slow(seconds: float) -> Fault:
-    """Let the headers wait."""
+    """Delay the headers."""
     return lambda _: Slow(headers_s=seconds)
 
 
 def slow_body(seconds: float) -> Fault:
-    """Send headers and half of the body, and let the rest wait."""
+    """Send headers and half of the body, and delay the rest."""
     return lambda _: Slow(body_s=seconds)
 
 
@@ -127,32 +127,32 @@ def cut_body(_: Asked) -> Effect:
 
 
 def garbage(_: Asked) -> Effect:
-    """Reply 200 with a body that is not JSON."""
+    """Respond 200 with a body that is not JSON."""
     return Canned(200, b"<html>upstream is tired</html>")
 
 
 def empty(_: Asked) -> Effect:
-    """Answer with no text."""
+    """Answer with an empty text."""
     return Altered(message={"content": ""})
 
 
 def truncated(_: Asked) -> Effect:
-    """Answer as if the bound on output tokens had cut the text."""
+    """Answer as if the bound on output tokens had truncated the text."""
     return Altered(choice={"finish_reason": "length"})
 
 
 def filtered(_: Asked) -> Effect:
-    """Let the content filter take the answer."""
+    """Answer as if a content filter had removed the text."""
     return Altered(choice={"finish_reason": "content_filter"}, message={"content": None})
 
 
 def refusal(_: Asked) -> Effect:
-    """Let the model decline."""
+    """Answer with a refusal by the model."""
     return Altered(message={"content": None, "refusal": "I cannot help with that."})
 
 
-def telling(headers: Mapping[str, str]) -> Fault:
-    """Answer, and tell this in the headers."""
+def with_headers(headers: Mapping[str, str]) -> Fault:
+    """Answer with these headers."""
     return lambda _: Altered(headers=headers)
 
 
@@ -174,43 +174,43 @@ def matching(part: str, fault: Fault) -> Fault:
 
 
 def while_set(switch: threading.Event, fault: Fault) -> Fault:
-    """`fault` for as long as somebody has set the switch."""
+    """`fault` for as long as the switch is set."""
     return lambda asked: fault(asked) if switch.is_set() else None
 
 
 def shares(*parts: tuple[float, Fault], seed: int = 0) -> Fault:
-    """Each fault for its share of the requests, none for the rest, as chance has it."""
+    """Each fault for its share of the requests, at random, and none for the rest."""
     rng = random.Random(seed)
     weights, faults = zip(*parts, (1 - sum(share for share, _ in parts), lambda _: None), strict=True)
 
-    def befall(asked: Asked) -> Effect:
+    def effect_of(asked: Asked) -> Effect:
         (fault,) = rng.choices(faults, weights)
         return fault(asked)
 
-    return befall
+    return effect_of
 
 
 def outage(count: int, seconds: float, fault: Fault) -> Fault:
-    """`fault` for so long, once `count` requests were served."""
+    """`fault` for `seconds`, after `count` requests were served."""
     numbers, began = itertools.count(), list[float]()
 
-    def befall(asked: Asked) -> Effect:
+    def effect_of(asked: Asked) -> Effect:
         if next(numbers) == count:
             began.append(asked.arrived_at)
         return fault(asked) if began and asked.arrived_at < began[0] + seconds else None
 
-    return befall
+    return effect_of
 
 
 def rate_limited(calls: int, seconds: float = 1.0, retry_after_s: float | None = None) -> Fault:
-    """429 for what exceeds so many calls in any window of so many seconds.
+    """429 for requests beyond `calls` in any window of `seconds`.
 
-    When to come back is said if it is given, else not.
+    `Retry-After` is sent if it is given.
     """
     served = deque[float]()
     refuse = status(429, headers=None if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"})
 
-    def befall(asked: Asked) -> Effect:
+    def effect_of(asked: Asked) -> Effect:
         while served and served[0] <= asked.arrived_at - seconds:
             served.popleft()
         if len(served) >= calls:
@@ -218,7 +218,7 @@ def rate_limited(calls: int, seconds: float = 1.0, retry_after_s: float | None =
         served.append(asked.arrived_at)
         return None
 
-    return befall
+    return effect_of
 
 
 def echo(prompt: str) -> Any:
@@ -226,11 +226,11 @@ def echo(prompt: str) -> Any:
     return {"answer": re.split(r"\n|: ", prompt)[-1].strip()}
 
 
-# -- books and server ----------------------------------------------------------------------------------------------
+# -- ledger and server ---------------------------------------------------------------------------------------------
 
 
 class Books:
-    """What the provider saw and did; `billed_by_prompt` counts work done, also when the client had left."""
+    """What the provider received and did; `billed_by_prompt` counts work done, even if the client had disconnected."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -241,18 +241,18 @@ class Books:
         self.input_tokens = self.output_tokens = 0
 
     def wait_for(self, predicate: Callable[[Books], object], timeout_s: float = 60.0) -> None:
-        """Block until the books satisfy `predicate`; fail after `timeout_s`."""
+        """Block until the ledger satisfies `predicate`; fail after `timeout_s`."""
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self), timeout_s)
         assert done, f"The provider's books did not come to it within {timeout_s} s."
 
     def most_in(self, seconds: float) -> int:
-        """The most requests that arrived in any window of so many seconds."""
+        """The most requests that arrived in any window of `seconds`."""
         at = [asked.arrived_at for asked in self.requests]
         return max((bisect_left(at, start + seconds) - number for number, start in enumerate(at)), default=0)
 
     def arrived(self, asked: Asked) -> None:
-        """A request is here."""
+        """Record that a request has arrived."""
         with self._changed:
             self.requests.append(asked)
             self.calls_by_prompt[asked.prompt] += 1
@@ -261,7 +261,7 @@ class Books:
             self._changed.notify_all()
 
     def billed(self, asked: Asked, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """The work for a request is done."""
+        """Record that the work for a request is done."""
         with self._changed:
             self.billed_by_prompt[asked.prompt] += 1
             self.input_tokens += input_tokens
@@ -269,7 +269,7 @@ class Books:
             self._changed.notify_all()
 
     def left(self, *, answered: bool = False, client_gone: bool = False) -> None:
-        """A request is over; told before the last byte goes out, so that a quick client is not counted twice."""
+        """Record the end of a request, before its last byte is sent, so that a quick client is not counted twice."""
         with self._changed:
             self.in_flight -= 1
             self.answered += answered
@@ -278,14 +278,14 @@ class Books:
 
 
 class Provider:
-    """The provider, as a context manager; `base_url` is what a model is connected to.
+    """The provider, as a context manager; `base_url` is the address for a model.
 
     Args:
         answer: Last user message to answer, a text or a JSON value.
-        latency_s: Seconds each answer takes.
-        fault: What befalls a request before it is answered.
-        cached_tokens: Prompt tokens of each call that the usage calls cached.
-        count: Text to tokens; with it calls are billed as OpenAI does, without it by a quarter of their characters.
+        latency_s: Seconds that each answer takes.
+        fault: The effect on a request before it is answered.
+        cached_tokens: Prompt tokens of each call that the usage reports as cached.
+        count: Text to tokens; with it calls are billed as by OpenAI, without it by a quarter of their characters.
         meter: Counts and bills calls by price tier and prompt cache instead.
     """
 
@@ -315,11 +315,11 @@ class Provider:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.go_away(inf)
+        self.disconnect(inf)
         self._thread.join()
 
-    def go_away(self, seconds: float) -> None:
-        """Drop all connections and refuse new ones for so long; returns at once."""
+    def disconnect(self, seconds: float) -> None:
+        """Drop all connections and refuse new ones for `seconds`; returns at once."""
         self._loop.call_soon_threadsafe(self._away.put_nowait, seconds)
 
     async def _serve(self, started: Future[int]) -> None:
@@ -413,7 +413,7 @@ class Provider:
         return orjson.dumps(completion), headers
 
     def _read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
-        """What of a request goes into the prompt, and how many characters of it the request marks for the cache."""
+        """The part of a request that is the prompt, and how many of its characters are marked for the cache."""
         return prompt_text(body), None
 
     def _bill(self, asked: Asked, text: str) -> tuple[int, int]:

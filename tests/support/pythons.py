@@ -1,4 +1,4 @@
-"""The Pythons of this machine that the project supports, and environments made for them with `uv`."""
+"""The supported Pythons of this machine, and environments made for them with `uv`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 VERSIONS = ("3.11", "3.12", "3.13")
 ENVIRONMENT = "TEST_ENVIRONMENT"
-"""A variable with a version and a resolution, for which the wheel is to be tried instead of the usual ones."""
+"""A variable with the version and the resolution to test the wheel with instead of the usual ones."""
 
 
 @cache
 def find_pythons() -> dict[str, str]:
-    """The interpreter of each version that is here: on the path, or one of pyenv's."""
+    """The interpreter of each version on this machine: on the path, or one of pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     found = {}
     for version in VERSIONS:
@@ -29,7 +29,7 @@ def find_pythons() -> dict[str, str]:
             ]
             try:
                 said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-            except (OSError, subprocess.CalledProcessError):  # not there, or a shim of pyenv's that leads nowhere
+            except (OSError, subprocess.CalledProcessError):  # missing, or a pyenv shim without a version
                 continue
             if said != "False":
                 found[version] = said
@@ -38,7 +38,7 @@ def find_pythons() -> dict[str, str]:
 
 
 def uv(*arguments: str | Path) -> str:
-    """What `uv` prints; what it complains of goes to standard error.
+    """The output of `uv`; its errors go to standard error.
 
     Raises:
         CalledProcessError: It fails.

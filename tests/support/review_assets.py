@@ -1,4 +1,4 @@
-"""A table of reviews, an asset that labels them, and short ways to materialize it and look at what came of it."""
+"""A table of reviews, an asset that labels them, and short ways to materialize it and read the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT = "Classify this review.\nReview: {review}"
 
 
 class Mood(BaseModel):
-    """What is asked of a review: a closed set, a closed set with null, a boolean and free text."""
+    """The output for a review: a closed set, a nullable closed set, a boolean and free text."""
 
     mood: Literal["good", "bad"]
     topic: Literal["price", "quality"] | None
@@ -25,7 +25,7 @@ class Mood(BaseModel):
 
 
 def answer(prompt: str) -> Any:
-    """What a review says of itself: `good`, `price`, `angry` and so on where these words occur; `junk` is no answer."""
+    """The answer for a review by its words: `good`, `price`, `angry` and so on; `junk` gives an invalid one."""
     text = prompt.rpartition("Review: ")[2]
     if "junk" in text:
         return "nonsense"

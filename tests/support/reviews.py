@@ -1,4 +1,4 @@
-"""An output model with a bit of everything, and a reply that fits it."""
+"""An output model with fields of many types, and a reply that fits it."""
 
 import datetime as dt
 import enum
@@ -9,21 +9,21 @@ from ondine_core.prompts.output_schema import Invalid, OutputSchema
 
 
 class Mood(enum.Enum):
-    """How it sounds."""
+    """The mood of a review."""
 
     GOOD = "good"
     BAD = "bad"
 
 
 class Part(BaseModel):
-    """A part of it."""
+    """A part of a review."""
 
     name: str
     mood: Mood | None
 
 
 class Review(BaseModel):
-    """What a review says."""
+    """The content of a review."""
 
     mood: Mood
     topic: str | None = Field(alias="theTopic", description="what it is about")

@@ -1,6 +1,6 @@
-"""What a provider sees of a request: its words, and the images and documents in each dialect.
+"""The content of a request as a provider reads it: its text, and images and documents in each dialect.
 
-It shares nothing with the code that writes them.
+It shares no code with what writes them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _BEGINNINGS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """An image or document as it arrived.
+    """A received image or document.
 
     Args:
         kind: The kind of the part.
-        media_type: As the request says.
-        content: The bytes; nothing if an address came.
+        media_type: The type in the request.
+        content: The bytes; empty for an address.
         url: The address.
-        detail: How closely the model is to look.
+        detail: The requested level of detail.
     """
 
     kind: str
@@ -40,22 +40,22 @@ class Seen:
 
     @property
     def name(self) -> str:
-        """What stands for it in the text of a prompt."""
+        """Its placeholder in the text of a prompt."""
         return name_of(self.content or self.url.encode())
 
 
 def name_of(content: bytes) -> str:
-    """What stands for a content in the text of a prompt."""
+    """The placeholder of a content in the text of a prompt."""
     return f"[{sha256(content).hexdigest()[:12]}]"
 
 
 def find_type(content: bytes) -> str | None:
-    """The type of a content, by how it begins."""
+    """The type of a content, by its first bytes."""
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
 
 
 def text_of(content: Any) -> str:
-    """The words of a message, with the names of images and documents in their places."""
+    """The text of a message, with placeholders for images and documents."""
     if isinstance(content, str):
         return content
     return "".join(_seen(part).name if _is_media(part) else part.get("text", "") for part in content)

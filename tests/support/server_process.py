@@ -1,4 +1,4 @@
-"""Servers that others wrote, as processes on the loopback: started, waited for and ended."""
+"""Third-party servers as processes on the loopback: started, waited for and ended."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def free_port() -> int:
 def run_server(
     command: Sequence[str], ready_url: str, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Run `command` until the block ends; the block begins when `ready_url` is answered.
+    """Run `command` until the block ends; the block begins when `ready_url` responds.
 
     Args:
-        command: What to run.
-        ready_url: An address that the server answers once it is up.
-        log: A file for what it prints.
+        command: The command to run.
+        ready_url: An address to which the server responds once it is up.
+        log: A file for its output.
         environment: Its variables; by default those of this process.
     """
     with log.open("wb") as told:

@@ -1,4 +1,4 @@
-"""A project that `create-dagster` makes and the quickstart fills, with its own environment, webserver and daemon."""
+"""A project made by `create-dagster` and filled by the quickstart, with its own environment, webserver and daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.pythons import uv
 _BLOCKS = re.compile(r'^```(console|python title="([^"]+)")\n(.*?)^```', re.DOTALL | re.MULTILINE)
 _KEPT = {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "XDG_CACHE_HOME", "TMPDIR", "PYENV_ROOT"}
 _START_TIMEOUT_S, _PATIENCE_S = 600, 300
-"""Nothing is promised of how long Dagster takes to start."""
+"""Long enough for any machine, since Dagster's start-up is not tested."""
 _END_TIMEOUT_S = 30
 _LAUNCH = """mutation ($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
@@ -45,9 +45,9 @@ class Shop:
     """The project.
 
     Args:
-        folder: Where it is.
+        folder: Its folder.
         page: The quickstart, as it was followed.
-        said: What its commands printed.
+        said: The output of its commands.
         environment: The variables of every command.
     """
 
@@ -63,7 +63,7 @@ class Shop:
         return self.folder / ".dagster_home"
 
     def run(self, *command: str, status: int = 0) -> str:
-        """What a command prints that is run in the project."""
+        """The output of a command run in the project."""
         ended = subprocess.run(
             command,
             cwd=self.folder,
@@ -78,7 +78,7 @@ class Shop:
         return ended.stdout
 
     def run_python(self, code: str, *, terminal: bool = False) -> str:
-        """What Python code prints that is run in the project, at a terminal or not."""
+        """The output of Python code run in the project, at a terminal or not."""
         command = [str(self.folder / ".venv/bin/python"), "-c", code]
         if terminal:
             spawn = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))"
@@ -86,7 +86,7 @@ class Shop:
         return self.run(*command)
 
     def serve(self) -> subprocess.Popen[bytes]:
-        """Start `dg dev`, which has a webserver and a daemon, and wait until the definitions are loaded."""
+        """Start `dg dev`, a webserver and a daemon, and wait until the definitions are loaded."""
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         with (self.folder / "dev.log").open("wb") as log:
@@ -113,7 +113,7 @@ class Shop:
         return [(one["name"], one["loadStatus"]) for one in found] == [("shop", "LOADED")] or None
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        """What Dagster's own interface says, which its UI uses, too."""
+        """The reply of Dagster's GraphQL interface, which its UI uses, too."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(  # noqa: S310  (our own server)
             f"{self.address}/graphql", body, {"Content-Type": "application/json"}
@@ -125,13 +125,13 @@ class Shop:
     def launch(
         self, *assets: str, config: Mapping[str, Any] | None = None, partition: str = "", quick: bool = True
     ) -> str:
-        """Launch assets, the first of them with a run config of its own; returns the run.
+        """Launch assets, the first of them with a run config; returns the run.
 
         Args:
             assets: Their names.
-            config: What is typed in the Launchpad.
+            config: The run config of the Launchpad.
             partition: The partition to materialize, if there are any.
-            quick: Whether the steps have no processes of their own.
+            quick: Whether the steps run in the process of the run.
         """
         selector = {
             "repositoryLocationName": "shop",
@@ -154,13 +154,13 @@ class Shop:
         return str(launched["run"]["runId"])
 
     def materialize(self, *assets: str, config: Mapping[str, Any] | None = None, partition: str = "") -> str:
-        """Launch assets and wait until they are materialized, or whatever the config wants; returns the run."""
+        """Launch assets and wait until they are materialized, or as the config says; returns the run."""
         run = self.launch(*assets, config=config, partition=partition)
         self.wait_for_end(run)
         return run
 
     def wait_for_end(self, run: str, status: str = "SUCCESS") -> None:
-        """Wait until a run has ended so."""
+        """Wait until a run has this status."""
 
         def ended() -> str | None:
             found = str(self.ask(_STATUS, id=run)["runOrError"]["status"])
@@ -169,7 +169,7 @@ class Shop:
         assert until(ended, _PATIENCE_S, f"end of the run {run}") == status
 
     def backfill(self, asset: str, *partitions: str) -> list[str]:
-        """Materialize partitions of an asset by a backfill; returns the runs that the daemon made of it."""
+        """Materialize partitions of an asset by a backfill; returns the daemon's runs."""
         params = {"assetSelection": [{"path": [asset]}], "partitionNames": partitions}
         backfill = self.ask(_BACKFILL, params=params)["launchPartitionBackfill"]["backfillId"]
         tag = {"key": "dagster/backfill", "value": backfill}
@@ -188,7 +188,8 @@ class Shop:
 def follow_quickstart(distributions: Distributions, folder: Path, variables: Mapping[str, str]) -> Shop:
     """Follow the quickstart in an empty folder.
 
-    Literally, but that the wheel is the one just built and `create-dagster` goes with the Dagster that is here.
+    Literally, except that the wheel is the one just built and `create-dagster` has the version of the installed
+    Dagster.
     """
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     wheel = shlex.quote(f"ondine-dagster[local] @ {distributions.wheel.as_uri()}")
@@ -211,7 +212,7 @@ def follow_quickstart(distributions: Distributions, folder: Path, variables: Map
 
 
 def _script(page: str) -> str:
-    """A page as a shell script: its files are written and its commands run, in the order of the page."""
+    """A page as a shell script that writes its files and runs its commands in order."""
     lines = ["set -euxo pipefail"]
     for _, file, text in _BLOCKS.findall(page):
         if file:
@@ -223,7 +224,7 @@ def _script(page: str) -> str:
 
 
 def add_assets(shop: Shop) -> None:
-    """Put the assets to look at into the project, and what thumbnails need into its environment."""
+    """Put the assets for the UI into the project, and the dependencies of thumbnails into its environment."""
     shutil.copy(ROOT / "tests/support/shop_assets.py", shop.folder / "src/shop/defs/tickets.py")
     uv("pip", "install", "--python", shop.folder / ".venv", "pillow")
     settings = "telemetry: {enabled: false}\nnux: {enabled: false}\n"

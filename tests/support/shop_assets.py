@@ -1,6 +1,6 @@
-"""Assets to look at in the UI: slow, with failed rows, by batch jobs, a spend report, and a step that fails.
+"""Assets for tests of the UI: slow, with failed rows, by batch jobs, a spend report, and a failing step.
 
-This file is copied into the project that the quickstart makes; providers' addresses and folders are in the environment.
+This file is copied into the quickstart's project; the environment has the providers' addresses and the folders.
 """
 
 import os
@@ -16,7 +16,7 @@ from ondine_dagster.reporting.markdown import preview
 
 @dg.asset(group_name="tickets")
 def support_tickets() -> pd.DataFrame:
-    """Tickets, as they came in."""
+    """Tickets in order of arrival."""
     return pd.DataFrame({"body": [f"Ticket {number}: it does not work." for number in range(5_000)]})
 
 
@@ -37,7 +37,7 @@ def ticket_labels(support_tickets: pd.DataFrame) -> pd.DataFrame:
 
 
 def tickets_of(context: dg.AssetExecutionContext) -> pd.DataFrame:
-    """As many tickets as the run's tag says; the model has no valid answer about every 19th."""
+    """As many tickets as the run's tag says; the model has no valid answer to about every 19th."""
     said = ["It is unreadable." if number % 19 == 1 else "It does not work." for number in range(100)]
     bodies = [f"Ticket {number}: {what}" for number, what in enumerate(said)]
     return pd.DataFrame({"body": bodies[: int(context.run.tags.get("rows", "40"))]})
@@ -45,7 +45,7 @@ def tickets_of(context: dg.AssetExecutionContext) -> pd.DataFrame:
 
 @llm_asset(**ARGUMENTS, failed_rows=True, checks=[ErrorRateCheck(max_rate=0.01)])
 def ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
-    """Team and urgency of the tickets of the day."""
+    """Team and urgency of the day's tickets."""
     return tickets_of(context)
 
 
@@ -57,13 +57,13 @@ def strict_ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
 
 @llm_asset(**ARGUMENTS | {"resource_key": "nightly_llm"}, tier="batch")
 def nightly_teams() -> pd.DataFrame:
-    """Team and urgency of the tickets of the day, by batch jobs."""
+    """Team and urgency of the day's tickets, by batch jobs."""
     return pd.DataFrame({"body": [f"Ticket {number}: It does not work." for number in range(600)]})
 
 
 @dg.asset(group_name="tickets")
 def answers_with_links() -> dg.MaterializeResult[None]:
-    """A preview of answers that would like to be clicked."""
+    """A preview of answers that contain links."""
     answers = [
         "See https://evil.example/a",
         "www.evil.example",
@@ -91,7 +91,7 @@ def photo_labels() -> pd.DataFrame:
 
 @llm_asset(**ARGUMENTS, retry_failed_rows=["invalid"], checks=[ErrorRateCheck(max_rate=0.5)])
 def first_tickets() -> pd.DataFrame:
-    """Team and urgency of a few tickets: two without a text, one without a valid answer, one that is refused."""
+    """Team and urgency of a few tickets: two without text, one without a valid answer, one refused."""
     bodies = [f"Ticket {number}: It does not work." for number in range(200, 206)]
     odd = [None, " ", "Ticket 206: It is unreadable.", "Ticket 207: It is refused."]
     return pd.DataFrame({"body": [*odd, *bodies]})
@@ -107,7 +107,7 @@ def first_tickets() -> pd.DataFrame:
     group_name="reviews",
 )
 def daily_sentiment() -> pd.DataFrame:
-    """Sentiment of the reviews of a day."""
+    """Sentiment of a day's reviews."""
     return pd.read_csv(DATA / "reviews.csv", keep_default_na=False)[["date", "review"]]
 
 
@@ -149,7 +149,7 @@ def tickets() -> dg.Definitions:
 
 
 def fill(*rows: int) -> None:
-    """Materialize `ticket_teams` once for each number of rows, then the spend report, and the asset that fails."""
+    """Materialize `ticket_teams` once for each number of rows, then the spend report and the failing asset."""
     given: dict[str, Any] = {"resources": {"tickets_llm": tickets_llm}, "raise_on_error": False}
     full_refresh = {"ops": {"ticket_teams": {"config": {"full_refresh": True}}}}
     with dg.DagsterInstance.get() as instance:

@@ -1,6 +1,6 @@
 """A batch API in memory, on a virtual clock, and a store whose process can be killed between any two steps.
 
-What a killed process would do in its `finally` clauses must not reach anybody, so store and API are dead from then on.
+The `finally` clauses of a killed process must have no effect, so its store and API fail from then on.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ BATCH_PRICE = Price(Decimal("1e-6"), Decimal("2e-6"), Decimal("1e-6"))
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @dataclass
 class Life:
-    """How long a process lives: it is killed at a step, before or after what that does.
+    """The lifetime of a process: it is killed before or after the effect of a step.
 
     Args:
-        steps: At which step; `None` lives on.
+        steps: At which step; `None` is never.
     """
 
     steps: int | None = None
     taken: int = 0
 
     def step(self) -> None:
-        """Take a step, or die."""
+        """Take a step, or be killed."""
         if self.steps is not None and self.taken >= self.steps:
             raise Killed
         self.taken += 1
 
 
 class KillableStore(Store):
-    """A store that does at once what it is asked, as a virtual clock needs it, as long as its process lives."""
+    """A store that executes requests at once, as a virtual clock needs, while its process lives."""
 
     def __init__(self, place: Path, life: Life) -> None:
         super().__init__(place)
@@ -82,19 +82,19 @@ class _Job:
 
 @dataclass
 class JobProvider:
-    """The provider: its jobs, its bill, and what goes wrong.
+    """The provider: its jobs, its bill, and its faults.
 
     Args:
         now: The time.
         answer: From the text of a request to its reply.
         takes_s: Seconds that a job takes.
-        window_s: Seconds after which a job expires; what was done by then is billed.
-        limits: The most that one job may hold.
-        cut_create: Of the next requests that create a job, so many do, and are not answered.
-        refuse_create: What the next requests that create a job are refused with.
-        problems: For which the next jobs are not run, those of one job each.
-        noise: What stands in the results besides: of each result a copy, and results of other jobs.
-        lost: Whether results are gone.
+        window_s: Seconds after which a job expires; rows answered by then are billed.
+        limits: The limits of one job.
+        cut_create: The number of next requests that create a job and get no response.
+        refuse_create: The errors of the next requests that create a job.
+        problems: The problems for which the next jobs are not run, one list for each job.
+        noise: Additional results: a copy of each, and results of other jobs.
+        lost: Whether results are lost.
     """
 
     now: Callable[[], float]
@@ -116,7 +116,7 @@ class JobProvider:
         return _Api(self, life or Life(), account)
 
     def settle(self, job: _Job) -> None:
-        """Let happen to a job what is due."""
+        """Process what is due for a job."""
         if job.ran is not None:
             return
         age_s = self.now() - job.created_at
@@ -210,7 +210,7 @@ class _Api:
             job.cancelled_at = self.provider.now()
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
     def _find(self, job_id: str) -> _Job:
         job = self.provider.jobs.get(job_id)
@@ -220,6 +220,6 @@ class _Api:
 
 
 def reply_to(text: str) -> Reply:
-    """The answer of the provider: the last word of the question, with the tokens that it takes."""
+    """The provider's answer: the last word of the prompt, with its usage."""
     question = text.partition("\n")[0]
     return Reply(question.rsplit(maxsplit=1)[-1], Usage(len(text) // 4 + 5, output_tokens=3))

@@ -1,7 +1,7 @@
 """A Dagster project for tests with real processes: `python -m tests.support.step_project` runs its job.
 
-The run worker is this process, the step is a child of it, as in production. What varies comes by environment variables,
-since the step's process imports this module anew.
+This process is the run worker and the step is its child, as in production. What varies comes from environment
+variables, since the step's process imports this module again.
 """
 
 import os
@@ -41,7 +41,7 @@ def build_job() -> dg.JobDefinition:
 
 
 if __name__ == "__main__":
-    # By its importable name: the step's process has to find it again.
+    # By its importable name, so that the step's process finds it.
     build_job = import_module("tests.support.step_project").build_job
     with dg.DagsterInstance.get() as instance:
         result = dg.execute_job(dg.reconstructable(build_job), instance=instance)

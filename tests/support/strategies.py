@@ -1,4 +1,4 @@
-"""Hypothesis strategies that more than one test module draws from."""
+"""Hypothesis strategies that several test modules use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ondine_core.types.values import Item
 
 TEXTS = st.text(max_size=40)
-"""Any text of a row, surrogates apart."""
+"""Any text of a row, without surrogates."""
 
 TEMPLATE_LIKE = st.one_of(
     TEXTS,
@@ -16,9 +16,9 @@ TEMPLATE_LIKE = st.one_of(
     ),
     st.text(alphabet="{}%#ab|! \n", max_size=20),
 )
-"""Texts of which many would mean something to a template engine."""
+"""Texts with many characters that template engines interpret."""
 
 ITEMS = st.lists(
     st.builds(Item, st.binary(min_size=16, max_size=16), TEXTS), max_size=30, unique_by=lambda item: item.key
 )
-"""What `pack` groups: prompts that differ, and so do their keys."""
+"""The items that `pack` groups: distinct prompts with distinct keys."""

@@ -1,7 +1,7 @@
-"""Real models for MLX that no test has to download: random weights and a tokenizer, written to a folder.
+"""Real models for MLX without a download: random weights and a tokenizer, written to a folder.
 
-They make no sense of anything, but everything else about them is real: files, tokenizer, chat template, mathematics. A
-token is a printable character, so that texts become tokens and tokens texts without loss.
+Their texts are random, but everything else about them is real: files, tokenizer, chat template, mathematics. A token is
+a printable character, so that texts become tokens and tokens texts without loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ondine_core.providers.mlx.thread import on_mlx_thread
 __all__ = ["CHAT_TEMPLATE", "END", "write_adapter", "write_llama_4", "write_tiny_model"]
 
 END = "<|end|>"
-"""The token that ends a turn."""
+"""The end-of-turn token."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -40,12 +40,12 @@ def write_tiny_model(
     leaning: Mapping[str, float] | None = None,
     **config: Any,
 ) -> Path:
-    """Write a model of the Llama family into `folder`, which is made.
+    """Write a model of the Llama family into the new folder `folder`.
 
     Args:
-        folder: Where to.
+        folder: Where to write it.
         chat_template: How a conversation is written; `None` makes it a base model.
-        leaning: Tokens that it likes (1000: writes nothing else) or dislikes (-1000: never writes).
+        leaning: Bias of tokens (1000: writes nothing else; -1000: never writes it).
         config: Fields of `config.json` that differ.
     """
     vocabulary = _write_tokenizer(folder, chat_template)
@@ -84,7 +84,7 @@ def write_adapter(folder: Path) -> Path:
 
 
 def write_llama_4(folder: Path) -> Path:
-    """Write a model of the Llama 4 family into `folder`: mlx-lm cannot batch those."""
+    """Write a model of the Llama 4 family into `folder`, which mlx-lm cannot batch."""
     vocabulary = _write_tokenizer(folder, CHAT_TEMPLATE)
     text = {
         "model_type": "llama4_text",
@@ -120,14 +120,14 @@ def write_llama_4(folder: Path) -> Path:
 
 
 def _weights(size: int, leaning: Mapping[int, float]) -> Iterator[tuple[str, np.ndarray]]:
-    """Random, and large enough that one token is clearly likelier than the next: rounding must not decide."""
+    """Random, and large enough that rounding does not decide between tokens."""
     chance = np.random.default_rng(11)
 
     def random(*shape: int) -> np.ndarray:
         return (chance.standard_normal(shape) * 2 / np.sqrt(shape[-1])).astype(np.float32)
 
     embedding, head = random(size, _WIDTH), random(size, _WIDTH) * 2
-    # The first coordinate is the same for all texts, so what the head makes of it is a liking.
+    # The first coordinate is the same for all texts, so the head's weight for it is a bias.
     embedding[:, 0], head[:, 0] = 1, 0
     for token, liking in leaning.items():
         head[token, 0] = liking

@@ -1,4 +1,4 @@
-"""Eyes for the embedded language model: a vision encoder for llama.cpp that tells red, green and blue apart.
+"""A vision encoder for llama.cpp that recognizes red, green and blue, for the embedded language model.
 
 No vision model is in a package registry, so this one is computed: its patches average the three colours, its one layer
 passes them on, and its projection is solved so that a picture of one colour becomes the language model's own embedding
@@ -16,7 +16,7 @@ _UNIT = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1)}
 
 
 def write_encoder(language_model: Path, file: Path) -> None:
-    """Write the encoder for a language model of the family Gemma 3, both in GGUF."""
+    """Write the encoder for a language model of the Gemma 3 family, both in GGUF."""
     import gguf
     import numpy as np
 
@@ -25,7 +25,7 @@ def write_encoder(language_model: Path, file: Path) -> None:
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     table = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
     rows = [table.data[[tokens.index(f"▁{name}")]] for name in COLOURS]
-    # The language model multiplies the embeddings of texts by this, and takes those of images as they are.
+    # The language model multiplies text embeddings by this, and uses image embeddings unchanged.
     words = np.concatenate([gguf.quants.dequantize(row, table.tensor_type) for row in rows]) * np.sqrt(width)
     features = np.zeros((3, _WIDTH))
     features[:, :3] = list(_UNIT.values())

@@ -1,4 +1,4 @@
-"""A model that obeys a schedule of faults, and a store that forgets nothing, both for virtual time."""
+"""A model that follows a schedule of faults, and a store that keeps everything, both for virtual time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fault = Literal[
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 schedules = st.tuples(st.lists(st.sampled_from(FAULTS), max_size=40), st.sampled_from(FAULTS))
-"""What befalls the first calls, one a call, and what befalls all later ones."""
+"""The faults of the first calls, one for each, and the fault of all later ones."""
 
 
 MOST_CALLS = 5000
@@ -48,21 +48,23 @@ _TEXTS: dict[bytes, str] = {}
 
 
 class UnreliableModel:
-    """Answers `Say: x` with `{"answer": "x"}`, or fails as the schedule tells.
+    """Answers `Say: x` with `{"answer": "x"}`, or fails as the schedule says.
 
     Attributes:
         asked: The text of every row of every call, in order.
         sizes: Rows of each call.
-        arrivals: When each came in.
+        arrivals: When each call arrived.
         replies: Usage of every reply given.
-        lost: Calls that were answered, and billed, but whose answer never arrived.
+        lost: Calls that were answered and billed, but whose reply never arrived.
     """
 
-    def __init__(self, schedule: tuple[Sequence[Fault], Fault], latency_s: float = 0.05, *, lanes: int = 8) -> None:
+    def __init__(
+        self, schedule: tuple[Sequence[Fault], Fault], latency_s: float = 0.05, *, parallel_limit: int = 8
+    ) -> None:
         first, ever_after = schedule
         self._faults = itertools.chain(first, itertools.repeat(ever_after))
         self._latency_s = latency_s
-        self.max_concurrency: int | None = lanes
+        self.max_concurrency: int | None = parallel_limit
         self.max_batch_size: int | None = None
         self.asked: list[str] = []
         self.sizes: list[int] = []
@@ -84,7 +86,7 @@ class UnreliableModel:
         fault = next(self._faults)
         self.lost += fault in ("lost", "timed out")
         try:
-            # Later calls are quicker, so that answers come back in another order than they were asked.
+            # Later calls are quicker, so that answers arrive in another order.
             await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)) * (100 if fault == "slow" else 1))
             return self._reply(items, fault, many=many)
         finally:
@@ -136,13 +138,13 @@ def _scramble(answers: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any
 
 
 class MemoryStore:
-    """A store in dictionaries; noting and settling a call takes a moment, as a commit does.
+    """A store in dictionaries; recording and settling a call takes a moment, as a commit does.
 
     Attributes:
         answers: By key.
-        failures: By key; none that has an answer.
-        calls: Those whose outcome was not seen, by identity.
-        lines: What was settled, in order.
+        failures: By key, without those that have an answer.
+        calls: Calls without a seen outcome, by identity.
+        lines: Settled calls, in order.
         numbers: By name.
     """
 

@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next timer: a day of waiting costs milliseconds, and a hang is an error."""
+"""An event loop whose time jumps to the next timer: a day of waiting takes milliseconds, and a deadlock is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class DeadlockError(AssertionError):
-    """Everybody waits and no timer is set."""
+    """All tasks wait and no timer is set."""
 
 
 class _Selector(selectors.SelectSelector):
@@ -41,7 +41,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Work of threads takes no time, and is done at once: nothing else would be woken by it here."""
+        """Run the work of threads at once, in no time: no timer would wake the loop for it."""
         del executor
         future = self.create_future()
         try:
@@ -52,7 +52,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(main: Callable[[Clock], Coroutine[Any, Any, T]], seed: int = 0) -> T:
-    """Run a coroutine on virtual time; it gets the clock that goes with it, and a seeded source of chance."""
+    """Run a coroutine on virtual time; it gets the loop's clock with a seeded random generator."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         time = runner.get_loop().time
         clock = Clock(now=time, sleep=asyncio.sleep, rng=random.Random(seed), elapsed=time, boot=time)

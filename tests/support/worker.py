@@ -1,9 +1,9 @@
-"""Real processes that each ask about a table of numbered rows, at a few milliseconds apiece.
+"""Real processes that each ask a table of numbered rows, at a few milliseconds to start.
 
-`python -m tests.support.worker` imports everything, then reads orders, a line of JSON each, and replies to each with a
-line: a `Job` is begun in a process forked for it, whose id is the reply; `{"wait": id}` is replied to when that process
-has ended, with what it came to. `Workers` is the other end. Nothing has started a thread or an event loop before the
-fork, so each process has its own of everything.
+`python -m tests.support.worker` imports everything, then reads orders, one line of JSON each, and replies to each with
+a line: a `Job` is started in a forked process, whose id is the reply; `{"wait": id}` is answered when that process has
+ended, with its result. `Workers` is the other end. No thread or event loop starts before the fork, so each process has
+its own.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class Job:
     """A run.
 
     Args:
-        base_url: Who is asked.
-        store: Where answers and numbers are shared.
-        run: Its name in the books.
+        base_url: The model's address.
+        store: The shared store of answers and numbers.
+        run: Its name in the ledger.
         first: Number of its first row.
-        rows: How many it has.
+        rows: Number of rows.
         concurrency: Most calls in flight.
         batch_size: Most rows a call.
-        max_output_tokens: How long a reply may get: so much a call may cost, and so many rows fit into one.
-        budget_usd: What it may cost together with all others that have such a budget.
-        requests_per_minute: What all together may ask.
-        burst: How much of it at once.
+        max_output_tokens: Longest reply, which bounds a call's cost and the rows that fit into it.
+        budget_usd: The budget that it shares with all others that have one.
+        requests_per_minute: The rate that all share.
+        burst: The burst of that rate.
         timeout_s: Seconds one call may take.
         model_name: Provider and model.
         api_key: Key of the provider.
         tier: Its price class.
-        asset: For what it asks.
-        batch_wait_s: For how long it waits for batch jobs.
-        skew_s: How much later it is than the clock says.
-        kill_at: The process is killed before so many requests to its store.
+        asset: The asset that it asks for.
+        batch_wait_s: How long it waits for batch jobs.
+        skew_s: Offset of its clock.
+        kill_at: The process is killed before this request to its store.
     """
 
     base_url: str
@@ -85,12 +85,12 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """Its rows; each is to be answered by its own text."""
+        """Its rows; each is answered by its own text."""
         return [f"row {number}" for number in range(self.first, self.first + self.rows)]
 
     @property
     def model(self) -> ModelSpec:
-        """Who is asked, and how."""
+        """The model and its settings."""
         return ModelSpec(
             self.model_name,
             self.api_key,
@@ -102,11 +102,11 @@ class Job:
 
     @property
     def task(self) -> Task:
-        """What is asked."""
+        """The task."""
         return compile_task(PROMPT, OUTPUT, self.model)
 
     def run_here(self) -> dict[str, Any]:
-        """What it comes to, for JSON: the answers, or which error ended it."""
+        """Its result for JSON: the answers, or the error that ended it."""
         policy = Policy(max_concurrency=self.concurrency, batch_size=self.batch_size)
         options = Options(
             store=self.store if self.kill_at is None else _MortalStore(self.store, self.kill_at),
@@ -139,7 +139,7 @@ class _MortalStore(Store):
 
 
 class Workers:
-    """Processes for jobs, as a context manager; those that still run in the end are killed."""
+    """Processes for jobs, as a context manager; those that still run at the end are killed."""
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.support.worker"]
@@ -151,17 +151,17 @@ class Workers:
         self._parent.communicate()
 
     def start(self, job: Job) -> int:
-        """Begin a job; returns the id of its process."""
+        """Start a job; returns the id of its process."""
         return int(self._order(asdict(job)))
 
     def kill(self, process: int, after_s: float = 0.0) -> None:
-        """After a while kill a process, which has no chance to clean up, and wait until it is gone."""
+        """After a while kill a process with SIGKILL, and wait until it has ended."""
         time.sleep(after_s)
         os.kill(process, signal.SIGKILL)
         assert self.wait(process) is None, "The process had ended before it was killed."
 
     def wait(self, process: int) -> dict[str, Any] | None:
-        """What the job of a process came to, `None` if it was killed."""
+        """The result of a process's job, `None` if it was killed."""
         result: dict[str, Any] | None = self._order({"wait": process})
         return result
 
@@ -177,8 +177,8 @@ class Workers:
 
 
 def main() -> None:
-    """Obey the orders on standard input."""
-    # Whatever is imported or read only when it is needed first.
+    """Execute the orders on standard input."""
+    # Import and read what would otherwise be loaded on first use.
     connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:1/v1"))
     get_context_limit("openai_compatible/m")
     for name in ("openai/gpt-4o-mini", "anthropic/claude-sonnet-4-5"):
@@ -190,7 +190,7 @@ def main() -> None:
         if "wait" in order:
             reply: Any = reap(order["wait"], results.pop(order["wait"]))
         else:
-            reply, read_end = begin(Job(**order))
+            reply, read_end = fork_job(Job(**order))
             results[reply] = read_end
         print(json.dumps(reply), flush=True)  # noqa: T201  (it is the reply)
     for process in results:
@@ -198,8 +198,8 @@ def main() -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def begin(job: Job) -> tuple[int, int]:
-    """Fork a process for a job; returns its id, and where it will write its result."""
+def fork_job(job: Job) -> tuple[int, int]:
+    """Fork a process for a job; returns its id, and the pipe end for its result."""
     read_end, write_end = os.pipe()
     if process := os.fork():
         os.close(write_end)
@@ -212,7 +212,7 @@ def begin(job: Job) -> tuple[int, int]:
     except BaseException:  # noqa: BLE001  (nothing of the copied stack may see it)
         traceback.print_exc()
     finally:
-        os._exit(status)  # as if it had never been a copy
+        os._exit(status)  # without the parent's exit handlers
 
 
 def reap(process: int, read_end: int) -> dict[str, Any] | None:

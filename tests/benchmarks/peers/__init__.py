@@ -1,1 +1,1 @@
-"""Other clients of models beside Ondine: each in an environment of its own, all against the benchmark's provider."""
+"""Other model clients beside Ondine: each in an environment of its own, all against the benchmark's provider."""

@@ -1,8 +1,8 @@
-"""Runs one client in its own environment: `python -m tests.benchmarks.peers.asking NAME`, the job as JSON on stdin.
+"""Run one client in its own environment: `python -m tests.benchmarks.peers.asking NAME`, the job as JSON on stdin.
 
-Each is written as its documentation shows, with its cache on disk or its resumption on if it has one. (litellm has
-none on disk any more; the one in memory keeps 200 answers, and halved its rows a second.) The result is printed as
-one line of JSON.
+Each is written as its documentation shows, with its disk cache or resumption on if it has one. (litellm no longer has a
+disk cache; its memory cache keeps 200 answers, and halved its rows a second.) The result is printed as one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _answer_model() -> Any:
     from pydantic import BaseModel, Field
 
     class Answer(BaseModel):
-        """What is asked of a review."""
+        """The output for a review."""
 
         sentiment: Literal[SENTIMENTS] = Field(description="The sentiment")  # type: ignore[valid-type]
         topic: str = Field(description="What the review is about")
@@ -45,7 +45,7 @@ def _answer_model() -> Any:
 
 
 def _plain(client: Callable[[Any], Any]) -> Callable[[Job], Run]:
-    """A client of the benchmark proper."""
+    """A client of the main benchmark."""
 
     def prepare(job: Job) -> Run:
         run = client(job)
@@ -63,7 +63,7 @@ def _plain(client: Callable[[Any], Any]) -> Callable[[Job], Run]:
 
 
 async def _in_loops(job: Job, ask: Callable[[str], Awaitable[Any]]) -> Answers:
-    """As many loops as there may be calls in flight share one iterator."""
+    """`concurrency` loops share one iterator."""
     answers: list[Any] = [None] * job.rows
     rows = iter(enumerate(job.reviews))
 
@@ -86,7 +86,7 @@ def instructor(job: Job) -> Run:
         async_client=True,
         mode=library.Mode.JSON_SCHEMA,
         cache=DiskCache(directory=job.folder),
-        cache_namespace="reviews",  # by default each process has another
+        cache_namespace="reviews",  # by default each process has another one
         base_url=job.base_url,
         api_key=_KEY,
     )
@@ -114,7 +114,7 @@ def pydantic_ai(job: Job) -> Run:
 
 
 def fenic(job: Job) -> Run:
-    """`semantic.map` over a frame with fenic's cache of responses. How many calls are in flight is its own matter."""
+    """`semantic.map` over a frame with fenic's response cache; fenic decides the number of calls in flight."""
     import fenic as fc
 
     model = fc.OpenAILanguageModel(model_name=_MODEL, rpm=_ENOUGH, tpm=100 * _ENOUGH, base_url=job.base_url)
@@ -132,7 +132,7 @@ def fenic(job: Job) -> Run:
 
 
 def curator(job: Job) -> Run:
-    """An `LLM` of curator over a data set, in its folder of responses."""
+    """An `LLM` of curator over a data set, with its response folder."""
     from bespokelabs import curator as library
 
     class Classifier(library.LLM):  # type: ignore[misc,name-defined,unused-ignore]
@@ -164,7 +164,7 @@ def curator(job: Job) -> Run:
 
 
 def data_designer(job: Job) -> Run:
-    """A structured column of data-designer over a seed file, resumed where it can be, in groups of 100 rows."""
+    """A structured column of data-designer over a seed file, resumed where possible, in groups of 100 rows."""
     import data_designer.config as dd
     import pandas as pd
     from data_designer.interface import DataDesigner
@@ -233,7 +233,7 @@ def main() -> None:
     }
     sys.stdout.write(f"\n{json.dumps(result)}\n")
     sys.stdout.flush()
-    os._exit(0)  # some leave threads behind that would be waited for
+    os._exit(0)  # some leave threads running, and the exit would wait for them
 
 
 def _version(distribution: str) -> str:

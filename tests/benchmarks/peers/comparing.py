@@ -1,4 +1,4 @@
-"""Measures each client in the same situations, and writes what came of it as one table."""
+"""Measure each client in the same situations, and write the results as one table."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _QUIET = {
     "TELEMETRY_ENABLED": "false",
     "OPENAI_API_KEY": "no-key",
     "TIKTOKEN_CACHE_DIR": str(ROOT / "ondine_core" / "providers" / "model_data" / "encodings"),
-    # Nothing listens there: what is meant for another machine fails at once.
+    # Nothing listens there, so requests to other machines fail at once.
     "HTTPS_PROXY": "http://127.0.0.1:9",
 }
-"""Telemetry off, nothing from elsewhere, and a key that is none."""
+"""Telemetry off, no downloads, and an invalid key."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class PeerScale:
     """How much is measured.
 
     Args:
-        rows: Of a run that is timed.
-        few_rows: Of a run whose calls are counted.
-        repetitions: Of the timed run.
+        rows: Rows of a timed run.
+        few_rows: Rows of a run whose calls are counted.
+        repetitions: Repetitions of the timed run.
     """
 
     rows: int
@@ -72,13 +72,13 @@ Measured: TypeAlias = dict[str, Any]
 
 @dataclass
 class Figures:
-    """What is known of a client: the runs of each situation, and why one failed."""
+    """The measurements of a client: the runs of each situation, and why one failed."""
 
     runs: dict[str, list[Measured]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def add(self, situation: str, run: Measured | str) -> None:
-        """Note what was measured in a situation, or why that failed."""
+        """Record a measurement of a situation, or why it failed."""
         if isinstance(run, str):
             self.failures[situation] = run
         else:
@@ -90,7 +90,7 @@ class Figures:
         return median(values) if values else None
 
     def shown(self, situation: str, name: str, form: str = ",.0f") -> str:
-        """The median of a figure as it is in the table."""
+        """The median of a figure as the table shows it."""
         value = self.of(situation, name)
         if value is not None:
             return format(value, form)
@@ -98,7 +98,7 @@ class Figures:
 
 
 def clients(folder: Path, requirements: Mapping[str, Sequence[str]] = REQUIREMENTS) -> Iterator[Client]:
-    """The bare loop, Ondine, and each peer, whose environments are made in `folder` if they are not there."""
+    """The bare loop, Ondine, and each peer, whose environments are made in `folder` unless they exist."""
     for name in _OWN:
         yield Client(name, Path(sys.executable))
     for name, wanted in requirements.items():
@@ -109,12 +109,12 @@ def clients(folder: Path, requirements: Mapping[str, Sequence[str]] = REQUIREMEN
 
 
 class _ClientError(Exception):
-    """A client failed; the text is the last thing it said."""
+    """A client failed; the text is its last output."""
 
 
 @contextmanager
 def _started(client: Client, job: Job) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A client at work, and the file that it prints to; it is killed at the end of the block."""
+    """A running client and its output file; it is killed at the end of the block."""
     command = [str(client.python), "-m", "tests.benchmarks.peers.asking", client.name]
     printed = Path(job.folder) / "printed.txt"
     with (
@@ -198,7 +198,7 @@ def _killed(client: Client, scale: PeerScale) -> Measured:
         with _started(client, job) as (process, _):
             while process.poll() is None and _requests(server) < 0.6 * job.rows:
                 time.sleep(0.005)
-        time.sleep(4 * _LATENCY_MS / 1000)  # what was in flight is answered to nobody
+        time.sleep(4 * _LATENCY_MS / 1000)  # the replies in flight are discarded
         before = _requests(server)
         result = _run(client, job, server)
     return result | {"paid_again": before + result["calls"] - job.rows}
@@ -216,13 +216,13 @@ SITUATIONS: dict[str, Callable[[Client, PeerScale], Measured]] = {
     "changed": _changed,
     "killed": _killed,
 }
-"""Of the first the median of several runs is shown, of each other one run."""
+"""The first is shown as the median of several runs, each other one as one run."""
 
 
 def compare_peers(
     found: Sequence[Client], scale: PeerScale, situations: Sequence[str] = tuple(SITUATIONS)
 ) -> Iterator[tuple[str, str, Measured | str]]:
-    """Client, situation, and what was measured or why it failed; the clients in turn."""
+    """Client, situation, and the measurement or why it failed; the clients in turn."""
     for situation in situations:
         for _ in range(scale.repetitions if situation == "speed" else 1):
             for client in found:
@@ -249,7 +249,7 @@ _HEADER = (
 
 
 def peers_table(found: Sequence[Client], figures: Mapping[str, Figures], scale: PeerScale) -> str:
-    """A Markdown table, a line a client; what is missing or failed is listed beneath with its reason."""
+    """A Markdown table, a line for each client; missing and failed measurements are listed below with their reasons."""
     header = [head.format(few=f"{scale.few_rows:,}", half=f"{scale.few_rows // 2:,}") for head in _HEADER]
     bare = figures["aiohttp"].of("speed", "rows_per_s") if "aiohttp" in figures else None
     lines = [header, ["---"] * len(header)]

@@ -1,4 +1,4 @@
-"""Makes an environment for each peer with uv, and keeps it for the next time."""
+"""Make an environment for each peer with uv, and keep it for the next time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ REQUIREMENTS: Mapping[str, Sequence[str]] = {
     "openai": ("openai>=3", "orjson"),
     # 1.107.0 was a compromised release.
     "litellm": ("litellm>=1.108", "orjson"),
-    # diskcache is what its cache on disk wants.
+    # Its disk cache needs diskcache.
     "instructor": ("instructor>=1.17", "diskcache"),
     "pydantic-ai": ("pydantic-ai-slim[openai]>=2",),
-    # fenic 0.13 hands openai a client of httpx, which openai 3 takes no more and does not install.
+    # fenic 0.13 passes openai an httpx client, which openai 3 no longer accepts or installs.
     "fenic": ("fenic>=0.13", "openai<3", "httpx"),
     "curator": ("bespokelabs-curator>=0.1.31",),
     "data-designer": ("data-designer>=0.9.7",),
 }
-"""Of each peer, by its name in the table."""
+"""The requirements of each peer, by its name in the table."""
 _MAX_S = 900
 
 
@@ -31,7 +31,7 @@ class EnvironmentMissingError(Exception):
 
 
 def python_of(name: str, requirements: Sequence[str], folder: Path) -> Path:
-    """The Python of a peer's environment in `folder`, which is made unless it is there.
+    """The Python of a peer's environment in `folder`, which is made unless it exists.
 
     Raises:
         EnvironmentMissingError: The peer cannot be installed.

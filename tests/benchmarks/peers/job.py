@@ -1,4 +1,4 @@
-"""What a client is given to do, and which answers are right. It depends on nothing but the standard library."""
+"""The job of a client, and the right answers. It depends only on the standard library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Job(Workload):
 
     @property
     def numbers(self) -> list[int]:
-        """The number of each row's text. The same texts come again after all of them have come once."""
+        """The number of each row's text. Texts repeat only after all of them have occurred once."""
         numbers = [row % (self.distinct or self.rows) for row in range(self.rows)]
         return [*numbers[:-1], self.rows] if self.changed else numbers
 
@@ -37,7 +37,7 @@ class Job(Workload):
         return [review(number) for number in self.numbers]
 
     def judge(self, answers: Sequence[Any]) -> tuple[int, int]:
-        """How many rows have no answer, and how many have a wrong one."""
+        """The number of rows without an answer and of rows with a wrong one."""
         pairs = list(zip(self.numbers, answers, strict=True))
         lost = sum(answer is None for _, answer in pairs)
         wrong = sum(answer is not None and answer != answer_to(f"#{number}") for number, answer in pairs)

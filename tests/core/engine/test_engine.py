@@ -199,7 +199,7 @@ def test_retry_after_delays_all_calls_while_all_are_refused() -> None:
 @pytest.mark.parametrize("parallel_limit", [1, 3, 8])
 def test_calls_in_flight_are_bounded_by_the_policy_and_by_the_model(parallel_limit: int) -> None:
     """The smaller of the two bounds holds, and is used in full."""
-    model = UnreliableModel(HEALTHY, lanes=parallel_limit)
+    model = UnreliableModel(HEALTHY, parallel_limit=parallel_limit)
     enrich([str(number) for number in range(40)], model, MemoryStore())
     assert model.peak_in_flight == min(POLICY.max_concurrency, parallel_limit)
 

@@ -317,7 +317,7 @@ def test_an_outage_of_five_seconds() -> None:
             began.append(time.monotonic())
             busy.set()
             later = asyncio.get_running_loop().call_later
-            later(half_s, provider.go_away, half_s)
+            later(half_s, provider.disconnect, half_s)
             later(1.5 * half_s, busy.clear)
 
     async def main() -> Report:

@@ -112,7 +112,7 @@ def test_solvent(policy: Policy, texts: list[str], schedule: tuple, cap: Decimal
 
 def test_cap_for_ten_calls_pays_for_exactly_ten_at_any_concurrency() -> None:
     """With 200 concurrent workers a cap that pays for ten calls is spent completely and never exceeded."""
-    model = UnreliableModel(((), "none"), lanes=200)
+    model = UnreliableModel(((), "none"), parallel_limit=200)
     texts = [f"{number:03d}" for number in range(500)]
     policy = replace(POLICY, max_concurrency=200)
     store = spend(texts, model, 10 * A_REPLY, policy)

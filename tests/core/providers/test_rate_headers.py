@@ -15,7 +15,7 @@ from ondine_core.providers import connect
 from ondine_core.providers.rate_limit_headers import hold_off_s, retry_after_s
 from ondine_core.types.values import Message
 from tests.support.asking import ask, one_call_to, options, texts
-from tests.support.provider import Provider, after, rate_limited, status, telling, while_set
+from tests.support.provider import Provider, after, rate_limited, status, while_set, with_headers
 
 NOON = 1_700_000_000.0
 LEFT, RESET, LIMIT = (f"x-ratelimit-{what}-requests" for what in ("remaining", "reset", "limit"))
@@ -142,11 +142,11 @@ def test_litellm_proxy_headers_are_read_as_the_providers_limits() -> None:
 
 def test_reply_has_the_wait_of_the_next_call() -> None:
     """From headers in any spelling."""
-    with Provider(fault=telling({LEFT: "0", RESET: "2s"})) as provider:
+    with Provider(fault=with_headers({LEFT: "0", RESET: "2s"})) as provider:
         assert one_call_to(provider.base_url).hold_off_s == 2
-    with Provider(fault=telling({LEFT.title(): "0", RESET.upper(): "120ms"})) as provider:
+    with Provider(fault=with_headers({LEFT.title(): "0", RESET.upper(): "120ms"})) as provider:
         assert one_call_to(provider.base_url).hold_off_s == pytest.approx(0.12)
-    with Provider(fault=telling({LEFT: "59", RESET: "1s", LIMIT: "60"})) as provider:
+    with Provider(fault=with_headers({LEFT: "59", RESET: "1s", LIMIT: "60"})) as provider:
         assert one_call_to(provider.base_url).hold_off_s == 0
 
 
@@ -154,18 +154,18 @@ def test_next_call_is_expected_to_need_as_many_tokens() -> None:
     """A second call like this one, of about 40 tokens, must fit into what is left."""
     left = {TOKENS_LIMIT: "1000", TOKENS_RESET: "10s"}
     text = "Repeat: " + "word " * 30
-    with Provider(fault=telling({**left, TOKENS_LEFT: "0"})) as provider:
+    with Provider(fault=with_headers({**left, TOKENS_LEFT: "0"})) as provider:
         reply = one_call_to(provider.base_url, text)
     used = reply.usage.input_tokens + reply.usage.output_tokens
     assert used > 40
     assert reply.hold_off_s == pytest.approx(10 * used / 1000)
-    with Provider(fault=telling({**left, TOKENS_LEFT: str(used)})) as provider:
+    with Provider(fault=with_headers({**left, TOKENS_LEFT: str(used)})) as provider:
         assert one_call_to(provider.base_url, text).hold_off_s == 0
 
 
 def test_a_run_waits_when_a_reply_says_that_nothing_is_left() -> None:
     """The whole run pauses after one such reply, and no call is refused."""
-    with Provider(fault=after(3, telling({LEFT: "0", RESET: "300ms"}))) as provider:
+    with Provider(fault=after(3, with_headers({LEFT: "0", RESET: "300ms"}))) as provider:
         report = ask(provider, texts(12), options(max_concurrency=1))
     arrived = [asked.arrived_at for asked in provider.books.requests]
     assert report.failures == {}
