@@ -124,7 +124,7 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     """A window of a headless Chromium."""
     if not (BROWSER and DRIVER):
         pytest.skip("needs chromium and chromedriver")
@@ -136,6 +136,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     window = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
     yield window
     window.quit()
+
+
+@pytest.fixture
+def browser(window: WebDriver) -> Iterator[WebDriver]:
+    """The window, whose page is left when the test ends."""
+    yield window
+    leave(window)
+
+
+def leave(browser: WebDriver) -> None:
+    """Close the page, which asks its server and draws for as long as it is open."""
+    browser.get("about:blank")
 
 
 def see(browser: WebDriver, *texts: str) -> None:
@@ -239,12 +251,14 @@ def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, brows
     assert asked_about(provider.books, range(200, 208)) == {}
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
     see(browser, "ondine/messages", "ondine/estimated_rows_skipped", "Ticket 206: It is unreadable.")
+    leave(browser)
     dagster.materialize(asset, config={"max_rows": 5, "sample": "random", "keep_replies": True})
     tried = asked_about(provider.books, range(200, 206))
     assert 1 <= len(tried) <= 5
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
     see(browser, "ondine/trial/summary", "ondine/trial/rows", "ondine/trial/messages")
     keep(browser, "trial")
+    leave(browser)
     assert figures(dagster, asset) == []
     assert "missing" not in log(dagster, dry).lower()
     dagster.materialize(asset, config={"keep_replies": True})
@@ -397,7 +411,6 @@ def test_failed_step_shows_its_last_observation(dagster: Shop, browser: WebDrive
 
 def test_thumbnails_are_shown(dagster: Shop, browser: WebDriver) -> None:
     """The first images are on the asset's page with their answers, and the browser can draw them."""
-    dagster.materialize("photo_labels")
     browser.get(f"{dagster.address}/assets/photo_labels?view=events")
     see(browser, "ondine/preview", "image blue-bowl.png, 128 x 128", "ondine/thumbnails")
     click(browser, "[Show Markdown]")
@@ -448,7 +461,6 @@ def test_the_component_has_a_page(dagster: Shop, browser: WebDriver) -> None:
 
 def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) -> None:
     """An answer's text cannot be clicked."""
-    dagster.materialize("answers_with_links")
     browser.get(f"{dagster.address}/assets/answers_with_links?view=events")
     see(browser, "ondine/preview", "evil.example/a", "me")
     assert browser.find_elements(By.CSS_SELECTOR, "td, th")
@@ -456,9 +468,11 @@ def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) ->
     keep(browser, "links")
 
 
-def test_running_step_is_observed_and_terminated(dagster: Shop, browser: WebDriver) -> None:
+def test_running_step_is_observed_and_terminated(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
     """Observations arrive while the step runs; Terminate ends it within seconds, with the spend on the page."""
+    answered = provider.books.answered
     run = dagster.launch("support_tickets", "ticket_labels", quick=False)
+    provider.books.wait_for(lambda books: books.answered > answered, PATIENCE_S)
     browser.get(f"{dagster.address}/runs/{run}")
     see(browser, "ASSET_OBSERVATION", "rows/s")
     keep(browser, "running")
@@ -480,6 +494,7 @@ def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
     browser.get(f"{dagster.address}/assets/nightly_teams?view=events")
     see(browser, "ondine/job/summary", "ondine/job/held_usd", " of 600 requests are done", "batch_1")
     keep(browser, "batch_job")
+    leave(browser)
 
     def requested() -> str | None:
         found = dagster.runs({"key": "dagster/sensor_name", "value": "batch_sensor"})

@@ -140,7 +140,7 @@ def tickets() -> dg.Definitions:
             batch_sensor(
                 "nightly_teams",
                 resource_keys="nightly_llm",
-                minimum_interval_seconds=1,
+                minimum_interval_seconds=5,
                 default_status=dg.DefaultSensorStatus.RUNNING,
             )
         ],
@@ -149,12 +149,12 @@ def tickets() -> dg.Definitions:
 
 
 def fill(*rows: int) -> None:
-    """Materialize `ticket_teams` once for each number of rows, then the spend report and the failing asset."""
+    """Materialize `ticket_teams` once for each number of rows, and each asset that is only looked at once."""
     given: dict[str, Any] = {"resources": {"tickets_llm": tickets_llm}, "raise_on_error": False}
     full_refresh = {"ops": {"ticket_teams": {"config": {"full_refresh": True}}}}
     with dg.DagsterInstance.get() as instance:
         for number in rows:
             tags = {"rows": str(number)}
             dg.materialize([ticket_teams], **given, instance=instance, tags=tags, run_config=full_refresh)
-        dg.materialize([strict_ticket_teams], **given, instance=instance)
-        dg.materialize([llm_spend], **given, instance=instance)
+        for asset in (strict_ticket_teams, llm_spend, photo_labels, answers_with_links):
+            dg.materialize([asset], **given, instance=instance)
