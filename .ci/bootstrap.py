@@ -39,15 +39,21 @@ def run(*command: str, **variables: str) -> None:
 
 
 def _install(venv: Path, interpreter: Path) -> None:
-    """Make the environment with uv, installed into it if the machine has none: pip takes several times the CPU time."""
+    """Make the environment with uv, or with pip, which takes several times the CPU time, if uv cannot install it.
+
+    The latter is so where pip is configured for a package index that uv does not know.
+    """
     if uv := shutil.which("uv"):
         run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(venv))
-    else:
-        made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
-        if made.returncode:
-            shutil.rmtree(venv, ignore_errors=True)
-            advice = "On Debian and Ubuntu: apt install python3-venv."
-            sys.exit(f"Cannot make a virtual environment. {advice}\n{made.stderr}")
-        run(str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
-        uv = str(interpreter.with_name("uv"))
-    run(uv, "pip", "install", "--quiet", "--python", str(interpreter), *_PACKAGES, *_GROUP)
+        run(uv, "pip", "install", "--quiet", "--python", str(interpreter), *_PACKAGES, *_GROUP)
+        return
+    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        shutil.rmtree(venv, ignore_errors=True)
+        sys.exit(f"Cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv.\n{made.stderr}")
+    pip = (str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--upgrade", "uv", "pip>=25.1")  # the first pip that knows dependency groups
+    own_uv = (str(interpreter), "-m", "uv", "pip", "install", "--quiet", "--python", str(interpreter))
+    if subprocess.run([*own_uv, *_PACKAGES, *_GROUP], check=False).returncode:
+        print("uv cannot install this; pip does it, in a few minutes ...", flush=True)
+        run(*pip, *_PACKAGES, *_GROUP)
