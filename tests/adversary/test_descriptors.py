@@ -30,7 +30,7 @@ def test_low_descriptor_limit_reduces_concurrency_without_failures(limit: int) -
     with Provider(latency_s=0.02) as provider:
         command = [sys.executable, "-c", _CHILD, provider.base_url, str(limit)]
         ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        peak = provider.books.peak_in_flight
+        peak = provider.ledger.peak_in_flight
     errors, calls = json.loads(ended.stdout)
     assert errors == []
     assert calls == 3000

@@ -31,7 +31,7 @@ def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1,
         model=model,
         options=Options(store=store, policy=policy, **chosen),  # type: ignore[arg-type]
     )
-    assert report.spend.calls <= len(provider.books.requests) + report.spend.refused + report.spend.unknown
+    assert report.spend.calls <= len(provider.ledger.requests) + report.spend.refused + report.spend.unknown
     return report.column("answer")
 
 
@@ -44,11 +44,11 @@ def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, b
         port = urlsplit(provider.base_url).port or 0
         with FaultProxy(port, harm, share=0.4) as proxy:
             answers = run(provider, proxy, store, batch_size)
-            first = len(provider.books.requests)
+            first = len(provider.ledger.requests)
             assert proxy.harmed
             proxy.share = 0.0
             again = run(provider, proxy, store, batch_size)
-        asked_again = len(provider.books.requests) - first
+        asked_again = len(provider.ledger.requests) - first
     assert len(answers) == ROWS
     assert all(answer in (None, f"row {number}") for number, answer in enumerate(answers))
     assert all(answer == f"row {number}" for number, answer in enumerate(again) if answers[number] is not None)
@@ -63,5 +63,5 @@ def test_providers_bill_stays_below_the_cap(tmp_path: Path, harm: Harm) -> None:
         port = urlsplit(provider.base_url).port or 0
         with FaultProxy(port, harm, share=0.5) as proxy, pytest.raises(BudgetExhaustedError):
             run(provider, proxy, tmp_path / "answers.db", price=price, max_cost_usd=cap)
-        books = provider.books
-    assert (books.input_tokens + books.output_tokens) * Decimal(1000) / 10**6 <= cap
+        ledger = provider.ledger
+    assert (ledger.input_tokens + ledger.output_tokens) * Decimal(1000) / 10**6 <= cap

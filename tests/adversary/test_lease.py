@@ -190,28 +190,28 @@ def test_process_suspended_past_its_lease_makes_no_further_call(kind: str, tmp_p
     with open_store(place):
         pass
     with Provider(fault=stuck(16, 8)) as provider, start(place, provider.base_url, "stopped", rows) as stopped:
-        provider.books.wait_for(lambda books: len(books.requests) == 24, TIMEOUT_S)
+        provider.ledger.wait_for(lambda ledger: len(ledger.requests) == 24, TIMEOUT_S)
         os.kill(stopped.pid, signal.SIGSTOP)
         with start(place, provider.base_url, "second", rows) as second:
             assert second.communicate(timeout=TIMEOUT_S)[0] == "done\n"
-        asked = len(provider.books.requests)
-        provider.books.wait_for(lambda books: books.in_flight == 0, TIMEOUT_S)
+        asked = len(provider.ledger.requests)
+        provider.ledger.wait_for(lambda ledger: ledger.in_flight == 0, TIMEOUT_S)
         os.kill(stopped.pid, signal.SIGCONT)
         output, _ = stopped.communicate(timeout=TIMEOUT_S)
     assert "'asset' was lost to another process" in output
-    assert asked == len(provider.books.requests) == rows + 8
+    assert asked == len(provider.ledger.requests) == rows + 8
 
 
 def test_process_suspended_without_being_overtaken_continues(tmp_path: Path) -> None:
     """Suspended past its term, it still has its lease."""
     place, rows = str(tmp_path / "answers.db"), 40
     with Provider(fault=stuck(16, 8)) as provider, start(place, provider.base_url, "stopped", rows) as stopped:
-        provider.books.wait_for(lambda books: len(books.requests) == 24, TIMEOUT_S)
+        provider.ledger.wait_for(lambda ledger: len(ledger.requests) == 24, TIMEOUT_S)
         os.kill(stopped.pid, signal.SIGSTOP)
-        provider.books.wait_for(lambda books: books.in_flight == 0, TIMEOUT_S)
+        provider.ledger.wait_for(lambda ledger: ledger.in_flight == 0, TIMEOUT_S)
         os.kill(stopped.pid, signal.SIGCONT)
         assert stopped.communicate(timeout=TIMEOUT_S)[0] == "done\n"
-        assert len(provider.books.requests) == rows
+        assert len(provider.ledger.requests) == rows
 
 
 @dataclass

@@ -168,21 +168,21 @@ def test_run_with_a_removed_store_pays_only_calls_in_flight(tmp_path: Path) -> N
     removed: list[int] = []
 
     def answer(prompt: str) -> dict[str, str]:
-        if len(provider.books.requests) == 40 and not removed:
-            removed.append(len(provider.books.requests))
+        if len(provider.ledger.requests) == 40 and not removed:
+            removed.append(len(provider.ledger.requests))
             remove_all(path)
         return {"answer": prompt.removeprefix("Repeat: ")}
 
     with Provider(answer, latency_s=0.01) as provider:
         with pytest.raises(StoreError, match="removed or replaced while in use"):
             ask(provider, path, 200)
-        billed = sum(provider.books.billed_by_prompt.values())
+        billed = sum(provider.ledger.billed_by_prompt.values())
         (saved,) = path.parent.glob("answers.db.*.saved.db")
         kept = len(keys_in(saved))
         assert billed - concurrency <= kept <= billed <= 40 + 2 * concurrency
         saved.rename(path)
         assert ask(provider, path, 200).column("answer") == texts(200)["text"]
-        assert len(provider.books.requests) == billed + 200 - kept
+        assert len(provider.ledger.requests) == billed + 200 - kept
 
 
 def test_database_missing_beside_its_log_is_an_error(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_damaged_answer_affects_its_row_only(damage: str, tmp_path: Path) -> Non
         (key,) = sqlite3.connect(path).execute("SELECT key FROM answers ORDER BY key LIMIT 1").fetchone()
         alter(path, f"UPDATE answers SET {damage} WHERE key = x'{key.hex()}'")  # noqa: S608
         assert ask(provider, path, 20, warnings).column("answer") == texts(20)["text"]
-        assert len(provider.books.requests) == 21
+        assert len(provider.ledger.requests) == 21
         assert ask(provider, path, 20).column("answer") == texts(20)["text"]
-        assert len(provider.books.requests) == 21
+        assert len(provider.ledger.requests) == 21
     assert "answr" in damage or "{}" in damage or any(key.hex() in warning for warning in warnings)
 
 
@@ -355,7 +355,7 @@ def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest
     committed: list[set[bytes]] = []
 
     def answer(prompt: str) -> dict[str, str]:
-        if len(provider.books.requests) == 60 and not committed:
+        if len(provider.ledger.requests) == 60 and not committed:
             committed.append(keys_in(path))
             assert main([str(path), "backup", str(copy)]) == 0
         return {"answer": prompt.removeprefix("Repeat: ")}
@@ -372,7 +372,7 @@ def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest
             file.unlink(missing_ok=True)
         copy.rename(path)
         assert ask(provider, path, 100).column("answer") == texts(100)["text"]
-        assert len(provider.books.requests) == 200 - len(kept)
+        assert len(provider.ledger.requests) == 200 - len(kept)
 
 
 def test_backup_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

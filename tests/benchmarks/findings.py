@@ -125,9 +125,9 @@ def _limits(runs: Sequence[Measured], scale: Scale) -> Iterator[Finding]:
 
 def _used(run: Measured, limit: int) -> float:
     """The share of a limit that was used, from the first answer to the last."""
-    books = run["server"]
-    answered = books["requests"] - books["refused"]
-    return float((answered - 1) / limit / (books["last_s"] - books["first_s"]))
+    stats = run["server"]
+    answered = stats["requests"] - stats["refused"]
+    return float((answered - 1) / limit / (stats["last_s"] - stats["first_s"]))
 
 
 _Of = Callable[[Measured], float]

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     def __init__(self, stats: ServerStats) -> None:
-        self._books, self._buffer = stats, b""
+        self._stats, self._buffer = stats, b""
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
             self._serve(head, body)
 
     def _serve(self, head: bytes, body: bytes) -> None:
-        stats = self._books
+        stats = self._stats
         is_message = head.startswith(b"post /v1/messages")
         if not is_message and not head.startswith(b"post /v1/chat/"):  # telemetry may be sent here, too
             self._write(_response(b"200 OK", orjson.dumps(stats.report())))
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._loop.call_later(stats.latency_s, self._answer, body, _message if is_message else _completion)
 
     def _answer(self, body: bytes, write: Callable[[str, str, int, int], dict[str, Any]]) -> None:
-        stats, asked = self._books, orjson.loads(body)
+        stats, asked = self._stats, orjson.loads(body)
         stats.in_flight -= 1
         texts = [_text(message["content"]) for message in asked["messages"]]
         if not texts:  # curator reads the limits in the headers this way; nothing is billed

@@ -34,7 +34,7 @@ class Server:
 
     base_url: str
 
-    def books(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Its figures since the last call."""
         address = self.base_url.removesuffix("/v1")
         with urllib.request.urlopen(f"{address}/reset") as came:  # noqa: S310  (our own, on the loopback)
@@ -65,7 +65,7 @@ def run_client(name: str, work: Workload, server: Server | None = None, *, pinne
         RuntimeError: It failed, or gave a row another row's answer.
     """
     if server:
-        server.books()
+        server.stats()
     given = {"work": asdict(work), "core": pinned_core(-1) if pinned else -1, "started": time.time()}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.client", name],
@@ -81,4 +81,4 @@ def run_client(name: str, work: Workload, server: Server | None = None, *, pinne
     result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     if result["wrong"]:
         raise RuntimeError(f"The client {name!r} has {result['wrong']} wrong answers of {work.rows}.")
-    return result | {"server": server.books() if server else {}}
+    return result | {"server": server.stats() if server else {}}

@@ -28,7 +28,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.support.deployment import until
 from tests.support.distributions import ROOT, Distributions
 from tests.support.nightly_provider import NightlyProvider
-from tests.support.provider import Asked, Books, Effect, Provider, filtered
+from tests.support.provider import Asked, Effect, Ledger, Provider, filtered
 from tests.support.seeing import name_of
 from tests.support.shop import Shop, add_assets, end, follow_quickstart
 
@@ -248,12 +248,12 @@ def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, brows
     """A dry run and a trial show what is sent; the run after them asks only rows without an answer."""
     asset = "first_tickets"
     dry = dagster.materialize(asset, config={"dry_run": True})
-    assert asked_about(provider.books, range(200, 208)) == {}
+    assert asked_about(provider.ledger, range(200, 208)) == {}
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
     see(browser, "ondine/messages", "ondine/estimated_rows_skipped", "Ticket 206: It is unreadable.")
     leave(browser)
     dagster.materialize(asset, config={"max_rows": 5, "sample": "random", "keep_replies": True})
-    tried = asked_about(provider.books, range(200, 206))
+    tried = asked_about(provider.ledger, range(200, 206))
     assert 1 <= len(tried) <= 5
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
     see(browser, "ondine/trial/summary", "ondine/trial/rows", "ondine/trial/messages")
@@ -264,7 +264,7 @@ def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, brows
     dagster.materialize(asset, config={"keep_replies": True})
     (made,) = figures(dagster, asset)
     assert [made[f"ondine/rows_{name}"] for name in ("total", "skipped", "failed", "succeeded")] == [10, 2, 2, 6]
-    assert asked_about(provider.books, range(200, 206)) == dict.fromkeys(range(200, 206), 1)
+    assert asked_about(provider.ledger, range(200, 206)) == dict.fromkeys(range(200, 206), 1)
 
 
 def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, provider: Provider) -> None:
@@ -274,9 +274,9 @@ def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, prov
     assert '"nobody"' in failed
     answered = dagster.run(*why, json.dumps({"body": "Ticket 203: It does not work."}))
     assert all(said in answered for said in ("key", "openai_compatible/labels", "$0.0000", '"urgency"'))
-    before = asked_about(provider.books, range(200, 208))
+    before = asked_about(provider.ledger, range(200, 208))
     dagster.materialize("first_tickets")
-    after = asked_about(provider.books, range(200, 208))
+    after = asked_about(provider.ledger, range(200, 208))
     assert {number for number in after if after[number] > before[number]} == {206}
 
 
@@ -320,10 +320,10 @@ def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
         assert all(one["ondine/cost_usd_total"] >= one["ondine/cost_usd"] for one in made)
 
 
-def asked_about(books: Books, tickets: range) -> dict[int, int]:
+def asked_about(ledger: Ledger, tickets: range) -> dict[int, int]:
     """How often each of these tickets was asked, repairs included; of `first_tickets` only."""
     asked = Counter[int]()
-    for request in books.requests:
+    for request in ledger.requests:
         found = re.search(r"Which team.*Ticket (\d+):", str(request.messages), re.DOTALL)
         if found:
             asked[int(found[1])] += 1
@@ -506,4 +506,4 @@ def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
     browser.get(f"{dagster.address}/runs/{last}")
     see(browser, "batch_sensor", "ASSET_MATERIALIZATION", "600 of 600 rows")
     keep(browser, "batch_run")
-    assert nightly.books.created == ["batch_1"]
+    assert nightly.ledger.created == ["batch_1"]

@@ -127,10 +127,10 @@ def test_each_request_gets_its_own_answer(client: Client) -> None:
     assert answered(replies) == {f"{MARKER}-{n}": f'{{"answer":"row {n}"}}' for n in range(4)}
     outcome = [reply.outcome for reply in replies if isinstance(reply.outcome, Reply)]
     assert all(reply.tier is None and reply.usage.is_complete and reply.request_id for reply in outcome)
-    books = client.server.books
-    assert sum(reply.usage.input_tokens for reply in outcome) == books.input_tokens > 0
-    assert sum(reply.usage.output_tokens for reply in outcome) == books.output_tokens > 0
-    assert books.billed == Counter(f"Repeat: row {n}" for n in range(4))
+    ledger = client.server.ledger
+    assert sum(reply.usage.input_tokens for reply in outcome) == ledger.input_tokens > 0
+    assert sum(reply.usage.output_tokens for reply in outcome) == ledger.output_tokens > 0
+    assert ledger.billed == Counter(f"Repeat: row {n}" for n in range(4))
 
 
 def test_requests_of_a_job_equal_live_requests(server: JobServer, client: Client) -> None:
@@ -152,8 +152,8 @@ def test_job_is_recorded_between_the_free_and_the_paid_requests(client: Client) 
     seen: list[int] = []
 
     async def note() -> None:
-        seen.append(len(client.server.books.created))
-        uploaded.extend(client.server.books.requests)
+        seen.append(len(client.server.ledger.created))
+        uploaded.extend(client.server.ledger.requests)
 
     async def act(api: JobApi) -> str:
         return await api.submit(client.new_job(api), note)
@@ -161,12 +161,12 @@ def test_job_is_recorded_between_the_free_and_the_paid_requests(client: Client) 
     uploaded: list[str] = []
     client.using(act)
     assert seen == [0]
-    assert len(client.server.books.created) == 1
-    assert client.server.books.requests[len(uploaded) :] == [f"POST {create_path(client.server)}"]
+    assert len(client.server.ledger.created) == 1
+    assert client.server.ledger.requests[len(uploaded) :] == [f"POST {create_path(client.server)}"]
 
 
 def create_path(server: JobServer) -> str:
-    return next(request.partition(" ")[2] for request in reversed(server.books.requests) if "POST" in request)
+    return next(request.partition(" ")[2] for request in reversed(server.ledger.requests) if "POST" in request)
 
 
 def test_state_of_a_running_job(client: Client) -> None:
@@ -196,7 +196,7 @@ def test_cost_of_replies_equals_the_bill(model: str, tmp_path: Path) -> None:
         price = find_tier_prices(ModelSpec(model))["batch"]
         costs = [price.cost(reply.outcome.usage) for reply in replies if isinstance(reply.outcome, Reply)]
         assert len(costs) == 5
-        assert sum(costs) == server.books.usd > 0
+        assert sum(costs) == server.ledger.usd > 0
         assert bool(meter.read_tokens) == (name == "anthropic")
 
 
@@ -213,7 +213,7 @@ def test_an_expired_job_keeps_the_rows_that_were_answered(client: Client) -> Non
     assert status.has_ended
     replies = client.results(job_id)
     kept = {} if client.server.name == "gemini" else answered(replies)
-    assert set(kept) == set(client.server.books.billed_ids)
+    assert set(kept) == set(client.server.ledger.billed_ids)
     named = {reply.custom_id for reply in replies}
     assert all(reply.outcome is None for reply in replies if reply.custom_id not in kept)
     assert named == ids(0, 1, 2, 3) or not status.bills_silence
@@ -227,7 +227,7 @@ def test_cancelled_job_keeps_the_rows_that_were_answered(client: Client) -> None
     client.using(lambda api: api.cancel(job_id))
     assert client.status(job_id).has_ended
     replies = client.results(job_id)
-    assert set(answered(replies)) == set(client.server.books.billed_ids) == ids(0, 1)
+    assert set(answered(replies)) == set(client.server.ledger.billed_ids) == ids(0, 1)
     assert all(reply.outcome is None for reply in replies if reply.custom_id in ids(2, 3))
     client.using(lambda api: api.cancel(job_id))
 
@@ -258,7 +258,7 @@ def test_errors_of_rows_are_those_of_live_calls(client: Client) -> None:
         assert not error.cost_unknown
         assert error.kind == kind
     assert isinstance(outcome[f"{MARKER}-3"], Reply)
-    assert client.server.books.billed_ids.keys() == ids(3)
+    assert client.server.ledger.billed_ids.keys() == ids(3)
 
 
 def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
@@ -270,7 +270,7 @@ def test_a_refusal_by_the_model_is_billed(client: Client) -> None:
     assert outcome.usage is not None
     assert outcome.usage.input_tokens > 0
     assert outcome.tier is None
-    assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
+    assert client.server.ledger.billed_ids.keys() == ids(0, 1, 2, 3)
 
 
 REFUSALS = {"anthropic": "refusal", "gemini": "SAFETY"}
@@ -284,7 +284,7 @@ def test_job_whose_rows_all_fail_is_read(client: Client) -> None:
     replies = client.results(job_id)
     assert {reply.custom_id for reply in replies} == ids(0, 1, 2, 3)
     assert not answered(replies)
-    assert not client.server.books.billed
+    assert not client.server.ledger.billed
 
 
 def test_row_missing_from_the_results_may_be_billed(client: Client) -> None:
@@ -293,7 +293,7 @@ def test_row_missing_from_the_results_may_be_billed(client: Client) -> None:
     job_id = client.submit()
     assert client.status(job_id).bills_silence
     assert {reply.custom_id for reply in client.results(job_id)} == ids(0, 1, 3)
-    assert client.server.books.billed_ids.keys() == ids(0, 1, 2, 3)
+    assert client.server.ledger.billed_ids.keys() == ids(0, 1, 2, 3)
 
 
 # -- malformed results -------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_a_job_whose_creation_was_not_answered_is_found_by_its_marker(client: Cl
     assert failed.value.cost_unknown
     found = client.find(since=since)
     assert found == client.find(since=since + 250)
-    assert (found or "").endswith(client.server.books.created[0])
+    assert (found or "").endswith(client.server.ledger.created[0])
     assert len(answered(client.results(found or ""))) == 4
     assert client.find("f" * 16, since) is None
 
@@ -376,7 +376,7 @@ def test_refused_creation_creates_no_job(client: Client) -> None:
     with pytest.raises(TransientError) as failed:
         client.submit()
     assert (failed.value.kind, failed.value.retry_after_s, failed.value.cost_unknown) == ("limited", 7, False)
-    assert not client.server.books.created
+    assert not client.server.ledger.created
 
 
 def test_refused_job_request_shows_no_row_text(client: Client) -> None:
@@ -387,7 +387,7 @@ def test_refused_job_request_shows_no_row_text(client: Client) -> None:
         client.submit()
     assert "invalid_request_error" in str(failed.value)
     assert client.server.name != "anthropic" or "row 0" not in str(failed.value)
-    assert not client.server.books.created
+    assert not client.server.ledger.created
 
 
 def test_job_quota_is_a_limit(client: Client) -> None:
@@ -547,7 +547,7 @@ def test_server_process_keeps_its_jobs_after_a_client_ends(tmp_path: Path) -> No
         assert not client.status(job_id).has_ended
         control(server.origin, "advance", seconds=DAY_S)
         assert client.status(job_id).has_ended
-        assert control(server.origin, "books")["billed_ids"] == dict.fromkeys(sorted(ids(0, 1, 2, 3)), 1)
+        assert control(server.origin, "ledger")["billed_ids"] == dict.fromkeys(sorted(ids(0, 1, 2, 3)), 1)
 
 
 def test_results_in_a_file_store_are_fetched_without_the_key() -> None:

@@ -87,14 +87,14 @@ def look(prompt: str) -> Any:
 
 
 def seen(provider: Provider) -> list[Seen]:
-    return [media for asked in provider.books.requests for media in asked.media]
+    return [media for asked in provider.ledger.requests for media in asked.media]
 
 
 def failures(rows: Any, prompt: str | Prompt = PHOTO) -> list[str]:
     """The failures of rows that must not be asked."""
     with WIRE.provider() as provider:
         report = ask(rows, provider, prompt)
-        assert provider.books.requests == []
+        assert provider.ledger.requests == []
     return [outcome.detail for outcome in report.outcomes if isinstance(outcome, Failure)]
 
 
@@ -108,7 +108,7 @@ def test_the_image_meant_arrives_byte_for_byte(client: Client, form: str) -> Non
     content = picture(3, form)
     with client.provider() as provider:
         report = ask({"photo": [content]}, provider, "Before {photo:image} after: x", client)
-        (asked,) = provider.books.requests
+        (asked,) = provider.ledger.requests
     assert [outcome for outcome in report.outcomes if isinstance(outcome, Failure)] == []
     (media,) = asked.media
     assert (media.content, media.media_type) == (content, TYPES[form])
@@ -122,7 +122,7 @@ def test_a_document_arrives_byte_for_byte(client: Client) -> None:
     content = document("An invoice over 12 EUR", "Page 2")
     with client.provider() as provider:
         ask({"invoice": [content]}, provider, "Read {invoice:document}: x", client)
-        (asked,) = provider.books.requests
+        (asked,) = provider.ledger.requests
     (media,) = asked.media
     assert (media.content.rstrip(), media.media_type) == (content.rstrip(), "application/pdf")
     assert media.kind == ("document" if "anthropic" in client.name.lower() else "file")
@@ -134,7 +134,7 @@ def test_each_row_of_a_batch_is_sent_with_its_own_image(client: Client) -> None:
     contents = [picture(number) for number in range(7)]
     with client.provider(answer=look) as provider:
         report = ask({"photo": contents}, provider, client=client, batch_size=4)
-        sizes = [len(asked.media) for asked in provider.books.requests]
+        sizes = [len(asked.media) for asked in provider.ledger.requests]
     assert report.column("answer") == [name_of(content) for content in contents]
     assert sorted(sizes) == [3, 4]
 
@@ -146,7 +146,7 @@ def test_images_work_in_every_batch_format(name: str) -> None:
     with WIRE.provider(lambda _: "?") as provider:
         ask({"photo": contents, "name": ["a", "b", "c"]}, provider, "{name}: {photo:image}",
             batch_size=3, strategy=STRATEGIES[name], max_repairs=0)  # fmt: skip
-        first = provider.books.requests[0]
+        first = provider.ledger.requests[0]
     assert [media.content for media in first.media] == contents
 
 
@@ -167,7 +167,7 @@ def test_examples_may_have_images() -> None:
     with WIRE.provider() as provider:
         ask({"photo": [asked]}, provider, prompt)
         ask({"photo": [asked, picture(3)]}, provider, prompt, batch_size=2)
-        alone, together = [[media.content for media in one.media] for one in provider.books.requests][:2]
+        alone, together = [[media.content for media in one.media] for one in provider.ledger.requests][:2]
     assert alone == [shown, asked]
     assert together == [shown, asked, picture(3)]
 
@@ -182,7 +182,7 @@ def test_jinja2_shows_images_by_a_filter() -> None:
     with WIRE.provider() as provider:
         ask([{"photo": a, "more": [b, c]}, {"photo": None, "more": [c]}], provider, prompt,
             on_missing="ask", max_concurrency=1)  # fmt: skip
-        prompts = [asked.prompt for asked in provider.books.requests]
+        prompts = [asked.prompt for asked in provider.ledger.requests]
     assert prompts == [f"{name_of(a)}1: {name_of(b)} 2: {name_of(c)} ", f"1: {name_of(c)} "]
 
 
@@ -262,7 +262,7 @@ def test_a_null_image_is_skipped_failed_or_asked_without(on_missing: Any, sent: 
     with WIRE.provider() as provider:
         report = ask({"photo": [None], "name": ["tea"]}, provider, "{name}: {photo:image}",
                      on_missing=on_missing)  # fmt: skip
-        assert len(provider.books.requests) == sent
+        assert len(provider.ledger.requests) == sent
         assert seen(provider) == []
     kinds = {"skip": Skipped, "fail": Failure, "ask": Answer}
     assert isinstance(report.outcomes[0], kinds[on_missing])
@@ -286,10 +286,10 @@ def test_same_content_under_another_name_is_not_asked_again(tmp_path: Path) -> N
     with WIRE.provider() as provider:
         for cell in (names[0], names[1], content, tmp_path / names[0]):
             ask({"photo": [cell]}, provider, prompt, store=store)
-        assert len(provider.books.requests) == 1
+        assert len(provider.ledger.requests) == 1
         (tmp_path / names[0]).write_bytes(bytes(changed))
         ask({"photo": names}, provider, prompt, store=store, batch_size=2)
-        assert len(provider.books.requests) == 2
+        assert len(provider.ledger.requests) == 2
 
 
 def test_options_that_change_the_image_are_part_of_the_key(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_options_that_change_the_image_are_part_of_the_key(tmp_path: Path) -> No
         calls = []
         for each in options:
             ask({"photo": [picture()]}, provider, prompt_of(**each), store=store)
-            calls.append(len(provider.books.requests))
+            calls.append(len(provider.ledger.requests))
     assert calls == [1, 1, 1, 1, 2, 3, 4]
 
 
@@ -318,7 +318,7 @@ def test_row_text_cannot_name_an_image() -> None:
             batch_size=2, max_repairs=0)  # fmt: skip
         ask([{"name": f"A{reference}", "photo": content}], provider,
             Prompt("{{ name }}{{ photo | image }}", syntax="jinja2"))  # fmt: skip
-        counts = [len(asked.media) for asked in provider.books.requests]
+        counts = [len(asked.media) for asked in provider.ledger.requests]
     assert set(counts) == {1, 2}
     assert counts[0] == counts[-1] == 1
 
@@ -371,7 +371,7 @@ def test_invalid_image_fails_its_row_alone(content: bytes, reason: str) -> None:
     """With a reason, before it is sent."""
     with WIRE.provider() as provider:
         report = ask({"photo": [picture(), content, picture(1)]}, provider)
-        assert len(provider.books.requests) == 2
+        assert len(provider.ledger.requests) == 2
     kinds = [type(outcome) for outcome in report.outcomes]
     assert kinds == [Answer, Failure, Answer]
     assert reason in str(report.outcomes[1])
@@ -542,7 +542,7 @@ def test_text_of_a_document_is_sent_on_request() -> None:
     prompt = prompt_of("{invoice:document}", as_text=True)
     with WIRE.provider() as provider:
         ask({"invoice": [content]}, provider, prompt, sanitize="redact")
-        (asked,) = provider.books.requests
+        (asked,) = provider.ledger.requests
     assert asked.prompt == "Write to [EMAIL]\n\nTotal: 12"
     compile_task(prompt, "a", ModelSpec("openai/gpt-3.5-turbo"))
 
@@ -617,7 +617,7 @@ def test_batches_keep_the_limits_of_a_request() -> None:
         spec = ModelSpec("groq/meta-llama/some-vision", api_key="k", base_url=provider.base_url)
         report = enrich_sync({"photo": contents}, prompt=PHOTO, output={"answer": str}, model=spec,
                              options=Options(progress_bar=False, policy=Policy(batch_size=10)))  # fmt: skip
-        sizes = [len(asked.media) for asked in provider.books.requests]
+        sizes = [len(asked.media) for asked in provider.ledger.requests]
     assert report.column("answer") == [name_of(content) for content in contents]
     assert max(sizes) <= 5
 
@@ -656,7 +656,7 @@ def test_placeholders_are_restored_in_rows_with_images(tmp_path: Path, is_gone: 
     rows = {"note": ["jo@example.org"], "photo": [name]}
     with WIRE.provider(lambda _: {"answer": "<EMAIL_1>"}) as provider:
         report = ask(rows, provider, prompt_of("{note} {photo:image}", root=tmp_path), sanitize="placeholder")
-        (asked,) = provider.books.requests
+        (asked,) = provider.ledger.requests
     if is_gone:
         (tmp_path / name).unlink()
     assert "jo@" not in asked.prompt

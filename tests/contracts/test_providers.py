@@ -62,7 +62,7 @@ def fail(client: Client, fault: Fault, **spec: Any) -> tuple[ProviderError, int]
     """The error of a call to a provider with a fault, and the number of requests made."""
     with client.provider(fault=fault) as provider, pytest.raises(ProviderError) as caught:
         client.ask(provider, **spec)
-    return caught.value, len(provider.books.requests)
+    return caught.value, len(provider.ledger.requests)
 
 
 def test_endlessly_nested_reply_is_lost() -> None:
@@ -82,9 +82,9 @@ def test_reply_has_usage_request_id_and_latency(client: Client) -> None:
     """Cached input is part of the usage."""
     with client.provider(cached_tokens=3) as provider:
         reply = client.ask(provider, max_output_tokens=50)
-        books = provider.books
+        ledger = provider.ledger
     assert orjson.loads(reply.text) == {"answer": WORDS}
-    assert reply.usage == Usage(books.input_tokens, 3, books.output_tokens)
+    assert reply.usage == Usage(ledger.input_tokens, 3, ledger.output_tokens)
     assert (ending_of(reply.finish_reason), reply.request_id, reply.hold_off_s) == ("whole", "req-1", 0.0)
     assert 0 < reply.latency_s < 10
 
@@ -95,7 +95,7 @@ def test_schema_reaches_the_provider(client: Client) -> None:
     with client.provider() as provider:
         client.ask(provider)
         client.ask(provider, Call((Message("user", "Repeat: x"),)))
-    held, free = (orjson.dumps({**asked.body, "messages": []}) for asked in provider.books.requests)
+    held, free = (orjson.dumps({**asked.body, "messages": []}) for asked in provider.ledger.requests)
     assert b'"required":["answer"]' in held
     assert b"required" not in free
 
@@ -107,7 +107,7 @@ def test_mapping_with_any_keys_is_put_into_the_prompt(client: Client) -> None:
     assert schema is not None
     with client.provider() as provider:
         client.ask(provider, Call((Message("user", "Repeat: x"),), schema))
-    asked = orjson.dumps(provider.books.requests[0].body)
+    asked = orjson.dumps(provider.ledger.requests[0].body)
     assert schema in asked.replace(b"\\", b"")
     assert asked.count(b"required") == 1
 
@@ -117,7 +117,7 @@ def test_settings_of_the_spec_are_sent(client: Client) -> None:
     """Temperature, output bound and further parameters."""
     with client.provider() as provider:
         client.ask(provider, temperature=0.25, max_output_tokens=77, params={"top_p": 0.5})
-    body = provider.books.requests[0].body
+    body = provider.ledger.requests[0].body
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.25, 0.5, 77)
 
 
@@ -214,9 +214,9 @@ def test_cancelled_call_closes_its_connection(client: Client) -> None:
     async def main() -> tuple[set[str], Reply]:
         model = client.connect(client.address(provider))
         call = asyncio.create_task(model(CALL))
-        await asyncio.to_thread(provider.books.wait_for, lambda books: books.in_flight == 1)
+        await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.in_flight == 1)
         call.cancel()
-        await asyncio.to_thread(provider.books.wait_for, lambda books: books.client_gone == 1)
+        await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.client_gone == 1)
         await asyncio.wait({call})
         left, reply = leftovers(), await model(CALL)
         await model.aclose()

@@ -42,7 +42,7 @@ def test_same_prompt_gives_the_same_reply(client: Client, fault: Fault | None) -
     """The replies are equal except for their latency."""
     with client.provider(fault=fault, cached_tokens=2) as provider:
         ours, theirs = (asked.ask(provider, temperature=0.5) for asked in (WIRE, client))
-    first, second = provider.books.requests[-2:]
+    first, second = provider.ledger.requests[-2:]
     assert first.messages == second.messages
     assert ours.text == theirs.text
     assert [ours.usage, ours.finish_reason, ours.hold_off_s] == [theirs.usage, theirs.finish_reason, theirs.hold_off_s]

@@ -28,7 +28,7 @@ from tests.support.litellm_proxy import (
     install_litellm_proxy,
     run_litellm_proxy,
 )
-from tests.support.provider import Asked, Books, Effect, Fault, Provider, error, first, slow, status
+from tests.support.provider import Asked, Effect, Fault, Ledger, Provider, error, first, slow, status
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +74,9 @@ def ask(model: ModelSpec, texts: list[str], chosen: Options | None = None) -> Re
     )
 
 
-def arrivals(books: Books, part: str) -> list[float]:
+def arrivals(ledger: Ledger, part: str) -> list[float]:
     """When each request that contains `part` reached the provider."""
-    return [asked.arrived_at for asked in books.requests if part in asked.prompt]
+    return [asked.arrived_at for asked in ledger.requests if part in asked.prompt]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -84,13 +84,13 @@ def test_rows_get_their_own_answers_and_the_providers_bill(
     proxy: LiteLLMProxy, upstream: Provider, batch_size: int
 ) -> None:
     """For single rows and batches; tokens and cost equal the provider's ledger."""
-    books, texts = upstream.books, [f"{batch_size} a call, row {number}" for number in range(24)]
-    sent, received, calls = books.input_tokens, books.output_tokens, len(books.requests)
+    ledger, texts = upstream.ledger, [f"{batch_size} a call, row {number}" for number in range(24)]
+    sent, received, calls = ledger.input_tokens, ledger.output_tokens, len(ledger.requests)
     report = ask(proxy.model("small"), texts, options(batch_size=batch_size))
     usage = report.spend.usage
     assert report.column("answer") == texts
-    assert report.spend.calls == len(books.requests) - calls == 24 / batch_size
-    assert (usage.input_tokens, usage.output_tokens) == (books.input_tokens - sent, books.output_tokens - received)
+    assert report.spend.calls == len(ledger.requests) - calls == 24 / batch_size
+    assert (usage.input_tokens, usage.output_tokens) == (ledger.input_tokens - sent, ledger.output_tokens - received)
     assert report.spend.usd is not None
     assert abs(report.spend.usd - GPT_4O_MINI.cost(usage)) < Decimal("1e-9")
     assert report.spend.at_most_calls == 0
@@ -99,7 +99,7 @@ def test_rows_get_their_own_answers_and_the_providers_bill(
 def test_schema_reaches_the_provider(proxy: LiteLLMProxy, upstream: Provider) -> None:
     """The proxy forwards the strict schema."""
     ask(proxy.model("small"), ["held to a schema"])
-    form = upstream.books.requests[-1].body["response_format"]
+    form = upstream.ledger.requests[-1].body["response_format"]
     assert (form["type"], form["json_schema"]["strict"]) == ("json_schema", True)
     assert set(form["json_schema"]["schema"]["properties"]) == {"answer"}
 
@@ -113,17 +113,17 @@ def test_wrong_key_or_model_stops_the_run_at_once(
     proxy: LiteLLMProxy, upstream: Provider, name: str, key: str, advice: str
 ) -> None:
     """The error says what to check; no request reaches the provider."""
-    calls = len(upstream.books.requests)
+    calls = len(upstream.ledger.requests)
     with pytest.raises(FatalError, match=f"check .*{advice}") as caught:
         ask(proxy.model(name, key), [f"row {number}" for number in range(200)], options(max_concurrency=1))
     assert caught.value.fault == "account"
-    assert len(upstream.books.requests) == calls
+    assert len(upstream.ledger.requests) == calls
 
 
 def test_retry_after_of_the_provider_is_kept(proxy: LiteLLMProxy, upstream: Provider) -> None:
     """The proxy forwards it; the call is retried once, after the wait."""
     report = ask(proxy.model("small"), ["limited once"])
-    refused_at, again_at = arrivals(upstream.books, "limited once")
+    refused_at, again_at = arrivals(upstream.ledger, "limited once")
     assert report.column("answer") == ["limited once"]
     assert again_at - refused_at >= 1
 
@@ -131,7 +131,7 @@ def test_retry_after_of_the_provider_is_kept(proxy: LiteLLMProxy, upstream: Prov
 def test_cool_down_of_the_proxy_is_kept(proxy: LiteLLMProxy, upstream: Provider) -> None:
     """If all its deployments rest, the proxy says for how long; the provider is not asked meanwhile."""
     report = ask(proxy.model("pair"), ["limited twice"])
-    times = arrivals(upstream.books, "limited twice")
+    times = arrivals(upstream.ledger, "limited twice")
     assert report.column("answer") == ["limited twice"]
     assert len(times) == 3
     assert times[2] - times[1] >= 1
@@ -150,17 +150,17 @@ def test_exhausted_credit_behind_the_proxy_stops_the_run(proxy: LiteLLMProxy, up
     with pytest.raises(FatalError, match="credit") as caught:
         ask(proxy.model("small"), ["out of credit"])
     assert caught.value.fault == "account"
-    assert len(arrivals(upstream.books, "out of credit")) == 1
+    assert len(arrivals(upstream.ledger, "out of credit")) == 1
 
 
 def test_time_out_of_the_proxy_is_charged_at_worst_case(proxy: LiteLLMProxy, upstream: Provider) -> None:
     """The provider bills such a call, so each counts at its worst-case cost."""
     model = proxy.model("hasty", max_output_tokens=50)
-    books = upstream.books
-    sent, received = books.input_tokens, books.output_tokens
+    ledger = upstream.ledger
+    sent, received = ledger.input_tokens, ledger.output_tokens
     chosen = Options(store=":memory:", price=GPT_4O_MINI, policy=Policy(retry=RetryPolicy(max_lost=2)))
     report = ask(model, ["never in time"], chosen)
-    billed = GPT_4O_MINI.cost(Usage(books.input_tokens - sent, 0, books.output_tokens - received))
+    billed = GPT_4O_MINI.cost(Usage(ledger.input_tokens - sent, 0, ledger.output_tokens - received))
     assert report.column("answer") == [None]
     assert (report.spend.calls, report.spend.unknown) == (2, 2)
     assert report.spend.unknown_usd is not None

@@ -151,7 +151,7 @@ def test_the_law_discreet(  # noqa: PLR0913, PLR0917  (what is drawn, and the do
         shown = [repr(event) + str(event) for event in instance.all_logs(result.run_id)]
         shown += [repr(result.failure_data_for_node("answers")), repr(llm), *capfd.readouterr()]
         shown += [record.getMessage() for record in caplog.records]
-        sent = [json.dumps(asked.body, ensure_ascii=False) + str(asked.headers) for asked in provider.books.requests]
+        sent = [json.dumps(asked.body, ensure_ascii=False) + str(asked.headers) for asked in provider.ledger.requests]
         spans = [request.body for request in collector.requests]
         table = result.output_for_node("answers") if result.success else None
     files = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]

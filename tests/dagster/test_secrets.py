@@ -33,7 +33,7 @@ def test_api_key_is_in_no_file_and_no_output(refused: bool, tmp_path: Path, capf
         )
         result = dg.materialize([answers], resources={"llm": llm}, instance=instance, raise_on_error=False)
         assert result.success is not refused
-        assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+        assert provider.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
         shown = [repr(llm), repr(llm.spec()), str(llm.options("store"))]
         shown += [repr(event) for event in instance.all_logs(result.run_id)]
     if refused:

@@ -152,8 +152,8 @@ def test_by_default_the_store_of_the_resource_is_read(tmp_path: Path) -> None:
         result = run(moods_of("good", "bad"), llm=llm)
         assert result.success
         bill = metadata_of(run(report, llm=llm), "bill")
-        books = provider.books
-    assert bill["ondine/cost_usd"] == pytest.approx((books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6)
+        ledger = provider.ledger
+    assert bill["ondine/cost_usd"] == pytest.approx((ledger.input_tokens * 0.15 + ledger.output_tokens * 0.60) / 1e6)
     assert bill["ondine/requests"] == 2
 
 

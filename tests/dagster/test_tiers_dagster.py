@@ -39,7 +39,7 @@ def run(
             run_config={"ops": {asset.op.name: {"config": config or {}}}},
             raise_on_error=False,
         )
-        return result, [asked.body for asked in provider.books.requests], meter
+        return result, [asked.body for asked in provider.ledger.requests], meter
 
 
 def rows() -> pd.DataFrame:

@@ -128,7 +128,7 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
         }
         command = [sys.executable, "-m", "example_project", "2026-01-06"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        calls = Counter(asked.prompt for asked in provider.books.requests)
+        calls = Counter(asked.prompt for asked in provider.ledger.requests)
     assert done.returncode == 0, done.stderr
     day = TABLE[TABLE["date"] == "2026-01-06"]
     texts = day[day["review"].str.strip() != ""]["review"]
@@ -136,7 +136,7 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
     said = f"{len(texts)} reviews, 0 answered before, {texts.nunique()} calls to openai/gpt-4o-mini, $0.0"
     assert said in done.stdout
     assert "Most complaints: none." in done.stdout
-    assert all("label" not in asked.prompt for asked in provider.books.requests)
+    assert all("label" not in asked.prompt for asked in provider.ledger.requests)
 
 
 def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_another_variable_asks_by_batch_jobs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     day = TABLE[TABLE["date"] == "2026-01-06"]
     texts = day[day["review"].str.strip() != ""]["review"]
-    assert len(provider.books.created) == 2
-    assert provider.books.billed.total() == texts.nunique() + day["product"].nunique()
+    assert len(provider.ledger.created) == 2
+    assert provider.ledger.billed.total() == texts.nunique() + day["product"].nunique()
     assert not provider.live
     sensor = defs().resolve_sensor_def("read_batch_jobs")
     with (
@@ -192,7 +192,7 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
         given: dict[str, Any] = {"instance": instance, "resources": {"llm": llm}}
         before = dg.materialize([review_sentiment], **given, run_config=dry)
         (told,) = (event.asset_observation_data for event in before.get_asset_observation_events())
-        asked, billed = len(provider.books.requests), dg.materialize([review_sentiment], **given)
+        asked, billed = len(provider.ledger.requests), dg.materialize([review_sentiment], **given)
     expected = {name: one.value for name, one in told.asset_observation.metadata.items()}
     usd = figures_by_asset(billed)["review_sentiment"]["ondine/cost_usd"]
     assert asked == 0

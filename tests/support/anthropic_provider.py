@@ -54,7 +54,7 @@ class AnthropicProvider(Provider):
 
     def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
         altered = effect if isinstance(effect, Altered) else Altered()
-        answer, number = self._answer(asked.prompt), len(self.books.requests)
+        answer, number = self._answer(asked.prompt), len(self.ledger.requests)
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         text = altered.message.get("content", text)
         stop_reason = _STOP_REASONS.get(altered.choice.get("finish_reason"))
@@ -63,7 +63,7 @@ class AnthropicProvider(Provider):
         content = _content(asked, text)
         uses_tool = any(block["type"] == "tool_use" for block in content)
         usage = self._usage(asked, text or "")
-        self.books.billed(asked, usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
+        self.ledger.billed(asked, usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
         message = {
             "id": f"msg-{number}",
             "type": "message",

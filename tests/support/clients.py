@@ -87,7 +87,7 @@ class OpenAIProvider(Provider):
     def __exit__(self, kind: type[BaseException] | None = None, *raised: object) -> None:
         super().__exit__(kind, *raised)
         if kind is None:
-            assert [fault for asked in self.books.requests for fault in request_faults(asked.body)] == []
+            assert [fault for asked in self.ledger.requests for fault in request_faults(asked.body)] == []
 
 
 WIRE = Client("openai_http", "openai/small", OpenAIProvider, _base_url, connect, "openai/gpt-4o-mini")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:  # every run of the deployment imports this module, too
-    from tests.support.provider import Books
+    from tests.support.provider import Ledger
 
 DAYS = [f"2026-01-{day:02}" for day in range(1, 5)]
 PARTS = [f"part-{number}" for number in range(3)]
@@ -26,15 +26,15 @@ _LATE_S = 1.5
 run, calls would be early by tens of seconds."""
 
 
-def billed(books: Books) -> Decimal:
+def billed(ledger: Ledger) -> Decimal:
     """USD for the calls that a provider worked on."""
-    usd = books.input_tokens * Decimal(str(INPUT_USD_PER_1K)) + books.output_tokens * Decimal(str(OUTPUT_USD_PER_1K))
+    usd = ledger.input_tokens * Decimal(str(INPUT_USD_PER_1K)) + ledger.output_tokens * Decimal(str(OUTPUT_USD_PER_1K))
     return usd / 1000
 
 
-def keeps_rate(books: Books) -> bool:
+def keeps_rate(ledger: Ledger) -> bool:
     """Whether no window of any length has more calls than burst and rate allow."""
-    arrivals = [asked.arrived_at for asked in books.requests]
+    arrivals = [asked.arrived_at for asked in ledger.requests]
     free_at = itertools.accumulate(arrivals, lambda free, at: max(free, at) + 1 / PER_S, initial=0.0)
     return max(free - at - (BURST - 1) / PER_S for free, at in zip(free_at, arrivals, strict=False)) <= _LATE_S
 

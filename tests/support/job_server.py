@@ -105,7 +105,7 @@ class Job:
 
 
 @dataclass
-class JobBooks:
+class JobLedger:
     """What the server received and billed.
 
     Attributes:
@@ -147,7 +147,7 @@ class JobServer:
     ) -> None:
         self._answer, self._keys = answer, tuple(keys)
         self._meter = meter or Meter({"batch": _FREE})
-        self.faults, self.books = faults or Faults(), JobBooks()
+        self.faults, self.ledger = faults or Faults(), JobLedger()
         self.jobs: dict[str, Job] = {}
         self._skew_s = 0.0
         self._lock = threading.RLock()
@@ -206,7 +206,7 @@ class JobServer:
     @web.middleware
     async def _note(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if not request.path.startswith("/control"):
-            self.books.requests.append(f"{request.method} {request.path}")
+            self.ledger.requests.append(f"{request.method} {request.path}")
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -234,9 +234,9 @@ class JobServer:
             case "faults":
                 for name, value in said.items():
                     setattr(self.faults, name, value)
-            case "books":
-                books = {**vars(self.books), "usd": str(self.books.usd)}
-                return web.json_response(books)
+            case "ledger":
+                ledger = {**vars(self.ledger), "usd": str(self.ledger.usd)}
+                return web.json_response(ledger)
         return web.json_response({})
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class JobServer:
         with self._lock:
             job = Job(self.new_id(), key, rows, self.now(), marker, input_file)
             self.jobs[job.id] = job
-            self.books.created.append(job.id)
+            self.ledger.created.append(job.id)
             faults = self.faults
             if faults.invalid_line is not None:
                 self.end(job, "failed", 0)
@@ -327,11 +327,11 @@ class JobServer:
         before = self._meter.usd
         row.usage, _ = self._meter.bill(text, row.text, "batch", marked)
         self._meter.keep(text, marked)
-        self.books.usd += self._meter.usd - before
-        self.books.billed[prompt] += 1
-        self.books.billed_ids[row.custom_id] += 1
-        self.books.input_tokens += row.usage["prompt_tokens"]
-        self.books.output_tokens += row.usage["completion_tokens"]
+        self.ledger.usd += self._meter.usd - before
+        self.ledger.billed[prompt] += 1
+        self.ledger.billed_ids[row.custom_id] += 1
+        self.ledger.input_tokens += row.usage["prompt_tokens"]
+        self.ledger.output_tokens += row.usage["completion_tokens"]
 
     def failure_of(self, row: Row) -> tuple[int, str, str] | None:
         """Status, code and message of the error of a row."""
@@ -425,7 +425,7 @@ class JobServer:
 
 
 def control(origin: str, what: str, **said: Any) -> Any:
-    """Move the clock (`advance`, seconds), set faults (`faults`) or read the ledger (`books`) of a server's process."""
+    """Move the clock (`advance`, seconds), set faults (`faults`) or read the `ledger` of a server process."""
     request = urllib.request.Request(f"{origin}/control/{what}", orjson.dumps(said))  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as came:  # noqa: S310
         return orjson.loads(came.read())

@@ -13,7 +13,7 @@ from tests.support.meter import Meter
 
 
 class NightlyProvider(OpenAIJobServer):
-    """A batch API that answers chat completions, too; `books` is about jobs only, `live` counts live prompts."""
+    """A batch API that answers chat completions, too; `ledger` is about jobs only, `live` counts live prompts."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

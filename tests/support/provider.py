@@ -229,7 +229,7 @@ def echo(prompt: str) -> Any:
 # -- ledger and server ---------------------------------------------------------------------------------------------
 
 
-class Books:
+class Ledger:
     """What the provider received and did; `billed_by_prompt` counts work done, even if the client had disconnected."""
 
     def __init__(self) -> None:
@@ -240,11 +240,11 @@ class Books:
         self.billed_by_prompt: Counter[str] = Counter()
         self.input_tokens = self.output_tokens = 0
 
-    def wait_for(self, predicate: Callable[[Books], object], timeout_s: float = 60.0) -> None:
+    def wait_for(self, predicate: Callable[[Ledger], object], timeout_s: float = 60.0) -> None:
         """Block until the ledger satisfies `predicate`; fail after `timeout_s`."""
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self), timeout_s)
-        assert done, f"The provider's books did not come to it within {timeout_s} s."
+        assert done, f"The provider's ledger did not come to it within {timeout_s} s."
 
     def most_in(self, seconds: float) -> int:
         """The most requests that arrived in any window of `seconds`."""
@@ -304,7 +304,7 @@ class Provider:
         self._count, self._meter = count, meter
         self._answer, self._latency_s, self._cached_tokens = answer, latency_s, cached_tokens
         self._fault: Fault = fault or (lambda _: None)
-        self.books = Books()
+        self.ledger = Ledger()
         self.base_url = ""
 
     def __enter__(self) -> Self:
@@ -349,7 +349,7 @@ class Provider:
         body = orjson.loads(await request.read())
         port = request.transport.get_extra_info("peername")[1] if request.transport else 0
         asked = Asked(body, dict(request.headers), port, time.monotonic())
-        self.books.arrived(asked)
+        self.ledger.arrived(asked)
         effect = self._fault(asked)
         if isinstance(effect, Canned):
             return self._canned(asked, effect)
@@ -368,11 +368,11 @@ class Provider:
                 await response.write(content[:half])
                 await asyncio.sleep(slow.body_s)
         except (asyncio.CancelledError, ConnectionError):
-            self.books.left(client_gone=True)
+            self.ledger.left(client_gone=True)
             raise
         if self._meter:
             self._meter.keep(*self._read(body))
-        self.books.left(answered=not isinstance(effect, Cut))
+        self.ledger.left(answered=not isinstance(effect, Cut))
         if isinstance(effect, Cut):
             request.transport.abort()
             return web.Response()
@@ -383,17 +383,17 @@ class Provider:
 
     def _canned(self, asked: Asked, effect: Canned) -> web.Response:
         if billed := effect.status == web.HTTPOk.status_code:
-            self.books.billed(asked)
-        self.books.left(answered=billed)
+            self.ledger.billed(asked)
+        self.ledger.left(answered=billed)
         return web.Response(status=effect.status, body=effect.body, headers=effect.headers)
 
     def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
-        answer, number = self._answer(asked.prompt), len(self.books.requests)
+        answer, number = self._answer(asked.prompt), len(self.ledger.requests)
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         altered = effect if isinstance(effect, Altered) else Altered()
         message = {"role": "assistant", "content": text, **altered.message}
         prompt_tokens, completion_tokens = self._bill(asked, text)
-        self.books.billed(asked, prompt_tokens, completion_tokens)
+        self.ledger.billed(asked, prompt_tokens, completion_tokens)
         completion = {
             "id": f"chatcmpl-{number}",
             "object": "chat.completion",

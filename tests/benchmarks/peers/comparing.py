@@ -147,7 +147,7 @@ def _started(client: Client, job: Job) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def _run(client: Client, job: Job, server: Server) -> Measured:
-    server.books()
+    server.stats()
     with _started(client, job) as (process, printed):
         try:
             process.wait(timeout=_MAX_S)
@@ -156,11 +156,11 @@ def _run(client: Client, job: Job, server: Server) -> Measured:
     result: Measured = json.loads(printed.read_text(encoding="utf-8").strip().splitlines()[-1])
     if result["wrong"]:
         raise _ClientError(f"{result['wrong']} rows of {job.rows} have a wrong answer")
-    books = server.books()
-    result["calls"] = books["requests"] - books["refused"]
+    stats = server.stats()
+    result["calls"] = stats["requests"] - stats["refused"]
     result["rows_per_s"] = job.rows / result["took_s"]
     result["cpu_ms_per_row"] = 1000 * result["cpu_s"] / job.rows
-    return result | {"peak_in_flight": books["peak_in_flight"], "refused": books["refused"]}
+    return result | {"peak_in_flight": stats["peak_in_flight"], "refused": stats["refused"]}
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _refused(client: Client, scale: PeerScale) -> Measured:
 def _killed(client: Client, scale: PeerScale) -> Measured:
     """Killed when six calls of ten are sent, then run again."""
     with serving(_LATENCY_MS) as server, _job(server, scale.few_rows) as job:
-        server.books()
+        server.stats()
         with _started(client, job) as (process, _):
             while process.poll() is None and _requests(server) < 0.6 * job.rows:
                 time.sleep(0.005)
@@ -205,7 +205,7 @@ def _killed(client: Client, scale: PeerScale) -> Measured:
 
 
 def _requests(server: Server) -> int:
-    with urllib.request.urlopen(f"{server.base_url}/books") as came:  # noqa: S310  (our own, on the loopback)
+    with urllib.request.urlopen(f"{server.base_url}/stats") as came:  # noqa: S310  (our own, on the loopback)
         return int(json.load(came)["requests"])
 
 

@@ -53,7 +53,7 @@ def test_prompt_truncated_by_the_server_fails(model: str, tokens: int, cached: i
     """An answer to part of a prompt fails as truncated, once, with advice; other token counts do not."""
     with Provider(fault=reporting(tokens, cached)) as provider:
         report = enriched(provider, ["REFUND please. " + SENTENCE * 500], model)
-    assert len(provider.books.requests) == 1
+    assert len(provider.ledger.requests) == 1
     if kept:
         assert report.column("label") == ["no refund"]
     else:
@@ -71,7 +71,7 @@ def test_row_beyond_a_known_window_is_not_asked() -> None:
     failure = report.outcomes[0]
     assert isinstance(failure, Failure)
     assert (failure.reason, "4,096" in failure.detail) == ("prompt", True)
-    assert (report.column("label")[1:], len(provider.books.requests)) == (["fine", "fine"], 2)
+    assert (report.column("label")[1:], len(provider.ledger.requests)) == (["fine", "fine"], 2)
 
 
 def test_batch_truncated_by_the_server_is_halved() -> None:
@@ -87,4 +87,4 @@ def test_batch_truncated_by_the_server_is_halved() -> None:
     with Provider(answer, fault=cut) as provider:
         report = enriched(provider, [f"{n} " + SENTENCE * 40 for n in range(4)], "ollama/llama3.2", batch_size=4)
     assert report.column("label") == ["a"] * 4
-    assert len(provider.books.requests) == 3
+    assert len(provider.ledger.requests) == 3

@@ -135,13 +135,13 @@ def test_two_thousand_rows_are_answered_in_order_and_paid_once() -> None:
     random.Random(7).shuffle(table["text"])
     with Provider() as provider:
         report = ask(provider, table, options(max_concurrency=32))
-    books = provider.books
+    ledger = provider.ledger
     assert report.column("answer") == table["text"]
     assert all(isinstance(outcome, Answer) for outcome in report.outcomes)
-    assert set(books.calls_by_prompt.values()) == set(books.billed_by_prompt.values()) == {1}
-    assert report.prompts == report.spend.calls == report.spend.answered == len(books.requests) == 1500
-    assert report.spend.usage.input_tokens == books.input_tokens
-    assert report.spend.usage.output_tokens == books.output_tokens
+    assert set(ledger.calls_by_prompt.values()) == set(ledger.billed_by_prompt.values()) == {1}
+    assert report.prompts == report.spend.calls == report.spend.answered == len(ledger.requests) == 1500
+    assert report.spend.usage.input_tokens == ledger.input_tokens
+    assert report.spend.usage.output_tokens == ledger.output_tokens
     assert (report.spend.unknown, len(report.latencies_s)) == (0, 1500)
     assert (report.progress.rows_done, report.progress.rows_failed, report.progress.rows_reused) == (2000, 0, 0)
 
@@ -165,7 +165,7 @@ def test_second_run_asks_only_what_is_new(
         ask(provider, table, chosen)
         again = {"text": change(table["text"])}
         report = ask(provider, again, chosen, prompt)
-    assert len(provider.books.requests) - 20 == report.spend.calls == calls
+    assert len(provider.ledger.requests) - 20 == report.spend.calls == calls
     assert report.column("answer") == again["text"]
     assert report.progress.rows_reused == len(again["text"]) - calls
 
@@ -186,7 +186,7 @@ def test_calls_in_flight_are_bounded() -> None:
     """At most `max_concurrency` calls are in flight, and as many as that while there is work."""
     with Provider(latency_s=0.02) as provider:
         ask(provider, texts(40), options(max_concurrency=4))
-    assert provider.books.peak_in_flight == 4
+    assert provider.ledger.peak_in_flight == 4
 
 
 def test_progress_is_reported_to_the_end() -> None:
@@ -210,7 +210,7 @@ def test_interrupt_stops_calls_and_keeps_answers(interrupt: type[BaseException],
     store = tmp_path / "answers.db"
 
     def tick() -> None:
-        provider.books.wait_for(lambda books: books.answered == 5 and books.in_flight == 4)
+        provider.ledger.wait_for(lambda ledger: ledger.answered == 5 and ledger.in_flight == 4)
         raise interrupt
 
     with Provider(fault=after(5, first(4, slow(30)))) as provider:
@@ -219,8 +219,8 @@ def test_interrupt_stops_calls_and_keeps_answers(interrupt: type[BaseException],
         chosen = options(store, max_concurrency=4)
         with pytest.raises(interrupt):
             run_in_thread(lambda: enrich(texts(50), **asked, options=chosen), tick)
-        provider.books.wait_for(lambda books: books.in_flight == 0)
-        assert (len(provider.books.requests), provider.books.client_gone) == (9, 4)
+        provider.ledger.wait_for(lambda ledger: ledger.in_flight == 0)
+        assert (len(provider.ledger.requests), provider.ledger.client_gone) == (9, 4)
         report = enrich_sync(texts(50), **asked, options=chosen)
     assert (report.spend.calls, report.progress.rows_reused) == (45, 5)
     assert report.column("answer") == texts(50)["text"]

@@ -42,7 +42,7 @@ def test_fatal_failure_stops_at_once(code: int) -> None:
     """If no request can succeed, only the calls in flight are made, and the error says what to do."""
     with Provider(fault=error(code)) as provider, pytest.raises(FatalError, match=str(code)):
         ask(provider, texts(500))
-    assert len(provider.books.requests) <= 8
+    assert len(provider.ledger.requests) <= 8
 
 
 def test_answers_before_a_fatal_failure_are_kept(tmp_path: Path) -> None:
@@ -61,14 +61,14 @@ def test_no_call_follows_a_fatal_failure() -> None:
     with Provider(fault=lambda asked: (busy if "row 0" in asked.prompt else error(401))(asked)) as provider:
         with pytest.raises(FatalError):
             ask(provider, texts(2), options(retry=RetryPolicy(max_attempts=3)))
-        assert provider.books.calls_by_prompt["Repeat: row 0"] <= 1
+        assert provider.ledger.calls_by_prompt["Repeat: row 0"] <= 1
 
 
 def test_refused_row_fails_alone() -> None:
     """A row that the provider refuses fails with a reason, asked once; all others are answered."""
     with Provider(fault=matching("row 7", error(400, "too long", "context_length_exceeded"))) as provider:
         report = ask(provider, texts(30))
-    assert provider.books.calls_by_prompt["Repeat: row 7"] == 1
+    assert provider.ledger.calls_by_prompt["Repeat: row 7"] == 1
     assert [row for row, reason in enumerate(report.errors()) if reason] == [7]
     outcome = report.outcomes[7]
     assert isinstance(outcome, Failure)
@@ -81,7 +81,7 @@ def test_run_whose_every_row_is_refused_stops() -> None:
     """Twenty refusals without an answer end the run: the set-up is refused, not the rows."""
     with Provider(fault=status(400)) as provider, pytest.raises(FatalError, match="first 20 calls"):
         ask(provider, texts(500), options(max_concurrency=1))
-    assert len(provider.books.requests) == 20
+    assert len(provider.ledger.requests) == 20
 
 
 def test_rows_that_stay_refused_do_not_end_a_later_run(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_declined_answers_are_counted_as_spent() -> None:
     """A reply that a content filter emptied was billed, so it is in the report's spend."""
     with Provider(fault=matching("row 1", filtered)) as provider:
         report = ask(provider, texts(3))
-    assert report.spend.usage.input_tokens == provider.books.input_tokens
+    assert report.spend.usage.input_tokens == provider.ledger.input_tokens
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_transient_faults_are_retried_until_answered(fault: Fault, unknown: int)
         report = ask(provider, texts(20))
     assert report.column("answer") == texts(20)["text"]
     assert (report.spend.calls, report.spend.answered, report.spend.unknown) == (23, 20, unknown)
-    assert len(provider.books.requests) == 23
-    assert provider.books.billed_by_prompt.total() == 20 + unknown
+    assert len(provider.ledger.requests) == 23
+    assert provider.ledger.billed_by_prompt.total() == 20 + unknown
 
 
 def test_timed_out_call_is_cancelled_and_retried() -> None:
     """A call past its time-out is dropped at the provider, counted as possibly paid, and retried."""
     with Provider(fault=first(1, slow(30))) as provider:
         report = ask(provider, texts(5), timeout_s=0.3)
-        provider.books.wait_for(lambda books: books.client_gone == 1)
+        provider.ledger.wait_for(lambda ledger: ledger.client_gone == 1)
     assert report.errors() == [None] * 5
     assert (report.spend.calls, report.spend.answered, report.spend.unknown) == (6, 5, 1)
 
@@ -135,7 +135,7 @@ def test_unreachable_rows_fail_with_the_reason() -> None:
     retry = RetryPolicy(max_attempts=3, first_wait_s=0.001)
     with Provider(fault=matching("row 3", status(503))) as provider:
         report = ask(provider, texts(10), options(retry=retry))
-    assert provider.books.calls_by_prompt["Repeat: row 3"] == 3
+    assert provider.ledger.calls_by_prompt["Repeat: row 3"] == 3
     assert [row for row, reason in enumerate(report.errors()) if reason] == [3]
     assert "unreachable" in report.errors()[3]
     assert "tried 3 times" in report.errors()[3]
@@ -146,7 +146,7 @@ def test_lasting_outage_ends_the_run() -> None:
     retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_outage_s=1.0)
     with Provider(fault=status(503)) as provider, pytest.raises(TransientError, match="503"):
         ask(provider, texts(500), options(retry=retry, max_concurrency=2))
-    assert len(provider.books.requests) <= 24
+    assert len(provider.ledger.requests) <= 24
 
 
 # -- repairs -------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_invalid_reply_is_asked_again_with_the_reason() -> None:
         report = ask(provider, texts(1))
     assert report.column("answer") == ["mended"]
     assert report.outcomes[0].attempts == report.spend.calls == report.spend.answered == 2
-    original, repair = (asked.prompt for asked in provider.books.requests)
+    original, repair = (asked.prompt for asked in provider.ledger.requests)
     assert repair.startswith(original)
     assert "answer: input should be a valid string" in repair
 
@@ -171,7 +171,7 @@ def test_repairs_are_bounded(max_repairs: int) -> None:
         report = ask(provider, texts(2), options(max_repairs=max_repairs))
     assert {outcome.reason for outcome in report.outcomes} == {"invalid"}
     assert f"asked {max_repairs + 1} times" in report.errors()[0]
-    assert report.spend.answered == len(provider.books.requests) == 2 * (max_repairs + 1)
+    assert report.spend.answered == len(provider.ledger.requests) == 2 * (max_repairs + 1)
 
 
 @pytest.mark.parametrize(("kind", "reply"), [(int, '{"answer": 1' + "0" * 30 + "}"), (float, '{"answer": NaN}')])

@@ -29,7 +29,7 @@ from ondine_core.types.ledger import CallStarted, RunStarted
 from ondine_core.types.values import Call, Failure, ModelSpec, Reply, Usage
 from tests.support.asking import ask, echo_each, options, texts
 from tests.support.ledger import KINDS, ORIGIN, fresh_place, key_of, look
-from tests.support.provider import Books, Provider, error, first, matching, slow, while_set
+from tests.support.provider import Ledger, Provider, error, first, matching, slow, while_set
 from tests.support.unreliable import MemoryStore, UnreliableModel, schedules
 from tests.support.virtual_clock import run_virtually
 from tests.support.worker import Job, Workers
@@ -43,9 +43,9 @@ def workers() -> Iterator[Workers]:
         yield started
 
 
-def asked(books: Books) -> Counter[str]:
+def asked(ledger: Ledger) -> Counter[str]:
     """How often each row was sent, alone or in a batch."""
-    return Counter(row for request in books.requests for row in re.findall(r"row \d+", request.prompt))
+    return Counter(row for request in ledger.requests for row in re.findall(r"row \d+", request.prompt))
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_processes_that_overlap_ask_each_row_once(workers: Workers, kind: str, b
         ]
         results = [workers.wait(process) for process in [workers.start(job) for job in jobs]]
     assert [result["answers"] for result in results] == [job.texts for job in jobs]
-    assert asked(provider.books) == Counter(f"row {number}" for number in (*range(200), *range(200, 380)))
+    assert asked(provider.ledger) == Counter(f"row {number}" for number in (*range(200), *range(200, 380)))
     assert look(place, "SELECT COUNT(*) FROM ondine.runs") == [(0,)]
     assert look(place, "SELECT COUNT(*) FROM ondine.claims") == [(0,)]
 
@@ -77,17 +77,17 @@ def test_prompts_of_a_killed_process_are_taken_over(workers: Workers, kind: str,
         job = Job(provider.base_url, place, rows=60, concurrency=4, timeout_s=15)
         hangs.set()
         killed = workers.start(job)
-        provider.books.wait_for(lambda books: len(books.requests) == job.concurrency, 30)
+        provider.ledger.wait_for(lambda ledger: len(ledger.requests) == job.concurrency, 30)
         other = workers.start(replace(job, run="other"))
-        provider.books.wait_for(lambda books: len(books.requests) == 2 * job.concurrency, 30)
+        provider.ledger.wait_for(lambda ledger: len(ledger.requests) == 2 * job.concurrency, 30)
         hangs.clear()
-        assert max(asked(provider.books).values()) == 1
+        assert max(asked(provider.ledger).values()) == 1
         workers.kill(killed)
         os.kill(other, signal.SIGTERM)  # the run's own calls hang, too, and are awaited
         workers.wait(other)
         last = workers.start(replace(job, run="last"))
         assert workers.wait(last) == {"answers": job.texts, "error": None}
-    found = asked(provider.books)
+    found = asked(provider.ledger)
     assert set(found) == set(job.texts)
     assert sum(found.values()) == len(job.texts) + 2 * job.concurrency
 
@@ -107,7 +107,7 @@ def test_two_threads_with_one_store_ask_each_row_once(kind: str, tmp_path: Path)
         for thread in threads:
             thread.join()
     assert [report.column("answer") for report in reports] == [texts(60)["text"]] * 2
-    assert set(asked(provider.books).values()) == {1}
+    assert set(asked(provider.ledger).values()) == {1}
     assert sum(report.progress.rows_reused for report in reports) == 60
 
 
@@ -133,7 +133,7 @@ def test_runs_of_different_tasks_write_no_claims(tmp_path: Path) -> None:
     ):
         other = threading.Thread(target=lambda: ask(busy, texts(3), options(place), prompt="Else: {text}", timeout_s=2))
         other.start()
-        busy.books.wait_for(lambda books: len(books.requests) == 3)
+        busy.ledger.wait_for(lambda ledger: len(ledger.requests) == 3)
         ask(provider, texts(10), options(place))
         hangs.clear()
         other.join()
@@ -152,7 +152,7 @@ def test_row_that_failed_in_another_run_is_asked(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert sorted(report.progress.rows_failed for report in reports) == [0, 1]
-    assert asked(provider.books) == Counter({"row 3": 2} | {f"row {n}": 1 for n in range(8) if n != 3})
+    assert asked(provider.ledger) == Counter({"row 3": 2} | {f"row {n}": 1 for n in range(8) if n != 3})
 
 
 # -- virtual time --------------------------------------------------------------------------------------------------

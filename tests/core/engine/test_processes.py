@@ -45,8 +45,8 @@ from ondine_core.store.records import split_keys
 from tests.support.asking import PROMPT, texts
 from tests.support.ledger import KINDS, fresh_place, look
 from tests.support.provider import (
-    Books,
     Effect,
+    Ledger,
     Provider,
     Slow,
     cut,
@@ -72,9 +72,9 @@ def place(tmp_path: Path) -> str:
     return str(tmp_path / "answers.db")
 
 
-def billed(books: Books) -> Decimal:
+def billed(ledger: Ledger) -> Decimal:
     """USD for all calls that the provider worked on."""
-    return PRICE.cost(Usage(books.input_tokens, 0, books.output_tokens))
+    return PRICE.cost(Usage(ledger.input_tokens, 0, ledger.output_tokens))
 
 
 # -- eight processes at once ---------------------------------------------------------------------------------------
@@ -115,13 +115,13 @@ def test_eight_processes_share_one_rate_and_use_it(workers: Workers, kind: str, 
     while not used or (max(used) < 0.95 and len(used) < ATTEMPTS):
         with Provider(latency_s=0.05) as provider:
             run_eight(workers, provider.base_url, fresh_place(kind, tmp_path / str(len(used))), rows)
-        arrivals = [asked.arrived_at for asked in provider.books.requests]
+        arrivals = [asked.arrived_at for asked in provider.ledger.requests]
         assert len(arrivals) == 8 * rows
         assert shortfall_s(arrivals) <= LATE_S
         # From when all eight are at work.
         first_of_each = {
             (int(asked.prompt.split()[-1]) - 100) // rows: asked.arrived_at
-            for asked in reversed(provider.books.requests)
+            for asked in reversed(provider.ledger.requests)
         }
         assert len(first_of_each) == 8
         later = [at for at in arrivals if at >= max(first_of_each.values())]
@@ -135,8 +135,8 @@ def test_eight_processes_share_one_budget(workers: Workers, kind: str, tmp_path:
     cap = Decimal("0.0012")
     with Provider(latency_s=0.05) as provider:
         results = run_eight(workers, provider.base_url, fresh_place(kind, tmp_path), 20, budget_usd=str(cap))
-    assert 0.8 * float(cap) <= billed(provider.books) <= cap
-    assert shortfall_s([asked.arrived_at for asked in provider.books.requests]) <= LATE_S
+    assert 0.8 * float(cap) <= billed(provider.ledger) <= cap
+    assert shortfall_s([asked.arrived_at for asked in provider.ledger.requests]) <= LATE_S
     errors = [result["error"] for result in results if result["error"]]
     assert errors
     assert all(re.search(r"BudgetExhausted.* 'team' .*spent.* rows? .*no answer", error) for error in errors)
@@ -177,23 +177,23 @@ def test_fifty_kills_lose_nothing(workers: Workers, place: str) -> None:
         for _ in range(50):
             size = rng.choice([1, 5])
             job = Job(provider.base_url, place, rows=2000, batch_size=size, max_output_tokens=2000, budget_usd="1000")
-            so_many = len(provider.books.requests) + rng.randrange(12)
+            so_many = len(provider.ledger.requests) + rng.randrange(12)
             process = workers.start(job)
-            provider.books.wait_for(lambda books, so_many=so_many: len(books.requests) >= so_many, 30)
+            provider.ledger.wait_for(lambda ledger, so_many=so_many: len(ledger.requests) >= so_many, 30)
             workers.kill(process, after_s=rng.random() * latency_s)
             before, unknown = unknown, read_audit(place).unknown.calls
             assert unknown - before <= job.concurrency
         last = workers.start(replace(job, concurrency=32, batch_size=5))
         assert workers.wait(last) == {"answers": job.texts, "error": None}
 
-    audit, requests, unseen = read_audit(place), provider.books.requests, unseen_rows(place, job)
+    audit, requests, unseen = read_audit(place), provider.ledger.requests, unseen_rows(place, job)
     asked = Counter(row for request in requests for row in re.findall(r"row \d+", request.prompt))
     assert set(asked) == set(job.texts)
     assert not [row for row in job.texts if asked[row] > 1 + unseen[row]]
     # A call that was recorded but not sent when the process was killed is one more in the ledger.
     assert audit.answered.calls <= len(requests) <= audit.sent == audit.answered.calls + unknown
     assert audit.paid_twice == len(unseen)
-    assert audit.answered.usd <= billed(provider.books) <= audit.answered.usd + audit.unknown.usd
+    assert audit.answered.usd <= billed(provider.ledger) <= audit.answered.usd + audit.unknown.usd
 
 
 def test_audit_after_kills_equals_the_provider(workers: Workers, place: str) -> None:
@@ -201,26 +201,26 @@ def test_audit_after_kills_equals_the_provider(workers: Workers, place: str) -> 
     rng, stuck_from = random.Random(2), 0
 
     def stuck(_: object) -> Effect:
-        return Slow(headers_s=60.0) if len(provider.books.requests) > stuck_from else None
+        return Slow(headers_s=60.0) if len(provider.ledger.requests) > stuck_from else None
 
     with Provider(latency_s=0.02, fault=stuck) as provider:
         # That many are in flight from the first moment on.
         job = Job(provider.base_url, place, first=100, rows=200, concurrency=4, budget_usd="1")
         for kills in range(1, 6):
-            stuck_from = len(provider.books.requests) + rng.randrange(40)
+            stuck_from = len(provider.ledger.requests) + rng.randrange(40)
             process = workers.start(job)
-            provider.books.wait_for(lambda books, most=stuck_from + job.concurrency: len(books.requests) == most, 30)
+            provider.ledger.wait_for(lambda ledger, most=stuck_from + job.concurrency: len(ledger.requests) == most, 30)
             workers.kill(process)
             audit = read_audit(place)
-            assert (audit.sent, audit.unknown.calls) == (len(provider.books.requests), kills * job.concurrency)
-            assert audit.answered.calls == provider.books.answered
+            assert (audit.sent, audit.unknown.calls) == (len(provider.ledger.requests), kills * job.concurrency)
+            assert audit.answered.calls == provider.ledger.answered
         stuck_from = 10**9
         assert workers.wait(workers.start(job)) == {"answers": job.texts, "error": None}
-    books, audit = provider.books, read_audit(place)
-    assert (audit.sent, audit.answered.calls) == (len(books.requests), len(job.texts))
-    assert audit.paid_twice == sum(times > 1 for times in books.billed_by_prompt.values())
+    ledger, audit = provider.ledger, read_audit(place)
+    assert (audit.sent, audit.answered.calls) == (len(ledger.requests), len(job.texts))
+    assert audit.paid_twice == sum(times > 1 for times in ledger.billed_by_prompt.values())
     # Every call costs the same.
-    assert audit.answered.usd == billed(books) * audit.answered.calls / audit.sent
+    assert audit.answered.usd == billed(ledger) * audit.answered.calls / audit.sent
 
 
 # -- one process ---------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_cap_for_n_calls_pays_for_n_calls_at_concurrency_200(calls: int, output_
         model = ModelSpec("openai_compatible/m", base_url=provider.base_url, max_output_tokens=output_tokens)
         with pytest.raises(BudgetExhaustedError) as raised:
             enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
-    paid, dearest = provider.books.output_tokens // 5, output_tokens // 5
+    paid, dearest = provider.ledger.output_tokens // 5, output_tokens // 5
     assert calls - dearest < paid <= calls
     message = str(raised.value)
     assert f"max_cost_usd={options.max_cost_usd}" in message
@@ -258,7 +258,7 @@ def test_mixed_faults_lose_no_row(place: str) -> None:
         report = enrich_sync(table, prompt=PROMPT, output={"answer": "string"}, model=model, options=options)
     assert report.column("answer") == table["text"]
     # Three calls in ten fail.
-    assert rows / 0.8 <= len(provider.books.requests) <= rows / 0.6
+    assert rows / 0.8 <= len(provider.ledger.requests) <= rows / 0.6
 
 
 # -- outages -------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_openai_calls_with_one_prefix_share_a_cache_key(host: str, *, has_key: b
             endpoint = Endpoint(f"http://{host}:{port}/v1/chat/completions", 60, resolve=resolve)
             model = OpenAIModel(endpoint, ModelSpec(MODEL), {"model": "m"}, PLAIN_FORM)
             one_call(model, call=replace(call_of(text), cache_prefix=True))
-        keys = {asked.body.get("prompt_cache_key") for asked in provider.books.requests}
+        keys = {asked.body.get("prompt_cache_key") for asked in provider.ledger.requests}
     assert keys == ({prefix_id(prefix_of(call_of("Repeat: c")))} if has_key else {None})
     assert (cache_key_field(host) is not None) == has_key
 

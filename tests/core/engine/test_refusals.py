@@ -52,7 +52,7 @@ def test_exhausted_credit_or_revoked_key_stops_the_run_at_once(code: int, body: 
     """In mid-run only the calls in flight are still made, however many rows were answered before."""
     with Provider(fault=after(40, status(code, body))) as provider, pytest.raises(FatalError):
         ask(provider, texts(2000))
-    assert len(provider.books.requests) <= 40 + 2 * 8
+    assert len(provider.ledger.requests) <= 40 + 2 * 8
 
 
 @pytest.mark.parametrize("answered", [0, 40, 300])
@@ -67,7 +67,7 @@ def test_repeated_unknown_refusals_stop_the_run(code: int, answered: int) -> Non
 
     with Provider(fault=after(answered, fault)) as provider, pytest.raises(FatalError, match=r"refused|permission"):
         ask(provider, texts(2000))
-    assert len(provider.books.requests) <= answered + 20 + 2 * 8
+    assert len(provider.ledger.requests) <= answered + 20 + 2 * 8
 
 
 def test_refusals_between_answers_fail_their_rows() -> None:
@@ -95,7 +95,7 @@ def test_quota_exhausted_for_hours_stops_the_run() -> None:
     }
     with Provider(fault=after(10, status(429, body))) as provider, pytest.raises(FatalError, match="longer than 600 s"):
         ask(provider, texts(2000))
-    assert len(provider.books.requests) <= 10 + 2 * 8
+    assert len(provider.ledger.requests) <= 10 + 2 * 8
 
 
 # -- the row -------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_403_without_any_answer_is_the_set_up(rows: int, body: Any) -> None:
     """If no row at all is answered, 403 is an error of the set-up, however few rows there are."""
     with Provider(fault=status(403, body)) as provider, pytest.raises(FatalError, match="permission"):
         ask(provider, texts(rows))
-    assert len(provider.books.requests) <= 8
+    assert len(provider.ledger.requests) <= 8
 
 
 def test_forbidden_row_does_not_end_a_later_run(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_refused_set_up_stops_the_run_at_once(code: int, message: str, error_cod
         ask(provider, texts(500), options(max_concurrency=1))
     assert hint in str(caught.value)
     assert message.rstrip(".") in str(caught.value)
-    assert len(provider.books.requests) == (2 if "response_format" in message else 1)
+    assert len(provider.ledger.requests) == (2 if "response_format" in message else 1)
 
 
 def test_refused_set_up_after_answers_fails_its_row() -> None:
@@ -190,7 +190,7 @@ def test_call_that_is_too_large_is_halved(code: int, message: str, error_code: s
     with Provider(echo_each, fault=fault) as provider:
         report = ask(provider, texts(200), options(batch_size=20))
     assert report.errors() == [None] * 200
-    assert max(provider.books.calls_by_prompt.values()) == 1
+    assert max(provider.ledger.calls_by_prompt.values()) == 1
     assert sorted(set(sizes), reverse=True) == [20, 10, 5]
 
 
@@ -220,11 +220,11 @@ def test_reply_refused_by_the_provider_is_asked_again(generation: str | None) ->
         report = enrich_sync(
             texts(9), prompt="Repeat: {text}", output={"answer": "string"}, model=model, options=chosen
         )
-        prompts = [asked.prompt for asked in provider.books.requests]
+        prompts = [asked.prompt for asked in provider.ledger.requests]
     assert report.errors() == [None] * 9
     assert len(prompts) == 14
     assert sum("could not be used" in prompt for prompt in prompts) == 5
-    billed = provider.books.input_tokens * price.input + provider.books.output_tokens * price.output
+    billed = provider.ledger.input_tokens * price.input + provider.ledger.output_tokens * price.output
     assert report.spend.usd is None or report.spend.usd > billed
 
 
@@ -233,7 +233,7 @@ def test_row_fails_when_its_replies_stay_refused(max_repairs: int) -> None:
     """The repairs are bounded, and the row gives the reason."""
     with Provider(fault=matching("row 3", failed('{"answer": 7}'))) as provider:
         report = ask(provider, texts(6), options(max_repairs=max_repairs))
-        calls = sum("row 3" in asked.prompt for asked in provider.books.requests)
+        calls = sum("row 3" in asked.prompt for asked in provider.ledger.requests)
     assert [row for row, why in enumerate(report.errors()) if why] == [3]
     assert report.errors()[3].startswith("invalid")
     assert calls == max_repairs + 1

@@ -116,7 +116,7 @@ def test_address_is_passed_to_the_provider(kind: type[Provider]) -> None:
     with site() as pages, kind() as provider:
         ask([pages.url("/p.png"), f" {pages.url('/p.png')} "], provider)
         assert not pages.asked
-        (asked,) = provider.books.requests
+        (asked,) = provider.ledger.requests
     assert [media.url for media in asked.media] == [pages.url("/p.png")]
 
 
@@ -125,7 +125,7 @@ def test_document_addresses_are_passed_to_providers_that_fetch_them() -> None:
     url = "https://example.org/x.pdf"
     with AnthropicProvider() as provider:
         ask([url], provider, "See {photo:document}")
-        assert [media.url for media in provider.books.requests[0].media] == [url]
+        assert [media.url for media in provider.ledger.requests[0].media] == [url]
     with Provider() as provider:
         report = ask([url], provider, "See {photo:document}")
         assert "set fetch=True" in str(report.outcomes[0])
@@ -139,7 +139,7 @@ def test_fetched_media_are_keyed_by_content() -> None:
     with site() as pages, Provider() as provider:
         urls = [pages.url(page) for page in ("/p.png", "/same.png", "/p.png", "/other.png", "/here")]
         report = ask(urls, provider, fetch=True, allow_private=True)
-        sent = [media.content for asked in provider.books.requests for media in asked.media]
+        sent = [media.content for asked in provider.ledger.requests for media in asked.media]
         assert pages.asked == Counter({"/p.png": 2, "/same.png": 1, "/other.png": 1, "/here": 1})
     assert sorted(sent) == sorted([picture(1), picture(2)])
     assert report.failures == {}
@@ -177,7 +177,7 @@ def test_loopback_is_not_reached(host: str) -> None:
     with site() as pages, Provider() as provider:
         report = ask([f"http://{host}:{pages.port}/p.png"], provider, fetch=True, timeout_s=5)
         assert not pages.asked
-        assert not provider.books.requests
+        assert not provider.ledger.requests
     assert "private network" in str(report.outcomes[0]) or "be fetched" in str(report.outcomes[0])
 
 

@@ -40,7 +40,7 @@ def asked(fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **
     """A reply, and the requests it took."""
     with AnthropicProvider(fault=fault) as provider:
         given = {"api_key": KEY, "base_url": provider.address, **spec}
-        return one_call(connect(ModelSpec(model, **given)), call=call), provider.books.requests
+        return one_call(connect(ModelSpec(model, **given)), call=call), provider.ledger.requests
 
 
 def body(call: Call = CALL, model: str = CLAUDE, **spec: Any) -> Mapping[str, Any]:
@@ -160,7 +160,7 @@ def test_server_that_ignores_the_format_gets_the_schema_in_the_prompt() -> None:
         model = connect(ModelSpec(CLAUDE, api_key=KEY, base_url=provider.address))
         one_call(model, call=CALL)
         one_call(model, call=CALL)
-    first, second = (request.body for request in provider.books.requests)
+    first, second = (request.body for request in provider.ledger.requests)
     assert "output_config" in first
     assert "output_config" not in second
 
@@ -209,7 +209,7 @@ def test_key_of_the_environment_goes_to_the_provider_only(
         one_call(connect(ModelSpec(CLAUDE, base_url=provider.address)), call=CALL)
         monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.address)
         one_call(connect(ModelSpec(CLAUDE)), call=CALL)
-    elsewhere, there = (request.headers for request in provider.books.requests)
+    elsewhere, there = (request.headers for request in provider.ledger.requests)
     assert KEY not in str(elsewhere)
     assert {name.lower(): sent for name, sent in there.items()}[header.lower()] == value
 
@@ -402,5 +402,5 @@ def test_step_with_claude_does_not_import_litellm() -> None:
         ran = subprocess.run(
             [sys.executable, "-c", _ASK, provider.address], capture_output=True, text=True, check=True, timeout=60
         )
-        assert provider.books.answered == 2
+        assert provider.ledger.answered == 2
     assert ran.stdout.strip() == ""

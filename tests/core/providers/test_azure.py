@@ -33,7 +33,7 @@ def test_deployment_and_version_are_in_the_address_and_not_in_the_body() -> None
     """The call goes to the deployment's own address, with an api version that is no preview."""
     with AzureProvider(shown(KEY)) as provider:
         one_call(connect(spec(provider, api_key=KEY, max_output_tokens=9, temperature=0.5)), call=CALL)
-    (asked,) = provider.books.requests
+    (asked,) = provider.ledger.requests
     assert asked.headers["api-key"] == KEY
     assert "Authorization" not in asked.headers
     assert asked.body == {
@@ -58,7 +58,7 @@ def test_version_of_the_settings_overrides_the_environment(monkeypatch: pytest.M
     monkeypatch.setenv("AZURE_OPENAI_API_VERSION", "2025-01-01")
     with AzureProvider() as provider:
         one_call(connect(spec(provider, api_key=KEY, settings={"api_version": API_VERSION})), call=CALL)
-    assert len(provider.books.requests) == 1
+    assert len(provider.ledger.requests) == 1
 
 
 class UndatedProvider(AzureProvider):
@@ -72,7 +72,7 @@ def test_version_v1_names_the_deployment_in_the_body() -> None:
     with UndatedProvider(deployment="v1", versions=("v1",)) as provider:
         chosen = spec(provider, api_key=KEY, settings={"api_version": "v1"}, max_output_tokens=9)
         one_call(connect(chosen), call=CALL)
-    body = provider.books.requests[0].body
+    body = provider.ledger.requests[0].body
     assert (body["model"], body["max_completion_tokens"]) == ("small", 9)
 
 
@@ -96,7 +96,7 @@ def test_output_bound_has_the_field_name_of_the_deployed_model(
     with AzureProvider(deployment=deployment) as provider:
         chosen = ModelSpec(f"azure/{deployment}", KEY, provider.address, max_output_tokens=9, settings=settings)
         one_call(connect(chosen), call=CALL)
-    assert provider.books.requests[0].body[bound] == 9
+    assert provider.ledger.requests[0].body[bound] == 9
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_identity_goes_before_token_and_token_before_key(monkeypatch: pytest.Mon
         with_token = spec(provider, api_key=KEY, settings={"ad_token": "token-given"})
         one_call(connect(with_token), call=CALL)
         one_call(connect_azure(with_token, "small", credential=Credential()), call=CALL)
-    sent = [(asked.headers.get("api-key"), asked.headers.get("Authorization")) for asked in provider.books.requests]
+    sent = [(asked.headers.get("api-key"), asked.headers.get("Authorization")) for asked in provider.ledger.requests]
     assert sent == [
         ("key-of-the-environment", None),
         (KEY, None),

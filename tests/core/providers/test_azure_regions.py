@@ -30,7 +30,7 @@ def test_call_refused_by_a_region_goes_to_the_next(code: int) -> None:
     with AzureProvider(fault=status(code, headers={"Retry-After": "60"})) as busy, AzureProvider() as idle:
         replies = calls(in_regions(busy, idle), 5)
     assert len(replies) == 5
-    assert (len(busy.books.requests), len(idle.books.requests)) == (1, 5)
+    assert (len(busy.ledger.requests), len(idle.ledger.requests)) == (1, 5)
 
 
 def test_traffic_returns_when_the_region_takes_calls_again() -> None:
@@ -38,8 +38,8 @@ def test_traffic_returns_when_the_region_takes_calls_again() -> None:
     busy = first(1, status(429, headers={"Retry-After-Ms": "100"}))
     with AzureProvider(fault=busy) as preferred, AzureProvider() as other:
         calls(in_regions(preferred, other), 4, pause_s=0.1)
-    assert len(preferred.books.requests) >= 3
-    assert len(other.books.requests) >= 1
+    assert len(preferred.ledger.requests) >= 3
+    assert len(other.ledger.requests) >= 1
 
 
 def test_unreachable_region_is_skipped() -> None:
@@ -48,7 +48,7 @@ def test_unreachable_region_is_skipped() -> None:
         pass
     with AzureProvider() as there:
         calls(in_regions(gone, there), 3)
-    assert len(there.books.requests) == 3
+    assert len(there.ledger.requests) == 3
 
 
 def test_chosen_region_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_chosen_region_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AZURE_OPENAI_REGION", "region2")
         calls(in_regions(one, two), 2)
         calls(in_regions(one, two, settings={"region": "region1"}), 4)
-    assert (len(one.books.requests), len(two.books.requests)) == (5, 2)
+    assert (len(one.ledger.requests), len(two.ledger.requests)) == (5, 2)
 
 
 def test_call_that_may_have_been_billed_is_not_moved() -> None:
@@ -70,7 +70,7 @@ def test_call_that_may_have_been_billed_is_not_moved() -> None:
             with pytest.raises(TransientError) as caught:
                 await model(CALL)
             assert caught.value.cost_unknown
-            assert other.books.requests == []
+            assert other.ledger.requests == []
             reply = await model(CALL)
             await model.aclose()
             return reply
@@ -112,5 +112,5 @@ def test_region_at_its_limit_delays_no_call_while_another_is_free() -> None:
         replies = calls(in_regions(full, free), 3)
         alone = calls(in_regions(full), 1)
     assert [reply.hold_off_s for reply in replies] == [0.0, 0.0, 0.0]
-    assert (len(full.books.requests), len(free.books.requests)) == (2, 2)
+    assert (len(full.ledger.requests), len(free.ledger.requests)) == (2, 2)
     assert alone[0].hold_off_s > 0

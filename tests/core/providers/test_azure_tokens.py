@@ -35,7 +35,7 @@ def test_one_token_is_fetched_for_all_calls() -> None:
     with AzureProvider(credential.accepts) as provider:
         asyncio.run(main(connect_azure(spec(provider), "small", credential=credential)))
     assert len(credential.given) == 1
-    assert provider.books.answered == 50
+    assert provider.ledger.answered == 50
 
 
 @dataclass
@@ -115,7 +115,7 @@ def test_refused_token_gives_the_reason(failure: Exception, kind: type[Exception
     with AzureProvider() as provider, pytest.raises(kind, match=message) as caught:
         one_call(connect_azure(spec(provider), "small", credential=Credential(failures=[failure])), call=CALL)
     assert not getattr(caught.value, "cost_unknown", False)
-    assert provider.books.requests == []
+    assert provider.ledger.requests == []
 
 
 def test_calls_waiting_for_one_token_have_separate_errors() -> None:

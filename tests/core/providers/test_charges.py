@@ -387,7 +387,7 @@ def test_odd_usage_figures_lose_no_answer(usage: Any, tmp_path: Any) -> None:
     with Provider(fault=writing(usage)) as provider:
         chosen = replace(options(tmp_path / "answers.db"), price=PRICE)
         report = ask(provider, texts(5), chosen, max_output_tokens=50)
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
     assert report.column("answer") == [f"row {number}" for number in range(5)]
     assert calls == 5
     spend = report.spend
@@ -443,7 +443,7 @@ def test_provider_that_exceeds_its_bound_raises_the_reservation() -> None:
         chosen = replace(options(max_concurrency=1), price=PRICE, max_cost_usd=Decimal(45))
         with pytest.raises(BudgetExhaustedError):
             ask(provider, texts(50), chosen, max_output_tokens=50)
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
     assert calls * each <= 45 < (calls + 1) * each
 
 

@@ -74,7 +74,7 @@ def test_key_of_the_environment_stays_away_from_other_addresses(
     monkeypatch.setenv(variable, KEY)
     with Provider() as provider:
         one_call(connect(ModelSpec(model, base_url=provider.base_url)))
-    (asked,) = provider.books.requests
+    (asked,) = provider.ledger.requests
     assert "Authorization" not in asked.headers
     assert KEY not in str(asked)
 
@@ -83,14 +83,14 @@ def test_explicit_key_is_sent_to_the_explicit_base_url() -> None:
     """A key given together with a base_url is sent there."""
     with Provider() as provider:
         one_call(connect(ModelSpec("openai/m", api_key="sk-given", base_url=provider.base_url)))
-    assert provider.books.requests[0].headers["Authorization"] == "Bearer sk-given"
+    assert provider.ledger.requests[0].headers["Authorization"] == "Bearer sk-given"
 
 
 def test_name_may_contain_slashes() -> None:
     """Only the first slash separates the provider; the rest is the model's name as the server knows it."""
     with Provider() as provider:
         one_call(connect(ModelSpec("openai_compatible/meta-llama/Llama-3", base_url=provider.base_url)))
-    assert provider.books.requests[0].body["model"] == "meta-llama/Llama-3"
+    assert provider.ledger.requests[0].body["model"] == "meta-llama/Llama-3"
 
 
 # -- servers that speak OpenAI's dialect ---------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_environment_address_gets_the_environment_key(provider: str, monkeypatch
         monkeypatch.setenv(server.addresses[0], standing_in.base_url)
         monkeypatch.setenv(server.keys[0], KEY)
         one_call(connect(ModelSpec(f"{provider}/m")))
-    assert standing_in.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert standing_in.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
 def test_ollama_address_may_omit_v1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_ollama_address_may_omit_v1(monkeypatch: pytest.MonkeyPatch) -> None:
     with Provider() as provider:
         monkeypatch.setenv("OLLAMA_API_BASE", provider.base_url.removesuffix("/v1"))
         one_call(connect(ModelSpec("ollama/m")))
-    assert len(provider.books.requests) == 1
+    assert len(provider.ledger.requests) == 1
 
 
 # -- structured output ---------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def sent(model: str, monkeypatch: pytest.MonkeyPatch, call: Call = HELD, **setti
         for variable in (*server.addresses, *server.keys):
             monkeypatch.setenv(variable, provider.base_url if variable in server.addresses else KEY)
         one_call(connect(ModelSpec(model, settings=settings)), call=call)
-    return provider.books.requests[0].body
+    return provider.ledger.requests[0].body
 
 
 def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
@@ -154,7 +154,7 @@ def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
     with Provider(fault=first(1, status(400, refused))) as provider:
         model = connect(ModelSpec("gemini/gemini-2.5-flash", api_key=KEY, base_url=provider.base_url))
         one_call(model, call=call)
-    structured, plain = (request.body for request in provider.books.requests)
+    structured, plain = (request.body for request in provider.ledger.requests)
     assert structured["model"] == "gemini-2.5-flash"
     assert structured["response_format"]["json_schema"]["schema"]["properties"]["grade"] == {
         "type": "integer",
@@ -162,7 +162,7 @@ def test_gemini_is_asked_by_its_openai_compatible_address() -> None:
     }
     assert "response_format" not in plain
     assert '"enum":[1,2]' in plain["messages"][0]["content"]
-    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert provider.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize(

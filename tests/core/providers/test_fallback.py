@@ -44,7 +44,7 @@ def test_fallback_answers_the_remaining_rows(code: int) -> None:
     assert report.column("answer") == TABLE["text"]
     assert report.models == {"openai_compatible/first": 10, "openai_compatible/second": 30}
     assert [outcome.model.endswith("second") for outcome in report.outcomes].count(True) == 30
-    assert len(second.books.requests) == 30
+    assert len(second.ledger.requests) == 30
     assert (report.progress.rows_done, report.progress.rows_failed, report.spend.answered) == (40, 0, 40)
     assert len(warnings) == 1
     assert "second" in warnings[0]
@@ -56,7 +56,7 @@ def test_a_healthy_model_needs_no_fallback() -> None:
     with Provider() as first, Provider() as second:
         report = ask(first, second)
     assert report.models == {"openai_compatible/first": 40}
-    assert not second.books.requests
+    assert not second.ledger.requests
 
 
 def test_run_fails_with_the_error_of_the_last_fallback() -> None:
@@ -74,9 +74,9 @@ def test_second_run_reuses_the_answers_of_both_models(tmp_path: object) -> None:
     store = f"{tmp_path}/answers.db"
     with Provider(fault=after(10, status(503))) as first, Provider() as second:
         ask(first, second, store=store)
-        calls = len(second.books.requests)
+        calls = len(second.ledger.requests)
         report = ask(first, second, store=store)
-    assert len(second.books.requests) == calls
+    assert len(second.ledger.requests) == calls
     assert report.progress.rows_reused == 40
 
 
@@ -86,4 +86,4 @@ def test_cap_needs_the_price_of_every_model() -> None:
     with Provider() as first, Provider() as second:
         with pytest.raises(ConfigError, match="openai_compatible/second"):
             ask(first, second, price=price, caps=(BudgetLimit(Decimal(1000), "both", "ever"),))
-        assert not first.books.requests
+        assert not first.ledger.requests

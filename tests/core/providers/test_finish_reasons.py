@@ -111,7 +111,7 @@ def test_unoffered_tool_call_fails_the_row_once() -> None:
     altered = Altered(choice={"finish_reason": "tool_calls"}, message={"content": None})
     with Provider(fault=lambda _: altered) as provider:
         report = enriched(provider, ["a"])
-    assert (failed(report), len(provider.books.requests)) == (["invalid"], 1)
+    assert (failed(report), len(provider.ledger.requests)) == (["invalid"], 1)
 
 
 @pytest.mark.parametrize("strategy", ["json", "jsonl", "csv", "xml"])
@@ -133,4 +133,4 @@ def test_truncated_batch_is_asked_again_in_smaller_calls(strategy: str, reason: 
 
     with Provider(answer, fault=cut) as provider:
         report = enriched(provider, ["a", "b"], batch_size=2, strategy=find_strategy(strategy))
-    assert (report.column("summary"), len(provider.books.requests)) == (["whole", "whole"], 3)
+    assert (report.column("summary"), len(provider.ledger.requests)) == (["whole", "whole"], 3)

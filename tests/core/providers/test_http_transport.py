@@ -135,7 +135,7 @@ def test_redirection_is_not_followed() -> None:
         raised = failure(status(307, headers={"Location": f"{elsewhere.base_url}/chat/completions"}))
     assert isinstance(raised, FatalError)
     assert "base_url" in str(raised)
-    assert elsewhere.books.requests == []
+    assert elsewhere.ledger.requests == []
 
 
 @pytest.mark.parametrize("field", ["code", "type"])
@@ -239,7 +239,7 @@ def test_key_with_a_line_end_works() -> None:
     """A key read from a file is used without its line end."""
     with Provider() as provider:
         one_call_to(provider.base_url, api_key=f"{KEY}\n")
-    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert provider.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
 def test_netrc_does_not_replace_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_netrc_does_not_replace_the_key(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with Provider() as provider:
         one_call_to(provider.base_url, api_key=KEY)
-    assert provider.books.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert provider.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------
@@ -318,6 +318,6 @@ def test_timed_out_calls_have_a_bound_of_attempts() -> None:
         spec = ModelSpec("openai_compatible/m", base_url=provider.base_url, timeout_s=0.1)
         policy = Policy(retry=RetryPolicy(first_wait_s=0.001, max_lost=3))
         report = enrich_sync([{"a": 1}], prompt="{a}", output="b", model=spec, options=Options(policy=policy))
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
     assert (calls, report.spend.unknown) == (3, 3)
     assert "raise timeout_s" in report.errors()[0]

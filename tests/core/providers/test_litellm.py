@@ -49,7 +49,7 @@ def ask_claude(fault: Fault | None = None, call: Call = CALL, model: str = CLAUD
     with AnthropicProvider(fault=fault) as provider:
         given = {"api_key": KEY, "base_url": provider.address, **spec}
         reply = one_call(by_litellm(ModelSpec(model, **given)), call=call)
-    return reply, provider.books.requests[0]
+    return reply, provider.ledger.requests[0]
 
 
 def message_body(usage: Mapping[str, int]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_key_of_the_environment_goes_to_the_provider(monkeypatch: pytest.MonkeyP
     with AnthropicProvider() as provider:
         monkeypatch.setenv("ANTHROPIC_API_BASE", provider.address)
         one_call(by_litellm(ModelSpec(CLAUDE)), call=CALL)
-    assert provider.books.requests[0].headers["x-api-key"] == KEY
+    assert provider.ledger.requests[0].headers["x-api-key"] == KEY
 
 
 def test_key_of_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_request_has_what_was_configured() -> None:
         reply = ask(
             provider.base_url, call, temperature=0.2, max_output_tokens=50, params={"top_p": 0.9, "stop": ["\n"]}
         )
-    (asked,) = provider.books.requests
+    (asked,) = provider.ledger.requests
     assert asked.body == {
         "model": "small",
         "temperature": 0.2,
@@ -63,7 +63,7 @@ def test_extra_body_is_merged_into_the_request() -> None:
     extra = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 20}
     with Provider() as provider:
         ask(provider.base_url, params={"top_p": 0.9, "extra_body": extra})
-    body = provider.books.requests[0].body
+    body = provider.ledger.requests[0].body
     assert {name: body[name] for name in body if name not in ("model", "messages")} == {"top_p": 0.9, **extra}
 
 
@@ -87,7 +87,7 @@ def test_request_omits_unset_fields() -> None:
     """A field that was not configured is absent, not null."""
     with Provider() as provider:
         ask(provider.base_url)
-    assert set(provider.books.requests[0].body) == {"model", "messages"}
+    assert set(provider.ledger.requests[0].body) == {"model", "messages"}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_output_bound_has_the_field_name_of_the_model_family(model: str, name: s
     """`max_completion_tokens` for OpenAI's reasoning models at any address, else `max_tokens`."""
     with Provider() as provider:
         ask_model(model, provider, max_output_tokens=9)
-    body = provider.books.requests[0].body
+    body = provider.ledger.requests[0].body
     assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 9}
 
 
@@ -117,7 +117,7 @@ def test_openais_own_address_gets_max_completion_tokens(monkeypatch: pytest.Monk
     with Provider() as provider:
         monkeypatch.setenv("http_proxy", provider.base_url.removesuffix("/v1"))
         one_call(connect(ModelSpec("openai/m", KEY, "http://api.openai.com/v1", max_output_tokens=9)))
-    (asked,) = provider.books.requests
+    (asked,) = provider.ledger.requests
     assert (asked.headers["Host"], asked.body["max_completion_tokens"]) == ("api.openai.com", 9)
 
 
@@ -126,7 +126,7 @@ def test_setting_chooses_the_field_of_the_output_bound(field: str) -> None:
     """Whatever the model's name suggests; the bound itself stays known."""
     with Provider() as provider:
         ask_model("openai/gpt-5", provider, max_output_tokens=9, settings={"token_limit_field": field})
-    assert provider.books.requests[0].body[field] == 9
+    assert provider.ledger.requests[0].body[field] == 9
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_schema_is_sent_strict_with_unsupported_constraints_in_descriptions() ->
     )
     with Provider() as provider:
         ask(provider.base_url, Call((Message("user", "Repeat: hello"),), schema.json_schema))
-    sent = provider.books.requests[0].body["response_format"]
+    sent = provider.ledger.requests[0].body["response_format"]
     assert (sent["type"], sent["json_schema"]["strict"]) == ("json_schema", True)
     assert sent["json_schema"]["schema"] == {
         "type": "object",
@@ -265,8 +265,8 @@ def connections_of_100_calls(at_once: int) -> int:
 
     with Provider() as provider:
         asyncio.run(main(provider.base_url))
-    assert len(provider.books.requests) == 100
-    return len({asked.client_port for asked in provider.books.requests})
+    assert len(provider.ledger.requests) == 100
+    return len({asked.client_port for asked in provider.ledger.requests})
 
 
 def test_connections_are_shared_by_calls() -> None:
@@ -285,14 +285,14 @@ def test_cancelled_call_closes_its_connection() -> None:
     async def main(provider: Provider) -> None:
         model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
         call = asyncio.create_task(model(Call((Message("user", TEXT),))))
-        await asyncio.to_thread(provider.books.wait_for, lambda books: books.in_flight == 1)
+        await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.in_flight == 1)
         call.cancel()
-        await asyncio.to_thread(provider.books.wait_for, lambda books: books.client_gone == 1)
+        await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.client_gone == 1)
         await model.aclose()
 
     with Provider(fault=slow(30)) as provider:
         asyncio.run(main(provider))
-    assert provider.books.answered == 0
+    assert provider.ledger.answered == 0
 
 
 @pytest.mark.parametrize(("below", "hinted"), [("", True), ("/api", True), ("/v1/other", False)])

@@ -64,7 +64,7 @@ def test_reasoning_before_an_answer_is_removed(thoughts: str, output: Any, answe
     with Provider(lambda _: thoughts + answer) as provider:
         report = enriched(provider, output)
     (column,) = report.columns
-    assert (report.column(column), len(provider.books.requests)) == ([expected], 1)
+    assert (report.column(column), len(provider.ledger.requests)) == ([expected], 1)
 
 
 @every_wrapping
@@ -78,7 +78,7 @@ def test_reasoning_before_a_batch_reply_is_removed(thoughts: str) -> None:
 
     with Provider(answer) as provider:
         report = enriched(provider, MOOD, 2, batch_size=2)
-    assert (report.column("mood"), len(provider.books.requests)) == (["good", "bad"], 1)
+    assert (report.column("mood"), len(provider.ledger.requests)) == (["good", "bad"], 1)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_reasoning_without_an_answer_is_truncated(text: str, output: Any) -> Non
     with Provider(lambda _: text.replace("no end", "3/10")) as provider:
         report = enriched(provider, output)
     (failure,) = failures(report)
-    assert (failure.reason, len(provider.books.requests)) == ("truncated", 1)
+    assert (failure.reason, len(provider.ledger.requests)) == ("truncated", 1)
     assert "lower reasoning_effort" in failure.detail
 
 
@@ -157,7 +157,7 @@ def test_answer_only_in_the_reasoning_is_a_failure(field: str, content: str | No
     altered = Altered(message={"content": content, field: '{"mood": "good"}'})
     with Provider(fault=lambda _: altered) as provider:
         (failure,) = failures(enriched(provider, MOOD))
-    assert (failure.reason, len(provider.books.requests)) == ("invalid", 1)
+    assert (failure.reason, len(provider.ledger.requests)) == ("invalid", 1)
     assert "reasoning_content" in failure.detail
 
 
@@ -209,7 +209,7 @@ def test_effort_is_sent_and_is_set_once() -> None:
     """As OpenAI's request field; a second value in params is an error."""
     with Provider() as provider:
         one_call_to(provider.base_url, reasoning_effort="low")
-    assert provider.books.requests[0].body["reasoning_effort"] == "low"
+    assert provider.ledger.requests[0].body["reasoning_effort"] == "low"
     for params in ({"reasoning_effort": "high"}, {"extra_body": {"reasoning_effort": "high"}}):
         with pytest.raises(ConfigError, match="is set twice"):
             one_call_to("http://127.0.0.1:9/v1", reasoning_effort="low", params=params)

@@ -104,7 +104,7 @@ def test_system_message_is_merged_if_the_role_is_refused(refusal: Fault, batch_s
         report = enriched(provider, batch_size=batch_size)
     assert report.column("mood") == ["good"] * 8
     assert 1 <= len(refused) <= 4
-    taken = [asked for asked in provider.books.requests if asked not in refused]
+    taken = [asked for asked in provider.ledger.requests if asked not in refused]
     assert len(taken) == 8 // batch_size
     assert all(asked.messages[0]["content"].startswith("Be fair.\n\n") for asked in taken)
     assert all([message["role"] for message in asked.messages] == ["user", "assistant", "user"] for asked in taken)
@@ -118,7 +118,7 @@ def test_refused_schema_is_put_into_the_prompt(refusal: Fault) -> None:
         report = enriched(provider)
     assert report.column("mood") == ["good"] * 8
     assert 1 <= len(refused) <= 4
-    assert '"enum":["good","bad"]' in provider.books.requests[-1].messages[0]["content"]
+    assert '"enum":["good","bad"]' in provider.ledger.requests[-1].messages[0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_refused_output_bound_field_is_renamed(model: str, refused_name: str, me
     with Provider(lambda _: {"mood": "good"}, fault=has_name) as provider:
         report = enriched(provider, model=model)
     assert (report.column("mood"), 1 <= len(refused) <= 4) == (["good"] * 8, True)
-    last = provider.books.requests[-1].body
+    last = provider.ledger.requests[-1].body
     assert [last[name] for name in last if name.startswith("max_")] == [50]
 
 
@@ -155,7 +155,7 @@ def test_server_without_any_of_these_features_is_served() -> None:
 
     with Provider(lambda _: {"mood": "good"}, fault=fault) as provider:
         report = enriched(provider, rows=1)
-    assert (report.column("mood"), len(provider.books.requests)) == (["good"], 4)
+    assert (report.column("mood"), len(provider.ledger.requests)) == (["good"], 4)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_unrelated_refusal_is_not_retried_in_another_form(fault: Fault) -> None:
     with Provider(fault=fault) as provider:
         report = enriched(provider, rows=1)
     assert [isinstance(outcome, Failure) for outcome in report.outcomes] == [True]
-    assert len(provider.books.requests) == 1
+    assert len(provider.ledger.requests) == 1
 
 
 def test_persistent_refusal_ends_after_each_form_was_tried_once() -> None:
@@ -198,9 +198,9 @@ def test_ignored_schema_is_put_into_the_prompt() -> None:
 
     with Provider(good, fault=talk) as provider:
         report = enriched(provider, rows=40)
-    in_prompt = [asked for asked in provider.books.requests if "response_format" not in asked.body]
+    in_prompt = [asked for asked in provider.ledger.requests if "response_format" not in asked.body]
     assert report.column("mood") == ["good"] * 40
-    assert len(provider.books.requests) - len(in_prompt) <= 4
+    assert len(provider.ledger.requests) - len(in_prompt) <= 4
     assert all('"enum":["good","bad"]' in asked.messages[0]["content"] for asked in in_prompt)
 
 
@@ -209,7 +209,7 @@ def test_only_complete_non_json_text_counts_as_ignored_schema(fault: Fault) -> N
     """Truncated or empty replies do not."""
     with Provider(good, fault=first(1, fault)) as provider:
         enriched(provider, rows=4)
-    assert all("response_format" in asked.body for asked in provider.books.requests)
+    assert all("response_format" in asked.body for asked in provider.ledger.requests)
 
 
 def test_server_that_used_a_schema_once_keeps_getting_it() -> None:
@@ -217,4 +217,4 @@ def test_server_that_used_a_schema_once_keeps_getting_it() -> None:
     with Provider(good, fault=matching("row 7", lambda _: Altered(message={"content": "It is good."}))) as provider:
         report = enriched(provider, rows=12, max_repairs=1)
     assert sum(isinstance(outcome, Failure) for outcome in report.outcomes) == 1
-    assert all("response_format" in asked.body for asked in provider.books.requests)
+    assert all("response_format" in asked.body for asked in provider.ledger.requests)

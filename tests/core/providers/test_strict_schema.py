@@ -183,7 +183,7 @@ def sent(output: Any, model_name: str = "openai_compatible/m", batch_size: int =
             model=ModelSpec(model_name, base_url=provider.base_url),
             options=Options(store=":memory:", policy=Policy(batch_size=batch_size, max_repairs=0)),
         )
-    asked = provider.books.requests[0]
+    asked = provider.ledger.requests[0]
     assert request_faults(asked.body) == []
     form = asked.body.get("response_format")
     if form is None:
@@ -275,7 +275,7 @@ def test_form_of_the_schema_is_not_part_of_the_key(tmp_path: Path) -> None:
                 ),
                 options=Options(store=tmp_path / "answers.db"),
             )
-    assert len(provider.books.requests) == 1
+    assert len(provider.ledger.requests) == 1
 
 
 SCALARS = st.sampled_from([str, int, float, bool, Mood, Rank, Point, Decimal, dt.date, HttpUrl, Literal["a", 1], None])

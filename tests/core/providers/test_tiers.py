@@ -188,7 +188,7 @@ def test_cost_of_a_run_at_any_tier_equals_the_bill(tier: Tier, reply: str, batch
     with Provider(echo_each, meter=meter) as provider:
         options = Options(policy=Policy(batch_size=batch_size, max_concurrency=4), max_cost_usd=Decimal("0.05"))
         report = ask(provider, tier, options)
-        bodies = [asked.body for asked in provider.books.requests]
+        bodies = [asked.body for asked in provider.ledger.requests]
     assert report.progress.rows_failed == 0
     assert report.progress.spend.usd == meter.usd > 0
     assert not report.progress.spend.at_most_calls
@@ -222,7 +222,7 @@ def test_changing_the_tier_asks_nothing_again(tmp_path: Any) -> None:
         for tier in ("flex", "standard", "priority"):
             report = ask(provider, tier, Options(store=tmp_path / "answers.db"))
             assert report.progress.rows_failed == 0
-        assert len(provider.books.requests) == ROWS
+        assert len(provider.ledger.requests) == ROWS
 
 
 def test_flex_calls_have_a_longer_default_time_out() -> None:

@@ -190,14 +190,14 @@ def test_jobs_are_cancelled_and_the_next_run_reads_what_was_answered(job_setup: 
     job_setup.server.advance(HOUR_S / 2)
     output = job_setup.jobs("cancel", markers[0], markers[1][:5], markers[0])
     assert [line.split()[0] for line in output.splitlines()] == markers
-    assert [request for request in job_setup.server.books.requests if request.endswith("/cancel")] == [
+    assert [request for request in job_setup.server.ledger.requests if request.endswith("/cancel")] == [
         f"POST /v1/batches/batch_{number}/cancel" for number in (1, 2)
     ]
     job_setup.server.advance(600.0)
     job_setup.ask(rows=8)
     assert [record.state for record in job_setup.records()][:2] == ["read", "read"]
-    assert max(job_setup.server.books.billed.values()) == 1
-    assert sum(job_setup.server.books.billed.values()) == 4
+    assert max(job_setup.server.ledger.billed.values()) == 1
+    assert sum(job_setup.server.ledger.billed.values()) == 4
 
 
 def test_cancel_leaves_an_ended_job_to_the_next_run(job_setup: JobSetup) -> None:
@@ -235,7 +235,7 @@ def test_an_orphan_is_adopted_and_read_by_the_next_run(job_setup: JobSetup) -> N
     assert (job_setup.records()[0].state, job_setup.records()[0].job_id) == ("submitted", "batch_1")
     job_setup.server.advance(HOUR_S)
     assert job_setup.ask() is not None
-    assert list(job_setup.server.books.billed.values()) == [1] * 4
+    assert list(job_setup.server.ledger.billed.values()) == [1] * 4
 
 
 def test_another_job_is_not_adopted(job_setup: JobSetup) -> None:
@@ -281,7 +281,7 @@ def test_adopted_anthropic_batch_is_checked_when_it_has_ended(
         for job in (one, other, small):
             assert "of the provider now" in job_setup.jobs("adopt", *job)
         assert job_setup.ask(rows=11) is not None
-        assert list(server.books.billed.values()) == [1] * 11
+        assert list(server.ledger.billed.values()) == [1] * 11
 
 
 # -- forgetting ----------------------------------------------------------------------------------------------------

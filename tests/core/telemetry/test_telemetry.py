@@ -604,7 +604,7 @@ def test_an_observer_that_cannot_be_opened_is_an_error_before_the_first_call(
 
     with Provider() as provider, pytest.raises(ConfigError, match=message):
         ask(provider, texts(1), replace(options(), observers=("first", "second")))
-    assert provider.books.requests == []
+    assert provider.ledger.requests == []
     assert closed == ([0.0] if wish is None else [0.0, 0.0])
 
 

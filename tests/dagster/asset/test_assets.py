@@ -282,10 +282,10 @@ def test_cost_is_what_the_provider_bills() -> None:
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
         found = metadata(materialize(reviews, review_sentiment, llm=llm), "review_sentiment")
-        books = provider.books
-    assert (found["ondine/input_tokens"], found["ondine/output_tokens"]) == (books.input_tokens, books.output_tokens)
+        ledger = provider.ledger
+    assert (found["ondine/input_tokens"], found["ondine/output_tokens"]) == (ledger.input_tokens, ledger.output_tokens)
     # $0.15 and $0.60 a million tokens
-    assert found["ondine/cost_usd"] == pytest.approx((books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6)
+    assert found["ondine/cost_usd"] == pytest.approx((ledger.input_tokens * 0.15 + ledger.output_tokens * 0.60) / 1e6)
 
 
 def test_code_version_follows_prompt_and_output() -> None:
@@ -326,7 +326,7 @@ def test_several_rows_are_sent_in_one_call(batch_format: str) -> None:
     with Provider(answer_batch) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url)
         result = materialize(reviews, moods, llm=llm)
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
     assert result.output_for_node("moods")["sentiment"].tolist() == ["positive", "negative", "positive", "neutral"]
     assert calls == 1
     found = metadata(result, "moods")
@@ -357,9 +357,9 @@ def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
 
         def calls(*assets: dg.AssetsDefinition) -> int:
-            before = len(provider.books.requests)
+            before = len(provider.ledger.requests)
             materialize(*assets, llm=llm)
-            return len(provider.books.requests) - before
+            return len(provider.ledger.requests) - before
 
         assert [calls(moods), calls(moods)] == [3, 0]
         texts[1] = "It broke again"
@@ -395,10 +395,10 @@ def test_exhausted_cap_fails_the_step_without_retry_and_a_higher_one_resumes(tmp
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, max_output_tokens=100)
         result = materialize(moods(0.0005), llm=llm, instance=instance, raise_on_error=False)
         printed = failure_of(result).user_failure_data.description
-        paid = len(provider.books.requests)
-        billed = (provider.books.input_tokens * 0.15 + provider.books.output_tokens * 0.60) / 1e6
+        paid = len(provider.ledger.requests)
+        billed = (provider.ledger.input_tokens * 0.15 + provider.ledger.output_tokens * 0.60) / 1e6
         assert materialize(moods(1), llm=llm, instance=instance).success
-        assert len(provider.books.requests) == 200
+        assert len(provider.ledger.requests) == 200
     assert "max_cost_usd=0.0005 is used up" in printed
     assert 0 < paid < 200
     assert 0.0003 < billed <= 0.0005
@@ -416,11 +416,11 @@ def test_a_cap_needs_a_price(tmp_path: Path) -> None:
         }
         result = materialize(reviews, moods, llm=LLMResource(**settings), raise_on_error=False)
         assert "input_cost_per_1k_tokens" in failure_of(result).user_failure_data.description
-        assert provider.books.requests == []
+        assert provider.ledger.requests == []
         prices = {"input_cost_per_1k_tokens": 0.001, "output_cost_per_1k_tokens": 0.002, "max_output_tokens": 50}
         found = metadata(materialize(reviews, moods, llm=LLMResource(**settings, **prices)), "moods")
-        books = provider.books
-    assert found["ondine/cost_usd"] == pytest.approx((books.input_tokens + 2 * books.output_tokens) / 1e6)
+        ledger = provider.ledger
+    assert found["ondine/cost_usd"] == pytest.approx((ledger.input_tokens + 2 * ledger.output_tokens) / 1e6)
 
 
 # -- rows and steps that fail --------------------------------------------------------------------------------------
@@ -542,7 +542,7 @@ def test_exhausted_credit_fails_the_step_without_retry(code: int, message: str) 
     with Provider(answer, fault=after(100, error(code, message))) as provider:
         llm = LLMResource(model="openai_compatible/m", base_url=provider.base_url)
         result = materialize(reviews, asset, llm=llm, raise_on_error=False)
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
     assert not result.success
     assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
     assert message.rstrip(".") in failure_of(result).user_failure_data.description

@@ -161,8 +161,8 @@ def test_cost_per_row_counts_repairs_and_rows_that_were_asked_only(tmp_path: Pat
         asset = moods_of("a", "b", output={"mood": {"enum": ["good"]}}, checks=[CostPerRowCheck(max_usd=1e-9)])
         check = checks_of(run(asset, llm=llm))["cost_per_row"]
         # $0.15 and $0.60 a million tokens, three calls for two rows
-        usd = (provider.books.input_tokens * 0.15 + provider.books.output_tokens * 0.60) / 1e6
-        assert len(provider.books.requests) == 3
+        usd = (provider.ledger.input_tokens * 0.15 + provider.ledger.output_tokens * 0.60) / 1e6
+        assert len(provider.ledger.requests) == 3
         assert values(check.metadata)["ondine/cost_per_row_usd"] == pytest.approx(usd / 2)
         assert not check.passed
         again = checks_of(run(asset, llm=llm))["cost_per_row"]

@@ -137,9 +137,9 @@ def test_labelled_rows_are_batched_billed_and_stored_like_others(tmp_path: Path)
     with Provider(answer_batch) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
         first = checks_of(run(asset, llm=llm))["golden"]
-        assert [len(json.loads(asked.prompt)) for asked in provider.books.requests] == [2, 4]
+        assert [len(json.loads(asked.prompt)) for asked in provider.ledger.requests] == [2, 4]
         second = checks_of(run(asset, llm=llm))["golden"]
-        assert len(provider.books.requests) == 2
+        assert len(provider.ledger.requests) == 2
     first_figures, second_figures = values(first.metadata), values(second.metadata)
     assert first_figures["ondine/cost_usd"] > 0 == second_figures["ondine/cost_usd"]
     assert (first_figures["ondine/rows_reused"], second_figures["ondine/rows_reused"]) == (0, 4)
@@ -183,7 +183,7 @@ def test_partitions_in_processes_of_their_own_pay_for_the_sample_once(tmp_path: 
         root = Path(__file__).parents[3]
         runs = [subprocess.Popen([*command, name], cwd=root, env=environment) for name in "abc"]
         assert [run.wait(timeout=300) for run in runs] == [0] * 3
-        asked = provider.books.calls_by_prompt
+        asked = provider.ledger.calls_by_prompt
     assert len(asked) == 3 + 30
     assert set(asked.values()) == {1}
 
@@ -297,15 +297,15 @@ def test_exhausted_budget_fails_the_check_and_keeps_the_table(tmp_path: Path) ->
             store=str(tmp_path / "answers.db"),
         )
         result = run(asset(0.0005), llm=llm)
-        books = provider.books
-        assert (books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6 <= 0.0005
+        ledger = provider.ledger
+        assert (ledger.input_tokens * 0.15 + ledger.output_tokens * 0.60) / 1e6 <= 0.0005
         assert result.success
         check = checks_of(result)["golden"]
         assert not check.passed
         assert "max_cost_usd=0.0005 is used up" in str(check.description)
         assert result.output_for_node("moods")["mood"].tolist() == ["good"]
         assert checks_of(run(asset(1), llm=llm))["golden"].passed
-        assert len(books.requests) == 301
+        assert len(ledger.requests) == 301
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -429,8 +429,8 @@ def test_a_key_is_read_when_the_step_starts_and_is_shown_nowhere(monkeypatch: py
             assert with_tickets(defs).resolve_implicit_global_asset_job_def().execute_in_process().success
     assert secret not in shown
     assert structure not in shown
-    assert {asked.headers["Authorization"] for asked in provider.books.requests} == {f"Bearer {secret}"}
-    assert {asked.body["response_format"]["type"] for asked in provider.books.requests} == {structure}
+    assert {asked.headers["Authorization"] for asked in provider.ledger.requests} == {f"Bearer {secret}"}
+    assert {asked.body["response_format"]["type"] for asked in provider.ledger.requests} == {structure}
 
 
 def test_a_field_may_be_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -711,7 +711,7 @@ def test_images_in_yaml() -> None:
         with sandbox.build_all_defs() as defs, Provider(lambda _: {"colour": "red"}) as provider:
             llm = LLMResource(model="openai_compatible/eyes", base_url=provider.base_url)
             result = dg.materialize([photos, labels_of(defs)], resources={"llm": llm})
-            (asked,) = provider.books.requests
+            (asked,) = provider.ledger.requests
     (seen,) = asked.media
     assert (seen.media_type, seen.detail) == ("image/png", "low")
     assert Image.open(BytesIO(seen.content)).size == (20, 13)

@@ -262,7 +262,7 @@ def test_another_model_and_another_cap_for_one_run(instance: dg.DagsterInstance)
         llm = LLMResource(model="openai_compatible/small", base_url=provider.base_url)
         result = run(shouts, instance, llm, model="openai_compatible/large")
         assert result.success
-        assert {asked.body["model"] for asked in provider.books.requests} == {"large"}
+        assert {asked.body["model"] for asked in provider.ledger.requests} == {"large"}
         capped = run(shouts, instance, llm, max_cost_usd=1.0)
         assert not capped.success
         (failed,) = events(capped, "STEP_FAILURE")

@@ -37,7 +37,7 @@ def asked_of(provider: Provider, fields: Mapping[str, Any]) -> Mapping[str, Any]
     with dg.DagsterInstance.ephemeral() as instance:
         llm = LLMResource(**({"model": "openai_compatible/m", "base_url": provider.base_url} | dict(fields)))
         assert dg.materialize([teams], resources={"llm": llm}, instance=instance).success
-        return provider.books.requests[-1].body
+        return provider.ledger.requests[-1].body
 
 
 def started(fields: Mapping[str, Any]) -> LLMResource:
@@ -111,7 +111,7 @@ def test_a_launchpad_may_name_variables() -> None:
             instance=instance,
         )
         assert result.success
-        body = provider.books.requests[-1].body
+        body = provider.ledger.requests[-1].body
     assert (body["model"], body["user"]) == ("other", "acme")
 
 
@@ -147,4 +147,4 @@ def test_a_fallback_of_the_same_provider_has_its_address() -> None:
     with Provider(lambda _: {"team": "x"}, fault=first(1, no_such_model)) as provider:
         body = asked_of(provider, {"fallbacks": [dg.EnvVar("MODEL")], "api_key": "k"})
         assert body["model"] == "other"
-        assert provider.books.requests[-1].headers["Authorization"] == "Bearer k"
+        assert provider.ledger.requests[-1].headers["Authorization"] == "Bearer k"

@@ -29,13 +29,13 @@ class Place:
 
     def wait_for_job(self, number: int) -> str:
         """The id of a job, once it is created."""
-        books = self.provider.books
-        until(lambda: len(books.created) >= number or None, PATIENCE_S, f"job {number}")
-        return books.created[number - 1]
+        ledger = self.provider.ledger
+        until(lambda: len(ledger.created) >= number or None, PATIENCE_S, f"job {number}")
+        return ledger.created[number - 1]
 
     def billed(self, name: str) -> list[int]:
         """How often each row of a table was billed by jobs."""
-        return [count for prompt, count in self.provider.books.billed.items() if f"Text: {name} " in prompt]
+        return [count for prompt, count in self.provider.ledger.billed.items() if f"Text: {name} " in prompt]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_nightly_run_is_continued_by_the_sensor(place: Place) -> None:
     assert {event.partition for name in NIGHTLY for event in deployment.materialized(name)} == {day}
     report = pickle.loads((deployment.home / "storage" / "ticket_report" / day).read_bytes())
     assert report == ROWS
-    assert place.provider.books.created == [job]
+    assert place.provider.ledger.created == [job]
     assert place.billed(day) == [1] * ROWS
     assert not place.provider.live
 
@@ -85,7 +85,7 @@ NIGHTLY = ("tickets", "ticket_answers", "ticket_report")
 def test_terminate_leaves_the_job_and_a_later_run_reads_it(place: Place) -> None:
     """The process ends by a real signal; the job continues, is not submitted again, and is read and paid once."""
     deployment = place.deployment
-    number = len(place.provider.books.created) + 1
+    number = len(place.provider.ledger.created) + 1
     run = deployment.launch("terminated")
     job = place.wait_for_job(number)
     deployment.terminate(run)
@@ -96,16 +96,16 @@ def test_terminate_leaves_the_job_and_a_later_run_reads_it(place: Place) -> None
     assert deployment.finished(again, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
     assert len(deployment.materialized("terminated")) == 1
     assert place.billed("terminated") == [1] * ROWS
-    assert len(place.provider.books.created) == number
+    assert len(place.provider.ledger.created) == number
 
 
 def test_terminate_cancels_the_job_with_cancel_on_terminate(place: Place) -> None:
     """The provider is asked to cancel, and the sensor does not continue a run that a person terminated."""
     deployment = place.deployment
-    number = len(place.provider.books.created) + 1
+    number = len(place.provider.ledger.created) + 1
     run = deployment.launch("cancelled")
     job = place.wait_for_job(number)
     deployment.terminate(run)
     assert deployment.finished(run, PATIENCE_S).status == dg.DagsterRunStatus.CANCELED
     until(lambda: job in place.provider.jobs_cancelled or None, PATIENCE_S, "cancelled job")
-    assert len(place.provider.books.created) == number
+    assert len(place.provider.ledger.created) == number

@@ -106,7 +106,7 @@ def test_run_ends_while_its_job_is_under_way_and_a_later_run_reads_it(
     assert isinstance(metadata["ondine/job/held_usd"], float)
     assert metadata["ondine/job/state"] == "1 in_progress"
     (record,) = metadata["ondine/job/jobs"].records
-    assert record.data["provider_id"] == provider.books.created[0]
+    assert record.data["provider_id"] == provider.ledger.created[0]
     log = "\n".join(entry.user_message for entry in instance.all_logs(first.run_id))
     assert "1 batch job of 'openai/gpt-4o-mini' under way" in log
     assert "did not yield" not in log
@@ -118,8 +118,8 @@ def test_run_ends_while_its_job_is_under_way_and_a_later_run_reads_it(
     (event,) = last.asset_materializations_for_node("answers")
     assert event.metadata["ondine/rows_succeeded"].value == ROWS
     assert last.output_for_node("answers")["answer"].tolist() == table()["text"].tolist()
-    assert provider.books.created == provider.books.created[:1]
-    assert set(provider.books.billed.values()) == {1}
+    assert provider.ledger.created == provider.ledger.created[:1]
+    assert set(provider.ledger.billed.values()) == {1}
     assert not provider.live
 
 
@@ -129,7 +129,7 @@ def test_rows_below_batch_min_rows_are_asked_by_live_calls(
     """`batch_min_rows` is a field of the resource."""
     result = run(instance, provider, llm=model(provider, batch_min_rows=ROWS + 1))
     assert result.asset_materializations_for_node("answers")
-    assert not provider.books.created
+    assert not provider.ledger.created
     assert sum(provider.live.values()) == ROWS
 
 
@@ -182,8 +182,8 @@ def test_full_refresh_over_jobs_asks_each_row_once(instance: dg.DagsterInstance,
     provider.end_all()
     last = run(instance, provider, run_config=refresh)
     assert last.asset_materializations_for_node("answers")
-    assert len(provider.books.created) == 2
-    assert set(provider.books.billed.values()) == {2}
+    assert len(provider.ledger.created) == 2
+    assert set(provider.ledger.billed.values()) == {2}
     assert not provider.live
 
 
@@ -195,7 +195,7 @@ def test_labelled_rows_are_asked_by_live_calls(instance: dg.DagsterInstance, pro
     provider.end_all()
     last = run(instance, provider, asset)
     assert [check.passed for check in last.get_asset_check_evaluations()] == [True]
-    assert len(provider.books.created) == 1
+    assert len(provider.ledger.created) == 1
     assert sum(provider.live.values()) == ROWS
 
 
@@ -208,7 +208,7 @@ def test_materialization_ends_when_its_cap_is_spent(instance: dg.DagsterInstance
     held = observed(run(instance, provider, asked(name="other"), llm=llm))["ondine/job/held_usd"]
     provider.end_all()
     run(instance, provider, asked(name="other"), llm=llm)
-    spent_before = provider.books.usd
+    spent_before = provider.ledger.usd
     full_refresh = {"ops": {"answers": {"config": {"full_refresh": True}}}}
     capped = asked(max_cost_usd=held / 5)
     results = []
@@ -216,7 +216,7 @@ def test_materialization_ends_when_its_cap_is_spent(instance: dg.DagsterInstance
         results.append(run(instance, provider, capped, llm=llm, run_config=full_refresh, raise_on_error=False))
         provider.end_all()
     assert len(results) > 1
-    assert float(provider.books.usd - spent_before) <= held / 5
+    assert float(provider.ledger.usd - spent_before) <= held / 5
     assert tick(batch_sensor(), instance, definitions(provider)) == "No asset waits for batch jobs."
     again = run(instance, provider, capped, llm=llm, run_config=full_refresh)
     assert observed(again)["ondine/job/requests"] == observed(results[0])["ondine/job/requests"]
@@ -237,11 +237,11 @@ def test_answer_by_cancels_the_job_and_asks_the_rest_by_live_calls(
     last = run(instance, provider, asset)
     (event,) = last.asset_materializations_for_node("answers")
     assert event.metadata["ondine/rows_succeeded"].value == ROWS
-    assert provider.jobs_cancelled == provider.books.created
-    by_job, at_once = sum(provider.books.billed.values()), sum(provider.live.values())
+    assert provider.jobs_cancelled == provider.ledger.created
+    by_job, at_once = sum(provider.ledger.billed.values()), sum(provider.live.values())
     assert by_job + at_once == ROWS
     assert 0 < by_job < ROWS
-    assert not provider.books.billed.keys() & provider.live.keys()
+    assert not provider.ledger.billed.keys() & provider.live.keys()
 
 
 def test_answer_by_is_that_of_the_first_run(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
@@ -251,7 +251,7 @@ def test_answer_by_is_that_of_the_first_run(instance: dg.DagsterInstance, provid
     time.sleep(2)
     last = run(instance, provider, asked(2 * ROWS, answer_by=2))
     assert last.asset_materializations_for_node("answers")
-    assert len(provider.books.created) == 1
+    assert len(provider.ledger.created) == 1
     assert sum(provider.live.values()) == ROWS
 
 
@@ -260,8 +260,8 @@ def test_launchpad_can_end_a_wait(instance: dg.DagsterInstance, provider: Nightl
     run(instance, provider)
     last = run(instance, provider, run_config={"ops": {"answers": {"config": {"answer_by": "0"}}}})
     assert last.asset_materializations_for_node("answers")
-    assert provider.jobs_cancelled == provider.books.created
-    assert sum(provider.live.values()) + sum(provider.books.billed.values()) == ROWS
+    assert provider.jobs_cancelled == provider.ledger.created
+    assert sum(provider.live.values()) + sum(provider.ledger.billed.values()) == ROWS
 
 
 # -- the sensor ----------------------------------------------------------------------------------------------------

@@ -29,11 +29,11 @@ def test_step_stops_when_its_run_was_cancelled(status: str) -> None:
         )
         with pytest.raises(dg.DagsterExecutionInterruptedError, match="was cancelled"):
             dg.materialize([answers], resources={"llm": llm}, instance=instance)
-        calls = len(provider.books.requests)
+        calls = len(provider.ledger.requests)
         assert 0 < calls < ROWS
         observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
         assert observed is not None
         assert observed.metadata["ondine/progress/requests"].value == calls
 
         assert dg.materialize([answers], resources={"llm": llm}, instance=instance).success
-        assert sum(provider.books.billed_by_prompt.values()) - ROWS <= CONCURRENCY
+        assert sum(provider.ledger.billed_by_prompt.values()) - ROWS <= CONCURRENCY

@@ -15,7 +15,7 @@ import pytest
 from tests.support.deployed_figures import DAYS, PARTS, ROWS_A_DAY, ROWS_A_PART, billed, is_complete, keeps_rate
 from tests.support.deployment import Deployment
 from tests.support.ledger import read_budget
-from tests.support.provider import Books, Provider
+from tests.support.provider import Ledger, Provider
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ class Backfilled:
     """The results of three concurrent backfills, one of them repeated."""
 
     deployment: Deployment
-    books: dict[str, Books]
+    ledgers: dict[str, Ledger]
     paced: list[dg.DagsterRun]
     ranged: list[dg.DagsterRun]
     capped: list[dg.DagsterRun]
@@ -69,14 +69,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
             first = running.backfill("capped", PARTS)
             several = running.backfill("ranged", DAYS)
             capped_runs = running.finished_all(first, len(PARTS), 900)
-            spent = billed(capped.books)
+            spent = billed(capped.ledger)
             (home / "budget").write_text(RAISED)
             running.reload()
             failed = sum(run.status == dg.DagsterRunStatus.FAILURE for run in capped_runs)
             repeated = running.finished_all(running.repeat_failed(first), failed, 900)
             yield Backfilled(
                 running,
-                {name: provider.books for name, provider in providers.items()},
+                {name: provider.ledger for name, provider in providers.items()},
                 running.finished_all(many, len(DAYS), 900),
                 running.finished_all(several, 2, 900),
                 capped_runs,
@@ -89,19 +89,19 @@ def test_partitions_in_processes_of_their_own_are_paid_once(done: Backfilled) ->
     """Four partitions in four processes: each row is asked once and has its own answer, and the ledgers agree."""
     assert [run.status for run in done.paced] == [dg.DagsterRunStatus.SUCCESS] * len(DAYS)
     assert all(is_complete(done.deployment.home, "paced", day, ROWS_A_DAY) for day in DAYS)
-    books = done.books["paced"]
-    assert set(books.billed_by_prompt.values()) == {1}
-    assert len(books.billed_by_prompt) == len(books.requests) == len(DAYS) * ROWS_A_DAY
+    ledger = done.ledgers["paced"]
+    assert set(ledger.billed_by_prompt.values()) == {1}
+    assert len(ledger.billed_by_prompt) == len(ledger.requests) == len(DAYS) * ROWS_A_DAY
     events = done.deployment.materialized("paced")
     assert sorted(event.partition or "" for event in events) == DAYS
-    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(books)
-    assert sum(event.metadata["ondine/requests"].value for event in events) == len(books.requests)
-    assert done.charged("paced") == (billed(books), billed(books))
+    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(ledger)
+    assert sum(event.metadata["ondine/requests"].value for event in events) == len(ledger.requests)
+    assert done.charged("paced") == (billed(ledger), billed(ledger))
 
 
 def test_partitions_in_processes_of_their_own_share_one_rate(done: Backfilled) -> None:
     """No window has more calls than burst and rate allow, over all runs."""
-    assert keeps_rate(done.books["paced"])
+    assert keeps_rate(done.ledgers["paced"])
 
 
 def test_runs_were_concurrent(done: Backfilled) -> None:
@@ -129,19 +129,19 @@ def test_failed_partitions_continue_with_a_higher_budget(done: Backfilled) -> No
     """Repeating them asks only rows without an answer; the partitions end complete."""
     assert done.repeated
     assert {run.status for run in done.repeated} == {dg.DagsterRunStatus.SUCCESS}
-    books = done.books["capped"]
-    assert set(books.billed_by_prompt.values()) == {1}
-    assert len(books.billed_by_prompt) == len(PARTS) * ROWS_A_PART
+    ledger = done.ledgers["capped"]
+    assert set(ledger.billed_by_prompt.values()) == {1}
+    assert len(ledger.billed_by_prompt) == len(PARTS) * ROWS_A_PART
     assert all(is_complete(done.deployment.home, "capped", part, ROWS_A_PART) for part in PARTS)
-    assert done.charged("capped")[1] == billed(books)
+    assert done.charged("capped")[1] == billed(ledger)
 
 
 def test_run_of_several_partitions_stores_each_with_its_own_rows(done: Backfilled) -> None:
     """Four partitions in two runs of two: each is materialized with its own rows and paid once."""
     assert [run.status for run in done.ranged] == [dg.DagsterRunStatus.SUCCESS] * 2
     assert all(is_complete(done.deployment.home, "ranged", day, ROWS_A_DAY) for day in DAYS)
-    books = done.books["ranged"]
-    assert set(books.billed_by_prompt.values()) == {1}
-    assert len(books.requests) == len(DAYS) * ROWS_A_DAY
+    ledger = done.ledgers["ranged"]
+    assert set(ledger.billed_by_prompt.values()) == {1}
+    assert len(ledger.requests) == len(DAYS) * ROWS_A_DAY
     assert sorted(event.partition or "" for event in done.deployment.materialized("ranged")) == DAYS
-    assert done.charged("ranged") == (billed(books), billed(books))
+    assert done.charged("ranged") == (billed(ledger), billed(ledger))

@@ -65,8 +65,8 @@ def test_costs_add_up_to_what_the_failed_rows_were_billed(tmp_path: Path) -> Non
     with Provider(answer) as provider:
         llm = LLMResource(model="openai/gpt-4o-mini", base_url=provider.base_url, store=str(tmp_path / "answers.db"))
         result = run(moods_of("good", "junk", "junk", "junk too", failed_rows=True), llm=llm)
-        books = provider.books
-        billed = (books.input_tokens * 0.15 + books.output_tokens * 0.60) / 1e6
+        ledger = provider.ledger
+        billed = (ledger.input_tokens * 0.15 + ledger.output_tokens * 0.60) / 1e6
     table = failed(result)
     assert table["review"].tolist() == ["junk", "junk", "junk too"]
     assert table["error_attempts"].tolist() == [4, 4, 4]

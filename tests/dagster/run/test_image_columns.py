@@ -103,7 +103,7 @@ def test_bytes_go_through_every_kind_of_frame(
     assert [row["photo"] for row in rows[:4]] == contents[:4]
     assert [row["seen"] for row in rows[:4]] == [name_of(content) for content in contents[:4]]
     assert metadata(result)["ondine/rows_skipped"] == 1
-    assert len(provider.books.requests) == (4 if batch_size == 1 else 2)
+    assert len(provider.ledger.requests) == (4 if batch_size == 1 else 2)
 
 
 def _dicts(table: Any) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def test_checks_work_with_images(frame: Any, provider: Provider, instance: dg.Da
         "drift_colour": True,
         "error_rate": True,
     }
-    assert len(provider.books.requests) == 4
+    assert len(provider.ledger.requests) == 4
 
 
 # -- asking again -------------------------------------------------------------------------------------------------
@@ -216,9 +216,9 @@ def test_only_what_changed_is_asked_again(tmp_path: Path, provider: Provider, in
     prompt = Prompt(PROMPT, media=MediaOptions(root=tmp_path))
 
     def calls(*cells: str) -> int:
-        before = len(provider.books.requests)
+        before = len(provider.ledger.requests)
         run(colours(pd.DataFrame({"photo": list(cells)}), prompt), provider, instance)
-        return len(provider.books.requests) - before
+        return len(provider.ledger.requests) - before
 
     assert calls(*names, *names) == 2
     (tmp_path / "copy.png").write_bytes(picture(1))
@@ -266,5 +266,5 @@ def test_documents_are_asked_and_described(provider: Provider, instance: dg.Dags
     shown = metadata(result)
     assert "document, 1 page, " in shown["ondine/preview"]
     assert "ondine/thumbnails" not in shown
-    (asked,) = provider.books.requests
+    (asked,) = provider.ledger.requests
     assert [media.media_type for media in asked.media] == ["application/pdf"]

@@ -68,6 +68,6 @@ def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
                 assert one["mib"] <= MOST_MIB
             return [one["ondine/requests"] for one in found]
 
-        assert run(names) == [len(provider.books.requests)] == [FILES]
+        assert run(names) == [len(provider.ledger.requests)] == [FILES]
         assert run(names, [*moved, *names[10:]], ["changed.png", *names[1:]]) == [0, 0, 1]
-        assert len(provider.books.requests) == FILES + 1
+        assert len(provider.ledger.requests) == FILES + 1

@@ -19,7 +19,7 @@ from ondine_core.store import open_store
 from ondine_core.types.ledger import Audit
 from tests.support.deployed_figures import CONCURRENCY, DEAREST_USD, ROWS, billed, is_complete
 from tests.support.deployment import Deployment, is_running, until
-from tests.support.provider import Books, Provider, slow, while_set
+from tests.support.provider import Ledger, Provider, slow, while_set
 
 pytestmark = pytest.mark.slow
 
@@ -34,18 +34,18 @@ SETTINGS = {
 class Place:
     """The deployment, and a provider for each asset; three of them are slow on request."""
 
-    def __init__(self, deployment: Deployment, books: dict[str, Books], is_slow: threading.Event) -> None:
-        self.deployment, self.books, self.is_slow = deployment, books, is_slow
+    def __init__(self, deployment: Deployment, ledgers: dict[str, Ledger], is_slow: threading.Event) -> None:
+        self.deployment, self.ledgers, self.is_slow = deployment, ledgers, is_slow
 
     def wait_for_rows(self, asset: str, count: int) -> None:
         """Wait until `count` rows of an asset are answered."""
-        self.books[asset].wait_for(lambda books: books.answered >= count, 600)
+        self.ledgers[asset].wait_for(lambda ledger: ledger.answered >= count, 600)
 
     def wait_until_stuck(self, asset: str) -> None:
         """Slow the provider down, and wait until all allowed calls are in flight."""
-        before = len(self.books[asset].requests)
+        before = len(self.ledgers[asset].requests)
         self.is_slow.set()
-        self.books[asset].wait_for(lambda books: len(books.requests) >= before + CONCURRENCY, 120)
+        self.ledgers[asset].wait_for(lambda ledger: len(ledger.requests) >= before + CONCURRENCY, 120)
 
     def pids(self, run: str) -> tuple[int, int]:
         """The processes of a run: its step's latest, and its worker."""
@@ -58,7 +58,7 @@ class Place:
     def assert_complete(self, asset: str, paid_twice: int) -> None:
         """Every row has its own answer, and at most `paid_twice` rows were paid twice."""
         assert is_complete(self.deployment.home, asset, "all", ROWS)
-        billed = self.books[asset].billed_by_prompt
+        billed = self.ledgers[asset].billed_by_prompt
         assert len(billed) == ROWS
         assert sum(billed.values()) - ROWS <= paid_twice
 
@@ -69,12 +69,12 @@ class Place:
 
     def assert_spend_is_reported(self, asset: str, run: str) -> None:
         """The last observation of the first run equals the provider's ledger."""
-        books = self.books[asset]
+        ledger = self.ledgers[asset]
         told = self.deployment.observed(asset, [run])[run]
-        assert told["ondine/progress/requests"] == len(books.requests)
+        assert told["ondine/progress/requests"] == len(ledger.requests)
         unknown = told["ondine/progress/requests_unknown"]
         assert unknown <= CONCURRENCY
-        cost, paid = Decimal(str(told["ondine/progress/cost_usd"])), billed(books)
+        cost, paid = Decimal(str(told["ondine/progress/cost_usd"])), billed(ledger)
         assert paid - unknown * DEAREST_USD <= cost <= paid
         assert unknown or cost == paid
 
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         deployment = stack.enter_context(
             Deployment(home, "tests.support.deployed_project", SETTINGS, variables),
         )
-        yield Place(deployment, {asset: provider.books for asset, provider in providers.items()}, is_slow)
+        yield Place(deployment, {asset: provider.ledger for asset, provider in providers.items()}, is_slow)
 
 
 def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> None:
@@ -103,9 +103,9 @@ def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> 
     place.is_slow.set()
     place.deployment.terminate(run)
     place.wait_until_gone(step, 40)
-    calls = len(place.books["terminated"].requests)
+    calls = len(place.ledgers["terminated"].requests)
     assert place.deployment.finished(run).status == dg.DagsterRunStatus.CANCELED
-    assert len(place.books["terminated"].requests) == calls < ROWS
+    assert len(place.ledgers["terminated"].requests) == calls < ROWS
     place.assert_spend_is_reported("terminated", run)
 
     place.is_slow.clear()
@@ -113,7 +113,7 @@ def test_terminate_stops_the_calls_and_keeps_what_was_answered(place: Place) -> 
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
     place.assert_complete("terminated", CONCURRENCY)
     (event,) = place.deployment.materialized("terminated")
-    assert event.metadata["ondine/requests"].value == len(place.books["terminated"].requests) - calls
+    assert event.metadata["ondine/requests"].value == len(place.ledgers["terminated"].requests) - calls
 
 
 def test_killed_step_continues_by_its_retry_policy(place: Place) -> None:
@@ -142,11 +142,11 @@ def test_killed_step_continues_by_its_retry_policy(place: Place) -> None:
     assert place.deployment.finished(run).status == dg.DagsterRunStatus.SUCCESS
     place.assert_complete("retried", 2 * CONCURRENCY)
     (audit,) = place.audit(run)
-    books = place.books["retried"]
-    assert audit.sent == len(books.requests)
+    ledger = place.ledgers["retried"]
+    assert audit.sent == len(ledger.requests)
     assert audit.answered.calls == ROWS
     assert audit.answered.usd is not None
-    assert billed(books) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(books)
+    assert billed(ledger) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(ledger)
 
 
 def test_stopped_run_worker_is_replaced_by_a_run_retry(place: Place) -> None:
@@ -175,7 +175,7 @@ def test_step_that_outlives_its_run_worker_is_waited_for(place: Place) -> None:
 
     again = place.deployment.launch("orphaned")
     until(lambda: "Another process is at work" in place.deployment.log(again) or None, 600, "run that waits")
-    assert place.books["orphaned"].answered < ROWS
+    assert place.ledgers["orphaned"].answered < ROWS
     place.is_slow.clear()
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
     until(lambda: len(place.deployment.materialized("orphaned")) == 2 or None, 600, "end of both steps")

@@ -73,15 +73,15 @@ def test_after_kill_9_of_the_step_only_calls_in_flight_are_paid_again(
 ) -> None:
     """Every answer stored before the kill is reused, and every row ends with its own answer."""
     worker = start()
-    provider.books.wait_for(lambda books: books.answered >= ROWS // 3, 300)
+    provider.ledger.wait_for(lambda ledger: ledger.answered >= ROWS // 3, 300)
     os.kill(step_pid(tmp_path), signal.SIGKILL)
     assert worker.wait(300) == 1
-    paid_before = sum(provider.books.billed_by_prompt.values())
+    paid_before = sum(provider.ledger.billed_by_prompt.values())
     assert paid_before < ROWS
 
     assert start().wait(300) == 0
-    assert sum(provider.books.billed_by_prompt.values()) - ROWS <= CONCURRENCY
-    assert len(provider.books.billed_by_prompt) == ROWS
+    assert sum(provider.ledger.billed_by_prompt.values()) - ROWS <= CONCURRENCY
+    assert len(provider.ledger.billed_by_prompt) == ROWS
     table = stored_table(tmp_path)
     assert table["answer"].tolist() == table["text"].tolist() == [f"row {number}" for number in range(ROWS)]
 
@@ -91,17 +91,17 @@ def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
 ) -> None:
     """Terminate ends a step with hanging calls, sends no further call, reports the spend, and keeps the answers."""
     worker = start()
-    provider.books.wait_for(lambda books: books.answered >= ROWS // 3, 300)
+    provider.ledger.wait_for(lambda ledger: ledger.answered >= ROWS // 3, 300)
     HANGS.set()
-    hanging = len(provider.books.requests) + CONCURRENCY
-    provider.books.wait_for(lambda books: len(books.requests) >= hanging, 300)
-    calls = len(provider.books.requests)
+    hanging = len(provider.ledger.requests) + CONCURRENCY
+    provider.ledger.wait_for(lambda ledger: len(ledger.requests) >= hanging, 300)
+    calls = len(provider.ledger.requests)
     pid = step_pid(tmp_path)
     worker.send_signal(signal.SIGTERM)
     wait_until_gone(pid, 40)  # less than the 60 s time-out of a call
     HANGS.clear()
     worker.wait(300)
-    assert len(provider.books.requests) == calls < ROWS
+    assert len(provider.ledger.requests) == calls < ROWS
 
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         observed = instance.fetch_observations(answers.key, limit=1).records[0].asset_observation
@@ -110,5 +110,5 @@ def test_sigterm_to_the_run_stops_the_step_at_once_and_keeps_the_answers(
         assert observed.metadata["ondine/progress/requests"].value == calls
 
     assert start().wait(300) == 0
-    assert len(provider.books.requests) - ROWS <= CONCURRENCY
+    assert len(provider.ledger.requests) - ROWS <= CONCURRENCY
     assert stored_table(tmp_path)["answer"].tolist() == [f"row {number}" for number in range(ROWS)]

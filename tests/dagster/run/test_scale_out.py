@@ -33,7 +33,7 @@ from tests.support.deployment import Deployment, is_running, until
 from tests.support.guide import blocks
 from tests.support.ledger import read_budget
 from tests.support.postgres import server
-from tests.support.provider import Books, Provider, slow, while_set
+from tests.support.provider import Ledger, Provider, slow, while_set
 from tests.support.redis import find_program, redis_server
 
 REDIS = find_program()
@@ -46,8 +46,10 @@ pytestmark = [
 class Place:
     """The deployment, its store, and a provider for each asset; that of `terminated` is slow on request."""
 
-    def __init__(self, deployment: Deployment, store: str, books: dict[str, Books], is_slow: threading.Event) -> None:
-        self.deployment, self.store, self.books, self.is_slow = deployment, store, books, is_slow
+    def __init__(
+        self, deployment: Deployment, store: str, ledgers: dict[str, Ledger], is_slow: threading.Event
+    ) -> None:
+        self.deployment, self.store, self.ledgers, self.is_slow = deployment, store, ledgers, is_slow
 
     def worker_of(self, run: str) -> int:
         """The process of a run and its step, one of a pool."""
@@ -60,7 +62,7 @@ class Place:
 
     def is_complete(self, asset: str) -> bool:
         """Whether every row of an unpartitioned asset has its own answer, and hardly any was paid twice."""
-        paid = sum(self.books[asset].billed_by_prompt.values())
+        paid = sum(self.ledgers[asset].billed_by_prompt.values())
         return is_complete(self.deployment.home, asset, "all", ROWS) and paid - ROWS <= CONCURRENCY
 
 
@@ -93,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for name in ("one", "two"):
             folder = tmp_path_factory.mktemp("workers") / name
             deployment.start(program, *arguments, "-n", name, "--", "--concurrency", "2", home=folder)
-        yield Place(deployment, store, {name: provider.books for name, provider in providers.items()}, is_slow)
+        yield Place(deployment, store, {name: provider.ledger for name, provider in providers.items()}, is_slow)
 
 
 def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) -> None:
@@ -101,31 +103,31 @@ def test_workers_share_answers_budget_and_rate_through_postgres(place: Place) ->
     launched = [place.deployment.launch("spread", {"dagster/partition": part}) for part in (*PARTS, PARTS[0])]
     runs = [place.deployment.finished(run) for run in launched]
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
-    books = place.books["spread"]
+    ledger = place.ledgers["spread"]
     assert all(is_complete(place.deployment.home, "spread", part, ROWS_A_PART) for part in PARTS)
-    assert set(books.billed_by_prompt.values()) == {1}
-    assert len(books.requests) == len(PARTS) * ROWS_A_PART
+    assert set(ledger.billed_by_prompt.values()) == {1}
+    assert len(ledger.requests) == len(PARTS) * ROWS_A_PART
     assert len({place.worker_of(run) for run in launched}) >= 2
 
-    assert keeps_rate(books)
-    assert read_budget(place.store, "spread") == (billed(books), billed(books))
+    assert keeps_rate(ledger)
+    assert read_budget(place.store, "spread") == (billed(ledger), billed(ledger))
     events = place.deployment.materialized("spread")
-    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(books)
+    assert sum(Decimal(str(event.metadata["ondine/cost_usd"].value)) for event in events) == billed(ledger)
 
 
 def test_terminate_reaches_the_worker(place: Place) -> None:
     """Terminate in the UI stops the calls of a run that a worker took from the queue; answers are kept."""
     # Dagster's launcher does not record the termination request, so a retry would follow.
     run = place.deployment.launch("terminated", {"dagster/max_retries": "0"})
-    books = place.books["terminated"]
-    books.wait_for(lambda books: books.answered >= ROWS // 4, 600)
+    ledger = place.ledgers["terminated"]
+    ledger.wait_for(lambda ledger: ledger.answered >= ROWS // 4, 600)
     place.is_slow.set()
     place.deployment.terminate(run)
     # The launcher's health check has Dagster's monitor end the run as soon as the task is revoked: the step may still
     # be cleaning up.
     assert place.deployment.finished(run).status in {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}
-    until(lambda: place.counted_requests("terminated", run) == len(books.requests) or None, 300, "figure of all calls")
-    assert len(books.requests) < ROWS
+    until(lambda: place.counted_requests("terminated", run) == len(ledger.requests) or None, 300, "figure of all calls")
+    assert len(ledger.requests) < ROWS
     place.is_slow.clear()
     again = place.deployment.launch("terminated")
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS
@@ -135,8 +137,8 @@ def test_terminate_reaches_the_worker(place: Place) -> None:
 def test_killed_worker_is_replaced(place: Place) -> None:
     """After kill -9 the run is retried on another worker, which does not wait, and does only the rest."""
     run = place.deployment.launch("stopped")
-    books = place.books["stopped"]
-    books.wait_for(lambda books: books.answered >= ROWS // 4, 600)
+    ledger = place.ledgers["stopped"]
+    ledger.wait_for(lambda ledger: ledger.answered >= ROWS // 4, 600)
     worker = place.worker_of(run)
     os.kill(worker, signal.SIGKILL)
     until(lambda: not is_running(worker) or None, 60, "end of the worker")

@@ -146,9 +146,9 @@ def ran(home: Path, settings: dict[str, Any], host: ContainerHost) -> Iterator[P
 
 def assert_all_answered(provider: Provider, variables: dict[str, str]) -> None:
     """Each row was asked once, with the key, and its answer is in the shared store."""
-    assert set(provider.books.billed_by_prompt.values()) == {1}
-    assert len(provider.books.billed_by_prompt) == len(ROWS)
-    assert {asked.headers["Authorization"] for asked in provider.books.requests} == {"Bearer a key"}
+    assert set(provider.ledger.billed_by_prompt.values()) == {1}
+    assert len(provider.ledger.billed_by_prompt) == len(ROWS)
+    assert {asked.headers["Authorization"] for asked in provider.ledger.requests} == {"Bearer a key"}
     assert look(variables["ONDINE_STORE"], "SELECT count(*) FROM ondine.answers") == [(len(ROWS),)]
 
 

@@ -56,14 +56,14 @@ def finish(workers: Workers, server: JobServer, store: str) -> list[str]:
 
 def check(server: JobServer, store: str) -> None:
     """Each row was billed once, and the ledger agrees."""
-    assert len(server.books.billed) == ROWS
-    assert set(server.books.billed.values()) == {1}
+    assert len(server.ledger.billed) == ROWS
+    assert set(server.ledger.billed.values()) == {1}
     database = connect(store)
     try:
         spent = read_spending(database, "asset")["asset",]
     finally:
         database.close()
-    assert (spent.usd, spent.unknown, spent.paid_twice) == (server.books.usd, 0, 0)
+    assert (spent.usd, spent.unknown, spent.paid_twice) == (server.ledger.usd, 0, 0)
 
 
 @pytest.mark.slow
