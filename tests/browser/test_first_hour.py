@@ -470,9 +470,9 @@ def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) ->
 
 def test_running_step_is_observed_and_terminated(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
     """Observations arrive while the step runs; Terminate ends it within seconds, with the spend on the page."""
-    answered = provider.books.answered
+    answered = provider.ledger.answered
     run = dagster.launch("support_tickets", "ticket_labels", quick=False)
-    provider.books.wait_for(lambda books: books.answered > answered, PATIENCE_S)
+    provider.ledger.wait_for(lambda ledger: ledger.answered > answered, PATIENCE_S)
     browser.get(f"{dagster.address}/runs/{run}")
     see(browser, "ASSET_OBSERVATION", "rows/s")
     keep(browser, "running")
