@@ -1,6 +1,6 @@
-"""Servers as functions, and a throttle driven against them event by event: a minute of calls takes milliseconds.
+"""Servers as functions, and adaptive concurrency driven against them event by event: a minute takes milliseconds.
 
-A server says how a call ends from when it arrives and how many calls are there. Servers compose: `together` asks one
+A server decides how a call ends from its arrival and the number of calls there. Servers compose: `together` asks one
 after the other, and `switching` replaces one by another at some time.
 """
 
@@ -18,10 +18,10 @@ from math import inf
 from ondine_core.limits import AdaptiveConcurrency, CallOutcome, InFlightCall, Setting
 
 Server = Callable[[float, float], CallOutcome]
-"""From when a call arrives, and how long answering it would take, to how it ends."""
+"""From a call's arrival and the time that an answer would take to how the call ends."""
 
 Seconds = Callable[[float], float]
-"""From when a call arrives to how long it takes."""
+"""From a call's arrival to its duration."""
 
 # -- servers -------------------------------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ def healthy(_now: float, _takes_s: float) -> CallOutcome:
 
 
 def sliding_window(calls: int, seconds: float = 1.0) -> Server:
-    """Let at most so many calls through in any window of so many seconds."""
+    """Let at most `calls` calls through in any window of `seconds`."""
     through = deque[float]()
 
     def server(now: float, _: float) -> CallOutcome:
@@ -47,7 +47,7 @@ def sliding_window(calls: int, seconds: float = 1.0) -> Server:
 
 
 def fixed_window(calls: int, seconds: float = 1.0, since_s: float = 0.0) -> Server:
-    """Let so many calls through in each of the windows that follow one another; the first began `since_s` ago."""
+    """Let `calls` calls through in each of consecutive windows, of which the first began `since_s` ago."""
     number, through = -1, 0
 
     def server(now: float, _: float) -> CallOutcome:
@@ -68,7 +68,7 @@ def nth(*numbers: int) -> Server:
 
 
 def token_bucket(per_s: float, burst: float) -> Server:
-    """Let calls through while there are tokens, of which `burst` fit and so many come back a second."""
+    """Let calls through while there are tokens, of which at most `burst` are kept and `per_s` return a second."""
     level, at = burst, 0.0
 
     def server(now: float, _: float) -> CallOutcome:
@@ -83,7 +83,7 @@ def token_bucket(per_s: float, burst: float) -> Server:
 
 
 def lanes(count: int, ending: CallOutcome = "overloaded") -> Server:
-    """Work on so many calls at once and turn away all others."""
+    """Work on `count` calls concurrently and turn away all others."""
     busy_until = list[float]()
 
     def server(now: float, takes_s: float) -> CallOutcome:
@@ -98,13 +98,13 @@ def lanes(count: int, ending: CallOutcome = "overloaded") -> Server:
 
 
 def at_random(share: float, ending: CallOutcome, seed: int = 0) -> Server:
-    """Let this share of the calls end like this, by chance."""
+    """Let this share of the calls end like this, at random."""
     rng = random.Random(f"{ending} {seed}")
     return lambda _now, _takes_s: ending if rng.random() < share else "answered"
 
 
 def outage(start_s: float, end_s: float, ending: CallOutcome) -> Server:
-    """Answer nobody between two instants."""
+    """Answer no call between two instants."""
     return lambda now, _: ending if start_s <= now < end_s else "answered"
 
 
@@ -114,7 +114,7 @@ def switching(at_s: float, before: Server, after: Server) -> Server:
 
 
 def together(*servers: Server) -> Server:
-    """Answer what every one of the servers answers; the first that does not decides."""
+    """Answer what every server answers; the first that does not answer decides."""
 
     def server(now: float, takes_s: float) -> CallOutcome:
         return next((ending for one in servers if (ending := one(now, takes_s)) != "answered"), "answered")
@@ -122,7 +122,7 @@ def together(*servers: Server) -> Server:
     return server
 
 
-# -- how long it takes ---------------------------------------------------------------------------------------------
+# -- durations ----------------------------------------------------------------------------------------------------
 
 
 def always(seconds: float) -> Seconds:
@@ -131,30 +131,30 @@ def always(seconds: float) -> Seconds:
 
 
 def lognormal(median_s: float, sigma: float = 0.6, seed: int = 0) -> Seconds:
-    """Most calls take about so long, a few several times that, as language models do."""
+    """Most calls take about the median, a few several times that, as with language models."""
     rng = random.Random(f"lognormal {seed}")
     return lambda _: median_s * rng.lognormvariate(0, sigma)
 
 
 def jitter(least_s: float, most_s: float, seed: int = 0) -> Seconds:
-    """Anything between two durations."""
+    """Any duration between two bounds."""
     rng = random.Random(f"jitter {seed}")
     return lambda _: rng.uniform(least_s, most_s)
 
 
 AT_ONCE, QUICK = always(0.0), always(0.05)
 
-# -- driving -------------------------------------------------------------------------------------------------------
+# -- simulation ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Course:
-    """What a throttle made of a server.
+    """The trace of a simulated run.
 
     Args:
         left: When calls left.
-        back: When calls came back, and how.
-        history: What the throttle has noted.
+        back: When calls ended, and how.
+        history: The settings that the limits recorded.
     """
 
     left: tuple[float, ...]
@@ -162,7 +162,7 @@ class Course:
     history: tuple[Setting, ...]
 
     def count(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> int:
-        """Calls that came back like this between two instants."""
+        """Calls that ended like this between two instants."""
         return sum(found == ending for at, found in self.back if start_s <= at < end_s)
 
     def per_s(self, start_s: float, end_s: float) -> float:
@@ -170,11 +170,11 @@ class Course:
         return self.count("answered", start_s, end_s) / (end_s - start_s)
 
     def share(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> float:
-        """Of the calls that came back between two instants, how many did so like this."""
+        """The share of calls that ended like this, of all that ended between two instants."""
         return self.count(ending, start_s, end_s) / sum(start_s <= at < end_s for at, _ in self.back)
 
     def in_flight(self, start_s: float, end_s: float) -> float:
-        """Calls in flight between two instants, on average."""
+        """The mean number of calls in flight between two instants."""
         calls = [(at, 1) for at in self.left] + [(at, -1) for at, _ in self.back]
         return sum(step * (end_s - max(at, start_s)) for at, step in calls if at < end_s) / (end_s - start_s)
 
@@ -196,18 +196,18 @@ def drive(  # noqa: PLR0913  (the ways in which runs differ)
     retry_after_s: float | None = None,
     demand_per_s: float = inf,
 ) -> Course:
-    """Let calls leave whenever the limits allow, for some time or until all rows are answered.
+    """Simulate calls that leave whenever the limits allow, for some time or until all rows are answered.
 
     Args:
-        server: Who is called.
-        seconds: For how long at most.
-        rows: Calls that are to be answered; each is made again until it is.
+        server: The server called.
+        seconds: The longest duration.
+        rows: Calls to answer; each is retried until it is answered.
         takes: Seconds from a call's arrival to its end.
         fails: The same for a call that is not answered, if that is less; `None` if it takes as long.
-        most: Calls in flight that are allowed.
-        arrives: Seconds from a call's departure to its arrival: it is noted in the books, and travels.
-        retry_after_s: What a refusal asks to wait; the row waits so long, and one of the workers with it.
-        demand_per_s: Calls there are to make.
+        most: The most calls in flight.
+        arrives: Seconds from a call's departure to its arrival: it is recorded in the ledger, and travels.
+        retry_after_s: The wait that a refusal asks for; its row waits that long, and occupies a worker.
+        demand_per_s: Calls a second that the run needs.
     """
     limits, numbers = AdaptiveConcurrency(most, 0.0), itertools.count()
     events: list[tuple[float, int, InFlightCall, CallOutcome | None]] = []

@@ -32,15 +32,15 @@ SEEDS = range(2)
 
 
 @pytest.mark.parametrize(("most", "latency_s", "within_s"), [(256, 0.05, 1.0), (32, 1, 7), (32, 10, 35), (1, 0.05, 0)])
-def test_a_healthy_provider_is_soon_asked_as_much_as_allowed(most: int, latency_s: float, within_s: float) -> None:
-    """Calls at once reach their bound within about twenty round trips, and within three when these are slow."""
+def test_concurrency_reaches_its_maximum_with_a_healthy_provider(most: int, latency_s: float, within_s: float) -> None:
+    """Within about twenty round trips, and within three if these are slow."""
     course = drive(healthy, within_s + 10 * latency_s, takes=always(latency_s), most=most)
     assert next(setting.at_s for setting in course.history if setting.in_flight == most) <= within_s
     assert course.in_flight(within_s + latency_s, within_s + 10 * latency_s) == pytest.approx(most)
 
 
-def test_the_start_is_gentle() -> None:
-    """Before anything is known, four calls leave at once, not fifty."""
+def test_first_calls_are_four() -> None:
+    """Before anything is known four calls leave at once, not fifty."""
     assert drive(healthy, 1, takes=always(2)).left == (0,) * 4
 
 
@@ -49,8 +49,8 @@ def test_the_start_is_gentle() -> None:
 
 @pytest.mark.parametrize("fails", [None, always(0.005)], ids=["slowly", "at once"])
 @pytest.mark.parametrize("count", [2, 5, 20, 40])
-def test_calls_at_once_settle_where_a_provider_is_not_overloaded(count: int, fails: Callable[[float], float]) -> None:
-    """After ten seconds nearly as many are in flight as it takes, few are turned away, and nobody starves."""
+def test_concurrency_settles_at_the_providers_capacity(count: int, fails: Callable[[float], float]) -> None:
+    """After 10 s concurrency is within 0.9 to 1.2 of it, less than 5 % are refused, and 93 % of it is used."""
     for seed in SEEDS:
         course = drive(lanes(count), 30, takes=jitter(0.03, 0.07, seed), fails=fails)
         assert 0.9 * count <= course.in_flight(10, 30) <= 1.2 * count
@@ -58,30 +58,30 @@ def test_calls_at_once_settle_where_a_provider_is_not_overloaded(count: int, fai
         assert course.per_s(10, 30) >= 0.93 * 20 * count
 
 
-def test_calls_at_once_settle_when_answers_are_slow() -> None:
-    """The same with answers of about a second, refused at once: 80 % of what the provider can do over two minutes."""
+def test_concurrency_settles_with_slow_answers() -> None:
+    """With answers of about 1 s and immediate refusals 80 % of the provider's capacity is used over two minutes."""
     for seed in SEEDS:
         course = drive(lanes(20), 120, takes=lognormal(1, seed=seed), fails=always(0.05))
         assert course.per_s(0, 120) >= 0.8 * 20 / 1.2
         assert course.share("overloaded") < 0.06
 
 
-def test_a_provider_that_takes_fewer_calls_is_given_fewer() -> None:
-    """When it can work on 5 instead of 20, calls at once follow within two seconds, and back within a minute."""
+def test_concurrency_follows_a_changed_capacity() -> None:
+    """When it falls from 20 to 5 calls, concurrency follows within 2 s, and is back within a minute."""
     fewer = drive(switching(15, lanes(20), lanes(5)), 30)
     assert fewer.in_flight(17, 30) <= 6
     more = drive(switching(15, lanes(5), lanes(20)), 90)
     assert more.in_flight(75, 90) >= 18
 
 
-def test_overload_by_chance_slows_nobody_down() -> None:
-    """A provider that calls itself overloaded once in ten calls: 90 % of what calls at once allow."""
+def test_random_overload_barely_lowers_throughput() -> None:
+    """With one call in ten overloaded at random, 90 % of what the maximum concurrency allows."""
     for seed in SEEDS:
         course = drive(at_random(0.1, "overloaded", seed), 20)
         assert course.per_s(0, 20) >= 0.9 * 0.9 * 50 / 0.05
 
 
-def test_a_slower_provider_is_not_taken_for_a_broken_one() -> None:
+def test_slower_answers_do_not_lower_concurrency() -> None:
     """Answers that take ten times as long come at a tenth of the rate, with as many calls in flight."""
     course = drive(healthy, 30, takes=lambda now: 0.05 if now < 10 else 0.5)
     assert course.per_s(12, 30) == pytest.approx(100, rel=0.02)
@@ -94,8 +94,8 @@ def test_a_slower_provider_is_not_taken_for_a_broken_one() -> None:
 @pytest.mark.parametrize("most", [1, 50])
 @pytest.mark.parametrize("length_s", [5, 60])
 @pytest.mark.parametrize("ending", ["overloaded", "broken"])
-def test_an_outage_is_probed_and_forgotten(ending: CallOutcome, length_s: float, most: int) -> None:
-    """At most four probes a second while nobody is answered; within three seconds after it, all is as before."""
+def test_outage_is_probed_and_recovered_from(ending: CallOutcome, length_s: float, most: int) -> None:
+    """At most four probes a second during the outage; from 3 s after it at least 90 % of the earlier throughput."""
     end = 10 + length_s
     for seed in SEEDS:
         course = drive(outage(10, end, ending), end + 10, takes=jitter(0.03, 0.07, seed), most=most)
@@ -105,23 +105,23 @@ def test_an_outage_is_probed_and_forgotten(ending: CallOutcome, length_s: float,
 
 
 @pytest.mark.parametrize("ending", ["overloaded", "broken"])
-def test_an_outage_is_seen_after_a_few_failures(ending: CallOutcome) -> None:
-    """Of a provider that answers nobody no more than two dozen calls are lost, however quickly it fails."""
+def test_outage_is_detected_after_two_dozen_failures(ending: CallOutcome) -> None:
+    """However quickly the provider fails."""
     course = drive(outage(0, inf, ending), 60, fails=always(0.001))
     assert sum(at < 1 for at in course.left) < 24
     assert course.history[1].why == "outage"
     assert course.history[1].in_flight == 0
 
 
-def test_an_outage_among_refusals_is_an_outage() -> None:
-    """A provider that breaks down while its rate limit is waited for is not hammered."""
+def test_outage_during_a_rate_limit_is_probed_only() -> None:
+    """A provider that breaks down during a rate-limit wait gets no burst of calls."""
     down: Server = switching(0.3, lanes(2, "limited"), outage(0, inf, "broken"))
     course = drive(down, 30, fails=always(0.001))
     assert sum(at > 2 for at in course.left) < 2 * 28
 
 
-def test_half_the_failures_are_no_outage() -> None:
-    """While some calls are answered, nobody is told of an outage."""
+def test_failure_of_half_the_calls_is_no_outage() -> None:
+    """While some calls are answered no outage is detected."""
     course = drive(at_random(0.5, "broken"), 20)
     assert not [setting for setting in course.history if setting.in_flight == 0]
     assert course.per_s(0, 20) >= 0.9 * 0.5 * 50 / 0.05
@@ -147,7 +147,7 @@ _MAX_WAIT_S = 45.0
 
 
 class Run:
-    """A throttle under observation: after every step the laws are checked."""
+    """Limits under observation: after every step the invariants are checked."""
 
     def __init__(self, most: int, rng: random.Random) -> None:
         self._throttle, self._most, self._rng = AdaptiveConcurrency(most, 0.0), most, rng
@@ -156,13 +156,13 @@ class Run:
         self._out: list[InFlightCall] = []
 
     def step(self, step: str, what: Any, pause_s: float) -> None:
-        """Let something happen, and time pass."""
+        """Take a step, and let time pass."""
         getattr(self, f"_{step}")(what, pause_s)
         self._now += pause_s
         self._check()
 
     def history(self) -> list[float]:
-        """When settings were noted."""
+        """The times of the recorded settings."""
         return [setting.at_s for setting in self._throttle.history]
 
     def _leave(self, count: int, _: float) -> None:
@@ -195,8 +195,8 @@ class Run:
 
 
 @given(st.sampled_from([1, 2, 3, 8, 50]), steps, st.randoms(use_true_random=False))
-def test_laws_of_the_throttle(most: int, steps: list[tuple[str, Any, float]], rng: random.Random) -> None:
-    """Whatever happens in whatever order: no more calls than allowed, none before the provider wishes, never stuck."""
+def test_invariants_of_adaptive_concurrency(most: int, steps: list[tuple[str, Any, float]], rng: random.Random) -> None:
+    """In any order of events: no more calls than allowed, none before the provider's wait is over, no deadlock."""
     run = Run(most, rng)
     for step in steps:
         run.step(*step)
@@ -205,7 +205,7 @@ def test_laws_of_the_throttle(most: int, steps: list[tuple[str, Any, float]], rn
 
 
 def test_history_stays_short() -> None:
-    """A day of ups and downs is told in at most 200 settings, from the first to the last of them."""
+    """A day of changes is recorded in at most 200 settings, from the first to the last."""
     throttle = AdaptiveConcurrency(50, 0.0)
     for day in range(500):
         for n in range(40):
@@ -216,8 +216,8 @@ def test_history_stays_short() -> None:
     assert throttle.history[-1].at_s > 499 * 100
 
 
-def test_a_call_that_was_given_up_says_nothing() -> None:
-    """Cancelled calls give their places back and change nothing else, in an outage and out of it."""
+def test_cancelled_call_only_frees_its_slot() -> None:
+    """During an outage and outside of one it changes nothing else."""
     throttle = AdaptiveConcurrency(4, 0.0)
     for n in range(100):
         throttle.finish(throttle.start(float(n)), n + 0.5, None)
@@ -231,11 +231,11 @@ def test_a_call_that_was_given_up_says_nothing() -> None:
     assert throttle.ready_at(now) <= now
 
 
-# -- the gate ------------------------------------------------------------------------------------------------------
+# -- admission -----------------------------------------------------------------------------------------------------
 
 
 def at_gate(most: int, test: Callable[[AdmissionQueue, Clock], object]) -> None:
-    """Run a test of a gate on virtual time, where a hang is an error; so is a loop that is busy."""
+    """Run a test of the admission queue on virtual time, where a deadlock or a busy loop is an error."""
 
     async def main(clock: Clock) -> None:
         asked = 0
@@ -251,8 +251,8 @@ def at_gate(most: int, test: Callable[[AdmissionQueue, Clock], object]) -> None:
     run_virtually(main)
 
 
-def test_who_comes_first_enters_first() -> None:
-    """Calls leave in the order in which they came, one at a time where one is allowed."""
+def test_calls_are_admitted_in_order_of_arrival() -> None:
+    """Here one at a time."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         entered: list[int] = []
@@ -271,8 +271,8 @@ def test_who_comes_first_enters_first() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_who_stops_waiting_holds_up_nobody(which: int) -> None:
-    """Whoever is cancelled at the gate, the first in line included, leaves no place taken and nobody stuck."""
+def test_cancelled_waiting_call_frees_its_place_in_the_queue(which: int) -> None:
+    """Also the first in the queue: no slot stays occupied, and the others are admitted."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         inside = await gate.enter()
@@ -291,8 +291,8 @@ def test_who_stops_waiting_holds_up_nobody(which: int) -> None:
 
 
 @pytest.mark.parametrize("sooner", ["the gate opens", "it is cancelled"])
-def test_cancelled_as_the_gate_opens(sooner: str) -> None:
-    """A place that falls vacant in the very moment in which the first in line gives up goes to the second."""
+def test_slot_freed_while_the_first_call_is_cancelled_goes_to_the_second(sooner: str) -> None:
+    """In either order of the two events."""
 
     async def test(gate: AdmissionQueue, _clock: Clock) -> None:
         inside = await gate.enter()
@@ -310,8 +310,8 @@ def test_cancelled_as_the_gate_opens(sooner: str) -> None:
     at_gate(1, test)
 
 
-def test_a_pause_that_is_asked_for_holds_back_who_waits_already() -> None:
-    """Whoever waits when a pause begins waits for its end, and for a longer one if it is extended meanwhile."""
+def test_hold_off_delays_calls_that_wait_already() -> None:
+    """They wait until its end, also if it is extended meanwhile."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         gate.hold_off(2)
@@ -326,8 +326,8 @@ def test_a_pause_that_is_asked_for_holds_back_who_waits_already() -> None:
     at_gate(8, test)
 
 
-def test_a_shorter_pause_ends_no_longer_one() -> None:
-    """Of two pauses the later end holds."""
+def test_shorter_hold_off_does_not_end_a_longer_one() -> None:
+    """Of two hold-offs the later end counts."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         gate.hold_off(5)
@@ -338,8 +338,8 @@ def test_a_shorter_pause_ends_no_longer_one() -> None:
     at_gate(8, test)
 
 
-def test_a_call_that_comes_back_opens_the_gate_at_once() -> None:
-    """Who waits for a place has it in the moment in which it falls vacant."""
+def test_finished_call_admits_the_next_at_once() -> None:
+    """A waiting call gets the slot at the instant at which it is freed."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         inside = await gate.enter()
@@ -352,8 +352,8 @@ def test_a_call_that_comes_back_opens_the_gate_at_once() -> None:
     at_gate(1, test)
 
 
-def test_an_outage_lets_one_probe_through_and_then_everybody() -> None:
-    """Of many who wait in an outage one at a time goes; when it is answered, the others follow."""
+def test_outage_admits_one_probe_at_a_time_and_then_all() -> None:
+    """When a probe is answered, the other waiting calls follow."""
 
     async def test(gate: AdmissionQueue, clock: Clock) -> None:
         served: list[float] = []
@@ -374,8 +374,8 @@ def test_an_outage_lets_one_probe_through_and_then_everybody() -> None:
     at_gate(50, test)
 
 
-def test_the_simulation_keeps_true_books() -> None:
-    """A healthy server answers everything, and what is in flight follows from what left and came back."""
+def test_simulated_run_is_consistent() -> None:
+    """A healthy server answers every call, and the calls in flight follow from those that left and ended."""
     course = drive(healthy, 10)
     assert course.count("answered") == len(course.back)
     assert course.share("answered") == 1

@@ -1,4 +1,4 @@
-"""What share of a limit that nobody has named is used, and what share of the calls is turned away meanwhile.
+"""How much of an unconfigured rate limit is used, and which share of the calls is refused meanwhile.
 
 Measured for each server over six seeds; the bounds leave room for the worst of them.
 """
@@ -32,7 +32,7 @@ SEEDS = range(2)
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0])
 @pytest.mark.parametrize("limit", [20, 50, 100, 500])
-def test_a_limit_that_nobody_named_is_found_and_used(limit: int, retry_after_s: float | None) -> None:
+def test_unconfigured_limit_is_found_and_used(limit: int, retry_after_s: float | None) -> None:
     """Over a minute at least 95 % of it is used and 3 % of the calls are refused, the first ones included."""
     course = drive(sliding_window(limit), 60, retry_after_s=retry_after_s)
     assert course.per_s(0, 60) >= 0.95 * limit
@@ -42,8 +42,8 @@ def test_a_limit_that_nobody_named_is_found_and_used(limit: int, retry_after_s: 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0])
 @pytest.mark.parametrize("limit", [20, 50, 100, 500])
-def test_answers_that_take_now_longer_now_shorter_change_nothing(limit: int, retry_after_s: float | None) -> None:
-    """The same when no two calls take equally long, so that they come back in another order."""
+def test_varying_latency_does_not_affect_discovery(limit: int, retry_after_s: float | None) -> None:
+    """The same bounds if latencies differ, so that calls end in another order."""
     for seed in SEEDS:
         course = drive(sliding_window(limit), 60, takes=jitter(0.03, 0.07, seed), retry_after_s=retry_after_s)
         assert course.per_s(0, 60) >= 0.93 * limit
@@ -51,16 +51,16 @@ def test_answers_that_take_now_longer_now_shorter_change_nothing(limit: int, ret
 
 
 @pytest.mark.parametrize("limit", [20, 50, 100, 500])
-def test_a_way_that_is_now_longer_now_shorter_costs_little(limit: int) -> None:
-    """Calls that are up to 20 ms on their way arrive in bunches; still 93 % of the limit is used, 3 % refused."""
+def test_network_jitter_costs_little(limit: int) -> None:
+    """With up to 20 ms on the way calls arrive in bunches; 93 % of the limit is used, 3 % of calls refused."""
     for seed in SEEDS:
         course = drive(sliding_window(limit), 60, takes=jitter(0.03, 0.07, seed), arrives=jitter(0, 0.02, seed))
         assert course.per_s(0, 60) >= 0.93 * limit
         assert course.share("limited") < 0.03
 
 
-def test_a_bucket_with_a_small_burst_is_found_and_used() -> None:
-    """100 a second, ten of them at once: over a minute 95 % of it is used and less than 2 % of the calls refused."""
+def test_token_bucket_with_a_small_burst_is_found_and_used() -> None:
+    """With 100 a second and a burst of ten, 95 % of it is used over a minute and less than 2 % of calls are refused."""
     for takes in (QUICK, *(jitter(0.03, 0.07, seed) for seed in SEEDS)):
         course = drive(token_bucket(100, 10), 60, takes=takes)
         assert course.per_s(0, 60) >= 0.95 * 100
@@ -68,10 +68,10 @@ def test_a_bucket_with_a_small_burst_is_found_and_used() -> None:
 
 
 @pytest.mark.parametrize("server", [sliding_window, lambda limit: token_bucket(limit, limit)], ids=["window", "bucket"])
-def test_a_limit_below_what_slow_answers_would_need(server: type[Server]) -> None:
-    """Ten a second, a second an answer: 80 % used over two minutes, 12 % refused, and from the second minute on 8 %.
+def test_low_limit_with_slow_answers(server: type[Server]) -> None:
+    """Ten a second, 1 s an answer: 80 % used over two minutes, 12 % refused, and in the second minute 8 %.
 
-    A share of ten calls a second takes seconds to see, so the first half minute is dear.
+    A share of ten calls a second takes seconds to measure, so the first half minute has more refusals.
     """
     for seed in SEEDS:
         course = drive(server(10), 120, takes=lognormal(1, seed=seed), fails=always(0.05))
@@ -84,8 +84,8 @@ def test_a_limit_below_what_slow_answers_would_need(server: type[Server]) -> Non
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(60, 0.4), (600, 0.1), (3000, 0.03)])
-def test_a_limit_that_counts_over_a_minute(limit: int, refused: float) -> None:
-    """Over five minutes 90 % of it is used; each minute a burst is refused, and some twenty probes.
+def test_limit_over_a_minute_is_used(limit: int, refused: float) -> None:
+    """Over five minutes 90 % of it is used; each minute a burst is refused, and about twenty probes.
 
     A pause between two windows says nothing about a rate, so each window is used as soon as a probe finds it.
     """
@@ -95,8 +95,8 @@ def test_a_limit_that_counts_over_a_minute(limit: int, refused: float) -> None:
         assert course.share("limited") < refused
 
 
-def test_while_a_minute_is_used_up_one_call_at_a_time_probes() -> None:
-    """Few calls are wasted on a limit that is used up: some twenty probes in a minute, at most four seconds apart."""
+def test_exhausted_minute_is_probed_by_single_calls() -> None:
+    """About twenty probes in a minute, at most 4 s apart."""
     course = drive(sliding_window(600, 60), 60)
     probes = [at for at in course.left if at > 3]
     assert 5 < len(probes) < 25
@@ -109,24 +109,24 @@ FULL = 50 / 0.05
 
 
 @pytest.mark.parametrize("fails", [None, always(0.005)], ids=["slowly", "at once"])
-def test_refusals_by_chance_slow_nobody_down(fails: Seconds | None) -> None:
-    """A gateway that turns away one call in ten: 85 % of what calls at once allow, the first seconds included."""
+def test_random_refusals_barely_lower_throughput(fails: Seconds | None) -> None:
+    """With one call in ten refused at random, 85 % of what the concurrency allows, the first seconds included."""
     for seed in SEEDS:
         course = drive(at_random(0.1, "limited", seed), 20, fails=fails)
         assert course.per_s(0, 20) >= 0.85 * 0.9 * FULL
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.3])
-def test_any_share_of_refusals_by_chance_is_seen_through(share: float) -> None:
-    """Few or many: at least 75 % of what calls at once allow, and in the end nearly all of it."""
+def test_any_share_of_random_refusals_is_recognized(share: float) -> None:
+    """At least 75 % of what the concurrency allows, and in the end nearly all of it."""
     for seed in SEEDS:
         course = drive(at_random(share, "limited", seed), 30, takes=jitter(0.03, 0.07, seed))
         assert course.per_s(0, 30) >= 0.75 * (1 - share) * FULL
         assert course.per_s(20, 30) >= 0.93 * (1 - share) * FULL
 
 
-def test_failures_of_every_kind_by_chance_slow_nobody_down() -> None:
-    """One call in ten refused, one in ten broken, one in twenty overloaded: 93 % of what calls at once allow."""
+def test_random_failures_of_all_kinds_barely_lower_throughput() -> None:
+    """Of calls 10 % refused, 10 % broken, 5 % overloaded: 93 % of what the concurrency allows."""
     for seed in SEEDS:
         faults = (
             at_random(0.1, "limited", seed),
@@ -136,16 +136,16 @@ def test_failures_of_every_kind_by_chance_slow_nobody_down() -> None:
         assert drive(together(*faults), 20).per_s(0, 20) >= 0.93 * 0.75 * FULL
 
 
-def test_a_limit_beside_refusals_by_chance_is_found() -> None:
-    """A tenth refused by chance does not hide a limit of 100 a second: 90 % of it is used, and 5 % more are refused."""
+def test_limit_is_found_among_random_refusals() -> None:
+    """With 10 % random refusals 90 % of a limit of 100 a second is used, and 5 % more are refused."""
     for seed in SEEDS:
         course = drive(together(at_random(0.1, "limited", seed), sliding_window(100)), 60)
         assert course.per_s(20, 60) >= 0.9 * 100
         assert course.share("limited", 20) < 0.15
 
 
-def test_a_bound_on_calls_at_once_is_lived_with() -> None:
-    """A provider that calls it a rate limit when 20 calls are there already: 70 % of what they could do."""
+def test_concurrency_limit_reported_as_a_rate_limit_is_found() -> None:
+    """If the provider answers 429 beyond 20 concurrent calls, 70 % of its capacity is used."""
     for seed in SEEDS:
         course = drive(lanes(20, "limited"), 30, takes=jitter(0.03, 0.07, seed))
         assert course.per_s(0, 30) >= 0.7 * 400
@@ -157,8 +157,8 @@ def test_a_bound_on_calls_at_once_is_lived_with() -> None:
 
 @pytest.mark.parametrize("kind", [sliding_window, lambda limit: token_bucket(limit, 10)], ids=["window", "bucket"])
 @pytest.mark.parametrize("lower", [50, 20])
-def test_a_lower_limit_is_kept_to_within_ten_seconds(lower: int, kind: type[Server]) -> None:
-    """When the limit falls, no more calls are refused than it had been a second, and then it is kept to."""
+def test_lowered_limit_is_kept_within_ten_seconds(lower: int, kind: type[Server]) -> None:
+    """Fewer than 100 calls are refused in these 10 s; then 90 % of the limit is used and less than 3 % refused."""
     course = drive(switching(30, kind(100), kind(lower)), 60, takes=jitter(0.03, 0.07))
     assert course.count("limited", 30, 40) < 100
     assert course.per_s(40, 60) >= 0.9 * lower
@@ -167,15 +167,15 @@ def test_a_lower_limit_is_kept_to_within_ten_seconds(lower: int, kind: type[Serv
 
 @pytest.mark.parametrize("kind", [sliding_window, lambda limit: token_bucket(limit, 10)], ids=["window", "bucket"])
 @pytest.mark.parametrize("higher", [200, 500])
-def test_a_higher_limit_is_used_within_a_minute(higher: int, kind: type[Server]) -> None:
-    """When the limit rises, the rate follows: it is tried after 40 seconds at the latest, and then ever faster."""
+def test_raised_limit_is_used_within_a_minute(higher: int, kind: type[Server]) -> None:
+    """A higher rate is tried after 40 s at the latest, and then ever faster."""
     course = drive(switching(30, kind(100), kind(higher)), 110, takes=jitter(0.03, 0.07))
     assert course.per_s(90, 110) >= 0.9 * higher
     assert course.share("limited", 30) < 0.02
 
 
-def test_a_rate_that_is_not_used_is_not_raised() -> None:
-    """A run that has few calls to make learns nothing about the limit, and runs into it no harder than at first."""
+def test_unused_rate_is_not_raised() -> None:
+    """A run with few calls learns nothing about the limit, and exceeds it no more than at the start."""
     quiet = switching(60, sliding_window(100), sliding_window(100))
     course = drive(together(quiet), 60, demand_per_s=30)
     assert course.count("limited") == 0

@@ -1,4 +1,4 @@
-"""What a refusal may cost: bounds on runs against servers that enforce limits which nobody named.
+"""The cost of refusals: bounds on runs against servers that enforce unconfigured limits.
 
 Each bound is one that users asked for; 50 calls in flight and 50 ms an answer unless it says otherwise.
 """
@@ -48,14 +48,14 @@ def back_after(course: Course, end_s: float, full: float = FULL) -> float:
     return next((start for start in starts if course.per_s(start, start + 0.5) >= 0.8 * full), inf) - first
 
 
-# -- a wait that a refusal asks for is a wait of its call ------------------------------------------------------------
+# -- Retry-After of a single refusal ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", [None, always(0.005)], ids=["slowly", "at once"])
 @pytest.mark.parametrize("asked_s", [1, 7, 20])
 @pytest.mark.parametrize("number", [1, 4, 20, 100])
-def test_one_refusal_holds_back_one_call(number: int, asked_s: float, fails: Seconds | None) -> None:
-    """One 429 with Retry-After, wherever it comes, costs its wait and no more than a second on top."""
+def test_one_refusal_delays_one_call(number: int, asked_s: float, fails: Seconds | None) -> None:
+    """One 429 with Retry-After, at any call, costs at most its wait plus 1 s."""
     fault_free_s = free_of_faults(rows=2000).back[-1][0]
     course = drive(nth(number), rows=2000, retry_after_s=asked_s, fails=fails)
     assert course.back[-1][0] <= fault_free_s + asked_s + 1
@@ -63,15 +63,15 @@ def test_one_refusal_holds_back_one_call(number: int, asked_s: float, fails: Sec
 
 
 def test_one_refusal_of_few_rows_costs_its_wait() -> None:
-    """The same where there are fewer rows than calls may be in flight, and where one call at a time is allowed."""
+    """The same if there are fewer rows than allowed calls, and with one call at a time."""
     assert drive(nth(1), rows=5, retry_after_s=3).back[-1][0] <= 3.2
     assert drive(nth(2), rows=40, retry_after_s=3, most=1).back[-1][0] <= 5.5
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0, 5.0])
 @pytest.mark.parametrize("length_s", [3, 20, 60])
-def test_refusals_of_everything_at_the_start_are_forgotten(length_s: float, retry_after_s: float | None) -> None:
-    """All is refused for a while, with or without a few answers before: full speed within 5 s of the first answer."""
+def test_full_speed_returns_after_refusals_at_the_start(length_s: float, retry_after_s: float | None) -> None:
+    """If all is refused for a while, full speed is reached within 5 s of the first answer."""
     for before in (healthy, nth(1, 2, 3)):
         for start_s in (0, 0.06, 0.4):
             server = together(before, outage(start_s, length_s, "limited"))
@@ -83,21 +83,25 @@ def test_refusals_of_everything_at_the_start_are_forgotten(length_s: float, retr
 @pytest.mark.parametrize("retry_after_s", [None, 1.0])
 @pytest.mark.parametrize(("start_s", "length_s"), [(1.0, 2.0), (5.0, 0.7), (10.0, 2.0)])
 @pytest.mark.parametrize("most", [8, 32, 50])
-def test_a_hiccup_is_forgotten(most: int, start_s: float, length_s: float, retry_after_s: float | None) -> None:
-    """Another tenant uses up the rate in mid-run: 80 % of full speed again within 5 s of the end of it."""
+def test_full_speed_returns_after_a_short_limit(
+    most: int, start_s: float, length_s: float, retry_after_s: float | None
+) -> None:
+    """Another tenant uses up the rate in mid-run: 80 % of full speed within 5 s of its end."""
     end_s = start_s + length_s
     course = drive(outage(start_s, end_s, "limited"), end_s + 8, retry_after_s=retry_after_s, most=most)
     assert course.per_s(end_s + 4.5, end_s + 5.5) >= 0.8 * most / 0.05
     assert course.per_s(end_s, end_s + 5) >= 0.45 * most / 0.05
 
 
-# -- refusals by chance ----------------------------------------------------------------------------------------------
+# -- random refusals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", [None, always(0.005)], ids=["slowly", "at once"])
 @pytest.mark.parametrize(("share", "retry_after_s"), [(0.01, 1.0), (0.01, 5.0), (0.1, None), (0.1, 1.0)])
-def test_some_refusals_by_chance_cost_little(share: float, retry_after_s: float | None, fails: Seconds | None) -> None:
-    """One call in a hundred or in ten is refused by chance: at least 0.7 of the rows a second of a run without."""
+def test_random_refusals_cost_at_most_30_percent(
+    share: float, retry_after_s: float | None, fails: Seconds | None
+) -> None:
+    """With one call in a hundred or in ten refused at random, at least 0.7 of the rows a second without."""
     for seed in range(2):
         course = drive(at_random(share, "limited", seed), 20, retry_after_s=retry_after_s, fails=fails)
         assert course.per_s(0, 20) >= 0.7 * free_of_faults(20).per_s(0, 20)
@@ -113,10 +117,10 @@ def test_some_refusals_by_chance_cost_little(share: float, retry_after_s: float 
     ids=["even", "jitter", "lognormal"],
 )
 @pytest.mark.parametrize(("count", "retry_after_s"), [(5, 60.0), (5, None), (12, 60.0)])
-def test_a_bound_on_calls_in_flight_is_found_by_fewer_calls(
+def test_concurrency_limit_is_found_by_lowering_concurrency(
     count: int, retry_after_s: float | None, takes: Callable[[], Seconds], fails: Seconds | None
 ) -> None:
-    """Five calls at once, 429 and Retry-After: 60 beyond: 0.7 of what five can do after ten seconds, few refused."""
+    """If calls beyond the limit get 429, after 10 s 0.7 of its capacity is used and less than 5 % are refused."""
     course = drive(lanes(count, "limited"), 40, takes=takes(), fails=fails, retry_after_s=retry_after_s)
     sample = takes()
     mean_s = sum(sample(0) for _ in range(1000)) / 1000
@@ -125,8 +129,8 @@ def test_a_bound_on_calls_in_flight_is_found_by_fewer_calls(
 
 
 @pytest.mark.parametrize("takes", [lambda: always(5.0), lambda: lognormal(5, 0.2)], ids=["even", "lognormal"])
-def test_a_bound_on_calls_of_seconds_is_found(takes: Callable[[], Seconds]) -> None:
-    """The same for batches that take five seconds each."""
+def test_concurrency_limit_is_found_with_slow_calls(takes: Callable[[], Seconds]) -> None:
+    """The same for batches that take 5 s each."""
     course = drive(lanes(5, "limited"), 200, takes=takes(), retry_after_s=60)
     assert course.per_s(10, 200) >= 0.7 * 5 / 5.1
 
@@ -137,7 +141,7 @@ def test_a_bound_on_calls_of_seconds_is_found(takes: Callable[[], Seconds]) -> N
 @pytest.mark.parametrize("takes", [QUICK, jitter(0.03, 0.07)], ids=["even", "jitter"])
 @pytest.mark.parametrize(("limit", "burst"), [(20, 10), (50, 10), (100, 10), (100, 100), (200, 200), (500, 500)])
 def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> None:
-    """A token bucket that nobody named: over a minute at least 93 % of it is used and at most 3 % refused."""
+    """Of an unconfigured token bucket at least 93 % is used over a minute, and at most 3 % of calls are refused."""
     for retry_after_s in (None, 1.0):
         course = drive(token_bucket(limit, burst), 60, takes=takes, retry_after_s=retry_after_s)
         assert course.per_s(0, 60) >= 0.93 * limit
@@ -148,10 +152,8 @@ def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> Non
 @pytest.mark.parametrize(
     "server", [lambda: sliding_window(300), lambda: token_bucket(300, 300)], ids=["window", "bucket"]
 )
-def test_a_limit_that_is_used_up_is_seen_by_the_calls_that_left_last(
-    server: Callable[[], Server], takes: Seconds
-) -> None:
-    """Refusals that come at once are heeded at once: with 256 in flight at most 2 % are refused over 20 seconds."""
+def test_immediate_refusals_are_heeded_at_once(server: Callable[[], Server], takes: Seconds) -> None:
+    """With 256 calls in flight at most 2 % are refused over 20 s."""
     course = drive(server(), 20, most=256, takes=takes, fails=always(0.002))
     assert course.per_s(0, 20) >= 0.9 * 300
     assert course.share("limited") <= 0.02
@@ -168,24 +170,24 @@ def test_a_limit_that_is_used_up_is_seen_by_the_calls_that_left_last(
     ],
     ids=["sliding", "fixed", "fixed since 30 s", "fixed since 59 s"],
 )
-def test_a_rate_a_minute_is_used(server: Callable[[], Server], least_s: float, retry_after_s: float | None) -> None:
-    """60 calls a minute: 300 rows take at most 1.3 times the least that is possible."""
+def test_rate_per_minute_is_used(server: Callable[[], Server], least_s: float, retry_after_s: float | None) -> None:
+    """With 60 calls a minute, 300 rows take at most 1.3 times the minimum."""
     course = drive(server(), rows=300, retry_after_s=retry_after_s)
     assert course.back[-1][0] <= 1.3 * least_s
 
 
 @pytest.mark.parametrize("server", [sliding_window, fixed_window], ids=["sliding", "fixed"])
 @pytest.mark.parametrize("calls", [20, 100, 1000])
-def test_a_rate_over_ten_seconds_is_used(calls: int, server: type[Server]) -> None:
-    """Windows of ten seconds, which no header names: at least 77 % of them is used."""
+def test_rate_per_ten_seconds_is_used(calls: int, server: type[Server]) -> None:
+    """Of windows of 10 s, which no header names, at least 77 % is used."""
     assert drive(server(calls, 10), 100).per_s(0, 100) >= 0.77 * calls / 10  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
     "limited", [lambda: sliding_window(100), lambda: sliding_window(20), lambda: lanes(5, "limited")]
 )
-def test_a_limit_that_is_lifted_is_forgotten(limited: Callable[[], Server]) -> None:
-    """When a limit goes away, full speed is back within half a minute."""
+def test_full_speed_returns_when_a_limit_is_lifted(limited: Callable[[], Server]) -> None:
+    """Within half a minute."""
     course = drive(switching(30, limited(), healthy), 72, takes=jitter(0.03, 0.07))
     assert course.per_s(62, 72) >= 0.8 * FULL
 
@@ -193,8 +195,8 @@ def test_a_limit_that_is_lifted_is_forgotten(limited: Callable[[], Server]) -> N
 # -- no limit --------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_queues_or_slows_down_is_asked_as_much_as_allowed() -> None:
-    """Answers that take longer the more calls are in flight are answers: nothing is lowered."""
+def test_queueing_server_gets_the_maximum_concurrency() -> None:
+    """Latency that grows with concurrency lowers nothing."""
     for takes_s in (0.5, 5.0):
         course = drive(healthy, 20 * takes_s, takes=lambda now, takes_s=takes_s: min(takes_s, 0.05 + now / 20))  # type: ignore[misc]
         assert course.in_flight(15 * takes_s, 19 * takes_s) >= 49
