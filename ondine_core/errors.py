@@ -95,7 +95,7 @@ class RefusedError(ProviderError):
 
     Args:
         message: What happened.
-        usage: Tokens that were billed although nothing useful came of them, `None` when none were.
+        usage: Tokens that were billed without a usable reply, `None` when none were.
         stated_usd: What the provider says they cost, `None` where it does not.
         tier: The price class at which they were billed, in the provider's words.
         fault: `"row"` if the content is refused, `"size"` if the length is, `"unclear"` if the provider does not say:

@@ -26,7 +26,7 @@ _VALUES_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class AskedRows:
-    """Rows that were asked about, and what came of it.
+    """The rows asked about, and their outcomes.
 
     Args:
         frame: The rows.
@@ -52,7 +52,7 @@ def names_of(value: Any) -> tuple[str, ...]:
 
 
 def frame_of(table: Any) -> nw.DataFrame[Any]:
-    """`table`, a data frame in memory of any kind, as one to work with.
+    """`table`, an in-memory data frame of any kind, as a Narwhals frame.
 
     Raises:
         TypeError: It is none.

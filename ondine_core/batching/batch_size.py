@@ -83,7 +83,7 @@ def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
 
 
 def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -> AdaptiveSize:
-    """Learn from what became of a call.
+    """Learn from the outcome of a call.
 
     Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
 

@@ -37,7 +37,7 @@ def reply_fields(task: Task) -> Mapping[str, Mapping[str, Json]]:
 
 @lru_cache(maxsize=16)
 def name_id(task: Task) -> str:
-    """What the local id is called: neither as a column that travels nor as one that is asked for."""
+    """The name of the local id; it differs from all input and output columns of the batch."""
     taken = {*item_fields(task), *reply_fields(task)}
     names = chain(("id", "item_id"), (f"item_id_{number}" for number in count(2)))
     return next(name for name in names if name not in taken)

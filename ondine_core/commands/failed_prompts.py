@@ -1,4 +1,4 @@
-"""What became of prompts: `failures` lists those without an answer, `why` tells all that is known of one."""
+"""The commands `failures`, which lists prompts without an answer, and `why`, which shows everything known of one."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _find_keys(database: Database, options: argparse.Namespace) -> list[Key]:
 
 
 def _origin_lines(origin: Origin) -> list[tuple[str, str]]:
-    """The lines that say for whom a prompt was asked."""
+    """The lines with the origin of a prompt."""
     if not origin.run:
         return [("run", "not known: it was asked by an earlier version")]
     return [("run", origin.run), ("asset", show_asset(origin) or "(none)")]

@@ -165,7 +165,7 @@ class Caller:
     async def settle(
         self, pending: PendingCall, sent: CallStarted, reply: Reply | RefusedError, result: BatchResult
     ) -> None:
-        """Keep what came of a call; returns when that is durable.
+        """Store the result of a call; returns when it is durable.
 
         Raises:
             StoreError: It cannot be kept.

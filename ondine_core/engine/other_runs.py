@@ -1,7 +1,7 @@
 """What other runs of the same question have in flight is left for later: it is found in their answers, or taken over.
 
 The store knows which run has which prompt in flight (`store.claims`). A prompt of another run is looked for again now
-and then. It is asked here when its run has let go of it, when the process of that run is known to have ended, or when
+and then. It is asked here when its run has released it, when the process of that run is known to have ended, or when
 one and the same call has been in flight for longer than a call can take. A run waits only when it has nothing else to
 ask, and while it waits it holds no claim itself, so runs never wait for each other in a circle.
 """
@@ -119,7 +119,7 @@ class OtherRuns:
         """Look for the prompts that were left for later; the caller defers again those that are still held."""
         items, self._waiting = tuple(self._waiting.values()), {}
         looked = await self.look(items)
-        # Once is no proof: the run that had it may have let go of it just then.
+        # Once is no proof: the run that had it may just have released it.
         free = {item.key for item in looked.free}
         self._unreadable |= free & self._freed
         self._freed |= free

@@ -46,7 +46,7 @@ class ProviderHealth:
         self._unreachable_in_a_row = 0
         self._refusals = _RefusalStreak()
 
-    # -- what comes back -------------------------------------------------------------------------------------------
+    # -- outcomes of calls -----------------------------------------------------------------------------------------
 
     def note_reply(self) -> None:
         """Note that the provider replies, if only to refuse: there is no outage, and it has capacity."""

@@ -1,4 +1,4 @@
-"""What all parts of a run share: what is asked, with what it is asked, and what has come of it so far."""
+"""The state that all parts of a run share: the task, the runtime, and the outcomes so far."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Asker:
     # -- the next batch --------------------------------------------------------------------------------------------
 
     async def _next(self, part: _Part) -> Batch | None:
-        """The next batch to ask; when there is no other, prompts that other runs have let go of are waited for."""
+        """The next batch to ask; when there is no other, wait for prompts that other runs release."""
         others = self._run.others
         while self._run.stop.error is None:
             if part.keep and others.is_due():
@@ -143,7 +143,7 @@ class Asker:
             return await asyncio.to_thread(next, part.batches, None)
 
     async def _wait_for_others(self, part: _Part) -> Batch | None:
-        """The next batch of prompts that other runs have let go of; `None` when none is left to wait for."""
+        """The next batch of prompts released by other runs; `None` when none is left to wait for."""
         others = self._run.others
         async with others.lock:
             while others.is_waiting and not part.ready and self._run.stop.error is None:

@@ -46,7 +46,7 @@ class Budget:
         store: Keeps the numbers.
         clock: Its wall clock says what day it is.
         on_threshold: Told in a sentence, once among all processes, that a share of the cap is spent.
-        wait_timeout_s: How long nothing may come back from calls of other processes before they are given up for lost.
+        wait_timeout_s: How long to wait without a release by calls of other processes before these count as lost.
     """
 
     cap: BudgetLimit

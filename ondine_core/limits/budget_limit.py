@@ -1,4 +1,4 @@
-"""How much may be spent, by whom and in what time; amounts are counted in whole nano-dollars.
+"""Budget limits: an amount, its users and its period; amounts are counted in whole nano-dollars.
 
 A float, which is what the store keeps, holds these exactly up to nine million dollars. What is to be paid is rounded up
 and what may be paid is rounded down, so a cap can be a nano-dollar stricter than asked, never looser.
@@ -22,7 +22,7 @@ _MAX_UNITS = 2**53
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimit:
-    """How much may be spent, by whom, and in what time.
+    """How much may be spent, by which users, and in which period.
 
     Args:
         max_cost_usd: USD, more than 0.

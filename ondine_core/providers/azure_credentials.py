@@ -56,7 +56,7 @@ class Credential(Protocol):
 
 
 async def _close_nothing() -> None:
-    """Nothing to let go of."""
+    """Nothing to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Access:
     Args:
         headers: Those of the next call.
         advice: What to do about the statuses of a refusal.
-        aclose: Lets go of what it holds.
+        aclose: Closes what it holds open.
         api_key: The key that is sent, if one is.
     """
 

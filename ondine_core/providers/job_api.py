@@ -79,7 +79,7 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class JobReply:
-    """What came of one request of a job.
+    """The result of one request of a job.
 
     Args:
         custom_id: The request.
@@ -135,7 +135,7 @@ class JobApi(Protocol):
         """
 
     def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
-        """What came of the requests of a job that has ended, in any order; nothing of it is kept in memory.
+        """The results of a job that has ended, in any order; they are streamed, not kept in memory.
 
         Ids that are not ours, or that come twice, are passed on as they are.
 

@@ -1,6 +1,6 @@
 """What the user says of a model, checked before any call is made.
 
-Whatever is wrong is a `ConfigError` that says which value it is and what to do; all `connect` functions raise it.
+Every error is a `ConfigError` that names the value and what to do; all `connect` functions raise it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _FIND_REPLY = "SELECT reply, kept_at FROM ondine.replies WHERE key = ? AND kept_
 
 
 def note(database: Database, started: RunStarted) -> None:
-    """Keep for whom a run asks and what it asks, within a transaction; replies that are too old go."""
+    """Store a run's origin and its task within a transaction; expired replies are removed."""
     now = time.time()
     database.run("DELETE FROM ondine.replies WHERE kept_at < ?", [now - REPLIES_KEPT_S])
     database.run(_NOTE, (started.run, *clean_origin(started.origin), started.task, now))
@@ -73,7 +73,7 @@ def read_definitions(database: Database, asset: str | None) -> list[bytes]:
 
 
 def read_origins(database: Database, keys: Sequence[Key]) -> dict[Key, Origin]:
-    """For whom the answers with some keys were asked; empty where that is not known."""
+    """The origins of the answers with some keys; empty where unknown."""
     rows = database.select_in(_FIND_ORIGINS, keys)
     return {bytes(key): Origin(*names) for key, *names in rows}
 

@@ -204,7 +204,7 @@ class PostgresDatabase:
                 self._busy_since = None
 
     def _cut_stalled(self) -> None:
-        """On a thread of its own: break a connection over which no answer comes, so that it is made anew."""
+        """On a thread of its own: close a connection that does not respond, so that it is opened again."""
         limit_s = max(4 * self._wait_timeout_s, _SHORTEST_ANSWER_LIMIT_S)
         while not self._closed.wait(limit_s / 4):
             since = self._busy_since
@@ -293,7 +293,7 @@ class PostgresDatabase:
 
     def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement that returns no rows for each of `rows`."""
-        # One statement for many rows: for each statement the interpreter is let go of, and got back late if it is busy.
+        # One statement for many rows: each statement releases the interpreter lock, and regains it late if others run.
         size = _ROWS_A_STATEMENT if " VALUES (" in sql else 1
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
@@ -329,7 +329,7 @@ class PostgresDatabase:
         """Nothing to do: Postgres reuses the space of deleted rows by itself."""
 
     def close(self) -> None:
-        """Take the mark away and let go of the connection."""
+        """Remove the mark and close the connection."""
         self._closed.set()
         with suppress(self._driver.Error):
             if self._confirmed:

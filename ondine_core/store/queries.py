@@ -350,7 +350,7 @@ def _read_in_pages(
 
 
 def _remove(database: Database, dated: _PrunedTable, limit: float | str, rows: Sequence[Row]) -> None:
-    """Remove rows by their primary keys, unless they were written anew meanwhile."""
+    """Remove rows by their primary keys, unless they were rewritten meanwhile."""
     key = f"({list_columns(dated.key)}) = ({', '.join('?' * len(dated.key))})"
     sql = f"DELETE FROM ondine.{dated.table} WHERE {dated.column} < ? AND {key}"  # noqa: S608
     database.run_many(sql, [(limit, *row) for row in rows])

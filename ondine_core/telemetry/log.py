@@ -39,7 +39,7 @@ _QUIET = frozenset({RunStarted, Progressed, RunEnded, RowsFailed})
 
 
 class LineLogger(Protocol):
-    """What takes finished lines, such as a `logging.Logger`."""
+    """A receiver of finished lines, such as a `logging.Logger`."""
 
     def log(self, level: int, message: str, /) -> object:
         """Take a line."""

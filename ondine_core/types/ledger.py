@@ -17,7 +17,7 @@ CallReason: TypeAlias = Literal["ask", "repair", "split", "retry", "calibrate"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """For whom calls are made: a run, and the asset and partition it fills."""
+    """The origin of calls: a run, and the asset and partition it fills."""
 
     run: str
     asset: str = ""

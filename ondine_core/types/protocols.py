@@ -77,7 +77,7 @@ class AnswerStore(Protocol):
         """Which of `keys` are in flight in runs that were announced."""
 
     async def release(self, calls: Sequence[bytes]) -> None:
-        """Let the prompts of some calls be asked by others, although what became of these calls is not known."""
+        """Release the prompts of some calls to other runs, although the outcome of these calls is not known."""
 
     async def settle(self, settled: CallFinished) -> None:
         """Store the outcome of a call, answers and ledger in one transaction; durable like `send`."""

@@ -1,4 +1,4 @@
-"""The user's function as one for Dagster: the same parameters, and those that the step needs besides."""
+"""The user's function wrapped for Dagster: the same parameters, and those that the step needs in addition."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
 import inspect

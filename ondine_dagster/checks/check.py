@@ -34,7 +34,7 @@ class CheckContext:
     Args:
         step: Dagster's context of the step.
         task: What was asked.
-        report: What came of it.
+        report: The report of the run.
         ask: Asks about labelled rows.
         values: The output columns, failed and skipped rows among them.
         there: Whether each row was answered.

@@ -72,7 +72,7 @@ def _line(cells: Iterable[str]) -> str:
 
 _CELL_LENGTH = 160
 _LINKED = re.compile(r"(?:https?|ftp|mailto|xmpp):|www(?=\.)|[\w.+-](?=@)", re.IGNORECASE)
-"""What GitHub's Markdown makes a link of although nothing marks it as one; escapes do not keep it from that."""
+"""Text that GitHub's Markdown turns into a link without any markup; escaping does not prevent it."""
 _WORD_JOINER = "\u2060"
 """Has no width, and ends what would be an address."""
 _LINES_OF_ONE_ROW = 2

@@ -1,4 +1,4 @@
-"""Failed rows as an asset of their own, beside the enriched one: with why, by whom, how often and for how much.
+"""Failed rows as an asset beside the enriched one: with reason, model, attempts and cost.
 
 Both come from one step. The failed rows are stored before it is decided whether there are too many of them, so that
 they can be looked at also when that fails the step.

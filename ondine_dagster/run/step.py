@@ -105,7 +105,7 @@ class _Run:
 
 
 def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> Results:
-    """Ask about rows and join what comes of it; the failed rows come first, if they are wanted.
+    """Ask about rows and join the outcomes; the failed rows come first, if they are requested.
 
     Args:
         context: The step's.

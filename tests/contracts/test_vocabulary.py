@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -21,6 +22,12 @@ OLD_WORDS = frozenset(
     """.split()
 )
 """Words that no identifier has as a part."""
+OLD_WORDS_OF_TESTS = frozenset(
+    """
+    errand purse purses told whoever whom nobody everybody somebody befall befalls befell throttle
+    """.split()
+)
+"""Words that neither the name nor the docstring of a test has."""
 
 
 def names(file: Path) -> set[str]:
@@ -42,6 +49,16 @@ def test_code_uses_standard_terms() -> None:
             assert not found & OLD, file
             assert not {word for name in found for word in words(name)} & OLD_WORDS, file
             assert not [name for name in found if name.lower().lstrip("_").startswith("longest_")], file
+
+
+def test_names_and_docstrings_of_tests_use_standard_terms() -> None:
+    """No test's name or docstring has one of the words that once stood for a standard term."""
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                text = f"{node.name.replace('_', ' ')} {ast.get_docstring(node)}".lower()
+                without_code = re.sub(r"`[^`]*`", "", text)
+                assert not OLD_WORDS_OF_TESTS & set(re.findall(r"[a-z]+", without_code)), (file, node.name)
 
 
 def test_documents_use_standard_terms() -> None:

@@ -50,7 +50,7 @@ def keys_in(place: str | Path) -> set[Key]:
 
 
 def read_budget(place: str | Path, budget: str) -> tuple[Decimal, Decimal]:
-    """USD charged to a budget without a period, and of it what is known to be spent."""
+    """USD charged to a budget without a period, and the part known to be spent."""
     ((numbers,),) = look(place, f"SELECT numbers FROM ondine.numbers WHERE name = 'budget:ever::{budget}'")  # noqa: S608
     charged, settled, *_ = orjson.loads(bytes(cast("bytes", numbers)))
     return usd_of(charged), usd_of(settled)

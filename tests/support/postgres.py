@@ -102,7 +102,7 @@ def _find_programs() -> Path:
 
 
 def _copy(programs: Path, folder: Path) -> Path:
-    """For `nobody`, since the environment may lie where only root may go; a library is found by its relative place."""
+    """For the user `nobody`, as only root may be able to read the environment; libraries are found by relative path."""
     package = programs.parents[1]
     shutil.copytree(programs.parent, folder / package.name / programs.parent.name, symlinks=True)
     libraries = package.with_name(f"{package.name}.libs")

@@ -146,7 +146,7 @@ async def _begin(context: JobContext) -> JobRecord:
 
 @dataclass(slots=True)
 class _WrittenRequests:
-    """What came of writing batches.
+    """The result of writing batches.
 
     Args:
         requests: Those that were written.

@@ -1,4 +1,4 @@
-"""Keeps what came of the requests of a job that has ended; what has no outcome yet is asked again."""
+"""Stores the results of a job that has ended; prompts without an outcome are asked again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ondine_core.types.values import Failure, Item, Key, Outcome, Reply, Usage
 _REPLIES_AT_ONCE = 500
 """Replies that are settled in one transaction, and that are in memory at a time."""
 _MAX_NOT_RUN = 3
-"""Jobs that may end without running a request before its rows are given up for this run."""
+"""Number of jobs that may end without running a request before its rows fail in this run."""
 
 
 async def read_job(context: JobContext, record: JobRecord, status: JobStatus) -> None:
@@ -120,7 +120,7 @@ class _ResultReader:
         return None
 
     async def settle(self, replies: Mapping[int, JobReply]) -> None:
-        """Keep what came of some requests; those that were settled before are left as they are."""
+        """Store the results of some requests; requests that were settled before are unchanged."""
         context, record = self.context, self.record
         if not replies:
             return

@@ -32,7 +32,7 @@ from ondine_core.types.values import Reply
 CLOCK_SLACK_S = 300.0
 """By so much a provider's clock and ours may differ."""
 LATE_S = 240.0
-"""A request that was given up is read within this time or never."""
+"""How long the provider may still process a request that was abandoned here."""
 _MAX_PAGES = 200
 _OK = 200
 _ID = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([\w-]{1,64})"')
@@ -60,7 +60,7 @@ class JobAdapter(ABC):
             return self._status(job)
 
     async def read_results(self, job_id: str) -> AsyncGenerator[JobReply]:
-        """What came of the requests."""
+        """The results of the requests."""
         for path in await self._result_paths(job_id):
             async for line in self._http.lines(path, f"results of the {self.word} {job_id!r}"):
                 yield self._read_line(line)
@@ -176,7 +176,7 @@ def epoch_s(at: Any) -> float:
 
 
 def id_of(made: Any, *, creates: bool = False, field: str = "id") -> str:
-    """The provider's name of what it shows; with `creates` it may have been created all the same if there is none."""
+    """The provider's id of an object in a response; with `creates` a missing id leaves open whether it was created."""
     found = made.get(field) if isinstance(made, dict) else None
     if not isinstance(found, str) or not found:
         raise TransientError("The provider's reply names no id of what it created.", cost_unknown=creates)

@@ -38,9 +38,9 @@ _FORBIDDEN, _MAY_BE_GONE = 403, b"may not exist"
 """How Google refuses what is not there."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNKNOWN_STATUSES = frozenset({500, 502, 504, 520, 522, 524})
-"""Statuses after which a job may have been created all the same."""
+"""Statuses after which a job may still have been created."""
 _SLOWEST_BYTES_S = 2**17
-"""A line that carries less than 1 Mbit/s is given up."""
+"""A connection slower than 1 Mbit/s is closed."""
 _PAUSE_S = 60.0
 _CHUNK = 2**16
 _OK, _SUCCESSES = 200, range(200, 300)
@@ -116,7 +116,7 @@ class JobHttp:
         return await self.ask(JobRequest("GET", path, params=params or {}, missing=missing))
 
     async def post(self, path: str, body: Any = None, *, creates: bool = False, missing: str | None = None) -> Any:
-        """Post JSON and return what comes back; with `creates` it creates a job."""
+        """Post JSON and return the response; with `creates` the request creates a job."""
         content = b"" if body is None else orjson.dumps(body)
         return await self.ask(JobRequest("POST", path, lambda _: content, _JSON, creates=creates, missing=missing))
 

@@ -64,7 +64,7 @@ async def close_writer(writer: Writer) -> None:
 def _run(runner: asyncio.Runner) -> None:
     with runner:
         runner.get_loop().run_forever()
-    # MLX wants its streams given up by the thread that used them, or the process may abort as it ends.
+    # MLX streams must be released by the thread that used them, or the process may abort at its exit.
     for writer in _users:
         writer.unload()
     _users.clear()

@@ -152,7 +152,7 @@ def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> Non
 @pytest.mark.parametrize(
     "server", [lambda: sliding_window(300), lambda: token_bucket(300, 300)], ids=["window", "bucket"]
 )
-def test_immediate_refusals_are_heeded_at_once(server: Callable[[], Server], takes: Seconds) -> None:
+def test_immediate_refusals_slow_calls_at_once(server: Callable[[], Server], takes: Seconds) -> None:
     """With 256 calls in flight at most 2 % are refused over 20 s."""
     course = drive(server(), 20, most=256, takes=takes, fails=always(0.002))
     assert course.per_s(0, 20) >= 0.9 * 300

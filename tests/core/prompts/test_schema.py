@@ -207,26 +207,26 @@ class Empty(BaseModel):
 
 
 class Tree(BaseModel):
-    """Holds itself."""
+    """Contains itself."""
 
     children: "list[Tree]"
 
 
 class Odd(BaseModel):
-    """Has a field that JSON does not know."""
+    """Has a field of a type that JSON lacks."""
 
     f: Callable[[], int]
 
 
 class Login(BaseModel):
-    """Hides what it is asked for."""
+    """Has a secret text field."""
 
     user: str
     codes: list[SecretStr] | None
 
 
 class Token(BaseModel):
-    """Hides it as bytes."""
+    """Has a secret bytes field."""
 
     token: SecretBytes
 

@@ -54,7 +54,7 @@ def test_endpoint_may_be_copied_from_the_portal(tail: str, monkeypatch: pytest.M
 
 
 def test_version_of_the_settings_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the definition says is stronger than what the environment says."""
+    """The setting has precedence over the variable."""
     monkeypatch.setenv("AZURE_OPENAI_API_VERSION", "2025-01-01")
     with AzureProvider() as provider:
         one_call(connect(spec(provider, api_key=KEY, settings={"api_version": API_VERSION})), call=CALL)

@@ -67,7 +67,7 @@ def test_a_hosted_preset_is_in_the_price_file(name: str) -> None:
     ],
 )
 def test_every_provider_has_a_preset(model: str) -> None:
-    """Whoever looks for a well-known model of any provider finds one."""
+    """There is a preset for a well-known model of each provider."""
     assert any(re.fullmatch(model, spec.model) for spec in PRESETS.values())
 
 

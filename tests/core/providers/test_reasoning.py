@@ -181,7 +181,7 @@ def test_reply_truncated_while_reasoning_says_so(message: Mapping[str, Any], usa
 
 
 def test_reply_truncated_in_its_answer_does_not_mention_reasoning() -> None:
-    """Thinking that had ended is not what cut it."""
+    """Finished reasoning did not cause the truncation."""
     choice = {"message": {"content": "<think>Hm</think>half", "reasoning_content": "Hm"}, "finish_reason": "length"}
     usage = {"prompt_tokens": 9, "completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 30}}
     with Provider(fault=status(200, {"choices": [choice], "usage": usage})) as provider:

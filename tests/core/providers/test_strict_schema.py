@@ -1,4 +1,4 @@
-"""Schemas sent in strict mode, checked against its rules, written here anew from OpenAI's guide."""
+"""Schemas sent in strict mode, checked against its rules, which are written here independently from OpenAI's guide."""
 
 from __future__ import annotations
 

@@ -443,7 +443,7 @@ def test_duplicate_and_foreign_results_are_ignored(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
-def test_run_after_a_failed_materialization_starts_anew(tmp_path: Path) -> None:
+def test_run_after_a_failed_materialization_is_a_new_one(tmp_path: Path) -> None:
     """Once the failed one has read its jobs, the next run has a cap and a deadline of its own."""
 
     async def act(world: JobWorld) -> None:
