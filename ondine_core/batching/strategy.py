@@ -30,6 +30,7 @@ from ondine_core.batching.row_records import (
 from ondine_core.errors import ConfigError
 from ondine_core.prompts.task import Task
 from ondine_core.providers.reply_text import strip_fence
+from ondine_core.providers.wire_text import storable_text
 from ondine_core.types.values import Batch, Call, Item, Message
 
 
@@ -152,7 +153,7 @@ def _fixed_part(form: RowFormat, task: Task) -> tuple[Message, ...]:
 
 def _decode(form: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int, str] | None:
     # Some notations choke on lone surrogates, which a broken decoder may have left in the reply.
-    records = form.read(strip_fence(text.encode("utf-8", "replace").decode()))
+    records = form.read(strip_fence(storable_text(text)))
     if records is None:
         return None
     name = name_id(task)

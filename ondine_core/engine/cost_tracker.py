@@ -13,6 +13,7 @@ from ondine_core.providers.charges import Charge, decide_charge
 from ondine_core.providers.context_window import MAX_TOKENS_A_MESSAGE
 from ondine_core.providers.media_tokens import max_tokens_anywhere, media_tokens_in
 from ondine_core.providers.pricing import Price
+from ondine_core.providers.wire_text import utf8_length
 from ondine_core.types.ledger import CallReason, UsageTotals
 from ondine_core.types.media import Media
 from ondine_core.types.progress import Spend, add_usd
@@ -67,7 +68,7 @@ class CostTracker:
         if len(prices) < len(tiers):
             return None
         # No token of a byte-level tokenizer is shorter than a byte, so a text has at most as many tokens as bytes.
-        texts = sum(_length(message.content) + MAX_TOKENS_A_MESSAGE for message in call.messages)
+        texts = sum(utf8_length(message.content) + MAX_TOKENS_A_MESSAGE for message in call.messages)
         length = texts + len(call.json_schema or b"")
         if call.media:
             counted = (media_tokens_in(message.content, call.media, self._media_tokens) for message in call.messages)
@@ -141,8 +142,3 @@ class CostTracker:
             self._unknown_usd,
             self._cache_saved_usd,
         )
-
-
-def _length(text: str) -> int:
-    """Bytes of `text` in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

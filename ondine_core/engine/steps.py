@@ -15,6 +15,7 @@ from ondine_core.prompts.task import Task, cache_key
 from ondine_core.prompts.template import CompiledPrompt
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.providers.reply_text import THOUGHTS_ONLY, strip_reasoning
+from ondine_core.providers.wire_text import storable_text
 from ondine_core.types.cell_text import NoTextError
 from ondine_core.types.media import Media, MediaError
 from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, Skipped
@@ -65,7 +66,7 @@ def render(
             yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
             if missing is None:
-                yield _utf8(text)
+                yield storable_text(text)
             elif on_missing == "skip":
                 yield Skipped(missing)
             else:
@@ -92,8 +93,8 @@ def items(
             continue
         if prompt.preparation is not None:
             row = prompt.prepare(row).values
-        fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
-        yield Item(key, _utf8(prompt.render(row)), fields)
+        fields = {name: storable_text(text) for name, text in prompt.fields(row).items()} if apart else {}
+        yield Item(key, storable_text(prompt.render(row)), fields)
 
 
 def _item_with_media(
@@ -102,24 +103,19 @@ def _item_with_media(
     """The prompt of a row with images or documents; one that cannot be sent if they are not what `key` was made of."""
     try:
         row = prompt.prepare(row).values
-        text = _utf8(prompt.render(row))
+        text = storable_text(prompt.render(row))
         if key_of(text) != key:
             raise MediaError("its content has changed since the run began; run again")
     except MediaError as error:
         broken = Media("image", "", key.hex(), load=partial(_refuse, str(error)))
         fields = dict.fromkeys(prompt.columns, broken.reference) if apart else {}
         return Item(key, broken.reference, fields, {broken.reference: broken})
-    fields = {name: _utf8(text) for name, text in prompt.fields(row).items()} if apart else {}
+    fields = {name: storable_text(text) for name, text in prompt.fields(row).items()} if apart else {}
     return Item(key, text, fields, prompt.media_of(row))
 
 
 def _refuse(reason: str) -> bytes:
     raise MediaError(reason)
-
-
-def _utf8(text: str) -> str:
-    """`text` without lone surrogates, as broken decoders leave behind: they have no place in UTF-8."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def dedup(

@@ -78,7 +78,8 @@ class _AnthropicModel(HttpModel):
                 if call.json_schema is None or not _refuses_schema(error, structure):
                     raise
                 if self._structure == structure:  # another call may have learnt it meanwhile
-                    self._structure = self._next(structure)
+                    may_use_tool = structure == "json_schema" and may_force_tool(self._fields)
+                    self._structure = "tool" if may_use_tool else "words"
             else:
                 self._learn_from(reply, call, structure)
                 return reply
@@ -86,9 +87,6 @@ class _AnthropicModel(HttpModel):
     def _write(self, call: Call) -> bytes:
         fields = {**self._fields, **self._tier_fields[call.tier]}
         return message_body(fields, call, self._structure, self._cache_mark)
-
-    def _next(self, structure: Structure) -> Structure:
-        return "tool" if structure == "json_schema" and may_force_tool(self._fields) else "words"
 
     def _learn_from(self, reply: Reply, call: Call, structure: Structure) -> None:
         """Whether the server heeds schemas: one that answers the first of them with plain text does not know them."""

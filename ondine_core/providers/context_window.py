@@ -16,6 +16,7 @@ import orjson
 
 from ondine_core.providers.media_limits import MediaLimits
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
+from ondine_core.providers.wire_text import utf8_length
 from ondine_core.types.values import Item, Json, ModelSpec
 
 __all__ = [
@@ -79,8 +80,7 @@ def estimate_tokens(text: str) -> int:
     and JSON 2.1. Random characters have down to 1.1: a call of nothing but hashes and pictographs may turn out twice as
     long as estimated.
     """
-    length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return -(-length // _BYTES_A_TOKEN)
+    return -(-utf8_length(text) // _BYTES_A_TOKEN)
 
 
 _FREE_TEXT = 400
@@ -115,7 +115,7 @@ def make_up_answer(json_schema: bytes | None, rank: float = 1.0, texts: float = 
         return (_FILLER * (length // len(_FILLER) + 1))[:length]
 
     def choose(options: Sequence[Json]) -> Json:
-        return sorted(options, key=_length)[round(rank * (len(options) - 1))]
+        return sorted(options, key=lambda option: len(orjson.dumps(option)))[round(rank * (len(options) - 1))]
 
     answer = {"answer": text(inf)} if json_schema is None else _made_up(orjson.loads(json_schema), text, choose)
     return orjson.dumps({"id": 100, **answer}).decode()
@@ -142,10 +142,6 @@ def _made_up(  # noqa: PLR0911  (one case a kind)
             return _FORMATS[name]
         case _:
             return text(kind.get("maxLength", inf))
-
-
-def _length(value: Json) -> int:
-    return len(orjson.dumps(value))
 
 
 # -- packing -------------------------------------------------------------------------------------------------------

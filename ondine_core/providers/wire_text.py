@@ -9,8 +9,13 @@ from ondine_core.errors import ConfigError
 
 
 def storable_text(text: str) -> str:
-    """`text` without lone surrogates, which UTF-8 cannot hold."""
+    """`text` without lone surrogates, as broken decoders leave behind: they have no place in UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def utf8_length(text: str) -> int:
+    """Bytes of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def check_text(value: Any, where: str) -> None:

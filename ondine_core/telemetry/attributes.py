@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from ondine_core.providers.wire_text import storable_text
 from ondine_core.telemetry.call_sampler import gather
 from ondine_core.telemetry.events import AskedBatch, CallEnded, CallsEnded, Content, Run
 from ondine_core.types.progress import Progress
@@ -140,4 +141,4 @@ def _content(content: Content, finish_reason: str | None) -> Attributes:
 
 def _parts(text: str) -> list[dict[str, str]]:
     # A lone surrogate is no character, and neither JSON nor a collector takes it.
-    return [{"type": "text", "content": text.encode("utf-8", "replace").decode()}]
+    return [{"type": "text", "content": storable_text(text)}]
