@@ -69,7 +69,7 @@ def batch_sensor(
             made by `define_asset_job`, which is run then.
         name: Name of the sensor.
         resource_keys: The keys of the `LLMResource`s that the assets ask; models of assets' own are found without.
-        minimum_interval_seconds: Seconds between two looks at the jobs.
+        minimum_interval_seconds: Seconds between two polls of the jobs.
         default_status: Whether it runs without being switched on.
         **sensor_arguments: Everything else `dg.SensorDefinition` takes: a description, tags, metadata.
 
@@ -141,7 +141,7 @@ class _Models:
         return sorted({llm.store or self.default_store for llm in (*self.shared.values(), *self.own.values())})
 
     def of(self, key: dg.AssetKey, required: Iterable[str]) -> list[LLMResource]:
-        """Those that may have handed in a job of an asset, the likeliest first."""
+        """The models that may have submitted a job of an asset, the likeliest first."""
         if key in self.own:
             return [self.own[key]]
         wanted = [self.shared[name] for name in required if name in self.shared]
@@ -388,7 +388,7 @@ async def _poll(
 
 
 def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRequest:
-    """A run of what a run left open: the assets that wait, and what it was to make downstream of them."""
+    """The request that continues a run: the assets that wait, and those selected downstream of them."""
     run = waiting.run
     waiting_keys = {one for key in waiting.keys for one in (key, failed_key(key))}
     known = _assets(context)

@@ -1,4 +1,4 @@
-"""The model as a Dagster resource: who is asked, how fast, and where answers are kept."""
+"""The model as a Dagster resource: which model is asked, at which rate, and where answers are stored."""
 
 import dataclasses
 import re
@@ -35,7 +35,7 @@ from ondine_dagster.config.variables import AtLeastOne, Count, NonNegative, Posi
 
 
 class SharedBudget(StrictConfig):
-    """What may be spent by everybody who names this budget, on the same store, in a period."""
+    """A budget shared by all assets and runs that name it, on the same store, for a period."""
 
     name: str = Field(description="Assets, runs and processes whose resource names it draw from one budget.")
     max_cost_usd: Positive = Field(description="USD for the period.")
@@ -271,7 +271,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         )
 
     def _fallback(self, model: str) -> ModelSpec:
-        """The settings for `model`, without what is said of this one's requests."""
+        """The settings for `model`, without those that are about this model's requests."""
         other = another_model(self.spec(), model)
         other = dataclasses.replace(other, params={}, provider_name=None, reasoning_effort=None)
         return other if other.tier in find_tiers(other) else dataclasses.replace(other, tier="standard")

@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def _by_name(make: Callable[P, R]) -> Callable[P, R]:
-    """`make`, which says so if it is given an argument without its name, and tells `help` which arguments there are."""
+    """Wrap `make` so that a positional argument is an error with its usage, and `help` lists the arguments."""
 
     @functools.wraps(make)
     def checked(*given: P.args, **arguments: P.kwargs) -> R:

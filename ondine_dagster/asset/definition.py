@@ -1,4 +1,4 @@
-"""What Dagster knows of an enriched asset before it runs, and what of it cannot be right."""
+"""The definition of an enriched asset for Dagster, and its validation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _check_names(enrichment: Enrichment) -> None:
 
 
 def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
-    """`error` of `@dg.asset`, in words that name what was meant if it is about an argument that there is not.
+    """Translate an `error` of `@dg.asset` about an unknown argument into one with a suggestion.
 
     Args:
         error: What `@dg.asset` raised.
@@ -93,7 +93,7 @@ def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | Config
 
 
 def _place_of(name: str) -> str | None:
-    """Where an argument of this name belongs, if it is one of another's."""
+    """Where an argument of this name belongs, if it is an argument of the prompt, the model or a run."""
     name = {"max_tokens": "max_output_tokens"}.get(name, name)
     if name in {field.name for field in fields(Prompt)}:
         return f" It belongs to the prompt: prompt=Prompt(..., {name}=...)."
@@ -107,7 +107,7 @@ def _place_of(name: str) -> str | None:
 
 
 def code_version(task: Task, users: str | None) -> str:
-    """Changes with the prompt, its examples, the output, and what is done to rows and images before they are asked.
+    """A hash of the prompt, its examples, the output, and the preprocessing of rows and images.
 
     The model is the resource's, and shown in the metadata.
     """

@@ -80,7 +80,7 @@ def wrap(
 
 
 def check_function(function: Any) -> None:
-    """Check that `function` is one that returns rows, with parameters that can be given by name.
+    """Check that `function` returns rows and has parameters that can be given by name.
 
     Raises:
         ConfigError: It is not.
@@ -105,14 +105,14 @@ def check_function(function: Any) -> None:
 
 
 _KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
-"""The only kind of parameter that Dagster takes for an input."""
+"""The only kind of parameter that Dagster reads as an input."""
 _CONFIG = "config"
-"""The parameter by which Dagster hands over the run config."""
+"""The parameter that receives the run config."""
 _CONTEXT_NAMES = ("context", "_context", "context_", "_")
-"""What Dagster takes for the context parameter of an asset function."""
+"""The names that Dagster reads as the context parameter of an asset function."""
 
 _RESOURCE_MARK = typing.get_args(dg.ResourceParam[object])[1:]
-"""What Dagster annotates a parameter with to say that it is a resource."""
+"""Dagster's annotation of a resource parameter."""
 
 
 def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> dict[str, inspect.Parameter]:
@@ -122,7 +122,7 @@ def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> 
     """
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # a type that exists for type checkers only; Dagster takes it for anything
+    except (NameError, TypeError):  # a type that exists for type checkers only; Dagster accepts any value for it
         hints = {}
     named = inspect.signature(function).parameters
     parameters: dict[str, inspect.Parameter] = {}
@@ -140,7 +140,7 @@ def _parameters(function: Callable[..., Any], ins: Mapping[str, dg.AssetIn]) -> 
 
 
 def _is_nothing(given: dg.AssetIn) -> bool:
-    """Whether an input is there for its order alone, and has no value."""
+    """Whether an input only orders the assets and has no value."""
     kind = given.dagster_type
     return isinstance(kind, dg.DagsterType) and kind.is_nothing
 
@@ -148,7 +148,7 @@ def _is_nothing(given: dg.AssetIn) -> bool:
 def _labelled(
     enrichment: Enrichment, own: Mapping[str, inspect.Parameter], ins: Mapping[str, dg.AssetIn]
 ) -> dict[str, str]:
-    """The inputs of labelled rows, and where each comes from: an asset that is an input already is no second one."""
+    """The inputs of labelled rows and their sources; an asset that is an input already is not added again."""
     keys = {}
     for name, parameter in own.items():
         if not _is_resource(parameter):
@@ -158,7 +158,7 @@ def _labelled(
 
 
 def _is_resource(parameter: inspect.Parameter) -> bool:
-    """Whether Dagster takes `parameter` for a resource, by its annotation."""
+    """Whether Dagster reads `parameter` as a resource, by its annotation."""
     kind = parameter.annotation
     if isinstance(kind, type):
         return issubclass(kind, dg.ConfigurableResource | dg.ResourceDefinition)

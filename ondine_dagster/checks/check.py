@@ -1,4 +1,4 @@
-"""What a check is: a value, validated when the definitions load and evaluated when a materialization is done."""
+"""The base of checks: values, validated when the definitions load and evaluated after a materialization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ondine_core.prompts.json_schema import allowed_values
 from ondine_core.prompts.task import Task
 
 _MAX_LABELS = 100
-"""Metadata is read with every page of the UI; larger sets are not counted into it."""
+"""Metadata is loaded with every page of the UI, so larger sets of values are not counted."""
 
 Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
 """Asks about rows, given the columns that the prompt reads."""
@@ -29,7 +29,7 @@ CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """What checks look at.
+    """The data that checks evaluate.
 
     Args:
         step: Dagster's context of the step.
@@ -56,11 +56,11 @@ class CheckContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check(ABC):
-    """What all checks have.
+    """The fields and methods of every check.
 
     Args:
         blocking: Whether a failed check stops what is downstream. It is then an error, otherwise a warning.
-        name: What the check is called; by default what it is about.
+        name: The check's name; by default its type and column.
     """
 
     type: ClassVar[str]
@@ -105,7 +105,7 @@ class Check(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """What is promised, in a sentence."""
+        """The promise, in a sentence."""
 
     @abstractmethod
     def evaluate(self, context: CheckContext) -> CheckOutcome:

@@ -1,4 +1,4 @@
-"""How the values of a column are distributed, and how far that is from how they were before.
+"""The distribution of a column's values, and its distance from an earlier materialization's.
 
 Counts of every column with a closed set of values are metadata of each materialization, under one fixed key, whether or
 not a check asks for them: a check that is added later has something to compare with at once.
@@ -178,7 +178,7 @@ def _find_before(context: dg.AssetExecutionContext, column: str) -> _Earlier | N
 
 
 def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Iterator[list[str] | None]:
-    """Where to look, in order: in which partition, or (`None`) in the asset."""
+    """The partitions to search, in order; `None` is the asset as a whole."""
     if not (context.has_partition_key or context.has_partition_key_range):
         yield None
         return

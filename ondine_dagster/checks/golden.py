@@ -1,6 +1,6 @@
-"""Rows with known answers, asked as the asset's own are: same prompt, same model, same batches, same store.
+"""Checks on rows with known answers, asked like the asset's own: same prompt, model, batches and store.
 
-Its answers are kept like any others, so an unchanged prompt is judged again for nothing. A sample that cannot be asked
+Their answers are stored like any others, so checking an unchanged prompt again is free. A sample that cannot be asked
 (the budget is used up, the labels are no possible answers) is a check that failed, never a step that failed: the rows
 of the asset are answered by then.
 """
@@ -37,12 +37,12 @@ from ondine_dagster.reporting.metadata import spend_metadata, table
 Metric: TypeAlias = Literal["accuracy", "f1"]
 
 _LABELS_SHOWN = 12
-"""More do not fit beside each other."""
+"""The most labels that fit side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GoldenCheck(Check):
-    """Rows with known answers, asked as the asset's own are, get them.
+    """Rows with known answers, asked like the asset's own, get these answers.
 
     Args:
         rows: The labelled rows: a frame, a mapping of column to values, a list of mappings; or the key of an asset that
@@ -173,7 +173,7 @@ class GoldenCheck(Check):
 
 
 def labelled_input(key: dg.AssetKey) -> str:
-    """The input of the step by which the labelled rows of the asset `key` come."""
+    """The step's input for the labelled rows of the asset `key`."""
     return f"labelled_rows_of_{key.to_python_identifier()}"
 
 

@@ -1,4 +1,4 @@
-"""How well answers meet known labels: accuracy, and precision, recall and F1 of each label.
+"""Scores of answers against known labels: accuracy, and precision, recall and F1 of each label.
 
 A row without an answer meets no label. Values are compared as JSON carries them: texts without the space around them,
 numbers as numbers, so that 4 is 4.0, and dates as ISO texts; nothing else is guessed.
@@ -23,7 +23,7 @@ NO_ANSWER = "(no answer)"
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """How well one label is met.
+    """The score of one label.
 
     Args:
         label: The label, as JSON text.
@@ -55,7 +55,7 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class Score:
-    """How well the answers of a column meet its labels.
+    """The score of a column's answers against its labels.
 
     Args:
         column: The output column.

@@ -1,6 +1,6 @@
 """The YAML twin of `llm_asset`: attributes in, the same factory called, its asset out.
 
-Which attributes there are, `ondine_dagster/run/arguments.py` says; here is what is written otherwise in YAML.
+The attributes are declared in `ondine_dagster/run/arguments.py`; here are those that differ in YAML.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.
@@ -33,13 +33,13 @@ from ondine_dagster.run.arguments import Arguments
 
 
 def _resolver(resolved: Any, description: str) -> Any:
-    """How Dagster reads what it calls `resolved`, with another description."""
+    """Dagster's resolver of the type `resolved`, with another description."""
     _, resolver = get_args(resolved)
     return resolver.with_outer_resolver(dg.Resolver.default(description=description))
 
 
 class _Place(dg.Model):
-    """Which asset it is; a class of its own, so that these attributes are the first."""
+    """The asset's identity; a class of its own, so that these attributes come first."""
 
     asset: Annotated[
         dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and whatever else Dagster is to know of it.")
@@ -98,7 +98,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
         return written
 
     def get_asset_spec(self) -> dg.AssetSpec:
-        """The asset as Dagster is to know it."""
+        """The asset's spec for Dagster."""
         return self.asset
 
     def rows(self, context: dg.AssetExecutionContext, upstream: Any) -> Any:  # noqa: ARG002
@@ -124,7 +124,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """As Dagster does it; what does not fit is said here, where the lines of the file are still known.
+        """As in Dagster; validation errors are raised here, where the lines of the file are known.
 
         Raises:
             ConfigError: The attributes do not fit; with file, line and attribute.
@@ -185,11 +185,11 @@ _OF_SPEC = (
     *("key", "description", "metadata", "group_name", "code_version", "owners", "kinds"),
     *("automation_condition", "partitions_def", "freshness_policy"),
 )
-"""What an `AssetSpec` and `@dg.asset` call by the same name."""
+"""The fields that `AssetSpec` and `@dg.asset` have in common."""
 
 
 def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
-    """What `spec` says, as arguments of `@dg.asset`."""
+    """The fields of `spec` as arguments of `@dg.asset`."""
     given = {name: getattr(spec, name) for name in _OF_SPEC}
     given["deps"] = list(spec.deps)
     given["tags"] = {name: value for name, value in spec.tags.items() if not name.startswith("dagster/kind/")}

@@ -28,7 +28,7 @@ from ondine_dagster.component.templates import fill
 
 
 class Fields(dg.Model):
-    """Base of what is read from YAML; every step imports it and none reads YAML, so it is built at first use."""
+    """Base of the YAML fields; every step imports it and none reads YAML, so it is built at first use."""
 
     model_config = ConfigDict(defer_build=True)
 
@@ -244,7 +244,7 @@ class OpFields(Fields, dg.Resolvable):
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """What was said, as arguments of `@dg.asset`."""
+        """The given fields as arguments of `@dg.asset`."""
         given = {
             "pool": self.pool,
             "op_tags": self.tags,

@@ -61,7 +61,7 @@ def check_key(llm: Any) -> None:
 
 
 def _settle(context: dg.ResolutionContext, value: Any, *, as_it_runs: bool) -> Any:
-    """`value` with its templates resolved; with `as_it_runs`, variables of the environment stay names until then."""
+    """`value` with its templates resolved; with `as_it_runs`, environment variables are resolved when the step runs."""
     match value:
         case str() if as_it_runs and (variable := _named(value)):
             return variable

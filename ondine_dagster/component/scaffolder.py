@@ -1,7 +1,7 @@
 """`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: a file for the asset and one for its prompt.
 
-Nothing is asked. What is written loads as soon as `upstream` names an asset of the project, so that what is left to
-change is the prompt.
+It asks no questions. The files load as soon as `upstream` names an asset of the project; then only the prompt is left
+to change.
 """
 
 import json

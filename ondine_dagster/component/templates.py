@@ -1,4 +1,4 @@
-"""Dagster's templates in YAML, `{{ ... }}`: what they stand for, and that they stand for something."""
+"""Dagster's templates in YAML, `{{ ... }}`: their values, and the check that they have one."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _TEMPLATE = re.compile(r"\s*\{\{.*\}\}\s*", re.DOTALL)
 
 
 def fill(context: dg.ResolutionContext, value: Any) -> Any:
-    """`value`, with what its texts stand for where they are nothing but a template."""
+    """`value`, with every text that is a template replaced by its value."""
     match value:
         case str() if _TEMPLATE.fullmatch(value):
             return _resolve(context, value)
@@ -26,7 +26,7 @@ def fill(context: dg.ResolutionContext, value: Any) -> Any:
 
 
 def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
-    """Check that templates in an attribute, or in the values of a mapping, stand for something.
+    """Check that templates in an attribute, or in the values of a mapping, have a value.
 
     A null that is written is none.
 
@@ -42,7 +42,7 @@ def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
 
 
 def _resolve(context: dg.ResolutionContext, template: str) -> Any:
-    """What `template` stands for: Dagster has null for a variable that is not set, which would be no cap, no rule."""
+    """The value of `template`. Dagster gives null for an unset variable, which would mean no cap or no rule."""
     found: Any = context.resolve_value(template)
     if found is None:
         attribute = ".".join(str(part) for part in context.path if part != "attributes")

@@ -1,4 +1,4 @@
-"""When the answers of batch jobs are wanted, as it is written: a time of day, or seconds after the start of a run."""
+"""`answer_by`, the deadline of batch jobs: a time of day, or seconds after the start of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_answer_by(value: Any) -> Any:
 
 
 def is_answer_by(value: Any) -> bool:
-    """Whether `value` says when answers are wanted."""
+    """Whether `value` is a valid deadline."""
     if isinstance(value, str):
         written = value.strip()
         time = _TIME.fullmatch(written)

@@ -1,7 +1,7 @@
-"""What one run does differently: the fields that the Launchpad shows, and what they change.
+"""Run config: the fields that the Launchpad shows, and what they change.
 
-They are about this run only. What an answer means is the definition's, so a run that was configured by hand leaves
-nothing behind but answers that every later run finds.
+They apply to one run only. They do not change what an answer means, so a configured run leaves only answers that
+every later run can reuse.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
@@ -142,7 +142,7 @@ def _with_config(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
 
 
 def another_model(spec: ModelSpec, model: str) -> ModelSpec:
-    """`spec` for another model: of the same provider as it stands, else without what only that provider knows."""
+    """`spec` for another model: unchanged for the same provider, else without provider-specific fields."""
     if model.partition("/")[0] == spec.model.partition("/")[0]:
         settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
         return replace(spec, model=model, settings=settings)

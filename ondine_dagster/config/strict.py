@@ -1,4 +1,4 @@
-"""Configs that refuse names they do not know, as Dagster's own do not: a misspelt cap would be no cap."""
+"""Configs that refuse unknown names, unlike Dagster's own: a misspelt cap would be no cap."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ondine_core.types.suggestion import did_you_mean
 
 
 class StrictConfig(dg.Config):
-    """A config that knows every name it is given: a misspelt cap is an error, not a missing one."""
+    """A config that accepts known names only: a misspelt cap is an error, not a missing cap."""
 
     model_config = ConfigDict(hide_input_in_errors=True)  # it may carry a key
 

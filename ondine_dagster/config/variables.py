@@ -18,7 +18,7 @@ _IntEnvVar = type(dg.EnvVar.int(""))
 
 
 class _OrVariable:
-    """Lets a field of type `number` be given as a variable, which is read and validated when a step starts."""
+    """Allows a variable for a field of type `number`; it is read and validated when a step starts."""
 
     def __init__(self, number: Any) -> None:
         self._number = number
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     AtLeastOne: TypeAlias = float
     Count: TypeAlias = int
 else:
-    # `Any` is what Dagster is to see: it checks a number before Pydantic does, and knows no variable in its place.
+    # `Any` for Dagster, which checks numbers before Pydantic does and does not accept a variable in their place.
     Positive = Annotated[Any, _OrVariable(Annotated[float, Field(gt=0)])]
     NonNegative = Annotated[Any, _OrVariable(Annotated[float, Field(ge=0)])]
     AtLeastOne = Annotated[Any, _OrVariable(Annotated[float, Field(ge=1)])]

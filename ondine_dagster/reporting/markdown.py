@@ -60,7 +60,7 @@ def in_place(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; whatever its cells hold is shown as it stands."""
+    """A Markdown table whose cells are escaped."""
     lines = [_line(map(_cell, row)) for row in rows]
     return "\n".join([_line(map(_cell, header)), _line("---" for _ in header), *lines])
 
@@ -92,7 +92,7 @@ def _cell(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """What a row writes, shown as it stands: no link, no picture, no markup."""
+    """The text of a row, escaped: no link, no picture, no markup."""
     return _LINKED.sub(f"\\g<0>{_WORD_JOINER}", re.sub(r"([\\`*_\[\]<>|!~#])", r"\\\1", text))
 
 

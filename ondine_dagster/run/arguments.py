@@ -250,7 +250,7 @@ def check_values(given: Mapping[str, Any]) -> None:
 
 
 class _AssetArguments(TypedDict, total=False):
-    """What `@dg.asset` takes, without `name` and `ins`."""
+    """The arguments of `@dg.asset`, without `name` and `ins`."""
 
     automation_condition: dg.AutomationCondition[Any] | None
     backfill_policy: dg.BackfillPolicy | None
@@ -311,7 +311,7 @@ class BuildArguments(_AssetArguments, total=False):
 
 
 class LLMAssetArguments(BuildArguments, total=False):
-    """What `llm_asset` takes besides `prompt` and `output`."""
+    """The arguments of `llm_asset` besides `prompt` and `output`."""
 
     ins: Mapping[str, dg.AssetIn] | None
     name: str | None
