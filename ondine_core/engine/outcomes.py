@@ -1,4 +1,4 @@
-"""One outcome a row, kept small: answers are JSON bytes until somebody looks at them.
+"""One outcome for each row, in little memory: answers are JSON bytes until they are read.
 
 A million of them as Python objects would not fit.
 """

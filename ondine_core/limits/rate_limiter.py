@@ -19,7 +19,7 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.protocols import AnswerStore, Numbers
 
 MAX_HOLD_OFF_S = 600.0
-"""So long a `Retry-After` is passed on to everybody, and no longer: it may be meant for one account or model only."""
+"""Upper bound of a `Retry-After` for all callers, since it may be meant for one account or model only."""
 _BOOKED_AHEAD, _BOOKED_AHEAD_S = 4, 0.1
 """What is booked ahead is lost with a process that is killed; what leaves while the store answers keeps a rate full."""
 _LATE_S, _CATCH_UP = 0.005, 1.005
@@ -143,7 +143,7 @@ class RateLimiter:
     def correct(self, booked_tokens: int, used_tokens: int) -> None:
         """Make up for what a call used more or less than was booked for it.
 
-        It costs no trip to the store: everybody learns it with this process's next booking, and what was booked too
+        It costs no round trip to the store: it is shared with this process's next booking, and what was booked too
         much is there for callers that have not booked by then.
         """
         rate = self._rates[1]

@@ -175,7 +175,7 @@ class _Tokens:
         return self._credential.get_token(_SCOPE)
 
     async def aclose(self) -> None:
-        """Stop fetching, and close the credential unless somebody gave it."""
+        """Stop fetching, and close the credential unless it was passed by the caller."""
         if self._fetching is not None:
             self._fetching.cancel()
         close: Any = getattr(self._credential, "close", None)

@@ -116,7 +116,7 @@ def _key(spec: ModelSpec, provider: str) -> str | None:
     if given:
         return given
     if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
-        return "none"  # else litellm would send the provider's own key to an address that somebody configured
+        return "none"  # else litellm would send the provider's own key to a configured address
     if provider in _KEYS and first_set(_KEYS[provider]) is None:
         raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[provider][0]}.")
     return None

@@ -27,7 +27,7 @@ class Server:
     """A provider's OpenAI-compatible API.
 
     Args:
-        base_url: Where it lives, up to and including `/v1` or what stands for it; `None` if everybody has their own.
+        base_url: Its address, up to and including `/v1` or its equivalent; `None` if every user has an own one.
         keys: Variables that may hold a key, by precedence; none: it needs no key.
         addresses: Variables that may hold another address.
         structure: How its models are held to a schema; `None`: by what the price file says of each.

@@ -152,7 +152,7 @@ def _encoder(name: str) -> Callable[[str], list[int]]:
     import tiktoken
 
     with _loading, _variable(_FOLDER_VARIABLE, str(ENCODINGS)):
-        # Text that looks like a special token is text: it comes out of somebody's row.
+        # Text that looks like a special token is text, since it comes from a row.
         return tiktoken.get_encoding(name).encode_ordinary
 
 

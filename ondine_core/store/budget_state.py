@@ -79,7 +79,7 @@ def charge(state: BudgetState, process: Process, units: float, now: float) -> Bu
 def settle(state: BudgetState, process: Process, units: float, spent: float, now: float) -> BudgetState:
     """Replace `units` that `process` holds by what was spent.
 
-    What it holds no more, because somebody settled it at its bound, is corrected to what was spent.
+    A reservation that was already settled at its bound is corrected to what was spent.
     """
     held, others = _split(state, process)
     released = min(held, units)

@@ -200,7 +200,7 @@ class Store:
                 _resolve([future], [self._read(work)])
 
     def _write_at_once(self, entries: Sequence[Entry]) -> list[Any] | None:
-        """What writing has come to, or `None` if somebody or something would have to be waited for."""
+        """The results of writing, or `None` if writing would have to wait."""
         if self._passed_on or len(entries) > _MAX_AT_ONCE or any(isinstance(entry, Change) for entry in entries):
             return None
         return self._write(entries, self._database.write_at_once)

@@ -86,7 +86,7 @@ class PostgresDatabase:
         self._writer = f"writer:{secrets.token_hex(8)}"
         self._writes = 0  # begun
         self._confirmed = 0  # the number of the last of them that the server confirmed
-        self._table: int | None = None  # the table of numbers, which another one replaces if somebody empties the store
+        self._table: int | None = None  # the table of numbers; another one replaces it if the store is emptied
         self._known: dict[str, bytes | None] = {}  # numbers as this process read or wrote them last
         self._assumes = self._is_alone = True
         self._busy_since: float | None = None

@@ -1,6 +1,6 @@
 """Langfuse through its OTLP endpoint: the same spans and a few attributes more, so that it needs no package of its own.
 
-Keys and host are those of Langfuse's own variables. What `OTEL_EXPORTER_OTLP_HEADERS` holds are keys for somebody else;
+Keys and host are those of Langfuse's own variables. `OTEL_EXPORTER_OTLP_HEADERS` holds keys for other collectors;
 they are not sent there.
 """
 

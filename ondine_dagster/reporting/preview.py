@@ -1,4 +1,4 @@
-"""Rows and answers as metadata, which everybody with access to the Dagster UI may read.
+"""Rows and answers as metadata, which all users of the Dagster UI can read.
 
 Where rows are sanitized, they are shown as the model saw them and answers as it gave them: metadata is read by more
 people than the table is.
