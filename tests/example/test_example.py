@@ -191,9 +191,9 @@ def test_a_dry_run_comes_within_15_percent_of_the_bill_that_follows(batch_size: 
         dry = dg.RunConfig(ops={"review_sentiment": LLMAssetConfig(dry_run=True)})
         given: dict[str, Any] = {"instance": instance, "resources": {"llm": llm}}
         before = dg.materialize([review_sentiment], **given, run_config=dry)
-        (told,) = (event.asset_observation_data for event in before.get_asset_observation_events())
+        (observation,) = (event.asset_observation_data for event in before.get_asset_observation_events())
         asked, billed = len(provider.ledger.requests), dg.materialize([review_sentiment], **given)
-    expected = {name: one.value for name, one in told.asset_observation.metadata.items()}
+    expected = {name: one.value for name, one in observation.asset_observation.metadata.items()}
     usd = figures_by_asset(billed)["review_sentiment"]["ondine/cost_usd"]
     assert asked == 0
     assert expected["ondine/estimated_cost_usd"] == pytest.approx(usd, rel=0.15)

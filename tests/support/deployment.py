@@ -139,12 +139,12 @@ class Deployment:
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
-                told = json.load(reply)
+                response = json.load(reply)
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
-        (found,) = told["data"].values()
-        assert not told.get("errors"), told
-        assert isinstance(found, dict), told
+        (found,) = response["data"].values()
+        assert not response.get("errors"), response
+        assert isinstance(found, dict), response
         assert "Error" not in found["__typename"], found
         return found
 

@@ -35,8 +35,8 @@ def run_server(
         log: A file for its output.
         environment: Its variables; by default those of this process.
     """
-    with log.open("wb") as told:
-        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, cwd=log.parent, env=environment)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=environment)
     try:
         _wait_for(ready_url, process, log)
         yield

@@ -70,11 +70,11 @@ class Place:
     def assert_spend_is_reported(self, asset: str, run: str) -> None:
         """The last observation of the first run equals the provider's ledger."""
         ledger = self.ledgers[asset]
-        told = self.deployment.observed(asset, [run])[run]
-        assert told["ondine/progress/requests"] == len(ledger.requests)
-        unknown = told["ondine/progress/requests_unknown"]
+        metadata = self.deployment.observed(asset, [run])[run]
+        assert metadata["ondine/progress/requests"] == len(ledger.requests)
+        unknown = metadata["ondine/progress/requests_unknown"]
         assert unknown <= CONCURRENCY
-        cost, paid = Decimal(str(told["ondine/progress/cost_usd"])), billed(ledger)
+        cost, paid = Decimal(str(metadata["ondine/progress/cost_usd"])), billed(ledger)
         assert paid - unknown * DEAREST_USD <= cost <= paid
         assert unknown or cost == paid
 
