@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
+import polars as pl
 
 if TYPE_CHECKING:  # every run of the deployment imports this module, too
     from tests.support.provider import Ledger
@@ -46,9 +46,9 @@ def texts(asset: str, partition: str, count: int) -> Sequence[str]:
 
 def table_file(home: Path, asset: str, partition: str = "all") -> Path:
     """Where a partition is stored."""
-    return home / f"{asset}-{partition}.pickle"
+    return home / f"{asset}-{partition}.parquet"
 
 
 def is_complete(home: Path, asset: str, partition: str, count: int) -> bool:
     """Whether every row of a stored partition has its own answer."""
-    return pd.read_pickle(table_file(home, asset, partition))["answer"].tolist() == texts(asset, partition, count)
+    return pl.read_parquet(table_file(home, asset, partition))["answer"].to_list() == texts(asset, partition, count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pandas as pd
+import polars as pl  # which takes a tenth of the time of pandas to import, in every run and step
 
 from ondine_dagster import LLMResource, SharedBudget, llm_asset
 from tests.support import guide
@@ -39,23 +39,23 @@ PAID_FOR = ("paced", "ranged", "capped", "spread")
 class Tables(dg.ConfigurableIOManager):
     """A file for each partition; a run of several writes and reads all of its own."""
 
-    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
         """Write the rows of each partition."""
         for partition in context.asset_partition_keys if context.has_asset_partitions else ("all",):
-            rows = obj[obj["part"] == partition] if context.has_asset_partitions else obj
-            rows.to_pickle(table_file(HOME, context.asset_key.to_user_string(), partition))
+            rows = obj.filter(pl.col("part") == partition) if context.has_asset_partitions else obj
+            rows.write_parquet(table_file(HOME, context.asset_key.to_user_string(), partition))
 
     def load_input(self, _: dg.InputContext) -> Any:
         """No asset is downstream."""
         raise NotImplementedError
 
 
-def rows_of(asset: str, partition: str, count: int) -> pd.DataFrame:
+def rows_of(asset: str, partition: str, count: int) -> pl.DataFrame:
     """Rows that no other partition has."""
-    return pd.DataFrame({"part": partition, "text": texts(asset, partition, count)})
+    return pl.DataFrame({"part": partition, "text": texts(asset, partition, count)})
 
 
-def asked(name: str, rows: Callable[[str], pd.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
+def asked(name: str, rows: Callable[[str], pl.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
     """An asset whose rows are echoed, with a model of its own."""
 
     @llm_asset(
@@ -66,10 +66,10 @@ def asked(name: str, rows: Callable[[str], pd.DataFrame], **arguments: Any) -> d
         io_manager_key="tables",
         **arguments,
     )
-    def table(context: dg.AssetExecutionContext) -> pd.DataFrame:
+    def table(context: dg.AssetExecutionContext) -> pl.DataFrame:
         (HOME / f"pids-{context.run.run_id}").write_text(f"{os.getpid()} {os.getppid()}")
         parts = context.partition_keys if context.has_partition_key or context.has_partition_key_range else [""]
-        return pd.concat([rows(part) for part in parts], ignore_index=True)
+        return pl.concat([rows(part) for part in parts])
 
     return table
 
