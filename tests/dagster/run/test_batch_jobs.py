@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pytest
+from sqlalchemy import text
 
 from ondine_core.errors import ConfigError
 from ondine_dagster import ErrorRateCheck, GoldenCheck, LLMResource, batch_sensor, llm_asset
+from ondine_dagster.resource import default_store
 from tests.support.meter import Meter, Rates
 from tests.support.nightly_provider import NightlyProvider
 
@@ -64,6 +67,18 @@ def run(
     return dg.materialize(
         list(assets) or [answers], resources={"llm": llm or model(provider)}, instance=instance, **options
     )
+
+
+def let_time_pass(instance: dg.DagsterInstance, seconds: float) -> None:
+    """Move the recorded times of jobs, waits and runs back, as if all had happened so much earlier."""
+    with closing(sqlite3.connect(default_store(instance))) as store, store:
+        store.execute(
+            "UPDATE jobs SET created_at = created_at - :s, changed_at = changed_at - :s, answer_by = answer_by - :s",
+            {"s": seconds},
+        )
+        store.execute("UPDATE job_waits SET since = since - :s", {"s": seconds})
+    with instance.run_storage.connect() as runs:
+        runs.execute(text("UPDATE runs SET start_time = start_time - :s, end_time = end_time - :s"), {"s": seconds})
 
 
 def observed(result: dg.ExecuteInProcessResult) -> Mapping[str, Any]:
@@ -229,11 +244,11 @@ def test_answer_by_cancels_the_job_and_asks_the_rest_by_live_calls(
     instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
     """What the job has answered by then is kept and paid once."""
-    asset = asked(answer_by=2)
+    asset = asked(answer_by=HOUR_S)
     first = run(instance, provider, asset)
     assert not first.asset_materializations_for_node("answers")
     provider.advance(HOUR_S / 2)
-    time.sleep(2)
+    let_time_pass(instance, HOUR_S)
     last = run(instance, provider, asset)
     (event,) = last.asset_materializations_for_node("answers")
     assert event.metadata["ondine/rows_succeeded"].value == ROWS
@@ -246,10 +261,10 @@ def test_answer_by_cancels_the_job_and_asks_the_rest_by_live_calls(
 
 def test_answer_by_is_that_of_the_first_run(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
     """A run that continues after that time does not read it as tomorrow's, and submits no job."""
-    run(instance, provider, asked(answer_by=2))
+    run(instance, provider, asked(answer_by=HOUR_S))
     provider.end_all()
-    time.sleep(2)
-    last = run(instance, provider, asked(2 * ROWS, answer_by=2))
+    let_time_pass(instance, HOUR_S)
+    last = run(instance, provider, asked(2 * ROWS, answer_by=HOUR_S))
     assert last.asset_materializations_for_node("answers")
     assert len(provider.ledger.created) == 1
     assert sum(provider.live.values()) == ROWS
@@ -318,7 +333,7 @@ def test_a_run_that_was_requested_and_failed_is_not_requested_again(
 
 def test_run_without_quota_for_a_job_is_repeated_later(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:
     """The step ends as if it waited for a job, and after some ticks of the sensor a run tries again."""
-    sensor = batch_sensor(minimum_interval_seconds=1)
+    sensor = batch_sensor(minimum_interval_seconds=60)
     defs = definitions(provider, sensor=sensor)
     provider.faults.is_full = True
     metadata = observed(run(instance, provider))
@@ -328,7 +343,7 @@ def test_run_without_quota_for_a_job_is_repeated_later(instance: dg.DagsterInsta
     assert tick(sensor, instance, defs) == (
         "answers: the account has no room for another batch job; a run tries again soon."
     )
-    time.sleep(5)
+    let_time_pass(instance, 5 * 60)
     (request,) = as_requests(tick(sensor, instance, defs))
     provider.faults.is_full = False
     provider.faults.takes_s = 0.0
