@@ -34,6 +34,8 @@ _LAUNCH = """mutation ($params: ExecutionParams!) {
 }"""
 _BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+_IN_PROCESS = {"execution": {"config": {"in_process": {}}}}
+"""A run config whose steps have no processes of their own."""
 _STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 _TAGGED = """query ($tag: ExecutionTag!) { runsOrError(filter: {tags: [$tag]}) {
   ... on Runs { results { runId status } } } }"""
@@ -141,7 +143,7 @@ class Shop:
         }
         given: dict[str, Any] = {"ops": {assets[0]: {"config": dict(config)}}} if config else {}
         if quick:
-            given["execution"] = {"config": {"in_process": {}}}
+            given |= _IN_PROCESS
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
         params = {
             "selector": selector,
@@ -170,7 +172,11 @@ class Shop:
 
     def backfill(self, asset: str, *partitions: str) -> list[str]:
         """Materialize partitions of an asset by a backfill; returns the daemon's runs."""
-        params = {"assetSelection": [{"path": [asset]}], "partitionNames": partitions}
+        params = {
+            "assetSelection": [{"path": [asset]}],
+            "partitionNames": partitions,
+            "runConfigData": _IN_PROCESS,
+        }
         backfill = self.ask(_BACKFILL, params=params)["launchPartitionBackfill"]["backfillId"]
         tag = {"key": "dagster/backfill", "value": backfill}
 
