@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.distributions import ROOT, Distributions
-from tests.support.pythons import ENVIRONMENT, VERSIONS, find_pythons, make_environment, uv
+from tests.support.pythons import ENVIRONMENT, VERSIONS, find_pythons, make_environment, share_bytecode, uv
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +60,7 @@ def test_wheel_works_in_an_empty_environment(
     install = ("pip", "install", "--resolution", resolution, "--python", interpreter)
     uv(*install, distributions.wheel)
     uv("pip", "check", "--python", interpreter)
+    share_bytecode(Path(interpreter).parents[1])
     run(interpreter, USERS / "bare.py", where=tmp_path)
     uv(*install, distributions.wheel, "pandas>=2.2.3")
     run(interpreter, USERS / "project.py", where=tmp_path)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -52,3 +53,20 @@ def make_environment(folder: Path, python: str) -> str:
     """The interpreter of a new, empty environment at `folder`."""
     uv("venv", "--clear", "--python", python, folder)
     return str(folder / "bin" / "python")
+
+
+def share_bytecode(environment: Path) -> None:
+    """Give an environment the bytecode that this one has of the same files, since uv links both to its cache.
+
+    To compile Dagster and what it imports takes ten seconds.
+    """
+    here = Path(sysconfig.get_path("purelib"))
+    there = environment / here.relative_to(sys.prefix)
+    ending = f".{sys.implementation.cache_tag}.pyc"
+    for package in there.glob("*"):  # none, if that is of another Python
+        for compiled in (here / package.name).rglob(f"__pycache__/*{ending}"):
+            source = compiled.parents[1] / f"{compiled.name.removesuffix(ending)}.py"
+            same, copy = there / source.relative_to(here), there / compiled.relative_to(here)
+            if same.exists() and same.samefile(source) and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                copy.hardlink_to(compiled)

@@ -28,6 +28,9 @@ _KEPT = {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "XDG_CACHE_HOME", "TMPDIR", "P
 _START_TIMEOUT_S, _PATIENCE_S = 600, 300
 """Long enough for any machine, since Dagster's start-up is not tested."""
 _END_TIMEOUT_S = 30
+_SHARE_BYTECODE = (
+    "import pathlib, sys; from tests.support.pythons import share_bytecode; share_bytecode(pathlib.Path(sys.argv[1]))"
+)
 _LAUNCH = """mutation ($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } }
     ... on PythonError { message } ... on RunConfigValidationInvalid { errors { message } } }
@@ -194,16 +197,21 @@ class Shop:
 def follow_quickstart(distributions: Distributions, folder: Path, variables: Mapping[str, str]) -> Shop:
     """Follow the quickstart in an empty folder.
 
-    Literally, except that the wheel is the one just built and `create-dagster` has the version of the installed
-    Dagster.
+    Literally, except that the wheel is the one just built, `create-dagster` has the version of the installed Dagster,
+    and the project takes over what is compiled here.
     """
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     wheel = shlex.quote(f"ondine-dagster[local] @ {distributions.wheel.as_uri()}")
-    changes = {"create-dagster@latest": f"create-dagster@{dagster_version}", "'ondine-dagster[local]'": wheel}
+    shop = folder / "shop"
+    share = shlex.join([sys.executable, "-c", _SHARE_BYTECODE, str(shop / ".venv")])
+    changes = {
+        "create-dagster@latest": f"create-dagster@{dagster_version}",
+        "'ondine-dagster[local]'": wheel,
+        "$ uv run dg check defs": f"$ (cd {shlex.quote(str(ROOT))} && {share})\n$ uv run dg check defs",
+    }
     for said, meant in changes.items():
         assert page.count(said) == 1
         page = page.replace(said, meant)
-    shop = folder / "shop"
     environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("UV_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
