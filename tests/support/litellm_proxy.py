@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ondine_core import ModelSpec
-from tests.support.pythons import make_environment, uv
+from tests.support.pythons import make_environment, share_bytecode, uv
 from tests.support.server_process import free_port, run_server
 
 __all__ = ["FIVE_CALLS_KEY", "MASTER_KEY", "LiteLLMProxy", "install_litellm_proxy", "run_litellm_proxy"]
@@ -53,6 +53,7 @@ def install_litellm_proxy(folder: Path) -> Path:
         uv("pip", "install", "--python", python, _REQUIREMENT)
     except subprocess.CalledProcessError:
         pytest.skip(f"{_REQUIREMENT} cannot be installed here")
+    share_bytecode(folder)
     return Path(python).with_name("litellm")
 
 
