@@ -1,4 +1,4 @@
-"""Detects that calls are turned away more often than usual, and whether a lower limit changes that."""
+"""Detects that calls are refused more often than usual, and what explains it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
 out for want of capacity, or lost for another reason."""
 
 _USUAL_SHARE = 0.02  # refusals among calls that are taken for accidents
-_EXCESS = 3.0  # refusals beyond the usual that are a change
-_EXCESS_OF_FEW = 6.0  # the same among few calls
-_EXCESS_OF_CHANCE = 10.0  # the same where refusals are due to chance
-_FEW_CALLS = 20  # fewer say little about a limit, unless it was known and raised
-_MIN_SPAN_S = 0.1  # calls that left in less time say nothing about a rate
-_EXPERIMENTS = 3  # limits that are lowered in vain before refusals are due to chance
-_MAX_CHANCE = 0.35  # a larger share of refusals has a cause
+_MIN_CALLS = 10  # fewer say nothing
+_EXCESS = 2.0  # refusals beyond the usual that are a change, and
+_EXCESS_S = 0.02  # besides as many as calls are let through in this time
+_EXCESS_OF_CHANCE = 5.0
+_EXPERIMENTS = 3  # rates that lead to the same share of refusals, which is due to chance then
+_MAX_CHANCE = 0.5  # a larger share of refusals has a cause
 _MIN_CHANCE = 0.005  # a share by chance that falls below this has passed
-_SMOOTHING = 0.01  # of the share by chance, exponential
+_CHANCE_FACTOR = 1.5  # this many times the share by chance is usual besides
+_CHANCE_COUNTED = 0.5  # of the share by chance, which is estimated too high beside a limit, is not for the limit
+_SMOOTHING = 0.01
+_MISPLACED = 0.1  # share of calls, at most, that do not end as a limit on calls in flight would have it
 
 
 @dataclass(slots=True)
@@ -29,17 +31,22 @@ class InFlightCall:
 
     left_at: float
     number: int = 0  # in the order of departure
+    occupancy: int = 0  # earlier calls that were in flight as it left and were not refused; right once it is judged
     outcome: CallOutcome | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was turned away."""
+        return self.outcome in ("limited", "overloaded")
 
 
 @dataclass(frozen=True, slots=True)
-class Rejections:
-    """A period of refusals: their share, what was let through, whether most were for the rate, when the first left."""
+class Refusals:
+    """What was let through while calls were refused, and what explains the refusals; a rate if nothing else does."""
 
-    share: float
     per_s: float
-    limited: bool
-    since: float
+    in_flight: int | None  # the limit on calls in flight that explains them
+    by_chance: bool  # whether as many calls are refused at any rate
 
 
 class ChangeDetector:
@@ -50,60 +57,93 @@ class ChangeDetector:
     """
 
     def __init__(self) -> None:
-        self._chance = self._max_chance = self._excess = self._since = 0.0
-        self._calls = self._refused = self._limited = 0
-        self._shares: list[float] = []
         self._pending = deque[InFlightCall]()
+        self._period: list[InFlightCall] = []  # calls that were judged since counting started
+        self._passed = 0  # of these, how many were let through
+        self._excess = self._chance = self._max_chance = 0.0
+        self._shares: list[float] = []  # that were found one after the other while no more was let through
+        self._last_per_s = 0.0
+        self._reset_at = -1.0
+        self._judged = self._refused = self._refused_back = 0
 
-    def start(self, call: InFlightCall) -> None:
-        """Record a departure."""
+    def start(self, call: InFlightCall, in_flight: int) -> None:
+        """Record that a call leaves while `in_flight` earlier ones are in flight."""
+        call.occupancy = in_flight + self._refused_back
         self._pending.append(call)
 
-    def reset(self) -> None:
-        """Judge only calls that leave from now on."""
-        self._pending.clear()
-        self._excess = 0.0
+    def finish(self, call: InFlightCall) -> None:
+        """Record that a call is back."""
+        if call.is_refused:
+            self._refused_back += 1
+            self._refused += call.number <= self._judged
 
-    def advance(self, known_until: float, *, raised: bool) -> Rejections | None:
-        """Judge the calls that are back, or that left before `known_until`; few are enough if a limit was `raised`."""
+    def reset(self, now: float) -> None:
+        """Count only calls that leave from now on."""
+        self._reset_at = now
+        self._last_per_s = 0.0
+        self._restart()
+
+    def advance(self, known_until: float, now: float, tried_per_s: float | None) -> Refusals | None:
+        """Judge calls that are back, or left before `known_until`; `tried_per_s` is the rate, if one is limited."""
         while self._pending and (self._pending[0].outcome or self._pending[0].left_at < known_until):
             call = self._pending.popleft()
-            refused = call.outcome in ("limited", "overloaded")
-            self._count(call, refused=refused)
-            span_s = call.left_at - self._since
-            if refused and span_s > (0.0 if raised else _MIN_SPAN_S) and self._is_change(raised=raised):
-                self.reset()
-                passed = self._calls - self._refused
-                share = 1 - passed / (self._calls - 1)  # the first is left out: it was refused, as counting starts so
-                return Rejections(share, passed / span_s, 2 * self._limited > self._refused, self._since)
+            self._judged = call.number
+            call.occupancy -= self._refused  # what is left of them is calls that came back before it left
+            self._refused += call.is_refused
+            if call.left_at > self._reset_at and self._is_change(call):
+                found = self._explain(tried_per_s)
+                self.reset(now)
+                self._last_per_s = found.per_s
+                return found
         return None
 
-    def record_failure_rate(self, share: float, *, in_vain: bool) -> bool:
-        """Record the share of refusals, and that a limit was lowered `in_vain`; returns whether they are by chance."""
-        self._shares = [*self._shares[1 - _EXPERIMENTS :], share] if in_vain else [share]
-        mean = fmean(self._shares)
-        are_similar = all(mean / 3 <= one <= 2 * mean for one in self._shares)
-        if len(self._shares) < _EXPERIMENTS or not are_similar or mean > _MAX_CHANCE:
-            return False
-        self._chance = self._max_chance = mean
-        return True
+    def _restart(self) -> None:
+        self._period = []
+        self._passed = 0
+        self._excess = 0.0
 
-    def _count(self, call: InFlightCall, *, refused: bool) -> None:
+    def _is_change(self, call: InFlightCall) -> bool:
+        refused = call.is_refused
         if self._chance:
             smoothed = self._chance + _SMOOTHING * (refused - self._chance)
             self._chance = min(self._max_chance, smoothed) if smoothed > _MIN_CHANCE else 0.0
-        if not self._excess:
-            self._calls = self._refused = self._limited = 0
-            self._since = call.left_at
-        self._calls += 1
-        self._refused += refused
-        self._limited += call.outcome == "limited"
-        usual = 1.2 * self._chance + 0.05 if self._chance else _USUAL_SHARE
-        self._excess = max(0.0, self._excess + refused - usual)
+        if not (refused or self._period):
+            return False
+        self._period.append(call)
+        self._passed += not refused
+        self._excess += refused - _USUAL_SHARE - _CHANCE_FACTOR * self._chance
+        if self._excess <= 0:
+            self._restart()
+        if not refused or len(self._period) < _MIN_CALLS or not self._passed:
+            return False
+        span_s = call.left_at - self._period[0].left_at
+        least = _EXCESS_OF_CHANCE if self._chance else _EXCESS
+        return (self._excess - least) * span_s > _EXCESS_S * self._passed
 
-    def _is_change(self, *, raised: bool) -> bool:
-        if self._chance:
-            least = _EXCESS_OF_CHANCE
-        else:
-            least = _EXCESS_OF_FEW if self._calls < _FEW_CALLS and not raised else _EXCESS
-        return self._excess >= least and self._refused < self._calls
+    def _explain(self, tried_per_s: float | None) -> Refusals:
+        period = self._period
+        share = 1 - self._passed / (len(period) - 1)  # the first is left out: it was refused, as counting starts so
+        per_s = self._passed / (1 - _CHANCE_COUNTED * self._chance) / (period[-1].left_at - period[0].left_at)
+        in_flight = _find_limit(period)
+        in_vain = tried_per_s is not None and tried_per_s <= self._last_per_s
+        return Refusals(per_s, in_flight, self._is_chance(share, in_vain=in_vain) and in_flight is None)
+
+    def _is_chance(self, share: float, *, in_vain: bool) -> bool:
+        """Whether the same share was refused again and again when no more calls were made than were let through."""
+        self._shares = [*self._shares[1 - _EXPERIMENTS :], share] if in_vain else [share]
+        mean = fmean(self._shares)
+        are_similar = all(mean / 3 < one < 2 * mean for one in self._shares)
+        if len(self._shares) < _EXPERIMENTS or not are_similar or mean > _MAX_CHANCE:
+            return False
+        self._chance = mean
+        self._max_chance = 1.2 * mean
+        return True
+
+
+def _find_limit(period: list[InFlightCall]) -> int | None:
+    """The limit on calls in flight with as many of which calls are refused, and with fewer are answered."""
+    refused = sorted(call.occupancy for call in period if call.is_refused)
+    answered = [call.occupancy for call in period if call.outcome == "answered"]
+    limit = refused[int(_MISPLACED * len(refused))]
+    misplaced = sum(occupancy >= limit for occupancy in answered)
+    return limit if limit > 0 and answered and misplaced <= _MISPLACED * len(answered) else None

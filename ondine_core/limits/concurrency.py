@@ -1,32 +1,40 @@
-"""Decides when the next call may leave, from how earlier calls ended; it tells no time and does not wait."""
+"""Decides when the next call may leave, from how earlier calls ended; it tells no time and does not wait.
+
+Calls in flight grow while calls are answered. When more calls are refused than usual (`ChangeDetector`), their
+occupancy, the calls that were in flight as they left, tells what is limited. A provider that limits the calls in flight
+refuses those that find as many there, and no others, so the limit is seen at once. Otherwise it limits the rate: calls
+are then spaced at the rate at which others were let through meanwhile. If the same share is refused at each lower rate,
+refusals are due to chance and nothing is limited. A limit of either kind is kept, then raised until calls are refused
+again (`ProbedLimit`). When the latest calls all fail, calls stop, and one at a time probes.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import inf
 
-from ondine_core.limits.change_detector import CallOutcome, ChangeDetector, InFlightCall, Rejections
-from ondine_core.limits.rate_estimator import ProbedLimit, RateEstimator
+from ondine_core.limits.change_detector import CallOutcome, ChangeDetector, InFlightCall, Refusals
+from ondine_core.limits.probed_limit import LimitKind, ProbedLimit
 
 _START = 4.0  # calls in flight at the start of a run, unless one of the next two allows more
 _START_SHARE = 1 / 12  # of the calls allowed
 _START_S = 0.1  # of a named rate
-_GROWTH = 0.2  # calls in flight that an answer adds
-_GROWTH_PER_S = 0.25  # added besides for each second that an answer takes, up to 1
-_GROWTH_SCALE = 20.0  # added besides: (calls in flight / scale) ** 2
-_MAX_GROWTH_SHARE = 1 / 100  # of the calls allowed: the most that the scale adds
-_FEEDBACK_LATENCIES = 4  # within this time it shows that a limit is too high
-_MIN_FEEDBACK_S = 1.0  # the least of that time, since providers count calls over a second
+_MAX_GROWTH = 1.15  # calls in flight that an answer adds, at most: they about double in each round trip
+_GROWTH_SHARE = 1 / 20  # of the calls in flight, which an answer adds if that is less and answers are quick
+_MIN_FEEDBACK_S = 1.0  # within this time it shows that a limit is too high, since providers count calls over a second
+_FEEDBACK_LATENCIES = 4  # the same for slow answers
+_SILENT_LATENCIES = 1.5  # a call in flight for longer is judged without its outcome
+_SILENT_S = 0.05  # the same for quick answers
 _MAX_REST_S = 5.0  # the slot of a refused call stays empty for at most this, or until another call is answered
 _ALL_FAIL_CALLS = 10  # failures in a row after which all calls are taken to fail
 _ALL_FAIL_OTHERS = 0.1  # share of other outcomes among the calls that left since the first of them, at most
-_SILENT_LATENCIES = 2  # a call in flight for longer is judged without its outcome
-_MIN_LATENCY_S = 0.001  # a divisor, as answers of a local server may take no measurable time
 _PROBE_S = 0.25  # between probes, doubled each time
 _MAX_PROBE_S = 2.0  # the longest time between probes
 _MAX_LIMITED_PROBE_S = 4.0  # the same after a rate limit
-_SPREAD = 1.25  # where calls in flight are limited, calls leave evenly, this much faster than they come back
-_FEW_REFUSALS = 0.15  # share that a rate leads to which was measured too high; a larger share has another cause
+_PERIOD_S = 1.0  # over which a provider's limit is taken to count calls
+_MIN_LATENCY_S = 0.001  # a divisor, as answers of a local server may take no measurable time
+_CATCH_UP_S = 0.02  # a sleep ends late by milliseconds; what it held back in that time may leave at once
 _HISTORY = 200  # settings that are kept, at most
 
 
@@ -51,14 +59,16 @@ class AdaptiveConcurrency:
         self._max = max_in_flight
         self._start = min(max_in_flight, max(_START, _START_SHARE * max_in_flight, _START_S * (named_per_s or 0.0)))
         self._ramp = self._start
-        self._window = ProbedLimit()  # of calls in flight
-        self._rate = RateEstimator(now)
+        self._found = ProbedLimit()
         self._detector = ChangeDetector()
+        self._recent = deque[InFlightCall]()
         self._latency_s = 0.0
         self._departed = self._last_answered = self._failed = 0
         self._first_failed = InFlightCall(now, 1)  # of those that failed in a row
         self._started = self._answered_at = self._held_until = self._probe_at = now
-        self._resting: list[float] = []  # until when slots stay empty
+        self._left_at = self._next_at = now
+        self._resting = 0
+        self._rest_until = now
         self._probe: InFlightCall | None = None
         self._probe_wait_s = _PROBE_S
         self._note(now, "start")
@@ -70,21 +80,23 @@ class AdaptiveConcurrency:
         free = self.limit - self.in_flight
         if free <= 0:
             return inf
-        ready_at = max(now, self._held_until, self._rate.next_at)
-        resting = [until for until in self._resting if until > ready_at] if self._resting else ()
-        return ready_at if len(resting) < free else sorted(resting)[-free]
+        ready_at = max(now, self._held_until, self._next_at)
+        return ready_at if self._resting < free else max(ready_at, self._rest_until)
 
     def start(self, now: float) -> InFlightCall:
         """Record that a call leaves; it is handed back with `finish`."""
         self._departed += 1
-        self.in_flight += 1
         call = InFlightCall(now, self._departed)
         if self.closed_since is not None:
             self._probe = call
-            return call
-        latency_s = max(_MIN_LATENCY_S, self._latency_s)
-        self._rate.start(call, latency_s, _SPREAD * (self._window.value or 0.0) / latency_s, 2 * self._max / latency_s)
-        self._detector.start(call)
+        else:
+            self._detector.start(call, self.in_flight)
+            self._recent.append(call)
+            while self._recent[0].left_at < now - 3 * max(_PERIOD_S, self._latency_s):
+                self._recent.popleft()
+            self._use_limit(now)
+            self._left_at = now
+        self.in_flight += 1
         return call
 
     def hold_off(self, until: float) -> None:
@@ -95,14 +107,14 @@ class AdaptiveConcurrency:
         """Record how a call ended (`None`: it was given up); a wait that it asks for holds back all while all fail."""
         self.in_flight -= 1
         call.outcome = outcome
+        self._detector.finish(call)
         if outcome == "answered":
             self._record_answer(call, now)
         elif outcome is not None:
             self._record_failure(call, now)
         if self.closed_since is None:
-            is_raised = self._rate.is_raised or self._window.is_raised
-            known_until = now - _SILENT_LATENCIES * self._latency_s - 0.05
-            found = self._detector.advance(known_until, raised=is_raised)
+            known_until = now - _SILENT_LATENCIES * self._latency_s - _SILENT_S
+            found = self._detector.advance(known_until, now, self._found.per_s)
             if found:
                 self._lower(found, now)
         elif call is self._probe or self._is_silent(now):
@@ -122,7 +134,6 @@ class AdaptiveConcurrency:
         return now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
 
     def _record_answer(self, call: InFlightCall, now: float) -> None:
-        since_s = now - self._answered_at
         self._answered_at = now
         self._latency_s += (now - call.left_at - self._latency_s) * (0.1 if self._latency_s else 1.0)
         self._last_answered = max(self._last_answered, call.number)
@@ -133,17 +144,26 @@ class AdaptiveConcurrency:
             if is_later:
                 self._open(now)
         elif self._resting:
-            self._resting.pop(0)
+            self._resting -= 1
         elif self.in_flight + 1 >= self.limit / 2:  # the limit is used
-            self._raise(since_s, now)
+            self._raise(now)
 
-    def _raise(self, since_s: float, now: float) -> None:
+    def _use_limit(self, now: float) -> None:
+        """Space the calls if their rate is limited, and note for how long the limit held this one back."""
+        latency_s = max(_MIN_LATENCY_S, self._latency_s)
+        waited_s = now - self._left_at
+        if self._found.per_s:
+            spacing_s = 1 / self._found.per_s
+            if now - self._next_at < max(_CATCH_UP_S, spacing_s):  # there were calls to make
+                self._found.use(min(waited_s, 2 * spacing_s), 2 * self._max / latency_s)
+            self._next_at = max(self._next_at, now - _CATCH_UP_S) + spacing_s
+        elif self._found.in_flight and self.in_flight + 1 >= self.limit:
+            self._found.use(min(waited_s, latency_s), self._max)
+            self._apply()
+
+    def _raise(self, now: float) -> None:
         before = self.limit
-        if self._ramp < self._max:
-            self._ramp += _GROWTH + min(1.0, _GROWTH_PER_S * self._latency_s)
-            self._ramp += min((self._ramp / _GROWTH_SCALE) ** 2, _MAX_GROWTH_SHARE * self._max)
-        if self._window.value:
-            self._window.use(min(since_s, self._latency_s), self._max)
+        self._ramp = min(self._max, self._ramp + min(_MAX_GROWTH, max(_GROWTH_SHARE * self._ramp, self._latency_s)))
         self._apply()
         if before < self.limit and (self.limit == self._max or self.limit.bit_length() > before.bit_length()):
             self._note(now, "answered")
@@ -155,7 +175,8 @@ class AdaptiveConcurrency:
             self._failed += 1
         latencies = 1 if call.outcome == "broken" else _FEEDBACK_LATENCIES
         rests_until = min(call.left_at + latencies * self._latency_s, now + _MAX_REST_S)
-        self._resting = [until for until in (*self._resting, rests_until) if until > now]
+        self._resting = 1 + (self._resting if self._rest_until > now else 0)
+        self._rest_until = max(self._rest_until, rests_until)
         if self.closed_since is None and self._all_fail(call, now):
             self._close(now, limited=call.outcome == "limited")
 
@@ -174,10 +195,14 @@ class AdaptiveConcurrency:
 
     def _close(self, now: float, *, limited: bool) -> None:
         """Let one call at a time probe. For a rate limit, what passed before it was used up is its rate."""
-        per_s = self._rate.measure(self._first_failed, self._latency_s)
-        if limited and per_s:
-            self._rate.slow_down(per_s, now, now - self._first_failed.left_at, self._feedback_s)
-        self._detector.reset()
+        if limited:
+            period_s = max(_PERIOD_S, self._latency_s)
+            number, until = self._first_failed.number, self._first_failed.left_at
+            before = (call for call in self._recent if call.number < number and call.left_at > until - period_s)
+            passed = sum(call.outcome != "limited" for call in before)
+            if passed:
+                self._set_limit("per second", passed / period_s, now)
+        self._detector.reset(now)
         self._probe_wait_s = _PROBE_S
         self._probe_at = now + _PROBE_S
         self.closed_since = now
@@ -186,36 +211,34 @@ class AdaptiveConcurrency:
     def _open(self, now: float) -> None:
         self.closed_since = None
         self._ramp = min(self._ramp, self._start)
-        self._resting.clear()
+        self._resting = 0
         self._note(now, "answered again")
 
-    def _lower(self, found: Rejections, now: float) -> None:
-        """Lower the calls in flight; if that did not help, the calls a second; if neither helps, both are as before."""
-        refused_s = now - found.since
-        slower_failed = self._rate.is_held and found.share > _FEW_REFUSALS
-        in_vain = self._window.is_held or self._rate.is_held
-        if self._detector.record_failure_rate(found.share, in_vain=in_vain):
-            self._rate.value = self._window.value = None
+    def _lower(self, found: Refusals, now: float) -> None:
+        """Lower the limit that explains the refusals, and give up the other."""
+        if found.in_flight is not None:
+            self._set_limit("in flight", found.in_flight, now)
+            self._note(now, "refused beyond a number in flight")
+        elif found.by_chance:
+            self._found.value = None
             self._ramp = self._max
             self._note(now, "refused whatever is asked")
-        elif found.limited and not slower_failed and (self._rate.value is not None or self._window.is_held):
-            self._window.value = None
-            self._rate.slow_down(found.per_s, now, refused_s, self._feedback_s)
-            self._note(now, "limited")
         else:
-            self._rate.value = None
-            in_flight = max(1.0, min(self.limit, found.per_s * self._latency_s))  # J. Little's law
-            self._window.lower(in_flight, refused_s + 2 * self._latency_s, self._feedback_s)
-            self._note(now, "limited" if found.limited else "overloaded")
+            self._set_limit("per second", found.per_s, now)
+            self._note(now, "refused beyond a rate")
+
+    def _set_limit(self, kind: LimitKind, measured: float, now: float) -> None:
+        self._found.lower(kind, measured, self._feedback_s)
+        self._next_at = max(now, self._left_at + 1 / self._found.per_s) if self._found.per_s else now
 
     def _apply(self) -> None:
-        found = inf if self._window.value is None else self._window.value + 0.5
+        found = self._found.in_flight + 0.5 if self._found.in_flight else inf
         self.limit = max(1, int(min(self._max, self._ramp, found)))
 
     def _note(self, now: float, why: str) -> None:
         self._apply()
         if len(self.history) >= _HISTORY:
             del self.history[1::2]
-        per_s = None if self._rate.value is None else round(self._rate.value, 3)
+        per_s = None if self._found.per_s is None else round(self._found.per_s, 3)
         allowed = 0 if self.closed_since is not None else self.limit
         self.history.append(Setting(round(now - self._started, 3), allowed, per_s, why))
