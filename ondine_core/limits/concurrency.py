@@ -26,6 +26,7 @@ _MIN_FEEDBACK_S = 1.0  # within this time it shows that a limit is too high, sin
 _FEEDBACK_LATENCIES = 4  # the same for slow answers
 _SILENT_LATENCIES = 1.5  # a call in flight for longer is judged without its outcome
 _SILENT_S = 0.05  # the same for quick answers
+_OUTAGE_LATENCIES = 2  # when nothing was answered for longer, failures in a row are no chance
 _MAX_REST_S = 5.0  # the slot of a refused call stays empty for at most this, or until another call is answered
 _ALL_FAIL_CALLS = 10  # failures in a row after which all calls are taken to fail
 _ALL_FAIL_OTHERS = 0.1  # share of other outcomes among the calls that left since the first of them, at most
@@ -131,7 +132,7 @@ class AdaptiveConcurrency:
         return max(_MIN_FEEDBACK_S, _FEEDBACK_LATENCIES * self._latency_s)
 
     def _is_silent(self, now: float) -> bool:
-        return now - self._answered_at >= _SILENT_LATENCIES * self._latency_s
+        return now - self._answered_at >= _OUTAGE_LATENCIES * self._latency_s
 
     def _record_answer(self, call: InFlightCall, now: float) -> None:
         self._answered_at = now
