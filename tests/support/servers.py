@@ -1,6 +1,6 @@
 """Servers as functions, and adaptive concurrency driven against them event by event: a minute takes milliseconds.
 
-A server decides how a call ends from its arrival and the number of calls there. Servers compose: `together` asks one
+A server decides how a call ends from its arrival and the number of calls there. Servers compose: `chain` asks one
 after the other, and `switching` replaces one by another at some time.
 """
 
@@ -82,7 +82,7 @@ def token_bucket(per_s: float, burst: float) -> Server:
     return server
 
 
-def lanes(count: int, ending: CallOutcome = "overloaded") -> Server:
+def parallel_limit(count: int, ending: CallOutcome = "overloaded") -> Server:
     """Work on `count` calls concurrently and turn away all others."""
     busy_until = list[float]()
 
@@ -113,7 +113,7 @@ def switching(at_s: float, before: Server, after: Server) -> Server:
     return lambda now, takes_s: (before if now < at_s else after)(now, takes_s)
 
 
-def together(*servers: Server) -> Server:
+def chain(*servers: Server) -> Server:
     """Answer what every server answers; the first that does not answer decides."""
 
     def server(now: float, takes_s: float) -> CallOutcome:
@@ -148,7 +148,7 @@ AT_ONCE, QUICK = always(0.0), always(0.05)
 
 
 @dataclass(frozen=True)
-class Course:
+class Trace:
     """The trace of a simulated run.
 
     Args:
@@ -184,18 +184,18 @@ class Course:
         return max(bisect_left(self.left, self.left[n] + window_s) - n for n in starts)
 
 
-def drive(  # noqa: PLR0913  (the ways in which runs differ)
+def simulate(  # noqa: PLR0913  (the ways in which runs differ)
     server: Server,
     seconds: float = inf,
     *,
     rows: float = inf,
     takes: Seconds = QUICK,
     fails: Seconds | None = None,
-    most: int = 50,
+    max_calls: int = 50,
     arrives: Seconds = AT_ONCE,
     retry_after_s: float | None = None,
     demand_per_s: float = inf,
-) -> Course:
+) -> Trace:
     """Simulate calls that leave whenever the limits allow, for some time or until all rows are answered.
 
     Args:
@@ -204,12 +204,12 @@ def drive(  # noqa: PLR0913  (the ways in which runs differ)
         rows: Calls to answer; each is retried until it is answered.
         takes: Seconds from a call's arrival to its end.
         fails: The same for a call that is not answered, if that is less; `None` if it takes as long.
-        most: The most calls in flight.
+        max_calls: The most calls in flight.
         arrives: Seconds from a call's departure to its arrival: it is recorded in the ledger, and travels.
         retry_after_s: The wait that a refusal asks for; its row waits that long, and occupies a worker.
         demand_per_s: Calls a second that the run needs.
     """
-    limits, numbers = AdaptiveConcurrency(most, 0.0), itertools.count()
+    limits, numbers = AdaptiveConcurrency(max_calls, 0.0), itertools.count()
     events: list[tuple[float, int, InFlightCall, CallOutcome | None]] = []
     left, back, waiting = list[float](), list[tuple[float, CallOutcome]](), list[float]()
     now, fresh, again, answered = 0.0, rows, 0, 0
@@ -218,7 +218,7 @@ def drive(  # noqa: PLR0913  (the ways in which runs differ)
             heapq.heappop(waiting)
             again += 1
         ready_at = max(limits.ready_at(now), len(left) / demand_per_s)
-        if not again and (not fresh or len(waiting) + len(events) >= 4 * most):
+        if not again and (not fresh or len(waiting) + len(events) >= 4 * max_calls):
             ready_at = inf
         next_at = min(events[0][0] if events else inf, waiting[0] if waiting else inf)
         if ready_at <= now:
@@ -245,4 +245,4 @@ def drive(  # noqa: PLR0913  (the ways in which runs differ)
                 if outcome != "answered":
                     heapq.heappush(waiting, now + asked_s)
                 limits.finish(call, now, outcome, asked_s)
-    return Course(tuple(left), tuple(back), tuple(limits.history))
+    return Trace(tuple(left), tuple(back), tuple(limits.history))

@@ -13,22 +13,22 @@ import pytest
 
 from tests.support.servers import (
     QUICK,
-    Course,
     Seconds,
     Server,
+    Trace,
     always,
     at_random,
-    drive,
+    chain,
     fixed_window,
     healthy,
     jitter,
-    lanes,
     lognormal,
     nth,
     outage,
+    parallel_limit,
+    simulate,
     sliding_window,
     switching,
-    together,
     token_bucket,
 )
 
@@ -36,16 +36,16 @@ FULL = 50 / 0.05
 
 
 @cache
-def free_of_faults(seconds: float = inf, rows: float = inf) -> Course:
+def free_of_faults(seconds: float = inf, rows: float = inf) -> Trace:
     """The same calls to a server that answers all of them."""
-    return drive(healthy, seconds, rows=rows)
+    return simulate(healthy, seconds, rows=rows)
 
 
-def back_after(course: Course, end_s: float, full: float = FULL) -> float:
+def back_after(trace: Trace, end_s: float, full: float = FULL) -> float:
     """Seconds from the first answer after an instant until 80 % of full speed is reached for half a second."""
-    first = min(at for at, outcome in course.back if outcome == "answered" and at >= end_s)
+    first = min(at for at, outcome in trace.back if outcome == "answered" and at >= end_s)
     starts = (first + tenth / 10 for tenth in range(200))
-    return next((start for start in starts if course.per_s(start, start + 0.5) >= 0.8 * full), inf) - first
+    return next((start for start in starts if trace.per_s(start, start + 0.5) >= 0.8 * full), inf) - first
 
 
 # -- Retry-After of a single refusal ---------------------------------------------------------------------------------
@@ -57,15 +57,15 @@ def back_after(course: Course, end_s: float, full: float = FULL) -> float:
 def test_one_refusal_delays_one_call(number: int, asked_s: float, fails: Seconds | None) -> None:
     """One 429 with Retry-After, at any call, costs at most its wait plus 1 s."""
     fault_free_s = free_of_faults(rows=2000).back[-1][0]
-    course = drive(nth(number), rows=2000, retry_after_s=asked_s, fails=fails)
-    assert course.back[-1][0] <= fault_free_s + asked_s + 1
-    assert len(course.left) == 2001
+    trace = simulate(nth(number), rows=2000, retry_after_s=asked_s, fails=fails)
+    assert trace.back[-1][0] <= fault_free_s + asked_s + 1
+    assert len(trace.left) == 2001
 
 
 def test_one_refusal_of_few_rows_costs_its_wait() -> None:
     """The same if there are fewer rows than allowed calls, and with one call at a time."""
-    assert drive(nth(1), rows=5, retry_after_s=3).back[-1][0] <= 3.2
-    assert drive(nth(2), rows=40, retry_after_s=3, most=1).back[-1][0] <= 5.5
+    assert simulate(nth(1), rows=5, retry_after_s=3).back[-1][0] <= 3.2
+    assert simulate(nth(2), rows=40, retry_after_s=3, max_calls=1).back[-1][0] <= 5.5
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0, 5.0])
@@ -74,23 +74,23 @@ def test_full_speed_returns_after_refusals_at_the_start(length_s: float, retry_a
     """If all is refused for a while, full speed is reached within 5 s of the first answer."""
     for before in (healthy, nth(1, 2, 3)):
         for start_s in (0, 0.06, 0.4):
-            server = together(before, outage(start_s, length_s, "limited"))
-            course = drive(server, length_s + 16, retry_after_s=retry_after_s)
-            assert back_after(course, length_s) <= 5
-            assert sum(start_s + 0.3 < at < length_s for at in course.left) <= 10 + length_s / 2
+            server = chain(before, outage(start_s, length_s, "limited"))
+            trace = simulate(server, length_s + 16, retry_after_s=retry_after_s)
+            assert back_after(trace, length_s) <= 5
+            assert sum(start_s + 0.3 < at < length_s for at in trace.left) <= 10 + length_s / 2
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0])
 @pytest.mark.parametrize(("start_s", "length_s"), [(1.0, 2.0), (5.0, 0.7), (10.0, 2.0)])
-@pytest.mark.parametrize("most", [8, 32, 50])
+@pytest.mark.parametrize("max_calls", [8, 32, 50])
 def test_full_speed_returns_after_a_short_limit(
-    most: int, start_s: float, length_s: float, retry_after_s: float | None
+    max_calls: int, start_s: float, length_s: float, retry_after_s: float | None
 ) -> None:
     """Another tenant uses up the rate in mid-run: 80 % of full speed within 5 s of its end."""
     end_s = start_s + length_s
-    course = drive(outage(start_s, end_s, "limited"), end_s + 8, retry_after_s=retry_after_s, most=most)
-    assert course.per_s(end_s + 4.5, end_s + 5.5) >= 0.8 * most / 0.05
-    assert course.per_s(end_s, end_s + 5) >= 0.45 * most / 0.05
+    trace = simulate(outage(start_s, end_s, "limited"), end_s + 8, retry_after_s=retry_after_s, max_calls=max_calls)
+    assert trace.per_s(end_s + 4.5, end_s + 5.5) >= 0.8 * max_calls / 0.05
+    assert trace.per_s(end_s, end_s + 5) >= 0.45 * max_calls / 0.05
 
 
 # -- random refusals ------------------------------------------------------------------------------------------------
@@ -103,8 +103,8 @@ def test_random_refusals_cost_at_most_30_percent(
 ) -> None:
     """With one call in a hundred or in ten refused at random, at least 0.7 of the rows a second without."""
     for seed in range(2):
-        course = drive(at_random(share, "limited", seed), 20, retry_after_s=retry_after_s, fails=fails)
-        assert course.per_s(0, 20) >= 0.7 * free_of_faults(20).per_s(0, 20)
+        trace = simulate(at_random(share, "limited", seed), 20, retry_after_s=retry_after_s, fails=fails)
+        assert trace.per_s(0, 20) >= 0.7 * free_of_faults(20).per_s(0, 20)
 
 
 # -- a limit on calls in flight --------------------------------------------------------------------------------------
@@ -121,18 +121,18 @@ def test_concurrency_limit_is_found_by_lowering_concurrency(
     count: int, retry_after_s: float | None, takes: Callable[[], Seconds], fails: Seconds | None
 ) -> None:
     """If calls beyond the limit get 429, after 10 s 0.7 of its capacity is used and less than 5 % are refused."""
-    course = drive(lanes(count, "limited"), 40, takes=takes(), fails=fails, retry_after_s=retry_after_s)
+    trace = simulate(parallel_limit(count, "limited"), 40, takes=takes(), fails=fails, retry_after_s=retry_after_s)
     sample = takes()
     mean_s = sum(sample(0) for _ in range(1000)) / 1000
-    assert course.per_s(10, 40) >= 0.7 * count / mean_s
-    assert course.share("limited", 10) < 0.05
+    assert trace.per_s(10, 40) >= 0.7 * count / mean_s
+    assert trace.share("limited", 10) < 0.05
 
 
 @pytest.mark.parametrize("takes", [lambda: always(5.0), lambda: lognormal(5, 0.2)], ids=["even", "lognormal"])
 def test_concurrency_limit_is_found_with_slow_calls(takes: Callable[[], Seconds]) -> None:
     """The same for batches that take 5 s each."""
-    course = drive(lanes(5, "limited"), 200, takes=takes(), retry_after_s=60)
-    assert course.per_s(10, 200) >= 0.7 * 5 / 5.1
+    trace = simulate(parallel_limit(5, "limited"), 200, takes=takes(), retry_after_s=60)
+    assert trace.per_s(10, 200) >= 0.7 * 5 / 5.1
 
 
 # -- a limit on the rate ---------------------------------------------------------------------------------------------
@@ -143,9 +143,9 @@ def test_concurrency_limit_is_found_with_slow_calls(takes: Callable[[], Seconds]
 def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> None:
     """Of an unconfigured token bucket at least 93 % is used over a minute, and at most 3 % of calls are refused."""
     for retry_after_s in (None, 1.0):
-        course = drive(token_bucket(limit, burst), 60, takes=takes, retry_after_s=retry_after_s)
-        assert course.per_s(0, 60) >= 0.93 * limit
-        assert course.share("limited") <= 0.03
+        trace = simulate(token_bucket(limit, burst), 60, takes=takes, retry_after_s=retry_after_s)
+        assert trace.per_s(0, 60) >= 0.93 * limit
+        assert trace.share("limited") <= 0.03
 
 
 @pytest.mark.parametrize("takes", [QUICK, jitter(0.03, 0.07)], ids=["even", "jitter"])
@@ -154,9 +154,9 @@ def test_an_enforced_rate_is_used(limit: int, burst: int, takes: Seconds) -> Non
 )
 def test_immediate_refusals_slow_calls_at_once(server: Callable[[], Server], takes: Seconds) -> None:
     """With 256 calls in flight at most 2 % are refused over 20 s."""
-    course = drive(server(), 20, most=256, takes=takes, fails=always(0.002))
-    assert course.per_s(0, 20) >= 0.9 * 300
-    assert course.share("limited") <= 0.02
+    trace = simulate(server(), 20, max_calls=256, takes=takes, fails=always(0.002))
+    assert trace.per_s(0, 20) >= 0.9 * 300
+    assert trace.share("limited") <= 0.02
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.0, 10.0])
@@ -172,24 +172,24 @@ def test_immediate_refusals_slow_calls_at_once(server: Callable[[], Server], tak
 )
 def test_rate_per_minute_is_used(server: Callable[[], Server], least_s: float, retry_after_s: float | None) -> None:
     """With 60 calls a minute, 300 rows take at most 1.3 times the minimum."""
-    course = drive(server(), rows=300, retry_after_s=retry_after_s)
-    assert course.back[-1][0] <= 1.3 * least_s
+    trace = simulate(server(), rows=300, retry_after_s=retry_after_s)
+    assert trace.back[-1][0] <= 1.3 * least_s
 
 
 @pytest.mark.parametrize("server", [sliding_window, fixed_window], ids=["sliding", "fixed"])
 @pytest.mark.parametrize("calls", [20, 100, 1000])
 def test_rate_per_ten_seconds_is_used(calls: int, server: type[Server]) -> None:
     """Of windows of 10 s, which no header names, at least 77 % is used."""
-    assert drive(server(calls, 10), 100).per_s(0, 100) >= 0.77 * calls / 10  # type: ignore[call-arg]
+    assert simulate(server(calls, 10), 100).per_s(0, 100) >= 0.77 * calls / 10  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
-    "limited", [lambda: sliding_window(100), lambda: sliding_window(20), lambda: lanes(5, "limited")]
+    "limited", [lambda: sliding_window(100), lambda: sliding_window(20), lambda: parallel_limit(5, "limited")]
 )
 def test_full_speed_returns_when_a_limit_is_lifted(limited: Callable[[], Server]) -> None:
     """Within half a minute."""
-    course = drive(switching(30, limited(), healthy), 72, takes=jitter(0.03, 0.07))
-    assert course.per_s(62, 72) >= 0.8 * FULL
+    trace = simulate(switching(30, limited(), healthy), 72, takes=jitter(0.03, 0.07))
+    assert trace.per_s(62, 72) >= 0.8 * FULL
 
 
 # -- no limit --------------------------------------------------------------------------------------------------------
@@ -198,6 +198,6 @@ def test_full_speed_returns_when_a_limit_is_lifted(limited: Callable[[], Server]
 def test_queueing_server_gets_the_maximum_concurrency() -> None:
     """Latency that grows with concurrency lowers nothing."""
     for takes_s in (0.5, 5.0):
-        course = drive(healthy, 20 * takes_s, takes=lambda now, takes_s=takes_s: min(takes_s, 0.05 + now / 20))  # type: ignore[misc]
-        assert course.in_flight(15 * takes_s, 19 * takes_s) >= 49
-        assert {setting.per_s for setting in course.history} == {None}
+        trace = simulate(healthy, 20 * takes_s, takes=lambda now, takes_s=takes_s: min(takes_s, 0.05 + now / 20))  # type: ignore[misc]
+        assert trace.in_flight(15 * takes_s, 19 * takes_s) >= 49
+        assert {setting.per_s for setting in trace.history} == {None}
