@@ -19,8 +19,8 @@ _EXCESS_OF_CHANCE = 5.0
 _EXPERIMENTS = 3  # rates that lead to the same share of refusals, which is due to chance then
 _MAX_CHANCE = 0.5  # a larger share of refusals has a cause
 _MIN_CHANCE = 0.005  # a share by chance that falls below this has passed
-_CHANCE_FACTOR = 1.5  # this many times the share by chance is usual besides
-_CHANCE_COUNTED = 0.5  # of the share by chance, which is estimated too high beside a limit, is not for the limit
+_CHANCE_FACTOR = 1.4  # this many times the share by chance is usual besides
+_CHANCE_COUNTED = 0.6  # of the share by chance, which is estimated too high beside a limit, is not for the limit
 _SMOOTHING = 0.01
 _MISPLACED = 0.1  # share of calls, at most, that do not end as a limit on calls in flight would have it
 

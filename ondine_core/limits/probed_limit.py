@@ -10,7 +10,7 @@ LimitKind: TypeAlias = Literal["in flight", "per second"]
 _USED_SHARE = 0.98  # of a measured rate; what is left over lets the provider catch up
 _STEEPNESS = 2.0  # a limit grows by exp(steepness * t**3), t in hold times after the first
 _HOLD_FACTOR = 5.0  # the hold time grows by this when more was tried in vain
-_MAX_HOLDS = 13.0  # feedback times that it is at most
+_MAX_HOLDS = 16.0  # feedback times that it is at most
 _RISEN = 1.5  # a limit that is higher by this factor is a new one
 _MIN_PER_S = 0.1  # the lowest rate
 

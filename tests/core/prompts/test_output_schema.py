@@ -27,10 +27,10 @@ def test_the_wire_schema_is_closed_and_inlined() -> None:
     """Every property is required and no other allowed; references are inlined, titles and defaults removed."""
     schema = compile_schema(Review)
     assert schema.json_schema is not None
-    mood = {"enum": ["good", "bad"], "type": "string", "description": "How it sounds."}
+    mood = {"enum": ["good", "bad"], "type": "string", "description": "The mood of a review."}
     assert json.loads(schema.json_schema) == {
         "type": "object",
-        "description": "What a review says.",
+        "description": "The content of a review.",
         "properties": {
             "mood": mood,
             "theTopic": {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "what it is about"},
@@ -38,7 +38,7 @@ def test_the_wire_schema_is_closed_and_inlined() -> None:
                 "type": "array",
                 "items": {
                     "type": "object",
-                    "description": "A part of it.",
+                    "description": "A part of a review.",
                     "properties": {"name": {"type": "string"}, "mood": {"anyOf": [mood, {"type": "null"}]}},
                     "required": ["name", "mood"],
                     "additionalProperties": False,
