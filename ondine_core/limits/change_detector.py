@@ -15,13 +15,13 @@ _USUAL_SHARE = 0.02  # refusals among calls that are taken for accidents
 _MIN_CALLS = 10  # fewer say nothing
 _EXCESS = 2.0  # refusals beyond the usual that are a change, and
 _EXCESS_S = 0.02  # besides as many as calls are let through in this time
-_EXCESS_OF_CHANCE = 5.0
+_EXCESS_OF_CHANCE = 5.0  # the same as `_EXCESS` where refusals are due to chance
 _EXPERIMENTS = 3  # rates that lead to the same share of refusals, which is due to chance then
 _MAX_CHANCE = 0.5  # a larger share of refusals has a cause
 _MIN_CHANCE = 0.005  # a share by chance that falls below this has passed
-_CHANCE_FACTOR = 1.4  # this many times the share by chance is usual besides
-_CHANCE_COUNTED = 0.6  # of the share by chance, which is estimated too high beside a limit, is not for the limit
-_SMOOTHING = 0.01
+_CHANCE_FACTOR = 1.4  # beyond the usual share, this many times the share by chance is no change
+_CHANCE_COUNTED = 0.6  # part of the share by chance that a rate is corrected for; beside a limit it is overestimated
+_SMOOTHING = 0.01  # of the share by chance, exponential
 _MISPLACED = 0.1  # share of calls, at most, that do not end as a limit on calls in flight would have it
 
 

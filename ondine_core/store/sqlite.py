@@ -179,7 +179,7 @@ class SqliteDatabase:
                 copy.close()
 
     def _set_waiting(self, *, waits: bool) -> None:
-        """Whether to wait for other processes, and for a checkpoint when one is due."""
+        """Set whether writes wait for other processes, and for a checkpoint when one is due."""
         if self._waits is not waits:
             self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._wait_timeout_s) if waits else 0}")
             self._connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_A_CHECKPOINT if waits else 0}")
