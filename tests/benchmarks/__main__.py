@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.findings import findings, table
-from tests.benchmarks.peers.comparing import PEER_SCALES, SITUATIONS, Figures, clients, compare_peers, peers_table
+from tests.benchmarks.peers.comparison import PEER_SCALES, SITUATIONS, Figures, clients, compare_peers, peers_table
 from tests.benchmarks.plotting import plot
 from tests.benchmarks.scenarios import SCENARIOS, Measured, Scale
 
@@ -33,26 +33,27 @@ _PEERS = "peers"
 def main() -> int:
     """Run the requested scenarios; 0 if all of their targets are met."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    scenarios = f"of {', '.join(SCENARIOS)}, all by default; or {_PEERS}, alone"
+    scenarios = f"one of {', '.join(SCENARIOS)}; all of them by default; or {_PEERS} alone"
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=scenarios)
-    parser.add_argument("--scale", choices=_SCALES, default="quick", help="how many rows, and how often")
+    parser.add_argument("--scale", choices=_SCALES, default="quick", help="number of rows and of repetitions")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for the results")
     cache = Path(tempfile.gettempdir()) / "ondine-benchmark-peers"
-    parser.add_argument("--environments", type=Path, default=cache, help="folder for the environments of the peers")
-    parser.add_argument("--situations", nargs="*", choices=SITUATIONS, default=list(SITUATIONS), help="of the peers")
+    parser.add_argument("--environments", type=Path, default=cache, help="folder for the peers' environments")
+    parser.add_argument("--situations", nargs="*", choices=SITUATIONS, default=list(SITUATIONS), help="for the peers")
     options = parser.parse_args()
     if options.scenarios == [_PEERS]:
         return _peers(options)
     if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}, {_PEERS}")
-    scale, runs = _SCALES[options.scale], list[Measured]()
+    scale = _SCALES[options.scale]
+    runs = list[Measured]()
     for name in options.scenarios or SCENARIOS:
         for run in SCENARIOS[name](scale):
             runs.append(run)
             sys.stderr.write(f"{run['scenario']}: {run['client']}, {run['rows_per_s']:,.0f} rows/s\n")
     found = list(findings(runs, scale))
     heads = "| what | median | spread | target | |\n|---|---|---|---|---|"
-    report = "\n\n".join([_circumstances(options.scale), table(runs), "\n".join([heads, *map(str, found)])]) + "\n"
+    report = "\n\n".join([_conditions(options.scale), table(runs), "\n".join([heads, *map(str, found)])]) + "\n"
     sys.stdout.write(report)
     options.output.mkdir(parents=True, exist_ok=True)
     written = {"runs": runs, "findings": [asdict(one) for one in found], "scale": asdict(scale)}
@@ -63,8 +64,9 @@ def main() -> int:
 
 
 def _peers(options: argparse.Namespace) -> int:
-    """Measure the peers; always 0, for they have no targets."""
-    scale, found = PEER_SCALES[options.scale], []
+    """Measure the peers; the exit code is always 0, because they have no targets."""
+    scale = PEER_SCALES[options.scale]
+    found = []
     for client in clients(options.environments):
         found.append(client)
         sys.stderr.write(f"{client.name}: {client.reason or client.python}\n")
@@ -75,15 +77,15 @@ def _peers(options: argparse.Namespace) -> int:
     report = f"{_machine(options.scale)}.\n\n{peers_table(found, figures, scale)}\n"
     sys.stdout.write(report)
     options.output.mkdir(parents=True, exist_ok=True)
-    written = {name: asdict(of) for name, of in figures.items()}
+    written = {name: asdict(measured) for name, measured in figures.items()}
     (options.output / "peers.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     (options.output / "peers.md").write_text(report, encoding="utf-8")
     return 0
 
 
-def _circumstances(scale: str) -> str:
+def _conditions(scale: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    return f"{_machine(scale)}, {versions}. A figure is the median of its runs, then the least and the most of them."
+    return f"{_machine(scale)}, {versions}. A figure is the median of its runs, followed by their minimum and maximum."
 
 
 def _machine(scale: str) -> str:

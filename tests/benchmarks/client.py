@@ -1,4 +1,4 @@
-"""Run one client in a process of its own: `python -m tests.benchmarks.client NAME`, the workload as JSON on stdin.
+"""Run one client in a process of its own: `python -m tests.benchmarks.client NAME`, with the workload as JSON on stdin.
 
 The measurement is printed as one line of JSON.
 """
@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run it."""
+    """Run the client and print its measurement."""
     given = json.load(sys.stdin)
     if given["core"] >= 0:
         os.sched_setaffinity(0, {given["core"]})
@@ -43,7 +43,7 @@ def main() -> None:
         "took_s": took_s,
         "wrong": wrong,
         "tokens_per_row": (outcome.input_tokens + outcome.output_tokens) / work.rows,
-        "told": outcome.told,
+        "details": outcome.details,
     }
     sys.stdout.write(json.dumps(result) + "\n")
 

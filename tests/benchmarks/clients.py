@@ -1,6 +1,6 @@
-"""The compared clients, each as its user would write it: prepared first (its start-up), then run.
+"""The compared clients, each written as its users would write it: prepared first (its start-up), then run.
 
-All ask the same question with structured output, one row a call unless they can do better, and parse the replies.
+All send the same prompt with structured output, one row a call unless they support batches, and parse the replies.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": Tr
 
 @dataclass
 class Outcome:
-    """The result of a run: an answer for each row in order, tokens billed, and what else the client reports."""
+    """The result of a run: an answer for each row in order, tokens billed, and further figures of the client."""
 
     answers: Sequence[Any]
     input_tokens: int = 0
     output_tokens: int = 0
-    told: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Columns(Sequence[dict[str, Any]]):
-    """A table by column, whose rows are made on access."""
+    """The rows of a table stored by column; a row is made when it is read."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
         self._columns = columns
@@ -53,7 +53,7 @@ def _messages(text: str) -> list[dict[str, str]]:
 
 
 async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, int, int]]]) -> Outcome:
-    """`concurrency` loops share one iterator: the cheapest way to bound the calls in flight."""
+    """Ask every row from `concurrency` loops that share one iterator, the cheapest bound on calls in flight."""
     answers: list[Any] = [None] * work.rows
     outcome = Outcome(answers)
     rows = iter(enumerate(work.reviews))
@@ -69,7 +69,7 @@ async def _in_loops(work: Workload, ask: Callable[[str], Awaitable[tuple[Any, in
 
 
 def bare(work: Workload) -> Run:
-    """A loop around aiohttp and orjson that stores, counts and checks nothing: the upper bound."""
+    """A loop around aiohttp and orjson without a store, limits or validation: the upper bound of the speed."""
     import aiohttp
     import orjson
 
@@ -133,8 +133,8 @@ def litellm_loop(work: Workload, model: str = f"openai/{_MODEL}") -> Run:
 
 
 def ondine(work: Workload, observers: tuple[Any, ...] = (), model: str = f"openai_compatible/{_MODEL}") -> Run:
-    """`ondine_core.enrich_sync`, answers kept in a file."""
-    import aiohttp  # noqa: F401  (which its first call would import, and which the others have imported by then)
+    """`ondine_core.enrich_sync` with its answers stored in a file."""
+    import aiohttp  # noqa: F401  (its first call would import it; the other clients import it at start-up)
 
     from ondine_core import ModelSpec, Options, Policy, enrich_sync
     from ondine_core.limits.rates import Rates
@@ -155,8 +155,8 @@ def ondine(work: Workload, observers: tuple[Any, ...] = (), model: str = f"opena
             ),
         )
         usage, spend = report.spend.usage, report.spend
-        told = {"calls": spend.calls, "refused": spend.refused, "reused": report.progress.rows_reused}
-        return Outcome(Columns(report.values()), usage.input_tokens, usage.output_tokens, told)
+        details = {"calls": spend.calls, "refused": spend.refused, "reused": report.progress.rows_reused}
+        return Outcome(Columns(report.values()), usage.input_tokens, usage.output_tokens, details)
 
     return run
 
@@ -170,11 +170,11 @@ _OBSERVERS_IMPORT = (
     "requests",
     "structlog",
 )
-"""Importing is start-up, as for the other clients."""
+"""Imported in advance, so that the import counts as start-up, as for the other clients."""
 
 
 def observed(work: Workload) -> Run:
-    """The same with all observers, which export to the provider, since that accepts anything."""
+    """`ondine` with all observers, which export to the benchmark's provider: it accepts any request."""
     for name in _OBSERVERS_IMPORT:
         import_module(name)
     address = work.base_url.removesuffix("/v1")
@@ -192,21 +192,21 @@ def step(work: Workload) -> Run:
 
 
 def plain_step(work: Workload) -> Run:
-    """Dagster's own time for the same rows."""
+    """The same rows through a plain asset: the time that Dagster itself takes."""
     from tests.benchmarks.steps import materialize_plain_asset, twice
 
-    return lambda: Outcome([], told=twice(materialize_plain_asset, work))
+    return lambda: Outcome([], details=twice(materialize_plain_asset, work))
 
 
 def step_twice(work: Workload) -> Run:
-    """A small step, and the same again when everything is imported."""
+    """A small step, and the same again when all modules are imported."""
     from tests.benchmarks.steps import materialize_llm_asset, twice
 
-    return lambda: Outcome([], told=twice(materialize_llm_asset, work))
+    return lambda: Outcome([], details=twice(materialize_llm_asset, work))
 
 
 def store(work: Workload) -> Run:
-    """The store alone: answers of calls that take no time, recorded and settled as the engine does."""
+    """The store alone: calls that take no time are recorded and settled with their answers, as the engine does."""
     from decimal import Decimal
 
     from ondine_core.store import open_store
@@ -245,7 +245,7 @@ _SLOTS = 8
 
 
 def raw_llama_cpp(work: Workload) -> Run:
-    """llama.cpp's own server on all processors, asked by a loop that stores, counts and checks nothing."""
+    """llama.cpp's own server on all processors, and a loop without a store, limits or validation."""
     import aiohttp
     import orjson
     import xllamacpp
@@ -291,7 +291,7 @@ def embedded(work: Workload) -> Run:
             table, prompt=prompt, output=_MOOD, model="llama_cpp/gemma-3-270m", options=Options(store=store)
         )
 
-    # Loading the weights is start-up, as for the other.
+    # Loading the weights counts as start-up, as it does for llama.cpp's server.
     ask(["The first call reads the instructions."], ":memory:")
 
     def run() -> Outcome:

@@ -1,4 +1,4 @@
-"""Rows a second for each client as a picture: a few rectangles, so no library is needed."""
+"""Draw rows a second for each client as SVG: a few rectangles, so no library is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OURS, _OTHERS = "#3d6fd9", "#9aa3ad"
 
 
 def plot(runs: Sequence[Measured]) -> str:
-    """SVG of the comparison: a bar for each client at its median, and a line from its slowest to its quickest run."""
+    """SVG of the comparison: a bar for each client's median, and a line from its slowest to its fastest run."""
     compared = [run for run in runs if run["scenario"] == "one row a call"]
     clients = list(dict.fromkeys(run["client"] for run in compared))
     most = max((run["rows_per_s"] for run in compared), default=1.0)

@@ -1,7 +1,8 @@
 """A provider of chat completions and of Anthropic's messages for load tests, with minimal work for each request.
 
-It parses HTTP by hand, which is enough for well-behaved loopback clients only. A limit counts requests in a sliding
-window; requests beyond it are refused at once, with or without a `Retry-After`.
+Its own HTTP parser is sufficient only for the benchmark's clients. A limit counts requests in a sliding window;
+requests beyond it are refused at once without `Retry-After`. `--refuse-each` refuses every n-th request with
+`Retry-After: 1`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _END_OF_HEAD, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
 
 
 class ServerStats:
-    """The requests and replies, and a limit in force."""
+    """Counts of requests and replies, and the limits."""
 
     def __init__(self, latency_s: float, limit: int, window_s: float, refuse_each: int) -> None:
         self.latency_s = latency_s
@@ -38,7 +39,7 @@ class ServerStats:
         self.reset()
 
     def reset(self) -> None:
-        """Start again."""
+        """Set all counts to zero."""
         self.requests = self.refused = self.in_flight = self.peak_in_flight = 0
         self.input_tokens = self.output_tokens = 0
         self.answered_at: list[float] = []
@@ -122,7 +123,7 @@ class Connection(asyncio.Protocol):
         stats, asked = self._stats, orjson.loads(body)
         stats.in_flight -= 1
         texts = [_text(message["content"]) for message in asked["messages"]]
-        if not texts:  # curator reads the limits in the headers this way; nothing is billed
+        if not texts:  # curator reads the limits from the response headers of such a request; it is not billed
             stats.requests -= 1
             self._write(_response(b"400 Bad Request", _NO_MESSAGES))
             return
@@ -188,7 +189,7 @@ async def _serve(options: argparse.Namespace) -> None:
     server = await asyncio.get_running_loop().create_server(lambda: Connection(stats), "127.0.0.1", 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    # The starting process holds the other end; when it exits, this process does.
+    # The parent process holds the other end of the pipe; when it exits, so does this process.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
@@ -196,12 +197,9 @@ def main() -> None:
     """Serve on a free port, which is printed, until standard input is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency-ms", type=float, default=50.0)
-    parser.add_argument("--limit", type=int, default=0, help="requests that a window admits; 0: any number")
+    parser.add_argument("--limit", type=int, default=0, help="requests that a window admits; 0: no limit")
     parser.add_argument("--window-s", type=float, default=1.0)
-    parser.add_argument(
-        "--at-once", type=int, default=0, help="refuse more requests in flight, for 60 s; 0: any number"
-    )
-    parser.add_argument("--refuse-each", type=int, default=0, help="refuse each request of this number, for 1 s")
+    parser.add_argument("--refuse-each", type=int, default=0, help="refuse every n-th request; 0: none")
     parser.add_argument("--core", type=int, default=-1)
     options = parser.parse_args()
     if options.core >= 0:

@@ -1,4 +1,4 @@
-"""The scenarios. Each is repeated with its clients in turn, so that a disturbance affects all alike."""
+"""The scenarios. In each repetition all clients run one after another, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tests.benchmarks.running import Server, run_client, serving
+from tests.benchmarks.processes import Server, run_client, serving
 from tests.benchmarks.workload import Workload
 from tests.support.latency import latency_proxy
 from tests.support.postgres import server as database_server
@@ -21,14 +21,14 @@ LATENCY_MS = 50.0
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured.
+    """Number of rows and repetitions.
 
     Args:
         rows: Rows of a run.
         slow_rows: Rows of a run of a client that is ten times slower.
         many_rows: Rows of the long run.
         repetitions: Repetitions of each scenario.
-        limit: Requests a second, where there is a limit.
+        limit: Requests a second in the scenarios with a limit.
     """
 
     rows: int
@@ -39,7 +39,7 @@ class Scale:
 
 
 Measured: TypeAlias = dict[str, Any]
-"""Of one run: `scenario`, `client`, `repetition`, and its figures."""
+"""One run: `scenario`, `client`, `repetition`, and the figures."""
 
 
 @contextmanager
@@ -54,12 +54,12 @@ def _run(name: str, work: Workload, server: Server | None = None) -> Measured:
 
 
 def compare(scale: Scale) -> Iterator[Measured]:
-    """All clients: 256 calls in flight, one row a call, structured output, Ondine with a store."""
+    """All clients with 256 calls in flight, one row a call and structured output; Ondine with a store."""
     yield from _in_turn(scale, "one row a call", ("aiohttp", "ondine", "step", "openai", "litellm"), 256)
 
 
 def compare_few(scale: Scale) -> Iterator[Measured]:
-    """The same with 50 calls in flight, where latency is the bound: 1,000 rows a second."""
+    """The bare loop and Ondine with 50 calls in flight, where latency limits the speed to 1,000 rows a second."""
     yield from _in_turn(scale, "50 in flight", ("aiohttp", "ondine"), 50)
 
 
@@ -78,12 +78,12 @@ def anthropic(scale: Scale) -> Iterator[Measured]:
 
 
 def observers(scale: Scale) -> Iterator[Measured]:
-    """With all observers, and without any."""
+    """Ondine with all observers, and without any."""
     yield from _in_turn(scale, "observers", ("ondine", "observed"), 256)
 
 
 def batches(scale: Scale) -> Iterator[Measured]:
-    """Twenty rows a call, and one, at the same concurrency."""
+    """Twenty rows a call and one row a call, at the same concurrency."""
     with serving(LATENCY_MS) as server:
         for repetition in range(scale.repetitions):
             for size in (1, 20):
@@ -104,7 +104,7 @@ def cached(scale: Scale) -> Iterator[Measured]:
 
 
 def stores(scale: Scale) -> Iterator[Measured]:
-    """Answers of calls that take no time, one a call and twenty."""
+    """The store alone, with one answer a call and with twenty."""
     for repetition in range(scale.repetitions):
         for size in (1, 20):
             found = _run("store", Workload("", 2 * scale.rows * size, 256, size))
@@ -112,10 +112,10 @@ def stores(scale: Scale) -> Iterator[Measured]:
 
 
 def distant_store(scale: Scale) -> Iterator[Measured]:
-    """Answers stored in Postgres, local and 20 ms away."""
+    """Answers stored in a local Postgres, and in one that is 20 ms away."""
     with serving(LATENCY_MS) as provider:
         for repetition in range(scale.repetitions):
-            for client, round_trip_s in (("Postgres at hand", 0.0), ("Postgres 20 ms away", 0.02)):
+            for client, round_trip_s in (("local Postgres", 0.0), ("Postgres 20 ms away", 0.02)):
                 with latency_proxy(database_server().port, round_trip_s) as proxy:
                     url = database_server().new_database().replace(f":{database_server().port}/", f":{proxy.port}/")
                     found = run_client("ondine", Workload(provider.base_url, scale.rows, 256, store=url), provider)
@@ -123,18 +123,18 @@ def distant_store(scale: Scale) -> Iterator[Measured]:
 
 
 def limits(scale: Scale) -> Iterator[Measured]:
-    """A limit enforced by the provider, configured for the client or not."""
+    """A limit that the provider enforces, configured for the client or not."""
     rows = max(scale.limit, min(scale.rows, 20 * scale.limit))
     for repetition in range(scale.repetitions):
-        for client, named in (("named", scale.limit), ("unnamed", None)):
+        for client, configured in (("configured", scale.limit), ("unconfigured", None)):
             with serving(LATENCY_MS, limit=scale.limit) as server:
-                found = _run("ondine", Workload(server.base_url, rows, 256, requests_per_s=named), server)
+                found = _run("ondine", Workload(server.base_url, rows, 256, requests_per_s=configured), server)
             yield {"scenario": "limit", "client": client, "repetition": repetition, **found}
         yield from _refusals(scale, repetition)
 
 
 def _refusals(scale: Scale, repetition: int) -> Iterator[Measured]:
-    """50 calls in flight, with all answered and with one in a hundred refused for a second."""
+    """50 calls in flight, with all answered, and with one in a hundred refused with `Retry-After: 1`."""
     for client, refuse_each in (("all answered", 0), ("1 % refused", 100)):
         with serving(LATENCY_MS, refuse_each=refuse_each) as server:
             found = _run("ondine", Workload(server.base_url, scale.rows, 50), server)
@@ -142,7 +142,7 @@ def _refusals(scale: Scale, repetition: int) -> Iterator[Measured]:
 
 
 def long_run(scale: Scale) -> Iterator[Measured]:
-    """Few rows and very many: the time a row, and the memory used."""
+    """A run of few rows and one of very many, to compare rows a second and memory."""
     with serving(LATENCY_MS) as server:
         for client, rows in (("few rows", scale.rows), ("many rows", scale.many_rows)):
             found = _run("ondine", Workload(server.base_url, rows, 256), server)
@@ -150,7 +150,7 @@ def long_run(scale: Scale) -> Iterator[Measured]:
 
 
 def step_overhead(scale: Scale) -> Iterator[Measured]:
-    """One row in an enrichment step, and in one of Dagster's own: the first in a process, and the next."""
+    """One row in an enrichment step and in a plain one, each as the first in its process and again as the second."""
     with serving(0) as server:
         for repetition in range(scale.repetitions):
             for client in ("plain step", "step twice"):
@@ -159,7 +159,7 @@ def step_overhead(scale: Scale) -> Iterator[Measured]:
 
 
 def embedded(scale: Scale) -> Iterator[Measured]:
-    """A model inside the process, compared with the library that computes it; both use all processors."""
+    """A model inside the process, compared with llama.cpp's own server; both use all processors."""
     rows = max(8, min(128, scale.rows // 100))
     for repetition in range(scale.repetitions):
         for client in ("llama.cpp", "embedded"):

@@ -12,7 +12,7 @@ __all__ = ["materialize_llm_asset", "materialize_plain_asset", "twice"]
 
 
 def materialize_llm_asset(work: Workload) -> list[dict[str, Any]]:
-    """The answers of a step for the rows of `work`."""
+    """Materialize an `@llm_asset` with the rows of `work` and return its answers."""
     from ondine_dagster import LLMResource, llm_asset
 
     @llm_asset(prompt=PROMPT, output=SCHEMA, batch_size=work.batch_size)
@@ -33,7 +33,7 @@ def materialize_llm_asset(work: Workload) -> list[dict[str, Any]]:
 
 
 def materialize_plain_asset(work: Workload) -> None:
-    """The same rows through a step that adds nothing."""
+    """Materialize an asset that returns the same rows unchanged."""
 
     @dg.asset
     def enriched(reviews: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def materialize_plain_asset(work: Workload) -> None:
 
 
 def twice(materialize: Any, work: Workload) -> dict[str, float]:
-    """Seconds of the first materialization in a process, and of the next, when everything is imported."""
+    """Seconds of the first materialization in a process, and of the second, when all modules are imported."""
     took = []
     for first in (0, work.rows):
         began = time.perf_counter()

@@ -14,7 +14,7 @@ SCALE = Scale(100, 100, 100, 3, limit=100)
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """The command measures, finds every answer in its own row, and writes its files; speed is not tested."""
+    """The command measures, checks that every row has its own answer, and writes its files; speed is not tested."""
     command = [sys.executable, "-m", "tests.benchmarks", "few", "store", "--scale", "tiny", "--output", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode in (0, 1), ran.stderr
@@ -27,7 +27,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scenario_is_an_error() -> None:
-    """It lists the known ones."""
+    """The message lists the known scenarios."""
     command = [sys.executable, "-m", "tests.benchmarks", "fast"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 2
@@ -44,16 +44,16 @@ def runs(client: str, *rows_per_s: float) -> list[dict[str, object]]:
 
 
 def test_target_is_the_median_of_paired_ratios() -> None:
-    """Runs are compared in pairs made one after the other, not by the ratio of two medians."""
+    """Consecutive runs are compared in pairs; the target is not the ratio of two medians."""
     measured = [*runs("aiohttp", 1000, 100, 1000), *runs("ondine", 800, 80, 200)]
     found = {finding.what: finding for finding in findings(measured, SCALE)}
-    ratio = found["rows/s, beside aiohttp"]
+    ratio = found["rows/s relative to aiohttp"]
     assert (ratio.value, ratio.low, ratio.high, ratio.met) == (0.8, 0.2, 0.8, True)
-    assert not found.keys() & {"rows/s, beside litellm", "rows/s when all is known"}
+    assert not found.keys() & {"rows/s relative to litellm", "rows/s when all answers are stored"}
 
 
 def test_tables_and_pictures_show_every_client() -> None:
-    """Medians with their spread; the picture is the same without a library."""
+    """The table has medians with their spread, and the picture has a bar for each client."""
     measured = [*runs("aiohttp", 1000, 1200, 1100), *runs("ondine", 900)]
     assert "| one row a call | aiohttp | 1,100 (1,000 to 1,200) |" in table(measured)
     assert "| one row a call | ondine | 900 |" in table(measured)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.peers.comparing import Client, Figures, PeerScale, clients, compare_peers, peers_table
+from tests.benchmarks.peers.comparison import Client, Figures, PeerScale, clients, compare_peers, peers_table
 from tests.benchmarks.peers.job import Job
 from tests.benchmarks.workload import answer_to
 
@@ -51,29 +51,29 @@ def test_a_stale_answer_and_a_failure_are_shown() -> None:
     assert "| broken | - | - | - | - | - | - | failed | failed | - |" in table
 
 
-def test_a_peer_that_does_not_install_is_named_with_the_reason(tmp_path: Path) -> None:
-    """It has no measurements, and the others are measured."""
+def test_a_peer_that_cannot_be_installed_is_named_with_the_reason(tmp_path: Path) -> None:
+    """It has no measurements; the other clients are measured."""
     found = list(clients(tmp_path, {"peer": ["/no/such/place/peer-1-py3-none-any.whl"]}))
     assert [client.name for client in found] == ["aiohttp", "Ondine", "peer"]
     assert list(compare_peers(found[2:], SCALE)) == []
     table = peers_table(found[2:], {}, SCALE)
-    assert "- peer is left out, for it does not install: " in table
+    assert "- peer is left out because it cannot be installed: " in table
     assert "/no/such/place" in table
 
 
 def test_a_client_is_measured(tmp_path: Path) -> None:
-    """The bare loop asks each row once, and all again after one has changed; no row is lost."""
+    """The bare loop asks each row once in each run, also after one row has changed; no row is lost."""
     scale = PeerScale(rows=20, few_rows=20, repetitions=1)
     (found, *_) = clients(tmp_path, {})
     runs = [run for _, _, run in compare_peers([found], scale, ["changed"])]
     assert [(run["calls"], run["lost"], run["wrong"]) for run in runs if isinstance(run, dict)] == [(20, 0, 0)]
 
 
-def test_a_job_has_its_duplicates_far_apart() -> None:
-    """Half of the texts occur twice, the second time after all have occurred once; a changed row is the last."""
+def test_duplicates_of_a_job_are_far_apart() -> None:
+    """No text repeats before all have occurred once; a changed row is the last."""
     job = Job("", 6, distinct=3)
     assert job.numbers == [0, 1, 2, 0, 1, 2]
     assert Job("", 3, changed=True).numbers == [0, 1, 3]
     answers = [answer_to(f"#{number}") for number in job.numbers]
-    assert job.judge(answers) == (0, 0)
-    assert job.judge([None, answers[2], *answers[2:]]) == (1, 1)
+    assert job.count_lost_and_wrong(answers) == (0, 0)
+    assert job.count_lost_and_wrong([None, answers[2], *answers[2:]]) == (1, 1)

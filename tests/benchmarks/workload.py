@@ -1,6 +1,6 @@
-"""The workload of every client: rows, a question, the form of an answer, and the check of an answer.
+"""The workload of every client: rows, the prompt, the output schema, and the check of an answer.
 
-It depends only on the standard library, so that a client's start-up time is its own.
+It depends only on the standard library, so that it adds nothing to a client's start-up time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TEXT = "It came on time and the box was whole, but the lid sits loose and the h
 
 
 _NUMBER = re.compile(r"#(\d+)")
-_OF_A_TEST = {"name": "Jason", "age": 25}
+_ANSWER_WITHOUT_ROW = {"name": "Jason", "age": 25}
 """Some clients test a model before they begin: data-designer accepts any answer, curator asks for names and ages."""
 
 
@@ -32,11 +32,11 @@ class Workload:
     """One run of one client.
 
     Args:
-        base_url: The provider's, up to `/v1`.
+        base_url: The provider's address, up to `/v1`.
         rows: Number of rows.
-        concurrency: Most calls in flight.
+        concurrency: Maximum number of calls in flight.
         batch_size: Rows a call, for clients that support it.
-        store: The file for answers, for clients that store any; empty keeps them in memory.
+        store: File for the answers, for clients that store any; empty keeps them in memory.
         requests_per_s: The limit configured for the client, if any.
         first: Number of the first row.
     """
@@ -51,7 +51,7 @@ class Workload:
 
     @property
     def reviews(self) -> list[str]:
-        """The texts, each different."""
+        """The texts of the rows, each different."""
         return [review(number) for number in range(self.first, self.first + self.rows)]
 
 
@@ -64,7 +64,7 @@ def answer_to(text: str) -> dict[str, Any]:
     """The provider's answer to a text with the number of its row, possibly with instructions around it."""
     numbers = _NUMBER.findall(text)
     if not numbers:
-        return _OF_A_TEST
+        return _ANSWER_WITHOUT_ROW
     return {"sentiment": SENTIMENTS[int(numbers[-1]) % len(SENTIMENTS)], "topic": f"row {numbers[-1]}"}
 
 

@@ -1,1 +1,1 @@
-"""Other model clients beside Ondine: each in an environment of its own, all against the benchmark's provider."""
+"""Compare Ondine with other model clients, each in an environment of its own, against the benchmark's provider."""

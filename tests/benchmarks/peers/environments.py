@@ -1,4 +1,4 @@
-"""Make an environment for each peer with uv, and keep it for the next time."""
+"""Make an environment for each peer with uv, and reuse it the next time."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def python_of(name: str, requirements: Sequence[str], folder: Path) -> Path:
     Raises:
         EnvironmentMissingError: The peer cannot be installed.
     """
-    place = folder / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
-    python = place / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    installed, wanted = place / "installed.json", json.dumps(list(requirements))
+    environment = folder / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
+    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    installed, wanted = environment / "installed.json", json.dumps(list(requirements))
     if installed.is_file() and installed.read_text(encoding="utf-8") == wanted:
         return python
-    _uv("venv", "--clear", "--python", sys.executable, str(place))
+    _uv("venv", "--clear", "--python", sys.executable, str(environment))
     _uv("pip", "install", "--python", str(python), *requirements)
     installed.write_text(wanted, encoding="utf-8")
     return python
@@ -54,5 +54,5 @@ def _uv(*arguments: str) -> None:
     except subprocess.TimeoutExpired:
         raise EnvironmentMissingError(f"uv {arguments[0]} took more than {_MAX_S} s") from None
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise EnvironmentMissingError(said[-1] if said else f"uv {arguments[0]} ended with {done.returncode}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise EnvironmentMissingError(lines[-1] if lines else f"uv {arguments[0]} ended with {done.returncode}")

@@ -1,4 +1,4 @@
-"""The job of a client, and the right answers. It depends only on the standard library."""
+"""The job of a client, and the correct answers. It depends only on the standard library."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Job(Workload):
     """One run of one client.
 
     Args:
-        folder: Where the client may keep answers from one run to the next.
-        distinct: How many different texts there are; 0: as many as rows.
-        changed: Whether the last row has another text than before.
+        folder: Folder in which the client may keep answers between runs.
+        distinct: Number of different texts; 0: one for each row.
+        changed: Whether the last row's text differs from the first run's.
     """
 
     folder: str = ""
@@ -27,7 +27,7 @@ class Job(Workload):
 
     @property
     def numbers(self) -> list[int]:
-        """The number of each row's text. Texts repeat only after all of them have occurred once."""
+        """The number of each row's text; no text repeats before all have occurred once."""
         numbers = [row % (self.distinct or self.rows) for row in range(self.rows)]
         return [*numbers[:-1], self.rows] if self.changed else numbers
 
@@ -36,8 +36,8 @@ class Job(Workload):
         """The texts."""
         return [review(number) for number in self.numbers]
 
-    def judge(self, answers: Sequence[Any]) -> tuple[int, int]:
-        """The number of rows without an answer and of rows with a wrong one."""
+    def count_lost_and_wrong(self, answers: Sequence[Any]) -> tuple[int, int]:
+        """The number of rows without an answer, and of rows with a wrong one."""
         pairs = list(zip(self.numbers, answers, strict=True))
         lost = sum(answer is None for _, answer in pairs)
         wrong = sum(answer is not None and answer != answer_to(f"#{number}") for number, answer in pairs)

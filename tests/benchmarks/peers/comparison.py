@@ -1,4 +1,4 @@
-"""Measure each client in the same situations, and write the results as one table."""
+"""Measure each client in the same situations, and make one table of the results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any, TypeAlias
 
 from tests.benchmarks.peers.environments import REQUIREMENTS, EnvironmentMissingError, python_of
 from tests.benchmarks.peers.job import Job
-from tests.benchmarks.running import ROOT, Server, pinned_core, serving
+from tests.benchmarks.processes import ROOT, Server, pinned_core, serving
 
 __all__ = ["PEER_SCALES", "SITUATIONS", "Client", "Figures", "PeerScale", "clients", "compare_peers", "peers_table"]
 
 _LATENCY_MS, _CONCURRENCY = 50.0, 50
-_OWN = ("aiohttp", "Ondine")
+_WITHOUT_ENVIRONMENT = ("aiohttp", "Ondine")
 _MAX_S = 240
-_QUIET = {
+_VARIABLES = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -34,7 +34,7 @@ _QUIET = {
     "TELEMETRY_ENABLED": "false",
     "OPENAI_API_KEY": "no-key",
     "TIKTOKEN_CACHE_DIR": str(ROOT / "ondine_core" / "providers" / "model_data" / "encodings"),
-    # Nothing listens there, so requests to other machines fail at once.
+    # No server listens there, so requests to other machines fail at once.
     "HTTPS_PROXY": "http://127.0.0.1:9",
 }
 """Telemetry off, no downloads, and an invalid key."""
@@ -42,7 +42,7 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class PeerScale:
-    """How much is measured.
+    """Number of rows and repetitions.
 
     Args:
         rows: Rows of a timed run.
@@ -60,7 +60,7 @@ PEER_SCALES = {"tiny": PeerScale(200, 100, 1), "quick": PeerScale(2_000, 600, 1)
 
 @dataclass(frozen=True)
 class Client:
-    """A client and the Python that runs it, or why there is none."""
+    """A client and the Python that runs it, or the reason why it could not be installed."""
 
     name: str
     python: Path | None
@@ -72,34 +72,34 @@ Measured: TypeAlias = dict[str, Any]
 
 @dataclass
 class Figures:
-    """The measurements of a client: the runs of each situation, and why one failed."""
+    """The measurements of a client: the runs of each situation, and the reason of each failure."""
 
     runs: dict[str, list[Measured]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def add(self, situation: str, run: Measured | str) -> None:
-        """Record a measurement of a situation, or why it failed."""
+        """Record a measurement of a situation, or the reason of its failure."""
         if isinstance(run, str):
             self.failures[situation] = run
         else:
             self.runs.setdefault(situation, []).append(run)
 
-    def of(self, situation: str, name: str) -> float | None:
+    def median(self, situation: str, name: str) -> float | None:
         """The median of a figure."""
         values = [run[name] for run in self.runs.get(situation, ())]
         return median(values) if values else None
 
     def shown(self, situation: str, name: str, form: str = ",.0f") -> str:
         """The median of a figure as the table shows it."""
-        value = self.of(situation, name)
+        value = self.median(situation, name)
         if value is not None:
             return format(value, form)
         return "failed" if situation in self.failures else "-"
 
 
 def clients(folder: Path, requirements: Mapping[str, Sequence[str]] = REQUIREMENTS) -> Iterator[Client]:
-    """The bare loop, Ondine, and each peer, whose environments are made in `folder` unless they exist."""
-    for name in _OWN:
+    """The bare loop, Ondine, and each peer; the peers' environments are made in `folder` unless they exist."""
+    for name in _WITHOUT_ENVIRONMENT:
         yield Client(name, Path(sys.executable))
     for name, wanted in requirements.items():
         try:
@@ -109,13 +109,13 @@ def clients(folder: Path, requirements: Mapping[str, Sequence[str]] = REQUIREMEN
 
 
 class _ClientError(Exception):
-    """A client failed; the text is its last output."""
+    """A client failed; the text is the last line of its output."""
 
 
 @contextmanager
 def _started(client: Client, job: Job) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A running client and its output file; it is killed at the end of the block."""
-    command = [str(client.python), "-m", "tests.benchmarks.peers.asking", client.name]
+    """Start a client; yields its process and output file, and kills it at the end of the block."""
+    command = [str(client.python), "-m", "tests.benchmarks.peers.peer_client", client.name]
     printed = Path(job.folder) / "printed.txt"
     with (
         tempfile.TemporaryFile("w+") as given,
@@ -127,7 +127,7 @@ def _started(client: Client, job: Job) -> Iterator[tuple[subprocess.Popen[str], 
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **_QUIET, "HOME": job.folder},
+            env={**os.environ, **_VARIABLES, "HOME": job.folder},
             stdin=given,
             stdout=output,
             stderr=errors,
@@ -192,7 +192,7 @@ def _refused(client: Client, scale: PeerScale) -> Measured:
 
 
 def _killed(client: Client, scale: PeerScale) -> Measured:
-    """Killed when six calls of ten are sent, then run again."""
+    """Kill the client when 60 % of the calls are sent, then run it again."""
     with serving(_LATENCY_MS) as server, _job(server, scale.few_rows) as job:
         server.stats()
         with _started(client, job) as (process, _):
@@ -205,8 +205,8 @@ def _killed(client: Client, scale: PeerScale) -> Measured:
 
 
 def _requests(server: Server) -> int:
-    with urllib.request.urlopen(f"{server.base_url}/stats") as came:  # noqa: S310  (our own, on the loopback)
-        return int(json.load(came)["requests"])
+    with urllib.request.urlopen(f"{server.base_url}/stats") as response:  # noqa: S310  (our own, on the loopback)
+        return int(json.load(response)["requests"])
 
 
 SITUATIONS: dict[str, Callable[[Client, PeerScale], Measured]] = {
@@ -216,13 +216,13 @@ SITUATIONS: dict[str, Callable[[Client, PeerScale], Measured]] = {
     "changed": _changed,
     "killed": _killed,
 }
-"""The first is shown as the median of several runs, each other one as one run."""
+"""`speed` is shown as the median of several runs, the others as one run."""
 
 
 def compare_peers(
     found: Sequence[Client], scale: PeerScale, situations: Sequence[str] = tuple(SITUATIONS)
 ) -> Iterator[tuple[str, str, Measured | str]]:
-    """Client, situation, and the measurement or why it failed; the clients in turn."""
+    """Measure the clients in turn; yields client, situation, and the measurement or the reason of its failure."""
     for situation in situations:
         for _ in range(scale.repetitions if situation == "speed" else 1):
             for client in found:
@@ -237,7 +237,7 @@ def compare_peers(
 _HEADER = (
     "client",
     "rows/s",
-    "beside aiohttp",
+    "relative to aiohttp",
     "CPU ms/row",
     "peak MiB",
     "calls for {few} rows, {half} different",
@@ -249,14 +249,14 @@ _HEADER = (
 
 
 def peers_table(found: Sequence[Client], figures: Mapping[str, Figures], scale: PeerScale) -> str:
-    """A Markdown table, a line for each client; missing and failed measurements are listed below with their reasons."""
+    """A Markdown table with a line for each client, followed by missing and failed measurements with their reasons."""
     header = [head.format(few=f"{scale.few_rows:,}", half=f"{scale.few_rows // 2:,}") for head in _HEADER]
-    bare = figures["aiohttp"].of("speed", "rows_per_s") if "aiohttp" in figures else None
+    bare = figures["aiohttp"].median("speed", "rows_per_s") if "aiohttp" in figures else None
     lines = [header, ["---"] * len(header)]
     notes = []
     for client in found:
         if client.python is None:
-            notes.append(f"- {client.name} is left out, for it does not install: {client.reason}")
+            notes.append(f"- {client.name} is left out because it cannot be installed: {client.reason}")
             continue
         known = figures.get(client.name, Figures())
         lines.append(_line(client.name, known, bare))
@@ -266,7 +266,7 @@ def peers_table(found: Sequence[Client], figures: Mapping[str, Figures], scale: 
 
 
 def _line(name: str, known: Figures, bare: float | None) -> list[str]:
-    rate = known.of("speed", "rows_per_s")
+    rate = known.median("speed", "rows_per_s")
     versions = {run["version"] for runs in known.runs.values() for run in runs}
     changed = known.shown("changed", "calls")
     return [
@@ -276,7 +276,7 @@ def _line(name: str, known: Figures, bare: float | None) -> list[str]:
         known.shown("speed", "cpu_ms_per_row", ".2f"),
         known.shown("speed", "peak_rss_mib"),
         known.shown("duplicates", "calls"),
-        f"{changed}, with the old row" if known.of("changed", "lost") else changed,
+        f"{changed}, with the old row" if known.median("changed", "lost") else changed,
         known.shown("refused", "rows_per_s"),
         known.shown("refused", "lost"),
         known.shown("killed", "paid_again"),

@@ -1,8 +1,8 @@
-"""Run one client in its own environment: `python -m tests.benchmarks.peers.asking NAME`, the job as JSON on stdin.
+"""Run one client in its own environment: `python -m tests.benchmarks.peers.peer_client NAME` reads the job from stdin.
 
-Each is written as its documentation shows, with its disk cache or resumption on if it has one. (litellm no longer has a
-disk cache; its memory cache keeps 200 answers, and halved its rows a second.) The result is printed as one line of
-JSON.
+Each client is written as its documentation shows, with its disk cache or resumption on if it has one. (litellm no
+longer has a disk cache; its memory cache keeps 200 answers, and halved its rows a second.) The job is JSON, and the
+result is printed as one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CLIENTS"]
 
 Answers: TypeAlias = Sequence[Any]
 Run: TypeAlias = Callable[[], Any]
-_MODEL, _KEY, _ENOUGH = "gpt-4.1-nano", "no-key", 10_000_000
+_MODEL, _KEY, _UNLIMITED = "gpt-4.1-nano", "no-key", 10_000_000
 _JINJA = PROMPT.replace("{review}", "{{ review }}")
 
 
@@ -45,7 +45,7 @@ def _answer_model() -> Any:
 
 
 def _plain(client: Callable[[Any], Any]) -> Callable[[Job], Run]:
-    """A client of the main benchmark."""
+    """A client of the main benchmark, run with a job."""
 
     def prepare(job: Job) -> Run:
         run = client(job)
@@ -53,17 +53,17 @@ def _plain(client: Callable[[Any], Any]) -> Callable[[Job], Run]:
         async def answers(outcome: Awaitable[Any]) -> Answers:
             return (await outcome).answers
 
-        def do() -> Any:
+        def run_job() -> Any:
             outcome = run()
             return answers(outcome) if asyncio.iscoroutine(outcome) else list(outcome.answers)
 
-        return do
+        return run_job
 
     return prepare
 
 
 async def _in_loops(job: Job, ask: Callable[[str], Awaitable[Any]]) -> Answers:
-    """`concurrency` loops share one iterator."""
+    """Ask every row from `concurrency` loops that share one iterator."""
     answers: list[Any] = [None] * job.rows
     rows = iter(enumerate(job.reviews))
 
@@ -86,7 +86,7 @@ def instructor(job: Job) -> Run:
         async_client=True,
         mode=library.Mode.JSON_SCHEMA,
         cache=DiskCache(directory=job.folder),
-        cache_namespace="reviews",  # by default each process has another one
+        cache_namespace="reviews",  # the default differs between processes
         base_url=job.base_url,
         api_key=_KEY,
     )
@@ -117,7 +117,7 @@ def fenic(job: Job) -> Run:
     """`semantic.map` over a frame with fenic's response cache; fenic decides the number of calls in flight."""
     import fenic as fc
 
-    model = fc.OpenAILanguageModel(model_name=_MODEL, rpm=_ENOUGH, tpm=100 * _ENOUGH, base_url=job.base_url)
+    model = fc.OpenAILanguageModel(model_name=_MODEL, rpm=_UNLIMITED, tpm=100 * _UNLIMITED, base_url=job.base_url)
     semantic = fc.SemanticConfig(language_models={"model": model}, llm_response_cache=fc.LLMResponseCacheConfig())
     session = fc.Session.get_or_create(
         fc.SessionConfig(app_name="benchmark", db_path=Path(job.folder), semantic=semantic)
@@ -136,14 +136,14 @@ def curator(job: Job) -> Run:
     from bespokelabs import curator as library
 
     class Classifier(library.LLM):  # type: ignore[misc,name-defined,unused-ignore]
-        """One question a row."""
+        """One prompt a row."""
 
-        def prompt(self, input: Any) -> str:  # noqa: A002  (curator names it so)
-            """The question."""
+        def prompt(self, input: Any) -> str:  # noqa: A002  (curator passes it by this name)
+            """The prompt of a row."""
             return PROMPT.format(review=input["review"])
 
         def parse(self, input: Any, response: Any) -> Any:  # noqa: A002
-            """The row with its answer."""
+            """The row's number with its answer."""
             return {"number": input["number"], **response.model_dump()}
 
     rows = [{"number": number, "review": text} for number, text in enumerate(job.reviews)]
@@ -151,8 +151,8 @@ def curator(job: Job) -> Run:
     params = {
         "base_url": job.base_url,
         "max_concurrent_requests": job.concurrency,
-        "max_requests_per_minute": _ENOUGH,
-        "max_tokens_per_minute": 100 * _ENOUGH,
+        "max_requests_per_minute": _UNLIMITED,
+        "max_tokens_per_minute": 100 * _UNLIMITED,
     }
     llm = Classifier(model_name=_MODEL, response_format=_answer_model(), backend="openai", backend_params=params)
 
@@ -206,11 +206,11 @@ CLIENTS: dict[str, tuple[str, Callable[[Job], Run]]] = {
     "curator": ("bespokelabs-curator", curator),
     "data-designer": ("data-designer", data_designer),
 }
-"""By name: the distribution whose version is reported, and what prepares a run."""
+"""For each name the distribution whose version is reported, and the function that prepares a run."""
 
 
 def main() -> None:
-    """Run it."""
+    """Run the client and print its measurement."""
     given = json.load(sys.stdin)
     if given["core"] >= 0:
         os.sched_setaffinity(0, {given["core"]})
@@ -221,7 +221,7 @@ def main() -> None:
     outcome = run()
     answers = asyncio.run(outcome) if asyncio.iscoroutine(outcome) else outcome
     took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-    lost, wrong = job.judge(answers)
+    lost, wrong = job.count_lost_and_wrong(answers)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     result = {
         "version": _version(distribution),
@@ -233,11 +233,11 @@ def main() -> None:
     }
     sys.stdout.write(f"\n{json.dumps(result)}\n")
     sys.stdout.flush()
-    os._exit(0)  # some leave threads running, and the exit would wait for them
+    os._exit(0)  # some clients leave threads running, for which an ordinary exit would wait
 
 
 def _version(distribution: str) -> str:
-    if distribution == "ondine-dagster":  # it need not be installed
+    if distribution == "ondine-dagster":  # it may not be installed
         from ondine_core import __version__
 
         return __version__

@@ -1,4 +1,4 @@
-"""Start the provider and the clients, each in a process and, where the system allows, on a core of its own."""
+"""Start the provider and the clients, each in a process of its own and, where the system allows it, on its own core."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Server:
     base_url: str
 
     def stats(self) -> dict[str, Any]:
-        """Its figures since the last call."""
+        """The server's figures since the last call of this method."""
         address = self.base_url.removesuffix("/v1")
-        with urllib.request.urlopen(f"{address}/reset") as came:  # noqa: S310  (our own, on the loopback)
-            found: dict[str, Any] = json.load(came)
+        with urllib.request.urlopen(f"{address}/reset") as response:  # noqa: S310  (our own, on the loopback)
+            found: dict[str, Any] = json.load(response)
         return found
 
 
 @contextmanager
 def serving(latency_ms: float, **limits: float) -> Iterator[Server]:
-    """A provider, until the block ends."""
+    """A provider that runs until the block ends."""
     settings = {"latency_ms": latency_ms, "core": pinned_core(0), **limits}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "tests.benchmarks.provider", *arguments]
@@ -59,10 +59,16 @@ def serving(latency_ms: float, **limits: float) -> Iterator[Server]:
 
 
 def run_client(name: str, work: Workload, server: Server | None = None, *, pinned: bool = True) -> dict[str, Any]:
-    """A client's measurements in a fresh process, and the provider's figures of it; `pinned` gives it one core.
+    """Run a client in a fresh process and return its measurements, with the provider's under `server`.
+
+    Args:
+        name: Name of the client.
+        work: What it is to do.
+        server: The provider, if the client needs one.
+        pinned: Whether the client is pinned to one core.
 
     Raises:
-        RuntimeError: It failed, or gave a row another row's answer.
+        RuntimeError: The client failed, or gave a row another row's answer.
     """
     if server:
         server.stats()
