@@ -1,4 +1,4 @@
-# What a contributor types. Arguments for pytest: make test ARGS="-k store"
+# Commands for contributors. Arguments for pytest: make test ARGS="-k store"
 .PHONY: help test lint docs benchmark matrix prices
 
 python := .venv/bin/python
@@ -9,13 +9,13 @@ help:       ## this list
 test:       ## lint, types and the whole suite, as in CI; makes .venv first
 	python3 tests $(ARGS)
 
-lint: $(python)  ## what can be mended is mended, the rest is said
+lint: $(python)  ## fix what can be fixed, and report the rest
 	$(python) -m ruff check --fix . && $(python) -m ruff format . && $(python) -m mypy
 
 docs: $(python)  ## the site, into site/; a broken link is an error
 	$(python) -m mkdocs build --strict
 
-benchmark: $(python)  ## the measurements that the docs quote
+benchmark: $(python)  ## the benchmarks whose figures the docs quote
 	$(python) -m tests.benchmarks $(ARGS)
 
 matrix:     ## the suite on each Python here, with the oldest and newest dependencies; needs uv
@@ -25,5 +25,5 @@ $(python): pyproject.toml
 	python3 -c "import sys; sys.path.insert(0, '.ci'); import bootstrap; bootstrap.python()"
 	@touch $@
 
-prices: $(python)  ## copy prices, limits and tokenizers anew from the newest litellm that is allowed
+prices: $(python)  ## update prices, limits and tokenizers from the newest allowed litellm
 	$(python) -m pip install --quiet --upgrade 'litellm>=1.90,<1.107' && $(python) -m ondine_core.providers.model_data

@@ -1,6 +1,6 @@
-"""Makes the virtual environment of this checkout, for the commands in the README: nothing but Python 3.11 is needed.
+"""Make the virtual environment of this checkout, for the commands in the README; only Python 3.11 is required.
 
-Runs on the machine's own Python, before anything is installed, so it may import the standard library only.
+It runs on the machine's own Python before any package is installed, so it imports only the standard library.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ _GROUP = ("--group", f"{ROOT / 'pyproject.toml'}:dev")
 
 
 def python() -> str:
-    """The interpreter of the environment (`.venv`, or where ONDINE_VENV says), which is made and kept up to date."""
-    if sys.version_info < (3, 11):  # noqa: UP036  (the very point)
+    """Make or update the environment (`.venv`, or the folder in ONDINE_VENV); returns its interpreter."""
+    if sys.version_info < (3, 11):  # noqa: UP036  (an older Python may run this file)
         sys.exit(f"Ondine needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try python3.12, for instance.")
     venv = Path(os.environ.get("ONDINE_VENV") or ROOT / ".venv")
     interpreter = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -32,16 +32,16 @@ def python() -> str:
 
 
 def run(*command: str, **variables: str) -> None:
-    """Run `command` in the checkout and leave with its exit code if it fails."""
+    """Run `command` in the checkout; if it fails, exit with its exit code."""
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, check=False)
     if result.returncode:
         sys.exit(result.returncode)
 
 
 def _install(venv: Path, interpreter: Path) -> None:
-    """Make the environment with uv, or with pip, which takes several times the CPU time, if uv cannot install it.
+    """Make the environment with uv, or with pip if uv cannot install the packages.
 
-    The latter is so where pip is configured for a package index that uv does not know.
+    uv cannot if only pip is configured for the machine's package index. pip takes several times the CPU time.
     """
     if uv := shutil.which("uv"):
         run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(venv))
@@ -55,5 +55,5 @@ def _install(venv: Path, interpreter: Path) -> None:
     run(*pip, "--upgrade", "uv", "pip>=25.1")  # the first pip that knows dependency groups
     own_uv = (str(interpreter), "-m", "uv", "pip", "install", "--quiet", "--python", str(interpreter))
     if subprocess.run([*own_uv, *_PACKAGES, *_GROUP], check=False).returncode:
-        print("uv cannot install this; pip does it, in a few minutes ...", flush=True)
+        print("uv cannot install the packages; installing them with pip, which takes a few minutes ...", flush=True)
         run(*pip, *_PACKAGES, *_GROUP)

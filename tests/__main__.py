@@ -9,13 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".ci"))
 from bootstrap import ROOT, python, run
 
-# Dozens of processes import the same packages; to compile them anew takes longer than the rest of an import.
+# Dozens of processes import the same packages; compiling them again takes longer than the rest of the import.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 interpreter = python()
 pytest = (interpreter, "-m", "pytest")
 ruff = (interpreter, "-m", "ruff")
 types = (interpreter, "-m", "mypy")
-# One process more than processors, since many tests wait: for daemons, downloads, a browser.
+# One process more than processors, because many tests wait for daemons, downloads or a browser.
 parallel = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "-q")
 for command in ((*ruff, "check", "."), (*ruff, "format", "--check", ".")):
     run(*command)

@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""Settings of all tests."""
 
 import os
 import signal
@@ -7,17 +7,17 @@ import sys
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
-# Where it matters that a test fails, and not on which smallest example.
+# The duration of an example depends more on the machine than on the code.
+settings.register_profile("no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-deadline")
+# For tests of mutants, which need a failing example but not the smallest one.
 settings.register_profile("first-find", deadline=None, phases=[Phase.explicit, Phase.generate])
 
-# Dozens of processes import the same packages; compiling them anew takes longer than the rest of the import.
+# Dozens of processes import the same packages; compiling them again takes longer than the rest of the import.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A shell that runs this in the background has SIGINT ignored, Dagster copies that to SIGTERM, and children inherit it.
+# A shell that runs the tests in the background ignores SIGINT; Dagster copies that to SIGTERM, and children inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test may need the internet: neither Dagster's telemetry nor litellm's price list.
@@ -29,6 +29,6 @@ for key in [name for name in os.environ if name.endswith("_API_KEY") or name.sta
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: with several processes, a long one at the end would be waited for alone."""
+    """Run files with slow tests first, so that with several processes none is left running alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

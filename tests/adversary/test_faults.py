@@ -10,12 +10,12 @@ import pytest
 
 from ondine_core import BudgetExhaustedError, ModelSpec, Options, Policy, Price, enrich_sync
 from tests.support.asking import PROMPT, QUICK, echo_each, texts
-from tests.support.fault_proxy import FaultProxy, Harm, cut, delay, duplicate, inject, reorder, stall
+from tests.support.fault_proxy import Fault, FaultProxy, cut, delay, duplicate, inject, reorder, stall
 from tests.support.provider import Provider
 
 ROWS = 60
 IN_FLIGHT = 4
-HARMS = [delay, stall, cut, duplicate, reorder, inject]
+FAULTS = [delay, stall, cut, duplicate, reorder, inject]
 
 
 def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1, **chosen: object) -> list[str | None]:
@@ -36,16 +36,16 @@ def run(provider: Provider, proxy: FaultProxy, store: Path, batch_size: int = 1,
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, batch_size: int) -> None:
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, fault: Fault, batch_size: int) -> None:
     """Each row has its own answer or none, and a second run asks only rows without one."""
     store = tmp_path / "answers.db"
     with Provider(echo_each, latency_s=0.03) as provider:
         port = urlsplit(provider.base_url).port or 0
-        with FaultProxy(port, harm, share=0.4) as proxy:
+        with FaultProxy(port, fault, share=0.4) as proxy:
             answers = run(provider, proxy, store, batch_size)
             first = len(provider.ledger.requests)
-            assert proxy.harmed
+            assert proxy.faults_injected
             proxy.share = 0.0
             again = run(provider, proxy, store, batch_size)
         asked_again = len(provider.ledger.requests) - first
@@ -55,13 +55,13 @@ def test_rows_keep_their_answers_and_are_paid_once(tmp_path: Path, harm: Harm, b
     assert asked_again <= sum(answer is None for answer in answers)
 
 
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_providers_bill_stays_below_the_cap(tmp_path: Path, harm: Harm) -> None:
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_providers_bill_stays_below_the_cap(tmp_path: Path, fault: Fault) -> None:
     """Whatever replies are lost."""
     price, cap = Price(Decimal(1000), Decimal(1000), Decimal(1000)), Decimal("0.5")
     with Provider(latency_s=0.03) as provider:
         port = urlsplit(provider.base_url).port or 0
-        with FaultProxy(port, harm, share=0.5) as proxy, pytest.raises(BudgetExhaustedError):
+        with FaultProxy(port, fault, share=0.5) as proxy, pytest.raises(BudgetExhaustedError):
             run(provider, proxy, tmp_path / "answers.db", price=price, max_cost_usd=cap)
         ledger = provider.ledger
     assert (ledger.input_tokens + ledger.output_tokens) * Decimal(1000) / 10**6 <= cap

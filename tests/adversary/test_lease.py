@@ -25,7 +25,7 @@ from ondine_core.store import open_store
 from ondine_core.types.clock import Clock
 from ondine_core.types.processes import Process, this_process
 from tests.support.ledger import KINDS, fresh_place
-from tests.support.provider import Asked, Effect, Provider, Slow
+from tests.support.provider import Effect, Provider, ReceivedRequest, Slow
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 
@@ -174,7 +174,7 @@ def start(place: str, base_url: str, name: str, rows: int) -> Iterator[subproces
             process.kill()
 
 
-def stuck(first: int, count: int) -> Callable[[Asked], Effect]:
+def stuck(first: int, count: int) -> Callable[[ReceivedRequest], Effect]:
     """Delay these requests so that a process can be suspended while it waits for them."""
     numbers = iter(range(10**9))
     return lambda _: Slow(headers_s=2.0) if first <= next(numbers) < first + count else None

@@ -1,4 +1,4 @@
-"""The distributions are built once for all tests of them."""
+"""Fixtures: the distributions, built once."""
 
 from tests.support.distributions import distributions
 

@@ -1,7 +1,7 @@
-"""A new user's first hour: the quickstart literally, then the UI and the behaviour of a new project.
+"""A new user's first hour: the commands of the quickstart, then the UI and the behaviour of a new project.
 
-One project that `create-dagster` makes, one webserver, one daemon, one browser. With SCREENSHOTS set to a folder, the
-pictures of the documentation are taken again.
+All tests share one project made by `create-dagster`, one webserver, one daemon and one browser. If SCREENSHOTS is a
+folder, the screenshots of the documentation are written to it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.support.deployment import until
 from tests.support.distributions import ROOT, Distributions
 from tests.support.nightly_provider import NightlyProvider
-from tests.support.provider import Asked, Effect, Ledger, Provider, filtered
-from tests.support.seeing import name_of
+from tests.support.provider import Effect, Ledger, Provider, ReceivedRequest, filtered
+from tests.support.request_content import name_of
 from tests.support.shop import Shop, add_assets, end, follow_quickstart
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE_S = 150
-"""How long a page may take to show something."""
+TIMEOUT_S = 150
+"""The maximum time until a page shows a text or an element."""
 
 pytestmark = pytest.mark.slow
 
 ROWS = (40, 60)
 """The number of rows of `ticket_teams` in each materialization."""
-ROWS_OF_PICTURES = (40, 60, 90, 70, 80)
+ROWS_FOR_SCREENSHOTS = (40, 60, 90, 70, 80)
 
 DATA = ROOT / "example_project" / "src" / "example_project" / "data"
 PICTURES = {name_of(file.read_bytes()): file.stem.split("-") for file in DATA.glob("photos/*.png")}
@@ -49,7 +49,7 @@ LABELS = dict(zip(REVIEWS["review"].str.strip(), REVIEWS["label"], strict=True))
 
 
 def label(prompt: str) -> dict[str, Any]:
-    """The model's answer to one row, or to several."""
+    """The model's answer to a prompt of one row or of several."""
     if prompt.startswith("["):
         rows = [{"id": row["id"], **label(f"Review: {row['x']}")} for row in json.loads(prompt)]
         return {"answers": rows}
@@ -66,14 +66,14 @@ def label(prompt: str) -> dict[str, Any]:
     return {"team": ("billing", "delivery", "product")[number % 7 % 3], "urgency": number % 5}
 
 
-def decline(asked: Asked) -> Effect:
-    """Answer as a content filter does, about tickets that say so."""
-    return filtered(asked) if "It is refused." in asked.prompt else None
+def filter_refused_tickets(request: ReceivedRequest) -> Effect:
+    """Answer as a content filter does if the ticket is one that it refuses."""
+    return filtered(request) if "It is refused." in request.prompt else None
 
 
 @pytest.fixture(scope="module")
 def nightly() -> Iterator[NightlyProvider]:
-    """A provider whose jobs take two hours of its own clock."""
+    """A provider whose batch jobs take two hours of its own clock."""
     with NightlyProvider(label) as running:
         running.faults.takes_s = 7200.0
         yield running
@@ -81,8 +81,8 @@ def nightly() -> Iterator[NightlyProvider]:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    """A provider that answers at once."""
-    with Provider(label, latency_s=0.15, fault=decline) as running:
+    """A provider that answers within 0.15 s."""
+    with Provider(label, latency_s=0.15, fault=filter_refused_tickets) as running:
         yield running
 
 
@@ -93,19 +93,19 @@ def shop(
     provider: Provider,
     nightly: NightlyProvider,
 ) -> Shop:
-    """The project as the quickstart leaves it, without a running server."""
+    """The project after the quickstart's commands, without a running server."""
     variables = {"TEST_BASE_URL": provider.base_url, "TEST_JOBS_URL": nightly.base_url, "TEST_DATA": str(DATA)}
     return follow_quickstart(distributions, tmp_path_factory.mktemp("first_hour"), variables)
 
 
 @pytest.fixture(scope="module")
 def dagster(shop: Shop) -> Iterator[Shop]:
-    """The project with assets of many kinds, some of them materialized, with a webserver and a daemon."""
+    """The project with further assets, some of them materialized, and with a webserver and a daemon."""
     add_assets(shop)
     shop.run("uv", "run", "dg", "scaffold", "defs", "ondine_dagster.LLMAssetComponent", "ticket_moods",
              "--upstream", "first_tickets", "--column", "body")  # fmt: skip
     change(shop.folder / MOODS, "model: openai/gpt-4o-mini", MODEL)
-    rows = ROWS_OF_PICTURES if "SCREENSHOTS" in os.environ else ROWS
+    rows = ROWS_FOR_SCREENSHOTS if "SCREENSHOTS" in os.environ else ROWS
     shop.run_python(f"from shop.defs.tickets import fill; fill{rows}")
     server = shop.serve()
     yield shop
@@ -117,7 +117,7 @@ MODEL = 'model: {model: openai_compatible/m, base_url: "{{ env.TEST_BASE_URL }}"
 
 
 def change(file: Path, old: str, new: str) -> None:
-    """Replace a text that a file contains once."""
+    """Replace a text that occurs once in a file."""
     text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1
     file.write_text(text.replace(old, new), encoding="utf-8")
@@ -140,17 +140,17 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 @pytest.fixture
 def browser(window: WebDriver) -> Iterator[WebDriver]:
-    """The window, whose page is left when the test ends."""
+    """The window, whose page is closed when the test ends."""
     yield window
-    leave(window)
+    close_page(window)
 
 
-def leave(browser: WebDriver) -> None:
-    """Close the page, which asks its server and draws for as long as it is open."""
+def close_page(browser: WebDriver) -> None:
+    """Close the page, because an open page of Dagster sends requests and draws continuously."""
     browser.get("about:blank")
 
 
-def see(browser: WebDriver, *texts: str) -> None:
+def wait_for_texts(browser: WebDriver, *texts: str) -> None:
     """Wait until all of `texts` are on the page."""
 
     def missing() -> list[str]:
@@ -158,44 +158,44 @@ def see(browser: WebDriver, *texts: str) -> None:
         return [text for text in texts if text not in page]
 
     try:
-        WebDriverWait(browser, PATIENCE_S).until(lambda _: not missing())
-    except Exception:  # noqa: BLE001  (whatever it was, the page says more)
+        WebDriverWait(browser, TIMEOUT_S).until(lambda _: not missing())
+    except Exception:  # noqa: BLE001  (the text of the page explains every kind of error)
         page = browser.find_element(By.TAG_NAME, "body").text
         pytest.fail(f"{missing()} are not on the page {browser.current_url}:\n{page[:3000]}")
 
 
 def click(browser: WebDriver, *texts: str) -> None:
-    """Click the elements that have `texts`."""
+    """Click the last element that has one of `texts`."""
     path = f"//*[{' or '.join(f'normalize-space(text())={text!r}' for text in texts)}]"
-    found = WebDriverWait(browser, PATIENCE_S).until(lambda _: browser.find_elements(By.XPATH, path))
+    found = WebDriverWait(browser, TIMEOUT_S).until(lambda _: browser.find_elements(By.XPATH, path))
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", found[-1])
 
 
-def keep(browser: WebDriver, name: str) -> None:
-    """Take a picture for the documentation, on request."""
+def take_screenshot(browser: WebDriver, name: str) -> None:
+    """Take a screenshot for the documentation, if SCREENSHOTS is set."""
     if folder := os.environ.get("SCREENSHOTS"):
         time.sleep(2)  # for elements that fade in
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
-# -- the quickstart, and what a new user does next ------------------------------------------------------------------
+# -- the quickstart, and a new user's next steps --------------------------------------------------------------------
 
 
 def test_the_quickstart_ends_with_an_enriched_asset_and_a_passing_test(shop: Shop) -> None:
-    """The counts are those on the page, its test passes, and the second launch asks nothing."""
-    counts = re.findall(r"sentiment_counts - (\{.*\})", shop.said)
-    assert len(counts) == 1, shop.said
+    """The counts are those on the page, the page's test passes, and the second launch makes no call."""
+    counts = re.findall(r"sentiment_counts - (\{.*\})", shop.output)
+    assert len(counts) == 1, shop.output
     assert counts[0] in shop.page, counts
-    assert re.search(r"^1 passed", shop.said, re.MULTILINE), shop.said
-    assert "temporary directory" not in shop.said
-    assert "No dagster instance configuration file" not in shop.said
+    assert re.search(r"^1 passed", shop.output, re.MULTILINE), shop.output
+    assert "temporary directory" not in shop.output
+    assert "No dagster instance configuration file" not in shop.output
     assert "its ledger still says three calls" in shop.page
     with sqlite3.connect(shop.home / "storage" / "ondine" / "answers.db") as answers:
         assert answers.execute("SELECT sum(calls) FROM ledger").fetchone() == (3,)
 
 
-def test_the_readme_without_dagster_and_a_notebook(shop: Shop) -> None:
-    """The output is that of the README, with a progress bar at a terminal only; a cell may run twice."""
+def test_examples_of_the_readme_and_of_notebooks_run_without_dagster(shop: Shop) -> None:
+    """The output is that of the README, with a progress bar only at a terminal; a notebook's cell can run twice."""
     (example,) = re.findall(r"```python\n(from ondine_core [^`]*enrich_sync.*?)```", README, re.DOTALL)
     (printed,) = re.findall(r"# (\[.*)", example)
     first, again = (shop.run_python(example, terminal=terminal) for terminal in (True, False))
@@ -216,7 +216,7 @@ def test_the_readme_without_dagster_and_a_notebook(shop: Shop) -> None:
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-WRONG = {
+INVALID = {
     "output={'mood': {'type': 'string', 'enum': 'good'}}": "enum",
     "output='mood', max_cost=5": "Did you mean 'max_cost_usd'",
     "output='mood', temperature=0.5": "LLMResource(..., temperature=...)",
@@ -227,38 +227,38 @@ WRONG = {
 }
 
 
-def test_invalid_definitions_say_what_to_write(shop: Shop) -> None:
-    """Each is refused when it loads."""
+def test_errors_of_invalid_definitions_say_what_to_write(shop: Shop) -> None:
+    """Each definition is refused with a hint when it is loaded."""
     code = [
         "from ondine_dagster import ErrorRateCheck, build_llm_asset",
         "def show(**arguments):",
         "    arguments = {'name': 'a', 'upstream': 'b', 'prompt': 'Which mood? {text}', **arguments}",
         "    try: build_llm_asset(**arguments)",
         "    except Exception as error: print(type(error).__name__, error)",
-        *(f"show({arguments})" for arguments in WRONG),
+        *(f"show({arguments})" for arguments in INVALID),
     ]
-    said = shop.run_python("\n".join(code)).splitlines()
-    assert len(said) == len(WRONG)
-    for told, hint in zip(said, WRONG.values(), strict=True):
-        assert told.startswith("ConfigError ")
-        assert hint in told
+    messages = shop.run_python("\n".join(code)).splitlines()
+    assert len(messages) == len(INVALID)
+    for message, hint in zip(messages, INVALID.values(), strict=True):
+        assert message.startswith("ConfigError ")
+        assert hint in message
 
 
-def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
-    """A dry run and a trial show what is sent; the run after them asks only rows without an answer."""
+def test_a_trial_does_not_change_the_table(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
+    """A dry run and a trial show the messages; the run after them asks only rows without an answer."""
     asset = "first_tickets"
     dry = dagster.materialize(asset, config={"dry_run": True})
     assert asked_about(provider.ledger, range(200, 208)) == {}
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
-    see(browser, "ondine/messages", "ondine/estimated_rows_skipped", "Ticket 206: It is unreadable.")
-    leave(browser)
+    wait_for_texts(browser, "ondine/messages", "ondine/estimated_rows_skipped", "Ticket 206: It is unreadable.")
+    close_page(browser)
     dagster.materialize(asset, config={"max_rows": 5, "sample": "random", "keep_replies": True})
     tried = asked_about(provider.ledger, range(200, 206))
     assert 1 <= len(tried) <= 5
     browser.get(f"{dagster.address}/assets/{asset}?view=events")
-    see(browser, "ondine/trial/summary", "ondine/trial/rows", "ondine/trial/messages")
-    keep(browser, "trial")
-    leave(browser)
+    wait_for_texts(browser, "ondine/trial/summary", "ondine/trial/rows", "ondine/trial/messages")
+    take_screenshot(browser, "trial")
+    close_page(browser)
     assert figures(dagster, asset) == []
     assert "missing" not in log(dagster, dry).lower()
     dagster.materialize(asset, config={"keep_replies": True})
@@ -267,13 +267,13 @@ def test_a_trial_leaves_the_table_alone(dagster: Shop, provider: Provider, brows
     assert asked_about(provider.ledger, range(200, 206)) == dict.fromkeys(range(200, 206), 1)
 
 
-def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, provider: Provider) -> None:
-    """`why` shows what is stored, also the reply of a failed row; the next run asks one of the two."""
+def test_why_explains_a_row_and_refused_rows_are_not_asked_again(dagster: Shop, provider: Provider) -> None:
+    """`why` shows a stored answer and a failed row's reply; the next run asks the invalid row, not the refused one."""
     why = ("uv", "run", "python", "-m", "ondine_core.store", "why", "--asset", "first_tickets", "--row")
     failed = dagster.run(*why, json.dumps({"body": "Ticket 206: It is unreadable."}))
     assert '"nobody"' in failed
     answered = dagster.run(*why, json.dumps({"body": "Ticket 203: It does not work."}))
-    assert all(said in answered for said in ("key", "openai_compatible/labels", "$0.0000", '"urgency"'))
+    assert all(text in answered for text in ("key", "openai_compatible/labels", "$0.0000", '"urgency"'))
     before = asked_about(provider.ledger, range(200, 208))
     dagster.materialize("first_tickets")
     after = asked_about(provider.ledger, range(200, 208))
@@ -281,7 +281,7 @@ def test_a_row_is_explained_and_refusals_are_not_asked_again(dagster: Shop, prov
 
 
 def test_a_backfill_makes_the_calls_that_the_dry_run_planned(dagster: Shop, browser: WebDriver) -> None:
-    """Two days by the daemon, each in a run whose calls are packed as planned."""
+    """The daemon materializes two days in a run each; the number of calls is the planned one."""
     dagster.materialize("daily_sentiment", config={"dry_run": True}, partition="2026-01-05")
     (plan,) = observations(dagster, "daily_sentiment")
     assert len(dagster.backfill("daily_sentiment", "2026-01-05", "2026-01-06")) == 2
@@ -292,14 +292,14 @@ def test_a_backfill_makes_the_calls_that_the_dry_run_planned(dagster: Shop, brow
     expected = Counter(LABELS[review] for review in of_day if review)
     assert dict(made["2026-01-05"]["ondine/distribution"]["sentiment"]).items() >= expected.items()
     browser.get(f"{dagster.address}/assets/daily_sentiment?partition=2026-01-05&view=partitions")
-    see(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/summary", "ondine/preview", "ondine/plot")
+    wait_for_texts(browser, "ondine/cost_usd", "ondine/rows_total", "ondine/summary", "ondine/preview", "ondine/plot")
     (picture,) = browser.find_elements(By.CSS_SELECTOR, 'img[alt="How often each value occurs"]')
     assert browser.execute_script("return arguments[0].naturalWidth", picture) > 0
-    keep(browser, "review_sentiment")
+    take_screenshot(browser, "review_sentiment")
 
 
 def test_a_scaffolded_component_loads_and_materializes(dagster: Shop) -> None:
-    """With another model than it was scaffolded with; an error in it has file, line and attribute."""
+    """With another model than the scaffolded one; an error in the YAML has file, line and attribute."""
     names = {file.name for file in (dagster.folder / MOODS).parent.iterdir() if file.is_file()}
     assert names == {"defs.yaml", "prompt.md"}
     dagster.materialize("first_tickets", "ticket_moods")
@@ -312,8 +312,8 @@ def test_a_scaffolded_component_loads_and_materializes(dagster: Shop) -> None:
     assert re.search(r"defs\.yaml:\d+ - ondine_dagster\.LLMAssetComponent attributes\.batch_size", found), found
 
 
-def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
-    """`cost_usd_total` includes the cost of reused answers."""
+def test_total_cost_is_at_least_the_cost_of_the_run(dagster: Shop) -> None:
+    """`cost_usd_total` includes the cost of reused answers, `cost_usd` does not."""
     for asset in ("ticket_teams", "first_tickets", "daily_sentiment"):
         made = figures(dagster, asset)
         assert made
@@ -321,7 +321,7 @@ def test_a_run_never_costs_more_than_its_answers(dagster: Shop) -> None:
 
 
 def asked_about(ledger: Ledger, tickets: range) -> dict[int, int]:
-    """How often each of these tickets was asked, repairs included; of `first_tickets` only."""
+    """The number of calls about each of these tickets of `first_tickets`, repairs included."""
     asked = Counter[int]()
     for request in ledger.requests:
         found = re.search(r"Which team.*Ticket (\d+):", str(request.messages), re.DOTALL)
@@ -331,7 +331,7 @@ def asked_about(ledger: Ledger, tickets: range) -> dict[int, int]:
 
 
 def figures(shop: Shop, asset: str) -> list[dict[str, Any]]:
-    """The metadata of each materialization of an asset, the oldest first."""
+    """The metadata of each materialization of an asset, oldest first."""
     with dg.DagsterInstance.from_config(str(shop.home)) as instance:
         found = instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
     events = [record.asset_materialization for record in found]
@@ -343,7 +343,7 @@ def figures(shop: Shop, asset: str) -> list[dict[str, Any]]:
 
 
 def observations(shop: Shop, asset: str) -> list[dict[str, Any]]:
-    """The metadata of each observation of an asset, the oldest first."""
+    """The metadata of each observation of an asset, oldest first."""
     with dg.DagsterInstance.from_config(str(shop.home)) as instance:
         found = instance.fetch_observations(dg.AssetKey(asset), limit=1000, ascending=True).records
     events = [record.asset_observation for record in found]
@@ -366,62 +366,62 @@ def cells(browser: WebDriver, text: str) -> list[str]:
 
 
 def test_metadata_is_plotted_over_materializations(dagster: Shop, browser: WebDriver) -> None:
-    """Every numeric value is a plot; those of running steps have keys of their own."""
+    """Every numeric value has a plot; values of running steps have separate keys."""
     browser.get(f"{dagster.address}/assets/ticket_teams")
     click(browser, "Plots")
-    see(browser, "ondine/cost_usd", "ondine/progress/rows_done")
-    keep(browser, "plots")
+    wait_for_texts(browser, "ondine/cost_usd", "ondine/progress/rows_done")
+    take_screenshot(browser, "plots")
 
 
 def test_failed_row_has_empty_cells(dagster: Shop, browser: WebDriver) -> None:
-    """Its answers are empty cells, also the first; the page has the number of failures and the reasons."""
+    """All its answers are empty cells; the page has the number of failures and the reasons."""
     browser.get(f"{dagster.address}/assets/ticket_teams?view=events")
-    see(browser, "ondine/summary", " failed, $", "ondine/failures")
+    wait_for_texts(browser, "ondine/summary", " failed, $", "ondine/failures")
     found = cells(browser, "Ticket 1: It is unreadable.")
     assert found[:3] == ["", "", "Ticket 1: It is unreadable."]
     assert found[3].startswith("invalid: team")
-    keep(browser, "ticket_teams")
+    take_screenshot(browser, "ticket_teams")
 
 
 def test_failed_rows_are_shown_with_their_reasons(dagster: Shop, browser: WebDriver) -> None:
-    """A preview, and counts by reason; the error-rate check is on the page of the table itself."""
+    """The page has a preview and counts by reason; the page of the table has the error-rate check."""
     browser.get(f"{dagster.address}/assets/ticket_teams_failed")
-    see(browser, "ondine/summary", "ondine/preview", "ondine/failures", "invalid: team")
+    wait_for_texts(browser, "ondine/summary", "ondine/preview", "ondine/failures", "invalid: team")
     assert cells(browser, "Ticket 1: It is unreadable.") == ["invalid", "Ticket 1: It is unreadable."]
-    keep(browser, "failed_rows")
+    take_screenshot(browser, "failed_rows")
     browser.get(f"{dagster.address}/assets/ticket_teams?view=checks")
-    see(browser, "error_rate", "Failed", " rows failed.")
+    wait_for_texts(browser, "error_rate", "Failed", " rows failed.")
 
 
 def test_the_spend_report_has_tables(dagster: Shop, browser: WebDriver) -> None:
-    """By asset, model and day, rendered as tables."""
+    """Spend by asset, by model and by day is rendered as tables."""
     browser.get(f"{dagster.address}/assets/llm_spend?view=events")
-    see(browser, "ondine/spend_by_asset", "ondine/spend_by_model", "ondine/spend_by_day", "ticket_teams")
+    wait_for_texts(browser, "ondine/spend_by_asset", "ondine/spend_by_model", "ondine/spend_by_day", "ticket_teams")
     assert "| --- |" not in browser.find_element(By.TAG_NAME, "body").text
     assert len(cells(browser, "strict_ticket_teams")) == 4
-    keep(browser, "spend")
+    take_screenshot(browser, "spend")
 
 
 def test_failed_step_shows_its_last_observation(dagster: Shop, browser: WebDriver) -> None:
-    """With the reason, its calls and its cost."""
+    """The observation has the numbers of finished and failed rows."""
     browser.get(f"{dagster.address}/assets/strict_ticket_teams?view=events")
-    see(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
-    keep(browser, "failed_step")
+    wait_for_texts(browser, "ondine/progress/summary", "40 of 40 rows", "3 failed")
+    take_screenshot(browser, "failed_step")
 
 
 def test_thumbnails_are_shown(dagster: Shop, browser: WebDriver) -> None:
-    """The first images are on the asset's page with their answers, and the browser can draw them."""
+    """The first images are on the asset's page beside their answers, and the browser can draw them."""
     browser.get(f"{dagster.address}/assets/photo_labels?view=events")
-    see(browser, "ondine/preview", "image blue-bowl.png, 128 x 128", "ondine/thumbnails")
+    wait_for_texts(browser, "ondine/preview", "image blue-bowl.png, 128 x 128", "ondine/thumbnails")
     click(browser, "[Show Markdown]")
-    drawn = WebDriverWait(browser, PATIENCE_S).until(
+    drawn = WebDriverWait(browser, TIMEOUT_S).until(
         lambda _: browser.find_elements(By.CSS_SELECTOR, 'td img[src^="data:image/jpeg"]')
     )
     sizes = [browser.execute_script("return arguments[0].naturalWidth", one) for one in drawn]
     assert sizes == [96] * 5
     first = drawn[0].find_elements(By.XPATH, "ancestor::tr[1]/td")
     assert [cell.text for cell in first] == ["", "bowl", "blue"]
-    keep(browser, "thumbnails")
+    take_screenshot(browser, "thumbnails")
 
 
 LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on AssetNode {
@@ -430,71 +430,71 @@ LINEAGE = """{ assetNodeOrError(assetKey: {path: ["review_sentiment"]}) { ... on
 
 
 def test_lineage_of_assets_and_columns(dagster: Shop, browser: WebDriver) -> None:
-    """Column lineage leads to the columns of the prompt; the open-source UI draws that of assets only."""
+    """Column lineage points to the columns of the prompt; the open-source UI draws only the lineage of assets."""
     (event,) = dagster.ask(LINEAGE)["assetNodeOrError"]["assetMaterializations"]
     (lineage,) = (entry["lineage"] for entry in event["metadataEntries"] if "lineage" in entry)
     sources = {column["columnName"]: column["columnDeps"] for column in lineage}
     assert sources["sentiment"] == [{"assetKey": {"path": ["reviews"]}, "columnName": "review"}]
     browser.get(f"{dagster.address}/assets/review_sentiment?view=lineage")
-    see(browser, "review_sentiment", "reviews", "sentiment_counts")
-    keep(browser, "lineage")
+    wait_for_texts(browser, "review_sentiment", "reviews", "sentiment_counts")
+    take_screenshot(browser, "lineage")
 
 
 def test_launchpad_describes_its_fields(dagster: Shop, browser: WebDriver) -> None:
     """The fields of a run are in the Launchpad, each with its description."""
     browser.get(f"{dagster.address}/locations/shop/jobs/__ASSET_JOB/playground")
     click(browser, "Scaffold all default config")
-    see(browser, "dry_run: false", "full_refresh: false", "sample: first")
-    keep(browser, "launchpad")
+    wait_for_texts(browser, "dry_run: false", "full_refresh: false", "sample: first")
+    take_screenshot(browser, "launchpad")
 
 
 def test_the_component_has_a_page(dagster: Shop, browser: WebDriver) -> None:
-    """With the descriptions of its attributes."""
+    """The page has the component's attributes."""
     browser.get(f"{dagster.address}/locations/shop/docs")
     click(browser, "Components")
     click(browser, "ondine_dagster")
-    # Versions of Dagster name it differently here.
+    # Its name on this page depends on the version of Dagster.
     click(browser, "LLMAssetComponent", "ondine_dagster.LLMAssetComponent")
-    see(browser, "ondine_dagster.LLMAssetComponent", "prompt", "batch_size")
-    keep(browser, "component")
+    wait_for_texts(browser, "ondine_dagster.LLMAssetComponent", "prompt", "batch_size")
+    take_screenshot(browser, "component")
 
 
-def test_addresses_in_answers_are_no_links(dagster: Shop, browser: WebDriver) -> None:
-    """An answer's text cannot be clicked."""
+def test_addresses_in_answers_are_not_links(dagster: Shop, browser: WebDriver) -> None:
+    """The preview shows addresses as text."""
     browser.get(f"{dagster.address}/assets/answers_with_links?view=events")
-    see(browser, "ondine/preview", "evil.example/a", "me")
+    wait_for_texts(browser, "ondine/preview", "evil.example/a", "me")
     assert browser.find_elements(By.CSS_SELECTOR, "td, th")
     assert not browser.find_elements(By.CSS_SELECTOR, 'a[href*="evil.example"]')
-    keep(browser, "links")
+    take_screenshot(browser, "links")
 
 
 def test_running_step_is_observed_and_terminated(dagster: Shop, provider: Provider, browser: WebDriver) -> None:
     """Observations arrive while the step runs; Terminate ends it within seconds, with the spend on the page."""
     answered = provider.ledger.answered
-    run = dagster.launch("support_tickets", "ticket_labels", quick=False)
-    provider.ledger.wait_for(lambda ledger: ledger.answered > answered, PATIENCE_S)
+    run = dagster.launch("support_tickets", "ticket_labels", in_process=False)
+    provider.ledger.wait_for(lambda ledger: ledger.answered > answered, TIMEOUT_S)
     browser.get(f"{dagster.address}/runs/{run}")
-    see(browser, "ASSET_OBSERVATION", "rows/s")
-    keep(browser, "running")
+    wait_for_texts(browser, "ASSET_OBSERVATION", "rows/s")
+    take_screenshot(browser, "running")
     click(browser, "Terminate")
     click(browser, "Terminate 1 run")
     dagster.wait_for_end(run, "CANCELED")
     browser.get(f"{dagster.address}/assets/ticket_labels?view=events")
-    see(browser, "ondine/progress/rows_done")
-    keep(browser, "terminated")
+    wait_for_texts(browser, "ondine/progress/rows_done")
+    take_screenshot(browser, "terminated")
 
 
-def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
+def test_running_batch_job_is_shown_and_the_sensor_requests_the_run_that_reads_it(
     dagster: Shop, browser: WebDriver, nightly: NightlyProvider
 ) -> None:
-    """The asset's page shows what is under way; the sensor's run has its name and makes the table."""
+    """The asset's page shows the job's progress; the requested run has the sensor's tag and materializes the table."""
     dagster.materialize("nightly_teams")
     nightly.advance(3600.0)
     dagster.materialize("nightly_teams")
     browser.get(f"{dagster.address}/assets/nightly_teams?view=events")
-    see(browser, "ondine/job/summary", "ondine/job/held_usd", " of 600 requests are done", "batch_1")
-    keep(browser, "batch_job")
-    leave(browser)
+    wait_for_texts(browser, "ondine/job/summary", "ondine/job/held_usd", " of 600 requests are done", "batch_1")
+    take_screenshot(browser, "batch_job")
+    close_page(browser)
 
     def requested() -> str | None:
         found = dagster.runs({"key": "dagster/sensor_name", "value": "batch_sensor"})
@@ -502,8 +502,8 @@ def test_a_batch_job_under_way_and_the_run_that_the_sensor_requested(
 
     assert requested() is None
     nightly.end_all()
-    last = until(requested, PATIENCE_S, "run that the sensor requested")
+    last = until(requested, TIMEOUT_S, "run that the sensor requested")
     browser.get(f"{dagster.address}/runs/{last}")
-    see(browser, "batch_sensor", "ASSET_MATERIALIZATION", "600 of 600 rows")
-    keep(browser, "batch_run")
+    wait_for_texts(browser, "batch_sensor", "ASSET_MATERIALIZATION", "600 of 600 rows")
+    take_screenshot(browser, "batch_run")
     assert nightly.ledger.created == ["batch_1"]

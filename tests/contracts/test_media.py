@@ -41,7 +41,7 @@ from ondine_core.types.values import Batch
 from tests.support.clients import CLIENTS, KEY, WIRE, Client
 from tests.support.pictures import TYPES, ChangingPath, animated, bomb, document, picture, saved, write
 from tests.support.provider import Provider, error, matching
-from tests.support.seeing import Seen, media_of, name_of
+from tests.support.request_content import ReceivedMedia, media_of, name_of
 
 every_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 every_form = pytest.mark.parametrize("form", TYPES)
@@ -86,7 +86,7 @@ def look(prompt: str) -> Any:
     return {"answers": [{"id": row["id"], "answer": row["x"]} for row in json.loads(first)]}
 
 
-def seen(provider: Provider) -> list[Seen]:
+def seen(provider: Provider) -> list[ReceivedMedia]:
     return [media for asked in provider.ledger.requests for media in asked.media]
 
 

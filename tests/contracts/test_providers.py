@@ -37,7 +37,7 @@ from tests.support.clients import (
     WORDS,
     Client,
     chain,
-    leftovers,
+    other_tasks,
     resetting,
 )
 from tests.support.provider import (
@@ -184,10 +184,10 @@ def test_call_without_a_complete_reply_has_an_unknown_cost(client: Client, fault
 
 
 @every_client
-@pytest.mark.parametrize("last_words", [b"", b"550 mailbox unavailable\r\n\r\n"], ids=["reset", "no HTTP"])
-def test_broken_connection_sends_no_call_twice(client: Client, last_words: bytes) -> None:
+@pytest.mark.parametrize("last_bytes", [b"", b"550 mailbox unavailable\r\n\r\n"], ids=["reset", "no HTTP"])
+def test_broken_connection_sends_no_call_twice(client: Client, last_bytes: bytes) -> None:
     """The call may have been billed, so no library resends it; no error has the key."""
-    with resetting(last_words) as (address, requests), pytest.raises(TransientError) as caught:
+    with resetting(last_bytes) as (address, requests), pytest.raises(TransientError) as caught:
         one_call(client.connect(f"{address}/v1" if client.provider is WIRE.provider else address), call=CALL)
     assert caught.value.cost_unknown
     assert len(requests) == 1
@@ -218,7 +218,7 @@ def test_cancelled_call_closes_its_connection(client: Client) -> None:
         call.cancel()
         await asyncio.to_thread(provider.ledger.wait_for, lambda ledger: ledger.client_gone == 1)
         await asyncio.wait({call})
-        left, reply = leftovers(), await model(CALL)
+        left, reply = other_tasks(), await model(CALL)
         await model.aclose()
         return left, reply
 

@@ -28,7 +28,7 @@ from tests.support.litellm_proxy import (
     install_litellm_proxy,
     run_litellm_proxy,
 )
-from tests.support.provider import Asked, Effect, Fault, Ledger, Provider, error, first, slow, status
+from tests.support.provider import Effect, Fault, Ledger, Provider, ReceivedRequest, error, first, slow, status
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
-def fault_of(asked: Asked) -> Effect:
+def fault_of(asked: ReceivedRequest) -> Effect:
     """The fault whose name is in the prompt."""
     return next((fault(asked) for name, fault in FAULTS.items() if name in asked.prompt), None)
 

@@ -45,8 +45,8 @@ class MLXServer:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLXServer]:
     pytest.importorskip("mlx_lm", reason="there are no wheels of MLX for this machine")
     folder = tmp_path_factory.mktemp("mlx")
-    write_tiny_model(folder / "endless", leaning={END: -1000})
-    write_tiny_model(folder / "without_system", chat_template=REFUSES_SYSTEM, leaning={END: -1000})
+    write_tiny_model(folder / "endless", token_biases={END: -1000})
+    write_tiny_model(folder / "without_system", chat_template=REFUSES_SYSTEM, token_biases={END: -1000})
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder / "endless"), "--port", str(port)]

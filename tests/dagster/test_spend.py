@@ -23,7 +23,7 @@ from ondine_core.types.ledger import CallFinished, Origin
 from ondine_core.types.values import Usage
 from ondine_dagster import LLMResource, spend_report
 from tests.support.ledger import KINDS, call_to, fresh_place, key_of
-from tests.support.provider import Asked, Canned, Provider
+from tests.support.provider import Canned, Provider, ReceivedRequest
 from tests.support.review_assets import answer, metadata_of, moods_of, run
 
 
@@ -193,7 +193,7 @@ def test_arguments_are_checked_when_the_definitions_load(arguments: Any, complai
 def test_upper_bounds_of_cost_are_marked_everywhere(tmp_path: Path) -> None:
     """Without usage, metadata, log, spend report and command line show the cost as "at most"."""
 
-    def without_usage(asked: Asked) -> Canned:
+    def without_usage(asked: ReceivedRequest) -> Canned:
         message = {"role": "assistant", "content": json.dumps(answer(asked.prompt))}
         choice = {"message": message, "finish_reason": "stop"}
         return Canned(200, json.dumps({"choices": [choice]}).encode(), {"Content-Type": "application/json"})

@@ -23,7 +23,7 @@ from ondine_core.providers.tokenizer import counter
 from ondine_dagster import LLMAssetConfig, LLMResource, llm_asset
 from tests.support.nightly_provider import NightlyProvider
 from tests.support.provider import Provider
-from tests.support.seeing import name_of
+from tests.support.request_content import name_of
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import orjson
 
-from tests.support.provider import Altered, Asked, Effect, Fault, Provider, status
-from tests.support.seeing import find_type
+from tests.support.provider import Altered, Effect, Fault, Provider, ReceivedRequest, status
+from tests.support.request_content import find_type
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}
 _FIELDS = frozenset(
@@ -41,7 +41,7 @@ class AnthropicProvider(Provider):
     path: ClassVar[str] = "/v1/messages"
 
     def __init__(self, *args: Any, fault: Fault | None = None, **options: Any) -> None:
-        def effect_of(asked: Asked) -> Effect:
+        def effect_of(asked: ReceivedRequest) -> Effect:
             wrong = next(_faults(asked), None)
             return failing(400, "invalid_request_error", wrong)(asked) if wrong else fault(asked) if fault else None
 
@@ -52,7 +52,7 @@ class AnthropicProvider(Provider):
         """The base address for Anthropic's clients."""
         return self.base_url.removesuffix("/v1")
 
-    def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
+    def _completion(self, asked: ReceivedRequest, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
         altered = effect if isinstance(effect, Altered) else Altered()
         answer, number = self._answer(asked.prompt), len(self.ledger.requests)
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
@@ -76,7 +76,7 @@ class AnthropicProvider(Provider):
         }
         return orjson.dumps(message), {"Content-Type": "application/json", "request-id": f"req-{number}"}
 
-    def _usage(self, asked: Asked, text: str) -> dict[str, Any]:
+    def _usage(self, asked: ReceivedRequest, text: str) -> dict[str, Any]:
         """The usage of a reply. Unlike OpenAI, Anthropic does not count cached tokens among the input tokens."""
         sent = len(asked.prompt) // 4
         read = self._cached_tokens
@@ -112,7 +112,7 @@ class AnthropicProvider(Provider):
         return text, marked
 
 
-def _content(asked: Asked, text: str | None) -> list[dict[str, Any]]:
+def _content(asked: ReceivedRequest, text: str | None) -> list[dict[str, Any]]:
     if not text:
         return []
     if tools := asked.body.get("tools"):
@@ -129,8 +129,8 @@ def failing(code: int, kind: str, message: str, **details: Any) -> Fault:
 # -- request validation --------------------------------------------------------------------------------------------
 
 
-def _faults(asked: Asked) -> Iterator[str]:
-    """What the API would refuse in a request, with its message."""
+def _faults(asked: ReceivedRequest) -> Iterator[str]:
+    """The messages with which the API would refuse a request."""
     body, headers = asked.body, {name.lower(): value for name, value in asked.headers.items()}
     if "anthropic-version" not in headers:
         yield "anthropic-version: header is required"
@@ -159,13 +159,13 @@ def _faults(asked: Asked) -> Iterator[str]:
 def _block_faults(block: Mapping[str, Any]) -> Iterator[str]:
     if block["type"] not in _SOURCES:
         if block["type"] != "text":
-            yield f"messages: {block['type']!r} is no block that is taken"
+            yield f"messages: {block['type']!r} is not a valid type of a content block"
         return
     source = block["source"]
     if source["type"] == "url":
         return
     if source["type"] != "base64" or source["media_type"] not in _SOURCES[block["type"]]:
-        yield f"messages: source.media_type {source.get('media_type')!r} is not taken"
+        yield f"messages: source.media_type {source.get('media_type')!r} is not supported"
     if find_type(b64decode(source["data"], validate=True)) != source["media_type"]:
         yield "messages: Could not process image"
 

@@ -1,4 +1,4 @@
-"""Short ways to ask the loopback provider: one call through a model, or a whole table through `enrich`."""
+"""Helpers that send one call through a model, or a whole table through `enrich`, to the loopback provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK = RetryPolicy(first_wait_s=0.001, max_wait_s=0.01, max_outage_s=1.0)
 
 
 def one_call(model: ChatModel, text: str = "Repeat: hello", call: Call | None = None) -> Reply:
-    """The reply of `model` to one call; the model is closed."""
+    """Send one call through `model`, close it, and return the reply."""
 
     async def main() -> Reply:
         try:
@@ -39,7 +39,7 @@ def texts(count: int) -> dict[str, list[str]]:
 
 
 def echo_each(prompt: str) -> Any:
-    """A provider's answer to `PROMPT`, for a single row or a batch."""
+    """The provider's answer to `PROMPT`, for a single row or a batch."""
     if not prompt.startswith("["):
         return echo(prompt)
     return {"answers": [{"id": row["id"], "answer": row["x"]} for row in json.loads(prompt)]}

@@ -1,4 +1,4 @@
-"""Short ways to ask tiny MLX models. Importing this module skips the importing test module without MLX."""
+"""Helpers that send calls to tiny MLX models. A test module that imports this one is skipped without MLX."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 ENDLESS = dict.fromkeys((END, "<|user|>", "<|system|>", "<|assistant|>", "<think>", "</think>"), -1000.0)
-"""The biases of a model that writes characters and never ends."""
+"""The biases of a model that writes characters and never the end-of-turn token."""
 
 MOOD = json.dumps(
     {
@@ -53,11 +53,11 @@ MOOD = json.dumps(
 
 
 def write_models(folder: Path) -> Path:
-    """Write a model that chats, one that never ends, a base model, and one that only writes line feeds."""
+    """Write a chat model, one that never ends its reply, a base model, and one that writes only line feeds."""
     write_tiny_model(folder / "chat")
-    write_tiny_model(folder / "endless", leaning=ENDLESS)
-    write_tiny_model(folder / "base", chat_template=None, leaning=ENDLESS)
-    write_tiny_model(folder / "blank", chat_template=None, leaning={"\n": 1000})
+    write_tiny_model(folder / "endless", token_biases=ENDLESS)
+    write_tiny_model(folder / "base", chat_template=None, token_biases=ENDLESS)
+    write_tiny_model(folder / "blank", chat_template=None, token_biases={"\n": 1000})
     return folder
 
 
@@ -67,7 +67,7 @@ def task(text: str, schema: bytes | None = None) -> Call:
 
 
 def use(folder: Path, action: Callable[[MlxModel], Awaitable[T]], **spec: Any) -> T:
-    """The result of `action` on a connection to the model in `folder`, which is closed afterwards."""
+    """Connect to the model in `folder`, run `action` with it, close it, and return the result."""
 
     async def main() -> T:
         model = connect(ModelSpec(f"mlx/{folder}", **{"max_output_tokens": 40, **spec}))
@@ -111,5 +111,5 @@ def texts(replies: Sequence[Reply]) -> list[str]:
 
 
 def count(folder: Path, text: str) -> int:
-    """Tokens of `text`, by the tokenizer's own library."""
+    """The number of tokens of `text`, counted by the tokenizer's own library."""
     return len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)

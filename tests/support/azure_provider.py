@@ -20,7 +20,7 @@ CALL = Call((Message("user", "Repeat: hello"),))
 
 
 class AzureProvider(Provider):
-    """One resource with one deployment.
+    """An Azure OpenAI resource with one deployment.
 
     Args:
         accepts: Whether a value of `Authorization` or `api-key` is valid now.
@@ -65,7 +65,7 @@ class AzureProvider(Provider):
 
 @dataclass(frozen=True)
 class Token:
-    """As azure-core's AccessToken."""
+    """An access token with the fields of azure-core's `AccessToken`."""
 
     token: str
     expires_on: float
@@ -73,7 +73,7 @@ class Token:
 
 @dataclass
 class Credential:
-    """Gives tokens that live for `lifetime_s`, and knows which are valid; `failures` come first."""
+    """Issues tokens that are valid for `lifetime_s`, after raising each of `failures` once."""
 
     lifetime_s: float = 3600.0
     delay_s: float = 0.0
@@ -100,7 +100,7 @@ class Credential:
 
 
 def spec(provider: AzureProvider | None = None, **fields: Any) -> ModelSpec:
-    """The deployment `small` of `provider`."""
+    """The model spec of the deployment `small` of `provider`."""
     given = {"base_url": provider.address if provider else "http://127.0.0.1:9", "timeout_s": 10.0, **fields}
     return ModelSpec("azure/small", **given)
 

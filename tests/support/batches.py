@@ -1,4 +1,4 @@
-"""A task with columns of every plain type, batches of rows, and the reply of a model that follows instructions."""
+"""A task with output columns of every scalar type, batches of rows, and replies that follow the instructions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=ST
 
 
 def task(prompt: str | Prompt = PROMPT, output: Output = OUTPUT) -> Task:
-    """A task for a model of which nothing is known."""
+    """A task for a model without known limits or prices."""
     return compile_task(prompt, output, ModelSpec("test/model"))
 
 

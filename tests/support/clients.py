@@ -1,4 +1,4 @@
-"""Every HTTP client, each with its loopback provider, for tests that hold for all of them."""
+"""Every HTTP client with its loopback provider, for tests that run with each of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _address(provider: AnthropicProvider | AzureProvider) -> str:
 
 
 class OpenAIProvider(Provider):
-    """A provider that, when it ends, checks every request it saw against OpenAI's description of its API."""
+    """A provider that at its end validates every request it received by OpenAI's description of its API."""
 
     def __exit__(self, kind: type[BaseException] | None = None, *raised: object) -> None:
         super().__exit__(kind, *raised)
@@ -138,7 +138,7 @@ STATUSES: dict[int, tuple[type[ProviderError], str | None]] = {
 
 @cache
 def import_litellm() -> None:
-    """Make a first call, which imports for seconds, so that time-outs of later calls are about the call."""
+    """Make a first call, which imports modules for seconds, so that time-outs of later calls measure only the call."""
     with Provider() as provider:
         for client in BY_LITELLM:
             spec = ModelSpec(client.model, base_url=provider.base_url, api_key="none", timeout_s=120.0)
@@ -146,7 +146,7 @@ def import_litellm() -> None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all its causes and contexts, whether a traceback shows them or not."""
+    """Yield an error and all its causes and contexts, also those that a traceback does not show."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -157,11 +157,11 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def resetting(last_words: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads each request completely and then resets the connection: its address, and the requests.
+def resetting(last_bytes: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
+    """Run a server that reads each request and resets the connection; yields its address and the requests.
 
     Args:
-        last_words: Sent first, if any; then the connection is closed normally.
+        last_bytes: Sent after each request, if any; then the connection is closed normally.
     """
     requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -174,9 +174,9 @@ def resetting(last_words: bytes = b"") -> Iterator[tuple[str, list[bytes]]]:
                     return
                 with connection:
                     requests.append(_read_request(connection))
-                    connection.sendall(last_words)
+                    connection.sendall(last_bytes)
                     # A linger time of zero resets the connection.
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", not last_words, 0))
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", not last_bytes, 0))
 
         thread = threading.Thread(target=serve, name="resetting")
         thread.start()
@@ -196,6 +196,6 @@ def _read_request(connection: socket.socket) -> bytes:
     return request
 
 
-def leftovers() -> set[str]:
+def other_tasks() -> set[str]:
     """The names of other tasks that still run on this loop."""
     return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}

@@ -1,6 +1,6 @@
 """A loopback server for telemetry: OTLP/HTTP collector, Langfuse endpoint and push gateway in one.
 
-It decodes requests with the published protobuf messages, so a test reads what a real collector would.
+It decodes requests with the published protobuf messages, as a real collector does.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Span:
     ended_at: float
     attributes: Mapping[str, Any]
     resource: Mapping[str, Any]
-    notes: tuple[tuple[str, Mapping[str, Any]], ...]
+    events: tuple[tuple[str, Mapping[str, Any]], ...]
     failed: bool
-    said: str
+    status_message: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Collector:
     url: str = ""
 
     def __enter__(self) -> Self:
-        self._gone = threading.Event()
+        self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -74,7 +74,7 @@ class Collector:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._gone.set()
+        self._stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -85,21 +85,21 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def take(self) -> None:
+            def handle_request(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 collector.requests.append(Request(self.command, self.path, dict(self.headers), body))
                 if collector.stalls:
-                    collector._gone.wait(60)
+                    collector._stopped.wait(60)
                     self.close_connection = True
                     return
                 self.send_response(collector.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_POST = take  # noqa: N815  (the server looks for these names)
-            do_PUT = take  # noqa: N815
+            do_POST = handle_request  # noqa: N815  (the server calls methods of these names)
+            do_PUT = handle_request  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 """Log nothing."""
@@ -110,7 +110,7 @@ class Collector:
         """Block until what was received satisfies `predicate`; fail after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not predicate(self):
-            assert time.monotonic() < deadline, f"It did not come to it within {timeout_s} s."
+            assert time.monotonic() < deadline, f"The condition was not met within {timeout_s} s."
             time.sleep(0.01)
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def name_of(name: str, labels: Mapping[str, str]) -> str:
 
 
 def plain(attributes: Any) -> dict[str, Any]:
-    """Attributes as Python values."""
+    """Attributes by name, as Python values."""
     return {attribute.key: _value(attribute.value) for attribute in attributes}
 
 

@@ -1,7 +1,7 @@
-"""Docker's daemon and Kubernetes' API server on the loopback, as far as Dagster's run launchers use them.
+"""Docker's daemon and Kubernetes' API server on the loopback, with the requests that Dagster's run launchers send.
 
 A container is a process of this machine with the container's command and exactly the variables requested for it: a
-variable that a recipe forgets is missing here as in the container.
+variable that the guide's example omits is missing here as it would be in a container.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ContainerHost:
     """The server, as a context manager; processes that still run at the end are killed.
 
     Args:
-        home: The folder that containers find mounted as `DAGSTER_HOME`, with their logs.
+        home: The folder that is mounted as `DAGSTER_HOME` in containers; it also gets their logs.
         secrets: Kubernetes' secrets by name.
 
     Attributes:
@@ -88,7 +88,7 @@ class ContainerHost:
         return variables
 
     def _run(self, command: list[str], variables: Mapping[str, str]) -> None:
-        # What an image provides: the programs beside this interpreter, and a user's home.
+        # An image provides the programs that are in this interpreter's folder, and a home folder.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         image = {"PATH": path, "HOME": str(self._home)}
         with (self._home / f"container-{len(self._processes)}.log").open("wb") as log:
@@ -100,7 +100,7 @@ def _handler(host: ContainerHost) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def take(self) -> None:
+        def handle_request(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, body = host.reply(self.command, self.path, json.loads(content or b"{}"))
             reply = b"" if body is None else json.dumps(body).encode()
@@ -110,8 +110,8 @@ def _handler(host: ContainerHost) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(reply)
 
-        do_GET = take  # noqa: N815  (the server looks for these names)
-        do_POST = take  # noqa: N815
+        do_GET = handle_request  # noqa: N815  (the server calls methods of these names)
+        do_POST = handle_request  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             """Log nothing."""

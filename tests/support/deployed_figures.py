@@ -1,4 +1,4 @@
-"""Figures shared by the definitions of a deployment under test and the tests of it."""
+"""Constants and checks that the definitions of a deployment under test share with its tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ROWS_A_DAY, ROWS_A_PART, ROWS = 20, 27, 240
 CONCURRENCY = 4
 PER_S, BURST = 4, 2
 INPUT_USD_PER_1K, OUTPUT_USD_PER_1K = 1.0, 2.0
-DEAREST_USD = Decimal("0.1")
+MAX_CALL_USD = Decimal("0.1")
 """More than any call costs."""
-_LATE_S = 1.5
-"""How late a call may leave on a busy machine, so that the one after it seems early. With a limiter for each
-run, calls would be early by tens of seconds."""
+_TOLERANCE_S = 1.5
+"""A call may leave this late on a busy machine, so that the call after it seems early. With one limiter for each run
+calls would be early by tens of seconds."""
 
 
 def billed(ledger: Ledger) -> Decimal:
-    """USD for the calls that a provider worked on."""
+    """The cost in USD of the calls that a provider processed."""
     usd = ledger.input_tokens * Decimal(str(INPUT_USD_PER_1K)) + ledger.output_tokens * Decimal(str(OUTPUT_USD_PER_1K))
     return usd / 1000
 
@@ -36,16 +36,16 @@ def keeps_rate(ledger: Ledger) -> bool:
     """Whether no window of any length has more calls than burst and rate allow."""
     arrivals = [asked.arrived_at for asked in ledger.requests]
     free_at = itertools.accumulate(arrivals, lambda free, at: max(free, at) + 1 / PER_S, initial=0.0)
-    return max(free - at - (BURST - 1) / PER_S for free, at in zip(free_at, arrivals, strict=False)) <= _LATE_S
+    return max(free - at - (BURST - 1) / PER_S for free, at in zip(free_at, arrivals, strict=False)) <= _TOLERANCE_S
 
 
 def texts(asset: str, partition: str, count: int) -> Sequence[str]:
-    """The texts of rows; each is answered by itself."""
+    """The texts of rows; the answer to each is the text itself."""
     return [f"{asset} {partition} row {number}" for number in range(count)]
 
 
 def table_file(home: Path, asset: str, partition: str = "all") -> Path:
-    """Where a partition is stored."""
+    """The file in which a partition is stored."""
     return home / f"{asset}-{partition}.parquet"
 
 

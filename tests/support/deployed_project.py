@@ -1,6 +1,7 @@
 """The definitions of a deployment under test: assets that run in different ways, each with its own provider.
 
-What varies comes from the environment and from files in the instance's folder, since every run imports this module.
+Settings that differ between tests are read from the environment and from files in the instance's folder, because every
+run imports this module.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import polars as pl  # which takes a tenth of the time of pandas to import, in every run and step
+import polars as pl  # every run and step imports it, in a tenth of the time that pandas takes
 
 from ondine_dagster import LLMResource, SharedBudget, llm_asset
 from tests.support import guide
@@ -32,12 +33,12 @@ from tests.support.deployed_figures import (
 HOME = Path(os.environ["TEST_HOME"])
 URLS: dict[str, str] = json.loads(os.environ["TEST_URLS"])
 EXECUTOR = os.environ.get("TEST_EXECUTOR")
-PAID_FOR = ("paced", "ranged", "capped", "spread")
-"""Assets whose resource has a budget, which all their runs share."""
+WITH_BUDGET = ("paced", "ranged", "capped", "spread")
+"""Assets whose resource has a budget that all their runs share."""
 
 
 class Tables(dg.ConfigurableIOManager):
-    """A file for each partition; a run of several writes and reads all of its own."""
+    """Stores each partition in a file of its own; a run of several partitions writes one file for each."""
 
     def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
         """Write the rows of each partition."""
@@ -55,8 +56,8 @@ def rows_of(asset: str, partition: str, count: int) -> pl.DataFrame:
     return pl.DataFrame({"part": partition, "text": texts(asset, partition, count)})
 
 
-def asked(name: str, rows: Callable[[str], pl.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
-    """An asset whose rows are echoed, with a model of its own."""
+def echoed(name: str, rows: Callable[[str], pl.DataFrame], **arguments: Any) -> dg.AssetsDefinition:
+    """An asset whose model, one for each asset, echoes the rows."""
 
     @llm_asset(
         name=name,
@@ -78,7 +79,7 @@ def model(name: str) -> LLMResource:
     """The model of an asset."""
     paced = {"requests_per_minute": 60 * PER_S, "burst": BURST} if name in ("paced", "spread") else {}
     cap = (HOME / "budget").read_text() if name == "capped" else "1000"
-    budgets = [SharedBudget(name=name, max_cost_usd=float(cap), period="ever")] if name in PAID_FOR else []
+    budgets = [SharedBudget(name=name, max_cost_usd=float(cap), period="ever")] if name in WITH_BUDGET else []
     return LLMResource(
         model=f"openai_compatible/{name}",
         base_url=URLS[name],
@@ -96,11 +97,11 @@ def model(name: str) -> LLMResource:
 
 def plain(name: str, **arguments: Any) -> dg.AssetsDefinition:
     """An asset without partitions that takes a while."""
-    return asked(name, lambda _: rows_of(name, "all", ROWS), **arguments)
+    return echoed(name, lambda _: rows_of(name, "all", ROWS), **arguments)
 
 
 def executor() -> dg.ExecutorDefinition:
-    """Executes the steps of a run; for Celery it is the guide's."""
+    """The executor of a run's steps; for Celery the one of the guide."""
     if EXECUTOR == "celery":
         return guide.executor("in_process_executor")
     return dg.in_process_executor if EXECUTOR == "in_process" else dg.multiprocess_executor
@@ -116,20 +117,20 @@ def jobs() -> list[Any]:
 days = dg.StaticPartitionsDefinition(DAYS)
 parts = dg.StaticPartitionsDefinition(PARTS)
 assets = {
-    "paced": asked("paced", lambda day: rows_of("paced", day, ROWS_A_DAY), partitions_def=days, pool="llm"),
-    "ranged": asked(
+    "paced": echoed("paced", lambda day: rows_of("paced", day, ROWS_A_DAY), partitions_def=days, pool="llm"),
+    "ranged": echoed(
         "ranged",
         lambda day: rows_of("ranged", day, ROWS_A_DAY),
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.multi_run(2),
     ),
-    "capped": asked("capped", lambda part: rows_of("capped", part, ROWS_A_PART), partitions_def=parts),
-    "spread": asked("spread", lambda part: rows_of("spread", part, ROWS_A_PART), partitions_def=parts),
+    "capped": echoed("capped", lambda part: rows_of("capped", part, ROWS_A_PART), partitions_def=parts),
+    "spread": echoed("spread", lambda part: rows_of("spread", part, ROWS_A_PART), partitions_def=parts),
     "terminated": plain("terminated"),
     "retried": plain("retried", retry_policy=dg.RetryPolicy(max_retries=2)),
     "stopped": plain("stopped"),
     "orphaned": plain("orphaned"),
-    "stepwise": asked("stepwise", lambda _: rows_of("stepwise", "all", ROWS_A_PART)),
+    "stepwise": echoed("stepwise", lambda _: rows_of("stepwise", "all", ROWS_A_PART)),
 }
 defs = dg.Definitions(
     assets=[asset for name, asset in assets.items() if name in URLS],

@@ -27,31 +27,31 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 _START_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 600.0
-"""Long enough for any machine, since Dagster's own time is not tested."""
-_PAUSE_S = 0.1
-_PAUSE_PER_LOOK = 10
+"""Long enough for any machine, because the speed of Dagster itself is not tested."""
+_MIN_PAUSE_S = 0.1
+_PAUSE_FACTOR = 10
 
 
-def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
-    """The first result of `look` that is not empty; a pause takes ten times as long as a look."""
-    started_at = looked_at = time.monotonic()
-    while (found := look()) is None:
+def until(poll: Callable[[], T | None], within_s: float, what: str) -> T:
+    """Call `poll` until its result is not `None`; each pause takes ten times as long as the poll before it."""
+    started_at = polled_at = time.monotonic()
+    while (found := poll()) is None:
         now = time.monotonic()
         assert now < started_at + within_s, f"No {what} within {within_s} s."
-        time.sleep(max(_PAUSE_S, _PAUSE_PER_LOOK * (now - looked_at)))
-        looked_at = time.monotonic()
+        time.sleep(max(_MIN_PAUSE_S, _PAUSE_FACTOR * (now - polled_at)))
+        polled_at = time.monotonic()
     return found
 
 
 def free_port() -> int:
     """A port of 127.0.0.1 without a listener."""
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        return int(some.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "XZ"
     except (FileNotFoundError, ProcessLookupError):
@@ -60,7 +60,7 @@ def is_running(pid: int) -> bool:
 
 @dataclass
 class Deployment:
-    """Dagster's processes, as a context manager; those left at the end are killed.
+    """Dagster's processes, as a context manager; processes that still run at the end are killed.
 
     Args:
         home: The folder of the instance.
@@ -77,7 +77,7 @@ class Deployment:
     def __enter__(self) -> Self:
         (self.home / "dagster.yaml").write_text(json.dumps(self.settings), encoding="utf-8")
         self._environment = os.environ | self.variables
-        # Dagster's programs call others by name (celery), which are beside this interpreter.
+        # Dagster's programs call others by name (celery); these are in this interpreter's folder.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._environment |= {"DAGSTER_HOME": str(self.home), "TEST_HOME": str(self.home), "PATH": path}
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -89,9 +89,9 @@ class Deployment:
             (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [workspace]}), encoding="utf-8")
             self.start("dagster", "code-server", "start", "-h", "127.0.0.1", "-p", str(code_port), "-m", self.module)
             until(lambda: listens(code_port), _START_TIMEOUT_S, "code server")
-            place = ("-w", str(self.home / "workspace.yaml"))
-            self.start("dagster-webserver", "-h", "127.0.0.1", "-p", str(self._port), *place)
-            self.start("dagster-daemon", "run", *place)
+            workspace_option = ("-w", str(self.home / "workspace.yaml"))
+            self.start("dagster-webserver", "-h", "127.0.0.1", "-p", str(self._port), *workspace_option)
+            self.start("dagster-daemon", "run", *workspace_option)
             self.instance = self._stack.enter_context(dg.DagsterInstance.from_config(str(self.home)))
             until(lambda: listens(self._port), _START_TIMEOUT_S, "webserver")
         except BaseException:
@@ -103,7 +103,7 @@ class Deployment:
         self._stack.close()
 
     def start(self, program: str, *arguments: str, home: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a further process of the deployment; with a folder of its own, as on another machine."""
+        """Start a further process of the deployment; with `home` it has an own folder, as on another machine."""
         command = [str(Path(sys.executable).parent / program), *arguments]
         variables = self._environment
         if home:
@@ -132,7 +132,7 @@ class Deployment:
                 os.killpg(process.pid, 9)
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The only field of a query's reply, which must be no error."""
+        """The only field of a query's reply; an error fails the test."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/graphql", body, {"Content-Type": "application/json"}
@@ -189,7 +189,7 @@ class Deployment:
                     params={"parentRunId": backfill, "strategy": "FROM_FAILURE"},
                 )
             except AssertionError as error:
-                # Its runs end a moment before the daemon notices.
+                # The runs end shortly before the daemon updates the backfill.
                 if "still in progress" not in str(error):
                     raise
                 return None
@@ -213,20 +213,20 @@ class Deployment:
     def finished(self, run: str, within_s: float = _END_TIMEOUT_S) -> dg.DagsterRun:
         """The run, once it has ended."""
 
-        def look() -> dg.DagsterRun | None:
+        def finished_run() -> dg.DagsterRun | None:
             found = self.instance.get_run_by_id(run)
             return found if found and found.is_finished else None
 
-        return until(look, within_s, f"end of the run {run}")
+        return until(finished_run, within_s, f"end of the run {run}")
 
     def finished_all(self, backfill: str, count: int, within_s: float) -> list[dg.DagsterRun]:
         """The runs of a backfill, once there are `count` and all have ended."""
 
-        def look() -> list[dg.DagsterRun] | None:
+        def finished_runs() -> list[dg.DagsterRun] | None:
             found = self.runs({"dagster/backfill": backfill})
             return found if len(found) == count and all(run.is_finished for run in found) else None
 
-        return until(look, within_s, f"end of {count} runs")
+        return until(finished_runs, within_s, f"end of {count} runs")
 
     def runs(self, tags: Mapping[str, str]) -> list[dg.DagsterRun]:
         """The runs with these tags."""

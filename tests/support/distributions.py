@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Distributions:
-    """What is published."""
+    """The files that are published."""
 
     wheel: Path
     sdist: Path
@@ -22,7 +22,7 @@ class Distributions:
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """The wheel is built from the source distribution, so that this has all that a wheel needs."""
+    """Build the wheel from the source distribution, which shows that the latter is complete."""
     folder = tmp_path_factory.mktemp("dist")
     uv("build", "--out-dir", folder, ROOT)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")

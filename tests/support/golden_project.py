@@ -18,7 +18,7 @@ LABELLED = [f"labelled {number}" for number in range(30)]
     checks=[GoldenCheck(rows={"text": LABELLED, "answer": LABELLED}, min_score=1.0)],
 )
 def answers(context):  # noqa: ANN001, ANN201
-    """One row of its own, repeated by the model."""
+    """One row that no other partition has, repeated by the model."""
     return pd.DataFrame({"text": [f"row of {context.partition_key}"]})
 
 

@@ -1,4 +1,4 @@
-"""The blocks of the guide to scale-out, so that tests execute what a reader copies."""
+"""The code blocks of the guide to scale-out, so that tests execute the code that a reader copies."""
 
 from __future__ import annotations
 

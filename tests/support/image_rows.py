@@ -1,7 +1,7 @@
-"""An asset over many rows of image paths, in a process of its own whose memory is measured.
+"""Materialize an asset over many rows of image paths in a process of its own, and measure its memory.
 
-`python -m tests.support.image_rows <folder> <provider> <paths, one a line> ...` materializes it once for each list of
-paths; DAGSTER_HOME has the answers.
+`python -m tests.support.image_rows <folder> <provider> <file with one path a line> ...` materializes the asset once for
+each file; answers are stored in DAGSTER_HOME.
 """
 
 from __future__ import annotations

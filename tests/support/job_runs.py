@@ -1,4 +1,4 @@
-"""Runs at the tier "batch" against a provider in memory, on a virtual clock: alone, killed, sequential."""
+"""Runs at the tier "batch" against a provider in memory, on a virtual clock; they can be killed at any step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ondine_core.store import Store
 from ondine_core.types.clock import Clock
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Call, ModelSpec, Reply, Tier
-from tests.support.seeing import text_of
-from tests.support.simulated_jobs import BATCH_PRICE, JobProvider, KillableStore, Killed, Life, reply_to
+from tests.support.request_content import text_of
+from tests.support.simulated_jobs import BATCH_PRICE, JobProvider, KillableStore, Killed, KillPoint, reply_to
 
 __all__ = ["JobWorld", "words"]
 
@@ -41,19 +41,19 @@ class _LiveModel:
     """Answers live calls at the same price, and records them in the same ledger."""
 
     provider: JobProvider
-    life: Life
+    kill_point: KillPoint
     max_concurrency: int | None = 8
     max_batch_size: int | None = None
 
     async def __call__(self, call: Call) -> Reply:
         text = text_of(openai_content(call.messages[-1].content, call.media))
-        came = self.provider.answer(text) or reply_to(text)
-        if isinstance(came, ProviderError):
-            raise came
+        outcome = self.provider.answer(text) or reply_to(text)
+        if isinstance(outcome, ProviderError):
+            raise outcome
         self.provider.billed[text] += 1
-        self.provider.usd += BATCH_PRICE.cost(came.usage)
-        self.life.step()
-        return came
+        self.provider.usd += BATCH_PRICE.cost(outcome.usage)
+        self.kill_point.step()
+        return outcome
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -61,7 +61,7 @@ class _LiveModel:
 
 @dataclass
 class JobWorld:
-    """A provider, a store, and runs that ask for one column of a table.
+    """A provider, a store, and runs that fill one column of a table.
 
     Args:
         clock: Virtual time.
@@ -86,16 +86,16 @@ class JobWorld:
         self,
         rows: Sequence[str],
         *,
-        life: Life | None = None,
+        kill_point: KillPoint | None = None,
         tier: Tier = "batch",
         account: str = "a",
         asset: str = "asset",
         **policy: Any,
     ) -> Report | JobsUnderWayError | None:
-        """The report of a run; that jobs are under way; or nothing, if the run was killed."""
-        life = life or Life()
-        store = KillableStore(self.path, life)
-        running = asyncio.ensure_future(self._run(store, rows, life, tier, account, asset, policy))
+        """Run once; returns the report, the error that jobs are under way, or `None` if the run was killed."""
+        kill_point = kill_point or KillPoint()
+        store = KillableStore(self.path, kill_point)
+        running = asyncio.ensure_future(self._run(store, rows, kill_point, tier, account, asset, policy))
         try:
             return await running
         except JobsUnderWayError as error:
@@ -113,7 +113,7 @@ class JobWorld:
         self,
         store: Store,
         rows: Sequence[str],
-        life: Life,
+        kill_point: KillPoint,
         tier: Tier,
         account: str,
         asset: str,
@@ -137,24 +137,24 @@ class JobWorld:
             clock=self.clock,
         )
         async with AsyncExitStack() as stack:
-            runtime = await open_runtime(spec, store, options, stack, _LiveModel(self.provider, life))
-        runtime = replace(runtime, connect_jobs=partial(self.provider.api, life, account))
+            runtime = await open_runtime(spec, store, options, stack, _LiveModel(self.provider, kill_point))
+        runtime = replace(runtime, connect_jobs=partial(self.provider.api, kill_point, account))
         report = await run(task, {"word": rows}, runtime, options)
         await end_wait(store, origin)
         return report
 
-    async def finish(self, rows: Sequence[str], *, most: int = 30, **policy: Any) -> Report:
-        """The report of the last of as many runs as needed, some time apart."""
-        for _ in range(most):
+    async def finish(self, rows: Sequence[str], *, max_runs: int = 30, **policy: Any) -> Report:
+        """Run repeatedly, with pauses, until all rows have an outcome; returns the last report."""
+        for _ in range(max_runs):
             report = await self.run(rows, **policy)
             if isinstance(report, Report):
                 return report
             await self.clock.sleep(self.provider.takes_s / 2 + 200)
-        raise AssertionError(f"After {most} runs rows have no outcome.")
+        raise AssertionError(f"After {max_runs} runs some rows have no outcome.")
 
     async def read(self, query: Callable[[Any], Any]) -> Any:
         """The result of a query of the store."""
-        store = KillableStore(self.path, Life())
+        store = KillableStore(self.path, KillPoint())
         try:
             return await store.read(query)
         finally:

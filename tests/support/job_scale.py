@@ -1,7 +1,7 @@
-"""A run of many rows by batch jobs, as a process of its own: `python -m tests.support.job_scale base_url store rows`.
+"""Run many rows by batch jobs in a process of its own: `python -m tests.support.job_scale base_url store rows`.
 
-Prints JSON: rows without an answer, requests of the first run and of one after a change of one row, and MiB beyond the
-table.
+Prints JSON: the number of rows without an answer, the requests of the first run and of a second one in which one row
+has changed, and the memory in MiB in addition to the table's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IMPORTED = (aiohttp, orjson)
 
 
 def main(base_url: str, store: str, rows: int) -> None:
-    """Ask, change a row, and ask again."""
+    """Run, change a row, run again, and print the figures."""
     table = {"text": [f"review number {number} of a kettle that someone bought and used" for number in range(rows)]}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = ModelSpec("openai/gpt-4o-mini", "key", base_url, max_output_tokens=64, tier="batch")
@@ -35,16 +35,16 @@ def main(base_url: str, store: str, rows: int) -> None:
         return enrich_sync(table, prompt="Repeat: {text}", output={"answer": "string"}, model=model, options=options)
 
     first = ask()
-    beyond_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    added_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     table["text"][0] = "another review"
     second = ask()
-    print(  # noqa: T201  (it is the reply)
+    print(  # noqa: T201  (the test reads it)
         json.dumps(
             {
                 "lost": first.column("answer").count(None) + second.column("answer").count(None),
                 "first": first.spend.calls,
                 "second": second.spend.calls,
-                "mib": beyond_kib / 1024,
+                "mib": added_kib / 1024,
             }
         )
     )

@@ -1,9 +1,9 @@
-"""Batch APIs of providers on the loopback: jobs with a movable clock, scripted faults and an exact ledger.
+"""Batch APIs of providers on the loopback: jobs with an adjustable clock, scripted faults and an exact ledger.
 
-The core is here, the dialects are in `job_server_<dialect>`. A server runs on a thread of a test, or as a process of
-its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model), which survives its
-client; then `control` moves its clock, sets its faults and reads its ledger. Rows are answered evenly over the duration
-of a job, so a cancelled or expired job has answered its share of them.
+This module has the parts that the dialects in `job_server_<dialect>` share. A server runs on a thread of a test, or as
+a process of its own (`python -m tests.support.job_server openai <port> [<model>]`, at the prices of the model) that
+continues when its client is killed; `control` then moves its clock, sets its faults and reads its ledger. Rows are
+answered at a constant rate, so a cancelled or expired job has answered a share of its rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEEP = b"[" * 3000 + b"]" * 3000
 
 @dataclass
 class Faults:
-    """Faults of jobs; all can be changed at any time, and `control` sets them by name.
+    """Faults of jobs; a test may change them at any time, and `control` sets them by name.
 
     Args:
         takes_s: Seconds that a job takes.
@@ -44,15 +44,15 @@ class Faults:
         results_life_s: Seconds after its end for which a job's results are kept.
         failing: By a part of a prompt: status, code and message of its error; status 200 names a finish reason instead.
         silent: Parts of prompts that are billed and missing from all files of results.
-        mangled: Changes of results: `shuffle`, `duplicate`, `alien`, `garbage` and `deep` (one line more of each kind,
-            under an id of the job), `huge`.
+        mangled: Changes of results: `shuffle` orders lines at random, `duplicate` repeats one, `alien` adds one of
+            another job, `garbage` cuts one, `deep` and `huge` add a field that is nested deeply or long.
         refuse_create: Status, body and headers for the next requests that create a job, which create none.
         cut_create: The number of next requests that create a job and get no response.
         invalid_line: The line at which validation of the next jobs fails.
         is_full: Whether jobs fail for the account's quota.
-        page_size: Most jobs in a page of the list.
+        page_size: Maximum number of jobs in a page of the list.
         status_errors: Statuses of the next requests about a job.
-        max_requests: The most requests of a job; one with more fails.
+        max_requests: Maximum number of requests of a job; a job with more fails.
         pending_files: How often a file is reported as pending before it can be used, at Azure.
         ends_before_cancel: Whether a job ends right before its cancellation.
         cut_results: The number of next downloads that break in the middle.
@@ -82,15 +82,15 @@ class Row:
 
     custom_id: str
     body: Mapping[str, Any]
-    came: str = ""
-    """`answered`, `failed`, `expired` or `cancelled`, and nothing while it waits."""
+    state: str = ""
+    """`answered`, `failed`, `expired` or `cancelled`; empty while the job runs."""
     text: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Job:
-    """A job; `ending` is `completed`, `expired`, `cancelled` or `failed`, and empty while it runs."""
+    """A job; `final_state` is `completed`, `expired`, `cancelled` or `failed`, and empty while it runs."""
 
     id: str
     key: str
@@ -98,7 +98,7 @@ class Job:
     created_at: float
     marker: Any
     input_file: str = ""
-    ending: str = ""
+    final_state: str = ""
     ended_at: float = 0.0
     cancelled_at: float | None = None
     problems: list[Mapping[str, Any]] = field(default_factory=list)
@@ -153,7 +153,7 @@ class JobServer:
         self._lock = threading.RLock()
         self.address = ""
 
-    # -- life ----------------------------------------------------------------------------------------------------------
+    # -- server --------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         started: Future[int] = Future()
@@ -189,8 +189,8 @@ class JobServer:
         await runner.cleanup()
 
     async def listen(self, port: int) -> web.AppRunner:
-        """Start serving."""
-        app = web.Application(client_max_size=2**30, middlewares=[self._note])
+        """Start to serve at a port; 0 chooses a free one."""
+        app = web.Application(client_max_size=2**30, middlewares=[self._record])
         app.router.add_routes(
             [*self.routes(), web.get("/control/ready", self._ready), web.post("/control/{what}", self._control)]
         )
@@ -200,11 +200,11 @@ class JobServer:
         return runner
 
     def routes(self) -> list[web.RouteDef]:
-        """The dialect's addresses."""
+        """The routes of the dialect."""
         raise NotImplementedError
 
     @web.middleware
-    async def _note(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if not request.path.startswith("/control"):
             self.ledger.requests.append(f"{request.method} {request.path}")
         response: web.StreamResponse = await handler(request)
@@ -217,7 +217,7 @@ class JobServer:
         return time.time() + self._skew_s
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and process what is due."""
+        """Move the clock, and bring the state of all jobs up to date."""
         with self._lock:
             self._skew_s += seconds
             for job in self.jobs.values():
@@ -227,12 +227,12 @@ class JobServer:
         return web.json_response({})
 
     async def _control(self, request: web.Request) -> web.Response:
-        said = await request.json()
+        body = await request.json()
         match request.match_info["what"]:
             case "advance":
-                self.advance(said["seconds"])
+                self.advance(body["seconds"])
             case "faults":
-                for name, value in said.items():
+                for name, value in body.items():
                     setattr(self.faults, name, value)
             case "ledger":
                 ledger = {**vars(self.ledger), "usd": str(self.ledger.usd)}
@@ -273,9 +273,9 @@ class JobServer:
         return f"batch_{len(self.jobs) + 1}"
 
     def settle(self, job: Job) -> None:
-        """Process what is due for a job."""
+        """Bring the state of a job up to date."""
         with self._lock:
-            if job.ending:
+            if job.final_state:
                 return
             age_s, faults = self.now() - job.created_at, self.faults
             rate = len(job.rows) / faults.takes_s if faults.takes_s else len(job.rows) * 1e12
@@ -288,40 +288,40 @@ class JobServer:
                 self.end(job, "expired", int(rate * faults.window_s))
 
     def done_of(self, job: Job) -> int:
-        """The rows that are answered so far."""
-        if job.ending:
-            return sum(row.came == "answered" for row in job.rows)
+        """The number of rows that are answered so far."""
+        if job.final_state:
+            return sum(row.state == "answered" for row in job.rows)
         share = (self.now() - job.created_at) / self.faults.takes_s if self.faults.takes_s else 0.0
         return int(share * len(job.rows))
 
     def can_cancel(self, job: Job) -> bool:
-        """Whether a job still runs when it is cancelled."""
-        if self.faults.ends_before_cancel and not job.ending:
+        """Whether a job still runs when a request to cancel it arrives."""
+        if self.faults.ends_before_cancel and not job.final_state:
             self.end(job, "completed", len(job.rows))
-        return not job.ending
+        return not job.final_state
 
     def cancel(self, job: Job) -> None:
         """Stop a job."""
         job.cancelled_at = self.now()
 
-    def end(self, job: Job, ending: str, answered: int) -> None:
+    def end(self, job: Job, final_state: str, answered: int) -> None:
         """End a job with `answered` rows answered."""
-        job.ending, job.ended_at = ending, self.now()
-        if ending == "failed":
+        job.final_state, job.ended_at = final_state, self.now()
+        if final_state == "failed":
             return
         for row in job.rows[:answered]:
             self._run(row)
         for row in job.rows[answered:]:
-            row.came = "cancelled" if ending == "cancelled" else "expired"
+            row.state = "cancelled" if final_state == "cancelled" else "expired"
 
     def _run(self, row: Row) -> None:
         prompt = self.prompt_of(row.body)
         failure = self.failure_of(row)
         if failure and failure[0] != web.HTTPOk.status_code:
-            row.came = "failed"
+            row.state = "failed"
             return
         answer = self._answer(prompt)
-        row.came = "answered"
+        row.state = "answered"
         row.text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         text, marked = self.read(row.body)
         before = self._meter.usd
@@ -348,20 +348,20 @@ class JobServer:
         raise NotImplementedError
 
     def read(self, body: Mapping[str, Any]) -> tuple[str, int | None]:
-        """The part of a request that is the prompt, and how much of it is marked for the cache."""
+        """The part of a request that is the prompt, and how many of its characters are marked for the cache."""
         raise NotImplementedError
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
 
     def find_job(self, request: web.Request, job_id: str) -> Job | None:
-        """The job of the account of a request, settled."""
+        """The job with this id, up to date, if it belongs to the account of the request."""
         job = self.jobs.get(job_id)
         if job is None or job.key != self.account(request):
             return None
         self.settle(job)
         return job
 
-    def are_gone(self, job: Job) -> bool:
+    def have_results_expired(self, job: Job) -> bool:
         """Whether the results of a job have expired."""
         return self.now() > job.ended_at + self.faults.results_life_s
 
@@ -372,15 +372,15 @@ class JobServer:
         status, body, headers = self.faults.refuse_create.pop(0)
         return web.json_response(body, status=status, headers=headers)
 
-    def cut_if_asked(self, request: web.Request) -> None:
-        """Break the connection of a request that has created a job."""
+    def cut_connection_if_scheduled(self, request: web.Request) -> None:
+        """Break the connection of a request that has created a job, if `cut_create` requires it."""
         if self.faults.cut_create:
             self.faults.cut_create -= 1
             assert request.transport
             request.transport.abort()
 
     async def send_lines(self, request: web.Request, lines: Iterator[bytes]) -> web.StreamResponse:
-        """A file of results."""
+        """Send a file of results."""
         response = web.StreamResponse()
         await response.prepare(request)
         buffer = bytearray()
@@ -418,17 +418,17 @@ class JobServer:
         return iter(found)
 
     def alien(self, line: bytes) -> bytes:
-        """A line of another job."""
+        """The line with an id of another job."""
         data = orjson.loads(line)
         data["custom_id"] = "fedcba9876543210-0"
         return orjson.dumps(data)
 
 
-def control(origin: str, what: str, **said: Any) -> Any:
+def control(origin: str, what: str, **body: Any) -> Any:
     """Move the clock (`advance`, seconds), set faults (`faults`) or read the `ledger` of a server process."""
-    request = urllib.request.Request(f"{origin}/control/{what}", orjson.dumps(said))  # noqa: S310
-    with urllib.request.urlopen(request, timeout=60) as came:  # noqa: S310
-        return orjson.loads(came.read())
+    request = urllib.request.Request(f"{origin}/control/{what}", orjson.dumps(body))  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+        return orjson.loads(response.read())
 
 
 def servers() -> Mapping[str, type[JobServer]]:

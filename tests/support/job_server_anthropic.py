@@ -1,4 +1,4 @@
-"""Anthropic's message batches on the loopback, by its API reference."""
+"""Anthropic's message batches on the loopback, written from its API reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATES = {"answered": "succeeded", "failed": "errored", "cancelled": "canceled"
 
 
 class AnthropicJobServer(JobServer):
-    """All requests come with the one that creates a batch; batches have no client-defined name."""
+    """The request that creates a batch contains all requests of it; batches have no client-defined name."""
 
     name = "anthropic"
 
@@ -38,14 +38,14 @@ class AnthropicJobServer(JobServer):
         key = self.account(request)
         if key is None:
             return _refuse(401, "authentication_error", "invalid x-api-key")
-        said = orjson.loads(await request.read())
+        body = orjson.loads(await request.read())
         if refusal := self.refusal_of_create():
             return refusal
-        rows = [Row(one["custom_id"], one["params"]) for one in said["requests"]]
+        rows = [Row(one["custom_id"], one["params"]) for one in body["requests"]]
         if len({row.custom_id for row in rows}) < len(rows):
             return _refuse(400, "invalid_request_error", "custom_id must be unique.")
         job = self.create(key, rows, None)
-        self.cut_if_asked(request)
+        self.cut_connection_if_scheduled(request)
         return web.json_response(self.shown(job))
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -79,23 +79,23 @@ class AnthropicJobServer(JobServer):
 
     async def _results(self, request: web.Request) -> web.StreamResponse:
         job = self.find_job(request, request.match_info["id"])
-        if job is None or not job.ending or self.are_gone(job):
+        if job is None or not job.final_state or self.have_results_expired(job):
             return _not_found()
         return await self.send_lines(request, self._lines(job))
 
     def _lines(self, job: Job) -> Iterator[bytes]:
         for number, row in enumerate(job.rows):
             if not self.is_silent(row):
-                result = {"type": _STATES[row.came], **self._result(row, number)}
+                result = {"type": _STATES[row.state], **self._result(row, number)}
                 yield orjson.dumps({"custom_id": row.custom_id, "result": result})
 
     def _result(self, row: Row, number: int) -> Mapping[str, Any]:
         failure = self.failure_of(row)
-        if row.came == "failed":
+        if row.state == "failed":
             assert failure
             error = {"type": _TYPES[failure[0]], "message": failure[2]}
             return {"error": {"type": "error", "error": error, "request_id": f"req-{number}"}}
-        if row.came != "answered":
+        if row.state != "answered":
             return {}
         details = row.usage["prompt_tokens_details"]
         read, written = details["cached_tokens"], details.get("cache_write_tokens", 0)
@@ -126,14 +126,14 @@ class AnthropicJobServer(JobServer):
         self.settle(job)
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
         for row in job.rows:
-            counts[_STATES[row.came] if job.ending else "processing"] += 1
+            counts[_STATES[row.state] if job.final_state else "processing"] += 1
         return {
             "id": job.id,
             "type": "message_batch",
-            "processing_status": "ended" if job.ending else "canceling" if job.cancelled_at else "in_progress",
+            "processing_status": "ended" if job.final_state else "canceling" if job.cancelled_at else "in_progress",
             "request_counts": counts,
             "created_at": datetime.fromtimestamp(job.created_at, UTC).isoformat().replace("+00:00", "Z"),
-            "results_url": f"{self.base_url}/messages/batches/{job.id}/results" if job.ending else None,
+            "results_url": f"{self.base_url}/messages/batches/{job.id}/results" if job.final_state else None,
         }
 
     def new_id(self) -> str:

@@ -1,4 +1,4 @@
-"""Gemini's batch API on the loopback, by its API reference: resumable uploads, operations, and files of responses."""
+"""Gemini's batch API on the loopback, from its API reference: resumable uploads, operations, files of responses."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class GeminiJobServer(JobServer):
             return _refuse(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.")
         if refusal := self.refusal_of_create():
             return refusal
-        said = (await request.json())["batch"]
-        owner, rows = self.files[said["input_config"]["file_name"]]
+        body = (await request.json())["batch"]
+        owner, rows = self.files[body["input_config"]["file_name"]]
         assert owner == key
-        job = self.create(key, rows, said["display_name"])
-        self.cut_if_asked(request)
+        job = self.create(key, rows, body["display_name"])
+        self.cut_connection_if_scheduled(request)
         return web.json_response(self.shown(job))
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -108,7 +108,7 @@ class GeminiJobServer(JobServer):
 
     async def _results(self, request: web.Request) -> web.StreamResponse:
         job = self.find_job(request, request.match_info["id"].removeprefix("out-"))
-        if job is None or self.are_gone(job) or request.query.get("alt") != "media":
+        if job is None or self.have_results_expired(job) or request.query.get("alt") != "media":
             return _not_found()
         return await self.send_lines(request, self._lines(job))
 
@@ -119,10 +119,10 @@ class GeminiJobServer(JobServer):
 
     def _result(self, row: Row, number: int) -> Mapping[str, Any]:
         failure = self.failure_of(row)
-        if row.came == "failed":
+        if row.state == "failed":
             assert failure
             return {"error": {"code": _CODES[failure[0]], "message": failure[2]}}
-        if row.came != "answered":
+        if row.state != "answered":
             return {"error": {"code": 1, "message": "The operation was cancelled."}}
         counts = {
             "promptTokenCount": row.usage["prompt_tokens"],
@@ -137,14 +137,14 @@ class GeminiJobServer(JobServer):
         about = {"modelVersion": "gemini", "responseId": f"r-{number}"}
         return {"response": {"candidates": [candidate], "usageMetadata": counts, **about}}
 
-    def end(self, job: Job, ending: str, answered: int) -> None:
-        super().end(job, ending, 0 if ending == "expired" else answered)
+    def end(self, job: Job, final_state: str, answered: int) -> None:
+        super().end(job, final_state, 0 if final_state == "expired" else answered)
 
     def shown(self, job: Job) -> dict[str, Any]:
         """An operation as the API shows it."""
         self.settle(job)
-        failed = sum(row.came == "failed" for row in job.rows)
-        state = {"completed": "SUCCEEDED", "": "RUNNING"}.get(job.ending, job.ending.upper())
+        failed = sum(row.state == "failed" for row in job.rows)
+        state = {"completed": "SUCCEEDED", "": "RUNNING"}.get(job.final_state, job.final_state.upper())
         about = {
             "displayName": job.marker,
             "state": f"BATCH_STATE_{state}",
@@ -156,7 +156,7 @@ class GeminiJobServer(JobServer):
             },
         }
         shown: dict[str, Any] = {"name": f"batches/{job.id}", "metadata": about}
-        if job.ending in ("completed", "cancelled"):
+        if job.final_state in ("completed", "cancelled"):
             shown |= {"done": True, "response": {"responsesFile": f"files/out-{job.id}"}}
         if job.problems:
             shown["error"] = {"code": 8 if self.faults.is_full else 3, "message": job.problems[0]["message"]}

@@ -16,7 +16,7 @@ from tests.support.meter import prompt_text
 
 @dataclass
 class File:
-    """A file that was uploaded or holds results."""
+    """A file of requests or of results."""
 
     id: str
     key: str
@@ -111,22 +111,22 @@ class OpenAIJobServer(JobServer):
     async def _content(self, request: web.Request) -> web.StreamResponse:
         kind, _, job_id = request.match_info["id"].partition("-")
         job = self.find_job(request, job_id)
-        if job is None or self.are_gone(job):
+        if job is None or self.have_results_expired(job):
             return self.refuse(404, "not_found", "No such File object.")
         return await self.send_lines(request, self._lines(job, is_output=kind == "output"))
 
     def _lines(self, job: Job, *, is_output: bool) -> Iterator[bytes]:
         for number, row in enumerate(job.rows):
-            if row.came and (row.came == "answered") == is_output and not self.is_silent(row):
+            if row.state and (row.state == "answered") == is_output and not self.is_silent(row):
                 yield orjson.dumps(self._result(row, number))
 
     def _result(self, row: Row, number: int) -> Mapping[str, Any]:
         about = {"id": f"batch_req_{number}", "custom_id": row.custom_id}
-        if row.came in ("expired", "cancelled"):
-            code = self.expired if row.came == "expired" else "batch_cancelled"
+        if row.state in ("expired", "cancelled"):
+            code = self.expired if row.state == "expired" else "batch_cancelled"
             return {**about, "response": None, "error": {"code": code, "message": "It was not executed."}}
         failure = self.failure_of(row)
-        if row.came == "failed":
+        if row.state == "failed":
             assert failure
             error = {"message": failure[2], "type": "invalid_request_error", "code": failure[1]}
             response = {"status_code": failure[0], "request_id": f"req-{number}", "body": {"error": error}}
@@ -146,25 +146,25 @@ class OpenAIJobServer(JobServer):
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     async def _create(self, request: web.Request) -> web.Response:
-        said, key = await request.json(), self.account(request)
+        body, key = await request.json(), self.account(request)
         if key is None:
             return self.refuse(401, "invalid_api_key", "Incorrect API key provided.")
         if refusal := self.refusal_of_create():
             return refusal
-        file = self.files.get(self.input_of(said))
-        if file is None or file.key != key or said["endpoint"] != self.endpoint:
-            return self.refuse(400, "invalid_request_error", "No such file, or another endpoint than its lines'.")
-        job = self.create(key, file.rows, said.get("metadata"), file.id)
-        if file.problem and not job.ending:
-            job.ending, job.ended_at = "failed", self.now()
+        file = self.files.get(self.input_of(body))
+        if file is None or file.key != key or body["endpoint"] != self.endpoint:
+            return self.refuse(400, "invalid_request_error", "No such file, or its lines have another endpoint.")
+        job = self.create(key, file.rows, body.get("metadata"), file.id)
+        if file.problem and not job.final_state:
+            job.final_state, job.ended_at = "failed", self.now()
             job.problems = [{"code": "invalid_request", "message": file.problem[1], "line": file.problem[0]}]
-        self.cut_if_asked(request)
+        self.cut_connection_if_scheduled(request)
         return self.created(job)
 
-    def input_of(self, said: Mapping[str, Any]) -> str:
+    def input_of(self, body: Mapping[str, Any]) -> str:
         """The input file of a new job."""
-        assert said["completion_window"] == "24h"
-        return said["input_file_id"]
+        assert body["completion_window"] == "24h"
+        return body["input_file_id"]
 
     def created(self, job: Job) -> web.Response:
         """The response to a request that has created a job."""
@@ -208,10 +208,10 @@ class OpenAIJobServer(JobServer):
             "object": "batch",
             "endpoint": self.endpoint,
             "input_file_id": job.input_file,
-            "status": job.ending or ("cancelling" if job.cancelled_at else "in_progress"),
+            "status": job.final_state or ("cancelling" if job.cancelled_at else "in_progress"),
             "created_at": int(job.created_at),
-            "output_file_id": f"output-{job.id}" if job.ending and counts.answered else None,
-            "error_file_id": f"errors-{job.id}" if job.ending and counts.others else None,
+            "output_file_id": f"output-{job.id}" if job.final_state and counts.answered else None,
+            "error_file_id": f"errors-{job.id}" if job.final_state and counts.others else None,
             "request_counts": {"total": len(job.rows), "completed": counts.answered, "failed": counts.others},
             "metadata": job.marker,
             "errors": {"object": "list", "data": job.problems} if job.problems else None,
@@ -231,7 +231,7 @@ class OpenAIJobServer(JobServer):
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows with a reply, and rows that ended without one."""
+    """The number of rows with a reply, and of rows that ended without one."""
 
     answered: int
     others: int
@@ -239,7 +239,7 @@ class Counts:
     @classmethod
     def of(cls, job: Job, done: int) -> Counts:
         """The counts of a job."""
-        return cls(done, sum(row.came in ("failed", "expired", "cancelled") for row in job.rows))
+        return cls(done, sum(row.state in ("failed", "expired", "cancelled") for row in job.rows))
 
 
 class AzureJobServer(OpenAIJobServer):
@@ -260,7 +260,7 @@ class AzureJobServer(OpenAIJobServer):
 
     def shown(self, job: Job) -> dict[str, Any]:
         common = super().shown(job)
-        return {**common, "error_file_id": f"errors-{job.id}" if job.ending else None}  # it may be empty
+        return {**common, "error_file_id": f"errors-{job.id}" if job.final_state else None}  # it may be empty
 
 
 class GroqJobServer(OpenAIJobServer):
@@ -278,11 +278,11 @@ class MistralJobServer(OpenAIJobServer):
     jobs_path = "/batch/jobs"
     is_named = False
     has_model = False
-    words: ClassVar[Mapping[str, str]] = {"completed": "SUCCESS", "expired": "TIMEOUT_EXCEEDED", "": "RUNNING"}
+    states: ClassVar[Mapping[str, str]] = {"completed": "SUCCESS", "expired": "TIMEOUT_EXCEEDED", "": "RUNNING"}
 
-    def input_of(self, said: Mapping[str, Any]) -> str:
-        assert said["model"]
-        (file,) = said["input_files"]
+    def input_of(self, body: Mapping[str, Any]) -> str:
+        assert body["model"]
+        (file,) = body["input_files"]
         return file
 
     def page(self, jobs: list[Job], request: web.Request) -> Any:
@@ -298,7 +298,7 @@ class MistralJobServer(OpenAIJobServer):
             "object": "batch",
             "input_files": [job.input_file],
             "metadata": job.marker,
-            "status": self.words.get(job.ending, job.ending.upper()),
+            "status": self.states.get(job.final_state, job.final_state.upper()),
             "created_at": common["created_at"],
             "output_file": common["output_file_id"],
             "error_file": common["error_file_id"],

@@ -15,8 +15,8 @@ class LatencyProxy:
     """A running proxy.
 
     Attributes:
-        port: On 127.0.0.1.
-        round_trips: How often the client waited for the server: bytes arrived after bytes had been sent.
+        port: The port on 127.0.0.1.
+        round_trips: The number of times that bytes arrived from the server after the client had sent bytes.
     """
 
     def __init__(self, target_port: int, round_trip_s: float) -> None:
@@ -41,9 +41,9 @@ class LatencyProxy:
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        self._writers += (writer, far_writer)
-        for source, sink, outward in ((reader, far_writer, True), (far_reader, writer, False)):
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        self._writers += (writer, server_writer)
+        for source, sink, outward in ((reader, server_writer, True), (server_reader, writer, False)):
             pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
             for work in (self._read(source, pending, outward=outward), self._deliver(pending, sink)):
                 task = asyncio.create_task(work)
@@ -75,7 +75,7 @@ class LatencyProxy:
 
 @contextmanager
 def latency_proxy(target_port: int, round_trip_s: float) -> Iterator[LatencyProxy]:
-    """A proxy in front of `target_port`, until the block ends."""
+    """Run a proxy in front of `target_port` until the block ends."""
     proxy, started, stopped = LatencyProxy(target_port, round_trip_s), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=(proxy.serve(started, stopped),), daemon=True)

@@ -1,4 +1,4 @@
-"""Short ways to write to a store's ledger, and the two kinds of store location."""
+"""Helpers that write to a store's ledger and read its tables, for both kinds of database."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _numbers = itertools.count()
 
 
 def fresh_place(kind: str, folder: Path) -> str:
-    """Where no store has been yet."""
+    """A path or URL at which there is no store yet."""
     return server().new_database() if kind == "postgres" else str(folder / "answers.db")
 
 
 def key_of(number: int) -> Key:
-    """A key; those of different numbers differ."""
+    """A key that differs for each number."""
     return number.to_bytes(16, "big")
 
 
@@ -45,7 +45,7 @@ async def keep(store: AnswerStore, *answers: tuple[Key, Answer]) -> None:
 
 
 def keys_in(place: str | Path) -> set[Key]:
-    """The keys with an answer, as another connection sees them."""
+    """The keys with an answer, read over another connection."""
     return {key for (key,) in look(place, "SELECT key FROM ondine.answers")}
 
 
@@ -57,7 +57,7 @@ def read_budget(place: str | Path, budget: str) -> tuple[Decimal, Decimal]:
 
 
 def look(place: str | Path, sql: str) -> Sequence[tuple[object, ...]]:
-    """What another connection sees."""
+    """The rows of a query, read over another connection."""
     database = connect(place, create=False)
     try:
         return database.select(sql)

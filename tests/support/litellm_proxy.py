@@ -1,4 +1,4 @@
-"""LiteLLM's proxy as its users run it, in an environment of its own, in front of our provider."""
+"""LiteLLM's proxy in an environment of its own, in front of the tests' provider."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LiteLLMProxy:
 
 
 def install_litellm_proxy(folder: Path) -> Path:
-    """The program, in a new environment at `folder`; the test is skipped where it cannot be installed."""
+    """Install the proxy in a new environment at `folder`, or skip the test; returns the path of the program."""
     try:
         python = make_environment(folder, sys.executable)
         uv("pip", "install", "--python", python, _REQUIREMENT)
@@ -59,10 +59,10 @@ def install_litellm_proxy(folder: Path) -> Path:
 
 @contextmanager
 def run_litellm_proxy(program: Path, folder: Path, upstream: str) -> Iterator[LiteLLMProxy]:
-    """A proxy that asks `upstream` and does not retry, until the block ends.
+    """Run a proxy that sends calls to `upstream` and does not retry, until the block ends.
 
     It serves `small`, `hasty` (with a time-out of half a second), `five` (five concurrent calls), and `pair` (two
-    deployments, of which one rests after a rate limit).
+    deployments, of which one is not used for some time after a rate limit).
     """
 
     def deployment(name: str, **params: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""How a provider counts, caches and bills: tokens by length, a prompt cache with a lifetime, prices by tier.
+"""Simulate a provider's token counts, prompt cache and bill: tokens by length, entries that expire, prices by tier.
 
-It shares no code with what it checks. The cache knows prefixes in steps. An entry exists once the call that wrote it is
-answered, and lives from its last use.
+It shares no code with the packages under test. The cache holds prefixes whose lengths are multiples of a step. An entry
+exists once the call that wrote it is answered, and expires some time after its last use.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cache:
-    """A provider's prompt cache: prefixes from a minimum of tokens, in steps, for a time after their last use.
+    """A provider's prompt cache.
 
-    With `is_marked` only the prefix that a call marks is cached, at any multiple.
+    Prefixes of at least `min_tokens`, whose length is a multiple of `step`, are kept for `life_s` after their last use.
+    With `is_marked` only the prefix that a call marks is cached, whatever its length.
     """
 
     min_tokens: int = 1024
@@ -71,17 +72,16 @@ class Meter:
     """Counts and bills calls.
 
     Args:
-        rates: Prices by the name of a tier in replies.
+        rates: Prices by the tier that a reply states.
         cache: The prompt cache; `None` caches nothing.
-        answered_at: The tier at which a call is answered, from the tier requested and the call's number.
-        now: Seconds.
+        answered_at: Returns the tier at which a call is answered, from the requested tier and the call's number.
+        now: Returns the time in seconds.
 
     Attributes:
         usd: The bill.
-        input_tokens, read_tokens, written_tokens: Tokens of calls, and of these the ones read from and written to the
-            cache.
-        cacheable_tokens: The tokens of all calls but the first that could have been read.
-        by_tier: Calls by the tier at which they were answered.
+        input_tokens, read_tokens, written_tokens: All input tokens, those read from the cache, and those written to it.
+        cacheable_tokens: Tokens that could have been read from the cache, of all calls but the first.
+        by_tier: Number of calls by the tier at which they were answered.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Meter:
         return {"prompt_tokens": sent, "completion_tokens": received, "prompt_tokens_details": details}, tier
 
     def keep(self, prompt: str, marked: int | None = None) -> None:
-        """The call with this prompt is answered: its prefixes are cached from now on."""
+        """Cache the prefixes of a prompt, because its call is answered."""
         if self._cache:
             for prefix in self._prefixes(prompt, marked).values():
                 self._alive_until[prefix] = self._now() + self._cache.life_s
@@ -126,7 +126,7 @@ class Meter:
         return max((length for length, prefix in prefixes.items() if self._alive_until.get(prefix, 0) > now), default=0)
 
     def _prefixes(self, prompt: str, marked: int | None) -> dict[int, bytes]:
-        """Digests of the prefixes that can be cached, by their tokens."""
+        """Digests of the prefixes that can be cached, by their number of tokens."""
         if self._cache is None:
             return {}
         if self._cache.is_marked:

@@ -1,13 +1,13 @@
 """A project whose tables are labelled at night by batch jobs, and two assets whose runs are terminated.
 
-The environment has the provider's address.
+The provider's address is in an environment variable.
 """
 
 import os
 from typing import Any
 
 import dagster as dg
-import polars as pl  # which takes a tenth of the time of pandas to import, in every run and step
+import polars as pl  # every run and step imports it, in a tenth of the time that pandas takes
 
 from ondine_dagster import LLMResource, batch_sensor, llm_asset
 
@@ -42,15 +42,15 @@ def ticket_report(ticket_answers: pl.DataFrame) -> int:
     return int(ticket_answers["answer"].is_not_null().sum())
 
 
-@llm_asset(**ASKS, resource_key="patient")
+@llm_asset(**ASKS, resource_key="waiting_llm")
 def terminated() -> pl.DataFrame:
-    """A run that is terminated, and whose job continues."""
+    """An asset whose run is terminated and whose job continues."""
     return table("terminated")
 
 
-@llm_asset(**ASKS, resource_key="strict")
+@llm_asset(**ASKS, resource_key="cancelling_llm")
 def cancelled() -> pl.DataFrame:
-    """A run that is terminated, and whose job is cancelled."""
+    """An asset whose run is terminated and whose job is cancelled."""
     return table("cancelled")
 
 
@@ -75,7 +75,7 @@ def every_night() -> dg.RunRequest:
 
 
 sensor = batch_sensor(
-    resource_keys=["llm", "patient", "strict"],
+    resource_keys=["llm", "waiting_llm", "cancelling_llm"],
     minimum_interval_seconds=1,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
@@ -86,8 +86,8 @@ defs = dg.Definitions(
     sensors=[sensor],
     resources={
         "llm": model(batch_wait_s=1),
-        "patient": model(batch_wait_s=600),
-        "strict": model(batch_wait_s=600, cancel_on_terminate=True),
+        "waiting_llm": model(batch_wait_s=600),
+        "cancelling_llm": model(batch_wait_s=600, cancel_on_terminate=True),
     },
     executor=dg.in_process_executor,
 )

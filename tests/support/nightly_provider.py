@@ -1,4 +1,4 @@
-"""OpenAI on the loopback, for batch jobs and live calls, with the bill of each."""
+"""OpenAI on the loopback for batch jobs and live calls, with a ledger of jobs and counts of live prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.meter import Meter
 
 
 class NightlyProvider(OpenAIJobServer):
-    """A batch API that answers chat completions, too; `ledger` is about jobs only, `live` counts live prompts."""
+    """A batch API that also answers chat completions; `ledger` has only jobs, `live` counts prompts of live calls."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

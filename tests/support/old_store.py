@@ -1,4 +1,4 @@
-"""Answer stores in earlier formats, made by the steps that led to each."""
+"""Answer stores in earlier formats, made by the schema's first migrations."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def saved(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def animated(form: str) -> bytes:
-    """Two frames."""
+    """An image of two frames."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     return saved(frames[0], form, save_all=True, append_images=frames[1:], duration=100, loop=0)
 
@@ -78,7 +78,7 @@ def document(*pages: str) -> bytes:
 
 
 def write(folder: Path, *contents: bytes) -> list[str]:
-    """Files of these contents, and their names."""
+    """Write a file for each content; returns the names."""
     names = [f"{number}.bin" for number in range(len(contents))]
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(content)
@@ -86,18 +86,20 @@ def write(folder: Path, *contents: bytes) -> list[str]:
 
 
 class ChangingPath(os.PathLike[str]):
-    """A path to a file with other content from the second read on, but the same time and location."""
+    """A path to a file whose content changes at the second read, with the same modification time."""
 
-    def __init__(self, path: Path, then: bytes) -> None:
+    def __init__(self, path: Path, later_content: bytes) -> None:
         path.write_bytes(picture(98))
-        self.path, self.then, self.looks = path, then, 0
+        self.path = path
+        self.later_content = later_content
+        self.reads = 0
 
     def __fspath__(self) -> str:
-        self.looks += 1
-        if self.looks == 2:
+        self.reads += 1
+        if self.reads == 2:
             at = self.path.stat()
             with self.path.open("r+b") as file:
-                file.write(self.then)
+                file.write(self.later_content)
                 file.truncate()
             os.utime(self.path, ns=(at.st_atime_ns, at.st_mtime_ns))
         return str(self.path)

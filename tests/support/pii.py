@@ -1,4 +1,4 @@
-"""The labelled corpus of personal data and secrets, and the rules' results on it."""
+"""The labelled corpus of personal data and secrets, and the scores of the rules on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Score:
-    """A rule's numbers of hits, misses and false findings."""
+    """A rule's numbers of true positives, false negatives and false positives."""
 
     found: int
     missed: int
@@ -32,7 +32,7 @@ class Score:
 
     @property
     def precision(self) -> float:
-        """The share of findings that are right."""
+        """The share of findings that are correct."""
         return self.found / (self.found + self.wrong)
 
     @property
@@ -61,8 +61,8 @@ def _sentence(line: str) -> Sentence:
 def scores(sentences: list[Sentence]) -> dict[str, Score]:
     """Each rule's score.
 
-    A datum counts as found if a span of its rule covers all of it, and a span as false if it contains no datum of its
-    rule.
+    A label counts as found if a span of its rule covers all of it. A span counts as wrong if it overlaps no label of
+    its rule.
     """
     counts: Counter[tuple[str, str]] = Counter()
     rules = Sanitizer().chosen

@@ -28,7 +28,7 @@ class Server:
     """A Postgres server on a port of its own, with a password.
 
     Attributes:
-        port: On 127.0.0.1.
+        port: The port on 127.0.0.1.
     """
 
     def __init__(self) -> None:
@@ -48,13 +48,13 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start the server and wait until it accepts connections."""
         # Only a crash of the machine would lose unsynced data.
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
         self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
-        """Stop it as a crash would."""
+        """Stop the server as a crash would."""
         self._run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
@@ -69,13 +69,13 @@ class Server:
         return self.url(name)
 
     def execute(self, sql: str, url: str | None = None) -> list[Any]:
-        """The rows of a statement, run by another client."""
+        """Run a statement over a connection of its own; returns the rows."""
         with psycopg.connect(url or self.url(), autocommit=True) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
     def remove(self) -> None:
-        """Stop it permanently."""
+        """Stop the server and delete its data."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -102,7 +102,10 @@ def _find_programs() -> Path:
 
 
 def _copy(programs: Path, folder: Path) -> Path:
-    """For the user `nobody`, as only root may be able to read the environment; libraries are found by relative path."""
+    """Copy the programs, because the user `nobody` may not be allowed to read the environment.
+
+    Libraries are copied too, since programs find them by a relative path.
+    """
     package = programs.parents[1]
     shutil.copytree(programs.parent, folder / package.name / programs.parent.name, symlinks=True)
     libraries = package.with_name(f"{package.name}.libs")

@@ -27,7 +27,7 @@ def push_gateway() -> Iterator[str]:
 
 
 def empty(gateway: str) -> None:
-    """Delete all groups of a gateway, as its guide says."""
+    """Delete all groups of a gateway by its admin API."""
     request = urllib.request.Request(f"http://{gateway}/api/v1/admin/wipe", method="PUT")
     with urllib.request.urlopen(request, timeout=30):  # noqa: S310  (our own server)
         pass

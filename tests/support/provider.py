@@ -1,4 +1,4 @@
-"""A chat-completions provider on the loopback, with scripted faults and a ledger of everything.
+"""A chat-completions provider on the loopback, with scripted faults and a ledger of its requests and replies.
 
 It runs on an event loop in a thread of its own, so a test may be a coroutine or ordinary code. A fault is a function
 from a request to its effect; faults compose: `first(2, status(429))`, `matching("row 7", cut)`.
@@ -24,14 +24,14 @@ import orjson
 from aiohttp import web
 
 from tests.support.meter import Meter, prompt_text
-from tests.support.seeing import Seen, media_of, text_of
+from tests.support.request_content import ReceivedMedia, media_of, text_of
 
 _START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request: its parsed body, its headers, the client's port (one a connection) and when it arrived."""
+class ReceivedRequest:
+    """A request: its parsed body, its headers, the client's port (one for each connection) and its time of arrival."""
 
     body: Mapping[str, Any]
     headers: Mapping[str, str]
@@ -50,7 +50,7 @@ class Asked:
         return text_of(content)
 
     @property
-    def media(self) -> list[Seen]:
+    def media(self) -> list[ReceivedMedia]:
         """The images and documents of all messages, in order."""
         return [seen for message in self.messages for seen in media_of(message["content"])]
 
@@ -66,7 +66,7 @@ class Canned:
 
 @dataclass(frozen=True)
 class Cut:
-    """Do the work, then drop the connection before the headers or in the middle of the body."""
+    """Bill the request, then drop the connection before the headers or in the middle of the body."""
 
     in_body: bool = False
 
@@ -89,7 +89,7 @@ class Altered:
 
 
 Effect = Canned | Cut | Slow | Altered | None
-Fault = Callable[[Asked], Effect]
+Fault = Callable[[ReceivedRequest], Effect]
 
 # -- faults --------------------------------------------------------------------------------------------------------
 
@@ -116,37 +116,37 @@ def slow_body(seconds: float) -> Fault:
     return lambda _: Slow(body_s=seconds)
 
 
-def cut(_: Asked) -> Effect:
+def cut(_: ReceivedRequest) -> Effect:
     """Drop the connection before the headers."""
     return Cut()
 
 
-def cut_body(_: Asked) -> Effect:
+def cut_body(_: ReceivedRequest) -> Effect:
     """Drop the connection in the middle of the body."""
     return Cut(in_body=True)
 
 
-def garbage(_: Asked) -> Effect:
+def garbage(_: ReceivedRequest) -> Effect:
     """Respond 200 with a body that is not JSON."""
-    return Canned(200, b"<html>upstream is tired</html>")
+    return Canned(200, b"<html>upstream is busy</html>")
 
 
-def empty(_: Asked) -> Effect:
+def empty(_: ReceivedRequest) -> Effect:
     """Answer with an empty text."""
     return Altered(message={"content": ""})
 
 
-def truncated(_: Asked) -> Effect:
+def truncated(_: ReceivedRequest) -> Effect:
     """Answer as if the bound on output tokens had truncated the text."""
     return Altered(choice={"finish_reason": "length"})
 
 
-def filtered(_: Asked) -> Effect:
+def filtered(_: ReceivedRequest) -> Effect:
     """Answer as if a content filter had removed the text."""
     return Altered(choice={"finish_reason": "content_filter"}, message={"content": None})
 
 
-def refusal(_: Asked) -> Effect:
+def refusal(_: ReceivedRequest) -> Effect:
     """Answer with a refusal by the model."""
     return Altered(message={"content": None, "refusal": "I cannot help with that."})
 
@@ -183,7 +183,7 @@ def shares(*parts: tuple[float, Fault], seed: int = 0) -> Fault:
     rng = random.Random(seed)
     weights, faults = zip(*parts, (1 - sum(share for share, _ in parts), lambda _: None), strict=True)
 
-    def effect_of(asked: Asked) -> Effect:
+    def effect_of(asked: ReceivedRequest) -> Effect:
         (fault,) = rng.choices(faults, weights)
         return fault(asked)
 
@@ -194,7 +194,7 @@ def outage(count: int, seconds: float, fault: Fault) -> Fault:
     """`fault` for `seconds`, after `count` requests were served."""
     numbers, began = itertools.count(), list[float]()
 
-    def effect_of(asked: Asked) -> Effect:
+    def effect_of(asked: ReceivedRequest) -> Effect:
         if next(numbers) == count:
             began.append(asked.arrived_at)
         return fault(asked) if began and asked.arrived_at < began[0] + seconds else None
@@ -210,7 +210,7 @@ def rate_limited(calls: int, seconds: float = 1.0, retry_after_s: float | None =
     served = deque[float]()
     refuse = status(429, headers=None if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"})
 
-    def effect_of(asked: Asked) -> Effect:
+    def effect_of(asked: ReceivedRequest) -> Effect:
         while served and served[0] <= asked.arrived_at - seconds:
             served.popleft()
         if len(served) >= calls:
@@ -230,11 +230,11 @@ def echo(prompt: str) -> Any:
 
 
 class Ledger:
-    """What the provider received and did; `billed_by_prompt` counts work done, even if the client had disconnected."""
+    """Counts of requests and replies; `billed_by_prompt` includes requests whose client had disconnected."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self.requests: list[Asked] = []
+        self.requests: list[ReceivedRequest] = []
         self.answered = self.in_flight = self.peak_in_flight = self.client_gone = 0
         self.calls_by_prompt: Counter[str] = Counter()
         self.billed_by_prompt: Counter[str] = Counter()
@@ -244,14 +244,14 @@ class Ledger:
         """Block until the ledger satisfies `predicate`; fail after `timeout_s`."""
         with self._changed:
             done = self._changed.wait_for(lambda: predicate(self), timeout_s)
-        assert done, f"The provider's ledger did not come to it within {timeout_s} s."
+        assert done, f"The provider's ledger did not satisfy the condition within {timeout_s} s."
 
-    def most_in(self, seconds: float) -> int:
-        """The most requests that arrived in any window of `seconds`."""
+    def max_requests_in(self, seconds: float) -> int:
+        """The maximum number of requests that arrived in any window of `seconds`."""
         at = [asked.arrived_at for asked in self.requests]
         return max((bisect_left(at, start + seconds) - number for number, start in enumerate(at)), default=0)
 
-    def arrived(self, asked: Asked) -> None:
+    def arrived(self, asked: ReceivedRequest) -> None:
         """Record that a request has arrived."""
         with self._changed:
             self.requests.append(asked)
@@ -260,8 +260,8 @@ class Ledger:
             self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
             self._changed.notify_all()
 
-    def billed(self, asked: Asked, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Record that the work for a request is done."""
+    def billed(self, asked: ReceivedRequest, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        """Record that a request was processed and billed."""
         with self._changed:
             self.billed_by_prompt[asked.prompt] += 1
             self.input_tokens += input_tokens
@@ -269,7 +269,7 @@ class Ledger:
             self._changed.notify_all()
 
     def left(self, *, answered: bool = False, client_gone: bool = False) -> None:
-        """Record the end of a request, before its last byte is sent, so that a quick client is not counted twice."""
+        """Record the end of a request before its last byte is sent, so that it never overlaps the client's next one."""
         with self._changed:
             self.in_flight -= 1
             self.answered += answered
@@ -348,7 +348,7 @@ class Provider:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         port = request.transport.get_extra_info("peername")[1] if request.transport else 0
-        asked = Asked(body, dict(request.headers), port, time.monotonic())
+        asked = ReceivedRequest(body, dict(request.headers), port, time.monotonic())
         self.ledger.arrived(asked)
         effect = self._fault(asked)
         if isinstance(effect, Canned):
@@ -381,13 +381,13 @@ class Provider:
             return response
         return web.Response(body=content, headers=headers)
 
-    def _canned(self, asked: Asked, effect: Canned) -> web.Response:
+    def _canned(self, asked: ReceivedRequest, effect: Canned) -> web.Response:
         if billed := effect.status == web.HTTPOk.status_code:
             self.ledger.billed(asked)
         self.ledger.left(answered=billed)
         return web.Response(status=effect.status, body=effect.body, headers=effect.headers)
 
-    def _completion(self, asked: Asked, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
+    def _completion(self, asked: ReceivedRequest, effect: Effect) -> tuple[bytes, Mapping[str, str]]:
         answer, number = self._answer(asked.prompt), len(self.ledger.requests)
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         altered = effect if isinstance(effect, Altered) else Altered()
@@ -416,10 +416,10 @@ class Provider:
         """The part of a request that is the prompt, and how many of its characters are marked for the cache."""
         return prompt_text(body), None
 
-    def _bill(self, asked: Asked, text: str) -> tuple[int, int]:
+    def _bill(self, asked: ReceivedRequest, text: str) -> tuple[int, int]:
         if self._count is None:
             return sum(len(text_of(message["content"])) for message in asked.messages) // 4, len(text) // 4
-        # Three tokens a message, one for its role, three for the reply's beginning; and the schema is read, too.
+        # Three tokens for each message, one for its role, three for the start of the reply, and those of the schema.
         schema = orjson.dumps(asked.body.get("response_format", "")).decode()
         sent = sum(self._count(text_of(message["content"])) + 4 for message in asked.messages) + 3 + self._count(schema)
         return sent, self._count(text)

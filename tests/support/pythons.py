@@ -12,7 +12,7 @@ from pathlib import Path
 
 VERSIONS = ("3.11", "3.12", "3.13")
 ENVIRONMENT = "TEST_ENVIRONMENT"
-"""A variable with the version and the resolution to test the wheel with instead of the usual ones."""
+"""The variable that selects another Python version and resolution for the test of the wheel."""
 
 
 @cache
@@ -22,27 +22,27 @@ def find_pythons() -> dict[str, str]:
     found = {}
     for version in VERSIONS:
         for candidate in (f"python{version}", *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))):
-            asked = [
+            command = [
                 candidate,
                 "-c",
                 "import sys; print(sys.version.startswith(sys.argv[1]) and sys.executable)",
                 version,
             ]
             try:
-                said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+                printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             except (OSError, subprocess.CalledProcessError):  # missing, or a pyenv shim without a version
                 continue
-            if said != "False":
-                found[version] = said
+            if printed != "False":
+                found[version] = printed
                 break
     return found
 
 
 def uv(*arguments: str | Path) -> str:
-    """The output of `uv`; its errors go to standard error.
+    """Run `uv` and return its output; errors go to standard error.
 
     Raises:
-        CalledProcessError: It fails.
+        CalledProcessError: The command failed.
     """
     program = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     command = [program, *map(str, arguments), "--quiet"]
@@ -50,23 +50,24 @@ def uv(*arguments: str | Path) -> str:
 
 
 def make_environment(folder: Path, python: str) -> str:
-    """The interpreter of a new, empty environment at `folder`."""
+    """Make a new, empty environment at `folder`; returns its interpreter."""
     uv("venv", "--clear", "--python", python, folder)
     return str(folder / "bin" / "python")
 
 
 def share_bytecode(environment: Path) -> None:
-    """Give an environment the bytecode that this one has of the same files, since uv links both to its cache.
+    """Link the bytecode of this environment into another one, for files that uv links from its cache into both.
 
-    To compile Dagster and what it imports takes ten seconds.
+    Compiling Dagster and its dependencies would take ten seconds.
     """
-    here = Path(sysconfig.get_path("purelib"))
-    there = environment / here.relative_to(sys.prefix)
-    ending = f".{sys.implementation.cache_tag}.pyc"
-    for package in there.glob("*"):  # none, if that is of another Python
-        for compiled in (here / package.name).rglob(f"__pycache__/*{ending}"):
-            source = compiled.parents[1] / f"{compiled.name.removesuffix(ending)}.py"
-            same, copy = there / source.relative_to(here), there / compiled.relative_to(here)
+    own_packages = Path(sysconfig.get_path("purelib"))
+    packages = environment / own_packages.relative_to(sys.prefix)
+    suffix = f".{sys.implementation.cache_tag}.pyc"
+    for package in packages.glob("*"):  # none, if the environment has another Python
+        for compiled in (own_packages / package.name).rglob(f"__pycache__/*{suffix}"):
+            source = compiled.parents[1] / f"{compiled.name.removesuffix(suffix)}.py"
+            same = packages / source.relative_to(own_packages)
+            copy = packages / compiled.relative_to(own_packages)
             if same.exists() and same.samefile(source) and not copy.exists():
                 copy.parent.mkdir(exist_ok=True)
                 copy.hardlink_to(compiled)

@@ -1,4 +1,4 @@
-"""A server that is a script over a socket: the test decides what is sent, and when, byte by byte."""
+"""A server that runs a test's script for each connection, so that the test decides which bytes are sent, and when."""
 
 from __future__ import annotations
 

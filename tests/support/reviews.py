@@ -1,4 +1,4 @@
-"""An output model with fields of many types, and a reply that fits it."""
+"""An output model with fields of many types, and a valid reply."""
 
 import datetime as dt
 import enum

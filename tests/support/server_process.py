@@ -1,4 +1,4 @@
-"""Third-party servers as processes on the loopback: started, waited for and ended."""
+"""Run third-party servers as processes on the loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _START_TIMEOUT_S = 600.0
 
 
 def free_port() -> int:
-    """A port of the loopback on which nothing listens."""
+    """A port of the loopback without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

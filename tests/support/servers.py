@@ -1,6 +1,6 @@
-"""Servers as functions, and adaptive concurrency driven against them event by event: a minute takes milliseconds.
+"""Simulate adaptive concurrency against servers that are functions, event by event: a minute takes milliseconds.
 
-A server decides how a call ends from its arrival and the number of calls there. Servers compose: `chain` asks one
+A server decides how a call ends from its time of arrival and the calls in flight. Servers compose: `chain` asks one
 after the other, and `switching` replaces one by another at some time.
 """
 
@@ -18,10 +18,10 @@ from math import inf
 from ondine_core.limits import AdaptiveConcurrency, CallOutcome, InFlightCall, Setting
 
 Server = Callable[[float, float], CallOutcome]
-"""From a call's arrival and the time that an answer would take to how the call ends."""
+"""Returns how a call ends, from its time of arrival and the time that an answer would take."""
 
 Seconds = Callable[[float], float]
-"""From a call's arrival to its duration."""
+"""Returns the duration of a call, from its time of arrival."""
 
 # -- servers -------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def token_bucket(per_s: float, burst: float) -> Server:
 
 
 def parallel_limit(count: int, ending: CallOutcome = "overloaded") -> Server:
-    """Work on `count` calls concurrently and turn away all others."""
+    """Answer at most `count` calls concurrently and refuse all others."""
     busy_until = list[float]()
 
     def server(now: float, takes_s: float) -> CallOutcome:
@@ -98,7 +98,7 @@ def parallel_limit(count: int, ending: CallOutcome = "overloaded") -> Server:
 
 
 def at_random(share: float, ending: CallOutcome, seed: int = 0) -> Server:
-    """Let this share of the calls end like this, at random."""
+    """Let this share of the calls, chosen at random, end with this outcome."""
     rng = random.Random(f"{ending} {seed}")
     return lambda _now, _takes_s: ending if rng.random() < share else "answered"
 
@@ -137,7 +137,7 @@ def lognormal(median_s: float, sigma: float = 0.6, seed: int = 0) -> Seconds:
 
 
 def jitter(least_s: float, most_s: float, seed: int = 0) -> Seconds:
-    """Any duration between two bounds."""
+    """Durations distributed uniformly between two bounds."""
     rng = random.Random(f"jitter {seed}")
     return lambda _: rng.uniform(least_s, most_s)
 
@@ -152,8 +152,8 @@ class Trace:
     """The trace of a simulated run.
 
     Args:
-        left: When calls left.
-        back: When calls ended, and how.
+        left: The times at which calls left.
+        back: The times at which calls ended, with their outcomes.
         history: The settings that the limits recorded.
     """
 
@@ -162,7 +162,7 @@ class Trace:
     history: tuple[Setting, ...]
 
     def count(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> int:
-        """Calls that ended like this between two instants."""
+        """The number of calls that ended with this outcome between two instants."""
         return sum(found == ending for at, found in self.back if start_s <= at < end_s)
 
     def per_s(self, start_s: float, end_s: float) -> float:
@@ -170,7 +170,7 @@ class Trace:
         return self.count("answered", start_s, end_s) / (end_s - start_s)
 
     def share(self, ending: CallOutcome, start_s: float = 0.0, end_s: float = inf) -> float:
-        """The share of calls that ended like this, of all that ended between two instants."""
+        """The share of calls with this outcome, of all that ended between two instants."""
         return self.count(ending, start_s, end_s) / sum(start_s <= at < end_s for at, _ in self.back)
 
     def in_flight(self, start_s: float, end_s: float) -> float:
@@ -178,13 +178,13 @@ class Trace:
         calls = [(at, 1) for at in self.left] + [(at, -1) for at, _ in self.back]
         return sum(step * (end_s - max(at, start_s)) for at, step in calls if at < end_s) / (end_s - start_s)
 
-    def most_left_in(self, window_s: float, start_s: float = 0.0, end_s: float = inf) -> int:
-        """The most calls that left in any window that begins between two instants."""
+    def max_departures_in(self, window_s: float, start_s: float = 0.0, end_s: float = inf) -> int:
+        """The maximum number of calls that left in any window that begins between two instants."""
         starts = (number for number, at in enumerate(self.left) if start_s <= at < end_s)
         return max(bisect_left(self.left, self.left[n] + window_s) - n for n in starts)
 
 
-def simulate(  # noqa: PLR0913  (the ways in which runs differ)
+def simulate(  # noqa: PLR0913  (each test sets a few of them)
     server: Server,
     seconds: float = inf,
     *,
@@ -200,13 +200,13 @@ def simulate(  # noqa: PLR0913  (the ways in which runs differ)
 
     Args:
         server: The server called.
-        seconds: The longest duration.
-        rows: Calls to answer; each is retried until it is answered.
+        seconds: The maximum duration.
+        rows: Number of calls to answer; each is retried until it is answered.
         takes: Seconds from a call's arrival to its end.
-        fails: The same for a call that is not answered, if that is less; `None` if it takes as long.
-        max_calls: The most calls in flight.
-        arrives: Seconds from a call's departure to its arrival: it is recorded in the ledger, and travels.
-        retry_after_s: The wait that a refusal asks for; its row waits that long, and occupies a worker.
+        fails: Maximum seconds from a call's arrival to its end if it is not answered; `None` means as `takes`.
+        max_calls: Maximum number of calls in flight.
+        arrives: Seconds from a call's departure to its arrival: the time for its ledger entry and for the network.
+        retry_after_s: The `Retry-After` of a refusal; its row waits that long, and occupies a worker.
         demand_per_s: Calls a second that the run needs.
     """
     limits, numbers = AdaptiveConcurrency(max_calls, 0.0), itertools.count()

@@ -1,4 +1,4 @@
-"""A project made by `create-dagster` and filled by the quickstart, with its own environment, webserver and daemon."""
+"""A project that `create-dagster` makes and the quickstart fills, with its own environment, webserver and daemon."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.support.distributions import ROOT, Distributions
 from tests.support.pythons import uv
 
 _BLOCKS = re.compile(r'^```(console|python title="([^"]+)")\n(.*?)^```', re.DOTALL | re.MULTILINE)
-_KEPT = {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "XDG_CACHE_HOME", "TMPDIR", "PYENV_ROOT"}
-_START_TIMEOUT_S, _PATIENCE_S = 600, 300
-"""Long enough for any machine, since Dagster's start-up is not tested."""
+_VARIABLES = {"PATH", "HOME", "LANG", "SSL_CERT_FILE", "XDG_CACHE_HOME", "TMPDIR", "PYENV_ROOT"}
+_START_TIMEOUT_S, _WAIT_TIMEOUT_S = 600, 300
+"""Long enough for any machine, because the speed of Dagster's start-up is not tested."""
 _END_TIMEOUT_S = 30
 _SHARE_BYTECODE = (
     "import pathlib, sys; from tests.support.pythons import share_bytecode; share_bytecode(pathlib.Path(sys.argv[1]))"
@@ -50,15 +50,15 @@ class Shop:
     """The project.
 
     Args:
-        folder: Its folder.
-        page: The quickstart, as it was followed.
-        said: The output of its commands.
-        environment: The variables of every command.
+        folder: The project's folder.
+        page: The text of the quickstart with the changes of `follow_quickstart`.
+        output: The output of the quickstart's commands.
+        environment: The environment variables of every command.
     """
 
     folder: Path
     page: str
-    said: str
+    output: str
     environment: Mapping[str, str]
     address: str = ""
 
@@ -68,7 +68,7 @@ class Shop:
         return self.folder / ".dagster_home"
 
     def run(self, *command: str, status: int = 0) -> str:
-        """The output of a command run in the project."""
+        """Run a command in the project and return its output."""
         ended = subprocess.run(
             command,
             cwd=self.folder,
@@ -83,7 +83,7 @@ class Shop:
         return ended.stdout
 
     def run_python(self, code: str, *, terminal: bool = False) -> str:
-        """The output of Python code run in the project, at a terminal or not."""
+        """Run Python code in the project, with or without a terminal, and return its output."""
         command = [str(self.folder / ".venv/bin/python"), "-c", code]
         if terminal:
             spawn = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))"
@@ -118,7 +118,7 @@ class Shop:
         return [(one["name"], one["loadStatus"]) for one in found] == [("shop", "LOADED")] or None
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The reply of Dagster's GraphQL interface, which its UI uses, too."""
+        """The reply of Dagster's GraphQL interface, which the UI uses as well."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(  # noqa: S310  (our own server)
             f"{self.address}/graphql", body, {"Content-Type": "application/json"}
@@ -128,15 +128,15 @@ class Shop:
             return found
 
     def launch(
-        self, *assets: str, config: Mapping[str, Any] | None = None, partition: str = "", quick: bool = True
+        self, *assets: str, config: Mapping[str, Any] | None = None, partition: str = "", in_process: bool = True
     ) -> str:
-        """Launch assets, the first of them with a run config; returns the run.
+        """Launch a run of assets; returns its id.
 
         Args:
-            assets: Their names.
-            config: The run config of the Launchpad.
-            partition: The partition to materialize, if there are any.
-            quick: Whether the steps run in the process of the run.
+            assets: Names of the assets.
+            config: The run config of the first asset.
+            partition: The partition to materialize, if the assets have partitions.
+            in_process: Whether the steps run in the process of the run.
         """
         selector = {
             "repositoryLocationName": "shop",
@@ -145,7 +145,7 @@ class Shop:
             "assetSelection": [{"path": [name]} for name in assets],
         }
         given: dict[str, Any] = {"ops": {assets[0]: {"config": dict(config)}}} if config else {}
-        if quick:
+        if in_process:
             given |= _IN_PROCESS
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
         params = {
@@ -159,22 +159,22 @@ class Shop:
         return str(launched["run"]["runId"])
 
     def materialize(self, *assets: str, config: Mapping[str, Any] | None = None, partition: str = "") -> str:
-        """Launch assets and wait until they are materialized, or as the config says; returns the run."""
+        """Launch a run of assets and wait until it succeeds; returns its id."""
         run = self.launch(*assets, config=config, partition=partition)
         self.wait_for_end(run)
         return run
 
     def wait_for_end(self, run: str, status: str = "SUCCESS") -> None:
-        """Wait until a run has this status."""
+        """Wait until a run ends, and assert that it ends with this status."""
 
         def ended() -> str | None:
             found = str(self.ask(_STATUS, id=run)["runOrError"]["status"])
             return found if found in {"SUCCESS", "FAILURE", "CANCELED"} else None
 
-        assert until(ended, _PATIENCE_S, f"end of the run {run}") == status
+        assert until(ended, _WAIT_TIMEOUT_S, f"end of the run {run}") == status
 
     def backfill(self, asset: str, *partitions: str) -> list[str]:
-        """Materialize partitions of an asset by a backfill; returns the daemon's runs."""
+        """Materialize partitions of an asset by a backfill; returns the ids of its runs."""
         params = {
             "assetSelection": [{"path": [asset]}],
             "partitionNames": partitions,
@@ -187,18 +187,18 @@ class Shop:
             found = self.runs(tag)
             return list(found) if len(found) == len(partitions) and set(found.values()) == {"SUCCESS"} else None
 
-        return until(runs, _PATIENCE_S, f"end of {len(partitions)} runs of the backfill")
+        return until(runs, _WAIT_TIMEOUT_S, f"end of {len(partitions)} runs of the backfill")
 
     def runs(self, tag: Mapping[str, str]) -> dict[str, str]:
-        """The runs with a tag, and their states."""
+        """The ids of the runs with a tag, and their status."""
         return {one["runId"]: one["status"] for one in self.ask(_TAGGED, tag=tag)["runsOrError"]["results"]}
 
 
 def follow_quickstart(distributions: Distributions, folder: Path, variables: Mapping[str, str]) -> Shop:
-    """Follow the quickstart in an empty folder.
+    """Run the quickstart's commands in an empty folder.
 
-    Literally, except that the wheel is the one just built, `create-dagster` has the version of the installed Dagster,
-    and the project takes over what is compiled here.
+    Three things differ from the page: the wheel is the one just built, `create-dagster` has the version of the
+    installed Dagster, and the project's environment shares this one's bytecode.
     """
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     wheel = shlex.quote(f"ondine-dagster[local] @ {distributions.wheel.as_uri()}")
@@ -209,10 +209,10 @@ def follow_quickstart(distributions: Distributions, folder: Path, variables: Map
         "'ondine-dagster[local]'": wheel,
         "$ uv run dg check defs": f"$ (cd {shlex.quote(str(ROOT))} && {share})\n$ uv run dg check defs",
     }
-    for said, meant in changes.items():
-        assert page.count(said) == 1
-        page = page.replace(said, meant)
-    environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("UV_")}
+    for old, new in changes.items():
+        assert page.count(old) == 1
+        page = page.replace(old, new)
+    environment = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("UV_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DAGSTER_DISABLE_TELEMETRY": "1",
@@ -221,12 +221,12 @@ def follow_quickstart(distributions: Distributions, folder: Path, variables: Map
     }
     folder.mkdir(exist_ok=True)
     outside = Shop(folder, page, "", {name: value for name, value in environment.items() if name != "DAGSTER_HOME"})
-    said = outside.run("bash", "-c", _script(page))
-    return Shop(shop, page, said, environment)
+    output = outside.run("bash", "-c", _script(page))
+    return Shop(shop, page, output, environment)
 
 
 def _script(page: str) -> str:
-    """A page as a shell script that writes its files and runs its commands in order."""
+    """A shell script that writes the files of a page and runs its commands in order."""
     lines = ["set -euxo pipefail"]
     for _, file, text in _BLOCKS.findall(page):
         if file:
@@ -238,7 +238,7 @@ def _script(page: str) -> str:
 
 
 def add_assets(shop: Shop) -> None:
-    """Put the assets for the UI into the project, and the dependencies of thumbnails into its environment."""
+    """Add the assets for tests of the UI to the project, and Pillow, which draws thumbnails, to its environment."""
     shutil.copy(ROOT / "tests/support/shop_assets.py", shop.folder / "src/shop/defs/tickets.py")
     uv("pip", "install", "--python", shop.folder / ".venv", "pillow")
     settings = "telemetry: {enabled: false}\nnux: {enabled: false}\n"

@@ -1,6 +1,6 @@
 """Assets for tests of the UI: slow, with failed rows, by batch jobs, a spend report, and a failing step.
 
-This file is copied into the quickstart's project; the environment has the providers' addresses and the folders.
+This file is copied into the quickstart's project; environment variables have the providers' addresses and the folders.
 """
 
 import os
@@ -37,9 +37,9 @@ def ticket_labels(support_tickets: pd.DataFrame) -> pd.DataFrame:
 
 
 def tickets_of(context: dg.AssetExecutionContext) -> pd.DataFrame:
-    """As many tickets as the run's tag says; the model has no valid answer to about every 19th."""
-    said = ["It is unreadable." if number % 19 == 1 else "It does not work." for number in range(100)]
-    bodies = [f"Ticket {number}: {what}" for number, what in enumerate(said)]
+    """The number of tickets in the run's tag `rows`; the model has no valid answer to about every 19th."""
+    problems = ["It is unreadable." if number % 19 == 1 else "It does not work." for number in range(100)]
+    bodies = [f"Ticket {number}: {problem}" for number, problem in enumerate(problems)]
     return pd.DataFrame({"body": bodies[: int(context.run.tags.get("rows", "40"))]})
 
 
@@ -57,7 +57,7 @@ def strict_ticket_teams(context: dg.AssetExecutionContext) -> pd.DataFrame:
 
 @llm_asset(**ARGUMENTS | {"resource_key": "nightly_llm"}, tier="batch")
 def nightly_teams() -> pd.DataFrame:
-    """Team and urgency of the day's tickets, by batch jobs."""
+    """Team and urgency of the day's tickets, labelled by batch jobs."""
     return pd.DataFrame({"body": [f"Ticket {number}: It does not work." for number in range(600)]})
 
 
@@ -149,7 +149,7 @@ def tickets() -> dg.Definitions:
 
 
 def fill(*rows: int) -> None:
-    """Materialize `ticket_teams` once for each number of rows, and each asset that is only looked at once."""
+    """Materialize `ticket_teams` once for each number of rows, and once each asset that the tests only display."""
     given: dict[str, Any] = {"resources": {"tickets_llm": tickets_llm}, "raise_on_error": False}
     full_refresh = {"ops": {"ticket_teams": {"config": {"full_refresh": True}}}}
     with dg.DagsterInstance.get() as instance:

@@ -1,6 +1,6 @@
 """A batch API in memory, on a virtual clock, and a store whose process can be killed between any two steps.
 
-The `finally` clauses of a killed process must have no effect, so its store and API fail from then on.
+The `finally` clauses of a killed process must have no effect, so its store and API raise `Killed` from then on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ondine_core.providers.media_parts import openai_content
 from ondine_core.providers.pricing import Price
 from ondine_core.store import Store
 from ondine_core.types.values import Call, Reply, Usage
-from tests.support.seeing import text_of
+from tests.support.request_content import text_of
 
-__all__ = ["BATCH_PRICE", "JobProvider", "KillableStore", "Killed", "Life"]
+__all__ = ["BATCH_PRICE", "JobProvider", "KillPoint", "KillableStore", "Killed"]
 
 BATCH_PRICE = Price(Decimal("1e-6"), Decimal("2e-6"), Decimal("1e-6"))
 
@@ -32,35 +32,36 @@ class Killed(BaseException):
 
 
 @dataclass
-class Life:
-    """The lifetime of a process: it is killed before or after the effect of a step.
+class KillPoint:
+    """The step at which a process is killed, before or after the effect of the step.
 
     Args:
-        steps: At which step; `None` is never.
+        steps: The number of steps before the kill; `None` never kills.
+        taken: The number of steps taken.
     """
 
     steps: int | None = None
     taken: int = 0
 
     def step(self) -> None:
-        """Take a step, or be killed."""
+        """Count a step, or raise `Killed`."""
         if self.steps is not None and self.taken >= self.steps:
             raise Killed
         self.taken += 1
 
 
 class KillableStore(Store):
-    """A store that executes requests at once, as a virtual clock needs, while its process lives."""
+    """A store that executes requests synchronously, as a virtual clock requires, until its process is killed."""
 
-    def __init__(self, place: Path, life: Life) -> None:
+    def __init__(self, place: Path, kill_point: KillPoint) -> None:
         super().__init__(place)
-        self._life = life
+        self._kill_point = kill_point
 
     def _request(self, work: Any) -> asyncio.Future[Any]:
-        self._life.step()
+        self._kill_point.step()
         future = asyncio.get_running_loop().create_future()
         outcome = self._read(work) if callable(work) else (self._write([work], self._database.write) or [None])[0]
-        self._life.step()
+        self._kill_point.step()
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         else:
@@ -85,15 +86,15 @@ class JobProvider:
     """The provider: its jobs, its bill, and its faults.
 
     Args:
-        now: The time.
-        answer: From the text of a request to its reply.
+        now: Returns the time.
+        answer: Returns the reply to the text of a request.
         takes_s: Seconds that a job takes.
         window_s: Seconds after which a job expires; rows answered by then are billed.
         limits: The limits of one job.
         cut_create: The number of next requests that create a job and get no response.
         refuse_create: The errors of the next requests that create a job.
         problems: The problems for which the next jobs are not run, one list for each job.
-        noise: Additional results: a copy of each, and results of other jobs.
+        noise: Whether each result is followed by a copy, a result of another job, and an unreadable line.
         lost: Whether results are lost.
     """
 
@@ -111,12 +112,12 @@ class JobProvider:
     billed: Counter[str] = field(default_factory=Counter)
     usd: Decimal = Decimal(0)
 
-    def api(self, life: Life | None = None, account: str = "a") -> _Api:
-        """A connection of one process."""
-        return _Api(self, life or Life(), account)
+    def api(self, kill_point: KillPoint | None = None, account: str = "a") -> _Api:
+        """A connection of a process to the API."""
+        return _Api(self, kill_point or KillPoint(), account)
 
     def settle(self, job: _Job) -> None:
-        """Process what is due for a job."""
+        """Bring the state of a job up to date."""
         if job.ran is not None:
             return
         age_s = self.now() - job.created_at
@@ -137,7 +138,7 @@ class JobProvider:
 @dataclass
 class _Api:
     provider: JobProvider
-    life: Life
+    kill_point: KillPoint
     account: str
     create_timeout_s: float = 60.0
 
@@ -150,11 +151,11 @@ class _Api:
         return json.dumps({"id": custom_id, "text": text_of(content)}).encode()
 
     async def submit(self, job: NewJob, about_to_create: Callable[[], Awaitable[None]]) -> str:
-        self.life.step()
+        self.kill_point.step()
         lines = [json.loads(line) for line in job.file.read_text().splitlines()]
         assert len(lines) == job.requests
         await about_to_create()
-        self.life.step()
+        self.kill_point.step()
         if self.provider.refuse_create:
             raise self.provider.refuse_create.pop(0)
         made = _Job(
@@ -167,20 +168,20 @@ class _Api:
         self.provider.jobs[made.id] = made
         if self.provider.problems:
             made.problems, made.ran = self.provider.problems.pop(0), {}
-        self.life.step()
+        self.kill_point.step()
         if self.provider.cut_create:
             self.provider.cut_create -= 1
             raise TransientError("The connection broke.", cost_unknown=True)
         return made.id
 
     async def find(self, marker: str, since: float, requests: int) -> str | None:
-        self.life.step()
+        self.kill_point.step()
         found = [job for job in self.provider.jobs.values() if job.marker == marker and job.account == self.account]
         assert all(len(job.texts) == requests and job.created_at >= since for job in found)
         return found[0].id if found else None
 
     async def get_status(self, job_id: str) -> JobStatus:
-        self.life.step()
+        self.kill_point.step()
         job = self._find(job_id)
         self.provider.settle(job)
         ran = job.ran or {}
@@ -192,7 +193,7 @@ class _Api:
         )
 
     async def read_results(self, job_id: str) -> AsyncIterator[JobReply]:
-        self.life.step()
+        self.kill_point.step()
         if self.provider.lost:
             raise JobLostError("The results are gone.")
         for custom_id, outcome in (self._find(job_id).ran or {}).items():
@@ -203,7 +204,7 @@ class _Api:
                 yield JobReply("", TransientError("A line cannot be read.", cost_unknown=True))
 
     async def cancel(self, job_id: str) -> None:
-        self.life.step()
+        self.kill_point.step()
         job = self._find(job_id)
         self.provider.settle(job)
         if job.ran is None and job.cancelled_at is None:

@@ -1,7 +1,7 @@
 """A Dagster project for tests with real processes: `python -m tests.support.step_project` runs its job.
 
-This process is the run worker and the step is its child, as in production. What varies comes from environment
-variables, since the step's process imports this module again.
+This process is the run worker and the step is its child, as in production. Settings that differ between tests are read
+from environment variables, because the step's process imports this module again.
 """
 
 import os

@@ -21,4 +21,4 @@ TEMPLATE_LIKE = st.one_of(
 ITEMS = st.lists(
     st.builds(Item, st.binary(min_size=16, max_size=16), TEXTS), max_size=30, unique_by=lambda item: item.key
 )
-"""The items that `pack` groups: distinct prompts with distinct keys."""
+"""Distinct prompts with distinct keys, as `pack` receives them."""

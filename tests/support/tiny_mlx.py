@@ -1,7 +1,7 @@
-"""Real models for MLX without a download: random weights and a tokenizer, written to a folder.
+"""Models for MLX that need no download: random weights and a tokenizer, written to a folder.
 
-Their texts are random, but everything else about them is real: files, tokenizer, chat template, mathematics. A token is
-a printable character, so that texts become tokens and tokens texts without loss.
+Their replies are random, but files, tokenizer, chat template and computation are those of real models. Each token is a
+printable character, so that any text can be converted to tokens and back.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def write_tiny_model(
     folder: Path,
     *,
     chat_template: str | None = CHAT_TEMPLATE,
-    leaning: Mapping[str, float] | None = None,
+    token_biases: Mapping[str, float] | None = None,
     **config: Any,
 ) -> Path:
     """Write a model of the Llama family into the new folder `folder`.
 
     Args:
-        folder: Where to write it.
-        chat_template: How a conversation is written; `None` makes it a base model.
-        leaning: Bias of tokens (1000: writes nothing else; -1000: never writes it).
+        folder: The folder to write.
+        chat_template: The model's chat template; `None` makes it a base model.
+        token_biases: Bias of tokens (1000: the model writes only this token; -1000: never).
         config: Fields of `config.json` that differ.
     """
     vocabulary = _write_tokenizer(folder, chat_template)
@@ -63,8 +63,8 @@ def write_tiny_model(
         "eos_token_id": vocabulary[END],
     }
     (folder / "config.json").write_text(json.dumps(shape | config))
-    liked = {vocabulary[token]: liking for token, liking in (leaning or {}).items()}
-    save_file(dict(_weights(len(vocabulary), liked)), folder / "model.safetensors", metadata={"format": "mlx"})
+    biases = {vocabulary[token]: bias for token, bias in (token_biases or {}).items()}
+    save_file(dict(_weights(len(vocabulary), biases)), folder / "model.safetensors", metadata={"format": "mlx"})
     return folder
 
 
@@ -119,18 +119,18 @@ def write_llama_4(folder: Path) -> Path:
     return folder
 
 
-def _weights(size: int, leaning: Mapping[int, float]) -> Iterator[tuple[str, np.ndarray]]:
-    """Random, and large enough that rounding does not decide between tokens."""
-    chance = np.random.default_rng(11)
+def _weights(size: int, token_biases: Mapping[int, float]) -> Iterator[tuple[str, np.ndarray]]:
+    """Random weights, large enough that rounding errors do not change the token that is chosen."""
+    rng = np.random.default_rng(11)
 
     def random(*shape: int) -> np.ndarray:
-        return (chance.standard_normal(shape) * 2 / np.sqrt(shape[-1])).astype(np.float32)
+        return (rng.standard_normal(shape) * 2 / np.sqrt(shape[-1])).astype(np.float32)
 
     embedding, head = random(size, _WIDTH), random(size, _WIDTH) * 2
-    # The first coordinate is the same for all texts, so the head's weight for it is a bias.
+    # The first coordinate is the same for all texts, so the head's weight for it acts as a bias.
     embedding[:, 0], head[:, 0] = 1, 0
-    for token, liking in leaning.items():
-        head[token, 0] = liking
+    for token, bias in token_biases.items():
+        head[token, 0] = bias
     yield from {"model.embed_tokens.weight": embedding, "lm_head.weight": head}.items()
     yield "model.norm.weight", np.ones(_WIDTH, np.float32)
     for layer in (f"model.layers.{number}" for number in range(_LAYERS)):
@@ -145,13 +145,14 @@ def _weights(size: int, leaning: Mapping[int, float]) -> Iterator[tuple[str, np.
 
 
 def _write_tokenizer(folder: Path, chat_template: str | None) -> Mapping[str, int]:
-    """A token a character, spelled by bytes as GPT-2 and its heirs do; returns the tokens as they read."""
+    """Write a tokenizer with a token for each character, encoded by bytes as in GPT-2; returns the token ids."""
     folder.mkdir(parents=True)
-    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    failed_rows_result = [spelled.pre_tokenize_str(character)[0][0] for character in _CHARACTERS]
-    tokens = (*_SPECIAL, *_THINKING, *failed_rows_result)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoded = [byte_level.pre_tokenize_str(character)[0][0] for character in _CHARACTERS]
+    tokens = (*_SPECIAL, *_THINKING, *encoded)
     tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = spelled, decoders.ByteLevel()
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _THINKING])
     tokenizer.save(str(folder / "tokenizer.json"))

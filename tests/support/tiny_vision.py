@@ -1,8 +1,8 @@
 """A vision encoder for llama.cpp that recognizes red, green and blue, for the embedded language model.
 
-No vision model is in a package registry, so this one is computed: its patches average the three colours, its one layer
-passes them on, and its projection is solved so that a picture of one colour becomes the language model's own embedding
-of that colour's name. llama.cpp decodes the picture, encodes it, and the language model reads it as a word.
+No package registry has a vision model, so this one is computed: its patches average the three colours, its single layer
+forwards them unchanged, and its projection is solved so that a picture of one colour becomes the language model's own
+embedding of that colour's name. llama.cpp decodes and encodes the picture, and the language model reads it as a word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model that follows a schedule of faults, and a store that keeps everything, both for virtual time."""
+"""A model that follows a schedule of faults, and a store in memory, both for a virtual clock."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ schedules = st.tuples(st.lists(st.sampled_from(FAULTS), max_size=40), st.sampled
 """The faults of the first calls, one for each, and the fault of all later ones."""
 
 
-MOST_CALLS = 5000
+MAX_CALLS = 5000
 
 
 @cache
 def image_of(text: str) -> bytes:
-    """An image that shows a text, for `UnreliableModel` to read."""
+    """An image that `UnreliableModel` reads as this text."""
     image = picture(int.from_bytes(text.encode()))
     _TEXTS[image] = text
     return image
 
 
-def _look(part: str | Media) -> str:
+def _text_of(part: str | Media) -> str:
     return part if isinstance(part, str) else _TEXTS[part.load()]
 
 
@@ -53,16 +53,16 @@ class UnreliableModel:
     Attributes:
         asked: The text of every row of every call, in order.
         sizes: Rows of each call.
-        arrivals: When each call arrived.
-        replies: Usage of every reply given.
+        arrivals: The time at which each call arrived.
+        replies: The usage of every reply.
         lost: Calls that were answered and billed, but whose reply never arrived.
     """
 
     def __init__(
         self, schedule: tuple[Sequence[Fault], Fault], latency_s: float = 0.05, *, parallel_limit: int = 8
     ) -> None:
-        first, ever_after = schedule
-        self._faults = itertools.chain(first, itertools.repeat(ever_after))
+        first, later = schedule
+        self._faults = itertools.chain(first, itertools.repeat(later))
         self._latency_s = latency_s
         self.max_concurrency: int | None = parallel_limit
         self.max_batch_size: int | None = None
@@ -73,11 +73,11 @@ class UnreliableModel:
         self.in_flight = self.peak_in_flight = self.lost = 0
 
     async def __call__(self, call: Call) -> Reply:
-        first_line = "".join(map(_look, split_media(call.messages[-1].content, call.media))).partition("\n")[0]
+        first_line = "".join(map(_text_of, split_media(call.messages[-1].content, call.media))).partition("\n")[0]
         many = first_line.startswith("[")
         items = json.loads(first_line) if many else [{"id": 1, "x": first_line.removeprefix("Say: ")}]
         texts = [item["x"] for item in items]
-        assert len(self.sizes) < MOST_CALLS, "this does not end"
+        assert len(self.sizes) < MAX_CALLS, f"the run does not end after {MAX_CALLS} calls"
         self.asked += texts
         self.sizes.append(len(texts))
         self.arrivals.append(asyncio.get_running_loop().time())
@@ -86,7 +86,7 @@ class UnreliableModel:
         fault = next(self._faults)
         self.lost += fault in ("lost", "timed out")
         try:
-            # Later calls are quicker, so that answers arrive in another order.
+            # Later calls take less time, so that answers arrive in another order.
             await asyncio.sleep(self._latency_s * (1 + 1 / len(self.asked)) * (100 if fault == "slow" else 1))
             return self._reply(items, fault, many=many)
         finally:
@@ -138,14 +138,14 @@ def _scramble(answers: list[dict[str, Any]], fault: Fault) -> list[dict[str, Any
 
 
 class MemoryStore:
-    """A store in dictionaries; recording and settling a call takes a moment, as a commit does.
+    """A store in dictionaries; recording and settling a call take `commit_s`, as a commit does.
 
     Attributes:
-        answers: By key.
-        failures: By key, without those that have an answer.
-        calls: Calls without a seen outcome, by identity.
+        answers: Answers by key.
+        failures: Failures by key, without keys that have an answer.
+        calls: Calls whose outcome is not recorded, by id.
         lines: Settled calls, in order.
-        numbers: By name.
+        numbers: Shared numbers by name.
     """
 
     def __init__(self, commit_s: float = 0.01) -> None:

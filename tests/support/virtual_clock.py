@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next timer: a day of waiting takes milliseconds, and a deadlock is an error."""
+"""An event loop whose time advances to the next timer: a day of waiting takes milliseconds, a deadlock is an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Selector(selectors.SelectSelector):
         if ready:
             return ready
         if timeout is None:
-            raise DeadlockError("Everybody waits and no timer is set.")
+            raise DeadlockError("All tasks wait and no timer is set.")
         self.now += max(0.0, timeout)
         return ready
 
@@ -41,7 +41,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Run the work of threads at once, in no time: no timer would wake the loop for it."""
+        """Run the function synchronously, because a thread's result would not wake the virtual loop."""
         del executor
         future = self.create_future()
         try:

@@ -1,9 +1,9 @@
-"""Real processes that each ask a table of numbered rows, at a few milliseconds to start.
+"""Processes that each run a table of numbered rows, and start within milliseconds because they are forked.
 
-`python -m tests.support.worker` imports everything, then reads orders, one line of JSON each, and replies to each with
-a line: a `Job` is started in a forked process, whose id is the reply; `{"wait": id}` is answered when that process has
-ended, with its result. `Workers` is the other end. No thread or event loop starts before the fork, so each process has
-its own.
+`python -m tests.support.worker` imports all modules, then reads commands, one line of JSON each, and replies to each
+with a line: a `Job` is started in a forked process, whose id is the reply; `{"wait": id}` is answered when that process
+has ended, with its result. `Workers` sends the commands. No thread or event loop is started before the fork, so each
+process has its own.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ PRICE = Price(Decimal("0.000001"), Decimal("0.000002"), Decimal("0.000001"))
 
 @dataclass(frozen=True)
 class Job:
-    """A run.
+    """The settings of a run.
 
     Args:
-        base_url: The model's address.
+        base_url: The provider's address.
         store: The shared store of answers and numbers.
-        run: Its name in the ledger.
-        first: Number of its first row.
+        run: The run's name in the ledger.
+        first: Number of the first row.
         rows: Number of rows.
-        concurrency: Most calls in flight.
-        batch_size: Most rows a call.
-        max_output_tokens: Longest reply, which bounds a call's cost and the rows that fit into it.
-        budget_usd: The budget that it shares with all others that have one.
-        requests_per_minute: The rate that all share.
+        concurrency: Maximum number of calls in flight.
+        batch_size: Maximum number of rows a call.
+        max_output_tokens: Maximum length of a reply, which bounds a call's cost and its number of rows.
+        budget_usd: The shared budget; all jobs with a budget share one.
+        requests_per_minute: The shared rate.
         burst: The burst of that rate.
-        timeout_s: Seconds one call may take.
+        timeout_s: Time-out of a call in seconds.
         model_name: Provider and model.
         api_key: Key of the provider.
-        tier: Its price class.
-        asset: The asset that it asks for.
-        batch_wait_s: How long it waits for batch jobs.
-        skew_s: Offset of its clock.
-        kill_at: The process is killed before this request to its store.
+        tier: The price class.
+        asset: The asset's name in the ledger.
+        batch_wait_s: How long the run waits for batch jobs.
+        skew_s: Offset of the process's clock.
+        kill_at: The number of the store's request before which the process is killed.
     """
 
     base_url: str
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """Its rows; each is answered by its own text."""
+        """The texts of the rows; the answer to each is the text itself."""
         return [f"row {number}" for number in range(self.first, self.first + self.rows)]
 
     @property
@@ -106,10 +106,10 @@ class Job:
         return compile_task(PROMPT, OUTPUT, self.model)
 
     def run_here(self) -> dict[str, Any]:
-        """Its result for JSON: the answers, or the error that ended it."""
+        """Run in this process; returns the answers or the error for JSON."""
         policy = Policy(max_concurrency=self.concurrency, batch_size=self.batch_size)
         options = Options(
-            store=self.store if self.kill_at is None else _MortalStore(self.store, self.kill_at),
+            store=self.store if self.kill_at is None else _KilledStore(self.store, self.kill_at),
             policy=replace(policy, batch_wait_s=self.batch_wait_s, batch_min_rows=1),
             clock=Clock(now=lambda: time.time() + self.skew_s),
             rates=Rates(requests_per_minute=self.requests_per_minute, burst=self.burst),
@@ -124,7 +124,7 @@ class Job:
         return {"answers": report.column("answer"), "error": None}
 
 
-class _MortalStore(Store):
+class _KilledStore(Store):
     """A store whose process is killed before one of its requests."""
 
     def __init__(self, place: str, kill_at: int) -> None:
@@ -152,33 +152,33 @@ class Workers:
 
     def start(self, job: Job) -> int:
         """Start a job; returns the id of its process."""
-        return int(self._order(asdict(job)))
+        return int(self._send(asdict(job)))
 
     def kill(self, process: int, after_s: float = 0.0) -> None:
-        """After a while kill a process with SIGKILL, and wait until it has ended."""
+        """Kill a process with SIGKILL after `after_s`, and wait until it has ended."""
         time.sleep(after_s)
         os.kill(process, signal.SIGKILL)
-        assert self.wait(process) is None, "The process had ended before it was killed."
+        assert self.wait(process) is None, "The process ended before it was killed."
 
     def wait(self, process: int) -> dict[str, Any] | None:
         """The result of a process's job, `None` if it was killed."""
-        result: dict[str, Any] | None = self._order({"wait": process})
+        result: dict[str, Any] | None = self._send({"wait": process})
         return result
 
-    def _order(self, order: Mapping[str, Any]) -> Any:
+    def _send(self, command: Mapping[str, Any]) -> Any:
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
-        self._parent.stdin.write(json.dumps(order) + "\n")
+        self._parent.stdin.write(json.dumps(command) + "\n")
         self._parent.stdin.flush()
         return json.loads(self._parent.stdout.readline())
 
 
-# -- the other end -------------------------------------------------------------------------------------------------
+# -- the process that forks ----------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Execute the orders on standard input."""
-    # Import and read what would otherwise be loaded on first use.
+    """Execute the commands on standard input."""
+    # Load in advance the modules and files that would otherwise be loaded at first use.
     connect(ModelSpec("openai_compatible/m", base_url="http://127.0.0.1:1/v1"))
     get_context_limit("openai_compatible/m")
     for name in ("openai/gpt-4o-mini", "anthropic/claude-sonnet-4-5"):
@@ -186,11 +186,11 @@ def main() -> None:
         find_tier_prices(ModelSpec(name))
     results: dict[int, int] = {}
     for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            reply: Any = reap(order["wait"], results.pop(order["wait"]))
+        command = json.loads(line)
+        if "wait" in command:
+            reply: Any = reap(command["wait"], results.pop(command["wait"]))
         else:
-            reply, read_end = fork_job(Job(**order))
+            reply, read_end = fork_job(Job(**command))
             results[reply] = read_end
         print(json.dumps(reply), flush=True)  # noqa: T201  (it is the reply)
     for process in results:
@@ -209,7 +209,7 @@ def fork_job(job: Job) -> tuple[int, int]:
         with os.fdopen(write_end, "w") as out:
             json.dump(job.run_here(), out)
         status = 0
-    except BaseException:  # noqa: BLE001  (nothing of the copied stack may see it)
+    except BaseException:  # noqa: BLE001  (no caller of the forked stack may handle it)
         traceback.print_exc()
     finally:
         os._exit(status)  # without the parent's exit handlers

@@ -6,7 +6,7 @@ import pytest
 
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, enrich_sync
 from tests.support.batches import ids_in
-from tests.support.provider import Altered, Asked, Effect, Provider, status
+from tests.support.provider import Altered, Effect, Provider, ReceivedRequest, status
 
 SENTENCE = "The kettle is fine and so is the lid, and I have more to say of it. "
 
@@ -77,7 +77,7 @@ def test_row_beyond_a_known_window_is_not_asked() -> None:
 def test_batch_truncated_by_the_server_is_halved() -> None:
     """Its rows get their answers from smaller calls that fit."""
 
-    def cut(asked: Asked) -> Effect:
+    def cut(asked: ReceivedRequest) -> Effect:
         tokens = sum(len(message["content"]) for message in asked.messages) // 4
         return reporting(2048)(asked) if tokens > 2048 else Altered()
 

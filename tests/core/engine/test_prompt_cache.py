@@ -32,7 +32,7 @@ from ondine_core.types.values import Batch, Call, Item, PromptCache, Reply, Tier
 from tests.support.anthropic_provider import AnthropicProvider
 from tests.support.asking import echo_each, one_call, texts
 from tests.support.meter import Cache, Meter, rates_of
-from tests.support.provider import Asked, Effect, Provider, echo, error
+from tests.support.provider import Effect, Provider, ReceivedRequest, echo, error
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 
@@ -295,11 +295,11 @@ def test_savings_of_tier_cache_and_batches_multiply() -> None:
 # -- the bill ------------------------------------------------------------------------------------------------------
 
 
-def no_flex(after: int) -> Callable[[Asked], Effect]:
+def no_flex(after: int) -> Callable[[ReceivedRequest], Effect]:
     """No capacity at the flex tier after this many calls."""
-    seen: list[Asked] = []
+    seen: list[ReceivedRequest] = []
 
-    def fault(asked: Asked) -> Effect:
+    def fault(asked: ReceivedRequest) -> Effect:
         seen.append(asked)
         is_flex = asked.body.get("service_tier") == "flex"
         return (

@@ -16,7 +16,7 @@ from ondine_core.prompts.task import compile_task
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Call, ModelSpec, Reply
 from tests.support.asking import QUICK, ask, echo, echo_each, options, texts
-from tests.support.provider import Asked, Effect, Fault, Provider, after, error, first, matching, status
+from tests.support.provider import Effect, Fault, Provider, ReceivedRequest, after, error, first, matching, status
 from tests.support.unreliable import MemoryStore
 from tests.support.virtual_clock import run_virtually
 
@@ -61,7 +61,7 @@ def test_repeated_unknown_refusals_stop_the_run(code: int, answered: int) -> Non
     """A refusal without a rule stops the run after a few dozen calls, although its figures differ from call to call."""
     numbers = iter(range(10**6))
 
-    def fault(_: Asked) -> Effect:
+    def fault(_: ReceivedRequest) -> Effect:
         message = f"The wallet of tenant {next(numbers)} is empty"
         return status(code, {"error": {"message": message, "request_id": "r"}})(_)
 
@@ -182,7 +182,7 @@ def test_call_that_is_too_large_is_halved(code: int, message: str, error_code: s
     """Halves that fit are answered, no call is repeated as it was, and no row is lost."""
     sizes: list[int] = []
 
-    def fault(asked: Asked) -> Effect:
+    def fault(asked: ReceivedRequest) -> Effect:
         rows = len(orjson.loads(asked.prompt)) if asked.prompt.startswith("[") else 1
         sizes.append(rows)
         return error(code, message, error_code)(asked) if rows > 5 else None

@@ -103,7 +103,7 @@ def test_outage_is_probed_and_recovered_from(ending: CallOutcome, length_s: floa
     end = 10 + length_s
     for seed in SEEDS:
         trace = simulate(outage(10, end, ending), end + 10, takes=jitter(0.03, 0.07, seed), max_calls=max_calls)
-        assert trace.most_left_in(1.0, 10.6, end - 1) <= 4
+        assert trace.max_departures_in(1.0, 10.6, end - 1) <= 4
         assert sum(10.6 < at < end for at in trace.left) <= length_s
         assert trace.per_s(end + 3, end + 10) >= 0.9 * trace.per_s(3, 10)
 
@@ -386,4 +386,4 @@ def test_simulated_run_is_consistent() -> None:
     assert trace.count("answered") == len(trace.back)
     assert trace.share("answered") == 1
     assert trace.in_flight(5, 9) == pytest.approx(50)
-    assert trace.most_left_in(0.049, 5) == 50
+    assert trace.max_departures_in(0.049, 5) == 50

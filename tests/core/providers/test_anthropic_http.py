@@ -20,7 +20,7 @@ from ondine_core.types.values import Message
 from tests.support.anthropic_provider import AnthropicProvider, failing
 from tests.support.asking import one_call
 from tests.support.clients import CALL, WORDS
-from tests.support.provider import Asked, Fault, status
+from tests.support.provider import Fault, ReceivedRequest, status
 
 OLD, CLAUDE, ADAPTIVE = "anthropic/claude-3-haiku", "anthropic/claude-sonnet-4-5", "anthropic/claude-sonnet-5"
 ALWAYS_THINKS = "anthropic/claude-opus-5-5"
@@ -36,7 +36,9 @@ EXAMPLES = Call(
 )
 
 
-def asked(fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **spec: Any) -> tuple[Reply, list[Asked]]:
+def asked(
+    fault: Fault | None = None, call: Call = CALL, model: str = CLAUDE, **spec: Any
+) -> tuple[Reply, list[ReceivedRequest]]:
     """A reply, and the requests it took."""
     with AnthropicProvider(fault=fault) as provider:
         given = {"api_key": KEY, "base_url": provider.address, **spec}
@@ -139,7 +141,7 @@ def test_model_without_output_format_is_asked_by_a_tool() -> None:
 def test_schema_is_in_the_prompt_if_format_and_tool_are_refused() -> None:
     """A gateway may support neither; each is refused once, at no cost."""
 
-    def refuse(request: Asked) -> Any:
+    def refuse(request: ReceivedRequest) -> Any:
         parts = {"output_config": "output_config: Extra inputs are not permitted", "tools": "tools are not supported"}
         wrong = next((words for name, words in parts.items() if name in request.body), None)
         return failing(400, "invalid_request_error", wrong)(request) if wrong else None

@@ -28,7 +28,7 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.values import Call, Message, ModelSpec, Reply, Usage
 from tests.core.limits.test_budget import WatchedStore
 from tests.support.asking import ask, options, texts
-from tests.support.provider import Asked, Canned, Provider
+from tests.support.provider import Canned, Provider, ReceivedRequest
 from tests.support.virtual_clock import run_virtually
 
 Json = Mapping[str, Any]
@@ -354,10 +354,10 @@ def test_cost_header_of_litellms_proxy_is_read(header: str, usd: Decimal | None)
 PRICE = Price(Decimal("0.001"), Decimal("0.002"), Decimal("0.001"))
 
 
-def writing(usage: Any, **headers: str) -> Callable[[Asked], Canned]:
+def writing(usage: Any, **headers: str) -> Callable[[ReceivedRequest], Canned]:
     """A reply with this usage."""
 
-    def fault(asked: Asked) -> Canned:
+    def fault(asked: ReceivedRequest) -> Canned:
         text = asked.prompt.rpartition(": ")[2]
         message = {"role": "assistant", "content": json.dumps({"answer": text})}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}

@@ -17,7 +17,7 @@ from ondine_core import Call, FatalError, ModelSpec, ProviderError, RefusedError
 from ondine_core.errors import InvalidReplyError
 from ondine_core.providers import connect
 from ondine_core.types.values import Message
-from tests.support.provider import Asked, Canned, Effect, Provider
+from tests.support.provider import Canned, Effect, Provider, ReceivedRequest
 
 LINES = Path(__file__).with_name("refusals.jsonl").read_text(encoding="utf-8").splitlines()
 CASES: list[dict[str, Any]] = [orjson.loads(line) for line in LINES]
@@ -38,7 +38,7 @@ def meaning(error: ProviderError) -> str:
 def outcomes() -> Iterator[dict[int, ProviderError]]:
     """The outcome of each case, asked of one server by its number."""
 
-    def fault(asked: Asked) -> Effect:
+    def fault(asked: ReceivedRequest) -> Effect:
         case = CASES[int(asked.prompt)]
         body = case["text"].encode() if "text" in case else orjson.dumps(case["body"])
         return Canned(case["status"], body, case.get("headers", {}))

@@ -7,7 +7,7 @@ import pytest
 from ondine_core import Failure, ModelSpec, Options, Policy, Report, RetryPolicy, enrich_sync
 from ondine_core.batching.strategy import find_strategy
 from ondine_core.providers.finish_reasons import FinishKind, ending_of
-from tests.support.provider import Altered, Asked, Provider, status
+from tests.support.provider import Altered, Provider, ReceivedRequest, status
 
 HALF = "The kettle boils fast but the lid came lo"
 # Each by the reference or the source of the provider beside it.
@@ -128,7 +128,7 @@ def test_truncated_batch_is_asked_again_in_smaller_calls(strategy: str, reason: 
     def answer(prompt: str) -> str:
         return "whole" if prompt.startswith("Summarise") else halves[strategy]
 
-    def cut(asked: Asked) -> Altered:
+    def cut(asked: ReceivedRequest) -> Altered:
         return Altered(choice={"finish_reason": "stop" if asked.prompt.startswith("Summarise") else reason})
 
     with Provider(answer, fault=cut) as provider:

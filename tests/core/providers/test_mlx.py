@@ -57,13 +57,13 @@ def test_reply_at_the_output_bound_has_finish_reason_length(models: Path) -> Non
 
 def test_a_reply_ends_where_the_model_ends_it(tmp_path: Path) -> None:
     """The end-of-turn token is part neither of the text nor of the output tokens."""
-    reply = ask(write_tiny_model(tmp_path / "mute", leaning={END: 1000}), "Hello")
+    reply = ask(write_tiny_model(tmp_path / "mute", token_biases={END: 1000}), "Hello")
     assert (reply.text, reply.finish_reason, reply.usage.output_tokens) == ("", "stop", 0)
 
 
 def test_the_window_bounds_prompt_and_reply(tmp_path: Path) -> None:
     """A reply is truncated at the window's end, and a prompt that fills it is refused as its row's failure."""
-    narrow = write_tiny_model(tmp_path / "narrow", leaning=ENDLESS, max_position_embeddings=64)
+    narrow = write_tiny_model(tmp_path / "narrow", token_biases=ENDLESS, max_position_embeddings=64)
     reply = ask(narrow, "Hello", max_output_tokens=1000)
     assert (reply.finish_reason, reply.usage.input_tokens + reply.usage.output_tokens) == ("length", 64)
     with pytest.raises(RefusedError, match="The prompt has 105 tokens; the model's window is 64"):
@@ -87,7 +87,7 @@ def test_template_without_system_messages_works(tmp_path: Path) -> None:
 
 def test_reasoning_is_not_part_of_the_answer(tmp_path: Path) -> None:
     """A model reasons only on request; its reasoning is counted and removed."""
-    thinker = write_tiny_model(tmp_path / "thinker", leaning={**ENDLESS, "</think>": 1000})
+    thinker = write_tiny_model(tmp_path / "thinker", token_biases={**ENDLESS, "</think>": 1000})
     silent, thinking = (ask(thinker, "Hi", params={"enable_thinking": on}) for on in (False, True))
     assert silent.usage.input_tokens - thinking.usage.input_tokens == 2
     assert "</think>" not in thinking.text

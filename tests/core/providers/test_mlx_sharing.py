@@ -109,7 +109,7 @@ def test_common_prefix_is_computed_once(tmp_path: Path, window: int | None) -> N
     Also for models whose every other layer has a sliding window.
     """
     kinds = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} if window else {}
-    folder = write_tiny_model(tmp_path / "model", leaning=ENDLESS, **kinds)
+    folder = write_tiny_model(tmp_path / "model", token_biases=ENDLESS, **kinds)
     instructions = "Classify the review. Say good or bad, and how many stars it would give. " * 4
     calls = [task(f"{instructions}\nReview: {number} {'so ' * number}") for number in range(6)]
 
@@ -176,7 +176,7 @@ def test_unused_model_is_unloaded_for_another(models: Path) -> None:
 
 def test_warming_up_comes_before_the_first_call(tmp_path: Path) -> None:
     """The model is loaded and has generated a token before the first call is answered."""
-    fresh = write_tiny_model(tmp_path / "fresh", leaning=ENDLESS)
+    fresh = write_tiny_model(tmp_path / "fresh", token_biases=ENDLESS)
 
     async def work(model: MlxModel) -> int:
         await model(task("Hello"))

@@ -170,7 +170,7 @@ def test_a_run_waits_when_a_reply_says_that_nothing_is_left() -> None:
     arrived = [asked.arrived_at for asked in provider.ledger.requests]
     assert report.failures == {}
     assert all(later - earlier >= 0.28 for earlier, later in pairwise(arrived[3:]))
-    assert provider.ledger.most_in(0.28) == 4
+    assert provider.ledger.max_requests_in(0.28) == 4
 
 
 # -- the simulated provider ---------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_the_simulated_limit_counts_over_a_window() -> None:
     """It admits a number of calls in each window, refuses the rest, and names the wait."""
     with Provider(fault=rate_limited(3, 60.0, retry_after_s=7)) as provider:
         assert statuses(provider, 5) == [-1, -1, -1, 7, 7]
-    assert provider.ledger.most_in(60) == 5
+    assert provider.ledger.max_requests_in(60) == 5
     with Provider(fault=rate_limited(1, 60.0)) as provider:
         assert statuses(provider, 2) == [-1, None]
 

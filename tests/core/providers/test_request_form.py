@@ -11,11 +11,11 @@ from tests.support.asking import QUICK
 from tests.support.batches import ids_in
 from tests.support.provider import (
     Altered,
-    Asked,
     Canned,
     Effect,
     Fault,
     Provider,
+    ReceivedRequest,
     empty,
     first,
     matching,
@@ -42,11 +42,11 @@ def enriched(provider: Provider, rows: int = 8, model: str = "openai_compatible/
     )
 
 
-def refusing(predicate: Any, refusal: Fault) -> tuple[Fault, list[Asked]]:
+def refusing(predicate: Any, refusal: Fault) -> tuple[Fault, list[ReceivedRequest]]:
     """A server that refuses requests matching `predicate`, and the requests it refused."""
-    refused: list[Asked] = []
+    refused: list[ReceivedRequest] = []
 
-    def fault(asked: Asked) -> Effect:
+    def fault(asked: ReceivedRequest) -> Effect:
         if not predicate(asked):
             return None
         refused.append(asked)
@@ -146,7 +146,7 @@ def test_refused_output_bound_field_is_renamed(model: str, refused_name: str, me
 def test_server_without_any_of_these_features_is_served() -> None:
     """The refusals are handled one after another: system role, schema, name of the bound."""
 
-    def fault(asked: Asked) -> Effect:
+    def fault(asked: ReceivedRequest) -> Effect:
         if "max_tokens" in asked.body:
             return error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")(asked)
         if "response_format" in asked.body:
@@ -178,7 +178,7 @@ def test_persistent_refusal_ends_after_each_form_was_tried_once() -> None:
     """A server that always refuses is not asked without end."""
     calls = 0
 
-    def fault(asked: Asked) -> Canned:
+    def fault(asked: ReceivedRequest) -> Canned:
         nonlocal calls
         calls += 1
         effect = NO_SYSTEM["vLLM with Gemma"](asked)
@@ -193,7 +193,7 @@ def test_persistent_refusal_ends_after_each_form_was_tried_once() -> None:
 def test_ignored_schema_is_put_into_the_prompt() -> None:
     """If a server replies to a schema with plain text, few calls are repeated and no row is lost."""
 
-    def talk(asked: Asked) -> Effect:
+    def talk(asked: ReceivedRequest) -> Effect:
         return Altered(message={"content": "It is good, I think."}) if "response_format" in asked.body else None
 
     with Provider(good, fault=talk) as provider:

@@ -20,7 +20,7 @@ from ondine_core import ModelSpec, Options, Policy, enrich_sync
 from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers.strict_schema import SchemaSubset, strict_schema
 from tests.support.openai_description import request_faults
-from tests.support.provider import Asked, Provider
+from tests.support.provider import Provider, ReceivedRequest
 
 FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
 ANYWHERE = {"type", "enum", "anyOf", "description"}
@@ -173,7 +173,9 @@ IN_WORDS: dict[str, Any] = {
 }
 
 
-def sent(output: Any, model_name: str = "openai_compatible/m", batch_size: int = 1) -> tuple[Asked, list[str]]:
+def sent(
+    output: Any, model_name: str = "openai_compatible/m", batch_size: int = 1
+) -> tuple[ReceivedRequest, list[str]]:
     """A request that asks for `output`, and what strict mode would refuse in it."""
     with Provider(lambda _: {"x": None}) as provider:
         enrich_sync(

@@ -19,7 +19,7 @@ from ondine_core.types.values import Answer
 from tests.support.asking import ask, options, texts
 from tests.support.ledger import call_to, keep, key_of, keys_in
 from tests.support.postgres import server
-from tests.support.provider import Asked, Effect, Provider
+from tests.support.provider import Effect, Provider, ReceivedRequest
 
 TIMEOUT_S = 120.0
 ANSWER = Answer({"text": "x"}, "m")
@@ -115,7 +115,7 @@ def test_run_stops_when_its_store_is_emptied(spoil: Callable[[str], None], url: 
     """Only calls in flight are still made: no answer is bought for a store that lost its contents."""
     asked = count(1)
 
-    def fault(_: Asked) -> Effect:
+    def fault(_: ReceivedRequest) -> Effect:
         if next(asked) == 20:
             spoil(url)
         return None

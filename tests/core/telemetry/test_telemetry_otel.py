@@ -113,7 +113,7 @@ def test_failed_call_beyond_the_rate_has_the_waits_of_its_batch(collector: Colle
         observed(provider, watching, rows=150, max_cost_usd=1, rates=Rates(6_000_000))
     spans = {span.id: span for span in collector.spans()}
     (failed,) = (span for span in calls_of([*spans.values()]) if span.failed)
-    assert [name for name, _ in spans[failed.parent].notes] == ["hold", "booking", "retry", "hold", "booking"]
+    assert [name for name, _ in spans[failed.parent].events] == ["hold", "booking", "retry", "hold", "booking"]
 
 
 def test_reused_rows_have_a_metric_of_their_own(collector: Collector, tmp_path: Any) -> None:
@@ -177,15 +177,15 @@ def test_calls_are_in_batches_and_batches_in_the_run(collector: Collector) -> No
         assert run.began_at <= batch.began_at <= call.began_at <= call.ended_at <= batch.ended_at <= run.ended_at
     (failed,) = (span for span in calls if span.failed)
     assert failed.attributes["error.type"] == "limited"
-    assert "429" in failed.said
-    assert [name for name, _ in spans[failed.parent].notes] == ["retry"]
+    assert "429" in failed.status_message
+    assert [name for name, _ in spans[failed.parent].events] == ["retry"]
 
 
 def test_failed_rows_are_events_of_their_batch(collector: Collector) -> None:
     """With reason and detail, without their text."""
     with Provider(fault=matching("row 1", refusal)) as provider:
         observed(provider, ALL, rows=3)
-    notes = [note for span in collector.spans() if span.name == "batch" for note in span.notes]
+    notes = [note for span in collector.spans() if span.name == "batch" for note in span.events]
     ((name, attributes),) = notes
     assert (name, attributes["ondine.reason"], attributes["ondine.rows"]) == ("rows failed", "refused", 1)
     assert collector.total("ondine.row.failures", {"ondine.reason": "refused"}) == 1

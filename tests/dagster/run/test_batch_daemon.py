@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {"telemetry": {"enabled": False}}
 TAKES_S = 3600.0
-PATIENCE_S = 120
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Place:
     def wait_for_job(self, number: int) -> str:
         """The id of a job, once it is created."""
         ledger = self.provider.ledger
-        until(lambda: len(ledger.created) >= number or None, PATIENCE_S, f"job {number}")
+        until(lambda: len(ledger.created) >= number or None, TIMEOUT_S, f"job {number}")
         return ledger.created[number - 1]
 
     def billed(self, name: str) -> list[int]:
@@ -58,17 +58,15 @@ def test_nightly_run_is_continued_by_the_sensor(place: Place) -> None:
     day = str(requested.partition_key)
     first = deployment.launch_job("nightly", day)
     job = place.wait_for_job(1)
-    assert deployment.finished(first, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
+    assert deployment.finished(first, TIMEOUT_S).status == dg.DagsterRunStatus.SUCCESS
     assert [event.asset_key.path[-1] for name in NIGHTLY for event in deployment.materialized(name)] == ["tickets"]
     metadata = deployment.observed("ticket_answers", [first])[first]
     assert metadata["ondine/job/count"] == 1
     assert metadata["ondine/job/rows_left"] == ROWS
 
     place.provider.end_all()
-    second = until(
-        lambda: next(iter(deployment.runs({"dagster/sensor_name": "batch_sensor"})), None), PATIENCE_S, "run"
-    )
-    assert deployment.finished(second.run_id, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
+    second = until(lambda: next(iter(deployment.runs({"dagster/sensor_name": "batch_sensor"})), None), TIMEOUT_S, "run")
+    assert deployment.finished(second.run_id, TIMEOUT_S).status == dg.DagsterRunStatus.SUCCESS
     made = [(event.asset_key.path[-1]) for name in NIGHTLY for event in deployment.materialized(name)]
     assert made == list(NIGHTLY)
     assert {event.partition for name in NIGHTLY for event in deployment.materialized(name)} == {day}
@@ -89,11 +87,11 @@ def test_terminate_leaves_the_job_and_a_later_run_reads_it(place: Place) -> None
     run = deployment.launch("terminated")
     job = place.wait_for_job(number)
     deployment.terminate(run)
-    assert deployment.finished(run, PATIENCE_S).status == dg.DagsterRunStatus.CANCELED
+    assert deployment.finished(run, TIMEOUT_S).status == dg.DagsterRunStatus.CANCELED
     assert job not in place.provider.jobs_cancelled
     place.provider.end_all()
     again = deployment.launch("terminated")
-    assert deployment.finished(again, PATIENCE_S).status == dg.DagsterRunStatus.SUCCESS
+    assert deployment.finished(again, TIMEOUT_S).status == dg.DagsterRunStatus.SUCCESS
     assert len(deployment.materialized("terminated")) == 1
     assert place.billed("terminated") == [1] * ROWS
     assert len(place.provider.ledger.created) == number
@@ -106,6 +104,6 @@ def test_terminate_cancels_the_job_with_cancel_on_terminate(place: Place) -> Non
     run = deployment.launch("cancelled")
     job = place.wait_for_job(number)
     deployment.terminate(run)
-    assert deployment.finished(run, PATIENCE_S).status == dg.DagsterRunStatus.CANCELED
-    until(lambda: job in place.provider.jobs_cancelled or None, PATIENCE_S, "cancelled job")
+    assert deployment.finished(run, TIMEOUT_S).status == dg.DagsterRunStatus.CANCELED
+    until(lambda: job in place.provider.jobs_cancelled or None, TIMEOUT_S, "cancelled job")
     assert len(place.provider.ledger.created) == number

@@ -26,7 +26,7 @@ from ondine_dagster import (
 )
 from tests.support.pictures import document, picture, write
 from tests.support.provider import Provider
-from tests.support.seeing import name_of
+from tests.support.request_content import name_of
 
 PROMPT = "Which colour is it?\n{photo:image}"
 COLOUR = {"colour": {"type": "string", "enum": ["red", "blue"]}, "seen": str}

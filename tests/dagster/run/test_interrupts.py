@@ -17,7 +17,7 @@ import pytest
 from ondine_core.engine.in_thread import run_in_thread
 from ondine_core.store import open_store
 from ondine_core.types.ledger import Audit
-from tests.support.deployed_figures import CONCURRENCY, DEAREST_USD, ROWS, billed, is_complete
+from tests.support.deployed_figures import CONCURRENCY, MAX_CALL_USD, ROWS, billed, is_complete
 from tests.support.deployment import Deployment, is_running, until
 from tests.support.provider import Ledger, Provider, slow, while_set
 
@@ -75,7 +75,7 @@ class Place:
         unknown = metadata["ondine/progress/requests_unknown"]
         assert unknown <= CONCURRENCY
         cost, paid = Decimal(str(metadata["ondine/progress/cost_usd"])), billed(ledger)
-        assert paid - unknown * DEAREST_USD <= cost <= paid
+        assert paid - unknown * MAX_CALL_USD <= cost <= paid
         assert unknown or cost == paid
 
 
@@ -146,7 +146,7 @@ def test_killed_step_continues_by_its_retry_policy(place: Place) -> None:
     assert audit.sent == len(ledger.requests)
     assert audit.answered.calls == ROWS
     assert audit.answered.usd is not None
-    assert billed(ledger) - audit.unknown.calls * DEAREST_USD <= audit.answered.usd <= billed(ledger)
+    assert billed(ledger) - audit.unknown.calls * MAX_CALL_USD <= audit.answered.usd <= billed(ledger)
 
 
 def test_stopped_run_worker_is_replaced_by_a_run_retry(place: Place) -> None:

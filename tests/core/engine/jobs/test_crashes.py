@@ -18,7 +18,7 @@ from ondine_core.store.queries import read_spending
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Reply, Usage
 from tests.support.job_runs import JobWorld, words
-from tests.support.simulated_jobs import Life, reply_to
+from tests.support.simulated_jobs import KillPoint, reply_to
 from tests.support.virtual_clock import run_virtually
 
 
@@ -52,7 +52,7 @@ def test_each_row_is_answered_and_paid_once_whenever_the_process_is_killed(
             world = JobWorld(clock, Path(folder) / "answers.db")
             world.provider.cut_create = cuts
             for steps in deaths:
-                await world.run(words(rows), life=Life(steps), batch_wait_s=7200.0)
+                await world.run(words(rows), kill_point=KillPoint(steps), batch_wait_s=7200.0)
                 await clock.sleep(100.0)
             report = await world.finish(words(rows))
             assert report.column("said") == words(rows)
@@ -118,7 +118,7 @@ def test_each_row_has_one_outcome_and_the_ledger_is_the_bill_whatever_results_a_
             world.provider.answer = answer
             rows = words(len(kinds))
             for steps in deaths:
-                await world.run(rows, life=Life(steps), batch_wait_s=wait_s, batch_min_rows=1)
+                await world.run(rows, kill_point=KillPoint(steps), batch_wait_s=wait_s, batch_min_rows=1)
                 await clock.sleep(100.0)
             report = await world.finish(rows, batch_wait_s=wait_s, batch_min_rows=1)
             assert isinstance(report, Report)

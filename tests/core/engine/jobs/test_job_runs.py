@@ -20,7 +20,7 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.values import Usage
 from tests.support.job_runs import JobWorld, words
 from tests.support.pictures import ChangingPath, picture
-from tests.support.seeing import name_of
+from tests.support.request_content import name_of
 from tests.support.simulated_jobs import BATCH_PRICE, reply_to
 from tests.support.virtual_clock import run_virtually
 

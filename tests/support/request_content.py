@@ -1,6 +1,6 @@
-"""The content of a request as a provider reads it: its text, and images and documents in each dialect.
+"""Read the text, images and documents of a request in each dialect, as a provider does.
 
-It shares no code with what writes them.
+It shares no code with the packages under test, which write them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-_BEGINNINGS = {
+_MAGIC_BYTES = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
@@ -21,7 +21,7 @@ _BEGINNINGS = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReceivedMedia:
     """A received image or document.
 
     Args:
@@ -51,40 +51,40 @@ def name_of(content: bytes) -> str:
 
 def find_type(content: bytes) -> str | None:
     """The type of a content, by its first bytes."""
-    return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
+    return next((kind for start, kind in _MAGIC_BYTES.items() if content.startswith(start)), None)
 
 
 def text_of(content: Any) -> str:
     """The text of a message, with placeholders for images and documents."""
     if isinstance(content, str):
         return content
-    return "".join(_seen(part).name if _is_media(part) else part.get("text", "") for part in content)
+    return "".join(_read_part(part).name if _is_media(part) else part.get("text", "") for part in content)
 
 
-def media_of(content: Any) -> Iterator[Seen]:
+def media_of(content: Any) -> Iterator[ReceivedMedia]:
     """The images and documents of a message."""
     if not isinstance(content, str):
-        yield from (_seen(part) for part in content if _is_media(part))
+        yield from (_read_part(part) for part in content if _is_media(part))
 
 
 def _is_media(part: Mapping[str, Any]) -> bool:
     return part.get("type") in ("image_url", "file", "image", "document") or "inlineData" in part
 
 
-def _seen(part: Mapping[str, Any]) -> Seen:
+def _read_part(part: Mapping[str, Any]) -> ReceivedMedia:
     if "inlineData" in part:
         data = part["inlineData"]
-        return Seen("inlineData", data["mimeType"], b64decode(data["data"], validate=True))
+        return ReceivedMedia("inlineData", data["mimeType"], b64decode(data["data"], validate=True))
     if part["type"] in ("image", "document"):
         source = part["source"]
         if source["type"] == "url":
-            return Seen(part["type"], "", url=source["url"])
-        return Seen(part["type"], source["media_type"], b64decode(source["data"], validate=True))
+            return ReceivedMedia(part["type"], "", url=source["url"])
+        return ReceivedMedia(part["type"], source["media_type"], b64decode(source["data"], validate=True))
     url = part["file"]["file_data"] if part["type"] == "file" else part["image_url"]["url"]
     detail = part["image_url"].get("detail") if part["type"] == "image_url" else None
     if not url.startswith("data:"):
-        return Seen(part["type"], "", url=url, detail=detail)
+        return ReceivedMedia(part["type"], "", url=url, detail=detail)
     head, _, body = url.partition(",")
     media_type, _, encoding = head.removeprefix("data:").partition(";")
     assert encoding == "base64"
-    return Seen(part["type"], media_type, b64decode(body, validate=True), detail=detail)
+    return ReceivedMedia(part["type"], media_type, b64decode(body, validate=True), detail=detail)
