@@ -154,5 +154,5 @@ def error_type_of(error: BaseException) -> str:
 
 
 def error_words_of(error: BaseException) -> str | None:
-    """What an error says, if it is one of ours: others may hold a secret or the text of a row."""
+    """The message of an error of ours; others may hold a secret or the text of a row."""
     return str(error) if isinstance(error, OndineError) else None

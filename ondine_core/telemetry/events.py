@@ -23,7 +23,7 @@ class Run:
     Args:
         origin: Run id, asset and partition, as in the ledger.
         model: The model that is asked first, as the user names it.
-        rows: How many rows there are.
+        rows: Number of rows.
         traceparent: The trace it is a part of, in W3C's notation, if the caller named one.
     """
 
@@ -75,7 +75,7 @@ class RunStarted(NamedTuple):
 
 
 class Progressed(NamedTuple):
-    """How far a run is; emitted at most twice a second."""
+    """The progress of a run; emitted at most twice a second."""
 
     at: float
     run: Run
@@ -85,8 +85,8 @@ class Progressed(NamedTuple):
 class RunEnded(NamedTuple):
     """A run is over.
 
-    `progress` is what it came to, as the report has it, and `None` if it ended before it began; `error_type` and
-    `error` say what ended it early, as in `CallEnded`.
+    `progress` is the last one, as in the report; `None` if the run ended before it began. `error_type` and `error` say
+    what ended it early, as in `CallEnded`.
     """
 
     at: float
@@ -99,13 +99,8 @@ class RunEnded(NamedTuple):
 class BatchEnded(NamedTuple):
     """A batch is settled, as far as it can be.
 
-    Args:
-        at: When.
-        batch: Which.
-        answered: Prompts that have an answer now.
-        failed: Prompts that never will.
-        owed: Prompts that are asked again, in other batches.
-        error_type: Why none of its calls brought anything, as in `CallEnded`.
+    Of its prompts some are `answered`, some have `failed` for good, and those `owed` are asked again in other batches;
+    `error_type` says why no call of it brought anything, as in `CallEnded`.
     """
 
     at: float
@@ -117,21 +112,19 @@ class BatchEnded(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A call came back, or did not.
+    """A call brought a reply, or failed.
 
     Args:
-        at: When.
-        batch: What it carried.
         sent: Its entry in the ledger: its id, why it was made, and the most that it could cost.
         duration_s: Seconds the model took.
         usage: Tokens billed; `None` if none were, or if that is not known.
         usd: What they cost, `None` when the price or the tokens are not known.
         finish_reason: The provider's word for why the reply ended.
         request_id: The provider's name for the call.
-        model: Who answered, in the provider's words.
+        model: The model that answered, in the provider's words.
         error_type: `"limited"`, `"overloaded"` or `"broken"` (it may be made again), `"refused"` (never as it is),
             `"fatal"` (no call succeeds), `"cancelled"`, or the name of another exception.
-        error: The same in words, without a secret and without the text of a row, where it is an error of ours.
+        error: The message of an error of ours, which holds no secret and no text of a row.
         content: The messages and the reply, if an observer asked for them.
     """
 
@@ -150,11 +143,11 @@ class CallEnded(NamedTuple):
 
 
 class CallsEnded(NamedTuple):
-    """Calls to one model that answered all their prompts, in one event for an observer that wants none for each.
+    """Calls to one model that answered all their prompts, in one event for observers that do not want one for each.
 
-    They were made for one reason, the `stage` of `CallStarted`. The first left at `began_at`, the last came at `at`.
-    The tuples say how long each took, what it was billed for, what it cost (`None`: not known), and how long calls
-    waited, as in `Held` and `Booked`.
+    All have the same `stage` (see `CallStarted`). The first left at `began_at`, the last ended at `at`. The tuples hold
+    how long each took, what it was billed for, what it cost (`None`: not known), and how long calls waited, as in
+    `Held` and `Booked`.
     """
 
     at: float
@@ -171,7 +164,7 @@ class CallsEnded(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """A call is about to be made again, for the time that `attempt` says (2 is the first repetition)."""
+    """A call is about to be made again; `attempt` 2 is the first repetition."""
 
     at: float
     batch: AskedBatch
@@ -179,7 +172,7 @@ class Retried(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The most that a call can cost is held in every budget; that took `waited_s` seconds."""
+    """The most that a call can cost is held in every budget, after `waited_s` seconds."""
 
     at: float
     batch: AskedBatch
@@ -188,7 +181,7 @@ class Held(NamedTuple):
 
 
 class Booked(NamedTuple):
-    """A call and its expected tokens are booked with the rate limit, and its turn has come after `waited_s` seconds."""
+    """A call and its expected tokens are booked with the rate limit; its turn came after `waited_s` seconds."""
 
     at: float
     batch: AskedBatch
@@ -197,7 +190,7 @@ class Booked(NamedTuple):
 
 
 class RowsFailed(NamedTuple):
-    """Rows have no answer, for one reason; those out of reach may be answered by a fallback yet.
+    """Rows have no answer, for one reason; a fallback may still answer those that are out of reach.
 
     `batch` is `None` if they were not asked; `reason` and `detail` are those of `Failure`.
     """
@@ -216,14 +209,14 @@ Event: TypeAlias = (
 
 
 def figures_of(event: BatchEnded | Retried | Held | Booked | RowsFailed) -> dict[str, Any]:
-    """What an event says, beyond when it was and what it belongs to."""
+    """The fields of an event, without its time, run and batch."""
     return {name: value for name, value in event._asdict().items() if name not in {"at", "run", "batch"}}
 
 
 class Observer(Protocol):
     """Takes events, one at a time, in a thread of its own; any function of an event is one.
 
-    Four attributes are heeded if it has them:
+    It may have four attributes:
 
     - `wants`: the event types that it receives; by default all.
     - `content`: whether calls carry their messages and replies.

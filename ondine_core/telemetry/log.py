@@ -1,4 +1,4 @@
-"""Log lines through structlog: a run's beginning, pace and end, and each new kind of trouble; calls only when asked.
+"""Log lines through structlog: a run's beginning, pace and end, and each new kind of failure; calls only when asked.
 
 A line carries the ids of the run, asset, partition, batch and call that it is about, and no text of prompts or replies.
 A million rows make a dozen lines: progress is logged every ten seconds, and each reason for failed rows once.
@@ -53,24 +53,21 @@ def open_log(
     Args:
         level: `"debug"` has a line for every call, batch, hold and booking; `"warning"` only for what went wrong.
         form: `"json"` or `"console"`; by default what the program has configured structlog to, or else console lines
-            if somebody looks at a terminal, and JSON if not.
-        every_s: Seconds between two lines about how far a run is.
+            in a terminal, and JSON elsewhere.
+        every_s: Seconds between two lines about the progress of a run.
         logger: Takes the lines, by default standard error.
 
     Raises:
         ConfigError: An option is not one of these.
     """
-    if level not in get_args(Level):
-        raise ConfigError(
-            f"observers: level={level!r} of 'logging'; valid are {', '.join(map(repr, get_args(Level)))}."
-        )
-    if form not in (None, *get_args(Form)):
-        raise ConfigError(f"observers: form={form!r} of 'logging'; valid are {', '.join(map(repr, get_args(Form)))}.")
+    for name, value, valid in (("level", level, get_args(Level)), ("form", form or "json", get_args(Form))):
+        if value not in valid:
+            raise ConfigError(f"observers: {name}={value!r} of 'logging'; valid are {', '.join(map(repr, valid))}.")
     return _Log(_make_logger(level, form, logger), level, every_s)
 
 
 class _Log:
-    """Says what happens; an observer."""
+    """Writes a line for an event; an observer."""
 
     def __init__(self, log: FilteringBoundLogger, level: Level, every_s: float) -> None:
         self._log, self._every_s = log, every_s
@@ -113,7 +110,7 @@ class _Log:
 
     def _write(self, level: Level, event: Event, run: Run, what: str, **figures: Any) -> None:
         batch = getattr(event, "batch", None)
-        said = {
+        line = {
             "timestamp": dt.datetime.fromtimestamp(event.at, dt.UTC).isoformat(timespec="milliseconds"),
             "run": run.origin.run or None,
             "asset": run.origin.asset or None,
@@ -122,7 +119,7 @@ class _Log:
             **figures,
         }
         write = getattr(self._log, level)
-        write(what, **{key: _plain(value) for key, value in said.items() if value is not None})
+        write(what, **{key: _plain(value) for key, value in line.items() if value is not None})
 
 
 _NAMES: dict[type, str] = {
@@ -185,12 +182,13 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         render: Processor = structlog.processors.JSONRenderer()
     else:
         render = structlog.dev.ConsoleRenderer(colors=in_colour, pad_event_to=0)
-    # Who takes lines has times and levels of his own.
-    ours: list[Processor] = [structlog.processors.add_log_level, render]
-    theirs: list[Processor] = [_without_time, render, _hand_over]
+    # A logger adds its own times and levels.
+    processors: list[Processor] = [_without_time, render, _pass_on]
+    if logger is None:
+        processors = [structlog.processors.add_log_level, render]
     made: FilteringBoundLogger = structlog.wrap_logger(
         logger or structlog.WriteLogger(sys.stderr),
-        processors=theirs if logger else ours,
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         context_class=dict,
     )
@@ -202,7 +200,7 @@ def _without_time(_logger: object, _method: str, line: EventDict) -> EventDict:
     return line
 
 
-def _hand_over(logger: LineLogger, method: str, line: Any) -> NoReturn:
+def _pass_on(logger: LineLogger, method: str, line: Any) -> NoReturn:
     from structlog import DropEvent
 
     logger.log(getattr(logging, method.upper()), line)

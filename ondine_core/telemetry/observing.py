@@ -1,7 +1,7 @@
-"""A run that is observed: its beginning, how far it is, and its end, whatever that is.
+"""Emits the beginning, the progress and the end of a run.
 
-The end waits for the observers, since a step's process ends with its run; it waits for seconds only, since a collector
-that is gone must not hold the step, and for less than one when somebody has interrupted it.
+The end waits for the observers, since a step's process ends with its run: for a few seconds, since a collector that is
+gone must not hold the step, and for less than one after an interrupt.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.progress import Progress
 from ondine_core.types.values import ModelSpec
 
-_TELL_EVERY_S = 0.5
+_PROGRESS_EVERY_S = 0.5
 _WAIT_TIMEOUT_S = 5.0
 _INTERRUPTED_WAIT_TIMEOUT_S = 0.8
 """Less than the 1.5 s that are left after an interrupt, in which connections are closed, too."""
 
 
 class Observation:
-    """Emits how far a run is, and makes the emitters of its models."""
+    """Emits the progress of a run, and makes the emitters of its models."""
 
     def __init__(self, run: Run, stream: Stream, clock: Clock, on_progress: Callable[[Progress], None]) -> None:
         self._run = run
@@ -40,16 +40,16 @@ class Observation:
         self.latest: Progress | None = None
 
     def emitter(self, spec: ModelSpec) -> EventEmitter:
-        """Emits the events that the model of `spec` brings about."""
+        """Emits the events of the model of `spec`."""
         stream = self._stream
         return EventEmitter(self._run, _endpoint_of(spec), stream.emit, self._numbers, self._clock.now, stream.content)
 
     def progress(self, progress: Progress) -> None:
-        """How far it is."""
+        """Report the progress of the run."""
         self._on_progress(progress)
         self.latest = progress
         if self._clock.elapsed() >= self._due:
-            self._due = self._clock.elapsed() + _TELL_EVERY_S
+            self._due = self._clock.elapsed() + _PROGRESS_EVERY_S
             self._stream.emit(Progressed(self._clock.now(), self._run, progress))
 
 
@@ -87,7 +87,7 @@ async def observed(
 
 
 def _endpoint_of(spec: ModelSpec) -> Endpoint:
-    """Who `spec` names, and the host of its address; what else that may hold (a user, a path) is left out."""
+    """The provider and model of `spec`, and the host of its address without a user or a path."""
     provider, _, model = spec.model.partition("/")
     parts = urlsplit(find_address(spec) or "")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from ondine_core.telemetry.call_sampler import CallSampler, Emitted, OrdinaryCall
@@ -65,30 +64,28 @@ class Stream:
     ) -> None:
         self.content = any(opened.content for opened in observers)
         """Whether one of them wants the text of calls."""
-        self._lanes = [_ObserverThread(opened, on_observer_error, capacity) for opened in observers]
-        rates = {lane.calls_per_second for lane in self._lanes}
-        # Calls that are too many for one observer are too many for those that want fewer, too: they are gathered once.
-        self._samplers = [
-            (CallSampler(rate), [lane for lane in self._lanes if lane.calls_per_second == rate])
-            for rate in sorted(rates, key=lambda rate: inf if rate is None else rate, reverse=True)
-        ]
+        self._threads: list[_ObserverThread] = []
+        self._samplers: dict[float | None, tuple[CallSampler, list[_ObserverThread]]] = {}
+        for opened in observers:
+            thread = _ObserverThread(opened, on_observer_error, capacity)
+            self._threads.append(thread)
+            rate = opened.calls_per_second
+            self._samplers.setdefault(rate, (CallSampler(rate), []))[1].append(thread)
 
     def emit(self, emitted: Emitted) -> None:
         """Take an event, in the run's own thread; it is observed in others."""
-        passed: Sequence[Emitted] = (emitted,)
-        for sampler, lanes in self._samplers:
-            passed = [one for each in passed for one in sampler.receive(each)]
-            for one in passed:
-                for lane in lanes:
-                    lane.give(one)
+        for sampler, threads in self._samplers.values():
+            for one in sampler.receive(emitted):
+                for thread in threads:
+                    thread.give(one)
 
     def close(self, timeout_s: float) -> None:
         """Let the observers finish, for at most some seconds."""
         deadline = time.monotonic() + timeout_s
-        for lane in self._lanes:
-            lane.finish(deadline)
-        for lane in self._lanes:
-            lane.wait()
+        for thread in self._threads:
+            thread.finish(deadline)
+        for thread in self._threads:
+            thread.wait()
 
 
 class _ObserverThread:
@@ -96,7 +93,6 @@ class _ObserverThread:
 
     def __init__(self, opened: Opened, on_observer_error: Callable[[str], None], capacity: int) -> None:
         self._opened = opened
-        self.calls_per_second = opened.calls_per_second
         self._on_observer_error = on_observer_error
         self._capacity = capacity
         self._waiting: deque[Event] = deque()
