@@ -25,7 +25,7 @@ def add_commands(add: AddCommand) -> None:
         "--older-than",
         type=to_age_s,
         metavar="AGE",
-        help="also what processes of other machines, containers and versions hold that made no call for so long",
+        help="also what processes of other machines and containers hold that made no call for so long",
     )
 
 
@@ -47,10 +47,7 @@ def _prune(database: Database, options: argparse.Namespace) -> None:
 
 def _reservations(database: Database, _: argparse.Namespace) -> None:
     held = list_reservations(database)
-    rows = [
-        (one.budget, f"{one.usd:,.6f}", "?" if one.changed_at is None else show_instant(one.changed_at), one.holder)
-        for one in held
-    ]
+    rows = [(one.budget, f"{one.usd:,.6f}", show_instant(one.changed_at), one.holder) for one in held]
     write_table([("budget", "USD", "last call", "held by"), *rows])
 
 

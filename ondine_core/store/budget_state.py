@@ -41,18 +41,13 @@ class BudgetState(NamedTuple):
         charged: Spent, and held for calls in flight.
         settled: Spent.
         warned: The highest threshold that was warned of.
-        holdings: Who holds the difference, as far as it was written down.
+        holdings: What each process holds; together the difference.
     """
 
     charged: float = 0.0
     settled: float = 0.0
     warned: float = 0.0
     holdings: tuple[Holding, ...] = ()
-
-    @property
-    def unattributed(self) -> float:
-        """Held by processes of earlier versions, which did not say who they are."""
-        return self.charged - self.settled - sum(holding.units for holding in self.holdings)
 
 
 def read_state(numbers: Numbers | None) -> BudgetState:
@@ -93,7 +88,7 @@ def settle(state: BudgetState, process: Process, units: float, spent: float, now
 
 
 def settle_holdings(state: BudgetState, is_over: Callable[[Holding], bool]) -> BudgetState:
-    """Settle at its bound what is held by each process of which `is_over` says that it will not do so."""
+    """Settle the holdings for which `is_over` is true at their bound."""
     over = [holding for holding in state.holdings if is_over(holding)]
     kept = tuple(holding for holding in state.holdings if holding not in over)
     return state._replace(settled=state.settled + sum(holding.units for holding in over), holdings=kept)
@@ -105,11 +100,6 @@ def end_holding(state: BudgetState, process: Process, *, spent: bool) -> BudgetS
     if spent:
         return state._replace(settled=state.settled + held, holdings=others)
     return state._replace(charged=state.charged - held, holdings=others)
-
-
-def settle_unattributed(state: BudgetState) -> BudgetState:
-    """Settle at its bound what no known process holds."""
-    return state._replace(settled=state.settled + state.unattributed)
 
 
 def _split(state: BudgetState, process: Process) -> tuple[float, tuple[Holding, ...]]:

@@ -1,7 +1,7 @@
 """What is held of budgets for calls in flight: who holds it, and how it is settled when its holder is gone.
 
-A run does this by itself for a process that it can see has ended. For one of another machine, of a container or of an
-earlier boot only a person knows, who says so by the age of its last call.
+A run does this by itself for a process that it can see has ended. Whether one of another machine, of a container or of
+an earlier boot has ended only a person knows, who says so by the age of its last call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ondine_core.store.budget_state import (
     Holding,
     read_state,
     settle_holdings,
-    settle_unattributed,
     usd_of,
     write_state,
 )
@@ -40,28 +39,24 @@ class Reservation:
         budget: Period and name of the budget.
         usd: How much.
         holder: Who holds it, in words.
-        changed_at: When that last changed, in seconds since the epoch; `None` if not known.
+        changed_at: When that last changed, in seconds since the epoch.
     """
 
     budget: str
     usd: Decimal
     holder: str
-    changed_at: float | None
+    changed_at: float
 
 
 def list_reservations(database: Database) -> list[Reservation]:
     """What is held of all budgets."""
-    found = []
     states, jobs = database.read(lambda: (list(_states(database)), read_jobs(database)))
     markers = {job_process(record.job): record.marker for record in jobs}
-    for name, state in states:
-        found += [
-            Reservation(budget_name(name), usd_of(one.units), _holder(one, markers), one.changed_at)
-            for one in state.holdings
-        ]
-        if state.unattributed > 0:
-            found.append(Reservation(budget_name(name), usd_of(state.unattributed), "an earlier version", None))
-    return found
+    return [
+        Reservation(budget_name(name), usd_of(one.units), _holder(one, markers), one.changed_at)
+        for name, state in states
+        for one in state.holdings
+    ]
 
 
 def settle_reservations(database: Database, before: float | None = None) -> Decimal:
@@ -81,8 +76,7 @@ def settle_reservations(database: Database, before: float | None = None) -> Deci
         return before is not None and holding.changed_at < before and not _is_near(holding)
 
     def step(numbers: Numbers | None) -> Numbers:
-        state = settle_holdings(read_state(numbers), is_over)
-        return write_state(state if before is None else settle_unattributed(state))
+        return write_state(settle_holdings(read_state(numbers), is_over))
 
     settled = Decimal(0)
     for name, old in database.read(lambda: list(_states(database))):
