@@ -151,12 +151,8 @@ async def answer(
 ) -> Report:
     """`enrich` with a question that is compiled already.
 
-    Args:
-        table: As for `enrich`.
-        task: What is asked.
-        options: Store, concurrency, rates and so on.
-        model: An open model to ask instead of connecting to `question.model`; it is left open.
-        overwrite: Whether the table may have the output columns already.
+    `model` is asked instead of connecting to the model of `task`, and left open; the other arguments are those of
+    `enrich`.
 
     Raises:
         OndineError: As for `enrich`.

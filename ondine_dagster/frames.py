@@ -148,12 +148,8 @@ def join(
 ) -> nw.DataFrame[Any]:
     """`frame` with the output columns of `report`; its other columns, order and kind stay.
 
-    Args:
-        frame: The rows that were asked about.
-        report: One outcome a row of it.
-        columns: The output columns.
-        error_column: Name of the column that says why a row failed; with `None`, failed rows are left out.
-        model_column: Name of the column that says which model answered, if one is wanted.
+    `error_column` says why a row failed; with `None`, failed rows are left out. `model_column` says which model
+    answered.
     """
     values = report.values()
     series = [new_column(frame, column.name, values.pop(column.name), column.json_schema) for column in columns]

@@ -228,11 +228,7 @@ def _evaluate(
 ) -> dg.SensorResult:
     """Request the runs that are due, and say what is under way.
 
-    Args:
-        context: The sensor's.
-        selection: The assets that it looks after.
-        models: The models that they ask.
-        no_room_s: Seconds after which a run is repeated that found no room for a job.
+    A run that found no room for a job is repeated after `no_room_s` seconds.
 
     Raises:
         Failure: No run is due, and of some jobs it could not be found out.

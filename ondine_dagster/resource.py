@@ -316,9 +316,7 @@ def default_store(instance: dg.DagsterInstance) -> str:
 def store_warning(path: str, home: str | None = None) -> str | None:
     """Why answers at `path` may not be there for the next run, or may be damaged; `None` if all is well.
 
-    Args:
-        path: The store.
-        home: `DAGSTER_HOME`, which the user chose, be it a temporary directory.
+    `home` is DAGSTER_HOME, which the user chose, even if it is a temporary directory.
     """
     address = parse_address(path)
     if address.kind == "postgres":

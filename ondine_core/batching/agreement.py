@@ -87,19 +87,13 @@ def wilson(agreed: int, compared: int) -> tuple[float, float]:
 def compare(
     alone: Mapping[Key, Values], batched: Mapping[Key, Values], columns: Sequence[Column], batch_size: int
 ) -> Calibration:
-    """How far the answers of the same rows agree.
+    """How far the answers of the same rows agree, asked one a call and `batch_size` a call.
 
     Numbers are the same within a relative 1e-9 (whole ones when they are equal), texts when they are equal but for
     space around them, everything else when it is equal. A row that has an answer in one way only disagrees; one that
     has none in either says nothing.
 
     Free text never agrees word by word. Its columns are reported and do not decide, unless there are no others.
-
-    Args:
-        alone: Answers of rows asked one a call.
-        batched: Answers of the same rows asked `batch_size` a call.
-        columns: The output columns.
-        batch_size: Rows in a call.
     """
     rows = [(alone.get(key), batched.get(key)) for key in dict.fromkeys((*alone, *batched))]
     pairs = [(one, other) for one, other in rows if one is not None or other is not None]

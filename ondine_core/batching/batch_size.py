@@ -62,9 +62,7 @@ class AdaptiveSize:
 def start_size(max_rows: int = _MAX_ROWS, timeout_s: float = inf) -> AdaptiveSize:
     """The size to begin with.
 
-    Args:
-        max_rows: Most rows that a call may ever carry.
-        timeout_s: Seconds after which a call is lost; sizes whose calls take more than half of it are too large.
+    Sizes whose calls take more than half of `timeout_s`, after which a call is lost, are too large.
 
     Raises:
         ConfigError: `max_rows` is not at least 1.
@@ -87,11 +85,7 @@ def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -
 
     Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
 
-    Args:
-        size: What is known so far.
-        rows: Rows in the call.
-        owed: Rows that have no answer after it; all of them if the reply was cut, unreadable or never came.
-        latency_s: How long it took.
+    `owed` of its rows have no answer after it: all of them if the reply was cut, unreadable or never came.
     """
     # Small numbers vary, so one row more is allowed than the share: more than a third is bad, up to an eighth is good.
     lost, slow = owed > rows / 3 + 1, latency_s > size.max_s

@@ -29,12 +29,7 @@ def find_room(
 ) -> Room | None:
     """What calls of `strategy` have room for; `None` when nothing is known to limit them.
 
-    Args:
-        strategy: How prompts are put into calls.
-        task: What is asked, and of whom.
-        count: Text to tokens.
-        window_tokens: The model's window, where the user knows better than the list.
-        media_tokens: The most tokens that an image or document takes.
+    `window_tokens` replaces the window that the list has for the model.
     """
     window = window_tokens or get_context_limit(task.model.listed_as)
     output = get_output_limit(task.model)

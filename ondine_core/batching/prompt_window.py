@@ -26,10 +26,7 @@ def find_window(model: ModelSpec) -> int | None:
 def find_oversize(call: Call, window: int | None, reserved: int) -> Failure | None:
     """Why `call` cannot be taken by a model with this window; `None` if it may be, or nothing is known.
 
-    Args:
-        call: What is to be asked.
-        window: Most tokens of prompt and reply.
-        reserved: Tokens that the request sets aside for the reply.
+    The request sets `reserved` tokens of the window aside for the reply.
     """
     texts = [without_media(message.content, call.media) for message in call.messages]
     if window is None or sum(len(text.encode()) for text in texts) + reserved <= window:

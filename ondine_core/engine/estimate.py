@@ -115,11 +115,7 @@ class Estimate:
 async def estimate(table: Any, task: Task, options: Options, model: ChatModel | None = None) -> Estimate:
     """What `answer` with the same arguments would take; nothing is asked, spent or kept.
 
-    Args:
-        table: As for `answer`.
-        task: What would be asked; of fallbacks nothing is assumed.
-        options: As for `answer`.
-        model: As for `answer`.
+    The arguments are those of `answer`; fallbacks are not taken into account.
 
     Raises:
         ConfigError: As for `answer`.
@@ -203,12 +199,7 @@ def _sample_calls(
 ) -> tuple[Call, ...]:
     """The calls that would carry the first prompts, as they would be sent.
 
-    Args:
-        task: What is asked.
-        columns: The columns that the prompt reads.
-        asked: Keys, and a row that asks for each.
-        strategy: How several prompts are put into one call.
-        together: Whether they are.
+    `asked` has keys, and a row that asks for each; with `together`, one call carries several prompts.
     """
     prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], apart=together))
     batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]

@@ -19,9 +19,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
     An exception that lands here while waiting (KeyboardInterrupt, an orchestrator's own) cancels the coroutine, waits
     until it has cleaned up, and goes on.
 
-    Args:
-        main: Makes the coroutine.
-        tick: Called in this thread about four times a second while waiting.
+    `tick` is called in this thread about four times a second while waiting.
     """
     result: Future[T] = Future()
     started = threading.Event()

@@ -23,10 +23,7 @@ def progress_bar(
 ) -> Iterator[Callable[[Progress], None]]:
     """A function that shows how far a run is; it does nothing where no bar is wanted.
 
-    Args:
-        wanted: Whether to show a bar; by default if `stream` is a terminal, and in Jupyter.
-        stream: Where it is written outside of Jupyter, by default stderr.
-        in_jupyter: Whether this is a notebook; found out by default.
+    With `wanted=None`, there is a bar if `stream` (by default stderr) is a terminal, and in Jupyter.
     """
     stream = sys.stderr if stream is None else stream
     notebook = _is_jupyter() if in_jupyter is None else in_jupyter

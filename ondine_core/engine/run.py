@@ -47,13 +47,8 @@ async def run(
 ) -> Report:
     """Answer every row, or say why not.
 
-    Args:
-        task: What is asked, of whom, and what an answer looks like.
-        columns: The columns the prompt reads, each with a value a row.
-        runtime: Model, store, price, limiter and budgets.
-        options: Policy, origin of the calls, callback for progress, clock and random numbers.
-        may_end_early: When the model fails for good, report so, with a failure for each row that it left unanswered,
-            instead of raising.
+    With `may_end_early`, a model that fails for good is no error: each row that it left unanswered has a failure in the
+    report.
 
     Raises:
         FatalError: No request can succeed; calls in flight were awaited and their answers kept.

@@ -24,10 +24,7 @@ _FLAGS = ("IGNORECASE", "LOCALE", "MULTILINE", "DOTALL", "VERBOSE", "ASCII", "UN
 def find_stall(pattern: re.Pattern[str], *, max_length: int, max_s: float) -> str | None:
     """A text for which a search takes longer than `max_s` of processor time; `None` if none of those tried does.
 
-    Args:
-        pattern: What is searched.
-        max_length: Characters of the longest text that is tried.
-        max_s: Of processor time.
+    The texts have at most `max_length` characters.
     """
     for text in _trials(pattern.pattern, max_length):
         # What took long once may only have been unlucky.

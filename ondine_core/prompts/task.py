@@ -51,13 +51,6 @@ def compile_task(
 ) -> Task:
     """Check that `prompt` and `output` are sound and fit each other.
 
-    Args:
-        prompt: What is asked.
-        output: The columns wanted.
-        model: The model that is asked, and its parameters.
-        clean: Steps that clean the texts of a row before it is rendered.
-        sanitize: What is taken out of a row then.
-
     Raises:
         ConfigError: One of them is not valid, an example does not fit, or the prompt reads an output column.
     """

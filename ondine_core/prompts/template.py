@@ -180,10 +180,8 @@ def compile_prompt(
 ) -> CompiledPrompt:
     """Parse `prompt` and render its examples.
 
-    Args:
-        prompt: The prompt, or just its template.
-        dump_answer: Checks an example's answer and writes it in the very form asked of the model.
-        preparation: What is done to a row before it is rendered, and to the input of an example.
+    `dump_answer` checks the answer of an example and writes it as the model is asked to; `preparation` is done to rows
+    and to the inputs of examples.
 
     Raises:
         ConfigError: The template does not parse, its file cannot be read, or an example does not fit.
@@ -291,9 +289,7 @@ def _estimate_tokens(text: str) -> int:
 def explain_uncacheable(prompt: CompiledPrompt, count: Callable[[str], int] = _estimate_tokens) -> str | None:
     """What of `prompt` no prompt cache can reuse since it comes after the first column; `None` if that is little.
 
-    Args:
-        prompt: As it is sent with one row a call; with several, instructions come first in any case.
-        count: Text to tokens.
+    This is about one row a call; with several, instructions come first in any case.
     """
     after = count(prompt.rest)
     fixed = after + count(prompt.lead) + sum(count(message.content) for message in prompt.head)

@@ -57,8 +57,7 @@ def find_media_columns(used: Iterable[tuple[str, str | None]]) -> dict[str, Medi
 def split_fixed(literals: Sequence[str | None]) -> tuple[str, str]:
     """The text before the first piece of a template that depends on the row, and the text between the others.
 
-    Args:
-        literals: The pieces of the template, `None` for one that depends on the row.
+    `None` stands for a piece that depends on the row.
     """
     first = next((at for at, literal in enumerate(literals) if literal is None), len(literals))
     return "".join(filter(None, literals[:first])), "".join(filter(None, literals[first:]))

@@ -31,11 +31,8 @@ class Charge:
 def decide_charge(usage: Usage, stated_usd: Decimal | None, price: Price | None, bound_usd: Decimal | None) -> Charge:
     """What a call is charged.
 
-    Args:
-        usage: Tokens, as `check_usage` returns them.
-        stated_usd: What the provider says it costs.
-        price: USD per token, `None` when unknown.
-        bound_usd: The most that the call can cost, `None` when unknown.
+    `usage` is as `check_usage` returns it, `bound_usd` the most that the call can cost; `None` stands for what is not
+    known.
     """
     is_stated = stated_usd is not None and stated_usd.is_finite() and 0 <= stated_usd <= MAX_USD
     # A 0 beside counts that are missing is what gateways write that do not know.

@@ -103,10 +103,8 @@ def make_up_answer(json_schema: bytes | None, rank: float = 1.0, texts: float = 
     that is less), a list three items (or `maxItems` if that is less), and numbers and dates are as long as they usually
     are.
 
-    Args:
-        json_schema: The schema of an answer, `None` for free text.
-        rank: Which option of a choice, by length: 0 the shortest, 0.5 the middle one, 1 the longest.
-        texts: How many times as long as said texts are.
+    `rank` says which option of a choice is taken, by length (0 the shortest, 0.5 the middle one, 1 the longest);
+    `texts` is a factor for the length of texts.
     """
     usual = _FREE_TEXT if json_schema is None else _TEXT
 
@@ -188,11 +186,7 @@ class Room:
 def learn_answer_tokens(room: Room, rows: int, output_tokens: int, *, cut: bool = False) -> Room:
     """`room` after a reply: a longer answer than expected counts at once, a shorter one by and by.
 
-    Args:
-        room: What was expected.
-        rows: Rows that the reply was to answer.
-        output_tokens: How long it was; 0 if the provider does not say.
-        cut: Whether it was cut, so that whole it would have been longer still.
+    `output_tokens` is 0 if the provider does not say how long the reply was; one that was `cut` would have been longer.
     """
     if not output_tokens:
         return room

@@ -121,11 +121,7 @@ def _turned_away_by_proxy(status: int, host: str) -> ProviderError:
 def turned_away(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
     """What a response means that is no answer.
 
-    Args:
-        response: What came back.
-        call: What was asked; no row's text is quoted. `None` if it is not at hand: then only codes are.
-        secrets: Keys and tokens that were sent; they are masked.
-        to: Whom it was asked.
+    No text of a row in `call` is quoted; if that is `None`, only codes are. `secrets` are masked.
     """
     return _classify(response, read_error(response.content, response.at), call, secrets, to)
 

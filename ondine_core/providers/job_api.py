@@ -118,10 +118,8 @@ class JobApi(Protocol):
     async def find(self, marker: str, since: float, requests: int) -> str | None:
         """The provider's id of the job with this marker; `None` if there is none.
 
-        Args:
-            marker: Names the job.
-            since: When it was created at the earliest, in seconds since the epoch; clocks may differ by minutes.
-            requests: How many requests it has.
+        It was created at `since` (in seconds since the epoch) or later, by a clock that may differ by minutes, and has
+        `requests` requests.
 
         Raises:
             TransientError: It is not decided yet, for instance while a job runs that may be the one.

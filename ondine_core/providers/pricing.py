@@ -173,11 +173,8 @@ def find_price(
 ) -> Price | None:
     """The list price of `model`, named as in `openai/gpt-4o-mini`; `None` when no price is known.
 
-    Args:
-        model: Provider and name.
-        params: Further request fields, which may change the fee of a request.
-        tier: The price class; a model that is not listed with prices of its own for it has none.
-        hour: Whether prompts are kept in the provider's cache for an hour, which may cost more.
+    A model without listed prices at `tier` has none there. `params` may change the fee of a request; with `hour`,
+    prompts are kept in the provider's cache for an hour, which may cost more.
     """
     if model.partition("/")[0] in IN_PROCESS:
         return FREE

@@ -30,9 +30,7 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 def thread_count(cores: int, measure: Callable[[int], Sequence[float]]) -> int:
     """The most threads, up to `cores`, of which each has a processor for itself; at least one.
 
-    Args:
-        cores: The most threads that are of use.
-        measure: The parts of the time for which that many threads run that are always ready to run.
+    `measure` finds the share of the time for which each of that many busy threads runs.
     """
     threads = cores
     for _ in range(_MEASUREMENTS):

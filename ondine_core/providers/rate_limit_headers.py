@@ -26,11 +26,8 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e11
 def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: float = 0.0) -> float:
     """Seconds until another call like this one fits into the limits that its reply names; 0 if it does already.
 
-    Args:
-        headers: Of the reply.
-        tokens: What the call used.
-        received: Which part of that is the reply.
-        now: Seconds since the epoch, for a limit that is reset at a date.
+    The call used `tokens`, of which `received` are the reply; `now`, in seconds since the epoch, is for limits that are
+    reset at a date.
     """
     waits_s = [
         _refill_s(headers, prefix, kind, needed)

@@ -45,9 +45,7 @@ _BARE_CHANNELS = re.compile(r"\s*analysis(?=[^\sa-z]|\s*[A-Z]).*?assistant\s?fin
 def strip_reasoning(text: str, asked: str = "") -> str | None:
     """`text` without the thoughts at its beginning; `None` if there is nothing but thoughts, or no end to them.
 
-    Args:
-        text: A reply.
-        asked: The text of the rows that were asked; marks that they hold may be repeated in an answer.
+    `asked` is the text of the rows: marks that it holds may be repeated in an answer.
     """
     if _CHANNELS.match(text):
         return _final_message(text)

@@ -52,10 +52,7 @@ class RequestForm:
     def adapt(self, message: str, call: Call, *, has_limit: bool) -> RequestForm | None:
         """The form in which `call` may be taken, after a refusal that says `message`; `None` if the form is not why.
 
-        Args:
-            message: What the server said.
-            call: What it refused.
-            has_limit: Whether the request named a bound on output tokens.
+        `has_limit` says whether the request named a bound on output tokens.
         """
         written, schema, json_mode = self.write(call)
         if _SYSTEM_REFUSED.search(message) and any(part.role == "system" for part in written.messages):

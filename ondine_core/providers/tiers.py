@@ -102,9 +102,7 @@ def tier_fields(spec: ModelSpec, tier: Tier) -> dict[str, str]:
 def billed_tier(named: str | None, asked: Tier) -> Tier | None:
     """The tier that a reply was billed at, `None` if it names one that is not known.
 
-    Args:
-        named: What the reply calls it.
-        asked: What was asked for, which holds where the reply does not say.
+    Where the reply does not say, it is the tier that was asked for.
     """
     if named is None or named == "auto":
         return asked

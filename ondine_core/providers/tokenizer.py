@@ -25,9 +25,7 @@ def counter(model: str, *, cautious: bool = True) -> Callable[[str], int]:
 
     It loads what it needs at its first call (half a second, once a process), and any thread may use it.
 
-    Args:
-        model: Provider and name.
-        cautious: Whether to be on the safe side where the tokenizer is not known: with the whole margin, not half.
+    Where the tokenizer of the model is not known, counts have the whole margin if `cautious`, else half of it.
 
     Example:
         >>> counter("openai/gpt-4o-mini")("tiktoken is great!")

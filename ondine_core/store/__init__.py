@@ -58,9 +58,7 @@ def open_store(
 def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> str:
     """The kind of file system that a file lies on, which need not exist yet; empty if that is not known.
 
-    Args:
-        path: The file.
-        mounts: The list of mounts, as Linux shows it.
+    `mounts` is the list of mounts, as Linux shows it.
     """
     try:
         lines = Path(mounts).read_text(encoding="utf-8").splitlines()

@@ -92,13 +92,9 @@ def release(database: Database, calls: Sequence[bytes]) -> None:
 def claim(database: Database, sent: Mapping[int, CallStarted]) -> dict[int, frozenset[Key]]:
     """Claim the prompts of calls that were noted in this transaction, and remove those calls that may not leave.
 
-    Args:
-        database: The store.
-        sent: Calls by any number that identifies them.
-
     Returns:
-        For calls of runs that are not, or have not been, the only one of their question: the prompts that another call
-        has in flight, or that have an answer.
+        For calls of runs that are not, or have not been, the only one of their task, by the numbers in `sent`: the
+        prompts that another call has in flight, or that have an answer.
     """
     runs = {one.call[:ORIGIN_BYTES] for one in sent.values() if one.task and not one.is_shared}
     alone = {run for run in runs if database.has(_FIND_LAST, [run], 1)}

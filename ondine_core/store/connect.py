@@ -104,20 +104,14 @@ def _path_of_url(scheme: str, slashes: str, rest: str) -> str:
 
 
 def store_in(storage: str | Path) -> str:
-    """The default store of a Dagster instance: beside its own storage, never inside its databases.
-
-    Args:
-        storage: The instance's storage directory.
-    """
+    """The default store of a Dagster instance with this storage: beside it, never inside Dagster's own databases."""
     return str(Path(storage) / "ondine" / "answers.db")
 
 
 def find_dagster_store(home: str, environment: Mapping[str, str]) -> str:
-    """The default store of the Dagster instance in `home`, found without Dagster.
+    """The default store of the Dagster instance in `home`, which is DAGSTER_HOME, found without Dagster.
 
-    Args:
-        home: What DAGSTER_HOME says.
-        environment: Variables that `dagster.yaml` may name.
+    Its `dagster.yaml` may name variables of `environment`.
 
     Raises:
         ConfigError: Its `dagster.yaml` cannot be read.
@@ -148,11 +142,7 @@ def connect(
 ) -> Database:
     """Open the store at `path_or_url`, in the newest format.
 
-    Args:
-        path_or_url: A file, or a URL as in `postgresql://user:password@host:5432/database`.
-        durability: Of a file: `"process"` survives kill -9, `"power"` a power cut too. Postgres has its own settings.
-        wait_timeout_s: How long to wait for the lock of another process, or for a server that is gone.
-        create: Whether to make what is not there.
+    `open_store` explains the arguments; with `create`, what is not there is made.
 
     Raises:
         ConfigError: The address is of another kind, or the driver for Postgres is not installed.

@@ -134,10 +134,7 @@ def _end(database: Database, record: JobRecord) -> None:
 def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_open: bool = True) -> list[JobRecord]:
     """The jobs of these identities, or all; the oldest first.
 
-    Args:
-        database: The store.
-        jobs: Their identities.
-        is_open: Whether only those with requests in flight are wanted.
+    With `is_open`, only those with requests in flight.
     """
     rows = database.select(_FIND) if jobs is None else database.select_in(f"{_FIND} WHERE job IN ?", jobs)
     records = sorted(map(_to_record, rows), key=lambda record: (record.created_at, record.job))
@@ -146,12 +143,6 @@ def read_jobs(database: Database, *, jobs: Sequence[bytes] | None = None, is_ope
 
 def prune_jobs(database: Database, before: float, asset: str | None, *, dry_run: bool) -> dict[str, int]:
     """Remove jobs that were closed before an instant, and waits that began before it and wait for no open job.
-
-    Args:
-        database: The store.
-        before: The instant, in seconds since the epoch.
-        asset: Only those of this asset.
-        dry_run: Only count.
 
     Returns:
         How many there are, by table.
@@ -274,12 +265,7 @@ def job_process(job: bytes) -> Process:
 def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amounts: Sequence[int], at: float) -> int:
     """Charge every budget with as many of `amounts`, from the first on, as fit; returns how many.
 
-    Args:
-        database: The store.
-        job: Who holds them.
-        cells: The most units that each budget has, by the name of its numbers.
-        amounts: The units of each request.
-        at: The time, in seconds since the epoch.
+    `cells` has the most units of each budget by the name of its numbers, `amounts` the units of each request.
     """
     states = _read_states(database, tuple(cells))
     room = min((most - states[cell].charged for cell, most in cells.items()), default=None)
@@ -302,10 +288,7 @@ def hold_budgets(database: Database, job: bytes, cells: Mapping[str, int], amoun
 def is_held_by_jobs(database: Database, cells: Mapping[str, int], units: int) -> bool:
     """Whether `units` would fit into each budget if batch jobs gave back all that they hold of it.
 
-    Args:
-        database: The store.
-        cells: The most units that each budget has, by the name of its numbers.
-        units: How many are wanted.
+    `cells` has the most units of each budget by the name of its numbers.
     """
     for cell, state in _read_states(database, tuple(cells)).items():
         held = sum(holding.units for holding in state.holdings if holding.host == JOB_HOST)

@@ -180,11 +180,7 @@ def read_spending(
 ) -> dict[tuple[str, ...], Spending]:
     """What was spent, for each combination of values of the columns `by`, in their order.
 
-    Args:
-        database: The store.
-        by: The columns to group by.
-        since: Only calls from this day on, in seconds since the epoch; the ledger knows days (UTC).
-        asset: Only calls for this asset.
+    Only calls for `asset`, and from the day (UTC) of `since` on, since the ledger adds up days.
     """
     and_asset = "" if asset is None else " AND asset = ?"
     own = [] if asset is None else [clean(asset)]
@@ -238,12 +234,8 @@ def read_failed_prompts(
 ) -> list[FailedPrompt]:
     """The prompts without an answer, the newest first; damaged rows are left out.
 
-    Args:
-        database: The store.
-        since: Only those that were asked since this instant, in seconds since the epoch.
-        asset: Only those that were asked for this asset last.
-        keys: Only those with one of these keys, whatever since and asset.
-        limit: Maximum number of rows.
+    Only those that were asked for `asset` last, and since an instant (in seconds since the epoch); or, with `keys`,
+    those with one of these keys.
     """
     where, values = _failed_where(since, asset)
     sql = f"{_FAILED} {where} ORDER BY f.failed_at DESC, f.key LIMIT {int(limit)}"
@@ -285,13 +277,8 @@ def prune(
     So other processes that write wait for a moment only. One that is broken off has removed a part. What belongs to a
     batch job that is under way stays.
 
-    Args:
-        database: The store.
-        before: Answers and failures of before this instant (seconds since the epoch) go, and days that ended before it.
-            `None` for all, apart from the ledger and batch jobs: the ledger explains what a budget was spent on.
-        asset: Only what was asked for this asset.
-        dry_run: Only count.
-        sleep: Waits for seconds.
+    These are answers and failures from before that instant (in seconds since the epoch), and days of the ledger that
+    ended before it; with `None`, all but the ledger, which explains what a budget was spent on, and batch jobs.
 
     Returns:
         How many rows that are, by table; the jobs are closed, the waits (`job_waits`) wait for none that is under way.
@@ -332,12 +319,7 @@ def _read_in_pages(
 ) -> Iterator[list[Row]]:
     """The rows of a query in the order of their primary key, some at a time; nothing is held open between two reads.
 
-    Args:
-        database: The store.
-        sql: Selects the columns of the primary key before others.
-        values: Its parameters.
-        key: The columns of the primary key.
-        size: How many rows are read at a time.
+    `sql` selects the columns of the primary key, `key`, before others.
     """
     names, parameters = list_columns(key), ", ".join("?" * len(key))
     end = f"ORDER BY {names} LIMIT {size}"

@@ -62,10 +62,8 @@ def list_reservations(database: Database) -> list[Reservation]:
 def settle_reservations(database: Database, before: float | None = None) -> Decimal:
     """Charge as spent what is held by processes that have ended; returns how much that is, in USD.
 
-    Args:
-        database: The store.
-        before: Also what last changed before this instant (seconds since the epoch) and is held by a process that
-            cannot be seen from here. What a batch job holds is settled when the job is closed.
+    With `before` (in seconds since the epoch), also what last changed before that instant and is held by a process that
+    cannot be seen from here. What a batch job holds is settled when the job is closed.
     """
 
     def is_over(holding: Holding) -> bool:

@@ -103,10 +103,6 @@ IS_FAILED = "NOT EXISTS (SELECT 1 FROM ondine.answers AS a WHERE a.key = f.key A
 def migrate(database: Database, *, create: bool = True) -> None:
     """Bring `database` to the newest format.
 
-    Args:
-        database: A database, possibly empty.
-        create: Whether an empty one becomes a store.
-
     Raises:
         StoreError: It is empty and `create` is not set, belongs to something else, or has a newer format.
     """

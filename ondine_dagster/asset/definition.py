@@ -79,9 +79,7 @@ def _check_names(enrichment: Enrichment) -> None:
 def unknown_argument(error: TypeError, own: Iterable[str]) -> TypeError | ConfigError:
     """Translate an `error` of `@dg.asset` about an unknown argument into one with a suggestion.
 
-    Args:
-        error: What `@dg.asset` raised.
-        own: The arguments that `llm_asset` has itself.
+    `own` are the arguments of `llm_asset` itself.
     """
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if found is None:

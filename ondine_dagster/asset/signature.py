@@ -20,12 +20,8 @@ def wrap(
 ) -> Callable[..., Any]:
     """A function for `@dg.asset` with the parameters of `function`, and others.
 
-    Args:
-        function: Returns the rows to enrich.
-        enrichment: What is added to them.
-        resource_key: The resource that is asked.
-        asset_arguments: The arguments of `@dg.asset`. Inputs that are no parameters are for `**` of `function`; with
-            `required_resource_keys` the resource comes from the context, otherwise as a parameter.
+    Inputs in `asset_arguments` that are no parameters are for `**` of `function`. With `required_resource_keys` the
+    resource comes from the context, otherwise as a parameter.
 
     Raises:
         ConfigError: A parameter of `function` is an input and has the name of the resource.

@@ -122,9 +122,7 @@ def distance(one: Counts, other: Counts) -> float:
     D. A. Levin, Y. Peres, "Markov Chains and Mixing Times", 2nd edition (2017), proposition 4.2. Unlike the population
     stability index it needs no care for a value that one of the two lacks.
 
-    Args:
-        one: Rows by value, one at least.
-        other: Rows by value, one at least.
+    Each has at least one row.
     """
     return sum(abs(left - right) for left, right in _shares(one, other).values()) / 2
 

@@ -24,10 +24,7 @@ from ondine_dagster.checks.types import KINDS
 def fit_checks(given: Sequence[Check | Mapping[str, Any]], task: Task) -> dict[str, Check]:
     """Checks by name, valid for the output of `task`.
 
-    Args:
-        given: Checks, or mappings with their `type` (`"error_rate"`, `"null_rate"`, `"cost_per_row"`, `"drift"`,
-            `"golden"`) and their arguments.
-        task: What the asset asks.
+    A mapping has the `type` of a check and its arguments.
 
     Raises:
         ConfigError: A check is not one, asks for a column that the output does not have, or has another's name.

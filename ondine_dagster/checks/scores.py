@@ -100,11 +100,7 @@ class Score:
 def score(column: str, labels: Sequence[Any], answers: Sequence[Any], answered: Sequence[bool]) -> Score:
     """Compare `answers` with `labels`, row by row.
 
-    Args:
-        column: What the column is called.
-        labels: The labels.
-        answers: The answers, JSON values.
-        answered: Whether there is one; `None` may be an answer.
+    `answered` says which rows have an answer; `None` may be one.
     """
     pairs = zip(labels, answers, answered, strict=True)
     return Score(

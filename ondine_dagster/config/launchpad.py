@@ -110,11 +110,7 @@ class LLMAssetConfig(StrictConfig):
 def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool) -> tuple[ModelSpec, Options]:
     """Apply the run config to the model spec and the options.
 
-    Args:
-        config: What this run does differently.
-        spec: The model of the resource.
-        options: The options of the resource.
-        opened: Whether the model is open already and cannot be replaced.
+    A model that is `opened` already cannot be replaced.
 
     Raises:
         ConfigError: Another model is wanted than the one that is open.

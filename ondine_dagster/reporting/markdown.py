@@ -36,12 +36,7 @@ def preview(
 ) -> str:
     """The first rows of `table` as a Markdown table of `names`; fewer if they are long, unless `in_full`.
 
-    Args:
-        table: A frame.
-        names: The columns to show.
-        rows: How many rows at most.
-        in_full: Whether all of them are shown, however long the text gets.
-        described: Columns whose cells are not shown as they stand, and what is shown of a cell.
+    `described` has the columns whose cells are not shown as they stand, and what is shown of a cell.
     """
     columns = [frame_of(table).get_column(name).head(rows).to_list() for name in names]
     for place, name in enumerate(names):

@@ -335,11 +335,8 @@ def lineage(
 ) -> dg.TableColumnLineage:
     """Where each column comes from.
 
-    Args:
-        columns: The columns of the enriched table.
-        asked: Those that the prompt reads; every output column depends on all of them.
-        outputs: The output columns.
-        upstream: Columns by upstream asset. A column of the same name is taken to be the same column.
+    Each of the `outputs` depends on all columns that are `asked` about. A column of an upstream asset is taken to be
+    the column of the same name.
     """
 
     def sources(names: Sequence[str]) -> list[dg.TableColumnDep]:

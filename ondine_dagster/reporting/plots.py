@@ -38,10 +38,8 @@ def distributions(columns: Mapping[str, Sequence[Any]], failed: int = 0, skipped
     A column of texts is drawn if it has few different ones, a column of numbers always, in ranges where there are many.
     Rows that failed or were skipped and answers without a value have bars of their own.
 
-    Args:
-        columns: Values by name; as many of the first four that can be drawn as Dagster shows without a click.
-        failed: How many of the rows without a value have none because they failed.
-        skipped: How many of them have none because they were skipped.
+    Of the first four columns that can be drawn, it has as many as Dagster shows without a click. `failed` and `skipped`
+    count the rows that have no value for that reason.
     """
     counted = {name: _bars(values, failed, skipped) for name, values in columns.items()}
     shown = [(name, bars) for name, bars in counted.items() if bars][:_MAX_COLUMNS]

@@ -29,10 +29,7 @@ _ROWS, _ROWS_IN_FULL = 10, 50
 def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = False) -> str:
     """The first rows of a run as a Markdown table.
 
-    Args:
-        asked: The rows.
-        table: The same, enriched.
-        in_full: Whether more of them are shown, however long the text gets.
+    `table` has the same rows, enriched. With `in_full`, more of them are shown, however long the text gets.
     """
     prompt, report, error_column = asked.task.prompt, asked.report, asked.error_column
     # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.

@@ -42,9 +42,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 def describe(media: Media, name: str = "") -> str:
     """An image or document in a few words, as in "image, 640 x 480, 23 kB".
 
-    Args:
-        media: As it is sent.
-        name: What its file is called, if that is to be said.
+    `name` is that of its file, if it is to be shown.
     """
     said = [f"{media.kind} {name}".strip()]
     if media.url is not None:
@@ -59,13 +57,7 @@ def describe(media: Media, name: str = "") -> str:
 
 
 def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None:
-    """A cell with images or documents in a few words; nothing if it is missing.
-
-    Args:
-        cell: As it is in the table.
-        kind: What the prompt takes it as.
-        reader: Reads it.
-    """
+    """A cell with images or documents in a few words; nothing if it is missing."""
     try:
         found = reader.read(cell, kind)
     except MediaError:
@@ -162,11 +154,6 @@ def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: 
     """The images and answers of the first rows as a Markdown table; `None` if no image of them is drawn.
 
     Thumbnails need Pillow, and there are none where rows are sanitized: images are not searched for personal data.
-
-    Args:
-        table: The enriched rows.
-        prompt: What was asked.
-        outputs: The output columns.
     """
     images = [name for name, kind in prompt.media_columns.items() if kind == "image"]
     is_sanitized = prompt.preparation is not None and prompt.preparation.sanitizer is not None

@@ -45,14 +45,7 @@ def define(
     *,
     failed_rows: bool,
 ) -> dg.AssetsDefinition:
-    """The asset that `compute` fills: the enriched rows, and the failed ones if they are wanted.
-
-    Args:
-        compute: Yields a result for each.
-        key: The asset of the enriched rows.
-        arguments: For `@dg.asset`.
-        checks: Checks by name.
-        failed_rows: Whether the failed rows are wanted.
+    """The asset that `compute` fills: the enriched rows, and the failed ones if `failed_rows` are wanted.
 
     Raises:
         ConfigError: An argument means something for a single asset only.
@@ -93,14 +86,7 @@ def failed_rows_result(
     lengths: Mapping[str, int],
     upstream: Mapping[dg.AssetKey, Sequence[str]],
 ) -> dg.MaterializeResult[Any]:
-    """The failed rows of a run as the second output of its step.
-
-    Args:
-        context: The step's.
-        asked: The rows that were asked about.
-        lengths: Rows of each partition, if there are several.
-        upstream: Column names by upstream asset.
-    """
+    """The failed rows of a run as the second output of its step."""
     report, table = asked.report, failed_rows(asked.frame, asked.report)
     failures = list(report.outcomes.failures())
     not_skipped = [row is None for row in report.outcomes.skipped()]

@@ -124,11 +124,7 @@ def count_unassigned(
     They have no value, or one that is no key, or one outside the time that the partitions cover. Where partitions of
     time have no end, a later row belongs to one that is yet to come.
 
-    Args:
-        frame: The rows.
-        partition_by: The column, or the column of each dimension.
-        partitions: The partitions of the asset.
-        instance: Knows the keys of dynamic partitions.
+    `instance` knows the keys of dynamic partitions.
     """
     columns = _columns(partition_by, partitions)
     tests = [_exists(kind, instance) for _, kind in columns]
@@ -283,10 +279,7 @@ def joined_by_key(
     of days, a rolling window, all days of an asset without partitions). Of upstream partitions every row counts, in the
     order of the partitions; a key of neither kind is refused, since its rows would be lost.
 
-    Args:
-        context: The step's.
-        tables: What the asset function returned.
-        inputs: Names of the inputs whose partitions may be keys.
+    The partitions of `inputs` may be keys, too.
 
     Raises:
         ConfigError: A key is of no partition that the run knows, there is no table, or they are not of one kind.

@@ -107,11 +107,6 @@ class _Run:
 def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepInput) -> Results:
     """Ask about rows and join the outcomes; the failed rows come first, if they are requested.
 
-    Args:
-        context: The step's.
-        enrichment: What is added to the rows.
-        given: The rows, and with what they are enriched.
-
     Yields:
         A result an asset that is selected, and those of checks that are selected without theirs; none from a dry run,
         a trial, or a run whose batch jobs are under way.

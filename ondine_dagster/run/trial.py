@@ -35,11 +35,7 @@ def choose_rows(frame: nw.DataFrame[Any], max_rows: int, sample: Sample) -> nw.D
 def trial_metadata(asked: AskedRows, rows_available: int, calls: Sequence[Call], *, thumbnails: bool) -> dict[str, Any]:
     """The rows and figures of a trial, under keys of their own, so that plots show materializations only.
 
-    Args:
-        asked: The rows that were asked about.
-        rows_available: How many rows a run without `max_rows` would ask about.
-        calls: Calls that carried the first prompts.
-        thumbnails: Whether images are shown, too.
+    `calls` are those that carried the first prompts.
     """
     task, outputs = asked.task, asked.task.schema.columns
     table = join(asked.frame, asked.report, outputs, asked.error_column)

@@ -69,10 +69,7 @@ class NewRequests:
 async def build(context: JobContext, folder: Path, max_requests: int) -> NewRequests:
     """Begin a job, and put as many of the batches that wait into it as fit.
 
-    Args:
-        context: What is asked, and how; what does not fit stays in its queue.
-        folder: Where the file of requests is written.
-        max_requests: Most requests of the job.
+    What does not fit stays in the queue of `context`. The file of requests is written into `folder`.
 
     Raises:
         StoreError: It cannot be kept; the next run clears away what was begun.

@@ -28,11 +28,6 @@ _MAX_NOT_RUN = 3
 async def read_job(context: JobContext, record: JobRecord, status: JobStatus) -> None:
     """Settle all requests of a job, and close it.
 
-    Args:
-        context: Takes the outcomes, and batches that are owed.
-        record: The job, which has ended.
-        status: What the provider says of it.
-
     Raises:
         JobLostError: There are no results any more.
         FatalError: No request can succeed; what came is kept.

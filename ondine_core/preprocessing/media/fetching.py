@@ -81,12 +81,7 @@ async def fetch(
 ) -> dict[str, Path | MediaError]:
     """Fetch addresses into files, some at a time.
 
-    Args:
-        urls: What to fetch.
-        options: Time-out and size.
-        folder: Where the files are written.
-        is_allowed: Whether an IP address may be connected to.
-        resolve: Looks host names up; it may block.
+    `is_allowed` says whether an IP address may be connected to; `resolve` looks host names up, and may block.
 
     Returns:
         For each address its file, or why there is none.

@@ -20,10 +20,9 @@ from ondine_core.types.values import Call, Message
 
 
 def has_chat_template(name: str) -> bool:
-    """Whether a model is made for conversations; one that is not on this machine yet is taken to be.
+    """Whether the model `name`, a folder or a repository of Hugging Face, is made for conversations.
 
-    Args:
-        name: A folder, or a repository of Hugging Face.
+    A model that is not on this machine yet is taken to be.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -40,10 +39,7 @@ def has_chat_template(name: str) -> bool:
 def encode(tokenizer: Any, call: Call, *, think: bool) -> list[int]:
     """The prompt of `call` as tokens; for a chat model it includes the JSON schema.
 
-    Args:
-        tokenizer: mlx-lm's for the model.
-        call: What to say.
-        think: Whether a model that can think before it answers does so; in front of JSON there is no room for it.
+    With `think`, a model that can think before it answers does so; in front of JSON there is no room for it.
     """
     call, think = replace(call, messages=_defuse(tokenizer, call.messages)), think and call.json_schema is None
     if not tokenizer.has_chat_template:
