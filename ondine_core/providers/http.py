@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from itertools import count
+from math import inf
 from secrets import token_hex
 from typing import Any
 
 import aiohttp
-from multidict import istr
 
 from ondine_core.errors import ProviderError
-from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, Endpoint, HttpClient, proxy_for
-from ondine_core.providers.http_connection import OutOfStepError, max_calls
+from ondine_core.providers.http_client import CONNECT_TIMEOUT_S, HEADERS, Endpoint, HttpClient, proxy_for
+from ondine_core.providers.http_connection import OutOfStepError, Target, max_calls
 from ondine_core.providers.http_errors import Response, lost, turned_away, unreadable
 from ondine_core.providers.rate_limit_headers import hold_off_s
 from ondine_core.providers.reply_body import MAX_REPLY_BYTES, check_parsable, decode, decompress
@@ -28,8 +28,8 @@ from ondine_core.types.values import Call, Reply
 
 _CONNECT_SHARE = 0.9
 _OK = 200
-_LARGE = 2**20
-_REQUEST_ID = istr("X-Request-Id")
+_LARGE = 2**17
+_REQUEST_ID = "X-Request-Id"
 
 
 class HttpModel:
@@ -56,11 +56,12 @@ class HttpModel:
         self._body, self._read = body, read
         self._max_reply_bytes, self._wall = max_reply_bytes, wall
         self._client = HttpClient(max_reply_bytes, endpoint.resolve)
-        self._headers = {istr("Content-Type"): "application/json", **endpoint.plain_headers}
+        self._headers = {"Content-Type": "application/json", **endpoint.plain_headers}
         self._proxy = proxy_for(endpoint.url)
-        # What ends before a connection is there has cost nothing; the total would not tell.
+        # What ends before a connection is there has cost nothing; the total would not tell, nor would rounded times.
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)
-        self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s)
+        self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s, ceil_threshold=inf)
+        self._target = Target(endpoint.url, {**HEADERS, **self._headers}, self._timeout)
         self._own_ids, self._numbers = f"ondine-{token_hex(8)}", count()
         self.max_concurrency = max_calls()
         self.max_batch_size: int | None = None
@@ -71,17 +72,15 @@ class HttpModel:
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
         secret = await self._endpoint.secret_headers()
-        secrets = [value.rpartition(" ")[2] for value in secret.values()]
         own_id = f"{self._own_ids}-{next(self._numbers):08x}"
-        headers = {**self._headers, **secret, _REQUEST_ID: own_id}
         # Images are read from disk while they are written.
         body = await asyncio.to_thread(self._body, call) if call.media else self._body(call)
         started = time.perf_counter()
         failure: ProviderError | None = None
         try:
-            response = await self._post(body, headers)
+            response = await self._post(body, {_REQUEST_ID: own_id, **secret})
             if response.status != _OK:
-                failure = turned_away(response, call, secrets, self._to)
+                failure = turned_away(response, call, _values(secret), self._to)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = lost(error, self._to)
         if failure:
@@ -91,7 +90,7 @@ class HttpModel:
         except ProviderError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise unreadable(response, call, secrets, self._to) from error
+            raise unreadable(response, call, _values(secret), self._to) from error
         named = response.headers.get("x-request-id") or response.headers.get("request-id", "")
         # A header may hold bytes that are no text, which the store could not keep.
         request_id = named.encode("ascii", "ignore").decode() or reply.request_id
@@ -119,23 +118,36 @@ class HttpModel:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         """The whole response."""
+        if self._proxy is None and len(body) <= _LARGE:
+            head, content = await self._client.post(self._target, headers, body)
+            status, answered = head.code, head.headers
+        else:
+            status, answered, content = await self._post_piecewise(body, headers)
+        encoding = answered.get("Content-Encoding")
+        if encoding:
+            content = decompress(content, encoding, self._max_reply_bytes)
+        check_parsable(content)
+        return Response(status, answered, content, self._wall())
+
+    async def _post_piecewise(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of the reply to a request that is large, or goes by way of a proxy."""
         response = await self._client.send(
             "POST",
             self._endpoint.url,
             # aiohttp sends a file piece by piece; it warns of large bytes.
             lambda: body if len(body) <= _LARGE else BytesIO(body),
-            headers=headers,
+            headers={**self._headers, **headers},
             proxy=self._proxy,
             timeout=self._timeout,
         )
         async with response:
-            content = await response.read()
-        encoding = response.headers.get("Content-Encoding")
-        if encoding:
-            content = decompress(content, encoding, self._max_reply_bytes)
-        check_parsable(content)
-        return Response(response.status, response.headers, content, self._wall())
+            return response.status, response.headers, await response.read()
 
     def _is_of_another_call(self, own_id: str, echo: str | None) -> bool:
         """Whether a server that repeats our names for calls repeats that of another one."""
         return echo is not None and self._own_ids in echo and own_id not in echo
+
+
+def _values(secret: Mapping[str, str]) -> list[str]:
+    """The secrets that headers hold."""
+    return [value.rpartition(" ")[2] for value in secret.values()]

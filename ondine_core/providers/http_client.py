@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +12,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from ondine_core.providers.http_connection import Connector, NotSentError, Request, Resolve
+from ondine_core.providers.http_connection import Connector, NotSentError, Request, Resolve, Target
 from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
-_HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
+HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 """The headers of the next request whose values are secrets, such as a token that expires."""
@@ -83,6 +84,22 @@ class HttpClient:
                 if not error.reused:
                     raise
 
+    async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> tuple[Any, bytes]:
+        """The head and the content of the reply to a small request that needs no proxy; it may be sent again, too.
+
+        aiohttp's session would take a sixth of the CPU time of a row for what such a request does not need.
+        """
+        lines = [target.head, *map(": ".join, headers.items()), f"Content-Length: {len(body)}\r\n\r\n"]
+        request = "\r\n".join(lines).encode() + body
+        async with asyncio.timeout(target.limits.total):
+            while True:
+                connector: Any = (self._session or self._open()).connector
+                try:
+                    return await connector.exchange(target, request)  # type: ignore[no-any-return]
+                except NotSentError as error:
+                    if not error.reused:
+                        raise
+
     async def aclose(self) -> None:
         """Close the connections."""
         if self._session:
@@ -92,7 +109,7 @@ class HttpClient:
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
             # No secret here: aiohttp sends the headers of a session to a proxy as well, in clear text.
-            headers=_HEADERS,
+            headers=HEADERS,
             connector=Connector(self._max_bytes, self._resolve),
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,

@@ -14,9 +14,9 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import inf
@@ -26,6 +26,8 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
 
 resource: Any = import_module("resource") if find_spec("resource") else None  # Windows has no such limit
 
@@ -105,6 +107,20 @@ class _Connection(ResponseHandler):
         self._acked = _acked_bytes(self.transport) if was_idle else -1
         return True
 
+    async def exchange(self, request: bytes) -> tuple[Any, bytes]:
+        """Send a whole request, and return the head and the content of the reply."""
+        self.set_response_params(read_until_eof=True, auto_decompress=False)
+        if self.begin_request() and self.transport is not None:
+            self.transport.write(request)
+            self.start_timeout()
+        try:
+            head, content = await self.read()
+            while head.code < 200 and head.code != 101:  # noqa: PLR2004  (an interim reply)
+                head, content = await self.read()
+        except HttpProcessingError as error:
+            raise aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).") from error
+        return head, await content.read()
+
     def _has_unread_bytes(self) -> bool:
         transport = self.transport
         if transport is None or (not self._is_used and transport.get_extra_info("sslcontext") is not None):
@@ -112,6 +128,10 @@ class _Connection(ResponseHandler):
         if self._unread is None:
             self._unread = _unread(transport.get_extra_info("socket"))
         return self._unread()
+
+    def _is_request_out(self) -> bool:
+        """Whether the whole request has left this process."""
+        return self._is_written and self.transport is not None and not self.transport.get_write_buffer_size()
 
     def _give_up(self, error: Exception) -> None:
         if self._reply is not None:
@@ -169,7 +189,7 @@ class _Connection(ResponseHandler):
                 self._trust.suspend(inf)
                 self._give_up(OutOfStepError("Two replies to one request."))
                 return
-            if not self._is_written and status < 400:  # noqa: PLR2004  (an error need not wait for the body)
+            if not self._is_request_out() and status < 400:  # noqa: PLR2004  (an error need not wait for the body)
                 self._give_up(OutOfStepError("A reply before its request."))
                 return
             self._reply = payload
@@ -223,6 +243,37 @@ class Request(aiohttp.ClientRequest):
         """Look just before the first byte leaves."""
         if conn.protocol is not None and conn.protocol.begin_request():
             await super().write_bytes(writer, conn, *further)
+
+
+class Target:
+    """Where whole requests are posted, with what headers and time-out.
+
+    Args:
+        url: The address.
+        headers: Those of every request.
+        limits: How long connecting, and a request in all, may take.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], limits: aiohttp.ClientTimeout) -> None:
+        self._url = url
+        self._headers = headers
+        self.limits = limits
+
+    @cached_property
+    def request(self) -> aiohttp.ClientRequest:
+        """A request that is never sent: aiohttp connects for one, and adds the headers that it always sends."""
+        try:
+            url = URL(self._url)
+        except ValueError as error:
+            raise aiohttp.InvalidURL(self._url) from error
+        # Not a POST, which would have a length.
+        return aiohttp.ClientRequest("GET", url, headers=self._headers, loop=asyncio.get_running_loop())
+
+    @cached_property
+    def head(self) -> str:
+        """The lines with which each request begins."""
+        first = f"POST {self.request.url.raw_path_qs} HTTP/1.1"
+        return "\r\n".join([first, *map(": ".join, self.request.headers.items())])
 
 
 class Resolver(AbstractResolver):
@@ -303,6 +354,21 @@ class Connector(aiohttp.TCPConnector):
         self._trust = _ReusePause()
         made: Any = partial(_Connection, loop=self._loop, max_bytes=max_bytes, trust=self._trust)
         self._factory = made
+
+    async def exchange(self, target: Target, request: bytes) -> tuple[Any, bytes]:
+        """Send a whole request on a connection of its own, and return the head and the content of the reply."""
+        try:
+            connection = await self.connect(target.request, [], target.limits)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
+        try:
+            protocol: Any = connection.protocol
+            reply: tuple[Any, bytes] = await protocol.exchange(request)
+        except BaseException:
+            connection.close()
+            raise
+        connection.release()
+        return reply
 
     async def _get(self, key: Any, traces: Any) -> Any:
         idle = self._conns.get(key)
