@@ -78,7 +78,7 @@ def checked_frame(value: Any) -> nw.DataFrame[Any]:
     """`value` as a frame that can be enriched and joined, which is seen before anything is paid.
 
     Raises:
-        ConfigError: It is no frame in memory, or its columns are not named by different texts.
+        ConfigError: It is not a frame in memory, or its columns are not named by different texts.
     """
     from narwhals.exceptions import DuplicateError
 

@@ -13,7 +13,7 @@ from ondine_core.types.values import Call, Failure, ModelSpec, Usage
 
 _CUTTING = ("ollama", "ollama_chat", "lm_studio")
 _SMALLEST_WINDOW = 512
-"""No server has a smaller window by default; smaller figures are no trace of one."""
+"""No server has a smaller window by default; smaller figures are not evidence of one."""
 _SMALLEST_SHARE = 0.5
 """Of the counted tokens: a vocabulary of many languages has down to 0.7 of what OpenAI's have (Chinese, DeepSeek)."""
 

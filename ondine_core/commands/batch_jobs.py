@@ -49,20 +49,22 @@ def add_commands(add: AddCommand) -> None:
     _add_all(jobs, default=False)
     add_action = command_adder(jobs.add_subparsers(metavar="ACTION"))
     _add_all(add_action("list", _list, "jobs that are under way (default)"), default=argparse.SUPPRESS)
-    show = add_action("show", _show, "all that is known of a job")
+    show = add_action("show", _show, "the stored record of a job")
     _add_marker(show)
-    show.add_argument("--refresh", action="store_true", help="ask the provider first how far it is")
+    show.add_argument("--refresh", action="store_true", help="ask the provider for its progress first")
     _add_access(show)
     cancel = add_action("cancel", _cancel, "ask the provider to cancel jobs; the next run reads what was answered")
     _add_marker(cancel, nargs="+")
     _add_access(cancel)
-    adopt = add_action("adopt", _adopt, "give a job whose creation was not seen the id that the provider has for it")
+    adopt = add_action("adopt", _adopt, "set the provider's id of a job whose creation was not confirmed")
     _add_marker(adopt)
     adopt.add_argument("job_id", metavar="JOB_ID", help="as the provider lists it")
     _add_access(adopt)
     forget = add_action("forget", _forget, "give up a job: its requests stay charged, its prompts are asked again")
     _add_marker(forget)
-    forget.add_argument("--yes", action="store_true", help="do it; otherwise it is only said what would happen")
+    forget.add_argument(
+        "--yes", action="store_true", help="do it; without this option the command only prints what it would do"
+    )
 
 
 def _add_all(parser: argparse.ArgumentParser, default: Any) -> None:
@@ -70,12 +72,14 @@ def _add_all(parser: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _add_marker(parser: argparse.ArgumentParser, **options: Any) -> None:
-    parser.add_argument("marker", metavar="MARKER", help="as `jobs` lists it, or its beginning", **options)
+    parser.add_argument(
+        "marker", metavar="MARKER", help="the marker as `jobs` lists it, or its first characters", **options
+    )
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base-url", metavar="URL", help="where the job was handed in, if not at the provider's usual address"
+        "--base-url", metavar="URL", help="the address to which the job was submitted, if not the provider's usual one"
     )
     parser.add_argument(
         "--api-key-variable",
@@ -252,10 +256,10 @@ async def _check_is(api: JobApi, record: JobRecord, job_id: str, requests: int) 
     except TransientError as error:
         if status.has_ended:
             raise
-        warn(f"whether {job_id!r} is the batch job {record.marker} cannot be told yet, it is taken to be so: {error}")
+        warn(f"whether {job_id!r} is the batch job {record.marker} is not known yet, it is assumed: {error}")
         return status
     if found != job_id:
-        instead = f"that is {found!r}" if found else "the provider lists none that was handed in under this marker"
+        instead = f"that is {found!r}" if found else "the provider lists no job that was submitted under this marker"
         raise ConfigError(f"{job_id!r} is not the batch job {record.marker}: {instead}.")
     return status
 
@@ -275,7 +279,7 @@ def _forget(database: Database, options: argparse.Namespace) -> None:
         discard = partial(job_tables.discard, database, record.job, ("preparing",))
         if not database.write(discard, record.cells):
             raise ConfigError(_changed_meanwhile(record))
-        sys.stdout.write(f"{record.marker} is forgotten; it had not been sent, and what it held is given back.\n")
+        sys.stdout.write(f"{record.marker} is forgotten; it had not been sent, and its reservation is released.\n")
         return
     left = database.write(partial(job_tables.close, database, record.job, "lost", time.time()), record.cells)
     if left is None:
@@ -335,7 +339,7 @@ def _ask(record: JobRecord, options: argparse.Namespace, act: Callable[[JobApi],
             if api.account == record.account:
                 raise
             raise ConfigError(
-                f"{error} The batch job {record.marker} was handed in with another key or at another address; name "
+                f"{error} The batch job {record.marker} was submitted with another key or to another address; name "
                 "them by --api-key-variable and --base-url."
             ) from error
         finally:

@@ -26,8 +26,8 @@ def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""
     copy = add("backup", _backup, "copy a store in a file while runs use it")
     copy.add_argument("target", type=Path, metavar="TARGET", help="a new file")
-    export = add("export", _export, "write all answers out")
-    add_filters(export, "only answers that came since")
+    export = add("export", _export, "export all answers")
+    add_filters(export, "only answers since")
     export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="default: jsonl")
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of standard output")
 

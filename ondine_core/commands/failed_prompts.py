@@ -35,8 +35,8 @@ def add_commands(add: AddCommand) -> None:
     failures = add("failures", _failures, "prompts that have no answer, with key and reason, the newest first")
     add_filters(failures, "only what was asked since")
     failures.add_argument("--limit", type=to_count, default=50, metavar="N", help="at most N (default: 50)")
-    why = add("why", _why, "what is known of a row, a text or a key: answer or failure, run, cost, and the kept reply")
-    why.add_argument("--asset", metavar="ASSET", help="which asset asked; otherwise all are tried")
+    why = add("why", _why, "the record of a row, a text or a key: answer or failure, run, cost, and the kept reply")
+    why.add_argument("--asset", metavar="ASSET", help="the asset that asked; by default all assets are tried")
     asked = why.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--row", type=to_row, metavar="JSON", help='the columns that the prompt reads: \'{"review": "..."}\''
@@ -109,7 +109,7 @@ def _answer_lines(answer: Answer, origin: Origin) -> list[tuple[str, str]]:
         ("model", answer.model),
         ("when", show_instant(answer.answered_at)),
         *_origin_lines(origin),
-        ("asked", f"{_times(answer.attempts)}; the answer came in a call with {answer.batch_size:,} prompts"),
+        ("asked", f"{_times(answer.attempts)}; answered in a call with {answer.batch_size:,} prompts"),
         ("cost", _cost(answer.cost_usd)),
         ("request", answer.request_id or "?"),
     ]

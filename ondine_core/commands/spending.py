@@ -17,9 +17,11 @@ from ondine_core.types.ledger import UsageTotals
 def add_commands(add: AddCommand) -> None:
     """Add the commands of this module."""
     add("size", _size, "how much is stored")
-    spend = add("spend", _spend, "calls, tokens and USD, added up")
+    spend = add("spend", _spend, "sums of calls, tokens and USD")
     add_filters(spend, "only calls from this day (UTC) on")
-    spend.add_argument("--by", choices=get_args(Column), default="asset", help="told apart by (default: asset)")
+    spend.add_argument(
+        "--by", choices=get_args(Column), default="asset", help="the column by which calls are grouped (default: asset)"
+    )
     audit = add("audit", _audit, "the ledger of one run")
     audit.add_argument("run", metavar="RUN", help="as `spend --by run` lists it")
 
@@ -50,9 +52,9 @@ def _spend(database: Database, options: argparse.Namespace) -> None:
     write_table(rows if total.in_jobs else [row[:-1] for row in rows])
     sys.stdout.write(f"\nIn all {'at most ' if total.at_most_calls else ''}${total.usd:,.6f}.")
     if total.at_most_calls:
-        sys.stdout.write(f" {total.at_most_calls:,} calls are in it with the most that they can have cost.")
+        sys.stdout.write(f" {total.at_most_calls:,} calls are included at their maximum cost.")
     if total.unpriced:
-        sys.stdout.write(f" {total.unpriced:,} calls have no price and are not in it.")
+        sys.stdout.write(f" {total.unpriced:,} calls have no price and are not included.")
     if total.unknown:
         at_most = f"${total.at_most_usd:,.6f}"
         sys.stdout.write(f" {total.unknown:,} calls are under way or were lost; they may cost {at_most} more.")

@@ -65,13 +65,13 @@ def to_key(text: str) -> Key:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no key; `failures` and `export` list keys") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a key; `failures` and `export` list keys") from None
 
 
 def to_count(text: str) -> int:
     """The number of at least 1 that an argument is."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
@@ -82,7 +82,7 @@ def to_since(text: str) -> float:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date or age; write 2026-01-31, 7d or 12h") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date or age; write 2026-01-31, 7d or 12h") from None
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
@@ -90,7 +90,7 @@ def to_age_s(text: str) -> float:
     """The seconds that an argument is, as in `90d`."""
     found = re.fullmatch(r"(\d+)([hdw])", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age; write 90d, 12h or 8w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age; write 90d, 12h or 8w")
     return float(found[1]) * _AGES_S[found[2]]
 
 

@@ -19,13 +19,13 @@ def add_commands(add: AddCommand) -> None:
     old.add_argument("--asset", metavar="ASSET", help="only what was asked for this asset, whatever its age if no AGE")
     old.add_argument("--dry-run", action="store_true", help="only say how much there is to remove")
     old.set_defaults(fail=old.error)
-    add("reservations", _reservations, "what is held of budgets for calls in flight, and by whom")
-    gone = add("settle", _settle, "charge as spent what processes hold of budgets that have ended")
+    add("reservations", _reservations, "budgets' reservations for calls in flight, and the processes that hold them")
+    gone = add("settle", _settle, "charge reservations of processes that have ended as spent")
     gone.add_argument(
         "--older-than",
         type=to_age_s,
         metavar="AGE",
-        help="also what processes of other machines and containers hold that made no call for so long",
+        help="also those of processes on other machines and in other containers that made no call for AGE",
     )
 
 

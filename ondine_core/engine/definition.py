@@ -24,7 +24,7 @@ from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.types.values import Json, Key
 
 _PLAIN_TEXTS = frozenset({"reasoning_effort", "service_tier", "stop", "truncation", "type", "verbosity"})
-"""Parameters whose texts are no secrets."""
+"""Parameters whose texts are not secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def keys_of_row(definition: Definition, row: Mapping[str, Any]) -> list[Key]:
 def _key(definition: Definition, text: str) -> Key:
     if definition.parts is None:
         raise ConfigError(
-            "The key of a text cannot be told here: params or base_url of this asset may hold a secret, so the store "
+            "The key of a text is not known here: params or base_url of this asset may hold a secret, so the store "
             "does not have them. Give the key with --key; `failures` lists those of failed prompts."
         )
     return key_from_parts(definition.parts)(text)

@@ -312,7 +312,7 @@ class _Part:
         size, room = self.sizes.fixed_size, self.sizes.room
         if size is None or room is None or self.calls <= -(-len(self.pending) // size):
             return None
-        bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only by and by"
+        bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only gradually"
         return f"{bound}; calls carry {len(self.pending) / self.calls:.1f} rows on average."
 
 

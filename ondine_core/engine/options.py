@@ -88,5 +88,5 @@ class Options:
             parse_address(self.store)
         elif not hasattr(self.store, "settle"):
             raise ConfigError(
-                f"store={self.store!r} is no store; give a path, a postgresql:// URL, ':memory:' or an open store."
+                f"store={self.store!r} is not a store; give a path, a postgresql:// URL, ':memory:' or an open store."
             )

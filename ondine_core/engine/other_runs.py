@@ -119,7 +119,7 @@ class OtherRuns:
         """Look for the prompts that were left for later; the caller defers again those that are still held."""
         items, self._waiting = tuple(self._waiting.values()), {}
         looked = await self.look(items)
-        # Once is no proof: the run that had it may just have released it.
+        # One look-up is not enough: the run that had it may just have released it.
         free = {item.key for item in looked.free}
         self._unreadable |= free & self._freed
         self._freed |= free

@@ -138,7 +138,7 @@ class ProviderHealth:
         return None
 
     def _is_outage(self, error: TransientError, keys: tuple[Key, ...]) -> bool:
-        """Whether no call is answered at present: that is no failure of this call, unless it goes on for too long."""
+        """Whether no call is answered at present: no failure of this call, unless it lasts for too long."""
         run, retry = self._run, self._run.policy.retry
         asked_s = error.retry_after_s or 0.0
         if asked_s > retry.max_retry_after_s:

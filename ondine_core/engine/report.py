@@ -98,7 +98,7 @@ class Report:
             overwrite: Replace columns of these names that `table` has already; by default as `enrich` was called.
 
         Raises:
-            ConfigError: It is no frame, has other rows, or has such a column.
+            ConfigError: It is not a frame, has other rows, or has such a column.
         """
         import narwhals as nw
 
@@ -106,7 +106,7 @@ class Report:
             frame = nw.from_native(table, eager_only=True)
         except TypeError:
             raise ConfigError(
-                f"A {type(table).__name__} is no pandas, polars or pyarrow frame; report.values() has the output "
+                f"A {type(table).__name__} is not a pandas, polars or pyarrow frame; report.values() has the output "
                 "columns as lists."
             ) from None
         if len(frame) != len(self.outcomes):

@@ -47,8 +47,8 @@ async def run(
 ) -> Report:
     """Answer every row, or say why not.
 
-    With `may_end_early`, a model that fails for good is no error: each row that it left unanswered has a failure in the
-    report.
+    With `may_end_early`, a model that fails for good raises no error: each row that it left unanswered has a failure in
+    the report.
 
     Raises:
         FatalError: No request can succeed; calls in flight were awaited and their answers kept.

@@ -152,7 +152,9 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
         return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
     answers, owed = [], []
     for number, item in enumerate(batch.items, 1):
-        values = task.schema.parse(texts[number]) if number in texts else Invalid("no single answer came for it")
+        values = (
+            task.schema.parse(texts[number]) if number in texts else Invalid("the reply has no single answer to it")
+        )
         if isinstance(values, Invalid):
             owed.append((item, values.reason))
         else:

@@ -154,7 +154,7 @@ class Budget:
     def _explain(self, state: BudgetState, units: int, *, lost: bool) -> str:
         settled, held = state.settled, state.charged - state.settled
         in_flight = f", ${usd_of(held):.6f} is held for calls in flight" if held > 0 else ""
-        in_vain = f" and in {self.wait_timeout_s:g} s nothing of it came back" if lost else ""
+        in_vain = f" and in {self.wait_timeout_s:g} s none of them ended" if lost else ""
         until = f", or wait until the {self.cap.period} is over (UTC)," if self.cap.period in ("day", "month") else ""
         return (
             f"{self.cap} is used up: ${usd_of(settled):.6f} is spent{in_flight}{in_vain}, and the next call may cost "

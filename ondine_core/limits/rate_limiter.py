@@ -79,7 +79,7 @@ class RateLimiter:
                 await self._ahead.acquire()
         except TimeoutError:
             raise TransientError(
-                f"{self._what!r} is at its rate: nothing could be booked in {timeout_s:g} s."
+                f"{self._what!r} has reached its rate: no call could be booked within {timeout_s:g} s."
             ) from None
         try:
             await self._leave(asyncio.ensure_future(self._book(tokens, until)))
@@ -167,7 +167,7 @@ class RateLimiter:
         if at > until:
             wait_s = at - self._now()
             raise TransientError(
-                f"{self._what!r} is at its rate: the next call may leave in {wait_s:.1f} s, which is too late.",
+                f"{self._what!r} has reached its rate: the next call may leave in {wait_s:.1f} s, which is too late.",
                 retry_after_s=wait_s,
             )
         return booking

@@ -24,13 +24,13 @@ _CLOCKS_AGREE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a provider allows; `None` is no limit.
+    """What a provider allows; `None` means no limit.
 
     Args:
         requests_per_minute: Calls a minute.
         tokens_per_minute: Tokens a minute, input and output together.
         burst: Requests that may leave at once after a pause, and with them as many tokens as the token rate brings
-            while the request rate brings as many requests. 1 is no burst, of requests or of tokens.
+            while the request rate brings as many requests. 1 means no burst, of requests or of tokens.
     """
 
     requests_per_minute: float | None = None
@@ -40,9 +40,9 @@ class Rates:
     def __post_init__(self) -> None:
         for name, rate in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
             if rate is not None and not 0 < rate < math.inf:
-                raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None is no limit.")
+                raise ConfigError(f"{name}_per_minute={rate!r} must be more than 0; None means no limit.")
         if not 1 <= self.burst < math.inf:
-            raise ConfigError(f"burst={self.burst!r} must be at least 1, which is no burst.")
+            raise ConfigError(f"burst={self.burst!r} must be at least 1, which means no burst.")
         if self.burst > 1 and self.requests_per_minute is None:
             raise ConfigError(f"burst={self.burst!r} counts requests; set requests_per_minute too.")
 

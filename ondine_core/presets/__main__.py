@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m ondine_core.presets", description="List presets with prices and context windows."
     )
     parser.add_argument("file", nargs="?", help="a YAML file of your own presets; if left out, those of Ondine")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null is unknown")
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null means unknown")
     options = parser.parse_args(arguments)
     try:
         presets = PRESETS if options.file is None else load_presets(options.file)
@@ -50,14 +50,14 @@ def _show_costs(arguments: Sequence[str]) -> int:
     """Compare what a table costs with each preset; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m ondine_core.presets cost",
-        description="What many rows cost, by model, price tier, prompt cache and rows a call.",
+        description="Estimate the cost of many rows by model, price tier, prompt cache and rows a call.",
     )
     parser.add_argument("--rows", type=_count, default=1_000_000, help="rows of the table")
     parser.add_argument("--input-tokens", type=_count, default=55, help="tokens of a row")
     parser.add_argument("--output-tokens", type=_count, default=10, help="tokens of an answer")
     parser.add_argument("--prefix-tokens", type=_count, default=400, help="tokens that are the same for every row")
     parser.add_argument("--batch-size", type=_count, default=20, help="rows a call, besides one")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null is not to be had")
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null means not available")
     options = parser.parse_args(arguments)
     work = Workload(options.rows, options.input_tokens, options.output_tokens, options.prefix_tokens)
     sizes = sorted({1, options.batch_size})

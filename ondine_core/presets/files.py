@@ -37,7 +37,7 @@ def load_presets(path: str | Path) -> Mapping[str, ModelSpec]:
     for name, given in _read(Path(path)).items():
         where = f"{str(path)!r}: preset {name!r}"
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{where}: the name is no text; write it in quotes.")
+            raise ConfigError(f"{where}: the name is not a text; write it in quotes.")
         if not isinstance(given, dict):
             raise ConfigError(f"{where}: expected the fields of a model, such as 'model: openai/gpt-4o-mini'.")
         for field in _keys(given):
@@ -102,4 +102,4 @@ def _check_twice(tree: Any, path: str) -> None:
         names = [pair[0].value for pair in node.value if isinstance(pair, tuple)]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"{path!r}: {kind} {name!r} is there twice.")
+                raise ConfigError(f"{path!r}: {kind} {name!r} is given twice.")

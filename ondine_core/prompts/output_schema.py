@@ -162,7 +162,7 @@ def _check_time(pattern: re.Pattern[str]) -> None:
     if text is not None:
         raise ConfigError(
             f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "
-            "characters, has so many ways to match that it takes for ever. Repeat nothing that is itself "
+            "characters, can match in so many ways that matching does not end. Repeat nothing that is itself "
             r"repeated, as in (\w+\s?)+; write [\w\s]+ for it."
         )
 

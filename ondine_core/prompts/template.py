@@ -51,7 +51,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, MediaOptions):
-            raise ConfigError(f"media={self.media!r} of a prompt is no MediaOptions.")
+            raise ConfigError(f"media={self.media!r} of a prompt is not a MediaOptions.")
         kinds: dict[str, Any] = {"text": str, "file": str | Path, "system": str}
         for name, kind in kinds.items():
             value = getattr(self, name)

@@ -32,7 +32,7 @@ from ondine_core.providers.usage import usage_of
 from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, Json, ModelSpec, Reply, Tier
 
-_ADVICE = {**ADVICE, 405: "this is no address of Anthropic's messages API; check base_url"}
+_ADVICE = {**ADVICE, 405: "this is not an address of Anthropic's messages API; check base_url"}
 
 
 def connect_anthropic(spec: ModelSpec, name: str) -> ChatModel:

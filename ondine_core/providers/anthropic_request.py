@@ -73,7 +73,7 @@ def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
 
 
 def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
-    """The headers of every call that are no secrets: the version of the API, and those of the settings."""
+    """The headers of every call that are not secret: the version of the API, and those of the settings."""
     extra = spec.settings.get("extra_headers") or {}
     if not isinstance(extra, Mapping):
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
@@ -143,8 +143,8 @@ def _check_sampling(fields: dict[str, Json], spec: ModelSpec, entry: Mapping[str
         given = [name for name in _SAMPLING if name in fields]
         if given and not spec.settings.get("drop_params"):
             raise ConfigError(
-                f"{given[0]}={fields[given[0]]!r}: {spec.model!r} takes none; leave it out, or leave out all such by "
-                "settings drop_params=true."
+                f"{given[0]}={fields[given[0]]!r}: {spec.model!r} does not take it; leave it out, or leave out all "
+                "such by settings drop_params=true."
             )
         for name in given:
             del fields[name]

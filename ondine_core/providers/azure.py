@@ -24,7 +24,7 @@ from ondine_core.types.protocols import ChatModel
 from ondine_core.types.values import Call, ModelSpec, Reply
 
 _API_VERSION = "2024-10-21"
-"""The last dated version that is no preview; it knows structured output."""
+"""The last dated version that is not a preview; it knows structured output."""
 _UNDATED = ("v1", "preview")
 _SETTINGS = (
     "ad_token",
@@ -55,7 +55,7 @@ def connect_azure(
 
     `settings`, of which none is needed:
 
-    - `api_version`: by default the variable AZURE_OPENAI_API_VERSION, else the latest that is no preview.
+    - `api_version`: by default the variable AZURE_OPENAI_API_VERSION, else the latest that is not a preview.
     - `managed_identity`: `True` to call as the identity of this host; `client_id` names a user-assigned one.
     - `ad_token`: a token fetched beforehand; by default the variable AZURE_OPENAI_AD_TOKEN.
     - `regions`: endpoint by name of region; `region` (or AZURE_OPENAI_REGION) is asked first, by default the first.

@@ -223,7 +223,7 @@ def _largest(room: Room, row_tokens: int) -> list[tuple[str, int]]:
     """Each figure that bounds a call, in words, and the rows that it allows."""
     found = []
     if room.output_tokens is not None:
-        bound = f"what one reply can hold (max_output_tokens={room.output_tokens!r})"
+        bound = f"the size of one reply (max_output_tokens={room.output_tokens!r})"
         found.append((bound, room.output_tokens // room.answer_tokens))
     if room.window_tokens is not None:
         left = room.window_tokens - room.fixed_tokens

@@ -92,7 +92,7 @@ class HttpModel:
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise unreadable(response, call, _values(secret), self._to) from error
         named = response.headers.get("x-request-id") or response.headers.get("request-id", "")
-        # A header may hold bytes that are no text, which the store could not keep.
+        # A header may hold bytes that are not text, which the store could not keep.
         request_id = named.encode("ascii", "ignore").decode() or reply.request_id
         if self._is_of_another_call(own_id, request_id) or self._is_of_another_call(own_id, reply.request_id):
             raise lost(OutOfStepError(), self._to)

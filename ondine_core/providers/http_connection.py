@@ -179,7 +179,7 @@ class _Connection(ResponseHandler):
             return
         self._trust.suspend(inf)
         # If the last reply is still to be taken, it is not believed either.
-        self._give_up(OutOfStepError("Bytes that no request asked for."))
+        self._give_up(OutOfStepError("The server sent bytes without a request."))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a message that was parsed."""
@@ -187,10 +187,10 @@ class _Connection(ResponseHandler):
         if status >= 200 or status == 101:  # noqa: PLR2004
             if self._reply is not None:
                 self._trust.suspend(inf)
-                self._give_up(OutOfStepError("Two replies to one request."))
+                self._give_up(OutOfStepError("The server sent two replies to one request."))
                 return
             if not self._is_request_out() and status < 400:  # noqa: PLR2004  (an error need not wait for the body)
-                self._give_up(OutOfStepError("A reply before its request."))
+                self._give_up(OutOfStepError("The server sent a reply before the request."))
                 return
             self._reply = payload
         super().feed_data(data, size)

@@ -119,7 +119,7 @@ def _turned_away_by_proxy(status: int, host: str) -> ProviderError:
 
 
 def turned_away(response: Response, call: Call | None, secrets: Iterable[str], to: Address) -> ProviderError:
-    """What a response means that is no answer.
+    """What a response means that is not an answer.
 
     No text of a row in `call` is quoted; if that is `None`, only codes are. `secrets` are masked.
     """
@@ -153,7 +153,7 @@ def _classify(
     about = f" (about {field_name!r})" if (field_name := body.request_field) and field_name not in quoted else ""
     what = f"The provider replied {status}" + (f" ({codes[0]})" if codes else "") + _as_suffix(quoted) + about
     if status < _BAD_REQUEST:
-        return FatalError(f"{what}, which is no chat completion; check base_url.")
+        return FatalError(f"{what}, which is not a chat completion; check base_url.")
     rule = find_rule(status, f"{' '.join(codes)} {message}".strip(), names_a_wait=wait_s is not None)
     fault = _fault_of_status(status, to) if rule is None else rule.fault
     advice = to.advice.get(status) if rule is None or rule.advice is None else rule.advice

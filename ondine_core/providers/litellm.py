@@ -197,7 +197,9 @@ class _LiteLLM:
                 self._spec.model, api_base=self._spec.base_url, api_key=self._key
             )
         except litellm.exceptions.BadRequestError as error:
-            raise FatalError(f"litellm {version('litellm')} cannot tell who serves {self._spec.model!r}.") from error
+            raise FatalError(
+                f"litellm {version('litellm')} does not know the provider of {self._spec.model!r}."
+            ) from error
         able = litellm.get_supported_openai_params(model, custom_llm_provider=provider) or ()
         chosen = self._spec.settings.get("structured_output")
         structured = chosen == "json_schema" if chosen else "response_format" in able

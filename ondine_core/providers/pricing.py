@@ -19,7 +19,7 @@ from ondine_core.providers.model_data import model_facts
 from ondine_core.types.values import Json, ModelSpec, Tier, Usage
 
 IN_PROCESS = ("llama_cpp", "mlx", "scripted")
-"""Providers that are no other process, and charge nothing."""
+"""Providers that run in this process, and charge nothing."""
 _INPUT = "input_cost_per_token"
 _OUTPUT = "output_cost_per_token"
 _CACHED = "cache_read_input_token_cost"

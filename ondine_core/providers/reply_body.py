@@ -73,7 +73,7 @@ def check_parsable(content: bytes) -> None:
 
 
 def decode(content: bytes) -> Any:
-    """A body as JSON; NaN and Infinity, which some servers write into figures, are no reason to lose an answer."""
+    """A body as JSON; NaN and Infinity, which some servers write into figures, do not make the answer unusable."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:

@@ -1,7 +1,7 @@
 """How a chat-completions server wants a request written: as far as its model's name tells, and as it says itself.
 
 A server that cannot take a part of a request says so, at no cost. What it cannot take is then written in another way,
-for all calls of the model that follow: a refusal for the set-up is no failure of a row.
+for all calls of the model that follow: a refusal for the set-up is not a failure of a row.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def find_address_fault(base_url: str) -> str | None:
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
-    return None if sound else "is no address; write it like 'http://127.0.0.1:8000/v1'"
+    return None if sound else "is not an address; write it like 'http://127.0.0.1:8000/v1'"
 
 
 def check_address(base_url: str, name: str = "base_url") -> None:

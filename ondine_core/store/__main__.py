@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m ondine_core.store",
-        description="Look into an answer store, copy it, prune it, export it.",
+        description="Query, copy, prune and export an answer store.",
         epilog="Other users of a machine can read the arguments of a command: give a URL with a password in the "
         "environment variable ONDINE_STORE, or in a file.",
         fromfile_prefix_chars="@",

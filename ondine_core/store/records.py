@@ -113,7 +113,7 @@ def to_sent_row(sent: CallStarted) -> SentRow:
     """
     bound = sent.at_most_usd
     if bound is not None and bound * _PICO > _MAX_INTEGER:
-        raise StoreError(f"A call of model {sent.model!r} may cost {bound} USD, which is beyond belief.")
+        raise StoreError(f"A call of model {sent.model!r} may cost {bound} USD, which is not plausible.")
     row = (
         sent.call,
         *clean_origin(sent.origin),
@@ -150,7 +150,7 @@ def to_settled_rows(settled: CallFinished) -> SettledRows:
     )
     if max(amounts) > _MAX_INTEGER:
         raise StoreError(
-            f"A call of model {sent.model!r} reports figures beyond belief, not kept: {usage!r}, {usd} USD."
+            f"A call of model {sent.model!r} reports implausible figures, which are not stored: {usage!r}, {usd} USD."
         )
     line = (*clean_origin(sent.origin), clean(sent.model), sent.stage)
     run = sent.call[:ORIGIN_BYTES]
@@ -175,9 +175,9 @@ def to_answer(row: Row) -> tuple[Key, Answer]:
     try:
         columns: dict[str, Json] = json.loads(values) if values.startswith(b" ") else orjson.loads(values)
     except ValueError as error:
-        raise DamagedRowError(key, f"values are no JSON, {error}") from error
+        raise DamagedRowError(key, f"values are not JSON, {error}") from error
     if not isinstance(columns, dict):
-        raise DamagedRowError(key, "values are no JSON object")
+        raise DamagedRowError(key, "values are not a JSON object")
     return key, Answer(columns, model, attempts, batch_size, _to_usd(key, cost), request_id, answered_at)
 
 
@@ -195,7 +195,7 @@ def _to_usd(key: Key, cost: Any) -> Decimal | None:
     except (ArithmeticError, TypeError, ValueError):
         usd = Decimal("NaN")
     if not usd.is_finite():
-        raise DamagedRowError(key, "cost_usd is no number")
+        raise DamagedRowError(key, "cost_usd is not a number")
     return usd
 
 

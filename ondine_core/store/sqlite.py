@@ -42,7 +42,7 @@ class SqliteDatabase:
         create: Whether to make the file if there is none.
 
     Raises:
-        StoreError: The file cannot be created or opened, or is no database.
+        StoreError: The file cannot be created or opened, or is not a database.
     """
 
     def __init__(self, path: str | Path, *, durability: Durability, wait_timeout_s: float, create: bool) -> None:
@@ -306,7 +306,7 @@ class SqliteDatabase:
 
 
 _ADVICE = {
-    sqlite3.SQLITE_NOTADB: "It is no SQLite database: name another store, or move the file away.",
+    sqlite3.SQLITE_NOTADB: "It is not a SQLite database: name another store, or move the file away.",
     sqlite3.SQLITE_CORRUPT: "Restore a backup, or save what is left by `sqlite3 FILE .recover | sqlite3 NEW` and "
     "name NEW.",
     sqlite3.SQLITE_FULL: "Free some space and run again; what was stored before is safe.",

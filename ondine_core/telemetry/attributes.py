@@ -140,5 +140,5 @@ def _content(content: Content, finish_reason: str | None) -> Attributes:
 
 
 def _parts(text: str) -> list[dict[str, str]]:
-    # A lone surrogate is no character, and neither JSON nor a collector takes it.
+    # A lone surrogate is not a character, and neither JSON nor a collector takes it.
     return [{"type": "text", "content": storable_text(text)}]

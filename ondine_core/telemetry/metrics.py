@@ -90,12 +90,12 @@ DURATION = Instrument(
     _SECONDS,
 )
 COST = Instrument(
-    "ondine.cost.usd", "{USD}", "What calls cost, where the price is known.", (*_MODEL, "ondine.stage", "ondine.asset")
+    "ondine.cost.usd", "{USD}", "Cost of calls with a known price.", (*_MODEL, "ondine.stage", "ondine.asset")
 )
 ROWS = Instrument(
-    "ondine.rows", "{row}", "Rows that are settled, one way or the other.", ("ondine.outcome", "ondine.asset")
+    "ondine.rows", "{row}", "Rows with an outcome: answered, failed or skipped.", ("ondine.outcome", "ondine.asset")
 )
-REUSED = Instrument("ondine.rows.reused", "{row}", "Those of them that were settled before the run.", ("ondine.asset",))
+REUSED = Instrument("ondine.rows.reused", "{row}", "Rows whose outcome was known before the run.", ("ondine.asset",))
 FAILURES = Instrument("ondine.row.failures", "{row}", "Rows without an answer.", ("ondine.reason", "ondine.asset"))
 RETRIES = Instrument("ondine.retries", "{call}", "Calls that were made again.", (*_MODEL, "ondine.asset"))
 WAITS = Instrument(

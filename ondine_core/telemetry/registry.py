@@ -67,7 +67,7 @@ def check_observers(specs: Sequence[ObserverSpec]) -> None:
         if isinstance(spec, str | Mapping):
             _factory_of(spec)
         elif not callable(spec):
-            raise ConfigError(f"observers: a {type(spec).__name__} is no name, no mapping and no function of an event.")
+            raise ConfigError(f"observers: a {type(spec).__name__} is not a name, a mapping or a function of an event.")
 
 
 def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:

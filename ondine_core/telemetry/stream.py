@@ -127,7 +127,7 @@ class _ObserverThread:
         if missed:
             self._report_error(f"was too slow and missed {missed:,} of {missed + seen:,} events.")
         elif self._thread.is_alive():
-            self._report_error("had not delivered everything when its time was up; what it still holds may be lost.")
+            self._report_error("had not delivered all events when its time was up; the rest may be lost.")
         if self._failed > 1:
             self._report_error(f"failed {self._failed:,} times in {seen:,} events.")
 
@@ -155,7 +155,9 @@ class _ObserverThread:
             if self._failed == 1:
                 # The text of the error may say anything; who wants it sets the level.
                 _log.debug("An observer failed.", exc_info=True)
-                self._report_error(f"failed with {type(error).__name__}; the run goes on without it where it fails.")
+                self._report_error(
+                    f"failed with {type(error).__name__}; the run continues without the events on which it fails."
+                )
 
     def _report_error(self, what: str) -> None:
         with suppress(Exception):

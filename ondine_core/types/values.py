@@ -156,7 +156,7 @@ class Call:
 class Reply:
     """A model's reply.
 
-    `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is no answer.
+    `finish_reason` is the provider's word; unless `finish_reasons` lists it as whole, the text is not an answer.
     `hold_off_s` is how long the next call should wait, by what the provider says is left of its limits. `model` is who
     answered, in the provider's words, which may be more exact than those it was asked by. `reasoning_only` says that
     the model's thoughts came in a field of their own, and no text. `stated_usd` is what the provider says the call

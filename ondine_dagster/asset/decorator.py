@@ -157,7 +157,7 @@ def build_llm_asset(
         **arguments: The other arguments of `llm_asset`, those of `@dg.asset` among them.
 
     Raises:
-        ConfigError: As for `llm_asset`; or `upstream` is no key.
+        ConfigError: As for `llm_asset`; or `upstream` is not a key.
     """
     _check_upstream(upstream, arguments)
 

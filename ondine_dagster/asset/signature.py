@@ -20,7 +20,7 @@ def wrap(
 ) -> Callable[..., Any]:
     """A function for `@dg.asset` with the parameters of `function`, and others.
 
-    Inputs in `asset_arguments` that are no parameters are for `**` of `function`. With `required_resource_keys` the
+    Inputs in `asset_arguments` that are not parameters are for `**` of `function`. With `required_resource_keys` the
     resource comes from the context, otherwise as a parameter.
 
     Raises:

@@ -192,7 +192,7 @@ def _partitions_before(context: dg.AssetExecutionContext, key: dg.AssetKey) -> I
 
 
 def _earlier_keys(definition: dg.PartitionsDefinition[Any] | None, partition: str) -> list[str] | None:
-    """The partitions before this one in time, and otherwise like it, oldest first; `None` if they are no times."""
+    """The partitions before this one in time, and otherwise like it, oldest first; `None` if they are not times."""
     if isinstance(definition, dg.TimeWindowPartitionsDefinition):
         keys = definition.get_partition_keys()
         return list(keys[: keys.index(partition)]) if partition in keys else list(keys)

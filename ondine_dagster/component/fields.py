@@ -133,7 +133,7 @@ def _resolve_output(context: dg.ResolutionContext, value: str | Mapping[str, Any
         try:
             return re.compile(value)
         except re.error as error:
-            raise ConfigError(f"output={value!r} is no regular expression: {error}.") from None
+            raise ConfigError(f"output={value!r} is not a regular expression: {error}.") from None
     return fill(context, value)
 
 

@@ -126,7 +126,9 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     if config.model in (None, spec.model):
         return _with_config(spec, config), options
     if opened:
-        raise ConfigError(f"model={config.model!r} cannot be asked: the resource is no LLMResource but one open model.")
+        raise ConfigError(
+            f"model={config.model!r} cannot be asked: the resource is not an LLMResource but one open model."
+        )
     return _with_config(another_model(spec, config.model), config), replace(options, price=None)
 
 

@@ -88,7 +88,7 @@ def _read_int(name: str) -> int:
     try:
         return int(_read(name))
     except ValueError:
-        raise ConfigError(f"The variable {name!r} is no whole number; EnvVar.int names it.") from None
+        raise ConfigError(f"The variable {name!r} is not a whole number; EnvVar.int names it.") from None
 
 
 if TYPE_CHECKING:

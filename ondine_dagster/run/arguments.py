@@ -93,7 +93,7 @@ def _named(choice: Any) -> str:
 def _no_flag(value: Any) -> Any:
     """Pydantic would take `true` for 1."""
     if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no number; write how many")  # noqa: TRY004  (what Pydantic reports)
+        raise ValueError(f"{str(value).lower()} is not a number; write how many")  # noqa: TRY004  (what Pydantic reports)
     return value
 
 

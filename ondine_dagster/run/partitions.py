@@ -92,7 +92,7 @@ def rows_by_partition(
     none. A pandas index is kept, unless it only numbers the rows.
 
     Raises:
-        ConfigError: `frame` has no such column, a value is no instant, or no value at all is a key of `partitions`.
+        ConfigError: `frame` has no such column, a value is not an instant, or no value at all is a key of `partitions`.
     """
     import narwhals as nw
 
@@ -121,7 +121,7 @@ def count_unassigned(
 ) -> int:
     """The number of rows that belong to no partition at all, so that no run enriches them.
 
-    They have no value, or one that is no key, or one outside the time that the partitions cover. Where partitions of
+    They have no value, or one that is not a key, or one outside the time that the partitions cover. Where partitions of
     time have no end, a later row belongs to one that is yet to come.
 
     `instance` knows the keys of dynamic partitions.
@@ -258,7 +258,8 @@ def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
             moment = dt.datetime.combine(moment, dt.time())
     except (TypeError, ValueError):
         raise ConfigError(
-            f"partition_by={column!r} has a value that is no date, date-time or ISO 8601 text ({type(value).__name__})."
+            f"partition_by={column!r} has a value that is not a date, date-time or ISO 8601 text "
+            f"({type(value).__name__})."
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
 

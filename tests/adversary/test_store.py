@@ -416,7 +416,7 @@ def transactions(log: bytes) -> list[int]:
 def test_prune_never_holds_the_lock_for_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 20,000 old answers a transaction removes some hundreds at most, and writes some megabytes at most.
 
-    Counted in the log, which an open snapshot prevents from restarting. Vacuuming is no exception.
+    Counted in the log, which an open snapshot prevents from restarting. Vacuuming is not an exception.
     """
     path = tmp_path / "answers.db"
     with open_store(path) as store:

@@ -614,7 +614,7 @@ def test_running_anthropic_batch_may_be_the_one_looked_for(tmp_path: Path) -> No
         client = Client(server, tmp_path)
         since = server.now()
         job_id = client.submit()
-        with pytest.raises(TransientError, match="cannot be told yet"):
+        with pytest.raises(TransientError, match="is not known yet whether"):
             client.find(since=since)
         assert client.find(since=since, requests=5) is None
         server.advance(DAY_S)
@@ -651,7 +651,7 @@ def test_gemini_parameters_are_translated() -> None:
     }
     assert [turn["role"] for turn in request["contents"]] == ["model", "user"]
     assert request["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
-    with pytest.raises(ConfigError, match="'logit_bias' cannot be said to Gemini's batch API"):
+    with pytest.raises(ConfigError, match="'logit_bias' has no equivalent in Gemini's batch API"):
         connect_jobs(replace(spec, params={"logit_bias": {}}))
 
 

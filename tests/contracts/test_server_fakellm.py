@@ -61,7 +61,7 @@ def ask(address: str, model: str, texts: list[str], key: str = "sk-right") -> Re
 
 @pytest.mark.parametrize("model", [OPENAI, ANTHROPIC])
 def test_rows_get_their_own_answers_or_their_own_failures(address: str, model: str) -> None:
-    """Answers belong to their rows, a content filter fails its row, and plain text is no answer to a schema."""
+    """Answers belong to their rows, a content filter fails its row, and plain text is not an answer to a schema."""
     report = ask(address, model, ["first", "second", "third", "fourth"])
     third, fourth = sorted(report.failures, reverse=True)
     assert report.column("answer") == ["one", "two", None, None]

@@ -146,7 +146,7 @@ def test_refused_rows_fail_alone(proxy: LiteLLMProxy) -> None:
 
 
 def test_exhausted_credit_behind_the_proxy_stops_the_run(proxy: LiteLLMProxy, upstream: Provider) -> None:
-    """It is no rate limit, so no call waits."""
+    """It is not a rate limit, so no call waits."""
     with pytest.raises(FatalError, match="credit") as caught:
         ask(proxy.model("small"), ["out of credit"])
     assert caught.value.fault == "account"

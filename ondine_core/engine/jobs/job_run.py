@@ -140,7 +140,7 @@ class JobRun:
             await self._note_wait()
             context = self.context
             model = context.run.task.model.model
-            context.run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests handed in to {model!r}.")
+            context.run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests submitted to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
         """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""

@@ -2,7 +2,7 @@
 
 By the formats' specifications: PNG (W3C), JPEG (ITU T.81), GIF89a, WebP (RFC 9649). Nothing is decoded, so an image
 that would decode to gigabytes costs nothing. The parts of a file are found whole, so one that was broken off is
-noticed, and what comes behind the end is no part of it.
+noticed, and what comes behind the end is not part of it.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class MediaReader:
         if isinstance(cell, os.PathLike):
             return self._read_file(os.path.realpath(os.fsdecode(cell)), kind)
         if not isinstance(cell, str):
-            raise MediaError(f"a {type(cell).__name__} is no {kind}; give bytes, a path, an address or a PIL.Image")
+            raise MediaError(f"a {type(cell).__name__} is not a {kind}; give bytes, a path, an address or a PIL.Image")
         cell = cell.strip()
         if _DATA_URL.match(cell):
             return self._read_bytes(self._decode(cell), kind)
@@ -187,7 +187,7 @@ class MediaReader:
         try:
             return base64.b64decode("".join(body.split()), validate=True)
         except (binascii.Error, ValueError):
-            raise MediaError("its data: URL is no base64") from None
+            raise MediaError("its data: URL is not base64") from None
 
     def _check_size(self, size: int) -> None:
         if size == 0:
@@ -200,7 +200,7 @@ class MediaReader:
     def _inspect(self, data: bytes, kind: MediaKind, load: Load) -> Media | str:
         media_type = find_type(data)
         if media_type is None:
-            raise MediaError("its content is no PNG, JPEG, GIF, WebP or PDF")
+            raise MediaError("its content is not a PNG, JPEG, GIF, WebP or PDF")
         is_document = media_type == "application/pdf"
         if is_document != (kind == "document"):
             raise MediaError(f"its content is {media_type}, and the prompt takes it as {kind}")
@@ -257,7 +257,7 @@ class MediaReader:
 
     def _read_pillow(self, image: Any, kind: MediaKind) -> Media:
         if kind != "image":
-            raise MediaError("a PIL.Image is no document")
+            raise MediaError("a PIL.Image is not a document")
         if getattr(image, "n_frames", 1) > 1:
             raise MediaError("it is animated; send one frame of it")
         width, height = image.size

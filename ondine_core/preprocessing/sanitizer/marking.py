@@ -39,7 +39,7 @@ class Sanitized:
 def sanitize(row: Mapping[str, Any], sanitizer: Sanitizer) -> Sanitized:
     """`row` with marks in the place of what the rules find in its values.
 
-    Texts inside lists and mappings are read as well, and everything that is no text as the text it is written as. Each
+    Texts inside lists and mappings are read as well, and every other value as the text it is written as. Each
     value is read by itself: what only a template puts together is not seen.
     """
     marks = _Marks(sanitizer, row)

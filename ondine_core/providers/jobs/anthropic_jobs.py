@@ -114,7 +114,7 @@ class AnthropicJobs(JobAdapter):
                 return batch_id
         if undecided:
             raise TransientError(
-                f"It cannot be told yet whether the batch {undecided!r}, which still runs, is the one looked for."
+                f"It is not known yet whether the batch {undecided!r}, which still runs, is the one searched for."
             )
         return None
 

@@ -204,7 +204,9 @@ def _fixed_config(spec: ModelSpec, name: str) -> dict[str, Json]:
         elif field in _FIELDS:
             config[_FIELDS[field]] = [value] if field == "stop" and isinstance(value, str) else value
         else:
-            raise ConfigError(f"params: {field!r} cannot be said to Gemini's batch API; leave it out at tier='batch'.")
+            raise ConfigError(
+                f"params: {field!r} has no equivalent in Gemini's batch API; leave it out at tier='batch'."
+            )
     return config
 
 

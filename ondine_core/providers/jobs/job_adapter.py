@@ -66,7 +66,7 @@ class JobAdapter(ABC):
                 yield self._read_line(line)
 
     async def cancel(self, job_id: str) -> None:
-        """Ask that no further request of a job be run; that it ended meanwhile is no error."""
+        """Ask that no further request of a job be run; that it ended meanwhile is not an error."""
         if (await self.get_status(job_id)).has_ended:
             return
         try:

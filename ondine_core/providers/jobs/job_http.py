@@ -128,7 +128,7 @@ class JobHttp:
             return decode(response.content) if response.content else {}
         except (ValueError, RecursionError, TransientError):
             pass
-        raise TransientError("The provider's reply about a batch job is no JSON.", cost_unknown=request.creates)
+        raise TransientError("The provider's reply about a batch job is not JSON.", cost_unknown=request.creates)
 
     def transfer_timeout_s(self, size: int) -> float:
         """Time-out of a request in seconds, by the bytes that it carries."""

@@ -19,7 +19,7 @@ MAX_CONCURRENCY = 64
 def _adapter_folder(path: str) -> str:
     folder = Path(path).expanduser()
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError("it is no folder of a LoRA adapter (adapter_config.json)")
+        raise ValueError("it is not a folder of a LoRA adapter (adapter_config.json)")
     return str(folder)
 
 
@@ -28,7 +28,7 @@ class _Checked(BaseModel):
 
 
 class _Params(_Checked):
-    """Which weights, and how tokens are chosen; `top_k` 0 is no bound, with `seed` a prompt has one reply."""
+    """Which weights, and how tokens are chosen; `top_k` 0 means no bound, with `seed` a prompt has one reply."""
 
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)

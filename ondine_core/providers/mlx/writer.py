@@ -72,7 +72,7 @@ class Writer:
         from mlx_lm.models.cache import make_prompt_cache
 
         if mx.default_device().type == mx.cpu:
-            mx.disable_compile()  # there it means starting a C++ compiler, seconds a formula, and is no faster
+            mx.disable_compile()  # there it means starting a C++ compiler, seconds a formula, and is not faster
         loaded: Any = load(folder, no_code, adapter_path=weights.adapter_path, return_config=True)
         self._model, self._tokenizer, config = loaded
         if not all(hasattr(layer, "merge") for layer in make_prompt_cache(self._model)):

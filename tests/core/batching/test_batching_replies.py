@@ -153,7 +153,7 @@ def test_prose_around_a_reply_makes_it_unreadable(name: str, prose: str) -> None
 
 
 def test_prose_around_json_lines_is_ignored() -> None:
-    """In JSON lines a line that is no record is skipped; before a CSV header no other line is allowed."""
+    """In JSON lines a line that is not a record is skipped; before a CSV header no other line is allowed."""
     prose = "Sure, here:\n{}\nIs there anything else?"
     lines, csv = STRATEGIES["jsonl"], STRATEGIES["csv"]
     assert answers(prose.replace("{}", reply_with(lines, {1: A, 2: B})), lines) == {1: A, 2: B}
@@ -167,7 +167,7 @@ def test_json_may_come_as_a_bare_list() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [("", ""), (None, ""), (0, "0"), (False, "false"), (["ä"], '["ä"]')])
 def test_free_text_value_is_kept_as_json_text(value: Any, text: str) -> None:
-    """A value where free text was asked for is the JSON of the reply; an empty one is no text."""
+    """A value where free text was asked for is the JSON of the reply; an empty one is not a text."""
     asked = task("{review}", "summary")
     found = STRATEGIES["json"].decode(batch(asked, ["a"]), orjson.dumps([{"id": 1, "answer": value}]).decode(), asked)
     assert found == {1: text}

@@ -306,7 +306,7 @@ def test_unreadable_batches_are_halved(fault: str) -> None:
 
 
 def test_shifted_ids_lose_nothing() -> None:
-    """Ids that belong to no row are no answers; the rows are asked again, in the end alone."""
+    """Ids that belong to no row are not answers; the rows are asked again, in the end alone."""
     model = UnreliableModel(((), "shift"))
     report = enrich(list("abcde"), model, MemoryStore(), BATCHED)
     assert report.column("answer") == list("abcde")

@@ -68,7 +68,7 @@ def test_every_kind_of_table_is_read_alike(table: Any) -> None:
     "table", [pd.DataFrame({"text": []}), pl.DataFrame({"text": []}), pa.table({"text": []}), {"text": []}]
 )
 def test_empty_table_has_an_empty_report(table: Any) -> None:
-    """A table without rows is no error; no call is made."""
+    """A table without rows is not an error; no call is made."""
     model = ScriptedModel(echo)
     report = enrich_sync(table, prompt=PROMPT, output="answer", model=model)
     assert (report.outcomes, report.column("answer"), report.error_rate, model.calls) == ([], [], 0.0, [])
@@ -76,7 +76,7 @@ def test_empty_table_has_an_empty_report(table: Any) -> None:
 
 @pytest.mark.parametrize("table", [42, "text", ["a", "b"], object(), pl.LazyFrame({"text": ["a"]}), pd.Series(["a"])])
 def test_non_table_is_refused_by_type(table: Any) -> None:
-    """An object that is no table is refused before any call; the error names its type and the valid kinds."""
+    """An object that is not a table is refused before any call; the error names its type and the valid kinds."""
     model = ScriptedModel(echo)
     with pytest.raises(ConfigError, match=f"{type(table).__name__} is not a table"):
         enrich_sync(table, prompt=PROMPT, output="answer", model=model)

@@ -239,7 +239,7 @@ def test_reply_bound_that_shrinks_batches_is_reported() -> None:
 
     assert limit(100_000) is None
     warning = limit(200) or ""
-    assert warning.startswith("batch_size=20 exceeds what one reply can hold (max_output_tokens=200), at ")
+    assert warning.startswith("batch_size=20 exceeds the size of one reply (max_output_tokens=200), at ")
     assert warning.endswith(" rows on average.")
 
 

@@ -126,7 +126,10 @@ def test_to_frame_keeps_a_user_column_named_error() -> None:
 
 @pytest.mark.parametrize(
     ("table", "complaint"),
-    [(pd.DataFrame({"text": ["a"]}), "has 1 rows, but 3 were asked"), (ROWS, "A dict is no pandas, polars or pyarrow")],
+    [
+        (pd.DataFrame({"text": ["a"]}), "has 1 rows, but 3 were asked"),
+        (ROWS, "A dict is not a pandas, polars or pyarrow"),
+    ],
 )
 def test_to_frame_refuses_other_tables(table: Any, complaint: str) -> None:
     """Answers belong to the rows that were asked about."""

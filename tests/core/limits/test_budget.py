@@ -331,7 +331,7 @@ def test_reservation_of_a_crashed_process_stays_charged() -> None:
         await budget(ONE, store, clock).hold(SIXTY)
         explained = (
             r"max_cost_usd=1 in all of the budget 'team' is used up: \$0\.000000 is spent, \$0\.600000 is held for "
-            r"calls in flight and in 60 s nothing of it came back, and the next call may cost \$0\.600000\. Raise max_c"
+            r"calls in flight and in 60 s none of them ended, and the next call may cost \$0\.600000\. Raise max_c"
         )
         mine = budget(ONE, store, clock)
         with pytest.raises(BudgetExhaustedError, match=explained):

@@ -307,7 +307,9 @@ def test_wait_longer_than_the_time_out_books_nothing() -> None:
     async def steps(shared: RateLimiter, _: Still) -> None:
         await shared.acquire(0)
         await shared.acquire(0, timeout_s=1.5)
-        with pytest.raises(TransientError, match=r"'m' is at its rate: the next call may leave in 2\.0 s") as refused:
+        with pytest.raises(
+            TransientError, match=r"'m' has reached its rate: the next call may leave in 2\.0 s"
+        ) as refused:
             await shared.acquire(0, timeout_s=1.5)
         assert refused.value.retry_after_s == pytest.approx(2)
         await shared.acquire(0, timeout_s=2.0)
@@ -327,7 +329,7 @@ def test_time_spent_in_the_queue_counts_towards_the_time_out() -> None:
 
         calls = [asyncio.ensure_future(call()) for _ in range(5)]
         await clock.sleep(0.1)
-        with pytest.raises(TransientError, match=r"nothing could be booked in 0\.5 s"):
+        with pytest.raises(TransientError, match=r"no call could be booked within 0\.5 s"):
             await shared.acquire(0, timeout_s=0.5)
         refused = clock.now()
         await asyncio.gather(*calls, call())

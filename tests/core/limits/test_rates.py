@@ -117,7 +117,7 @@ def test_rates_without_a_number_are_no_limit(rates: Rates, limited: bool) -> Non
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_rate_must_be_a_positive_number(name: str, rate: float) -> None:
     """The message names the setting, its value, and how to have no limit."""
-    with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None is no limit"):
+    with pytest.raises(ConfigError, match=f"{name}={rate!r} must be more than 0; None means no limit"):
         Rates(**{name: rate})
 
 

@@ -241,8 +241,8 @@ def test_parameters_arrive_under_the_names_of_this_api() -> None:
     [
         ({"params": {"seed": 7}}, "has no 'seed': it cannot repeat a reply. Remove it, or .* drop_params=true"),
         ({"params": {"logit_bias": {"50": 1}}}, "has no 'logit_bias'. Remove it"),
-        ({"model": ADAPTIVE, "temperature": 0.0}, "temperature=0.0: .* takes none"),
-        ({"model": ADAPTIVE, "params": {"top_p": 0.5}}, "top_p=0.5: .* takes none"),
+        ({"model": ADAPTIVE, "temperature": 0.0}, "temperature=0.0: .* does not take it"),
+        ({"model": ADAPTIVE, "params": {"top_p": 0.5}}, "top_p=0.5: .* does not take it"),
         ({"temperature": 0.5, "params": {"reasoning_effort": "low"}}, "takes 1 only while it thinks"),
         ({"params": {"reasoning_effort": "huge"}}, "'huge' .* is not one of 'none', 'minimal', 'low'"),
         ({"params": {"reasoning_effort": "low", "thinking": {"type": "adaptive"}}}, "say the same"),
@@ -253,7 +253,7 @@ def test_parameters_arrive_under_the_names_of_this_api() -> None:
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"extra_headers": "x"}}, "is not a mapping"),
         ({"settings": {"extra_headers": {"x": "a\nb"}}}, "has a line end"),
-        ({"base_url": "my-server"}, "is no address"),
+        ({"base_url": "my-server"}, "is not an address"),
         ({"api_key": "a\nb"}, "api_key has a line end"),
     ],
 )
@@ -264,7 +264,7 @@ def test_definition_that_can_never_succeed_is_refused(spec: dict[str, Any], mess
 
 
 def test_drop_params_leaves_out_unsupported_parameters() -> None:
-    """A temperature of 1, the only one that such a model allows, is no error."""
+    """A temperature of 1, the only one that such a model allows, is not an error."""
     sent = body(model=ADAPTIVE, temperature=0.2, params={"seed": 7}, settings={"drop_params": True})
     assert not {"temperature", "seed"} & sent.keys()
     assert "temperature" not in body(model=ADAPTIVE, temperature=1.0)

@@ -30,7 +30,7 @@ def shown(key: str) -> Callable[[str], bool]:
 
 
 def test_deployment_and_version_are_in_the_address_and_not_in_the_body() -> None:
-    """The call goes to the deployment's own address, with an api version that is no preview."""
+    """The call goes to the deployment's own address, with an api version that is not a preview."""
     with AzureProvider(shown(KEY)) as provider:
         one_call(connect(spec(provider, api_key=KEY, max_output_tokens=9, temperature=0.5)), call=CALL)
     (asked,) = provider.ledger.requests
@@ -103,12 +103,12 @@ def test_output_bound_has_the_field_name_of_the_deployed_model(
     ("fields", "message"),
     [
         ({"base_url": None}, "AZURE_OPENAI_ENDPOINT"),
-        ({"base_url": "my-resource"}, "is no address"),
+        ({"base_url": "my-resource"}, "is not an address"),
         ({"settings": {"api_verson": "x"}}, "Did you mean 'api_version'"),
         ({"settings": {"region": "eastus"}}, "give those, too"),
         ({"settings": {"regions": {"eastus": "http://127.0.0.1:9"}}}, "not with base_url"),
         ({"base_url": None, "settings": {"regions": {}}}, "regions maps names to endpoints"),
-        ({"base_url": None, "settings": {"regions": {"a": "b"}}}, r"regions\['a'\]='b' is no address"),
+        ({"base_url": None, "settings": {"regions": {"a": "b"}}}, r"regions\['a'\]='b' is not an address"),
         ({"base_url": None, "settings": {"regions": {"a": "http://x"}, "region": "b"}}, "not one of the regions: 'a'"),
     ],
 )
@@ -165,7 +165,7 @@ def test_missing_package_says_what_to_install(name: str, monkeypatch: pytest.Mon
     [({"managed_identity": "yes"}, "neither true nor false"), ({"client_id": "1234"}, "set managed_identity")],
 )
 def test_incomplete_managed_identity_is_refused(settings: dict[str, Any], message: str) -> None:
-    """A managed-identity setting that would be ignored, or is no boolean, is an error."""
+    """A managed-identity setting that would be ignored, or is not a boolean, is an error."""
     with pytest.raises(ConfigError, match=message):
         connect(spec(api_key=KEY, settings=settings))
 

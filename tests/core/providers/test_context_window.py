@@ -132,7 +132,7 @@ def test_advice_is_given_when_a_size_does_not_fit(room: Room, row_tokens: int, s
 def test_advice_names_the_exceeded_limit() -> None:
     """It says which limit the size exceeds and the size to expect."""
     assert validate_batch_size(200, Room(output_tokens=4_096, answer_tokens=80)) == (
-        "batch_size=200 exceeds what one reply can hold (max_output_tokens=4096), at 80 tokens an answer; "
+        "batch_size=200 exceeds the size of one reply (max_output_tokens=4096), at 80 tokens an answer; "
         "calls will carry about 51 rows."
     )
     assert validate_batch_size(20, Room(8_192, None, 192, 100), 700) == (

@@ -170,7 +170,7 @@ def test_no_credit_is_fatal_although_it_is_a_429(field: str) -> None:
     ],
 )
 def test_retry_after_is_understood_in_every_form(headers: dict[str, str], expected: float | None) -> None:
-    """It is read as seconds, milliseconds or a date; an invalid value is no pause."""
+    """It is read as seconds, milliseconds or a date; an invalid value is not a pause."""
     with Provider(fault=status(429, headers=headers)) as provider:
         endpoint = Endpoint(f"{provider.base_url}/chat/completions", 5)
         model = HttpModel(endpoint, lambda _: b'{"messages":[{"role":"user","content":""}]}', chat_reply, wall=now)
@@ -308,7 +308,7 @@ def test_password_in_the_address_is_in_no_repr() -> None:
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "ftp://x/v1", "http://x:port/v1"])
 def test_base_url_without_scheme_is_refused(address: str) -> None:
     """It is a configuration error, not an outage to wait for."""
-    with pytest.raises(ConfigError, match="is no address"):
+    with pytest.raises(ConfigError, match="is not an address"):
         connect(ModelSpec("openai_compatible/m", base_url=address))
 
 

@@ -103,7 +103,7 @@ def test_missing_key_names_the_variable(model: str, variable: str, monkeypatch: 
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"aws_region_name": "us-east-1"}}, "knows no 'aws_region_name'"),
         ({"params": {"num_retries": 3}}, "'num_retries' .* is not yours to set"),
-        ({"base_url": "my-server"}, "is no address"),
+        ({"base_url": "my-server"}, "is not an address"),
     ],
 )
 def test_wrong_definition_is_refused(spec: dict[str, Any], message: str) -> None:

@@ -129,7 +129,7 @@ def test_unknown_preset_gets_suggestions(name: str, meant: str) -> None:
         ({"max_output_tokens": 10.0}, "max_output_tokens=10.0 is not valid"),
         ({"model": "gpt-4o"}, "model='gpt-4o' is not valid: write provider/name, as in 'openai/gpt-4o'"),
         ({"model": None}, "model=None is not valid"),
-        ({"base_url": "localhost:8000"}, "base_url is not valid: it is no address"),
+        ({"base_url": "localhost:8000"}, "base_url is not valid: it is not an address"),
         ({"base_url": "http://[::1"}, "base_url is not valid"),
         ({"provider_name": ""}, "provider_name='' is not valid"),
         ({"params": [1]}, "params is not valid"),
@@ -226,7 +226,7 @@ def test_presets_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}\n"])
 def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
-    """It is no error."""
+    """It is not an error."""
     assert load_presets(str(write(tmp_path, text))) == {}
 
 
@@ -236,7 +236,7 @@ def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
         ("- house\n", "expected names of presets"),
         ("house: openai/gpt-4o\n", "preset 'house': expected the fields of a model"),
         ("house:\n", "preset 'house': expected the fields of a model"),
-        ("4: {model: openai/gpt-4o}\n", "preset 4: the name is no text"),
+        ("4: {model: openai/gpt-4o}\n", "preset 4: the name is not a text"),
         ("house: {temperature: 0}\n", "preset 'house': model is missing"),
         ("house: {model: gpt-4o}\n", "preset 'house': model='gpt-4o' is not valid"),
         (
@@ -245,8 +245,8 @@ def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
         ),
         ("house: {model: openai/gpt-4o, 1: 0}\n", "preset 'house': there is no field '1'"),
         ("house: {model: openai/gpt-4o, timeout_s: 1e3}\n", "preset 'house': timeout_s='1e3' is not valid"),
-        ("house: {model: a/b}\nother: {model: a/b}\nhouse: {model: a/c}\n", "preset 'house' is there twice"),
-        ("house:\n  model: a/b\n  model: a/c\n", "preset 'house': field 'model' is there twice"),
+        ("house: {model: a/b}\nother: {model: a/b}\nhouse: {model: a/c}\n", "preset 'house' is given twice"),
+        ("house:\n  model: a/b\n  model: a/c\n", "preset 'house': field 'model' is given twice"),
         ("house: {model: a/b\nother: 1\n", "is not YAML: expected ',' or '}', but got ':' in line 2"),
         ("house: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
     ],

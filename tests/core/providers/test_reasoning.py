@@ -153,7 +153,7 @@ def test_reasoning_parts_are_not_in_the_text(content: list[dict[str, Any]]) -> N
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 @pytest.mark.parametrize("content", [None, "", "  "])
 def test_answer_only_in_the_reasoning_is_a_failure(field: str, content: str | None) -> None:
-    """JSON that a server puts into the reasoning alone is no answer; the failure says so, after one call."""
+    """JSON that a server puts into the reasoning alone is not an answer; the failure says so, after one call."""
     altered = Altered(message={"content": content, field: '{"mood": "good"}'})
     with Provider(fault=lambda _: altered) as provider:
         (failure,) = failures(enriched(provider, MOOD))

@@ -192,7 +192,7 @@ def sent(
         return asked, []
     assert (form["type"], form["json_schema"]["strict"]) == ("json_schema", True)
     schema = form["json_schema"]["schema"]
-    return asked, faults(schema) if schema.get("type") == "object" else ["the root is no object"]
+    return asked, faults(schema) if schema.get("type") == "object" else ["the root is not an object"]
 
 
 @pytest.mark.parametrize("output", STRICT.values(), ids=STRICT)
@@ -228,7 +228,7 @@ def test_schema_in_the_prompt_is_still_validated() -> None:
 
 
 def test_unsupported_constraints_are_described_and_validated() -> None:
-    """A length is added to the user's description; a reply that violates it is no answer."""
+    """A length is added to the user's description; a reply that violates it is not an answer."""
     output = model(str, max_length=3, description="A code.")
     asked, _ = sent(output)
     schema = asked.body["response_format"]["json_schema"]["schema"]

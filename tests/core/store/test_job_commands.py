@@ -201,7 +201,7 @@ def test_jobs_are_cancelled_and_the_next_run_reads_what_was_answered(job_setup: 
 
 
 def test_cancel_leaves_an_ended_job_to_the_next_run(job_setup: JobSetup) -> None:
-    """The provider is not asked, and it is no error."""
+    """The provider is not asked, and it is not an error."""
     job_setup.ask()
     (record,) = job_setup.records()
     job_setup.change(record, state="ended")
@@ -214,7 +214,7 @@ def test_cancel_explains_why_it_cannot_cancel(job_setup: JobSetup, monkeypatch: 
     (record,) = job_setup.records()
     monkeypatch.setenv("JOB_KEY", KEYS[1])
     output = job_setup.jobs("cancel", record.marker, code=2)
-    assert "was handed in with another key or at another address; name them by --api-key-variable" in output
+    assert "was submitted with another key or to another address; name them by --api-key-variable" in output
     assert KEYS[1] not in output
     monkeypatch.setenv("JOB_KEY", " ")
     assert "the environment variable 'JOB_KEY' is not set" in job_setup.jobs("cancel", record.marker, code=2)
@@ -272,7 +272,7 @@ def test_adopted_anthropic_batch_is_checked_when_it_has_ended(
         assert "it has 3 requests, and not 4" in job_setup.jobs("adopt", one[0], small[1], code=2)
         access = ["--base-url", server.base_url, "--api-key-variable", "JOB_KEY"]
         assert main([job_setup.place, "jobs", "adopt", *other, *access]) == 0
-        assert "cannot be told yet, it is taken to be so" in capsys.readouterr().err
+        assert "is not known yet, it is assumed" in capsys.readouterr().err
         job_setup.change(job_setup.records()[1], state="creating", job_id=None)
         server.advance(HOUR_S)
         assert f"is not the batch job {one[0]}: that is {one[1]!r}." in job_setup.jobs(
@@ -311,7 +311,7 @@ def test_forgotten_job_that_was_never_sent_costs_nothing(job_setup: JobSetup) ->
     (record,) = job_setup.records()
     job_setup.change(record, state="preparing", job_id=None, requests=0)
     assert "were not sent and cost nothing" in job_setup.run("jobs", "forget", record.marker, code=2)
-    assert "is given back" in job_setup.run("jobs", "forget", record.marker, "--yes")
+    assert "reservation is released" in job_setup.run("jobs", "forget", record.marker, "--yes")
     assert read_budget(job_setup.place, "team") == (Decimal(0), Decimal(0))
     assert job_setup.records() == []
     assert "unknown" in job_setup.run("size")

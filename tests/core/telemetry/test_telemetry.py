@@ -558,7 +558,7 @@ def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         (("opentelemetri",), "Did you mean 'opentelemetry'"),
         (({"name": "prometheus", "gateway": "x"},), "'prometheus' has no option 'gateway'; it has 'push_gateway'"),
         (({"level": "debug"},), "lacks a name"),
-        ((3,), "a int is no name"),
+        ((3,), "a int is not a name"),
         ("logging", "must be a sequence"),
     ],
 )

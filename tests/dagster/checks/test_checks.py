@@ -241,7 +241,7 @@ def test_drift_compares_with_the_materialization_before(tmp_path: Path) -> None:
 
 
 def test_drift_skips_materializations_without_figures(tmp_path: Path) -> None:
-    """A materialization reported from elsewhere is no baseline."""
+    """A materialization reported from elsewhere is not a baseline."""
     asset = moods_of("good", "bad", checks=[DriftCheck(column="mood", max_distance=0)])
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         run(asset, instance=instance)
@@ -282,7 +282,7 @@ def test_drift_of_a_day_is_from_the_latest_day_before(tmp_path: Path) -> None:
 
 
 def test_drift_of_a_static_partition_is_from_itself(tmp_path: Path) -> None:
-    """One tenant's distribution is no baseline for another's."""
+    """One tenant's distribution is not a baseline for another's."""
     texts = {"de": ["good"], "fr": ["bad"]}
     with dg.DagsterInstance.ephemeral(str(tmp_path)) as instance:
         asset = daily(dg.StaticPartitionsDefinition(["de", "fr"]), texts)

@@ -1,4 +1,4 @@
-"""A trial on a few rows is no baseline for drift."""
+"""A trial on a few rows is not a baseline for drift."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def defined_f1(rows: list[tuple[str, str | None]], label: str) -> float:
 
 @given(ROWS)
 def test_scores_equal_their_definitions(rows: list[tuple[str, str | None]]) -> None:
-    """Macro F1 is the mean over all labels that occur; a missing answer is no label."""
+    """Macro F1 is the mean over all labels that occur; a missing answer is not a label."""
     found = scored(rows)
     seen = {value for row in rows for value in row if value is not None}
     assert found.accuracy == pytest.approx(sum(one == other for one, other in rows) / len(rows))

@@ -122,7 +122,7 @@ def test_a_launchpad_may_name_variables() -> None:
         ({"requests_per_minute": dg.EnvVar("NOT_SET")}, "names the variable 'NOT_SET', which is not set"),
         ({"requests_per_minute": dg.EnvVar("TENANT")}, "The variable 'TENANT': Input should be a valid number"),
         ({"max_concurrency": dg.EnvVar("SHARE")}, "The variable 'SHARE': Input should be a valid integer"),
-        ({"params": {"seed": dg.EnvVar.int("TENANT")}}, "The variable 'TENANT' is no whole number"),
+        ({"params": {"seed": dg.EnvVar.int("TENANT")}}, "The variable 'TENANT' is not a whole number"),
     ],
 )
 def test_invalid_variable_is_named_without_its_value(fields: dict[str, Any], message: str) -> None:

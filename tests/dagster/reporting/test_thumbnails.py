@@ -91,7 +91,7 @@ def test_unreadable_image_is_described_as_such(cell: Any) -> None:
 
 
 def test_bytes_are_never_written_as_text() -> None:
-    """Also of a byte column that is no image of the prompt, or in lists and mappings."""
+    """Also of a byte column that is not an image of the prompt, or in lists and mappings."""
     rows = pd.DataFrame({"raw": [b"s3cret", bytearray(b"s3cret"), [b"s3cret"], {"bytes": b"s3cret", "path": None}]})
     text = preview(rows, ["raw"])
     assert "s3cret" not in text

@@ -100,7 +100,7 @@ def test_exact_key_takes_precedence() -> None:
 
 @KINDS
 def test_a_column_without_any_key_is_an_error(make: Callable[..., Any]) -> None:
-    """It shows the type and some keys, but no value; a column without values or with other valid keys is no error."""
+    """The error has the type and some keys, but no value; a column without values or with other valid keys is valid."""
     partitions = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
     with pytest.raises(ConfigError, match=r"'of': no value of this .*the keys are 'a', 'b', 'c', \.\.\.") as caught:
         rows_by_partition(make({"id": [1, 2], "of": ["secret", None]}), "of", partitions, ["a"])

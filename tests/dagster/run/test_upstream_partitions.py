@@ -168,7 +168,7 @@ def test_upstream_value_that_is_no_table_is_refused() -> None:
 
 
 def test_polars_frames_with_an_empty_day() -> None:
-    """Its columns have no types, which is no error."""
+    """Its columns have no types, which is not an error."""
 
     @llm_asset(name="teams", partitions_def=WEEKLY, **COLUMNS)
     def teams(tickets: Any) -> Any:

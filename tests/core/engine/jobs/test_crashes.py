@@ -87,7 +87,7 @@ def fault_result(kind: str, text: str) -> Reply | ProviderError | None:
         WRONG: Reply("", usage),
         REFUSED: RefusedError("No."),
         BROKEN: TransientError("The server failed."),
-        UNREADABLE: InvalidReplyError("The reply is no JSON.", Reply("")),
+        UNREADABLE: InvalidReplyError("The reply is not JSON.", Reply("")),
         UNRUN: None,
     }
     return special[kind] if kind in special else reply_to(text)
