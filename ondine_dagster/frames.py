@@ -28,11 +28,7 @@ _VALUES_NAMED = 20
 class AskedRows:
     """The rows asked about, and their outcomes.
 
-    Args:
-        frame: The rows.
-        task: What was asked.
-        report: One outcome a row.
-        error_column: Name of the column that says why a row failed; `None` where failed rows are left out.
+    `error_column` says why a row failed; it is `None` where failed rows are left out.
     """
 
     frame: nw.DataFrame[Any]

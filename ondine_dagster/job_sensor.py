@@ -123,12 +123,9 @@ def _target_of(given: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """The models of a code location.
+    """The models of a code location, and the store of those that name none.
 
-    Args:
-        shared: By the keys of resources.
-        own: Those that belong to one asset each.
-        default_store: Where their answers are, unless they say otherwise.
+    Those that are `shared` stand under the keys of resources; those in `own` belong to one asset each.
     """
 
     shared: Mapping[str, LLMResource]
@@ -170,12 +167,7 @@ def _assets(context: dg.SensorEvaluationContext) -> Mapping[dg.AssetKey, dg.Asse
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What one run left open.
-
-    Args:
-        run: The run, whose config is repeated.
-        waits: The materializations that wait for jobs.
-    """
+    """What one run, whose config is repeated, left open: the materializations that wait for jobs."""
 
     run: dg.DagsterRun
     waits: tuple[JobWait, ...]
@@ -204,12 +196,9 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Polled:
-    """What the provider says of the jobs of a run.
+    """What the provider says of the open jobs of a run.
 
-    Args:
-        is_ready: Whether a run would find something to do.
-        jobs: Those that are open.
-        problem: Why they could not be asked about, if they could not.
+    If it `is_ready`, a run would find something to do; `problem` says why the jobs could not be asked about.
     """
 
     is_ready: bool

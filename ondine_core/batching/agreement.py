@@ -26,13 +26,8 @@ _SAME_NUMBER = 1e-9
 class Agreement:
     """How often a column has the same value whether rows are asked alone or together.
 
-    Args:
-        column: The output column.
-        agreed: Rows with the same value.
-        compared: Rows with an answer in at least one of the two ways.
-        low: Lower end of Wilson's interval for the share of rows that agree, at 95 %.
-        high: Upper end.
-        decides: Whether the column counts for what is done about it.
+    `compared` rows have an answer in at least one of the two ways, `agreed` of them the same one; `low` and `high` are
+    the ends of Wilson's interval for their share, at 95 %. Only columns that `decides` count for what is done.
     """
 
     column: str

@@ -48,13 +48,9 @@ class CalibrationPlan:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """What calibrating came to.
+    """The result of a calibration: the size to use, and the comparisons in order.
 
-    Args:
-        batch_size: The size to use.
-        calibrations: The comparisons made, in order.
-        complaint: What was found wrong with the size asked for, `None` if nothing was.
-        stop: Whether the run must not start.
+    `complaint` says what was found wrong with the size that was asked for; with `stop`, the run must not start.
     """
 
     batch_size: int

@@ -31,11 +31,8 @@ _PLAIN_TEXTS = frozenset({"reasoning_effort", "service_tier", "stop", "truncatio
 class Definition:
     """What was asked.
 
-    Args:
-        model: Who was asked.
-        parts: What is hashed before the text of a row; `None` if it may hold a secret.
-        prompt: Template, and what was done to rows before it was filled.
-        is_whole: Whether rows are prepared and rendered as they were then.
+    `parts` is what is hashed before the text of a row, `None` if it may hold a secret. With `is_whole`, rows are
+    prepared and rendered as they were then.
     """
 
     model: str

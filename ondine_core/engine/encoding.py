@@ -17,10 +17,7 @@ from ondine_core.types.values import Batch, Call, Failure
 class EncodedBatch:
     """A batch, and the call that carries it.
 
-    Args:
-        batch: The prompts, with the ids that they have in the call.
-        strategy: How they were put into it; a prompt that is alone travels as it is.
-        call: The request to the model.
+    The ids of `batch` are those in the call; a prompt that is alone is sent as it is, whatever the strategy of the run.
     """
 
     batch: Batch

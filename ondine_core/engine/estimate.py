@@ -233,13 +233,7 @@ async def _count_input(calls: Sequence[Call], count: Count, media_tokens: Callab
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """Tokens of answers.
-
-    Args:
-        answers: Of one answer in a batch.
-        number: Of its id.
-        around: Of what stands around the answers of a batch.
-    """
+    """Tokens of one answer in a batch, of the number of its id, and of what stands around the answers of a batch."""
 
     answers: Range[float]
     number: int
@@ -272,13 +266,7 @@ async def _measure_answers(task: Task, seen: Sequence[Answer], count: Count) -> 
 class _Part:
     """Prompts that a run asks in one go, and what it takes.
 
-    Args:
-        pending: Keys, and a row that asks for each.
-        sizes: How many rows a call carries.
-        workers: Batches that are taken before the first reply is seen.
-        lengths: Tokens of answers.
-        calls: Batches packed so far.
-        row_tokens: Tokens that a row of the first of them adds to a call.
+    A run takes `workers` batches before it sees the first reply. A row of the first batch adds `row_tokens` to a call.
     """
 
     pending: Sequence[tuple[Key, int]]

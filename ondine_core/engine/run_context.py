@@ -22,20 +22,8 @@ from ondine_core.types.values import Failure, Key, Outcome
 class RunContext:
     """What all parts of a run share.
 
-    Args:
-        task: What is asked.
-        columns: The columns that the prompt reads.
-        first: The first row of each prompt.
-        runtime: Model, store, prices, limiter and budgets.
-        policy: Batching, concurrency and retries.
-        origin: Run, asset and partition, for the ledger.
-        clock: Time and chance.
-        others: Other runs of the same question, and which prompts batch jobs have in flight.
-        interpreter: Turns replies into outcomes.
-        run_state: Takes the outcomes of rows.
-        started_at: When the run began, in seconds since the epoch.
-        stop: Ends the run early.
-        unseen: Prompts that were asked by calls whose outcome was never seen.
+    `first` has the first row of each prompt, `unseen` the prompts of calls whose outcome was never seen; `others` also
+    knows which prompts batch jobs have in flight.
     """
 
     task: Task

@@ -19,12 +19,7 @@ from ondine_core.types.values import Json
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What is done to each row.
-
-    Args:
-        steps: Functions that clean its texts, in order.
-        sanitizer: What is taken out of it then.
-    """
+    """The steps that clean the texts of each row, in order, and what is taken out of it then."""
 
     steps: tuple[Step, ...] = ()
     sanitizer: Sanitizer | None = None
@@ -49,11 +44,7 @@ class Preprocessing:
 class PreprocessedRow:
     """A row ready to be rendered.
 
-    Args:
-        values: Column to value.
-        raw: What each placeholder in it stands for.
-        truncated: Whether some of a text was cut off.
-        found: How often each rule of the sanitizer found something.
+    `raw` is what each placeholder in it stands for, `found` how often each rule of the sanitizer found something.
     """
 
     values: Mapping[str, Any]
@@ -64,13 +55,7 @@ class PreprocessedRow:
 
 @dataclass(slots=True)
 class PreprocessStats:
-    """What was done to the rows of a run, so far.
-
-    Args:
-        rows_truncated: Rows with a text of which some was cut off.
-        rows_sanitized: Rows that something was taken out of.
-        found: How often each rule of the sanitizer found something.
-    """
+    """How many rows were truncated and sanitized so far, and how often each rule of the sanitizer found something."""
 
     rows_truncated: int = 0
     rows_sanitized: int = 0

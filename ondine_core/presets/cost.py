@@ -19,11 +19,7 @@ _BATCH_INSTRUCTIONS, _ROW_OVERHEAD, _ANSWER_OVERHEAD = 60, 8, 6
 class Workload:
     """A table to be asked about.
 
-    Args:
-        rows: How many rows.
-        input_tokens: Of a row.
-        output_tokens: Of an answer.
-        prefix_tokens: Of what is the same for every row: system message, instructions, examples, schema.
+    `prefix_tokens` are the same for every row: system message, instructions, examples, schema.
     """
 
     rows: int
@@ -36,11 +32,8 @@ class Workload:
 class CostLine:
     """What a workload costs with one model at one tier.
 
-    Args:
-        model: Provider and name.
-        tier: The price tier.
-        usd: By rows a call, without and with the prompt cache; `None` where the prefix is too short for it, or nothing
-            is known of one.
+    `usd` has by rows a call the cost without and with the prompt cache; `None` where the prefix is too short for it, or
+    no cache is known.
     """
 
     model: str

@@ -28,13 +28,7 @@ _KEY_FORMAT = b"ondine-1"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Everything that decides what an answer means, the row apart. Two are the same only if they are one object.
-
-    Args:
-        prompt: What is asked.
-        schema: What the answer looks like.
-        model: The model that is asked, and its parameters.
-    """
+    """Everything that decides what an answer means, the row apart. Two are the same only if they are one object."""
 
     prompt: CompiledPrompt
     schema: OutputSchema

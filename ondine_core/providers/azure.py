@@ -84,11 +84,7 @@ def connect_azure(
 class Deployment:
     """How a deployment is reached.
 
-    Args:
-        access: Proves who calls.
-        version: The api version.
-        form: How requests are written.
-        roots: Address of the API, up to `/openai`, by region; the one to ask first first.
+    `roots` has the address of the API, up to `/openai`, by region; the first one is asked first.
     """
 
     access: Access

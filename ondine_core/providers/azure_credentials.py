@@ -61,13 +61,9 @@ async def _close_nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One way to prove who calls.
+    """One way to prove to the provider who calls.
 
-    Args:
-        headers: Those of the next call.
-        advice: What to do about the statuses of a refusal.
-        aclose: Closes what it holds open.
-        api_key: The key that is sent, if one is.
+    `headers` makes those of the next call; `advice` says what to do about the statuses of a refusal.
     """
 
     headers: SecretHeaders

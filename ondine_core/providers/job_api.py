@@ -13,12 +13,7 @@ from ondine_core.types.values import Call, Reply
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """The most that one job may hold.
-
-    Args:
-        requests: Requests.
-        bytes: Bytes of all requests as they are handed in.
-    """
+    """The most requests that one job may hold, and the most bytes of all of them."""
 
     requests: int
     bytes: int
@@ -81,9 +76,7 @@ class JobStatus:
 class JobReply:
     """The result of one request of a job.
 
-    Args:
-        custom_id: The request.
-        outcome: The reply, or why there is none; `None` if the request was not run (expired, cancelled) and not billed.
+    `outcome` is the reply, or why there is none; `None` if it was not run (expired, cancelled) and not billed.
     """
 
     custom_id: str

@@ -60,11 +60,7 @@ _PASSING = ("lease:", "writer:")
 class _PrunedTable:
     """A table whose rows grow old.
 
-    Args:
-        table: Its name.
-        column: Says how old a row is.
-        key: The columns of the primary key.
-        of_asset: Whether a row was asked for an asset.
+    `column` says how old a row is; `of_asset` tests whether it was asked for an asset.
     """
 
     table: str
@@ -86,15 +82,8 @@ _DATED = (
 class Size:
     """How much is stored.
 
-    Args:
-        answers: Prompts with an answer.
-        failures: Prompts that failed for good.
-        unknown: Calls whose outcome was not seen, or not yet, apart from requests of batch jobs.
-        bytes: What it takes on disk.
-        oldest: When the oldest answer came, seconds since the epoch; `None` when there is none.
-        newest: When the newest answer came.
-        jobs: Batch jobs that are under way.
-        job_requests: Requests of these that have no outcome yet.
+    `failures` counts prompts that failed for good; `unknown` calls whose outcome was not seen, or not yet, apart from
+    requests of batch jobs. `oldest` and `newest` are when answers came, in seconds since the epoch.
     """
 
     answers: int
@@ -144,12 +133,7 @@ class Spending:
 class FailedPrompt:
     """A prompt without an answer.
 
-    Args:
-        key: Its key.
-        failure: Why, and what it took to find out.
-        failed_at: When it was asked last, seconds since the epoch.
-        origin: For whom it was asked, empty if that is not known.
-        has_reply: Whether the model's reply is kept.
+    `failed_at` is when it was asked last, in seconds since the epoch; `origin` is empty if that is not known.
     """
 
     key: Key

@@ -53,12 +53,7 @@ _FAILURE_TYPES = frozenset((bytes, str, str, str, int, cost) for cost in _OPTION
 
 
 class DamagedRowError(ValueError):
-    """A row that no store wrote so.
-
-    Args:
-        key: Its key.
-        reason: What is wrong with it.
-    """
+    """A row that no store wrote so."""
 
     def __init__(self, key: Key, reason: str) -> None:
         super().__init__(f"{key.hex() if isinstance(key, bytes) else repr(key)} ({reason})")

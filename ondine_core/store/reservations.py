@@ -33,14 +33,7 @@ _NUMBERS = "SELECT name, numbers FROM ondine.numbers ORDER BY name"
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one process holds of one budget.
-
-    Args:
-        budget: Period and name of the budget.
-        usd: How much.
-        holder: Who holds it, in words.
-        changed_at: When that last changed, in seconds since the epoch.
-    """
+    """What one process holds of one budget, and when that last changed, in seconds since the epoch."""
 
     budget: str
     usd: Decimal

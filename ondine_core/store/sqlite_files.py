@@ -102,9 +102,6 @@ class LogSync:
 
     So a power cut, or a crash of the operating system, costs at most the commits of the last second or so. Frames that
     are only half on the disk are recognised by their checksums, so the database is whole in any case.
-
-    Args:
-        log: The write-ahead log.
     """
 
     def __init__(self, log: Path) -> None:

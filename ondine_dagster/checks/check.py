@@ -31,14 +31,8 @@ CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
 class CheckContext:
     """The data that checks evaluate.
 
-    Args:
-        step: Dagster's context of the step.
-        task: What was asked.
-        report: The report of the run.
-        ask: Asks about labelled rows.
-        values: The output columns, failed and skipped rows among them.
-        there: Whether each row was answered.
-        labelled: Labelled rows that came from upstream, by input.
+    `values` has failed and skipped rows, too; `there` says whether each row was answered. `labelled` has the labelled
+    rows of upstream assets, by input.
     """
 
     step: dg.AssetExecutionContext

@@ -17,9 +17,7 @@ SHOWN_IN_PLACE = 999
 class Picture:
     """A picture in a cell.
 
-    Args:
-        url: A `data:` URL of ours, which has none of the characters that Markdown reads.
-        alt: What is said where it cannot be shown.
+    `url` is a `data:` URL of ours, which has none of the characters that Markdown reads; `alt` is shown in its place.
     """
 
     url: str

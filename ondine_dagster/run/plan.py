@@ -35,13 +35,7 @@ from ondine_dagster.run.progress import Watch
 class Enrichment:
     """What an asset adds to its rows.
 
-    Args:
-        task: What is asked; its model is filled in by the resource.
-        error_column: Name of the column that says why a row failed.
-        arguments: What was declared.
-        strategy: How several rows are asked in one call.
-        calibration: How that is tried before the run, if it is.
-        checks: Checks by name.
+    The resource fills in the model of `task`. `calibration` says how the batch size is tried before the run, if it is.
     """
 
     task: Task
@@ -54,13 +48,7 @@ class Enrichment:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a step is to do.
-
-    Args:
-        task: What is asked, and of whom.
-        options: How.
-        model: Who is asked, if it is open already.
-    """
+    """What a step is to do; `model` is asked if it is open already."""
 
     task: Task
     options: Options

@@ -24,12 +24,7 @@ _CANCELLED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 class Watch:
-    """Reports a running step from its main thread: a log line every `every_s` seconds, and observations.
-
-    Args:
-        context: The step's.
-        now: Seconds of a clock that never goes back.
-    """
+    """Reports a running step from its main thread: a log line every `every_s` seconds, and observations."""
 
     def __init__(self, context: dg.AssetExecutionContext, now: Callable[[], float] = monotonic) -> None:
         self._context, self._now = context, now

@@ -64,12 +64,8 @@ Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 class StepInput:
     """What a step is given.
 
-    Args:
-        rows: The frame to enrich, or a frame by partition.
-        llm: The resource that is asked.
-        config: What this run does differently.
-        inputs: Upstream values by input name, for the lineage of columns.
-        labelled: Upstream values by input name, for checks.
+    `rows` is the frame to enrich, or a frame by partition. `inputs` has the values of upstream assets for the lineage
+    of columns, `labelled` those for checks, by input name.
     """
 
     rows: Any
@@ -83,10 +79,8 @@ class StepInput:
 class _Rows:
     """The rows that a run is about.
 
-    Args:
-        frame: All of them.
-        lengths: Rows of each partition, as far as that is known.
-        unassigned: With `partition_by`, the number of rows of no partition.
+    `lengths` has the rows of each partition, as far as that is known; with `partition_by`, `unassigned` rows are of
+    none.
     """
 
     frame: nw.DataFrame[Any]

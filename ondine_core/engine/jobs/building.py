@@ -47,14 +47,9 @@ class _Request:
 class NewRequests:
     """Requests that are in the store and in a file, and not with the provider.
 
-    Args:
-        record: The job, as it was begun.
-        file: The requests, one a line.
-        count: How many there are.
-        bytes: How long the file is.
-        at_most_usd: The most that they can cost, `None` if that is not known.
-        lacks_units: What the next request may cost, in units of a budget, if it did not fit into one; otherwise `None`.
-        next_number: Of the next request; those that another run had meanwhile leave gaps.
+    `at_most_usd` is the most that they can cost, `None` if that is not known; `lacks_units` what the next request may
+    cost, in units of a budget, if it did not fit into one. Requests that another run had meanwhile leave gaps in the
+    numbers.
     """
 
     record: JobRecord
@@ -145,11 +140,8 @@ async def _begin(context: JobContext) -> JobRecord:
 class _WrittenRequests:
     """The result of writing batches.
 
-    Args:
-        requests: Those that were written.
-        ended: What became of those that cannot be sent: a prompt does not fit into the model's window, or has an image
-            or document that cannot be read any more.
-        left: Those for which the file has no room.
+    `ended` has the results of those that cannot be sent: a prompt does not fit into the model's window, or has an image
+    or document that cannot be read any more. For those `left` the file has no room.
     """
 
     requests: list[_Request] = field(default_factory=list)

@@ -20,12 +20,7 @@ from ondine_core.types.values import Batch, Item, Key
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:
-    """A batch that waits for a job.
-
-    Args:
-        batch: The prompts.
-        not_run: How many jobs have ended without running it.
-    """
+    """A batch that waits for a job, and how many jobs have ended without running it."""
 
     batch: Batch
     not_run: int = 0
@@ -34,10 +29,8 @@ class QueuedBatch:
 class BatchQueue:
     """Batches that wait for a job: those that are owed, then fresh ones; their prompts are made when their turn comes.
 
-    Args:
-        fresh: Batches of rows that were not asked yet.
-        rows: How many prompts there are in these.
-        find_items: Makes the prompts of some keys, those that are in the table.
+    `rows` is the number of prompts in the `fresh` batches; `find_items` makes those prompts of some keys that are in
+    the table.
     """
 
     def __init__(
@@ -100,15 +93,7 @@ def batch_of(call: CallStarted, items: Mapping[Key, Item] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What all parts of a run that asks by batch jobs share.
-
-    Args:
-        run: What is asked, and with what.
-        api: The provider's batch API.
-        store: Keeps jobs and answers.
-        pack: Puts prompts into batches.
-        queue: Batches that wait for a job.
-    """
+    """What all parts of a run that asks by batch jobs share."""
 
     run: RunContext
     api: JobApi

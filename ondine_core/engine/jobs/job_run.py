@@ -49,9 +49,7 @@ _LOOK_UP_AT_ONCE = 1000
 class JobRun:
     """Asks the prompts of one table by batch jobs.
 
-    Args:
-        context: What is asked, and how.
-        submits: Whether jobs are handed in; otherwise only those are read that have prompts of the table.
+    Unless it `submits`, it only reads jobs that have prompts of the table.
     """
 
     context: JobContext

@@ -90,14 +90,8 @@ def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
 class _ResultReader:
     """The results of one job while they are read.
 
-    Args:
-        context: Takes the outcomes.
-        record: The job.
-
-    Attributes:
-        aliens: Results that are not of this job.
-        fatal: Why no request can succeed.
-        was_full: Whether the job was not run since the account had too much under way.
+    `aliens` counts results of other jobs; `fatal` says why no request can succeed, and `was_full` whether the job was
+    not run since the account had too much under way.
     """
 
     context: JobContext

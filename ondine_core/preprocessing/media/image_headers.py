@@ -20,11 +20,7 @@ from ondine_core.types.media import MediaError
 class ImageFacts:
     """What the headers of an image say.
 
-    Args:
-        width: Pixels.
-        height: Pixels.
-        frames: More than one if it is animated.
-        end: Bytes up to the end marker.
+    An animation has several `frames`; `end` is the number of bytes up to the end marker.
     """
 
     width: int
@@ -37,11 +33,7 @@ class ImageFacts:
 class Part:
     """A part of a file: a chunk, a segment, or a block.
 
-    Args:
-        name: What it is called in its format.
-        start: Where it begins, header included.
-        end: Where it ends.
-        body: Where its content begins.
+    `name` is its name in the format; its header begins at `start`, its content at `body`.
     """
 
     name: bytes

@@ -65,10 +65,6 @@ class Gallery:
 class MediaReader:
     """Reads the cells of one prompt; any thread may use it.
 
-    Args:
-        options: What the user says.
-        kinds: What the prompt takes.
-
     Raises:
         ConfigError: An option, or documents, need a library that is not installed.
     """

@@ -25,10 +25,8 @@ from ondine_core.types.values import Json
 class Sanitized:
     """A row without what was found in it.
 
-    Args:
-        values: Column to value; the row itself if nothing was found.
-        raw: What each placeholder stands for.
-        found: How often each rule found something.
+    `values` is the row itself if nothing was found; `raw` is what each placeholder stands for, `found` how often each
+    rule found something.
     """
 
     values: Mapping[str, Any]

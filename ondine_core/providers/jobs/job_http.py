@@ -54,15 +54,8 @@ _BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 class JobRequest:
     """One request to a batch API.
 
-    Args:
-        method: The verb.
-        path: What follows the root; a whole address is sent no secret.
-        body: Makes what is sent; the files that it opens on the stack are closed with the request.
-        headers: Further headers.
-        params: Further parameters of the address.
-        timeout_s: Seconds that it may take in all; `None` for those of the endpoint.
-        creates: Whether it creates a job.
-        missing: What is lost if there is nothing at that address (any more).
+    A `path` that is a whole address is sent no secret. `body` makes what is sent; the files that it opens on the stack
+    are closed with the request. `missing` says what is lost if there is nothing at that address (any more).
     """
 
     method: str
@@ -91,11 +84,8 @@ class ResultLine:
 class JobHttp:
     """Requests to one batch API.
 
-    Args:
-        endpoint: The root of its addresses, and as whom it is asked.
-        max_line_bytes: Most bytes of a line of results.
-        query: Parameters of every address.
-        is_quotable: Whether errors may be quoted, since no request holds the text of rows.
+    `query` has the parameters of every address. Errors may be quoted if `is_quotable`: no request holds the text of
+    rows.
     """
 
     def __init__(

@@ -35,11 +35,9 @@ _LITELLM_CONFIGURED = "llms/openai_like/providers.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the data comes from.
+    """The release of litellm that the data comes from.
 
-    Args:
-        version: The release of litellm.
-        copied_on: The day on which the copy in this package was made (ISO 8601), `None` for an installed litellm.
+    `copied_on` is the day of the copy in this package (ISO 8601), `None` for an installed litellm.
     """
 
     version: str
