@@ -7,7 +7,7 @@ it is paid for, and its fingerprint says whether an answer is still the answer t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media import Gallery, MediaOptions, MediaReader
 from ondine_core.preprocessing.preprocess import PreprocessedRow, Preprocessing, prepare, prepare_example
 from ondine_core.prompts.braces_syntax import compile_braces
-from ondine_core.prompts.template_syntax import Render, Template, write_beside_media
+from ondine_core.prompts.template_syntax import Template, write_beside_media
 from ondine_core.providers.wire_text import check_text
 from ondine_core.types.cell_text import is_blank, write_cell
 from ondine_core.types.media import Media, MediaKind, MediaMap
@@ -66,41 +66,25 @@ class Prompt:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledPrompt:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledPrompt(Template):
     """A prompt that parsed.
 
     Args:
         source: Template text as written.
         syntax: The syntax it is written in.
-        columns: Columns it reads, in order of first use.
-        render: Row to text.
         system: System message.
         examples: Few-shot pairs: the input's columns, and the answer in the very form asked of the model.
-        hoisted: The template with `{column}` for each placeholder, to be sent once for many rows; `None` for a template
-            whose logic depends on the row.
         preparation: What is done to a row before it is rendered, if anything is; to the examples it was done already.
-        needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
-            conditions and defaults only.
-        lead: Text before the first column: with it the prompt of every row begins.
-        rest: Text after it, as far as it is the same for every row.
-        media_columns: Columns whose cells hold or name images or documents, and which of the two.
-        reader: Reads these cells; `None` if there are none.
+        reader: Reads the cells of the media columns; `None` if there are none.
     """
 
     source: str
     syntax: str
-    columns: tuple[str, ...]
-    render: Render = field(repr=False, compare=False)
-    system: str | None = None
-    examples: tuple[tuple[Mapping[str, Any], str], ...] = ()
-    hoisted: str | None = None
-    preparation: Preprocessing | None = None
-    needed: tuple[str, ...] = ()
-    lead: str = ""
-    rest: str = ""
-    media_columns: Mapping[str, MediaKind] = field(default_factory=dict)
-    reader: MediaReader | None = field(default=None, repr=False, compare=False)
+    system: str | None
+    examples: tuple[tuple[Mapping[str, Any], str], ...]
+    preparation: Preprocessing | None
+    reader: MediaReader | None = field(repr=False, compare=False)
 
     @property
     def prepares(self) -> bool:
@@ -220,18 +204,12 @@ def compile_prompt(
         except ConfigError as error:
             raise ConfigError(f"The answer of example {number} does not fit the output: {error}") from None
     return CompiledPrompt(
-        source,
-        syntax,
-        columns,
-        template.render,
-        spec.system,
-        tuple(examples),
-        template.hoisted,
-        preparation,
-        template.needed,
-        lead=template.lead,
-        rest=template.rest,
-        media_columns=kinds,
+        **{part.name: getattr(template, part.name) for part in fields(template)},
+        source=source,
+        syntax=syntax,
+        system=spec.system,
+        examples=tuple(examples),
+        preparation=preparation,
         reader=reader,
     )
 

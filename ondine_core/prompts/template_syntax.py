@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args
 
 from ondine_core.errors import ConfigError
@@ -22,15 +22,17 @@ class Template:
     Args:
         columns: Columns it reads, in order of first use.
         render: Row to text.
-        hoisted: It with `{column}` for each placeholder; `None` if its logic depends on the row.
-        needed: Columns that it reads in every row.
-        lead: Text before the first column: with it the prompt of every row begins.
+        hoisted: It with `{column}` for each placeholder, to be sent once for many rows; `None` if its logic depends on
+            the row.
+        needed: Columns that it reads in every row: all of them, but for those that a Jinja2 template reads in
+            conditions and defaults only.
+        lead: Text before the first column: the prompt of every row begins with it.
         rest: Text after it, as far as it is the same for every row.
         media_columns: Columns whose cells hold or name images or documents, and which of the two.
     """
 
     columns: tuple[str, ...]
-    render: Render
+    render: Render = field(repr=False, compare=False)
     hoisted: str | None
     needed: tuple[str, ...]
     lead: str
