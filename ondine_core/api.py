@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ondine_core.engine.gc_tuning import rare_garbage_collection
 from ondine_core.engine.in_thread import run_in_thread
-from ondine_core.engine.jobs.waits import continue_materialization, end_wait, give_up_wait
+from ondine_core.engine.jobs.waits import continue_materialization, end_wait
 from ondine_core.engine.options import Options
 from ondine_core.engine.progress_bar import progress_bar
 from ondine_core.engine.report import Report
@@ -183,7 +183,7 @@ async def answer(
             async with observing as observation:
                 report = await _ask_in_turn(chain, columns, rows, options, observation)
         except BudgetExhaustedError:
-            await give_up_wait(store, options.origin)
+            await end_wait(store, options.origin, unless_jobs=True)
             raise
         await end_wait(store, options.origin)
         return replace(report, overwrite=overwrite)

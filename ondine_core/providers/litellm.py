@@ -95,30 +95,30 @@ def connect_litellm(spec: ModelSpec, name: str) -> ChatModel:
     - `drop_params`: `True` to leave out parameters that the model does not take; by default they are an error.
     - `api_version`, `extra_headers`, `organization`: passed on, as are those for credentials (`aws_...`, `vertex_...`).
     """
-    provider = spec.model.partition("/")[0]
     if installed_litellm() is None:
         raise ConfigError(f"model={spec.model!r} is called through litellm: pip install 'ondine-dagster[litellm]'.")
     check_release(version("litellm"))
-    check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(provider, "").split()))
+    check_settings(spec, (*_SETTINGS, *_OWN_SETTINGS.get(spec.dialect, "").split()))
     chosen_of(spec, "structured_output", _STRUCTURES)
     decided = sorted(spec.params.keys() & set(_DECIDED.split()))
     if decided:
         raise ConfigError(f"params: {decided[0]!r} of {spec.model!r} is not yours to set; use the fields of ModelSpec.")
     if spec.base_url is not None:
         check_address(spec.base_url)
-    return _LiteLLM(spec, _key(spec, provider), name)
+    return _LiteLLM(spec, _key(spec), name)
 
 
-def _key(spec: ModelSpec, provider: str) -> str | None:
+def _key(spec: ModelSpec) -> str | None:
     for name, value in (spec.settings.get("extra_headers") or {}).items():
         check_header(f"extra_headers[{name!r}]", str(value))
     given = given_key(spec)
     if given:
         return given
-    if spec.base_url is not None and not provider.startswith(_BY_IDENTITY):
+    if spec.base_url is not None and not spec.dialect.startswith(_BY_IDENTITY):
         return "none"  # else litellm would send the provider's own key to a configured address
-    if provider in _KEYS and first_set(_KEYS[provider]) is None:
-        raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {_KEYS[provider][0]}.")
+    variables = _KEYS.get(spec.dialect)
+    if variables and first_set(variables) is None:
+        raise ConfigError(f"model={spec.model!r} needs a key: set api_key, or the variable {variables[0]}.")
     return None
 
 

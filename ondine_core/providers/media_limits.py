@@ -74,7 +74,7 @@ _LEFT_FOR_TEXT = 2**16
 
 def find_media_limits(spec: ModelSpec) -> MediaLimits:
     """What a request to the provider of `spec` may carry."""
-    return _LIMITS.get(spec.model.partition("/")[0], _UNKNOWN)
+    return _LIMITS.get(spec.dialect, _UNKNOWN)
 
 
 def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
@@ -83,8 +83,7 @@ def check_media(spec: ModelSpec, kinds: Collection[MediaKind]) -> None:
     Raises:
         ConfigError: It does not; the message names models of the same provider that do.
     """
-    provider = spec.model.partition("/")[0]
-    if kinds and provider in _TEXT_ONLY:
+    if kinds and spec.dialect in _TEXT_ONLY:
         raise ConfigError(
             f"The prompt has {' and '.join(sorted(kinds))}s, which models in this process do not take; "
             f"{spec.model!r} reads text only. Ask a server instead, such as Ollama or llama.cpp's own."

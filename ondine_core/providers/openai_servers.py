@@ -93,9 +93,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     """How the model `name` of a server in the table is asked."""
     check_settings(spec, _SETTINGS)
     check_temperature(spec, name)
-    provider = spec.model.partition("/")[0]
-    server = SERVERS[provider]
-    base_url = spec.base_url or _own_address(provider, server)
+    server = SERVERS[spec.dialect]
+    base_url = spec.base_url or _own_address(spec.dialect, server)
     if base_url is None:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
@@ -109,11 +108,10 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
 
 def find_address(spec: ModelSpec) -> str | None:
     """Where the model of `spec` is asked, as far as `spec`, the variables and the table say."""
-    provider = spec.model.partition("/")[0]
-    if provider == "anthropic":
+    if spec.dialect == "anthropic":
         return find_anthropic_address(spec)
-    server = SERVERS.get(provider)
-    return spec.base_url or (_own_address(provider, server) if server else None)
+    server = SERVERS.get(spec.dialect)
+    return spec.base_url or (_own_address(spec.dialect, server) if server else None)
 
 
 def _own_address(provider: str, server: Server) -> str | None:

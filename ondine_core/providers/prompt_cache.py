@@ -46,7 +46,7 @@ _KEY_FIELDS: Mapping[str, str] = {"api.openai.com": "prompt_cache_key", "api.mis
 
 def find_cache_rule(spec: ModelSpec) -> CacheRule | None:
     """What is cached of the calls to the model of `spec`; `None` if nothing is known, or if it is turned off."""
-    rule = _PROVIDERS.get(spec.model.partition("/")[0])
+    rule = _PROVIDERS.get(spec.dialect)
     if rule is None or spec.prompt_cache == "off":
         return None
     listed = (find_entry(spec.listed_as) or {}).get("prompt_cache_min_tokens")

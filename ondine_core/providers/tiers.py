@@ -76,7 +76,7 @@ def find_tiers(spec: ModelSpec) -> tuple[Tier, ...]:
 
 def has_jobs(spec: ModelSpec) -> bool:
     """Whether the provider of `spec` has a batch API that is known here."""
-    return spec.model.partition("/")[0] in JOB_PROVIDERS
+    return spec.dialect in JOB_PROVIDERS
 
 
 def check_tier(spec: ModelSpec) -> None:
@@ -126,4 +126,4 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
 
 
 def _provider_of(spec: ModelSpec) -> ProviderTiers | None:
-    return _PROVIDERS.get(spec.model.partition("/")[0])
+    return _PROVIDERS.get(spec.dialect)

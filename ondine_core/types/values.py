@@ -84,15 +84,20 @@ class ModelSpec:
         )
 
     @property
+    def dialect(self) -> str:
+        """The provider that the model's name begins with; it decides which client is used."""
+        return self.model.partition("/")[0]
+
+    @property
     def provider(self) -> str:
-        """What the provider is called."""
-        return self.provider_name or self.model.partition("/")[0]
+        """The name of the provider in reports."""
+        return self.provider_name or self.dialect
 
     @property
     def listed_as(self) -> str:
         """The name under which price and limits are found: a deployment has a name of its own, its model is known."""
         base = self.settings.get("base_model")
-        return f"{self.model.partition('/')[0]}/{base}" if base else self.model
+        return f"{self.dialect}/{base}" if base else self.model
 
 
 @dataclass(frozen=True, slots=True)

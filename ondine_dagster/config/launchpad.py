@@ -141,7 +141,7 @@ def _with_config(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
 
 def another_model(spec: ModelSpec, model: str) -> ModelSpec:
     """`spec` for another model: unchanged for the same provider, else without provider-specific fields."""
-    if model.partition("/")[0] == spec.model.partition("/")[0]:
+    if model.partition("/")[0] == spec.dialect:
         settings = {name: value for name, value in spec.settings.items() if name != "base_model"}
         return replace(spec, model=model, settings=settings)
     return ModelSpec(model, None, None, spec.timeout_s, spec.temperature, spec.max_output_tokens)

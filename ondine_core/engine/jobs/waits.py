@@ -1,4 +1,4 @@
-"""A materialization that waits for batch jobs goes on in later runs, which draw from its own cap on cost.
+"""A materialization that waits for batch jobs continues in later runs, which draw from its own cap on cost.
 
 So it needs a store that outlives the process.
 """
@@ -34,9 +34,9 @@ async def find_wait(store: AnswerStore, origin: Origin) -> JobWait | None:
 
 
 async def continue_materialization(store: AnswerStore, origin: Origin, policy: Policy) -> Policy:
-    """`policy` as it holds for a run that goes on with a materialization that an earlier one began.
+    """`policy` for a run that continues a materialization that an earlier run began.
 
-    What that run answered is taken, also if everything is to be asked anew, and what failed in it has failed.
+    Answers of that run are reused, also if everything is to be asked anew, and its failures are not asked again.
     """
     wait = await find_wait(store, origin)
     if wait is None:
@@ -44,19 +44,13 @@ async def continue_materialization(store: AnswerStore, origin: Origin, policy: P
     return replace(policy, reuse_since=min(policy.reuse_since, wait.since), retry_failed_rows=False)
 
 
-async def end_wait(store: AnswerStore, origin: Origin) -> None:
-    """Note that the materialization of `origin` waits for nothing any more."""
-    if await find_wait(store, origin) is not None and isinstance(store, Store):
-        await store.change(partial(job_tables.remove_wait, origin=origin))
+async def end_wait(store: AnswerStore, origin: Origin, *, unless_jobs: bool = False) -> None:
+    """Note that the materialization of `origin` waits no more; with `unless_jobs`, only if no job is under way.
 
-
-async def give_up_wait(store: AnswerStore, origin: Origin) -> None:
-    """Note that the materialization of `origin` has ended since its money is spent, unless jobs are still under way.
-
-    The next run is a materialization of its own then, with its own cap, as it is without batch jobs.
+    The next run is then a materialization of its own, with its own cap on cost.
     """
     wait = await find_wait(store, origin)
-    if wait is not None and not wait.jobs and isinstance(store, Store):
+    if wait is not None and isinstance(store, Store) and not (unless_jobs and wait.jobs):
         await store.change(partial(job_tables.remove_wait, origin=origin))
 
 

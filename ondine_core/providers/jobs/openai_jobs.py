@@ -108,7 +108,7 @@ def connect_openai_jobs(spec: ModelSpec, name: str) -> JobApi:
     """The batch API for the model `name` of OpenAI, Groq, Mistral or Together."""
     access = find_access(spec, name)
     root, key = access.base_url.rstrip("/"), access.api_key
-    dialect = _DIALECTS[spec.model.partition("/")[0]]
+    dialect = _DIALECTS[spec.dialect]
     if dialect.is_mistral:
         dialect = replace(dialect, of_job={**dialect.of_job, "model": name})
     write = partial(ChatWriter(spec, {} if dialect.is_mistral else {"model": name}, root).write, form=access.form)
