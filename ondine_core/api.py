@@ -1,7 +1,7 @@
-"""The door: a table and a question in, a report out, from a coroutine or from ordinary code.
+"""Public entry points: a table and a prompt in, a report out, from a coroutine or from ordinary code.
 
-`enrich` is the whole pipeline without Dagster. `enrich_sync` is its twin for scripts and notebooks: it runs the event
-loop in a thread of its own, so it works under a running loop, and an interrupt that lands in the caller stops it.
+`enrich` is the whole pipeline without Dagster. `enrich_sync` is the same for scripts and notebooks: it runs the event
+loop in a thread of its own, so it works under a running loop, and an interrupt of the caller stops it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A sensor that looks after batch jobs without a step: it polls them, and requests a run when they have ended.
+"""A sensor that polls batch jobs without a step, and requests a run when they have ended.
 
-What is waited for is in the store: each asset and partition whose run has handed in jobs, and that run. The sensor asks
-the provider how far the jobs are and repeats the run for what it left open, with the same partition, config and tags.
+The store has what is waited for: each asset and partition whose run has submitted jobs, and that run. The sensor asks
+the provider for the state of the jobs and repeats the run for what it left open, with the same partition, config and
+tags.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.

@@ -1,7 +1,7 @@
-"""How far the answers to the same rows agree, asked alone and asked together: a share a column, and how sure it is.
+"""Agreement of the answers to the same rows, asked alone and asked together: its share by column, with an interval.
 
-Floats may differ in their last digits and texts in the space around them; any other difference is one. So free text,
-which says the same in other words, is counted apart.
+Floats may differ in their last digits and texts in the space around them. Free text, which says the same in other
+words, is counted apart.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Adaptive batch size: grows while calls succeed and shrinks when they do not.
 
-The best number is not known beforehand; it depends on the model, the rows and the answers. So it is measured. A larger
-size is tried by one call at a time, a probe, while all others keep to the size that has proved itself; so a size that
-is too large costs one call, however many are in flight. Probes double until one fails, then go up by a quarter, and
-after each one that fails the wait for the next is twice as long: the share of rows asked in vain goes to nothing. A bad
-reply among many good ones is chance and changes nothing; bad replies in short order halve the size.
+The best size depends on model, rows and answers, so it is measured. One call at a time, a probe, tries a larger size
+while all others keep the proven one: a size that is too large costs one call, however many are in flight. Probes double
+until one fails, then grow by a quarter; after each failed one the wait for the next doubles, so the share of rows asked
+in vain goes to zero. A bad reply among many good ones is chance and changes nothing; several in short order halve the
+size.
 
-There is no clock and no chance in it: the same replies give the same sizes.
+It uses no clock and no random numbers: the same replies give the same sizes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Whether rows asked together get the answers that they get alone: measured on a sample before a large run.
+"""Compares answers of rows asked together with those of the same rows asked alone, on a sample before a large run.
 
-What decides is the share of rows that agree, not its interval. The interval is wide at the sizes people pay for: 49 of
-50 rows leave anything from 0.90 to 1.00. Were its lower end to reach 0.98, no sample under 189 rows could ever pass;
-were its upper end to, a size that spoils every twentieth answer would pass 50 rows more often than not. By the share it
-passes them about one time in four, and one that spoils only every hundredth fails one time in eleven, which costs more
-calls but no answer. The interval is reported with the share, so that 49 of 50 are not taken for 98 %.
+The share of rows that agree decides, not its interval, which is wide at affordable sample sizes: 49 of 50 rows leave
+anything from 0.90 to 1.00. If its lower end had to reach 0.98, no sample under 189 rows could pass; if its upper end
+had to, a size that spoils every twentieth answer would pass 50 rows more often than not. By the share that size passes
+one time in four, and one that spoils every hundredth answer fails one time in eleven, which costs calls but no answer.
+The interval is reported with the share.
 
-A model that samples disagrees with itself, too; what is measured includes that. At `temperature=0` there is least of
-it.
+A model that samples also disagrees with itself, least at `temperature=0`; the measurement includes that.
 """
 
 from __future__ import annotations

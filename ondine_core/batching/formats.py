@@ -1,8 +1,8 @@
-"""How records are written and read as text: JSON, JSON lines, CSV and XML.
+"""Writes records as text and reads them again: JSON, JSON lines, CSV and XML.
 
-Whatever a value contains, it stays one value of one record; what cannot be read for sure is left out or refused whole.
-JSON and JSON lines carry every text unchanged, and so does CSV. XML has no control characters and only one kind of line
-end: those it does not have become spaces and line feeds.
+A value stays one value of one record, whatever it contains; what cannot be read with certainty is left out or refused
+as a whole. JSON, JSON lines and CSV carry every text unchanged. XML has no control characters and one kind of line end,
+so others become spaces and line feeds.
 """
 
 from __future__ import annotations

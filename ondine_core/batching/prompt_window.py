@@ -1,7 +1,7 @@
-"""Whether a prompt fits into a model's window, and whether a server cut it without saying so.
+"""Finds prompts that do not fit into a model's window, and replies to prompts that a server cut silently.
 
-Ollama and LM Studio cut what does not fit and answer the rest, with an ordinary finish reason; only the prompt tokens
-that they report tell it. Counts are on the low side here, since an answer must not be lost to an estimate.
+Ollama and LM Studio cut what does not fit and answer the rest with an ordinary finish reason; only the prompt tokens
+that they report show it. Counts are on the low side here, since an answer must not be lost to an estimate.
 """
 
 from __future__ import annotations

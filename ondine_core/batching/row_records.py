@@ -1,7 +1,7 @@
-"""What of a row and of its answer travels in a call with many rows: flat records under local ids.
+"""Rows and answers in calls with many rows: flat records under local ids.
 
-An answer is handed on as the text that the model would have replied had the row been alone in its call, so one parser
-decides what is valid. Where a notation knows texts only, the schema says what a text stands for.
+An answer is passed on as the text that the model would have replied to the row alone, so one parser decides what is
+valid. Where a format knows texts only, the schema says which type a text stands for.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""How prompts travel: a strategy writes a batch as one call and takes the reply apart again.
+"""Batch strategies: write a batch as one call, and split its reply into answers.
 
-A strategy is a value made of pure functions. Which one is used is not part of an answer's key: an answer is an
-answer, however many others came in the same call. In a call with many rows the instructions are said once and first,
-byte-identical from call to call, so that a provider's prefix cache discounts them; rows come last, as data, with local
-ids. Answers are joined to rows by id only.
+A strategy is a value made of pure functions. It is not part of an answer's key: how many others were in the same call
+does not matter. In a call with many rows the instructions come once and first, identical from call to call, so that the
+provider's prefix cache discounts them; rows come last, as data, with local ids. Answers are joined to rows by id only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What was asked, without the rows, as a store keeps it: enough to compute the key of a row or of a text.
+"""The definition of a task as a store keeps it, without rows: enough to compute the key of a row or of a text.
 
-A definition must not hold a secret. Parameters and addresses may, so they are left out unless they cannot; then keys
-cannot be computed, and has to be named to be looked up. A salt and patterns of the user's are left out, and the code
-of functions that clean rows is not known; then a key can be computed from the rendered text only.
+A definition must hold no secret. Parameters and addresses that may hold one are left out; then no key can be computed,
+and it has to be named instead. The user's salt and patterns are left out, too, and the code of cleaning functions is
+not known; then a key can be computed from the rendered text only.
 """
 
 from __future__ import annotations

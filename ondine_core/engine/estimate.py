@@ -1,9 +1,8 @@
-"""What a run would take, found out without asking anybody: rows, calls, tokens, money and time.
+"""Estimates what a run would take without asking the model: rows, calls, tokens, money and time.
 
-It goes the way of a run as far as that costs nothing: the same prompts, the same look-up of known answers, the same
-packing, and the tokens of the very calls that would leave. How long answers get is the one thing that is not known
-beforehand, so what follows from it is a range. Packing learns from replies how long answers are and how many rows a
-call bears; it is shown replies of the likely length that bring every answer.
+It does what a run does as far as that is free: the same prompts, look-up of known answers, packing, and tokens of the
+actual calls. Only the length of answers is unknown, so what depends on it is a range. Packing learns from replies; here
+it gets replies of the likely length that answer every row.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What other runs of the same question have in flight is left for later: it is found in their answers, or taken over.
+"""Prompts that other runs of the same task have in flight are asked last: they are answered there, or taken over.
 
-The store knows which run has which prompt in flight (`store.claims`). A prompt of another run is looked for again now
-and then. It is asked here when its run has released it, when the process of that run is known to have ended, or when
-one and the same call has been in flight for longer than a call can take. A run waits only when it has nothing else to
-ask, and while it waits it holds no claim itself, so runs never wait for each other in a circle.
+The store knows which run has which prompt in flight (`store.claims`), and is looked at again now and then. A prompt is
+asked here when its run has released it, when the process of that run is known to have ended, or when one call has been
+in flight for longer than a call can take. A run waits only when it has nothing else to ask, and holds no claim while it
+waits, so runs never wait for each other in a circle.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Tables of any kind: read as columns of Python values, and given new columns in their own kind.
 
-Each kind of missing value is read as `None`. A new column is pandas, polars or pyarrow as its frame is, typed by the
-JSON schema of its values, with null for a missing one. pandas columns are built natively, because its plain integer and
-boolean types cannot hold a null. A pandas column of nulls has a type, too, so that files of partitions can be read
-together; but not one of lists or objects, which pandas cannot read again from a file that names Arrow's type for them.
-Use polars or pyarrow where a whole partition of those may be null.
+Each kind of missing value is read as `None`. A new column is of the kind of its frame (pandas, polars or pyarrow),
+typed by the JSON schema of its values, with null for a missing one. pandas columns are built natively, because its
+plain integer and boolean types hold no null. A pandas column of nulls has a type, too, so that files of partitions can
+be read together, except for lists and objects, whose Arrow types pandas cannot read back from a file: use polars or
+pyarrow where a whole partition of those may be null.
 """
 
 from __future__ import annotations

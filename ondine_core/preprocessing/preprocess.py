@@ -1,8 +1,7 @@
-"""What is done to a row before it is rendered: it is cleaned, then sanitized.
+"""Preprocessing of a row before it is rendered: it is cleaned, then sanitized.
 
-Both change what is asked, so they belong to the question, and an answer is kept under the text that they leave. They
-are pure: a row prepared again is the same, so what was taken out of it need not be kept anywhere until its answer is
-there.
+Both change what is asked, so an answer is kept under the text that they leave. They are pure: a row that is prepared
+again gives the same, so what was taken out of it need not be kept until its answer is there.
 """
 
 from __future__ import annotations

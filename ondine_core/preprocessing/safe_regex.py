@@ -1,8 +1,8 @@
-"""Regular expressions of the user's, held to a bound on time.
+"""Bounds the time that a user's regular expression takes.
 
-An ambiguous pattern takes minutes for a text of thirty characters, with the interpreter's lock held: no signal gets
-through. So a pattern is tried on runs of characters when it is declared, and where it meets replies it is matched by an
-engine that gives up in time.
+An ambiguous pattern takes minutes for a text of thirty characters, with the interpreter's lock held, so that no signal
+gets through. So a pattern is tried on runs of characters when it is declared, and replies are matched by an engine that
+has a time-out.
 """
 
 from __future__ import annotations

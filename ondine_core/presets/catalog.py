@@ -1,4 +1,4 @@
-"""Models by short names, as data: no key is in here, and no price or window, for these come from the price file.
+"""Models by short names, as data, without keys; prices and windows come from the price file.
 
 What a name stands for never changes, not even to a better model: every answer would be asked for, and paid for, again.
 A new model gets a new name.

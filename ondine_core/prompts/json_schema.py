@@ -1,6 +1,6 @@
-"""Between JSON schema and Python types: what a user writes in YAML as a type, and what a provider is sent as a schema.
+"""Converts a JSON schema, as users write it in YAML, to Python types, and a schema to the form providers take.
 
-Only the keywords that Pydantic can check are taken; any other is an error when the schema is declared, since a
+Only keywords that Pydantic can check are accepted; any other is an error when the schema is declared, since a
 constraint that is not checked is worse than none.
 """
 

@@ -1,8 +1,8 @@
-"""What an answer must look like: the output columns, the JSON schema a provider is held to, and the strict parser.
+"""The declared output: its columns, the JSON schema a provider is held to, and the strict parser.
 
-Whatever form the user declares (Pydantic model, JSON schema, mapping of column to type, regular expression, column
-name), one Pydantic `TypeAdapter` validates it, so that "valid" means the same thing everywhere. A reply is parsed as it
-stands: a code fence around it is stripped, nothing else is repaired or guessed.
+Whatever the user declares (Pydantic model, JSON schema, mapping of column to type, regular expression, column name),
+one Pydantic `TypeAdapter` validates it, so that "valid" means the same everywhere. A code fence around a reply is
+stripped; nothing else is repaired or guessed.
 """
 
 from __future__ import annotations

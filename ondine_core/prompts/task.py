@@ -1,7 +1,6 @@
-"""Everything that decides what an answer means, and the key that says so.
+"""The task, which is everything that decides what an answer means, and the keys of its answers.
 
-A question is compiled once, where it is declared: what is wrong with it is an error there, not at the ten-thousandth
-row.
+A task is compiled once, where it is declared, so mistakes are errors there and not at the ten-thousandth row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is asked about a row: a template with placeholders for columns, a system message and examples.
+"""Prompts: a template with placeholders for columns, a system message and examples.
 
-A prompt is data, not code. So its columns are known before a row is seen, it parses when it is defined rather than when
-it is paid for, and its fingerprint says whether an answer is still the answer to the same question.
+A prompt is data, not code. So its columns are known before a row is read, it is parsed when it is defined, and its
+fingerprint says whether an answer still belongs to the same question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From a model's name to something that can be asked.
+"""Connects a model by its name.
 
-The part of the name before the first slash picks the dialect. OpenAI's and Anthropic's have clients of our own here;
-for every other dialect there is litellm, whose names are those that users know.
+The part of the name before the first slash picks the dialect. OpenAI's and Anthropic's have clients here; every other
+one is called through litellm, by litellm's names.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a request to Anthropic's messages API says: fields, blocks of text, schema, thinking and cache breakpoint.
+"""Requests to Anthropic's messages API: fields, blocks of text, schema, thinking and cache breakpoint.
 
-By Anthropic's API reference and SDK. The system text, the examples and the row are separate blocks; the last one that
-is the same in every call carries the breakpoint of the prompt cache. A schema is sent as `output_config.format`, or as
-a tool that the model must call where a model has no such format; one that neither can express, such as a mapping with
-any keys, is said in words, for a closed object would come back empty. The bound on output tokens is always sent, since
-the API requires it; it includes the tokens of thinking.
+By Anthropic's API reference and SDK. The system text, the examples and the row are separate blocks; the last block that
+is the same in every call has the breakpoint of the prompt cache. A schema is sent as `output_config.format`, or as a
+tool that the model must call where it has no such format; a schema that neither can express, such as a mapping with any
+keys, is put into the prompt, since a closed object would come back empty. The bound on output tokens, thinking
+included, is always sent, since the API requires it.
 """
 
 from __future__ import annotations

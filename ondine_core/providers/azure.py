@@ -1,8 +1,8 @@
-"""Azure OpenAI: OpenAI's dialect at addresses, with keys and by identities of the user's own.
+"""Azure OpenAI: OpenAI's dialect at the user's own addresses, with a key, a token or an identity.
 
-`azure/<deployment>` names a deployment. With several regions, a call that one turned away at no cost (too many calls,
-overload, out of reach) goes on to the next at once, and that region is left alone for as long as it asked; a call that
-may have been billed goes nowhere else by itself. Traffic returns to the chosen region as soon as it may.
+`azure/<deployment>` names a deployment. With several regions, a call that one refused at no cost (too many calls,
+overload, out of reach) goes to the next at once, and that region is not asked for as long as it demands; a call that
+may have been billed goes to no other region by itself. Calls return to the chosen region as soon as it takes them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a call proves to Azure OpenAI who makes it: by managed identity, a token fetched beforehand, or a key.
+"""Credentials of calls to Azure OpenAI: a managed identity, a token fetched beforehand, or a key.
 
-A managed identity's token outlives few long runs, so it is fetched again before it expires, once for all calls; while
-the old one is good, no call waits for the new one.
+A managed identity's token expires during a long run, so it is fetched again before that, once for all calls; while the
+old one is valid, no call waits for the new one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a reply cost: decided here and nowhere else, from what the provider says and from the most it can cost.
+"""Decides what a reply cost, from what the provider says and from the most it can cost.
 
-A cost that the provider states is taken. Otherwise tokens are priced, and where their counts are missing or contradict
-each other the call is charged at its bound, or at what the counts prove if that is more. A figure that cannot be true
-is a mistake of a server: it neither costs an answer nor ends a run, and it is never taken for 0.
+A cost that the provider states is taken. Otherwise tokens are priced; where their counts are missing or contradict each
+other, the call is charged at its bound, or at what the counts prove if that is more. A figure that cannot be true is a
+mistake of a server: it costs no answer, ends no run, and is never taken for 0.
 """
 
 from __future__ import annotations

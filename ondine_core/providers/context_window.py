@@ -1,8 +1,8 @@
 """What fits into one call: the model's window, the bound on its reply, and how much a row takes of both.
 
-Limits come from `model_data`, by way of `pricing`. What is not listed is not limited here: the provider decides,
-and a call it refuses is asked again in halves. All counts are estimates, on the safe side: too large a figure makes a
-call smaller than it might be, too small a one makes it fail.
+Limits come from `model_data`, by way of `pricing`. What is not listed is not limited here: the provider decides, and a
+call it refuses is asked again in halves. All counts are estimates on the safe side: one that is too high makes a call
+smaller than necessary, one that is too low makes it fail.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Read an HTTP error response: every code, every sentence and every wait in it, whatever its shape.
+"""Reads an HTTP error response of any shape: every code, every sentence and every wait in it.
 
 Providers and gateways agree on no shape: an `error` object or text, a `message` or `detail` at the top, lists of
-errors, problem+json, JSON inside a message, HTML pages, plain text. So the body is walked as a whole. Fields that echo
-the request or the model's reply are left out: they hold the text of rows and would be mistaken for the explanation.
+errors, problem+json, JSON inside a message, HTML pages, plain text. So the whole body is walked. Fields that echo the
+request or the model's reply are left out: they hold the text of rows, and are no explanation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Rules that classify an error response by what is at fault; the first rule that fits decides.
+"""Rules that classify an error response by what is at fault; the first rule that matches decides.
 
-A rule looks for words in the codes and sentences of the response, in small letters, and may ask for certain statuses.
-What no rule knows is decided by the status alone. The comment on a rule names who sends such a response; the tests hold
-an example of each, as these providers document it or their users report it.
+A rule searches the codes and sentences of the response, in lower case, and may be limited to some statuses. Where no
+rule matches, the status decides. The comment on a rule names who sends such a response; the tests have an example of
+each, as the providers document it or their users report it.
 """
 
 from __future__ import annotations

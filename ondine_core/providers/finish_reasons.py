@@ -1,7 +1,7 @@
-"""Why a reply ended, as data: only a reason on the list of whole ones makes a text an answer.
+"""Finish reasons of replies, as data: only a reason that is listed as whole makes a text an answer.
 
-The words come from the references of the providers and the sources of the servers named beside them. A reason that is
-not listed counts as cut, since half a sentence that is kept is never asked again.
+The words come from the references of the providers and the sources of the servers named beside them. An unlisted reason
+counts as cut, since half a sentence that is kept is never asked again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What it means that a call failed: classified in one place for every client that speaks HTTP.
+"""Classifies a failed call, for every client that speaks HTTP.
 
-A call whose reply was not seen whole may have been billed; one that was refused was not. A refusal is read by
-`error_body`, the table `error_rules` says whose fault it is, and the status decides what the table does not know. What
-the provider says is passed on without the text of rows and without keys.
+A call whose reply was not seen whole may have been billed; one that was refused was not. `error_body` reads a refusal,
+the table `error_rules` says what is at fault, and the status decides where the table does not. What the provider says
+is passed on without the text of rows and without keys.
 """
 
 from __future__ import annotations

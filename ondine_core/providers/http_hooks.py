@@ -1,10 +1,10 @@
-"""Watching what litellm sends and gets: one request a call, and the response as it came, not as it was renamed.
+"""Hooks into litellm's HTTP: one request a call, and the response as it came.
 
-litellm sends a call again when a connection breaks, although the call may have been billed; here the second one does
-not leave. Each call watches itself by a context variable, which hooks of the HTTP client find from inside litellm.
+litellm sends a call again when a connection breaks, although the call may have been billed; here the second request is
+stopped. Each call watches itself by a context variable, which hooks of the HTTP client find from inside litellm.
 
-litellm and OpenAI's package are imported by name: a type checker, a user's too, would read their 3,800 modules for
-three names, which takes it half a minute.
+litellm and OpenAI's package are imported by name: a type checker, also a user's, would read their 3,800 modules for
+three names, which takes half a minute.
 """
 
 from __future__ import annotations

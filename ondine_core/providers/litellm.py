@@ -1,9 +1,9 @@
-"""Every dialect but OpenAI's and Anthropic's, by litellm: Bedrock, Vertex AI, Cohere and a hundred more.
+"""Every dialect but OpenAI's and Anthropic's, through litellm: Bedrock, Vertex AI, Cohere and a hundred more.
 
 litellm is imported at the first call, since that takes seconds. It tries once, logs nothing and sends no telemetry. It
 renames errors and would send some calls twice, so its HTTP goes through a client of ours that observes requests and
-responses (`http_hooks`): what a failure means is decided by the response itself, as for every other provider. To a few,
-Cohere among them, it sends by a client of its own: their responses are known, but a lost call may be sent twice.
+responses (`http_hooks`): the response itself decides what a failure means, as for every other provider. For a few
+providers, Cohere among them, it uses a client of its own: their responses are known, but a lost call may be sent twice.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """llama.cpp inside this process: a real model without a key, a server or a bill.
 
-The weights load once a process. llama.cpp's own server runs behind a loopback port that only this process has the key
-to, so calls share its continuous batching and prompt cache, and a call that is cancelled stops generating.
+The weights load once a process. llama.cpp's own server runs behind a loopback port whose key only this process has, so
+calls share its continuous batching and prompt cache, and a cancelled call stops generating.
 
-A *base* model has never seen a chat: asked in a chat template it wanders. It is driven by continuation instead: the
-instructions, the examples as question and answer in the very form asked for, then the row, with the JSON schema as a
-grammar. A model that brings a chat template of its own is asked through that.
+A *base* model has seen no chat, so it gets a text to continue: the instructions, the examples as question and answer in
+the form that is asked for, then the row, with the JSON schema as a grammar. A model with a chat template is asked
+through that.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How many tokens images and documents take at most, by the rule of each family of models.
+"""The most tokens that images and documents take, by the rule of each family of models.
 
 Sources: OpenAI, "Images and vision" (tiles of 512 pixels; patches of 32 pixels with a factor by model) and "File
 inputs" (text and a picture of each page); Anthropic, "Vision" (patches of 28 pixels, about width x height / 750, within
 1,568 or 4,784 tokens) and "PDF support" (1,500 to 3,000 tokens of text a page, and a picture of it); Google, "Image
 understanding" (258 tokens a tile) and "Media resolution" (1,120 an image from Gemini 3 on). For the newest models the
-rules agree with counts that were measured (the data set JOHNISKING/image-token-cost on Hugging Face, and docs.rs on
-vision-squeezer). Of models that nothing is known of, the dearest rule holds. A model that takes more than its rule says
-raises later reservations, and what the provider bills has the last word.
+rules agree with measured counts (the data set JOHNISKING/image-token-cost on Hugging Face, and docs.rs on
+vision-squeezer). For unknown models the dearest rule holds. A model that takes more than its rule says raises later
+reservations; what the provider bills counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Servers that speak OpenAI's dialect, as data: where they are, which variables hold key and address.
+"""Servers that speak OpenAI's dialect, as data: addresses, and the variables with keys and addresses.
 
 Addresses and variables are those of litellm, so that what works there works here. A provider is in the table only if it
-takes an ordinary chat-completions request; the others are left to litellm, which knows their ways.
+takes an ordinary chat-completions request; the others are called through litellm.
 """
 
 from __future__ import annotations

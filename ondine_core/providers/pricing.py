@@ -1,8 +1,7 @@
-"""What a model's tokens and requests cost, by the data of `model_data`.
+"""Prices of tokens and requests, by the data of `model_data`.
 
-An unknown model has no price, never a price of 0, and neither has a
-request of which a part cannot be priced. Some providers charge a call with a long prompt more for each of its tokens,
-so a price is applied call by call.
+An unknown model has no price (never a price of 0), and neither has a request of which a part cannot be priced. Some
+providers charge more for each token of a long prompt, so a price is applied call by call.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""How many threads a computation gets processors for, by a measurement of at most a second, and how long they spin.
+"""Finds the number of threads that have a processor each, in at most a second, and limits how long they spin.
 
-The threads of one computation wait for each other many times for each token. One that has to share its processor holds
-up all others: with a second busy process on two processors, two threads are many times slower than one. So a thread is
-worth having only if it has a processor for itself.
+The threads of one computation wait for each other many times for each token, so one that shares its processor holds up
+all others: beside a second busy process on two processors, two threads are many times slower than one.
 """
 
 from __future__ import annotations

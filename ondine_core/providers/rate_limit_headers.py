@@ -1,8 +1,8 @@
-"""Waits that a provider asks for: in headers, in fields of a body and in sentences.
+"""Reads the waits that a provider asks for: in headers, in fields of a body and in sentences.
 
-OpenAI's headers (`x-ratelimit-remaining-requests`, ...) are used by most that speak its dialect; Anthropic has names of
-its own (`anthropic-ratelimit-input-tokens-remaining`, ...), and its resets are dates. A limit is taken for a bucket
-that fills evenly, as both document it: of what is missing, `reset` says when all of it will be back.
+Most servers of OpenAI's dialect use its headers (`x-ratelimit-remaining-requests`, ...); Anthropic has its own
+(`anthropic-ratelimit-input-tokens-remaining`, ...), whose resets are dates. A limit is taken to refill evenly, as both
+document it; `reset` says when all of it will be back.
 """
 
 from __future__ import annotations

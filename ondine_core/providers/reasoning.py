@@ -1,4 +1,4 @@
-"""Estimate the tokens that a model thinks for one call, before any call was made.
+"""Estimates the tokens that a model thinks for one call, before the first call.
 
 No provider says beforehand how much a model thinks. These ranges are rough assumptions for short questions about rows
 of a table, not measurements. Replies count what was thought, and a bound on output tokens includes it.

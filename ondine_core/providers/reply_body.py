@@ -1,7 +1,7 @@
-"""How large a reply may be, what is in a compressed one, and its JSON.
+"""Bounds the size of a reply, decompresses it, and decodes its JSON.
 
-A reply that is a hundred times what was asked for must cost its call, not the memory of the run: bytes are bounded on
-the wire, after decompression, and by what they would take as Python objects.
+A reply that is a hundred times too large must fail its call, not exhaust the memory of the run: its bytes are bounded
+on the wire, after decompression, and by what they would take as Python objects.
 """
 
 from __future__ import annotations

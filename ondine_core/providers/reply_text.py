@@ -1,8 +1,8 @@
 """Strips what surrounds an answer in a reply: the model's thoughts before it, and a code fence around it.
 
-Reasoning models write their thoughts into the reply unless the server has a parser for them. Only what stands at the
-very beginning is taken for thoughts; the same marks later in an answer are part of it. Thoughts without an end are a
-reply that was cut before its answer.
+Reasoning models write their thoughts into the reply unless the server parses them. Only what stands at the very
+beginning counts as thoughts; the same marks later are part of the answer. Thoughts without an end are a reply that was
+cut before its answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a chat-completions server wants a request written: as far as its model's name tells, and as it says itself.
+"""The form of requests that a chat-completions server takes, by its model's name and by what it refuses.
 
-A server that cannot take a part of a request says so, at no cost. What it cannot take is then written in another way,
-for all calls of the model that follow: a refusal for the set-up is not a failure of a row.
+A server that cannot take a part of a request refuses it at no cost. That part is then written in another way, for all
+following calls of the model; no row fails for it.
 """
 
 from __future__ import annotations

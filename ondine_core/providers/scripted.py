@@ -1,6 +1,6 @@
-"""A model that answers from a script: the public fake for users' tests, deterministic and without a network.
+"""A model that answers from a script: a public fake for users' tests, deterministic and without a network.
 
-It stands wherever a model stands, so what is tested is the real pipeline: `enrich(..., model=ScriptedModel(...))` or
+It is used in the place of a model, so the real pipeline is tested: `enrich(..., model=ScriptedModel(...))` or
 `resources={"llm": ScriptedModel(...)}`.
 """
 

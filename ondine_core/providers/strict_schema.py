@@ -1,9 +1,9 @@
-"""The subset of JSON Schema that strict structured output takes, and how a schema is put into it.
+"""Rewrites a JSON schema into the subset that strict structured output takes.
 
 By OpenAI's guide to structured outputs: the keywords, formats and limits named here, every property required and no
-other allowed, an object at the root. A keyword that is not in the subset but only narrows values is said in the
-description, and the parser checks it. What cannot be put into the subset at all (a mapping with any keys, a value of
-any type) is left to the caller, who says the schema in words.
+other allowed, an object at the root. A keyword outside the subset that only narrows values goes into the description,
+and the parser checks it. For what cannot be put into the subset at all (a mapping with any keys, a value of any type),
+the caller puts the schema into the prompt.
 """
 
 from __future__ import annotations

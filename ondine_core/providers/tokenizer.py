@@ -1,10 +1,10 @@
-"""How many tokens a text takes, counted offline: exactly for OpenAI's models, on the safe side for all others.
+"""Counts the tokens of a text offline: exactly for OpenAI's models, on the safe side for all others.
 
-tiktoken downloads its encodings at first use; here they come from `model_data`, and nothing asks the network. Other
-providers keep their tokenizers to themselves or on a hub, so their counts are OpenAI's with a margin that was measured
-(see `_FAMILIES`). What a provider reports after a call is always better; a count is for what must be known before.
+tiktoken downloads its encodings at first use; here they come from `model_data`, without a network. Other providers do
+not publish their tokenizers or keep them on a hub, so their counts are OpenAI's with a measured margin (see
+`_FAMILIES`). What a provider reports after a call is always better; a count is for what must be known before.
 
-Counts are of bare text: the few tokens that frame each message of a chat are not in them.
+Counts are of bare text, without the few tokens that frame each message of a chat.
 """
 
 from __future__ import annotations

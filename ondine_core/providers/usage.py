@@ -1,4 +1,4 @@
-"""What a reply says it used and costs: the one place that reads token counts and costs of the OpenAI dialect.
+"""Reads the token counts and costs of a reply in OpenAI's dialect.
 
 Servers write them in many ways. A count that is missing, is not a count, or contradicts another makes the usage
 incomplete; what the figures prove is kept, and `charges` decides what that costs.

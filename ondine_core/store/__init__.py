@@ -1,7 +1,6 @@
 """The store of answers and of the ledger: a file that the processes of this machine share, or a Postgres schema.
 
-The store is the checkpoint. It knows no rows, only that a question with this content had this answer, and which calls
-were made to learn it.
+The store is the checkpoint. It knows no rows, only which prompt had which answer, and which calls were made for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""`python -m ondine_core.store`: look into an answer store, copy it, prune it, export it.
+"""`python -m ondine_core.store`: inspect an answer store, copy it, prune it, export it.
 
-It reads and writes what a run would, nothing more, so it may be used while runs go on. The commands are in
-`ondine_core.commands`.
+It may be used while runs are active. The commands are in `ondine_core.commands`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The numbers of one budget as the store keeps them, and how they change: pure, so that any process can compute it.
+"""The numbers of one budget as the store keeps them, and how they change: pure functions.
 
-What a process holds for its calls in flight stands under its identity. So when it is known to have ended, what it held
+What a process holds for its calls in flight is kept under its identity. When the process is known to have ended, that
 is settled at its bound: its calls may have been billed, and what they cost will never be known.
 """
 

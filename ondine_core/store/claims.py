@@ -1,14 +1,14 @@
-"""Claims: no prompt of one question is in flight in two runs at once.
+"""Claims: no prompt of one task is in flight in two runs at once.
 
-A run announces itself before it looks for answers. As long as no other run of its question is there, or was since then,
-its calls claim nothing: the transaction that notes a call checks that no other run was announced after this one, and
-that is all it costs. A run that joins claims for the others what they have in flight; from then on each of them
-claims the prompts of its own calls, and leaves out those that have an answer by now. A claim holds while its call is
-noted in `calls` and its run is announced. Claims are removed when a run ends and not call by call: two transactions on
-Postgres that both wrote and removed claims could wait for each other.
+A run announces itself before it looks for answers. As long as it has been the only run of its task, its calls claim
+nothing: the transaction that records a call checks that no other run was announced after this one, and that is all it
+costs. A run that joins claims for the others what they have in flight; from then on each of them claims the prompts of
+its own calls, and leaves out those that have an answer by now. A claim holds while its call is in `calls` and its run
+is announced. Claims are removed when a run ends and not call by call: two transactions on Postgres that both wrote and
+removed claims could wait for each other.
 
-No statement waits for the result of another one if all goes well: claims are inserted, assumed to be all there, and
-looked at one by one only if some are missing.
+Usually no statement waits for the result of another one: claims are inserted, assumed to be all there, and looked at
+one by one only if some are missing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which database a store address names: a Postgres URL or connection string is a schema on a server, a path is a file.
+"""Finds the database that a store address names: a Postgres URL or connection string, or the path of a file.
 
-An address often comes from an environment variable or from another tool's settings. Spellings with one meaning are
-understood. Everything else that is not plainly a path is refused, without being quoted: taken for a path, a mistyped
-URL would become a file whose name holds the password.
+An address often comes from an environment variable or from another tool's settings, so other spellings with the same
+meaning are accepted. Everything else that is not plainly a path is refused without being quoted: taken for a path, a
+mistyped URL would become a file whose name holds the password.
 """
 
 from __future__ import annotations

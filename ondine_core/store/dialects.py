@@ -1,4 +1,4 @@
-"""What the SQL of SQLite and of Postgres have in common, and all in which they differ.
+"""Translates SQL for SQLite and for Postgres.
 
 Every statement is written once: a table is named `ondine.answers`, a parameter is `?`, `IN ?` takes a list of any
 length, and columns have SQLite's types. `to_sqlite` and `to_postgres` make of it what the database takes.

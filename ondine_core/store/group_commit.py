@@ -1,10 +1,9 @@
-"""A store for coroutines: what gathers in one turn of an event loop is written in one transaction.
+"""A store for coroutines that writes the requests of one turn of an event loop in one transaction.
 
-A few entries are written by the event loop itself if no other process is writing: that takes a fraction of a
-millisecond, and handing them to another thread and back takes several. Everything else is for one thread, which writes
-whatever has piled up since its last commit. Group commit by back-pressure needs no timer: while a commit runs, requests
-gather for the next. Order is kept: what was requested first is durable first, and a reader sees whatever its process
-has settled.
+The event loop itself writes a few entries if no other process is writing: that takes a fraction of a millisecond, and
+passing them to another thread and back takes several. Everything else is for one thread, which writes what has gathered
+since its last commit. Group commit needs no timer: while a commit runs, requests gather for the next. Order is kept:
+what was requested first is durable first, and a reader sees whatever its process has settled.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Batch jobs in the store: begun before anything is sent, charged to budgets, settled request by request, closed.
 
 The requests of a job are calls like others, so that the ledger counts them and no run asks their prompts meanwhile: the
-job is announced as a run of its own, which no process has and which leaves when the job is closed. What a job holds of
-budgets stands under an identity of its own, too, and its calls and its budgets are settled in one transaction. Every
-function here but the queries runs within a transaction and does nothing if the job is not in a state that allows it.
+job is announced as a run of its own, which is in no process and leaves when the job is closed. What a job holds of
+budgets has an identity of its own, too; its calls and its budgets are settled in one transaction. Every function here
+but the queries runs within a transaction, and does nothing if the state of the job does not allow it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is written and read in a store, in statements that both databases run.
+"""Reads and writes answers, failures, calls and the ledger, in statements that both databases run.
 
-A call is noted in `calls` before it leaves. When its outcome is seen it moves to the `ledger`, and only if the note is
-there: otherwise it was counted before. So what remains in `calls` are the calls whose outcome was not seen, and the
-ledger is right after a kill, whenever it comes.
+A call is recorded in `calls` before it leaves. When its outcome is seen it moves to the `ledger`, but only if it is
+still in `calls`: otherwise it was counted before. So `calls` has the calls whose outcome was not seen, and the ledger
+is right after a kill at any time.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A store in a schema of its own, `ondine`, of a Postgres database, for processes on any number of machines.
+"""A store in the schema `ondine` of a Postgres database, for processes on any number of machines.
 
 A transaction is sent whole, without waiting for what its statements return: one round trip, however far the server is.
-Where a value is needed beforehand (the numbers of a rate or a budget, whether a call is noted) the last known one is
+Where a value is needed beforehand (the numbers of a rate or a budget, whether a call is recorded) the last known one is
 assumed, and a statement of the transaction checks it; if it does not hold, the transaction is run again and reads.
 
-A connection that breaks is made anew, and what was under way is done again. Whether a transaction was kept although the
-connection broke before Postgres said so is read from the mark that each transaction leaves: one row a writer, with the
-number of its last transaction. The statement that sets the mark fails if that number, or a later one, is there already,
-or if the tables are not those that this process began with. So every transaction takes effect once, and in order.
+A broken connection is opened again, and the transaction is repeated. Whether it was committed although the connection
+broke before Postgres said so is read from the mark that each transaction leaves: one row a writer, with the number of
+its last transaction. The statement that sets the mark fails if that number, or a later one, is there already, or if the
+tables are not those that this process began with. So every transaction takes effect once, and in order.
 
-Nothing is kept in the session between two transactions, because a pooler may hand the session to another client: no
+Nothing is kept in the session between two transactions, because a pooler may give the session to another client: no
 prepared statements, no settings but those of the transaction, no session locks. The password stays inside the driver.
 """
 

@@ -1,7 +1,7 @@
-"""Converts values to rows and rows to values; done by the caller, so that a bad value fails its own call only.
+"""Converts values to rows and rows to values; the caller does so, so that a bad value fails its own call only.
 
-Text comes from providers too and may hold what a database refuses (a lone surrogate, a NUL); it is escaped, since an
-answer that was paid for may not be lost over an odd header.
+Text also comes from providers and may hold what a database refuses (a lone surrogate, a NUL); it is escaped, since a
+paid answer must not be lost over an odd header.
 """
 
 from __future__ import annotations

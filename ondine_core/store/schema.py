@@ -1,7 +1,7 @@
-"""The tables of a store, as steps from each format to the next; an older store is brought up to date when opened.
+"""The tables of a store, as steps from each format to the next; an older store is migrated when it is opened.
 
-Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: every list price is a whole number of them a token, so that
-sums are exact, and one line of the ledger holds up to nine million dollars.
+Money is kept as whole pico-dollars (1e-12 USD) in 64 bits: list prices are whole numbers of them a token, so sums are
+exact, and one line of the ledger holds up to nine million dollars.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A store in one SQLite file, which any number of processes of one machine may share.
 
 What was committed survives a kill of the process. With `synchronous=NORMAL` the write-ahead log is synced at most a
-second later, so that a power cut costs no more than that; with `FULL` every commit is synced, and nothing is lost.
+second later, so a power cut costs no more than that; with `FULL` every commit is synced, and nothing is lost.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What happens in a run, as frozen values: the one stream that every observer reads.
+"""Events of a run, as frozen values: the one stream that every observer reads.
 
-An event refers to what it belongs to (a call to its batch, a batch to its run), so it is small and carries every id. It
-holds no prompt and no reply unless an observer asked for them, and never a secret. Events are named tuples because
-they are made in the run's own thread, call by call: a frozen dataclass takes four times as long.
+An event refers to what it belongs to (a call to its batch, a batch to its run), so it is small and has every id. It
+holds no prompt and no reply unless an observer asked for them, and never a secret. Events are named tuples because they
+are made in the run's own thread, call by call: a frozen dataclass takes four times as long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Langfuse through its OTLP endpoint: the same spans and a few attributes more, so that it needs no package of its own.
+"""Langfuse through its OTLP endpoint: the same spans with a few more attributes, without a package of its own.
 
-Keys and host are those of Langfuse's own variables. `OTEL_EXPORTER_OTLP_HEADERS` holds keys for other collectors;
-they are not sent there.
+Keys and host are those of Langfuse's own variables. `OTEL_EXPORTER_OTLP_HEADERS`, which holds keys for other
+collectors, is not sent there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Counters and histograms of runs, as a fold over events; exporters only translate them.
 
-Names, units and buckets are those of OpenTelemetry's conventions for generative AI where it has any. Folding here costs
-a call a few microseconds; the instruments of a metrics library cost it ten times as much.
+Names, units and buckets are those of OpenTelemetry's conventions for generative AI where there are any. Folding takes a
+few microseconds a call here, and ten times as much with the instruments of a metrics library.
 """
 
 from __future__ import annotations

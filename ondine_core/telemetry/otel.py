@@ -1,7 +1,7 @@
 """Spans and metrics over OTLP, set up by the usual `OTEL_*` variables.
 
-Where the program has a tracer provider of its own, spans go through that one, with its sampler and its processors;
-otherwise there is one for the run, which is flushed and shut down at its end, since a step's process ends there, too.
+Where the program has a tracer provider, spans go through that one, with its sampler and its processors; otherwise the
+run has one, which is flushed and shut down at its end, since a step's process ends there, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Observers by name: those of this package, those that other packages announce, and those that a program registers.
 
-A name, or a mapping of a name and options, is all that YAML and the Launchpad can say; both are checked when they are
-written down, not when the run starts.
+YAML and the Launchpad can only hold a name, or a mapping of a name and options; both are checked when they are
+declared, not when the run starts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Runs, batches and calls as spans, named as OpenTelemetry's conventions for generative AI have it.
+"""Runs, batches and calls as spans, named by OpenTelemetry's conventions for generative AI.
 
 Ordinary calls beyond a rate arrive together and are one span, with their tokens and their cost added up, so sums over
-spans are always the run's own. What arrives by itself (a call that fails, a batch with rows that fail) has spans of its
-own.
+spans are always the run's own. A call that fails and a batch with rows that fail have spans of their own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Events on their way to the observers, each of which has a buffer and a thread of its own.
+"""Passes events to the observers, each of which has a buffer and a thread of its own.
 
-The run only appends to buffers. So an observer that fails, or is slow, or waits for a dead collector, costs neither the
-run nor another observer anything: what does not fit into its buffer is dropped, counted, and reported at the end.
+The run only appends to buffers, so an observer that fails, is slow, or waits for a dead collector costs neither the run
+nor another observer anything: what does not fit into its buffer is dropped, counted, and reported at the end.
 """
 
 from __future__ import annotations

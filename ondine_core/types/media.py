@@ -1,8 +1,8 @@
 """Images and documents as values: what a provider is shown, and how a prompt's text refers to it.
 
-A prompt stays a text. In the place of an image it has a reference, which is a digest of the content between two
-private-use characters, so keys hash the content and the store never holds an image. `Media` is a locator: bytes are
-read when a call leaves, and are not kept.
+A prompt stays a text. In the place of an image it has a reference, a digest of the content between two private-use
+characters, so keys hash the content and the store never holds an image. `Media` only locates the bytes, which are read
+when a call leaves, and are not kept.
 """
 
 from __future__ import annotations

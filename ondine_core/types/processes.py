@@ -1,8 +1,8 @@
-"""Identity and liveness of processes that share a store, and the clock that those of one machine agree on.
+"""Identity and liveness of processes that share a store, and the boot clock of their machine.
 
-A process leaves its identity beside the numbers that it shares, so that others need not wait for one that was killed.
+A process stores its identity beside the numbers that it shares, so that others need not wait for one that was killed.
 Liveness is known only for processes of the same machine (same boot) and the same space of process ids; a container has
-its own. Every other process, and every one on a system without `/proc`, is never reported as ended.
+its own. All others, and all on a system without `/proc`, are never reported as ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""An LLM column as an asset: the decorator, its twin for factories, and the step they share.
+"""An LLM column as an asset: the decorator, and the same for factories.
 
-The decorated function is an ordinary asset function that returns the rows to enrich; this module wraps it in another
-that takes the same arguments and hands the rows to `step`.
+The decorated function is an ordinary asset function that returns the rows to enrich; it is wrapped in another one with
+the same arguments, which passes the rows to `step`.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.

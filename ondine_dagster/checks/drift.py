@@ -1,7 +1,7 @@
-"""The distribution of a column's values, and its distance from an earlier materialization's.
+"""The distribution of a column's values, and its distance from that of an earlier materialization.
 
-Counts of every column with a closed set of values are metadata of each materialization, under one fixed key, whether or
-not a check asks for them: a check that is added later has something to compare with at once.
+Counts of every column with a closed set of values are metadata of each materialization, under one fixed key, with or
+without a check: so a check that is added later has something to compare with at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Checks in Dagster's terms: as they are declared, their specs, and their results when a materialization is done.
+"""Checks in Dagster's terms: their declaration, their specs, and their results after a materialization.
 
-A column that is not there, a threshold out of range or two checks of one name are errors when the definitions load, not
-after the rows are paid for. Results belong to the run. On a partitioned asset they are about the partition that was
-filled, and say which; the last one is what the asset shows.
+A missing column, a threshold out of range or two checks of one name are errors when the definitions load, not after the
+rows are paid for. Results belong to the run. On a partitioned asset they are about the partition that was filled, and
+say which; the asset shows the last one.
 """
 
 from __future__ import annotations

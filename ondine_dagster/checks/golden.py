@@ -1,8 +1,8 @@
 """Checks on rows with known answers, asked like the asset's own: same prompt, model, batches and store.
 
-Their answers are stored like any others, so checking an unchanged prompt again is free. A sample that cannot be asked
-(the budget is used up, a label is not a possible answer) is a check that failed, never a step that failed: the rows
-of the asset are answered by then.
+Their answers are stored like any others, so checking an unchanged prompt again is free. If they cannot be asked (the
+budget is used up, the labels cannot be answers), the check fails but not the step: the rows of the asset are
+answered by then.
 """
 
 from __future__ import annotations

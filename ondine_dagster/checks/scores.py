@@ -1,7 +1,7 @@
 """Scores of answers against known labels: accuracy, and precision, recall and F1 of each label.
 
-A row without an answer meets no label. Values are compared as JSON carries them: texts without the space around them,
-numbers as numbers, so that 4 is 4.0, and dates as ISO texts; nothing else is guessed.
+A row without an answer meets no label. Values are compared as JSON has them: texts without the space around them,
+numbers as numbers (4 is 4.0), and dates as ISO texts; nothing else is guessed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """YAML fields of a prompt, an output and a step, and what they resolve to.
 
-Prompts and outputs are passed on as they are written, because braces in them are the model's business; elsewhere, a
-text that is nothing but `{{ ... }}` is a template of Dagster's.
+Prompts and outputs are passed on as they are written, because braces in them are for the model; elsewhere, a text that
+is nothing but `{{ ... }}` is a template of Dagster's.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.

@@ -1,7 +1,7 @@
-"""A model of the asset's own, as it is written in YAML: its name, or the fields of an `LLMResource`.
+"""A model of the asset's own in YAML: its name, or the fields of an `LLMResource`.
 
-A secret is named there, never written: what is nothing but `{{ env.NAME }}` becomes an `EnvVar`, which is read when a
-step starts and shown nowhere. Other templates are resolved when the definitions load.
+A secret is named there, never written: a text that is nothing but `{{ env.NAME }}` becomes an `EnvVar`, which is read
+when a step starts and shown nowhere. Other templates are resolved when the definitions load.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.

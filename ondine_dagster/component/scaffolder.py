@@ -1,4 +1,4 @@
-"""`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: a file for the asset and one for its prompt.
+"""`dg scaffold defs ondine_dagster.LLMAssetComponent my_asset`: writes a file for the asset and one for its prompt.
 
 It asks no questions. The files load as soon as `upstream` names an asset of the project; then only the prompt is left
 to change.

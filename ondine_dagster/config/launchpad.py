@@ -1,7 +1,7 @@
 """Run config: the fields that the Launchpad shows, and what they change.
 
-They apply to one run only. They do not change what an answer means, so a configured run leaves only answers that
-every later run can reuse.
+They apply to one run only and do not change what an answer means, so every later run can reuse the answers of a
+configured run.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.

@@ -1,7 +1,7 @@
 """A run in Dagster's terms: metadata with one fixed numeric key a metric, progress, and failures.
 
-Only integers and floats are drawn as plots, and a key that changes its name or type breaks the line, so keys are fixed
-and a figure that is not known is left out; it is never written as 0.
+Only integers and floats are drawn as plots, and a key that changes its name or type breaks the line. So keys are fixed,
+and an unknown figure is left out, never written as 0.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small picture of what a run wrote: how often each value occurs, column by column, as an SVG inside Markdown.
 
-It is written by hand and short. Dagster shows Markdown in place up to 999 characters, and a plotting package would cost
+It is short and written by hand: Dagster shows Markdown in place up to 999 characters, and a plotting package would cost
 every step half a second. Its colours can be read on a light and on a dark page.
 """
 

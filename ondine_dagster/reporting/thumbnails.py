@@ -1,7 +1,7 @@
-"""Images and documents as people see them in Dagster's UI: in a few words, and as thumbnails of the first rows.
+"""Images and documents in Dagster's UI: in a few words, and as thumbnails of the first rows.
 
-Metadata stays in Dagster's event log and is read by more people than the table is. So no byte of a file gets there: a
-thumbnail is decoded and drawn anew, small, and of few rows; and no address that a row names is given to a browser.
+Metadata stays in Dagster's event log and is read by more people than the table is. So it holds no byte of a file: a
+thumbnail is decoded and drawn anew, small, for a few rows; and no address that a row names is given to a browser.
 """
 
 from __future__ import annotations

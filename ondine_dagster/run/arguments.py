@@ -1,7 +1,7 @@
 """The arguments of `llm_asset` and the attributes of its component, each declared once.
 
-A further argument is a field of `Arguments` and a line of `LLMAssetArguments`, which is the same for type checkers: in
-calls of functions they know keywords, but no fields of a model.
+A further argument is a field of `Arguments` and a line of `LLMAssetArguments`, which has the same for type checkers:
+these do not read the fields of a model as keywords.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of models made in this module.

@@ -1,7 +1,7 @@
 """Failed rows as an asset beside the enriched one: with reason, model, attempts and cost.
 
-Both come from one step. The failed rows are stored before it is decided whether there are too many of them, so that
-they can be looked at also when that fails the step.
+Both come from one step. The failed rows are stored before it is decided whether they are too many, so that they can be
+looked at even if they fail the step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which rows of a table belong to a partition: by the value of a column, or by chance that is always the same.
+"""Assigns the rows of a table to partitions: by the value of a column, or by a hash of it.
 
-An upstream table without partitions is loaded whole by every partition of the asset that reads it; this is what picks
-the rows of one. A table with no natural partitions can be cut into shards, so that several runs share the work.
+An upstream table without partitions is loaded whole by every partition of the asset that reads it; the rows of one are
+picked here. A table without natural partitions can be cut into shards, so that several runs share the work.
 """
 
 from __future__ import annotations

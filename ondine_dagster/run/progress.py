@@ -1,4 +1,4 @@
-"""Report a running step in the log and as observations, from the main thread and not too often.
+"""Reports a running step in the log and as observations, from the main thread and not too often.
 
 The event log takes a few hundred events a second, so rows are never reported one by one. Observations stay on the
 asset's page, so they become rarer the longer a run takes.

@@ -1,8 +1,8 @@
 """One step: rows in, enriched rows and their figures out.
 
-The step is synchronous and runs the engine's event loop in a thread: an interrupt lands in the main thread, where it
-cancels the calls in flight and goes on unchanged. The rows are one frame from when the asset function has returned them
-until they are handed to Dagster.
+The step is synchronous and runs the engine's event loop in a thread: an interrupt arrives in the main thread, where it
+cancels the calls in flight and is raised again unchanged. The rows are one frame from the return of the asset function
+until Dagster gets them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Asks by a provider's batch jobs: they are another way for the answer of a row to reach the store.
+"""Asks by a provider's batch jobs: another way for the answer of a row to reach the store.
 
-`building` puts requests into a job, `submitting` hands it in and finds one whose fate is not known, `reading` keeps
-what came of it, and `job_run` does all that until every row has an outcome or the time to wait is over.
+`building` puts requests into a job, `submitting` submits it and finds one whose id was not received, `reading` stores
+its results, and `job_run` repeats that until every row has an outcome or the time to wait is over.
 """

@@ -1,7 +1,7 @@
 """A run by batch jobs: submits jobs, waits for them, reads them, and returns what is left for live calls.
 
-Every step is in the store before the next one begins, so a later run goes on where this one ends, whether it ends by
-itself since the time to wait is over, or is killed.
+Every step is in the store before the next one begins, so a later run continues where this one ends: because the time to
+wait is over, or because it is killed.
 """
 
 from __future__ import annotations

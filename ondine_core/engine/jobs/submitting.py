@@ -1,7 +1,7 @@
 """Submits a job exactly once, and finds a job again whose id was not received.
 
 The store records the state "creating" before the request that creates a job is sent, and the request carries the job's
-marker. So a job whose id was never received, as after a kill, is looked up by its marker; it counts as never created
+marker. So a job whose id was never received, as after a kill, is looked up by its marker. It counts as never created
 only when the request cannot be on its way any more.
 """
 

@@ -1,8 +1,8 @@
-"""What real text columns contain and no question is about: markup, invisible characters, blanks, too much of a text.
+"""Cleaning of texts before they are asked about: markup, invisible characters, blanks, length.
 
-Steps are functions from text to text, applied in the order in which they are written; nothing is cleaned unless asked
-for. A row is cleaned before it is sanitized and rendered, so its answer is kept under the cleaned text, and rows that
-differ in their markup only are asked once.
+Steps are functions from text to text, applied in the order in which they are written; by default there are none. A row
+is cleaned before it is sanitized and rendered, so its answer is kept under the cleaned text, and rows that differ in
+markup only are asked once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Text out of HTML and out of Markdown.
+"""Extracts text from HTML and from Markdown.
 
 The parser of the standard library takes hours for a megabyte of `<a ` and raises for `<![<`, so tags are found here, in
-time proportional to the text. Only what bears the name of an HTML element is a tag: `<3`, `a < b` and
-`<alice@example.com>` stay.
+time proportional to the text. Only the name of an HTML element makes a tag: `<3`, `a < b` and `<alice@example.com>`
+stay.
 """
 
 from __future__ import annotations

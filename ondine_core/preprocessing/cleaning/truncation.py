@@ -1,7 +1,6 @@
-"""A text cut to a number of tokens, at the end of a sentence where there is one.
+"""Cuts a text to a number of tokens, at the end of a sentence where there is one.
 
-Tokens are counted as one model counts them, whichever is asked in the end: a row must not become another prompt because
-the model is another.
+One model's tokenizer counts, whichever model is asked: a row must not become another prompt when the model changes.
 """
 
 from __future__ import annotations

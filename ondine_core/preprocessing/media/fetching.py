@@ -1,9 +1,9 @@
-"""Fetches the addresses in cells, without becoming a way into the network that this runs in.
+"""Fetches the addresses in cells, from the public internet only.
 
-A cell may name any address, so only public ones are fetched: every address that a host name stands for is checked, the
-connection goes to one that was checked (a name that stands for another one a moment later changes nothing), and each
-redirect is checked in the same way. What is fetched waits in a folder of its own until its call leaves, and is removed
-when the process ends.
+A cell may name any address, also one of the network that this runs in. So every address that a host name resolves to is
+checked, the connection goes to one that was checked (a name that resolves otherwise a moment later changes nothing),
+and each redirect is checked in the same way. What is fetched waits in a folder of its own until its call leaves, and is
+removed when the process ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an image is, from its bytes alone: type, size, frames, and where it ends.
+"""Reads type, size, frames and end of an image from its bytes.
 
 By the formats' specifications: PNG (W3C), JPEG (ITU T.81), GIF89a, WebP (RFC 9649). Nothing is decoded, so an image
-that would decode to gigabytes costs nothing. The parts of a file are found whole, so one that was broken off is
-noticed, and what comes behind the end is not part of it.
+that would decode to gigabytes costs nothing. All parts of a file are found, so a truncated file is noticed, and what
+comes behind the end is left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From a cell to the image or document that it holds or names.
+"""Reads the image or document that a cell holds or names.
 
-Nothing that a cell says is believed: what it holds is known by its content, a path leads only below the root, and what
-cannot be read fails its row alone, with a reason that shows nothing of the cell. A file is read once for its digest,
-however many rows name it and however often its prompt is rendered, and a second time when its call leaves.
+Cells are not trusted: the content decides the type, a path leads only below the root, and what cannot be read fails its
+row alone, with a reason that shows nothing of the cell. A file is read once for its digest, however often its prompt is
+rendered, and a second time when its call leaves.
 """
 
 from __future__ import annotations

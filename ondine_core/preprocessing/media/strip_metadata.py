@@ -1,7 +1,7 @@
-"""Takes metadata out of images without decoding them: where and when they were taken, by whom, with what.
+"""Removes metadata from images without decoding them: where and when they were taken, by whom, with what.
 
-What is kept is what changes how an image looks: colour profiles, transparency, and which way is up. Everything that is
-not known to be of that kind goes, and so does whatever comes behind the end of the image.
+What changes how an image looks is kept: colour profiles, transparency, and which way is up. Everything else goes, and
+so does whatever comes behind the end of the image.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Personal data and secrets are taken out of a row before anything else sees it: rules as data, and three modes.
+"""Removes personal data and secrets from a row before anything else sees it: rules as data, and three modes.
 
 A row is sanitized before it is rendered, so nothing raw reaches a key, the store, a log or a provider. Rows that are
-the same once they are sanitized share one answer, and where it repeats a placeholder, each gets its own data back.
+equal once sanitized share one answer; where it repeats a placeholder, each gets its own data back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where in a text the rules find something.
+"""Finds the matches of the rules in a text.
 
-What is found is blanked out and the rest is read again: a datum may have been no match only because another stood next
-to it. So no text that is left has a match.
+Matches are blanked out and the rest is read again: a datum may have been no match only because another stood next to
+it. So no text that is left has a match.
 """
 
 from __future__ import annotations

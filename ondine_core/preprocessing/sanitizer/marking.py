@@ -1,4 +1,4 @@
-"""Rows with marks in the place of what the rules find, and answers with what the marks stand for.
+"""Replaces what the rules find by marks in rows, and marks by what they stand for in answers.
 
 Placeholders are numbered a row at a time, and what they stand for is kept nowhere: to restore the answer of a row, the
 row is sanitized once more.

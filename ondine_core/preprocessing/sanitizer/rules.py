@@ -1,7 +1,7 @@
-"""What personal data and secrets look like: the rules, as data.
+"""The rules: patterns of personal data and secrets, as data.
 
-Every pattern is read over folded text (see `folding`), so it names ASCII only. Each finds its matches in time
-proportional to the text, whatever the text: repeats are bounded, or possessive and entered at one place of a run only.
+A pattern is matched against folded text (see `folding`), so it names ASCII only. Each finds its matches in time
+proportional to the text: repeats are bounded, or possessive and entered at one place of a run only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Gemini's batch API, which takes requests in its own form: the same questions as live ones, translated here.
+"""Gemini's batch API, whose requests have a form of their own: live requests are translated.
 
-Live calls go to Gemini's address for OpenAI's dialect, of which there are no jobs. Replies are translated back, so that
-they are read as live ones. By the API reference at https://ai.google.dev/api/batch-api.
+Live calls go to Gemini's address for OpenAI's dialect, which has no jobs. Replies are translated back, so that they are
+read as live ones. By the API reference at https://ai.google.dev/api/batch-api.
 """
 
 from __future__ import annotations

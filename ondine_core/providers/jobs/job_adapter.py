@@ -1,7 +1,7 @@
-"""What the adapters of batch APIs have in common, whatever their providers call it.
+"""The common part of the adapters of batch APIs.
 
-Results are read and classified as live replies are. Errors of a row are classified by status and codes alone: the
-request is not at hand, so words that may quote its text cannot be blotted out.
+Results are read and classified like live replies. Errors of a row are classified by status and codes alone: the request
+is not at hand, so words that may quote its text cannot be masked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The HTTP requests of a batch API: JSON, files up and results down, piece by piece.
+"""The HTTP requests of a batch API: JSON, and files that are sent and received piece by piece.
 
-Connections, proxies and failures are those of live calls. A request is sent once. Nothing but the request that creates
-a job can cost anything, so only of that one a lost reply leaves a cost unknown.
+Connections, proxies and failures are those of live calls. A request is sent once. Only the request that creates a job
+can cost anything, so only its lost reply leaves a cost unknown.
 """
 
 from __future__ import annotations

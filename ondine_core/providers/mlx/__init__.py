@@ -1,8 +1,8 @@
 """MLX inside this process: open models on a Mac's graphics processor, or on Linux, without a key, a server or a bill.
 
-A model loads once a process, and all callers share its batches: replies are generated together, so concurrent calls
-take little longer than one. The temperature is 0 unless another is asked for. Where two tokens are all but equally
-likely the choice may still differ from batch to batch, as on any server that batches.
+A model loads once a process, and replies to all callers are generated together, so concurrent calls take little longer
+than one. The default temperature is 0. Where two tokens are almost equally likely, the choice may still differ from
+batch to batch, as on any server that batches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The prompt of an MLX model, in its own tokens.
+"""Encodes the prompt of an MLX model.
 
 A model with a chat template is asked through that, any other by continuation. The template writes turns with special
-tokens; a row that contains their names must not end its turn and start another role's, so such names are broken up.
+tokens; a row that contains their names must not end its turn and start another one, so such names are broken up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Beginnings that prompts share, read by the model only once.
+"""Processes beginnings that prompts share only once.
 
-Prompts of one table begin alike (instructions, examples), and reading is most of what a local model does when answers
-are short. mlx-lm's own cache keeps whole prompts and cuts them back, which models with a sliding window do not allow.
+Prompts of one table begin alike (instructions, examples), and processing them is most of what a local model does when
+answers are short. mlx-lm's own cache keeps whole prompts and trims them, which models with a sliding window do not
+allow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How MLX picks the next token of one text.
+"""Picks the next token of one text in MLX.
 
-mlx-lm's filters are used; its own sampler is not, since MLX has one stream of chance, of which every text in a batch
-would take a share: with a seed a text has chance of its own.
+mlx-lm's filters are used. Its sampler is not, since it draws all texts of a batch from one stream of random numbers:
+with a seed, a text has random numbers of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one thread of a process that MLX runs on, and the models it has loaded.
 
-MLX takes calls from one thread only. That thread runs an event loop, so what arrives is taken in between two steps of
-the models that write: no call waits for a batch to fill or to end.
+MLX takes calls from one thread only. That thread runs an event loop, so a call is accepted between two steps of
+generation: none waits for a batch to fill or to end.
 
 A model stays loaded for later calls, until another one is needed and no run has it open: two may not fit.
 """

@@ -1,7 +1,7 @@
-"""A model in MLX that writes many replies at once, each a token further at every step of mlx-lm's `BatchGenerator`.
+"""Generates many replies at once with mlx-lm's `BatchGenerator`, each a token longer at every step.
 
-All of it belongs to the MLX thread. A call joins those being answered whenever it comes, and leaves when it is answered
-or cancelled.
+Everything here runs on the MLX thread. A call joins the batch at any time, and leaves it when it is answered or
+cancelled.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What is known of models offline: prices, token limits, providers, and the files of OpenAI's tokenizers.
+"""Offline data about models: prices, token limits, providers, and the files of OpenAI's tokenizers.
 
-The data is litellm's, which keeps some 4,000 models up to date. This package holds a copy of the part that is used, so
-that litellm (117 MB) is needed only to call providers through it. Where litellm is installed and newer than the copy,
-its own files are read instead, without importing it: `pip install -U litellm` refreshes the prices.
-`python -m ondine_core.providers.model_data` makes the copy anew.
+The data is litellm's, which keeps some 4,000 models up to date. This package has a copy of the part that is used, so
+that litellm (117 MB) is needed only to call providers through it. Where an installed litellm is newer than the copy,
+its files are read instead, without importing it: `pip install -U litellm` refreshes the prices. `python -m
+ondine_core.providers.model_data` makes the copy anew.
 """
 
 from __future__ import annotations
