@@ -1,7 +1,6 @@
 """Materialize an asset over many rows of image paths in a process of its own, and measure its memory.
 
-`python -m tests.support.image_rows <folder> <provider> <file with one path a line> ...` materializes the asset once for
-each file; answers are stored in DAGSTER_HOME.
+`python -m tests.support.image_rows <folder> <provider> <file with one path a line>`; answers are stored in DAGSTER_HOME.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ def memory_mib(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main(folder: str, base_url: str, *lists_of_paths: str) -> None:
-    """Materialize, and print calls, rows and memory as a line of JSON each."""
-    frame = pd.DataFrame()
-    before = 0.0
+def main(folder: str, base_url: str, file: str) -> None:
+    """Materialize, and print calls, rows and memory as JSON."""
+    paths = Path(file).read_text(encoding="utf-8").split()
+    frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
 
     @llm_asset(
         prompt=Prompt("What is it?\n{photo:image}", media=MediaOptions(root=folder)),
@@ -43,17 +42,14 @@ def main(folder: str, base_url: str, *lists_of_paths: str) -> None:
         "llm": LLMResource(model="openai_compatible/eyes", base_url=base_url, max_concurrency=16),
         "memory": dg.mem_io_manager,
     }
+    before = memory_mib("VmRSS")
     with dg.DagsterInstance.get() as instance:
-        for list_of_paths in lists_of_paths:
-            paths = Path(list_of_paths).read_text(encoding="utf-8").split()
-            frame = pd.DataFrame({"photo": [paths[number % len(paths)] for number in range(ROWS)]})
-            before = before or memory_mib("VmRSS")
-            result = dg.materialize([answers], resources=resources, instance=instance)
-            (event,) = result.asset_materializations_for_node("answers")
-            figures = {name: getattr(entry, "value", None) for name, entry in event.metadata.items()}
-            wanted = ("ondine/requests", "ondine/rows_total", "ondine/rows_failed", "ondine/rows_reused")
-            mib = memory_mib("VmHWM") - before
-            sys.stdout.write(json.dumps({name: figures[name] for name in wanted} | {"mib": mib}) + "\n")
+        result = dg.materialize([answers], resources=resources, instance=instance)
+    (event,) = result.asset_materializations_for_node("answers")
+    figures = {name: getattr(entry, "value", None) for name, entry in event.metadata.items()}
+    wanted = ("ondine/requests", "ondine/rows_total", "ondine/rows_failed")
+    mib = memory_mib("VmHWM") - before
+    sys.stdout.write(json.dumps({name: figures[name] for name in wanted} | {"mib": mib}))
 
 
 if __name__ == "__main__":
