@@ -31,13 +31,19 @@ class InFlightCall:
 
     left_at: float
     number: int = 0  # in the order of departure
-    occupancy: int = 0  # earlier calls that were in flight as it left and were not refused; right once it is judged
+    ahead: int = 0  # earlier calls that were in flight, or had come back refused, as it left
     outcome: CallOutcome | None = None
 
     @property
     def is_refused(self) -> bool:
         """Whether it was turned away."""
         return self.outcome in ("limited", "overloaded")
+
+
+@dataclass(frozen=True, slots=True)
+class _JudgedCall:
+    call: InFlightCall
+    occupancy: int  # earlier calls that were in flight as it left and were not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +64,26 @@ class ChangeDetector:
 
     def __init__(self) -> None:
         self._pending = deque[InFlightCall]()
-        self._period: list[InFlightCall] = []  # calls that were judged since counting started
+        self._period: list[_JudgedCall] = []  # since counting started
         self._passed = 0  # of these, how many were let through
         self._excess = self._chance = self._max_chance = 0.0
         self._shares: list[float] = []  # that were found one after the other while no more was let through
         self._last_per_s = 0.0
         self._reset_at = -1.0
-        self._judged = self._refused = self._refused_back = 0
+        self._last_judged = 0  # number of a call
+        self._refused = 0  # calls, of those up to the last judged one
+        self._refused_back = 0  # calls, of all
 
     def start(self, call: InFlightCall, in_flight: int) -> None:
         """Record that a call leaves while `in_flight` earlier ones are in flight."""
-        call.occupancy = in_flight + self._refused_back
+        call.ahead = in_flight + self._refused_back
         self._pending.append(call)
 
     def finish(self, call: InFlightCall) -> None:
         """Record that a call is back."""
         if call.is_refused:
             self._refused_back += 1
-            self._refused += call.number <= self._judged
+            self._refused += call.number <= self._last_judged
 
     def reset(self, now: float) -> None:
         """Count only calls that leave from now on."""
@@ -87,10 +95,10 @@ class ChangeDetector:
         """Judge calls that are back, or left before `known_until`; `tried_per_s` is the rate, if one is limited."""
         while self._pending and (self._pending[0].outcome or self._pending[0].left_at < known_until):
             call = self._pending.popleft()
-            self._judged = call.number
-            call.occupancy -= self._refused  # what is left of them is calls that came back before it left
+            judged = _JudgedCall(call, call.ahead - self._refused)
+            self._last_judged = call.number
             self._refused += call.is_refused
-            if call.left_at > self._reset_at and self._is_change(call):
+            if call.left_at > self._reset_at and self._is_change(judged):
                 found = self._explain(tried_per_s)
                 self.reset(now)
                 self._last_per_s = found.per_s
@@ -102,28 +110,29 @@ class ChangeDetector:
         self._passed = 0
         self._excess = 0.0
 
-    def _is_change(self, call: InFlightCall) -> bool:
-        refused = call.is_refused
+    def _is_change(self, judged: _JudgedCall) -> bool:
+        refused = judged.call.is_refused
         if self._chance:
             smoothed = self._chance + _SMOOTHING * (refused - self._chance)
             self._chance = min(self._max_chance, smoothed) if smoothed > _MIN_CHANCE else 0.0
         if not (refused or self._period):
             return False
-        self._period.append(call)
+        self._period.append(judged)
         self._passed += not refused
         self._excess += refused - _USUAL_SHARE - _CHANCE_FACTOR * self._chance
         if self._excess <= 0:
             self._restart()
         if not refused or len(self._period) < _MIN_CALLS or not self._passed:
             return False
-        span_s = call.left_at - self._period[0].left_at
+        span_s = judged.call.left_at - self._period[0].call.left_at
         least = _EXCESS_OF_CHANCE if self._chance else _EXCESS
         return (self._excess - least) * span_s > _EXCESS_S * self._passed
 
     def _explain(self, tried_per_s: float | None) -> Refusals:
         period = self._period
         share = 1 - self._passed / (len(period) - 1)  # the first is left out: it was refused, as counting starts so
-        per_s = self._passed / (1 - _CHANCE_COUNTED * self._chance) / (period[-1].left_at - period[0].left_at)
+        span_s = period[-1].call.left_at - period[0].call.left_at
+        per_s = self._passed / (1 - _CHANCE_COUNTED * self._chance) / span_s
         in_flight = _find_limit(period)
         in_vain = tried_per_s is not None and tried_per_s <= self._last_per_s
         return Refusals(per_s, in_flight, self._is_chance(share, in_vain=in_vain) and in_flight is None)
@@ -140,10 +149,10 @@ class ChangeDetector:
         return True
 
 
-def _find_limit(period: list[InFlightCall]) -> int | None:
+def _find_limit(period: list[_JudgedCall]) -> int | None:
     """The limit on calls in flight with as many of which calls are refused, and with fewer are answered."""
-    refused = sorted(call.occupancy for call in period if call.is_refused)
-    answered = [call.occupancy for call in period if call.outcome == "answered"]
+    refused = sorted(judged.occupancy for judged in period if judged.call.is_refused)
+    answered = [judged.occupancy for judged in period if judged.call.outcome == "answered"]
     limit = refused[int(_MISPLACED * len(refused))]
     misplaced = sum(occupancy >= limit for occupancy in answered)
     return limit if limit > 0 and answered and misplaced <= _MISPLACED * len(answered) else None
