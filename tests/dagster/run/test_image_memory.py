@@ -33,7 +33,7 @@ def image(number: int, *, changed: bool = False) -> bytes:
 
 
 def test_files_are_read_when_their_calls_leave(tmp_path: Path) -> None:
-    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame; then one for the only file with another content."""
+    """1,000 calls for 1,000 files, at most 500 MiB beyond the frame; then one for the only file that differs."""
     folder, home = tmp_path / "images", tmp_path / "home"
     for made in (folder, home, folder / "copies"):
         made.mkdir()
