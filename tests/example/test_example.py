@@ -73,7 +73,7 @@ def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, A
 
 
 def demonstrate(day: str, home: Path, **variables: str) -> str:
-    """What the README's command prints. Only an environment that this command made can be used with it as it stands."""
+    """The output of the README's command, or of its module in an environment that this command did not make."""
     made_by_it = Path(sys.prefix, "ondine-installed").exists()
     command = [ROOT / "example_project"] if made_by_it else ["-m", "example_project"]
     environment = os.environ | {"DAGSTER_HOME": str(home), "ONDINE_VENV": sys.prefix} | variables

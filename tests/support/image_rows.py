@@ -1,6 +1,6 @@
 """Materialize an asset over many rows of image paths in a process of its own, and measure its memory.
 
-`python -m tests.support.image_rows <folder> <provider> <file with one path a line>`; answers are stored in DAGSTER_HOME.
+`python -m tests.support.image_rows <folder> <provider> <file with one path a line>`. DAGSTER_HOME stores the answers.
 """
 
 from __future__ import annotations
