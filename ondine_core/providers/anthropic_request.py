@@ -9,6 +9,7 @@ included, is always sent, since the API requires it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -59,6 +60,10 @@ def find_anthropic_address(spec: ModelSpec) -> str:
     return f"{root}/v1/messages"
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+"""A token of RFC 9110, section 5.6.2, in lower case."""
+
+
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
     """The header that proves who calls; none for an address of the user's without a key."""
     given = given_key(spec)
@@ -78,8 +83,10 @@ def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
     if not isinstance(extra, Mapping):
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
     headers = {"anthropic-version": str(spec.settings.get("api_version") or _API_VERSION)}
-    headers |= {str(name): str(value) for name, value in extra.items()}
+    headers |= {str(name).lower(): str(value) for name, value in extra.items()}
     for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")
         check_header(f"extra_headers[{name!r}]", value)
     return headers
 

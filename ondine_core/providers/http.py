@@ -56,7 +56,7 @@ class HttpModel:
         self._body, self._read = body, read
         self._max_reply_bytes, self._wall = max_reply_bytes, wall
         self._client = HttpClient(max_reply_bytes, endpoint.resolve)
-        self._headers = {"Content-Type": "application/json", **endpoint.plain_headers}
+        self._headers = {"content-type": "application/json", **endpoint.plain_headers}
         self._proxy = proxy_for(endpoint.url)
         # What ends before a connection is there has cost nothing; the total would not tell, nor would rounded times.
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)

@@ -17,7 +17,7 @@ from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
 
 CONNECT_TIMEOUT_S = 15.0
-HEADERS: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
+HEADERS: Mapping[str, str] = {"accept": "application/json", "accept-encoding": "identity"}
 
 SecretHeaders: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 """The headers of the next request whose values are secrets, such as a token that expires."""
@@ -46,7 +46,7 @@ class Endpoint:
         url: The address, or the root of the addresses.
         timeout_s: Seconds that one request may take in all.
         secret_headers: Headers whose values are secrets.
-        plain_headers: Further headers of every request.
+        plain_headers: Further headers of every request; their names are in lower case.
         advice: Statuses after which no request succeeds, and what to do about each.
         resolve: Looks host names up; it may block.
     """

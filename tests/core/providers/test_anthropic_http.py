@@ -196,6 +196,16 @@ def test_key_and_version_are_headers_of_each_request() -> None:
     assert {name.lower(): value for name, value in request.headers.items()}["anthropic-version"] == "2026-10-21"
 
 
+def test_further_header_replaces_one_of_any_case() -> None:
+    """A header that is sent twice would be two versions, or two types of content."""
+    extra = {"Anthropic-Version": "2026-10-21", "CONTENT-TYPE": "application/json; charset=utf-8"}
+    _, (request,) = asked(settings={"extra_headers": extra})
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    assert len(headers) == len(request.headers)
+    assert headers["anthropic-version"] == extra["Anthropic-Version"]
+    assert headers["content-type"] == extra["CONTENT-TYPE"]
+
+
 @pytest.mark.parametrize(
     ("variable", "header", "value"),
     [("ANTHROPIC_API_KEY", "x-api-key", KEY), ("ANTHROPIC_AUTH_TOKEN", "Authorization", f"Bearer {KEY}")],
@@ -253,6 +263,7 @@ def test_parameters_arrive_under_the_names_of_this_api() -> None:
         ({"settings": {"drop_parms": True}}, "Did you mean 'drop_params'"),
         ({"settings": {"extra_headers": "x"}}, "is not a mapping"),
         ({"settings": {"extra_headers": {"x": "a\nb"}}}, "has a line end"),
+        ({"settings": {"extra_headers": {"x: y": "a"}}}, "'x: y' is not the name of a header"),
         ({"base_url": "my-server"}, "is not an address"),
         ({"api_key": "a\nb"}, "api_key has a line end"),
     ],
