@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,14 +90,13 @@ class HttpClient:
         """
         lines = [target.head, *map(": ".join, headers.items()), f"Content-Length: {len(body)}\r\n\r\n"]
         request = "\r\n".join(lines).encode() + body
-        async with asyncio.timeout(target.limits.total):
-            while True:
-                connector: Any = (self._session or self._open()).connector
-                try:
-                    return await connector.exchange(target, request)  # type: ignore[no-any-return]
-                except NotSentError as error:
-                    if not error.reused:
-                        raise
+        while True:
+            connector: Any = (self._session or self._open()).connector
+            try:
+                return await connector.exchange(target, request)  # type: ignore[no-any-return]
+            except NotSentError as error:
+                if not error.reused:
+                    raise
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -107,19 +107,22 @@ class _Connection(ResponseHandler):
         self._acked = _acked_bytes(self.transport) if was_idle else -1
         return True
 
-    async def exchange(self, request: bytes) -> tuple[Any, bytes]:
-        """Send a whole request, and return the head and the content of the reply."""
+    async def exchange(self, request: bytes, until: float) -> tuple[Any, bytes]:
+        """Send a whole request, and return the head and the content of the reply, if it comes in time."""
         self.set_response_params(read_until_eof=True, auto_decompress=False)
         if self.begin_request() and self.transport is not None:
             self.transport.write(request)
             self.start_timeout()
+        alarm = self._loop.call_at(until, self._give_up, TimeoutError())
         try:
             head, content = await self.read()
             while head.code < 200 and head.code != 101:  # noqa: PLR2004  (an interim reply)
                 head, content = await self.read()
+            return head, content.read_nowait() if content.is_eof() else await content.read()
         except HttpProcessingError as error:
             raise aiohttp.ClientPayloadError(f"The reply is not HTTP ({type(error).__name__}).") from error
-        return head, await content.read()
+        finally:
+            alarm.cancel()
 
     def _has_unread_bytes(self) -> bool:
         transport = self.transport
@@ -180,6 +183,11 @@ class _Connection(ResponseHandler):
         self._trust.suspend(inf)
         # If the last reply is still to be taken, it is not believed either.
         self._give_up(OutOfStepError("The server sent bytes without a request."))
+
+    def resume_reading(self, *further: Any, **named: Any) -> None:
+        """Go on reading if that was paused; aiohttp calls this for each piece that is taken, and parses once more."""
+        if self._reading_paused:
+            super().resume_reading(*further, **named)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a message that was parsed."""
@@ -357,13 +365,14 @@ class Connector(aiohttp.TCPConnector):
 
     async def exchange(self, target: Target, request: bytes) -> tuple[Any, bytes]:
         """Send a whole request on a connection of its own, and return the head and the content of the reply."""
+        until = self._loop.time() + (target.limits.total or inf)
         try:
             connection = await self.connect(target.request, [], target.limits)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError from error
         try:
             protocol: Any = connection.protocol
-            reply: tuple[Any, bytes] = await protocol.exchange(request)
+            reply: tuple[Any, bytes] = await protocol.exchange(request, until)
         except BaseException:
             connection.close()
             raise
