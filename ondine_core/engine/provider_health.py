@@ -16,6 +16,9 @@ _MAX_DOUBTS = 3
 _FIRST_OUTAGE_S = 30.0
 """A server that never accepted a connection probably has another address, so it is waited for less long."""
 
+_MAX_LOST_BATCHES = 10
+"""Different batches that lose their calls in a row; if there are more, it is not a few rows that the server cannot bear."""
+
 _MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
 """Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""
 
@@ -110,9 +113,9 @@ class ProviderHealth:
         """
         if error.cause == "capacity":
             return self._capacity_wait_s(error, refused)
-        if error.cost_unknown or not self._is_outage(error, keys):
-            return None
-        return error.retry_after_s or 0.0
+        is_outage = self._is_outage(error, keys)
+        # A call that may be billed is never made again without counting.
+        return (error.retry_after_s or 0.0) if is_outage and not error.cost_unknown else None
 
     def _capacity_wait_s(self, error: TransientError, refused: int) -> float | None:
         """How long to wait until capacity is asked for again; when patience is at its end, the tier or the run ends."""
@@ -155,8 +158,11 @@ class ProviderHealth:
         self._failing.add(keys)
         if run.clock.elapsed() - since < wait_timeout_s:
             return True
-        # Where all others were answered it may be this call that the server cannot bear.
-        if len(self._failing) > 1 or not self._answered:
+        if error.cost_unknown:
+            is_over = len(self._failing) > _MAX_LOST_BATCHES
+        else:  # where all others were answered it may be this call that the server cannot bear
+            is_over = len(self._failing) > 1 or not self._answered
+        if is_over:
             run.stop.stop(error)
         return False
 
