@@ -17,7 +17,7 @@ _FIRST_OUTAGE_S = 30.0
 """A server that never accepted a connection probably has another address, so it is waited for less long."""
 
 _MAX_LOST_BATCHES = 10
-"""Different batches that lose their calls in a row; if there are more, it is not a few rows that the server cannot bear."""
+"""Different batches that lose their calls in a row; more of them are not a few rows that the server cannot bear."""
 
 _MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
 """Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""

@@ -151,9 +151,9 @@ def test_lasting_outage_ends_the_run() -> None:
 
 @pytest.mark.parametrize("fault", [garbage, cut])
 def test_lasting_outage_in_which_calls_get_lost_ends_the_run(fault: Fault) -> None:
-    """A server that answers no call as a provider does, though it takes them all, ends the run like one that is down."""
+    """A server that takes every call and answers none as a provider does ends the run like one that is down."""
     retry = RetryPolicy(first_wait_s=0.001, max_outage_s=1.0)
-    with Provider(fault=fault) as provider, pytest.raises(TransientError, match="not a chat completion|broke"):
+    with Provider(fault=fault) as provider, pytest.raises(TransientError, match=r"not a chat completion|broke"):
         ask(provider, texts(500), options(retry=retry, max_concurrency=256))
     assert len(provider.ledger.requests) <= 40
 
