@@ -261,6 +261,8 @@ def _instant(value: Any, column: str, zone: ZoneInfo) -> float:
             f"partition_by={column!r} has a value that is not a date, date-time or ISO 8601 text "
             f"({type(value).__name__})."
         ) from None
+    # Windows begin at whole seconds; a float would round the last nanosecond of a day up into the next one.
+    moment = moment.replace(microsecond=0)
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
 
 

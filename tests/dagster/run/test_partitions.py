@@ -56,6 +56,13 @@ def test_rows_belong_to_the_partition_of_their_time(make: Callable[..., Any], da
     assert {type(rows) for rows in found.values()} == {type(table)}
 
 
+def test_the_last_nanosecond_of_a_day_belongs_to_it() -> None:
+    """The end of a pandas period is not taken for the beginning of the next day."""
+    ends = pd.PeriodIndex(["2026-01-05", "2026-01-06"], freq="D").end_time
+    found = rows_by_partition(pd.DataFrame({"id": [1, 2], "at": ends}), "at", DAILY, ["2026-01-05", "2026-01-06"])
+    assert [ids(rows) for rows in found.values()] == [[1], [2]]
+
+
 def test_a_time_without_a_zone_is_in_that_of_the_partitions() -> None:
     """A day begins at midnight of that zone."""
     partitions = dg.DailyPartitionsDefinition("2026-01-01", timezone="America/New_York")
