@@ -6,10 +6,9 @@ A new model gets a new name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from ondine_core.errors import ConfigError
 from ondine_core.providers.settings import find_address_fault
+from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import ModelSpec, PromptCache, Tier
 
 _MODELS = {
@@ -76,9 +76,8 @@ def preset(name: str, presets: Mapping[str, ModelSpec] = PRESETS, /, **changes: 
         ConfigError: There is no such preset or field, or a value is not valid.
     """
     if name not in presets:
-        near = get_close_matches(str(name), presets, 3)
-        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ConfigError(f"There is no preset {name!r}; {meant}The presets are {', '.join(presets)}.")
+        meant = did_you_mean(str(name), presets, 3)
+        raise ConfigError(f"There is no preset {name!r}.{meant} The presets are {', '.join(presets)}.")
     return change(presets[name], changes, f"preset {name!r}")
 
 
@@ -157,9 +156,6 @@ def _complaint(error: Mapping[str, Any], spec: ModelSpec) -> str:
     return f"{name}{value} is not valid: {reason}."
 
 
-def name_unknown(name: str, known: Iterable[str]) -> str:
-    """What to tell about a field that there is not."""
-    names = list(known)
-    near = get_close_matches(name, names, 1)
-    meant = f"; did you mean {near[0]!r}?" if near else "."
-    return f"there is no field {name!r}{meant} The fields are {', '.join(names)}."
+def name_unknown(name: str, known: Sequence[str]) -> str:
+    """The complaint about a field that does not exist."""
+    return f"there is no field {name!r}.{did_you_mean(name, known)} The fields are {', '.join(known)}."

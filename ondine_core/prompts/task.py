@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import orjson
 
@@ -19,6 +18,7 @@ from ondine_core.preprocessing.sanitizer import Sanitize
 from ondine_core.prompts.output_schema import Output, OutputSchema, compile_schema
 from ondine_core.prompts.template import CompiledPrompt, Prompt, compile_prompt
 from ondine_core.providers.media_limits import check_media
+from ondine_core.types.suggestion import did_you_mean
 from ondine_core.types.values import Json, Key, ModelSpec
 
 _KEY_FORMAT = b"ondine-1"
@@ -80,10 +80,9 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
     """
     for column in task.prompt.columns:
         if column not in names:
-            close = get_close_matches(column, [name for name in names if isinstance(name, str)], 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            meant = did_you_mean(column, [name for name in names if isinstance(name, str)])
             raise ConfigError(
-                f"The prompt reads column {column!r}, which the rows do not have; {hint}"
+                f"The prompt reads column {column!r}, which the rows do not have.{meant} "
                 f"The columns are {', '.join(map(repr, names))}."
             )
     for output in task.schema.columns:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The one of the `known` names that is closest to `name`, as a question to put into an error; empty if none is."""
-    return "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, list(known), 1))
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The names closest to `name`, at most `most`, as a question for an error message; empty if none is close."""
+    near = get_close_matches(name, list(known), most)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -111,7 +111,7 @@ def test_a_preset_with_changes() -> None:
 )
 def test_unknown_preset_gets_suggestions(name: str, meant: str) -> None:
     """The error has the nearest names and the list of all."""
-    with pytest.raises(ConfigError, match=f"{re.escape(repr(name))}; did you mean .*{re.escape(meant)}") as caught:
+    with pytest.raises(ConfigError, match=f"{re.escape(repr(name))}. Did you mean .*{re.escape(meant)}") as caught:
         preset(name)
     assert ", ".join(PRESETS) in str(caught.value)
 
@@ -119,7 +119,7 @@ def test_unknown_preset_gets_suggestions(name: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temprature": 0}, "no field 'temprature'; did you mean 'temperature'"),
+        ({"temprature": 0}, "no field 'temprature'. Did you mean 'temperature'"),
         ({"nonsense": 0}, "no field 'nonsense'. The fields are model,"),
         ({"temperature": -1}, "temperature=-1 is not valid: Input should be greater than or equal to 0"),
         ({"temperature": float("nan")}, "temperature=nan is not valid"),
@@ -218,7 +218,7 @@ def test_presets_from_a_file(tmp_path: Path) -> None:
         "cheap": ModelSpec("openai/gpt-6-luna"),
     }
     assert preset("house", presets, temperature=1).temperature == 1
-    with pytest.raises(ConfigError, match="'hous'; did you mean 'house'"):
+    with pytest.raises(ConfigError, match=r"'hous'\. Did you mean 'house'"):
         preset("hous", presets)
     with pytest.raises(TypeError):
         presets["cheap"] = presets["house"]  # type: ignore[index]
@@ -241,7 +241,7 @@ def test_empty_file_has_no_presets(tmp_path: Path, text: str) -> None:
         ("house: {model: gpt-4o}\n", "preset 'house': model='gpt-4o' is not valid"),
         (
             "house: {model: openai/gpt-4o, temprature: 0}\n",
-            "'house': there is no field 'temprature'; did you mean 'temp",
+            "'house': there is no field 'temprature'. Did you mean 'temp",
         ),
         ("house: {model: openai/gpt-4o, 1: 0}\n", "preset 'house': there is no field '1'"),
         ("house: {model: openai/gpt-4o, timeout_s: 1e3}\n", "preset 'house': timeout_s='1e3' is not valid"),

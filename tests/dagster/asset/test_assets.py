@@ -580,7 +580,7 @@ def test_one_refused_row_fails_alone() -> None:
                 "prompt": PROMPT,
                 "metadata": {"dagster/column_schema": dg.TableSchema([dg.TableColumn("reviews", "string")])},
             },
-            "did you mean 'reviews'",
+            "Did you mean 'reviews'",
         ),
     ],
 )
@@ -613,7 +613,7 @@ def test_a_missing_resource_fails_when_definitions_load() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (pd.DataFrame({"reviews": ["a"]}), "did you mean 'reviews'"),
+        (pd.DataFrame({"reviews": ["a"]}), "Did you mean 'reviews'"),
         (pd.DataFrame({"review": ["a"], "mood": ["b"]}), "'mood' is already a column"),
         (pd.DataFrame({"review": ["a"], "moods_error": ["b"]}), "'moods_error' is already a column"),
         (None, "a NoneType, which is not a table"),
