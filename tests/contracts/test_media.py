@@ -348,7 +348,7 @@ def test_a_file_that_changes_while_the_run_is_on_fails_its_row(tmp_path: Path, s
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "zero bytes": (b"", "it has 0 bytes"),
-    "text": (b"not a picture at all", "no PNG, JPEG, GIF, WebP or PDF"),
+    "text": (b"not a picture at all", "not a PNG, JPEG, GIF, WebP or PDF"),
     "SVG": (SVG, "SVG"),
     "SVG behind XML": (b'<?xml version="1.0"?>' + SVG, "SVG"),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),

@@ -185,7 +185,7 @@ def test_rows_whose_image_cannot_be_read_are_in_the_table_of_failed_rows(
     row = failed.to_pylist()[0] if isinstance(failed, pa.Table) else _dicts(failed)[0]
     assert row["photo"] == SECRET
     assert row["error_reason"] == "prompt"
-    assert "no PNG, JPEG, GIF, WebP or PDF" in row["error_detail"]
+    assert "not a PNG, JPEG, GIF, WebP or PDF" in row["error_detail"]
 
 
 @every_frame
