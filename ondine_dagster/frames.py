@@ -127,6 +127,11 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
     return whole, {key: len(frame) for key, frame in frames.items()}
 
 
+def filtered(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
+    """The rows of `frame` for which `mask` is true."""
+    return frame.filter(mask) if mask else frame  # narwhals takes an empty mask for no condition at all
+
+
 def slices(lengths: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
     """Which rows of one frame are those of each partition, by how many rows each has."""
     start = 0
@@ -155,12 +160,7 @@ def join(
     if error_column is not None:
         series.append(new_column(frame, error_column, report.errors(), {"type": "string"}))
         return frame.with_columns(*series)
-    return _kept(frame.with_columns(*series), [failure is None for failure in report.outcomes.failures()])
-
-
-def _kept(frame: nw.DataFrame[Any], mask: list[bool]) -> nw.DataFrame[Any]:
-    # narwhals takes an empty mask for no condition at all.
-    return frame.filter(mask) if mask else frame
+    return filtered(frame.with_columns(*series), [failure is None for failure in report.outcomes.failures()])
 
 
 FAILED_COLUMNS = {
@@ -176,7 +176,7 @@ FAILED_COLUMNS = {
 def failed_rows(frame: nw.DataFrame[Any], report: Report) -> nw.DataFrame[Any]:
     """The rows of `frame` that failed, with `FAILED_COLUMNS`."""
     failures = list(report.outcomes.failures())
-    frame = _kept(frame, [failure is not None for failure in failures])
+    frame = filtered(frame, [failure is not None for failure in failures])
     failed = [failure for failure in failures if failure is not None]
     # Rows with the same prompt share one failure.
     rows = Counter(map(id, failed))

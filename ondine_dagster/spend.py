@@ -89,11 +89,6 @@ def _read(path_or_url: str, since: date | None) -> _Spent:
     return {group: one for group, one in spent.items() if since is None or group[2] >= since.isoformat()}
 
 
-def _usd(spending: Spending) -> float | None:
-    """What it cost, `None` where no call that was made has a price."""
-    return None if 0 < spending.calls == spending.unpriced else float(spending.usd)
-
-
 _COUNTS: Mapping[str, Callable[[Spending], int]] = {
     "calls": lambda one: one.calls,
     "input_tokens": lambda one: one.usage.input_tokens,
@@ -107,7 +102,7 @@ _COUNTS: Mapping[str, Callable[[Spending], int]] = {
     "requests_in_jobs": lambda one: one.in_jobs,
 }
 _AMOUNTS: Mapping[str, Callable[[Spending], float | None]] = {
-    "cost_usd": _usd,
+    "cost_usd": lambda one: None if one.known_usd is None else float(one.known_usd),
     "unknown_at_most_usd": lambda one: float(one.at_most_usd),
     "in_jobs_at_most_usd": lambda one: float(one.in_jobs_at_most_usd),
 }
@@ -134,7 +129,7 @@ def _table(spent: _Spent, frame: Frame) -> Any:
 
 def _metadata(spent: _Spent) -> dict[str, Any]:
     all_of_it = list(spent.values())
-    priced = [one for one in all_of_it if _usd(one) is not None]
+    priced = [one for one in all_of_it if one.known_usd is not None]
     metadata: dict[str, Any] = {
         "dagster/row_count": len(spent),
         "ondine/requests": sum(one.calls for one in all_of_it),

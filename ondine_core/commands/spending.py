@@ -72,7 +72,7 @@ def _spending_row(name: str, spending: Spending) -> tuple[str | int, ...]:
         usage.input_tokens,
         usage.cached_input_tokens,
         usage.output_tokens,
-        show_usd(None if 0 < spending.calls == spending.unpriced else spending.usd, spending.at_most_calls),
+        show_usd(spending.known_usd, spending.at_most_calls),
         spending.unknown,
         spending.paid_twice,
         spending.in_jobs,

@@ -100,7 +100,7 @@ async def run(
             run_state.report_progress()
     return Report(
         Outcomes(keys, run_state.outcomes, restorer(task.prompt, columns)),
-        tuple(column.name for column in task.schema.columns),
+        task.schema.names,
         run_state.progress,
         len(first),
         sorted(run_state.latencies_s),
@@ -165,7 +165,7 @@ async def look_up(
 ) -> AsyncIterator[Mapping[Key, Outcome]]:
     """What the store knows of `keys` that `policy` takes, some at a time; not what lacks a column of `task`."""
     unique = iter(keys)
-    names = {column.name for column in task.schema.columns}
+    names = set(task.schema.names)
     while policy.reuse_since < inf and (some := list(islice(unique, _KEYS_A_LOOK_UP))):
         found = await store.get(some)
         yield {

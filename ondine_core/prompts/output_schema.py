@@ -69,6 +69,11 @@ class OutputSchema:
     parse: Callable[[str], Mapping[str, Json] | Invalid] = field(repr=False, compare=False)
     dump: Callable[[Any], str] = field(repr=False, compare=False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the output columns, in order."""
+        return tuple(column.name for column in self.columns)
+
 
 def compile_schema(output: Output) -> OutputSchema:
     """Make an `OutputSchema` of what the user declared.

@@ -50,7 +50,7 @@ def compile_task(
     schema = compile_schema(output)
     compiled = compile_prompt(prompt, schema.dump, find_preprocessing(clean, sanitize))
     check_sight(compiled, model)
-    both = [column.name for column in schema.columns if column.name in compiled.columns]
+    both = [name for name in schema.names if name in compiled.columns]
     if both:
         raise ConfigError(
             f"{both[0]!r} is an output column and also a column the prompt reads; give the output another name."
@@ -85,10 +85,10 @@ def check_columns(task: Task, names: Sequence[str], *, overwrite: bool = False) 
                 f"The prompt reads column {column!r}, which the rows do not have.{meant} "
                 f"The columns are {', '.join(map(repr, names))}."
             )
-    for output in task.schema.columns:
-        if output.name in names and not overwrite:
+    for output in task.schema.names:
+        if output in names and not overwrite:
             raise ConfigError(
-                f"The output column {output.name!r} is already a column of the rows; rename one of the two, or replace "
+                f"The output column {output!r} is already a column of the rows; rename one of the two, or replace "
                 "it (in enrich: overwrite=True; in an asset, leave the column out of the rows)."
             )
 

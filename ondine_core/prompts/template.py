@@ -91,6 +91,11 @@ class CompiledPrompt(Template):
         """Whether anything is done to a row before it is rendered."""
         return self.reader is not None or self.preparation is not None
 
+    @property
+    def is_sanitized(self) -> bool:
+        """Whether personal data and secrets are taken out of rows."""
+        return self.preparation is not None and self.preparation.sanitizer is not None
+
     def prepare(self, row: Mapping[str, Any]) -> PreprocessedRow:
         """`row` as it is rendered: its images and documents are read, and its texts are cleaned and sanitized.
 

@@ -19,22 +19,6 @@ from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.wire_text import utf8_length
 from ondine_core.types.values import Item, Json, ModelSpec
 
-__all__ = [
-    "MAX_TOKENS_A_MESSAGE",
-    "TOKENS_A_MESSAGE",
-    "USUAL_TOKENS_A_MESSAGE",
-    "Room",
-    "estimate_answer_tokens",
-    "estimate_tokens",
-    "explain_bound",
-    "get_context_limit",
-    "get_output_limit",
-    "learn_answer_tokens",
-    "make_up_answer",
-    "suggest_batch_size",
-    "validate_batch_size",
-]
-
 _MAX_ROWS = 100
 
 

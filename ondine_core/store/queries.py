@@ -124,6 +124,11 @@ class Spending:
     in_jobs: int = 0
     in_jobs_at_most_usd: Decimal = Decimal(0)
 
+    @property
+    def known_usd(self) -> Decimal | None:
+        """What the calls with a price cost; `None` if calls were made and none of them has one."""
+        return None if 0 < self.calls == self.unpriced else self.usd
+
     def __add__(self, other: Spending) -> Spending:
         sums = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Spending)}
         return Spending(**sums)

@@ -50,15 +50,14 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
         )
     declared = (asset_arguments.get("metadata") or {}).get("dagster/column_schema")
     if isinstance(declared, dg.TableSchema):
-        outputs = {column.name for column in enrichment.task.schema.columns}
-        outputs |= {enrichment.error_column, enrichment.arguments.model_column or ""}
+        outputs = {*enrichment.task.schema.names, enrichment.error_column, enrichment.arguments.model_column}
         check_columns(enrichment.task, [column.name for column in declared.columns if column.name not in outputs])
 
 
 def _check_names(enrichment: Enrichment) -> None:
     """One column would overwrite the other in the table, and with it answers that are paid for."""
     error_column, added = enrichment.error_column, enrichment.arguments.model_column
-    outputs = [column.name for column in enrichment.task.schema.columns]
+    outputs = enrichment.task.schema.names
     if error_column in outputs:
         raise ConfigError(
             f"The output column {error_column!r} has the name of the column that says why a row failed, which is the "
@@ -69,8 +68,11 @@ def _check_names(enrichment: Enrichment) -> None:
             f"The prompt reads column {error_column!r}, but that is the column that says why a row failed, the asset's "
             "name and '_error'; rename the column of the rows or the asset."
         )
-    taken = {"an output column": outputs, "a column the prompt reads": enrichment.task.prompt.columns}
-    taken["the column that says why a row failed"] = [error_column]
+    taken = {
+        "an output column": outputs,
+        "a column the prompt reads": enrichment.task.prompt.columns,
+        "the column that says why a row failed": (error_column,),
+    }
     for what, names in taken.items():
         if added in names:
             raise ConfigError(f"model_column={added!r} is also {what}; give model_column another name.")

@@ -80,7 +80,7 @@ class Check(ABC):
     def columns_of(self, task: Task) -> tuple[str, ...]:
         """The output columns that the check names, all if it names none."""
         named = self.named_columns
-        return tuple(column.name for column in task.schema.columns) if named is None else named
+        return task.schema.names if named is None else named
 
     def default_name(self) -> str:
         """The type of the check, and the column if it names one."""
@@ -132,7 +132,7 @@ def is_number(value: Any) -> bool:
 
 def check_columns(names: Sequence[str], task: Task) -> None:
     """Refuse names of columns that the output does not have, and none at all."""
-    outputs = [column.name for column in task.schema.columns]
+    outputs = task.schema.names
     unknown = [name for name in names if name not in outputs]
     if unknown:
         raise ConfigError(f"A check is about {unknown[0]!r}; the output columns are {', '.join(map(repr, outputs))}.")

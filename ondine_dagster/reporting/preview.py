@@ -33,11 +33,11 @@ def shown_rows(asked: AskedRows, table: nw.DataFrame[Any], *, in_full: bool = Fa
     """
     prompt, report, error_column = asked.task.prompt, asked.report, asked.error_column
     # The reasons come last, since Dagster cuts a wide table off at the right; they have a table of their own.
-    names = [*(column.name for column in asked.task.schema.columns), *prompt.columns]
+    names = [*asked.task.schema.names, *prompt.columns]
     if report.progress.rows_failed and error_column is not None:
         names.append(error_column)
     limit = _ROWS_IN_FULL if in_full else _ROWS
-    if prompt.preparation is None or prompt.preparation.sanitizer is None:
+    if not prompt.is_sanitized:
         return preview(table, names, limit, in_full=in_full, described=_described(prompt))
     _, count, columns = read(asked.frame.head(limit), prompt.columns)
     shown = []

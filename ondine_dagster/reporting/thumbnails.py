@@ -156,8 +156,7 @@ def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: 
     Thumbnails need Pillow, and there are none where rows are sanitized: images are not searched for personal data.
     """
     images = [name for name, kind in prompt.media_columns.items() if kind == "image"]
-    is_sanitized = prompt.preparation is not None and prompt.preparation.sanitizer is not None
-    if not images or prompt.reader is None or is_sanitized or find_spec("PIL") is None:
+    if not images or prompt.reader is None or prompt.is_sanitized or find_spec("PIL") is None:
         return None
     head, sheet = table.head(_ROWS), _ThumbnailSheet()
     columns: Mapping[str, Iterable[Any]] = {name: head.get_column(name).to_list() for name in (*images, *outputs)}

@@ -22,7 +22,7 @@ import dagster as dg
 from dagster_shared.check import CheckError
 
 from ondine_core.errors import ConfigError
-from ondine_dagster.frames import is_only_numbered, joined
+from ondine_dagster.frames import filtered, is_only_numbered, joined
 from ondine_dagster.run.arguments import PartitionBy
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def rows_by_partition(
     for key, part in zip(keys, parts, strict=True):
         belongs = [_belongs(kind, name) for (_, kind), name in zip(columns, part, strict=True)]
         mask = [all(test(mark) for test, mark in zip(belongs, row, strict=True)) for row in zip(*marks, strict=True)]
-        # narwhals takes an empty mask for no condition at all.
-        rows = frame.filter(mask) if mask else frame
+        rows = filtered(frame, mask)
         found[key] = nw.maybe_reset_index(rows) if numbered else rows
     return found
 

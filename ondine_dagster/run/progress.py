@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import Any
 
 import dagster as dg
 
@@ -94,7 +95,10 @@ class Watch:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""
         self.flush()
         if self.latest is not None:
-            partition = self._context.partition_key if self._context.has_partition_key else None
-            metadata = progress_metadata(self.latest)
-            event = dg.AssetObservation(self._context.asset_key_for_output(), partition=partition, metadata=metadata)
-            self._context.log_event(event)
+            log_observation(self._context, progress_metadata(self.latest))
+
+
+def log_observation(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+    """Log an observation of the asset and partition of the step."""
+    partition = context.partition_key if context.has_partition_key else None
+    context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))

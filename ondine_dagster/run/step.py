@@ -51,7 +51,7 @@ from ondine_dagster.reporting.thumbnails import shown_thumbnails
 from ondine_dagster.run.failed_rows import failed_key, failed_rows_result
 from ondine_dagster.run.partitions import count_unassigned, joined_by_key, rows_by_partition
 from ondine_dagster.run.plan import Enrichment, Plan, ask_as_asset, plan
-from ondine_dagster.run.progress import Watch
+from ondine_dagster.run.progress import Watch, log_observation
 from ondine_dagster.run.trial import choose_rows, trial_metadata
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ def _show_trial(context: dg.AssetExecutionContext, enrichment: Enrichment, run: 
 def _observe(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
     """Log an observation in the place of a materialization."""
     context.log.addFilter(_is_no_missing_output)
-    partition = context.partition_key if context.has_partition_key else None
-    context.log_event(dg.AssetObservation(context.asset_key_for_output(), partition=partition, metadata=metadata))
+    log_observation(context, metadata)
 
 
 def _is_no_missing_output(record: logging.LogRecord) -> bool:
@@ -271,9 +270,8 @@ def _pictures(
     enrichment: Enrichment, asked: AskedRows, table: nw.DataFrame[Any], check_context: CheckContext
 ) -> dict[str, dg.MarkdownMetadataValue]:
     """The first rows, their images, and how values are distributed, as far as there is something to see."""
-    outputs = [column.name for column in asked.task.schema.columns]
-    progress = asked.report.progress
-    images = shown_thumbnails(table, asked.task.prompt, outputs) if enrichment.arguments.thumbnails else None
+    progress, task = asked.report.progress, asked.task
+    images = shown_thumbnails(table, task.prompt, task.schema.names) if enrichment.arguments.thumbnails else None
     found = {
         "ondine/preview": shown_rows(asked, table),
         "ondine/thumbnails": images,

@@ -37,9 +37,9 @@ def trial_metadata(asked: AskedRows, rows_available: int, calls: Sequence[Call],
 
     `calls` are those that carried the first prompts.
     """
-    task, outputs = asked.task, asked.task.schema.columns
-    table = join(asked.frame, asked.report, outputs, asked.error_column)
-    images = shown_thumbnails(table, task.prompt, [column.name for column in outputs]) if thumbnails else None
+    task = asked.task
+    table = join(asked.frame, asked.report, task.schema.columns, asked.error_column)
+    images = shown_thumbnails(table, task.prompt, task.schema.names) if thumbnails else None
     run = run_metadata(asked.report, task.model)
     figures = {**reasons_metadata(asked.report), "rows_available": rows_available, **run}
     return {
