@@ -82,12 +82,9 @@ def read_image(data: bytes, media_type: str) -> ImageFacts:
         MediaError: It is corrupt, or was broken off.
     """
     try:
-        facts = _READERS[media_type](data)
+        return _READERS[media_type](data)
     except (struct.error, IndexError, zlib.error):
         raise MediaError(f"it is corrupt or broken off ({media_type})") from None
-    if not (facts.width and facts.height):
-        raise MediaError(f"its width or height is 0 ({media_type})")
-    return facts
 
 
 _MAX_PARTS = 100_000

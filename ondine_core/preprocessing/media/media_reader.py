@@ -205,11 +205,7 @@ class MediaReader:
     def _inspect_image(self, data: bytes, media_type: str, load: Load) -> Media:
         options = self.options
         facts = read_image(data, media_type)
-        if facts.frames > 1:
-            raise MediaError(f"it is animated ({media_type}); send one frame of it")
-        if facts.width * facts.height > options.max_pixels:
-            raise MediaError(f"it has {facts.width}x{facts.height} pixels, more than max_pixels={options.max_pixels:,}")
-        width, height = fit(facts.width, facts.height, options.max_side_px)
+        width, height = self._fit(facts.width, facts.height, facts.frames)
         is_resized = (width, height) != (facts.width, facts.height)
         write: Callable[[bytes], bytes] = partial(strip_metadata, media_type=media_type)
         if is_resized:
@@ -254,14 +250,8 @@ class MediaReader:
     def _read_pillow(self, image: Any, kind: MediaKind) -> Media:
         if kind != "image":
             raise MediaError("a PIL.Image is not a document")
-        if getattr(image, "n_frames", 1) > 1:
-            raise MediaError("it is animated; send one frame of it")
         width, height = image.size
-        if not (width and height):
-            raise MediaError("its width or height is 0")
-        if width * height > self.options.max_pixels:
-            raise MediaError(f"it has {width}x{height} pixels, more than max_pixels={self.options.max_pixels:,}")
-        fitted = fit(width, height, self.options.max_side_px)
+        fitted = self._fit(width, height, getattr(image, "n_frames", 1))
         write = partial(to_png, image)
         return Media(
             "image",
@@ -272,6 +262,16 @@ class MediaReader:
             detail=self.options.detail,
             load=write if fitted == (width, height) else lambda: shrink_image(write(), "image/png", max(fitted)),
         )
+
+    def _fit(self, width: int, height: int, frames: int) -> tuple[int, int]:
+        """The size at which an image is sent, if it can be."""
+        if frames > 1:
+            raise MediaError("it is animated; send one frame of it")
+        if not (width and height):
+            raise MediaError("its width or height is 0")
+        if width * height > self.options.max_pixels:
+            raise MediaError(f"it has {width}x{height} pixels, more than max_pixels={self.options.max_pixels:,}")
+        return fit(width, height, self.options.max_side_px)
 
 
 def is_url(cell: str) -> bool:
