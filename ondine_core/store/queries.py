@@ -171,8 +171,7 @@ def read_spending(
 
     Only calls for `asset`, and from the day (UTC) of `since` on, since the ledger adds up days.
     """
-    and_asset = "" if asset is None else " AND asset = ?"
-    own = [] if asset is None else [clean(asset)]
+    and_asset, own = _and_asset(asset, "asset = ?")
     columns, names = ", ".join(by), ", ".join("sent_at" if name == "day" else name for name in by)
     seen = f"SELECT {columns}, {_SUMS} FROM ondine.ledger WHERE day >= ?{and_asset} GROUP BY {columns}"  # noqa: S608
     unseen = f"SELECT {names}, at_most_pico_usd, batch IS NOT NULL FROM ondine.calls WHERE sent_at >= ?{and_asset}"  # noqa: S608
@@ -249,8 +248,13 @@ def read_failure_counts(database: Database, *, since: float = 0.0, asset: str | 
 
 
 def _failed_where(since: float, asset: str | None) -> tuple[str, list[float | str]]:
-    where = f"WHERE f.failed_at >= ? AND {IS_FAILED}"
-    return (where, [since]) if asset is None else (f"{where} AND f.{OF_ASSET}", [since, clean(asset)])
+    and_asset, own = _and_asset(asset, f"f.{OF_ASSET}")
+    return f"WHERE f.failed_at >= ? AND {IS_FAILED}{and_asset}", [since, *own]
+
+
+def _and_asset(asset: str | None, test: str = OF_ASSET) -> tuple[str, list[str]]:
+    """A further condition of a query, and its parameters: what was asked for `asset`, or for any."""
+    return ("", []) if asset is None else (f" AND {test}", [clean(asset)])
 
 
 def prune(
@@ -297,9 +301,8 @@ def prune(
 
 def _old_rows(database: Database, dated: _PrunedTable, limit: float | str, asset: str | None) -> Iterator[list[Row]]:
     """The primary keys of old rows in their order, some at a time."""
-    of_asset = "" if asset is None else f" AND {dated.of_asset}"
-    sql = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{of_asset}"  # noqa: S608
-    own = [] if asset is None else [clean(asset)]
+    and_asset, own = _and_asset(asset, dated.of_asset)
+    sql = f"SELECT {list_columns(dated.key)} FROM ondine.{dated.table} WHERE {dated.column} < ?{and_asset}"  # noqa: S608
     return _read_in_pages(database, sql, [limit, *own], dated.key, _KEYS_A_PAGE)
 
 
@@ -343,7 +346,7 @@ def _ended_before(numbers: bytes, before: float) -> bool:
 
 def read_all_answers(database: Database, *, since: float = 0.0, asset: str | None = None) -> Iterator[Row]:
     """The answers since an instant, and for an asset, in the order of their keys, each a row of `EXPORTED_COLUMNS`."""
-    of_asset, own = ("", []) if asset is None else (f" AND {OF_ASSET}", [clean(asset)])
+    and_asset, own = _and_asset(asset)
     # A damaged row may have anything for its time; text and bytes are after every number.
-    sql = f"SELECT {list_columns(EXPORTED_COLUMNS)} FROM ondine.answers WHERE answered_at >= ?{of_asset}"  # noqa: S608
+    sql = f"SELECT {list_columns(EXPORTED_COLUMNS)} FROM ondine.answers WHERE answered_at >= ?{and_asset}"  # noqa: S608
     return chain.from_iterable(_read_in_pages(database, sql, [since, *own], ["key"], _ANSWERS_A_PAGE))
