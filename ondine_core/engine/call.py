@@ -9,8 +9,6 @@ is recorded, and leaves, after that commit, and a kill costs at most the calls i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -102,29 +100,28 @@ class Caller:
         # Texts that every call repeats are counted once.
         self._count = lru_cache(maxsize=64)(run.runtime.count)
 
-    @asynccontextmanager
-    async def start(self, pending: PendingCall) -> AsyncIterator[CallStarted]:
-        """Get a call ready to leave, unless prompts of it are `taken`; what it holds is given back when the block ends.
+    async def start(self, pending: PendingCall) -> CallStarted:
+        """Get a call ready to leave, unless prompts of it are `taken`, and return its entry in the ledger.
 
-        Yields:
-            Its entry in the ledger.
+        What it holds is given back by `end`, however this ends.
 
         Raises:
             BudgetExhaustedError: It does not fit into the budget.
             FatalError: The run was stopped.
             StoreError: It cannot be recorded.
         """
-        try:
-            await self._admit(pending)
-            bound_usd = await self._reserve(pending)
-            await self._book(pending)
-            yield await self._record(pending, bound_usd)
-        finally:
-            self._leave(pending)
-            if pending.leads and self._prefixes:
-                self._prefixes.leave(prefix_of(pending.call))
-            if pending.reserved and self._run.runtime.budgets:
-                await self._run.runtime.budgets.settle(pending.reserved, pending.charge.usd)
+        await self._admit(pending)
+        bound_usd = await self._reserve(pending)
+        await self._book(pending)
+        return await self._record(pending, bound_usd)
+
+    async def end(self, pending: PendingCall) -> None:
+        """Give back what a call holds."""
+        self._leave(pending)
+        if pending.leads and self._prefixes:
+            self._prefixes.leave(prefix_of(pending.call))
+        if pending.reserved and self._run.runtime.budgets:
+            await self._run.runtime.budgets.settle(pending.reserved, pending.charge.usd)
 
     async def send(self, pending: PendingCall, sent: CallStarted) -> Reply | RefusedError:
         """Send a call, and return what the model replied, or why the provider refuses its content.

@@ -225,7 +225,8 @@ class Asker:
 
     async def _call(self, pending: PendingCall, encoded: EncodedBatch, part: _Part) -> BatchResult:
         """Make a call and keep its outcomes."""
-        async with self._caller.start(pending) as sent:
+        try:
+            sent = await self._caller.start(pending)
             if pending.taken:
                 return BatchResult(taken=pending.taken)
             reply = await self._caller.send(pending, sent)
@@ -236,7 +237,9 @@ class Asker:
                 part.run_state.latencies_s.append(reply.latency_s)
                 part.sizes.learn(encoded.batch, len(result.answers), reply)
             await self._caller.settle(pending, sent, reply, result)
-        return result
+            return result
+        finally:
+            await self._caller.end(pending)
 
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:
         """Fail the prompts of a batch after its last attempt."""

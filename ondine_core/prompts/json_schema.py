@@ -245,7 +245,7 @@ def object_type(kind: Mapping[str, Any], where: str) -> Any:
 def storable(value: Json) -> bool:
     """Whether JSON and a 64-bit column can hold `value` exactly: no NaN, no infinity, no huge integer."""
     match value:
-        case bool() | None:
+        case str() | bool() | None:
             return True
         case int():
             return -(2**63) <= value < 2**63

@@ -240,8 +240,8 @@ class _Object:
         if not body:
             return Invalid("the reply is empty")
         try:
-            valid = self.adapter.validate_json(body, strict=True)
-            values = self.adapter.dump_python(valid, mode="json", by_alias=False)
+            valid = self.adapter.validator.validate_json(body, strict=True)
+            values = self.adapter.serializer.to_python(valid, mode="json", by_alias=False)
         except ValidationError as error:
             return Invalid(_reason(error, self.known))
         except Exception as error:  # noqa: BLE001  (a validator of the user's may raise anything; only its row fails)

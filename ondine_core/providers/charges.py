@@ -86,4 +86,4 @@ def _sane(count: int) -> int:
 
 def is_count(value: Any) -> bool:
     """Whether `value` can be a number of tokens of one call."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return type(value) is int and 0 <= value <= MAX_TOKENS

@@ -29,6 +29,8 @@ def hold_off_s(headers: Mapping[str, str], tokens: int, received: int = 0, now: 
     The call used `tokens`, of which `received` are the reply; `now`, in seconds since the epoch, is for limits that are
     reset at a date.
     """
+    if "ratelimit" not in "".join(headers).lower():
+        return 0.0
     waits_s = [
         _refill_s(headers, prefix, kind, needed)
         for prefix in _PREFIXES

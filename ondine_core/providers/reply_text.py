@@ -47,6 +47,8 @@ def strip_reasoning(text: str, asked: str = "") -> str | None:
 
     `asked` is the text of the rows: marks that it holds may be repeated in an answer.
     """
+    if text.lstrip().startswith("{"):  # as no mark does
+        return text
     if _CHANNELS.match(text):
         return _final_message(text)
     bare = _BARE_CHANNELS.match(text)

@@ -182,7 +182,8 @@ def stated_usd_of(data: Mapping[str, Any]) -> Decimal | None:
 
 def stated_usd_in(headers: Mapping[str, str]) -> Decimal | None:
     """What the headers of a reply say it costs; a proxy that knows no price writes 0, which says nothing."""
-    return next((usd for name in _COST_HEADERS if (usd := _usd(headers.get(name)))), None)
+    stated = [_usd(headers[name]) for name in _COST_HEADERS if name in headers]
+    return next(filter(None, stated), None)
 
 
 def _with_own_key(usd: Decimal, usage: Mapping[str, Any]) -> Decimal | None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -60,11 +61,11 @@ class Store:
         self._warn = warn
         self._database = connect(path_or_url, durability=durability, wait_timeout_s=wait_timeout_s)
         self.location = self._database.location
-        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._groups: SimpleQueue[Sequence[_Request] | None] = SimpleQueue()
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
-        # Requests that the thread has not carried out yet; while there are any, it has the database.
+        # Groups that the thread has not carried out yet; while there are any, it has the database.
         self._passed_on = 0
         self._thread = threading.Thread(target=self._serve, name="ondine-store", daemon=True)
         self._thread.start()
@@ -142,7 +143,7 @@ class Store:
                 for group in self._gathered.values():
                     self._pass_on(group)
                 self._gathered.clear()
-                self._requests.put(None)
+                self._groups.put(None)
         self._thread.join()
 
     def _request(self, work: Entry | _Query) -> asyncio.Future[Any]:
@@ -172,21 +173,20 @@ class Store:
 
     def _pass_on(self, group: Sequence[_Request]) -> None:
         """Have a group carried out by the thread; the caller has the lock."""
-        self._passed_on += len(group)
-        for request in group:
-            self._requests.put(request)
+        self._passed_on += 1
+        self._groups.put(group)
 
     def _serve(self) -> None:
         """On the store's thread: carry out whatever has gathered since the last time, until the store is closed."""
         open_ = True
         while open_:
-            gathered = [self._requests.get()]
-            gathered += [self._requests.get_nowait() for _ in range(self._requests.qsize())]
+            gathered = [self._groups.get()]
+            gathered += [self._groups.get_nowait() for _ in range(self._groups.qsize())]
             open_ = gathered[-1] is not None
-            requests = [request for request in gathered if request is not None]
-            self._carry_out(requests)
+            groups = [group for group in gathered if group is not None]
+            self._carry_out(list(chain.from_iterable(groups)))
             with self._lock:
-                self._passed_on -= len(requests)
+                self._passed_on -= len(groups)
         self._database.close()
 
     def _carry_out(self, requests: Sequence[_Request]) -> None:
