@@ -38,7 +38,7 @@ class AskedRows:
 
 
 def names_of(value: Any) -> tuple[str, ...]:
-    """The column names of a data frame, or of frames by partition; none for anything else."""
+    """The column names of a data frame, or of frames by partition; an empty result for any other value."""
     import narwhals as nw
 
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def frame_of(table: Any) -> nw.DataFrame[Any]:
     """`table`, an in-memory data frame of any kind, as a Narwhals frame.
 
     Raises:
-        TypeError: It is none.
+        TypeError: `table` is not a data frame.
     """
     import narwhals as nw  # takes a tenth of a second, which loading definitions does not need
 
@@ -59,7 +59,7 @@ def frame_of(table: Any) -> nw.DataFrame[Any]:
 
 
 def is_only_numbered(frame: nw.DataFrame[Any]) -> bool:
-    """Whether no row has a label of its own: other than in pandas none ever has, there an index may be its key."""
+    """Whether the index only numbers the rows; a pandas index may have labels, other frames have no index."""
     import narwhals as nw
 
     if not frame.implementation.is_pandas():
@@ -95,7 +95,7 @@ def checked_frame(value: Any) -> nw.DataFrame[Any]:
 
 
 def as_one_table(value: Any) -> Any:
-    """A table as it is; tables by partition, as an input of several partitions comes, as one."""
+    """Tables by partition, as Dagster loads an input of several partitions, as one; any other table unchanged."""
     return joined(value, list(value))[0].to_native() if isinstance(value, Mapping) else value
 
 
@@ -113,7 +113,7 @@ def joined(tables: Mapping[str, Any], keys: Sequence[str]) -> tuple[nw.DataFrame
     if not found:
         raise ConfigError(f"The asset function returned no rows for any of the partitions {', '.join(keys)}.")
     frames = {key: checked_frame(table) for key, table in found.items()}
-    # An empty day often has columns of other types, or none.
+    # An empty partition often has columns of other types, or no columns.
     filled = [frame for frame in frames.values() if len(frame)] or list(frames.values())
     try:
         whole = nw.concat(filled)
@@ -164,13 +164,13 @@ def join(
 
 
 FAILED_COLUMNS = {
-    "error_reason": "Why the row has no answer, in a word.",
+    "error_reason": "The reason why the row has no answer, as a word.",
     "error_detail": "The same in a sentence.",
     "error_model": "The model that was asked last.",
     "error_attempts": "How often it was asked, repairs included.",
     "error_cost_usd": "USD it took; rows with the same prompt share it evenly.",
 }
-"""What is said of a failed row."""
+"""Columns that describe a failed row, with their descriptions."""
 
 
 def failed_rows(frame: nw.DataFrame[Any], report: Report) -> nw.DataFrame[Any]:
@@ -196,15 +196,15 @@ def column_schema(
     frame: nw.DataFrame[Any], columns: Sequence[Column], error_column: str | None = None
 ) -> dg.TableSchema:
     """The schema of an enriched frame, with the descriptions of its output columns."""
-    said = {column.name: _description(column) for column in columns}
+    descriptions = {column.name: _description(column) for column in columns}
     if error_column is not None:
-        said[error_column] = "Why the row has no answer."
+        descriptions[error_column] = "Why the row has no answer."
     columns_ = frame.schema.items()
-    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), said.get(name)) for name, kind in columns_])
+    return dg.TableSchema([dg.TableColumn(name, str(kind).lower(), descriptions.get(name)) for name, kind in columns_])
 
 
 def _description(column: Column) -> str | None:
-    """What a column says, and which values it takes if its type does not say so."""
+    """The description of a column, with its possible values unless its type has them."""
     allowed = [value for value in allowed_values(column.json_schema) or () if not isinstance(value, bool | None)]
     if not allowed:
         return column.description

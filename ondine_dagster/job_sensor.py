@@ -1,8 +1,7 @@
 """A sensor that polls batch jobs without a step, and requests a run when they have ended.
 
-The store has what is waited for: each asset and partition whose run has submitted jobs, and that run. The sensor asks
-the provider for the state of the jobs and repeats the run for what it left open, with the same partition, config and
-tags.
+The store has each asset and partition whose run has submitted jobs, and that run. The sensor asks the provider for the
+state of the jobs and repeats the run for assets that still wait, with the same partition, config and tags.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of functions made in this module.
@@ -44,7 +43,7 @@ _KEPT_TAGS = frozenset(
         *("dagster/max_runtime", "dagster/priority", "dagster/retry_on_asset_or_op_failure", "dagster/retry_strategy"),
     )
 )
-"""Those of Dagster's own tags that say how a run is to be made; the others say how it came about."""
+"""Dagster's own tags that configure a run; the others describe its origin."""
 _DAGSTERS_OWN = ("dagster/", ".dagster/")
 
 
@@ -62,7 +61,7 @@ def batch_sensor(
     A step of the batch tier waits for its jobs for `batch_wait_s` and then ends without a materialization. This sensor
     goes on from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run with
     the same partition, config and tags, of the assets that wait and those downstream of them that the run was to make.
-    It never does so twice for the same jobs, nor while the run that waits is still at work, nor after it was terminated
+    It never does so twice for the same jobs, nor while the run that waits is still running, nor after it was terminated
     by a person.
 
     Args:
@@ -124,7 +123,7 @@ def _target_of(given: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """The models of a code location, and the store of those that name none.
+    """The models of a code location, and the store of models without a store of their own.
 
     Those that are `shared` stand under the keys of resources; those in `own` belong to one asset each.
     """
@@ -197,7 +196,7 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Polled:
-    """What the provider says of the open jobs of a run.
+    """The provider's status of the open jobs of a run.
 
     If it `is_ready`, a run would find something to do; `problem` says why the jobs could not be asked about.
     """
@@ -216,7 +215,7 @@ class _Polled:
 def _evaluate(
     context: dg.SensorEvaluationContext, selection: dg.AssetSelection, models: _Models, no_room_s: float
 ) -> dg.SensorResult:
-    """Request the runs that are due, and say what is under way.
+    """Request the runs that are due, and report the jobs in progress.
 
     A run that found no room for a job is repeated after `no_room_s` seconds.
 
@@ -243,16 +242,16 @@ def _evaluate(
         except OndineError as error:
             problems.append(str(error))
             continue
-        for waiting, said in zip(due, polled, strict=True):
+        for waiting, status in zip(due, polled, strict=True):
             partition = waiting.run.tags.get(_PARTITION)
-            if said.problem:
-                problems.append(f"{waiting}: {said.problem}")
-            elif said.is_ready and all(partition in partitions_of(key) for key in waiting.keys):
+            if status.problem:
+                problems.append(f"{waiting}: {status.problem}")
+            elif status.is_ready and all(partition in partitions_of(key) for key in waiting.keys):
                 requests.append(_request(context, waiting))
-            elif said.is_ready:  # Dagster would request no run at all for one that is not valid
+            elif status.is_ready:  # Dagster would request no run at all for one that is not valid
                 notes.append(f"{waiting}: its jobs have ended, but there is no partition {partition!r} any more.")
             else:
-                notes.append(f"{waiting}: {said}.")
+                notes.append(f"{waiting}: {status}.")
     return _sensor_result(context, requests, notes, problems)
 
 
@@ -295,12 +294,12 @@ def _find_due(
         waiting = _Waiting(run, tuple(some))
         requested = context.instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: waiting.run_key}), limit=1)
         if not run.is_finished:
-            notes.append(f"{waiting}: the run {run_id} is at work.")
+            notes.append(f"{waiting}: the run {run_id} is running.")
         elif run.status == dg.DagsterRunStatus.CANCELED:
             notes.append(f"{waiting}: the run {run_id} was terminated; launch it again to read what its jobs answer.")
         elif requested:
-            said = "is over; if it did not end well, launch it again" if requested[0].is_finished else "is at work"
-            notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {said}.")
+            state = "has ended; if it failed, launch it again" if requested[0].is_finished else "is running"
+            notes.append(f"{waiting}: the run {requested[0].run_id} was requested to read the answers and {state}.")
         elif not waiting.jobs and not _ended_before(context, run_id, time() - no_room_s):
             notes.append(f"{waiting}: the account has no room for another batch job; a run tries again soon.")
         else:
@@ -352,7 +351,7 @@ async def _poll_all(
 async def _poll(
     store: Store, waiting: _Waiting, candidates: Sequence[LLMResource], connect: Callable[[LLMResource, str], JobApi]
 ) -> _Polled:
-    """Ask about the jobs of a run, each by the account that handed it in, as far as it is known.
+    """Ask about the jobs of a run, each by the account that submitted it, as far as it is known.
 
     Raises:
         OndineError: A provider cannot be asked.
@@ -361,7 +360,7 @@ async def _poll(
     by_api: dict[int, tuple[JobApi, list[bytes]]] = {}
     for record in await store.read(read):
         found = [connect(llm, record.model) for llm in candidates]
-        # Another account of the provider may see the job, too.
+        # Another account of the provider may also have access to the job.
         api = next((api for api in found if api.account == record.account), found[0])
         by_api.setdefault(id(api), (api, []))[1].append(record.job)
     is_ready = True

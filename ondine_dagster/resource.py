@@ -90,8 +90,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     tier: Tier = Field(
         default="standard",
         description="The provider's price class: 'standard', 'flex' (cheaper, waits for capacity), 'priority' "
-        "(dearer) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it asks "
-        "nothing again; what the model does not have is an error.",
+        "(more expensive) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it "
+        "asks nothing again; a tier that the model does not have is an error.",
     )
     tier_wait_timeout_s: NonNegative = Field(
         default=900.0, description="Seconds for which the flex tier may have no capacity for any call."
@@ -137,11 +137,11 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     settings: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,  # it may carry a token
-        description="What only the provider knows of: api_version, managed_identity, regions, base_model of azure/...; "
-        "structured_output of OpenAI-compatible servers; warm_up of mlx/... What it does not know is an error.",
+        description="Settings of the provider: api_version, managed_identity, regions, base_model of azure/...; "
+        "structured_output of OpenAI-compatible servers; warm_up of mlx/... An unknown setting is an error.",
     )
     provider_name: str | None = Field(
-        default=None, description="What the provider is called in metadata, where the model's name does not tell."
+        default=None, description="The provider's name in metadata, if the model's name does not contain it."
     )
     input_cost_per_1k_tokens: NonNegative | None = Field(
         default=None, description="USD, where the list price is unknown or not yours."
@@ -202,7 +202,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     @model_validator(mode="before")
     @classmethod
     def _check_plain_values(cls, given: Any) -> Any:
-        """What a step would refuse when it starts is refused here, unless it is a variable that is read only then."""
+        """Refuse values that a step would refuse when it starts, except variables, which are read only then."""
         plain = plain_texts(given)
         fallbacks = given.get("fallbacks")
         for model in (plain.get("model"), *(fallbacks if isinstance(fallbacks, list | tuple) else ())):
@@ -232,7 +232,7 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         return cls(**{name: value for name, value in given.items() if value is not None} | fields)
 
     def spec(self) -> ModelSpec:
-        """Who is asked, and how."""
+        """The model and its settings for the engine."""
         return ModelSpec(
             self.model,
             self.api_key or None,

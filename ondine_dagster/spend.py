@@ -1,4 +1,4 @@
-"""What was spent, by asset, model and day, as an asset of its own, from the ledger of the store.
+"""An asset with the spend by asset, model and day, from the ledger of the store.
 
 The ledger has every call, also of runs without a materialization: those that failed, were terminated or killed.
 """
@@ -36,7 +36,7 @@ def spend_report(
     store: str | None = None,
     **asset_arguments: Any,
 ) -> dg.AssetsDefinition:
-    """An asset of what was spent: a table with a row for each asset, model and day (UTC), and a picture of it.
+    """An asset with the spend: a table with a row for each asset, model and day (UTC), and a bar chart as metadata.
 
     Its columns are `asset`, `model`, `day`, `calls`, `input_tokens`, `cached_input_tokens`, `output_tokens`,
     `reasoning_tokens`, `unpriced_calls`, `at_most_calls` (in `cost_usd` with the most that they can have cost),

@@ -122,7 +122,7 @@ def llm_asset(
 
 
 def _enrichment(declared: Arguments, key: dg.AssetKey) -> Enrichment:
-    """What the asset `key` adds to its rows."""
+    """The columns that the asset `key` adds to its rows, and how."""
     task = compile_task(
         declared.prompt, declared.output, ModelSpec(""), clean=declared.clean, sanitize=declared.sanitize
     )

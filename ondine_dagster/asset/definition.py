@@ -36,7 +36,7 @@ def key_of(asset_arguments: Mapping[str, Any], function: Callable[..., Any]) -> 
 
 
 def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) -> None:
-    """Check that what was declared fits together, as far as that can be done without rows.
+    """Check that the arguments fit together, as far as possible without rows.
 
     Raises:
         ConfigError: Two columns would have one name, or an argument cannot be kept.
@@ -55,7 +55,7 @@ def check_arguments(enrichment: Enrichment, asset_arguments: Mapping[str, Any]) 
 
 
 def _check_names(enrichment: Enrichment) -> None:
-    """One column would overwrite the other in the table, and with it answers that are paid for."""
+    """Refuse two columns of one name: one would overwrite the other in the table, and with it paid answers."""
     error_column, added = enrichment.error_column, enrichment.arguments.model_column
     outputs = enrichment.task.schema.names
     if error_column in outputs:
@@ -122,7 +122,7 @@ def code_version(task: Task, users: str | None) -> str:
 
 
 def definition_metadata(enrichment: Enrichment, function: Callable[..., Any]) -> dict[str, Any]:
-    """The prompt, the schema of an answer, where both are written, and what would make the prompt cheaper."""
+    """Metadata with the prompt, the schema of an answer, their place in the code, and advice about prompt caching."""
     task = enrichment.task
     metadata: dict[str, Any] = {"ondine/prompt": dg.MetadataValue.md(f"~~~~text\n{task.prompt.source}\n~~~~")}
     schema = task.schema.json_schema

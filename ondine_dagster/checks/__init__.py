@@ -1,1 +1,1 @@
-"""Asset checks: what a check is, the kinds there are, and their results."""
+"""Asset checks: their base class, their kinds, and their results."""

@@ -53,15 +53,15 @@ class Check(ABC):
     """The fields and methods of every check.
 
     Args:
-        blocking: Whether a failed check stops what is downstream. It is then an error, otherwise a warning.
+        blocking: Whether a failed check stops downstream assets. It is then an error, otherwise a warning.
         name: The check's name; by default its type and column.
     """
 
     type: ClassVar[str]
     of_failures: ClassVar[bool] = False
     """Whether the check is evaluated although the step fails because of its failed rows."""
-    blocking: Annotated[bool, Field(description="Whether a failed check stops what is downstream.")] = False
-    name: Annotated[str | None, Field(description="What the check is called; by default what it is about.")] = None
+    blocking: Annotated[bool, Field(description="Whether a failed check stops downstream assets.")] = False
+    name: Annotated[str | None, Field(description="Name of the check; by default its type and column.")] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.blocking, bool):
@@ -126,12 +126,12 @@ def check_share(name: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a number; a boolean is none."""
+    """Whether `value` is a number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_columns(names: Sequence[str], task: Task) -> None:
-    """Refuse names of columns that the output does not have, and none at all."""
+    """Refuse an empty list of columns, and names of columns that the output does not have."""
     outputs = task.schema.names
     unknown = [name for name in names if name not in outputs]
     if unknown:

@@ -77,7 +77,7 @@ class DriftCheck(Check):
         check_closed(self.column, task)
 
     def describe(self) -> str:
-        """What is promised."""
+        """The condition of the check, in a sentence."""
         return (
             f"{self.column!r} is distributed as before, but for a total variation distance of {self.max_distance:.4g}."
         )
@@ -98,8 +98,8 @@ class DriftCheck(Check):
             "ondine/rows_now": now.total(),
             "ondine/shares": _share_table(before.counts, now),
         }
-        said = f"The distance from {before.name} is {found:.4g}, at most {self.max_distance:g} is allowed."
-        return found <= self.max_distance, said, metadata
+        description = f"The distance from {before.name} is {found:.4g}, at most {self.max_distance:g} is allowed."
+        return found <= self.max_distance, description, metadata
 
 
 def _share_table(before: Counts, now: Counts) -> dg.TableMetadataValue:
@@ -146,7 +146,7 @@ def _shares(one: Counts, other: Counts) -> dict[Json, tuple[float, float]]:
     return {value: (one.get(value, 0) / first, other.get(value, 0) / second) for value in {**one, **other}}
 
 
-# -- what was before -----------------------------------------------------------------------------------------------
+# -- earlier runs --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,11 +87,16 @@ def check_results(checks: Mapping[str, Check], context: CheckContext) -> list[dg
     asset = context.step.asset_key_for_output()
     results = []
     for name, check in checks.items():
-        passed, said, metadata = check.evaluate(context)
+        passed, description, metadata = check.evaluate(context)
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         results.append(
             dg.AssetCheckResult(
-                passed=passed, asset_key=asset, check_name=name, severity=severity, description=said, metadata=metadata
+                passed=passed,
+                asset_key=asset,
+                check_name=name,
+                severity=severity,
+                description=description,
+                metadata=metadata,
             )
         )
     return results

@@ -104,7 +104,7 @@ class GoldenCheck(Check):
                 check_closed(column, task)
 
     def describe(self) -> str:
-        """What is promised."""
+        """The condition of the check, in a sentence."""
         return f"Of labelled rows, {self.metric} is at least {self.min_score:.4g}."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
@@ -135,7 +135,7 @@ class GoldenCheck(Check):
     def _compare(self, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
         reached = {one.column: one.accuracy if self.metric == "accuracy" else one.f1 for one in scores}
         worst = min(reached, key=reached.__getitem__)
-        said = f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is wanted."
+        description = f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is wanted."
         closed = {column.name for column in task.schema.columns if allowed_values(column.json_schema) is not None}
         metadata: dict[str, Any] = {
             "ondine/score": round(reached[worst], 6),
@@ -150,7 +150,7 @@ class GoldenCheck(Check):
         if few:
             metadata["ondine/labels"] = _label_table(few)
             metadata["ondine/confusion"] = dg.MetadataValue.md("\n\n".join(map(_confusion, few)))
-        return reached[worst] >= self.min_score, said, metadata
+        return reached[worst] >= self.min_score, description, metadata
 
     def _labelled_columns(self, task: Task, names: Sequence[str]) -> tuple[str, ...]:
         """The output columns that count, of labelled rows with columns `names`.
@@ -196,7 +196,7 @@ def _check_labels(labels: Mapping[str, Sequence[Any]], task: Task) -> None:
 
 
 def _is_nullable(name: str, task: Task) -> bool:
-    """Whether a missing label of column `name` says that null is the right answer, rather than an unknown one."""
+    """Whether a missing label of column `name` means that null is the correct answer, and not that it is unknown."""
     (schema,) = (column.json_schema for column in task.schema.columns if column.name == name)
     options = schema.get("anyOf", [schema])
     return any(option.get("type") == "null" or None in option.get("enum", ()) for option in options)

@@ -115,7 +115,7 @@ def shown(label: str) -> str:
 
 
 def as_label(value: Any) -> str:
-    """`value` as JSON text, alike for whatever counts as the same."""
+    """`value` as JSON text, the same for values that count as equal."""
     return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
 
 

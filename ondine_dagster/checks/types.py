@@ -37,15 +37,15 @@ class ErrorRateCheck(Check):
         check_share("max_rate", self.max_rate)
 
     def describe(self) -> str:
-        """What is promised."""
+        """The condition of the check, in a sentence."""
         return f"At most {self.max_rate:.4g} of the rows failed."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
         """Compare the share of failed rows."""
         rate, progress = context.report.error_rate, context.report.progress
-        said = f"{progress.rows_failed:,} of {progress.rows_total:,} rows failed."
+        description = f"{progress.rows_failed:,} of {progress.rows_total:,} rows failed."
         metadata = {"ondine/error_rate": round(rate, 6), "ondine/rows_failed": progress.rows_failed}
-        return rate <= self.max_rate, said, metadata
+        return rate <= self.max_rate, description, metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +70,20 @@ class NullRateCheck(Check):
         check_columns(self.columns_of(task), task)
 
     def describe(self) -> str:
-        """What is promised."""
+        """The condition of the check, in a sentence."""
         return f"At most {self.max_rate:.4g} of the answers are null."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
         """Compare the share of nulls in the column that has most."""
         nulls = {name: _null_rate(list(context.answered(name))) for name in self.columns_of(context.task)}
         worst = max(nulls, key=nulls.__getitem__)
-        said = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
+        description = f"{nulls[worst]:.4g} of the answers in {worst!r} are null."
         rates = ((name, round(rate, 6)) for name, rate in nulls.items())
         metadata = {
             "ondine/null_rate": round(nulls[worst], 6),
             "ondine/nulls": table(rates, column="string", null_rate="float"),
         }
-        return nulls[worst] <= self.max_rate, said, metadata
+        return nulls[worst] <= self.max_rate, description, metadata
 
 
 def _null_rate(values: Sequence[Any]) -> float:
@@ -103,11 +103,11 @@ class CostPerRowCheck(Check):
             raise ConfigError(f"max_usd={self.max_usd!r} of a check must be a number of more than 0.")
 
     def describe(self) -> str:
-        """What is promised."""
+        """The condition of the check, in a sentence."""
         return f"A row costs at most ${self.max_usd:.6g}."
 
     def evaluate(self, context: CheckContext) -> CheckOutcome:
-        """Compare what a row cost on average."""
+        """Compare the average cost of a row."""
         progress = context.report.progress
         if not progress.rows_asked:
             return True, "No row was asked.", {}
@@ -115,8 +115,8 @@ class CostPerRowCheck(Check):
             return False, "The price is unknown; set input_cost_per_1k_tokens and output_cost_per_1k_tokens.", {}
         usd = float(progress.spend.usd / progress.rows_asked)
         at_most = "at most " if progress.spend.at_most_calls else ""
-        said = f"{progress.rows_asked:,} rows were asked for {at_most}${usd:.6g} each."
-        return usd <= self.max_usd, said, {"ondine/cost_per_row_usd": usd}
+        description = f"{progress.rows_asked:,} rows were asked for {at_most}${usd:.6g} each."
+        return usd <= self.max_usd, description, {"ondine/cost_per_row_usd": usd}
 
 
 KINDS: tuple[type[Check], ...] = (ErrorRateCheck, NullRateCheck, CostPerRowCheck, DriftCheck, GoldenCheck)

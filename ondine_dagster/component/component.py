@@ -52,7 +52,7 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
     """An asset whose rows a language model adds columns to: `llm_asset`, in YAML.
 
     The asset is the table `upstream` with the output columns, as `llm_asset` makes it. In a subclass, `rows` chooses
-    what is asked about and `get_asset_spec` changes what Dagster knows of the asset; both may call `super()`.
+    the rows to ask about and `get_asset_spec` changes the asset's spec; both may call `super()`.
 
     In YAML:
 
@@ -89,10 +89,12 @@ class LLMAssetComponent(dg.Component, Arguments, _Place, dg.Resolvable):
     def model(cls) -> type[BaseModel]:
         """The attributes in YAML, with the descriptions that they have in Python."""
         written = super().model()
-        said = _docstrings(Arguments) | _docstrings(LLMAssetComponent)
-        undescribed = [name for name, field in written.model_fields.items() if name in said and not field.description]
+        docstrings = _docstrings(Arguments) | _docstrings(LLMAssetComponent)
+        undescribed = [
+            name for name, field in written.model_fields.items() if name in docstrings and not field.description
+        ]
         for name in undescribed:
-            written.model_fields[name].description = " ".join(said[name].split())
+            written.model_fields[name].description = " ".join(docstrings[name].split())
         if undescribed:
             written.model_rebuild(force=True)
         return written
@@ -171,13 +173,13 @@ def _docstrings(declared: type) -> dict[str, str]:
     (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
     body = parsed.body if isinstance(parsed, ast.ClassDef) else []
     return {
-        attribute.target.id: said.value.value
-        for attribute, said in pairwise(body)
+        attribute.target.id: docstring.value.value
+        for attribute, docstring in pairwise(body)
         if isinstance(attribute, ast.AnnAssign)
         and isinstance(attribute.target, ast.Name)
-        and isinstance(said, ast.Expr)
-        and isinstance(said.value, ast.Constant)
-        and isinstance(said.value.value, str)
+        and isinstance(docstring, ast.Expr)
+        and isinstance(docstring.value, ast.Constant)
+        and isinstance(docstring.value.value, str)
     }
 
 
@@ -197,7 +199,7 @@ def _asset_arguments(spec: dg.AssetSpec) -> dict[str, Any]:
 
 
 def _located(context: dg.ResolutionContext, message: str, attributes: Iterable[str]) -> str:
-    """`message` with the place in the file of the attribute that it names first, be it in the singular."""
+    """`message` with the place in the file of the attribute that it names first, in the singular or plural."""
     tree = context.source_position_tree
     if tree is None:
         return message

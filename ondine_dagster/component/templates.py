@@ -28,10 +28,10 @@ def fill(context: dg.ResolutionContext, value: Any) -> Any:
 def check_resolves(context: dg.ResolutionContext, value: Any) -> None:
     """Check that templates in an attribute, or in the values of a mapping, have a value.
 
-    A null that is written is none.
+    A literal null is not a template.
 
     Raises:
-        ConfigError: A template stands for nothing, where nothing would mean no cap or no rule.
+        ConfigError: A template has no value, which would mean no cap or no rule.
     """
     match value:
         case str() if _TEMPLATE.fullmatch(value):

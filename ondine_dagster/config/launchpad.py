@@ -86,7 +86,8 @@ class LLMAssetConfig(StrictConfig):
     tier: TierName | None = Field(
         default=None,
         description="The provider's price class for this run, instead of the asset's own: 'standard', 'flex' (cheaper, "
-        "waits for capacity), 'priority' (dearer) or 'batch' (cheaper, answered within a day). It asks nothing again.",
+        "waits for capacity), 'priority' (more expensive) or 'batch' (cheaper, answered within a day). It asks nothing "
+        "again.",
     )
     answer_by: str | None = Field(
         default=None,
@@ -113,7 +114,7 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     A model that is `opened` already cannot be replaced.
 
     Raises:
-        ConfigError: Another model is wanted than the one that is open.
+        ConfigError: The config names another model, but the resource is an open model.
     """
     policy = options.policy
     if config.retry_failed_rows is not None:

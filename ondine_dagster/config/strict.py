@@ -28,7 +28,7 @@ class StrictConfig(dg.Config):
 
 
 def plain_texts(given: Mapping[str, Any]) -> dict[str, str]:
-    """The texts among fields as they were given; an `EnvVar` is a text, too, but only its name is known."""
+    """The fields that were given as texts, without an `EnvVar`, which is a text as well but has only a name."""
     return {name: value for name, value in given.items() if type(value) is str}
 
 

@@ -1,7 +1,7 @@
 """Variables of the environment in the fields of a resource: `dg.EnvVar`, read when a step starts.
 
 Dagster reads them itself where a field is a text or a whole number without bounds. Numbers with bounds, fractions and
-what is inside a mapping it leaves as `{"env": NAME}`, which is what an `EnvVar` becomes on its way to the step.
+values inside a mapping reach the step as `{"env": NAME}`, into which Dagster converts an `EnvVar`.
 """
 
 # No `from __future__ import annotations` here: Pydantic reads the annotations made in this module.
@@ -40,7 +40,7 @@ def _validate(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 def keep_int_variables(value: Any) -> Any:
-    """`value` with each `EnvVar.int` inside it as a mapping that says so: Dagster would hand on only its name."""
+    """`value` with each `EnvVar.int` as a mapping with its type, because Dagster would pass on only its name."""
     match value:
         case dict():
             return {key: keep_int_variables(part) for key, part in value.items()}

@@ -1,1 +1,1 @@
-"""What a run shows in Dagster: metadata, tables, plots."""
+"""The metadata, tables and plots of a run in Dagster."""

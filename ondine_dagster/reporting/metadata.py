@@ -76,7 +76,7 @@ def run_metadata(report: Report, spec: ModelSpec) -> dict[str, Any]:
 
 
 def reasons_metadata(report: Report) -> dict[str, Any]:
-    """Why rows failed, with counts, the most frequent reason first; nothing where none did."""
+    """The reasons of failed rows with counts, the most frequent first; empty if no row failed."""
     if not report.failures:
         return {}
     rows = ((count, reason) for reason, count in report.failures.most_common(_REASONS_SHOWN))
@@ -90,9 +90,9 @@ def table(rows: Iterable[Sequence[Any]], /, **columns: str) -> dg.TableMetadataV
 
 
 def progress_metadata(progress: Progress) -> dict[str, Any]:
-    """The figures of a run that goes on or did not end well.
+    """The figures of a run that is in progress, failed or was terminated.
 
-    They have keys of their own: under those of a finished run, a plot over materializations would show them, too.
+    They have separate keys, because with those of a finished run a plot over materializations would also show them.
     """
     figures = {"ondine/summary": progress_line(progress), **_figures(progress)}
     return {f"ondine/progress/{key.removeprefix('ondine/')}": figure for key, figure in figures.items()}
@@ -169,7 +169,7 @@ _ADDED_UP = ("requests", "tokens", "cost_usd", "prompts", "rows_reused", "rows_b
 def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int, skipped: int) -> dict[str, Any]:
     """The figures of a partition that has `rows` of a run's rows, `failed` of which failed and `skipped` were skipped.
 
-    Rows are counted; what was spent on the run is shared out by rows, so that partitions add up to the run.
+    Rows are counted; the spend of the run is divided in proportion to the rows, so that partitions add up to the run.
     """
     part = rows / rows_total if rows_total else 0.0
     shared: dict[str, Any] = {
@@ -197,7 +197,7 @@ def share_of(figures: Mapping[str, Any], rows: int, rows_total: int, failed: int
 
 
 def estimate_metadata(found: Estimate, spec: ModelSpec) -> dict[str, Any]:
-    """What a run would take."""
+    """The estimated figures of a run."""
     least, likely, most = found.output_tokens
     metadata: dict[str, Any] = {
         "ondine/summary": estimate_line(found),
@@ -244,7 +244,7 @@ def _max_call_s(tier: Tier, spec: ModelSpec) -> float:
 
 
 def estimate_line(found: Estimate) -> str:
-    """What a run would take, for the log."""
+    """The estimated figures of a run in one line for the log."""
     least, likely, most = found.output_tokens
     parts = [
         f"{found.rows:,} rows, {found.prompts:,} unique prompts, {found.rows_reused:,} rows answered already",
@@ -279,7 +279,7 @@ def _price_line(usd: tuple[Decimal, Decimal, Decimal] | None) -> str:
 
 
 def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
-    """What of a run is under way at the provider."""
+    """The figures of a run's batch jobs that are in progress."""
     jobs = error.jobs
     states = Counter(job.shown_status for job in jobs)
     metadata: dict[str, Any] = {
@@ -314,7 +314,7 @@ def jobs_metadata(error: JobsUnderWayError) -> dict[str, Any]:
         requests_done="int",
         held_usd="float",
     )
-    metadata["ondine/job/help"] = "What this is, and what becomes of it: docs/guides/batch-tier.md"
+    metadata["ondine/job/help"] = "Explained in docs/guides/batch-tier.md"
     return metadata
 
 

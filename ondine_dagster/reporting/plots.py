@@ -68,11 +68,11 @@ def _picture(columns: Sequence[tuple[str, Sequence[_Bar]]]) -> str:
 
 
 _PLAIN = " !$&()*+,-./:;=@_~'"
-"""What may stand in the address of a picture as it is."""
+"""Characters that need no escape in the address of a picture."""
 
 
 def _bars(values: Sequence[Any], failed: int, skipped: int) -> list[_Bar]:
-    """The bars of a column; none if it is not worth a picture."""
+    """The bars of a column; empty if a plot of it would show nothing."""
     bars = [(label, count, _FILL) for label, count in _count(values)]
     if not bars:
         return []
@@ -82,7 +82,7 @@ def _bars(values: Sequence[Any], failed: int, skipped: int) -> list[_Bar]:
 
 
 def _count(values: Sequence[Any]) -> list[tuple[str, int]]:
-    """Labels and counts; none for a column that is not worth a picture."""
+    """Labels and counts; empty for a column whose plot would show nothing."""
     # A number without bounds has no place in a picture.
     known = [
         value

@@ -75,7 +75,7 @@ def shown_failures(asked: AskedRows) -> str | None:
 
 
 def _described(prompt: CompiledPrompt) -> Mapping[str, Callable[[Any], Any]]:
-    """What is shown of a cell with images or documents, by column."""
+    """Descriptions of cells with images or documents, by column."""
     reader = prompt.reader
     if reader is None:
         return {}

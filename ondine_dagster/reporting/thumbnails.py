@@ -36,7 +36,7 @@ _NAME_LENGTH, _PATH_LENGTH = 60, 4096
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 
 
-# -- in words ------------------------------------------------------------------------------------------------------
+# -- descriptions --------------------------------------------------------------------------------------------------
 
 
 def describe(media: Media, name: str = "") -> str:
@@ -44,16 +44,16 @@ def describe(media: Media, name: str = "") -> str:
 
     `name` is that of its file, if it is to be shown.
     """
-    said = [f"{media.kind} {name}".strip()]
+    parts = [f"{media.kind} {name}".strip()]
     if media.url is not None:
-        said = [f"{media.kind} at {_host_of(media.url)}"]
+        parts = [f"{media.kind} at {_host_of(media.url)}"]
     if media.width and media.height:
-        said.append(f"{media.width} x {media.height}")
+        parts.append(f"{media.width} x {media.height}")
     if media.pages:
-        said.append(f"{media.pages} page{'s' if media.pages > 1 else ''}")
+        parts.append(f"{media.pages} page{'s' if media.pages > 1 else ''}")
     if media.size:
-        said.append(_size(media.size))
-    return ", ".join(said)
+        parts.append(_size(media.size))
+    return ", ".join(parts)
 
 
 def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None:
@@ -70,7 +70,7 @@ def describe_cell(cell: Any, kind: MediaKind, reader: MediaReader) -> str | None
 
 
 def _name_of(cell: Any) -> str:
-    """The last part of a path; nothing for what is none, and never a part of an address, which may hold a secret."""
+    """The last part of a path; empty for any other value, and for an address, which may contain a secret."""
     if isinstance(cell, os.PathLike):
         cell = os.fsdecode(cell)
     if not isinstance(cell, str) or ":" in cell or len(cell) > _PATH_LENGTH:
@@ -96,7 +96,7 @@ def _size(size: int) -> str:
 
 
 def draw(media: Media) -> Picture | None:
-    """A small JPEG of an image as a `data:` URL; `None` if it is none, is too large, or cannot be decoded."""
+    """A small JPEG of an image as a `data:` URL; `None` if it is not an image, is too large, or cannot be decoded."""
     if media.kind != "image" or media.url is not None or media.width * media.height > _MAX_PIXELS:
         return None
     try:
@@ -105,7 +105,7 @@ def draw(media: Media) -> Picture | None:
             url = f"data:image/jpeg;base64,{b64encode(_shrink(data, side)).decode()}"
             if len(url) <= _MAX_CHARACTERS:
                 return Picture(url, describe(media))
-    except Exception:  # noqa: BLE001  (a decoder may stumble over anything, and no run fails for want of a thumbnail)
+    except Exception:  # noqa: BLE001  (a decoder may raise any error, and a missing thumbnail must not fail a run)
         return None
     return None
 
@@ -132,7 +132,7 @@ class _ThumbnailSheet:
     drawn: int = 0
 
     def cell(self, cell: Any, kind: MediaKind, reader: MediaReader) -> Any:
-        """The thumbnails of a cell, or what it holds in words."""
+        """The thumbnails of a cell, or its description."""
         try:
             found = reader.read(cell, kind)
         except MediaError:
@@ -153,7 +153,7 @@ class _ThumbnailSheet:
 def shown_thumbnails(table: nw.DataFrame[Any], prompt: CompiledPrompt, outputs: Sequence[str]) -> str | None:
     """The images and answers of the first rows as a Markdown table; `None` if no image of them is drawn.
 
-    Thumbnails need Pillow, and there are none where rows are sanitized: images are not searched for personal data.
+    Thumbnails need Pillow. Sanitized rows have none, because images are not searched for personal data.
     """
     images = [name for name, kind in prompt.media_columns.items() if kind == "image"]
     if not images or prompt.reader is None or prompt.is_sanitized or find_spec("PIL") is None:

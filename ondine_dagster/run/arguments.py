@@ -40,7 +40,8 @@ PartitionBy: TypeAlias = str | Mapping[str, str]
 class _Must:
     """Which values of an argument are valid.
 
-    Python would say of most mistakes that two types cannot be compared; this names the argument and what is valid.
+    Python's own message for most mistakes is that two types cannot be compared; this one names the argument and the
+    valid values.
     """
 
     is_valid: Callable[[Any], bool]
@@ -194,8 +195,8 @@ class Arguments(dg.Model):
     dimensions, the column of each. Only the rows of the run's partitions are enriched."""
     tier: Annotated[Tier | None, _Must(_or_none(_in(Tier)), f"{_named(Tier)}, or None for the resource's")] = None
     """The provider's price class, instead of the resource's: 'standard', 'flex' (cheaper, waits for capacity),
-    'priority' (dearer) or 'batch' (half the price at most providers, answered by jobs within a day). Changing it asks
-    nothing again; what the model does not have is an error when the step starts."""
+    'priority' (more expensive) or 'batch' (half the price at most providers, answered by jobs within a day). Changing
+    it asks nothing again; a tier that the model does not have is an error when the step starts."""
     answer_by: Annotated[str | float | None, _Must(_or_none(is_answer_by), f"{ANSWER_BY}, or None")] = None
     """At the batch tier, when answers are wanted: a time of day, as in "06:00" (UTC) or "06:00 Europe/Berlin", or
     seconds after the start of the first run, as in "7200". Then jobs are cancelled, what they answered is kept, and the

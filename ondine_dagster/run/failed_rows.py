@@ -1,7 +1,7 @@
 """Failed rows as an asset beside the enriched one: with reason, model, attempts and cost.
 
 Both come from one step. The failed rows are stored before it is decided whether they are too many, so that they can be
-looked at even if they fail the step.
+read even if they fail the step.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def failed_rows_result(
     report, table = asked.report, failed_rows(asked.frame, asked.report)
     failures = list(report.outcomes.failures())
     not_skipped = [row is None for row in report.outcomes.skipped()]
-    added = [Column(name, {"description": said}) for name, said in FAILED_COLUMNS.items()]
+    added = [Column(name, {"description": description}) for name, description in FAILED_COLUMNS.items()]
     key = failed_key(context.asset_key_for_output())
     preview = shown_failures(asked)
     figures = _figures(failures, sum(not_skipped))
@@ -132,8 +132,8 @@ def _figures(failures: Sequence[Failure | None], asked: int) -> dict[str, Any]:
 def replay_failed_rows_job(asset: dg.AssetsDefinition, name: str | None = None, **arguments: Any) -> Any:
     """A job that asks again the rows of an `llm_asset` that have no answer, and no others.
 
-    It materializes the asset: what is answered comes from the store, so that only what failed (and what is new
-    upstream) is asked, whatever `retry_failed_rows` of the asset says. Launch it for the partitions with failed rows,
+    It materializes the asset: known answers are read from the store, so that only failed rows (and new upstream rows)
+    are asked, for any value of the asset's `retry_failed_rows`. Launch it for the partitions with failed rows,
     or on a schedule.
 
     Args:

@@ -33,9 +33,9 @@ _SHARD = re.compile(r"(\d+)-of-(\d+)")
 
 
 def shards(count: int) -> dg.StaticPartitionsDefinition:
-    """`count` partitions for a table that has none by nature: `"1-of-16"`, `"2-of-16"`, ...
+    """`count` partitions for a table without natural partitions: `"1-of-16"`, `"2-of-16"`, ...
 
-    With `partition_by="id"`, a row belongs to the shard that a hash of its id says: the same in every process and
+    With `partition_by="id"`, a hash of a row's id decides its shard: the same in every process and
     Python, and about as many rows in each. Another `count` deals the rows anew; no answer is asked again for it.
 
     Raises:
@@ -47,7 +47,7 @@ def shards(count: int) -> dg.StaticPartitionsDefinition:
 
 
 def check_partition_by(partition_by: PartitionBy | None, partitions: dg.PartitionsDefinition[Any] | None) -> None:
-    """Check that `partition_by` says of each dimension of `partitions` where rows belong.
+    """Check that `partition_by` names a column for each dimension of `partitions`.
 
     Raises:
         ConfigError: There are no partitions, it names other dimensions than they have, or it is missing for shards.
@@ -302,7 +302,7 @@ def joined_by_key(
 
 
 def _keys_of_input(context: dg.AssetExecutionContext, name: str) -> Sequence[str]:
-    """The upstream partitions that an input loads; none if its asset has none."""
+    """The upstream partitions that an input loads; empty if its asset has no partitions."""
     try:
         keys: Sequence[str] = context.asset_partition_keys_for_input(name)
     except CheckError:

@@ -1,4 +1,4 @@
-"""Who is asked, about what, and how: what the definition, the resource and the run's config come to."""
+"""The plan of a step: the task, the options and the model, from the definition, the resource and the run's config."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Enrichment:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a step is to do; `model` is asked if it is open already."""
+    """The task and options of a step; `model` is the model if the resource is an open one."""
 
     task: Task
     options: Options
@@ -58,7 +58,7 @@ class Plan:
 def plan(
     context: dg.AssetExecutionContext, enrichment: Enrichment, llm: Any, config: LLMAssetConfig, watch: Watch
 ) -> Plan:
-    """What the step of `context` is to do.
+    """Make the plan of the step of `context`.
 
     Raises:
         ConfigError: The resource cannot be asked, or not as the run's config wants it.
@@ -104,7 +104,7 @@ def plan(
     spec = replace(spec, tier=declared.tier or spec.tier, prompt_cache=declared.prompt_cache or spec.prompt_cache)
     spec, options = configure(config, spec, options, opened=model is not None)
     if spec.tier == "batch" and config.max_rows is not None:
-        # A trial that waits for a job is not what the materialization waits for.
+        # The job that a trial waits for is not a job of the materialization.
         options = replace(options, origin=replace(options.origin, partition=f"{partition} (trial)".strip()))
     policy = options.policy
     if config.full_refresh:
@@ -118,7 +118,7 @@ def plan(
 
 
 def _explain(context: dg.AssetExecutionContext, enrichment: Enrichment, store: str) -> None:
-    """Log what a person should know before the first call."""
+    """Log notes for the user before the first call."""
     warning = store_warning(store, os.environ.get("DAGSTER_HOME"))
     if warning:
         context.log.warning(warning)
@@ -172,7 +172,7 @@ def ask_as_asset(plan: Plan, report: Report, watch: Watch) -> Ask:
         except Exception:
             raise
         except BaseException:
-            # An interrupt: what was spent on the rows of the asset stays visible.
+            # An interrupt: the spend on the rows of the asset stays visible.
             watch.observe()
             raise
 

@@ -53,7 +53,7 @@ class Watch:
     def wait(self, seconds: float) -> None:
         """Called on the event loop's thread while another process has the lease."""
         self.warn(
-            "Another process is at work on this asset and partition; this step waits for it and will find its answers. "
+            "Another process is running on this asset and partition; this step waits for it and will use its answers. "
             f"If that process is dead, its work is taken over in {seconds:.0f} s."
         )
 
@@ -87,7 +87,7 @@ class Watch:
             raise dg.DagsterExecutionInterruptedError(f"The run {run.run_id} was cancelled.")
 
     def flush(self) -> None:
-        """Log what was remembered."""
+        """Log the remembered messages."""
         while self._said:
             self._context.log.log(*self._said.popleft())
 

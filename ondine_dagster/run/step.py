@@ -62,7 +62,7 @@ Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """What a step is given.
+    """The input of a step.
 
     `rows` is the frame to enrich, or a frame by partition. `inputs` has the values of upstream assets for the lineage
     of columns, `labelled` those for checks, by input name.
@@ -162,7 +162,7 @@ def _run(context: dg.AssetExecutionContext, enrichment: Enrichment, given: StepI
         watch.observe()
         raise failure(error, watch.latest) from error
     except BaseException:
-        # An interrupt: what was spent stays visible, and the exception goes on as it came.
+        # An interrupt: the spend stays visible, and the exception is raised unchanged.
         watch.observe()
         raise
     watch.flush()
@@ -202,14 +202,14 @@ def _find_rows(context: dg.AssetExecutionContext, enrichment: Enrichment, given:
 
 
 def _dry_run(context: dg.AssetExecutionContext, frame: nw.DataFrame[Any], todo: Plan, watch: Watch) -> None:
-    """Say what the run would take, in the log and as an observation of the asset."""
+    """Report the estimate of the run in the log and as an observation of the asset."""
     found = run_in_thread(lambda: estimate(frame, todo.task, todo.options, todo.model), watch.tick)
     context.log.info(estimate_line(found))
     _observe(context, estimate_metadata(found, todo.task.model))
 
 
 def _show_trial(context: dg.AssetExecutionContext, enrichment: Enrichment, run: _Run) -> None:
-    """Say what a trial came to, in the log and as an observation of the asset."""
+    """Report a trial in the log and as an observation of the asset."""
     available = len(run.rows.frame)
     calls = example_calls(run.asked.frame, run.plan.task, run.plan.options.policy)
     asked = replace(run.asked, error_column=enrichment.error_column)

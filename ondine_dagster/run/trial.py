@@ -1,4 +1,4 @@
-"""A trial: a few rows are asked about and shown, and the stored table stays as it is."""
+"""A trial: a few rows are asked about and shown, and the stored table is not changed."""
 
 from __future__ import annotations
 

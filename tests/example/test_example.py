@@ -92,7 +92,7 @@ def test_the_embedded_model_beats_the_majority_and_a_re_run_asks_nothing(tmp_pat
         again = run_day(instance, "2026-01-07")
         second = latest_figures(instance)
     report, asked = first["sentiment_report"], first["review_sentiment"]["ondine/requests"]
-    assert f"0 answered before, {asked} calls" in printed
+    assert f"0 with stored answers, {asked} calls" in printed
     assert f"labels on {report['agreement']:.0%} of them" in printed
     assert report["agreement"] > report["majority_share"] + 0.15
     assert asked > 40
@@ -154,8 +154,8 @@ def test_one_variable_switches_the_model(tmp_path: Path) -> None:
     day = TABLE[TABLE["date"] == "2026-01-06"]
     texts = day[day["review"].str.strip() != ""]["review"]
     assert calls.total() == len(calls) == texts.nunique() + day["product"].nunique()
-    said = f"{len(texts)} reviews, 0 answered before, {texts.nunique()} calls to openai/gpt-4o-mini, $0.0"
-    assert said in printed
+    summary = f"{len(texts)} reviews, 0 with stored answers, {texts.nunique()} calls to openai/gpt-4o-mini, $0.0"
+    assert summary in printed
     assert "Most complaints: none." in printed
     assert all("label" not in asked.prompt for asked in provider.ledger.requests)
 

@@ -1,4 +1,4 @@
-"""Classify one day of reviews through Dagster and show what came of it: `python -m example_project [day]`."""
+"""Classify one day of reviews through Dagster and print a summary: `python -m example_project [day]`."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 HOME = Path(os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster_home")))
 
-import dagster as dg  # noqa: E402  (DAGSTER_HOME comes first)
+import dagster as dg  # noqa: E402  (DAGSTER_HOME has to be set before)
 import pandas as pd  # noqa: E402
 
 from example_project.definitions import defs  # noqa: E402
 from example_project.defs.assets import days  # noqa: E402
 
-_QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+_RUN_CONFIG = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 _OF_A_DAY = [dg.AssetKey(name) for name in ("reviews", "review_sentiment", "review_department", "sentiment_report")]
 _INSTANCE = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
 
@@ -30,11 +30,11 @@ def main(day: str = "2026-01-05") -> None:
     job = defs().resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(
-            instance=instance, partition_key=day, run_config=_QUIET, asset_selection=_OF_A_DAY
+            instance=instance, partition_key=day, run_config=_RUN_CONFIG, asset_selection=_OF_A_DAY
         )
     figures = figures_by_asset(result)
     if not {"review_sentiment", "review_department"} <= figures.keys():
-        sys.exit("Batch jobs are under way. Run this again later; it reads their answers.")
+        sys.exit("Batch jobs are in progress. Run this command again later; it reads their answers.")
     table: pd.DataFrame = result.output_for_node("review_sentiment")
     departments = result.output_for_node("review_department")[["review_id", "department"]]
     show(day, table.merge(departments, on="review_id"), figures)
@@ -52,7 +52,7 @@ def figures_by_asset(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, A
 
 
 def show(day: str, table: pd.DataFrame, figures: dict[str, dict[str, Any]]) -> None:
-    """Print the first rows and what they came to."""
+    """Print the first rows and the figures of the run."""
     sentiment, department, report = (
         figures[name] for name in ("review_sentiment", "review_department", "sentiment_report")
     )
@@ -63,7 +63,7 @@ def show(day: str, table: pd.DataFrame, figures: dict[str, dict[str, Any]]) -> N
         print(f"{review:<56}  {row['department'] or '-':<16} {row['sentiment'] or '-':<9} {row['label']:<9}")
     complaints = table[table["sentiment"] == "negative"]["department"].value_counts()
     print(
-        f"\n{day}: {len(table)} reviews, {sentiment['ondine/rows_reused']} answered before, "
+        f"\n{day}: {len(table)} reviews, {sentiment['ondine/rows_reused']} with stored answers, "
         f"{sentiment['ondine/requests']} calls to {sentiment['ondine/model']}, {cost}, "
         f"{sentiment['ondine/rows_per_s']:,.1f} rows/s.\n"
         f"The model agrees with the labels on {report['agreement']:.0%} of them; "
@@ -71,7 +71,7 @@ def show(day: str, table: pd.DataFrame, figures: dict[str, dict[str, Any]]) -> N
         f"Departments, declared in YAML, took {department['ondine/requests']} calls, one for each product.\n"
         f"Most complaints: {', '.join(f'{name} ({count})' for name, count in complaints.head(3).items()) or 'none'}.\n"
         f"Picture: {report['file']}\n\n"
-        f"See it in the Dagster UI:\n"
+        f"Open the results in the Dagster UI:\n"
         f"  DAGSTER_HOME={HOME} {Path(sys.executable).with_name('dagster')} dev -w {ROOT / 'workspace.yaml'}\n"
     )
 

@@ -1,6 +1,6 @@
-"""Draws the pictures in `data/photos`, a few hundred bytes each: `python -m example_project.draw_photos`.
+"""Draw the pictures in `data/photos`, a few hundred bytes each: `python -m example_project.draw_photos`.
 
-They are PNG files written by hand, so that the example needs no library for images.
+The PNG files are written without an image library, so that the example does not depend on one.
 """
 
 import struct
@@ -18,23 +18,23 @@ PAPER: Colour = (250, 248, 244)
 
 
 def ball(x: float, y: float) -> bool:
-    """Whether a point, from -1 to 1, is on a ball."""
+    """Whether a point, with coordinates from -1 to 1, is on a ball."""
     return x * x + y * y < 0.6
 
 
 def mug(x: float, y: float) -> bool:
-    """The same for a mug with a handle."""
+    """Whether a point is on a mug with a handle."""
     handle = 0.05 < (x - 0.4) ** 2 + y * y < 0.14 and x > 0.4
     return (abs(x) < 0.45 and abs(y) < 0.6) or handle
 
 
 def bowl(x: float, y: float) -> bool:
-    """The same for a bowl."""
+    """Whether a point is on a bowl."""
     return y > 0 and x * x + y * y < 0.55
 
 
 def lamp(x: float, y: float) -> bool:
-    """The same for a lamp."""
+    """Whether a point is on a lamp."""
     shade = -0.7 < y < 0 and abs(x) < 0.25 + (y + 0.7) / 2
     return shade or (abs(x) < 0.05 and 0 <= y < 0.6) or (abs(x) < 0.35 and 0.6 <= y < 0.7)
 
@@ -56,8 +56,8 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 def draw(colour: Colour, shape: Shape) -> bytes:
     """A PNG file of two colours."""
-    places = [2 * (number + 0.5) / SIDE - 1 for number in range(SIDE)]
-    lines = [b"\0" + bytes(shape(x, y) for x in places) for y in places]
+    coordinates = [2 * (number + 0.5) / SIDE - 1 for number in range(SIDE)]
+    lines = [b"\0" + bytes(shape(x, y) for x in coordinates) for y in coordinates]
     return b"".join(
         [
             b"\x89PNG\r\n\x1a\n",
@@ -70,7 +70,7 @@ def draw(colour: Colour, shape: Shape) -> bytes:
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Draw all pictures."""
     PHOTOS.mkdir(parents=True, exist_ok=True)
     for name, (colour, shape) in PICTURES.items():
         (PHOTOS / f"{name}.png").write_bytes(draw(colour, shape))

@@ -1,4 +1,4 @@
-"""Labels against answers, as a picture."""
+"""Plot of labels against answers."""
 
 import base64
 from io import BytesIO
@@ -12,7 +12,7 @@ _ORDER = ["positive", "neutral", "negative", "no answer"]
 
 
 def draw(confusion: pd.DataFrame, title: str, file: Path) -> str:
-    """Draw a table of labels (rows) by answers (columns) into `file`; returns the PNG as base64."""
+    """Plot a table of labels (rows) by answers (columns) to `file`; returns the PNG as base64."""
     table = confusion.reindex(
         index=[name for name in _ORDER if name in confusion.index],
         columns=[name for name in _ORDER if name in confusion.columns],
@@ -20,7 +20,7 @@ def draw(confusion: pd.DataFrame, title: str, file: Path) -> str:
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(table, cmap="Blues", vmin=0)
-    axes.set(title=title, xlabel="the model says", ylabel="people say")
+    axes.set(title=title, xlabel="model", ylabel="human label")
     axes.set_xticks(range(len(table.columns)), table.columns)
     axes.set_yticks(range(len(table.index)), table.index)
     dark = table.to_numpy().max() / 2

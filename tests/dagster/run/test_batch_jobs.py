@@ -470,14 +470,14 @@ def test_requested_run_makes_waiting_and_downstream_assets(
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "note"),
     [
-        (dg.DagsterEventType.RUN_START, "is at work."),
+        (dg.DagsterEventType.RUN_START, "is running."),
         (dg.DagsterEventType.RUN_CANCELED, "was terminated; launch it again to read what its jobs answer."),
     ],
 )
 def test_running_or_terminated_run_is_not_continued(
-    event: dg.DagsterEventType, said: str, instance: dg.DagsterInstance, provider: NightlyProvider
+    event: dg.DagsterEventType, note: str, instance: dg.DagsterInstance, provider: NightlyProvider
 ) -> None:
     """A run that waits for its jobs reads them itself; a terminated one is for a person to continue."""
     sensor = batch_sensor()
@@ -487,7 +487,7 @@ def test_running_or_terminated_run_is_not_continued(
     record = instance.get_run_by_id(first.run_id)
     assert record
     instance.handle_run_event(first.run_id, dg.DagsterEvent(event.value, record.job_name, message="As it is."))
-    assert tick(sensor, instance, defs) == f"answers: the run {first.run_id} {said}"
+    assert tick(sensor, instance, defs) == f"answers: the run {first.run_id} {note}"
 
 
 def test_failing_resource_does_not_block_others(instance: dg.DagsterInstance, provider: NightlyProvider) -> None:

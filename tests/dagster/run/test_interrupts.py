@@ -174,7 +174,7 @@ def test_step_that_outlives_its_run_worker_is_waited_for(place: Place) -> None:
     assert is_running(orphan)
 
     again = place.deployment.launch("orphaned")
-    until(lambda: "Another process is at work" in place.deployment.log(again) or None, 600, "run that waits")
+    until(lambda: "Another process is running" in place.deployment.log(again) or None, 600, "run that waits")
     assert place.ledgers["orphaned"].answered < ROWS
     place.is_slow.clear()
     assert place.deployment.finished(again).status == dg.DagsterRunStatus.SUCCESS

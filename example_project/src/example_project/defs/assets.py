@@ -1,4 +1,4 @@
-"""Reviews by day, their sentiment, and how well it agrees with the labels people gave."""
+"""Reviews by day, their sentiment, and its agreement with human labels."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ days = dg.DailyPartitionsDefinition(start_date="2026-01-05", end_date="2026-01-1
 
 
 class Sentiment(BaseModel):
-    """What the model is asked for: one output column a field."""
+    """The output: one column for each field."""
 
     sentiment: Literal["positive", "negative", "neutral"] = Field(description="what the reviewer makes of the product")
 
 
 @dg.asset(partitions_def=days, group_name="shop")
 def reviews(context: dg.AssetExecutionContext) -> pd.DataFrame:
-    """The product reviews of a day, as customers wrote them, with a label that a person gave."""
+    """The product reviews of a day, with a label that a person gave."""
     table = pd.read_csv(PROJECT / "data" / "reviews.csv", keep_default_na=False)
     return table[table["date"] == context.partition_key].reset_index(drop=True)
 
@@ -43,7 +43,7 @@ PROMPT = Prompt(
     pool="llm",
 )
 def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
-    """The sentiment of every review that says something."""
+    """The sentiment of every review that is not empty."""
     return reviews[reviews["review"].str.strip() != ""]
 
 
@@ -51,7 +51,7 @@ def review_sentiment(reviews: pd.DataFrame) -> pd.DataFrame:
     partitions_def=days, group_name="shop", check_specs=[dg.AssetCheckSpec("agreement", asset="sentiment_report")]
 )
 def sentiment_report(context: dg.AssetExecutionContext, review_sentiment: pd.DataFrame) -> dg.MaterializeResult:
-    """How often the model and the people agree, against always guessing the commonest label."""
+    """The agreement of the model with human labels, compared with always guessing the most frequent label."""
     from example_project.plot import draw  # matplotlib is slow to import, and only this step needs it
 
     labels, guesses = review_sentiment["label"], review_sentiment["sentiment"]
@@ -72,7 +72,7 @@ def sentiment_report(context: dg.AssetExecutionContext, review_sentiment: pd.Dat
             dg.AssetCheckResult(
                 check_name="agreement",
                 passed=agreement > majority,
-                description=f"{agreement:.0%} agreement; always guessing the commonest label gives {majority:.0%}.",
+                description=f"{agreement:.0%} agreement; always guessing the most frequent label gives {majority:.0%}.",
                 metadata={"agreement": agreement, "majority_share": majority},
             )
         ],

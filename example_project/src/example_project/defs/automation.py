@@ -1,6 +1,6 @@
-"""Every day's reviews are classified the morning after; departments follow by a condition of their own, in YAML.
+"""A schedule that classifies every day's reviews the next morning; departments have an automation condition in YAML.
 
-With ONDINE_TIER=batch, and a model whose provider has batch jobs, a run hands its rows in and ends; the sensor requests
+With ONDINE_TIER=batch, and a model whose provider has batch jobs, a run submits its rows and ends; the sensor requests
 the run that reads the answers.
 """
 

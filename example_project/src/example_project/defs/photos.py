@@ -1,6 +1,6 @@
-"""Photos of products, and what is on them: only with a model that can see, which those in this process cannot.
+"""Photos of products and their labels, by a model that accepts images; models in this process do not.
 
-Set ONDINE_MODEL, to openai/gpt-5-mini for instance, and materialize `photo_labels` in the UI.
+Set ONDINE_MODEL, for instance to openai/gpt-5-mini, and materialize `photo_labels` in the UI.
 """
 
 import os
@@ -14,11 +14,11 @@ from pydantic import BaseModel, Field
 from ondine_dagster import MediaOptions, Prompt, llm_asset
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
-BLIND = ("llama_cpp/", "mlx/")
+WITHOUT_IMAGES = ("llama_cpp/", "mlx/")
 
 
 class Photo(BaseModel):
-    """What the model is asked for."""
+    """The output for a picture."""
 
     product: Literal["ball", "bowl", "lamp", "mug"] = Field(description="what is in the picture")
     colour: str = Field(description="its colour, in one word")
@@ -26,7 +26,7 @@ class Photo(BaseModel):
 
 @dg.asset(group_name="photos")
 def product_photos() -> pd.DataFrame:
-    """Six pictures of products, by the names of their files."""
+    """The file names of six pictures of products."""
     return pd.DataFrame({"photo": sorted(file.name for file in PHOTOS.glob("*.png"))})
 
 
@@ -42,6 +42,6 @@ def photo_labels(product_photos: pd.DataFrame) -> pd.DataFrame:
 
 @dg.definitions
 def photos() -> dg.Definitions:
-    """The two assets, if the model can see."""
-    model = os.environ.get("ONDINE_MODEL", BLIND[0])
-    return dg.Definitions(assets=[] if model.startswith(BLIND) else [product_photos, photo_labels])
+    """The two assets, if the model accepts images."""
+    model = os.environ.get("ONDINE_MODEL", WITHOUT_IMAGES[0])
+    return dg.Definitions(assets=[] if model.startswith(WITHOUT_IMAGES) else [product_photos, photo_labels])
