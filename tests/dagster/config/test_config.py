@@ -273,7 +273,7 @@ def test_open_model_cannot_be_replaced_in_the_launchpad(instance: dg.DagsterInst
     """Another model needs an LLMResource."""
     result = run(shouts, instance, shout(), model="openai/gpt-4o")
     (failed,) = events(result, "STEP_FAILURE")
-    assert "no LLMResource" in failed.step_failure_data.user_failure_data.description
+    assert "not an LLMResource" in failed.step_failure_data.user_failure_data.description
 
 
 class Loudness(LLMAssetConfig):
