@@ -130,7 +130,7 @@ def _spec_and_model(model: str | ModelSpec | ChatModel) -> tuple[ModelSpec, Chat
 
 
 def spec_of(model: ChatModel) -> ModelSpec:
-    """What a model that was handed over open is called in keys and reports: by its class, and its price is unknown.
+    """The spec of an open model for keys and reports: named by its class, with an unknown price.
 
     Two that answer differently need different classes, stores or (for a `ScriptedModel`) names.
 

@@ -64,8 +64,8 @@ class TransientError(ProviderError):
         message: What happened.
         retry_after_s: Seconds the provider asked to wait, `None` when it named none.
         cost_unknown: The call may have been billed although no reply was seen (time-out, connection lost).
-        kind: `"limited"` if the call was turned away for the rate, `"overloaded"` if for want of capacity (time-outs
-            among them), `"broken"` for everything else.
+        kind: `"limited"` if a rate limit refused the call, `"overloaded"` if capacity was missing (time-outs
+            included), `"broken"` for everything else.
         cause: `"connection"` if no server took the connection, which is more often a wrong address than an outage;
             `"capacity"` if the provider has none at the price tier that was asked for; `None` for everything else.
 

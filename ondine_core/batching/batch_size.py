@@ -85,7 +85,7 @@ def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -
 
     Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
 
-    `owed` of its rows have no answer after it: all of them if the reply was cut, unreadable or never came.
+    `owed` of its rows have no answer after it: all of them if the reply was cut, unreadable or lost.
     """
     # Small numbers vary, so one row more is allowed than the share: more than a third is bad, up to an eighth is good.
     lost, slow = owed > rows / 3 + 1, latency_s > size.max_s

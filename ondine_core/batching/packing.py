@@ -81,7 +81,7 @@ def pack(
         items: Unique prompts.
         size: Most items of a batch; a function is asked anew for each batch.
         max_repairs: How often an item that travels alone may be repaired. A batch of several is repaired at most once:
-            what it still owes then does better in smaller ones.
+            its remaining prompts are then more likely to succeed in smaller batches.
         room: What the next call has room for, `None` for whatever comes; asked for each batch.
     """
     source = iter(items)

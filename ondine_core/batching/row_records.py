@@ -44,9 +44,9 @@ def name_id(task: Task) -> str:
 
 
 def item_fields(task: Task) -> tuple[str, ...]:
-    """What travels of a row: its columns, or its full prompt where the template cannot be said once for all rows.
+    """The fields of a row in a batch: its columns, or its full prompt if the template cannot be sent once for all rows.
 
-    A column that travels alone has a short name, since it is said with every row.
+    A single column has a short name, because the name is sent with every row.
     """
     if task.prompt.hoisted is None:
         return ("prompt",)

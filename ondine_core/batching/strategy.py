@@ -88,7 +88,7 @@ ONE_PER_CALL = BatchStrategy("one", _encode_one, lambda _batch, text, _task: {1:
 
 
 def explain_fallback(task: Task) -> str | None:
-    """Why batches save less than they might, for a template that cannot be said once for all rows; else `None`."""
+    """The reason why batches save less than possible, if the template cannot be sent once for all rows; else `None`."""
     if task.prompt.hoisted is not None:
         return None
     return (
@@ -170,7 +170,7 @@ def _decode(form: RowFormat, batch: Batch, text: str, task: Task) -> Mapping[int
         # Two different answers to one row: which is right is not for us to guess.
         if found.setdefault(place, answer) != answer:
             doubtful.add(place)
-    # Who counts from 0 leaves out the last row, and gives each of the others the answer of the next.
+    # A model that counts from 0 leaves out the last row, and gives each other row the answer of the next one.
     if miscounted and len(found) < len(batch.items):
         return None
     return {place: answer for place, answer in found.items() if place not in doubtful}

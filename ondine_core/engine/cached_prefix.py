@@ -56,7 +56,7 @@ class CachedPrefixes:
         self._states: defaultdict[Prefix, PrefixState] = defaultdict(PrefixState)
 
     async def enter(self, prefix: Prefix) -> bool:
-        """Return when a call with `prefix` may leave, and whether it leads: then it is handed back with `leave`."""
+        """Wait until a call with `prefix` may leave; returns whether it leads, and has to be ended with `leave`."""
         state = self._states[prefix]
         while (step := decide(state, self._now())) == "wait":
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

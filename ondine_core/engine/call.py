@@ -253,7 +253,7 @@ class Caller:
     # -- when it comes back ----------------------------------------------------------------------------------------
 
     async def _ask(self, pending: PendingCall, sent: CallStarted) -> tuple[Reply | RefusedError, Usage | None]:
-        """What came back, and the tokens that were billed for it (`None`: none)."""
+        """The reply or error of a call, and the billed tokens (`None`: none)."""
         try:
             reply = await self._call_model(pending)
         except RefusedError as error:

@@ -36,7 +36,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
         try:
             with asyncio.Runner() as runner:
                 result.set_result(runner.run(cancellable()))
-        except BaseException as error:  # noqa: BLE001  (it is handed over to the waiting thread)
+        except BaseException as error:  # noqa: BLE001  (it is raised in the waiting thread)
             result.set_exception(error)
 
     # In the caller's context: spans of the run are parts of the span that is active there.

@@ -1,4 +1,4 @@
-"""What a reply means for the prompts that were asked, whether it came from a live call or from a batch job."""
+"""Interpret a reply of a live call or a batch job: the outcomes of its prompts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Interpreter:
 
         Args:
             sent: The prompts, and the call that carried them.
-            reply: What came back.
+            reply: The model's reply.
             usd: What the call cost, `None` if that is not known.
         """
         batch, repairs = sent.batch, self.policy.max_repairs

@@ -36,7 +36,7 @@ class Options:
         policy: Batching, concurrency and retries.
         rates: What the provider allows, shared by all processes that use the same store.
         price: USD per token; by default the model's list price.
-        max_cost_usd: Hard cap on what this run, as `origin` names it, may cost; it needs a known price.
+        max_cost_usd: Hard cap on the cost of this run, named by `origin`; it needs a known price.
         caps: Further caps, which others may draw from, too.
         on_threshold: Called once when most of a cap is spent.
         fallbacks: Models that take over the remaining rows when the model fails for good or is unreachable for long.

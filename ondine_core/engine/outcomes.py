@@ -16,7 +16,7 @@ from ondine_core.types.values import Answer, Failure, Json, Key, RowOutcome, Ski
 
 
 class Outcomes(Sequence[RowOutcome]):
-    """One outcome a row, in row order, unpacked when it is looked at."""
+    """One outcome a row, in row order, unpacked when it is read."""
 
     def __init__(
         self,

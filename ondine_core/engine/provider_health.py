@@ -109,7 +109,7 @@ class ProviderHealth:
         Args:
             error: With which it failed.
             keys: The prompts that it carries.
-            refused: How often it was refused in succession for want of capacity.
+            refused: How often it was refused in succession because of missing capacity.
         """
         if error.cause == "capacity":
             return self._capacity_wait_s(error, refused)

@@ -26,7 +26,7 @@ _REASONS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run came to.
+    """The result of a run.
 
     It is iterated over by row, as a mapping of output column to value; `pandas.DataFrame(report)` reads it so.
 

@@ -41,7 +41,7 @@ class RunState:
         self._unaskable += 1
 
     def skip(self) -> None:
-        """Count a row that is not asked about for want of a value."""
+        """Count a row that is not asked about because a value is missing."""
         self._done += 1
         self._skipped += 1
 
@@ -53,7 +53,7 @@ class RunState:
             self._reused_usd = add_usd(self._reused_usd, outcome.cost_usd)
 
     def settle(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
-        """Take what asking came to."""
+        """Record the outcomes of a batch."""
         for key, outcome in outcomes:
             failed = isinstance(outcome, Failure)
             self.outcomes[key] = outcome if isinstance(outcome, Failure) else pack_answer(outcome)

@@ -25,7 +25,7 @@ def charge_call(
     Args:
         tracker: Adds it up.
         sent: The call.
-        reply: What came back; `None` if that was not seen.
+        reply: The model's reply; `None` if it was not received.
         usage: The tokens that were billed; `None` for none.
         tier: The price tier at which it was made.
     """
@@ -43,7 +43,7 @@ def charge_call(
 def finish_call(
     run: RunContext, sent: CallStarted, usage: Usage | None, charge: Charge, result: BatchResult
 ) -> CallFinished:
-    """The entry in the ledger of a call that came back, with the outcomes that it brought."""
+    """The ledger entry of a finished call, with its outcomes."""
     unseen = run.unseen
     return CallFinished(
         sent,

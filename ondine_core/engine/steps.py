@@ -62,7 +62,7 @@ def render(
             yield Failure("prompt", f"{what}: {error}")
         except MediaError as error:
             yield Failure("prompt", f"an image or document of the row cannot be sent: {error}")
-        except Exception as error:  # noqa: BLE001  (a template may stumble over anything in a value; only its row fails)
+        except Exception as error:  # noqa: BLE001  (a template may raise any error for a value; only its row fails)
             yield Failure("prompt", f"{what} ({type(error).__name__})")
         else:
             if missing is None:
@@ -135,26 +135,24 @@ def dedup(
 def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_repairs: int) -> ParsedReply:
     """Decide what a reply means for each prompt of its batch.
 
-    What is valid is kept, and only what is owed is asked again: with the reason while the batch has repairs left, then
-    in halves, then alone, then it fails. A reply that is cut, or cannot be read, is never parsed as if whole: its batch
-    is halved, and alone in its call it fails, since the same call would be cut again. Every batch that is asked again
-    is smaller in (prompts, repairs left), so this ends.
+    Valid answers are kept, and only the other prompts are asked again: with the reason while the batch has repairs
+    left, then in halves, then alone; then they fail. A reply that is cut, or cannot be read, is never parsed as if it
+    were complete: its batch is halved, and a single prompt fails, because the same call would be cut again. Every batch
+    that is asked again is smaller in (prompts, repairs left), so this ends.
     """
     answer = read_answer(reply, task.model.max_output_tokens, "".join(item.text for item in batch.items))
     if isinstance(answer, Failure):
         return shrink(batch, answer, max_repairs)
     try:
         texts = strategy.decode(batch, answer, task)
-    except Exception as error:  # noqa: BLE001  (a strategy of the user's may stumble over any reply)
+    except Exception as error:  # noqa: BLE001  (a strategy of the user's may raise any error)
         detail = f"the strategy {strategy.name!r} raised {type(error).__name__} for the reply"
         return shrink(batch, Failure("invalid", detail), max_repairs)
     if texts is None:
         return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
     answers, owed = [], []
     for number, item in enumerate(batch.items, 1):
-        values = (
-            task.schema.parse(texts[number]) if number in texts else Invalid("the reply has no single answer to it")
-        )
+        values = task.schema.parse(texts[number]) if number in texts else Invalid("the reply has no single answer")
         if isinstance(values, Invalid):
             owed.append((item, values.reason))
         else:
@@ -179,7 +177,7 @@ def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str 
     """The text that a reply answers with, or why it has none that is whole.
 
     Args:
-        reply: What came back.
+        reply: The model's reply.
         max_output_tokens: What its length was bounded to.
         asked: The text of the rows.
     """
@@ -226,7 +224,7 @@ def restorer(
         return None
 
     def give_back(index: int, values: Mapping[str, Json]) -> Mapping[str, Json]:
-        # Most answers repeat nothing of their row, which need not be looked at again then.
+        # Most answers repeat nothing of their row, which need not be searched again then.
         if not any(map(has_placeholder, values.values())):
             return values
         try:

@@ -136,7 +136,7 @@ class Asker:
         return None
 
     async def _pack_next(self, part: _Part) -> Batch | None:
-        """The next batch; one with images is made in a thread, since their files are looked at."""
+        """The next batch; one with images is made in a thread, because their files are read."""
         if self._run.task.prompt.reader is None:
             return next(part.batches, None)
         async with part.packing:
@@ -166,7 +166,7 @@ class Asker:
     # -- one batch -------------------------------------------------------------------------------------------------
 
     async def _ask(self, batch: Batch, part: _Part) -> tuple[Batch, ...]:
-        """Ask one batch and keep its outcomes; returns the batches still owed."""
+        """Ask one batch and keep its outcomes; returns the batches to be asked again."""
         run = self._run
         observer = run.runtime.emitter.begin(batch)
         error: TransientError | None = None

@@ -40,7 +40,7 @@ class Column:
 
     @property
     def description(self) -> str | None:
-        """What the column means, if the user said so."""
+        """The user's description of the column, if there is one."""
         return self.json_schema.get("description")
 
 

@@ -134,7 +134,7 @@ class CompiledPrompt(Template):
         return (*system, *(message for turn in turns for message in turn))
 
     def find_missing(self, row: Mapping[str, Any]) -> str | None:
-        """The first column for want of which there is nothing to ask about `row`; `None` if there is none.
+        """The first missing column because of which `row` is not asked about; `None` if there is none.
 
         That is a needed column that is null or blank, or any column when all are.
         """

@@ -62,7 +62,7 @@ class Rule:
 
 @lru_cache(maxsize=256)  # a limit refuses many calls in the same words
 def find_rule(status: int, said: str, *, names_a_wait: bool) -> Rule | None:
-    """The first rule that fits a response whose codes and sentences, without text of the row, are `said`."""
+    """The first rule that fits a response with the codes and sentences `said`, without text of the row."""
     said = said.lower()
     for rule in _RULES:
         fits_status = not rule.statuses or status in rule.statuses

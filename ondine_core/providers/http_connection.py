@@ -1,4 +1,4 @@
-"""Connections on which a reply is only what came after its request, over aiohttp.
+"""Connections over aiohttp on which only bytes that arrive after a request count as its reply.
 
 aiohttp takes the first reply that it finds on a kept-alive connection for the reply to the next request, so one reply
 too many gives every later row its neighbour's answer. Here a connection with unread bytes is closed before it is used
@@ -204,7 +204,7 @@ class _Connection(ResponseHandler):
         super().feed_data(data, size)
 
     def eof_received(self) -> None:
-        """Tell a server that had closed before the request came from one that read it and then closed.
+        """Distinguish a server that had closed before the request arrived from one that read it and then closed.
 
         The end of the stream says how many bytes had come, so it proves the former. A reset says nothing.
         """
@@ -310,7 +310,7 @@ class Resolver(AbstractResolver):
             failed: Exception | None = None
             try:
                 result = self._resolve(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
-            except Exception as error:  # noqa: BLE001  (it is handed over)
+            except Exception as error:  # noqa: BLE001  (it is passed on)
                 failed = error
             with suppress(RuntimeError):  # the loop may have closed meanwhile
                 loop.call_soon_threadsafe(settle, result, failed)

@@ -64,7 +64,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back, and when (seconds since the epoch)."""
+    """A response, and its time of arrival (seconds since the epoch)."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,7 +73,7 @@ class Response:
 
 
 def lost(error: BaseException, to: Address) -> ProviderError:
-    """Why no response came back whole."""
+    """The reason why no complete response was received."""
     host = to.host
     if isinstance(error, aiohttp.InvalidURL | ssl.SSLCertVerificationError | aiohttp.ClientConnectorCertificateError):
         return FatalError(f"Cannot trust or reach {host!r} ({type(error).__name__}); check base_url and certificates.")

@@ -1,4 +1,4 @@
-"""Hooks into litellm's HTTP: one request a call, and the response as it came.
+"""Hooks into litellm's HTTP: one request a call, and the unchanged response.
 
 litellm sends a call again when a connection breaks, although the call may have been billed; here the second request is
 stopped. Each call watches itself by a context variable, which hooks of the HTTP client find from inside litellm.
@@ -32,7 +32,7 @@ _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid")
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen of one call: where it went, with which keys, and what came back."""
+    """The observed request and response of one call: address, keys, and the response."""
 
     host: str = ""
     secrets: list[str] = field(default_factory=list, repr=False)
@@ -45,7 +45,7 @@ class Watch:
         return {} if self.raw is None else dict(self.raw.headers)
 
     def response(self) -> Response | None:
-        """The response, if it came back whole."""
+        """The response, if it was received completely."""
         if self.raw is None or not self.raw.is_stream_consumed:
             return None
         try:

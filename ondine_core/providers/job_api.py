@@ -1,4 +1,4 @@
-"""A provider's batch job: many requests that are handed in at once and answered within hours, at a lower price."""
+"""A provider's batch job: many requests that are submitted together and answered within hours, at a lower price."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class _LiteLLM:
             _ = client.openai.chat.completions
         return _Library(litellm, client, RequestForm("json_schema" if structured else "words"))
 
-    # -- what came back --------------------------------------------------------------------------------------------
+    # -- replies ---------------------------------------------------------------------------------------------------
 
     def _reply(self, data: dict[str, Any], seen: Watch, latency_s: float) -> Reply:
         message = data["choices"][0]["message"]

@@ -64,8 +64,8 @@ class _Family:
 _CL100K, _O200K = "cl100k_base", "o200k_base"
 
 # Measured on prose in 28 languages (Latin, Cyrillic, Greek, Arabic, Hebrew, Georgian, Indic and East Asian scripts),
-# Python, HTML, JSON, tables of figures, identifiers and pictographs: no margin was ever exceeded, and the comments say
-# how near the nearest came. cl100k is the better bound for small vocabularies, o200k for large ones.
+# Python, HTML, JSON, tables of figures, identifiers and pictographs: no margin was ever exceeded; the comments name
+# the smallest distance to it. cl100k is the better bound for small vocabularies, o200k for large ones.
 _FAMILIES: tuple[tuple[str, _Family], ...] = (
     ("gpt-oss", _Family(_O200K)),  # its own encoding differs in special tokens only
     # Newer than tiktoken's table: no vendor's next tokenizer took more than a third over the one before.

@@ -258,7 +258,7 @@ def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinishe
 
 
 def job_process(job: bytes) -> Process:
-    """Who holds what a job holds of budgets."""
+    """The holder's id of a job's reservations."""
     return Process(JOB_HOST, float(int.from_bytes(job) >> 11), 0.0)  # a float holds 53 bits exactly
 
 

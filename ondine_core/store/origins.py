@@ -1,4 +1,4 @@
-"""Where answers and failures come from: for which run and asset they were asked, what was asked, and what came back."""
+"""The origin of answers and failures: their run and asset, the task, and kept replies."""
 
 from __future__ import annotations
 

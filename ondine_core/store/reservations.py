@@ -1,4 +1,4 @@
-"""What is held of budgets for calls in flight: who holds it, and how it is settled when its holder is gone.
+"""Reservations of budgets for calls in flight: their holders, and how they are settled when a holder has ended.
 
 A run does this by itself for a process that it can see has ended. Whether one of another machine, of a container or of
 an earlier boot has ended only a person knows, who says so by the age of its last call.

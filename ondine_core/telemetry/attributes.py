@@ -45,7 +45,7 @@ def of_run(run: Run) -> Attributes:
 
 
 def of_progress(progress: Progress) -> Attributes:
-    """What a run came to. Its tokens have names of their own, so that they are not added to those of its calls."""
+    """The figures of a run. Its tokens have separate names, so that they are not added to those of its calls."""
     spend = progress.spend
     return {
         "ondine.rows.done": progress.rows_done,

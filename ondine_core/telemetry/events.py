@@ -44,7 +44,7 @@ class Endpoint:
 
 
 class AskedBatch(NamedTuple):
-    """Prompts that are asked together, until all of them are settled or owed in smaller batches.
+    """Prompts that are asked together, until all of them are settled or are asked again in smaller batches.
 
     `number` counts the batches of a run from 1; `attempt` is 1 when the prompts are asked for the first time.
     """
@@ -58,7 +58,7 @@ class AskedBatch(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The text of a call: the messages sent, and the reply, if one came."""
+    """The text of a call: the messages sent, and the reply, if one was received."""
 
     messages: tuple[Message, ...]
     text: str | None

@@ -32,7 +32,7 @@ def open_langfuse(*, host: str | None = None, content: bool = False, calls_per_s
 
     Args:
         host: Where it is; by default what `LANGFUSE_BASE_URL` or `LANGFUSE_HOST` says, or else its cloud in Europe.
-        content: Whether generations carry prompts and replies, as they were sent and came.
+        content: Whether generations have prompts and replies, unchanged.
         calls_per_second: How many ordinary calls are a generation each, and a hundred more at the start; `None`: all.
 
     Raises:

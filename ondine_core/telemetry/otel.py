@@ -41,7 +41,7 @@ def open_opentelemetry(
     """An observer that exports spans and metrics.
 
     Args:
-        content: Whether spans carry prompts and replies, as they were sent and came.
+        content: Whether spans have prompts and replies, unchanged.
         calls_per_second: Ordinary calls with a span of their own, and a hundred more at the start; `None`: all.
         metrics: Whether metrics are exported, too.
 

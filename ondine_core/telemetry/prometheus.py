@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: offered to who scrapes this process, or pushed to a gateway where the process ends soon."""
+"""Metrics for Prometheus: exposed for scraping, or pushed to a gateway if the process ends soon."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Pushed(_Collected):
             self.close(_PUSH_TIMEOUT_S)
 
     def close(self, timeout_s: float) -> None:
-        """Push what it has come to."""
+        """Push the final values."""
         from prometheus_client import push_to_gateway
 
         push_to_gateway(self._gateway, self._job, self._registry, self._group, max(0.1, timeout_s))

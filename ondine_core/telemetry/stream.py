@@ -115,7 +115,7 @@ class _ObserverThread:
             self._waiting.append(event if self._opened.content else _without_content(event))
 
     def finish(self, deadline: float) -> None:
-        """Tell the thread to come to an end."""
+        """Ask the thread to end."""
         self._deadline = deadline
         self._ends.set()
 

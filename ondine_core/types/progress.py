@@ -80,7 +80,7 @@ class Progress:
         rows_failed: Those of them that never will.
         spend: Calls, tokens and money so far.
         elapsed_s: Seconds so far.
-        rows_unaskable: Those that failed for want of a prompt.
+        rows_unaskable: Rows that failed because no prompt could be made.
         rows_skipped: Those of `rows_done` that were not asked about, since a column is null or blank.
         reused_usd: What the reused outcomes cost when they were asked, each prompt once; `None` if that is not known.
     """

@@ -21,7 +21,7 @@ Key: TypeAlias = bytes
 
 Tier: TypeAlias = Literal["standard", "flex", "priority", "batch"]
 """A provider's price class: what a call costs, and how long it may wait. It is in no answer's key. At `"batch"` calls
-are handed in together and answered within a day."""
+are submitted together and answered within a day."""
 
 PromptCache: TypeAlias = Literal["auto", "off", "1h"]
 """Whether the fixed part of prompts is kept in the provider's cache, and for how long. It is in no answer's key."""

@@ -56,7 +56,7 @@ async def ask_pending(run: RunContext, asker: Asker, batch_size: int | Literal["
 
 
 def _open_context(run: RunContext, batch_size: int | Literal["auto"], stack: AsyncExitStack) -> JobContext:
-    """What batch jobs are handed in and read with; the connection is closed with `stack`."""
+    """Open the connection with which batch jobs are submitted and read; it is closed with `stack`."""
     task, runtime = run.task, run.runtime
     store = check_store(runtime.store)
     if runtime.connect_jobs is None:

@@ -27,7 +27,7 @@ class QueuedBatch:
 
 
 class BatchQueue:
-    """Batches that wait for a job: those that are owed, then fresh ones; their prompts are made when their turn comes.
+    """Batches that wait for a job: first those to be asked again, then new ones, whose prompts are made when needed.
 
     `rows` is the number of prompts in the `fresh` batches; `find_items` makes those prompts of some keys that are in
     the table.
@@ -54,7 +54,7 @@ class BatchQueue:
         return queued
 
     def put(self, *queued: QueuedBatch) -> None:
-        """Have batches asked after those that are owed already."""
+        """Queue batches behind those that are queued already."""
         self._owed.extend(map(_pack, queued))
         self.rows += sum(len(one.batch.items) for one in queued)
 

@@ -41,7 +41,7 @@ _CANCEL_S = 1800.0
 _LOST_S = 120.0
 """How long the provider must not know a job before it is given up: a new one is not visible everywhere immediately."""
 _FULL_PAUSE_S = 60.0
-"""Before another job is handed in when the account has too much under way."""
+"""Pause before another job is submitted when the account's limit on jobs is reached."""
 _LOOK_UP_AT_ONCE = 1000
 
 
@@ -66,7 +66,7 @@ class JobRun:
         Raises:
             JobsUnderWayError: Jobs have not ended in the time that there is to wait.
             BudgetExhaustedError: The next request does not fit into the budgets.
-            ProviderError: No job can be handed in or read; what came is kept.
+            ProviderError: No job can be submitted or read; all answers so far are kept.
             StoreError: Something cannot be kept.
         """
         context = self.context

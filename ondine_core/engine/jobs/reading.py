@@ -30,7 +30,7 @@ async def read_job(context: JobContext, record: JobRecord, status: JobStatus) ->
 
     Raises:
         JobLostError: There are no results any more.
-        FatalError: No request can succeed; what came is kept.
+        FatalError: No request can succeed; all answers so far are kept.
         ProviderError: The results cannot be had at present; what was read is kept.
         StoreError: They cannot be kept.
     """
@@ -64,7 +64,7 @@ async def write_off(context: JobContext, record: JobRecord) -> None:
 
 
 async def _close(context: JobContext, record: JobRecord, state: JobState) -> None:
-    """End a job; requests without an outcome may have been billed, and are owed again."""
+    """End a job; requests without an outcome may have been billed, and are asked again."""
     rest = await context.store.read(partial(job_tables.read_calls, job=record.job))
     close = partial(job_tables.close, job=record.job, state=state, at=context.run.clock.now())
     if await context.store.change(close, record.cells) is None:
@@ -160,7 +160,7 @@ class _ResultReader:
     def _settle_one(
         self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
     ) -> CallFinished:
-        """What one request comes to; batches that it still owes are put into the queue."""
+        """Settle one request; its prompts without an outcome are queued to be asked again."""
         context, run = self.context, self.context.run
         queued, strategy_name = batch_of(call, items)
         batch = queued.batch

@@ -78,7 +78,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except MediaError:
         raise
-    except Exception as error:  # noqa: BLE001  (a parser may stumble over anything; only this row fails)
+    except Exception as error:  # noqa: BLE001  (a parser may raise any error; only this row fails)
         raise MediaError(f"{what} ({type(error).__name__})") from None
 
 

@@ -65,6 +65,6 @@ def shrink_image(data: bytes, media_type: str, max_side_px: int) -> bytes:
             shown.resize(turned, Image.Resampling.LANCZOS).save(
                 written, _FORMATS[media_type], quality=_QUALITY, icc_profile=opened.info.get("icc_profile")
             )
-    except Exception as error:  # noqa: BLE001  (a decoder may stumble over anything; only this row fails)
+    except Exception as error:  # noqa: BLE001  (a decoder may raise any error; only this row fails)
         raise MediaError(f"it cannot be decoded ({type(error).__name__})") from None
     return written.getvalue()

@@ -1,4 +1,4 @@
-"""Batch APIs: from a model's name to where jobs of its calls can be handed in.
+"""Batch APIs: from a model's name to the API to which jobs of its calls can be submitted.
 
 The tier `"batch"` of `providers.tiers` is offered for exactly the providers that are here.
 """
