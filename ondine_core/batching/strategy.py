@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import orjson
@@ -50,9 +50,9 @@ class BatchStrategy:
     """
 
     name: str
-    encode: Callable[[Batch, Task], Call]
-    decode: Callable[[Batch, str, Task], Mapping[int, str] | None]
-    carried: Callable[[Item, Task], str] = _item_text
+    encode: Callable[[Batch, Task], Call] = field(repr=False)
+    decode: Callable[[Batch, str, Task], Mapping[int, str] | None] = field(repr=False)
+    carried: Callable[[Item, Task], str] = field(default=_item_text, repr=False)
 
 
 def encode(strategy: BatchStrategy, batch: Batch, task: Task) -> Call:

@@ -60,7 +60,7 @@ WITHDRAWN: Mapping[str, str] = MappingProxyType(
 """Presets whose model is no longer offered to all customers, and what the provider names in its place."""
 
 
-def preset(name: str, presets: Mapping[str, ModelSpec] = PRESETS, /, **changes: Any) -> ModelSpec:
+def preset(name: str, presets: Mapping[str, ModelSpec] | None = None, /, **changes: Any) -> ModelSpec:
     """The preset called `name`, with some of its fields changed.
 
     Example:
@@ -69,16 +69,17 @@ def preset(name: str, presets: Mapping[str, ModelSpec] = PRESETS, /, **changes: 
 
     Args:
         name: One of those that `python -m ondine_core.presets` lists.
-        presets: Where to look: Ondine's own, or those that `load_presets` read.
+        presets: Where to look: those that `load_presets` read; by default Ondine's own.
         changes: Fields of `ModelSpec` and their values.
 
     Raises:
         ConfigError: There is no such preset or field, or a value is not valid.
     """
-    if name not in presets:
-        meant = did_you_mean(str(name), presets, 3)
-        raise ConfigError(f"There is no preset {name!r}.{meant} The presets are {', '.join(presets)}.")
-    return change(presets[name], changes, f"preset {name!r}")
+    known = PRESETS if presets is None else presets
+    if name not in known:
+        meant = did_you_mean(str(name), known, 3)
+        raise ConfigError(f"There is no preset {name!r}.{meant} The presets are {', '.join(known)}.")
+    return change(known[name], changes, f"preset {name!r}")
 
 
 def openai_compatible(base_url: str, model: str, provider_name: str | None = None, **changes: Any) -> ModelSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from importlib.metadata import entry_points, version
 
 import pytest
@@ -78,3 +79,11 @@ def test_dg_finds_the_package() -> None:
     """It has the entry point that `dg` reads."""
     (entry,) = entry_points(group="dagster_dg_cli.registry_modules", name="ondine_dagster")
     assert entry.load() is ondine_dagster
+
+
+@pytest.mark.parametrize("function", [ondine_core.Options, ondine_core.Policy, ondine_core.enrich, ondine_core.preset])
+def test_signature_shows_defaults_in_short(function: Callable[..., object]) -> None:
+    """`help` and notebooks show it, with the values of all defaults."""
+    signature = str(inspect.signature(function))
+    assert len(signature) < 2_000
+    assert "functools.partial" not in signature
