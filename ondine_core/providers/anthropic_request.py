@@ -20,8 +20,8 @@ from ondine_core.providers.media_parts import anthropic_content
 from ondine_core.providers.pricing import find_entry, find_max_output_tokens
 from ondine_core.providers.request_form import with_schema_in_prompt
 from ondine_core.providers.settings import (
-    check_address,
     check_header,
+    check_root,
     check_settings,
     chosen_of,
     first_set,
@@ -55,7 +55,7 @@ _MAX_TOKENS = 4096
 def find_anthropic_address(spec: ModelSpec) -> str:
     """Where messages are posted; `base_url` is the root of the API, with or without `/v1`."""
     base_url = spec.base_url or first_set(_ADDRESSES) or _ADDRESS
-    check_address(base_url)
+    check_root(base_url)
     root = base_url.rstrip("/").removesuffix("/messages").removesuffix("/v1")
     return f"{root}/v1/messages"
 

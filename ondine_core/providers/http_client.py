@@ -11,6 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from ondine_core.errors import ConfigError
 from ondine_core.providers.http_connection import Connector, NotSentError, Request, Resolve, Target
 from ondine_core.providers.http_errors import ADVICE, Address
 from ondine_core.providers.settings import check_header
@@ -120,10 +121,23 @@ def proxy_for(url: str) -> str | None:
     """The proxy that the usual variables name for `url`; this machine itself is always reached directly.
 
     aiohttp would read `.netrc` as well, and refuse to send both its entry and a key.
+
+    Raises:
+        ConfigError: It is no HTTP proxy.
     """
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
+    if parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.netloc):
         return None
     proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy is None:
+        return None
+    if "://" not in proxy:  # as curl and others read it
+        proxy = f"http://{proxy}"
+    kind = urlsplit(proxy).scheme
+    if kind not in ("http", "https"):
+        raise ConfigError(
+            f"The variables name a proxy for {parts.netloc!r} that speaks {kind!r}, which is not supported; set "
+            f"{parts.scheme.upper()}_PROXY to an HTTP proxy, or name the host in NO_PROXY."
+        )
+    return proxy

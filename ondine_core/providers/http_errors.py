@@ -103,6 +103,11 @@ def _not_received(error: BaseException, host: str) -> ProviderError | None:
         return TransientError(
             "This process may open no more files; raise `ulimit -n` or lower max_concurrency.", kind="overloaded"
         )
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return TransientError(
+            f"Cannot connect to the proxy on the way to {host!r}; check HTTPS_PROXY, HTTP_PROXY and NO_PROXY.",
+            cause="connection",
+        )
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return TransientError(
             f"Cannot connect to {host!r} ({type(error).__name__}); check base_url, and that the server runs.",

@@ -15,7 +15,7 @@ from ondine_core.errors import ConfigError
 from ondine_core.providers.anthropic_request import find_anthropic_address
 from ondine_core.providers.pricing import find_entry
 from ondine_core.providers.request_form import RequestForm, Structure, check_temperature, limit_field_of
-from ondine_core.providers.settings import check_address, check_settings, chosen_of, first_set, given_key
+from ondine_core.providers.settings import check_root, check_settings, chosen_of, first_set, given_key
 from ondine_core.providers.strict_schema import ALL, SchemaSubset
 from ondine_core.types.values import ModelSpec
 
@@ -98,7 +98,7 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
     if base_url is None:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
-    check_address(base_url)
+    check_root(base_url)
     limit_field = limit_field_of(spec, name)
     if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
         limit_field = "max_completion_tokens"  # which all models there know, and some only that

@@ -6,6 +6,7 @@ Every error is a `ConfigError` that names the value and what to do; all `connect
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -106,7 +107,9 @@ def find_address_fault(base_url: str) -> str | None:
         return "holds a user name or password, which would end up in logs; use api_key"
     try:
         parts = urlsplit(base_url)
+        (parts.hostname or "").encode("idna")  # as it is done for a look-up
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        sound = sound and not any(map(str.isspace, base_url))
     except ValueError:
         sound = False
     return None if sound else "is not an address; write it like 'http://127.0.0.1:8000/v1'"
@@ -117,3 +120,11 @@ def check_address(base_url: str, name: str = "base_url") -> None:
     fault = find_address_fault(base_url)
     if fault:
         raise ConfigError(f"{name if '@' in base_url else f'{name}={base_url!r}'} {fault}.")
+
+
+def check_root(base_url: str) -> None:
+    """Refuse an address with a fault, or to which no path can be added."""
+    check_address(base_url)
+    root = re.split("[?#]", base_url, maxsplit=1)[0]
+    if root != base_url:
+        raise ConfigError(f"base_url has a query or a fragment, to which no path can be added; write {root!r}.")

@@ -17,7 +17,7 @@ KEY = "sk-1234567890-secret"
 
 
 def asked_through_proxy(
-    monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str = ""
+    monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, user: str = "", scheme: str = "http://"
 ) -> tuple[bytes, ProviderError]:
     """What a proxy reads in clear text during a call through it, and the result of the call."""
     read: list[bytes] = []
@@ -29,7 +29,7 @@ def asked_through_proxy(
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     with RawServer(script) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", f"http://{user}127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}127.0.0.1:{proxy.port}")
         with pytest.raises(ProviderError) as caught:
             one_call(connect(spec))
     return b"\r\n\r\n".join(read), caught.value
@@ -65,6 +65,30 @@ def test_refusal_by_a_proxy_is_an_error_of_the_set_up(monkeypatch: pytest.Monkey
     assert isinstance(failure, FatalError)
     assert "The proxy replied 403" in str(failure)
     assert "HTTPS_PROXY" in str(failure)
+
+
+def test_proxy_may_be_named_without_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken for an HTTP proxy, as curl does."""
+    read, _ = asked_through_proxy(monkeypatch, SPECS["compatible"], scheme="")
+    assert read.startswith(b"CONNECT ")
+
+
+def test_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SOCKS proxy is named as the reason, rather than waited for as if the server were down."""
+    monkeypatch.setenv("https_proxy", "socks5://me:hunter2@127.0.0.1:1080")
+    with pytest.raises(ConfigError, match="speaks 'socks5', which is not supported; set HTTPS_PROXY") as refused:
+        connect(SPECS["compatible"])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_no_proxy_may_name_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is excepted with its port is reached directly."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.2:8")
+    with pytest.raises(TransientError, match=r"Cannot connect to '127\.0\.0\.2:8'"):
+        one_call_to("http://127.0.0.2:8/v1")
+    with pytest.raises(TransientError, match=r"Cannot connect to the proxy on the way to '127\.0\.0\.2:9'"):
+        one_call_to("http://127.0.0.2:9/v1")
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY}\r\nX-Evil: 1", f"{KEY}\0", f"{KEY}\u2028x", f"k\u00e9{KEY}"])

@@ -305,11 +305,23 @@ def test_password_in_the_address_is_in_no_repr() -> None:
     assert "hunter2" not in repr(spec) + str(refused.value)
 
 
-@pytest.mark.parametrize("address", ["localhost:8000/v1", "http://", "ftp://x/v1", "http://x:port/v1"])
-def test_base_url_without_scheme_is_refused(address: str) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000/v1", "http://", "ftp://x/v1", "http://x:port/v1", "http://x/v1\n", "http://x/v1 ", "http://x..y"],
+)
+def test_base_url_that_is_no_address_is_refused(address: str) -> None:
     """It is a configuration error, not an outage to wait for."""
     with pytest.raises(ConfigError, match="is not an address"):
         connect(ModelSpec("openai_compatible/m", base_url=address))
+
+
+@pytest.mark.parametrize("model", ["openai_compatible/m", "anthropic/claude-haiku-4-5"])
+@pytest.mark.parametrize("end", ["?key=hunter2", "#v1"])
+def test_base_url_with_a_query_is_refused(model: str, end: str) -> None:
+    """The path of the API would become a part of it; the query is not shown, as it may hold a key."""
+    with pytest.raises(ConfigError, match=r"has a query or a fragment.* write 'http://x/v1'") as refused:
+        connect(ModelSpec(model, base_url=f"http://x/v1{end}"))
+    assert "hunter2" not in str(refused.value)
 
 
 def test_timed_out_calls_have_a_bound_of_attempts() -> None:
