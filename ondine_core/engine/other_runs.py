@@ -1,6 +1,6 @@
 """Prompts that other runs of the same task have in flight are asked last: they are answered there, or taken over.
 
-The store knows which run has which prompt in flight (`store.claims`), and is looked at again now and then. A prompt is
+The store has the prompts that each run has in flight (`store.claims`), and is read again at intervals. A prompt is
 asked here when its run has released it, when the process of that run is known to have ended, or when one call has been
 in flight for longer than a call can take. A run waits only when it has nothing else to ask, and holds no claim while it
 waits, so runs never wait for each other in a circle.

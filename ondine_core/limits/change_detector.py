@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Literal, TypeAlias
 
 CallOutcome: TypeAlias = Literal["answered", "limited", "overloaded", "broken"]
-"""How a call ended: with a reply (a refusal of its content included), turned away for the rate, turned away or timed
-out for want of capacity, or lost for another reason."""
+"""How a call ended: with a reply (also a refusal of its content), refused by a rate limit, refused or timed out because
+of missing capacity, or lost for another reason."""
 
 _USUAL_SHARE = 0.02  # refusals among calls that are taken for accidents
 _MIN_CALLS = 10  # fewer say nothing

@@ -177,7 +177,7 @@ class Lease:
             if self.clock.boot() >= tell_at:
                 on_wait(left_s)
                 tell_at = self.clock.boot() + self.ttl_s / 2
-            # It may be given back early, so it is looked at more often than it can run out.
+            # The lease may be released early, so it is read more often than it can expire.
             await self.clock.sleep(min(self.ttl_s / 6, max(left_s, self.ttl_s / 60)))
 
     async def release(self) -> None:

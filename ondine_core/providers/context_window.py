@@ -168,7 +168,7 @@ class Room:
 
 
 def learn_answer_tokens(room: Room, rows: int, output_tokens: int, *, cut: bool = False) -> Room:
-    """`room` after a reply: a longer answer than expected counts at once, a shorter one by and by.
+    """`room` after a reply: a longer answer than expected counts at once, a shorter one gradually.
 
     `output_tokens` is 0 if the provider does not say how long the reply was; one that was `cut` would have been longer.
     """

@@ -7,7 +7,7 @@ its own calls, and leaves out those that have an answer by now. A claim holds wh
 is announced. Claims are removed when a run ends and not call by call: two transactions on Postgres that both wrote and
 removed claims could wait for each other.
 
-Usually no statement waits for the result of another one: claims are inserted, assumed to be all there, and looked at
+Usually no statement waits for the result of another one: claims are inserted, assumed to be all there, and read
 one by one only if some are missing.
 """
 

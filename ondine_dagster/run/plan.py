@@ -96,7 +96,7 @@ def plan(
         on_wait=watch.wait,
         on_threshold=watch.warn,
         on_warning=watch.warn,
-        on_job=watch.say,
+        on_job=watch.inform,
         observers=tuple(_with_dagster_log(spec, watch) for spec in options.observers),
         on_observer_error=watch.warn,
         traceparent=context.run.tags.get("traceparent"),

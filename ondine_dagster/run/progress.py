@@ -31,7 +31,7 @@ class Watch:
         self._context, self._now = context, now
         self._line_due = self._observation_due = self._looked_at = now()
         self.every_s = 10.0
-        self._said: deque[tuple[int, str]] = deque()
+        self._messages: deque[tuple[int, str]] = deque()
         self.latest: Progress | None = None
 
     def keep(self, progress: Progress) -> None:
@@ -40,13 +40,13 @@ class Watch:
 
     def log(self, level: int, message: str) -> None:
         """Called on any thread; only remembers."""
-        self._said.append((level, message))
+        self._messages.append((level, message))
 
     def warn(self, message: str) -> None:
         """Called on any thread; only remembers."""
         self.log(logging.WARNING, message)
 
-    def say(self, message: str) -> None:
+    def inform(self, message: str) -> None:
         """Called on any thread; only remembers."""
         self.log(logging.INFO, message)
 
@@ -88,8 +88,8 @@ class Watch:
 
     def flush(self) -> None:
         """Log the remembered messages."""
-        while self._said:
-            self._context.log.log(*self._said.popleft())
+        while self._messages:
+            self._context.log.log(*self._messages.popleft())
 
     def observe(self) -> None:
         """Log the figures so far as an observation: those of a failed step appear on the asset's page only so."""

@@ -28,6 +28,14 @@ OLD_WORDS_OF_TESTS = frozenset(
     """.split()
 )
 """Words that neither the name nor the docstring of a test has."""
+OLD_WORDS_OF_OTHER_CODE = OLD_WORDS - {"ticket"} | {"said", "heard", "whoever", "somebody", "nobody", "everybody"}
+"""Words that no identifier of the Dagster package, the example and the tests has as a part; their rows are tickets."""
+OLD_PHRASES = re.compile(
+    r"\b(?:hand(?:s|ed)? in|told|whoever|somebody|nobody|everybody|what came of|looked at|for want of|by and by)\b"
+)
+"""Phrases that no page, docstring, comment or message has; a job is submitted, for instance, and not handed in."""
+QUOTED_MESSAGE = "It was handed in with another key or at another address than these"
+"""The heading of a page that explains a message."""
 
 
 def names(file: Path) -> set[str]:
@@ -49,6 +57,23 @@ def test_code_uses_standard_terms() -> None:
             assert not found & OLD, file
             assert not {word for name in found for word in words(name)} & OLD_WORDS, file
             assert not [name for name in found if name.lower().lstrip("_").startswith("longest_")], file
+
+
+def test_code_around_the_core_uses_standard_terms() -> None:
+    """No identifier of the Dagster package, the example and the tests has a private word as a part."""
+    for folder in ("ondine_dagster", "example_project/src", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert not {word for name in names(file) for word in words(name)} & OLD_WORDS_OF_OTHER_CODE, file
+
+
+def test_texts_use_standard_phrases() -> None:
+    """No docstring, comment or message of the packages and the example, and no page, has one of the old phrases."""
+    packages = [file for folder in ("ondine_core", "ondine_dagster") for file in (ROOT / folder).rglob("*.py")]
+    example = list((ROOT / "example_project" / "src").rglob("*.py"))
+    pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+    for file in (*packages, *example, *pages):
+        text = file.read_text(encoding="utf-8").replace(QUOTED_MESSAGE, "")
+        assert OLD_PHRASES.findall(text) == [], file
 
 
 def test_names_and_docstrings_of_tests_use_standard_terms() -> None:

@@ -79,7 +79,7 @@ def test_command_line_opens_the_store_of_the_instance(config: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("home", "folder", "is_told"),
+    ("home", "folder", "is_warned"),
     [
         (None, "home/storage", True),
         ("home", "home/storage", False),
@@ -87,9 +87,9 @@ def test_command_line_opens_the_store_of_the_instance(config: str, tmp_path: Pat
         ("home", "home/.tmp_dagster_home_x/storage", True),
     ],
 )
-def test_chosen_dagster_home_is_not_warned_of(home: str | None, folder: str, is_told: bool) -> None:
-    """A `DAGSTER_HOME` in the system's temporary directory is accepted; one made up by `dagster dev` is warned of."""
+def test_no_warning_below_a_configured_dagster_home(home: str | None, folder: str, is_warned: bool) -> None:
+    """A `DAGSTER_HOME` in the system's temporary directory is accepted; for one made by `dagster dev` there is a warning."""
     with tempfile.TemporaryDirectory() as root:
         store = Path(root) / folder / "ondine" / "answers.db"
         warning = store_warning(str(store), home and str(Path(root) / home)) or ""
-    assert ("in a temporary directory" in warning) == is_told
+    assert ("in a temporary directory" in warning) == is_warned

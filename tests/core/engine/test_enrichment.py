@@ -86,7 +86,7 @@ def test_non_table_is_refused_by_type(table: Any) -> None:
 @pytest.mark.parametrize(
     ("prompt", "output", "hint"),
     [
-        ("Repeat: {txt}", "answer", "did you mean 'text'"),
+        ("Repeat: {txt}", "answer", "Did you mean 'text'"),
         ("Repeat: {zebra}", "answer", "columns are 'text', 'other'"),
         (PROMPT, "other", "already a column"),
         (PROMPT, "text", "another name"),

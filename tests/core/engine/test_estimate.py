@@ -178,8 +178,8 @@ class Batches(ScriptedModel):
         values: Any = self._values
         if text.startswith("["):
             values = {"answers": [{"id": row["id"], **self._values} for row in json.loads(text)]}
-        said = orjson.dumps(values).decode()
-        return Reply(said, Usage(10, 0, self._count(said)))
+        text = orjson.dumps(values).decode()
+        return Reply(text, Usage(10, 0, self._count(text)))
 
 
 @pytest.mark.parametrize("rows", [1, 57, 600])

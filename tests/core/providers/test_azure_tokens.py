@@ -123,9 +123,9 @@ def test_calls_waiting_for_one_token_have_separate_errors() -> None:
     credential = Credential(delay_s=0.1, failures=[OSError("no route")])
 
     async def main(model: ChatModel) -> list[BaseException | Reply]:
-        came = await asyncio.gather(model(CALL), model(CALL), return_exceptions=True)
+        outcomes = await asyncio.gather(model(CALL), model(CALL), return_exceptions=True)
         await model.aclose()
-        return came
+        return outcomes
 
     one, other = asyncio.run(main(connect_azure(spec(), "small", credential=credential)))
     assert type(one) is type(other) is TransientError

@@ -181,15 +181,15 @@ def statuses(provider: Provider, count: int) -> list[float | None]:
 
     async def main() -> list[float | None]:
         model = connect(ModelSpec("openai_compatible/m", base_url=provider.base_url))
-        came: list[float | None] = []
+        waits_s: list[float | None] = []
         for number in range(count):
             try:
                 await model(Call((Message("user", f"Repeat: {number}"),)))
-                came.append(-1.0)
+                waits_s.append(-1.0)
             except TransientError as error:
-                came.append(error.retry_after_s)
+                waits_s.append(error.retry_after_s)
         await model.aclose()
-        return came
+        return waits_s
 
     return asyncio.run(main())
 

@@ -55,10 +55,10 @@ def test_cell_is_described_by_name_dimensions_and_bytes(tmp_path: Path) -> None:
     file = tmp_path / "cat.png"
     file.write_bytes(noise(64, 48))
     kilobytes = round((len(file.read_bytes()) + 64) / 1000)
-    said = f"64 x 48, {kilobytes} kB"
-    assert describe_cell(str(file), "image", READER) == f"image cat.png, {said}"
-    assert describe_cell(file, "image", READER) == f"image cat.png, {said}"
-    assert describe_cell(file.read_bytes(), "image", READER) == f"image, {said}"
+    description = f"64 x 48, {kilobytes} kB"
+    assert describe_cell(str(file), "image", READER) == f"image cat.png, {description}"
+    assert describe_cell(file, "image", READER) == f"image cat.png, {description}"
+    assert describe_cell(file.read_bytes(), "image", READER) == f"image, {description}"
     assert (
         describe_cell(document("One", "Two"), "document", READER)
         == f"document, 2 pages, {len(document('One', 'Two'))} B"
@@ -68,10 +68,10 @@ def test_cell_is_described_by_name_dimensions_and_bytes(tmp_path: Path) -> None:
 
 def test_several_images_of_a_cell_are_described() -> None:
     """The first three, and the number of the others."""
-    said = describe_cell([picture(number) for number in range(5)], "image", READER)
-    assert said is not None
-    assert said.count("24 x 16") == 3
-    assert said.endswith("; and 2 more")
+    description = describe_cell([picture(number) for number in range(5)], "image", READER)
+    assert description is not None
+    assert description.count("24 x 16") == 3
+    assert description.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_several_images_of_a_cell_are_described() -> None:
 )
 def test_an_address_is_shown_by_its_host_only(cell: str) -> None:
     """Signed addresses hold secrets, and metadata is widely readable."""
-    said = describe_cell(cell, "image", READER)
-    assert said in ("image at shop.example", "image at an address")
+    description = describe_cell(cell, "image", READER)
+    assert description in ("image at shop.example", "image at an address")
 
 
 @pytest.mark.parametrize("cell", ["missing/cat.png", b"no image", "data:image/png;base64,AAAA", 3.5])
@@ -183,7 +183,7 @@ def test_a_description_cannot_be_markup(tmp_path: Path) -> None:
     """Not even through a file's name."""
     file = tmp_path / "![a](b)<i>.png"
     file.write_bytes(picture())
-    said = describe_cell(str(file), "image", READER)
-    assert said is not None
-    assert r"\!\[a\](b)\<i\>.png" in markdown(["photo"], [[said]])
+    description = describe_cell(str(file), "image", READER)
+    assert description is not None
+    assert r"\!\[a\](b)\<i\>.png" in markdown(["photo"], [[description]])
     assert describe(_media(picture())).startswith("image, 24 x 16, ")

@@ -57,8 +57,8 @@ class Place:
 
     def counted_requests(self, asset: str, run: str) -> int:
         """The number of calls in a run's last report."""
-        said = self.deployment.observed(asset, [run]).get(run, {})
-        return int(said.get("ondine/progress/requests", 0))
+        figures = self.deployment.observed(asset, [run]).get(run, {})
+        return int(figures.get("ondine/progress/requests", 0))
 
     def is_complete(self, asset: str) -> bool:
         """Whether every row of an unpartitioned asset has its own answer, and hardly any was paid twice."""
