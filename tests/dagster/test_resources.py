@@ -88,7 +88,7 @@ def test_command_line_opens_the_store_of_the_instance(config: str, tmp_path: Pat
     ],
 )
 def test_no_warning_below_a_configured_dagster_home(home: str | None, folder: str, is_warned: bool) -> None:
-    """A `DAGSTER_HOME` in the system's temporary directory is accepted; for one made by `dagster dev` there is a warning."""
+    """A `DAGSTER_HOME` in the system's temporary directory is accepted; one made by `dagster dev` is warned of."""
     with tempfile.TemporaryDirectory() as root:
         store = Path(root) / folder / "ondine" / "answers.db"
         warning = store_warning(str(store), home and str(Path(root) / home)) or ""
