@@ -114,8 +114,9 @@ class CostTracker:
         if is_cached and price is not None and stated_usd is None and usage.is_complete:
             uncached = replace(usage, cached_input_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
             self._cache_saved_usd += price.cost(uncached) - price.cost(usage)
-        old = self._stages.get(stage, UsageTotals())
-        self._stages[stage] = old + UsageTotals(1, usage, charge.usd, int(charge.at_most))
+        old = self._stages.get(stage)
+        new = UsageTotals(1, usage, charge.usd, int(charge.at_most))
+        self._stages[stage] = new if old is None else old + new
         return charge
 
     def _charge_dearest(self, usage: Usage, bound_usd: Decimal | None) -> Charge:

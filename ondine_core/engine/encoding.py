@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ondine_core.batching.prompt_window import find_oversize
 from ondine_core.batching.strategy import ONE_PER_CALL, BatchStrategy, draw_ids, encode
@@ -13,8 +14,7 @@ from ondine_core.providers.media_limits import find_unsendable
 from ondine_core.types.values import Batch, Call, Failure
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
+class EncodedBatch(NamedTuple):
     """A batch, and the call that carries it.
 
     The ids of `batch` are those in the call; a prompt that is alone is sent as it is, whatever the strategy of the run.

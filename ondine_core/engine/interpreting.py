@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import NamedTuple
 
 from ondine_core.batching.prompt_window import find_cut_prompt
 from ondine_core.engine.encoding import EncodedBatch
@@ -17,8 +18,7 @@ from ondine_core.types.progress import add_usd
 from ondine_core.types.values import Answer, Batch, Failure, Key, Reply
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """Outcomes that a call brought, and batches to ask again."""
 
     answers: tuple[tuple[Key, Answer], ...] = ()
@@ -69,7 +69,7 @@ class Interpreter:
         if not (self.policy.keep_replies and result.failures and reply.text):
             return result
         kept = kept_reply(reply.text, self.task)
-        return replace(result, replies=tuple((key, kept) for key, _ in result.failures))
+        return result._replace(replies=tuple((key, kept) for key, _ in result.failures))
 
     def fail(self, batch: Batch, failure: Failure, usd: Decimal | None = Decimal(0)) -> BatchResult:
         """That all prompts of `batch` have failed, after a call that cost each of them `usd`."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ondine_core.batching.strategy import BatchStrategy
 from ondine_core.preprocessing.preprocess import PreprocessedRow
@@ -21,8 +20,7 @@ from ondine_core.types.media import Media, MediaError
 from ondine_core.types.values import Batch, Failure, Item, Json, Key, OnMissing, Reply, Skipped
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedReply:
+class ParsedReply(NamedTuple):
     """What a reply settled: answers by key, failures by key, and the batches still to be asked."""
 
     answers: tuple[tuple[Key, Mapping[str, Json]], ...] = ()
@@ -166,7 +164,7 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
         return ParsedReply(tuple(answers), retry=(again,))
     rest = Batch(items, 0, batch.attempt)
     parsed = shrink(rest, Failure("invalid", f"{reasons[0]} (asked {batch.attempt} times)"), max_repairs)
-    return replace(parsed, answers=tuple(answers))
+    return parsed._replace(answers=tuple(answers))
 
 
 _MAX_REASONS = 3

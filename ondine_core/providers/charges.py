@@ -7,9 +7,8 @@ mistake of a server: it costs no answer, ends no run, and is never taken for 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from ondine_core.providers.pricing import Price
 from ondine_core.types.values import Usage
@@ -20,8 +19,7 @@ MAX_USD = Decimal(1000)
 """The most that one call may state as its cost: ten times the dearest call that any price list allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """USD that a call is charged, `None` if nothing is known of it; `at_most` if the true cost may be less."""
 
     usd: Decimal | None

@@ -11,6 +11,7 @@ import errno
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import aiohttp
 
@@ -62,8 +63,7 @@ class Address:
     advice: Mapping[int, str] = field(default_factory=lambda: ADVICE)
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A response, and its time of arrival (seconds since the epoch)."""
 
     status: int

@@ -1,13 +1,14 @@
 """The nouns of bookkeeping, frozen: every call is noted before it leaves and settled once its outcome is seen.
 
-A call that was started and never finished is what a crash may have cost, so the ledger is exact after one.
+A call that was started and never finished is what a crash may have cost, so the ledger is exact after one. What is made
+for every call is a named tuple, here and in the engine: a frozen dataclass takes four times as long.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from ondine_core.types.values import Answer, Failure, Key, Usage
 
@@ -49,8 +50,7 @@ class RunStarted:
     definition: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class CallStarted:
+class CallStarted(NamedTuple):
     """A call that is about to leave, as it is noted before it does.
 
     Args:
@@ -96,8 +96,7 @@ class Claim:
     process: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CallFinished:
+class CallFinished(NamedTuple):
     """The outcome of a call whose end was seen; a call without this entry is known only to have been sent.
 
     Args:

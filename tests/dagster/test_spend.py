@@ -7,7 +7,6 @@ import datetime as dt
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,11 @@ def write(place: str, *calls: tuple[str, str, int, Decimal | None]) -> dt.date:
     async def main() -> None:
         for number, (asset, model, ago, usd) in enumerate(calls):
             noon = dt.datetime.combine(today - dt.timedelta(days=ago), dt.time(12), dt.UTC).timestamp()
-            sent = replace(call_to(key_of(number), origin=Origin("run-1", asset)), model=model, sent_at=noon)
+            sent = call_to(key_of(number), origin=Origin("run-1", asset))._replace(model=model, sent_at=noon)
             await store.send(sent)
             await store.settle(CallFinished(sent, "answered", Usage(100, 40, 10, 5), usd))
-        lost = replace(call_to(key_of(99), origin=Origin("run-1", "moods")), model="openai/m", at_most_usd=Decimal(3))
-        await store.send(replace(lost, sent_at=noon))
+        lost = call_to(key_of(99), origin=Origin("run-1", "moods"))._replace(model="openai/m", at_most_usd=Decimal(3))
+        await store.send(lost._replace(sent_at=noon))
 
     with open_store(place) as store:
         asyncio.run(main())
@@ -90,7 +89,7 @@ def test_requests_of_batch_jobs_are_under_way_and_not_lost(tmp_path: Path) -> No
     place = str(tmp_path / "answers.db")
     write(place, *CALLS[:1])
     with open_store(place) as store:
-        sent = replace(call_to(key_of(7), origin=Origin("run-2", "moods")), at_most_usd=Decimal(2), batch=b"[]")
+        sent = call_to(key_of(7), origin=Origin("run-2", "moods"))._replace(at_most_usd=Decimal(2), batch=b"[]")
         asyncio.run(store.send(sent))
     result = run(spend_report(store=place))
     table = nw.from_native(result.output_for_node("llm_spend"), eager_only=True)

@@ -164,7 +164,7 @@ class _ResultReader:
         context, run = self.context, self.context.run
         queued, strategy_name = batch_of(call, items)
         batch = queued.batch
-        sent = replace(call, origin=run.origin)
+        sent = call._replace(origin=run.origin)
         run.run_state.tracker.sent()
         if isinstance(outcome, FatalError):
             if outcome.fault == "account" or not run.run_state.any_answer:

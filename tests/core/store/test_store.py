@@ -7,7 +7,6 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -250,7 +249,7 @@ def test_usage_beyond_64_bits_fails_its_own_caller_only(place: str) -> None:
 
     async def main(store: Store) -> None:
         absurd = CallFinished(call_to(key_of(1)), "answered", Usage(2**70))
-        dear = replace(call_to(key_of(1)), at_most_usd=Decimal("1e9"))
+        dear = call_to(key_of(1))._replace(at_most_usd=Decimal("1e9"))
         kept, *failed = await asyncio.gather(
             keep(store, (key_of(2), ANSWER)), store.settle(absurd), store.send(dear), return_exceptions=True
         )
