@@ -88,7 +88,7 @@ def to_since(text: str) -> float:
 
 def to_age_s(text: str) -> float:
     """The seconds that an argument is, as in `90d`."""
-    found = re.fullmatch(r"(\d+)([hdw])", text)
+    found = re.fullmatch(r"(\d{1,5})([hdw])", text)  # a calendar has no day for what is longer ago
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age; write 90d, 12h or 8w")
     return float(found[1]) * _AGES_S[found[2]]

@@ -178,6 +178,16 @@ def test_prune_without_age_and_asset_removes_nothing(
     assert len(keys_in(place)) == 16
 
 
+@pytest.mark.parametrize("arguments", [["prune", "--older-than", "800000d"], ["spend", "--since", "99999999d"]])
+def test_age_beyond_the_calendar_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says how an age is written."""
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "answers.db"), *arguments])
+    assert f"{arguments[-1]!r} is not a" in capsys.readouterr().err
+
+
 def test_failures_are_listed(run: Command) -> None:
     """Each failed prompt is a line with key, asset, run and reason, newest first."""
     output = run("failures").splitlines()
