@@ -20,6 +20,7 @@ from ondine_core.engine.jobs.polling import ask_status
 from ondine_core.engine.jobs.reading import read_job, write_off
 from ondine_core.engine.jobs.submitting import recover, submit
 from ondine_core.engine.other_runs import LookupResult
+from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import (
     FatalError,
     JobLostError,
@@ -60,6 +61,10 @@ class JobRun:
     _lost_since: dict[bytes, float] = field(default_factory=dict)
     _cancelled_at: float | None = None
 
+    @property
+    def _run(self) -> RunContext:
+        return self.context.run
+
     async def ask(self) -> Iterator[Batch]:
         """Ask all that waits; returns the batches that are left for live calls.
 
@@ -69,56 +74,54 @@ class JobRun:
             ProviderError: No job can be submitted or read; all answers so far are kept.
             StoreError: Something cannot be kept.
         """
-        context = self.context
-        wait_until = context.run.clock.elapsed() + context.run.policy.batch_wait_s
+        wait_until = self._run.clock.elapsed() + self._run.policy.batch_wait_s
         try:
             with TemporaryDirectory(prefix="ondine-jobs-") as folder:
                 while True:
-                    others = context.run.others
+                    others = self._run.others
                     if others.is_due():
                         await self._take(await others.look_again())
-                    self._check_deadline(context.run.policy.answer_by)
-                    await self._hand_in(Path(folder))
+                    self._check_deadline(self._run.policy.answer_by)
+                    await self._submit_jobs(Path(folder))
                     jobs = await self._find_jobs()
                     if not jobs and not self._has_enough:
-                        return context.queue.drain()
+                        return self.context.queue.drain()
                     if await self._advance(jobs):
                         self._pause_s = _FIRST_PAUSE_S
                     else:
                         await self._wait(jobs, wait_until)
         except asyncio.CancelledError:
-            if context.run.policy.cancel_on_terminate:
+            if self._run.policy.cancel_on_terminate:
                 await asyncio.shield(self._cancel(await self._find_jobs()))
             raise
 
-    # -- handing in ------------------------------------------------------------------------------------------------
+    # -- submitting ------------------------------------------------------------------------------------------------
 
     @property
     def _has_enough(self) -> bool:
         """Whether what waits makes a job."""
         rows = self.context.queue.rows
-        return self.submits and self._cancelled_at is None and rows >= self.context.run.policy.batch_min_rows
+        return self.submits and self._cancelled_at is None and rows >= self._run.policy.batch_min_rows
 
-    async def _hand_in(self, folder: Path) -> None:
-        """Hand in jobs until too little waits for another one, the money is spent, or the account is full."""
-        context = self.context
-        while self._has_enough and context.run.clock.elapsed() >= self._full_until:
-            new = await build(context, folder, self._max_requests)
+    async def _submit_jobs(self, folder: Path) -> None:
+        """Submit jobs until too little waits for another one, the money is spent, or the account is full."""
+        while self._has_enough and self._run.clock.elapsed() >= self._full_until:
+            new = await build(self.context, folder, self._max_requests)
             try:
                 if new.count:
                     await self._submit(new)
                 else:
-                    await discard(context, new.record.job)
+                    await discard(self.context, new.record.job)
             finally:
                 new.file.unlink(missing_ok=True)
-            budgets = context.run.runtime.budgets
+            budgets = self._run.runtime.budgets
             if new.lacks_units is None or budgets is None:
                 continue
-            if context.run.others.in_jobs:  # whose rest comes back
+            if self._run.others.in_jobs:  # whose rest comes back
                 return
             held = partial(job_tables.is_held_by_jobs, cells=budgets.cells, units=new.lacks_units)
-            if await context.store.change(held, tuple(budgets.cells)):
-                self._full_until = context.run.clock.elapsed() + _FULL_PAUSE_S
+            if await self.context.store.change(held, tuple(budgets.cells)):
+                self._full_until = self._run.clock.elapsed() + _FULL_PAUSE_S
                 return
             # Calls of other runs hold it: they give it back, or the budget is exhausted.
             await budgets.settle(await budgets.hold(usd_of(new.lacks_units)), usd_of(0))
@@ -136,40 +139,37 @@ class JobRun:
             self._note_full(new.count, 0.0)
         else:
             await self._note_wait()
-            context = self.context
-            model = context.run.task.model.model
-            context.run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests submitted to {model!r}.")
+            model = self._run.task.model.model
+            self._run.runtime.on_job(f"Batch job {new.record.marker}: {new.count:,} requests submitted to {model!r}.")
 
     def _note_full(self, requests: int, retry_after_s: float | None = None) -> None:
         """The account has too much under way, or a job was too large: the next one is smaller, and comes later."""
         self._max_requests = max(1, min(self._max_requests, requests) // 2)
         wait_s = _FULL_PAUSE_S if retry_after_s is None else retry_after_s
-        self._full_until = self.context.run.clock.elapsed() + wait_s
+        self._full_until = self._run.clock.elapsed() + wait_s
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     async def _find_jobs(self) -> list[JobRecord]:
         """The jobs that have prompts of the table; of those that are closed by now the prompts are looked up again."""
-        context = self.context
-        jobs = set(context.run.others.in_jobs.values())
-        records = await context.store.read(partial(job_tables.read_jobs, jobs=sorted(jobs))) if jobs else []
+        jobs = set(self._run.others.in_jobs.values())
+        records = await self.context.store.read(partial(job_tables.read_jobs, jobs=sorted(jobs))) if jobs else []
         for job in jobs - {record.job for record in records}:
             await self._release(job)
         return records
 
     async def _advance(self, jobs: Sequence[JobRecord]) -> bool:
         """Find out about every job, and read those that have ended; whether there were any."""
-        context = self.context
         any_read = False
         for record in jobs:
             if record.job_id is None:
-                await recover(context, record)
+                await recover(self.context, record)
                 continue
             try:
-                status = await ask_status(context.api, context.store, record, context.run.clock.now())
+                status = await ask_status(self.context.api, self.context.store, record, self._run.clock.now())
                 self._report_status(record, status)
                 if status.has_ended:
-                    await read_job(context, record, status)
+                    await read_job(self.context, record, status)
             except (TransientError, RefusedError):
                 continue
             except JobLostError as error:
@@ -187,7 +187,7 @@ class JobRun:
         """Say how far a job is, if that has changed."""
         if (status.state, status.done) != (record.status, record.done):
             done = f"{status.done:,} of {record.requests:,} requests done"
-            self.context.run.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
+            self._run.runtime.on_job(f"Batch job {record.marker} ({record.job_id}): {status.state}, {done}.")
 
     async def _lose(self, record: JobRecord, error: JobLostError) -> bool:
         """Give up a job that the provider has not known for a while; whether it was given up.
@@ -195,36 +195,33 @@ class JobRun:
         Raises:
             FatalError: It may be known to another account.
         """
-        context = self.context
-        now = context.run.clock.elapsed()
+        now = self._run.clock.elapsed()
         since = self._lost_since.setdefault(record.job, now)
         if now - since < _LOST_S:
             return False
-        if record.account != context.api.account:
+        if record.account != self.context.api.account:
             raise FatalError(
-                f"{error} It was handed in with another key or at another address than these. Run with those again, or "
+                f"{error} It was submitted with another key or at another address than these. Run with those again, or "
                 f"give it up with `python -m ondine_core.store STORE jobs forget {record.marker}`."
             )
-        await write_off(context, record)
+        await write_off(self.context, record)
         await self._release(record.job)
         return True
 
     async def _release(self, job: bytes) -> None:
         """Look up prompts that a job does not have any more and that have no outcome here."""
-        context = self.context
-        in_jobs = context.run.others.in_jobs
+        in_jobs = self._run.others.in_jobs
         keys = [key for key, one in in_jobs.items() if one == job]
         for key in keys:
             del in_jobs[key]
         for start in range(0, len(keys), _LOOK_UP_AT_ONCE):
-            items = context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
-            await self._take(await context.run.others.look(tuple(items.values())))
+            items = self.context.queue.find_items(keys[start : start + _LOOK_UP_AT_ONCE])
+            await self._take(await self._run.others.look(tuple(items.values())))
 
     async def _take(self, looked: LookupResult) -> None:
-        context = self.context
-        context.run.reuse(looked.found)
-        context.run.others.defer(looked.held)
-        context.queue.put(*map(QueuedBatch, context.pack(looked.free)))
+        self._run.reuse(looked.found)
+        self._run.others.defer(looked.held)
+        self.context.queue.put(*map(QueuedBatch, self.context.pack(looked.free)))
 
     async def _wait(self, jobs: Sequence[JobRecord], wait_until: float) -> None:
         """Wait until it is time to look again; jobs are cancelled when answers are wanted by now.
@@ -232,10 +229,9 @@ class JobRun:
         Raises:
             JobsUnderWayError: The time to wait is over.
         """
-        context = self.context
-        clock = context.run.clock
+        clock = self._run.clock
         # A job's own time may be earlier than this run's, which began later.
-        times = [context.run.policy.answer_by, *(record.answer_by for record in jobs)]
+        times = [self._run.policy.answer_by, *(record.answer_by for record in jobs)]
         answer_by = min((at for at in times if at is not None), default=None)
         self._check_deadline(answer_by)
         if self._cancelled_at is not None:
@@ -251,7 +247,7 @@ class JobRun:
 
     def _check_deadline(self, answer_by: float | None) -> None:
         """From `answer_by` on no job is submitted, open jobs are cancelled, and the rest is asked by live calls."""
-        clock = self.context.run.clock
+        clock = self._run.clock
         if answer_by is not None and clock.now() >= answer_by and self._cancelled_at is None:
             self._cancelled_at = clock.elapsed()
             self._pause_s = _FIRST_PAUSE_S
@@ -264,9 +260,8 @@ class JobRun:
                     await self.context.api.cancel(record.job_id)
 
     async def _under_way(self, jobs: Sequence[JobRecord]) -> JobsUnderWayError:
-        context = self.context
-        rows = context.run.run_state.rows_left
-        model = context.run.task.model.model
+        rows = self._run.run_state.rows_left
+        model = self._run.task.model.model
         await self._note_wait()
         if not jobs:
             return JobsUnderWayError(
@@ -275,7 +270,7 @@ class JobRun:
                 rows_left=rows,
             )
         found = partial(job_tables.read_jobs, jobs=[record.job for record in jobs])
-        jobs = await context.store.read(found)  # with the state that the provider has just reported
+        jobs = await self.context.store.read(found)  # with the state that the provider has just reported
         requests = sum(record.requests for record in jobs)
         done = sum(record.done for record in jobs)
         return JobsUnderWayError(
@@ -289,8 +284,7 @@ class JobRun:
 
     async def _note_wait(self) -> None:
         """Keep in the store that the materialization waits for its jobs."""
-        context = self.context
-        jobs = sorted(set(context.run.others.in_jobs.values()))
-        if context.run.origin.asset:
-            wait = partial(job_tables.write_wait, origin=context.run.origin, jobs=jobs, since=context.run.started_at)
-            await context.store.change(wait)
+        jobs = sorted(set(self._run.others.in_jobs.values()))
+        if self._run.origin.asset:
+            wait = partial(job_tables.write_wait, origin=self._run.origin, jobs=jobs, since=self._run.started_at)
+            await self.context.store.change(wait)

@@ -110,21 +110,16 @@ class _ResultReader:
 
     async def settle(self, replies: Mapping[int, JobReply]) -> None:
         """Store the results of some requests; requests that were settled before are unchanged."""
-        context, record = self.context, self.record
-        if not replies:
-            return
-        calls = await context.store.read(partial(job_tables.read_calls, job=record.job, numbers=sorted(replies)))
-        keys = [key for call in calls for key in call.keys]
-        items = context.queue.find_items(keys)
-        settled = [self._settle_one(call, replies[job_tables.number_in_job(call)].outcome, items) for call in calls]
-        await self._keep(settled)
+        if replies:
+            find = partial(job_tables.read_calls, job=self.record.job, numbers=sorted(replies))
+            calls = await self.context.store.read(find)
+            await self._settle([(call, replies[job_tables.number_in_job(call)].outcome) for call in calls])
 
     async def settle_rest(self, status: JobStatus) -> None:
         """Settle requests without a result, where that tells that they were not billed."""
         if status.bills_silence:
             return
-        context = self.context
-        rest = await context.store.read(partial(job_tables.read_calls, job=self.record.job))
+        rest = await self.context.store.read(partial(job_tables.read_calls, job=self.record.job))
         by_line = {
             problem.line: RefusedError(f"The provider refused the request: {problem.message}")
             for problem in status.problems
@@ -132,22 +127,20 @@ class _ResultReader:
         }
         self.was_full = any(problem.is_quota for problem in status.problems)
         for start in range(0, len(rest), _REPLIES_AT_ONCE):
-            some = rest[start : start + _REPLIES_AT_ONCE]
-            items = context.queue.find_items([key for call in some for key in call.keys])
-            lines = enumerate(some, start + 1)
-            await self._keep([self._settle_one(call, by_line.get(line), items) for line, call in lines])
+            lines = enumerate(rest[start : start + _REPLIES_AT_ONCE], start + 1)
+            await self._settle([(call, by_line.get(line)) for line, call in lines])
         about_all = [problem for problem in status.problems if problem.line is None and not problem.is_quota]
         if about_all and not by_line:
-            model = context.run.task.model.model
+            model = self.context.run.task.model.model
             self.fatal = FatalError(f"The provider refused a batch job of {model!r}: {about_all[0].message}")
 
-    async def _keep(self, settled: Sequence[CallFinished]) -> None:
-        context, record = self.context, self.record
-        await context.store.change(
-            partial(job_tables.settle_replies, job=record.job, settled=settled, at=context.run.clock.now()),
-            record.cells,
-        )
-        run = context.run
+    async def _settle(self, outcomes: Sequence[tuple[CallStarted, Reply | ProviderError | None]]) -> None:
+        """Store what became of some requests, and settle their prompts if they are in the table."""
+        context, run = self.context, self.context.run
+        items = context.queue.find_items([key for call, _ in outcomes for key in call.keys])
+        settled = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
+        keep = partial(job_tables.settle_replies, job=self.record.job, settled=settled, at=run.clock.now())
+        await context.store.change(keep, self.record.cells)
         own: list[tuple[Key, Outcome]] = []
         for one in settled:
             own += [(key, answer) for key, answer in one.answers if key in run.first]

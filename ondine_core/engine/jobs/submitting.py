@@ -35,11 +35,11 @@ async def submit(context: JobContext, new: NewRequests) -> None:
         StoreError: It cannot be kept.
     """
     run, job = context.run, new.record.job
-    handed_in = NewJob(new.record.marker, new.file, new.count)
+    new_job = NewJob(new.record.marker, new.file, new.count)
 
     async def create(_attempt: int) -> str | None:
         try:
-            return await context.api.submit(handed_in, partial(_mark_creating, context, new))
+            return await context.api.submit(new_job, partial(_mark_creating, context, new))
         except TransientError as error:
             if _may_exist(error, await _state_of(context, job)):
                 return None
