@@ -121,10 +121,8 @@ def _form(spec: ModelSpec, name: str, version: str) -> RequestForm:
     """How requests are written."""
     base = str(spec.settings.get("base_model") or name)
     check_temperature(spec, base)
-    limit_field = limit_field_of(spec, base)
-    is_new = version in _UNDATED or _REASONING.search(base.lower())
-    if is_new and "token_limit_field" not in spec.settings:
-        limit_field = "max_completion_tokens"
+    is_renamed = version in _UNDATED or _REASONING.search(base.lower()) is not None
+    limit_field = limit_field_of(spec, base, is_renamed=is_renamed)
     return RequestForm(subset=SchemaSubset(constraints=False), limit_field=limit_field)
 
 

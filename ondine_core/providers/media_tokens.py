@@ -64,11 +64,6 @@ def _claude(max_tokens: int, width: int, height: int, is_low: bool) -> int:
 _GEMINI_TILE, _GEMINI_3_IMAGE, _SMALL_PX = 258, 1_120, 384
 
 
-def _gemini_3(width: int, height: int, is_low: bool) -> int:
-    del width, height, is_low  # it is the same for all
-    return _GEMINI_3_IMAGE
-
-
 def _gemini(width: int, height: int, is_low: bool) -> int:
     del is_low  # those models take it as another parameter
     unit = max(1, int(min(width, height) / 1.5))
@@ -105,7 +100,7 @@ _FAMILIES: tuple[tuple[str, Rule], ...] = (
     (r"gpt-(?:5\.\d|[6-9])", lambda w, h, low: max(_patches(_NEW, None, w, h, low), _tiles(70, 140, w, h, low))),
     (r"claude-(?:2|3|sonnet-4|opus-4(?!-[7-9]|\.[7-9])|haiku-[34]|4)", partial(_claude, 1_600)),
     (r"claude", partial(_claude, 4_784)),
-    (r"gemini-(?:[3-9]|\d\d)", _gemini_3),
+    (r"gemini-(?:[3-9]|\d\d)", lambda *_: _GEMINI_3_IMAGE),
     (r"gemini", _gemini),
 )
 """Patterns of models' names, of which the first that matches holds, and their rules."""

@@ -99,9 +99,8 @@ def find_access(spec: ModelSpec, name: str) -> ServerAccess:
         where = f", or the variable {server.addresses[0]}" if server.addresses else ""
         raise ConfigError(f"model={spec.model!r} needs base_url{where}, for instance 'http://127.0.0.1:8000/v1'.")
     check_root(base_url)
-    limit_field = limit_field_of(spec, name)
-    if urlsplit(base_url).hostname == "api.openai.com" and "token_limit_field" not in spec.settings:
-        limit_field = "max_completion_tokens"  # which all models there know, and some only that
+    # All models of OpenAI's own server know the new name of the bound, and some only that.
+    limit_field = limit_field_of(spec, name, is_renamed=urlsplit(base_url).hostname == "api.openai.com")
     form = RequestForm(_structure(spec, server), server.subset, limit_field)
     return ServerAccess(base_url, _key(spec, server), form)
 

@@ -129,13 +129,15 @@ _AT_ONE_TEMPERATURE = re.compile(rf"(?:^|[^a-z0-9])gpt-?5(?![.\d])(?!.*chat)|{_O
 _AT_ONE_WHILE_REASONING = re.compile(r"(?:^|[^a-z0-9])gpt-?[5-9](?!.*chat)")
 
 
-def limit_field_of(spec: ModelSpec, model: str) -> LimitField:
-    """What the bound on output tokens is called: as the user says, else by the family of `model`, at any address.
+def limit_field_of(spec: ModelSpec, model: str, *, is_renamed: bool) -> LimitField:
+    """What the bound on output tokens is called: as the user says, else by the server and the family of `model`.
 
-    OpenAI's reasoning models refuse the old name; older models and most other servers know only that.
+    OpenAI's reasoning models refuse the old name; older models and most servers know only that. `is_renamed` says
+    that the model is known to take the new one.
     """
     chosen = chosen_of(spec, "token_limit_field", _LIMIT_FIELDS)
-    return chosen or ("max_completion_tokens" if _NEW_LIMIT.search(model.lower()) else "max_tokens")
+    is_new = is_renamed or _NEW_LIMIT.search(model.lower())
+    return chosen or ("max_completion_tokens" if is_new else "max_tokens")
 
 
 def always_reasons(model: str) -> bool:

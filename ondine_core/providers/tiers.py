@@ -65,18 +65,13 @@ _NAMES: Mapping[str, Tier] = {
 
 def find_tiers(spec: ModelSpec) -> tuple[Tier, ...]:
     """The tiers of the model of `spec`, as far as is known; the standard one first."""
-    provider = _provider_of(spec)
+    provider = _PROVIDERS.get(spec.dialect)
     if provider is None:
         return ("standard",)
     entry = find_entry(spec.listed_as)
     is_open = entry is None or not provider.is_listed
     live = (tier for tier in provider.words if is_open or find_price(spec.listed_as, tier=tier))
     return ("standard", *live, *(("batch",) if provider.has_jobs else ()))
-
-
-def has_jobs(spec: ModelSpec) -> bool:
-    """Whether the provider of `spec` has a batch API that is known here."""
-    return spec.dialect in JOB_PROVIDERS
 
 
 def check_tier(spec: ModelSpec) -> None:
@@ -93,7 +88,7 @@ def check_tier(spec: ModelSpec) -> None:
 
 def tier_fields(spec: ModelSpec, tier: Tier) -> dict[str, str]:
     """The request fields that ask for `tier`; none for the standard one, nor for a batch job, which has no field."""
-    provider = _provider_of(spec)
+    provider = _PROVIDERS.get(spec.dialect)
     if provider is None or tier not in provider.words:
         return {}
     return {"service_tier": provider.words[tier]}
@@ -111,11 +106,11 @@ def billed_tier(named: str | None, asked: Tier) -> Tier | None:
 
 def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
     """The list prices of the tiers of the model of `spec`, as far as they are known."""
-    provider = _provider_of(spec)
+    provider = _PROVIDERS.get(spec.dialect)
     prices: dict[Tier, Price] = {}
     hour = spec.prompt_cache == "1h"
     for tier in get_args(Tier):
-        if tier == "batch" and not has_jobs(spec):
+        if tier == "batch" and spec.dialect not in JOB_PROVIDERS:
             continue
         price = find_price(spec.listed_as, spec.params, tier, hour=hour)
         if price is None and provider and tier in provider.at_list_price:
@@ -123,7 +118,3 @@ def find_tier_prices(spec: ModelSpec) -> dict[Tier, Price]:
         if price is not None:
             prices[tier] = price
     return prices
-
-
-def _provider_of(spec: ModelSpec) -> ProviderTiers | None:
-    return _PROVIDERS.get(spec.dialect)
