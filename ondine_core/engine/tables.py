@@ -128,7 +128,7 @@ def _utc(value: dt.datetime) -> dt.datetime:
 
 
 def _kind(json_schema: Mapping[str, Json]) -> str:
-    """One of `_DTYPES`, `array`, `object`, or `mixed` for what no single column type holds."""
+    """A key of `_plain_dtypes`, `array`, `object`, or `mixed` for what no single column type holds."""
     match _without_null(json_schema):
         case {"type": "string", "format": "date" | "date-time" as form}:
             return str(form)

@@ -7,6 +7,7 @@ configured run.
 # No `from __future__ import annotations` here: Dagster reads the annotations of config classes.
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -103,9 +104,8 @@ class LLMAssetConfig(StrictConfig):
 
     @field_validator("answer_by")
     @classmethod
-    def _check_answer_by(cls, answer_by: str | None) -> str | None:
-        check_answer_by(answer_by)
-        return answer_by
+    def _check_answer_by(cls, answer_by: str | None) -> Any:
+        return check_answer_by(answer_by)
 
 
 def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, opened: bool) -> tuple[ModelSpec, Options]:
@@ -124,20 +124,18 @@ def configure(config: LLMAssetConfig, spec: ModelSpec, options: Options, *, open
     options = replace(options, policy=policy)
     if config.max_cost_usd is not None:
         options = replace(options, max_cost_usd=config.max_cost_usd)
-    if config.model in (None, spec.model):
-        return _with_config(spec, config), options
-    if opened:
-        raise ConfigError(
-            f"model={config.model!r} cannot be asked: the resource is not an LLMResource but one open model."
-        )
-    return _with_config(another_model(spec, config.model), config), replace(options, price=None)
-
-
-def _with_config(spec: ModelSpec, config: LLMAssetConfig) -> ModelSpec:
-    tier = config.tier.value if config.tier else spec.tier
-    return replace(
-        spec, tier=tier, prompt_cache=config.prompt_cache.value if config.prompt_cache else spec.prompt_cache
-    )
+    if config.model not in (None, spec.model):
+        if opened:
+            raise ConfigError(
+                f"model={config.model!r} cannot be asked: the resource is not an LLMResource but one open model."
+            )
+        spec = another_model(spec, config.model)
+        options = replace(options, price=None)
+    if config.tier is not None:
+        spec = replace(spec, tier=config.tier.value)
+    if config.prompt_cache is not None:
+        spec = replace(spec, prompt_cache=config.prompt_cache.value)
+    return spec, options
 
 
 def another_model(spec: ModelSpec, model: str) -> ModelSpec:
