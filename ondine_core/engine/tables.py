@@ -33,9 +33,12 @@ def read(table: Any, wanted: Sequence[str]) -> tuple[tuple[str, ...], int, dict[
         names = tuple(dict.fromkeys(name for row in table for name in row)) or tuple(wanted)
         return names, len(table), {name: [row.get(name) for row in table] for name in wanted}
     import narwhals as nw
+    from narwhals.exceptions import DuplicateError
 
     try:
         frame = nw.from_native(table, eager_only=True)
+    except DuplicateError as error:
+        raise ConfigError(f"The table has two columns of one name: {error}") from None
     except TypeError:
         raise ConfigError(
             f"A {type(table).__name__} is not a table; give a pandas, polars or pyarrow frame (collect lazy ones), "
@@ -66,7 +69,18 @@ def _values(series: Any) -> Sequence[Any]:
 
 
 def new_column(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
-    """A column of `values` for `frame`, one a row, of the type that `json_schema` says."""
+    """A column of `values` for `frame`, one a row, of the type that `json_schema` says.
+
+    A serializer of the user's that does not say what it returns may give another type: then the column has texts.
+    """
+    try:
+        return _typed_column(frame, name, values, json_schema)
+    except Exception:  # noqa: BLE001  (each library has errors of its own)
+        are_texts = all(isinstance(value, str | None) for value in values)
+        return _typed_column(frame, name, values, {"type": "string"} if are_texts else {})
+
+
+def _typed_column(frame: nw.DataFrame[Any], name: str, values: list[Any], json_schema: Mapping[str, Json]) -> Any:
     import narwhals as nw
 
     kind = _kind(json_schema)
@@ -112,6 +126,8 @@ def _typed(value: Json, json_schema: Mapping[str, Json]) -> Json:
     schema, kind = _without_null(json_schema), _kind(json_schema)
     if value is None:
         return None
+    if kind in ("array", "object") and not isinstance(value, list if kind == "array" else dict):
+        raise TypeError(f"The value is not of the kind {kind!r}.")
     if kind == "array":
         return [_typed(item, schema["items"]) for item in value]
     if kind == "object":

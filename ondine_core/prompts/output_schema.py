@@ -241,14 +241,13 @@ class _Object:
             return Invalid("the reply is empty")
         try:
             valid = self.adapter.validator.validate_json(body, strict=True)
-            values = self.adapter.serializer.to_python(valid, mode="json", by_alias=False)
+            written = self.adapter.serializer.to_python(valid, mode="json", by_alias=False)
+            values = {name: written.get(name) for name in self.names}
         except ValidationError as error:
             return Invalid(_reason(error, self.known))
         except Exception as error:  # noqa: BLE001  (a validator of the user's may raise anything; only its row fails)
             return Invalid(f"a validator of the output raised {type(error).__name__}")
-        if not storable(values):
-            return Invalid("a number is out of range")
-        return {name: values.get(name) for name in self.names}
+        return values if storable(values) else Invalid("a number is out of range")
 
     def dump(self, value: Any) -> str:
         given = value if isinstance(value, Mapping | BaseModel) else _as_mapping(self.names, value)

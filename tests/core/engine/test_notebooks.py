@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import io
 import os
 import pty
@@ -14,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from pydantic import BaseModel, field_serializer
 
 from ondine_core import ConfigError, Options, Report, ScriptedModel, enrich, enrich_sync
 from ondine_core.engine.progress_bar import progress_bar, progress_figures
@@ -100,6 +102,47 @@ def test_to_frame_adds_the_outputs(make: Make) -> None:
     assert found["error"][:2] == [None, None]
     assert found["error"][2].startswith("invalid: ")
     assert list(columns(ask(table).to_frame(table, error_column=None))) == ["text", "id", "answer", "count"]
+
+
+class Due(BaseModel):
+    """Serializers that do not say what they return."""
+
+    day: dt.date
+    tags: list[int]
+    size: str
+
+    @field_serializer("day")
+    def _written_day(self, day: dt.date):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return f"{day:%d.%m.%Y}"
+
+    @field_serializer("tags")
+    def _written_tags(self, tags: list[int]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return ",".join(map(str, tags))
+
+    @field_serializer("size")
+    def _written_size(self, size: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return {"long": len(size) > 3} if size else None
+
+
+@FRAMES
+def test_column_of_a_serializer_that_gives_another_type_has_texts(make: Make) -> None:
+    """Pydantic knows only the declared type of such a field; the paid answers become a table all the same."""
+    table = make({"text": ["a", "b"]})
+    model = ScriptedModel({"": {"day": "2026-01-31", "tags": [1, 23], "size": "large"}})
+    found = columns(enrich_sync(table, prompt=PROMPT, output=Due, model=model).to_frame(table))
+    assert (found["day"], found["tags"]) == (["31.01.2026"] * 2, ["1,23"] * 2)
+    assert found["size"] in (['{"long": true}'] * 2, [{"long": True}] * 2)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
+def test_two_columns_of_one_name_are_an_error(kind: str) -> None:
+    """Which of them is meant is not guessed."""
+    names = ["text", "text"]
+    table: Any = pa.table([["a"], [1]], names)
+    if kind == "pandas":
+        table = pd.DataFrame([["a", 1]], columns=names)
+    with pytest.raises(ConfigError, match="two columns of one name"):
+        ask(table)
 
 
 @FRAMES
