@@ -59,10 +59,10 @@ def batch_sensor(
     """A sensor that polls the batch jobs of assets with `tier="batch"` and requests a run when they have ended.
 
     A step of the batch tier waits for its jobs for `batch_wait_s` and then ends without a materialization. This sensor
-    goes on from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run with
-    the same partition, config and tags, of the assets that wait and those downstream of them that the run was to make.
-    It never does so twice for the same jobs, nor while the run that waits is still running, nor after it was terminated
-    by a person.
+    continues from there: when all jobs that a run waits for have ended, or `answer_by` is reached, it requests a run
+    with the same partition, config and tags, of the assets that wait and the downstream assets of the first run. It
+    never does so twice for the same jobs, nor while the run that waits is still running, nor after a person terminated
+    it.
 
     Args:
         target: The assets: keys, definitions, or an `AssetSelection`; by default all of the code location. Or a job

@@ -150,7 +150,7 @@ def _metadata(spent: _Spent) -> dict[str, Any]:
 
 
 def _tables(spent: _Spent) -> dict[str, dg.MarkdownMetadataValue]:
-    """USD by asset, by model and by day, each with a bar; the dearest and the latest come first."""
+    """USD by asset, by model and by day, each with a bar; the most expensive and the latest come first."""
     tables = {}
     for index, name in enumerate(("asset", "model", "day")):
         usd, calls = defaultdict[str, Decimal](Decimal), defaultdict[str, int](int)

@@ -14,7 +14,7 @@ class StopSignal:
     """Ends a run early.
 
     Attributes:
-        error: Why the run was ended, by the first who did so; `None` while it goes on.
+        error: The first error that ended the run; `None` while it continues.
     """
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ class InFlightCall:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it was turned away."""
+        """Whether it was refused."""
         return self.outcome in ("limited", "overloaded")
 
 

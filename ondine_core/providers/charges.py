@@ -16,7 +16,7 @@ from ondine_core.types.values import Usage
 MAX_TOKENS = 2 * 10**7
 """The most tokens that one call may report: twice the largest context window there is."""
 MAX_USD = Decimal(1000)
-"""The most that one call may state as its cost: ten times the dearest call that any price list allows."""
+"""The most that one call may state as its cost: ten times the most expensive call that any price list allows."""
 
 
 class Charge(NamedTuple):

@@ -75,7 +75,7 @@ def find_rule(status: int, said: str, *, names_a_wait: bool) -> Rule | None:
 _QUOTA = "the quota of the day or month is used up; wait for the next, or raise it"
 _PARAMETER = "no request with this parameter or value succeeds; change it, or leave it out"
 _SCHEMA = "the provider cannot hold the model to this output; change the output's types, or how it is asked for"
-_OUTPUT_BOUND = "the model cannot write so much; lower max_output_tokens"
+_OUTPUT_BOUND = "the model cannot write that many tokens; lower max_output_tokens"
 _RENAMED_BOUND = (
     "this model knows the bound on output tokens only as max_completion_tokens; set "
     "settings={'token_limit_field': 'max_completion_tokens'}"

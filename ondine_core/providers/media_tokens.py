@@ -5,8 +5,8 @@ inputs" (text and a picture of each page); Anthropic, "Vision" (patches of 28 pi
 1,568 or 4,784 tokens) and "PDF support" (1,500 to 3,000 tokens of text a page, and a picture of it); Google, "Image
 understanding" (258 tokens a tile) and "Media resolution" (1,120 an image from Gemini 3 on). For the newest models the
 rules agree with measured counts (the data set JOHNISKING/image-token-cost on Hugging Face, and docs.rs on
-vision-squeezer). For unknown models the dearest rule holds. A model that takes more than its rule says raises later
-reservations; what the provider bills counts.
+vision-squeezer). For unknown models the rule with the most tokens applies. If a
+model takes more tokens than its rule says, later reservations are raised; the charge is the provider's bill.
 """
 
 from __future__ import annotations

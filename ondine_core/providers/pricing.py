@@ -78,7 +78,7 @@ class Price:
     def cost(self, usage: Usage) -> Decimal:
         """USD for `usage` of one call; of many, add up what each cost, for its price depends on its length.
 
-        Tokens of unknown kind are charged as the dearest kind, and may belong to the prompt.
+        Tokens of unknown kind are charged as the most expensive kind, and may belong to the prompt.
         """
         if not usage.unexplained_tokens:
             return _cost_at(self._up_to(usage.input_tokens)[-1], usage, Decimal(0))
@@ -133,7 +133,7 @@ class Price:
 
     @property
     def dearest_input(self) -> Decimal:
-        """For a token of the prompt: fresh, cached or written to the cache, whichever is dearest."""
+        """The highest price of a token of the prompt: fresh, cached or written to the cache."""
         return max(self.input, self.cached_input, self.cache_write_price, self.cache_write_1h_price)
 
     @property

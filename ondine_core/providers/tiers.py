@@ -1,7 +1,7 @@
 """Price tiers: which provider has which, how a request asks for one, and what a reply calls it.
 
 A tier is a way of asking, so it is in no key. The tier that a reply names decides what the call costs; until then it is
-reserved at the dearest tier that may answer.
+reserved at the most expensive tier that may answer.
 """
 
 from __future__ import annotations

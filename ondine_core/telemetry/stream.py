@@ -150,7 +150,7 @@ class _ObserverThread:
     def _try(self, call: Callable[[Any], object], argument: Any) -> None:
         try:
             call(argument)
-        except BaseException as error:  # noqa: BLE001  (whatever an observer does, the run goes on)
+        except BaseException as error:  # noqa: BLE001  (no error of an observer ends the run)
             self._failed += 1
             if self._failed == 1:
                 # The text of the error may say anything; who wants it sets the level.

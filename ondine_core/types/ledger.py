@@ -153,7 +153,7 @@ class Audit:
 
     Args:
         answered: Calls with a reply.
-        refused: Calls the provider turned away.
+        refused: Calls that the provider refused.
         unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
         paid_twice: Prompts answered that such a call had asked for before.
         in_jobs: Requests of batch jobs that have no outcome yet; their `usd` is the most they can cost.

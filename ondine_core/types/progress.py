@@ -65,7 +65,7 @@ class Spend:
 
     @property
     def refused(self) -> int:
-        """Requests the provider turned away, or that are still on their way."""
+        """Requests that the provider refused, or that are in flight."""
         return self.calls - self.answered - self.unknown
 
 

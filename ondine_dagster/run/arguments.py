@@ -235,7 +235,7 @@ def check_values(given: Mapping[str, Any]) -> None:
     if isinstance(checks, str | Mapping) or not isinstance(checks, Iterable):
         # Without its value, which may hold labelled rows.
         raise ConfigError(
-            f"checks is a {type(checks).__name__}; it must be a list of checks, be it of one: checks=[...]."
+            f"checks is a {type(checks).__name__}; it must be a list of checks, also for a single one: checks=[...]."
         )
     if given.get("model") is not None and given.get("resource_key") is not None:
         raise ConfigError(f"resource_key={given['resource_key']!r} and a model of its own; give one of the two.")

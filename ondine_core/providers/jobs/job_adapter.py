@@ -30,7 +30,7 @@ from ondine_core.providers.reply_body import check_parsable, decode
 from ondine_core.types.values import Reply
 
 CLOCK_SLACK_S = 300.0
-"""By so much a provider's clock and ours may differ."""
+"""The maximum difference between a provider's clock and ours, in seconds."""
 LATE_S = 240.0
 """How long the provider may still process a request that was abandoned here."""
 _MAX_PAGES = 200

@@ -136,7 +136,7 @@ class Writer:
             samplers=[make_sampler(options, self._vocabulary)],
             logits_processors=[processors],
         )[0]
-        # A base model goes on to make up the next question unless something ends its answer.
+        # A base model continues with an invented next question unless a stop sequence ends its answer.
         ends_itself = grammar is not None or self._tokenizer.has_chat_template
         self._drafts[number] = _Draft(known, None if ends_itself else self._tokenizer.detokenizer)
         return number
