@@ -72,10 +72,17 @@ def encode(strategy: BatchStrategy, batch: Batch, task: Task) -> Call:
 def _encode_one(batch: Batch, task: Task) -> Call:
     (item,) = batch.items
     note = f"\n\n({_COMPLAINT.format(batch.complaint)})" if batch.complaint else ""
-    messages = (*task.prompt.head, Message("user", item.text + note))
+    head, fixed = _beside_row(task)
     lead = task.prompt.lead
     fixed_chars = len(lead) if item.text.startswith(lead) else 0
-    return Call(messages, task.schema.json_schema, task.prompt.fixed, fixed_chars=fixed_chars)
+    messages = (*head, Message("user", item.text + note))
+    return Call(messages, task.schema.json_schema, fixed, fixed_chars=fixed_chars)
+
+
+@lru_cache(maxsize=16)
+def _beside_row(task: Task) -> tuple[tuple[Message, ...], str]:
+    """The messages before a row's own, examples included, and what of all messages is the same for every row."""
+    return task.prompt.head, task.prompt.fixed
 
 
 _COMPLAINT = "An earlier reply to this could not be used: {}. Reply in exactly the form asked for."

@@ -18,7 +18,9 @@ def openai_content(text: str, media: MediaMap) -> Json:
     Raises:
         RefusedError: One cannot be read any more.
     """
-    parts = list(split_media(text, media)) if media else []
+    if not media:
+        return text
+    parts = list(split_media(text, media))
     if not any(isinstance(part, Media) for part in parts):
         return text
     return [{"type": "text", "text": part} if isinstance(part, str) else _openai_part(part) for part in parts]

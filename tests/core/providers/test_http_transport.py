@@ -251,6 +251,20 @@ def test_netrc_does_not_replace_the_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert provider.ledger.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
+def test_large_request_has_the_headers_of_a_small_one() -> None:
+    """A request that is sent piece by piece differs from one that is sent at once in its length only."""
+    with Provider() as provider:
+        for text in ("x", "x" * 2**18):
+            one_call_to(provider.base_url, text, api_key=KEY)
+    own = {"Content-Length", "X-Request-Id"}
+    small, large = (
+        {name.title(): value for name, value in request.headers.items() if name.title() not in own}
+        for request in provider.ledger.requests
+    )
+    assert small == large
+    assert small.keys() >= {"Authorization", "Content-Type", "Host", "User-Agent"}
+
+
 # -- secrets -------------------------------------------------------------------------------------------------------
 
 
