@@ -121,11 +121,11 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
         description="Whether the provider is asked to cache the fixed part of prompts: 'auto', 'off', or '1h' for an "
         "hour at a higher price for writing, where there is a choice. Changing it asks nothing again.",
     )
-    max_concurrency: Count = Field(default=32, description="Most calls a step has in flight.")
+    max_concurrency: Count = Field(default=32, description="Maximum number of calls in flight of a step.")
     temperature: NonNegative | None = Field(
         default=None, description="Sampling temperature; by default the provider's own (0 for embedded models)."
     )
-    max_output_tokens: Count | None = Field(default=None, description="Most tokens one reply may have.")
+    max_output_tokens: Count | None = Field(default=None, description="Maximum number of tokens of a reply.")
     reasoning_effort: str | None = Field(
         default=None,
         description="How much a model thinks before it answers: 'none', 'minimal', 'low', 'medium', 'high', ..., as "
@@ -172,8 +172,8 @@ class LLMResource(StrictConfig, dg.ConfigurableResource):  # type: ignore[type-a
     )
     durability: Durability = Field(
         default="process",
-        description="What a store in a file loses nothing to: 'process', the kill of a process (a power cut costs "
-        "about the last second); or 'power', a power cut or a crash of the system too, with a sync at every commit.",
+        description="When a store in a file loses nothing: 'process', if a process is killed (a power cut costs about "
+        "the last second); or 'power', also after a power cut or a crash of the system, with a sync at every commit.",
     )
     lease_ttl_s: Positive = Field(
         default=30.0, description="Seconds after which another run takes over from one whose process was killed."

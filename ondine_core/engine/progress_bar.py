@@ -21,7 +21,7 @@ _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}{postfix
 def progress_bar(
     wanted: bool | None, stream: TextIO | None = None, *, in_jupyter: bool | None = None
 ) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows how far a run is; it does nothing where no bar is wanted.
+    """A function that shows the progress of a run; it does nothing if no bar is requested.
 
     With `wanted=None`, there is a bar if `stream` (by default stderr) is a terminal, and in Jupyter.
     """

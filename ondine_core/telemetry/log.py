@@ -85,7 +85,7 @@ class _Log:
             case Progressed():
                 if event.at - self._logged_at.get(event.run, event.at) >= self._every_s:
                     self._logged_at[event.run] = event.at
-                    self._write("info", event, event.run, "run goes on", **_progress(event))
+                    self._write("info", event, event.run, "run in progress", **_progress(event))
             case RunEnded():
                 self._run_ended(event)
             case RowsFailed():

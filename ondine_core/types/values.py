@@ -48,7 +48,7 @@ class ModelSpec:
         base_url: Root of an OpenAI-compatible API, up to and including `/v1`.
         timeout_s: Seconds one call may take in all; by default 60, at the flex tier 900.
         temperature: Sampling temperature; `None` leaves it to the provider.
-        max_output_tokens: Most tokens one reply may have; `None` leaves it to the provider.
+        max_output_tokens: Maximum number of tokens of a reply; `None` leaves it to the provider.
         params: Further request fields, sent as they are (`top_p`, `seed`, ...).
         settings: What only this provider knows of, such as an API version; it says itself what is valid.
         provider_name: What the provider is called in reports, where the model's name does not tell.

@@ -135,7 +135,9 @@ class GoldenCheck(Check):
     def _compare(self, scores: Sequence[Score], task: Task, report: Report) -> CheckOutcome:
         reached = {one.column: one.accuracy if self.metric == "accuracy" else one.f1 for one in scores}
         worst = min(reached, key=reached.__getitem__)
-        description = f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is wanted."
+        description = (
+            f"The {self.metric} of {worst!r} is {reached[worst]:.3f}, at least {self.min_score:g} is required."
+        )
         closed = {column.name for column in task.schema.columns if allowed_values(column.json_schema) is not None}
         metadata: dict[str, Any] = {
             "ondine/score": round(reached[worst], 6),

@@ -42,7 +42,7 @@ class _Place(dg.Model):
     """The asset's identity; a class of its own, so that these attributes come first."""
 
     asset: Annotated[
-        dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and whatever else Dagster is to know of it.")
+        dg.AssetSpec, _resolver(dg.ResolvedAssetSpec, "The asset: its key, and its other properties in Dagster.")
     ]
     upstream: Annotated[dg.AssetKey, _resolver(dg.ResolvedAssetKey, "Key of the asset that has the rows.")]
 

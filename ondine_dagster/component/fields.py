@@ -53,10 +53,10 @@ class MediaFields(Fields):
         description="Folder of the files that cells may name, relative to this one; by default the working folder.",
     )
     max_side_px: int | None = Field(None, description="Larger images are scaled down to this many pixels a side.")
-    detail: Detail | None = Field(None, description="How closely an OpenAI model looks at images.")
+    detail: Detail | None = Field(None, description="Resolution at which an OpenAI model reads images.")
     pages: str | None = Field(None, description="Which pages of documents are sent, in quotes: '2', '1-3', '4-'.")
     as_text: bool = Field(default=False, description="Whether the text of documents is sent instead of their pages.")
-    keep_metadata: bool = Field(default=False, description="Whether images keep metadata, such as where they are from.")
+    keep_metadata: bool = Field(default=False, description="Whether images keep metadata, such as the place.")
     fetch: bool = Field(default=False, description="Whether addresses are fetched here, and not by the provider.")
     allow_private: bool = Field(default=False, description="Whether addresses of private networks may be fetched.")
     timeout_s: float = Field(_MEDIA.timeout_s, description="Seconds that fetching one address may take.")
@@ -168,7 +168,7 @@ ResolvedOutput: TypeAlias = Annotated[
 class SanitizerFields(Fields):
     """The arguments of a `Sanitizer`."""
 
-    mode: Literal["redact", "placeholder", "hash"] = Field("redact", description="What stands in the place of a find.")
+    mode: Literal["redact", "placeholder", "hash"] = Field("redact", description="What replaces a match.")
     rules: list[str] = Field(default=[], description="Names of the built-in rules to use; by default all.")
     patterns: dict[str, str] = Field(default={}, description="Rules of your own: a name and a regular expression.")
     salt: str | None = Field(None, description="For 'hash': a secret, as in '{{ env.SALT }}'.")
@@ -208,10 +208,10 @@ ResolvedSanitizer: TypeAlias = Annotated[
 class RetryFields(Fields):
     """When Dagster runs a crashed step again; calls to the model are retried without it."""
 
-    max_retries: int = Field(1, ge=0, description="Most retries of the step.")
+    max_retries: int = Field(1, ge=0, description="Maximum number of retries of the step.")
     delay: float | None = Field(None, ge=0, description="Seconds before a retry.")
     backoff: Literal["linear", "exponential"] | None = Field(None, description="How the delay grows.")
-    jitter: Literal["full", "plus_minus"] | None = Field(None, description="How chance changes the delay.")
+    jitter: Literal["full", "plus_minus"] | None = Field(None, description="Random change of the delay.")
 
 
 def _resolve_retry_policy(_: dg.ResolutionContext, value: RetryFields) -> dg.RetryPolicy:
@@ -226,9 +226,7 @@ def _resolve_retry_policy(_: dg.ResolutionContext, value: RetryFields) -> dg.Ret
 class OpFields(Fields, dg.Resolvable):
     """How Dagster runs the step."""
 
-    pool: Annotated[str | None, dg.Resolver.default(description="Concurrency pool that the step takes a slot of.")] = (
-        None
-    )
+    pool: Annotated[str | None, dg.Resolver.default(description="Concurrency pool of the step.")] = None
     tags: Annotated[dict[str, Any] | None, dg.Resolver.default(description="Tags of the op, for the executor.")] = None
     retry_policy: Annotated[
         dg.RetryPolicy | None,

@@ -45,7 +45,7 @@ def test_accuracy_counts_rows_without_an_answer_as_wrong(least: float, passed: b
     """Three of five labels match, and a score equal to the threshold passes."""
     check = check_of(golden(min_score=least))
     assert check.passed is passed
-    assert check.description == f"The accuracy of 'mood' is 0.600, at least {least} is wanted."
+    assert check.description == f"The accuracy of 'mood' is 0.600, at least {least} is required."
     found = values(check.metadata)
     assert (found["ondine/score"], found["ondine/rows_total"], found["ondine/rows_failed"]) == (0.6, 5, 1)
 
