@@ -12,6 +12,7 @@ from pathlib import Path
 from ondine_core.store.connect import StoreAddress, parse_address
 from ondine_core.store.database import Durability
 from ondine_core.store.group_commit import Store, warn_in_log
+from ondine_core.store.sqlite_files import resolve
 
 __all__ = [
     "NETWORK_FILE_SYSTEMS",
@@ -63,7 +64,7 @@ def find_file_system(path: str | Path, mounts: str | Path = "/proc/mounts") -> s
         lines = Path(mounts).read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    target = Path(path).expanduser().resolve()
+    target = resolve(path)
     # A space in the name of a mount point is written as the octal \\040.
     points = [(Path(fields[1].replace("\\040", " ")), fields[2]) for line in lines if len(fields := line.split()) > 2]  # noqa: PLR2004
     holding = [(len(point.parts), kind) for point, kind in points if target.is_relative_to(point)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -64,6 +65,7 @@ class Store:
         self._groups: SimpleQueue[Sequence[_Request] | None] = SimpleQueue()
         self._gathered: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
         self._closed = False
+        self._process = os.getpid()
         self._lock = threading.Lock()  # nothing may come after the None that closes the queue
         # Groups that the thread has not carried out yet; while there are any, it has the database.
         self._passed_on = 0
@@ -136,7 +138,9 @@ class Store:
         return changed
 
     def close(self) -> None:
-        """Carry out what was asked so far and close the database."""
+        """Carry out what was asked so far and close the database; in a forked process, nothing."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -147,6 +151,11 @@ class Store:
         self._thread.join()
 
     def _request(self, work: Entry | _Query) -> asyncio.Future[Any]:
+        if os.getpid() != self._process:  # where the thread and the locks of the files are not
+            raise StoreError(
+                f"The answer store {self.location!r} was opened before this process was forked; open it in each "
+                "process."
+            )
         loop = asyncio.get_running_loop()
         request = _Request(work, loop.create_future())
         with self._lock:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ondine_core.errors import StoreError
 from ondine_core.store.database import FIND_NUMBERS, REPLACE_NUMBERS, Durability, Row
 from ondine_core.store.dialects import to_sqlite
-from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, prepare, store_files
+from ondine_core.store.sqlite_files import LogSync, identify, make_new_file, make_private, prepare, resolve, store_files
 
 T = TypeVar("T")
 
@@ -51,16 +51,16 @@ class SqliteDatabase:
         self._syncs_commits = durability == "power"
         self._small_writes = 0
         self._waits: bool | None = None
-        self._file = None if self.location == ":memory:" else Path(path).expanduser()
+        self._file: Path | None = None
         self._files: tuple[Path, ...] = ()
         self._log_sync: LogSync | None = None
-        if self._file is not None:
-            self._files = store_files(self._file)
-            self._log_sync = None if self._syncs_commits else LogSync(self._files[1])
         self._saved: Path | None = None
         self._lost = ""
         with self._explained():
-            if self._file is not None:
+            if self.location != ":memory:":
+                self._file = resolve(path)
+                self._files = store_files(self._file)
+                self._log_sync = None if self._syncs_commits else LogSync(self._files[1])
                 prepare(self._file, create=create)
             # The store opens it on one thread and uses it on another, never at once.
             self._connection = sqlite3.connect(
@@ -68,8 +68,11 @@ class SqliteDatabase:
             )
         try:
             with self._explained():
-                self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file
-                self._switch_to_wal()
+                # A database of something else, which `migrate` refuses, stays as it is.
+                if self.read_format() is not None:
+                    make_private(self._files)
+                    self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file
+                    self._switch_to_wal()
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs_commits else 'NORMAL'}")
                 if self._syncs_commits:
                     self._connection.execute("PRAGMA fullfsync = ON")  # macOS; without effect elsewhere

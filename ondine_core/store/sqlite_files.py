@@ -12,6 +12,7 @@ import stat
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,18 @@ _PRIVATE = 0o600
 _MAKING = threading.Lock()
 """Closing any descriptor of a database releases the locks that this process has on it, so no other thread may open the
 database while it is being made; and a database that exists is never opened here."""
+
+
+def resolve(path: str | Path) -> Path:
+    """Where the database is, whatever the working directory becomes; SQLite makes the log beside the target of a link.
+
+    Raises:
+        StoreError: It is in the home folder of a user who has none.
+    """
+    try:
+        return Path(os.path.realpath(Path(path).expanduser()))
+    except RuntimeError as error:
+        raise StoreError(f"The home folder in {str(path)!r} is not known; write the path without `~`.") from error
 
 
 def store_files(file: Path) -> tuple[Path, Path, Path]:
@@ -56,7 +69,7 @@ def prepare(file: Path, *, create: bool) -> None:
         OSError: It cannot be made.
         StoreError: It is missing and not to be made, or its log is there without it.
     """
-    _, log, index = files = store_files(file)
+    _, log, index = store_files(file)
     # In this order: while a store is made, the database exists before its log.
     has_log = log.exists() or index.exists()
     if not file.exists():
@@ -77,17 +90,16 @@ def prepare(file: Path, *, create: bool) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
     if not create and not file.stat().st_size:
         raise StoreError(_MISSING.format(str(file)))
-    for one in files:
-        _make_private(one)
 
 
-def _make_private(file: Path) -> None:
-    """Take all rights on an existing file from group and others, if it is the user's own."""
-    with suppress(OSError, AttributeError):  # Windows has no such rights
-        state = file.stat()
-        mode = stat.S_IMODE(state.st_mode)
-        if mode & ~_PRIVATE & 0o777 and state.st_uid == os.geteuid() and stat.S_ISREG(state.st_mode):
-            file.chmod(mode & _PRIVATE)
+def make_private(files: Iterable[Path]) -> None:
+    """Take all rights on files that exist from group and others, if they are the user's own."""
+    for file in files:
+        with suppress(OSError, AttributeError):  # Windows has no such rights
+            state = file.stat()
+            mode = stat.S_IMODE(state.st_mode)
+            if mode & ~_PRIVATE & 0o777 and state.st_uid == os.geteuid() and stat.S_ISREG(state.st_mode):
+                file.chmod(mode & _PRIVATE)
 
 
 def make_new_file(beside: Path, suffix: str) -> Path:

@@ -133,3 +133,42 @@ asyncio.run(store.settle(CallFinished(sent, "answered", answers=((bytes(16), Ans
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=TIMEOUT_S)
     assert keys_in(place) == {bytes(16)}
+
+
+def test_store_opened_before_a_fork_is_an_error_in_the_new_process(place: str) -> None:
+    """It would wait for a thread that it does not have; the store still works in the first process."""
+    program = f"""
+import asyncio, os
+from ondine_core.errors import StoreError
+from ondine_core.store import open_store
+with open_store({place!r}) as store:
+    process = os.fork()
+    if not process:
+        try:
+            asyncio.run(store.get([bytes(16)]))
+        except StoreError as error:
+            print(error, flush=True)
+        store.close()
+        os._exit(0)
+    os.waitpid(process, 0)
+    print(asyncio.run(store.update("a", lambda _: (1.0,))))
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    error, result = ended.stdout.splitlines()
+    assert error.endswith("was opened before this process was forked; open it in each process.")
+    assert result == "(1.0,)"
+
+
+def test_relative_path_is_that_of_the_folder_in_which_the_store_was_opened(tmp_path: Path) -> None:
+    """A change of the working directory does not make the files seem removed."""
+    program = """
+import asyncio, os
+from ondine_core.store import open_store
+with open_store("answers.db") as store:
+    os.chdir("/")
+    asyncio.run(store.update("a", lambda _: (1.0,)))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=TIMEOUT_S)
+    with open_store(tmp_path / "answers.db") as store:
+        assert asyncio.run(store.update("a", lambda numbers: numbers or ())) == (1.0,)

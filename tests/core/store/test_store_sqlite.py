@@ -18,6 +18,7 @@ import pytest
 
 from ondine_core.errors import ConfigError, StoreError
 from ondine_core.store import NETWORK_FILE_SYSTEMS, PASSING_FILE_SYSTEMS, Store, find_file_system, open_store
+from ondine_core.store.connect import connect
 from ondine_core.store.schema import MIGRATIONS
 from ondine_core.types.values import Answer
 from tests.support.ledger import call_to, keep, key_of, keys_in
@@ -45,6 +46,23 @@ def test_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
         assert [file.name for file in files] == ["answers.db", "answers.db-shm", "answers.db-wal"]
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_log_of_a_linked_store_is_watched(exists: bool, tmp_path: Path) -> None:
+    """SQLite makes log and index beside the target of the link; both are private, and missed if removed."""
+    path, link = tmp_path / "disk" / "answers.db", tmp_path / "link.db"
+    path.parent.mkdir()
+    link.symlink_to(path)
+    if exists:
+        with open_store(path):
+            pass
+    with open_store(link) as store:
+        asyncio.run(keep(store, (key_of(1), ANSWER)))
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+        Path(f"{path}-wal").unlink()
+        with pytest.raises(StoreError, match="removed or replaced while in use"):
+            asyncio.run(keep(store, (key_of(2), ANSWER)))
 
 
 def test_many_callers_share_a_commit(tmp_path: Path) -> None:
@@ -226,6 +244,27 @@ def test_store_that_cannot_be_opened_is_an_error_with_the_reason(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("spoil", [no_database, of_someone_else])
+@pytest.mark.parametrize("create", [True, False])
+def test_file_of_another_program_stays_as_it_is(spoil: Callable[[Path], None], create: bool, tmp_path: Path) -> None:
+    """Neither its contents (of a database, the journal mode) nor its permissions change, and no file is added."""
+    path = tmp_path / "runs.db"
+    spoil(path)
+    path.chmod(0o644)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="name another store"):
+        connect(path, create=create)
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_home_folder_of_an_unknown_user_is_an_error() -> None:
+    """No folder named `~...` is made."""
+    with pytest.raises(StoreError, match=r"home folder in '~no-such-user/answers\.db' is not known"):
+        Store("~no-such-user/answers.db")
+
+
 @pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "redis://:secret@host/0"])
 def test_url_of_another_kind_is_refused(url: str) -> None:
     """It is not taken for a file's path, and its password is not repeated."""
@@ -362,6 +401,7 @@ FULL_DISK = """
 import asyncio, resource, sys
 from ondine_core.errors import StoreError
 from ondine_core.store import open_store
+from ondine_core.store.connect import connect
 from ondine_core.store.schema import MIGRATIONS
 from ondine_core.types.values import Answer
 from tests.support.ledger import keep, key_of
