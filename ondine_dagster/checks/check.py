@@ -23,6 +23,11 @@ _MAX_LABELS = 100
 Ask: TypeAlias = Callable[[Mapping[str, Sequence[Any]]], Report]
 """Asks about rows, given the columns that the prompt reads."""
 
+NamedColumns: TypeAlias = Annotated[
+    str | Sequence[str] | None, Field(description="Output columns; by default all, or those that have labels.")
+]
+"""The argument `columns` of a check."""
+
 CheckOutcome: TypeAlias = tuple[bool, str, Mapping[str, Any]]
 """Whether a check passed, a sentence about it, and its figures."""
 

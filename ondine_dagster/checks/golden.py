@@ -24,6 +24,7 @@ from ondine_dagster.checks.check import (
     Check,
     CheckContext,
     CheckOutcome,
+    NamedColumns,
     as_names,
     check_closed,
     check_columns,
@@ -58,10 +59,7 @@ class GoldenCheck(Check):
         Any, Field(description="The labelled rows: the key of an asset that has them, or a list of mappings.")
     ] = field(repr=False)
     min_score: Annotated[float, Field(description="The score that each column has to reach, 0 to 1.")]
-    columns: Annotated[
-        str | Sequence[str] | None,
-        Field(description="Output columns; by default all, or those that have labels."),
-    ] = None
+    columns: NamedColumns = None
     metric: Annotated[
         Metric, Field(description="Share of labels that were met, or mean of the F1 scores of all labels.")
     ] = "accuracy"

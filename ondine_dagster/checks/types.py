@@ -14,6 +14,7 @@ from ondine_dagster.checks.check import (
     Check,
     CheckContext,
     CheckOutcome,
+    NamedColumns,
     as_names,
     check_columns,
     check_share,
@@ -54,10 +55,7 @@ class NullRateCheck(Check):
 
     type: ClassVar[str] = "null_rate"
     max_rate: Annotated[float, Field(description="Share of rows, 0 to 1.")]
-    columns: Annotated[
-        str | Sequence[str] | None,
-        Field(description="Output columns; by default all, or those that have labels."),
-    ] = None
+    columns: NamedColumns = None
 
     @property
     def named_columns(self) -> tuple[str, ...] | None:
