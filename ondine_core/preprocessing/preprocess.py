@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ondine_core.preprocessing.cleaning import Clean, Step, Truncation, find_steps, name_of
-from ondine_core.preprocessing.sanitizer import Sanitize, Sanitizer, find_sanitizer, sanitize
+from ondine_core.preprocessing.sanitizer import Sanitize, Sanitized, Sanitizer, find_sanitizer, sanitize
 from ondine_core.types.values import Json
 
 
@@ -40,16 +40,10 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
-class PreprocessedRow:
-    """A row ready to be rendered.
+class PreprocessedRow(Sanitized):
+    """A row ready to be rendered."""
 
-    `raw` is what each placeholder in it stands for, `found` how often each rule of the sanitizer found something.
-    """
-
-    values: Mapping[str, Any]
-    raw: Mapping[str, str] = field(default_factory=dict, repr=False)
     truncated: bool = False
-    found: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -92,7 +86,7 @@ def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedR
     if preparation.sanitizer is None:
         return PreprocessedRow(row, truncated=truncated)
     sanitized = sanitize(row, preparation.sanitizer)
-    return PreprocessedRow(sanitized.values, sanitized.raw, truncated, sanitized.found)
+    return PreprocessedRow(sanitized.values, sanitized.raw, sanitized.found, truncated)
 
 
 def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preprocessing) -> tuple[Mapping[str, Any], Json]:
