@@ -7,13 +7,13 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import orjson
 
-from ondine_core.commands.terminal import AddCommand, add_filters, show_iso, warn
+from ondine_core.commands.terminal import AddCommand, add_filters, set_output, show_iso, warn
 from ondine_core.errors import ConfigError
 from ondine_core.store.database import Database, Row
 from ondine_core.store.queries import EXPORTED_COLUMNS, read_all_answers
@@ -59,10 +59,15 @@ def _put_in_place(target: Path) -> Iterator[Path]:
 def _export(database: Database, options: argparse.Namespace) -> None:
     write = _write_csv if options.format == "csv" else _write_jsonl
     rows = _whole_rows(read_all_answers(database, since=options.since, asset=options.asset))
-    if options.output is None:
+    output: Path | None = options.output
+    if output is None:
+        set_output(encoding="utf-8")  # for other programs, whatever the terminal has
         write(rows, sys.stdout)
         return
-    with _put_in_place(options.output) as part, part.open("w", encoding="utf-8", newline="") as file:
+    # A device or pipe cannot be replaced by a file: a reader of it would wait for ever.
+    is_file = not output.exists() or output.is_file() or output.is_dir()
+    place = _put_in_place(output) if is_file else nullcontext(output)
+    with place as part, part.open("w", encoding="utf-8", newline="") as file:
         write(rows, file)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from io import TextIOWrapper
 from typing import Any, Protocol, TypeAlias
 
 from ondine_core.store.database import Database
@@ -53,7 +54,7 @@ def to_row(text: str) -> Mapping[str, object]:
     """The row that an argument is: a JSON object."""
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise argparse.ArgumentTypeError("a row is a JSON object of column to value")
@@ -63,9 +64,12 @@ def to_row(text: str) -> Mapping[str, object]:
 def to_key(text: str) -> Key:
     """The key that an argument is."""
     try:
-        return bytes.fromhex(text)
+        key = bytes.fromhex(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a key; `failures` and `export` list keys") from None
+        key = b""
+    if not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a key; `failures` and `export` list keys")
+    return key
 
 
 def to_count(text: str) -> int:
@@ -81,9 +85,9 @@ def to_since(text: str) -> float:
         return time.time() - to_age_s(text)
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        return (at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a date or age; write 2026-01-31, 7d or 12h") from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def to_age_s(text: str) -> float:
@@ -95,6 +99,12 @@ def to_age_s(text: str) -> float:
 
 
 # -- output --------------------------------------------------------------------------------------------------------
+
+
+def set_output(encoding: str | None = None) -> None:
+    """Have standard output escape what its encoding, or the one given, cannot express."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def write_table(rows: Sequence[Sequence[str | int]], *, texts: Collection[int] = (0,)) -> None:

@@ -6,6 +6,7 @@ What the file does not say is shown as unknown. It is never a zero.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -42,8 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     facts = [_facts(name, spec) for name, spec in presets.items()]
-    sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n" if options.json else _table(facts))
-    return 0
+    return _write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n" if options.json else _table(facts))
 
 
 def _show_costs(arguments: Sequence[str]) -> int:
@@ -74,17 +74,28 @@ def _show_costs(arguments: Sequence[str]) -> int:
             }
             for line in lines
         ]
-        sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
-        return 0
-    sys.stdout.write(_cost_table(work, sizes, lines))
+        return _write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
+    return _write(_cost_table(work, sizes, lines))
+
+
+def _write(text: str) -> int:
+    """Write `text` to standard output; returns the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader closed it, as `head` does; nothing can be written to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _cost_table(work: Workload, sizes: Sequence[int], costs: Sequence[CostLine]) -> str:

@@ -10,10 +10,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
-from ondine_core.commands.terminal import command_adder
+from ondine_core.commands.terminal import command_adder, set_output
 from ondine_core.errors import ConfigError, OndineError
 from ondine_core.store.connect import connect, find_dagster_store
 
@@ -21,6 +22,7 @@ from ondine_core.store.connect import connect, find_dagster_store
 def main(arguments: Sequence[str]) -> int:
     """Carry out a command; returns the exit code."""
     options = _parse(arguments)
+    set_output()
     try:
         database = connect(options.store, create=False)
         try:
@@ -52,7 +54,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Query, copy, prune and export an answer store.",
         epilog="Other users of a machine can read the arguments of a command: give a URL with a password in the "
         "environment variable ONDINE_STORE, or in a file.",
-        fromfile_prefix_chars="@",
     )
     parser.add_argument(
         "store",
@@ -71,6 +72,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         except ConfigError as error:
             parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE; {error}")
         arguments = [path_or_url, *arguments]
+    elif arguments and arguments[0].startswith("@"):
+        try:
+            arguments[0] = Path(arguments[0][1:]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     return parser.parse_args(arguments)
 
 
@@ -90,4 +96,6 @@ def default_store(environment: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    if sys.stdout is None:  # closed; what is written is lost, as with `print`
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
     sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -393,3 +394,18 @@ def test_invalid_workload_is_an_error(wrong: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["cost", *wrong])
     assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["cost"]])
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    """A full disk is an error; a reader that left, such as `head`, is none."""
+    command = [sys.executable, "-m", "ondine_core.presets", *arguments]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: [Errno 28]")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as left:
+        result = subprocess.run(command, check=False, stdout=left, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -178,7 +179,14 @@ def test_prune_without_age_and_asset_removes_nothing(
     assert len(keys_in(place)) == 16
 
 
-@pytest.mark.parametrize("arguments", [["prune", "--older-than", "800000d"], ["spend", "--since", "99999999d"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "--older-than", "800000d"],
+        ["spend", "--since", "99999999d"],
+        ["spend", "--since", "9999-12-31T23:59-14:00"],
+    ],
+)
 def test_age_beyond_the_calendar_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +324,40 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
         assert process.wait(TIMEOUT_S) == 0
 
 
+def test_pipe_gets_what_is_exported(place: str, tmp_path: Path) -> None:
+    """A pipe is written to, not replaced by a file for which its reader would wait."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = "import sys; print(open(sys.argv[1]).read())"
+    with subprocess.Popen([sys.executable, "-c", read, str(pipe)], stdout=subprocess.PIPE) as reader:
+        assert main([place, "export", "-o", str(pipe)]) == 0
+        assert len(reader.communicate(timeout=TIMEOUT_S)[0].splitlines()) == 17  # print adds one
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["export"], r'"ü \"6'), (["why", "--key", key_of(6).hex()], r'"\xfc \"6')]
+)
+def test_output_does_not_depend_on_the_locale(arguments: list[str], expected: str, place: str) -> None:
+    """An export is UTF-8; what a terminal cannot show is escaped for a person."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ondine_core.store", place, *arguments],
+        capture_output=True,
+        check=True,
+        env={"PYTHONIOENCODING": "ascii"},
+        timeout=TIMEOUT_S,
+    )
+    assert expected in result.stdout.decode("utf-8")
+
+
+def test_output_may_be_closed(place: str) -> None:
+    """As by cron: the command is carried out."""
+    command = f"exec {shlex.quote(sys.executable)} -m ondine_core.store {shlex.quote(place)} prune --asset topics >&-"
+    result = subprocess.run(command, shell=True, capture_output=True, check=True, timeout=TIMEOUT_S)  # noqa: S602
+    assert result.stderr == b""
+    assert len(keys_in(place)) == 8
+
+
 def test_export_needs_little_memory(tmp_path: Path) -> None:
     """Exporting a store of 30 MB takes a few hundred kilobytes."""
     path = tmp_path / "answers.db"
@@ -330,6 +372,29 @@ def test_export_needs_little_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert (tmp_path / "out").stat().st_size > 30e6
+
+
+@pytest.mark.parametrize(("option", "value"), [("--key", ""), ("--key", "zz"), ("--row", "[" * 10_000), ("--row", "7")])
+def test_invalid_argument_of_why_is_named(
+    option: str, value: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one sentence, after the usage."""
+    with pytest.raises(SystemExit, match="2"):
+        main([place, "why", option, value])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_only_the_store_is_read_from_a_file(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text or asset that begins with @ is meant as it is; the file may end with blank lines."""
+    (tmp_path / "store.url").write_text(f"{place}\n\n", encoding="utf-8")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    named = f"@{tmp_path / 'store.url'}"
+    assert main([named, "audit", "run-new"]) == 0
+    assert main([named, "why", "--asset", named, "--text", named]) == 2
+    assert f"No run is known that asked for {named!r}" in capsys.readouterr().err
+    for wrong in (f"@{tmp_path / 'absent'}", f"@{tmp_path}", f"@{tmp_path / 'binary'}"):
+        with pytest.raises(SystemExit, match="2"):
+            main([wrong, "size"])
 
 
 @pytest.mark.parametrize("command", [["size"], ["spend"], ["export"], ["prune", "--older-than", "1d"]])
