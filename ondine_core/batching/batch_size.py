@@ -80,16 +80,16 @@ def take_rows(size: AdaptiveSize) -> tuple[int, AdaptiveSize]:
     return larger, replace(size, probe=larger, due=size.streak + _LOST_AFTER)
 
 
-def adapt(size: AdaptiveSize, *, rows: int, owed: int, latency_s: float = 0.0) -> AdaptiveSize:
+def adapt(size: AdaptiveSize, *, rows: int, unanswered: int, latency_s: float = 0.0) -> AdaptiveSize:
     """Learn from the outcome of a call.
 
     Only calls that ask their rows for the first time are evidence: what is asked again is so for what is in it.
 
-    `owed` of its rows have no answer after it: all of them if the reply was cut, unreadable or lost.
+    `unanswered` of its rows have no answer after it: all of them if the reply was cut, unreadable or lost.
     """
     # Small numbers vary, so one row more is allowed than the share: more than a third is bad, up to an eighth is good.
-    lost, slow = owed > rows / 3 + 1, latency_s > size.max_s
-    good = not slow and owed < rows and owed <= rows / 8 + 1
+    lost, slow = unanswered > rows / 3 + 1, latency_s > size.max_s
+    good = not slow and unanswered < rows and unanswered <= rows / 8 + 1
     if rows > size.rows:
         return _learn_from_probe(size, rows, latency_s, good=good)
     if lost or slow:

@@ -56,4 +56,4 @@ class BatchSizes:
             cut = ending_of(reply.finish_reason) == "cut"
             self.room = learn_answer_tokens(self.room, rows, reply.usage.output_tokens, cut=cut)
         if self._adaptive and batch.attempt == 1:
-            self._adaptive = adapt(self._adaptive, rows=rows, owed=rows - answered, latency_s=reply.latency_s)
+            self._adaptive = adapt(self._adaptive, rows=rows, unanswered=rows - answered, latency_s=reply.latency_s)

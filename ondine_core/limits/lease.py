@@ -26,7 +26,7 @@ from ondine_core.types.clock import Clock
 from ondine_core.types.processes import Process, has_ended, this_process
 from ondine_core.types.protocols import AnswerStore, Numbers
 
-_NOBODY = 0.0
+_NO_OWNER = 0.0
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ class _State(NamedTuple):
         ttl_s: How long it outlives its last renewal.
     """
 
-    token: float = _NOBODY
+    token: float = _NO_OWNER
     ends_at: float = 0.0
     host: float = 0.0
     process_id: float = 0.0
@@ -165,7 +165,7 @@ class Lease:
     async def take(self, on_wait: Callable[[float], None]) -> None:
         """Return when the lease is taken."""
         seen = _State()
-        seen_at = tell_at = self.clock.boot()
+        seen_at = report_at = self.clock.boot()
         while True:
             state = _State(*await self.store.update(self.key, partial(self._taken, seen, seen_at)))
             if state.token == self.token:
@@ -174,9 +174,9 @@ class Lease:
             if state != seen:
                 seen, seen_at = state, self.clock.boot()
             left_s = self._left_s(state, seen_at)
-            if self.clock.boot() >= tell_at:
+            if self.clock.boot() >= report_at:
                 on_wait(left_s)
-                tell_at = self.clock.boot() + self.ttl_s / 2
+                report_at = self.clock.boot() + self.ttl_s / 2
             # The lease may be released early, so it is read more often than it can expire.
             await self.clock.sleep(min(self.ttl_s / 6, max(left_s, self.ttl_s / 60)))
 
@@ -192,7 +192,7 @@ class Lease:
 
     def _taken(self, seen: _State, seen_at: float, numbers: Numbers | None) -> Numbers:
         state = _State(*(numbers or ()))
-        if state.token in (_NOBODY, self.token) or has_ended(state.process):
+        if state.token in (_NO_OWNER, self.token) or has_ended(state.process):
             return self._held()
         left_s = self._left_s(state, seen_at if state == seen else self.clock.boot())
         return self._held() if left_s <= 0 else state

@@ -25,8 +25,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         cleaned = ", ".join(map(name_of, self.steps))
-        said = {"clean": cleaned, "sanitize": str(self.sanitizer) if self.sanitizer else ""}
-        return "; ".join(f"{name} {what}" for name, what in said.items() if what)
+        parts = {"clean": cleaned, "sanitize": str(self.sanitizer) if self.sanitizer else ""}
+        return "; ".join(f"{name} {what}" for name, what in parts.items() if what)
 
     @property
     def identity(self) -> str:

@@ -30,8 +30,8 @@ def compile_jinja2(source: str) -> Template:
         environment.finalize = _write_beside_media if kinds else _write
         template = environment.from_string(tree)
     except TemplateSyntaxError as error:
-        said = str(error.message).rstrip(".")
-        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {said}.") from None
+        message = str(error.message).rstrip(".")
+        raise ConfigError(f"The Jinja2 prompt does not parse, line {error.lineno}: {message}.") from None
     if any(True for _ in meta.find_referenced_templates(tree)):
         raise ConfigError("The Jinja2 prompt includes or extends another template; write it all in one.")
     free = meta.find_undeclared_variables(tree) - environment.globals.keys()

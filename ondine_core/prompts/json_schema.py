@@ -122,8 +122,8 @@ def _is_kind(kind: Any) -> bool:
 
 def _has_type(schema: Mapping[str, Any]) -> bool:
     """Whether `schema` says itself of which type or of which choice its value is, rather than naming columns."""
-    said = schema.get("type")
-    names = said if isinstance(said, list) else [said]
+    stated = schema.get("type")
+    names = stated if isinstance(stated, list) else [stated]
     typed = bool(names) and all(name in tuple(_VALUES) for name in names)
     return all(key in _KNOWN for key in schema) and (
         typed or any(key in schema and not _is_kind(schema[key]) for key in ("enum", "const", "anyOf"))

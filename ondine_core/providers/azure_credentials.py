@@ -180,8 +180,8 @@ class _Tokens:
 
 
 def _no_token(error: Exception) -> FatalError | TransientError:
-    said, kinds = quotable(str(error), Call(()), ()), {kind.__name__ for kind in type(error).__mro__}
-    what = f"Azure gave no token for the managed identity ({type(error).__name__}){said}"
+    quoted, kinds = quotable(str(error), Call(()), ()), {kind.__name__ for kind in type(error).__mro__}
+    what = f"Azure gave no token for the managed identity ({type(error).__name__}){quoted}"
     # By name: a credential of the user's own may well raise it without azure-core being here.
     if kinds & {"ClientAuthenticationError", "ImportError"}:
         return FatalError(

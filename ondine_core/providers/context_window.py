@@ -198,8 +198,8 @@ def explain_bound(batch_size: int, room: Room, row_tokens: int = 0) -> str | Non
     """What keeps calls from carrying `batch_size` rows of `row_tokens` tokens each; `None` if nothing does."""
     for figure, fitting in _largest(room, row_tokens):
         if batch_size > max(1, fitting):
-            said = f" and {row_tokens} a row" if row_tokens else ""
-            return f"batch_size={batch_size!r} exceeds {figure}, at {room.answer_tokens} tokens an answer{said}"
+            per_row = f" and {row_tokens} a row" if row_tokens else ""
+            return f"batch_size={batch_size!r} exceeds {figure}, at {room.answer_tokens} tokens an answer{per_row}"
     return None
 
 

@@ -48,26 +48,26 @@ class Rule:
     Args:
         fault: What is at fault.
         statuses: The statuses it comes with; none for any.
-        says: A regular expression that its codes and sentences contain.
+        pattern: A regular expression that its codes and sentences contain.
         advice: What the user can do about it, or the status whose usual advice it is.
         even_if_it_names_a_wait: Whether the rule holds for a response that says when to come back.
     """
 
     fault: Fault
     statuses: tuple[int, ...]
-    says: str
+    pattern: str
     advice: str | int | None = None
     even_if_it_names_a_wait: bool = True
 
 
 @lru_cache(maxsize=256)  # a limit refuses many calls in the same words
-def find_rule(status: int, said: str, *, names_a_wait: bool) -> Rule | None:
-    """The first rule that fits a response with the codes and sentences `said`, without text of the row."""
-    said = said.lower()
+def find_rule(status: int, text: str, *, names_a_wait: bool) -> Rule | None:
+    """The first rule that fits a response with the codes and sentences `text`, without text of the row."""
+    text = text.lower()
     for rule in _RULES:
         fits_status = not rule.statuses or status in rule.statuses
         fits_wait = rule.even_if_it_names_a_wait or not names_a_wait
-        if fits_status and fits_wait and re.search(rule.says, said):
+        if fits_status and fits_wait and re.search(rule.pattern, text):
             return rule
     return None
 

@@ -24,7 +24,7 @@ _CONSTRAINTS: Mapping[str, tuple[str, ...]] = {
     "integer": _NUMBERS,
     "array": ("minItems", "maxItems"),
 }
-_SAID_IN_WORDS = ("minLength", "maxLength", "uniqueItems", "pattern", "format", *_NUMBERS, "minItems", "maxItems")
+_DESCRIBED = ("minLength", "maxLength", "uniqueItems", "pattern", "format", *_NUMBERS, "minItems", "maxItems")
 _SHAPING = (
     "$ref $dynamicRef not if then else dependentSchemas dependentRequired patternProperties propertyNames contains "
     "unevaluatedProperties unevaluatedItems"
@@ -78,10 +78,10 @@ def _rewrite(node: Any, subset: SchemaSubset) -> dict[str, Any]:
     kept = _CONSTRAINTS.get(str(shape.get("type")), ()) if subset.constraints else ()
     allowed = {key: node[key] for key in kept if key in node and key not in shape and _is_allowed(key, node[key])}
     kept_keys = {*allowed, *shape}
-    sayable = _SAID_IN_WORDS if subset.any_choices else (*_SAID_IN_WORDS, "enum", "const")
-    hints = [f"{key}: {_text(node[key])}" for key in sayable if key in node and key not in kept_keys]
-    said = " ".join(filter(None, (node.get("description"), f"({', '.join(hints)})" if hints else "")))
-    return {**shape, **allowed, **({"description": said} if said else {})}
+    describable = _DESCRIBED if subset.any_choices else (*_DESCRIBED, "enum", "const")
+    hints = [f"{key}: {_text(node[key])}" for key in describable if key in node and key not in kept_keys]
+    description = " ".join(filter(None, (node.get("description"), f"({', '.join(hints)})" if hints else "")))
+    return {**shape, **allowed, **({"description": description} if description else {})}
 
 
 def _shape(node: Mapping[str, Any], subset: SchemaSubset) -> dict[str, Any]:  # noqa: PLR0911  (one case a kind)

@@ -156,8 +156,8 @@ def may_become_available(error: psycopg.Error) -> bool:
 
     A server that refuses this user, password or database says so with the word FATAL, and no code reaches us.
     """
-    said = str(error)
-    return is_about_connection(error) and ("FATAL" not in said or bool(_ON_ITS_WAY.search(said)))
+    message = str(error)
+    return is_about_connection(error) and ("FATAL" not in message or bool(_ON_ITS_WAY.search(message)))
 
 
 def explain(error: psycopg.Error, location: str) -> StoreError:

@@ -79,8 +79,8 @@ def of_call(event: CallEnded) -> Attributes:
         "gen_ai.response.id": event.request_id,
         "gen_ai.response.model": event.model,
     }
-    said = _content(event.content, event.finish_reason) if event.content else {}
-    return of_calls(gather([event])) | {key: value for key, value in named.items() if value is not None} | said
+    content = _content(event.content, event.finish_reason) if event.content else {}
+    return of_calls(gather([event])) | {key: value for key, value in named.items() if value is not None} | content
 
 
 def of_calls(event: CallsEnded) -> Attributes:

@@ -108,8 +108,8 @@ class BatchObserver:
         if self._emitter.content:
             content = Content(self._call.messages, reply.text if isinstance(reply, Reply) else None)
         if isinstance(reply, Reply):
-            said = (reply.usage, usd, reply.finish_reason, reply.request_id, reply.model)
-            call = CallEnded(now, self._batch, self._sent, duration_s, *said, content=content)
+            reply_fields = (reply.usage, usd, reply.finish_reason, reply.request_id, reply.model)
+            call = CallEnded(now, self._batch, self._sent, duration_s, *reply_fields, content=content)
         else:
             usage = reply.usage if isinstance(reply, RefusedError) else None
             why = {"error_type": error_type_of(reply), "error": error_words_of(reply)}

@@ -248,4 +248,4 @@ async def discard(context: JobContext, job: bytes) -> None:
     forget = partial(job_tables.discard, job=job, of=("preparing", "creating"))
     if await context.store.change(forget, records[0].cells):
         for call in calls:
-            context.owe(batch_of(call)[0])
+            context.requeue(batch_of(call)[0])

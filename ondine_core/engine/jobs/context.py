@@ -37,14 +37,14 @@ class BatchQueue:
         self, fresh: Iterator[Batch], rows: int, find_items: Callable[[Sequence[Key]], Mapping[Key, Item]]
     ) -> None:
         self._fresh = fresh
-        self._owed: deque[tuple[tuple[Key, ...], bytes]] = deque()
+        self._requeued: deque[tuple[tuple[Key, ...], bytes]] = deque()
         self.find_items = find_items
         self.rows = rows
 
     def take(self) -> QueuedBatch | None:
         """The next batch, `None` if there is none."""
-        if self._owed:
-            keys, how = self._owed.popleft()
+        if self._requeued:
+            keys, how = self._requeued.popleft()
             queued: QueuedBatch | None = read_batch(how, self.find_items(keys).values())[0]
         else:
             batch = next(self._fresh, None)
@@ -55,12 +55,12 @@ class BatchQueue:
 
     def put(self, *queued: QueuedBatch) -> None:
         """Queue batches behind those that are queued already."""
-        self._owed.extend(map(_pack, queued))
+        self._requeued.extend(map(_pack, queued))
         self.rows += sum(len(one.batch.items) for one in queued)
 
     def put_back(self, queued: Sequence[QueuedBatch]) -> None:
         """Have batches asked before all others, in this order."""
-        self._owed.extendleft(map(_pack, reversed(queued)))
+        self._requeued.extendleft(map(_pack, reversed(queued)))
         self.rows += sum(len(one.batch.items) for one in queued)
 
     def drain(self) -> Iterator[Batch]:
@@ -101,7 +101,7 @@ class JobContext:
     pack: Callable[[Iterable[Item]], Iterator[Batch]]
     queue: BatchQueue
 
-    def owe(self, queued: QueuedBatch) -> None:
+    def requeue(self, queued: QueuedBatch) -> None:
         """Have those prompts of a batch asked again that are in the table."""
         batch = self.release(queued.batch)
         if batch.items:

@@ -25,10 +25,10 @@ async def ask_status(api: JobApi, store: Store, record: JobRecord, now: float) -
     if is_known and status.has_ended == (record.state == "ended"):
         return status
 
-    said: dict[str, Any] = {"status": status.state, "done": status.done}
+    changes: dict[str, Any] = {"status": status.state, "done": status.done}
     if status.has_ended:
-        said["state"] = "ended"
-    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), changed_at=now, **said))
+        changes["state"] = "ended"
+    await store.change(partial(job_tables.move, job=record.job, of=("submitted", "ended"), changed_at=now, **changes))
     return status
 
 

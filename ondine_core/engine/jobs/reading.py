@@ -80,7 +80,7 @@ def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
     """Have a batch asked again that a job ended without running, unless that has happened too often."""
     not_run = queued.not_run + 1
     if not_run < _MAX_NOT_RUN:
-        context.owe(replace(queued, not_run=not_run))
+        context.requeue(replace(queued, not_run=not_run))
         return
     failure = Failure("unreachable", f"{not_run} batch jobs ended without an answer; set answer_by, or another tier")
     context.run.settle(context.run.interpreter.fail(context.release(queued.batch), failure).failures)
@@ -162,12 +162,12 @@ class _ResultReader:
         if isinstance(outcome, FatalError):
             if outcome.fault == "account" or not run.run_state.any_answer:
                 self.fatal = self.fatal or outcome
-                context.owe(queued)
+                context.requeue(queued)
                 return CallFinished(sent, "refused")
             outcome = RefusedError(outcome.refusal, fault="unclear")
         if outcome is None or (isinstance(outcome, TransientError) and not outcome.cost_unknown):
             if self.was_full:
-                context.owe(queued)
+                context.requeue(queued)
             else:
                 _ask_again(context, queued)
             return CallFinished(sent, "refused")
@@ -187,7 +187,7 @@ class _ResultReader:
             observer.on_reply(reply, charge.usd, took_s, ordinary=is_ordinary)
             end_batch(run, observer, result)
             for owed in result.retry:
-                context.owe(QueuedBatch(owed))
+                context.requeue(QueuedBatch(owed))
         return finish_call(run, sent, usage, charge, result)
 
 

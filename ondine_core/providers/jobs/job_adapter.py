@@ -195,6 +195,6 @@ def fingerprint(secret: str, address: str) -> str:
 
 def problem_of(message: str, code: str = "", line: Any = None) -> JobProblem:
     """What a provider says of a job that it does not run, without long quotations, which may be text of rows."""
-    said = _QUOTATION.sub("\u2026", mask(message, NO_CALL, ()))
+    text = _QUOTATION.sub("\u2026", mask(message, NO_CALL, ()))
     is_full = TOO_MUCH_QUEUED.search(f"{code} {message}") is not None
-    return JobProblem(f"{said} ({code})" if code else said, line if isinstance(line, int) else None, is_full)
+    return JobProblem(f"{text} ({code})" if code else text, line if isinstance(line, int) else None, is_full)

@@ -18,9 +18,9 @@ def not_loaded(name: str, error: BaseException) -> FatalError:
     if isinstance(error, FatalError):
         return error
     kinds = [kind.__name__ for kind in type(error).__mro__]  # by name: the classes are huggingface_hub's, loaded or not
-    said = str(error).strip().partition("\n")[0]
+    message = str(error).strip().partition("\n")[0]
     if isinstance(error, ImportError):
-        why = f"MLX cannot be imported ({said}): {INSTALL}"
+        why = f"MLX cannot be imported ({message}): {INSTALL}"
     elif "GatedRepoError" in kinds:
         why = (
             f"access is restricted: accept its terms at https://huggingface.co/{name}, then set api_key or HF_TOKEN "
@@ -40,7 +40,7 @@ def not_loaded(name: str, error: BaseException) -> FatalError:
     elif _is_out_of_memory(error):
         why = "it does not fit into memory; take a smaller model or one with fewer bits"
     else:
-        why = f"mlx-lm cannot load it ({type(error).__name__}: {said})"
+        why = f"mlx-lm cannot load it ({type(error).__name__}: {message})"
     return FatalError(f"model='mlx/{name}': {why}.")
 
 

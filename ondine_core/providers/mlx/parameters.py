@@ -66,7 +66,7 @@ def read_options(spec: ModelSpec) -> Options:
     """
     if spec.base_url is not None:
         raise ConfigError(f"model={spec.model!r} runs in this process and takes no base_url.")
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         "temperature": spec.temperature,
         "max_output_tokens": spec.max_output_tokens,
         "timeout_s": spec.max_call_s,
@@ -74,7 +74,7 @@ def read_options(spec: ModelSpec) -> Options:
         "settings": dict(spec.settings),
     }
     try:
-        return Options.model_validate({name: value for name, value in said.items() if value is not None})
+        return Options.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field, *part = first["loc"]

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from ondine_core.batching.batch_size import AdaptiveSize, adapt, start_size, take_rows
 from ondine_core.errors import ConfigError
 
-Owed = Callable[[int], int]
+Unanswered = Callable[[int], int]
 Latency = Callable[[int], float]
 
 
-def sizes(calls: int, owed: Owed, latency_s: Latency = lambda _: 1.0, in_flight: int = 1, **start: float) -> list[int]:
+def sizes(
+    calls: int, unanswered: Unanswered, latency_s: Latency = lambda _: 1.0, in_flight: int = 1, **start: float
+) -> list[int]:
     """The sizes of successive calls to a model with `in_flight` calls in flight, which end in the order they began."""
     size: AdaptiveSize = start_size(**start)
     taken: list[int] = []
@@ -26,7 +28,7 @@ def sizes(calls: int, owed: Owed, latency_s: Latency = lambda _: 1.0, in_flight:
             under_way.append(rows)
             taken.append(rows)
         rows = under_way.popleft()
-        size = adapt(size, rows=rows, owed=owed(rows), latency_s=latency_s(rows))
+        size = adapt(size, rows=rows, unanswered=unanswered(rows), latency_s=latency_s(rows))
     return taken
 
 
@@ -34,7 +36,7 @@ def healthy(_: int) -> int:
     return 0
 
 
-def fails_above(limit: int) -> Owed:
+def fails_above(limit: int) -> Unanswered:
     return lambda rows: rows if rows > limit else 0
 
 
@@ -51,7 +53,7 @@ def test_size_stays_between_one_and_the_maximum(
     for rows, share, latency_s in replies:
         taken, size = take_rows(size)
         assert 1 <= taken <= max_rows
-        size = adapt(size, rows=rows, owed=round(rows * share), latency_s=latency_s)
+        size = adapt(size, rows=rows, unanswered=round(rows * share), latency_s=latency_s)
 
 
 @settings(deadline=None)
@@ -92,7 +94,7 @@ def test_one_call_at_a_time_probes_a_larger_size(in_flight: int, limit: int) -> 
             under_way.append(rows)
         assert sum(rows > size.rows for rows in under_way) <= 1
         rows = under_way.popleft()
-        size = adapt(size, rows=rows, owed=fails_above(limit)(rows), latency_s=1.0)
+        size = adapt(size, rows=rows, unanswered=fails_above(limit)(rows), latency_s=1.0)
 
 
 @settings(deadline=None)
@@ -146,12 +148,12 @@ def test_size_recovers_after_an_outage(in_flight: int) -> None:
 
 def test_probe_without_an_outcome_is_repeated() -> None:
     """A larger batch may have been cut down to fit the window; when there is room again, the size grows again."""
-    size = adapt(start_size(), rows=10, owed=0)
+    size = adapt(start_size(), rows=10, unanswered=0)
     rows, size = take_rows(size)
     assert rows == 20
     for _ in range(100):
         assert take_rows(size)[0] == 10
-        size = adapt(size, rows=10, owed=0)
+        size = adapt(size, rows=10, unanswered=0)
     assert take_rows(size)[0] == 20
 
 
@@ -159,7 +161,7 @@ def test_success_of_smaller_calls_does_not_grow_the_size() -> None:
     """A success with few rows proves nothing about more."""
     size = start_size()
     for _ in range(50):
-        size = adapt(size, rows=9, owed=0)
+        size = adapt(size, rows=9, unanswered=0)
     assert take_rows(size)[0] == 10
 
 
@@ -167,7 +169,7 @@ def test_calls_sent_before_a_reduction_do_not_reduce_again() -> None:
     """Thirty calls that fail together count as one failure."""
     size = start_size()
     for _ in range(30):
-        size = adapt(size, rows=10, owed=10)
+        size = adapt(size, rows=10, unanswered=10)
     assert size.rows == 5
 
 
