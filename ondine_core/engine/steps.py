@@ -158,8 +158,9 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
     if not owed:
         return ParsedReply(tuple(answers))
     items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
-    if batch.repairs_left:
-        left = max_repairs if len(items) == 1 < len(batch.items) else batch.repairs_left - 1
+    is_first_alone = len(items) == 1 < len(batch.items)
+    if batch.repairs_left or is_first_alone:
+        left = max_repairs if is_first_alone else batch.repairs_left - 1
         again = Batch(items, left, batch.attempt + 1, "; ".join(reasons[:_MAX_REASONS]))
         return ParsedReply(tuple(answers), retry=(again,))
     rest = Batch(items, 0, batch.attempt)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from ondine_core import (
     enrich_sync,
 )
 from ondine_core.providers import connect
-from tests.support.asking import PROMPT, ask, options, texts
+from tests.support.asking import PROMPT, ask, echo_each, options, texts
 from tests.support.provider import (
     Fault,
     Provider,
@@ -181,6 +182,21 @@ def test_repairs_are_bounded(max_repairs: int) -> None:
     assert {outcome.reason for outcome in report.outcomes} == {"invalid"}
     assert f"asked {max_repairs + 1} times" in report.errors()[0]
     assert report.spend.answered == len(provider.ledger.requests) == 2 * (max_repairs + 1)
+
+
+def test_row_that_half_a_batch_leaves_out_is_asked_alone() -> None:
+    """A batch that cannot be read is halved; a row without an answer in a half fails only after it was asked alone."""
+
+    def answer(prompt: str) -> Any:
+        if not prompt.startswith("["):
+            return echo(prompt.partition("\n\n(")[0])
+        answers = echo_each(prompt)["answers"]
+        return {"answers": answers[1:]} if len(answers) == 4 else "no JSON"
+
+    with Provider(answer) as provider:
+        report = ask(provider, texts(8), options(batch_size=8))
+    assert report.column("answer") == texts(8)["text"]
+    assert sum(not asked.prompt.startswith("[") for asked in provider.ledger.requests) == 2
 
 
 @pytest.mark.parametrize(("kind", "reply"), [(int, '{"answer": 1' + "0" * 30 + "}"), (float, '{"answer": NaN}')])
