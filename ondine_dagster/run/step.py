@@ -262,7 +262,7 @@ def _results(
         "dagster/column_lineage": lineage(table.columns, asked.task.prompt.columns, asked.report.columns, upstream),
         **distribution_metadata(check_context),
     }
-    _share_out(context, figures, run.rows.lengths, check_context)
+    _share_out(context, figures, run.rows.lengths, check_context, drops_failed=asked.error_column is None)
     yield dg.MaterializeResult(asset_key=key, value=table.to_native(), metadata=metadata, check_results=results)
 
 
@@ -285,6 +285,8 @@ def _share_out(
     figures: Mapping[str, Any],
     lengths: Mapping[str, int],
     check_context: CheckContext,
+    *,
+    drops_failed: bool,
 ) -> None:
     """Tell of each of several partitions its share; otherwise all would show the figures of the whole run."""
     if len(lengths) < 2:  # noqa: PLR2004
@@ -294,6 +296,8 @@ def _share_out(
         length, lost = lengths[partition], sum(failed[rows])
         share = share_of(figures, length, len(failed), lost, length - lost - sum(check_context.there[rows]))
         share |= distribution_metadata(check_context, rows)
+        if drops_failed:
+            share["dagster/partition_row_count"] = length - lost
         context.add_asset_metadata(share, asset_key=key, partition_key=partition)
 
 

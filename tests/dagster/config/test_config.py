@@ -435,3 +435,21 @@ def test_frames_by_partition_are_one_table(instance: dg.DagsterInstance) -> None
     assert result.success
     (table,) = memory.tables.values()
     assert list(table["loud"]) == ["2026-01-01", "2026-01-02", "2026-01-03"]
+
+
+@pytest.mark.parametrize(("on_row_error", "counts"), [("null", [2, 2]), ("drop", [2, 1])])
+def test_row_count_of_a_partition_is_that_of_its_stored_rows(
+    instance: dg.DagsterInstance, on_row_error: str, counts: list[int]
+) -> None:
+    """In a run of several partitions, too: dropped rows are not counted."""
+
+    @llm_asset(**ARGUMENTS, partitions_def=DAYS, on_row_error=on_row_error)
+    def ranged(context: dg.AssetExecutionContext) -> dict[str, pd.DataFrame]:
+        return {key: pd.DataFrame({"text": [f"{key} a", f"{key} b"]}) for key in context.partition_keys}
+
+    llm = ScriptedModel({"2026-01-02 b": "no JSON", "": {"loud": "HEY"}})
+    tags = {"dagster/asset_partition_range_start": "2026-01-01", "dagster/asset_partition_range_end": "2026-01-02"}
+    job = dg.Definitions(assets=[ranged], resources={"llm": llm, "io_manager": Memory()})
+    result = job.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, tags=tags)
+    found = {event.partition: event.materialization.metadata for event in result.get_asset_materialization_events()}
+    assert [found[day]["dagster/partition_row_count"].value for day in ("2026-01-01", "2026-01-02")] == counts
