@@ -56,9 +56,15 @@ class BudgetLimit:
 
     def cell(self, run: str, now: float) -> str:
         """Under which name the store keeps its numbers at the instant `now` (seconds since the epoch)."""
-        today = dt.datetime.fromtimestamp(now, dt.UTC)
-        stamps = {"run": quote(run, safe=""), "day": f"{today:%Y-%m-%d}", "month": f"{today:%Y-%m}", "ever": ""}
-        return f"budget:{self.period}:{stamps[self.period]}:{self.name}"
+        match self.period:
+            case "run":
+                stamp = quote(run, safe="")
+            case "day" | "month":
+                today = dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
+                stamp = today if self.period == "day" else today[: len("2026-01")]
+            case "ever":
+                stamp = ""
+        return f"budget:{self.period}:{stamp}:{self.name}"
 
     @property
     def units(self) -> int:
