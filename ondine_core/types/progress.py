@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from ondine_core.types.ledger import CallReason, UsageTotals
@@ -132,12 +132,15 @@ class Progress:
 
     def merge_rest(self, rest: Progress) -> Progress:
         """The whole, when `rest` is about the rows that this one left unanswered (and counts as failed)."""
+        spent = self.spend
+        if spent.usd is None and not (spent.answered or spent.unknown):
+            spent = replace(spent, usd=Decimal(0))  # refused calls cost nothing, whatever the price is
         return Progress(
             self.rows_total,
             self.rows_done - rest.rows_total + rest.rows_done,
             self.rows_reused + rest.rows_reused,
             self.rows_failed - rest.rows_total + rest.rows_failed,
-            self.spend + rest.spend,
+            spent + rest.spend,
             self.elapsed_s + rest.elapsed_s,
             self.rows_unaskable + rest.rows_unaskable,
             self.rows_skipped + rest.rows_skipped,

@@ -59,6 +59,18 @@ def test_a_healthy_model_needs_no_fallback() -> None:
     assert not second.ledger.requests
 
 
+@pytest.mark.parametrize(("answers", "known"), [(0, True), (10, False)])
+def test_model_of_unknown_price_that_answered_nothing_leaves_the_cost_known(answers: int, known: bool) -> None:
+    """What it refused cost nothing; the cost is that of the fallback."""
+    with Provider(fault=after(answers, status(401))) as first, Provider() as second:
+        priced = ModelSpec("openai/gpt-4o-mini", base_url=second.base_url)
+        chosen = Options(policy=Policy(max_concurrency=4, retry=QUICK), fallbacks=(priced,))
+        model = ModelSpec("openai_compatible/first", base_url=first.base_url)
+        report = enrich_sync(TABLE, prompt="Repeat: {text}", output="answer", model=model, options=chosen)
+    assert report.spend.answered == 40
+    assert (report.spend.usd is not None and report.spend.usd > 0) == known
+
+
 def test_run_fails_with_the_error_of_the_last_fallback() -> None:
     """The error is the last model's."""
     with (
