@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import struct
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -235,6 +236,47 @@ def test_an_image_of_pillow_is_its_pixels() -> None:
     assert len(found) == 2
     assert image.tobytes() in [Image.open(BytesIO(media.content)).tobytes() for media in found]
     assert {media.media_type for media in found} == {"image/png"}
+
+
+def test_a_photo_that_pillow_opened_is_sent_upright() -> None:
+    """As the same file is: Pillow's pixels lie on a side, and a photo of two pictures (MPO) is no animation."""
+    photo = Image.open(BytesIO(tagged("jpeg", orientation=6)))
+    lying = photo.copy()
+    lying.getexif().clear()
+    twice = Image.open(BytesIO(saved(Image.new("RGB", (9, 4)), "mpo", save_all=True, append_images=[lying])))
+    with WIRE.provider() as provider:
+        ask({"photo": [photo, lying, twice]}, provider, max_concurrency=1)
+        ask({"photo": [photo]}, provider, prompt_of(max_side_px=8))
+        shown = [Image.open(BytesIO(media.content)) for media in seen(provider)]
+    assert [image.size for image in shown] == [(10, 20), (20, 10), (9, 4), (4, 8)]
+    assert not any(image.getexif() for image in shown)
+
+
+def test_pixels_that_rgb_cannot_hold_are_kept_or_refused() -> None:
+    """Of sixteen bits, in any byte order; decimal numbers, and a file that was cut, fail their row before the call."""
+    bright = [1000 * number for number in range(60)]
+    sixteen = Image.new("I", (10, 6))
+    sixteen.putdata(bright)
+    big_endian = Image.frombytes("I;16B", (10, 6), struct.pack(">60H", *bright))
+    clear = Image.new("RGBA", (4, 4), (200, 100, 50, 0)).convert("RGBa")
+    cut = Image.open(BytesIO(saved(Image.effect_noise((90, 90), 50), "jpeg")[:-500]))
+    with WIRE.provider() as provider:
+        report = ask({"photo": [sixteen, big_endian, clear, Image.new("F", (3, 3)), cut]}, provider, max_concurrency=1)
+        shown = [Image.open(BytesIO(media.content)) for media in seen(provider)]
+    assert [image.convert("I").tobytes() == sixteen.tobytes() for image in shown[:2]] == [True, True]
+    assert shown[2].getpixel((0, 0))[3] == 0  # type: ignore[index]
+    reasons = [outcome.detail for outcome in report.outcomes if isinstance(outcome, Failure)]
+    assert [("mode F" in reason, "cannot be decoded" in reason) for reason in reasons] == [(True, False), (False, True)]
+
+
+def test_a_webp_that_keeps_its_metadata_keeps_the_byte_that_pads_it() -> None:
+    """Without it decoders refuse the file."""
+    images = [Image.frombytes("L", (side, side), bytes(range(side * side))) for side in range(5, 16)]
+    padded = [file for image in images if (file := saved(image, "webp", lossless=True))[16] % 2]
+    assert padded
+    with WIRE.provider() as provider:
+        ask({"photo": padded}, provider, prompt_of(keep_metadata=True), max_concurrency=1)
+        assert [media.content for media in seen(provider)] == padded
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def _read_webp(data: bytes) -> ImageFacts:
     width = height = frames = 0
     end = 12
     for part in _limited(webp_parts(data)):
-        end = part.end
+        end = min(part.end + (part.end - part.body) % 2, len(data))  # with the byte that pads it
         own_width, own_height = _webp_size(data, part)
         width, height = max(width, own_width), max(height, own_height)
         frames += part.name in (b"VP8 ", b"VP8L", b"ANMF")

@@ -29,7 +29,14 @@ from ondine_core.errors import ConfigError
 from ondine_core.preprocessing.media.documents import count_pages, cut_pages, end_of_pdf, read_text
 from ondine_core.preprocessing.media.image_headers import find_type, read_image
 from ondine_core.preprocessing.media.media_options import MediaOptions
-from ondine_core.preprocessing.media.pixels import digest_pixels, fit, is_pillow_image, shrink_image, to_png
+from ondine_core.preprocessing.media.pixels import (
+    digest_pixels,
+    find_orientation,
+    fit,
+    is_pillow_image,
+    shrink_image,
+    to_png,
+)
 from ondine_core.preprocessing.media.strip_metadata import strip_metadata
 from ondine_core.types.cell_text import is_blank
 from ondine_core.types.media import Media, MediaError, MediaKind
@@ -37,6 +44,8 @@ from ondine_core.types.media import Media, MediaError, MediaKind
 _DIGEST_BYTES = 16
 _MAX_KNOWN = 200_000
 _MAX_IN_CELL = 100
+_TURNED = 5
+"""From this orientation on, width and height of an image are swapped."""
 _ADDED_BYTES = 64
 """More than the orientation takes that is put back."""
 _URL = re.compile(r"https?://[^\s]+", re.IGNORECASE)
@@ -250,17 +259,23 @@ class MediaReader:
     def _read_pillow(self, image: Any, kind: MediaKind) -> Media:
         if kind != "image":
             raise MediaError("a PIL.Image is not a document")
-        width, height = image.size
-        fitted = self._fit(width, height, getattr(image, "n_frames", 1))
+        if image.mode == "F":
+            raise MediaError("its pixels are decimal numbers (mode F), which no PNG holds; convert it to L or RGB")
+        # A photo of some phones and cameras (MPO) has more pictures than the one that is shown.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        fitted = self._fit(*image.size, frames)
         write = partial(to_png, image)
+        digest = digest_pixels(image, _DIGEST_BYTES)
+        width, height = fitted if find_orientation(image) < _TURNED else fitted[::-1]
         return Media(
             "image",
             "image/png",
-            digest_pixels(image, _DIGEST_BYTES),
-            4 * fitted[0] * fitted[1] + 2**16,
-            *fitted,
+            digest,
+            4 * width * height + 2**16,
+            width,
+            height,
             detail=self.options.detail,
-            load=write if fitted == (width, height) else lambda: shrink_image(write(), "image/png", max(fitted)),
+            load=write if fitted == image.size else lambda: shrink_image(write(), "image/png", max(fitted)),
         )
 
     def _fit(self, width: int, height: int, frames: int) -> tuple[int, int]:

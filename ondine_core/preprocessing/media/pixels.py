@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from hashlib import blake2b
 from io import BytesIO
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 from ondine_core.types.media import MediaError
 
 _QUALITY = 90
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_SIXTEEN_BITS = ("I", "I;16B", "I;16L", "I;16N")
+"""Whole numbers that a conversion to RGB would cut off at 255."""
+_TRANSPARENT = ("PA", "RGBa", "La")
+_ORIENTATION, _UPRIGHT, _MAX_TURNS = 0x0112, 1, 8
 _FORMATS = {"image/jpeg": "JPEG", "image/webp": "WEBP", "image/png": "PNG", "image/gif": "PNG"}
 
 
@@ -20,9 +25,32 @@ def is_pillow_image(value: Any) -> bool:
     return module is not None and isinstance(value, module.Image)
 
 
+def find_orientation(image: Any) -> int:
+    """Which way is up in an image of Pillow's, by its metadata: 1 is upright, 5 and more lie on a side."""
+    with suppress(Exception):  # a parser may raise any error; without metadata an image is upright
+        found = image.getexif().get(_ORIENTATION)
+        if found in range(_UPRIGHT, _MAX_TURNS + 1):
+            return int(found)
+    return _UPRIGHT
+
+
 def digest_pixels(image: Any, digest_size: int) -> str:
-    """A digest of the pixels, which is the same however an image was encoded."""
+    """A digest of the pixels and of which way is up, which is the same however an image was encoded.
+
+    Raises:
+        MediaError: It cannot be decoded.
+    """
+    try:
+        return _digest_pixels(image, digest_size)
+    except Exception as error:  # noqa: BLE001  (a decoder may raise any error; only this row fails)
+        raise MediaError(f"it cannot be decoded ({type(error).__name__})") from None
+
+
+def _digest_pixels(image: Any, digest_size: int) -> str:
     digest = blake2b(f"{image.mode} {image.width}x{image.height}".encode(), digest_size=digest_size)
+    orientation = find_orientation(image)
+    if orientation != _UPRIGHT:
+        digest.update(f"orientation {orientation}".encode())
     palette = image.getpalette() if image.mode == "P" else None
     digest.update(bytes(palette or ()))
     digest.update(repr(image.info.get("transparency")).encode())
@@ -31,9 +59,15 @@ def digest_pixels(image: Any, digest_size: int) -> str:
 
 
 def to_png(image: Any) -> bytes:
-    """An image of Pillow's as a file, without metadata."""
+    """An image of Pillow's as a file, upright and without metadata."""
+    from PIL import ImageOps
+
     written = BytesIO()
-    shown = image if image.mode in _PNG_MODES else image.convert("RGB")
+    shown = image if find_orientation(image) == _UPRIGHT else ImageOps.exif_transpose(image)
+    if shown.mode in _SIXTEEN_BITS:
+        shown = shown.convert("I").convert("I;16")
+    elif shown.mode not in _PNG_MODES:
+        shown = shown.convert("RGBA" if shown.mode in _TRANSPARENT else "RGB")
     shown.save(written, "PNG", exif=b"", pnginfo=None)
     return written.getvalue()
 
