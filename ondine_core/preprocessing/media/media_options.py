@@ -58,8 +58,8 @@ class MediaOptions:
             raise ConfigError(f"media: detail={self.detail!r} is not one of {', '.join(map(repr, get_args(Detail)))}.")
         for name in ("max_side_px", "max_bytes", "max_pixels", "timeout_s"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"media: {name}={value!r} must be more than 0.")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ConfigError(f"media: {name}={value!r} must be a number above 0.")
         if self.pages is not None:
             self.page_range()
 
@@ -69,7 +69,7 @@ class MediaOptions:
         Raises:
             ConfigError: `pages` is not understood.
         """
-        found = _PAGES.fullmatch((self.pages or "1-").replace(" ", ""))
+        found = _PAGES.fullmatch(str(self.pages or "1-").replace(" ", ""))
         first = int(found[1]) if found else 0
         end = first if found is None or found[2] is None else int(found[2] or 0) or None
         if found is None or first < 1 or (end is not None and end < first):

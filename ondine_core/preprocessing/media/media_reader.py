@@ -263,7 +263,7 @@ class MediaReader:
             raise MediaError("its pixels are decimal numbers (mode F), which no PNG holds; convert it to L or RGB")
         # A photo of some phones and cameras (MPO) has more pictures than the one that is shown.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        fitted = self._fit(*image.size, frames)
+        fitted = self._fit(image.width, image.height, frames)
         write = partial(to_png, image)
         digest = digest_pixels(image, _DIGEST_BYTES)
         width, height = fitted if find_orientation(image) < _TURNED else fitted[::-1]
