@@ -591,7 +591,12 @@ def test_text_of_a_document_is_sent_on_request() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"detail": "huge"}, {"pages": "0"}, {"pages": "3-1"}, {"pages": "x"}, {"max_side_px": 0}, {"max_bytes": -1}],
+    [
+        {"detail": "huge"},
+        *({"pages": wrong} for wrong in ("0", "3-1", "x", "", 0)),
+        *({"max_side_px": wrong} for wrong in (0, "768")),
+        {"max_bytes": -1},
+    ],
     ids=str,
 )
 def test_invalid_media_options_are_refused(wrong: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class MediaOptions:
         Raises:
             ConfigError: `pages` is not understood.
         """
-        found = _PAGES.fullmatch(str(self.pages or "1-").replace(" ", ""))
+        found = _PAGES.fullmatch("1-" if self.pages is None else str(self.pages).replace(" ", ""))
         first = int(found[1]) if found else 0
         end = first if found is None or found[2] is None else int(found[2] or 0) or None
         if found is None or first < 1 or (end is not None and end < first):

@@ -78,7 +78,8 @@ def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
         elif places is None:
             yield from ((start, end, number) for start, end in _search(rule, folded))
         else:
-            yield from ((places[start], places[end - 1] + 1, number) for start, end in _search(rule, folded))
+            starts, ends = places
+            yield from ((starts[start], ends[end - 1], number) for start, end in _search(rule, folded))
 
 
 def _most_digits(text: str) -> int:

@@ -66,7 +66,8 @@ _BEFORE_A_VALUE = (
     "password|passwd|passphrase|pwd"
 )
 # Letters that words in Latin, Greek and Cyrillic script are made of; scripts without blanks between words would run on.
-_LETTERS = "A-Za-z\u00c0-\u024f\u0370-\u052f"
+# Marks are letters as well: some systems write an accent behind its letter.
+_LETTERS = "A-Za-z\u00c0-\u024f\u0300-\u052f"
 _IN_NAME = rf"{_LETTERS}0-9_.+-"
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext[.]?|extension|#)[ .:]{0,2}[0-9]{1,6}(?![0-9]))?"
@@ -102,7 +103,7 @@ RULES: tuple[Rule, ...] = (
         hints=("private key-----",),
     ),
     Rule("API_KEY", r"://(?P<value>[^\s/@:<>\[\]]{1,64}:[^\s/@<>\[\]]{1,128})@", hints=("://",)),
-    Rule("IBAN", "(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?:[ -]{0,2}[0-9A-Za-z]){11,31}", iban_length, digits=4),
+    Rule("IBAN", r"(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?:[\s-]{0,2}[0-9A-Za-z]){11,31}", iban_length, digits=4),
     Rule(
         "CREDIT_CARD",
         r"(?<![0-9A-Za-z])(?<!^[0-9][.])(?<![^0-9][0-9][.])(?=[2-6])"
@@ -179,6 +180,6 @@ RULES: tuple[Rule, ...] = (
         hints=_PHONE_HINTS,
     ),
     # A column of phone numbers, with the decimal point that a missing value elsewhere in it brings along.
-    Rule("PHONE", r"\A\s{0,9}(?P<value>1?[2-9][0-9]{9}(?:[.]0)?)\s{0,9}\Z", digits=10),
+    Rule("PHONE", r"\A\s{0,9}(?P<value>(?:1?[2-9][0-9]{9}|0[1-9][0-9]{8,9})(?:[.]0)?)\s{0,9}\Z", digits=10),
 )
 """In order of precedence: where two overlap, the datum is called as by the first."""

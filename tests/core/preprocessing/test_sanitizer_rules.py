@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
@@ -67,11 +68,35 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
         ("a@b.com,c@d.com;e@f.com", [("EMAIL", "a@b.com"), ("EMAIL", "c@d.com"), ("EMAIL", "e@f.com")]),
         ("::ffff:10.0.0.1.", [("IP", "::ffff:10.0.0.1")]),
         ("x" * 300 + "@example.com", [("EMAIL", "x" * 300 + "@example.com")]),
+        ("jose\u0301.li@example.com", [("EMAIL", "jose\u0301.li@example.com")]),
+        ("DE89 3704 0044\r\n0532 0130 00\r\nBank", [("IBAN", "DE89 3704 0044\r\n0532 0130 00")]),
+        ("0612345678", [("PHONE", "0612345678")]),
+        ("07700900123", [("PHONE", "07700900123")]),
     ],
 )
 def test_a_datum_is_found_whole_and_alone(text: str, found: list[tuple[str, str]]) -> None:
     """Its surroundings are not part of it, and of overlapping rules the first names the finding."""
     assert texts(text) == found
+
+
+DATA = {
+    "EMAIL": "jörg@müller.de",
+    "CREDIT_CARD": "4111 1111 1111 1111",
+    "IBAN": "DE89 3704 0044 0532 0130 00",
+    "PHONE": "+44\u00a020\u00a07946\u00a00958",
+    "IP": "192.168.1.1",
+    "SSN": "219-09-9999",
+}
+
+
+@pytest.mark.parametrize("before", ["\n", "\t", "\\", "<", "é: "])
+@pytest.mark.parametrize("name", DATA)
+def test_data_in_json_are_found_whole_and_alone(name: str, before: str) -> None:
+    """Also behind an escape, whose letter is not part of them, and with escapes in them."""
+    written = json.dumps({"note": f"{before}{DATA[name]}\n"})
+    datum = json.dumps(DATA[name])[1:-1]
+    assert texts(written) == [(name, datum)]
+    assert texts(written.replace("<", "\\u003c")) == [(name, datum)]
 
 
 def test_check_digits_are_verified() -> None:
