@@ -55,9 +55,9 @@ def inline(schema: Mapping[str, Json]) -> dict[str, Any]:
 def allowed_values(schema: Mapping[str, Json]) -> tuple[Json, ...] | None:
     """The values that `schema`, an inlined one, allows if they are a closed set of scalars; otherwise `None`."""
     match schema:
-        case {"enum": [*values]}:
+        case {"enum": [*values]} if not any(isinstance(value, list | dict) for value in values):
             return tuple(values)
-        case {"const": value}:
+        case {"const": value} if not isinstance(value, list | dict):
             return (value,)
         case {"anyOf": [*options]}:
             sets = [allowed_values(option) for option in options]

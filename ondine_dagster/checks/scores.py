@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -105,8 +106,16 @@ def score(column: str, labels: Sequence[Any], answers: Sequence[Any], answered: 
     pairs = zip(labels, answers, answered, strict=True)
     return Score(
         column,
-        Counter((as_label(label), as_label(answer) if there else NO_ANSWER) for label, answer, there in pairs),
+        Counter(
+            (as_label(_number_like(label, answer)), as_label(answer) if there else NO_ANSWER)
+            for label, answer, there in pairs
+        ),
     )
+
+
+def _number_like(label: Any, answer: Any) -> Any:
+    """A label of a database's decimal type as a number if the answer is one; an answer that is a decimal is a text."""
+    return float(label) if isinstance(label, Decimal) and isinstance(answer, int | float) else label
 
 
 def shown(label: str) -> str:

@@ -30,6 +30,17 @@ DAYS = dg.DailyPartitionsDefinition("2026-01-01")
 LABELLED = [{"review": "good", "mood": "good"}]
 
 
+def test_an_enum_of_lists_has_no_distribution() -> None:
+    """Its values cannot be counted; a step with such a column failed when all rows were paid."""
+
+    @llm_asset(prompt=PROMPT, output={"pair": {"enum": [["a", "b"], ["c", "d"]]}, "kind": {"const": {"a": 1}}})
+    def pairs() -> pd.DataFrame:
+        return pd.DataFrame({"review": ["good", "bad"]})
+
+    result = dg.materialize([pairs], resources={"llm": ScriptedModel({"": {"pair": ["c", "d"], "kind": {"a": 1}}})})
+    assert list(result.output_for_node("pairs")["pair"]) == ['["c","d"]', '["c","d"]']
+
+
 # -- when the definitions load -------------------------------------------------------------------------------------
 
 

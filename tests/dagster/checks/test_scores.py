@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,9 @@ def test_labels_match_across_types(one: Any, other: Any) -> None:
 def test_labels_that_do_not_match(one: Any, other: Any) -> None:
     """Nothing is converted by guessing."""
     assert as_label(one) != (other if other == NO_ANSWER else as_label(other))
+
+
+def test_decimals_of_a_database_are_compared_as_the_answers_are() -> None:
+    """As numbers with numbers, and as texts with the decimals of an output, which are texts."""
+    labels = [Decimal("0.1"), Decimal("4.00"), Decimal("0.10"), Decimal("0.2")]
+    assert score("price", labels, [0.1, 4, "0.10", 0.1], [True] * 4).accuracy == 0.75
