@@ -38,7 +38,7 @@ def test_an_enum_of_lists_has_no_distribution() -> None:
         return pd.DataFrame({"review": ["good", "bad"]})
 
     result = dg.materialize([pairs], resources={"llm": ScriptedModel({"": {"pair": ["c", "d"], "kind": {"a": 1}}})})
-    assert list(result.output_for_node("pairs")["pair"]) == ['["c","d"]', '["c","d"]']
+    assert list(result.output_for_node("pairs")["pair"]) == ['["c", "d"]', '["c", "d"]']
 
 
 # -- when the definitions load -------------------------------------------------------------------------------------
