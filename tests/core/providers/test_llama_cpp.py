@@ -131,10 +131,18 @@ def test_missing_model_is_an_error(name: str, message: str) -> None:
         connect(ModelSpec(f"llama_cpp/{name}"))
 
 
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"], ids=["empty", "pointer"])
+def test_a_file_that_is_no_model_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """Before the first call."""
+    (tmp_path / "none.gguf").write_bytes(content)
+    with pytest.raises(ConfigError, match="not in the format GGUF"):
+        connect(ModelSpec(f"llama_cpp/{tmp_path}/none.gguf"))
+
+
 def test_broken_weights_are_fatal(tmp_path: Path) -> None:
     """They stop the run and are not retried row by row."""
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"not a model")
+    broken.write_bytes(b"GGUF, but broken off")
     with pytest.raises(FatalError, match=r"broken\.gguf"):
         enrich_sync([{"text": "x"}], prompt=STORY, output="y", model=f"llama_cpp/{broken}", options=Options())
 
