@@ -62,6 +62,8 @@ def find_anthropic_address(spec: ModelSpec) -> str:
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 """A token of RFC 9110, section 5.6.2, in lower case."""
+_OF_EACH_CALL = ("content-length", "transfer-encoding", "x-request-id")
+"""Headers that the client writes itself."""
 
 
 def find_anthropic_key(spec: ModelSpec) -> Mapping[str, str]:
@@ -84,6 +86,8 @@ def plain_headers(spec: ModelSpec) -> Mapping[str, str]:
         raise ConfigError(f"settings: extra_headers={extra!r} is not a mapping of names to values.")
     headers = {"anthropic-version": str(spec.settings.get("api_version") or _API_VERSION)}
     headers |= {str(name).lower(): str(value) for name, value in extra.items()}
+    for name in (*_OF_EACH_CALL, *map(str.lower, find_anthropic_key(spec))):
+        headers.pop(name, None)  # or it would be sent twice
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise ConfigError(f"settings: extra_headers: {name!r} is not the name of a header.")

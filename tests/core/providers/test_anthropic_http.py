@@ -206,6 +206,17 @@ def test_further_header_replaces_one_of_any_case() -> None:
     assert headers["content-type"] == extra["CONTENT-TYPE"]
 
 
+def test_further_header_does_not_replace_those_of_each_call() -> None:
+    """The key, the name of the call and the length of the body are sent once, by the client."""
+    extra = {"X-API-Key": "another", "x-request-id": "mine", "Content-Length": "3", "Transfer-Encoding": "chunked"}
+    _, (request,) = asked(settings={"extra_headers": extra})
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    assert len(headers) == len(request.headers)
+    assert headers["x-api-key"] == KEY
+    assert headers["x-request-id"].startswith("ondine-")
+    assert "transfer-encoding" not in headers
+
+
 @pytest.mark.parametrize(
     ("variable", "header", "value"),
     [("ANTHROPIC_API_KEY", "x-api-key", KEY), ("ANTHROPIC_AUTH_TOKEN", "Authorization", f"Bearer {KEY}")],
