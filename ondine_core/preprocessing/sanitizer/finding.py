@@ -68,18 +68,20 @@ def _blank(text: str, found: Sequence[_Match]) -> str:
 
 
 def _matches(text: str, rules: Iterable[Rule]) -> Iterator[_Match]:
-    folded, places = fold(text)
-    lowered, digits = folded.lower(), _most_digits(folded)
+    readings = [(folded, folded.lower(), _most_digits(folded), places) for folded, places in fold(text)]
     for number, rule in enumerate(rules):
-        if rule.folded and (digits < rule.digits or (rule.hints and not any(map(lowered.__contains__, rule.hints)))):
-            continue
         if not rule.folded:
             yield from ((start, end, number) for start, end in _search(rule, text))
-        elif places is None:
-            yield from ((start, end, number) for start, end in _search(rule, folded))
-        else:
-            starts, ends = places
-            yield from ((starts[start], ends[end - 1], number) for start, end in _search(rule, folded))
+            continue
+        for folded, lowered, digits, places in readings:
+            if digits < rule.digits or (rule.hints and not any(map(lowered.__contains__, rule.hints))):
+                continue
+            found = _search(rule, folded)
+            if places is None:
+                yield from ((start, end, number) for start, end in found)
+            else:
+                starts, ends = places
+                yield from ((starts[start], ends[end - 1], number) for start, end in found)
 
 
 def _most_digits(text: str) -> int:

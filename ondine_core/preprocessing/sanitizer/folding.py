@@ -1,7 +1,8 @@
 r"""Texts as the rules read them: every script's digits, dashes and blanks as ASCII, and nothing that cannot be seen.
 
-A text may be JSON: of its escapes `\u0040` is read as `@`, and the `n` of a line feed is no letter. So a rule is
-written once, in plain ASCII, and finds what a phone, a form or an evasive writer made of a number.
+A text may be JSON: of its escapes `\u0040` is read as `@`, and the `n` of a line feed is no letter. A text that does
+not begin like JSON is read with and without escapes, since `CORP\robert` has none. So a rule is written once, in plain
+ASCII, and finds what a phone, a form or an evasive writer made of a number.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-
 _FULL_WIDTH = range(0xFF01, 0xFF5F)
 """The forms of ASCII's printable characters that are as wide as an ideograph."""
 _ESCAPE = re.compile(r"\\(?:\\|[bfnrt]|u([0-9A-Fa-f]{4}))")
+_JSON = re.compile(r'\s*(?:[{"]|\[\s*[\[{"])')
 
 Places: TypeAlias = tuple[list[int], list[int]]
 
 
-def fold(text: str) -> tuple[str, Places | None]:
-    """`text` for matching, and where in `text` each of its characters starts and ends (`None`: at the same place)."""
-    is_escaped = "\\" in text and _ESCAPE.search(text) is not None
-    if text.isascii() and not is_escaped:
-        return text, None
-    places: Places | None = None
-    if is_escaped:
-        text, places = _unescape(text)
+def fold(text: str) -> list[tuple[str, Places | None]]:
+    """The readings of `text` for matching, and where in `text` their characters start and end (`None`: the same)."""
+    if "\\" not in text or _ESCAPE.search(text) is None:
+        return [_fold(text, None)]
+    with_escapes = _fold(*_unescape(text))
+    return [with_escapes] if _JSON.match(text) else [with_escapes, _fold(text, None)]
+
+
+def _fold(text: str, places: Places | None) -> tuple[str, Places | None]:
+    if text.isascii():
+        return text, places
     folded = text.translate(_TABLE)
     if _UNSEEN.search(folded):
         seen = [place for place, character in enumerate(folded) if not _UNSEEN.match(character)]

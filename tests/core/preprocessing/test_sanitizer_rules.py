@@ -72,6 +72,8 @@ def test_the_guide_has_the_figures_of_the_corpus() -> None:
         ("DE89 3704 0044\r\n0532 0130 00\r\nBank", [("IBAN", "DE89 3704 0044\r\n0532 0130 00")]),
         ("0612345678", [("PHONE", "0612345678")]),
         ("07700900123", [("PHONE", "07700900123")]),
+        (r"from CORP\robert@example.com", [("EMAIL", "robert@example.com")]),
+        (r"one line\n4111 1111 1111 1111", [("CREDIT_CARD", "4111 1111 1111 1111")]),
     ],
 )
 def test_a_datum_is_found_whole_and_alone(text: str, found: list[tuple[str, str]]) -> None:
