@@ -27,7 +27,7 @@ def progress_bar(
     """
     stream = sys.stderr if stream is None else stream
     notebook = _is_jupyter() if in_jupyter is None else in_jupyter
-    if not (notebook or _is_terminal(stream) if wanted is None else wanted):
+    if stream is None or not (notebook or _is_terminal(stream) if wanted is None else wanted):  # None: it is closed
         yield lambda _: None
         return
     bar: Any = None

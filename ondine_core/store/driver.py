@@ -20,6 +20,8 @@ _LIVENESS = {
     "tcp_user_timeout": "20000",
 }
 """A server that vanished without a word is noticed within half a minute; the URL may say otherwise."""
+_ENCODING = {"client_encoding": "UTF8"}
+"""Whatever the server has for this user, or the environment says: names would not be read, or could not be written."""
 
 _ON_ITS_WAY = re.compile(
     "starting up|shutting down|recovery mode|not yet accepting|too many|slots are reserved"
@@ -32,7 +34,9 @@ _ON_ITS_WAY = re.compile(
 
 _TRY_LATER = ("08", "57P", "53300")
 """The connection failed, the server is on its way down or up, all connections are taken."""
-_REFUSED_FOR_GOOD = re.compile("statement pooling|unsupported startup parameter|no such (?:user|database)")
+_REFUSED_FOR_GOOD = re.compile(
+    "statement pooling|unsupported startup parameter|no such (?:user|database)|not support SSL"
+)
 
 _UNREACHABLE = "Check that the server runs and that host, user and password are right; what was stored before is safe."
 _GONE = (
@@ -110,7 +114,7 @@ def parse(address: str) -> tuple[dict[str, Any], str]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        settings = _LIVENESS | conninfo_to_dict(_drop_other_clients(address))
+        settings = _LIVENESS | conninfo_to_dict(_drop_other_clients(address)) | _ENCODING
     except (ProgrammingError, UnicodeError):
         settings = {}
     host, port = settings.get("host") or settings.get("hostaddr") or "localhost", str(settings.get("port", "5432"))

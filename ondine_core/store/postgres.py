@@ -242,6 +242,12 @@ class PostgresDatabase:
                 raise StoreError(
                     f"The database {self.location!r} is encoded as {encoding!r}; name one encoded as UTF8."
                 )
+            # The driver would write each backslash of a list twice, and no key would be found.
+            if connection.info.parameter_status("standard_conforming_strings") == "off":
+                raise StoreError(
+                    f"The database {self.location!r} has standard_conforming_strings off; set it to on for this user "
+                    "(ALTER ROLE ... SET standard_conforming_strings = on), which does not change it for others."
+                )
         except BaseException:
             connection.close()
             raise

@@ -7,6 +7,9 @@ import datetime as dt
 import io
 import os
 import pty
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -256,3 +259,15 @@ def test_pseudo_terminal_counts_as_a_terminal() -> None:
             shown += some
     os.close(reader)
     assert b"5/10 rows" in shown
+
+
+def test_run_without_standard_error_has_no_bar() -> None:
+    """Where it is closed, as under some service managers, a bar that is requested is not drawn."""
+    program = """
+from ondine_core import Options, ScriptedModel, enrich_sync
+model, options = ScriptedModel({"": {"a": "x"}}), Options(store=":memory:", progress_bar=True)
+print(enrich_sync({"t": ["1"]}, prompt="{t}", output={"a": str}, model=model, options=options).column("a"))
+"""
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} 2>&-"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, timeout=60)  # noqa: S602
+    assert ended.stdout == "['x']\n"

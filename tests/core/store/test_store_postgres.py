@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from ondine_core.errors import ConfigError, OndineError, StoreError
 from ondine_core.store import Store, open_store
 from ondine_core.store.postgres import PostgresDatabase
 from ondine_core.store.schema import migrate
-from ondine_core.types.ledger import CallFinished, RunStarted
+from ondine_core.types.ledger import CallFinished, Origin, RunStarted
 from ondine_core.types.protocols import Numbers
 from ondine_core.types.values import Answer, Usage
 from tests.support.latency import LatencyProxy, latency_proxy
@@ -397,6 +398,32 @@ def test_foreign_or_newer_schema_is_refused(spoil: list[str], hint: str, url: st
         server().execute(statement, url)
     with pytest.raises(StoreError, match=hint):
         Store(url)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_encoding_of_the_session_does_not_matter(encoding: str, url: str) -> None:
+    """Where the database has another one for its clients, all texts are written and read as they are."""
+    server().execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET client_encoding = '{encoding}'")
+    sent = call_to(key_of(1), origin=Origin("r\u6f22", "\u6f22"))
+    for _ in range(2):
+        with open_store(url) as store:
+            asyncio.run(store.send(sent))
+            assert asyncio.run(store.audit("r\u6f22")).unknown.calls == 1
+
+
+def test_database_that_escapes_backslashes_is_refused(url: str) -> None:
+    """The driver would write keys that are never found again, and each row would be asked for ever."""
+    server().execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET standard_conforming_strings = off")
+    with pytest.raises(StoreError, match=r"standard_conforming_strings off; set it to on for this user"):
+        Store(url)
+
+
+def test_server_without_ssl_is_refused_at_once(url: str) -> None:
+    """If the address requires it; waiting would not help."""
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="does not support SSL"):
+        Store(f"{url}?sslmode=require")
+    assert time.monotonic() - began < 10
 
 
 def test_database_in_another_encoding_is_refused(url: str) -> None:
