@@ -126,7 +126,9 @@ def proxy_for(url: str) -> str | None:
         ConfigError: It is no HTTP proxy.
     """
     parts = urlsplit(url)
-    if parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.netloc):
+    host = parts.hostname or ""
+    # NO_PROXY may name a port, or an IPv6 address without brackets.
+    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.netloc) or proxy_bypass(host):
         return None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")

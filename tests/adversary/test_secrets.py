@@ -10,6 +10,7 @@ import pytest
 
 from ondine_core import ConfigError, FatalError, ModelSpec, ProviderError, TransientError
 from ondine_core.providers import connect
+from ondine_core.providers.http_client import proxy_for
 from tests.support.asking import one_call, one_call_to
 from tests.support.raw_server import Connection, RawServer
 
@@ -79,6 +80,15 @@ def test_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match="speaks 'socks5', which is not supported; set HTTPS_PROXY") as refused:
         connect(SPECS["compatible"])
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["fd00::1", "[fd00::1]", "[fd00::1]:8000"])
+def test_no_proxy_may_name_an_ipv6_address(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the brackets that it has in a URL."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", name)
+    assert proxy_for("http://[fd00::1]:8000/v1") is None
+    assert proxy_for("http://[fd00::2]:8000/v1") == "http://127.0.0.1:9"
 
 
 def test_no_proxy_may_name_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
