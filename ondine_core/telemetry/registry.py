@@ -68,6 +68,8 @@ def check_observers(specs: Sequence[ObserverSpec]) -> None:
             _factory_of(spec)
         elif not callable(spec):
             raise ConfigError(f"observers: a {type(spec).__name__} is not a name, a mapping or a function of an event.")
+        elif inspect.iscoroutinefunction(spec) or inspect.iscoroutinefunction(type(spec).__call__):
+            raise ConfigError(f"observers: {spec!r} is asynchronous, so it would never run; write it with plain def.")
 
 
 def open_observers(specs: Sequence[ObserverSpec]) -> list[Opened]:
@@ -109,7 +111,10 @@ def _with_declared_limits(opened: Opened) -> Opened:
                 f"observers: wants={wants!r} of {opened.name!r} must be a set of event types, or None for all."
             )
         wants = frozenset(wants)
-    return replace(opened, wants=wants, content=bool(getattr(observe, "content", False)), calls_per_second=rate)
+    content = getattr(observe, "content", False)
+    if not isinstance(content, bool):  # a text such as "no" would turn it on
+        raise ConfigError(f"observers: content={content!r} of {opened.name!r} must be true or false.")
+    return replace(opened, wants=wants, content=content, calls_per_second=rate)
 
 
 def _factory_of(spec: str | Mapping[str, Any]) -> tuple[str, Callable[..., Observer], dict[str, Any]]:

@@ -560,6 +560,7 @@ def test_observer_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mo
         (({"level": "debug"},), "lacks a name"),
         ((3,), "a int is not a name"),
         ("logging", "must be a sequence"),
+        ((asyncio.sleep,), "is asynchronous"),
     ],
 )
 def test_unknown_observer_is_a_config_error(observers: Any, message: str) -> None:
@@ -574,6 +575,7 @@ def test_unknown_observer_is_a_config_error(observers: Any, message: str) -> Non
         (None, "no such place"),
         ({"calls_per_second": "10"}, "calls_per_second='10' of 'second' must be 0 or a positive number"),
         ({"calls_per_second": -1.0}, "must be 0 or a positive number"),
+        ({"content": "no"}, "content='no' of 'second' must be true or false"),
         ({"wants": RunEnded}, "must be a set of event types"),
         ({"wants": {"RunEnded"}}, "must be a set of event types"),
     ],
