@@ -90,8 +90,14 @@ class Policy:
         for name in ("tier_wait_timeout_s", "batch_wait_s"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, 0 or more.")
+        self._check_switches()
         if self.max_repairs < 0:
             raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
+
+    def _check_switches(self) -> None:
+        for name in ("keep_replies", "tier_fallback", "cancel_on_terminate"):
+            if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False.")
 
     def retries(self, reason: str) -> bool:
         """Whether a row that failed for `reason` in an earlier run is asked again."""

@@ -596,6 +596,7 @@ def test_text_of_a_document_is_sent_on_request() -> None:
         *({"pages": wrong} for wrong in ("0", "3-1", "x", "", 0)),
         *({"max_side_px": wrong} for wrong in (0, "768")),
         {"max_bytes": -1},
+        *({switch: "no"} for switch in ("keep_metadata", "allow_private", "fetch", "as_text", "check_model")),
     ],
     ids=str,
 )

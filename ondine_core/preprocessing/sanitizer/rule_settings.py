@@ -59,6 +59,8 @@ class Sanitizer:
             valid = ", ".join(repr(name.lower()) for name in RULE_NAMES)
             raise ConfigError(f"There is no rule {unknown[0]!r}; those are {valid}. Write your own with patterns=.")
         wanted = {name.upper() for name in names}
+        if not isinstance(self.patterns, Mapping):
+            raise ConfigError(r"patterns= is a mapping of names to patterns, as in {'CUSTOMER': r'\bC-\d{6}\b'}.")
         own = [_user_rule(name, pattern) for name, pattern in self.patterns.items()]
         if not wanted and not own:
             raise ConfigError("The sanitizer has no rules; leave rules= out for all of them, or sanitize= for none.")

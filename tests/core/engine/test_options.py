@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ondine_core import ConfigError, Options
+from ondine_core import ConfigError, Options, Policy
 from ondine_core.store import open_store
 
 
@@ -28,3 +28,10 @@ def test_invalid_durability_is_refused(durability: Any) -> None:
     """The message lists the valid values."""
     with pytest.raises(ConfigError, match="must be 'process' or 'power'"):
         Options(durability=durability)
+
+
+@pytest.mark.parametrize("switch", ["keep_replies", "tier_fallback", "cancel_on_terminate"])
+def test_a_switch_is_no_text(switch: str) -> None:
+    """Such as one from a variable: "false" would turn it on."""
+    with pytest.raises(ConfigError, match=f"{switch}='false' must be True or False"):
+        Policy(**{switch: "false"})  # type: ignore[arg-type]

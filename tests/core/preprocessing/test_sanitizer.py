@@ -217,6 +217,7 @@ def test_pattern_that_matches_its_own_mark_is_applied_once() -> None:
         ({"patterns": {"X": "("}}, "The pattern of 'X' is not a regular expression"),
         ({"patterns": {"X": "a*"}}, "The pattern of 'X' matches the empty text"),
         ({"patterns": {"X": b"a"}}, "write it as a text"),
+        ({"patterns": ["C-[0-9]{6}"]}, "is a mapping of names to patterns"),
         ({"patterns": {"X": 5}}, "The pattern of 'X' is not a regular expression"),
         (7, "sanitize=7; give a mode, a Sanitizer, or a mapping"),
     ],
