@@ -71,6 +71,10 @@ class Interpreter:
         kept = kept_reply(reply.text, self.task)
         return result._replace(replies=tuple((key, kept) for key, _ in result.failures))
 
+    def halve(self, batch: Batch, failure: Failure, usd: Decimal | None) -> BatchResult:
+        """That `batch` is asked again in halves, after calls that cost `usd`; a prompt that is alone has failed."""
+        return self._charge(batch, shrink(batch, failure, self.policy.max_repairs), usd)
+
     def fail(self, batch: Batch, failure: Failure, usd: Decimal | None = Decimal(0)) -> BatchResult:
         """That all prompts of `batch` have failed, after a call that cost each of them `usd`."""
         return BatchResult(

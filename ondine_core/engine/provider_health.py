@@ -19,6 +19,9 @@ _FIRST_OUTAGE_S = 30.0
 _MAX_LOST_BATCHES = 10
 """Different batches that lose their calls in a row; more of them are not a few rows that the server cannot bear."""
 
+_MAX_HALVINGS = 7
+"""Halvings that find one row among a hundred."""
+
 _MAX_UNCLEAR, _MAX_OF_ROWS = 20, 100
 """Refusals in a row that are alike: for no stated reason, and for the content of rows, which may be sorted by it."""
 
@@ -85,6 +88,18 @@ class ProviderHealth:
         self._unreachable_in_a_row += 1
         if self._unreachable_in_a_row >= max_in_a_row:
             self._run.stop.stop(error)
+
+    def should_halve(self, keys: tuple[Key, ...]) -> bool:
+        """Whether a batch of these prompts that was given up is to be asked in halves.
+
+        So it is if it may hold a row that the server cannot bear, and not if no call is answered at all.
+        """
+        since = self._limits.closed_since
+        is_long = since is not None and self._run.clock.elapsed() - since >= self._run.policy.retry.max_outage_s
+        if len(keys) == 1 or self._unreachable_in_a_row > _MAX_HALVINGS or (is_long and not self._answered):
+            return False
+        self._failing.discard(keys)  # its halves take its place
+        return True
 
     # -- what is at fault ------------------------------------------------------------------------------------------
 

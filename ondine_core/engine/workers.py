@@ -242,10 +242,13 @@ class Asker:
             await self._caller.end(pending)
 
     def _give_up(self, batch: Batch, error: TransientError) -> BatchResult:
-        """Fail the prompts of a batch after its last attempt."""
+        """Halve a batch after its last attempt if it may be due to one of its rows; otherwise its prompts fail."""
         self._health.note_unreachable(error, max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP))
         failure = Failure("unreachable", self._run.policy.retry.explain(error))
-        return self._run.interpreter.fail(batch, failure, None if error.times_lost else Decimal(0))
+        usd = None if error.times_lost else Decimal(0)
+        if self._health.should_halve(tuple([item.key for item in batch.items])):
+            return self._run.interpreter.halve(batch, failure, usd)
+        return self._run.interpreter.fail(batch, failure, usd)
 
     async def _sleep(self, seconds: float) -> None:
         with self._run.stop.interruptible():

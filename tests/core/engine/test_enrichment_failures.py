@@ -142,6 +142,18 @@ def test_unreachable_rows_fail_with_the_reason() -> None:
     assert "tried 3 times" in report.errors()[3]
 
 
+@pytest.mark.parametrize(
+    ("fault", "rows", "max_outage_s"), [(status(500), 30, 0.5), (cut, 5, 10.0), (cut, 30, 10.0), (garbage, 30, 10.0)]
+)
+def test_row_that_the_server_cannot_bear_costs_its_batch_nothing(fault: Fault, rows: int, max_outage_s: float) -> None:
+    """A batch whose calls all fail is halved down to the row that makes them fail; its neighbours are answered."""
+    retry = RetryPolicy(max_attempts=3, max_lost=3, first_wait_s=0.001, max_wait_s=0.01, max_outage_s=max_outage_s)
+    with Provider(echo_each, fault=matching("row 3", fault)) as provider:
+        report = ask(provider, texts(rows), options(retry=retry, batch_size=5))
+    assert [row for row, reason in enumerate(report.errors()) if reason] == [3]
+    assert "unreachable" in report.errors()[3]
+
+
 def test_lasting_outage_ends_the_run() -> None:
     """A provider that answers no call is probed by a few calls; then the run ends instead of trying every row."""
     retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_outage_s=1.0)
