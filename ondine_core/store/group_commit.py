@@ -174,6 +174,8 @@ class Store:
         """On an event loop: write what has gathered on it, or have it written."""
         with self._lock:
             group = self._gathered.pop(loop, [])
+            if not group:  # it was passed on when the store was closed
+                return
             outcomes = self._write_at_once([work for work, _ in group if not callable(work)])
             if outcomes is None:
                 self._pass_on(group)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -298,6 +299,29 @@ def test_close_writes_pending_answers(place: str) -> None:
         store.close()
         with pytest.raises(StoreError, match="closed"):
             await store.get([key_of(1)])
+
+    asyncio.run(main())
+    assert keys_in(place) == {key_of(1)}
+
+
+def test_another_thread_may_close_a_store_in_use(place: str) -> None:
+    """Writes that wait for the event loop's next turn are carried out before the store ends, and it does end."""
+
+    async def main() -> None:
+        store, is_free = Store(place), threading.Event()
+        reading = asyncio.ensure_future(store.read(lambda _: is_free.wait(10)))
+        await asyncio.sleep(0)
+        finished = CallFinished(call_to(key_of(1)), "answered", answers=((key_of(1), ANSWER),))
+        settling = asyncio.create_task(store.settle(finished))
+        await asyncio.sleep(0)
+        closing = threading.Thread(target=store.close, daemon=True)
+        closing.start()
+        time.sleep(0.1)  # noqa: ASYNC251  (the event loop comes to the write after that)
+        await asyncio.sleep(0)
+        is_free.set()
+        await asyncio.gather(reading, settling)
+        closing.join(10)
+        assert not closing.is_alive()
 
     asyncio.run(main())
     assert keys_in(place) == {key_of(1)}
