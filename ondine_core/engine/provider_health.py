@@ -89,11 +89,13 @@ class ProviderHealth:
         if self._unreachable_in_a_row >= max_in_a_row:
             self._run.stop.stop(error)
 
-    def should_halve(self, keys: tuple[Key, ...]) -> bool:
-        """Whether a batch of these prompts that was given up is to be asked in halves.
+    def should_halve(self, keys: tuple[Key, ...], error: TransientError) -> bool:
+        """Whether a batch of these prompts that was given up with `error` is to be asked in halves.
 
         So it is if it may hold a row that the server cannot bear, and not if no call is answered at all.
         """
+        if (error.retry_after_s or 0.0) > self._run.policy.retry.max_retry_after_s:
+            return False
         since = self._limits.closed_since
         is_long = since is not None and self._run.clock.elapsed() - since >= self._run.policy.retry.max_outage_s
         if len(keys) == 1 or self._unreachable_in_a_row > _MAX_HALVINGS or (is_long and not self._answered):

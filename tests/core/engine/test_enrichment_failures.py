@@ -154,6 +154,15 @@ def test_row_that_the_server_cannot_bear_costs_its_batch_nothing(fault: Fault, r
     assert "unreachable" in report.errors()[3]
 
 
+def test_batch_that_is_to_wait_for_too_long_is_not_halved() -> None:
+    """Its halves would be told the same."""
+    wait = status(503, headers={"Retry-After": "3600"})
+    with Provider(echo_each, fault=matching("row 3", wait)) as provider:
+        report = ask(provider, texts(10), options(batch_size=5))
+    assert [row for row, reason in enumerate(report.errors()) if reason] == [0, 1, 2, 3, 4]
+    assert len(provider.ledger.requests) == 2
+
+
 def test_lasting_outage_ends_the_run() -> None:
     """A provider that answers no call is probed by a few calls; then the run ends instead of trying every row."""
     retry = RetryPolicy(max_attempts=2, first_wait_s=0.001, max_outage_s=1.0)
