@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
@@ -67,22 +67,46 @@ def _strip_media_filter(piece: Any) -> Any:
 
 
 def _media_columns(tree: Any) -> dict[str, MediaKind]:
-    """The names that a Jinja2 template takes as images or documents: by the filter itself, or in a loop over them."""
+    """The names that a Jinja2 template takes as images or documents, by the filter itself or by another name for them.
+
+    Raises:
+        ConfigError: It takes as one what is no column.
+    """
     used = [
-        (name.name, found.name)
+        (name, found.name)
         for found in tree.find_all(nodes.Filter)
         if found.name in MEDIA_KINDS and found.node is not None
-        for name in (found.node, *found.node.find_all(nodes.Name))
-        if isinstance(name, nodes.Name)
+        for name in _names_in(found.node)
     ]
-    kinds = find_media_columns(used)
-    for loop in tree.find_all(nodes.For):
-        targets = {loop.target, *loop.target.find_all(nodes.Name)}
-        for target in [one.name for one in targets if isinstance(one, nodes.Name) and one.name in kinds]:
-            names = (loop.iter, *loop.iter.find_all(nodes.Name))
-            used += [(name.name, kinds[target]) for name in names if isinstance(name, nodes.Name)]
-            used = [(name, kind) for name, kind in used if name != target]
-    return find_media_columns(used)
+    # The inner and later ones first, since they may be of the others.
+    for target, value in reversed(list(_bindings(tree))):
+        kinds = find_media_columns(used)
+        for name in [name for name in _names_in(target) if name in kinds]:
+            used = [(other, kind) for other, kind in used if other != name]
+            used += [(other, kinds[name]) for other in _names_in(value)]
+    kinds, columns = find_media_columns(used), meta.find_undeclared_variables(tree)
+    for name in kinds:
+        if name not in columns:
+            raise ConfigError(
+                f"The Jinja2 prompt takes {name!r} as {kinds[name]}, which is no column; apply the filter to a column, "
+                "or to a name that a loop or 'set' gives to one."
+            )
+    return kinds
+
+
+def _bindings(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Where a template gives names to values: the names, and the expression with the values."""
+    for node in tree.find_all((nodes.For, nodes.Assign, nodes.With)):
+        if isinstance(node, nodes.For):
+            yield node.target, node.iter
+        elif isinstance(node, nodes.Assign):
+            yield node.target, node.node
+        else:
+            yield from zip(node.targets, node.values, strict=True)
+
+
+def _names_in(node: Any) -> list[str]:
+    return [name.name for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)]
 
 
 def _names_read_always(node: Any) -> set[str]:

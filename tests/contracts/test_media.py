@@ -187,6 +187,32 @@ def test_jinja2_shows_images_by_a_filter() -> None:
     assert prompts == [f"{name_of(a)}1: {name_of(b)} 2: {name_of(c)} ", f"1: {name_of(c)} "]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set shown = photos[1] %}{{ shown | image }}",
+        "{% set photos = photos[1] %}{{ photos | image }}",
+        "{% with shown = photos[1] %}{{ shown | image }}{% endwith %}",
+        "{% for photo in photos[1:] %}{% set shown = photo %}{{ shown | image }}{% endfor %}",
+        "{{ photos[1] | image }}",
+    ],
+)
+def test_jinja2_may_give_images_another_name(template: str) -> None:
+    """The column is the one that the name is for."""
+    with WIRE.provider(look) as provider:
+        ask({"photos": [[picture(1), picture(2)]]}, provider, Prompt(f"Colour?\n{template}", syntax="jinja2"))
+        assert [media.content for media in seen(provider)] == [picture(2)]
+
+
+def test_jinja2_takes_only_columns_as_images() -> None:
+    """A name that is none was an error of Python's when the run began."""
+    with pytest.raises(ConfigError, match="takes 'one' as image, which is no column"):
+        failures(
+            {"photo": [picture()]},
+            Prompt("{% macro show(one) %}{{ one | image }}{% endmacro %}{{ show(photo) }}", syntax="jinja2"),
+        )
+
+
 def test_plain_jinja2_template_is_sent_once_for_all_rows() -> None:
     """`{{ photo | image }}` is hoisted like `{photo:image}`."""
     task = compile_task(Prompt("See {{ photo | image }} ok", syntax="jinja2"), "a", ModelSpec("test/x"))

@@ -67,6 +67,9 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.items)
 
+    def __getitem__(self, index: int) -> Media:
+        return self.items[index]
+
     def __str__(self) -> str:
         return " ".join(map(str, self.items))
 
