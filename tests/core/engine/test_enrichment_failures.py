@@ -155,7 +155,7 @@ def test_row_that_the_server_cannot_bear_costs_its_batch_nothing(fault: Fault, r
 
 
 def test_batch_that_is_to_wait_for_too_long_is_not_halved() -> None:
-    """Its halves would be told the same."""
+    """Its halves would get the same reply."""
     wait = status(503, headers={"Retry-After": "3600"})
     with Provider(echo_each, fault=matching("row 3", wait)) as provider:
         report = ask(provider, texts(10), options(batch_size=5))
