@@ -79,7 +79,9 @@ def _show_costs(arguments: Sequence[str]) -> int:
 
 
 def _write(text: str) -> int:
-    """Write `text` to standard output; returns the exit code."""
+    """Write `text` to standard output, unless that is closed; returns the exit code."""
+    if sys.stdout is None:
+        return 0
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

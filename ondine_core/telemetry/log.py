@@ -60,7 +60,8 @@ def open_log(
     Raises:
         ConfigError: An option is not one of these.
     """
-    for name, value, valid in (("level", level, get_args(Level)), ("form", form or "json", get_args(Form))):
+    given = "json" if form is None else form
+    for name, value, valid in (("level", level, get_args(Level)), ("form", given, get_args(Form))):
         if value not in valid:
             raise ConfigError(f"observers: {name}={value!r} of 'logging'; valid are {', '.join(map(repr, valid))}.")
     return _Log(_make_logger(level, form, logger), level, every_s)

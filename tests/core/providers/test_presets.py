@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -398,7 +399,7 @@ def test_invalid_workload_is_an_error(wrong: list[str], capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["cost"]])
 def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
-    """A full disk is an error; a reader that left, such as `head`, is none."""
+    """A full disk is an error; a reader that left, such as `head`, or an output that is closed is none."""
     command = [sys.executable, "-m", "ondine_core.presets", *arguments]
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
@@ -408,4 +409,7 @@ def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None
     os.close(reader)
     with os.fdopen(writer, "wb") as left:
         result = subprocess.run(command, check=False, stdout=left, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    closed = f"exec {shlex.join(command)} >&-"
+    result = subprocess.run(closed, shell=True, check=False, stderr=subprocess.PIPE, text=True, timeout=60)  # noqa: S602
     assert (result.returncode, result.stderr) == (0, "")

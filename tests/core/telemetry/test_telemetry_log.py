@@ -94,7 +94,7 @@ def test_lines_can_be_sent_to_a_logger() -> None:
     assert "rows=2" in seen[0][1]
 
 
-@pytest.mark.parametrize("options_", [{"level": "loud"}, {"form": "xml"}])
+@pytest.mark.parametrize("options_", [{"level": "loud"}, {"form": "xml"}, {"form": ""}])
 def test_wrong_options_are_errors(options_: dict[str, str]) -> None:
     """They name what is valid."""
     with pytest.raises(ConfigError, match="valid are"):
