@@ -55,8 +55,10 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
             started.wait()
             with suppress(RuntimeError):  # the loop may have closed this very moment
                 cancel[0]()
-            worker.join(_CLEAN_UP_S)
         raise
+    finally:
+        # Also after the result: a process that forks next must not copy a thread that is still closing its loop.
+        worker.join(_CLEAN_UP_S)
 
 
 _TICK_S = 0.25

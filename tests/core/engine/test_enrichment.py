@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -270,3 +271,12 @@ def test_scripted_models_of_different_names_share_no_answers(tmp_path: Path) -> 
         ["two"],
         ["one"],
     ]
+
+
+def test_no_thread_is_left_when_a_run_returns() -> None:
+    """A process that forks next, as `multiprocessing` does, does not copy a thread that holds locks."""
+    before = threading.enumerate()
+    for number in range(50):
+        model = ScriptedModel({"": {"answer": "x"}})
+        enrich_sync({"text": [f"{number}"]}, prompt="{text}", output={"answer": str}, model=model)
+        assert threading.enumerate() == before
