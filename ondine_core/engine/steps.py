@@ -184,6 +184,10 @@ def read_answer(reply: Reply, max_output_tokens: int | None, asked: str) -> str 
     if ending == "tool":
         return Failure("invalid", f"the model called a tool instead of answering (finish_reason {reason!r})")
     if ending != "whole":
+        if ending_of(reason, unknown="whole") == "whole":
+            return Failure(
+                "truncated", f"the reply ended for an unknown reason (finish_reason {reason!r}): it may be cut"
+            )
         bound = f"at max_output_tokens={max_output_tokens}" if max_output_tokens else "by the provider"
         said = "" if reason == "length" else f" (finish_reason {reason!r})"
         if _was_thinking(reply, asked):

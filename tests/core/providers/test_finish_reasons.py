@@ -99,6 +99,16 @@ def test_upstream_finish_reason_takes_precedence(choice: dict[str, Any], kept: b
     assert (report.column("summary") == [HALF]) is kept
 
 
+def test_unknown_finish_reason_is_not_taken_for_the_bound_on_output() -> None:
+    """The failure has the server's word and no advice that does not help."""
+    altered = Altered(choice={"finish_reason": "an_unknown_reason"})
+    with Provider(lambda _: HALF, fault=lambda _: altered) as provider:
+        (error,) = enriched(provider, ["a"]).errors()
+    assert (
+        error == "truncated: the reply ended for an unknown reason (finish_reason 'an_unknown_reason'): it may be cut"
+    )
+
+
 def test_missing_finish_reason_field_means_whole() -> None:
     """A server without the field says nothing about the reply."""
     body = {"choices": [{"message": {"content": "hello"}}]}
