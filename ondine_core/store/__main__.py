@@ -72,7 +72,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         except ConfigError as error:
             parser.error(f"name the STORE before {arguments[0]!r}, or set ONDINE_STORE; {error}")
         arguments = [path_or_url, *arguments]
-    elif arguments and arguments[0].startswith("@"):
+    if arguments and arguments[0].startswith("@"):
         try:
             arguments[0] = Path(arguments[0][1:]).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

@@ -298,8 +298,12 @@ def test_export_as_csv_into_a_file(run: Command, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_store_may_be_named_by_the_environment(place: str) -> None:
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_store_may_be_named_by_the_environment(in_a_file: bool, place: str, tmp_path: Path) -> None:
     """With ONDINE_STORE a password need not be on the command line."""
+    if in_a_file:
+        (tmp_path / "store.url").write_text(f"{place}\n", encoding="utf-8")
+        place = f"@{tmp_path / 'store.url'}"
     result = subprocess.run(
         [sys.executable, "-m", "ondine_core.store", "audit", "run-new"],
         capture_output=True,
