@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 
 from ondine_core.engine.cached_prefix import CachedPrefixes
@@ -148,7 +148,9 @@ class Caller:
         self._health.note_reply()
         if self._prefixes and pending.call.cache_prefix:
             self._prefixes.answered(prefix_of(pending.call))
-        pending.charge = charge_call(tracker, sent, reply, pending.usage, pending.call.tier)
+        pending.charge = charge_call(
+            partial(tracker.answered, sent.stage), sent, reply, pending.usage, pending.call.tier
+        )
         usd, bound_usd = pending.charge.usd, sent.at_most_usd
         if usd is not None and bound_usd is not None and usd > bound_usd:
             tracker.exceeded(pending.call, usd)

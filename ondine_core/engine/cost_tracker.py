@@ -86,6 +86,22 @@ class CostTracker:
         self._unknown += 1
         self._unknown_usd = add_usd(self._unknown_usd, bound_usd)
 
+    def charge(
+        self,
+        usage: Usage,
+        *,
+        stated_usd: Decimal | None = None,
+        bound_usd: Decimal | None = None,
+        tier: Tier | None = "standard",
+    ) -> Charge:
+        """What a request that was billed is charged; the arguments are those of `answered`."""
+        # Call by call: what a token costs may depend on how long its prompt was.
+        price = self._tier_prices.get(tier) if tier else None
+        charge = decide_charge(usage, stated_usd, price, bound_usd)
+        if charge.usd is None and price is None and self._tier_prices:
+            charge = self._charge_dearest(usage, bound_usd)
+        return charge
+
     def answered(
         self,
         stage: CallReason,
@@ -105,11 +121,8 @@ class CostTracker:
             tier: The price tier at which it was answered, `None` for one that is not known.
         """
         self._answered += 1
-        # Call by call: what a token costs may depend on how long its prompt was.
+        charge = self.charge(usage, stated_usd=stated_usd, bound_usd=bound_usd, tier=tier)
         price = self._tier_prices.get(tier) if tier else None
-        charge = decide_charge(usage, stated_usd, price, bound_usd)
-        if charge.usd is None and price is None and self._tier_prices:
-            charge = self._charge_dearest(usage, bound_usd)
         is_cached = usage.cached_input_tokens or usage.cache_write_tokens
         if is_cached and price is not None and stated_usd is None and usage.is_complete:
             uncached = replace(usage, cached_input_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 
-from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.interpreting import BatchResult
 from ondine_core.engine.run_context import RunContext
 from ondine_core.errors import RefusedError
@@ -18,12 +18,16 @@ NOTHING = Charge(Decimal(0))
 
 
 def charge_call(
-    tracker: CostTracker, sent: CallStarted, reply: Reply | RefusedError | None, usage: Usage | None, tier: Tier
+    charge: Callable[..., Charge],
+    sent: CallStarted,
+    reply: Reply | RefusedError | None,
+    usage: Usage | None,
+    tier: Tier,
 ) -> Charge:
     """What a call is charged.
 
     Args:
-        tracker: Adds it up.
+        charge: `CostTracker.charge`, or `answered` for the stage of the call, which also counts it.
         sent: The call.
         reply: The model's reply; `None` if it was not received.
         usage: The tokens that were billed; `None` for none.
@@ -31,8 +35,7 @@ def charge_call(
     """
     if usage is None:
         return NOTHING
-    return tracker.answered(
-        sent.stage,
+    return charge(
         usage,
         stated_usd=None if reply is None else reply.stated_usd,
         bound_usd=sent.at_most_usd,

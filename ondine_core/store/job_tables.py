@@ -236,15 +236,15 @@ def _range_of(job: bytes) -> tuple[bytes, bytes]:
     return job + bytes(8), job + b"\xff" * 8
 
 
-def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished], at: float) -> None:
+def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinished], at: float) -> set[bytes]:
     """Settle requests of a job, in the ledger and in its budgets; with the last of them the job is closed.
 
-    Those that were settled before are left as they are.
+    Those that were settled before, by another run that reads the job, are left as they are; returns the others.
     """
     record = _find_locked(database, job, OPEN_STATES)
     noted = settle_calls(database, [to_settled_rows(one) for one in settled])
     if record is None:
-        return
+        return noted
     new = [one for one in settled if one.sent.call in noted]
     bound = sum(units_of(one.sent.at_most_usd) for one in new if one.sent.at_most_usd is not None)
     spent = sum(units_of((one.sent.at_most_usd or Decimal(0)) if one.usd is None else one.usd) for one in new)
@@ -252,6 +252,7 @@ def settle_replies(database: Database, job: bytes, settled: Sequence[CallFinishe
     _change_budgets(database, record, lambda state: settle(state, process, bound, spent, at))
     if not database.select(f"SELECT 1 FROM ondine.calls WHERE {_OF_JOB} LIMIT 1", _range_of(job)):  # noqa: S608
         _end(database, replace(record, state="read", changed_at=at))
+    return noted
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------

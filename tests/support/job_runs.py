@@ -68,6 +68,7 @@ class JobWorld:
         path: The store's path.
         max_cost_usd: Cap of a materialization.
         question: The prompt, with the column `word`.
+        store_takes_s: Seconds until a run has the result of a request to the store, in which other runs go on.
     """
 
     clock: Clock
@@ -75,6 +76,7 @@ class JobWorld:
     max_cost_usd: Decimal | None = Decimal(1)
     team_usd: Decimal | None = None
     question: str = "Say {word}"
+    store_takes_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
     runs: int = 0
     provider: JobProvider = field(init=False)
@@ -94,7 +96,7 @@ class JobWorld:
     ) -> Report | JobsUnderWayError | None:
         """Run once; returns the report, the error that jobs are under way, or `None` if the run was killed."""
         kill_point = kill_point or KillPoint()
-        store = KillableStore(self.path, kill_point)
+        store = KillableStore(self.path, kill_point, self.store_takes_s)
         running = asyncio.ensure_future(self._run(store, rows, kill_point, tier, account, asset, policy))
         try:
             return await running

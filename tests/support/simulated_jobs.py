@@ -53,19 +53,21 @@ class KillPoint:
 class KillableStore(Store):
     """A store that executes requests synchronously, as a virtual clock requires, until its process is killed."""
 
-    def __init__(self, place: Path, kill_point: KillPoint) -> None:
+    def __init__(self, place: Path, kill_point: KillPoint, takes_s: float = 0.0) -> None:
         super().__init__(place)
-        self._kill_point = kill_point
+        self._kill_point, self._takes_s = kill_point, takes_s
 
     def _request(self, work: Any) -> asyncio.Future[Any]:
         self._kill_point.step()
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         outcome = self._read(work) if callable(work) else (self._write([work], self._database.write) or [None])[0]
         self._kill_point.step()
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
+        settle = future.set_exception if isinstance(outcome, BaseException) else future.set_result
+        if self._takes_s:
+            loop.call_later(self._takes_s, settle, outcome)
         else:
-            future.set_result(outcome)
+            settle(outcome)
         return future
 
 

@@ -138,9 +138,15 @@ class _ResultReader:
         """Store what became of some requests, and settle their prompts if they are in the table."""
         context, run = self.context, self.context.run
         items = context.queue.find_items([key for call, _ in outcomes for key in call.keys])
-        settled = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
+        replies = [self._settle_one(call, outcome, items) for call, outcome in outcomes]
+        settled = [one for one, _, _ in replies]
         keep = partial(job_tables.settle_replies, job=self.record.job, settled=settled, at=run.clock.now())
-        await context.store.change(keep, self.record.cells)
+        noted = await context.store.change(keep, self.record.cells)
+        tracker = run.run_state.tracker
+        for one, reply, usage in replies:
+            if one.sent.call in noted:  # or another run has read and counted it meanwhile
+                tracker.sent()
+                charge_call(partial(tracker.answered, one.sent.stage), one.sent, reply, usage, "batch")
         own: list[tuple[Key, Outcome]] = []
         for one in settled:
             own += [(key, answer) for key, answer in one.answers if key in run.first]
@@ -152,27 +158,29 @@ class _ResultReader:
 
     def _settle_one(
         self, call: CallStarted, outcome: Reply | ProviderError | None, items: Mapping[Key, Item]
-    ) -> CallFinished:
-        """Settle one request; its prompts without an outcome are queued to be asked again."""
+    ) -> tuple[CallFinished, Reply | RefusedError | None, Usage | None]:
+        """Settle one request, of which nothing is counted yet: its ledger entry, and the reply and usage to charge.
+
+        Prompts without an outcome are queued to be asked again.
+        """
         context, run = self.context, self.context.run
         queued, strategy_name = batch_of(call, items)
         batch = queued.batch
         sent = call._replace(origin=run.origin)
-        run.run_state.tracker.sent()
         if isinstance(outcome, FatalError):
             if outcome.fault == "account" or not run.run_state.any_answer:
                 self.fatal = self.fatal or outcome
                 context.requeue(queued)
-                return CallFinished(sent, "refused")
+                return CallFinished(sent, "refused"), None, None
             outcome = RefusedError(outcome.refusal, fault="unclear")
         if outcome is None or (isinstance(outcome, TransientError) and not outcome.cost_unknown):
             if self.was_full:
                 context.requeue(queued)
             else:
                 _ask_again(context, queued)
-            return CallFinished(sent, "refused")
+            return CallFinished(sent, "refused"), None, None
         reply, usage = _reply_of(outcome)
-        charge = charge_call(run.run_state.tracker, call, reply, usage, "batch")
+        charge = charge_call(run.run_state.tracker.charge, call, reply, usage, "batch")
         result = BatchResult()
         if reply is None:
             _ask_again(context, queued)
@@ -188,7 +196,7 @@ class _ResultReader:
             end_batch(run, observer, result)
             for owed in result.retry:
                 context.requeue(QueuedBatch(owed))
-        return finish_call(run, sent, usage, charge, result)
+        return finish_call(run, sent, usage, charge, result), reply, usage
 
 
 def _reply_of(outcome: Reply | ProviderError) -> tuple[Reply | RefusedError | None, Usage | None]:

@@ -155,6 +155,23 @@ def test_concurrent_runs_submit_each_row_once(tmp_path: Path) -> None:
     in_world(tmp_path, act)
 
 
+def test_job_that_two_runs_read_at_once_is_counted_once(tmp_path: Path) -> None:
+    """Both have all answers, and the costs that they report add up to the bill."""
+
+    async def act(world: JobWorld) -> None:
+        assert isinstance(await world.run(words(8)), JobsUnderWayError)
+        await world.clock.sleep(2 * HOUR_S)
+        world.store_takes_s = 0.01
+        reports = await asyncio.gather(*[world.run(words(8), asset=f"a{number}") for number in range(3)])
+        for report in reports:
+            assert isinstance(report, Report)
+            assert report.column("said") == words(8)
+        assert sum(report.spend.usd for report in reports) == world.provider.usd > 0
+        assert sum(report.spend.calls for report in reports) == 8
+
+    in_world(tmp_path, act)
+
+
 def test_run_at_another_tier_waits_for_rows_in_a_job(tmp_path: Path) -> None:
     """It asks the other rows by live calls, and pays none twice."""
 
