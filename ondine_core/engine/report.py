@@ -93,12 +93,13 @@ class Report:
         """`table` with the output columns, as a new frame of the same kind.
 
         Args:
-            table: The pandas, polars or pyarrow frame that was asked about.
+            table: The pandas, polars or pyarrow frame that was asked about, with its rows in the same order: only their
+                number is checked.
             error_column: Name of the column that says why a row failed, or `None` for none.
             overwrite: Replace columns of these names that `table` has already; by default as `enrich` was called.
 
         Raises:
-            ConfigError: It is not a frame, has other rows, or has such a column.
+            ConfigError: It is not a frame, has another number of rows, or has such a column.
         """
         import narwhals as nw
 

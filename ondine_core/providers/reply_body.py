@@ -22,6 +22,7 @@ _BYTES_A_TOKEN = 4096
 _MAX_PARSED_BYTES = 32 * 2**20
 _BYTES_A_VALUE = 64
 _SMALL = 2**18
+_GZIP = b"\x1f\x8b"
 _GZIP_OR_ZLIB = 47
 _RAW_DEFLATE = -15
 
@@ -54,13 +55,20 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def _inflate(content: bytes, max_bytes: int) -> bytes:
-    """At most one byte more than `max_bytes`."""
-    is_wrapped = content[:2] == b"\x1f\x8b" or (content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0)
-    stream = zlib.decompressobj(_GZIP_OR_ZLIB if is_wrapped else _RAW_DEFLATE)
-    found = stream.decompress(content, max_bytes + 1)
-    if not stream.eof and len(found) <= max_bytes:
-        raise zlib.error("incomplete")
-    return found
+    """At most one byte more than `max_bytes`; gzip may have several members, one after another (RFC 1952, 2.2)."""
+    is_zlib = content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0
+    is_wrapped = content.startswith(_GZIP) or is_zlib
+    found = b""
+    while True:
+        stream = zlib.decompressobj(_GZIP_OR_ZLIB if is_wrapped else _RAW_DEFLATE)
+        found += stream.decompress(content, max_bytes + 1 - len(found))
+        if len(found) > max_bytes:
+            return found
+        if not stream.eof:
+            raise zlib.error("incomplete")
+        content = stream.unused_data
+        if not content.startswith(_GZIP):
+            return found
 
 
 def check_parsable(content: bytes) -> None:

@@ -182,6 +182,19 @@ def test_a_compressed_reply_is_read(encoding: str) -> None:
         assert one_call_to(server.base_url).text == "hello"
 
 
+def test_gzip_of_several_members_is_read_whole() -> None:
+    """Servers that compress each piece by itself send one member after another."""
+    body = completion("hello")
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        packed = b"".join(gzip.compress(piece) for piece in (body[:9], b"", body[9:]))
+        connection.send(http_reply(packed, "Content-Encoding: gzip"))
+
+    with RawServer(script) as server:
+        assert one_call_to(server.base_url).text == "hello"
+
+
 @pytest.mark.parametrize("body", [b"", b"\x1f\x8b", gzip.compress(completion("hello"))[:-9], b"\x78\x9c\x00"])
 def test_a_damaged_compressed_reply_is_lost(body: bytes) -> None:
     """Like any other lost reply."""
