@@ -173,7 +173,8 @@ class SqliteDatabase:
         Raises:
             StoreError: It cannot be read or written.
         """
-        with self._explained():
+        # Whose disk is full is not known otherwise.
+        with self._explained(f"The copy of the answer store {self.location!r} to {str(target)!r}"):
             copy = sqlite3.connect(target, isolation_level=None)
             try:
                 # In one step, of one snapshot: in several it would begin anew at every commit of another process.
@@ -300,12 +301,13 @@ class SqliteDatabase:
                 return
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, what: str = "") -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             advice = _advise(error, self._wait_timeout_s)
-            raise StoreError(f"The answer store {self.location!r} failed: {error}. {advice}") from error
+            what = what or f"The answer store {self.location!r}"
+            raise StoreError(f"{what} failed: {error}. {advice}") from error
 
 
 _ADVICE = {

@@ -349,6 +349,26 @@ def test_export_is_private_and_follows_no_link(umask: int, format_: str, tmp_pat
 # -- copies --------------------------------------------------------------------------------------------------------
 
 
+def test_backup_to_a_full_disk_names_the_copy(tmp_path: Path) -> None:
+    """The error is about the copy's disk, not the store's, and nothing is left of the copy."""
+    path, folder = tmp_path / "answers.db", tmp_path / "backups"
+    folder.mkdir()
+    with open_store(path) as store:
+        asyncio.run(keep(store, *((key_of(n), ANSWER) for n in range(500))))
+    program = """
+import resource, sys
+from ondine_core.store.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", program, str(path), "backup", str(folder / "copy.db")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: The copy of the answer store {str(path)!r} to '{folder}/copy.db.")
+    assert "Free some space" in ended.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_backup_of_a_store_in_use_can_be_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A copy made during a run has all that was committed, even if most is in the log; a run on it pays the rest."""
     path, copy = tmp_path / "answers.db", tmp_path / "copy.db"
