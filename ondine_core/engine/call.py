@@ -9,6 +9,7 @@ is recorded, and leaves, after that commit, and a kill costs at most the calls i
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -132,9 +133,13 @@ class Caller:
             StoreError: The lease cannot be renewed, or that it failed cannot be kept.
         """
         run = self._run
-        if run.runtime.limiter:
-            await run.runtime.limiter.depart()
-        await self._ensure_lease(sent)
+        try:
+            if run.runtime.limiter:
+                await run.runtime.limiter.depart()
+            await self._ensure_lease(sent)
+        except asyncio.CancelledError:
+            await self._withdraw(sent)
+            raise
         tracker = run.run_state.tracker
         tracker.sent()
         pending.observer.sent(sent, pending.call)
@@ -235,7 +240,11 @@ class Caller:
             others.is_shared,
             others.is_known_unanswered(pending.keys),
         )
-        taken = await run.runtime.store.send(sent)
+        try:
+            taken = await run.runtime.store.send(sent)
+        except asyncio.CancelledError:
+            await self._withdraw(sent)
+            raise
         if taken is not None:
             others.is_shared = True
             pending.taken = taken
@@ -249,8 +258,13 @@ class Caller:
         try:
             await lease.renew()
         except StoreError:
-            await self._run.runtime.store.settle(CallFinished(sent, "refused"))  # it never left
+            await self._withdraw(sent)
             raise
+
+    async def _withdraw(self, sent: CallStarted) -> None:
+        """Record that a call never left, as far as the store takes it: otherwise its cost would count as unknown."""
+        with suppress(StoreError):
+            await self._run.runtime.store.settle(CallFinished(sent, "refused"))
 
     # -- when it comes back ----------------------------------------------------------------------------------------
 

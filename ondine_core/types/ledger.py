@@ -153,7 +153,7 @@ class Audit:
 
     Args:
         answered: Calls with a reply.
-        refused: Calls that the provider refused.
+        refused: Calls that the provider refused, or that were interrupted before they left.
         unknown: Calls sent whose outcome was never seen; their `usd` is the most they can have cost.
         paid_twice: Prompts answered that such a call had asked for before.
         in_jobs: Requests of batch jobs that have no outcome yet; their `usd` is the most they can cost.
@@ -167,5 +167,5 @@ class Audit:
 
     @property
     def sent(self) -> int:
-        """All calls that left."""
+        """All calls, as they were recorded before they left."""
         return self.answered.calls + self.refused.calls + self.unknown.calls + self.in_jobs.calls

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ondine_core import (
     ConfigError,
     ModelSpec,
     Options,
+    Origin,
     Policy,
     Report,
     ScriptedModel,
@@ -25,7 +27,9 @@ from ondine_core import (
     enrich_sync,
 )
 from ondine_core.engine.in_thread import run_in_thread
-from ondine_core.store import open_store
+from ondine_core.store import Store, open_store
+from ondine_core.types.ledger import CallStarted
+from ondine_core.types.values import Key
 from tests.support.asking import PROMPT, QUICK, ask, options, texts
 from tests.support.provider import (
     Provider,
@@ -203,6 +207,40 @@ def test_progress_is_reported_to_the_end() -> None:
 
 
 # -- interrupts ----------------------------------------------------------------------------------------------------
+
+
+class Slow(Store):
+    """A store that is interrupted when calls are recorded and have not left."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:")
+        self.has_recorded = asyncio.Event()
+
+    async def send(self, sent: CallStarted) -> frozenset[Key] | None:
+        await super().send(sent)
+        self.has_recorded.set()
+        return await asyncio.Future[None]()
+
+
+def test_interrupted_call_that_never_left_is_no_call_of_unknown_cost() -> None:
+    """The ledger of a run that was interrupted names no cost that there cannot be."""
+
+    async def main() -> tuple[int, int]:
+        store = Slow()
+        chosen = replace(options(), store=store, origin=Origin("run"))
+        asking = enrich(texts(3), prompt=PROMPT, output="answer", model=ScriptedModel("x"), options=chosen)
+        run = asyncio.create_task(asking)
+        await store.has_recorded.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        audit = await store.audit("run")
+        store.close()
+        return audit.sent, audit.unknown.calls
+
+    sent, unknown = asyncio.run(main())
+    assert sent > 0
+    assert unknown == 0
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
