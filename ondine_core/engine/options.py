@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from uuid import uuid4
 
 from ondine_core.engine.policy import Policy
@@ -82,6 +82,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_observers(self.observers)
+        given: Any = self.fallbacks
+        for model in (given,) if isinstance(given, str) else given:
+            if not isinstance(model, ModelSpec):
+                raise ConfigError(f"fallbacks has {model!r}; each is a ModelSpec, as in ModelSpec('openai/gpt-4.1').")
         if self.durability not in get_args(Durability):
             raise ConfigError(f"durability={self.durability!r} must be 'process' or 'power'.")
         if isinstance(self.store, str | Path):

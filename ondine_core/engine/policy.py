@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ondine_core.batching.calibration import CalibrationPlan
@@ -76,23 +77,29 @@ class Policy:
     cancel_on_terminate: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size!r} must be at least 1, or 'auto'.")
+        if self.batch_size != "auto" and not _is_whole(self.batch_size, 1):
+            raise ConfigError(f"batch_size={self.batch_size!r} must be a whole number of at least 1, or 'auto'.")
         if self.calibration and self.batch_size == "auto":
             raise ConfigError("calibrate compares one batch size with rows asked alone; name it instead of 'auto'.")
         if not is_retry(self.retry_failed_rows):
             raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
-        for name in ("max_concurrency", "batch_min_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
-        for name in ("tier_wait_timeout_s", "batch_wait_s"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds, 0 or more.")
+        self._check_numbers()
         self._check_switches()
-        if self.max_repairs < 0:
-            raise ConfigError(f"max_repairs={self.max_repairs!r} must not be negative.")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("max_concurrency", 1), ("batch_min_rows", 1), ("max_repairs", 0)):
+            if not _is_whole(getattr(self, name), least):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}.")
+        for name in ("tier_wait_timeout_s", "batch_wait_s"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= float(value) < inf):
+                raise ConfigError(f"{name}={value!r} must be a number of seconds, 0 or more.")
+        for name in ("reuse_since", "answer_by"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (value is None and name == "answer_by"):
+                raise ConfigError(f"{name}={value!r} must be a moment in seconds since the epoch.")
 
     def _check_switches(self) -> None:
         for name in ("keep_replies", "tier_fallback", "cancel_on_terminate"):
@@ -103,3 +110,7 @@ class Policy:
         """Whether a row that failed for `reason` in an earlier run is asked again."""
         chosen = self.retry_failed_rows
         return chosen if isinstance(chosen, bool) else reason in chosen
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= least

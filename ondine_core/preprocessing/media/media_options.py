@@ -59,7 +59,7 @@ class MediaOptions:
         for name in ("max_side_px", "max_bytes", "max_pixels", "timeout_s"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ConfigError(f"media: {name}={value!r} must be a number above 0.")
+                raise ConfigError(f"media: {name}={value!r} must be more than 0, as a number.")
         for name in ("as_text", "keep_metadata", "fetch", "allow_private", "check_model"):
             if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
                 raise ConfigError(f"media: {name}={getattr(self, name)!r} must be True or False.")

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ondine_core import ConfigError, Options, Policy
@@ -35,3 +36,29 @@ def test_a_switch_is_no_text(switch: str) -> None:
     """Such as one from a variable: "false" would turn it on."""
     with pytest.raises(ConfigError, match=f"{switch}='false' must be True or False"):
         Policy(**{switch: "false"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": "20"}, "batch_size='20' must be a whole number of at least 1, or 'auto'"),
+        ({"batch_size": "Auto"}, "batch_size='Auto' must be"),
+        ({"max_concurrency": 1.5}, "max_concurrency=1.5 must be a whole number of at least 1"),
+        ({"max_repairs": -1}, "max_repairs=-1 must be a whole number of at least 0"),
+        ({"batch_wait_s": "600"}, "batch_wait_s='600' must be a number of seconds"),
+        ({"answer_by": "06:00"}, "answer_by='06:00' must be a moment in seconds since the epoch"),
+        ({"reuse_since": None}, "reuse_since=None must be a moment"),
+    ],
+)
+def test_a_number_of_another_type_is_an_error_in_words(wrong: dict[str, Any], message: str) -> None:
+    """When the policy is created; numbers of NumPy are numbers."""
+    assert Policy(batch_size=np.int64(20), batch_wait_s=np.float32(5)).batch_size == 20  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        Policy(**wrong)
+
+
+@pytest.mark.parametrize("fallbacks", ["openai/gpt-4o-mini", ["openai/gpt-4o-mini"]])
+def test_fallbacks_by_name_are_an_error_in_words(fallbacks: Any) -> None:
+    """They need the same key and bounds as any model."""
+    with pytest.raises(ConfigError, match="fallbacks has 'openai/gpt-4o-mini'; each is a ModelSpec"):
+        Options(fallbacks=fallbacks)
