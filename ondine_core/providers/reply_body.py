@@ -23,6 +23,8 @@ _MAX_PARSED_BYTES = 32 * 2**20
 _BYTES_A_VALUE = 64
 _SMALL = 2**18
 _GZIP = b"\x1f\x8b"
+_MAX_MEMBERS = 256
+"""What follows each member is copied, which takes seconds for a hundred thousand empty ones."""
 _GZIP_OR_ZLIB = 47
 _RAW_DEFLATE = -15
 
@@ -59,7 +61,7 @@ def _inflate(content: bytes, max_bytes: int) -> bytes:
     is_zlib = content[:1] == b"\x78" and int.from_bytes(content[:2], "big") % 31 == 0
     is_wrapped = content.startswith(_GZIP) or is_zlib
     found = b""
-    while True:
+    for _ in range(_MAX_MEMBERS):
         stream = zlib.decompressobj(_GZIP_OR_ZLIB if is_wrapped else _RAW_DEFLATE)
         found += stream.decompress(content, max_bytes + 1 - len(found))
         if len(found) > max_bytes:
@@ -69,6 +71,7 @@ def _inflate(content: bytes, max_bytes: int) -> bytes:
         content = stream.unused_data
         if not content.startswith(_GZIP):
             return found
+    raise zlib.error("too many members")
 
 
 def check_parsable(content: bytes) -> None:

@@ -15,6 +15,7 @@ from time import sleep
 import pytest
 
 from ondine_core import TransientError
+from ondine_core.providers.reply_body import MAX_REPLY_BYTES, decompress
 from tests.support.asking import one_call_to
 from tests.support.raw_server import Connection, RawServer, completion, http_reply
 
@@ -193,6 +194,12 @@ def test_gzip_of_several_members_is_read_whole() -> None:
 
     with RawServer(script) as server:
         assert one_call_to(server.base_url).text == "hello"
+
+
+def test_gzip_of_countless_members_is_refused_at_once() -> None:
+    """The event loop would stand still for many seconds."""
+    with pytest.raises(TransientError, match="cannot be decompressed"):
+        decompress(gzip.compress(b"") * 200_000, "gzip", MAX_REPLY_BYTES)
 
 
 @pytest.mark.parametrize("body", [b"", b"\x1f\x8b", gzip.compress(completion("hello"))[:-9], b"\x78\x9c\x00"])
