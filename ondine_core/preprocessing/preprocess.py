@@ -13,6 +13,7 @@ from typing import Any
 
 from ondine_core.preprocessing.cleaning import Clean, Step, Truncation, find_steps, name_of
 from ondine_core.preprocessing.sanitizer import Sanitize, Sanitized, Sanitizer, find_sanitizer, sanitize
+from ondine_core.preprocessing.sanitizer.finding import find
 from ondine_core.types.values import Json
 
 
@@ -78,11 +79,7 @@ def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedR
         TypeError: A step of the user's returned no text.
         Exception: Whatever such a step raises.
     """
-    truncated = False
-    if preparation.steps:
-        cleaned = {name: _clean(value, preparation.steps) for name, value in row.items()}
-        truncated = any(cut for _, cut in cleaned.values())
-        row = {name: value for name, (value, _) in cleaned.items()}
+    row, truncated = _clean_row(row, preparation)
     if preparation.sanitizer is None:
         return PreprocessedRow(row, truncated=truncated)
     sanitized = sanitize(row, preparation.sanitizer)
@@ -91,7 +88,7 @@ def prepare(row: Mapping[str, Any], preparation: Preprocessing) -> PreprocessedR
 
 def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preprocessing) -> tuple[Mapping[str, Any], Json]:
     """An example's input and answer, as if it were a row: what is taken out of one is called the same in the other."""
-    cleaned = prepare(row, Preprocessing(preparation.steps)).values
+    cleaned, _ = _clean_row(row, preparation)
     if preparation.sanitizer is None:
         return cleaned, answer
     plain = answer.model_dump(mode="json") if hasattr(answer, "model_dump") else answer
@@ -102,14 +99,38 @@ def prepare_example(row: Mapping[str, Any], answer: Json, preparation: Preproces
 _ANSWER = "\0"  # no column is called so
 
 
-def _clean(value: Any, steps: tuple[Step, ...]) -> tuple[Any, bool]:
+def _clean_row(row: Mapping[str, Any], preparation: Preprocessing) -> tuple[Mapping[str, Any], bool]:
+    """`row` cleaned, and whether a text in it was truncated."""
+    if not preparation.steps:
+        return row, False
+    cleaned = {name: _clean(value, preparation) for name, value in row.items()}
+    return {name: value for name, (value, _) in cleaned.items()}, any(cut for _, cut in cleaned.values())
+
+
+def _clean(value: Any, preparation: Preprocessing) -> tuple[Any, bool]:
     """`value` cleaned, and whether it was truncated."""
     if not isinstance(value, str):
         return value, False
     truncated = False
-    for step in steps:
+    for step in preparation.steps:
         before, value = value, step(value)
         if not isinstance(value, str):
             raise TypeError(f"{name_of(step)} returned a {type(value).__name__}, not a text")
-        truncated = truncated or (isinstance(step, Truncation) and value != before)
+        if isinstance(step, Truncation) and value != before:
+            truncated = True
+            if preparation.sanitizer is not None:
+                value = _without_part_of_datum(before, value, step.mark, preparation.sanitizer)
     return value, truncated
+
+
+_BEHIND = 400
+"""Characters behind a cut in which a datum may end that begins before it."""
+
+
+def _without_part_of_datum(text: str, cut: str, mark: str, sanitizer: Sanitizer) -> str:
+    """`cut`, which ends before a datum of `text` that was cut in two, since no rule would find its first part."""
+    end = len(cut) - len(mark)
+    for span in find(text[: end + _BEHIND], sanitizer.chosen):
+        if span.start < end < span.end:
+            return text[: span.start].rstrip() + mark
+    return cut

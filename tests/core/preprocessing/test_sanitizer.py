@@ -318,6 +318,22 @@ def test_examples_are_sanitized_like_rows() -> None:
     assert contents[:2] == ["Who wrote this?\nText: Ask <EMAIL_1> or <EMAIL_2>", '{"who": "<EMAIL_2>"}']
 
 
+@pytest.mark.parametrize("datum", ["4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "ann@example.com"])
+def test_truncation_leaves_no_part_of_a_datum(datum: str) -> None:
+    """A text is cut before it, wherever the limit is; the same holds for examples."""
+    text = f"Please refund it to {datum} today, since I have been waiting for it for weeks."
+    for tokens in range(8, 30):
+        model = ScriptedModel({"": "yes"})
+        prompt = Prompt("{mail}", examples=[(text, "no")])
+        enrich_sync(
+            {"mail": [text]}, prompt=prompt, output="x", model=model, clean=[{"truncate": tokens}], sanitize="redact"
+        )
+        (call,) = model.calls
+        for message in (call.messages[0], call.messages[-1]):
+            sent = message.content.removesuffix(" […]")
+            assert sent == text.replace(datum, f"[{sent.partition('[')[2].partition(']')[0]}]")[: len(sent)]
+
+
 def test_without_a_sanitizer_nothing_is_restored() -> None:
     """Placeholders in rows and answers are ordinary text."""
     report = enrich_sync({"text": ["<EMAIL_1> a@b.com"]}, prompt=PROMPT, output={"who": str}, model=ScriptedModel(who))
