@@ -17,7 +17,7 @@ _FIRST_OUTAGE_S = 30.0
 """A server that never accepted a connection probably has another address, so it is waited for less long."""
 
 _MAX_LOST_BATCHES = 10
-"""Different batches that lose their calls in a row; more of them are not a few rows that the server cannot bear."""
+"""Different batches that lose their calls in a row; with more of them, the server fails whatever the rows are."""
 
 _MAX_HALVINGS = 7
 """Halvings that find one row among a hundred."""
@@ -92,16 +92,18 @@ class ProviderHealth:
     def should_halve(self, keys: tuple[Key, ...], error: TransientError) -> bool:
         """Whether a batch of these prompts that was given up with `error` is to be asked in halves.
 
-        So it is if it may hold a row that the server cannot bear, and not if no call is answered at all.
+        It is if one of its rows may make the server fail, and not if no call is answered at all.
         """
         if (error.retry_after_s or 0.0) > self._run.policy.retry.max_retry_after_s:
             return False
         since = self._limits.closed_since
         is_long = since is not None and self._run.clock.elapsed() - since >= self._run.policy.retry.max_outage_s
-        if len(keys) == 1 or self._unreachable_in_a_row > _MAX_HALVINGS or (is_long and not self._answered):
-            return False
-        self._failing.discard(keys)  # its halves take its place
-        return True
+        is_down = is_long and not self._answered
+        return len(keys) > 1 and self._unreachable_in_a_row <= _MAX_HALVINGS and not is_down
+
+    def note_halved(self, keys: tuple[Key, ...]) -> None:
+        """Record that a batch of these prompts is asked in halves, which take its place among failing calls."""
+        self._failing.discard(keys)
 
     # -- what is at fault ------------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class ProviderHealth:
             return True
         if error.cost_unknown:
             is_over = len(self._failing) > _MAX_LOST_BATCHES
-        else:  # where all others were answered it may be this call that the server cannot bear
+        else:  # where all others were answered, a row of this call may make the server fail
             is_over = len(self._failing) > 1 or not self._answered
         if is_over:
             run.stop.stop(error)

@@ -246,7 +246,9 @@ class Asker:
         self._health.note_unreachable(error, max(self._workers, _UNREACHABLE_BEFORE_GIVING_UP))
         failure = Failure("unreachable", self._run.policy.retry.explain(error))
         usd = None if error.times_lost else Decimal(0)
-        if self._health.should_halve(tuple([item.key for item in batch.items]), error):
+        keys = tuple([item.key for item in batch.items])
+        if self._health.should_halve(keys, error):
+            self._health.note_halved(keys)
             return self._run.interpreter.halve(batch, failure, usd)
         return self._run.interpreter.fail(batch, failure, usd)
 

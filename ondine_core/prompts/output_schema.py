@@ -167,7 +167,7 @@ def _check_time(pattern: re.Pattern[str]) -> None:
     if text is not None:
         raise ConfigError(
             f"The pattern {pattern.pattern!r} is ambiguous: a reply such as {text[:12]!r} and so on, of {len(text)} "
-            "characters, can match in so many ways that matching does not end. Repeat nothing that is itself "
+            "characters, can match in too many ways to try them all. Repeat nothing that is itself "
             r"repeated, as in (\w+\s?)+; write [\w\s]+ for it."
         )
 

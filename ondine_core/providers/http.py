@@ -58,7 +58,7 @@ class HttpModel:
         self._client = HttpClient(max_reply_bytes, endpoint.resolve)
         self._headers = {"content-type": "application/json", **endpoint.plain_headers}
         self._proxy = proxy_for(endpoint.url)
-        # What ends before a connection is there has cost nothing; the total would not tell, nor would rounded times.
+        # A call that is not connected yet has cost nothing, so connecting has its own, shorter and exact time-out.
         connect_s = min(CONNECT_TIMEOUT_S, endpoint.timeout_s * _CONNECT_SHARE)
         self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s, connect=connect_s, ceil_threshold=inf)
         self._target = Target(endpoint.url, {**HEADERS, **self._headers}, self._timeout)
