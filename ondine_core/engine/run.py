@@ -18,6 +18,7 @@ from ondine_core.engine.cost_tracker import CostTracker
 from ondine_core.engine.definition import write_definition
 from ondine_core.engine.interpreting import Interpreter
 from ondine_core.engine.jobs.asking import ask_pending, leave_to_jobs
+from ondine_core.engine.jobs.orphans import read_orphans
 from ondine_core.engine.jobs.submitting import forget_abandoned
 from ondine_core.engine.options import Options
 from ondine_core.engine.other_runs import OtherRuns
@@ -83,6 +84,7 @@ async def run(
     await forget_abandoned(store, clock.now())
     async with context.others.joined():
         await _reuse_known(context)
+        await read_orphans(context)
         try:
             if run_state.rows_left:
                 run_state.report_progress()
@@ -141,7 +143,10 @@ async def _reuse_known(context: RunContext) -> None:
     await leave_to_jobs(context)
     in_jobs = context.others.in_jobs
     async for known in look_up(context.runtime.store, context.policy, context.task, context.first):
-        context.reuse({key: found for key, found in known.items() if isinstance(found, Answer) or key not in in_jobs})
+        taken = {key: found for key, found in known.items() if isinstance(found, Answer) or key not in in_jobs}
+        for key in taken:
+            in_jobs.pop(key, None)
+        context.reuse(taken)
 
 
 async def find_prompts(

@@ -72,6 +72,12 @@ def read_definitions(database: Database, asset: str | None) -> list[bytes]:
     return [bytes(definition) for definition, _ in rows]
 
 
+def find_definition(database: Database, task: bytes) -> bytes | None:
+    """What was asked under the identity of a task, if that is still known."""
+    rows = database.select("SELECT definition FROM ondine.definitions WHERE question = ?", [task])
+    return bytes(rows[0][0]) if rows else None
+
+
 def read_origins(database: Database, keys: Sequence[Key]) -> dict[Key, Origin]:
     """The origins of the answers with some keys; empty where unknown."""
     rows = database.select_in(_FIND_ORIGINS, keys)

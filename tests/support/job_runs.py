@@ -20,6 +20,7 @@ from ondine_core.engine.runtime import open_runtime
 from ondine_core.errors import JobsUnderWayError, ProviderError, StoreError
 from ondine_core.limits.budget_limit import BudgetLimit
 from ondine_core.prompts.task import compile_task
+from ondine_core.prompts.template import Prompt
 from ondine_core.providers.media_parts import openai_content
 from ondine_core.store import Store
 from ondine_core.types.clock import Clock
@@ -68,6 +69,8 @@ class JobWorld:
         path: The store's path.
         max_cost_usd: Cap of a materialization.
         question: The prompt, with the column `word`.
+        system: The system message.
+        output: The output column.
         store_takes_s: Seconds until a run has the result of a request to the store, in which other runs go on.
     """
 
@@ -76,6 +79,8 @@ class JobWorld:
     max_cost_usd: Decimal | None = Decimal(1)
     team_usd: Decimal | None = None
     question: str = "Say {word}"
+    system: str | None = None
+    output: str = "said"
     store_takes_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
     runs: int = 0
@@ -123,7 +128,7 @@ class JobWorld:
     ) -> Report:
         self.runs += 1
         spec = ModelSpec("openai/m", "k", max_output_tokens=16, tier=tier)
-        task = compile_task(self.question, "said", spec)
+        task = compile_task(Prompt(self.question, system=self.system), self.output, spec)
         team = () if self.team_usd is None else (BudgetLimit(self.team_usd, "team", "ever"),)
         origin = Origin(f"run-{self.runs}", asset)
         chosen = Policy(**{"batch_min_rows": 3, "batch_wait_s": 0.0, **policy})

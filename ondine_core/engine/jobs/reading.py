@@ -25,8 +25,8 @@ _MAX_NOT_RUN = 3
 """Number of jobs that may end without running a request before its rows fail in this run."""
 
 
-async def read_job(context: JobContext, record: JobRecord, status: JobStatus) -> None:
-    """Settle all requests of a job, and close it.
+async def read_job(context: JobContext, record: JobRecord, status: JobStatus, *, parses: bool = True) -> None:
+    """Settle all requests of a job, and close it; unless it `parses`, only their costs are kept.
 
     Raises:
         JobLostError: There are no results any more.
@@ -34,7 +34,7 @@ async def read_job(context: JobContext, record: JobRecord, status: JobStatus) ->
         ProviderError: The results cannot be had at present; what was read is kept.
         StoreError: They cannot be kept.
     """
-    reading = _ResultReader(context, record)
+    reading = _ResultReader(context, record, parses)
     waiting: dict[int, JobReply] = {}
     async for reply in context.api.read_results(record.job_id or ""):
         number = reading.number_of(reply.custom_id)
@@ -90,12 +90,14 @@ def _ask_again(context: JobContext, queued: QueuedBatch) -> None:
 class _ResultReader:
     """The results of one job while they are read.
 
+    Unless it `parses`, replies are no answers to what this run asks, and only their costs are kept.
     `aliens` counts results of other jobs; `fatal` says why no request can succeed, and `was_full` whether the job was
     not run since the account had too much under way.
     """
 
     context: JobContext
     record: JobRecord
+    parses: bool
     aliens: int = 0
     fatal: FatalError | None = None
     was_full: bool = False
@@ -184,7 +186,7 @@ class _ResultReader:
         result = BatchResult()
         if reply is None:
             _ask_again(context, queued)
-        else:
+        elif self.parses:
             strategy = choose_strategy_of(strategy_name, batch, run.policy)
             encoded = EncodedBatch(batch, strategy, encode(strategy, batch, run.task))
             result = run.interpreter.interpret(encoded, reply, charge.usd)

@@ -16,6 +16,7 @@ from ondine_core.errors import BudgetExhaustedError, FatalError, JobsUnderWayErr
 from ondine_core.providers.job_api import JobLimits, JobProblem
 from ondine_core.store import job_tables
 from ondine_core.store.queries import read_spending
+from ondine_core.store.reservations import list_reservations
 from ondine_core.types.clock import Clock
 from ondine_core.types.values import Usage
 from tests.support.job_runs import JobWorld, words
@@ -475,3 +476,51 @@ def test_run_after_a_failed_materialization_is_a_new_one(tmp_path: Path) -> None
         assert (wait.origin.run, wait.since) == ("run-3", world.clock.now())
 
     in_world(tmp_path, act)
+
+
+def test_job_whose_rows_have_older_answers_is_not_waited_for(tmp_path: Path) -> None:
+    """A run that takes those answers asks the other rows, and the next one reads the job."""
+
+    async def act(world: JobWorld) -> None:
+        await world.run(words(5), tier="standard")
+        await world.clock.sleep(1.0)
+        assert isinstance(await world.run(words(5), reuse_since=world.clock.now()), JobsUnderWayError)
+        report = await world.run(words(6), tier="standard")
+        assert isinstance(report, Report)
+        assert report.progress.rows_done == 6
+        await world.clock.sleep(2 * HOUR_S)
+        assert isinstance(await world.run(words(6), tier="standard"), Report)
+        assert await world.read(job_tables.read_jobs) == []
+        assert (await spent(world)).usd == world.provider.usd
+
+    in_world(tmp_path, act)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"), [("question", "Please say {word}"), ("system", "Be brief."), ("output", "spoken")]
+)
+def test_job_whose_prompt_has_changed_is_read_by_the_next_run_after_its_end(
+    tmp_path: Path, part: str, changed: str
+) -> None:
+    """Its cost is in the ledger, its reservation is released, and its answers are kept if the columns are the same."""
+
+    async def act(world: JobWorld) -> None:
+        assert isinstance(await world.run(words(5)), JobsUnderWayError)
+        original = getattr(world, part)
+        setattr(world, part, changed)
+        assert isinstance(await world.run(words(5), tier="standard"), Report)  # the job has not ended
+        await world.clock.sleep(2 * HOUR_S)
+        report = await world.run(words(5), tier="standard")
+        assert isinstance(report, Report)
+        assert report.spend.calls == 5
+        assert report.column(world.output) == words(5)
+        assert await world.read(job_tables.read_jobs) == []
+        assert await world.read(list_reservations) == []
+        seen = await spent(world)
+        assert (seen.unknown, seen.usd) == (0, world.provider.usd)
+        setattr(world, part, original)
+        again = await world.run(words(5), tier="standard")
+        assert isinstance(again, Report)
+        assert again.spend.calls == (5 if part == "output" else 0)
+
+    in_world(tmp_path, act, team_usd=Decimal(1))

@@ -1,0 +1,87 @@
+"""Reads batch jobs for which no run waits any more: since they were submitted, the prompt or the rows have changed.
+
+What they cost becomes known then, what they hold of budgets is released, and their answers are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from ondine_core.engine.definition import read_definition
+from ondine_core.engine.jobs.context import BatchQueue, JobContext
+from ondine_core.engine.jobs.polling import ask_status
+from ondine_core.engine.jobs.reading import read_job
+from ondine_core.engine.jobs.submitting import recover
+from ondine_core.engine.run_context import RunContext
+from ondine_core.errors import ConfigError, ProviderError, TransientError
+from ondine_core.store import Store, job_tables
+from ondine_core.store.database import Database
+from ondine_core.store.origins import find_definition
+from ondine_core.types.job_record import JobRecord
+
+
+async def read_orphans(run: RunContext) -> None:
+    """Read those jobs of the asset that have ended and for which neither this run nor another one waits.
+
+    Raises:
+        StoreError: Their results cannot be kept.
+    """
+    store = run.runtime.store
+    if not isinstance(store, Store) or run.runtime.connect_jobs is None:
+        return
+    orphans = await store.read(partial(_find_orphans, run=run))
+    if not orphans:
+        return
+    api = run.runtime.connect_jobs()
+    # Without rows, since the table has none of theirs.
+    context = JobContext(replace(run, first={}), api, store, lambda _: iter(()), BatchQueue(iter(()), 0, lambda _: {}))
+    try:
+        for record in orphans:
+            try:
+                await _read(context, record)
+            except TransientError:
+                continue
+            except ProviderError as error:
+                run.runtime.on_warning(
+                    f"The batch job {record.marker}, of which no row is in the table any more, cannot be read: {error} "
+                    f"To give it up: `python -m ondine_core.store STORE jobs forget {record.marker}`."
+                )
+    finally:
+        await api.aclose()
+
+
+def _find_orphans(database: Database, run: RunContext) -> list[JobRecord]:
+    own, waited_for = run.origin, set(run.others.in_jobs.values())
+    for wait in job_tables.read_waits(database):
+        if (wait.origin.asset, wait.origin.partition) != (own.asset, own.partition):
+            waited_for.update(wait.jobs)
+    return [
+        record
+        for record in job_tables.read_jobs(database)
+        if record.origin.asset == own.asset and record.model == run.task.model.model and record.job not in waited_for
+    ]
+
+
+async def _read(context: JobContext, record: JobRecord) -> None:
+    if record.job_id is None:
+        await recover(context, record)
+        return
+    status = await ask_status(context.api, context.store, record, context.run.clock.now())
+    if status.has_ended:
+        parses = await context.store.read(partial(_has_same_output, run=context.run, record=record))
+        await read_job(context, record, status, parses=parses)
+
+
+def _has_same_output(database: Database, run: RunContext, record: JobRecord) -> bool:
+    """Whether the answers of a job are those of an output that is declared as that of the run."""
+    if record.task == run.others.own.task:
+        return True
+    definition = find_definition(database, record.task)
+    if definition is None:
+        return False
+    try:
+        parts = read_definition(definition).parts
+    except ConfigError:
+        return False
+    return parts is not None and parts[1] == run.task.schema.identity
