@@ -96,7 +96,7 @@ class Interpreter:
         if paid:
             for key, _ in answers:
                 paid.pop(key, None)
-        for item in (item for owed in parsed.retry for item in owed.items):
+        for item in (item for retried in parsed.retry for item in retried.items):
             paid[item.key] = add_usd(paid.get(item.key, Decimal(0)), share)
         failures = tuple((key, self._fail(batch, key, failure, share)) for key, failure in parsed.failures)
         return BatchResult(answers, failures, parsed.retry)

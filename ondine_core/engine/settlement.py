@@ -77,5 +77,5 @@ def end_batch(
     if keep and result.failures:
         rows_of = run.run_state.rows_of
         observer.rows_failed((failure, rows_of(key)) for key, failure in result.failures)
-    owed = sum(len(batch.items) for batch in result.retry)
-    observer.ended(len(result.answers), len(result.failures), owed, error)
+    retried = sum(len(batch.items) for batch in result.retry)
+    observer.ended(len(result.answers), len(result.failures), retried, error)

@@ -148,16 +148,17 @@ def judge(batch: Batch, reply: Reply, task: Task, strategy: BatchStrategy, max_r
         return shrink(batch, Failure("invalid", detail), max_repairs)
     if texts is None:
         return shrink(batch, Failure("invalid", "the reply cannot be read"), max_repairs)
-    answers, owed = [], []
+    answers, unanswered = [], []
     for number, item in enumerate(batch.items, 1):
         values = task.schema.parse(texts[number]) if number in texts else Invalid("the reply has no single answer")
         if isinstance(values, Invalid):
-            owed.append((item, values.reason))
+            unanswered.append((item, values.reason))
         else:
             answers.append((item.key, values))
-    if not owed:
+    if not unanswered:
         return ParsedReply(tuple(answers))
-    items, reasons = tuple(item for item, _ in owed), tuple(dict.fromkeys(reason for _, reason in owed))
+    items = tuple(item for item, _ in unanswered)
+    reasons = list(dict.fromkeys(reason for _, reason in unanswered))
     is_first_alone = len(items) == 1 < len(batch.items)
     if batch.repairs_left or is_first_alone:
         left = max_repairs if is_first_alone else batch.repairs_left - 1

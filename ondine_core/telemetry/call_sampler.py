@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-from ondine_core.telemetry.events import (
-    BatchEnded,
-    Booked,
-    CallEnded,
-    CallsEnded,
-    Endpoint,
-    Event,
-    Held,
-    Progressed,
-    RunEnded,
-)
+from ondine_core.telemetry import events
+from ondine_core.telemetry.events import Booked, CallEnded, CallsEnded, Event, Held
 
 _BURST = 100
 _MAX_CALLS = 1_000
@@ -37,7 +28,7 @@ class OrdinaryCall(NamedTuple):
     def events(self) -> list[Event]:
         """All events of its batch."""
         call = self.call
-        return [*self.waits, call, BatchEnded(call.at, call.batch, call.batch.prompts, 0, 0)]
+        return [*self.waits, call, events.BatchEnded(call.at, call.batch, call.batch.prompts, 0, 0)]
 
 
 Emitted: TypeAlias = Event | OrdinaryCall
@@ -55,14 +46,14 @@ class CallSampler:
         self._per_second = per_second
         self._left = float(_BURST)
         self._at = 0.0
-        self._gathered: dict[tuple[Endpoint, str], list[OrdinaryCall]] = {}
+        self._gathered: dict[tuple[events.Endpoint, str], list[OrdinaryCall]] = {}
 
     def receive(self, emitted: Emitted) -> Sequence[Emitted]:
         """What is to be passed on now."""
         if isinstance(emitted, OrdinaryCall):
             return (emitted,) if self.takes(emitted.call.batch.began_at) else self._gather(emitted)
-        if isinstance(emitted, Progressed | RunEnded) and self._gathered:
-            ends = isinstance(emitted, RunEnded)
+        if isinstance(emitted, events.Progressed | events.RunEnded) and self._gathered:
+            ends = isinstance(emitted, events.RunEnded)
             due = [kind for kind, calls in self._gathered.items() if ends or _is_due(calls, emitted.at)]
             return [*(_gather_ordinary(self._gathered.pop(kind)) for kind in due), emitted]
         return (emitted,)

@@ -12,20 +12,9 @@ from itertools import count
 from typing import TypeAlias
 
 from ondine_core.errors import FatalError, OndineError, RefusedError, TransientError
+from ondine_core.telemetry import events
 from ondine_core.telemetry.call_sampler import Emitted, OrdinaryCall
-from ondine_core.telemetry.events import (
-    AskedBatch,
-    BatchEnded,
-    Booked,
-    CallEnded,
-    Content,
-    Endpoint,
-    Event,
-    Held,
-    Retried,
-    RowsFailed,
-    Run,
-)
+from ondine_core.telemetry.events import AskedBatch, CallEnded, Endpoint, Event, RowsFailed, Run
 from ondine_core.types.ledger import NO_ORIGIN, CallStarted
 from ondine_core.types.values import Batch, Call, Failure, Reply
 
@@ -70,7 +59,7 @@ class BatchObserver:
     """Emits what happens with a batch.
 
     Waits are kept until the outcome of their call is known: if the first call answers everything, all is one
-    `OrdinaryCall`. As soon as anything else happens, every event is emitted by itself.
+    `OrdinaryCall`. Otherwise every event is emitted by itself.
     """
 
     __slots__ = ("_attempt", "_batch", "_call", "_emitter", "_is_ordinary", "_sent", "_waits")
@@ -80,20 +69,20 @@ class BatchObserver:
         self._batch = batch
         self._attempt = 1
         self._is_ordinary = True
-        self._waits: tuple[Held | Booked, ...] = ()
+        self._waits: tuple[events.Held | events.Booked, ...] = ()
 
     def held(self, usd: Decimal, waited_s: float) -> None:
         """The most that a call can cost is held."""
-        self._waits += (Held(self._emitter.now(), self._batch, usd, waited_s),)
+        self._waits += (events.Held(self._emitter.now(), self._batch, usd, waited_s),)
 
     def booked(self, tokens: int, waited_s: float) -> None:
         """A call's turn has come."""
-        self._waits += (Booked(self._emitter.now(), self._batch, tokens, waited_s),)
+        self._waits += (events.Booked(self._emitter.now(), self._batch, tokens, waited_s),)
 
     def retried(self) -> None:
         """A call is about to be made again."""
         self._attempt += 1
-        self._emit(Retried(self._emitter.now(), self._batch, self._attempt))
+        self._emit(events.Retried(self._emitter.now(), self._batch, self._attempt))
 
     def sent(self, sent: CallStarted, call: Call) -> None:
         """A call leaves."""
@@ -106,7 +95,7 @@ class BatchObserver:
         """The call that was sent brought a reply, ordinary if all its prompts have an answer now, or failed."""
         now, content = self._emitter.now(), None
         if self._emitter.content:
-            content = Content(self._call.messages, reply.text if isinstance(reply, Reply) else None)
+            content = events.Content(self._call.messages, reply.text if isinstance(reply, Reply) else None)
         if isinstance(reply, Reply):
             reply_fields = (reply.usage, usd, reply.finish_reason, reply.request_id, reply.model)
             call = CallEnded(now, self._batch, self._sent, duration_s, *reply_fields, content=content)
@@ -125,11 +114,11 @@ class BatchObserver:
         for event in self._emitter.failures_of(failed, self._batch):
             self._emit(event)
 
-    def ended(self, answered: int, failed: int, owed: int, error: BaseException | None = None) -> None:
-        """Report how many prompts have an answer, have failed, or are left to further batches."""
+    def ended(self, answered: int, failed: int, retried: int, error: BaseException | None = None) -> None:
+        """Report how many prompts have an answer, have failed, or are asked again in other batches."""
         if error or not self._is_ordinary:
             why = error_type_of(error) if error else None
-            self._emit(BatchEnded(self._emitter.now(), self._batch, answered, failed, owed, why))
+            self._emit(events.BatchEnded(self._emitter.now(), self._batch, answered, failed, retried, why))
 
     def _emit(self, event: Event) -> None:
         """Emit an event by itself, after the waits before it."""

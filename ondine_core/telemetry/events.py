@@ -99,15 +99,15 @@ class RunEnded(NamedTuple):
 class BatchEnded(NamedTuple):
     """A batch is settled, as far as it can be.
 
-    Of its prompts some are `answered`, some have `failed` for good, and those `owed` are asked again in other batches;
-    `error_type` says why no call of it brought anything, as in `CallEnded`.
+    Of its prompts some are `answered`, some have `failed` for good, and those `retried` are asked again in other
+    batches; `error_type` says why no call of it brought anything, as in `CallEnded`.
     """
 
     at: float
     batch: AskedBatch
     answered: int
     failed: int
-    owed: int
+    retried: int
     error_type: str | None = None
 
 

@@ -13,21 +13,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, get_args
 
 from ondine_core.errors import ConfigError
-from ondine_core.telemetry.events import (
-    BatchEnded,
-    Booked,
-    CallEnded,
-    Event,
-    Held,
-    Observer,
-    Progressed,
-    Retried,
-    RowsFailed,
-    Run,
-    RunEnded,
-    RunStarted,
-    figures_of,
-)
+from ondine_core.telemetry import events
+from ondine_core.telemetry.events import Event, Observer, Run, RunEnded, figures_of
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -35,7 +22,13 @@ if TYPE_CHECKING:
 Level = Literal["debug", "info", "warning"]
 Form = Literal["json", "console"]
 _EVERY_S = 10.0
-_QUIET = frozenset({RunStarted, Progressed, RunEnded, RowsFailed})
+_QUIET = frozenset({events.RunStarted, events.Progressed, RunEnded, events.RowsFailed})
+_NAMES: dict[type, str] = {
+    events.BatchEnded: "batch ended",
+    events.Retried: "call is made again",
+    events.Held: "cost held",
+    events.Booked: "rate booked",
+}
 
 
 class LineLogger(Protocol):
@@ -80,24 +73,24 @@ class _Log:
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
-            case RunStarted():
+            case events.RunStarted():
                 self._logged_at[event.run] = event.at
                 self._write("info", event, event.run, "run started", model=event.run.model, rows=event.run.rows)
-            case Progressed():
+            case events.Progressed():
                 if event.at - self._logged_at.get(event.run, event.at) >= self._every_s:
                     self._logged_at[event.run] = event.at
                     self._write("info", event, event.run, "run in progress", **_progress(event))
             case RunEnded():
                 self._run_ended(event)
-            case RowsFailed():
+            case events.RowsFailed():
                 # The first failure for a reason is news, the rest is in the figures at the end.
                 known = (event.run, event.reason)
                 level: Level = "debug" if known in self._reasons else "warning"
                 self._reasons.add(known)
                 self._write(level, event, event.run, "rows failed", **figures_of(event))
-            case CallEnded():
+            case events.CallEnded():
                 self._write("debug", event, event.batch.run, "call ended", **_call(event))
-            case BatchEnded() | Retried() | Held() | Booked():
+            case events.BatchEnded() | events.Retried() | events.Held() | events.Booked():
                 self._write("debug", event, event.batch.run, _NAMES[type(event)], **figures_of(event))
 
     def _run_ended(self, event: RunEnded) -> None:
@@ -123,15 +116,7 @@ class _Log:
         write(what, **{key: _plain(value) for key, value in line.items() if value is not None})
 
 
-_NAMES: dict[type, str] = {
-    BatchEnded: "batch ended",
-    Retried: "call is made again",
-    Held: "cost held",
-    Booked: "rate booked",
-}
-
-
-def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
+def _progress(event: events.Progressed | RunEnded) -> dict[str, Any]:
     progress = event.progress
     if progress is None:
         return {}
@@ -148,7 +133,7 @@ def _progress(event: Progressed | RunEnded) -> dict[str, Any]:
     }
 
 
-def _call(event: CallEnded) -> dict[str, Any]:
+def _call(event: events.CallEnded) -> dict[str, Any]:
     return {
         "call": event.sent.call.hex(),
         "stage": event.sent.stage,
@@ -183,10 +168,9 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
         render: Processor = structlog.processors.JSONRenderer()
     else:
         render = structlog.dev.ConsoleRenderer(colors=in_colour, pad_event_to=0)
-    # A logger adds its own times and levels.
-    processors: list[Processor] = [_without_time, render, _pass_on]
-    if logger is None:
-        processors = [structlog.processors.add_log_level, render]
+    processors: list[Processor] = [structlog.processors.add_log_level, render]
+    if logger is not None:
+        processors = [_without_time, render, _pass_on]
     made: FilteringBoundLogger = structlog.wrap_logger(
         logger or structlog.WriteLogger(sys.stderr),
         processors=processors,
@@ -197,6 +181,7 @@ def _make_logger(level: Level, form: Form | None, logger: LineLogger | None) -> 
 
 
 def _without_time(_logger: object, _method: str, line: EventDict) -> EventDict:
+    """For a logger, which adds its own times and levels."""
     line.pop("timestamp", None)
     return line
 

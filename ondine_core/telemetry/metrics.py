@@ -15,21 +15,10 @@ from decimal import Decimal
 from math import inf
 from typing import TypeAlias, TypeVar
 
+from ondine_core.telemetry import events
 from ondine_core.telemetry.attributes import OPERATION, provider_name
 from ondine_core.telemetry.call_sampler import gather
-from ondine_core.telemetry.events import (
-    Booked,
-    CallEnded,
-    CallsEnded,
-    Endpoint,
-    Event,
-    Held,
-    Progressed,
-    Retried,
-    RowsFailed,
-    Run,
-    RunEnded,
-)
+from ondine_core.telemetry.events import CallsEnded, Endpoint, Event, Run, RunEnded
 
 Labels: TypeAlias = tuple[str | int | None, ...]
 
@@ -121,17 +110,17 @@ class Metrics:
             match event:
                 case CallsEnded():
                     self._add_calls(event)
-                case CallEnded():
+                case events.CallEnded():
                     self._add_calls(gather([event]), event.error_type)
-                case Progressed() | RunEnded():
+                case events.Progressed() | RunEnded():
                     self._add_rows(event)
-                case RowsFailed():
+                case events.RowsFailed():
                     self._totals[FAILURES, (event.reason, _asset(event.run))] += event.rows
-                case Retried():
+                case events.Retried():
                     self._totals[RETRIES, (*_model(event.batch.endpoint), _asset(event.batch.run))] += 1
-                case Held():
+                case events.Held():
                     self._measure(WAITS, ("budget", _asset(event.batch.run)), (event.waited_s,))
-                case Booked():
+                case events.Booked():
                     self._measure(WAITS, ("rate", _asset(event.batch.run)), (event.waited_s,))
 
     def counters(self) -> Mapping[Instrument, Series[int | Decimal]]:
@@ -155,7 +144,7 @@ class Metrics:
         if costs:
             self._totals[COST, (*model, calls.stage, asset)] += sum(costs)
 
-    def _add_rows(self, event: Progressed | RunEnded) -> None:
+    def _add_rows(self, event: events.Progressed | RunEnded) -> None:
         counted, asset = self._rows.setdefault(event.run, Counter()), _asset(event.run)
         progress = event.progress
         if progress is not None:

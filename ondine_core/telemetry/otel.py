@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -92,18 +94,15 @@ class OpenTelemetryObserver:
 
     def close(self, timeout_s: float) -> None:
         """Send what is left; spans and metrics at once, so that neither waits for the other's collector."""
-        ending = threading.Thread(target=self._end_spans, args=(timeout_s,), name="ondine-spans", daemon=True)
+        end: Callable[[], object] = partial(self.provider.force_flush, int(1000 * timeout_s))
+        if self.owned:
+            end = self.provider.shutdown
+        ending = threading.Thread(target=end, name="ondine-spans", daemon=True)
         ending.start()
         self._export_metrics()
         if self.exporter is not None:
             self.exporter.shutdown()
         ending.join(timeout_s)
-
-    def _end_spans(self, timeout_s: float) -> None:
-        if self.owned:
-            self.provider.shutdown()
-        else:
-            self.provider.force_flush(int(1000 * timeout_s))
 
     def _export_metrics(self) -> None:
         from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
@@ -207,6 +206,5 @@ def _sdk_metrics(metrics: Metrics, began_ns: int, now_ns: int) -> list[Metric]:
             )
             for labels, of in distributions
         ]
-        histogram = Histogram(points, cumulative)
-        found.append(Metric(instrument.name, instrument.description, instrument.unit, histogram))
+        found.append(Metric(instrument.name, instrument.description, instrument.unit, Histogram(points, cumulative)))
     return found

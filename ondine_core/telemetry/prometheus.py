@@ -107,16 +107,12 @@ def _buckets(of: Distribution) -> list[tuple[str, float]]:
 
 
 def _name(instrument: Instrument) -> str:
-    return _metric_name(instrument.name) + _UNITS.get(instrument.unit, "")
+    return instrument.name.replace(".", "_") + _UNITS.get(instrument.unit, "")
 
 
 def _labels(instrument: Instrument) -> list[str]:
-    return [_metric_name(key) for key in instrument.keys]
+    return [key.replace(".", "_") for key in instrument.keys]
 
 
 def _values(instrument: Instrument, labels: Mapping[str, str | int]) -> list[str]:
     return [str(labels.get(key, "")) for key in instrument.keys]
-
-
-def _metric_name(name: str) -> str:
-    return name.replace(".", "_")

@@ -11,23 +11,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from ondine_core.providers.pricing import IN_PROCESS
+from ondine_core.telemetry import events
 from ondine_core.telemetry.attributes import OPERATION, Attributes, of_batch, of_call, of_calls, of_progress, of_run
-from ondine_core.telemetry.events import (
-    AskedBatch,
-    BatchEnded,
-    Booked,
-    CallEnded,
-    CallsEnded,
-    Event,
-    Held,
-    Progressed,
-    Retried,
-    RowsFailed,
-    Run,
-    RunEnded,
-    RunStarted,
-    figures_of,
-)
+from ondine_core.telemetry.events import AskedBatch, BatchEnded, Event, Run, RunEnded, RunStarted, figures_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -36,7 +22,12 @@ if TYPE_CHECKING:
 Kind = Literal["run", "batch", "call"]
 Describe = Callable[[Kind, Attributes], Mapping[str, Any]]
 """Further attributes of a span, by what it is and those that it has."""
-_NOTES: Mapping[type, str] = {Retried: "retry", Held: "hold", Booked: "booking", RowsFailed: "rows failed"}
+_NOTES: Mapping[type, str] = {
+    events.Retried: "retry",
+    events.Held: "hold",
+    events.Booked: "booking",
+    events.RowsFailed: "rows failed",
+}
 """Events that are noted on the span of their batch, and how."""
 
 
@@ -58,10 +49,10 @@ class Spans:
     def __call__(self, event: Event) -> None:
         """Take account of an event."""
         match event:
-            case CallsEnded():
+            case events.CallsEnded():
                 span = self._start_call(of_calls(event), self._runs[event.run], event.began_at)
                 span.end(_ns(event.at))
-            case CallEnded():
+            case events.CallEnded():
                 span = self._start_call(of_call(event), self._span_of(event.batch), event.at - event.duration_s)
                 _end(span, event.at, event.error_type, event.error)
             case BatchEnded():
@@ -70,12 +61,10 @@ class Spans:
                 self._begin_run(event)
             case RunEnded():
                 self._end_run(event)
-            case RowsFailed():
+            case events.RowsFailed():
                 _note(self._span_of(event.batch) if event.batch else self._runs[event.run], event)
-            case Retried() | Held() | Booked():
+            case events.Retried() | events.Held() | events.Booked():
                 _note(self._span_of(event.batch), event)
-            case Progressed():
-                pass
 
     def _begin_run(self, event: RunStarted) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -105,8 +94,8 @@ class Spans:
 
     def _end_batch(self, event: BatchEnded) -> None:
         span = self._span_of(event.batch)
-        settled = {"answered": event.answered, "failed": event.failed, "owed": event.owed}
-        span.set_attributes({f"ondine.prompts.{name}": prompts for name, prompts in settled.items()})
+        for name in ("answered", "failed", "retried"):
+            span.set_attribute(f"ondine.prompts.{name}", getattr(event, name))
         _end(span, event.at, event.error_type)
         del self._batches[event.batch]
 
@@ -128,7 +117,7 @@ def _inside(span: Span) -> Context:
     return set_span_in_context(span)
 
 
-def _note(span: Span, event: Retried | Held | Booked | RowsFailed) -> None:
+def _note(span: Span, event: events.Retried | events.Held | events.Booked | events.RowsFailed) -> None:
     figures = {
         f"ondine.{name}": float(figure) if isinstance(figure, Decimal) else figure
         for name, figure in figures_of(event).items()

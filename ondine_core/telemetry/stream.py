@@ -111,8 +111,10 @@ class _ObserverThread:
             if len(self._waiting) >= self._capacity and type(event) not in _NEVER_DROPPED:
                 self._dropped += 1
                 continue
+            if isinstance(event, CallEnded) and event.content and not self._opened.content:
+                event = event._replace(content=None)  # another observer asked for it  # noqa: PLW2901
             self._taken += 1
-            self._waiting.append(event if self._opened.content else _without_content(event))
+            self._waiting.append(event)
 
     def finish(self, deadline: float) -> None:
         """Ask the thread to end."""
@@ -162,7 +164,3 @@ class _ObserverThread:
     def _report_error(self, what: str) -> None:
         with suppress(Exception):
             self._on_observer_error(f"The observer {self._opened.name!r} {what}")
-
-
-def _without_content(event: Event) -> Event:
-    return event._replace(content=None) if isinstance(event, CallEnded) and event.content else event

@@ -273,7 +273,7 @@ class Batch:
 
     Args:
         items: The prompts, in the order in which they are sent.
-        repairs_left: How often what is owed may be asked again, with the reason, before the batch must shrink.
+        repairs_left: How often prompts without an answer may be asked again, with the reason, before the batch shrinks.
         attempt: 1 for the first ask.
         complaint: What was wrong with the previous reply; sent to the model when it is asked again.
         ids: What the items are called in this one call; `1..n` if nothing is given.

@@ -196,8 +196,8 @@ class _ResultReader:
             observer.sent(call, encoded.call)
             observer.on_reply(reply, charge.usd, took_s, ordinary=is_ordinary)
             end_batch(run, observer, result)
-            for owed in result.retry:
-                context.requeue(QueuedBatch(owed))
+            for retried in result.retry:
+                context.requeue(QueuedBatch(retried))
         return finish_call(run, sent, usage, charge, result), reply, usage
 
 

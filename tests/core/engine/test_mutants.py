@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     Mutant("repairs are never used up", "steps.py", "batch.repairs_left - 1", "batch.repairs_left", "terminating"),
     Mutant(
-        "rows that are still owed are forgotten",
+        "rows that are to be asked again are forgotten",
         "workers.py",
         "return result.retry",
         "return ()",

@@ -177,7 +177,7 @@ def judged(text: str, asked: Batch, finish_reason: str = "stop") -> ParsedReply:
 
 
 def test_valid_reply_is_an_answer() -> None:
-    """A reply that fits the schema is kept, and nothing is owed."""
+    """A reply that fits the schema is kept, and nothing is asked again."""
     assert judged('{"n": 1}', batch()) == ParsedReply(answers=((b"\0", {"n": 1}),))
 
 
@@ -220,16 +220,16 @@ def test_reply_on_which_a_strategy_raises_is_unreadable() -> None:
     st.sampled_from(["stop", "length", "unreadable"]),
 )
 def test_judge_settles_each_prompt_once(lines: list[str | None], left: int, kind: str) -> None:
-    """Every prompt of a batch is answered, failed or owed exactly once, and every retry batch is smaller."""
+    """Every prompt of a batch is answered, failed or asked again exactly once, and every retry batch is smaller."""
     asked = batch(len(lines), left)
     texts = {number: line for number, line in enumerate(lines, 1) if line is not None}
     decoded = None if kind == "unreadable" else {**texts, 99: '{"n": 9}'}
     strategy = replace(BY_LINE, decode=lambda *_: decoded)
     reply = Reply("", finish_reason="length" if kind == "length" else "stop")
     parsed = judge(asked, reply, NUMBER, strategy, REPAIRS)
-    owed = [item.key for retried in parsed.retry for item in retried.items]
+    again = [item.key for retried in parsed.retry for item in retried.items]
     settled = [key for key, _ in (*parsed.answers, *parsed.failures)]
-    assert sorted(owed + settled) == [item.key for item in asked.items]
+    assert sorted(again + settled) == [item.key for item in asked.items]
     if kind == "stop":
         good = {asked.items[number - 1].key for number, line in texts.items() if line != "bad"}
         assert {key for key, _ in parsed.answers} == good

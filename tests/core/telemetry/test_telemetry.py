@@ -173,14 +173,14 @@ def test_waits_of_gathered_calls_are_gathered_with_them() -> None:
     [(matching("row 119", first(1, truncated)), {None}), (matching("row 119", refusal), {"refused"})],
 )
 def test_call_without_every_answer_is_emitted_alone(fault: Fault, errors: set[str | None]) -> None:
-    """With its batch, which says what is owed or failed; here after a hundred single ones."""
+    """With its batch, which says what is asked again or failed; here after a hundred single ones."""
     some = Sampling()
     with Provider(fault=fault) as provider:
         ask(provider, texts(120), replace(options(max_concurrency=1), observers=(some,)))
     late = [event for event in some.seen if isinstance(event, CallEnded) and event.batch.number > 100]
     assert {call.error_type for call in late} == errors
     ended = {event.batch.number: event for event in of(BatchEnded, some.seen)}
-    assert all(ended[call.batch.number].owed + ended[call.batch.number].failed for call in late[:1])
+    assert all(ended[call.batch.number].retried + ended[call.batch.number].failed for call in late[:1])
 
 
 def test_gathered_calls_are_emitted_when_a_run_ends_early() -> None:
