@@ -128,7 +128,8 @@ class _Tokens:
 
     async def headers(self) -> Mapping[str, str]:
         """With a token that is good now."""
-        if self._now() >= self._renew_at and self._fetching is None:
+        is_elsewhere = self._fetching is not None and self._fetching.get_loop() is not asyncio.get_running_loop()
+        if self._now() >= self._renew_at and (self._fetching is None or is_elsewhere):
             self._fetching = asyncio.create_task(self._fetch())
             self._fetching.add_done_callback(self._fetched)
         if self._fetching is not None and self._now() >= self._expires_at:
@@ -145,7 +146,8 @@ class _Tokens:
             raise type(error)(str(error)) from None  # each call has an error of its own, which the retry loop counts on
 
     def _fetched(self, task: asyncio.Task[None]) -> None:
-        self._fetching = None
+        if self._fetching is task:
+            self._fetching = None
         if not task.cancelled():
             task.exception()  # a waiter raises it; with a token that is still good, there is none
 

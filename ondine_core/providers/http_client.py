@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,11 +66,14 @@ class Endpoint:
 
 
 class HttpClient:
-    """Connections for requests to one endpoint, which open at the first; a reply has at most `max_bytes`."""
+    """Connections for requests to one endpoint, which open at the first; a reply has at most `max_bytes`.
+
+    Each event loop has its own, since a connection belongs to the loop in which it was opened.
+    """
 
     def __init__(self, max_bytes: int, resolve: Resolve) -> None:
         self._max_bytes, self._resolve = max_bytes, resolve
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def send(self, method: str, url: str, body: Callable[[], Any], **options: Any) -> aiohttp.ClientResponse:
         """The beginning of the response; a request that cannot have been read is sent again, on another connection.
@@ -77,7 +81,7 @@ class HttpClient:
         `body` makes what is sent, and `options` are those of `aiohttp.ClientSession.request`.
         """
         while True:
-            session = self._session or self._open()
+            session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
             try:
                 return await session.request(method, url, data=body(), allow_redirects=False, **options)
             except NotSentError as error:
@@ -92,7 +96,8 @@ class HttpClient:
         lines = [target.head, *map(": ".join, headers.items()), f"Content-Length: {len(body)}\r\n\r\n"]
         request = "\r\n".join(lines).encode() + body
         while True:
-            connector: Any = (self._session or self._open()).connector
+            session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
+            connector: Any = session.connector
             try:
                 return await connector.exchange(target, request)  # type: ignore[no-any-return]
             except NotSentError as error:
@@ -100,13 +105,18 @@ class HttpClient:
                     raise
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        if self._session:
-            await self._session.close()
-            self._session = None
+        """Close the connections of this event loop, and those of loops that are closed."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+        await self._close_old()
 
-    def _open(self) -> aiohttp.ClientSession:
-        self._session = aiohttp.ClientSession(
+    async def _close_old(self) -> None:
+        for loop in [loop for loop in self._sessions if loop.is_closed()]:
+            await self._sessions.pop(loop).close()
+
+    async def _open(self) -> aiohttp.ClientSession:
+        session = self._sessions[asyncio.get_running_loop()] = aiohttp.ClientSession(
             # No secret here: aiohttp sends the headers of a session to a proxy as well, in clear text.
             headers=HEADERS,
             connector=Connector(self._max_bytes, self._resolve),
@@ -114,7 +124,8 @@ class HttpClient:
             request_class=Request,
             auto_decompress=False,
         )
-        return self._session
+        await self._close_old()
+        return session
 
 
 def proxy_for(url: str) -> str | None:

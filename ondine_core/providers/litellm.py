@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -33,6 +32,7 @@ from ondine_core.providers.http_hooks import (
     response_behind,
     watch,
 )
+from ondine_core.providers.loading import LoadedOnce
 from ondine_core.providers.model_data import installed_litellm
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.rate_limit_headers import hold_off_s
@@ -145,16 +145,14 @@ class _LiteLLM:
         self._fixed = {name: value for name, value in fixed.items() if value is not None} | dict(spec.request_params)
         settings = {name: value for name, value in spec.settings.items() if name != "structured_output"}
         self._options = {**settings, "api_base": spec.base_url, "api_key": key, "num_retries": 0, "max_retries": 0}
-        self._ready: asyncio.Future[_Library] | None = None
+        self._library = LoadedOnce(self._load, lambda library: library.client.close())
 
     def __repr__(self) -> str:
         return f"LiteLLM({self._spec.model!r})"
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
-        if self._ready is None or (self._ready.done() and self._ready.exception()):
-            self._ready = asyncio.ensure_future(asyncio.to_thread(self._load))
-        loaded = await asyncio.shield(self._ready)
+        loaded = await self._library.get()
         fixed = {**self._fixed, **tier_fields(self._spec, call.tier)}
         write = partial(chat_body, fixed, call, loaded.form)
         # Images are read from disk while they are written.
@@ -178,10 +176,7 @@ class _LiteLLM:
 
     async def aclose(self) -> None:
         """Close the connections; litellm itself stays loaded."""
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            with suppress(FatalError):
-                await (await ready).client.close()
+        await self._library.aclose()
 
     def _load(self) -> _Library:
         # Importing must neither fetch prices nor read `.env` files into the environment.

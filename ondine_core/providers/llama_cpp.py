@@ -30,6 +30,7 @@ import orjson
 from ondine_core.errors import ConfigError, FatalError
 from ondine_core.providers.http import HttpModel
 from ondine_core.providers.http_client import Endpoint, bearer
+from ondine_core.providers.loading import LoadedOnce
 from ondine_core.providers.openai_http import chat_body, chat_reply
 from ondine_core.providers.processors import brief_spinning, core_count, measure_shares, thread_count
 from ondine_core.providers.settings import check_settings, request_fields
@@ -91,13 +92,11 @@ class _LlamaCpp:
         # A base model continues a text; a list of tasks is beyond it.
         chats = name != _GEMMA and _has_chat_template(Path(name).expanduser())
         self.max_batch_size: int | None = None if chats else 1
-        self._ready: asyncio.Future[HttpModel] | None = None
+        self._model = LoadedOnce(self._start, HttpModel.aclose)
 
     async def __call__(self, call: Call) -> Reply:
         """Ask once; see `ChatModel`."""
-        if self._ready is None:
-            self._ready = asyncio.ensure_future(asyncio.to_thread(self._start))
-        model = await asyncio.shield(self._ready)
+        model = await self._model.get()
         return await model(call)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -114,9 +113,7 @@ class _LlamaCpp:
 
     async def aclose(self) -> None:
         """Close the connections; the weights stay loaded for the next user in this process."""
-        if self._ready is not None:
-            await (await self._ready).aclose()
-            self._ready = None
+        await self._model.aclose()
 
     def _start(self) -> HttpModel:
         server = _server(self._name, self._threads, self._slots)

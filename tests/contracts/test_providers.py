@@ -37,6 +37,7 @@ from tests.support.clients import (
     WORDS,
     Client,
     chain,
+    left_open,
     other_tasks,
     resetting,
 )
@@ -87,6 +88,26 @@ def test_reply_has_usage_request_id_and_latency(client: Client) -> None:
     assert reply.usage == Usage(ledger.input_tokens, 3, ledger.output_tokens)
     assert (ending_of(reply.finish_reason), reply.request_id, reply.hold_off_s) == ("whole", "req-1", 0.0)
     assert 0 < reply.latency_s < 10
+
+
+@every_client
+def test_model_works_in_each_event_loop(client: Client) -> None:
+    """Also if the first loop ended before the client was ready, and in two loops at once."""
+    with left_open(), client.provider() as provider:
+        model = client.connect(client.address(provider))
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(model(CALL), 0))
+
+        async def ask() -> list[Reply]:
+            return await asyncio.wait_for(asyncio.gather(model(CALL), model(CALL)), 20)
+
+        async def ask_in_two_loops() -> list[Reply]:
+            here, there = await asyncio.gather(ask(), asyncio.to_thread(asyncio.run, ask()))
+            await model.aclose()
+            return here + there
+
+        replies = asyncio.run(ask()) + asyncio.run(ask()) + asyncio.run(ask_in_two_loops())
+    assert [orjson.loads(reply.text) for reply in replies] == 8 * [{"answer": WORDS}]
 
 
 @every_client

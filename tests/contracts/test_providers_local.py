@@ -15,7 +15,7 @@ from ondine_core.providers.pricing import FREE, find_price
 from ondine_core.providers.scripted import ScriptedModel
 from ondine_core.types.values import Message
 from tests.support.asking import one_call
-from tests.support.clients import CALL, SCHEMA, WORDS
+from tests.support.clients import CALL, SCHEMA, WORDS, left_open
 
 
 @pytest.fixture(scope="module", params=["scripted", "mlx", "llama_cpp"])
@@ -46,6 +46,20 @@ def test_local_model_answers_at_no_cost(local: str) -> None:
     assert reply.latency_s > 0
     assert find_price(local) == FREE
     assert FREE.cost(reply.usage) == 0
+
+
+def test_local_model_works_in_each_event_loop(local: str) -> None:
+    """Also if the first loop ended before the model was loaded."""
+    model = open_local(local)
+
+    async def ask() -> int:
+        return (await asyncio.wait_for(model(CALL), 120)).usage.output_tokens
+
+    with left_open():
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(model(CALL), 0))
+        assert min(asyncio.run(ask()), asyncio.run(ask())) > 0
+        one_call(model, call=CALL)
 
 
 def test_local_model_keeps_to_a_schema(local: str) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from gc import collect
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from ondine_core import Call, ChatModel, FatalError, ModelSpec, ProviderError, RefusedError, Reply, TransientError
 from ondine_core.prompts.output_schema import compile_schema
@@ -194,6 +196,15 @@ def _read_request(connection: socket.socket) -> bytes:
             break
         request += part
     return request
+
+
+@contextmanager
+def left_open() -> Iterator[None]:
+    """Let connections be closed by the garbage collector, as those of an event loop that is closed before them."""
+    with catch_warnings():
+        simplefilter("ignore", ResourceWarning)
+        yield
+        collect()
 
 
 def other_tasks() -> set[str]:
