@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -11,8 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from ondine_core.errors import OndineError
 from ondine_core.store.database import Database
 from ondine_core.types.ledger import Origin
 from ondine_core.types.values import Key
@@ -39,6 +42,24 @@ def command_adder(commands: argparse._SubParsersAction[Any]) -> AddCommand:
         return added
 
     return add
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Carry out what writes to standard output; returns the exit code."""
+    if sys.stdout is None:  # closed; what is written is lost, as with `print`
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
+    try:
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output closed it, as `head` does; nothing can be written to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OndineError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 # -- arguments -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ What the file does not say is shown as unknown. It is never a zero.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -14,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from ondine_core.errors import ConfigError
+from ondine_core.commands.terminal import run_command, to_count, write_table
 from ondine_core.presets.catalog import PRESETS, WITHDRAWN
 from ondine_core.presets.cost import CostLine, Workload, compare_costs
 from ondine_core.presets.files import load_presets
@@ -30,77 +29,70 @@ _HEADER = ("preset", "model", "input", "cached", "output", "window", "reply", "u
 def main(arguments: Sequence[str]) -> int:
     """List presets, or with `cost` what many rows cost; returns the exit code."""
     if arguments[:1] == ["cost"]:
-        return _show_costs(arguments[1:])
+        options = _parse_workload(arguments[1:])
+        return run_command(lambda: _show_costs(options))
     parser = argparse.ArgumentParser(
         prog="python -m ondine_core.presets", description="List presets with prices and context windows."
     )
     parser.add_argument("file", nargs="?", help="a YAML file of your own presets; if left out, those of Ondine")
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null means unknown")
     options = parser.parse_args(arguments)
-    try:
-        presets = PRESETS if options.file is None else load_presets(options.file)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    return run_command(lambda: _list_presets(options))
+
+
+def _list_presets(options: argparse.Namespace) -> None:
+    presets = PRESETS if options.file is None else load_presets(options.file)
     facts = [_facts(name, spec) for name, spec in presets.items()]
-    return _write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n" if options.json else _table(facts))
+    if options.json:
+        _write_json(facts)
+        return
+    write_table([_HEADER, *map(_row, facts)], texts=(0, 1, len(_HEADER) - 1))
+    sys.stdout.write(f"\nUSD per 1,000,000 tokens, window and reply in tokens, from the data of {data_source()}.\n")
+    if any(fact["long_prompts_cost_more"] for fact in facts):
+        sys.stdout.write("* more for long prompts\n")
 
 
-def _show_costs(arguments: Sequence[str]) -> int:
-    """Compare what a table costs with each preset; returns the exit code."""
+def _parse_workload(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ondine_core.presets cost",
         description="Estimate the cost of many rows by model, price tier, prompt cache and rows a call.",
     )
-    parser.add_argument("--rows", type=_count, default=1_000_000, help="rows of the table")
-    parser.add_argument("--input-tokens", type=_count, default=55, help="tokens of a row")
-    parser.add_argument("--output-tokens", type=_count, default=10, help="tokens of an answer")
-    parser.add_argument("--prefix-tokens", type=_count, default=400, help="tokens that are the same for every row")
-    parser.add_argument("--batch-size", type=_count, default=20, help="rows a call, besides one")
+    parser.add_argument("--rows", type=to_count, default=1_000_000, help="rows of the table")
+    parser.add_argument("--input-tokens", type=to_count, default=55, help="tokens of a row")
+    parser.add_argument("--output-tokens", type=to_count, default=10, help="tokens of an answer")
+    parser.add_argument("--prefix-tokens", type=to_count, default=400, help="tokens that are the same for every row")
+    parser.add_argument("--batch-size", type=to_count, default=20, help="rows a call, besides one")
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table; null means not available")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _show_costs(options: argparse.Namespace) -> None:
+    """Compare what a table costs with each preset."""
     work = Workload(options.rows, options.input_tokens, options.output_tokens, options.prefix_tokens)
     sizes = sorted({1, options.batch_size})
     lines = sorted(compare_costs(PRESETS.values(), work, sizes), key=lambda line: line.usd[1][0])
-    if options.json:
-        facts = [
-            {
-                "model": line.model,
-                "tier": line.tier,
-                "usd": [
-                    {"rows_a_call": size, "plain": float(plain), "cached": None if cached is None else float(cached)}
-                    for size, (plain, cached) in line.usd.items()
-                ],
-            }
-            for line in lines
-        ]
-        return _write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
-    return _write(_cost_table(work, sizes, lines))
+    if not options.json:
+        _write_costs(work, sizes, lines)
+        return
+    facts = [
+        {
+            "model": line.model,
+            "tier": line.tier,
+            "usd": [
+                {"rows_a_call": size, "plain": float(plain), "cached": None if cached is None else float(cached)}
+                for size, (plain, cached) in line.usd.items()
+            ],
+        }
+        for line in lines
+    ]
+    _write_json(facts)
 
 
-def _write(text: str) -> int:
-    """Write `text` to standard output, unless that is closed; returns the exit code."""
-    if sys.stdout is None:
-        return 0
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader closed it, as `head` does; nothing can be written to it any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+def _write_json(facts: Sequence[Mapping[str, Any]]) -> None:
+    sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _cost_table(work: Workload, sizes: Sequence[int], costs: Sequence[CostLine]) -> str:
+def _write_costs(work: Workload, sizes: Sequence[int], costs: Sequence[CostLine]) -> None:
     header = ["model", "tier"]
     for size in sizes:
         rows = "1 row" if size == 1 else f"{size} rows"
@@ -111,27 +103,13 @@ def _cost_table(work: Workload, sizes: Sequence[int], costs: Sequence[CostLine])
         for plain, cached in cost.usd.values():
             cells += [f"{plain:,.2f}", "-" if cached is None else f"{cached:,.2f}"]
         table.append(cells)
-    about = (
-        f"USD for {work.rows:,} rows of {work.input_tokens:,} tokens, answers of {work.output_tokens:,} and "
+    write_table(table, texts=(0, 1))
+    sys.stdout.write(
+        f"\nUSD for {work.rows:,} rows of {work.input_tokens:,} tokens, answers of {work.output_tokens:,} and "
         f"{work.prefix_tokens:,} that are the same for every row.\n"
-        "-: no prompt cache, or the prefix is too short for it."
+        "-: no prompt cache, or the prefix is too short for it.\n"
+        f"Prices from the data of {data_source()}.\n"
     )
-    return (
-        "\n".join([*_aligned(table, range(2, len(header))), "", about, f"Prices from the data of {data_source()}."])
-        + "\n"
-    )
-
-
-def _aligned(rows: Sequence[Sequence[str]], figures: range) -> list[str]:
-    """The rows as lines; the columns in `figures` are to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index in figures else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _facts(name: str, spec: ModelSpec) -> dict[str, Any]:
@@ -152,13 +130,6 @@ def _facts(name: str, spec: ModelSpec) -> dict[str, Any]:
 
 def _per_million(usd: Decimal) -> float:
     return float(usd * 1_000_000)
-
-
-def _table(facts: Sequence[Mapping[str, Any]]) -> str:
-    lines = _aligned([_HEADER, *map(_row, facts)], range(2, len(_HEADER) - 1))
-    source = f"USD per 1,000,000 tokens, window and reply in tokens, from the data of {data_source()}."
-    longer = any(fact["long_prompts_cost_more"] for fact in facts)
-    return "\n".join([*lines, "", source, *(["* more for long prompts"] if longer else [])]) + "\n"
 
 
 def _row(fact: Mapping[str, Any]) -> tuple[str, ...]:

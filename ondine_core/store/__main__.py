@@ -10,12 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
 from ondine_core.commands import batch_jobs, copies, failed_prompts, spending, upkeep
-from ondine_core.commands.terminal import command_adder, set_output
-from ondine_core.errors import ConfigError, OndineError
+from ondine_core.commands.terminal import command_adder, run_command, set_output
+from ondine_core.errors import ConfigError
 from ondine_core.store.connect import connect, find_dagster_store
 
 
@@ -23,22 +24,12 @@ def main(arguments: Sequence[str]) -> int:
     """Carry out a command; returns the exit code."""
     options = _parse(arguments)
     set_output()
-    try:
-        database = connect(options.store, create=False)
-        try:
+
+    def command() -> None:
+        with closing(connect(options.store, create=False)) as database:
             options.command(database, options)
-            sys.stdout.flush()
-        finally:
-            database.close()
-    except BrokenPipeError:
-        # The reader of the output closed it, as `head` does; nothing can be written to it any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OndineError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return run_command(command)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +87,4 @@ def default_store(environment: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.stdout is None:  # closed; what is written is lost, as with `print`
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
     sys.exit(main(sys.argv[1:]))
