@@ -8,7 +8,7 @@ from ondine_core.batching.strategy import BatchStrategy, encode
 from ondine_core.prompts.task import Task
 from ondine_core.providers.context_window import (
     TOKENS_A_MESSAGE,
-    Room,
+    CallCapacity,
     estimate_answer_tokens,
     estimate_tokens,
     get_context_limit,
@@ -20,13 +20,13 @@ from ondine_core.types.media import Media, find_media
 from ondine_core.types.values import Batch, Item
 
 
-def find_room(
+def find_capacity(
     strategy: BatchStrategy,
     task: Task,
     count: Callable[[str], int] = estimate_tokens,
     window_tokens: int | None = None,
     media_tokens: Callable[[Media], int] = max_tokens_anywhere,
-) -> Room | None:
+) -> CallCapacity | None:
     """What calls of `strategy` have room for; `None` when nothing is known to limit them.
 
     `window_tokens` replaces the window that the list has for the model.
@@ -38,7 +38,7 @@ def find_room(
         return None
     blank = Item(b"", "", dict.fromkeys(task.prompt.columns, ""))
     # A complaint may join the rows later on, when there is no counting any more.
-    call = encode(strategy, Batch((blank,), complaint=_ROOM_FOR_COMPLAINT), task)
+    call = encode(strategy, Batch((blank,), complaint=_LONG_COMPLAINT), task)
     fixed = sum(count(message.content) + TOKENS_A_MESSAGE for message in call.messages)
     shown = [media for message in call.messages for media in find_media(message.content, call.media)]
     fixed += sum(map(media_tokens, shown))
@@ -46,7 +46,7 @@ def find_room(
     def tokens_of(item: Item) -> int:
         return sum(map(media_tokens, find_media(item.text, item.media)))
 
-    return Room(
+    return CallCapacity(
         window,
         output,
         fixed + count((call.json_schema or b"").decode()),
@@ -62,19 +62,19 @@ def find_room(
     )
 
 
-_ROOM_FOR_COMPLAINT = "mood: input should be 'good' or 'bad'; " * 5
+_LONG_COMPLAINT = "mood: input should be 'good' or 'bad'; " * 5
 
 
 def pack(
     items: Iterable[Item],
     size: int | Callable[[], int],
     max_repairs: int,
-    room: Callable[[], Room | None] = lambda: None,
+    capacity: Callable[[], CallCapacity | None] = lambda: None,
 ) -> Iterator[Batch]:
     """Group `items` into batches, lazily and in order.
 
-    A batch is closed when it has `size` items, or when the next item would not fit into the room; so every batch of two
-    or more fits. An item that does not fit even alone travels alone: whether that fails is the provider's to say.
+    A batch is closed when it has `size` items, or when the next item would not fit; so every batch of two or more fits.
+    An item that does not fit even alone travels alone: whether that fails is the provider's to say.
     Tokens are counted only where the bound on them does not fit, and where `size` is 1 not at all.
 
     Args:
@@ -82,13 +82,13 @@ def pack(
         size: Most items of a batch; a function is asked anew for each batch.
         max_repairs: How often an item that travels alone may be repaired. A batch of several is repaired at most once:
             its remaining prompts are then more likely to succeed in smaller batches.
-        room: What the next call has room for, `None` for whatever comes; asked for each batch.
+        capacity: What the next call has room for, `None` for whatever comes; asked for each batch.
     """
     source = iter(items)
     held: Item | None = None
     while True:
-        most, space = size() if callable(size) else size, room()
-        load = _RoomUsed(space) if space is not None and most > 1 else None
+        most, space = size() if callable(size) else size, capacity()
+        load = _Load(space) if space is not None and most > 1 else None
         group: list[Item] = []
         while len(group) < most and (item := held or next(source, None)) is not None:
             held = None
@@ -101,33 +101,33 @@ def pack(
         yield Batch(tuple(group), max_repairs if len(group) == 1 else min(1, max_repairs))
 
 
-class _RoomUsed:
-    """What a batch takes of its room: of some items the tokens, of the others the most that they can have."""
+class _Load:
+    """What a batch takes of its capacity: of some items the tokens, of the others the most that they can have."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, capacity: CallCapacity) -> None:
+        self._capacity = capacity
         self._rows = 0
         self._tokens = 0
         self._at_most = 0
         self._uncounted: list[Item] = []
-        self._bytes = room.media_bytes
-        self._images = room.media_images
+        self._bytes = capacity.media_bytes
+        self._images = capacity.media_images
 
     def take(self, item: Item) -> bool:
         """Whether there was room for `item`, too."""
-        if self._room.media is not None and item.media:
+        if self._capacity.media is not None and item.media:
             shown = find_media(item.text, item.media)
             self._bytes += sum(map(sent_bytes, shown)) + len(item.text.encode())
             self._images += sum(media.kind == "image" for media in shown)
-            if not self._room.media.take(self._bytes, self._images):
+            if not self._capacity.media.take(self._bytes, self._images):
                 return False
         self._rows += 1
         self._uncounted.append(item)
-        self._at_most += (self._room.bound or self._room.weigh)(item)
-        if self._room.fits(self._rows, self._tokens + self._at_most):
+        self._at_most += (self._capacity.bound or self._capacity.weigh)(item)
+        if self._capacity.fits(self._rows, self._tokens + self._at_most):
             return True
-        if self._room.bound is not None:
-            self._tokens += sum(map(self._room.weigh, self._uncounted))
+        if self._capacity.bound is not None:
+            self._tokens += sum(map(self._capacity.weigh, self._uncounted))
             self._at_most = 0
             self._uncounted.clear()
-        return self._room.fits(self._rows, self._tokens + self._at_most)
+        return self._capacity.fits(self._rows, self._tokens + self._at_most)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ondine_core.batching.batch_size import AdaptiveSize, adapt, start_size, take_rows
-from ondine_core.batching.packing import find_room, pack
+from ondine_core.batching.packing import find_capacity, pack
 from ondine_core.engine.policy import Policy
 from ondine_core.engine.runtime import Runtime
 from ondine_core.prompts.task import Task
-from ondine_core.providers.context_window import Room, learn_answer_tokens
+from ondine_core.providers.context_window import CallCapacity, learn_answer_tokens
 from ondine_core.providers.finish_reasons import ending_of
 from ondine_core.types.values import Batch, Item, Reply
 
@@ -28,14 +28,16 @@ class BatchSizes:
             self._fixed = 1
         else:
             self._fixed = min(batch_size, max_rows or batch_size)
-        self.several = self._fixed > 1 or (self._adaptive is not None and self._adaptive.max_rows > 1)
-        self.room: Room | None = None
-        if self.several:
-            self.room = find_room(policy.strategy, task, runtime.count, policy.context_window, runtime.media_tokens)
+        self.several_rows = self._fixed > 1 or (self._adaptive is not None and self._adaptive.max_rows > 1)
+        self.capacity: CallCapacity | None = None
+        if self.several_rows:
+            self.capacity = find_capacity(
+                policy.strategy, task, runtime.count, policy.context_window, runtime.media_tokens
+            )
 
     def pack(self, prompts: Iterable[Item]) -> Iterator[Batch]:
         """Put prompts into batches, as they are wanted."""
-        return pack(prompts, self._take, self._max_repairs, lambda: self.room)
+        return pack(prompts, self._take, self._max_repairs, lambda: self.capacity)
 
     def _take(self) -> int:
         """Rows for the next call."""
@@ -52,8 +54,8 @@ class BatchSizes:
     def learn(self, batch: Batch, answered: int, reply: Reply) -> None:
         """Take account of the reply to a batch."""
         rows = len(batch.items)
-        if self.room:
+        if self.capacity:
             cut = ending_of(reply.finish_reason) == "cut"
-            self.room = learn_answer_tokens(self.room, rows, reply.usage.output_tokens, cut=cut)
+            self.capacity = learn_answer_tokens(self.capacity, rows, reply.usage.output_tokens, cut=cut)
         if self._adaptive and batch.attempt == 1:
             self._adaptive = adapt(self._adaptive, rows=rows, unanswered=rows - answered, latency_s=reply.latency_s)

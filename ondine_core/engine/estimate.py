@@ -167,10 +167,10 @@ async def estimate(table: Any, task: Task, options: Options, model: ChatModel | 
         usd=_cost(runtime.price, number, tokens, output, thoughts),
         least_s=_least_s(options.rates, number, tokens + output.least),
         sample=_sample_calls(
-            task, columns, pending or list(first.items()), options.policy.strategy, together=part.sizes.several
+            task, columns, pending or list(first.items()), options.policy.strategy, several_rows=part.sizes.several_rows
         ),
         limited_by=limited_by,
-        advice=None if part.sizes.several else explain_uncacheable(task.prompt, runtime.count),
+        advice=None if part.sizes.several_rows else explain_uncacheable(task.prompt, runtime.count),
         usd_by_tier={
             tier: usd
             for tier in find_tiers(task.model)
@@ -185,7 +185,7 @@ def example_calls(table: Any, task: Task, policy: Policy) -> tuple[Call, ...]:
     _, rows, columns = read(table, task.prompt.columns)
     texts = render(task.prompt, columns, range(rows), on_missing=policy.on_missing)
     _, first = dedup(texts, cache_key(task))
-    return _sample_calls(task, columns, list(first.items()), policy.strategy, together=policy.batch_size != 1)
+    return _sample_calls(task, columns, list(first.items()), policy.strategy, several_rows=policy.batch_size != 1)
 
 
 def _sample_calls(
@@ -194,14 +194,14 @@ def _sample_calls(
     asked: Sequence[tuple[Key, int]],
     strategy: BatchStrategy,
     *,
-    together: bool,
+    several_rows: bool,
 ) -> tuple[Call, ...]:
     """The calls that would carry the first prompts, as they would be sent.
 
-    `asked` has keys, and a row that asks for each; with `together`, one call carries several prompts.
+    `asked` has keys, and a row that asks for each; with `several_rows`, one call carries several prompts.
     """
-    prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], apart=together))
-    batches = [Batch(prompts)] if together and prompts else [Batch((prompt,)) for prompt in prompts]
+    prompts = tuple(items(task, columns, asked[:_ROWS_SHOWN], with_fields=several_rows))
+    batches = [Batch(prompts)] if several_rows and prompts else [Batch((prompt,)) for prompt in prompts]
     return tuple(encode_batch(batch, task, strategy).call for batch in batches)
 
 
@@ -277,29 +277,27 @@ class _Part:
 
     def pack(self, task: Task, columns: Mapping[str, Sequence[Any]]) -> Iterator[Batch]:
         """The batches as a run packs them when replies have the likely length and come in the order of their calls."""
-        prompts = items(task, columns, self.pending, apart=self.sizes.several)
+        prompts = items(task, columns, self.pending, with_fields=self.sizes.several_rows)
         in_flight: deque[Batch] = deque()
-        first_room = self.sizes.room
+        first_capacity = self.sizes.capacity
         for batch in self.sizes.pack(prompts):
-            if first_room and not self.calls:
-                self.row_tokens = sum(map(first_room.weigh, batch.items)) // len(batch.items)
+            if first_capacity and not self.calls:
+                self.row_tokens = sum(map(first_capacity.weigh, batch.items)) // len(batch.items)
             self.calls += 1
             in_flight.append(batch)
             if len(in_flight) >= self.workers:
-                self._learn(in_flight.popleft())
+                replied = in_flight.popleft()
+                rows = len(replied.items)
+                tokens = self.lengths.of_reply(rows, self.lengths.answers.likely)
+                self.sizes.learn(replied, rows, Reply("", Usage(output_tokens=round(tokens))))
             yield batch
-
-    def _learn(self, batch: Batch) -> None:
-        rows = len(batch.items)
-        reply = Reply("", Usage(output_tokens=round(self.lengths.of_reply(rows, self.lengths.answers.likely))))
-        self.sizes.learn(batch, rows, reply)
 
     def explain(self) -> str | None:
         """Why there were more calls than the batch size takes, if there were."""
-        size, room = self.sizes.fixed_size, self.sizes.room
-        if size is None or room is None or self.calls <= -(-len(self.pending) // size):
+        size, capacity = self.sizes.fixed_size, self.sizes.capacity
+        if size is None or capacity is None or self.calls <= -(-len(self.pending) // size):
             return None
-        bound = explain_bound(size, room, self.row_tokens) or f"batch_size={size} is reached only gradually"
+        bound = explain_bound(size, capacity, self.row_tokens) or f"batch_size={size} is reached only gradually"
         return f"{bound}; calls carry {len(self.pending) / self.calls:.1f} rows on average."
 
 
@@ -316,11 +314,11 @@ def _parts(
 
     if plan is not None and size != "auto":
         chosen = set(sample([key for key, _ in pending], max(plan.rows, size), options.clock.rng))
-        together = min(size, len(chosen))
-        if together > 1:
+        sample_size = min(size, len(chosen))
+        if sample_size > 1:
             sampled = [(key, row) for key, row in pending if key in chosen]
             yield part(sampled, 1)
-            yield part(sampled, together)
+            yield part(sampled, sample_size)
             pending = [(key, row) for key, row in pending if key not in chosen]
     yield part(pending, size)
 

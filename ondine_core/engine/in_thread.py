@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_TICK_S = 0.25
+_CLEAN_UP_S = 5.0
+"""Closing connections and a last commit take milliseconds, on a busy machine seconds; a step must not wait for more."""
+
 
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[], None] = lambda: None) -> T:
     """Run a coroutine on an event loop in another thread, and wait for it.
@@ -59,8 +63,3 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, T]], tick: Callable[[],
     finally:
         # Also after the result: a process that forks next must not copy a thread that is still closing its loop.
         worker.join(_CLEAN_UP_S)
-
-
-_TICK_S = 0.25
-_CLEAN_UP_S = 5.0
-"""Closing connections and a last commit take milliseconds, on a busy machine seconds; a step must not wait for more."""

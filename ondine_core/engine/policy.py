@@ -85,10 +85,9 @@ class Policy:
             raise ConfigError(f"retry_failed_rows={self.retry_failed_rows!r} must be {RETRY_FAILED_ROWS}.")
         if self.on_missing not in get_args(OnMissing):
             raise ConfigError(f"on_missing={self.on_missing!r} must be 'skip', 'fail' or 'ask'.")
-        self._check_numbers()
-        self._check_switches()
+        self._check_types()
 
-    def _check_numbers(self) -> None:
+    def _check_types(self) -> None:
         for name, least in (("max_concurrency", 1), ("batch_min_rows", 1), ("max_repairs", 0)):
             if not _is_whole(getattr(self, name), least):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}.")
@@ -100,8 +99,6 @@ class Policy:
             value = getattr(self, name)
             if not isinstance(value, Real) and not (value is None and name == "answer_by"):
                 raise ConfigError(f"{name}={value!r} must be a moment in seconds since the epoch.")
-
-    def _check_switches(self) -> None:
         for name in ("keep_replies", "tier_fallback", "cancel_on_terminate"):
             if not isinstance(getattr(self, name), bool):  # a text such as "no" would turn it on
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False.")

@@ -27,7 +27,9 @@ def progress_bar(
     """
     stream = sys.stderr if stream is None else stream
     notebook = _is_jupyter() if in_jupyter is None else in_jupyter
-    if stream is None or not (notebook or _is_terminal(stream) if wanted is None else wanted):  # None: it is closed
+    if wanted is None:
+        wanted = notebook or (stream is not None and not stream.closed and stream.isatty())
+    if stream is None or not wanted:  # None: it is closed
         yield lambda _: None
         return
     bar: Any = None
@@ -75,10 +77,6 @@ def _new_bar(rows: int, stream: TextIO, *, notebook: bool) -> Any:
     # tqdm by itself draws nothing at a terminal that does not say its size, as in a container.
     size = get_terminal_size()
     return tqdm(total=rows, bar_format=_FORMAT, file=stream, ncols=size.columns, nrows=size.lines)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _is_jupyter() -> bool:

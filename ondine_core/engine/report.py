@@ -17,7 +17,7 @@ from ondine_core.limits import Setting
 from ondine_core.preprocessing.preprocess import PreprocessStats
 from ondine_core.types.ledger import Audit
 from ondine_core.types.progress import Progress, Spend
-from ondine_core.types.values import Answer, Json, Outcome, Skipped
+from ondine_core.types.values import Answer, Json
 
 _ROWS_SHOWN = 5
 _MAX_SHOWN = 100
@@ -60,7 +60,9 @@ class Report:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The output columns of each row, in row order; a row that failed has `None` in each."""
-        return map(self._row, self.outcomes)
+        for outcome in self.outcomes:
+            values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
+            yield {name: values.get(name) for name in self.columns}
 
     def __repr__(self) -> str:
         return f"<Report: {'; '.join(f'{name} {text}' for name, text in self._summary().items())}>"
@@ -124,10 +126,6 @@ class Report:
         if error_column is not None:
             series.append(new_column(frame, error_column, self.errors(), {"type": "string"}))
         return frame.with_columns(*series).to_native()
-
-    def _row(self, outcome: Outcome | Skipped) -> dict[str, Any]:
-        values: Mapping[str, Any] = outcome.values if isinstance(outcome, Answer) else {}
-        return {name: values.get(name) for name in self.columns}
 
     def merge_rest(self, indices: Sequence[int], rest: Report) -> Report:
         """The whole, when `rest` is about the rows at `indices`, which this one left unanswered."""

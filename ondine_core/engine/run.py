@@ -122,13 +122,15 @@ def _new_state(
     rows = Counter(key for key in keys if isinstance(key, bytes))
     copies = {key: count for key, count in rows.items() if count > 1}
     tracker = CostTracker(runtime.price, runtime.max_output_tokens, runtime.tier_prices, runtime.media_tokens)
-    run_state = RunState(len(keys), copies, tracker, elapsed_s, options.on_progress)
-    for key in keys:
-        if isinstance(key, Failure):
-            run_state.count_unaskable()
-        elif isinstance(key, Skipped):
-            run_state.skip()
-    return run_state
+    return RunState(
+        len(keys),
+        copies,
+        tracker,
+        elapsed_s,
+        options.on_progress,
+        unaskable=sum(isinstance(key, Failure) for key in keys),
+        skipped=sum(isinstance(key, Skipped) for key in keys),
+    )
 
 
 def _other_runs(task: Task, runtime: Runtime, options: Options) -> OtherRuns:

@@ -13,37 +13,41 @@ from ondine_core.types.values import Failure, Key, Outcome
 
 
 class RunState:
-    """The state of a run: outcomes by key, and the counts that progress shows."""
+    """The state of a run: outcomes by key, and the counts that progress shows.
 
-    def __init__(
+    Args:
+        rows: All rows.
+        copies: Rows of each prompt that several rows ask.
+        tracker: Adds up the cost.
+        elapsed_s: Seconds since the run began.
+        on_progress: Receives the progress.
+        unaskable: Rows whose prompt could not be rendered.
+        skipped: Rows that are not asked about because a value is missing.
+    """
+
+    def __init__(  # noqa: PLR0913
         self,
         rows: int,
         copies: Mapping[Key, int],
         tracker: CostTracker,
         elapsed_s: Callable[[], float],
         on_progress: Callable[[Progress], None],
+        *,
+        unaskable: int = 0,
+        skipped: int = 0,
     ) -> None:
         self._rows = rows
         self._copies = copies
         self._elapsed_s = elapsed_s
         self._on_progress = on_progress
-        self._done = self._reused = self._failed = self._unaskable = self._skipped = 0
+        self._unaskable, self._skipped = unaskable, skipped
+        self._done, self._failed = unaskable + skipped, unaskable
+        self._reused = 0
         self._reused_usd: Decimal | None = Decimal(0)
         self.any_answer = False
         self.tracker = tracker
         self.outcomes: dict[Key, bytes | Failure] = {}
         self.latencies_s = array("d")
-
-    def count_unaskable(self) -> None:
-        """Count a row whose prompt could not be rendered."""
-        self._done += 1
-        self._failed += 1
-        self._unaskable += 1
-
-    def skip(self) -> None:
-        """Count a row that is not asked about because a value is missing."""
-        self._done += 1
-        self._skipped += 1
 
     def reuse(self, outcomes: Mapping[Key, Outcome]) -> None:
         """Take outcomes that were in the store."""
@@ -57,7 +61,7 @@ class RunState:
         for key, outcome in outcomes:
             failed = isinstance(outcome, Failure)
             self.outcomes[key] = outcome if isinstance(outcome, Failure) else pack_answer(outcome)
-            rows = self._copies.get(key, 1)
+            rows = self._copies.get(key, 1)  # not by `rows_of`: this is done for every answer
             self._done += rows
             self._failed += rows * failed
             self.any_answer = self.any_answer or not failed

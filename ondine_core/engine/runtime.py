@@ -97,7 +97,9 @@ async def open_runtime(
     check_tier(spec)
     limiter = None
     if options.rates:
-        limiter = RateLimiter(_bucket(spec), _used(options.rates), store, options.clock)
+        # Rates are shared by all runs that ask the same model at the same address.
+        address = (spec.base_url or "").rpartition("@")[2]
+        limiter = RateLimiter(f"{spec.model}@{address}", _used(options.rates), store, options.clock)
     unpriced = None if options.price else find_unpriced_part(spec)
     listed = {} if unpriced else find_tier_prices(spec)
     price = options.price or listed.get(spec.tier)
@@ -133,11 +135,6 @@ def _used(rates: Rates) -> Rates:
     """
     requests, tokens = (rate and _USED * rate for rate in (rates.requests_per_minute, rates.tokens_per_minute))
     return replace(rates, requests_per_minute=requests, tokens_per_minute=tokens)
-
-
-def _bucket(spec: ModelSpec) -> str:
-    """Name of the shared rates: the same for all runs that ask the same model at the same address."""
-    return f"{spec.model}@{(spec.base_url or '').rpartition('@')[2]}"
 
 
 def _check_bounded(

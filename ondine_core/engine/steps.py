@@ -72,7 +72,7 @@ def render(
 
 
 def items(
-    task: Task, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, apart: bool
+    task: Task, columns: Mapping[str, Sequence[Any]], pending: Iterable[tuple[Key, int]], *, with_fields: bool
 ) -> Iterator[Item]:
     """The prompts of the rows in `pending`, rendered when their turn comes, so that texts need not wait in memory.
 
@@ -80,36 +80,26 @@ def items(
         task: What is asked.
         columns: The columns it reads.
         pending: Keys, and a row that asks for each.
-        apart: Whether the values of the placeholders are wanted, too.
+        with_fields: Whether the values of the placeholders are wanted, too.
     """
     prompt = task.prompt
     key_of = cache_key(task)
     for key, index in pending:
         row: Mapping[str, Any] = {name: columns[name][index] for name in prompt.columns}
-        if prompt.reader is not None:
-            yield _item_with_media(prompt, row, key, key_of, apart=apart)
+        try:
+            if prompt.prepares:
+                row = prompt.prepare(row).values
+            text = storable_text(prompt.render(row))
+            if prompt.reader is not None and key_of(text) != key:
+                raise MediaError("its content has changed since the run began; run again")
+        except MediaError as error:
+            # It is the encoding of a call that fails, not the packing of batches.
+            broken = Media("image", "", key.hex(), load=partial(_refuse, str(error)))
+            fields = dict.fromkeys(prompt.columns, broken.reference) if with_fields else {}
+            yield Item(key, broken.reference, fields, {broken.reference: broken})
             continue
-        if prompt.preparation is not None:
-            row = prompt.prepare(row).values
-        fields = {name: storable_text(text) for name, text in prompt.fields(row).items()} if apart else {}
-        yield Item(key, storable_text(prompt.render(row)), fields)
-
-
-def _item_with_media(
-    prompt: CompiledPrompt, row: Mapping[str, Any], key: Key, key_of: Callable[[str], Key], *, apart: bool
-) -> Item:
-    """The prompt of a row with images or documents; one that cannot be sent if they are not what `key` was made of."""
-    try:
-        row = prompt.prepare(row).values
-        text = storable_text(prompt.render(row))
-        if key_of(text) != key:
-            raise MediaError("its content has changed since the run began; run again")
-    except MediaError as error:
-        broken = Media("image", "", key.hex(), load=partial(_refuse, str(error)))
-        fields = dict.fromkeys(prompt.columns, broken.reference) if apart else {}
-        return Item(key, broken.reference, fields, {broken.reference: broken})
-    fields = {name: storable_text(text) for name, text in prompt.fields(row).items()} if apart else {}
-    return Item(key, text, fields, prompt.media_of(row))
+        fields = {name: storable_text(text) for name, text in prompt.fields(row).items()} if with_fields else {}
+        yield Item(key, text, fields, prompt.media_of(row))
 
 
 def _refuse(reason: str) -> bytes:

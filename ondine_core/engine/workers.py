@@ -81,7 +81,7 @@ class Asker:
         run = self._run
         run_state = scratch or run.run_state
         sizes = BatchSizes(run.task, run.runtime, run.policy, batch_size)
-        prompts = items(run.task, run.columns, pending, apart=sizes.several)
+        prompts = items(run.task, run.columns, pending, with_fields=sizes.several_rows)
         part = _Part(
             sizes.pack(prompts),
             run_state,
@@ -89,7 +89,7 @@ class Asker:
             reason,
             keep=scratch is None,
             is_shared=run_state.rows_left > (1 if batch_size == "auto" else batch_size),
-            together=batch_size != 1,
+            several_rows=batch_size != 1,
             ready=deque(ready),
         )
         self._health.has_answers |= run_state.any_answer
@@ -206,7 +206,7 @@ class Asker:
         if again:
             observer.retried()
         batch, call = encoded.batch, encoded.call
-        is_unusual = (len(batch.items) > 1) != part.together
+        is_unusual = (len(batch.items) > 1) != part.several_rows
         if part.is_shared and self._cacheable.takes(call, is_unusual=is_unusual):
             call = replace(call, cache_prefix=True)
         keys = tuple([item.key for item in batch.items])
@@ -268,8 +268,8 @@ class _Part:
     keep: bool
     is_shared: bool
     """Whether there is more than one call."""
-    together: bool
-    """Whether calls carry several rows."""
+    several_rows: bool
+    """Whether most calls carry several rows."""
     ready: deque[Batch]
     """Batches to ask before the others, such as prompts that another run has released."""
     packing: asyncio.Lock = field(default_factory=asyncio.Lock)

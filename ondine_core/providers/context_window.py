@@ -130,7 +130,7 @@ def _made_up(  # noqa: PLR0911  (one case a kind)
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CallCapacity:
     """What a call has room for.
 
     Args:
@@ -167,55 +167,56 @@ class Room:
         return self.fixed_tokens + tokens + max(answers, self.reserved_tokens) <= self.window_tokens
 
 
-def learn_answer_tokens(room: Room, rows: int, output_tokens: int, *, cut: bool = False) -> Room:
-    """`room` after a reply: a longer answer than expected counts at once, a shorter one gradually.
+def learn_answer_tokens(capacity: CallCapacity, rows: int, output_tokens: int, *, cut: bool = False) -> CallCapacity:
+    """`capacity` after a reply: a longer answer than expected counts at once, a shorter one gradually.
 
     `output_tokens` is 0 if the provider does not say how long the reply was; one that was `cut` would have been longer.
     """
     if not output_tokens:
-        return room
+        return capacity
     # A quarter is added since rows differ; a cut reply would have been longer by an unknown amount.
     seen = -(-output_tokens * (8 if cut else 5) // (rows * 4))
-    gap = seen - room.answer_tokens
-    return replace(room, answer_tokens=max(1, room.answer_tokens + (gap if gap > 0 else int(gap / 8))))
+    gap = seen - capacity.answer_tokens
+    return replace(capacity, answer_tokens=max(1, capacity.answer_tokens + (gap if gap > 0 else int(gap / 8))))
 
 
-def suggest_batch_size(room: Room, row_tokens: int, max_rows: int = _MAX_ROWS) -> int:
+def suggest_batch_size(capacity: CallCapacity, row_tokens: int, max_rows: int = _MAX_ROWS) -> int:
     """The largest number of rows of `row_tokens` tokens each that fit into one call; at least 1, at most `max_rows`."""
-    return max(1, min([max_rows, *(fitting for _, fitting in _largest(room, row_tokens))]))
+    return max(1, min([max_rows, *(fitting for _, fitting in _largest(capacity, row_tokens))]))
 
 
-def validate_batch_size(batch_size: int, room: Room, row_tokens: int = 0) -> str | None:
+def validate_batch_size(batch_size: int, capacity: CallCapacity, row_tokens: int = 0) -> str | None:
     """Why calls cannot carry `batch_size` rows of `row_tokens` tokens each, and what they can; `None` if they can.
 
     It is advice rather than an error: batches are closed before they get too large, so nothing fails.
     """
-    bound = explain_bound(batch_size, room, row_tokens)
-    return bound and f"{bound}; calls will carry about {suggest_batch_size(room, row_tokens, batch_size)} rows."
+    bound = explain_bound(batch_size, capacity, row_tokens)
+    return bound and f"{bound}; calls will carry about {suggest_batch_size(capacity, row_tokens, batch_size)} rows."
 
 
-def explain_bound(batch_size: int, room: Room, row_tokens: int = 0) -> str | None:
+def explain_bound(batch_size: int, capacity: CallCapacity, row_tokens: int = 0) -> str | None:
     """What keeps calls from carrying `batch_size` rows of `row_tokens` tokens each; `None` if nothing does."""
-    for figure, fitting in _largest(room, row_tokens):
+    for figure, fitting in _largest(capacity, row_tokens):
         if batch_size > max(1, fitting):
             per_row = f" and {row_tokens} a row" if row_tokens else ""
-            return f"batch_size={batch_size!r} exceeds {figure}, at {room.answer_tokens} tokens an answer{per_row}"
+            return f"batch_size={batch_size!r} exceeds {figure}, at {capacity.answer_tokens} tokens an answer{per_row}"
     return None
 
 
-def _largest(room: Room, row_tokens: int) -> list[tuple[str, int]]:
+def _largest(capacity: CallCapacity, row_tokens: int) -> list[tuple[str, int]]:
     """Each figure that bounds a call, in words, and the rows that it allows."""
     found = []
-    if room.output_tokens is not None:
-        bound = f"the size of one reply (max_output_tokens={room.output_tokens!r})"
-        found.append((bound, room.output_tokens // room.answer_tokens))
-    if room.window_tokens is not None:
-        left = room.window_tokens - room.fixed_tokens
-        rows = left // (row_tokens + room.answer_tokens)
-        if left < room.reserved_tokens:
+    if capacity.output_tokens is not None:
+        bound = f"the size of one reply (max_output_tokens={capacity.output_tokens!r})"
+        found.append((bound, capacity.output_tokens // capacity.answer_tokens))
+    if capacity.window_tokens is not None:
+        left = capacity.window_tokens - capacity.fixed_tokens
+        rows = left // (row_tokens + capacity.answer_tokens)
+        if left < capacity.reserved_tokens:
             rows = 0
         elif row_tokens:
-            rows = min(rows, (left - room.reserved_tokens) // row_tokens)
-        bound = f"the model's window of {room.window_tokens} tokens, of which {room.fixed_tokens} go to instructions"
+            rows = min(rows, (left - capacity.reserved_tokens) // row_tokens)
+        fixed = f"{capacity.fixed_tokens} go to instructions"
+        bound = f"the model's window of {capacity.window_tokens} tokens, of which {fixed}"
         found.append((bound, rows))
     return found

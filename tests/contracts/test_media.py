@@ -716,7 +716,7 @@ def test_messages_of_a_call_hold_references() -> None:
     """Observers and dry runs see text in place of images."""
     task = compile_task(PHOTO, "a", ModelSpec("test/x"))
     columns = {"photo": [picture()]}
-    (item,) = items(task, columns, [(b"k" * 16, 0)], apart=False)
+    (item,) = items(task, columns, [(b"k" * 16, 0)], with_fields=False)
     assert "changed" not in item.text
     call = encode(ONE_PER_CALL, Batch((item,)), task)
     assert "PNG" not in repr(call)
@@ -747,7 +747,7 @@ def test_requests_of_batch_jobs_hold_images(model: str) -> None:
     task = compile_task(PHOTO, "a", spec)
     row = task.prompt.prepare({"photo": picture(6)}).values  # noqa: PD011
     key = cache_key(task)(task.prompt.render(row))
-    (item,) = items(task, {"photo": [picture(6)]}, [(key, 0)], apart=False)
+    (item,) = items(task, {"photo": [picture(6)]}, [(key, 0)], with_fields=False)
     line = json.loads(connect_jobs(spec).write(encode(ONE_PER_CALL, Batch((item,)), task), "m-1"))
     body = line.get("body") or line.get("params") or line["request"]
     messages = body.get("messages") or [{"content": one["parts"]} for one in body["contents"]]

@@ -67,8 +67,8 @@ def _open_context(run: RunContext, batch_size: int | Literal["auto"], stack: Asy
 
     def find_items(keys: Sequence[Key]) -> dict[Key, Item]:
         rows = ((key, run.first[key]) for key in keys if key in run.first)
-        return {item.key: item for item in items(task, run.columns, rows, apart=sizes.several)}
+        return {item.key: item for item in items(task, run.columns, rows, with_fields=sizes.several_rows)}
 
     pending = run.pending() if task.model.tier == "batch" else []
-    fresh = sizes.pack(items(task, run.columns, pending, apart=sizes.several))
+    fresh = sizes.pack(items(task, run.columns, pending, with_fields=sizes.several_rows))
     return JobContext(run, api, store, sizes.pack, BatchQueue(fresh, len(pending), find_items))

@@ -28,7 +28,7 @@ def test_key_of_an_image_row_is_computed_from_the_definition(
     (tmp_path / "p.png").write_bytes(picture(3))
     definition = read_definition(write_definition(task))
     assert keys_of_row(definition, {"name": "it", "photo": tmp_path / "p.png"}) == [key]
-    (item,) = items(task, {"name": ["it"], "photo": [picture(3)]}, [(key, 0)], apart=True)
+    (item,) = items(task, {"name": ["it"], "photo": [picture(3)]}, [(key, 0)], with_fields=True)
     assert item.key == key
     assert item.media
     assert b"PNG" not in write_definition(task)

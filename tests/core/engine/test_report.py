@@ -220,14 +220,12 @@ def test_run_state_counts_every_row_once(happened: list[tuple[str, Outcome]]) ->
     unaskable = sum(what == "unaskable" for what, _ in happened)
     rows = sum(copies[n.to_bytes(16)] for n, (what, _) in enumerate(happened) if what != "unaskable") + unaskable
     reported: list[Progress] = []
-    run_state = RunState(rows, copies, CostTracker(None), lambda: 1.0, reported.append)
+    run_state = RunState(rows, copies, CostTracker(None), lambda: 1.0, reported.append, unaskable=unaskable)
     for number, (what, outcome) in enumerate(happened):
         key = number.to_bytes(16)
-        if what == "unaskable":
-            run_state.count_unaskable()
-        elif what == "reuse":
+        if what == "reuse":
             run_state.reuse({key: outcome})
-        else:
+        elif what == "ask":
             run_state.settle([(key, outcome)])
         run_state.report_progress()
     assert run_state.rows_left == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ondine_core.prompts.output_schema import compile_schema
 from ondine_core.providers.context_window import (
-    Room,
+    CallCapacity,
     estimate_answer_tokens,
     estimate_tokens,
     get_context_limit,
@@ -108,34 +108,34 @@ def test_nullable_value_is_estimated_as_present() -> None:
 # -- what fits -----------------------------------------------------------------------------------------------------
 
 LIMITS = st.none() | st.integers(1, 5_000)
-ROOMS = st.builds(Room, LIMITS, LIMITS, st.integers(0, 300), st.integers(1, 100), st.integers(0, 500))
+ROOMS = st.builds(CallCapacity, LIMITS, LIMITS, st.integers(0, 300), st.integers(1, 100), st.integers(0, 500))
 
 
 @given(ROOMS, st.integers(0, 100), st.integers(1, 300))
-def test_suggested_size_is_the_largest_that_fits(room: Room, row_tokens: int, most: int) -> None:
+def test_suggested_size_is_the_largest_that_fits(capacity: CallCapacity, row_tokens: int, most: int) -> None:
     """As many rows as fit window and reply, at most the requested number, and at least one."""
-    size = suggest_batch_size(room, row_tokens, most)
+    size = suggest_batch_size(capacity, row_tokens, most)
     assert 1 <= size <= most
-    assert size == 1 or room.fits(size, size * row_tokens)
-    assert size == most or not room.fits(size + 1, (size + 1) * row_tokens)
+    assert size == 1 or capacity.fits(size, size * row_tokens)
+    assert size == most or not capacity.fits(size + 1, (size + 1) * row_tokens)
 
 
 @given(ROOMS, st.integers(0, 100), st.integers(1, 300))
-def test_advice_is_given_when_a_size_does_not_fit(room: Room, row_tokens: int, size: int) -> None:
+def test_advice_is_given_when_a_size_does_not_fit(capacity: CallCapacity, row_tokens: int, size: int) -> None:
     """There is advice if and only if fewer rows fit, and it says how many."""
-    fitting = suggest_batch_size(room, row_tokens, size)
-    advice = validate_batch_size(size, room, row_tokens)
+    fitting = suggest_batch_size(capacity, row_tokens, size)
+    advice = validate_batch_size(size, capacity, row_tokens)
     assert (advice is None) == (fitting == size)
     assert advice is None or f"about {fitting} rows" in advice
 
 
 def test_advice_names_the_exceeded_limit() -> None:
     """It says which limit the size exceeds and the size to expect."""
-    assert validate_batch_size(200, Room(output_tokens=4_096, answer_tokens=80)) == (
+    assert validate_batch_size(200, CallCapacity(output_tokens=4_096, answer_tokens=80)) == (
         "batch_size=200 exceeds the size of one reply (max_output_tokens=4096), at 80 tokens an answer; "
         "calls will carry about 51 rows."
     )
-    assert validate_batch_size(20, Room(8_192, None, 192, 100), 700) == (
+    assert validate_batch_size(20, CallCapacity(8_192, None, 192, 100), 700) == (
         "batch_size=20 exceeds the model's window of 8192 tokens, of which 192 go to instructions, "
         "at 100 tokens an answer and 700 a row; calls will carry about 10 rows."
     )
@@ -143,30 +143,32 @@ def test_advice_names_the_exceeded_limit() -> None:
 
 def test_without_known_limits_every_size_fits() -> None:
     """The provider decides then."""
-    assert Room().fits(10**6, 10**9)
-    assert suggest_batch_size(Room(), 10**6) == 100
-    assert validate_batch_size(10**6, Room(), 10**6) is None
+    assert CallCapacity().fits(10**6, 10**9)
+    assert suggest_batch_size(CallCapacity(), 10**6) == 100
+    assert validate_batch_size(10**6, CallCapacity(), 10**6) is None
 
 
 # -- learning ------------------------------------------------------------------------------------------------------
 
 
 @given(ROOMS, st.integers(1, 50), st.integers(1, 10_000), st.booleans())
-def test_longer_answer_raises_the_estimate_at_once(room: Room, rows: int, output_tokens: int, cut: bool) -> None:
+def test_longer_answer_raises_the_estimate_at_once(
+    capacity: CallCapacity, rows: int, output_tokens: int, cut: bool
+) -> None:
     """After a reply at least as many tokens are expected as its answers had; after a truncated one twice as many."""
-    learnt = learn_answer_tokens(room, rows, output_tokens, cut=cut)
+    learnt = learn_answer_tokens(capacity, rows, output_tokens, cut=cut)
     assert learnt.answer_tokens * rows >= output_tokens * (1 + cut)
-    assert room.answer_tokens - learnt.answer_tokens <= room.answer_tokens / 8
+    assert capacity.answer_tokens - learnt.answer_tokens <= capacity.answer_tokens / 8
 
 
 def test_shorter_answers_lower_the_estimate_gradually() -> None:
     """One long answer is remembered for a while, not for ever."""
-    room = Room(answer_tokens=400)
+    capacity = CallCapacity(answer_tokens=400)
     for _ in range(100):
-        room = learn_answer_tokens(room, 10, 200)
-    assert 25 <= room.answer_tokens <= 32
+        capacity = learn_answer_tokens(capacity, 10, 200)
+    assert 25 <= capacity.answer_tokens <= 32
 
 
 def test_reply_without_usage_does_not_change_the_estimate() -> None:
     """It does not count as a reply of length 0."""
-    assert learn_answer_tokens(Room(answer_tokens=40), 10, 0) == Room(answer_tokens=40)
+    assert learn_answer_tokens(CallCapacity(answer_tokens=40), 10, 0) == CallCapacity(answer_tokens=40)
