@@ -25,8 +25,8 @@ from ondine_core.providers.jobs import connect_jobs
 from ondine_core.store import Store, job_tables, open_store, parse_address
 from ondine_core.types.job_record import JobRecord, JobWait
 from ondine_dagster.config.launchpad import another_model
-from ondine_dagster.resource import LLMResource, default_store, own_resource_key
-from ondine_dagster.run.failed_rows import failed_key
+from ondine_dagster.resource import LLMResource, default_store, find_own_resource
+from ondine_dagster.run.failed_rows import FAILED_OUTPUT
 
 _POLLS_AT_ONCE = 8
 _POLL_TIMEOUT_S = 40.0
@@ -150,7 +150,7 @@ def _find_models(context: dg.SensorEvaluationContext, keys: Sequence[str], stack
     shared = {key: llm for key, llm in given.items() if isinstance(llm, LLMResource)}
     own = {}
     for key, asset in _assets(context).items():
-        definition = asset.resource_defs.get(own_resource_key(key))
+        definition = find_own_resource(asset)
         if definition is not None:
             built = stack.enter_context(dg.build_resources({"llm": definition}, instance=context.instance))
             if isinstance(built.llm, LLMResource):
@@ -375,9 +375,11 @@ async def _poll(
 def _request(context: dg.SensorEvaluationContext, waiting: _Waiting) -> dg.RunRequest:
     """The request that continues a run: the assets that wait, and those selected downstream of them."""
     run = waiting.run
-    waiting_keys = {one for key in waiting.keys for one in (key, failed_key(key))}
     known = _assets(context)
-    selection = dg.AssetSelection.assets(*(waiting_keys & known.keys())).downstream()
+    waiting_keys = set(waiting.keys) & known.keys()
+    outputs = [known[key].keys_by_output_name for key in waiting_keys]
+    failed_rows = {keys[FAILED_OUTPUT] for keys in outputs if FAILED_OUTPUT in keys}
+    selection = dg.AssetSelection.assets(*waiting_keys, *failed_rows).downstream()
     planned = {
         entry.dagster_event.asset_key
         for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)

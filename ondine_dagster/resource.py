@@ -296,6 +296,9 @@ _NESTED = {"params", "settings", "observers"}
 """The fields that hold mappings in which Dagster reads no variables."""
 
 
+_OWN = "llm_for_"
+
+
 def own_resource(model: Any) -> Any:
     """The resource of an asset with a model of its own."""
     if isinstance(model, str):
@@ -305,7 +308,12 @@ def own_resource(model: Any) -> Any:
 
 def own_resource_key(asset: dg.AssetKey) -> str:
     """The key of that resource, which no other asset has."""
-    return re.sub(r"\W", "_", f"llm_for_{asset.to_python_identifier()}")
+    return re.sub(r"\W", "_", f"{_OWN}{asset.to_python_identifier()}")
+
+
+def find_own_resource(asset: dg.AssetsDefinition) -> dg.ResourceDefinition | None:
+    """That resource of an asset, whose key may have changed since, as by `key_prefix` of `load_assets_from_modules`."""
+    return next((definition for key, definition in asset.resource_defs.items() if key.startswith(_OWN)), None)
 
 
 def default_store(instance: dg.DagsterInstance) -> str:

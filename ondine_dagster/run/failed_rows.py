@@ -32,11 +32,6 @@ _SHARED = (
 """Arguments of `@dg.asset` that are about the step; the others are in the asset's spec."""
 
 
-def failed_key(key: dg.AssetKey) -> dg.AssetKey:
-    """The asset of the failed rows of `key`."""
-    return dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"])
-
-
 def define(
     compute: Callable[..., Any],
     key: dg.AssetKey,
@@ -59,7 +54,7 @@ def define(
     (spec,) = asset.specs
     alone = spec.replace_attributes(deps=[])
     failed = alone.replace_attributes(
-        key=failed_key(key),
+        key=dg.AssetKey([*key.path[:-1], f"{key.path[-1]}_failed"]),
         description=f"The rows of {key.to_user_string()} that have no answer, and why.",
         metadata={},
         automation_condition=None,
@@ -91,7 +86,7 @@ def failed_rows_result(
     failures = list(report.outcomes.failures())
     not_skipped = [row is None for row in report.outcomes.skipped()]
     added = [Column(name, {"description": description}) for name, description in FAILED_COLUMNS.items()]
-    key = failed_key(context.asset_key_for_output())
+    key = context.asset_key_for_output(FAILED_OUTPUT)
     preview = shown_failures(asked)
     figures = _figures(failures, sum(not_skipped))
     metadata = {

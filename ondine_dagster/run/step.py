@@ -48,7 +48,7 @@ from ondine_dagster.reporting.metadata import (
 from ondine_dagster.reporting.plots import distributions
 from ondine_dagster.reporting.preview import shown_rows
 from ondine_dagster.reporting.thumbnails import shown_thumbnails
-from ondine_dagster.run.failed_rows import failed_key, failed_rows_result
+from ondine_dagster.run.failed_rows import FAILED_OUTPUT, failed_rows_result
 from ondine_dagster.run.partitions import count_unassigned, joined_by_key, rows_by_partition
 from ondine_dagster.run.plan import Enrichment, Plan, ask_as_asset, plan
 from ondine_dagster.run.progress import Watch, log_observation
@@ -115,7 +115,8 @@ def materialize(context: dg.AssetExecutionContext, enrichment: Enrichment, given
         _show_trial(context, enrichment, run)
         return
     upstream = {context.asset_key_for_input(name): names_of(value) for name, value in given.inputs.items()}
-    if enrichment.arguments.failed_rows and failed_key(context.asset_key_for_output()) in context.selected_asset_keys:
+    has_failed_rows = enrichment.arguments.failed_rows
+    if has_failed_rows and context.asset_key_for_output(FAILED_OUTPUT) in context.selected_asset_keys:
         yield failed_rows_result(context, run.asked, run.rows.lengths, upstream)
     report = run.asked.report
     check_context = CheckContext(

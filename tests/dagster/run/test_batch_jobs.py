@@ -510,6 +510,21 @@ def test_failing_resource_does_not_block_others(instance: dg.DagsterInstance, pr
     assert [request.asset_selection for request in found] == [[dg.AssetKey("first")], [dg.AssetKey("own")]]
 
 
+def test_asset_renamed_after_its_definition_is_continued_with_its_own_model_and_failed_rows(
+    instance: dg.DagsterInstance, provider: NightlyProvider
+) -> None:
+    """As by `key_prefix` of `load_assets_from_modules`: model and failed rows are those of the definition."""
+    renamed = {dg.AssetKey(name): dg.AssetKey(["shop", name]) for name in ("own", "own_failed")}
+    asset = asked_as("own", model=model(provider, api_key="own"), failed_rows=True).with_attributes(
+        asset_key_replacements=renamed
+    )
+    sensor = batch_sensor(resource_keys=[])
+    dg.materialize([asset], instance=instance)
+    provider.end_all()
+    (request,) = as_requests(tick(sensor, instance, dg.Definitions([asset], sensors=[sensor])))
+    assert set(request.asset_selection or ()) == set(renamed.values())
+
+
 def asked_as(name: str, **arguments: Any) -> dg.AssetsDefinition:
     @llm_asset(**ASKS, name=name, **arguments)
     def rows() -> pd.DataFrame:

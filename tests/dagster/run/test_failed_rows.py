@@ -164,6 +164,15 @@ def test_failed_rows_asset_has_the_settings_of_the_first() -> None:
     dg.Definitions.validate_loadable(dg.Definitions(assets=[asset], resources={"llm": ScriptedModel(answer)}))
 
 
+def test_failed_rows_are_stored_also_if_one_of_the_assets_is_renamed() -> None:
+    """Dagster's ways to load or to map assets rename them after their definition."""
+    renamed = {dg.AssetKey("moods"): dg.AssetKey(["shop", "feelings"])}
+    result = run(moods_of("good", "junk", failed_rows=True).with_attributes(asset_key_replacements=renamed))
+    assert len(failed(result)) == 1
+    keys = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
+    assert keys == {"shop/feelings", "moods_failed"}
+
+
 def test_both_can_be_used_downstream() -> None:
     """Through any IO manager."""
 
